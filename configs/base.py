@@ -1,0 +1,186 @@
+"""The complete configuration: every key once, with its reason or unit.
+
+Config files change these values and add none; the command line changes them
+again (--config.section.key=value). `--help` prints this file's comments, so
+each key is preceded by what it means. A key that may be None is a placeholder
+of its type. Nothing else in the project holds a default.
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def get_config() -> ConfigDict:
+  config = ConfigDict()
+
+  # Root of all randomness: parameters, data order, dropout, samples.
+  config.seed = 0
+
+  data = config.data = ConfigDict()
+  # Where text comes from: interpreter | text:GLOB | jsonl:GLOB[#FIELD] |
+  # tfds:NAME[:SPLIT] | hf:NAME[:SPLIT]; several with weights make a mixture:
+  # "0.7*text:a/*.txt,0.3*interpreter".
+  data.source = "interpreter"
+  # Another source for validation; None holds back part of `source`.
+  data.valid_source = placeholder(str)
+  # What is held back: document (whole documents, chosen by a hash) or tail
+  # (the end of every document, which then run on without separators).
+  data.split = "document"
+  # Fraction held back for validation, between 0 and 1.
+  data.valid_frac = 0.1
+  # bytes | chars | bpe:SIZE (trained on the corpus) | gpt2:PATH (the folder or
+  # file of the GPT-2 vocabulary) | hf:PATH (a tokenizer.json).
+  data.tokenizer = "bytes"
+  # Where prepared token shards are kept and found again.
+  data.dir = "prepared"
+  # Tokens in a training sequence (T).
+  data.seq_len = 256
+  # stream (sequences run on across documents) or documents (attention, and
+  # the loss, stop at document borders).
+  data.packing = "stream"
+  # Reader processes; 0 reads in threads of this process.
+  data.num_workers = 0
+
+  model = config.model = ConfigDict()
+  # Blocks (L).
+  model.num_layers = 4
+  # Residual width (D).
+  model.model_dim = 256
+  # Query heads (N).
+  model.num_heads = 4
+  # Key and value heads (K), a divisor of num_heads; None means num_heads.
+  model.num_kv_heads = placeholder(int)
+  # Width of a head (H); None means model_dim / num_heads.
+  model.head_dim = placeholder(int)
+  # Hidden width of the MLP (F).
+  model.mlp_dim = 1024
+  # Longest sequence that the model accepts; rows of learned positions.
+  model.max_len = 256
+  # Tokens that the model can predict (V); None takes the tokenizer's size.
+  model.vocab_size = placeholder(int)
+  # Embedding rows are padded to this multiple and the padding is masked.
+  model.vocab_multiple = 128
+  # layernorm | rmsnorm
+  model.norm = "layernorm"
+  # pre (normalise what enters a sublayer) | post (normalise the sum after it).
+  model.norm_placement = "pre"
+  # Added to the variance before the root.
+  model.norm_eps = 1e-5
+  # learned | rope | alibi | none
+  model.position = "learned"
+  # Base of the rotary wavelengths.
+  model.rope_theta = 10_000.0
+  # none | linear:FACTOR | llama3:FACTOR:ORIGINAL_LEN
+  model.rope_scaling = "none"
+  # gelu_tanh | gelu (exact) | swiglu | relu_squared
+  model.mlp = "gelu_tanh"
+  # Biases in projections and, with layernorm, in the norms.
+  model.bias = False
+  # One matrix both embeds tokens and scores them.
+  model.tied_embeddings = True
+  # Normalise queries and keys over the head (RMS) before scores.
+  model.qk_norm = False
+  # Attention scores pass cap * tanh(score / cap); None leaves them alone.
+  model.attn_softcap = placeholder(float)
+  # The same for the logits.
+  model.logit_softcap = placeholder(float)
+  # A query sees this many last positions, itself included; None sees all.
+  model.sliding_window = placeholder(int)
+  # Probability of dropping embeddings, attention weights, sublayer outputs.
+  model.dropout_rate = 0.0
+  # Standard deviation of initial weights; those that write to the residual
+  # stream are divided by sqrt(2 L).
+  model.init_std = 0.02
+  # One compiled block scanned over layers, or every layer compiled.
+  model.scan_layers = False
+  # What backward recomputes: none | full | dots (all but matmul outputs).
+  model.remat = "none"
+  # Type that parameters and moments are kept in: float32 | bfloat16.
+  model.param_dtype = "float32"
+  # Type of activations and matmuls; norms, softmax and loss stay float32.
+  model.compute_dtype = "float32"
+
+  optim = config.optim = ConfigDict()
+  # adamw | adam | lion | adafactor | sgd | muon (adamw for all but matrices)
+  optim.optimizer = "adamw"
+  # Peak rate.
+  optim.learning_rate = 1e-3
+  # cosine | linear | inverse_sqrt | constant | wsd (warm-up, stable, decay)
+  optim.schedule = "cosine"
+  # Steps of linear warm-up.
+  optim.warmup_steps = 100
+  # Where cosine, linear and wsd end, as a fraction of the peak.
+  optim.final_rate_frac = 0.1
+  # Fraction of all steps that wsd spends decaying.
+  optim.decay_frac = 0.2
+  # Decay of the first moment; momentum of sgd and muon.
+  optim.beta1 = 0.9
+  # Decay of the second moment.
+  optim.beta2 = 0.95
+  # Added to the root of the second moment.
+  optim.eps = 1e-8
+  # Decoupled decay per step times the rate; matrices only.
+  optim.weight_decay = 0.1
+  # Gradients are scaled down to this global norm; None leaves them alone.
+  optim.clip_norm = placeholder(float)
+
+  train = config.train = ConfigDict()
+  # Optimizer steps in the whole run.
+  train.num_steps = 1000
+  # Sequences in one optimizer step, over all devices and processes.
+  train.global_batch_size = 32
+  # The batch is split in so many parts whose gradients are averaged.
+  train.num_microbatches = 1
+  # A line, and a row of metrics.jsonl, every so many steps.
+  train.log_every_steps = 10
+  # This many updates in a row may be skipped as non-finite; then the run stops.
+  train.max_nonfinite_steps = 10
+  # Profile so many steps once compiled, into the workdir; 0 profiles none.
+  train.profile_steps = 0
+  # Start from the parameters of this other workdir.
+  train.init_from = placeholder(str)
+  # Also log to this Weights & Biases project (extra `wandb`).
+  train.wandb_project = placeholder(str)
+
+  mesh = config.mesh = ConfigDict()
+  # Devices along each axis, slowest links first; one may be -1 (the rest).
+  # data: copies of the model, each with its part of the batch.
+  mesh.data = -1
+  # fsdp: parts of the batch and of every large parameter.
+  mesh.fsdp = 1
+  # expert: parts of the experts.
+  mesh.expert = 1
+  # seq: parts of the sequence.
+  mesh.seq = 1
+  # tensor: parts of heads, MLP width and vocabulary.
+  mesh.tensor = 1
+  # Rule set that maps logical axes to mesh axes: standard | replicated
+  mesh.rules = "standard"
+
+  checkpoint = config.checkpoint = ConfigDict()
+  # Save every so many steps, and always at the end and when interrupted.
+  checkpoint.every_steps = 500
+  # Newest checkpoints kept.
+  checkpoint.keep_last = 2
+  # Also keep every checkpoint whose step this divides; None keeps no others.
+  checkpoint.keep_every_steps = placeholder(int)
+  # auto (go on if there is something to go on from) | must | never
+  checkpoint.resume = "auto"
+
+  evaluation = config.eval = ConfigDict()
+  # Evaluate every so many steps; the end of a run evaluates the whole set.
+  evaluation.every_steps = 250
+  # Batches of the validation set in an evaluation on the way.
+  evaluation.num_batches = 20
+
+  sample = config.sample = ConfigDict()
+  # Write a sample every so many steps, and at the end; 0 writes none.
+  sample.every_steps = 500
+  # What the sample continues.
+  sample.prompt = "\n"
+  # Tokens in the sample.
+  sample.num_tokens = 200
+  # Softmax temperature; 0 takes the most likely token.
+  sample.temperature = 0.8
+
+  return config.lock()

@@ -1,0 +1,212 @@
+"""The command line of every verb: flags, --help, errors as one sentence.
+
+jax is never imported here, so that help and mistakes answer at once. Config
+keys are flags of their own (--config.section.key=value), typed by base.py.
+"""
+
+import argparse
+import errno
+import importlib.util
+import inspect
+import os
+import re
+import sys
+import traceback
+
+import gpt_jax
+from gpt_jax.config import KEYS, InputError, nearest, nearest_key
+
+_KEY_LINE = re.compile(r"^  (?:(\w+) = )?(\w+)\.(\w+) = (.*)$")
+
+
+def build_parser(
+  verb: str, description: str, needs_config: bool = True
+) -> argparse.ArgumentParser:
+  """Returns the parser that all verbs share; a verb adds its own flags."""
+  parser = argparse.ArgumentParser(
+    prog=f"python -m gpt_jax.{verb}",
+    description=description,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+    epilog=config_help() if needs_config else None,
+  )
+  parser.add_argument(
+    "--version", action="version", version=f"gpt_jax {gpt_jax.__version__}"
+  )
+  if needs_config:
+    parser.add_argument(
+      "--config",
+      default="configs/tiny.py",
+      metavar="FILE[:VARIANT]",
+      help="config file, with a variant of it (default %(default)s)",
+    )
+  parser.add_argument(
+    "--devices",
+    type=int,
+    metavar="N",
+    help="pretend that this CPU is N devices",
+  )
+  parser.error = _raise_input_error
+  return parser
+
+
+def parse(parser: argparse.ArgumentParser, argv: list[str]):
+  """Returns (args, overrides): the verb's flags and {"a.b": "text"}.
+
+  Raises:
+    InputError: an argument is not known.
+  """
+  args, rest = parser.parse_known_args(argv)
+  overrides = {}
+  while rest:
+    word = rest.pop(0)
+    if not word.startswith("--config."):
+      flags = [o for a in parser._actions for o in a.option_strings]
+      raise InputError(
+        f"unknown argument {word}; {nearest(word.split('=')[0], flags)}"
+      )
+    key, equals, value = word.removeprefix("--config.").partition("=")
+    if not equals:
+      if not rest:
+        raise InputError(f"--config.{key} needs a value: --config.{key}=VALUE")
+      value = rest.pop(0)
+    overrides[key] = value
+  return args, overrides
+
+
+def load_config(path: str, overrides: dict[str, str]):
+  """Returns the ConfigDict of `FILE[:VARIANT]` with overrides applied.
+
+  Raises:
+    InputError: no such file, no such variant, an unknown key or a value that
+      is not of the key's type.
+  """
+  file, _, variant = path.partition(":")
+  get_config = _import_file(file)
+  if variant and not inspect.signature(get_config).parameters:
+    raise InputError(f"{file} has no variants; found :{variant}")
+  try:
+    config = get_config(variant) if variant else get_config()
+  except InputError:
+    raise
+  except (AttributeError, KeyError, TypeError, ValueError) as error:
+    raise InputError(_config_file_sentence(file, error)) from None
+  for key, text in overrides.items():
+    set_key(config, key, text)
+  return config
+
+
+def set_key(config, dotted: str, text: str) -> None:
+  """Sets one key of a ConfigDict from the command line's text."""
+  if dotted not in KEYS:
+    raise InputError(f"unknown config key {dotted}; {nearest_key(dotted)}")
+  value = _read_value(dotted, text, KEYS[dotted])
+  node = config
+  *sections, key = dotted.split(".")
+  for section in sections:
+    node = node[section]
+  node[key] = value
+
+
+def config_help() -> str:
+  """Returns base.py's keys with defaults and reasons, as text for --help."""
+  lines = ["config keys (--config.KEY=VALUE), with their values in base.py:"]
+  section_of, reason = {"config": ""}, []
+  for line in _base_source().splitlines():
+    stripped = line.strip()
+    if stripped.startswith("#"):
+      reason.append(stripped.lstrip("# "))
+      continue
+    match = _KEY_LINE.match(line)
+    if match:
+      alias, owner, key, value = match.groups()
+      if value == "ConfigDict()":
+        section_of[alias] = f"{key}."
+      else:
+        if value.startswith("placeholder"):
+          value = "None"
+        lines.append(f"  {section_of[owner]}{key} = {value}")
+        lines.extend(f"      {r}" for r in reason)
+    reason = []
+  return "\n".join(lines)
+
+
+def run(main, argv: list[str] | None = None) -> None:
+  """Runs a verb; what the user can mend ends in one sentence and exit 2."""
+  try:
+    code = main(sys.argv[1:] if argv is None else argv)
+  except InputError as error:
+    code = 2
+    print(f"gpt_jax: {error}", file=sys.stderr)
+  except KeyboardInterrupt:
+    code = 130
+    print("gpt_jax: interrupted", file=sys.stderr)
+  except BrokenPipeError:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    code = 0
+  except OSError as error:
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+      raise
+    code = 2
+    where = f" at {error.filename}" if error.filename else ""
+    print(f"gpt_jax: cannot write{where}: {error.strerror}", file=sys.stderr)
+  sys.stdout.flush()
+  sys.exit(code)
+
+
+def _raise_input_error(message: str):
+  raise InputError(message)
+
+
+def _base_source() -> str:
+  spec = importlib.util.find_spec("configs.base")
+  with open(spec.origin) as file:
+    return file.read()
+
+
+def _import_file(file: str):
+  if not os.path.isfile(file):
+    what = "is a directory" if os.path.isdir(file) else "does not exist"
+    raise InputError(f"config file {file} {what}; see configs/ for those here")
+  spec = importlib.util.spec_from_file_location("gpt_jax_config", file)
+  if spec is None:
+    raise InputError(f"config file {file} is not Python")
+  module = importlib.util.module_from_spec(spec)
+  try:
+    spec.loader.exec_module(module)
+  except SyntaxError as error:
+    raise InputError(
+      f"config file {file}, line {error.lineno}: {error.msg}"
+    ) from None
+  if not hasattr(module, "get_config"):
+    raise InputError(f"config file {file} defines no get_config()")
+  return module.get_config
+
+
+def _config_file_sentence(file: str, error: Exception) -> str:
+  frames = traceback.extract_tb(error.__traceback__)
+  lines = [f.lineno for f in frames if os.path.samefile(f.filename, file)]
+  where = f"{file}, line {lines[-1]}" if lines else file
+  message = str(error.args[0]) if error.args else type(error).__name__
+  found = re.match(r'Key "(\w+)" does not exist', message)
+  if found:
+    return f"{where}: unknown config key {found[1]}; {nearest_key(found[1])}"
+  return f"{where}: {message.splitlines()[0]}"
+
+
+def _read_value(key: str, text: str, kinds: tuple[type, ...]):
+  if text == "None" and type(None) in kinds:
+    return None
+  kind = kinds[0]
+  try:
+    if kind is bool:
+      return {"true": True, "false": False}[text.lower()]
+    if kind is int:
+      number = float(text) if re.search(r"[.eE]", text) else int(text)
+      if number != int(number):
+        raise ValueError
+      return int(number)
+    return text if kind is str else kind(text)
+  except (ValueError, KeyError, OverflowError):
+    wanted = {bool: "true or false", int: "a whole number", float: "a number"}
+    raise InputError(f"{key} is {text!r}; it must be {wanted[kind]}") from None

@@ -1,0 +1,430 @@
+"""The configuration as the program sees it: frozen, typed, without defaults.
+
+`configs/base.py` owns every default. `freeze` turns its ConfigDict into the
+dataclasses below, which functions receive one section at a time; they are
+hashable, so that a compiled function can take one as a static argument.
+Values are checked here and before jax is imported, so that a mistake costs
+half a second.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import typing
+
+
+class InputError(ValueError):
+  """Something the user gave cannot be used; the message is one sentence."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+  source: str
+  valid_source: str | None
+  split: str
+  valid_frac: float
+  tokenizer: str
+  dir: str
+  seq_len: int
+  packing: str
+  num_workers: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+  num_layers: int
+  model_dim: int
+  num_heads: int
+  num_kv_heads: int | None
+  head_dim: int | None
+  mlp_dim: int
+  max_len: int
+  vocab_size: int | None
+  vocab_multiple: int
+  norm: str
+  norm_placement: str
+  norm_eps: float
+  position: str
+  rope_theta: float
+  rope_scaling: str
+  mlp: str
+  bias: bool
+  tied_embeddings: bool
+  qk_norm: bool
+  attn_softcap: float | None
+  logit_softcap: float | None
+  sliding_window: int | None
+  dropout_rate: float
+  init_std: float
+  scan_layers: bool
+  remat: str
+  param_dtype: str
+  compute_dtype: str
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+  optimizer: str
+  learning_rate: float
+  schedule: str
+  warmup_steps: int
+  final_rate_frac: float
+  decay_frac: float
+  beta1: float
+  beta2: float
+  eps: float
+  weight_decay: float
+  clip_norm: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+  num_steps: int
+  global_batch_size: int
+  num_microbatches: int
+  log_every_steps: int
+  max_nonfinite_steps: int
+  profile_steps: int
+  init_from: str | None
+  wandb_project: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+  data: int
+  fsdp: int
+  expert: int
+  seq: int
+  tensor: int
+  rules: str
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+  every_steps: int
+  keep_last: int
+  keep_every_steps: int | None
+  resume: str
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+  every_steps: int
+  num_batches: int
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleConfig:
+  every_steps: int
+  prompt: str
+  num_tokens: int
+  temperature: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  seed: int
+  data: DataConfig
+  model: ModelConfig
+  optim: OptimConfig
+  train: TrainConfig
+  mesh: MeshConfig
+  checkpoint: CheckpointConfig
+  eval: EvalConfig
+  sample: SampleConfig
+
+
+def _list_keys(cls, prefix: str = "") -> dict[str, tuple[type, ...]]:
+  keys = {}
+  for field in dataclasses.fields(cls):
+    if dataclasses.is_dataclass(field.type):
+      keys |= _list_keys(field.type, f"{prefix}{field.name}.")
+    else:
+      kinds = typing.get_args(field.type) or (field.type,)
+      keys[prefix + field.name] = kinds
+  return keys
+
+
+# {"section.key": types that its value may have}
+KEYS = _list_keys(Config)
+
+# Words that a key accepts where the set is closed.
+CHOICES = {
+  "data.split": ("document", "tail"),
+  "data.packing": ("stream", "documents"),
+  "model.norm": ("layernorm", "rmsnorm"),
+  "model.norm_placement": ("pre", "post"),
+  "model.position": ("learned", "rope", "alibi", "none"),
+  "model.mlp": ("gelu_tanh", "gelu", "swiglu", "relu_squared"),
+  "model.remat": ("none", "full", "dots"),
+  "model.param_dtype": ("float32", "bfloat16"),
+  "model.compute_dtype": ("float32", "bfloat16"),
+  "optim.optimizer": ("adamw", "adam", "lion", "adafactor", "sgd", "muon"),
+  "optim.schedule": ("cosine", "linear", "inverse_sqrt", "constant", "wsd"),
+  "mesh.rules": ("standard", "replicated"),
+  "checkpoint.resume": ("auto", "must", "never"),
+}
+
+# (lowest, highest) that a number may be; None is unbounded.
+RANGES = {
+  "seed": (0, 2**32 - 1),
+  "data.valid_frac": (0.0, 0.99),
+  "data.seq_len": (1, None),
+  "data.num_workers": (0, None),
+  "model.num_layers": (1, None),
+  "model.model_dim": (1, None),
+  "model.num_heads": (1, None),
+  "model.num_kv_heads": (1, None),
+  "model.head_dim": (1, None),
+  "model.mlp_dim": (1, None),
+  "model.max_len": (1, None),
+  "model.vocab_size": (2, None),
+  "model.vocab_multiple": (1, None),
+  "model.norm_eps": (0.0, 1.0),
+  "model.rope_theta": (1.0, None),
+  "model.attn_softcap": (1e-6, None),
+  "model.logit_softcap": (1e-6, None),
+  "model.sliding_window": (1, None),
+  "model.dropout_rate": (0.0, 0.99),
+  "model.init_std": (0.0, None),
+  "optim.learning_rate": (0.0, None),
+  "optim.warmup_steps": (0, None),
+  "optim.final_rate_frac": (0.0, 1.0),
+  "optim.decay_frac": (0.0, 1.0),
+  "optim.beta1": (0.0, 0.9999999),
+  "optim.beta2": (0.0, 0.9999999),
+  "optim.eps": (0.0, None),
+  "optim.weight_decay": (0.0, None),
+  "optim.clip_norm": (1e-12, None),
+  "train.num_steps": (1, None),
+  "train.global_batch_size": (1, None),
+  "train.num_microbatches": (1, None),
+  "train.log_every_steps": (1, None),
+  "train.max_nonfinite_steps": (0, None),
+  "train.profile_steps": (0, None),
+  "mesh.data": (-1, None),
+  "mesh.fsdp": (-1, None),
+  "mesh.expert": (-1, None),
+  "mesh.seq": (-1, None),
+  "mesh.tensor": (-1, None),
+  "checkpoint.every_steps": (1, None),
+  "checkpoint.keep_last": (1, None),
+  "checkpoint.keep_every_steps": (1, None),
+  "eval.every_steps": (1, None),
+  "eval.num_batches": (1, None),
+  "sample.every_steps": (0, None),
+  "sample.num_tokens": (1, None),
+  "sample.temperature": (0.0, None),
+}
+
+# Keys that place, pace or report a run and leave what it learns the same; a
+# run may be resumed with others.
+FREE = (
+  "data.dir",
+  "data.num_workers",
+  "model.scan_layers",
+  "model.remat",
+  "train.num_microbatches",
+  "train.log_every_steps",
+  "train.profile_steps",
+  "train.wandb_project",
+  "mesh.",
+  "checkpoint.",
+  "eval.",
+  "sample.",
+)
+
+
+def freeze(config) -> Config:
+  """Returns the frozen Config of a ConfigDict (or plain nested dict).
+
+  Raises:
+    InputError: a key is unknown or missing, a value has the wrong type or is
+      out of range, or values do not go together. The sentence names the key.
+  """
+  frozen = _build(Config, dict(config), "")
+  _check(frozen)
+  return frozen
+
+
+def flatten(config: Config) -> dict:
+  """Returns {"section.key": value} in the order of declaration."""
+  flat = {}
+  for name, value in dataclasses.asdict(config).items():
+    if isinstance(value, dict):
+      flat.update({f"{name}.{key}": v for key, v in value.items()})
+    else:
+      flat[name] = value
+  return flat
+
+
+def fingerprint(config: Config) -> str:
+  """Returns 16 hex digits that name what this config learns (FREE apart)."""
+  kept = {k: v for k, v in flatten(config).items() if not is_free(k)}
+  canonical = json.dumps(kept, sort_keys=True)
+  return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def is_free(key: str) -> bool:
+  """Returns whether a run may be resumed with another value of `key`."""
+  return any(key.startswith(f) if f.endswith(".") else key == f for f in FREE)
+
+
+def differing_keys(old: Config, new: Config) -> list[str]:
+  """Returns "key (old value, new value)" for every key that is not free."""
+  a, b = flatten(old), flatten(new)
+  return [
+    f"{key} ({a[key]!r} there, {b[key]!r} here)"
+    for key in a
+    if a[key] != b[key] and not is_free(key)
+  ]
+
+
+def nearest(word: str, words) -> str:
+  """Returns ', did you mean X?' or, where nothing is near, a list."""
+  words = list(words)
+  close = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
+  if close:
+    return f"did you mean {close[0]}?"
+  return "valid here: " + ", ".join(words)
+
+
+def nearest_key(dotted: str) -> str:
+  """Returns `nearest` over all keys; the same last word wins at once."""
+  last = dotted.split(".")[-1]
+  owners = [key for key in KEYS if key.split(".")[-1] == last]
+  if owners:
+    return f"did you mean {owners[0]}?"
+  tails = {key.split(".")[-1]: key for key in KEYS}
+  close = difflib.get_close_matches(last, tails, n=1, cutoff=0.6)
+  return f"did you mean {tails[close[0]]}?" if close else nearest(dotted, KEYS)
+
+
+def require_choice(key: str, value: str, words) -> None:
+  """Raises InputError unless `value` is one of `words`."""
+  if value not in words:
+    raise InputError(
+      f"{key} is {value!r}; it must be one of {', '.join(words)}"
+    )
+
+
+def _build(cls, values: dict, prefix: str):
+  fields = {f.name: f.type for f in dataclasses.fields(cls)}
+  for key in values:
+    if key not in fields:
+      raise InputError(
+        f"unknown config key {prefix}{key}; {nearest_key(prefix + key)}"
+      )
+  built = {}
+  for key, kind in fields.items():
+    if key not in values:
+      raise InputError(f"config key {prefix}{key} is missing")
+    value = values[key]
+    if dataclasses.is_dataclass(kind):
+      if not hasattr(value, "items"):
+        raise InputError(f"config section {prefix}{key} must hold keys")
+      built[key] = _build(kind, dict(value.items()), f"{prefix}{key}.")
+    else:
+      built[key] = _typed(f"{prefix}{key}", value)
+  return cls(**built)
+
+
+def _typed(key: str, value):
+  kinds = KEYS[key]
+  if float in kinds and type(value) is int:
+    value = float(value)
+  if type(value) not in kinds:
+    names = " or ".join(
+      "None" if k is type(None) else k.__name__ for k in kinds
+    )
+    raise InputError(f"{key} is {value!r}; it must be of type {names}")
+  if key in CHOICES:
+    require_choice(key, value, CHOICES[key])
+  if key in RANGES and value is not None:
+    low, high = RANGES[key]
+    if not (value >= low and (high is None or value <= high)):
+      bound = f"at least {low}" + ("" if high is None else f", at most {high}")
+      raise InputError(f"{key} is {value}; it must be {bound}")
+  return value
+
+
+def _check(c: Config) -> None:
+  """Refuses values that are fine alone and cannot work together."""
+  m = c.model
+  if m.head_dim is None and m.model_dim % m.num_heads:
+    raise InputError(
+      f"model.num_heads is {m.num_heads}, which does not divide "
+      f"model.model_dim {m.model_dim}; change one, or set model.head_dim"
+    )
+  if m.num_kv_heads is not None and m.num_heads % m.num_kv_heads:
+    raise InputError(
+      f"model.num_kv_heads is {m.num_kv_heads}; it must divide "
+      f"model.num_heads {m.num_heads}"
+    )
+  if m.position == "rope" and head_dim(m) % 2:
+    raise InputError(
+      f"model.position='rope' turns pairs, so the head width must be even; "
+      f"it is {head_dim(m)}"
+    )
+  rope_scaling(m)
+  if c.data.seq_len > m.max_len:
+    raise InputError(
+      f"data.seq_len is {c.data.seq_len}, longer than model.max_len "
+      f"{m.max_len}; raise model.max_len or shorten the sequences"
+    )
+  o, t = c.optim, c.train
+  if o.warmup_steps and o.warmup_steps >= t.num_steps:
+    raise InputError(
+      f"optim.warmup_steps is {o.warmup_steps} and train.num_steps is "
+      f"{t.num_steps}; the warm-up must be shorter than the run"
+    )
+  if t.global_batch_size % t.num_microbatches:
+    raise InputError(
+      f"train.num_microbatches is {t.num_microbatches}; it must divide "
+      f"train.global_batch_size {t.global_batch_size}"
+    )
+  sizes = dataclasses.asdict(c.mesh)
+  axes = {k: v for k, v in sizes.items() if k != "rules"}
+  if any(v == 0 for v in axes.values()):
+    raise InputError(
+      "a mesh axis is 0; sizes are 1 or more, or -1 for the rest"
+    )
+  if sum(v == -1 for v in axes.values()) > 1:
+    named = ", ".join(f"mesh.{k}" for k, v in axes.items() if v == -1)
+    raise InputError(f"{named} are all -1; only one axis can take the rest")
+
+
+def head_dim(model: ModelConfig) -> int:
+  """Returns H, the width of a head."""
+  return model.head_dim or model.model_dim // model.num_heads
+
+
+def num_kv_heads(model: ModelConfig) -> int:
+  """Returns K, the number of key and value heads."""
+  return model.num_kv_heads or model.num_heads
+
+
+def padded_vocab_size(model: ModelConfig) -> int:
+  """Returns the rows of the embedding: vocab_size up to vocab_multiple."""
+  return -(-model.vocab_size // model.vocab_multiple) * model.vocab_multiple
+
+
+def rope_scaling(model: ModelConfig) -> tuple[str, tuple[float, ...]]:
+  """Returns (mechanism, numbers) of model.rope_scaling."""
+  word, *numbers = model.rope_scaling.split(":")
+  wanted = {"none": 0, "linear": 1, "llama3": 2}
+  try:
+    values = tuple(float(n) for n in numbers)
+  except ValueError:
+    values = ()
+  if (
+    word not in wanted
+    or len(values) != wanted[word]
+    or min(values or (1,)) <= 0
+  ):
+    raise InputError(
+      f"model.rope_scaling is {model.rope_scaling!r}; it must be none, "
+      "linear:FACTOR or llama3:FACTOR:ORIGINAL_LEN"
+    )
+  return word, values

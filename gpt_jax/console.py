@@ -1,0 +1,109 @@
+"""What a person sees of a run: a table, a live bar or plain lines.
+
+On a terminal the bar stays on the last line; elsewhere a line under 100
+characters appears every few seconds, however fast the steps are.
+"""
+
+import sys
+import time
+
+from gpt_jax import runtime
+
+# Seconds between plain lines where no terminal watches.
+INTERVAL = 10.0
+
+
+class Console:
+  """Prints to standard output; silent where `is_speaking` is false."""
+
+  def __init__(self, is_speaking: bool = True):
+    self.is_speaking = is_speaking
+    self.is_live = is_speaking and runtime.is_terminal(sys.stdout)
+    self.bar = None
+    self.last_line = float("-inf")
+
+  def say(self, line: str = "") -> None:
+    """Prints a line, above the bar if there is one."""
+    if not self.is_speaking:
+      return
+    if self.bar is not None:
+      self.bar.console.print(line, markup=False, highlight=False)
+    else:
+      print(line, flush=True)
+
+  def table(self, rows: list[tuple[str, str]]) -> None:
+    """Prints names and values in two columns."""
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+      self.say(f"  {name:<{width}}  {value}")
+
+  def progress(self, step: int, total: int, loss: float, rates: dict) -> None:
+    """Shows how far a run is; `rates` as Meter.rates gives them."""
+    if not self.is_speaking:
+      return
+    line = progress_line(step, total, loss, rates)
+    if self.is_live:
+      self._show(step, total, line)
+    elif time.monotonic() - self.last_line >= INTERVAL or step == total:
+      self.last_line = time.monotonic()
+      print(line, flush=True)
+
+  def close(self) -> None:
+    """Takes the bar away."""
+    if self.bar is not None:
+      self.bar.stop()
+      self.bar = None
+
+  def _show(self, step: int, total: int, line: str) -> None:
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    if self.bar is None:
+      self.bar = Progress(
+        BarColumn(bar_width=20),
+        TextColumn("{task.description}", markup=False),
+        auto_refresh=False,
+      )
+      self.bar.start()
+      self.task = self.bar.add_task("", total=total)
+    self.bar.update(self.task, completed=step, description=line, refresh=True)
+
+
+def progress_line(step: int, total: int, loss: float, rates: dict) -> str:
+  """Returns "step 1,200/2,000  loss 1.8321  21,450 tok/s  ..."."""
+  words = [f"step {step:,}/{total:,}", f"loss {loss:.4f}"]
+  if rates:
+    left = (total - step) * rates["perf/step_seconds"]
+    words += [
+      f"{rates['perf/tokens_per_second']:,.0f} tok/s",
+      f"mfu {100 * rates['perf/mfu']:.1f}%",
+      f"{format_seconds(left)} left",
+    ]
+  return "  ".join(words)
+
+
+def format_seconds(seconds: float) -> str:
+  """Returns "42 s", "3 min 05 s" or "2 h 10 min"."""
+  seconds = round(seconds)
+  if seconds < 60:
+    return f"{seconds} s"
+  if seconds < 3600:
+    return f"{seconds // 60} min {seconds % 60:02d} s"
+  return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+
+
+def format_bytes(count: float) -> str:
+  """Returns "1.4 MiB"."""
+  for unit in ("B", "KiB", "MiB", "GiB"):
+    if count < 1024:
+      return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+    count /= 1024
+  return f"{count:.1f} TiB"
+
+
+def format_count(count: float) -> str:
+  """Returns "12.3 M" style figures."""
+  for unit in ("", " k", " M", " B", " T"):
+    if abs(count) < 1000:
+      return f"{count:.0f}" if not unit else f"{count:.2f}{unit}"
+    count /= 1000
+  return f"{count:.2f}e15"

@@ -1,0 +1,56 @@
+"""Prepares a config's text and prints what was prepared.
+
+The questionable decision: training prepares by itself what is missing, so this
+door adds nothing but the time of the day at which it happens, and --verify.
+"""
+
+from gpt_jax import cli, config
+
+
+def main(argv: list[str]) -> int:
+  """Runs `python -m gpt_jax.data`; returns the exit status."""
+  parser = cli.build_parser("data", __doc__.splitlines()[0])
+  parser.add_argument(
+    "--verify",
+    action="store_true",
+    help="read all prepared files again and check their hashes",
+  )
+  args, overrides = cli.parse(parser, argv)
+  frozen = config.freeze(cli.load_config(args.config, overrides))
+
+  from gpt_jax.data import store
+
+  prepared = store.prepare(frozen.data)
+  for _, token_set in prepared.train:
+    store.check_length(token_set, frozen.data.seq_len)
+  if args.verify:
+    for folder in prepared.folders:
+      store.verify(folder)
+  _print_table(prepared)
+  return 0
+
+
+def _print_table(prepared) -> None:
+  rows = [("set", "share", "tokens", "documents", "bytes", "bytes/token")]
+  sets = [(f"{weight:.3f}", s) for weight, s in prepared.train]
+  sets += [("", s) for s in prepared.valid.values()]
+  for share, s in sets:
+    rows.append(
+      (
+        s.name,
+        share,
+        f"{s.num_tokens:,}",
+        f"{s.num_documents:,}",
+        f"{s.num_bytes:,}",
+        f"{s.num_bytes / max(1, s.num_tokens):.2f}",
+      )
+    )
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  for name, *numbers in rows:
+    cells = [n.rjust(w) for n, w in zip(numbers, widths[1:], strict=True)]
+    print("  ".join([name.ljust(widths[0]), *cells]))
+  print(f"vocabulary {prepared.vocab_size:,}, in {prepared.tokenizer_path}")
+
+
+if __name__ == "__main__":
+  cli.run(main)

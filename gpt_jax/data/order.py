@@ -1,0 +1,171 @@
+"""The order of reading: a pure function of (seed, global sample index).
+
+The questionable decision: no shuffle buffer and no list of indices. A set's
+windows are permuted by a Feistel network, and a mixture's turns follow from
+counting, so sample 10^12 costs what sample 0 costs and resuming needs no seek.
+
+What holds, and is tested: in every epoch of a set each window comes exactly
+once; epochs differ; after n samples each set was taken its share of n, within
+one for each level of splitting; nothing depends on how many processes read.
+"""
+
+import functools
+
+import numpy as np
+
+# Shares of a mixture are multiples of 2^-20.
+SHARE_BITS = 20
+
+_ROUNDS = 6
+_C1 = np.uint64(0xBF58476D1CE4E5B9)  # splitmix64 (Steele et al. 2014)
+_C2 = np.uint64(0x94D049BB133111EB)
+_GOLDEN = 0x9E3779B97F4A7C15
+_S32 = np.uint64(32)
+_S29 = np.uint64(29)
+_MASK = (1 << 64) - 1
+
+
+def count_windows(num_ids: int, seq_len: int) -> int:
+  """Returns the windows of an epoch: T ids each, and one more as a target.
+
+  A long set gives up one window, so that the borders of all others can move
+  from epoch to epoch by up to two lengths.
+  """
+  windows = max(0, num_ids - 1) // seq_len
+  return windows - 1 if windows > 64 else windows
+
+
+def locate(
+  weights: list[float], num_windows: list[int], seed: int, g: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Returns (set, epoch, window) of global samples, int64, shaped as g.
+
+  Args:
+    weights: the share of each set; they sum to 1.
+    num_windows: the windows of each set in an epoch.
+    seed: the run's seed.
+    g: sample indices, step * global_batch_size + row.
+  """
+  g = np.asarray(g, np.int64)
+  which, count = _take_turns(weights, g)
+  epoch = np.empty_like(g)
+  window = np.empty_like(g)
+  for k, n in enumerate(num_windows):
+    mine = slice(None) if len(num_windows) == 1 else which == k
+    epoch[mine], place = np.divmod(count[mine], n)
+    window[mine] = permute(place, n, seed, k, epoch[mine])
+  return which, epoch, window
+
+
+def shift(seed: int, k: int, epoch: np.ndarray, slack: int) -> np.ndarray:
+  """Returns where window 0 of an epoch of set k begins, in [0, slack]."""
+  if slack == 0:
+    return np.zeros_like(epoch)
+  key = _mix(epoch.astype(np.uint64) + _key(seed, k, -1))
+  return (key % np.uint64(slack + 1)).astype(np.int64)
+
+
+def starts(
+  weights: list[float], num_ids: list[int], seq_len: int, seed: int, g
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns (set, first id) of the window that each global sample reads."""
+  windows = [count_windows(n, seq_len) for n in num_ids]
+  which, epoch, window = locate(weights, windows, seed, g)
+  first = window * seq_len
+  for k, (n, w) in enumerate(zip(num_ids, windows, strict=True)):
+    mine = slice(None) if len(num_ids) == 1 else which == k
+    first[mine] += shift(seed, k, epoch[mine], n - 1 - w * seq_len)
+  return which, first
+
+
+def permute(
+  i: np.ndarray, n: int, seed: int, k: int, epoch: np.ndarray
+) -> np.ndarray:
+  """Returns the places of i under set k's permutation of range(n).
+
+  An alternating Feistel network on an a-by-b grid with a * b < n + a, walked
+  until it lands below n (Black and Rogaway 2002): a bijection for every n,
+  and hardly ever a second walk.
+  """
+  a = max(1, int(np.sqrt(n)))
+  b = -(-n // a)
+  keys = _mix(epoch.astype(np.uint64) + _round_keys(seed, k))
+  out = _rounds(i.astype(np.uint64), a, b, keys)
+  outside = out >= n
+  while outside.any():
+    out[outside] = _rounds(out[outside], a, b, keys[:, outside])
+    outside = out >= n
+  return out.astype(np.int64)
+
+
+def _rounds(x: np.ndarray, a: int, b: int, keys) -> np.ndarray:
+  size_a, size_b = np.uint64(a), np.uint64(b)
+  left, right = np.divmod(x, size_b)
+  for r, key in enumerate(keys):
+    if r % 2:
+      right = (right + _mix(left + key) % size_b) % size_b
+    else:
+      left = (left + _mix(right + key) % size_a) % size_a
+  return left * size_b + right
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+  x = (x ^ (x >> _S32)) * _C1
+  x = (x ^ (x >> _S29)) * _C2
+  return x ^ (x >> _S32)
+
+
+@functools.lru_cache
+def _round_keys(seed: int, k: int) -> np.ndarray:
+  return np.array([[_key(seed, k, r)] for r in range(_ROUNDS)])
+
+
+@functools.lru_cache
+def _key(seed: int, k: int, r: int) -> np.uint64:
+  # Python integers, since numpy warns where a scalar product wraps round.
+  x = seed & _MASK
+  for word in (k + 1, r + 2):
+    x = ((x + word) * _GOLDEN) & _MASK
+    x ^= x >> 31
+    x = (x * int(_C1)) & _MASK
+    x ^= x >> 30
+  return np.uint64(x)
+
+
+def _take_turns(weights: list[float], g: np.ndarray):
+  """Returns (set, how many samples that set gave before), as int64."""
+  which = np.zeros_like(g)
+  count = g.copy()
+  _split_turns(weights, 0, np.ones(g.shape, bool), which, count)
+  return which, count
+
+
+def _split_turns(weights, first: int, mine, which, count) -> None:
+  """Divides the samples `mine`, counted in `count`, over weights, in halves.
+
+  Of n samples the left half gets floor(n W / 2^20), so each half's own count
+  is exact and needs no memory of what came before.
+  """
+  if len(weights) == 1:
+    which[mine] = first
+    return
+  half = len(weights) // 2
+  share = sum(weights[:half]) / sum(weights)
+  one = 1 << SHARE_BITS
+  share = min(max(round(share * one), 1), one - 1)
+  n = count[mine]
+  before = _scaled(n, share)
+  is_left = _scaled(n + 1, share) > before
+  count[mine] = np.where(is_left, before, n - before)
+  left = mine.copy()
+  left[mine] = is_left
+  right = mine.copy()
+  right[mine] = ~is_left
+  _split_turns(weights[:half], first, left, which, count)
+  _split_turns(weights[half:], first + half, right, which, count)
+
+
+def _scaled(n: np.ndarray, share: int) -> np.ndarray:
+  # (n * share) >> 20 without leaving int64 for any n.
+  low = (1 << SHARE_BITS) - 1
+  return (n >> SHARE_BITS) * share + (((n & low) * share) >> SHARE_BITS)

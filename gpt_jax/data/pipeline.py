@@ -1,0 +1,231 @@
+"""Batches: a pure function of (seed, step), read ahead by grain.
+
+The questionable decision: grain only reads ahead. The order is ours, element
+i is the batch of step i, so there is no iterator state to save, and a start at
+any step, on any number of processes, gives the same global batch.
+
+A batch is a dict of numpy arrays, with b rows and T ids each:
+  tokens, targets (b, T) int32: targets[t] is the id after tokens[t].
+  mask (b, T) float32: 1 where the target counts in the loss, else 0.
+  segments, positions (b, T) int32, under packing="documents" only: the number
+    of the document within the window, and the place within it. A document that
+    began before the window starts at position 0.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from gpt_jax import runtime
+from gpt_jax.config import DataConfig, InputError
+from gpt_jax.data import order, store
+
+Batch = dict[str, np.ndarray]
+
+
+def batch_at(
+  sets: list[store.TokenSet],
+  weights: list[float],
+  seed: int,
+  step: int,
+  rows: np.ndarray,
+  seq_len: int,
+  packing: str,
+  global_batch_size: int,
+) -> Batch:
+  """Returns the given rows of the global batch of a step.
+
+  Args:
+    sets: what is read.
+    weights: the share of each set; they sum to 1.
+    seed: the run's seed.
+    step: counted from 0.
+    rows: (b,) rows of the global batch, this process's own.
+    seq_len: T.
+    packing: stream or documents.
+    global_batch_size: rows of the global batch.
+
+  Raises:
+    InputError: a file holds an id outside the vocabulary.
+  """
+  g = step * global_batch_size + np.asarray(rows, np.int64)
+  sizes = [token_set.num_ids for token_set in sets]
+  which, first = order.starts(weights, sizes, seq_len, seed, g)
+  if len(sets) == 1:
+    return _batch(sets[0], first, seq_len, packing)
+  out = {}
+  for k, token_set in enumerate(sets):
+    mine = np.flatnonzero(which == k)
+    if mine.size:
+      for key, part in _batch(token_set, first[mine], seq_len, packing).items():
+        if key not in out:
+          out[key] = np.empty((len(g), seq_len), part.dtype)
+        out[key][mine] = part
+  return out
+
+
+def make_train_iterator(
+  prepared: store.PreparedData,
+  data: DataConfig,
+  seed: int,
+  global_batch_size: int,
+  rows: np.ndarray,
+  start_step: int,
+) -> Iterator[Batch]:
+  """Returns an endless iterator over batches from start_step on.
+
+  Args:
+    prepared: what is read.
+    data: the config's section: seq_len, packing, num_workers.
+    seed: the run's seed.
+    global_batch_size: rows of the global batch.
+    rows: (b,) rows of the global batch that this process reads.
+    start_step: the step of the first batch.
+
+  Raises:
+    InputError: a set is shorter than one sequence.
+  """
+  import grain
+
+  sets = [token_set for _, token_set in prepared.train]
+  for token_set in sets:
+    store.check_length(token_set, data.seq_len)
+  batches = _Batches(
+    sets,
+    [weight for weight, _ in prepared.train],
+    seed,
+    np.asarray(rows, np.int64),
+    data.seq_len,
+    data.packing,
+    global_batch_size,
+  )
+  # Two threads hide the disk; more only contend for the interpreter.
+  ahead = grain.ReadOptions(num_threads=2, prefetch_buffer_size=16)
+  dataset = grain.MapDataset.source(batches)[start_step:]
+  dataset = dataset.to_iter_dataset(ahead)
+  if data.num_workers:
+    from absl import flags
+
+    runtime.quiet_tokenizers()
+    if not flags.FLAGS.is_parsed():
+      # Grain's workers read absl flags, which nobody parses here.
+      flags.FLAGS.mark_as_parsed()
+    workers = grain.MultiprocessingOptions(num_workers=data.num_workers)
+    dataset = dataset.mp_prefetch(workers)
+  return iter(dataset)
+
+
+def eval_batches(
+  token_set: store.TokenSet,
+  seq_len: int,
+  batch_size: int,
+  packing: str,
+  rows: np.ndarray,
+  max_batches: int | None = None,
+) -> Iterator[Batch]:
+  """Yields a whole set in order; each id but the first is a target once.
+
+  Windows do not overlap. Batches are always full: what is missing at the end
+  is padded with id 0 and mask 0.
+
+  Args:
+    token_set: what is read.
+    seq_len: T.
+    batch_size: rows of the global batch.
+    packing: stream or documents; as in training.
+    rows: (b,) rows of the global batch that this process reads.
+    max_batches: stop after as many; None reads all.
+  """
+  windows = _count_eval_windows(token_set, seq_len)
+  rows = np.asarray(rows, np.int64)
+  for i in range(num_eval_batches(token_set, seq_len, batch_size, max_batches)):
+    window = i * batch_size + rows
+    yield _padded_batch(token_set, window, windows, seq_len, packing)
+
+
+def num_eval_batches(
+  token_set: store.TokenSet,
+  seq_len: int,
+  batch_size: int,
+  max_batches: int | None = None,
+) -> int:
+  """Returns how many batches `eval_batches` yields."""
+  count = -(-_count_eval_windows(token_set, seq_len) // batch_size)
+  return count if max_batches is None else min(count, max_batches)
+
+
+class _Batches:
+  """Element i is the batch of step i; what grain calls a data source."""
+
+  def __init__(self, *arguments):
+    self._arguments = arguments
+
+  def __len__(self) -> int:
+    return 1 << 62
+
+  def __getitem__(self, step: int) -> Batch:
+    sets, weights, seed, rows, seq_len, packing, size = self._arguments
+    return batch_at(
+      sets, weights, seed, int(step), rows, seq_len, packing, size
+    )
+
+
+def _count_eval_windows(token_set: store.TokenSet, seq_len: int) -> int:
+  return -(-max(0, token_set.num_ids - 1) // seq_len)
+
+
+def _batch(token_set, first: np.ndarray, seq_len: int, packing: str) -> Batch:
+  ids = token_set.read_windows(first.tolist(), seq_len + 1)
+  batch = {
+    "tokens": ids[:, :-1],
+    "targets": ids[:, 1:],
+    "mask": np.ones((len(first), seq_len), np.float32),
+  }
+  if packing == "documents":
+    _add_documents(batch, token_set, first, seq_len)
+  elif packing != "stream":
+    raise InputError(
+      f"data.packing is {packing!r}; it must be one of stream, documents"
+    )
+  return batch
+
+
+def _add_documents(batch: Batch, token_set, first, seq_len: int) -> None:
+  starts = token_set.document_starts
+  is_start = np.zeros((len(first), seq_len + 1), bool)
+  low = np.searchsorted(starts, first, "right")
+  high = np.searchsorted(starts, first + seq_len, "right")
+  for row in range(len(first)):
+    is_start[row, starts[low[row] : high[row]] - first[row]] = True
+  inside = is_start[:, :-1]
+  place = np.arange(seq_len, dtype=np.int32)
+  began = np.maximum.accumulate(np.where(inside, place, 0), axis=1)
+  batch["segments"] = np.cumsum(inside, axis=1, dtype=np.int32)
+  batch["positions"] = (place - began).astype(np.int32)
+  # What a document begins with cannot be told from the one before it.
+  batch["mask"][is_start[:, 1:]] = 0
+
+
+def _padded_batch(token_set, window, windows: int, seq_len: int, packing: str):
+  last_len = token_set.num_ids - 1 - (windows - 1) * seq_len
+  is_whole = window < windows - (last_len < seq_len)
+  batch = {
+    "tokens": np.zeros((len(window), seq_len), np.int32),
+    "targets": np.zeros((len(window), seq_len), np.int32),
+    "mask": np.zeros((len(window), seq_len), np.float32),
+  }
+  if packing == "documents":
+    batch["segments"] = np.zeros((len(window), seq_len), np.int32)
+    batch["positions"] = np.tile(
+      np.arange(seq_len, dtype=np.int32), (len(window), 1)
+    )
+  whole = np.flatnonzero(is_whole)
+  parts = [(whole, seq_len)] if whole.size else []
+  if last_len < seq_len:
+    parts += [(row, last_len) for row in np.flatnonzero(window == windows - 1)]
+  for at, length in parts:
+    part_first = np.atleast_1d(window[at]) * seq_len
+    part = _batch(token_set, part_first, length, packing)
+    for key, values in part.items():
+      batch[key][at, :length] = values
+  return batch

@@ -1,0 +1,941 @@
+"""Prepared sets: folders of token shards that are made once and found again.
+
+A folder holds manifest.json, tokenizer.json, SPLIT-NNNNN.bin (ids, uint16 or
+uint32, little endian) and SPLIT.offsets.bin (int64, where documents start).
+Its name is a hash of all that decides its content. It is written under
+another name and renamed when whole, so a folder of that name is complete.
+
+The questionable decision: reading text twice or three times (to count, to
+train a vocabulary, to encode) rather than holding it, which keeps memory flat
+for corpora of any size.
+"""
+
+import array
+import bisect
+import contextlib
+import dataclasses
+import decimal
+import errno
+import fcntl
+import functools
+import hashlib
+import itertools
+import json
+import operator
+import os
+import re
+import shutil
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from gpt_jax import runtime
+from gpt_jax.config import DataConfig, InputError
+from gpt_jax.data import sources, tokenizer
+
+FORMAT = 1
+SPLITS = ("train", "valid")
+
+# Ids in a shard at most.
+SHARD_IDS = 1 << 26
+# Characters encoded in one call.
+BATCH_CHARS = 1 << 21
+# Bytes of text that a vocabulary is trained on at most.
+SAMPLE_BYTES = 64 << 20
+# Seconds between lines of progress where there is no terminal.
+REPORT_SECONDS = 5.0
+
+
+class TokenSet:
+  """One split of a prepared folder: a stream of ids, mapped, not loaded.
+
+  Opening checks the sizes of its files; it can be pickled for other processes.
+
+  Attributes:
+    name: "folder/split".
+    num_ids: ids in the stream, separators counted.
+    num_tokens: ids without separators.
+    num_documents: documents in the stream.
+    num_bytes: UTF-8 bytes of the text.
+    vocab_size: V; reading raises where an id is not below it.
+    separator_id: the tokenizer's, or None; only split="document" writes it.
+    tokenizer_fingerprint: that of the tokenizer that made the ids.
+    fingerprint: sha256 hex over the hashes of its files.
+  """
+
+  def __init__(self, folder: str, split: str, manifest: dict):
+    content = manifest["splits"][split]
+    self.name = f"{os.path.basename(os.path.abspath(folder))}/{split}"
+    self.folder = folder
+    self.num_tokens = content["num_tokens"]
+    self.num_documents = content["num_documents"]
+    self.num_bytes = content["num_bytes"]
+    self.vocab_size = manifest["tokenizer"]["vocab_size"]
+    self.separator_id = manifest["tokenizer"]["separator_id"]
+    self.tokenizer_fingerprint = manifest["tokenizer"]["fingerprint"]
+    self._dtype = np.dtype(manifest["dtype"]).newbyteorder("<")
+    self._files = [shard["file"] for shard in content["shards"]]
+    self._offsets_file = content["offsets"]["file"]
+    sizes = [shard["num_ids"] for shard in content["shards"]]
+    self._borders = [0, *itertools.accumulate(sizes)]
+    self.num_ids = self._borders[-1]
+    hashes = [shard["sha256"] for shard in content["shards"]]
+    hashes.append(content["offsets"]["sha256"])
+    self.fingerprint = _sha256([split, hashes, self.tokenizer_fingerprint])
+    self._maps = {}
+    for file, size in zip(self._files, sizes, strict=True):
+      _check_size(os.path.join(folder, file), size * self._dtype.itemsize)
+    _check_size(
+      os.path.join(folder, self._offsets_file), 8 * self.num_documents
+    )
+
+  def read(self, start: int, stop: int) -> np.ndarray:
+    """Returns ids [start, stop) of the stream, int32.
+
+    Raises:
+      InputError: an id is not below vocab_size (a damaged file).
+      IndexError: the range reaches outside the stream.
+    """
+    return self.read_windows([start], stop - start)[0]
+
+  def read_windows(self, starts, length: int) -> np.ndarray:
+    """Returns ids [s, s + length) for each s of starts, int32 (b, length)."""
+    out = np.empty((len(starts), length), self._dtype)
+    for row, start in enumerate(starts):
+      stop = start + length
+      if not 0 <= start <= stop <= self.num_ids:
+        raise IndexError(
+          f"ids {start} to {stop} reach outside {self.name} of {self.num_ids}"
+        )
+      shard = bisect.bisect_right(self._borders, start) - 1
+      done = 0
+      while done < length:
+        base, end = self._borders[shard], self._borders[shard + 1]
+        low = start + done - base
+        part = self._shard(shard)[low : low + min(length - done, end - base)]
+        out[row, done : done + len(part)] = part
+        done += len(part)
+        shard += 1
+    if out.size and out.max() >= self.vocab_size:
+      self._raise_bad_id(out, starts)
+    return out.astype(np.int32)
+
+  @property
+  def document_starts(self) -> np.ndarray:
+    """Where each document starts in the stream, int64, ascending."""
+    return self._map(self._offsets_file, np.dtype("<i8"))
+
+  def __getstate__(self):
+    return self.__dict__ | {"_maps": {}}
+
+  def _shard(self, i: int) -> np.ndarray:
+    return self._map(self._files[i], self._dtype)
+
+  def _map(self, file: str, dtype: np.dtype) -> np.ndarray:
+    if file not in self._maps:
+      path = os.path.join(self.folder, file)
+      if os.path.getsize(path) == 0:
+        self._maps[file] = np.empty(0, dtype)
+      else:
+        # A plain array over the map: slices of np.memmap cost microseconds.
+        mapped = np.memmap(path, dtype, mode="r")
+        self._maps[file] = np.asarray(mapped).view(np.ndarray)
+    return self._maps[file]
+
+  def _raise_bad_id(self, ids: np.ndarray, starts) -> None:
+    row, column = np.unravel_index(int(ids.argmax()), ids.shape)
+    at = int(starts[row]) + int(column)
+    shard = bisect.bisect_right(self._borders, at) - 1
+    path = os.path.join(self.folder, self._files[shard])
+    raise InputError(
+      f"{path} holds id {ids[row, column]} at {at - self._borders[shard]}, "
+      f"outside the vocabulary of {self.vocab_size}; the file is damaged: "
+      "remove its folder, and it is prepared again"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedData:
+  """What a run reads.
+
+  Attributes:
+    train: (weight, set) of each source; weights sum to 1.
+    valid: sets by name ("valid" where there is one); empty ones are left out.
+    folders: the prepared folders behind them.
+  """
+
+  train: list[tuple[float, TokenSet]]
+  valid: dict[str, TokenSet]
+  folders: list[str]
+
+  @functools.cached_property
+  def tokenizer(self) -> tokenizer.Tokenizer:
+    """The tokenizer that all sets share, loaded when first asked for."""
+    return tokenizer.load(self.tokenizer_path)
+
+  @property
+  def tokenizer_path(self) -> str:
+    """The file that `tokenizer.load` reads."""
+    return os.path.join(self.folders[0], "tokenizer.json")
+
+  @property
+  def vocab_size(self) -> int:
+    return self.train[0][1].vocab_size
+
+  @property
+  def separator_id(self) -> int | None:
+    return self.train[0][1].separator_id
+
+  @property
+  def fingerprint(self) -> str:
+    """The sha256 hex of all ids, valid sets included."""
+    train = [token_set.fingerprint for _, token_set in self.train]
+    valid = {name: s.fingerprint for name, s in self.valid.items()}
+    return _sha256([train, valid])
+
+
+def prepare(
+  data: DataConfig, say: Callable[[str], None] = print
+) -> PreparedData:
+  """Returns PreparedData for a config, making what is not there yet.
+
+  Safe to call in several processes at once: one prepares, the others wait.
+
+  Args:
+    data: the config's section.
+    say: takes lines of progress, and one for each set that was made.
+
+  Raises:
+    InputError: a source, the tokenizer or the folder cannot be used.
+  """
+  mixture = sources.parse_mixture(data.source)
+  opened = [sources.open_source(spec) for _, spec in mixture]
+  if not 0 <= data.valid_frac < 1:
+    raise InputError(
+      f"data.valid_frac is {data.valid_frac}; it must be at least 0 and below "
+      "1, so that something is left to train on"
+    )
+  how = (data.split, data.valid_frac)
+  if data.valid_source is None:
+    parts = [_Part(source, "split", *how) for source in opened]
+  else:
+    parts = [_Part(source, "train", *how) for source in opened]
+    parts += [
+      _Part(sources.open_source(spec), "valid", *how)
+      for _, spec in sources.parse_mixture(data.valid_source)
+    ]
+  made = _prepare_parts(parts, data, say)
+  train = [(weight, made[i]["train"]) for i, (weight, _) in enumerate(mixture)]
+  held = [p["valid"] for p in made if p["valid"].num_ids]
+  slugs = [
+    _slug(part.source.spec)
+    for part, p in zip(parts, made, strict=True)
+    if p["valid"].num_ids
+  ]
+  if len(held) == 1:
+    slugs = ["valid"]
+  names = [
+    slug if slugs.count(slug) == 1 else f"{slug}-{i}"
+    for i, slug in enumerate(slugs)
+  ]
+  valid = dict(zip(names, held, strict=True))
+  return PreparedData(train, valid, [p["train"].folder for p in made])
+
+
+def prepare_text(
+  path_or_spec: str,
+  encoder: tokenizer.Tokenizer,
+  dir: str,
+  split: str = "document",
+  say: Callable[[str], None] = print,
+) -> TokenSet:
+  """Returns a source (or the file of a plain path) as one set.
+
+  Args:
+    path_or_spec: "text:a/*.txt", or just "a.txt".
+    encoder: the tokenizer of the run that will read it.
+    dir: where prepared sets are kept.
+    split: document writes separators between documents, tail does not.
+    say: takes lines of progress.
+
+  Raises:
+    InputError: the text is missing, or the tokenizer cannot encode it.
+  """
+  spec = path_or_spec
+  if not re.match(r"interpreter$|(text|jsonl|tfds|hf):", spec):
+    spec = f"text:{path_or_spec}"
+  part = _Part(sources.open_source(spec), "valid", split, 0.0)
+  name = _folder_name(part, encoder.name, encoder.fingerprint())
+  job = _Job(dir, lambda: (encoder, {}), say)
+  return _find_or_make(job, part, name)["valid"]
+
+
+def open_prepared(path: str) -> dict[str, TokenSet]:
+  """Returns {"train": set, "valid": set} of a prepared folder.
+
+  Raises:
+    InputError: it is not one, or a file is missing or cut short.
+  """
+  manifest = _read_manifest(path)
+  try:
+    return {split: TokenSet(path, split, manifest) for split in SPLITS}
+  except KeyError as error:
+    raise InputError(
+      f"{path}/manifest.json has no {error}; remove the folder, and it is "
+      "prepared again"
+    ) from None
+
+
+def verify(path: str) -> None:
+  """Reads all of a prepared folder and checks the hash of each file.
+
+  Raises:
+    InputError: a file is missing, cut short or changed; it is named.
+  """
+  open_prepared(path)
+  for split in _read_manifest(path)["splits"].values():
+    for entry in [*split["shards"], split["offsets"]]:
+      file = os.path.join(path, entry["file"])
+      with open(file, "rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+      if found != entry["sha256"]:
+        raise InputError(
+          f"{file} has sha256 {found[:12]} where the manifest says "
+          f"{entry['sha256'][:12]}; remove its folder, and it is prepared again"
+        )
+
+
+def check_length(token_set: TokenSet, seq_len: int) -> None:
+  """Raises InputError where a set has no sequence of T ids and a target."""
+  if token_set.num_ids < seq_len + 1:
+    raise InputError(
+      f"{token_set.name} has {token_set.num_ids:,} ids, fewer than one "
+      f"sequence of data.seq_len {seq_len} and its target; give more text or "
+      "shorten data.seq_len"
+    )
+
+
+def check_vocab(token_set: TokenSet, encoder: tokenizer.Tokenizer) -> None:
+  """Raises InputError where a set was made with another tokenizer."""
+  if token_set.tokenizer_fingerprint != encoder.fingerprint():
+    raise InputError(
+      f"{token_set.name} was prepared with another tokenizer (of "
+      f"{token_set.vocab_size} tokens) than {encoder.name} (of "
+      f"{encoder.vocab_size}); prepare its text again with this one"
+    )
+
+
+@dataclasses.dataclass
+class _Part:
+  """A source, and which of its text goes into which split.
+
+  Attributes:
+    source: where the text comes from.
+    role: "split" divides it; "train" and "valid" take all of it.
+    split: document or tail.
+    valid_frac: the fraction that "split" holds back.
+  """
+
+  source: sources.Source
+  role: str
+  split: str
+  valid_frac: float
+  # How to divide, found by reading: a dict of names under split="document",
+  # the characters of each document's train side under "tail".
+  _chosen: dict[str, str] | None = None
+  _train_lens: array.array | None = None
+
+  def survey(self, add: Callable[[str], None]) -> None:
+    """Reads what dividing needs to know; `add` is given each piece read."""
+    if self.role != "split" or self.valid_frac == 0:
+      return
+    if self.split == "tail" and self._train_lens is None:
+      self._train_lens = self._count_train_lens(add)
+    if self.split == "document" and self._chosen is None:
+      self._chosen = self._choose(add)
+
+  def pieces(self) -> Iterator[tuple[str, Iterator[tuple[str, str]]]]:
+    """Yields (document name, its (split, piece)s in order)."""
+    for i, document in enumerate(self.source.documents()):
+      yield document.name, self._tagged(i, document)
+
+  def _tagged(self, i: int, document) -> Iterator[tuple[str, str]]:
+    if self._train_lens is not None:
+      yield from _cut_tail(document.pieces, self._train_lens[i])
+      return
+    split = self._split_of(document.name)
+    for piece in document.pieces:
+      yield split, piece
+
+  def _split_of(self, name: str) -> str:
+    if self.role != "split":
+      return self.role
+    if self._chosen is not None and name in self._chosen:
+      return self._chosen[name]
+    return "valid" if _unit_hash(name) < self.valid_frac else "train"
+
+  def _count_train_lens(self, add) -> array.array:
+    lens = array.array("q")
+    # Exact decimals: 0.9 * 10 must not become 8.999.
+    kept = 1 - decimal.Decimal(repr(self.valid_frac))
+    for document in self.source.documents():
+      num_chars = 0
+      for piece in document.pieces:
+        num_chars += len(piece)
+        add(piece)
+      lens.append(int(num_chars * kept))
+    return lens
+
+  def _choose(self, add) -> dict[str, str]:
+    """Returns the documents that go against their hash: at most one, where
+    all would have fallen to one side."""
+    seen = {}
+    for document in self.source.documents():
+      # A name is the same on every machine; an index would shift with files.
+      seen.setdefault(self._split_of(document.name), []).append(document.name)
+      if len(seen) == 2:
+        return {}
+    names = [name for found in seen.values() for name in found]
+    if len(names) == 1:
+      raise InputError(
+        f"{self.source.spec} is one document, which data.split='document' "
+        "cannot divide; set data.split='tail' to hold back its end"
+      )
+    if not names:
+      return {}
+    if "train" in seen:
+      return {min(names, key=_unit_hash): "valid"}
+    return {max(names, key=_unit_hash): "train"}
+
+
+@dataclasses.dataclass
+class _Job:
+  """What the parts of one preparation share.
+
+  Attributes:
+    dir: where prepared folders are kept.
+    build: makes the tokenizer and the manifest's notes on it, when needed.
+    say: takes lines of progress.
+  """
+
+  dir: str
+  build: Callable[[], tuple[tokenizer.Tokenizer, dict]]
+  say: Callable[[str], None]
+
+  @functools.cached_property
+  def encoder(self) -> tuple[tokenizer.Tokenizer, dict]:
+    return self.build()
+
+
+def _prepare_parts(parts, data: DataConfig, say) -> list[dict[str, TokenSet]]:
+  identity = tokenizer.identity(data.tokenizer)
+  if tokenizer.is_trained(data.tokenizer):
+    rows = [(p.source.fingerprint(), p.role) for p in parts]
+    identity = _sha256([identity, rows, data.split, data.valid_frac])
+  names = [_folder_name(part, data.tokenizer, identity) for part in parts]
+
+  def build():
+    if not tokenizer.is_trained(data.tokenizer):
+      return tokenizer.build_tokenizer(data.tokenizer), {}
+    for name in names:
+      path = os.path.join(data.dir, name)
+      if _is_prepared(path):
+        encoder = tokenizer.load(os.path.join(path, "tokenizer.json"))
+        return encoder, _read_manifest(path)["tokenizer"]["notes"]
+    return _train_tokenizer(data.tokenizer, parts, say)
+
+  job = _Job(data.dir, build, say)
+  return [
+    _find_or_make(job, part, name)
+    for part, name in zip(parts, names, strict=True)
+  ]
+
+
+def _folder_name(part: _Part, spec: str, identity: str) -> str:
+  is_divided = part.role == "split"
+  key = _sha256(
+    [
+      FORMAT,
+      part.source.fingerprint(),
+      part.role,
+      part.split,
+      part.valid_frac if is_divided else None,
+      identity,
+    ]
+  )
+  kind, _, size = spec.partition(":")
+  word = kind + size if kind == "bpe" else kind
+  return f"{_slug(part.source.spec)}-{word}-{key[:12]}"
+
+
+def _slug(spec: str) -> str:
+  scheme, _, rest = spec.partition(":")
+  words = re.findall(r"[A-Za-z0-9]+", rest.partition("#")[0])
+  return "-".join([scheme, *words[-3:]]).lower()[:48]
+
+
+def _find_or_make(job: _Job, part: _Part, name: str) -> dict[str, TokenSet]:
+  path = os.path.join(job.dir, name)
+  if not _is_prepared(path):
+    try:
+      os.makedirs(job.dir, exist_ok=True)
+      with _lock(os.path.join(job.dir, f".lock-{name}"), name, job.say):
+        _remove_stale(job.dir, name)
+        if not _is_prepared(path):
+          _make(job, part, path)
+    except OSError as error:
+      raise _mendable(error, job.dir) from error
+  return open_prepared(path)
+
+
+def _is_prepared(path: str) -> bool:
+  return os.path.isfile(os.path.join(path, "manifest.json"))
+
+
+def _make(job: _Job, part: _Part, path: str) -> None:
+  identity = part.source.fingerprint()
+  encoder, notes = job.encoder
+  folder, name = os.path.split(path)
+  temp = os.path.join(
+    folder, f".tmp-{name}.{socket.gethostname()}.{os.getpid()}"
+  )
+  os.makedirs(temp)
+  try:
+    manifest = _write(temp, part, encoder, notes, job.say)
+    if part.source.fingerprint() != identity:
+      raise InputError(
+        f"{part.source.spec} changed while it was read; start again when it is "
+        "whole"
+      )
+    try:
+      os.rename(temp, path)
+    except OSError as error:
+      # Another process was first; its folder has the same content.
+      if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+        raise
+      shutil.rmtree(temp)
+    _sync(folder)
+  except BaseException:
+    shutil.rmtree(temp, ignore_errors=True)
+    raise
+  counts = [manifest["splits"][split]["num_tokens"] for split in SPLITS]
+  parts = [f"{n:,} {s}" for n, s in zip(counts, SPLITS, strict=True) if n]
+  job.say(f"prepared {' + '.join(parts)} tokens ({encoder.name}) in {path}")
+
+
+def _write(temp: str, part: _Part, encoder, notes: dict, say) -> dict:
+  """Encodes a part into a folder; returns its manifest."""
+  dtype = "uint16" if encoder.vocab_size <= 1 << 16 else "uint32"
+  separator_id = encoder.separator_id if part.split == "document" else None
+  writers = {s: _SplitWriter(temp, s, dtype, separator_id) for s in SPLITS}
+  with _Progress("reading", [part], say) as progress:
+    part.survey(progress.add)
+  queue, num_chars = [], 0
+
+  def flush():
+    encoded = encoder.encode_batch([text for _, _, text in queue])
+    for (split, is_first, text), ids in zip(queue, encoded, strict=True):
+      writers[split].write(ids, text, is_first)
+      progress.add(text)
+    queue.clear()
+
+  with _Progress("encoding", [part], say) as progress:
+    for _, tagged in part.pieces():
+      for split, group in itertools.groupby(tagged, operator.itemgetter(0)):
+        is_first = True
+        for text in encoder.split(piece for _, piece in group):
+          queue.append((split, is_first, text))
+          is_first = False
+          num_chars += len(text)
+          if num_chars >= BATCH_CHARS:
+            flush()
+            num_chars = 0
+    if queue:
+      flush()
+  splits = {split: writer.finish() for split, writer in writers.items()}
+  _check_filled(part, splits)
+  manifest = {
+    "format": FORMAT,
+    "source": part.source.spec,
+    "role": part.role,
+    "split": part.split,
+    "valid_frac": part.valid_frac,
+    "tokenizer": {
+      "spec": encoder.name,
+      "fingerprint": encoder.fingerprint(),
+      "vocab_size": encoder.vocab_size,
+      "separator_id": encoder.separator_id,
+      "notes": notes,
+    },
+    "dtype": dtype,
+    "splits": splits,
+  }
+  _write_text(os.path.join(temp, "tokenizer.json"), encoder.to_json())
+  text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
+  _write_text(os.path.join(temp, "manifest.json"), text)
+  _sync(temp)
+  return manifest
+
+
+def _check_filled(part: _Part, splits: dict) -> None:
+  spec = part.source.spec
+  if not any(split["num_tokens"] for split in splits.values()):
+    raise InputError(f"the corpus {spec} is empty: no document holds any text")
+  if part.role == "split" and not splits["train"]["num_tokens"]:
+    raise InputError(
+      f"{spec} leaves no text to train on with data.valid_frac "
+      f"{part.valid_frac}; give more text or lower data.valid_frac"
+    )
+
+
+class _SplitWriter:
+  """Writes one split's shards and offsets, and counts what goes in."""
+
+  def __init__(self, folder: str, split: str, dtype: str, separator_id):
+    self._folder = folder
+    self._split = split
+    self._dtype = np.dtype(dtype).newbyteorder("<")
+    self._separator_id = separator_id
+    self._shards = []
+    self._file = None
+    self._digest = None
+    self._in_shard = 0
+    self._num_ids = 0
+    self._offsets = array.array("q")
+    self._num_bytes = 0
+    self._num_separators = 0
+
+  def write(self, ids: np.ndarray, text: str, is_first: bool) -> None:
+    """Appends the ids of a text; is_first says that a document begins."""
+    if is_first:
+      self._offsets.append(self._num_ids)
+      if self._separator_id is not None:
+        self._append(np.array([self._separator_id]))
+        self._num_separators += 1
+    self._num_bytes += _count_bytes(text)
+    self._append(ids)
+
+  def finish(self) -> dict:
+    """Closes the files; returns the manifest's entry."""
+    self._close_shard()
+    offsets = np.array(self._offsets, "<i8").tobytes()
+    name = f"{self._split}.offsets.bin"
+    with open(os.path.join(self._folder, name), "wb") as file:
+      file.write(offsets)
+      file.flush()
+      os.fsync(file.fileno())
+    return {
+      "num_tokens": self._num_ids - self._num_separators,
+      "num_separators": self._num_separators,
+      "num_documents": len(self._offsets),
+      "num_bytes": self._num_bytes,
+      "shards": self._shards,
+      "offsets": {
+        "file": name,
+        "sha256": hashlib.sha256(offsets).hexdigest(),
+      },
+    }
+
+  def _append(self, ids: np.ndarray) -> None:
+    ids = ids.astype(self._dtype)
+    while len(ids):
+      if self._file is None:
+        name = f"{self._split}-{len(self._shards):05d}.bin"
+        path = os.path.join(self._folder, name)
+        self._file = open(path, "wb", buffering=1 << 20)
+        self._digest = hashlib.sha256()
+        self._in_shard = 0
+        self._shards.append({"file": name})
+      part, ids = np.split(ids, [SHARD_IDS - self._in_shard])
+      data = part.tobytes()
+      self._file.write(data)
+      self._digest.update(data)
+      self._in_shard += len(part)
+      self._num_ids += len(part)
+      if self._in_shard == SHARD_IDS:
+        self._close_shard()
+
+  def _close_shard(self) -> None:
+    if self._file is None:
+      return
+    with self._file as file:
+      file.flush()
+      os.fsync(file.fileno())
+    self._file = None
+    self._shards[-1] |= {
+      "num_ids": self._in_shard,
+      "sha256": self._digest.hexdigest(),
+    }
+
+
+def _train_tokenizer(spec: str, parts: list[_Part], say):
+  """Returns (tokenizer, notes) of a vocabulary made from the parts' text."""
+  kind = tokenizer.parse_spec(spec)[0]
+  with _Progress("reading", parts, say) as progress:
+    for part in parts:
+      part.survey(progress.add)
+  with _Progress("learning the vocabulary", parts, say) as progress:
+    if kind == "chars":
+      # All text, so that validation has no unknown character (as nanoGPT).
+      seen = np.zeros(0x110000, bool)
+      for _, piece in _all_pieces(parts, progress.add):
+        seen[np.frombuffer(piece.encode("utf-32-le"), "<u4")] = True
+      characters = [chr(code) for code in np.flatnonzero(seen)]
+      _check_any(parts, characters)
+      return tokenizer.CharTokenizer(characters, spec), {}
+    kept, notes = _sample(
+      piece
+      for split, piece in _all_pieces(parts, progress.add)
+      if split == "train"
+    )
+  _check_any(parts, kept)
+  is_shown = runtime.is_terminal(sys.stderr)
+  encoder = tokenizer.train_bpe(spec, kept, is_shown)
+  wanted = int(spec.partition(":")[2])
+  if encoder.vocab_size < wanted:
+    say(f"the text has pairs for {encoder.vocab_size} of {wanted} tokens only")
+  return encoder, notes
+
+
+def _check_any(parts: list[_Part], found) -> None:
+  if not found:
+    specs = ", ".join(part.source.spec for part in parts)
+    raise InputError(f"the corpus {specs} is empty: no document holds any text")
+
+
+def _all_pieces(parts, add) -> Iterator[tuple[str, str]]:
+  for part in parts:
+    for _, tagged in part.pieces():
+      for split, piece in tagged:
+        yield split, piece
+        add(piece)
+
+
+def _sample(pieces: Iterator[str]) -> tuple[list[str], dict]:
+  """Returns at most SAMPLE_BYTES of text, evenly spread, and notes on it.
+
+  The length of the stream is not known: whenever too much is kept, every
+  second piece goes, and from then on every second is taken.
+  """
+  short = 1 << 17
+  kept, size, stride, total = [], 0, 1, 0
+  cut = (
+    piece[i : i + short]
+    for piece in pieces
+    for i in range(0, len(piece), short)
+  )
+  for i, text in enumerate(cut):
+    num_bytes = _count_bytes(text)
+    total += num_bytes
+    if i % stride == 0:
+      kept.append(text)
+      size += num_bytes
+    while size > SAMPLE_BYTES and len(kept) > 1:
+      kept = kept[::2]
+      stride *= 2
+      size = sum(map(_count_bytes, kept))
+  return kept, {
+    "trained_on_bytes": size,
+    "of_bytes": total,
+    "every_nth_piece": stride,
+  }
+
+
+class _Progress:
+  """How far a reading is: a bar on a terminal, else a line now and then."""
+
+  def __init__(self, doing: str, parts: list[_Part], say):
+    sizes = [part.source.num_bytes() for part in parts]
+    self._total = None if None in sizes else sum(sizes)
+    what = ", ".join(part.source.spec for part in parts)
+    if len(what) > 40:
+      what = "..." + what[-37:]
+    self._label = f"{doing} {what}"
+    self._say = say
+    self._done = 0
+    self._bar = None
+    self._start = self._last = time.monotonic()
+
+  def __enter__(self):
+    if runtime.is_terminal(sys.stderr):
+      from rich.console import Console
+      from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+      )
+
+      self._bar = Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+      )
+      self._task = self._bar.add_task(self._label, total=self._total)
+      self._bar.start()
+    return self
+
+  def __exit__(self, *_):
+    if self._bar is not None:
+      self._bar.stop()
+
+  def add(self, text: str) -> None:
+    """Counts a text as done."""
+    self._done += _count_bytes(text)
+    if self._bar is not None:
+      self._bar.update(self._task, completed=self._done)
+      return
+    now = time.monotonic()
+    if now - self._last >= REPORT_SECONDS:
+      self._last = now
+      rate = self._done / (now - self._start) / 1e6
+      of = f" of {self._total / 1e6:,.0f}" if self._total else ""
+      self._say(
+        f"{self._label}: {self._done / 1e6:,.0f}{of} MB, {rate:,.1f} MB/s"
+      )
+
+
+def _cut_tail(pieces, num_train: int) -> Iterator[tuple[str, str]]:
+  """Yields ("train", ...) for the first num_train characters, then "valid"."""
+  left = num_train
+  for piece in pieces:
+    if left:
+      yield "train", piece[:left]
+    if len(piece) > left:
+      yield "valid", piece[left:]
+    left = max(0, left - len(piece))
+
+
+def _unit_hash(name: str) -> float:
+  digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
+  return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def _count_bytes(text: str) -> int:
+  return len(text) if text.isascii() else len(text.encode("utf-8"))
+
+
+def _sha256(content) -> str:
+  return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _write_text(path: str, text: str) -> None:
+  with open(path, "w", encoding="utf-8") as file:
+    file.write(text)
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _sync(folder: str) -> None:
+  handle = os.open(folder, os.O_RDONLY)
+  try:
+    os.fsync(handle)
+  finally:
+    os.close(handle)
+
+
+@contextlib.contextmanager
+def _lock(path: str, name: str, say):
+  """Holds a lock that dies with its process.
+
+  Where a file system has no locks, the rename still decides who was first.
+  """
+  file = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
+  try:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      say(f"waiting for another process that prepares {name}")
+      fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError as error:
+      if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+        raise
+    yield
+    with contextlib.suppress(FileNotFoundError):
+      os.unlink(path)
+  finally:
+    os.close(file)
+
+
+def _remove_stale(folder: str, name: str) -> None:
+  """Removes what killed preparations of this machine left behind."""
+  host = socket.gethostname()
+  for entry in os.listdir(folder):
+    match = re.fullmatch(r"\.tmp-(.+?)\.(.+)\.(\d+)", entry)
+    if not match or match[2] != host:
+      continue
+    # Under this set's lock nobody else on this machine can be writing it.
+    if match[1] == name or not _is_alive(int(match[3])):
+      shutil.rmtree(os.path.join(folder, entry), ignore_errors=True)
+
+
+def _is_alive(pid: int) -> bool:
+  try:
+    os.kill(pid, 0)
+  except ProcessLookupError:
+    return False
+  except PermissionError:
+    pass
+  return True
+
+
+def _mendable(error: OSError, folder: str) -> Exception:
+  """Returns the sentence for an error of writing that the user can mend."""
+  if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    return InputError(
+      f"no space is left in {folder} for the prepared text; free some, or set "
+      "data.dir to another disk"
+    )
+  refused = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EEXIST,
+  )
+  if error.errno in refused:
+    return InputError(
+      f"cannot write in {folder}: {error.strerror}; set data.dir to a folder "
+      "that can be written"
+    )
+  return error
+
+
+def _read_manifest(path: str) -> dict:
+  file = os.path.join(path, "manifest.json")
+  try:
+    with open(file, encoding="utf-8") as stream:
+      manifest = json.load(stream)
+    found = manifest["format"]
+  except FileNotFoundError:
+    raise InputError(
+      f"{path} is not a prepared set: it has no manifest.json; remove it, and "
+      "it is prepared again"
+    ) from None
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise InputError(f"{file} is damaged: {error!r}") from None
+  if found != FORMAT:
+    raise InputError(
+      f"{path} has format {found}; this version reads format {FORMAT}: remove "
+      "it, and it is prepared again"
+    )
+  return manifest
+
+
+def _check_size(path: str, expected: int) -> None:
+  found = os.path.getsize(path) if os.path.isfile(path) else None
+  if found != expected:
+    what = "is missing" if found is None else f"has {found} bytes"
+    raise InputError(
+      f"{path} {what} where its manifest says {expected}; remove its folder, "
+      "and it is prepared again"
+    )

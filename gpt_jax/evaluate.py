@@ -1,0 +1,70 @@
+"""Score a trained model on text: python -m gpt_jax.evaluate --help."""
+
+import json
+import os
+import sys
+
+from gpt_jax import cli, runtime
+
+
+def main(argv: list[str]) -> int:
+  parser = cli.build_parser(
+    "evaluate",
+    "Loss, perplexity and bits per byte of a trained model over all of a text.",
+    needs_config=False,
+  )
+  parser.add_argument(
+    "--workdir", required=True, metavar="DIR", help="folder of the run"
+  )
+  parser.add_argument(
+    "--data",
+    metavar="SOURCE",
+    help="a text file, a prepared folder, or a source such as jsonl:FILE; the "
+    "default is the run's own validation set",
+  )
+  parser.add_argument(
+    "--json", action="store_true", help="print one JSON object a set"
+  )
+  args, overrides = cli.parse(parser, argv)
+  runtime.start(args.devices)
+
+  from gpt_jax import score, workdir
+  from gpt_jax.data import store
+
+  note = lambda line: print(line, file=sys.stderr)
+  config, model, params, tokenizer, mesh = workdir.open_run(
+    args.workdir, overrides, note
+  )
+  if args.data is None:
+    sets = store.prepare(config.data, note).valid
+  elif os.path.isfile(os.path.join(args.data, "manifest.json")):
+    sets = store.open_prepared(args.data)
+  else:
+    tokens = store.prepare_text(
+      args.data, tokenizer, config.data.dir, config.data.split, note
+    )
+    sets = {args.data: tokens}
+  for name, tokens in sets.items():
+    store.check_vocab(tokens, tokenizer)
+    result = score.score(
+      model,
+      params,
+      tokens,
+      seq_len=config.data.seq_len,
+      batch_size=config.train.global_batch_size,
+      packing=config.data.packing,
+      mesh=mesh,
+    )
+    if args.json:
+      print(json.dumps({"set": name, **result}))
+    else:
+      print(
+        f"{name}: loss {result['loss']:.4f}, perplexity "
+        f"{result['perplexity']:.2f}, bits per byte "
+        f"{result['bits_per_byte']:.4f}, over {result['num_tokens']:,} tokens"
+      )
+  return 0
+
+
+if __name__ == "__main__":
+  cli.run(main, sys.argv[1:])

@@ -1,0 +1,91 @@
+"""The ledger: parameters by role, FLOPs per token, cache bytes, chip peaks.
+
+All of it is arithmetic on a config, so that it costs nothing and never changes
+with a compiler. Each FLOPs figure names its convention; MFU uses the PaLM one,
+which published tables use.
+"""
+
+from gpt_jax import config as config_lib
+from gpt_jax.config import ModelConfig
+
+# Dense bfloat16 peak of a device as jax names it, TFLOP/s (vendors' sheets).
+PEAK_TFLOPS = {
+  "NVIDIA H200": 989.0,
+  "NVIDIA H100 80GB HBM3": 989.0,
+  "NVIDIA A100-SXM4-80GB": 312.0,
+  "NVIDIA A100-SXM4-40GB": 312.0,
+  "TPU v3": 61.5,  # a core; two are one chip
+  "TPU v4": 275.0,
+  "TPU v5 lite": 197.0,
+  "TPU v5": 459.0,
+  "TPU v5p": 459.0,
+  "TPU v6 lite": 918.0,
+}
+
+
+def count_parameters(model: ModelConfig) -> dict[str, int]:
+  """Returns {role: parameters}, vocabulary padding left out."""
+  D, F, L, V = (
+    model.model_dim,
+    model.mlp_dim,
+    model.num_layers,
+    model.vocab_size,
+  )
+  N, K, H = (
+    model.num_heads,
+    config_lib.num_kv_heads(model),
+    config_lib.head_dim(model),
+  )
+  is_gated = model.mlp == "swiglu"
+  has_norm_bias = model.bias and model.norm == "layernorm"
+  num_norms = 2 * L + (model.norm_placement == "pre")
+  biases = N * H + 2 * K * H + D + F + D if model.bias else 0
+  return {
+    "embed": V * D,
+    "position": model.max_len * D if model.position == "learned" else 0,
+    "hidden": L * D * (N * H + 2 * K * H + F * (1 + is_gated)),
+    "residual": L * D * (N * H + F),
+    "unembed": 0 if model.tied_embeddings else V * D,
+    "norm": num_norms * D + (2 * L * H if model.qk_norm else 0),
+    "bias": L * biases + (num_norms * D if has_norm_bias else 0),
+  }
+
+
+def train_flops_per_token(model: ModelConfig, seq_len: int) -> int:
+  """Returns FLOPs per trained token: 6 N + 12 L (N_heads H) T.
+
+  N counts all parameters but looked-up positions and untied input embeddings,
+  which multiply nothing (Chowdhery et al. 2022, appendix B).
+  """
+  count = count_parameters(model)
+  idle = count["position"] + (0 if model.tied_embeddings else count["embed"])
+  width = model.num_heads * config_lib.head_dim(model)
+  weights = sum(count.values()) - idle
+  return 6 * weights + 12 * model.num_layers * width * seq_len
+
+
+def cache_bytes_per_token(model: ModelConfig, itemsize: int) -> int:
+  """Returns bytes of keys and values that one cached token takes."""
+  K, H = config_lib.num_kv_heads(model), config_lib.head_dim(model)
+  return 2 * model.num_layers * K * H * itemsize
+
+
+def estimate_passing_bytes(model: ModelConfig, tokens: int) -> int:
+  """Returns bytes that a step needs beyond its state on one device.
+
+  An estimate to print before anything is compiled, of a whole model:
+  gradients, what backward keeps of each block (scores included), and logits.
+
+  Args:
+    tokens: tokens in one microbatch on the device.
+  """
+  item = {"float32": 4, "bfloat16": 2}
+  c = item[model.compute_dtype]
+  D, F, L = model.model_dim, model.mlp_dim, model.num_layers
+  gradients = sum(count_parameters(model).values()) * item[model.param_dtype]
+  kept = {"none": 10 * D + 3 * F, "dots": 7 * D + F, "full": D}[model.remat]
+  scores = model.num_heads * min(model.max_len, tokens) * (4 + c)
+  if model.remat == "full":
+    scores //= L
+  logits = 2 * 4 * config_lib.padded_vocab_size(model)
+  return gradients + tokens * (L * (kept * c + scores) + logits)

@@ -1,0 +1,100 @@
+"""Continue prompts with a trained model: python -m gpt_jax.generate --help."""
+
+import sys
+
+from gpt_jax import cli, runtime
+from gpt_jax.config import InputError
+
+
+def main(argv: list[str]) -> int:
+  parser = cli.build_parser(
+    "generate",
+    "Continue prompts with a trained model.",
+    needs_config=False,
+  )
+  parser.add_argument(
+    "--workdir", required=True, metavar="DIR", help="folder of the run"
+  )
+  parser.add_argument(
+    "--prompt",
+    action="append",
+    metavar="TEXT",
+    help="text to continue; several make a batch; - reads standard input",
+  )
+  parser.add_argument(
+    "--num_tokens", type=int, default=200, help="default %(default)s"
+  )
+  parser.add_argument(
+    "--temperature",
+    type=float,
+    default=0.8,
+    help="0 takes the most likely token (default %(default)s)",
+  )
+  parser.add_argument(
+    "--top_k", type=int, default=0, help="only the k likeliest; 0 for all"
+  )
+  parser.add_argument(
+    "--top_p", type=float, default=1.0, help="nucleus; 1 for all"
+  )
+  parser.add_argument(
+    "--min_p",
+    type=float,
+    default=0.0,
+    help="only tokens this fraction as likely as the likeliest",
+  )
+  parser.add_argument("--seed", type=int, default=0)
+  parser.add_argument(
+    "--stop",
+    action="append",
+    default=[],
+    metavar="TEXT",
+    help="end where this text comes; may be given again",
+  )
+  args, overrides = cli.parse(parser, argv)
+  prompts = [sys.stdin.read() if p == "-" else p for p in args.prompt or ["\n"]]
+  if args.num_tokens < 1:
+    raise InputError(f"--num_tokens is {args.num_tokens}; it must be 1 or more")
+  if not 0 <= args.seed < 2**32:
+    raise InputError(f"--seed is {args.seed}; it must be from 0 to 2^32 - 1")
+  if "" in prompts:
+    raise InputError(
+      "the prompt is empty; give some text, for instance --prompt='The '"
+    )
+  runtime.start(args.devices)
+
+  import jax
+
+  from gpt_jax import decode, workdir
+
+  sampling = decode.Sampling(
+    args.temperature, args.top_k, args.top_p, args.min_p
+  )
+  note = lambda line: print(line, file=sys.stderr)
+  _, model, params, tokenizer, mesh = workdir.open_run(
+    args.workdir, overrides, note
+  )
+  show = lambda text: print(text, end="", flush=True)
+  if len(prompts) == 1:
+    show(prompts[0])
+  with jax.set_mesh(mesh):
+    texts = decode.generate_text(
+      model,
+      params,
+      tokenizer,
+      prompts,
+      args.num_tokens,
+      sampling,
+      args.seed,
+      tuple(args.stop),
+      show=show if len(prompts) == 1 else None,
+    )
+  if len(prompts) == 1:
+    print()
+  else:
+    for prompt, text in zip(prompts, texts, strict=True):
+      print(f"--- {prompt!r}\n{prompt}{text}")
+  return 0
+
+
+if __name__ == "__main__":
+  cli.run(main, sys.argv[1:])

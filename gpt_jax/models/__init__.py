@@ -1,0 +1,79 @@
+"""What is computed: `build_model` makes a model of its config.
+
+The rest of the project depends on this door alone: abstract parameters with
+their declarations, and pure functions of parameters and tokens. Linen stays
+inside this room.
+"""
+
+import dataclasses
+
+import jax
+
+from gpt_jax.config import ModelConfig
+from gpt_jax.models import decoder, transformer
+from gpt_jax.models.layers import Declared
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  """A model as functions. Parameters are plain trees, stacked over layers.
+
+  Attributes:
+    config: its section, vocab_size filled in.
+    rules: word of sharding.RULES.
+  """
+
+  config: ModelConfig
+  rules: str
+
+  def abstract_params(self):
+    """Returns (tree of ShapeDtypeStruct, the same tree of ParamSpec)."""
+    boxed = decoder.abstract_decoder(self.config)
+    is_box = lambda x: isinstance(x, Declared)
+    shapes = jax.tree.map(lambda b: b.value, boxed, is_leaf=is_box)
+    specs = jax.tree.map(lambda b: b.spec, boxed, is_leaf=is_box)
+    return shapes, specs
+
+  def apply(
+    self, params, tokens_BT, positions_BT=None, segments_BT=None, key=None
+  ):
+    """Returns logits_BTV float32; see Decoder."""
+    c = self.config
+    if not c.scan_layers:
+      params = transformer.unstack_layers(params, c.num_layers)
+    model = decoder.Decoder(c, self.rules, is_stacked=c.scan_layers)
+    return model.apply(
+      {"params": params}, tokens_BT, positions_BT, segments_BT, key=key
+    )
+
+  def unstack(self, params):
+    """Returns the parameters in the form that apply_cached reads."""
+    return transformer.unstack_layers(params, self.config.num_layers)
+
+  def init_cache(self, batch_size: int, num_slots: int):
+    """Returns an empty cache for `num_slots` tokens in each row."""
+    return decoder.init_cache(self.config, batch_size, num_slots)
+
+  def apply_cached(self, unstacked, tokens_BT, cache, start_B, only_B=None):
+    """Returns (logits_BTV, cache) for tokens that follow what is cached.
+
+    Args:
+      unstacked: parameters from `unstack`.
+      tokens_BT: the next T tokens of every row.
+      cache: from init_cache or an earlier call.
+      start_B: int32, how many tokens each row has cached.
+      only_B: int32, the one token of each row whose logits are wanted.
+    """
+    model = decoder.Decoder(self.config, self.rules, is_stacked=False)
+    return model.apply(
+      {"params": unstacked},
+      tokens_BT,
+      cache=cache,
+      start_B=start_B,
+      only_B=only_B,
+    )
+
+
+def build_model(config: ModelConfig, rules: str = "standard") -> Model:
+  """Returns the model of a config whose vocab_size is known."""
+  return Model(config, rules)

@@ -1,0 +1,168 @@
+"""Attention: positions, masks, grouped queries, the cache of keys and values.
+
+Heads come before time, (B, K, G, T, H): matrix products over trailing dims are
+what every back end does best. Causality is by slot, the index of a token in
+its row, never by position, which restarts where packed documents do.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from gpt_jax import config as config_lib
+from gpt_jax import sharding
+from gpt_jax.config import ModelConfig
+from gpt_jax.models.layers import declare, dropout, project, rms_normalize
+
+# Llama 3's rotary scaling: wavelengths over ORIGINAL_LEN / LOW are stretched,
+# those under ORIGINAL_LEN / HIGH are kept (Dubey et al. 2024, appendix).
+LLAMA3_LOW, LLAMA3_HIGH = 1.0, 4.0
+
+
+class Attention(nn.Module):
+  """Causal self-attention with grouped queries (Ainslie et al. 2023)."""
+
+  config: ModelConfig
+  rules: str
+
+  @nn.compact
+  def __call__(self, x_BTD, context, cache=None, key=None):
+    """Returns (y_BTD, cache).
+
+    Args:
+      x_BTD: normalised residual stream.
+      context: Context of this forward pass.
+      cache: (k_BKSH, v_BKSH) to append to and read, or None.
+      key: dropout key, or None.
+    """
+    c, D = self.config, x_BTD.shape[-1]
+    N, K, H = c.num_heads, config_lib.num_kv_heads(c), config_lib.head_dim(c)
+    heads, kv = (
+      ("embed", "heads", "head_dim"),
+      ("embed", "kv_heads", "head_dim"),
+    )
+    q_BTNH = project(x_BTD, declare(self, "q", (D, N, H), heads, "hidden"))
+    k_BTKH = project(x_BTD, declare(self, "k", (D, K, H), kv, "hidden"))
+    v_BTKH = project(x_BTD, declare(self, "v", (D, K, H), kv, "hidden"))
+    if c.bias:
+      q_BTNH += declare(self, "q_bias", (N, H), ("heads", "head_dim"), "bias")
+      k_BTKH += declare(
+        self, "k_bias", (K, H), ("kv_heads", "head_dim"), "bias"
+      )
+      v_BTKH += declare(
+        self, "v_bias", (K, H), ("kv_heads", "head_dim"), "bias"
+      )
+    if c.qk_norm:  # Henry et al. 2020
+      q_scale = declare(self, "q_norm", (H,), ("head_dim",), "norm")
+      k_scale = declare(self, "k_norm", (H,), ("head_dim",), "norm")
+      q_BTNH = rms_normalize(q_BTNH, q_scale, c.norm_eps)
+      k_BTKH = rms_normalize(k_BTKH, k_scale, c.norm_eps)
+    if c.position == "rope":
+      q_BTNH = rotate(q_BTNH, context.rope)
+      k_BTKH = rotate(k_BTKH, context.rope)
+
+    B, T = x_BTD.shape[:2]
+    q_BKGTH = q_BTNH.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
+    k_BKSH, v_BKSH = k_BTKH.swapaxes(1, 2), v_BTKH.swapaxes(1, 2)
+    if cache is not None:
+      k_BKSH = write_slots(cache[0], k_BKSH, context.start_B)
+      v_BKSH = write_slots(cache[1], v_BKSH, context.start_B)
+      cache = (k_BKSH, v_BKSH)
+    keys = ("batch", "kv_heads", "key_length", "head_dim")
+    k_BKSH = sharding.constrain(k_BKSH, keys, self.rules)
+    v_BKSH = sharding.constrain(v_BKSH, keys, self.rules)
+
+    y_BKGTH = attend(q_BKGTH, k_BKSH, v_BKSH, context, c, key)
+    y_BTNH = y_BKGTH.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
+    w_o_NHD = declare(
+      self, "o", (N, H, D), ("heads", "head_dim", "embed"), "residual"
+    )
+    y_BTD = project(y_BTNH, w_o_NHD, num_in=2)
+    if c.bias:
+      y_BTD += declare(self, "o_bias", (D,), ("norm",), "bias")
+    return y_BTD, cache
+
+
+def attend(q_BKGTH, k_BKSH, v_BKSH, context, config: ModelConfig, key=None):
+  """Softmax attention in float32; returns y_BKGTH in the dtype of q."""
+  scale = q_BKGTH.shape[-1] ** -0.5
+  s_BKGTS = jnp.einsum(
+    "BKGTH,BKSH->BKGTS",
+    q_BKGTH * scale,
+    k_BKSH,
+    preferred_element_type=jnp.float32,
+  )
+  if config.attn_softcap is not None:
+    s_BKGTS = config.attn_softcap * jnp.tanh(s_BKGTS / config.attn_softcap)
+  if config.position == "alibi":  # Press et al. 2021
+    s_BKGTS += context.alibi_KGTS
+  s_BKGTS = jnp.where(context.mask_BTS[:, None, None], s_BKGTS, -1e30)
+  p_BKGTS = jax.nn.softmax(s_BKGTS, axis=-1).astype(v_BKSH.dtype)
+  p_BKGTS = dropout(p_BKGTS, config.dropout_rate, key, "weights")
+  return jnp.einsum("BKGTS,BKSH->BKGTH", p_BKGTS, v_BKSH)
+
+
+def mask_of(slots_BT, num_slots: int, window, segments_BT):
+  """Returns mask_BTS: which slots a query may see (B is 1 where all agree).
+
+  Args:
+    slots_BT: index of each query in its row, int32 (1 or B, T).
+    num_slots: S, keys at hand.
+    window: number of last slots that are seen, or None for all.
+    segments_BT: document of each slot, where documents are packed; S == T.
+  """
+  keys_S = jnp.arange(num_slots)
+  mask_BTS = keys_S <= slots_BT[..., None]
+  if window is not None:
+    mask_BTS &= keys_S > slots_BT[..., None] - window
+  if segments_BT is not None:
+    mask_BTS &= segments_BT[:, :, None] == segments_BT[:, None, :]
+  return mask_BTS
+
+
+def alibi_of(slots_BT, num_slots: int, num_heads: int, num_kv_heads: int):
+  """Returns the linear biases (B, K, G, T, S): -slope times the distance.
+
+  Slopes are 2^(-8 i / n) for n heads; where n is no power of two, those of the
+  power below, then every other one of the power above (Press et al. 2021).
+  """
+  power = 2 ** (num_heads.bit_length() - 1)
+  slopes = [2 ** (-8 * (i + 1) / power) for i in range(power)]
+  finer = [2 ** (-4 * (i + 1) / power) for i in range(0, 2 * power, 2)]
+  slopes += finer[: num_heads - power]
+  slopes_KG = jnp.array(slopes).reshape(num_kv_heads, -1)
+  distance = slots_BT[..., None] - jnp.arange(num_slots)
+  return -slopes_KG[None, :, :, None, None] * distance[:, None, None]
+
+
+def rope_of(positions_BT, config: ModelConfig):
+  """Returns (cos, sin), each (B, T, 1, H/2) float32 (Su et al. 2021)."""
+  H = config_lib.head_dim(config)
+  rate_H = config.rope_theta ** (-jnp.arange(0, H, 2, dtype=jnp.float32) / H)
+  word, numbers = config_lib.rope_scaling(config)
+  if word == "linear":  # Chen et al. 2023
+    rate_H /= numbers[0]
+  elif word == "llama3":
+    factor, original = numbers
+    turns = original * rate_H / (2 * jnp.pi)
+    keep = (turns - LLAMA3_LOW) / (LLAMA3_HIGH - LLAMA3_LOW)
+    keep = jnp.clip(keep, 0.0, 1.0)
+    rate_H = keep * rate_H + (1 - keep) * rate_H / factor
+  angle = positions_BT[..., None, None].astype(jnp.float32) * rate_H
+  return jnp.cos(angle), jnp.sin(angle)
+
+
+def rotate(x_BTNH, rope):
+  """Turns pairs (i, i + H/2) of every head by its angle."""
+  cos, sin = rope
+  a, b = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
+  turned = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+  return turned.astype(x_BTNH.dtype)
+
+
+def write_slots(cache_BKSH, new_BKTH, start_B):
+  """Returns the cache with T new slots of each row written from start_B."""
+  write = lambda row, new, start: jax.lax.dynamic_update_slice(
+    row, new.astype(row.dtype), (0, start, 0)
+  )
+  return jax.vmap(write)(cache_BKSH, new_BKTH, start_B)

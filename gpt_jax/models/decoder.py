@@ -1,0 +1,166 @@
+"""The decoder-only transformer: embed, blocks, final norm, unembed.
+
+Parameters are always stacked over layers, so that scanned and unrolled runs
+share checkpoints; the unrolled form takes them apart at the door.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from gpt_jax import config as config_lib
+from gpt_jax import sharding
+from gpt_jax.config import ModelConfig
+from gpt_jax.models.attention import alibi_of, mask_of, rope_of
+from gpt_jax.models.layers import Norm, declare, dropout
+from gpt_jax.models.transformer import Block, Context, rematerialised
+
+
+class Decoder(nn.Module):
+  """GPT (Radford et al. 2018, 2019), one implementation by mechanism.
+
+  Attributes:
+    config: model section of the config, vocab_size filled in.
+    rules: word of sharding.RULES.
+    is_stacked: whether "blocks" holds all layers in leading dims.
+  """
+
+  config: ModelConfig
+  rules: str = "standard"
+  is_stacked: bool = True
+
+  @nn.compact
+  def __call__(
+    self,
+    tokens_BT,
+    positions_BT=None,
+    segments_BT=None,
+    cache=None,
+    start_B=None,
+    only_B=None,
+    key=None,
+  ):
+    """Returns logits_BTV float32 (and the cache, where one is given).
+
+    Padded vocabulary rows come out as -1e30.
+
+    Args:
+      tokens_BT: int32 ids below vocab_size.
+      positions_BT: int32 below max_len; None counts from the first slot.
+      segments_BT: document of each token; attention stays inside. None: one.
+      cache: list over layers of (k_BKSH, v_BKSH); needs is_stacked=False.
+      start_B: int32, slot of each row's first token, with a cache.
+      only_B: int32, the one token of each row whose logits are wanted; the
+        result then has T = 1. None wants all.
+      key: dropout key; None drops nothing.
+    """
+    c = self.config
+    T = tokens_BT.shape[1]
+    slots_BT = jnp.arange(T)[None]
+    if cache is not None:
+      slots_BT = slots_BT + start_B[:, None]
+    if positions_BT is None:
+      positions_BT = slots_BT
+    S = T if cache is None else cache[0][0].shape[2]
+    context = Context(
+      mask_BTS=mask_of(slots_BT, S, c.sliding_window, segments_BT),
+      rope=rope_of(positions_BT, c) if c.position == "rope" else None,
+      alibi_KGTS=alibi_of(slots_BT, S, c.num_heads, config_lib.num_kv_heads(c))
+      if c.position == "alibi"
+      else None,
+      start_B=start_B,
+    )
+
+    embed = Embedding(c, name="embed")
+    x_BTD = embed(tokens_BT, positions_BT)
+    x_BTD = dropout(x_BTD, c.dropout_rate, key, "embed")
+    x_BTD = sharding.constrain(
+      x_BTD, ("batch", "length", "residual"), self.rules
+    )
+    x_BTD, cache = self.blocks(x_BTD, context, cache, key)
+    if c.norm_placement == "pre":
+      x_BTD = Norm(c, name="final_norm")(x_BTD)
+    if only_B is not None:
+      x_BTD = jnp.take_along_axis(x_BTD, only_B[:, None, None], axis=1)
+
+    w_VD = embed.tokens() if c.tied_embeddings else unembedding(self)
+    logits_BTV = jnp.einsum(
+      "BTD,VD->BTV", x_BTD, w_VD, preferred_element_type=jnp.float32
+    )
+    logits_BTV = sharding.constrain(
+      logits_BTV, ("batch", "length", "vocab"), self.rules
+    )
+    if c.logit_softcap is not None:
+      logits_BTV = c.logit_softcap * jnp.tanh(logits_BTV / c.logit_softcap)
+    V = c.vocab_size
+    if logits_BTV.shape[-1] > V:
+      is_real_V = jnp.arange(logits_BTV.shape[-1]) < V
+      logits_BTV = jnp.where(is_real_V, logits_BTV, -1e30)
+    return logits_BTV if cache is None else (logits_BTV, cache)
+
+  def blocks(self, x_BTD, context, cache, key):
+    """Runs all blocks; returns (x_BTD, cache)."""
+    c = self.config
+    block = rematerialised(Block, c.remat)
+    if self.is_stacked:
+      scan = nn.scan(
+        block,
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+        length=c.num_layers,
+      )(c, self.rules, name="blocks")
+      return scan(x_BTD, jnp.arange(c.num_layers), context, None, key)
+    caches = []
+    for layer in range(c.num_layers):
+      x_BTD, kept = block(c, self.rules, name=f"blocks_{layer}")(
+        x_BTD, layer, context, None if cache is None else cache[layer], key
+      )
+      caches.append(kept)
+    return x_BTD, None if cache is None else caches
+
+
+class Embedding(nn.Module):
+  """Token embeddings, and learned positions where the config has them."""
+
+  config: ModelConfig
+
+  def setup(self):
+    c, D = self.config, self.config.model_dim
+    V = config_lib.padded_vocab_size(c)
+    self.table_VD = declare(self, "tokens", (V, D), ("vocab", "embed"), "embed")
+    if c.position == "learned":
+      self.table_SD = declare(
+        self, "positions", (c.max_len, D), ("positions", "embed"), "position"
+      )
+
+  def __call__(self, tokens_BT, positions_BT):
+    x_BTD = self.table_VD[tokens_BT]
+    if self.config.position == "learned":
+      x_BTD = x_BTD + self.table_SD[positions_BT]
+    return x_BTD
+
+  def tokens(self):
+    return self.table_VD
+
+
+def unembedding(module: Decoder):
+  c = module.config
+  V, D = config_lib.padded_vocab_size(c), c.model_dim
+  return declare(module, "unembed", (V, D), ("vocab", "embed"), "unembed")
+
+
+def init_cache(config: ModelConfig, batch_size: int, num_slots: int):
+  """Returns an empty cache: a list over layers of (k_BKSH, v_BKSH) zeros."""
+  K, H = config_lib.num_kv_heads(config), config_lib.head_dim(config)
+  shape = (batch_size, K, num_slots, H)
+  empty = lambda: jnp.zeros(shape, config.compute_dtype)
+  return [(empty(), empty()) for _ in range(config.num_layers)]
+
+
+def abstract_decoder(config: ModelConfig):
+  """Returns the boxed abstract parameters (leaves Declared), without memory."""
+  model = Decoder(config)
+  tokens = jnp.zeros((1, 1), jnp.int32)
+  init = lambda key: model.init(key, tokens)["params"]
+  return jax.eval_shape(init, jax.random.key(0))

@@ -1,0 +1,89 @@
+"""The block, and what a forward pass shares between its blocks."""
+
+import flax.linen as nn
+import jax
+from flax import struct
+
+from gpt_jax import sharding
+from gpt_jax.config import ModelConfig
+from gpt_jax.models.attention import Attention
+from gpt_jax.models.layers import MLP, Norm, dropout
+
+REMAT = {
+  "full": None,
+  "dots": jax.checkpoint_policies.dots_saveable,
+}
+
+
+class Context(struct.PyTreeNode):
+  """What every block of one forward pass reads.
+
+  Attributes:
+    mask_BTS: bool, which slots each query sees; B may be 1.
+    rope: (cos, sin) for position="rope", else None.
+    alibi_KGTS: score biases for position="alibi", else None.
+    start_B: int32, first slot that is written, with a cache, else None.
+  """
+
+  mask_BTS: jax.Array
+  rope: tuple | None = None
+  alibi_KGTS: jax.Array | None = None
+  start_B: jax.Array | None = None
+
+
+class Block(nn.Module):
+  """Attention and MLP, each around a residual, with norms before or after."""
+
+  config: ModelConfig
+  rules: str
+
+  @nn.compact
+  def __call__(self, x_BTD, layer, context, cache=None, key=None):
+    """Returns (x_BTD, cache); `layer` is the index that dropout is keyed by."""
+    c = self.config
+    key = None if key is None else jax.random.fold_in(key, layer)
+    attn = Attention(c, self.rules, name="attn")
+    mlp = MLP(c, self.rules, name="mlp")
+    norm_attn, norm_mlp = Norm(c, name="norm_attn"), Norm(c, name="norm_mlp")
+    drop = lambda x, name: dropout(x, c.dropout_rate, key, name)
+    pin = lambda x: sharding.constrain(
+      x, ("batch", "length", "residual"), self.rules
+    )
+    if c.norm_placement == "pre":
+      y, cache = attn(norm_attn(x_BTD), context, cache, key)
+      x_BTD = pin(x_BTD + drop(y, "attn"))
+      x_BTD = pin(x_BTD + drop(mlp(norm_mlp(x_BTD)), "mlp"))
+    else:
+      y, cache = attn(x_BTD, context, cache, key)
+      x_BTD = pin(norm_attn(x_BTD + drop(y, "attn")))
+      x_BTD = pin(norm_mlp(x_BTD + drop(mlp(x_BTD), "mlp")))
+    return x_BTD, cache
+
+
+def rematerialised(block: type[Block], remat: str) -> type[Block]:
+  """Returns the block with backward recomputing what `remat` says."""
+  if remat == "none":
+    return block
+  return nn.remat(block, policy=REMAT[remat], prevent_cse=False)
+
+
+def unstack_layers(params: dict, num_layers: int) -> dict:
+  """Returns params with "blocks" taken apart into "blocks_0", "blocks_1", ...
+
+  The unrolled forward pass reads this form. A split, whose transpose is one
+  concatenation, keeps backward from adding L padded copies.
+  """
+  rest = {name: leaf for name, leaf in params.items() if name != "blocks"}
+  parts = jax.tree.map(
+    lambda x: [
+      piece.squeeze(0) for piece in jax.lax.split(x, (1,) * num_layers)
+    ],
+    params["blocks"],
+  )
+  for layer in range(num_layers):
+    rest[f"blocks_{layer}"] = jax.tree.map(
+      lambda pieces, i=layer: pieces[i],
+      parts,
+      is_leaf=lambda x: isinstance(x, list),
+    )
+  return rest

@@ -1,0 +1,218 @@
+"""Schedules and optimizers.
+
+An optimizer here ends before the learning rate: `update` returns directions,
+and the train step computes params - schedule(step) * direction. The schedule
+thus follows the step counter of the run, not a count inside the optimizer,
+and a step that is skipped as non-finite does not shift it. Clipping is the
+step's too, which computes the global norm anyway, as a metric.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from optax import contrib
+
+from gpt_jax import config, tree
+from gpt_jax.config import OptimConfig
+from gpt_jax.parametrization import DECAYED, ORTHOGONALISED, ParamSpec
+
+# Adafactor factors a layer's moment where two dims are at least this long.
+# optax's 128 would exclude attention, whose heads are 64 or 128 wide.
+MIN_FACTORED_SIZE = 32
+# RMS of a Muon update, that of AdamW in practice (Liu et al. 2025, 2.2).
+MUON_RMS = 0.2
+
+
+def build_schedule(optim: OptimConfig, num_steps: int) -> Callable:
+  """Returns rate(step): int32 step, 0-based -> float32 learning rate.
+
+  The warm-up rises by equal parts from peak / (warmup_steps + 1) at step 0,
+  so that the first update is not lost at rate zero, to the peak at step
+  warmup_steps. cosine, linear and wsd reach final_rate_frac of the peak at
+  step num_steps - 1 and stay there.
+
+  Raises:
+    InputError: optim.schedule is unknown.
+  """
+  warmup, last = optim.warmup_steps, num_steps - 1
+  final = optim.final_rate_frac
+  stable_end = max(warmup, last - round(optim.decay_frac * num_steps))
+
+  def progress(step, start):
+    return jnp.clip((step - start) / max(last - start, 1), 0.0, 1.0)
+
+  def cosine(step):
+    wave = 0.5 + 0.5 * jnp.cos(jnp.pi * progress(step, warmup))
+    return final + (1 - final) * wave
+
+  shapes = {
+    "cosine": cosine,
+    "linear": lambda step: 1 - (1 - final) * progress(step, warmup),
+    "inverse_sqrt": lambda step: jnp.sqrt(
+      max(warmup, 1) / jnp.maximum(step, max(warmup, 1))
+    ),
+    "constant": lambda step: jnp.ones(()),
+    "wsd": lambda step: 1 - (1 - final) * progress(step, stable_end),
+  }
+  config.require_choice("optim.schedule", optim.schedule, shapes)
+  shape = shapes[optim.schedule]
+
+  def rate(step):
+    rising = (step + 1) / (warmup + 1)
+    frac = jnp.where(step < warmup, rising, shape(step))
+    return (optim.learning_rate * frac).astype(jnp.float32)
+
+  return rate
+
+
+def build_optimizer(optim: OptimConfig, specs) -> optax.GradientTransformation:
+  """Returns the optimizer, whose updates are directions.
+
+  update(grads, state, params) returns a tree like params; the caller computes
+  params - rate * direction, so that a positive direction lowers a parameter.
+  Decoupled weight decay is in it (weight_decay * param on the roles of
+  DECAYED; none with adam), clipping is not. No layer of a stacked parameter
+  sees another.
+
+  Args:
+    optim: its section.
+    specs: tree of ParamSpec with the structure of the parameters.
+
+  Raises:
+    InputError: optim.optimizer is unknown.
+  """
+  o = optim
+  is_decayed = jax.tree.map(lambda spec: spec.role in DECAYED, specs)
+  decay = optax.add_decayed_weights(o.weight_decay, is_decayed)
+  adam = optax.scale_by_adam(o.beta1, o.beta2, o.eps)
+  optimizers = {
+    "adamw": lambda: optax.chain(adam, decay),
+    "adam": lambda: adam,
+    "lion": lambda: optax.chain(optax.scale_by_lion(o.beta1, o.beta2), decay),
+    "adafactor": lambda: optax.chain(_adafactor(specs), decay),
+    "sgd": lambda: optax.chain(optax.trace(o.beta1), decay),
+    "muon": lambda: optax.chain(_muon(o.beta1, adam, specs), decay),
+  }
+  config.require_choice("optim.optimizer", o.optimizer, optimizers)
+  return optimizers[o.optimizer]()
+
+
+def clip_by_global_norm(grads, norm, max_norm: float | None):
+  """Returns grads scaled down to max_norm where their norm is above it.
+
+  Args:
+    grads: tree.
+    norm: their global norm, a float32 scalar.
+    max_norm: None leaves them alone.
+  """
+  if max_norm is None:
+    return grads
+  scale = jnp.minimum(1.0, max_norm / norm)
+  return jax.tree.map(lambda g: (g * scale).astype(g.dtype), grads)
+
+
+def state_specs(opt_state, params, specs):
+  """Returns a tree like opt_state: how each leaf is laid out.
+
+  A leaf that mirrors a parameter has its ParamSpec, a factored moment has the
+  axes that remain of it, and whatever else (counts) has None.
+
+  Args:
+    opt_state: abstract, of build_optimizer(...).init.
+    params: abstract.
+    specs: tree of ParamSpec with the structure of params.
+  """
+  shapes = {k: v.shape for k, v in tree.flatten_with_names(params).items()}
+  named_specs = tree.flatten_with_names(specs)
+
+  # optax.tree_map_params cannot see into a vmapped init, nor tell factors; the
+  # path of a state leaf ends in field/parameter in every optimizer.
+  def one(name, leaf):
+    words = name.split("/")
+    for i in range(1, len(words)):
+      owner = "/".join(words[i:])
+      if owner in shapes:
+        shape, spec = shapes[owner], named_specs[owner]
+        if leaf.shape == shape:
+          return spec
+        return _factor_spec(words[i - 1], leaf.shape, shape, spec)
+    return None
+
+  return tree.map_with_names(one, opt_state)
+
+
+def _factor_spec(field: str, factor_shape, shape, spec: ParamSpec):
+  """Returns the spec of Adafactor's v_row or v_col, None for a stand-in."""
+  if len(factor_shape) != len(shape) - 1 or field not in ("v_row", "v_col"):
+    return None
+  first = int(_is_stacked(spec))
+  # The order in which optax chooses: rows lack the longest dim, columns the
+  # one before.
+  second, longest = first + np.argsort(shape[first:])[-2:]
+  gone = longest if field == "v_row" else second
+  if factor_shape != shape[:gone] + shape[gone + 1 :]:
+    return None
+  return ParamSpec(spec.axes[:gone] + spec.axes[gone + 1 :], spec.role)
+
+
+def _is_stacked(spec: ParamSpec) -> bool:
+  return spec.axes[:1] == ("layers",)
+
+
+def _adafactor(specs):
+  """Adafactor (Shazeer and Stern 2018) with an absolute rate, no momentum.
+
+  Section 6: updates are clipped to an RMS of 1; 7.2: the moment's decay rises
+  as 1 - t^-0.8. Both work on one layer at a time.
+  """
+  one = optax.chain(
+    optax.scale_by_factored_rms(min_dim_size_to_factor=MIN_FACTORED_SIZE),
+    optax.clip_by_block_rms(1.0),
+  )
+  each = optax.GradientTransformation(jax.vmap(one.init), jax.vmap(one.update))
+  labels = jax.tree.map(
+    lambda spec: "stacked" if _is_stacked(spec) else "single", specs
+  )
+  present = set(jax.tree.leaves(labels))  # vmap refuses an empty tree
+  groups = {"stacked": each, "single": one}
+  return optax.partition({k: groups[k] for k in sorted(present)}, labels)
+
+
+def _muon(beta: float, rest: optax.GradientTransformation, specs):
+  """Muon (Jordan et al. 2024) on ORTHOGONALISED roles, `rest` on others.
+
+  Its updates are scaled to AdamW's RMS by 0.2 sqrt(max(fan_in, fan_out)) (Liu
+  et al. 2025, 2.2), so that one learning rate and one decay fit both groups.
+  """
+  is_muon = lambda spec: spec.role in ORTHOGONALISED
+  labels = jax.tree.map(lambda s: "muon" if is_muon(s) else "rest", specs)
+  numbers = jax.tree.map(
+    lambda s: _matrix_dims(s) if is_muon(s) else optax.MaskedNode(), specs
+  )
+
+  def match_rms(updates, _):
+    def scale(x, dims):
+      fans = (np.prod([x.shape[d] for d in group]) for group in dims)
+      return x * (MUON_RMS * float(max(fans)) ** 0.5)
+
+    return jax.tree.map(scale, updates, numbers)
+
+  orthogonalise = contrib.scale_by_muon(
+    beta=beta, weight_dimension_numbers=numbers
+  )
+  muon = optax.chain(orthogonalise, optax.stateless(match_rms))
+  return optax.partition({"muon": muon, "rest": rest}, labels)
+
+
+def _matrix_dims(spec: ParamSpec) -> contrib.MuonDimensionNumbers:
+  """Returns which dims are the matrix's input and output; layers are neither.
+
+  hidden reads the residual stream: one input dim; residual writes to it: one
+  output dim.
+  """
+  dims = tuple(range(int(_is_stacked(spec)), len(spec.axes)))
+  split = {"hidden": 1, "residual": len(dims) - 1}[spec.role]
+  return contrib.MuonDimensionNumbers(dims[:split], dims[split:])

@@ -1,0 +1,52 @@
+"""The machine: platform, simulated devices, compilation cache, quiet logs.
+
+The one reader of os.environ. `start` must run before jax is imported anywhere.
+"""
+
+import logging
+import os
+import warnings
+
+
+def start(devices: int | None = None) -> None:
+  """Prepares the process for jax: call once, before anything imports it.
+
+  Args:
+    devices: pretend that the CPU is this many devices; None leaves it alone.
+  """
+  # XLA's C++ side logs about CPU features and caches to the terminal.
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+  os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+  if devices:
+    flags = os.environ.setdefault("XLA_FLAGS", "")
+    count = f"--xla_force_host_platform_device_count={devices}"
+    os.environ["XLA_FLAGS"] = f"{flags} {count}".strip()
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+  cache = os.path.join(cache_dir(), "xla")
+  os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)
+  os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+  os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+  quiet_logs()
+
+
+def cache_dir() -> str:
+  """Returns the folder for what can be made again: compiled programs."""
+  base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+  return os.path.join(base, "gpt_jax")
+
+
+def quiet_tokenizers() -> None:
+  """Keeps the tokenizers library from warning once processes are forked."""
+  os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def quiet_logs() -> None:
+  """Keeps library chatter off the terminal; errors still come through."""
+  for name in ("absl", "jax", "orbax", "grain", "tensorstore"):
+    logging.getLogger(name).setLevel(logging.ERROR)
+  warnings.filterwarnings("ignore", module=r"(jax|flax|orbax|grain|absl)\b")
+
+
+def is_terminal(stream) -> bool:
+  """Returns whether a person is watching this stream."""
+  return stream.isatty() and os.environ.get("TERM") != "dumb"

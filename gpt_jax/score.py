@@ -1,0 +1,83 @@
+"""Evaluation: mean loss, perplexity and bits per byte over a prepared set."""
+
+import functools
+import math
+
+import jax
+
+from gpt_jax import sharding
+from gpt_jax.data import pipeline
+from gpt_jax.step import make_eval_step
+
+
+def score(
+  model,
+  params,
+  tokens,
+  *,
+  seq_len: int,
+  batch_size: int,
+  packing: str,
+  mesh,
+  max_batches: int | None = None,
+  show=None,
+) -> dict[str, float]:
+  """Returns {"loss", "perplexity", "bits_per_byte", "num_tokens"}.
+
+  Every id but the first is predicted once, from what precedes it in its
+  sequence of seq_len. Bits per byte charge the whole text: a token that
+  nothing predicted costs as much as a blind guess, log2 of the vocabulary.
+
+  Args:
+    tokens: TokenSet.
+    max_batches: stop early; bits_per_byte is then left out.
+    show: called with (batches done, batches) now and then.
+  """
+  evaluate = compile_eval_step(model)
+  placement = sharding.batch_sharding(mesh, model.rules)
+  nats, count, pending = 0.0, 0.0, None
+  total = pipeline.num_eval_batches(tokens, seq_len, batch_size)
+  total = min(total, max_batches or total)
+  batches = pipeline.eval_batches(
+    tokens, seq_len, batch_size, packing, range(batch_size), max_batches
+  )
+  with jax.set_mesh(mesh):
+    for index, batch in enumerate(batches):
+      batch = jax.device_put(batch, placement)
+      new = evaluate(params, batch)
+      if pending is not None:
+        nats, count = nats + float(pending[0]), count + float(pending[1])
+      pending = new
+      if show is not None and index % 20 == 0:
+        show(index, total)
+  if pending is not None:
+    nats, count = nats + float(pending[0]), count + float(pending[1])
+  loss = nats / max(count, 1.0)
+  result = {
+    "loss": loss,
+    "perplexity": math.exp(min(loss, 700.0)),
+    "num_tokens": int(count),
+  }
+  if max_batches is None or total < max_batches:
+    blind = max(0.0, tokens.num_tokens - count) * math.log(tokens.vocab_size)
+    bits = (nats + blind) / math.log(2)
+    result["bits_per_byte"] = bits / max(tokens.num_bytes, 1)
+  return result
+
+
+@functools.cache
+def compile_eval_step(model):
+  """Returns the jitted evaluation step, one for each model."""
+  return jax.jit(make_eval_step(model))
+
+
+def compressed_bits_per_byte(text: bytes) -> dict[str, float]:
+  """Returns bits per byte of what zlib -9 and xz -9 make of a text."""
+  import lzma
+  import zlib
+
+  sizes = {
+    "zlib -9": len(zlib.compress(text, 9)),
+    "xz -9": len(lzma.compress(text, preset=9)),
+  }
+  return {name: 8 * size / len(text) for name, size in sizes.items()}

@@ -1,0 +1,188 @@
+"""Where arrays live: the mesh, rule sets, and the resolver between them.
+
+Parameters and activations name their dims logically ("embed", "heads"); a rule
+set maps those names to mesh axes. The mesh always has all axes, most of size
+one, so that no code asks whether an axis is there. Axes are of type Auto: the
+compiler propagates shardings from the few constraints that models state.
+"""
+
+import math
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from gpt_jax.config import InputError, MeshConfig
+from gpt_jax.parametrization import ParamSpec
+from gpt_jax.tree import flatten_with_names, map_with_names
+
+# Slowest links first.
+AXES = ("data", "fsdp", "expert", "seq", "tensor")
+
+# Logical name -> mesh axes. Parameter dims and activation dims have names of
+# their own where they are placed differently (embed, residual).
+RULES = {
+  "standard": {
+    "batch": ("data", "fsdp"),
+    "length": ("seq",),
+    "key_length": (),
+    "residual": (),
+    "layers": (),
+    "embed": ("fsdp",),
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "head_dim": (),
+    "mlp": ("tensor",),
+    "vocab": ("tensor",),
+    "positions": (),
+    "norm": (),
+    "experts": ("expert",),
+  },
+}
+# Parameters whole on every device: plain data parallelism, and the reference
+# that sharded runs are compared with.
+RULES["replicated"] = {
+  name: axes if name in ("batch", "length") else ()
+  for name, axes in RULES["standard"].items()
+}
+
+
+def make_mesh(mesh: MeshConfig, devices=None) -> Mesh:
+  """Returns the mesh of all devices, shaped by the config.
+
+  Raises:
+    InputError: the sizes do not multiply to the number of devices.
+  """
+  devices = jax.devices() if devices is None else devices
+  sizes = [getattr(mesh, axis) for axis in AXES]
+  known = math.prod(s for s in sizes if s != -1)
+  if -1 in sizes and len(devices) % known == 0:
+    sizes[sizes.index(-1)] = len(devices) // known
+  if -1 in sizes or math.prod(sizes) != len(devices):
+    shape = " x ".join(
+      f"{axis} {size}"
+      for axis, size in zip(AXES, sizes, strict=True)
+      if size != 1
+    )
+    raise InputError(
+      f"the mesh {shape or 'of one device'} does not match the "
+      f"{len(devices)} devices here; sizes must multiply to {len(devices)}"
+    )
+  return jax.make_mesh(
+    sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices
+  )
+
+
+def describe_mesh(mesh: Mesh) -> str:
+  """Returns "data 2 x fsdp 4", leaving out axes of size one."""
+  named = [f"{a} {n}" for a, n in mesh.shape.items() if n > 1]
+  return " x ".join(named) or "one device"
+
+
+def spec_of(name: str, axes, shape, rules: str, mesh: Mesh) -> P:
+  """Returns the PartitionSpec of an array whose dims are named by `axes`.
+
+  Args:
+    name: what the errors call the array.
+    axes: a logical name or None for each dim.
+    shape: sizes of the dims.
+    rules: a word of RULES.
+    mesh: whose axis sizes must divide the dims.
+
+  Raises:
+    InputError: a logical name has no rule, two dims want one mesh axis, or a
+      dim does not divide.
+  """
+  table = RULES[rules]
+  entries, taken = [], {}
+  for axis, size in zip(axes, shape, strict=True):
+    if axis is None:
+      entries.append(None)
+      continue
+    if axis not in table:
+      raise InputError(
+        f"{name} has a dim named {axis!r}, which rule set {rules!r} does not "
+        f"know; it knows {', '.join(table)}"
+      )
+    wanted = tuple(a for a in table[axis] if mesh.shape[a] > 1)
+    for a in wanted:
+      if a in taken:
+        raise InputError(
+          f"{name}: dims {taken[a]!r} and {axis!r} both want mesh axis {a!r}; "
+          f"rule set {rules!r} must give it to one of them"
+        )
+      taken[a] = axis
+    parts = math.prod(mesh.shape[a] for a in wanted)
+    if size % parts:
+      raise InputError(
+        f"{name}: dim {axis!r} is {size}, which mesh "
+        f"{' x '.join(f'{a} {mesh.shape[a]}' for a in wanted)} does not divide"
+      )
+    entries.append(wanted if len(wanted) > 1 else wanted[0] if wanted else None)
+  return P(*entries)
+
+
+def shardings_of(abstract, specs, rules: str, mesh: Mesh):
+  """Returns the tree of NamedShardings of a tree of declared arrays.
+
+  Args:
+    abstract: tree of ShapeDtypeStruct.
+    specs: the same tree of ParamSpec, or None for what is replicated.
+  """
+
+  def one(name, leaf, spec):
+    axes = (None,) * len(leaf.shape) if spec is None else spec.axes
+    return NamedSharding(mesh, spec_of(name, axes, leaf.shape, rules, mesh))
+
+  return map_with_names(one, abstract, specs)
+
+
+def constrain(x, axes, rules: str):
+  """Pins an activation's placement inside a compiled function.
+
+  Without a mesh in context (jax.set_mesh) this is the identity, so that models
+  run as plain functions too. A dim that does not divide (one token of a
+  decoding step over a split sequence) is left to the compiler.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.size == 1:
+    return x
+  fits = lambda axis, size: (
+    size % math.prod(mesh.shape[a] for a in RULES[rules][axis]) == 0
+  )
+  axes = [
+    a if a and fits(a, n) else None for a, n in zip(axes, x.shape, strict=True)
+  ]
+  spec = spec_of("an activation", axes, x.shape, rules, mesh)
+  return jax.lax.with_sharding_constraint(x, spec)
+
+
+def is_length_sharded() -> bool:
+  """Returns whether the mesh in context splits sequences."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return not mesh.empty and mesh.shape["seq"] > 1
+
+
+def batch_sharding(mesh: Mesh, rules: str) -> NamedSharding:
+  """Returns the placement of (B, T) batches."""
+  axes = tuple(a for a in RULES[rules]["batch"] if mesh.shape[a] > 1)
+  length = tuple(a for a in RULES[rules]["length"] if mesh.shape[a] > 1)
+  return NamedSharding(mesh, P(axes or None, length or None))
+
+
+def plan_table(abstract, specs, rules: str, mesh: Mesh) -> list[tuple]:
+  """Returns (name, shape, spec, bytes per device) for every parameter."""
+
+  rows = []
+  names = flatten_with_names(abstract)
+  placed = flatten_with_names(shardings_of(abstract, specs, rules, mesh))
+  for name, leaf in names.items():
+    local = placed[name].shard_shape(leaf.shape)
+    size = math.prod(local) * leaf.dtype.itemsize
+    rows.append((name, leaf.shape, placed[name].spec, size))
+  return rows
+
+
+def is_spec(x) -> bool:
+  """Tells jax.tree functions to stop at a ParamSpec."""
+  return x is None or isinstance(x, ParamSpec)

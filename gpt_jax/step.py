@@ -1,0 +1,107 @@
+"""One optimizer step and one evaluation step, as pure functions.
+
+A step whose loss or gradient is not finite changes nothing but the counters:
+no bad number reaches parameters or moments.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gpt_jax import losses, optim, tree
+from gpt_jax.config import Config
+from gpt_jax.models import Model
+from gpt_jax.state import TrainState
+
+
+def make_loss(model: Model):
+  """Returns loss(params, batch, key) -> (sum of nats, number of targets).
+
+  A batch holds tokens, targets (B, T) int32; where documents are packed also
+  positions, segments int32 and mask float32.
+  """
+
+  def loss(params, batch, key=None):
+    logits_BTV = model.apply(
+      params,
+      batch["tokens"],
+      batch.get("positions"),
+      batch.get("segments"),
+      key=key,
+    )
+    return losses.cross_entropy(logits_BTV, batch["targets"], batch.get("mask"))
+
+  return loss
+
+
+def make_train_step(model: Model, tx, schedule, config: Config):
+  """Returns step(state, batch) -> (state, metrics), to be jitted and donated.
+
+  metrics: loss (mean nats per target), grad_norm (before clipping),
+  learning_rate, num_skipped, skipped_in_row; float32 scalars.
+  """
+  loss_sum = make_loss(model)
+  parts = config.train.num_microbatches
+
+  def grads_of(params, batch, key):
+    total = jnp.float32(batch["targets"].size)
+    if "mask" in batch:
+      total = jnp.maximum(batch["mask"].sum(), 1.0)
+
+    def mean(params, part, key):
+      return loss_sum(params, part, key)[0] / total
+
+    if parts == 1:
+      return jax.value_and_grad(mean)(params, batch, key)
+    # Strided, so that each part is spread over all devices as the whole is.
+    split = jax.tree.map(
+      lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch
+    )
+
+    def add(carry, index_and_part):
+      index, part = index_and_part
+      part_key = None if key is None else jax.random.fold_in(key, index)
+      new = jax.value_and_grad(mean)(params, part, part_key)
+      return jax.tree.map(jnp.add, carry, new), None
+
+    zero = (jnp.float32(0), jax.tree.map(jnp.zeros_like, params))
+    return jax.lax.scan(add, zero, (jnp.arange(parts), split))[0]
+
+  def train_step(state: TrainState, batch):
+    key = None
+    if model.config.dropout_rate > 0:
+      key = tree.key_for(jax.random.key(config.seed), "dropout")
+      key = jax.random.fold_in(key, state.step)
+    loss, grads = grads_of(state.params, batch, key)
+    norm = optax.tree.norm(grads)
+    grads = optim.clip_by_global_norm(grads, norm, config.optim.clip_norm)
+    directions, opt_state = tx.update(grads, state.opt_state, state.params)
+    rate = schedule(state.step)
+    params = jax.tree.map(
+      lambda p, d: (p - rate * d).astype(p.dtype), state.params, directions
+    )
+    is_good = jnp.isfinite(loss) & jnp.isfinite(norm)
+    keep = lambda new, old: jnp.where(is_good, new, old)
+    skipped = 1 - is_good.astype(jnp.int32)
+    state = TrainState(
+      step=state.step + 1,
+      params=jax.tree.map(keep, params, state.params),
+      opt_state=jax.tree.map(keep, opt_state, state.opt_state),
+      num_skipped=state.num_skipped + skipped,
+      skipped_in_row=(state.skipped_in_row + skipped) * skipped,
+    )
+    metrics = {
+      "loss": loss,
+      "grad_norm": norm,
+      "learning_rate": rate,
+      "num_skipped": state.num_skipped,
+      "skipped_in_row": state.skipped_in_row,
+    }
+    return state, metrics
+
+  return train_step
+
+
+def make_eval_step(model: Model):
+  """Returns step(params, batch) -> (sum of nats, number of targets)."""
+  return make_loss(model)

@@ -1,0 +1,111 @@
+"""Trees of arrays: path names, counts, differences, keys by name, checksums.
+
+Randomness is keyed by name: `key_for(key, "blocks/attn/q")` depends on nothing
+else in the model, so that adding a tensor never shifts another's numbers.
+"""
+
+import hashlib
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import tree_util
+
+
+def path_name(path) -> str:
+  """Returns "a/b/0" for a jax key path."""
+  words = []
+  for entry in path:
+    word = next(
+      getattr(entry, name)
+      for name in ("key", "name", "idx")
+      if hasattr(entry, name)
+    )
+    words.append(str(word))
+  return "/".join(words)
+
+
+def flatten_with_names(tree) -> dict:
+  """Returns {"a/b": leaf} in jax's own order of leaves."""
+  leaves, _ = tree_util.tree_flatten_with_path(tree)
+  return {path_name(path): leaf for path, leaf in leaves}
+
+
+def map_with_names(function, tree, *rest):
+  """Returns the tree of function("a/b", leaf, *other leaves)."""
+  return tree_util.tree_map_with_path(
+    lambda path, *leaves: function(path_name(path), *leaves), tree, *rest
+  )
+
+
+def count_elements(tree) -> int:
+  """Returns the number of array elements, exact, for abstract leaves too."""
+  return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+def count_bytes(tree) -> int:
+  """Returns the bytes of all array elements."""
+  return sum(
+    math.prod(leaf.shape) * leaf.dtype.itemsize
+    for leaf in jax.tree.leaves(tree)
+  )
+
+
+def describe_shapes(tree) -> dict[str, str]:
+  """Returns {"a/b": "float32[3,4]"}."""
+  return {
+    name: f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
+    for name, leaf in flatten_with_names(tree).items()
+  }
+
+
+def diff_shapes(there: dict[str, str], here: dict[str, str]) -> list[str]:
+  """Returns a clause for every leaf that differs between two descriptions."""
+  clauses = []
+  for name in sorted(there.keys() | here.keys()):
+    if name not in here:
+      clauses.append(f"{name} is {there[name]} there and absent here")
+    elif name not in there:
+      clauses.append(f"{name} is absent there and {here[name]} here")
+    elif there[name] != here[name]:
+      clauses.append(f"{name} is {there[name]} there and {here[name]} here")
+  return clauses
+
+
+def key_for(key, name: str):
+  """Returns `key` folded with a name, the same on every machine."""
+  digest = hashlib.sha256(name.encode()).digest()
+  return jax.random.fold_in(key, int.from_bytes(digest[:4], "little"))
+
+
+def checksum(tree):
+  """Returns uint32[number of leaves, 2]: a checksum of each leaf's bits.
+
+  Sums of bits times a mix of the position, modulo 2^32: integer sums do not
+  depend on their order, so that any mesh and any number of processes computes
+  the same figures, and a flipped bit anywhere always changes them (both
+  factors are odd). Leaves are arrays of any dtype of 1, 2, 4 or 8 bytes.
+  """
+  return jnp.stack([_leaf_checksum(leaf) for leaf in jax.tree.leaves(tree)])
+
+
+def _leaf_checksum(x):
+  if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+    x = jax.random.key_data(x)
+  if x.dtype == jnp.bool_:
+    x = x.astype(jnp.uint8)
+  width = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}
+  bits = jax.lax.bitcast_convert_type(x, width[x.dtype.itemsize])
+  bits = bits.astype(jnp.uint32)
+  position = jnp.zeros(bits.shape, jnp.uint32)
+  stride = 1
+  for axis in reversed(range(bits.ndim)):
+    index = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
+    position += index * jnp.uint32(stride % 2**32)
+    stride *= bits.shape[axis]
+  mixed = position * jnp.uint32(2654435761)
+  mixed = (mixed ^ (mixed >> 15)) * jnp.uint32(2246822519)
+  first = jnp.sum(bits * (mixed | 1), dtype=jnp.uint32)
+  mixed = (mixed ^ (mixed >> 13)) * jnp.uint32(3266489917)
+  second = jnp.sum(bits * (mixed | 1), dtype=jnp.uint32)
+  return jnp.stack([first, second])

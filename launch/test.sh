@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Lint, format and tests: bash launch/test.sh [arguments of pytest].
+# PYTHON=python3.12 bash launch/test.sh tests on that version.
+set -euo pipefail
+CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
+source launch/setup.sh
+setup requirements-dev.txt
+
+"$python" -m ruff check .
+"$python" -m ruff format --check .
+# The caller's -n and -m come last and win; worksteal keeps a file's tests
+# together, and with them what they compiled.
+exec "$python" -m pytest -n 2 --dist worksteal -m 'not slow' "$@"

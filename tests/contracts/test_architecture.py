@@ -1,0 +1,129 @@
+"""Imports point only downwards, and a few habits stay out of the package.
+
+Read from the source by AST; nothing is imported.
+"""
+
+import ast
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+# Layer of each module of the hall and of each room; a module imports from
+# lower layers, and from its own layer only to the left.
+LAYERS = [
+  ["config", "tree", "runtime", "cli"],
+  ["flops", "parametrization", "sharding"],
+  ["models", "data"],
+  ["losses", "optim"],
+  ["plot", "console", "metrics", "state"],
+  ["checkpoint", "step", "workdir"],
+  ["decode", "score", "loop"],
+  ["generate", "evaluate", "train"],
+]
+RANK = {
+  name: (layer, place)
+  for layer, names in enumerate(LAYERS)
+  for place, name in enumerate(names)
+}
+# Same layer, yet neither imports the other.
+APART = [{"models", "data"}, {"generate", "evaluate", "train"}]
+DRAWERS = ("utils", "common", "misc", "helpers")
+
+
+def imports_of(source: str) -> set[str]:
+  """Returns dotted names of everything a source imports, lazily too."""
+  found = set()
+  for node in ast.walk(ast.parse(source)):
+    if isinstance(node, ast.Import):
+      found |= {alias.name for alias in node.names}
+    elif isinstance(node, ast.ImportFrom):
+      module = node.module or ""
+      found.add(module)
+      found |= {f"{module}.{alias.name}" for alias in node.names}
+  return found
+
+
+def rooms_of(source: str) -> set[str]:
+  """Returns hall modules and rooms of gpt_jax that a source imports."""
+  parts = [name.split(".") for name in imports_of(source)]
+  return {
+    p[1] for p in parts if p[0] == "gpt_jax" and len(p) > 1 and p[1] in RANK
+  }
+
+
+def order_faults(name: str, source: str) -> list[str]:
+  faults = []
+  for other in sorted(rooms_of(source) - {name}):
+    if RANK[other] >= RANK[name]:
+      faults.append(f"{name} imports {other}, which is not below it")
+    elif any({name, other} <= pair for pair in APART):
+      faults.append(f"{name} imports {other}; they are to stay apart")
+  return faults
+
+
+def habit_faults(name: str, source: str) -> list[str]:
+  faults = []
+  tops = {i.split(".")[0] for i in imports_of(source)}
+  if "tensorflow" in tops:
+    faults.append(f"{name} imports TensorFlow")
+  if name in ("config", "cli") and "jax" in tops:
+    faults.append(f"{name} imports jax")
+  for node in ast.walk(ast.parse(source)):
+    if isinstance(node, ast.Attribute):
+      owner = ast.unparse(node.value)
+      if node.attr in ("environ", "getenv") and owner == "os":
+        if name != "runtime":
+          faults.append(f"{name} reads the environment")
+      is_config = owner.split(".")[-1] in ("config", "c", "cfg")
+      if node.attr == "get" and is_config:
+        faults.append(f"{name} calls .get( on a config")
+  return faults
+
+
+def sources() -> list[tuple[str, pathlib.Path]]:
+  package = ROOT / "gpt_jax"
+  found = []
+  for path in sorted(package.rglob("*.py")):
+    relative = path.relative_to(package)
+    if relative.name == "__init__.py" and len(relative.parts) == 1:
+      continue
+    found.append((relative.parts[0].removesuffix(".py"), path))
+  return found
+
+
+@pytest.mark.parametrize("name, path", sources(), ids=lambda x: str(x)[-30:])
+def test_imports_point_downwards(name, path):
+  assert name in RANK, f"{name} has no layer; give it one"
+  assert order_faults(name, path.read_text()) == []
+
+
+@pytest.mark.parametrize("name, path", sources(), ids=lambda x: str(x)[-30:])
+def test_bad_habits_stay_out(name, path):
+  assert path.stem not in DRAWERS
+  assert habit_faults(name, path.read_text()) == []
+
+
+def test_configs_import_nothing_but_configs():
+  for path in sorted((ROOT / "configs").glob("*.py")):
+    tops = {i.split(".")[0] for i in imports_of(path.read_text())}
+    assert tops <= {"ml_collections", "configs", "dataclasses"}, path
+
+
+def test_launch_scripts_import_nothing():
+  for path in sorted((ROOT / "launch").glob("*.sh")):
+    text = path.read_text()
+    assert "import gpt_jax" not in text and "from gpt_jax" not in text
+
+
+def test_the_checks_see_what_they_forbid():
+  upwards = "from gpt_jax import step\n"
+  assert order_faults("config", upwards)
+  assert order_faults("models", "def f():\n  from gpt_jax.data import store")
+  assert not order_faults("loop", upwards)
+  assert habit_faults("loop", "import os\nx = os.environ['A']")
+  assert habit_faults("loop", "from tensorflow import keras")
+  assert habit_faults("cli", "import jax.numpy")
+  assert habit_faults("step", "x = self.config.get('a', 1)")
+  assert not habit_faults("step", "x = batch.get('a')")

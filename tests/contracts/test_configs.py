@@ -1,0 +1,137 @@
+"""Every config file and variant is whole, builds, and counts its parameters."""
+
+import ast
+import dataclasses
+import pathlib
+import re
+import time
+
+import jax
+import pytest
+
+from gpt_jax import cli, config, flops, sharding, tree
+from gpt_jax.models import build_model
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+# config: parameters with the vocabulary that it is known for.
+COUNTS = {
+  "tiny.py": (None, None),
+  "shakespeare_char.py:small": (65, 804_096),
+  "shakespeare_char.py:gpu": (65, 10_745_088),
+  "gpt2.py:124m": (50257, 124_439_808),
+  "gpt2.py:350m": (50257, 354_823_168),
+  "gpt2.py:774m": (50257, 774_030_080),
+  "gpt2.py:1558m": (50257, 1_557_611_200),
+  "llama.py:laptop": (None, None),
+  "llama.py:1b": (128_256, 1_235_814_400),
+  "llama.py:8b": (128_256, 8_030_261_248),
+  "llama.py:70b": (128_256, 70_553_706_496),
+  "article.py": (None, None),
+}
+
+
+def load(name: str, **overrides) -> config.Config:
+  path, _, variant = name.partition(":")
+  file = str(ROOT / "configs" / path)
+  name = f"{file}:{variant}" if variant else file
+  return config.freeze(cli.load_config(name, overrides))
+
+
+def model_of(name: str, vocab_size: int | None = None):
+  frozen = load(name)
+  size = vocab_size or frozen.model.vocab_size or 4096
+  return dataclasses.replace(frozen.model, vocab_size=size)
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_config_builds_abstractly_and_counts_its_parameters(name):
+  vocab_size, expected = COUNTS[name]
+  model = model_of(name, vocab_size)
+  started = time.perf_counter()
+  shapes, _ = build_model(model).abstract_params()
+  seconds = time.perf_counter() - started
+  padding = config.padded_vocab_size(model) - model.vocab_size
+  padding *= model.model_dim * (1 if model.tied_embeddings else 2)
+  counted = tree.count_elements(shapes) - padding
+  assert counted == sum(flops.count_parameters(model).values())
+  if expected is not None:
+    assert counted == expected
+  assert seconds < 2.0
+
+
+def test_a_changed_model_changes_its_count():
+  model = model_of("gpt2.py:124m")
+  other = dataclasses.replace(model, mlp_dim=model.mlp_dim + 1)
+  count = lambda m: sum(flops.count_parameters(m).values())
+  assert count(other) != count(model)
+
+
+def test_every_config_file_is_in_the_table():
+  files = {p.name for p in (ROOT / "configs").glob("*.py")}
+  named = {name.split(":")[0] for name in COUNTS}
+  assert files - {"__init__.py", "base.py"} == named
+
+
+def test_dataclasses_and_base_hold_the_same_keys():
+  from configs import base
+
+  flat = {}
+  for name, value in base.get_config().items():
+    if hasattr(value, "items"):
+      flat |= {f"{name}.{k}": v for k, v in value.items()}
+    else:
+      flat[name] = value
+  assert sorted(flat) == sorted(config.KEYS)
+  assert set(config.CHOICES) | set(config.RANGES) <= set(flat)
+
+
+def test_every_base_key_has_a_reason_and_help_shows_it():
+  text = cli.config_help()
+  for key in config.KEYS:
+    found = re.search(rf"^  {re.escape(key)} = .*\n      \w", text, re.M)
+    assert found, f"{key} has no reason in base.py"
+
+
+def read_keys(sources: list[str]) -> set[str]:
+  """Returns every attribute name that some source reads."""
+  names = set()
+  for source in sources:
+    for node in ast.walk(ast.parse(source)):
+      if isinstance(node, ast.Attribute):
+        names.add(node.attr)
+  return names
+
+
+def test_every_base_key_is_read_somewhere():
+  sources = [p.read_text() for p in (ROOT / "gpt_jax").rglob("*.py")]
+  names = read_keys(sources)
+  # make_mesh reads its axes by name.
+  names |= set(sharding.AXES)
+  unread = [k for k in config.KEYS if k.split(".")[-1] not in names]
+  assert unread == []
+  assert "never_read_key" not in names  # the control
+
+
+def test_defaults_live_in_base_alone():
+  for cls in (config.Config, config.ModelConfig, config.DataConfig):
+    for field in dataclasses.fields(cls):
+      assert field.default is dataclasses.MISSING, field.name
+
+
+def test_fingerprint_names_what_is_learned_and_nothing_else():
+  a = load("tiny.py")
+  same = load("tiny.py", **{"mesh.data": "1", "train.log_every_steps": "7"})
+  other = load("tiny.py", **{"optim.learning_rate": "0.5"})
+  assert config.fingerprint(a) == config.fingerprint(same)
+  assert config.fingerprint(a) != config.fingerprint(other)
+  assert config.differing_keys(a, other) == [
+    f"optim.learning_rate ({a.optim.learning_rate} there, 0.5 here)"
+  ]
+
+
+def test_abstract_parameters_take_no_memory():
+  shapes, _ = build_model(model_of("llama.py:70b")).abstract_params()
+  assert all(
+    isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(shapes)
+  )

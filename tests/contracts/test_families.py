@@ -1,0 +1,300 @@
+"""One battery for every form of model.
+
+A row of FORMS is a change to the smallest decoder; each test holds for each
+row. A new mechanism is a new row.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import base
+from gpt_jax import config as config_lib
+from gpt_jax import flops, state, tree
+from gpt_jax.models import build_model
+
+T = 16
+SMALL = dict(
+  num_layers=3,
+  model_dim=32,
+  num_heads=4,
+  mlp_dim=48,
+  max_len=T,
+  vocab_size=61,
+  vocab_multiple=8,
+)
+FORMS = {
+  "gpt2": dict(bias=True),
+  "llama": dict(
+    norm="rmsnorm",
+    position="rope",
+    mlp="swiglu",
+    num_kv_heads=2,
+    tied_embeddings=False,
+  ),
+  "post_norm": dict(norm_placement="post", bias=True, mlp="gelu"),
+  "alibi": dict(position="alibi", num_heads=6, head_dim=8, num_kv_heads=3),
+  "no_positions": dict(position="none", mlp="relu_squared"),
+  "qk_norm": dict(qk_norm=True, position="rope", norm="rmsnorm"),
+  "softcaps": dict(attn_softcap=5.0, logit_softcap=3.0),
+  "window": dict(sliding_window=4, position="rope", num_kv_heads=1),
+  "rope_linear": dict(position="rope", rope_scaling="linear:2"),
+  "rope_llama3": dict(position="rope", rope_scaling="llama3:8:16"),
+  "bfloat16": dict(compute_dtype="bfloat16", bias=True),
+}
+
+
+def model_config(**changes) -> config_lib.ModelConfig:
+  config = config_lib.freeze(base.get_config()).model
+  return dataclasses.replace(config, **{**SMALL, **changes})
+
+
+@functools.cache
+def make(form: str):
+  model = build_model(model_config(**FORMS[form]))
+
+  shapes, specs = model.abstract_params()
+  rng = np.random.default_rng(0)
+
+  # Norms and biases away from one and zero, so that they are tested too.
+  def fill(leaf, spec):
+    noise = rng.normal(0, 0.05, leaf.shape) + (spec.role == "norm")
+    return jnp.asarray(noise, leaf.dtype)
+
+  return model, jax.tree.map(fill, shapes, specs)
+
+
+@functools.cache
+def tokens_of(seed: int = 0, rows: int = 2, length: int = T):
+  ids = np.random.default_rng(seed).integers(0, 61, (rows, length))
+  return jnp.asarray(ids, jnp.int32)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def apply(model, *args, **kwargs):
+  return model.apply(*args, **kwargs)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def apply_cached(model, *args):
+  return model.apply_cached(*args)
+
+
+def mean_loss(model, params, tokens):
+  logits = model.apply(params, tokens)[:, :-1]
+  picked = jnp.take_along_axis(
+    jax.nn.log_softmax(logits), tokens[:, 1:, None], axis=-1
+  )
+  return -picked.mean()
+
+
+def closeness(form: str) -> dict:
+  if FORMS[form].get("compute_dtype") == "bfloat16":
+    return dict(rtol=0.05, atol=0.05)
+  return dict(rtol=1e-5, atol=1e-5)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def embedded_gradient(model, params, to_slot, packing):
+  """d (squared logits at to_slot) / d embeddings, for tokens 0, 1, 2, ..."""
+  tokens = jnp.arange(T, dtype=jnp.int32)[None]
+
+  def output(table):
+    p = {**params, "embed": {**params["embed"], "tokens": table}}
+    if model.config.tied_embeddings:
+      # The output side of a tied table reads every row; keep only the input.
+      frozen = jax.lax.stop_gradient(params["embed"]["tokens"])
+      p["embed"]["tokens"] = table
+      model_ = build_model(
+        dataclasses.replace(model.config, tied_embeddings=False)
+      )
+      p["unembed"] = frozen
+      logits = model_.apply(p, tokens, **packing)
+    else:
+      logits = model.apply(p, tokens, **packing)
+    return jnp.square(logits[0, to_slot, :61]).sum()
+
+  return jax.grad(output)(params["embed"]["tokens"])
+
+
+def embedded_influence(model, params, from_slot, to_slot, **packing):
+  """How much the token at from_slot moves the logits at to_slot."""
+  grad = embedded_gradient(model, params, to_slot, packing)
+  return float(jnp.abs(grad[from_slot]).sum())
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_logits_have_their_shape_and_padding_is_masked(form):
+  model, params = make(form)
+  logits = apply(model, params, tokens_of())
+  assert logits.shape == (2, T, 64) and logits.dtype == jnp.float32
+  assert np.all(np.asarray(logits[..., 61:]) < -1e29)
+  assert np.all(np.abs(np.asarray(logits[..., :61])) < 1e4)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_parameter_gets_a_finite_gradient(form):
+  model, params = make(form)
+  grads = jax.jit(jax.grad(lambda p: mean_loss(model, p, tokens_of())))(params)
+  for name, grad in tree.flatten_with_names(grads).items():
+    assert np.all(np.isfinite(np.asarray(grad, np.float32))), name
+    assert np.any(np.asarray(grad, np.float32) != 0), name
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_no_token_is_influenced_by_a_later_one(form):
+  model, params = make(form)
+  influence = functools.partial(embedded_influence, model, params)
+  assert influence(9, 8) == 0.0
+  assert influence(T - 1, 0) == 0.0
+  assert influence(8, 8) > 0.0
+  assert influence(7, 8) > 0.0  # the control: what may be seen is seen
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_packed_documents_do_not_attend_to_each_other(form):
+  model, params = make(form)
+  segments = jnp.array([[0] * 6 + [1] * 10], jnp.int32)
+  positions = jnp.array([[*range(6), *range(10)]], jnp.int32)
+  influence = functools.partial(embedded_influence, model, params)
+  packed = dict(segments_BT=segments, positions_BT=positions)
+  assert influence(5, 6, **packed) == 0.0
+  assert influence(0, T - 1, **packed) == 0.0
+  assert influence(6, 7, **packed) > 0.0
+  assert influence(5, 6) > 0.0  # the control: unpacked, it leaks
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_packed_document_scores_as_it_does_alone(form):
+  model, params = make(form)
+  tokens = tokens_of(rows=1)
+  segments = jnp.array([[0] * 6 + [1] * 10], jnp.int32)
+  positions = jnp.array([[*range(6), *range(10)]], jnp.int32)
+  packed = apply(model, params, tokens, positions, segments)
+  alone = apply(model, params, tokens[:, 6:])
+  np.testing.assert_allclose(packed[:, 6:], alone, **closeness(form))
+  if (
+    form != "no_positions"
+    and form != "alibi"
+    and "rope" not in str(FORMS[form])
+  ):
+    shifted = apply(model, params, tokens, None, segments)
+    assert not np.allclose(shifted[:, 6:], alone, atol=1e-3)  # the control
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_scanned_layers_equal_unrolled_ones(form):
+  model, params = make(form)
+  scanned = build_model(dataclasses.replace(model.config, scan_layers=True))
+  a = apply(model, params, tokens_of())
+  b = apply(scanned, params, tokens_of())
+  np.testing.assert_allclose(a, b, **closeness(form))
+  swapped = {
+    **params,
+    "blocks": jax.tree.map(lambda x: x[::-1], params["blocks"]),
+  }
+  c = apply(scanned, swapped, tokens_of())
+  assert not np.allclose(a, c, atol=1e-2)  # the control: order of layers counts
+
+
+@pytest.mark.parametrize("remat", ["full", "dots"])
+@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("form", ["gpt2", "llama"])
+def test_rematerialisation_leaves_gradients_alone(form, remat, scan):
+  model, params = make(form)
+  other = build_model(
+    dataclasses.replace(model.config, remat=remat, scan_layers=scan)
+  )
+  grads = lambda m, p: jax.jit(
+    jax.grad(lambda p: mean_loss(m, p, tokens_of()))
+  )(p)
+  a, b = grads(model, params), grads(other, params)
+  for name, leaf in tree.flatten_with_names(a).items():
+    np.testing.assert_allclose(
+      leaf, tree.flatten_with_names(b)[name], rtol=1e-4, atol=1e-6
+    )
+  text = str(jax.make_jaxpr(lambda p: mean_loss(other, p, tokens_of()))(params))
+  assert "remat" in text or "checkpoint" in text  # the control: it is there
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_cached_decoding_equals_the_full_forward_pass(form):
+  model, params = make(form)
+  tokens, lengths = tokens_of(), jnp.array([5, 3])
+  full = apply(model, params, tokens)
+  unstacked = model.unstack(params)
+  cache = model.init_cache(2, T)
+  padded = jnp.where(jnp.arange(8) < lengths[:, None], tokens[:, :8], 0)
+  logits, cache = apply_cached(
+    model, unstacked, padded, cache, jnp.zeros(2, jnp.int32), lengths - 1
+  )
+  rows = jnp.arange(2)
+  worst = []
+  for offset in range(8):
+    at = lengths - 1 + offset
+    worst.append(np.abs(logits[:, 0, :61] - full[rows, at, :61]).max())
+    step = tokens[rows, at + 1][:, None]
+    logits, cache = apply_cached(model, unstacked, step, cache, at + 1)
+  assert max(worst) < closeness(form)["atol"], worst
+  stale = model.init_cache(2, T)
+  logits, _ = apply_cached(model, unstacked, step, stale, at + 1)
+  wrong = np.abs(logits[:, 0, :61] - full[rows, at + 1, :61]).max()
+  assert wrong > 1e-3  # the control: an empty cache gives other logits
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_parameter_count_agrees_with_the_ledger(form):
+  model, _ = make(form)
+  shapes, specs = model.abstract_params()
+  padding = 3 * model.config.model_dim
+  padding *= 1 if model.config.tied_embeddings else 2
+  counted = tree.count_elements(shapes) - padding
+  assert counted == sum(flops.count_parameters(model.config).values())
+  by_role = {}
+  for leaf, spec in zip(
+    jax.tree.leaves(shapes), jax.tree.leaves(specs), strict=True
+  ):
+    by_role[spec.role] = by_role.get(spec.role, 0) + leaf.size
+  ledger = flops.count_parameters(model.config)
+  for role in ("hidden", "residual", "norm", "bias", "position"):
+    assert by_role.get(role, 0) == ledger[role], role
+
+
+def test_dropout_drops_in_training_and_scan_drops_the_same():
+  config = model_config(dropout_rate=0.3)
+  model = build_model(config)
+  params = state.init_params(model, 0)
+  key = jax.random.key(3)
+  quiet = apply(model, params, tokens_of())
+  a = apply(model, params, tokens_of(), key=key)
+  assert not np.allclose(a, quiet, atol=1e-3)
+  scanned = build_model(dataclasses.replace(config, scan_layers=True))
+  b = apply(scanned, params, tokens_of(), key=key)
+  np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+  c = apply(model, params, tokens_of(), key=jax.random.key(4))
+  assert not np.allclose(a, c, atol=1e-3)
+
+
+def test_initial_residual_writers_are_smaller_by_the_root_of_twice_the_depth():
+  model = build_model(model_config(num_layers=8, model_dim=128, mlp_dim=512))
+  params = state.init_params(model, 0)
+  std = lambda x: float(jnp.std(x))
+  assert abs(std(params["blocks"]["mlp"]["in"]) - 0.02) < 3e-4
+  assert abs(std(params["blocks"]["mlp"]["out"]) - 0.02 / 4) < 1e-4
+  assert float(params["final_norm"]["scale"].min()) == 1.0
+
+
+def test_adding_layers_leaves_the_numbers_of_the_others_alone():
+  few = state.init_params(build_model(model_config(num_layers=2)), 0)
+  many = state.init_params(build_model(model_config(num_layers=4)), 0)
+  np.testing.assert_array_equal(
+    few["blocks"]["mlp"]["in"], many["blocks"]["mlp"]["in"][:2]
+  )
+  other = state.init_params(build_model(model_config(num_layers=2)), 1)
+  assert not np.allclose(
+    few["blocks"]["mlp"]["in"], other["blocks"]["mlp"]["in"]
+  )

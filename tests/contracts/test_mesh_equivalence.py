@@ -1,0 +1,198 @@
+"""The same run on any mesh: same initial parameters, same losses."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from configs import base
+from gpt_jax import config as config_lib
+from gpt_jax import optim, sharding, state, step, tree
+from gpt_jax.config import InputError
+from gpt_jax.models import build_model
+from gpt_jax.parametrization import ParamSpec
+
+T, B, STEPS = 32, 8, 10
+MESHES = {
+  "fsdp 8": dict(fsdp=8),
+  "tensor 8": dict(tensor=8),
+  "data 2 x fsdp 2 x tensor 2": dict(data=2, fsdp=2, tensor=2),
+  "fsdp 4 x seq 2": dict(fsdp=4, seq=2),
+  "data 8": dict(data=8),
+}
+FORMS = {
+  "gpt2": dict(bias=True),
+  "llama": dict(
+    norm="rmsnorm",
+    position="rope",
+    mlp="swiglu",
+    tied_embeddings=False,
+    scan_layers=True,
+  ),
+}
+
+
+def run_config(form: str, mesh: dict, microbatches: int = 1, **model):
+  config = base.get_config()
+  with config.unlocked():
+    config.model.update(
+      num_layers=2,
+      model_dim=64,
+      num_heads=8,
+      mlp_dim=128,
+      max_len=T,
+      vocab_size=250,
+      vocab_multiple=64,
+      **FORMS[form],
+      **model,
+    )
+    config.data.seq_len = T
+    config.optim.update(warmup_steps=3, learning_rate=3e-3, clip_norm=1.0)
+    config.train.update(
+      num_steps=STEPS, global_batch_size=B, num_microbatches=microbatches
+    )
+    config.mesh.update(dict.fromkeys(sharding.AXES, 1) | mesh)
+  return config_lib.freeze(config)
+
+
+def make_run(config, devices: int):
+  mesh = sharding.make_mesh(config.mesh, jax.devices()[:devices])
+  model = build_model(config.model, config.mesh.rules)
+  tx = optim.build_optimizer(config.optim, model.abstract_params()[1])
+  return mesh, model, tx
+
+
+@functools.cache
+def begun(config, devices: int):
+  mesh, model, tx = make_run(config, devices)
+  return state.init_state(model, tx, config, mesh)
+
+
+def losses_of(config, devices: int = 8, seed: int = 0) -> np.ndarray:
+  mesh, model, tx = make_run(config, devices)
+  schedule = optim.build_schedule(config.optim, STEPS)
+  # Initial parameters are the same bits anywhere (a test below): made once.
+  source = run_config("gpt2" if config.model.bias else "llama", {})
+  abstract = state.abstract_state(model, tx, config, mesh)
+  now = jax.tree.map(
+    lambda x, a: jax.device_put(np.asarray(x), a.sharding),
+    begun(source, 1),
+    abstract,
+  )
+  place = sharding.batch_sharding(mesh, config.mesh.rules)
+  train_step = jax.jit(
+    step.make_train_step(model, tx, schedule, config), donate_argnums=0
+  )
+  rng = np.random.default_rng(seed)
+  losses = []
+  with jax.set_mesh(mesh):
+    for _ in range(STEPS):
+      ids = rng.integers(0, 250, (B, T + 1)).astype(np.int32)
+      batch = {"tokens": ids[:, :-1], "targets": ids[:, 1:]}
+      now, result = train_step(now, jax.device_put(batch, place))
+      losses.append(float(result["loss"]))
+  return np.array(losses)
+
+
+@pytest.fixture(scope="module")
+def reference():
+  return {form: losses_of(run_config(form, {}), devices=1) for form in FORMS}
+
+
+@pytest.mark.parametrize("name", MESHES)
+@pytest.mark.parametrize("form", FORMS)
+def test_losses_agree_on_every_mesh(form, name, reference):
+  losses = losses_of(run_config(form, MESHES[name]))
+  np.testing.assert_allclose(losses, reference[form], rtol=1e-5)
+
+
+def test_losses_of_other_data_do_not_agree(reference):
+  losses = losses_of(run_config("gpt2", {}), devices=1, seed=1)
+  assert np.abs(losses / reference["gpt2"] - 1).max() > 1e-4
+
+
+@pytest.mark.parametrize("mesh", [{}, dict(data=2, tensor=4)])
+def test_four_microbatches_equal_one(mesh, reference):
+  config = run_config("gpt2", mesh, microbatches=4)
+  losses = losses_of(config, devices=8 if mesh else 1)
+  np.testing.assert_allclose(losses, reference["gpt2"], rtol=1e-5)
+
+
+def test_replicated_rules_agree_too(reference):
+  config = run_config("gpt2", dict(data=4, fsdp=2))
+  config = dataclasses.replace(
+    config, mesh=dataclasses.replace(config.mesh, rules="replicated")
+  )
+  np.testing.assert_allclose(losses_of(config), reference["gpt2"], rtol=1e-5)
+
+
+def test_dropout_is_the_same_on_every_mesh():
+  one = losses_of(run_config("gpt2", {}, dropout_rate=0.2), devices=1)
+  all8 = losses_of(
+    run_config("gpt2", MESHES["fsdp 4 x seq 2"], dropout_rate=0.2)
+  )
+  np.testing.assert_allclose(one, all8, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", MESHES)
+def test_initial_parameters_are_the_same_bits_on_every_mesh(name):
+  one = begun(run_config("gpt2", {}), 1)
+  many = begun(run_config("gpt2", MESHES[name]), 8)
+  a, b = (
+    tree.flatten_with_names(one.params),
+    tree.flatten_with_names(many.params),
+  )
+  for leaf in a:
+    np.testing.assert_array_equal(
+      np.asarray(a[leaf]), np.asarray(b[leaf]), leaf
+    )
+
+
+def test_no_device_holds_a_whole_sharded_parameter():
+  now = begun(run_config("gpt2", dict(fsdp=4, tensor=2)), 8)
+  for name, leaf in tree.flatten_with_names(now).items():
+    if "/attn/" in name or "/mlp/" in name or "tokens" in name:
+      if "bias" not in name:
+        local = leaf.addressable_shards[0].data.size
+        assert local == leaf.size // 8, name
+
+
+def test_checksums_are_the_same_on_every_mesh_and_see_one_bit():
+  one = begun(run_config("gpt2", {}), 1)
+  many = begun(run_config("gpt2", MESHES["fsdp 8"]), 8)
+  checksum = jax.jit(tree.checksum)
+  a = np.asarray(checksum(one.params))
+  np.testing.assert_array_equal(a, np.asarray(checksum(many.params)))
+  table = np.asarray(one.params["embed"]["tokens"]).copy()
+  table.view(np.uint32)[3, 5] ^= 1
+  bent = {**one.params, "embed": {**one.params["embed"], "tokens": table}}
+  changed = (np.asarray(checksum(bent)) != a).any(axis=1)
+  assert changed.sum() == 1
+
+
+def test_resolver_refuses_what_cannot_be_placed():
+  mesh = sharding.make_mesh(run_config("gpt2", dict(fsdp=4, tensor=2)).mesh)
+  place = lambda axes, shape: sharding.spec_of(
+    "blocks/mlp/in", axes, shape, "standard", mesh
+  )
+  assert place(("embed", "mlp"), (8, 6)) == jax.P("fsdp", "tensor")
+  with pytest.raises(InputError, match="blocks/mlp/in.*'embd'.*know"):
+    place(("embd", "mlp"), (8, 6))
+  with pytest.raises(InputError, match="'mlp' and 'heads' both want.*tensor"):
+    place(("mlp", "heads"), (8, 6))
+  with pytest.raises(InputError, match="dim 'embed' is 6, which mesh fsdp 4"):
+    place(("embed", "mlp"), (6, 6))
+
+
+def test_mesh_that_does_not_match_the_devices_is_refused():
+  config = run_config("gpt2", dict(fsdp=3))
+  with pytest.raises(InputError, match="fsdp 3 does not match the 8 devices"):
+    sharding.make_mesh(config.mesh)
+  rest = run_config("gpt2", dict(fsdp=-1, tensor=2))
+  assert sharding.make_mesh(rest.mesh).shape["fsdp"] == 4
+
+
+def test_a_stacked_declaration_gains_the_layers_dim():
+  assert ParamSpec(("embed",), "hidden").stacked().axes == ("layers", "embed")

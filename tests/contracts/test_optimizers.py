@@ -1,0 +1,432 @@
+"""One battery for every optimizer.
+
+Parameters are laid out as a model's: stacked over layers, several dims to a
+matrix, all sizes different. A new optimizer is a new word in RATES.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import NamedSharding
+
+from configs import base
+from gpt_jax import config, optim, sharding, tree
+from gpt_jax.config import InputError
+from gpt_jax.parametrization import ParamSpec
+
+DECAY = 0.3
+# Rates at which each learns the small problem below.
+RATES = {
+  "adamw": 3e-3,
+  "adam": 3e-3,
+  "lion": 1e-3,
+  "adafactor": 3e-3,
+  "sgd": 0.1,
+  "muon": 3e-3,
+}
+SIZES = dict(
+  vocab=64, embed=32, layers=2, heads=4, head_dim=40, mlp=48, norm=32
+)
+DECLARED = {
+  "embed": {"tokens": (("vocab", "embed"), "embed")},
+  "blocks": {
+    "q": (("layers", "embed", "heads", "head_dim"), "hidden"),
+    "o": (("layers", "heads", "head_dim", "embed"), "residual"),
+    "in": (("layers", "embed", "mlp"), "hidden"),
+    "in_bias": (("layers", "mlp"), "bias"),
+    "out": (("layers", "mlp", "embed"), "residual"),
+    "scale": (("layers", "norm"), "norm"),
+  },
+  "final_norm": {"scale": (("norm",), "norm")},
+}
+SPECS = {
+  group: {name: ParamSpec(*d) for name, d in leaves.items()}
+  for group, leaves in DECLARED.items()
+}
+MATRICES = ("embed/tokens", "blocks/q", "blocks/o", "blocks/in", "blocks/out")
+
+
+def optim_config(word: str, **changes) -> config.OptimConfig:
+  return dataclasses.replace(
+    config.freeze(base.get_config()).optim,
+    optimizer=word,
+    **{"weight_decay": DECAY} | changes,
+  )
+
+
+def compiled(word: str, specs) -> optax.GradientTransformation:
+  tx = optim.build_optimizer(optim_config(word), specs)
+  return optax.GradientTransformation(jax.jit(tx.init), jax.jit(tx.update))
+
+
+@functools.cache
+def build(word: str) -> optax.GradientTransformation:
+  """Returns the optimizer of SPECS, compiled once for all tests."""
+  return compiled(word, SPECS)
+
+
+def random_tree(seed: int, scale: float = 0.2, dtype=jnp.float32):
+  rng = np.random.default_rng(seed)
+  draw = lambda spec: jnp.asarray(
+    scale * rng.standard_normal([SIZES[a] for a in spec.axes]), dtype
+  )
+  return jax.tree.map(draw, SPECS)
+
+
+def run(tx, params, grads_list):
+  """Returns the directions of each step at fixed parameters."""
+  state, directions = tx.init(params), []
+  for grads in grads_list:
+    direction, state = tx.update(grads, state, params)
+    directions.append(jax.tree.map(np.asarray, direction))
+  return directions
+
+
+def gap(one, other) -> float:
+  leaves = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+  return np.max([np.abs(np.subtract(a, b)).max() for a, b in leaves])
+
+
+def predict(params, ids):
+  def layer(x, p):
+    h = jnp.tanh(jnp.einsum("bd,dnh->bnh", x * p["scale"], p["q"]))
+    x = x + jnp.einsum("bnh,nhd->bd", h, p["o"])
+    return x + jnp.tanh(x @ p["in"] + p["in_bias"]) @ p["out"], None
+
+  x, _ = jax.lax.scan(layer, params["embed"]["tokens"][ids], params["blocks"])
+  return x * params["final_norm"]["scale"]
+
+
+@functools.cache
+def make_training(word: str):
+  """Returns train(rate) -> loss before and after 150 steps of regression."""
+  ids = jnp.arange(SIZES["vocab"])
+  ones = lambda t: tree.map_with_names(
+    lambda name, x: jnp.ones_like(x) if "scale" in name else x, t
+  )
+  teacher, student = ones(random_tree(1)), ones(random_tree(2))
+  targets = predict(teacher, ids)
+  loss = lambda params: jnp.mean((predict(params, ids) - targets) ** 2)
+  tx = optim.build_optimizer(optim_config(word, weight_decay=0.01), SPECS)
+
+  @jax.jit
+  def train(rate):
+    def step(carry, _):
+      params, state = carry
+      direction, state = tx.update(jax.grad(loss)(params), state, params)
+      params = jax.tree.map(lambda p, d: p - rate * d, params, direction)
+      return (params, state), None
+
+    start = (student, tx.init(student))
+    (params, _), _ = jax.lax.scan(step, start, length=150)
+    return loss(student), loss(params)
+
+  return train
+
+
+@pytest.mark.parametrize("word", RATES)
+def test_the_loss_of_a_small_problem_falls(word):
+  before, after = make_training(word)(RATES[word])
+  assert after < 0.1 * before
+
+
+@pytest.mark.parametrize("word", RATES)
+def test_the_loss_would_not_fall_with_the_sign_turned(word):
+  before, after = make_training(word)(-RATES[word])
+  assert not after < 0.1 * before
+
+
+def test_the_battery_covers_every_word():
+  assert set(RATES) == set(config.CHOICES["optim.optimizer"])
+
+
+def test_an_unknown_word_is_refused_with_the_valid_ones():
+  with pytest.raises(InputError, match="adamw, adam, lion"):
+    build("adamax")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("word", RATES)
+def test_directions_are_like_parameters_and_the_state_keeps_its_form(
+  word, dtype
+):
+  params, tx = random_tree(1, dtype=dtype), build(word)
+  state = jax.eval_shape(tx.init, params)
+  direction, new_state = jax.eval_shape(tx.update, params, state, params)
+  for found, expected in ((direction, params), (new_state, state)):
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    assert tree.describe_shapes(found) == tree.describe_shapes(expected)
+
+
+@pytest.mark.parametrize("word", RATES)
+def test_directions_are_finite_for_gradients_of_any_size(word):
+  params = random_tree(1)
+  steps = [random_tree(2, scale=scale) for scale in (1e-9, 1.0, 1e9)]
+  for direction in jax.tree.leaves(run(build(word), params, steps)):
+    assert np.isfinite(direction).all() and direction.any()
+
+
+def check_decay(word: str, tx) -> None:
+  """Without a gradient, a direction is the decay and nothing else."""
+  params, zeros = random_tree(1), random_tree(1, scale=0.0)
+  weights = tree.flatten_with_names(params)
+  for direction in run(tx, params, [zeros, zeros]):
+    for name, found in tree.flatten_with_names(direction).items():
+      rate = DECAY if name in MATRICES and word != "adam" else 0.0
+      np.testing.assert_allclose(found, rate * weights[name], rtol=1e-6)
+
+
+@pytest.mark.parametrize("word", RATES)
+def test_matrices_are_decayed_and_norms_and_biases_are_not(word):
+  check_decay(word, build(word))
+
+
+@pytest.mark.parametrize("leaf", ["in_bias", "scale", "in"])
+def test_a_wrong_mask_would_be_seen(leaf):
+  role = {"in_bias": "embed", "scale": "embed", "in": "norm"}[leaf]
+  wrong = dataclasses.replace(SPECS["blocks"][leaf], role=role)
+  specs = SPECS | {"blocks": SPECS["blocks"] | {leaf: wrong}}
+  with pytest.raises(AssertionError):
+    check_decay("sgd", compiled("sgd", specs))
+
+
+def with_layers(change, t):
+  """Returns the tree with `change` made to each stacked leaf."""
+  return t | {"blocks": jax.tree.map(change, t["blocks"])}
+
+
+def layers_gap(tx) -> float:
+  """Returns how much of the second layer's last gradient the first sees."""
+  params, steps = random_tree(1), [random_tree(s) for s in (2, 3)]
+  grow = lambda g: g.at[1].multiply(10.0)
+  first = lambda ts: [with_layers(lambda x: x[0], t) for t in ts]
+  before = run(tx, params, steps)
+  after = run(tx, params, [steps[0], with_layers(grow, steps[1])])
+  return gap(first(before), first(after))
+
+
+@pytest.mark.parametrize("word", RATES)
+def test_stacked_layers_do_not_see_each_other(word):
+  assert layers_gap(build(word)) < 1e-5
+
+
+def test_muon_on_stacked_layers_is_muon_on_each_alone():
+  params, steps, tx = random_tree(1), [random_tree(2)], build("muon")
+  together = run(tx, params, steps)
+  for i in range(SIZES["layers"]):
+    only = lambda t, i=i: with_layers(lambda x: x[i : i + 1], t)
+    alone = run(tx, only(params), [only(g) for g in steps])
+    assert gap([only(d) for d in together], alone) < 1e-5
+
+
+@pytest.mark.parametrize("word", ["adafactor", "muon"])
+def test_layers_that_see_each_other_would_be_noticed(word):
+  unnamed = lambda spec: ParamSpec(
+    tuple(None if a == "layers" else a for a in spec.axes), spec.role
+  )
+  assert layers_gap(compiled(word, jax.tree.map(unnamed, SPECS))) > 1e-2
+
+
+def adamw_gap(beta2: float) -> float:
+  """Returns how far five steps are from AdamW (algorithm 2) in numpy.
+
+  Loshchilov and Hutter 2019, with the decay times the rate.
+  """
+  c, tx, rate = optim_config("adamw"), build("adamw"), np.float32(1e-2)
+  params = random_tree(1)
+  expected = {
+    k: np.float64(v) for k, v in tree.flatten_with_names(params).items()
+  }
+  m, v = dict.fromkeys(expected, 0.0), dict.fromkeys(expected, 0.0)
+  state = tx.init(params)
+  for t in range(1, 6):
+    grads = random_tree(10 + t)
+    direction, state = tx.update(grads, state, params)
+    params = jax.tree.map(
+      lambda p, d: np.asarray(p) - rate * d, params, direction
+    )
+    for name, g in tree.flatten_with_names(grads).items():
+      g = np.float64(g)
+      m[name] = c.beta1 * m[name] + (1 - c.beta1) * g
+      v[name] = beta2 * v[name] + (1 - beta2) * g * g
+      step = (m[name] / (1 - c.beta1**t)) / (
+        np.sqrt(v[name] / (1 - beta2**t)) + c.eps
+      )
+      decay = c.weight_decay * expected[name] * (name in MATRICES)
+      expected[name] = expected[name] - rate * (step + decay)
+  found = tree.flatten_with_names(params)
+  return np.max([np.abs(found[k] - expected[k]).max() for k in expected])
+
+
+def test_adamw_is_the_published_algorithm():
+  assert adamw_gap(beta2=0.95) < 1e-6
+
+
+def test_another_beta_would_be_noticed():
+  assert adamw_gap(beta2=0.96) > 1e-5
+
+
+def test_adam_is_that_of_optax():
+  params, steps = random_tree(1), [random_tree(s) for s in (2, 3, 4)]
+  c = optim_config("adam")
+  theirs = optax.adam(1.0, c.beta1, c.beta2, c.eps)
+  theirs = optax.GradientTransformation(
+    jax.jit(theirs.init), jax.jit(theirs.update)
+  )
+  negated = jax.tree.map(np.negative, run(theirs, params, steps))
+  assert gap(run(build("adam"), params, steps), negated) < 1e-6
+  assert gap(run(build("lion"), params, steps), negated) > 1e-2
+
+
+def singular_values(name: str, stacked) -> np.ndarray:
+  """Returns those of each layer's matrix over 0.2 sqrt(its longer side)."""
+  rows = {"q": 32, "o": 4 * 40, "in": 32, "out": 48}[name]
+  matrices = np.reshape(stacked, (2, rows, -1))
+  longer = max(matrices.shape[1:])
+  values = np.linalg.svd(matrices, compute_uv=False)
+  return values / (0.2 * longer**0.5)
+
+
+@pytest.mark.parametrize("name", ["q", "o", "in", "out"])
+def test_muon_returns_matrices_with_level_singular_values(name):
+  params, steps = random_tree(1), [random_tree(2), random_tree(3)]
+  for direction in run(build("muon"), params, steps):
+    decay = DECAY * params["blocks"][name]
+    values = singular_values(name, direction["blocks"][name] - decay)
+    assert 0.6 < values.min() and values.max() < 1.3
+  raw = singular_values(name, steps[0]["blocks"][name])
+  assert raw.max() > 1.5 * raw.min() and raw.max() > 1.3
+
+
+def test_muon_moves_matrices_as_far_as_adamw_in_rms():
+  params, grads = random_tree(1), random_tree(2)
+  (direction,) = run(build("muon"), params, [grads])
+  for name in ("q", "o", "in", "out"):
+    update = direction["blocks"][name] - DECAY * params["blocks"][name]
+    assert 0.15 < np.sqrt(np.mean(update**2)) < 0.25
+
+
+def test_muon_treats_all_but_hidden_matrices_as_adamw():
+  params, steps = random_tree(1), [random_tree(2), random_tree(3)]
+  muon, adamw = (
+    run(build(word), params, steps)[-1] for word in ("muon", "adamw")
+  )
+  rest = lambda t: {
+    k: v
+    for k, v in tree.flatten_with_names(t).items()
+    if k == "embed/tokens" or k not in MATRICES
+  }
+  assert gap(rest(muon), rest(adamw)) < 1e-6
+  assert gap(muon, adamw) > 1e-2
+
+
+def state_layout(word: str, specs):
+  """Returns {state leaf: (its ShapeDtypeStruct, its spec)}."""
+  params = jax.eval_shape(lambda: random_tree(1))
+  state = jax.eval_shape(build(word).init, params)
+  found = optim.state_specs(state, params, specs)
+  pairs = jax.tree.map(lambda leaf, spec: [(leaf, spec)], state, found)
+  is_pair = lambda x: isinstance(x, list)
+  leaves, _ = jax.tree_util.tree_flatten_with_path(pairs, is_leaf=is_pair)
+  return {tree.path_name(path): pair[0] for path, pair in leaves}
+
+
+def check_layout(word: str, specs) -> None:
+  for leaf, spec in state_layout(word, specs).values():
+    if spec is not None:
+      assert leaf.shape == tuple(SIZES[a] for a in spec.axes)
+
+
+@pytest.mark.parametrize("word", RATES)
+def test_state_specs_name_the_dims_of_each_state_leaf(word):
+  check_layout(word, SPECS)
+
+
+def test_specs_of_other_leaves_would_be_noticed():
+  blocks = SPECS["blocks"]
+  swapped = blocks | {"in": blocks["out"], "out": blocks["in"]}
+  with pytest.raises(AssertionError):
+    check_layout("adamw", SPECS | {"blocks": swapped})
+
+
+@pytest.mark.parametrize(
+  "word,copies",
+  [("adamw", 2), ("adam", 2), ("lion", 1), ("sgd", 1), ("muon", None)],
+)
+def test_only_scalars_and_constants_are_without_spec(word, copies):
+  layout = state_layout(word, SPECS)
+  for name, (leaf, spec) in layout.items():
+    assert (spec is None) == (leaf.size < 32), name
+  if copies:
+    held = sum(leaf.size for leaf, s in layout.values() if s is not None)
+    assert held == copies * tree.count_elements(random_tree(1))
+
+
+def test_adafactor_keeps_factors_in_place_of_matrices():
+  layout = state_layout("adafactor", SPECS)
+  held = sum(leaf.size for leaf, _ in layout.values())
+  assert held < 0.15 * tree.count_elements(random_tree(1))
+  factors = {
+    "/".join(name.split("/")[-3:]): spec.axes
+    for name, (_, spec) in layout.items()
+    if spec is not None and "/v_" in name
+  }
+  assert factors == {
+    "v_row/embed/tokens": ("embed",),
+    "v_col/embed/tokens": ("vocab",),
+    "v_row/blocks/q": ("layers", "embed", "heads"),
+    "v_col/blocks/q": ("layers", "heads", "head_dim"),
+    "v_row/blocks/o": ("layers", "heads", "embed"),
+    "v_col/blocks/o": ("layers", "heads", "head_dim"),
+    "v_row/blocks/in": ("layers", "embed"),
+    "v_col/blocks/in": ("layers", "mlp"),
+    "v_row/blocks/out": ("layers", "embed"),
+    "v_col/blocks/out": ("layers", "mlp"),
+  }
+
+
+@pytest.mark.parametrize("word", ["adafactor", "muon"])
+def test_a_state_over_eight_devices_gives_the_same_directions(word):
+  sizes = dict(data=1, fsdp=4, expert=1, seq=1, tensor=2, rules="standard")
+  mesh = sharding.make_mesh(config.MeshConfig(**sizes))
+  place = lambda x, specs: jax.device_put(
+    x, sharding.shardings_of(x, specs, "standard", mesh)
+  )
+  params, grads, tx = random_tree(1), random_tree(2), build(word)
+  state = tx.init(params)
+  expected, _ = tx.update(grads, state, params)
+  layout = optim.state_specs(state, params, SPECS)
+  split = place(state, layout)
+  assert any(
+    isinstance(leaf.sharding, NamedSharding)
+    and not leaf.sharding.is_fully_replicated
+    for leaf in jax.tree.leaves(split)
+  )
+  found, _ = tx.update(place(grads, SPECS), split, place(params, SPECS))
+  assert gap(expected, jax.device_get(found)) < 1e-4
+
+
+def clipped_norm(norm: float, max_norm: float | None) -> float:
+  grads = {"w": jnp.full((3, 3), norm / 5), "b": jnp.full(4, norm * 0.4)}
+  clipped = optim.clip_by_global_norm(grads, jnp.float32(norm), max_norm)
+  assert tree.describe_shapes(clipped) == tree.describe_shapes(grads)
+  return float(optax.tree.norm(clipped))
+
+
+@pytest.mark.parametrize(
+  "norm,max_norm,expected",
+  [(5.0, 1.0, 1.0), (0.5, 1.0, 0.5), (5.0, None, 5.0), (5.0, 9.0, 5.0)],
+)
+def test_clipping_bounds_the_global_norm(norm, max_norm, expected):
+  assert clipped_norm(norm, max_norm) == pytest.approx(expected, rel=1e-5)
+
+
+def test_clipping_leaves_gradients_of_zero_at_zero():
+  zeros = {"w": jnp.zeros(3, jnp.bfloat16)}
+  clipped = optim.clip_by_global_norm(zeros, jnp.float32(0), 1.0)["w"]
+  assert clipped.dtype == jnp.bfloat16 and (clipped == 0).all()

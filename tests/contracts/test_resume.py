@@ -1,0 +1,140 @@
+"""A run that is killed and resumed is the run that was never killed.
+
+Real processes, real checkpoints: parameters, moments and every logged loss are
+compared bit for bit, through the files that the runs leave.
+"""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from gpt_jax import checkpoint, loop, metrics, optim, sharding, state, tree
+from gpt_jax import workdir as workdir_lib
+from gpt_jax.models import build_model
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def final_leaves(workdir) -> dict[str, np.ndarray]:
+  """Reads the newest checkpoint of a run back, on one device."""
+  config = workdir_lib.read_config(str(workdir), {"mesh.data": "1"})
+  mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
+  model = build_model(config.model)
+  tx = optim.build_optimizer(config.optim, model.abstract_params()[1])
+  abstract = state.abstract_state(model, tx, config, mesh)
+  keeper = checkpoint.Checkpointer(
+    str(workdir / "checkpoints"), config.checkpoint, {}
+  )
+  restored, _ = keeper.restore(abstract)
+  keeper.close()
+  return {
+    k: np.asarray(v) for k, v in tree.flatten_with_names(restored).items()
+  }
+
+
+def logged_losses(workdir) -> list[tuple[int, float]]:
+  rows = metrics.read_rows(str(workdir / "metrics.jsonl"))
+  return [(r["step"], r[metrics.LOSS]) for r in rows if metrics.LOSS in r]
+
+
+def start_and_kill(flags, workdir, step: int, sent=signal.SIGKILL, **more):
+  """Starts a run and sends it a signal once `step` is saved."""
+  process = subprocess.Popen(
+    [sys.executable, "-m", "gpt_jax.train", *flags, f"--workdir={workdir}"],
+    cwd=ROOT,
+    env={k: v for k, v in os.environ.items() if k != "XLA_FLAGS"},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+    **more,
+  )
+  folder = workdir / "checkpoints"
+  deadline = time.monotonic() + 90
+  keeper = lambda: checkpoint.list_steps(str(folder))
+  while step not in keeper():
+    assert process.poll() is None, process.stdout.read()
+    assert time.monotonic() < deadline, "no checkpoint came"
+    time.sleep(0.005)
+  process.send_signal(sent)
+  output = process.communicate(timeout=60)[0]
+  return process.returncode, output
+
+
+# Long enough that a kill lands before the end.
+SLOW = ["--config.train.num_steps=400", "--config.checkpoint.every_steps=40"]
+
+
+def test_a_killed_and_resumed_run_is_the_straight_run_bit_for_bit(
+  small_run, run_verb, tmp_path
+):
+  straight, broken, other = (tmp_path / n for n in ("a", "b", "c"))
+  flags = [*small_run, *SLOW, "--config.model.dropout_rate=0.1"]
+  run_verb("gpt_jax.train", *flags, f"--workdir={straight}", check=0)
+  code, _ = start_and_kill(flags, broken, 40)
+  assert code == -signal.SIGKILL
+  before = len(logged_losses(broken))
+  assert before < 400
+  result = run_verb("gpt_jax.train", *flags, f"--workdir={broken}", check=0)
+  assert "going on from step" in result.stdout
+  assert logged_losses(broken) == logged_losses(straight)
+  a, b = final_leaves(straight), final_leaves(broken)
+  assert a.keys() == b.keys()
+  for name in a:
+    np.testing.assert_array_equal(a[name], b[name], name)
+
+  # The control: another seed is another run.
+  run_verb(
+    "gpt_jax.train", *flags, "--config.seed=1", f"--workdir={other}", check=0
+  )
+  assert logged_losses(other) != logged_losses(straight)
+
+
+def test_a_run_resumes_on_another_number_of_devices(
+  small_run, run_verb, tmp_path
+):
+  straight, moved = tmp_path / "a", tmp_path / "b"
+  run_verb("gpt_jax.train", *small_run, f"--workdir={straight}", check=0)
+  flags = [*small_run, f"--workdir={moved}", "--config.mesh.fsdp=4"]
+  code, output = start_and_kill(
+    [*flags, "--devices=8", "--config.mesh.data=2"], moved, 17
+  )
+  run_verb("gpt_jax.train", *flags, devices=4, check=0)
+  there, here = logged_losses(straight), logged_losses(moved)
+  assert [s for s, _ in there] == [s for s, _ in here]
+  np.testing.assert_allclose(
+    [v for _, v in there], [v for _, v in here], rtol=1e-5
+  )
+
+
+@pytest.mark.parametrize(
+  "sent, expected",
+  [
+    (signal.SIGINT, loop.EXIT_INTERRUPTED),
+    (signal.SIGTERM, loop.EXIT_PREEMPTED),
+  ],
+)
+def test_a_signal_saves_says_how_to_go_on_and_exits(
+  small_run, tmp_path, sent, expected
+):
+  workdir = tmp_path / "run"
+  code, output = start_and_kill([*small_run, *SLOW], workdir, 40, sent)
+  assert code == expected
+  last = output.strip().splitlines()[-1]
+  assert last.startswith("stopped at step ") and "--workdir" in last
+  assert "Traceback" not in output
+  step = int(last.split()[3].replace(",", ""))
+  assert checkpoint.list_steps(str(workdir / "checkpoints"))[-1] == step
+
+
+def test_a_finished_run_says_so(small_run, run_verb, tmp_path):
+  flags = [*small_run, f"--workdir={tmp_path / 'run'}"]
+  run_verb("gpt_jax.train", *flags, check=0)
+  again = run_verb("gpt_jax.train", *flags, check=0)
+  assert "finished" in again.stdout

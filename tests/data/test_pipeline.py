@@ -1,0 +1,201 @@
+"""Batches: the same on any number of processes, masked where they must be."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from gpt_jax.config import DataConfig, InputError
+from gpt_jax.data import pipeline, store
+
+
+@pytest.fixture(scope="module")
+def make(tmp_path_factory):
+  """Returns a function that prepares documents as bytes."""
+
+  def build(documents, **changes):
+    folder = tmp_path_factory.mktemp("text")
+    for i, text in enumerate(documents):
+      (folder / f"{i:03d}.txt").write_text(text)
+    values = {
+      "source": f"text:{folder}/*.txt",
+      "valid_source": None,
+      "split": "document",
+      "valid_frac": 0.0,
+      "tokenizer": "bytes",
+      "dir": str(folder / "prepared"),
+      "seq_len": 8,
+      "packing": "stream",
+      "num_workers": 0,
+    }
+    data = DataConfig(**(values | changes))
+    return store.prepare(data, say=lambda line: None), data
+
+  return build
+
+
+@pytest.fixture(scope="module")
+def letters(make):
+  texts = [
+    "".join(chr(97 + (i + j) % 26) for j in range(5 + i)) for i in range(30)
+  ]
+  return make(texts)
+
+
+def stream(token_set):
+  return token_set.read(0, token_set.num_ids)
+
+
+def batch(prepared, step, rows, packing="stream", size=8):
+  sets = [s for _, s in prepared.train]
+  weights = [w for w, _ in prepared.train]
+  return pipeline.batch_at(sets, weights, 0, step, rows, 8, packing, size)
+
+
+def test_targets_are_the_next_tokens(letters):
+  prepared, _ = letters
+  ids = stream(prepared.train[0][1])
+  found = batch(prepared, 0, np.arange(8))
+  assert set(found) == {"tokens", "targets", "mask"}
+  windows = np.lib.stride_tricks.sliding_window_view(ids, 9)
+  for tokens, targets in zip(found["tokens"], found["targets"], strict=True):
+    window = np.append(tokens, targets[-1])
+    assert np.array_equal(tokens[1:], targets[:-1])
+    assert (windows == window).all(1).any()
+    window[4] += 1
+    assert not (windows == window).all(1).any()
+  assert found["tokens"].dtype == np.int32 and found["mask"].all()
+
+
+def test_two_or_four_processes_read_one_global_batch(letters):
+  prepared, _ = letters
+  for packing in ("stream", "documents"):
+    whole = batch(prepared, 5, np.arange(8), packing)
+    for count in (2, 4):
+      parts = [
+        batch(prepared, 5, rows, packing)
+        for rows in np.split(np.arange(8), count)
+      ]
+      for key in whole:
+        joined = np.concatenate([part[key] for part in parts])
+        assert np.array_equal(joined, whole[key])
+  other = batch(prepared, 6, np.arange(8))
+  assert not np.array_equal(other["tokens"], whole["tokens"])
+
+
+def test_documents_are_numbered_restarted_and_not_predicted(letters):
+  prepared, _ = letters
+  token_set = prepared.train[0][1]
+  found = batch(prepared, 0, np.arange(64), "documents", size=64)
+  separator = token_set.separator_id
+  for row in range(64):
+    segment, position = 0, 0
+    for t in range(8):
+      if t and found["tokens"][row, t] == separator:
+        segment, position = segment + 1, 0
+      assert found["segments"][row, t] == segment
+      assert found["positions"][row, t] == position
+      begins = found["targets"][row, t] == separator
+      assert found["mask"][row, t] == (not begins)
+      position += 1
+  assert found["segments"].max() > 0 and not found["mask"].all()
+  assert found["segments"].dtype == found["positions"].dtype == np.int32
+
+
+def test_documents_without_separators_are_parted_too(make):
+  prepared, _ = make(["aaaaaaaaaa", "bbbbbbbbbb", "cccccccccc"], split="tail")
+  found = batch(prepared, 0, np.arange(8), "documents")
+  tokens, targets = found["tokens"], found["targets"]
+  assert np.array_equal(found["mask"] == 1, tokens == targets)
+  assert not found["mask"].all()
+
+
+def test_a_mixture_reads_each_set_by_its_weight(make):
+  a, _ = make(["a" * 100])
+  b, _ = make(["b" * 50])
+  sets = [a.train[0][1], b.train[0][1]]
+  rows = np.arange(8)
+  count = 0
+  for step in range(100):
+    found = pipeline.batch_at(sets, [0.25, 0.75], 0, step, rows, 8, "stream", 8)
+    kinds = [set(row) - {256} for row in found["tokens"]]
+    assert all(len(kind) == 1 for kind in kinds)
+    count += sum(kind == {ord("a")} for kind in kinds)
+  assert abs(count - 200) <= 2
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_iterator_starts_at_any_step_without_state(letters, workers):
+  prepared, data = letters
+  data = DataConfig(**(vars(data) | {"num_workers": workers}))
+  rows = np.arange(4, 8)
+  for start in (3,) if workers else (0, 3):  # starting workers takes seconds
+    found = pipeline.make_train_iterator(prepared, data, 0, 8, rows, start)
+    for step, got in enumerate(itertools.islice(found, 4), start):
+      wanted = batch(prepared, step, rows)
+      assert set(got) == set(wanted)
+      assert all(np.array_equal(got[key], wanted[key]) for key in wanted)
+      later = batch(prepared, step + 1, rows)
+      assert not np.array_equal(got["tokens"], later["tokens"])
+
+
+def test_a_corpus_shorter_than_one_sequence_is_refused(make):
+  prepared, data = make(["abcdefg"])
+  store.check_length(prepared.train[0][1], 7)
+  with pytest.raises(InputError, match="has 8 ids, .* data.seq_len 8"):
+    pipeline.make_train_iterator(prepared, data, 0, 8, np.arange(8), 0)
+
+
+def test_unknown_packing_is_refused(letters):
+  with pytest.raises(InputError, match="stream, documents"):
+    batch(letters[0], 0, np.arange(8), "tight")
+
+
+@pytest.mark.parametrize("packing", ["stream", "documents"])
+@pytest.mark.parametrize("seq_len", [1, 7, 8, 64, 10_000])
+def test_evaluation_predicts_each_id_once(letters, packing, seq_len):
+  token_set = letters[0].train[0][1]
+  ids = stream(token_set)
+  batches = list(
+    pipeline.eval_batches(token_set, seq_len, 4, packing, np.arange(4))
+  )
+  assert len(batches) == pipeline.num_eval_batches(token_set, seq_len, 4)
+  seen = []
+  for found in batches:
+    assert found["tokens"].shape == (4, seq_len)
+    seen.append(found["targets"][found["mask"] == 1])
+  seen = np.concatenate(seen)
+  if packing == "stream":
+    wanted = ids[1:]
+  else:
+    wanted = ids[ids != token_set.separator_id]
+  assert np.array_equal(seen, wanted)
+  assert not np.array_equal(seen[1:], wanted)
+
+
+def test_evaluation_rows_of_two_processes_make_the_whole(letters):
+  token_set = letters[0].train[0][1]
+
+  def run(rows):
+    return list(pipeline.eval_batches(token_set, 8, 4, "documents", rows, 100))
+
+  parts = [run(np.arange(2)), run(np.arange(2, 4))]
+  for whole, a, b in zip(run(np.arange(4)), *parts, strict=True):
+    for key in whole:
+      assert np.array_equal(np.concatenate([a[key], b[key]]), whole[key])
+
+
+def test_evaluation_stops_where_it_is_told(letters):
+  token_set = letters[0].train[0][1]
+  found = pipeline.eval_batches(token_set, 8, 4, "stream", np.arange(4), 2)
+  assert len(list(found)) == 2
+  assert pipeline.num_eval_batches(token_set, 8, 4, 2) == 2
+  assert pipeline.num_eval_batches(token_set, 8, 4, 10**9) > 2
+
+
+def test_an_empty_set_has_no_batches(make):
+  prepared, _ = make(["abc"])
+  empty = store.open_prepared(prepared.folders[0])["valid"]
+  assert pipeline.num_eval_batches(empty, 8, 4) == 0
+  rows = np.arange(4)
+  assert not list(pipeline.eval_batches(empty, 8, 4, "stream", rows))

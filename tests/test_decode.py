@@ -1,0 +1,162 @@
+"""Generation: sampling filters, batches of prompts, stops, long texts."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import base
+from gpt_jax import config as config_lib
+from gpt_jax import decode
+from gpt_jax.config import InputError
+from gpt_jax.data.tokenizer import ByteTokenizer
+from gpt_jax.models import build_model
+
+LIMIT = 80
+
+
+@pytest.fixture(scope="module")
+def made():
+  config = dataclasses.replace(
+    config_lib.freeze(base.get_config()).model,
+    num_layers=2,
+    model_dim=32,
+    num_heads=4,
+    mlp_dim=64,
+    max_len=LIMIT,
+    vocab_size=257,
+    position="rope",
+  )
+  model = build_model(config)
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(
+    lambda leaf: jnp.asarray(rng.normal(0, 0.3, leaf.shape), leaf.dtype),
+    model.abstract_params()[0],
+  )
+  return model, params
+
+
+def run(made, prompts, num_tokens, seed=0, **sampling):
+  chunks = decode.generate(
+    *made, prompts, num_tokens, decode.Sampling(**sampling), seed
+  )
+  return np.concatenate(list(chunks), axis=1)
+
+
+def greedy_by_full_passes(made, prompt, num_tokens):
+  model, params = made
+  apply = jax.jit(model.apply)
+  ids = list(prompt)
+  for _ in range(num_tokens):
+    padded = np.zeros((1, LIMIT), np.int32)
+    padded[0, : len(ids)] = ids
+    ids.append(int(apply(params, padded)[0, len(ids) - 1].argmax()))
+  return ids[len(prompt) :]
+
+
+def test_greedy_output_is_the_argmax_of_full_forward_passes(made):
+  prompts = [[5, 6, 7], [200, 1, 9, 30, 31, 32, 33]]
+  got = run(made, prompts, 40, temperature=0.0)
+  for row, prompt in zip(got, prompts, strict=True):
+    assert row.tolist() == greedy_by_full_passes(made, prompt, 40)
+  other = greedy_by_full_passes(made, [5, 6, 8], 40)
+  assert got[0].tolist() != other  # the control: the prompt matters
+
+
+def test_a_prompt_gives_the_same_alone_and_in_a_batch(made):
+  alone = run(made, [[5, 6, 7]], 20, temperature=0.0)
+  batch = run(made, [[5, 6, 7], [9] * 30], 20, temperature=0.0)
+  assert alone[0].tolist() == batch[0].tolist()
+
+
+def test_text_goes_on_beyond_the_last_position(made):
+  got = run(made, [[1, 2, 3]], 3 * LIMIT, temperature=0.0)
+  assert got.shape == (1, 3 * LIMIT)
+  head = got[0, : LIMIT - 3].tolist()
+  assert head == greedy_by_full_passes(made, [1, 2, 3], LIMIT - 3)
+  # Then the last half of the row is the context.
+  context = head[-LIMIT // 2 :]
+  assert got[0, LIMIT - 3 : LIMIT + 7].tolist() == greedy_by_full_passes(
+    made, context, 10
+  )
+
+
+def test_a_seed_repeats_its_draw_and_another_differs(made):
+  a = run(made, [[1, 2]], 30, seed=1, temperature=1.0)
+  b = run(made, [[1, 2]], 30, seed=1, temperature=1.0)
+  c = run(made, [[1, 2]], 30, seed=2, temperature=1.0)
+  assert a.tolist() == b.tolist() != c.tolist()
+
+
+LOGITS = jnp.log(jnp.array([[0.4, 0.3, 0.2, 0.06, 0.04]]))
+
+
+@pytest.mark.parametrize(
+  "sampling, kept",
+  [
+    (dict(), 5),
+    (dict(top_k=2), 2),
+    (dict(top_k=9), 5),
+    (dict(top_p=0.6), 2),
+    (dict(top_p=0.75), 3),
+    (dict(top_p=1e-6), 1),
+    (dict(min_p=0.45), 3),
+    (dict(min_p=1.0), 1),
+    (dict(top_k=3, top_p=0.7), 2),
+  ],
+)
+def test_filters_keep_the_likeliest(sampling, kept):
+  logits = decode.filter_logits(LOGITS, decode.Sampling(**sampling))
+  assert np.isfinite(np.asarray(logits[0])).sum() == kept
+  assert np.isfinite(np.asarray(logits[0, :kept])).all()
+
+
+def test_draws_follow_the_probabilities():
+  keys = jax.random.split(jax.random.key(0), 4000)
+  ids = decode.sample(
+    jnp.broadcast_to(LOGITS, (4000, 5)), keys, decode.Sampling()
+  )
+  share = np.bincount(np.asarray(ids), minlength=5) / 4000
+  np.testing.assert_allclose(share, [0.4, 0.3, 0.2, 0.06, 0.04], atol=0.03)
+
+
+def test_stop_strings_and_the_separator_end_a_text(made):
+  model, params = made
+  tokenizer = ByteTokenizer()
+  whole = decode.generate_text(
+    model, params, tokenizer, ["ab"], 60, decode.Sampling(0.0)
+  )[0]
+  stop = whole[5:8]
+  shown = []
+  cut = decode.generate_text(
+    model,
+    params,
+    tokenizer,
+    ["ab"],
+    60,
+    decode.Sampling(0.0),
+    stop=(stop,),
+    show=shown.append,
+  )[0]
+  assert cut == whole[: whole.find(stop)]
+  assert "".join(shown) == cut
+  assert decode._cut([65, 256, 66], tokenizer, ()) == ("A", True)
+  assert decode._cut([65, 66], tokenizer, ()) == ("AB", False)
+
+
+def test_streamed_text_holds_back_what_may_become_a_stop():
+  assert decode._safe_length("hello wo", ("world",)) == 6
+  assert decode._safe_length("hello", ("world",)) == 5
+  assert decode._safe_length("caf\ufffd", ()) == 3
+
+
+def test_prompts_that_cannot_be_continued_are_refused(made):
+  with pytest.raises(InputError, match="prompt is empty"):
+    run(made, [[]], 5)
+  with pytest.raises(InputError, match="81 tokens and the model 80 positions"):
+    run(made, [[1] * 81], 5)
+  assert run(made, [[1] * 80], 5).shape == (1, 5)
+  with pytest.raises(InputError, match="top_p is 0"):
+    decode.Sampling(top_p=0.0)

@@ -1,0 +1,319 @@
+"""The launch scripts against stub interpreters: no network, no installation.
+
+Each test copies launch/ into a folder with a space in its name and gives it a
+PATH of its own: the few tools that the scripts need, and stub Pythons that
+write down what they are asked.
+"""
+
+import os
+import pathlib
+import shutil
+import subprocess
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+SCRIPTS = ("launch/local.sh", "launch/test.sh", "launch/setup.sh", ".ci/run")
+TOOLS = ("bash", "dirname", "cksum", "grep", "sed", "tail", "cat", "rm", "cp")
+TOOLS += ("mkdir", "ln", "chmod", "sleep")
+
+# A Python of which only the version, venv, pip and -m are known. "$0.version"
+# is its version; the log has a line for each thing it was asked to do.
+STUB = r"""#!/bin/bash
+set -eu
+log() { printf '%s\n' "$*" >>"$STUB_LOG"; }
+case "$1 ${2:-}" in
+  "-c "*) cat "$0.version" ;;
+  "-m venv")
+    log venv "$(cat "$0.version")"
+    [[ -z ${STUB_NO_VENV:-} ]] || exit 1
+    mkdir -p "$3/bin"
+    cp "$0" "$3/bin/python"
+    cp "$0.version" "$3/bin/python.version" ;;
+  "-m pip")
+    case "$*" in
+      *--version*) ;;
+      *"config list"*) echo "global.index-url='${STUB_INDEX:-}'" ;;
+      *--target*)
+        [[ -z ${STUB_NO_UV:-} ]] || exit 1
+        while [[ $1 != --target ]]; do shift; done
+        mkdir -p "$2/bin"
+        cp "$STUB_UV" "$2/bin/uv" ;;
+      *)
+        log pip "${@: -1}"
+        [[ -z ${STUB_NO_PIP:-} ]] || exit 1 ;;
+    esac ;;
+  "-m "*)
+    shift
+    log "$@"
+    echo "pid $$ cwd $PWD data ${GPT_JAX_TEST_DATA:-none}"
+    [[ $1 != "${STUB_FAILS:-}" ]] || exit 7 ;;
+esac
+"""
+UV_STUB = r"""#!/bin/bash
+printf '%s\n' "uv ${@: -1} ${UV_DEFAULT_INDEX:-}" >>"$STUB_LOG"
+[[ -z ${STUB_UV_FAILS:-} ]] || exit 2
+[[ -z ${STUB_UV_DIES:-} ]] || kill -9 $PPID
+"""
+SHIM = "#!/bin/bash\necho 'pyenv: no such version' >&2\nexit 127\n"
+
+
+class House:
+  """A copy of what is launched, and the machine around it."""
+
+  def __init__(self, folder: pathlib.Path):
+    self.root = folder / "a repo"
+    self.bin = folder / "a bin"
+    self.log_file = folder / "log"
+    self.uv = folder / "uv"
+    for script in SCRIPTS:
+      (self.root / script).parent.mkdir(parents=True, exist_ok=True)
+      shutil.copy(ROOT / script, self.root / script)
+    (self.root / "requirements.txt").write_text("jax==1\n")
+    (self.root / "requirements-dev.txt").write_text("jax==1\nruff==1\n")
+    self.bin.mkdir()
+    for tool in TOOLS:
+      (self.bin / tool).symlink_to(shutil.which(tool))
+    self.uv.write_text(UV_STUB)
+    self.uv.chmod(0o755)
+
+  def add_python(self, name: str, version: str, script: str = STUB) -> None:
+    (self.bin / name).write_text(script)
+    (self.bin / name).chmod(0o755)
+    (self.bin / f"{name}.version").write_text(version + "\n")
+
+  def start(self, script: str, *words: str, cwd=None, **env: str):
+    return subprocess.Popen(
+      ["bash", str(self.root / script), *words],
+      cwd=cwd or self.root,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+      env={
+        "PATH": str(self.bin),
+        "STUB_LOG": str(self.log_file),
+        "STUB_UV": str(self.uv),
+        **env,
+      },
+    )
+
+  def launch(self, *words: str, script="launch/local.sh", code=0, **more: str):
+    """Returns (stdout, stderr, log lines) of one launch."""
+    self.log_file.write_text("")
+    process = self.start(script, *words, **more)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == code, out + err
+    return out, err, self.log_file.read_text().splitlines()
+
+
+@pytest.fixture
+def house(tmp_path) -> House:
+  house = House(tmp_path)
+  house.add_python("python3", "3.11")
+  return house
+
+
+INSTALLS = ["venv 3.11", "uv requirements.txt "]
+TRAINS = "gpt_jax.train --workdir=runs/tiny"
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_scripts_are_bash(script):
+  subprocess.run(["bash", "-n", ROOT / script], check=True)
+
+
+def test_shellcheck_finds_nothing():
+  if not shutil.which("shellcheck"):
+    pytest.skip("shellcheck is not installed")
+  subprocess.run(["shellcheck", "-x", *SCRIPTS], check=True, cwd=ROOT)
+
+
+def test_what_ci_and_the_workflow_call_exists():
+  workflow = (ROOT / ".github/workflows/test.yml").read_text()
+  for text in (workflow, (ROOT / ".ci/run").read_text()):
+    assert "bash launch/test.sh" in text
+  assert os.access(ROOT / ".ci/run", os.X_OK)
+
+
+def test_without_a_new_python_one_sentence_says_so(tmp_path):
+  house = House(tmp_path)
+  house.add_python("python3", "3.10")
+  house.add_python("python", "2.7")
+  house.add_python("python3.12", "3.12", SHIM)
+  out, err, log = house.launch(code=1)
+  assert err.count("\n") == 1 and "no Python 3.11 or newer" in err
+  assert not out and not log and not (house.root / ".venv").exists()
+
+
+def test_the_newest_python_that_runs_is_taken(house):
+  house.add_python("python3.13", "3.13", SHIM)
+  house.add_python("python3.12", "3.12")
+  _, err, log = house.launch()
+  assert log == ["venv 3.12", "uv requirements.txt ", TRAINS]
+  assert err.count("\n") == 1 and "Python 3.12" in err
+
+
+def test_a_named_python_must_be_new_enough(house):
+  house.add_python("old", "3.9")
+  for python in ("old", "absent"):
+    _, err, log = house.launch(code=1, PYTHON=python)
+    assert err.count("\n") == 1 and f"PYTHON={python} " in err
+    assert not log
+
+
+def test_a_named_python_of_another_version_gets_its_own_folder(house):
+  house.add_python("other", "3.12")
+  house.launch()
+  _, _, log = house.launch(PYTHON=str(house.bin / "other"))
+  assert log[0] == "venv 3.12" and (house.root / ".venv-3.12").is_dir()
+  _, err, log = house.launch(PYTHON="other")
+  assert log == [TRAINS] and not err
+  _, _, log = house.launch(PYTHON="../a bin/python3")
+  assert log == [TRAINS]
+  _, _, log = house.launch()
+  assert log == [TRAINS]
+
+
+def test_an_environment_of_an_old_python_is_left_alone(house):
+  house.add_python("python", "3.9")
+  old = house.root / ".venv" / "bin"
+  old.mkdir(parents=True)
+  for name in ("python", "python.version"):
+    shutil.copy(house.bin / name, old / name)
+  _, _, log = house.launch()
+  assert log == [*INSTALLS, TRAINS] and (house.root / ".venv-3.11").is_dir()
+  assert (old / "python.version").read_text() == "3.9\n"
+
+
+def test_only_the_first_launch_installs(house):
+  assert house.launch()[2] == [*INSTALLS, TRAINS]
+  _, err, log = house.launch()
+  assert log == [TRAINS] and not err
+  assert (house.root / ".venv/.gitignore").read_text() == "*\n"
+  assert not (house.root / ".venv/.uv").exists()
+
+
+def test_a_changed_lock_is_installed_into_the_same_environment(house):
+  house.launch()
+  kept = house.root / ".venv" / "kept"
+  kept.touch()
+  (house.root / "requirements.txt").write_text("jax==2\n")
+  assert house.launch()[2] == [INSTALLS[1], TRAINS]
+  assert kept.exists()
+
+
+def test_the_development_lock_serves_both_and_only_as_long_as_it_is_true(house):
+  test = {"script": "launch/test.sh"}
+  assert house.launch(**test)[2][:2] == [
+    "venv 3.11",
+    "uv requirements-dev.txt ",
+  ]
+  assert house.launch()[2] == [TRAINS]
+  lock = house.root / "requirements.txt"
+  lock.write_text("jax==2\n")
+  assert house.launch()[2] == [INSTALLS[1], TRAINS]
+  # Back at the first lock the packages are still those of the second.
+  lock.write_text("jax==1\n")
+  assert house.launch(**test)[2][0] == "uv requirements-dev.txt "
+
+
+def test_an_installation_cut_off_halfway_is_done_anew(house):
+  house.launch(code=-9, STUB_UV_DIES="1")
+  half = house.root / ".venv" / "half"
+  half.touch()
+  assert house.launch()[2] == [*INSTALLS, TRAINS]
+  assert not half.exists()
+
+
+def test_a_replaced_interpreter_is_noticed(house):
+  house.launch()
+  (house.root / ".venv/bin/python.version").write_text("3.12\n")
+  assert house.launch()[2] == [*INSTALLS, TRAINS]
+
+
+def test_two_launches_do_not_install_at_once(house):
+  house.uv.write_text('#!/bin/bash\necho uv >>"$STUB_LOG"\nexec sleep 5\n')
+  house.log_file.write_text("")
+  first = house.start("launch/local.sh")
+  try:
+    while "uv" not in house.log_file.read_text():
+      assert first.poll() is None
+    _, err, log = house.launch(code=1)
+    assert f"process {first.pid} is installing" in err and not log
+  finally:
+    first.kill()
+    first.communicate()
+
+
+def test_pip_installs_where_uv_cannot(house):
+  pip = ["venv 3.11", "pip requirements.txt", TRAINS]
+  assert house.launch(STUB_NO_UV="1")[2] == pip
+  shutil.rmtree(house.root / ".venv")
+  pip.insert(1, INSTALLS[1])
+  assert house.launch(STUB_UV_FAILS="1")[2] == pip
+
+
+def test_uv_gets_the_index_of_pips_settings(house):
+  _, _, log = house.launch(STUB_INDEX="file:///mirror")
+  assert log[1] == "uv requirements.txt file:///mirror"
+
+
+def test_a_failed_installation_stops_and_is_tried_again(house):
+  _, err, log = house.launch(code=1, STUB_NO_UV="1", STUB_NO_PIP="1")
+  assert "could not be installed" in err and TRAINS not in log
+  assert house.launch()[2] == [*INSTALLS, TRAINS]
+
+
+def test_a_missing_venv_module_is_named(house):
+  _, err, _ = house.launch(code=1, STUB_NO_VENV="1")
+  assert "install python3.11-venv" in err
+  assert not (house.root / ".venv").exists()
+
+
+@pytest.mark.parametrize(
+  "words, workdir",
+  [
+    ([], "runs/tiny"),
+    (["--config.optim.total_steps=5"], "runs/tiny"),
+    (["--config=configs/gpt2.py:medium"], "runs/gpt2-medium"),
+    (["--config", "/a b/my model.py:x=1,y/2"], "runs/my-model-x-1-y-2"),
+    (["--config=a.py", "--config=b.py"], "runs/b"),
+    (["--workdir=here"], None),
+    (["--config", "configs/gpt2.py", "--workdir", "there"], None),
+  ],
+)
+def test_the_workdir_is_named_after_the_config_unless_given(
+  house, words, workdir
+):
+  log = house.launch(*words)[2]
+  default = [f"--workdir={workdir}"] if workdir else []
+  assert log[-1] == " ".join(["gpt_jax.train", *default, *words])
+
+
+def test_the_trainer_is_the_launched_process_and_runs_in_the_repo(
+  house, tmp_path
+):
+  process = house.start("launch/local.sh", cwd=tmp_path)
+  out, err = process.communicate(timeout=30)
+  assert f"pid {process.pid} cwd {house.root} data none" in out, err
+
+
+def test_tests_run_after_lint_and_format_and_their_exit_code_is_passed_on(
+  house,
+):
+  ci = {"script": ".ci/run"}
+  names = [line.split()[0] for line in house.launch(**ci)[2][2:]]
+  assert names == ["ruff", "ruff", "pytest"]
+  assert house.launch(code=7, STUB_FAILS="pytest", **ci)[2][-1].startswith("py")
+  assert len(house.launch(code=7, STUB_FAILS="ruff", **ci)[2]) == 1
+  log = house.launch("-m", "slow", "-n", "0", script="launch/test.sh")[2]
+  assert log[-1].endswith("-m not slow -m slow -n 0")
+
+
+def test_ci_names_the_real_texts_where_they_are(house, tmp_path):
+  data = tmp_path / "shared" / "data"
+  ci = {"script": ".ci/run"}
+  assert "data none" in house.launch(**ci)[0]
+  data.mkdir(parents=True)
+  assert f"data {data}" in house.launch(**ci)[0]
+  assert "data own" in house.launch(GPT_JAX_TEST_DATA="own", **ci)[0]

@@ -1,0 +1,131 @@
+"""The step: what a bad number may not touch, and what it must count."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import base
+from gpt_jax import config as config_lib
+from gpt_jax import losses, optim, state, step, tree
+from gpt_jax.models import build_model
+
+
+def small_config(**train):
+  config = base.get_config()
+  with config.unlocked():
+    config.model.update(
+      num_layers=2, model_dim=32, mlp_dim=64, max_len=16, vocab_size=50
+    )
+    config.data.seq_len = 16
+    config.optim.update(warmup_steps=0, schedule="constant", clip_norm=1.0)
+    config.train.update(num_steps=20, global_batch_size=4, **train)
+  return config_lib.freeze(config)
+
+
+def make(config):
+  model = build_model(config.model)
+  tx = optim.build_optimizer(config.optim, model.abstract_params()[1])
+  schedule = optim.build_schedule(config.optim, config.train.num_steps)
+  train_step = jax.jit(step.make_train_step(model, tx, schedule, config))
+  params = jax.jit(lambda: state.init_params(model, 0))()
+  zero = jnp.int32(0)
+  return train_step, state.TrainState(zero, params, tx.init(params), zero, zero)
+
+
+def batch_of(seed: int, mask=None) -> dict:
+  ids = np.random.default_rng(seed).integers(0, 50, (4, 17)).astype(np.int32)
+  batch = {"tokens": ids[:, :-1], "targets": ids[:, 1:]}
+  return batch if mask is None else batch | {"mask": mask}
+
+
+def poisoned(now: state.TrainState) -> state.TrainState:
+  params = jax.tree.map(lambda x: x, now.params)
+  table = params["embed"]["tokens"].at[0, 0].set(jnp.nan)
+  return now.replace(
+    params=params | {"embed": params["embed"] | {"tokens": table}}
+  )
+
+
+def test_a_loss_that_is_not_finite_changes_only_the_counters():
+  train_step, now = make(small_config())
+  now, _ = train_step(now, batch_of(0))
+  mask = np.full((4, 16), np.inf, np.float32)
+  after, result = train_step(now, batch_of(1, mask))
+  assert not np.isfinite(float(result["loss"]))
+  for part in ("params", "opt_state"):
+    old = tree.flatten_with_names(getattr(now, part))
+    new = tree.flatten_with_names(getattr(after, part))
+    for name in old:
+      np.testing.assert_array_equal(old[name], new[name], name)
+  assert int(after.step) == 2
+  assert int(after.num_skipped) == int(after.skipped_in_row) == 1
+  again, _ = train_step(after, batch_of(2))
+  assert int(again.num_skipped) == 1 and int(again.skipped_in_row) == 0
+  old = now.params["embed"]["tokens"]
+  assert not np.array_equal(old, again.params["embed"]["tokens"])  # control
+
+
+def test_the_same_batch_again_and_again_is_learned():
+  train_step, now = make(small_config())
+  seen = []
+  for _ in range(20):
+    now, result = train_step(now, batch_of(0))
+    seen.append(float(result["loss"]))
+  assert seen[-1] < seen[0] - 0.5
+
+
+def test_masked_targets_do_not_count():
+  config = small_config()
+  train_step, now = make(config)
+  mask = np.ones((4, 16), np.float32)
+  mask[:, 8:] = 0
+  batch = batch_of(0, mask)
+  _, a = train_step(now, batch)
+  batch["targets"] = np.where(mask > 0, batch["targets"], 7)
+  _, b = train_step(now, batch)
+  assert float(a["loss"]) == float(b["loss"])
+  batch["targets"] = np.where(mask > 0, 7, batch["targets"])
+  _, c = train_step(now, batch)
+  assert float(a["loss"]) != float(c["loss"])  # the control
+
+
+def test_microbatches_with_unequal_masks_average_over_targets():
+  mask = np.ones((4, 16), np.float32)
+  mask[0, 1:] = 0
+  mask[3, 5:] = 0
+  results = []
+  for parts in (1, 2, 4):
+    train_step, now = make(small_config(num_microbatches=parts))
+    after, result = train_step(now, batch_of(0, mask))
+    results.append((float(result["loss"]), float(result["grad_norm"])))
+  np.testing.assert_allclose(results[1], results[0], rtol=1e-5)
+  np.testing.assert_allclose(results[2], results[0], rtol=1e-5)
+
+
+def test_cross_entropy_equals_its_definition():
+  rng = np.random.default_rng(0)
+  logits = rng.normal(0, 3, (2, 5, 11)).astype(np.float32)
+  targets = rng.integers(0, 11, (2, 5))
+  p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+  expected = -np.log(np.take_along_axis(p, targets[..., None], -1)).sum()
+  total, count = losses.cross_entropy(jnp.asarray(logits), jnp.asarray(targets))
+  np.testing.assert_allclose(total, expected, rtol=1e-5)
+  assert count == 10
+  half = np.zeros((2, 5), np.float32)
+  half[0] = 1
+  _, count = losses.cross_entropy(logits, jnp.asarray(targets), half)
+  assert count == 5
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_the_step_compiles_without_host_callbacks(scan):
+  config = small_config()
+  config = dataclasses.replace(
+    config, model=dataclasses.replace(config.model, scan_layers=scan)
+  )
+  train_step, now = make(config)
+  text = train_step.lower(now, batch_of(0)).as_text()
+  assert "callback" not in text
