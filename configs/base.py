@@ -93,11 +93,13 @@ def get_config() -> ConfigDict:
   model.init_std = 0.02
   # One compiled block scanned over layers, or every layer compiled.
   model.scan_layers = False
-  # What backward recomputes: none | full | dots (all but matmul outputs).
+  # What backward recomputes: none | full | dots (all but matmul outputs). On
+  # a CPU it saves memory with scan_layers alone.
   model.remat = "none"
   # Type that parameters and moments are kept in: float32 | bfloat16.
   model.param_dtype = "float32"
-  # Type of activations and matmuls; norms, softmax and loss stay float32.
+  # Type of activations and matmuls; the statistics of norms, softmax and loss
+  # stay float32.
   model.compute_dtype = "float32"
 
   optim = config.optim = ConfigDict()
@@ -113,13 +115,14 @@ def get_config() -> ConfigDict:
   optim.final_rate_frac = 0.1
   # Fraction of all steps that wsd spends decaying.
   optim.decay_frac = 0.2
-  # Decay of the first moment; momentum of sgd and muon.
+  # Decay of the first moment; momentum of sgd and muon. adafactor ignores the
+  # betas and eps.
   optim.beta1 = 0.9
   # Decay of the second moment.
   optim.beta2 = 0.95
   # Added to the root of the second moment.
   optim.eps = 1e-8
-  # Decoupled decay per step times the rate; matrices only.
+  # Decoupled decay per step times the rate; matrices only, and not by adam.
   optim.weight_decay = 0.1
   # Gradients are scaled down to this global norm; None leaves them alone.
   optim.clip_norm = placeholder(float)

@@ -18,6 +18,7 @@ def get_config(variant: str = "small"):
   config.data.tokenizer = "chars"
   config.data.split = "tail"
   config.model.vocab_multiple = 1
+  config.model.init_std = 0.08
   config.optim.beta2 = 0.99
   config.optim.clip_norm = 1.0
   config.sample.num_tokens = 500

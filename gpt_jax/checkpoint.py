@@ -12,13 +12,16 @@ path name, so that an optimizer may change its classes and keep its files.
 
 import concurrent.futures
 import contextlib
+import functools
 import errno
 import hashlib
 import json
 import logging
 import os
+import pathlib
 import sys
 import threading
+import traceback
 
 import jax
 import numpy as np
@@ -67,7 +70,7 @@ class Checkpointer:
 
   def steps(self) -> list[int]:
     """Returns the steps that are committed on disk, oldest first."""
-    return _list_steps(self.directory)
+    return list_steps(self.directory)
 
   def latest_step(self) -> int | None:
     """Returns the newest committed step."""
@@ -156,6 +159,7 @@ class Checkpointer:
     Raises:
       InputError: no step can be read, or the arrays are of another model.
     """
+    self.close()
     flat = tree.flatten_with_names(abstract_state)
     wanted = self.steps() if step is None else [step]
     if not wanted:
@@ -216,7 +220,7 @@ def choose_resume(directory: str, resume: str) -> str:
     InputError: resume is "must" and nothing is there, or "never" and
       something is.
   """
-  steps = _list_steps(directory)
+  steps = list_steps(directory)
   if resume == "must" and not steps:
     raise InputError(
       f"checkpoint.resume is must and {directory} holds no checkpoint; give "
@@ -276,40 +280,49 @@ def preload() -> None:
   threading.Thread(target=_import_orbax, daemon=True).start()
 
 
+_IMPORTING = threading.Lock()
+
+
 def _import_orbax():
   with _IMPORTING:
-    if "orbax.checkpoint" not in sys.modules:
-      _hush_orbax()
+    _hush_orbax()
     import orbax.checkpoint as ocp
   return ocp
 
 
-_IMPORTING = threading.Lock()
+# One of these is in the traceback or the text of whatever Orbax leaves behind.
+_SIGNS = (f"{os.sep}orbax{os.sep}", "TensorStore", "OCDBT", "loop is closed")
 
 
+@functools.cache
 def _hush_orbax() -> None:
   """Keeps off the terminal what Orbax prints about errors that it raises.
 
   It logs them with tracebacks through absl. And after one read or write has
-  failed, others end in an event loop that it has closed, from TensorStore's
-  threads, where Python can but print them.
+  failed, it leaves the others to asyncio's log, or to end in a loop that is
+  closed, in threads of TensorStore, where Python can but print them.
   """
 
-  def is_not_of_orbax(record) -> bool:
-    frame = sys._getframe(1)
-    while frame is not None:
-      if f"{os.sep}orbax{os.sep}" in frame.f_code.co_filename:
-        return False
-      frame = frame.f_back
-    return True
+  def is_not_from_orbax(record) -> bool:
+    stack = traceback.walk_stack(sys._getframe())
+    files = (frame.f_code.co_filename for frame, _ in stack)
+    return not any(_SIGNS[0] in file for file in files)
+
+  def is_not_about_orbax(record) -> bool:
+    text = record.getMessage()
+    if record.exc_info:
+      text += "".join(traceback.format_exception(*record.exc_info))
+    return not any(sign in text for sign in _SIGNS)
 
   hook = sys.unraisablehook
 
   def unraisable(event) -> None:
-    if "Event loop is closed" not in str(event.exc_value):
+    error = traceback.format_exception(event.exc_value)
+    if not any(sign in "".join(error) for sign in _SIGNS):
       hook(event)
 
-  logging.getLogger("absl").addFilter(is_not_of_orbax)
+  logging.getLogger("absl").addFilter(is_not_from_orbax)
+  logging.getLogger("asyncio").addFilter(is_not_about_orbax)
   sys.unraisablehook = unraisable
 
 
@@ -340,7 +353,8 @@ class _Checksum:
   """tree.checksum, compiled once for each kind of leaf.
 
   A state has hundreds of leaves and a dozen kinds: one program for the whole
-  state takes ten times as long to compile and no less to run.
+  state takes longer to compile (0.6 s against 0.4 s at 61 leaves) and no less
+  to run.
   """
 
   def __init__(self):
@@ -380,7 +394,7 @@ class _Checksum:
     return self._compiled[key]
 
 
-def _list_steps(directory: str) -> list[int]:
+def list_steps(directory: str) -> list[int]:
   try:
     names = os.listdir(directory)
   except FileNotFoundError:
@@ -393,7 +407,7 @@ def _list_steps(directory: str) -> list[int]:
 
 
 def _committed(workdir: str, directory: str) -> list[int]:
-  steps = _list_steps(directory)
+  steps = list_steps(directory)
   if not steps:
     what = "holds no checkpoint" if os.path.isdir(workdir) else "does not exist"
     raise InputError(
@@ -441,12 +455,10 @@ def _read(directory, step, flat, prefix, checksum):
 
 def _read_arrays(directory, step, flat):
   ocp = _import_orbax()
-  from etils import epath
-
   item = _nest(flat)
   try:
     restored = _state_handler().restore(
-      epath.Path(directory) / str(step) / STATE,
+      pathlib.Path(directory, str(step), STATE),
       args=ocp.args.PyTreeRestore(
         item=item,
         restore_args=ocp.checkpoint_utils.construct_restore_args(item),

@@ -16,6 +16,18 @@ import traceback
 import gpt_jax
 from gpt_jax.config import KEYS, InputError, nearest, nearest_key
 
+# Errors of the file system that mean a path or a disk, not a mistake here.
+_MENDABLE = (
+  errno.ENOSPC,
+  errno.EDQUOT,
+  errno.EROFS,
+  errno.EACCES,
+  errno.EPERM,
+  errno.EEXIST,
+  errno.ENOTDIR,
+  errno.EISDIR,
+  errno.ENAMETOOLONG,
+)
 _KEY_LINE = re.compile(r"^  (?:(\w+) = )?(\w+)\.(\w+) = (.*)$")
 
 
@@ -56,15 +68,20 @@ def parse(parser: argparse.ArgumentParser, argv: list[str]):
   Raises:
     InputError: an argument is not known.
   """
+  flags = [o for a in parser._actions for o in a.option_strings]
+  # Before argparse, which would miss what was mistyped and not say why.
+  for word in argv:
+    flag = word.split("=")[0]
+    if re.fullmatch(r"--[\w-]+", flag) and flag not in flags:
+      raise InputError(f"unknown argument {flag}; {nearest(flag, flags)}")
   args, rest = parser.parse_known_args(argv)
+  if args.devices is not None and args.devices < 1:
+    raise InputError(f"--devices is {args.devices}; it must be 1 or more")
   overrides = {}
   while rest:
     word = rest.pop(0)
     if not word.startswith("--config."):
-      flags = [o for a in parser._actions for o in a.option_strings]
-      raise InputError(
-        f"unknown argument {word}; {nearest(word.split('=')[0], flags)}"
-      )
+      raise InputError(f"unknown argument {word}; {nearest(word, flags)}")
     key, equals, value = word.removeprefix("--config.").partition("=")
     if not equals:
       if not rest:
@@ -89,8 +106,13 @@ def load_config(path: str, overrides: dict[str, str]):
     config = get_config(variant) if variant else get_config()
   except InputError:
     raise
-  except (AttributeError, KeyError, TypeError, ValueError) as error:
+  except Exception as error:  # somebody's code: all kinds
     raise InputError(_config_file_sentence(file, error)) from None
+  if not hasattr(config, "items"):
+    raise InputError(
+      f"get_config() of {file} returned a {type(config).__name__}; it must "
+      "return the ConfigDict of configs/base.py with its values changed"
+    )
   for key, text in overrides.items():
     set_key(config, key, text)
   return config
@@ -133,11 +155,14 @@ def config_help() -> str:
 
 def run(main, argv: list[str] | None = None) -> None:
   """Runs a verb; what the user can mend ends in one sentence and exit 2."""
+  if hasattr(sys.stdout, "reconfigure"):
+    # A terminal that cannot show a character must not end a run.
+    sys.stdout.reconfigure(errors="replace")
   try:
     code = main(sys.argv[1:] if argv is None else argv)
   except InputError as error:
     code = 2
-    print(f"gpt_jax: {error}", file=sys.stderr)
+    print(f"gpt_jax: {' '.join(str(error).splitlines())}", file=sys.stderr)
   except KeyboardInterrupt:
     code = 130
     print("gpt_jax: interrupted", file=sys.stderr)
@@ -145,10 +170,10 @@ def run(main, argv: list[str] | None = None) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     code = 0
   except OSError as error:
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+    if error.errno not in _MENDABLE:
       raise
     code = 2
-    where = f" at {error.filename}" if error.filename else ""
+    where = f" {error.filename}" if error.filename else ""
     print(f"gpt_jax: cannot write{where}: {error.strerror}", file=sys.stderr)
   sys.stdout.flush()
   sys.exit(code)
@@ -178,6 +203,8 @@ def _import_file(file: str):
     raise InputError(
       f"config file {file}, line {error.lineno}: {error.msg}"
     ) from None
+  except Exception as error:  # somebody's code: all kinds
+    raise InputError(_config_file_sentence(file, error)) from None
   if not hasattr(module, "get_config"):
     raise InputError(f"config file {file} defines no get_config()")
   return module.get_config
@@ -185,13 +212,19 @@ def _import_file(file: str):
 
 def _config_file_sentence(file: str, error: Exception) -> str:
   frames = traceback.extract_tb(error.__traceback__)
-  lines = [f.lineno for f in frames if os.path.samefile(f.filename, file)]
-  where = f"{file}, line {lines[-1]}" if lines else file
-  message = str(error.args[0]) if error.args else type(error).__name__
-  found = re.match(r'Key "(\w+)" does not exist', message)
-  if found:
+  path = os.path.abspath(file)
+  lines = [f.lineno for f in frames if os.path.abspath(f.filename) == path]
+  where = f"config file {file}" + (f", line {lines[-1]}" if lines else "")
+  # ConfigDict raises AttributeError(KeyError("...")).
+  inner = error.args[0] if error.args else ""
+  inner = inner.args[0] if isinstance(inner, KeyError) else inner
+  message = (str(inner).splitlines() or [type(error).__name__])[0]
+  found = re.match(r"""(?:Key )?["'](\w+)["'](?: does not exist|$)""", message)
+  if found and isinstance(error, AttributeError):
     return f"{where}: unknown config key {found[1]}; {nearest_key(found[1])}"
-  return f"{where}: {message.splitlines()[0]}"
+  if isinstance(error, KeyError):
+    message = f"KeyError: {message}"
+  return f"{where}: {message}"
 
 
 def _read_value(key: str, text: str, kinds: tuple[type, ...]):

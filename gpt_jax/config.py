@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
 import typing
 
 
@@ -218,8 +219,9 @@ RANGES = {
   "sample.temperature": (0.0, None),
 }
 
-# Keys that place, pace or report a run and leave what it learns the same; a
-# run may be resumed with others.
+# Keys that place, pace or report a run and leave what it learns the same, but
+# for rounding and for which dropout masks microbatches draw; a run may be
+# resumed with others.
 FREE = (
   "data.dir",
   "data.num_workers",
@@ -292,13 +294,17 @@ def nearest(word: str, words) -> str:
 
 def nearest_key(dotted: str) -> str:
   """Returns `nearest` over all keys; the same last word wins at once."""
-  last = dotted.split(".")[-1]
+  *sections, last = dotted.split(".")
   owners = [key for key in KEYS if key.split(".")[-1] == last]
   if owners:
     return f"did you mean {owners[0]}?"
-  tails = {key.split(".")[-1]: key for key in KEYS}
-  close = difflib.get_close_matches(last, tails, n=1, cutoff=0.6)
-  return f"did you mean {tails[close[0]]}?" if close else nearest(dotted, KEYS)
+  tops = {key.split(".")[0]: key.split(".")[0] for key in KEYS}
+  words = tops | {key.split(".")[-1]: key for key in KEYS}
+  close = difflib.get_close_matches(last, words, n=1, cutoff=0.6)
+  if close:
+    return f"did you mean {words[close[0]]}?"
+  within = [key for key in KEYS if sections == key.split(".")[:-1]]
+  return "valid here: " + ", ".join(within if sections and within else tops)
 
 
 def require_choice(key: str, value: str, words) -> None:
@@ -341,6 +347,8 @@ def _typed(key: str, value):
     raise InputError(f"{key} is {value!r}; it must be of type {names}")
   if key in CHOICES:
     require_choice(key, value, CHOICES[key])
+  if type(value) is float and not math.isfinite(value):
+    raise InputError(f"{key} is {value}; it must be a finite number")
   if key in RANGES and value is not None:
     low, high = RANGES[key]
     if not (value >= low and (high is None or value <= high)):
@@ -386,9 +394,10 @@ def _check(c: Config) -> None:
     )
   sizes = dataclasses.asdict(c.mesh)
   axes = {k: v for k, v in sizes.items() if k != "rules"}
-  if any(v == 0 for v in axes.values()):
+  zero = [f"mesh.{k}" for k, v in axes.items() if v == 0]
+  if zero:
     raise InputError(
-      "a mesh axis is 0; sizes are 1 or more, or -1 for the rest"
+      f"{zero[0]} is 0; it must be 1 or more, or -1 for the rest of the devices"
     )
   if sum(v == -1 for v in axes.values()) > 1:
     named = ", ".join(f"mesh.{k}" for k, v in axes.items() if v == -1)

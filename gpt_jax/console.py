@@ -48,6 +48,12 @@ class Console:
       self.last_line = time.monotonic()
       print(line, flush=True)
 
+  def wait(self, line: str) -> None:
+    """Prints a line about something long, once every INTERVAL."""
+    if time.monotonic() - self.last_line >= INTERVAL:
+      self.last_line = time.monotonic()
+      self.say(line)
+
   def close(self) -> None:
     """Takes the bar away."""
     if self.bar is not None:
@@ -63,32 +69,51 @@ class Console:
         TextColumn("{task.description}", markup=False),
         auto_refresh=False,
       )
+      self.task = self.bar.add_task(line, total=total)
       self.bar.start()
-      self.task = self.bar.add_task("", total=total)
     self.bar.update(self.task, completed=step, description=line, refresh=True)
 
 
 def progress_line(step: int, total: int, loss: float, rates: dict) -> str:
   """Returns "step 1,200/2,000  loss 1.8321  21,450 tok/s  ..."."""
-  words = [f"step {step:,}/{total:,}", f"loss {loss:.4f}"]
+  # A loss that has run away must not fill the line with digits.
+  shown = f"{loss:.4f}" if abs(loss) < 1e5 else f"{loss:.3e}"
+  words = [f"step {step:,}/{total:,}", f"loss {shown}"]
   if rates:
     left = (total - step) * rates["perf/step_seconds"]
-    words += [
-      f"{rates['perf/tokens_per_second']:,.0f} tok/s",
-      f"mfu {100 * rates['perf/mfu']:.1f}%",
-      f"{format_seconds(left)} left",
-    ]
+    speed = rates["perf/tokens_per_second"]
+    words.append(
+      f"{speed:,.0f} tok/s" if speed < 1e8 else f"{format_count(speed)} tok/s"
+    )
+    if "perf/mfu" in rates:
+      words.append(f"mfu {100 * rates['perf/mfu']:.1f}%")
+    words.append(f"{format_seconds(left)} left")
   return "  ".join(words)
 
 
+def wrap_text(text: str, width: int = 90) -> list[str]:
+  """Returns lines to show: none longer, no control characters.
+
+  What an untrained model writes could otherwise steer the terminal.
+  """
+  lines = []
+  for line in text.strip("\n").splitlines():
+    line = line.expandtabs(2)
+    line = "".join(c if c.isprintable() else "\ufffd" for c in line)
+    lines += [line[i : i + width] for i in range(0, len(line) or 1, width)]
+  return lines
+
+
 def format_seconds(seconds: float) -> str:
-  """Returns "42 s", "3 min 05 s" or "2 h 10 min"."""
+  """Returns "42 s", "3 min 05 s", "2 h 10 min" or "12 days"."""
   seconds = round(seconds)
   if seconds < 60:
     return f"{seconds} s"
   if seconds < 3600:
     return f"{seconds // 60} min {seconds % 60:02d} s"
-  return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+  if seconds < 100 * 3600:
+    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+  return f"{seconds // 86400:,} days"
 
 
 def format_bytes(count: float) -> str:

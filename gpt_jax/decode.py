@@ -24,7 +24,7 @@ ROUND = 64
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-  """How the next token is drawn; filters apply in this order.
+  """How the next token is drawn: temperature, then filters, in this order.
 
   Attributes:
     temperature: of the softmax; 0 takes the most likely token.
@@ -60,6 +60,14 @@ def sample(logits_BV, keys_B, sampling: Sampling):
     return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
   logits_BV = filter_logits(logits_BV / sampling.temperature, sampling)
   return jax.vmap(jax.random.categorical)(keys_B, logits_BV).astype(jnp.int32)
+
+
+def row_keys(key, made, num_rows: int):
+  """Returns a key for each row's next draw; `made` tokens came before it."""
+  now = jax.random.fold_in(key, made)
+  return jax.vmap(lambda row: jax.random.fold_in(now, row))(
+    jnp.arange(num_rows)
+  )
 
 
 def filter_logits(logits_BV, sampling: Sampling):
@@ -110,12 +118,10 @@ def decode_chunk(
   A row's draw depends on the key, its index and how many tokens were made
   before (`made`), so that chunks of any size draw the same.
   """
-  rows_B = jnp.arange(logits_BV.shape[0])
 
   def one(carry, index):
     cache, logits_BV, lengths_B = carry
-    now = jax.random.fold_in(key, index)
-    keys_B = jax.vmap(lambda row: jax.random.fold_in(now, row))(rows_B)
+    keys_B = row_keys(key, index, logits_BV.shape[0])
     ids_B = sample(logits_BV, keys_B, sampling)
     logits_B1V, cache = model.apply_cached(
       params, ids_B[:, None], cache, lengths_B
@@ -128,6 +134,12 @@ def decode_chunk(
   return carry[0], carry[1], ids_CB.T
 
 
+_sample = jax.jit(sample, static_argnames=("sampling",))
+_unstack = jax.jit(
+  lambda params, model: model.unstack(params), static_argnames=("model",)
+)
+
+
 def generate(
   model: Model,
   params,
@@ -138,18 +150,64 @@ def generate(
 ):
   """Yields ids_BC, chunk after chunk, until num_tokens have come.
 
-  Rows go on past a stop; the caller cuts them. Where a row reaches the
-  model's last position, the last half of its tokens is read anew and becomes
-  the context of the rest.
+  Rows go on past a stop; the caller cuts them. A row whose every position is
+  taken goes on from the last half of its tokens, read anew.
 
   Args:
-    params: stacked, as trained.
+    params: stacked, as trained; a second copy, layer by layer, is held while
+      generating.
     prompts: id sequences, none empty.
 
   Raises:
     InputError: a prompt is empty or longer than the model's positions.
   """
   limit = model.config.max_len
+  check_prompts(prompts, limit)
+  rows = [np.asarray(p, np.int32) for p in prompts]
+  unstacked = _unstack(params, model)
+  key = jax.random.key(seed)
+  left = num_tokens
+  while left > 0:
+    rows = [r if len(r) <= limit else r[-max(1, limit // 2) :] for r in rows]
+    longest = max(len(r) for r in rows)
+    width = min(-(-longest // ROUND) * ROUND, limit)
+    num_slots = min(-(-(longest + left) // ROUND) * ROUND, limit)
+    tokens_BP = np.zeros((len(rows), width), np.int32)
+    for index, row in enumerate(rows):
+      tokens_BP[index, : len(row)] = row
+    lengths = np.array([len(r) for r in rows], np.int32)
+    cache, logits_BV = prefill(
+      unstacked, tokens_BP, lengths, model=model, num_slots=num_slots
+    )
+    while left > 0:
+      free = num_slots - int(lengths.max())
+      if free:
+        cache, logits_BV, ids = decode_chunk(
+          unstacked,
+          cache,
+          logits_BV,
+          lengths,
+          key,
+          num_tokens - left,
+          model=model,
+          sampling=sampling,
+          num_tokens=min(CHUNK, free),
+        )
+        ids = np.asarray(ids)[:, :left]
+      else:
+        # The cache is full: one token more, then read anew.
+        keys_B = row_keys(key, num_tokens - left, len(rows))
+        ids = np.asarray(_sample(logits_BV, keys_B, sampling=sampling))[:, None]
+      yield ids
+      rows = [np.append(r, new) for r, new in zip(rows, ids, strict=True)]
+      lengths = lengths + ids.shape[1]
+      left -= ids.shape[1]
+      if not free:
+        break
+
+
+def check_prompts(prompts, limit: int) -> None:
+  """Raises InputError unless each prompt has 1 to `limit` ids."""
   for prompt in prompts:
     if not len(prompt):
       raise InputError(
@@ -160,44 +218,6 @@ def generate(
         f"the prompt has {len(prompt)} tokens and the model {limit} positions;"
         " shorten it"
       )
-  rows = [np.asarray(p, np.int32) for p in prompts]
-  unstacked = jax.jit(model.unstack)(params)
-  key = jax.random.key(seed)
-  left = num_tokens
-  while left > 0:
-    longest = max(len(r) for r in rows)
-    if longest + 1 > limit:
-      rows = [r[-max(1, limit // 2) :] for r in rows]
-      longest = max(len(r) for r in rows)
-    width = min(-(-longest // ROUND) * ROUND, limit)
-    num_slots = min(-(-(longest + left) // ROUND) * ROUND, limit)
-    tokens_BP = np.zeros((len(rows), width), np.int32)
-    for index, row in enumerate(rows):
-      tokens_BP[index, : len(row)] = row
-    lengths = np.array([len(r) for r in rows], np.int32)
-    cache, logits_BV = prefill(
-      unstacked, tokens_BP, lengths, model=model, num_slots=num_slots
-    )
-    while left > 0 and lengths.max() < num_slots:
-      count = min(CHUNK, num_slots - int(lengths.max()))
-      cache, logits_BV, ids = decode_chunk(
-        unstacked,
-        cache,
-        logits_BV,
-        lengths,
-        key,
-        num_tokens - left,
-        model=model,
-        sampling=sampling,
-        num_tokens=count,
-      )
-      ids = np.asarray(ids)[:, :left]
-      yield ids
-      rows = [
-        np.concatenate([r, new]) for r, new in zip(rows, ids, strict=True)
-      ]
-      lengths = lengths + count
-      left -= count
 
 
 def generate_text(

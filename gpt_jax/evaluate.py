@@ -1,10 +1,12 @@
 """Score a trained model on text: python -m gpt_jax.evaluate --help."""
 
 import json
+import math
 import os
 import sys
 
 from gpt_jax import cli, runtime
+from gpt_jax.config import InputError
 
 
 def main(argv: list[str]) -> int:
@@ -28,7 +30,7 @@ def main(argv: list[str]) -> int:
   args, overrides = cli.parse(parser, argv)
   runtime.start(args.devices)
 
-  from gpt_jax import score, workdir
+  from gpt_jax import score, sharding, workdir
   from gpt_jax.data import store
 
   note = lambda line: print(line, file=sys.stderr)
@@ -37,21 +39,34 @@ def main(argv: list[str]) -> int:
   )
   if args.data is None:
     sets = store.prepare(config.data, note).valid
+    if not sets:
+      raise InputError(
+        f"the run in {args.workdir} holds no text back; name some with --data"
+      )
   elif os.path.isfile(os.path.join(args.data, "manifest.json")):
     sets = store.open_prepared(args.data)
+    sets = {name: tokens for name, tokens in sets.items() if tokens.num_ids}
   else:
     tokens = store.prepare_text(
       args.data, tokenizer, config.data.dir, config.data.split, note
     )
     sets = {args.data: tokens}
+  table = sharding.RULES[config.mesh.rules]
+  shards = math.prod(mesh.shape[axis] for axis in table["batch"])
   for name, tokens in sets.items():
     store.check_vocab(tokens, tokenizer)
+    if tokens.num_ids < 2:
+      raise InputError(
+        f"{name} has {tokens.num_ids} token; it must have 2 or more, for the "
+        "first is never predicted"
+      )
     result = score.score(
       model,
       params,
       tokens,
       seq_len=config.data.seq_len,
-      batch_size=config.train.global_batch_size,
+      # The devices here need not divide the batch of the run.
+      batch_size=-(-config.train.global_batch_size // shards) * shards,
       packing=config.data.packing,
       mesh=mesh,
     )

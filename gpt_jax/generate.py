@@ -51,7 +51,7 @@ def main(argv: list[str]) -> int:
     help="end where this text comes; may be given again",
   )
   args, overrides = cli.parse(parser, argv)
-  prompts = [sys.stdin.read() if p == "-" else p for p in args.prompt or ["\n"]]
+  prompts = [_read_stdin() if p == "-" else p for p in args.prompt or ["\n"]]
   if args.num_tokens < 1:
     raise InputError(f"--num_tokens is {args.num_tokens}; it must be 1 or more")
   if not 0 <= args.seed < 2**32:
@@ -73,6 +73,7 @@ def main(argv: list[str]) -> int:
   _, model, params, tokenizer, mesh = workdir.open_run(
     args.workdir, overrides, note
   )
+  decode.check_prompts(map(tokenizer.encode, prompts), model.config.max_len)
   show = lambda text: print(text, end="", flush=True)
   if len(prompts) == 1:
     show(prompts[0])
@@ -94,6 +95,16 @@ def main(argv: list[str]) -> int:
     for prompt, text in zip(prompts, texts, strict=True):
       print(f"--- {prompt!r}\n{prompt}{text}")
   return 0
+
+
+def _read_stdin() -> str:
+  try:
+    return sys.stdin.buffer.read().decode("utf-8")
+  except UnicodeDecodeError as error:
+    raise InputError(
+      f"standard input is not UTF-8: byte {error.object[error.start]:#04x} at "
+      f"offset {error.start}; convert it to UTF-8"
+    ) from None
 
 
 if __name__ == "__main__":

@@ -5,9 +5,13 @@ resumes from, so that it reads as if nothing had happened. TensorBoard, and
 W&B where asked for, repeat it.
 """
 
+import hashlib
+import importlib.util
 import json
 import os
 import time
+
+from gpt_jax.config import InputError
 
 LOSS = "train/loss"
 GRAD_NORM = "train/grad_norm"
@@ -17,8 +21,10 @@ TOKENS_PER_SECOND = "perf/tokens_per_second"
 STEP_SECONDS = "perf/step_seconds"
 MFU = "perf/mfu"
 DATA_WAIT = "perf/data_wait_seconds"
-COMPILE_SECONDS = "perf/compile_seconds"
 TOKENS = "progress/tokens"
+
+# Seconds after which TensorBoard's file is brought up to date.
+BOARD_SECONDS = 30.0
 
 
 def eval_name(name: str, quantity: str) -> str:
@@ -32,9 +38,14 @@ class Meter:
   Marks are set when a step's result has arrived, so the device is waited for;
   whatever is not stepping (compiling, evaluating, saving) is bracketed by
   `restart`.
+
+  Args:
+    tokens_per_step: in the global batch.
+    flops_per_token: of training, see flops.py.
+    peak: FLOP/s of all devices, None if unknown: then no MFU is given.
   """
 
-  def __init__(self, tokens_per_step: int, flops_per_token: int, peak: float):
+  def __init__(self, tokens_per_step: int, flops_per_token: int, peak):
     self.tokens_per_step = tokens_per_step
     self.flops_per_token = flops_per_token
     self.peak = peak
@@ -64,15 +75,17 @@ class Meter:
     rates = {
       TOKENS_PER_SECOND: round(tokens_per_second, 1),
       STEP_SECONDS: round(seconds, 6),
-      MFU: round(tokens_per_second * self.flops_per_token / self.peak, 5),
       DATA_WAIT: round(self.data_wait / self.steps, 6),
     }
+    if self.peak is not None:
+      rate = tokens_per_second * self.flops_per_token
+      rates[MFU] = round(rate / self.peak, 5)
     self.start, self.steps, self.data_wait = self.last, 0, 0.0
     return rates
 
 
 def measure_cpu_peak() -> float:
-  """Returns the FLOP/s of a float32 matrix product here, best of three.
+  """Returns the FLOP/s of a float32 matrix product here, the best of many.
 
   A CPU has no sheet to quote a peak from; MFU there is of this figure.
   """
@@ -81,7 +94,7 @@ def measure_cpu_peak() -> float:
   n = 1024
   a = np.ones((n, n), np.float32)
   best = float("inf")
-  for _ in range(4):
+  for _ in range(12):
     start = time.perf_counter()
     a @ a
     best = min(best, time.perf_counter() - start)
@@ -89,43 +102,90 @@ def measure_cpu_peak() -> float:
 
 
 class Writers:
-  """Writes rows of metrics under a workdir."""
+  """Writes rows of metrics under a workdir.
+
+  Raises:
+    InputError: from any method, where the disk is full.
+  """
 
   def __init__(self, workdir: str, start_step: int, wandb_project=None):
     self.path = os.path.join(workdir, "metrics.jsonl")
-    rewind(self.path, start_step)
-    self.file = open(self.path, "a", buffering=1)
     self.board = None
     self.board_args = (os.path.join(workdir, "tensorboard"), start_step)
+    try:
+      rewind(self.path, start_step)
+      self.file = open(self.path, "a", buffering=1)
+    except OSError as error:
+      raise _unwritable(self.path, error) from None
     self.wandb = _start_wandb(wandb_project, workdir) if wandb_project else None
 
   def write(self, step: int, values: dict) -> None:
     """Appends one row; floats are written with all their digits."""
-    self.file.write(json.dumps({"step": step, **values}) + "\n")
-    if self.board is None:
-      from tensorboardX import SummaryWriter
-
-      folder, start = self.board_args
-      self.board = SummaryWriter(folder, purge_step=start or None)
-    for name, value in values.items():
-      self.board.add_scalar(name, value, step)
+    try:
+      self.file.write(json.dumps({"step": step, **values}) + "\n")
+      if self.board is None:
+        self.board = _Board(*self.board_args)
+      self.board.write(step, values)
+    except OSError as error:
+      raise _unwritable(self.path, error) from None
     if self.wandb is not None:
       # The step is a metric of its own: W&B drops rows after a rewind.
       self.wandb.log({"step": step, **values})
 
   def close(self) -> None:
+    try:
+      if self.board is not None:
+        self.board.close()
+      self.file.close()
+    except OSError as error:
+      raise _unwritable(self.path, error) from None
+    finally:
+      if self.wandb is not None:
+        self.wandb.finish()
+
+
+class _Board:
+  """An event file of TensorBoard.
+
+  Written here and not by SummaryWriter, whose thread dies on a full disk: its
+  queue is then never emptied, and the run would wait for ever.
+  """
+
+  def __init__(self, folder: str, start_step: int):
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto import event_pb2
+
+    os.makedirs(folder, exist_ok=True)
+    self.event = event_pb2.Event
+    self.file = EventsWriter(os.path.join(folder, "events"))
+    self.flushed = time.monotonic()
+    if start_step:
+      # What an earlier process wrote from here on is hidden.
+      start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+      self._add(start_step + 1, session_log=start)
+
+  def write(self, step: int, values: dict) -> None:
+    """Appends one row."""
+    rows = [{"tag": k, "simple_value": float(v)} for k, v in values.items()]
+    self._add(step, summary={"value": rows})
+    if time.monotonic() - self.flushed > BOARD_SECONDS:
+      self.flushed = time.monotonic()
+      self.file.flush()
+
+  def close(self) -> None:
     self.file.close()
-    if self.board is not None:
-      self.board.close()
-    if self.wandb is not None:
-      self.wandb.finish()
+
+  def _add(self, step: int, **content) -> None:
+    self.file.write_event(
+      self.event(step=step, wall_time=time.time(), **content)
+    )
 
 
 def read_rows(path: str) -> list[dict]:
   """Returns the rows of a metrics.jsonl; a last line cut short is left out."""
   rows = []
   if os.path.exists(path):
-    with open(path) as file:
+    with open(path, errors="replace") as file:
       for line in file:
         try:
           rows.append(json.loads(line))
@@ -139,19 +199,35 @@ def rewind(path: str, step: int) -> None:
   if not os.path.exists(path):
     return
   kept = [row for row in read_rows(path) if row["step"] <= step]
-  with open(path + ".tmp", "w") as file:
-    file.writelines(json.dumps(row) + "\n" for row in kept)
-  os.replace(path + ".tmp", path)
+  try:
+    with open(path + ".tmp", "w") as file:
+      file.writelines(json.dumps(row) + "\n" for row in kept)
+    os.replace(path + ".tmp", path)
+  except OSError:
+    os.remove(path + ".tmp")
+    raise
+
+
+def check_wandb(project: str | None) -> None:
+  """Raises InputError where W&B is asked for and not installed."""
+  if project is not None and importlib.util.find_spec("wandb") is None:
+    raise InputError(
+      f"train.wandb_project is {project!r} and wandb is not installed; "
+      "pip install 'gpt_jax[wandb]', or leave it None"
+    )
+
+
+def _unwritable(path: str, error: OSError) -> InputError:
+  return InputError(
+    f"{path} cannot be written: {error.strerror}; saved checkpoints are "
+    "whole: make room and go on with the same command"
+  )
 
 
 def _start_wandb(project: str, workdir: str):
-  try:
-    import wandb
-  except ImportError:
-    from gpt_jax.config import InputError
+  import wandb
 
-    raise InputError(
-      "train.wandb_project is set and wandb is not installed; "
-      "pip install 'gpt_jax[wandb]'"
-    ) from None
-  return wandb.init(project=project, dir=workdir, resume="allow")
+  # The folder names the run, so that a resumed one stays one run there too.
+  name = os.path.abspath(workdir)
+  key = hashlib.sha256(name.encode()).hexdigest()[:16]
+  return wandb.init(project=project, dir=workdir, id=key, resume="allow")

@@ -54,9 +54,8 @@ def draw_curves(title: str, x_label: str, curves: dict[str, list]) -> str:
 
 def _ticks(high: float) -> list[int]:
   size = 10 ** math.floor(math.log10(max(high, 1)))
-  size = next(
-    s for s in (size // 5 or 1, size // 2 or 1, size) if high / s <= 6
-  )
+  sizes = (size // 5 or 1, size // 2 or 1, size, 2 * size)
+  size = next(s for s in sizes if high / s <= 6)
   return list(range(0, int(high) + 1, size))
 
 

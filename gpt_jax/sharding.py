@@ -13,8 +13,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from gpt_jax.config import InputError, MeshConfig
-from gpt_jax.parametrization import ParamSpec
-from gpt_jax.tree import flatten_with_names, map_with_names
+from gpt_jax.tree import map_with_names
 
 # Slowest links first.
 AXES = ("data", "fsdp", "expert", "seq", "tensor")
@@ -168,21 +167,3 @@ def batch_sharding(mesh: Mesh, rules: str) -> NamedSharding:
   axes = tuple(a for a in RULES[rules]["batch"] if mesh.shape[a] > 1)
   length = tuple(a for a in RULES[rules]["length"] if mesh.shape[a] > 1)
   return NamedSharding(mesh, P(axes or None, length or None))
-
-
-def plan_table(abstract, specs, rules: str, mesh: Mesh) -> list[tuple]:
-  """Returns (name, shape, spec, bytes per device) for every parameter."""
-
-  rows = []
-  names = flatten_with_names(abstract)
-  placed = flatten_with_names(shardings_of(abstract, specs, rules, mesh))
-  for name, leaf in names.items():
-    local = placed[name].shard_shape(leaf.shape)
-    size = math.prod(local) * leaf.dtype.itemsize
-    rows.append((name, leaf.shape, placed[name].spec, size))
-  return rows
-
-
-def is_spec(x) -> bool:
-  """Tells jax.tree functions to stop at a ParamSpec."""
-  return x is None or isinstance(x, ParamSpec)

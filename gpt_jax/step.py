@@ -64,7 +64,8 @@ def make_train_step(model: Model, tx, schedule, config: Config):
       new = jax.value_and_grad(mean)(params, part, part_key)
       return jax.tree.map(jnp.add, carry, new), None
 
-    zero = (jnp.float32(0), jax.tree.map(jnp.zeros_like, params))
+    zeros = lambda p: jnp.zeros(p.shape, jnp.float32)
+    zero = (jnp.float32(0), jax.tree.map(zeros, params))
     return jax.lax.scan(add, zero, (jnp.arange(parts), split))[0]
 
   def train_step(state: TrainState, batch):
@@ -73,8 +74,11 @@ def make_train_step(model: Model, tx, schedule, config: Config):
       key = tree.key_for(jax.random.key(config.seed), "dropout")
       key = jax.random.fold_in(key, state.step)
     loss, grads = grads_of(state.params, batch, key)
+    # Sums in float32, whatever the parameters are kept in.
+    grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
     norm = optax.tree.norm(grads)
     grads = optim.clip_by_global_norm(grads, norm, config.optim.clip_norm)
+    grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, state.params)
     directions, opt_state = tx.update(grads, state.opt_state, state.params)
     rate = schedule(state.step)
     params = jax.tree.map(

@@ -24,7 +24,7 @@ def main(argv: list[str]) -> int:
 
   from gpt_jax import loop
 
-  command = "python -m gpt_jax.train " + shlex.join(argv)
+  command = shlex.join([sys.executable, "-m", "gpt_jax.train", *argv])
   return loop.train(config, args.workdir, command)
 
 

@@ -15,6 +15,8 @@ import gpt_jax
 from gpt_jax import config as config_lib
 from gpt_jax.config import Config, InputError
 
+# Keys that what reads a finished run may change.
+OVERRIDABLE = ("mesh.", "data.dir")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -42,15 +44,17 @@ def read_record(workdir: str) -> dict:
   """
   path = os.path.join(workdir, "config.json")
   if not os.path.isfile(path):
-    what = "has no config.json" if os.path.isdir(workdir) else "does not exist"
+    what = "is not a folder" if os.path.exists(workdir) else "does not exist"
+    what = "has no config.json" if os.path.isdir(workdir) else what
     raise InputError(f"{workdir} {what}; give the --workdir of a training run")
   try:
-    with open(path) as file:
+    with open(path, encoding="utf-8") as file:
       record = json.load(file)
-    record["config"], record["fingerprint"]
-  except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError):
+    record["config"].items(), record["data_fingerprint"][:12]
+  except (ValueError, KeyError, TypeError, AttributeError):
     raise InputError(
-      f"{path} is damaged; it must be the JSON of a run"
+      f"{path} is damaged: it must be the JSON that a run has written; put it "
+      "back, or give another --workdir"
     ) from None
   return record
 
@@ -58,7 +62,7 @@ def read_record(workdir: str) -> dict:
 def read_config(
   workdir: str, overrides: dict[str, str] | None = None
 ) -> Config:
-  """Returns the config of a run; overrides may change only free keys."""
+  """Returns the config of a run; overrides may change OVERRIDABLE keys."""
   from gpt_jax import cli
 
   nested: dict = {}
@@ -68,23 +72,28 @@ def read_config(
     for section in sections:
       node = node.setdefault(section, {})
     node[key] = value
+  try:
+    config = config_lib.freeze(nested)
+  except InputError as error:
+    raise InputError(f"{workdir}/config.json: {error}") from None
   for dotted, text in (overrides or {}).items():
-    if dotted in config_lib.KEYS and not config_lib.is_free(dotted):
+    if dotted in config_lib.KEYS and not dotted.startswith(OVERRIDABLE):
       raise InputError(
-        f"{dotted} is part of the run in {workdir} and cannot be changed here"
+        f"{dotted} is part of the run in {workdir} and cannot be changed "
+        "here; mesh.* and data.dir can"
       )
     cli.set_key(nested, dotted, text)
-  return config_lib.freeze(nested)
+  return config_lib.freeze(nested) if overrides else config
 
 
 def check_same_run(workdir: str, config: Config, data_fingerprint: str) -> None:
   """Raises InputError if the workdir was made by another config or data."""
   record = read_record(workdir)
-  if record["fingerprint"] != config_lib.fingerprint(config):
-    there = read_config(workdir)
-    keys = "; ".join(config_lib.differing_keys(there, config))
+  keys = config_lib.differing_keys(read_config(workdir), config)
+  if keys:
     raise InputError(
-      f"{workdir} was made with another config: {keys}; give another --workdir"
+      f"{workdir} was made with another config: {'; '.join(keys)}; give "
+      "another --workdir"
     )
   if record["data_fingerprint"] != data_fingerprint:
     raise InputError(
@@ -102,9 +111,10 @@ def write_text(path: str, text: str) -> None:
     with open(temporary, "w", encoding="utf-8") as file:
       file.write(text)
     os.replace(temporary, path)
-  except OSError:
+  except OSError as error:
     if os.path.exists(temporary):
       os.remove(temporary)
+    error.filename = path
     raise
 
 

@@ -1,5 +1,8 @@
-"""Every test sees 8 simulated CPU devices, strict promotion and warnings."""
+"""Every test sees 8 simulated CPU devices."""
 
+import contextlib
+import importlib
+import io
 import os
 import pathlib
 import subprocess
@@ -15,7 +18,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from gpt_jax import runtime  # noqa: E402 - the flags must be set first
+from gpt_jax import cli, runtime  # noqa: E402 - the flags must be set first
 
 runtime.start()
 
@@ -51,28 +54,56 @@ def run_verb():
   return run
 
 
+@pytest.fixture(scope="session")
+def small_flags():
+  """Makes flags of a run that takes seconds, on a text in a given folder."""
+
+  def make(folder: pathlib.Path) -> list[str]:
+    text = folder / "corpus.txt"
+    text.write_text((ROOT / "gpt_jax" / "loop.py").read_text() * 3)
+    values = {
+      "data.source": f"text:{text}",
+      "data.split": "tail",
+      "data.tokenizer": "bytes",
+      "data.dir": folder / "prepared",
+      "data.seq_len": 32,
+      "model.max_len": 32,
+      "model.num_layers": 2,
+      "model.model_dim": 32,
+      "model.mlp_dim": 64,
+      "optim.warmup_steps": 5,
+      "train.num_steps": 40,
+      "train.global_batch_size": 8,
+      "train.log_every_steps": 1,
+      "checkpoint.every_steps": 17,
+      "eval.every_steps": 1000,
+      "sample.every_steps": 0,
+    }
+    flags = [f"--config.{key}={value}" for key, value in values.items()]
+    return ["--config=configs/tiny.py", *flags]
+
+  return make
+
+
 @pytest.fixture
-def small_run(tmp_path) -> list[str]:
+def small_run(tmp_path, small_flags) -> list[str]:
   """Flags of a run that takes seconds, on a text that the test writes."""
-  text = tmp_path / "corpus.txt"
-  text.write_text((ROOT / "gpt_jax" / "loop.py").read_text() * 3)
-  values = {
-    "data.source": f"text:{text}",
-    "data.split": "tail",
-    "data.tokenizer": "bytes",
-    "data.dir": tmp_path / "prepared",
-    "data.seq_len": 32,
-    "model.max_len": 32,
-    "model.num_layers": 2,
-    "model.model_dim": 32,
-    "model.mlp_dim": 64,
-    "optim.warmup_steps": 5,
-    "train.num_steps": 40,
-    "train.global_batch_size": 8,
-    "train.log_every_steps": 1,
-    "checkpoint.every_steps": 17,
-    "eval.every_steps": 1000,
-    "sample.every_steps": 0,
-  }
-  flags = [f"--config.{key}={value}" for key, value in values.items()]
-  return ["--config=configs/tiny.py", *flags]
+  return small_flags(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def call_verb():
+  """Runs a verb in this process: as run_verb, without the wait for jax."""
+
+  def call(verb: str, *words):
+    main = importlib.import_module(f"gpt_jax.{verb}").main
+    out, err = io.StringIO(), io.StringIO()
+    streams = contextlib.redirect_stdout(out), contextlib.redirect_stderr(err)
+    with streams[0], streams[1], pytest.raises(SystemExit) as ended:
+      cli.run(main, [str(w) for w in words])
+    code = ended.value.code
+    return subprocess.CompletedProcess(
+      [verb, *words], code, out.getvalue(), err.getvalue()
+    )
+
+  return call

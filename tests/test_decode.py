@@ -74,13 +74,27 @@ def test_a_prompt_gives_the_same_alone_and_in_a_batch(made):
 def test_text_goes_on_beyond_the_last_position(made):
   got = run(made, [[1, 2, 3]], 3 * LIMIT, temperature=0.0)
   assert got.shape == (1, 3 * LIMIT)
-  head = got[0, : LIMIT - 3].tolist()
-  assert head == greedy_by_full_passes(made, [1, 2, 3], LIMIT - 3)
-  # Then the last half of the row is the context.
+  # The last position is read too before the row is shortened.
+  head = got[0, : LIMIT - 2].tolist()
+  assert head == greedy_by_full_passes(made, [1, 2, 3], LIMIT - 2)
   context = head[-LIMIT // 2 :]
-  assert got[0, LIMIT - 3 : LIMIT + 7].tolist() == greedy_by_full_passes(
+  assert got[0, LIMIT - 2 : LIMIT + 8].tolist() == greedy_by_full_passes(
     made, context, 10
   )
+
+
+def test_a_row_is_shortened_only_when_it_is_full_itself(made):
+  long, short = list(range(1, 76)), list(range(100, 140))
+  both = run(made, [long, short], 30, temperature=0.0)
+  alone = run(made, [short], 30, temperature=0.0)
+  assert both[1].tolist() == alone[0].tolist()
+
+
+def test_a_prompt_of_all_positions_is_read_whole(made):
+  for seed in range(4):
+    prompt = np.random.default_rng(seed).integers(0, 256, LIMIT).tolist()
+    got = run(made, [prompt], 1, temperature=0.0)
+    assert got[0].tolist() == greedy_by_full_passes(made, prompt, 1)
 
 
 def test_a_seed_repeats_its_draw_and_another_differs(made):

@@ -202,8 +202,10 @@ def _add_documents(batch: Batch, token_set, first, seq_len: int) -> None:
   began = np.maximum.accumulate(np.where(inside, place, 0), axis=1)
   batch["segments"] = np.cumsum(inside, axis=1, dtype=np.int32)
   batch["positions"] = (place - began).astype(np.int32)
-  # What a document begins with cannot be told from the one before it.
-  batch["mask"][is_start[:, 1:]] = 0
+  # What a document begins with cannot be told from the one before it; that it
+  # ends, which is what a separator says, can.
+  is_text = batch["targets"] != token_set.separator_id
+  batch["mask"][is_start[:, 1:] & is_text] = 0
 
 
 def _padded_batch(token_set, window, windows: int, seq_len: int, packing: str):

@@ -690,6 +690,8 @@ def _read_hf(path: str, spec: str) -> Tokenizer:
   file = _hf_file(path)
   try:
     library = json.loads(_read_bytes(file))
+    if "gpt_jax_tokenizer" in library:  # as a run's workdir holds it
+      return load(file)
     known = "model" in library and "added_tokens" in library
   except (ValueError, TypeError):
     known = False

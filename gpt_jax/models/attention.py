@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from gpt_jax import config as config_lib
 from gpt_jax import sharding
 from gpt_jax.config import ModelConfig
-from gpt_jax.models.layers import declare, dropout, project, rms_normalize
+from gpt_jax.models.layers import dropout, project, rms_normalize, weight
 
 # Llama 3's rotary scaling: wavelengths over ORIGINAL_LEN / LOW are stretched,
 # those under ORIGINAL_LEN / HIGH are kept (Dubey et al. 2024, appendix).
@@ -41,20 +41,16 @@ class Attention(nn.Module):
       ("embed", "heads", "head_dim"),
       ("embed", "kv_heads", "head_dim"),
     )
-    q_BTNH = project(x_BTD, declare(self, "q", (D, N, H), heads, "hidden"))
-    k_BTKH = project(x_BTD, declare(self, "k", (D, K, H), kv, "hidden"))
-    v_BTKH = project(x_BTD, declare(self, "v", (D, K, H), kv, "hidden"))
+    q_BTNH = project(x_BTD, weight(self, "q", (D, N, H), heads, "hidden"))
+    k_BTKH = project(x_BTD, weight(self, "k", (D, K, H), kv, "hidden"))
+    v_BTKH = project(x_BTD, weight(self, "v", (D, K, H), kv, "hidden"))
     if c.bias:
-      q_BTNH += declare(self, "q_bias", (N, H), ("heads", "head_dim"), "bias")
-      k_BTKH += declare(
-        self, "k_bias", (K, H), ("kv_heads", "head_dim"), "bias"
-      )
-      v_BTKH += declare(
-        self, "v_bias", (K, H), ("kv_heads", "head_dim"), "bias"
-      )
+      q_BTNH += weight(self, "q_bias", (N, H), ("heads", "head_dim"), "bias")
+      k_BTKH += weight(self, "k_bias", (K, H), ("kv_heads", "head_dim"), "bias")
+      v_BTKH += weight(self, "v_bias", (K, H), ("kv_heads", "head_dim"), "bias")
     if c.qk_norm:  # Henry et al. 2020
-      q_scale = declare(self, "q_norm", (H,), ("head_dim",), "norm")
-      k_scale = declare(self, "k_norm", (H,), ("head_dim",), "norm")
+      q_scale = weight(self, "q_norm", (H,), ("head_dim",), "norm")
+      k_scale = weight(self, "k_norm", (H,), ("head_dim",), "norm")
       q_BTNH = rms_normalize(q_BTNH, q_scale, c.norm_eps)
       k_BTKH = rms_normalize(k_BTKH, k_scale, c.norm_eps)
     if c.position == "rope":
@@ -74,12 +70,12 @@ class Attention(nn.Module):
 
     y_BKGTH = attend(q_BKGTH, k_BKSH, v_BKSH, context, c, key)
     y_BTNH = y_BKGTH.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
-    w_o_NHD = declare(
+    w_o_NHD = weight(
       self, "o", (N, H, D), ("heads", "head_dim", "embed"), "residual"
     )
     y_BTD = project(y_BTNH, w_o_NHD, num_in=2)
     if c.bias:
-      y_BTD += declare(self, "o_bias", (D,), ("norm",), "bias")
+      y_BTD += weight(self, "o_bias", (D,), ("norm",), "bias")
     return y_BTD, cache
 
 
@@ -95,7 +91,7 @@ def attend(q_BKGTH, k_BKSH, v_BKSH, context, config: ModelConfig, key=None):
   if config.attn_softcap is not None:
     s_BKGTS = config.attn_softcap * jnp.tanh(s_BKGTS / config.attn_softcap)
   if config.position == "alibi":  # Press et al. 2021
-    s_BKGTS += context.alibi_KGTS
+    s_BKGTS += context.alibi_BKGTS
   s_BKGTS = jnp.where(context.mask_BTS[:, None, None], s_BKGTS, -1e30)
   p_BKGTS = jax.nn.softmax(s_BKGTS, axis=-1).astype(v_BKSH.dtype)
   p_BKGTS = dropout(p_BKGTS, config.dropout_rate, key, "weights")

@@ -12,8 +12,8 @@ from gpt_jax import config as config_lib
 from gpt_jax import sharding
 from gpt_jax.config import ModelConfig
 from gpt_jax.models.attention import alibi_of, mask_of, rope_of
-from gpt_jax.models.layers import Norm, declare, dropout
-from gpt_jax.models.transformer import Block, Context, rematerialised
+from gpt_jax.models.layers import Norm, declare, dropout, weight
+from gpt_jax.models.transformer import Context, rematerialised
 
 
 class Decoder(nn.Module):
@@ -65,7 +65,7 @@ class Decoder(nn.Module):
     context = Context(
       mask_BTS=mask_of(slots_BT, S, c.sliding_window, segments_BT),
       rope=rope_of(positions_BT, c) if c.position == "rope" else None,
-      alibi_KGTS=alibi_of(slots_BT, S, c.num_heads, config_lib.num_kv_heads(c))
+      alibi_BKGTS=alibi_of(slots_BT, S, c.num_heads, config_lib.num_kv_heads(c))
       if c.position == "alibi"
       else None,
       start_B=start_B,
@@ -101,7 +101,7 @@ class Decoder(nn.Module):
   def blocks(self, x_BTD, context, cache, key):
     """Runs all blocks; returns (x_BTD, cache)."""
     c = self.config
-    block = rematerialised(Block, c.remat)
+    block = rematerialised(c.remat, self.is_stacked)
     if self.is_stacked:
       scan = nn.scan(
         block,
@@ -135,19 +135,21 @@ class Embedding(nn.Module):
       )
 
   def __call__(self, tokens_BT, positions_BT):
+    # Rows are picked as they are kept and cast then: the gradient of a token
+    # is a sum over all its places, which bfloat16 would round at every term.
     x_BTD = self.table_VD[tokens_BT]
     if self.config.position == "learned":
       x_BTD = x_BTD + self.table_SD[positions_BT]
-    return x_BTD
+    return x_BTD.astype(self.config.compute_dtype)
 
   def tokens(self):
-    return self.table_VD
+    return self.table_VD.astype(self.config.compute_dtype)
 
 
 def unembedding(module: Decoder):
   c = module.config
   V, D = config_lib.padded_vocab_size(c), c.model_dim
-  return declare(module, "unembed", (V, D), ("vocab", "embed"), "unembed")
+  return weight(module, "unembed", (V, D), ("vocab", "embed"), "unembed")
 
 
 def init_cache(config: ModelConfig, batch_size: int, num_slots: int):

@@ -15,7 +15,7 @@ from flax import struct
 
 from gpt_jax import sharding, tree
 from gpt_jax.config import ModelConfig
-from gpt_jax.parametrization import ParamSpec, init_param
+from gpt_jax.parametrization import ROLES, ParamSpec, init_param
 
 
 class Declared(struct.PyTreeNode, nn.meta.AxisMetadata):
@@ -39,8 +39,10 @@ class Declared(struct.PyTreeNode, nn.meta.AxisMetadata):
 
 
 def declare(module: nn.Module, name: str, shape, axes, role: str):
-  """Returns the parameter `name` in the compute dtype, declared once here."""
+  """Returns the parameter `name` as it is kept, declared once here."""
   config = module.config
+  if role not in ROLES:
+    raise ValueError(f"{name} has role {role!r}; roles are {', '.join(ROLES)}")
   spec = ParamSpec(axes, role)
 
   def init(key):
@@ -50,7 +52,13 @@ def declare(module: nn.Module, name: str, shape, axes, role: str):
     )
     return Declared(value, spec)
 
-  return module.param(name, init).astype(config.compute_dtype)
+  return module.param(name, init)
+
+
+def weight(module: nn.Module, name: str, shape, axes, role: str):
+  """Returns the parameter `name` in the compute dtype."""
+  kept = declare(module, name, shape, axes, role)
+  return kept.astype(module.config.compute_dtype)
 
 
 def project(x, w, num_in: int = 1):
@@ -81,13 +89,13 @@ class Norm(nn.Module):
   def __call__(self, x_BTD):
     c, width = self.config, (x_BTD.shape[-1],)
     x = x_BTD.astype(jnp.float32)
-    scale = declare(self, "scale", width, ("norm",), "norm")
+    scale = weight(self, "scale", width, ("norm",), "norm")
     if c.norm == "layernorm":
       x = x - x.mean(-1, keepdims=True)
     x = x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + c.norm_eps)
     x = x.astype(x_BTD.dtype) * scale
     if c.norm == "layernorm" and c.bias:
-      x = x + declare(self, "bias", width, ("norm",), "bias")
+      x = x + weight(self, "bias", width, ("norm",), "bias")
     return x
 
 
@@ -107,13 +115,13 @@ class MLP(nn.Module):
   @nn.compact
   def __call__(self, x_BTD):
     c, D, F = self.config, x_BTD.shape[-1], self.config.mlp_dim
-    w_in_DF = declare(self, "in", (D, F), ("embed", "mlp"), "hidden")
-    w_out_FD = declare(self, "out", (F, D), ("mlp", "embed"), "residual")
+    w_in_DF = weight(self, "in", (D, F), ("embed", "mlp"), "hidden")
+    w_out_FD = weight(self, "out", (F, D), ("mlp", "embed"), "residual")
     h_BTF = project(x_BTD, w_in_DF)
     if c.bias:
-      h_BTF += declare(self, "in_bias", (F,), ("mlp",), "bias")
+      h_BTF += weight(self, "in_bias", (F,), ("mlp",), "bias")
     if c.mlp == "swiglu":  # Shazeer 2020
-      w_gate_DF = declare(self, "gate", (D, F), ("embed", "mlp"), "hidden")
+      w_gate_DF = weight(self, "gate", (D, F), ("embed", "mlp"), "hidden")
       h_BTF = jax.nn.silu(project(x_BTD, w_gate_DF)) * h_BTF
     elif c.mlp == "relu_squared":  # So et al. 2021
       h_BTF = jnp.square(jax.nn.relu(h_BTF))
@@ -122,5 +130,5 @@ class MLP(nn.Module):
     h_BTF = sharding.constrain(h_BTF, ("batch", "length", "mlp"), self.rules)
     y_BTD = project(h_BTF, w_out_FD)
     if c.bias:
-      y_BTD += declare(self, "out_bias", (D,), ("norm",), "bias")
+      y_BTD += weight(self, "out_bias", (D,), ("norm",), "bias")
     return y_BTD

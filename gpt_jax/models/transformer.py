@@ -21,13 +21,13 @@ class Context(struct.PyTreeNode):
   Attributes:
     mask_BTS: bool, which slots each query sees; B may be 1.
     rope: (cos, sin) for position="rope", else None.
-    alibi_KGTS: score biases for position="alibi", else None.
+    alibi_BKGTS: score biases for position="alibi", else None.
     start_B: int32, first slot that is written, with a cache, else None.
   """
 
   mask_BTS: jax.Array
   rope: tuple | None = None
-  alibi_KGTS: jax.Array | None = None
+  alibi_BKGTS: jax.Array | None = None
   start_B: jax.Array | None = None
 
 
@@ -60,11 +60,12 @@ class Block(nn.Module):
     return x_BTD, cache
 
 
-def rematerialised(block: type[Block], remat: str) -> type[Block]:
+def rematerialised(remat: str, is_scanned: bool) -> type[Block]:
   """Returns the block with backward recomputing what `remat` says."""
   if remat == "none":
-    return block
-  return nn.remat(block, policy=REMAT[remat], prevent_cse=False)
+    return Block
+  # Unrolled, the compiler would find the first computation and keep it.
+  return nn.remat(Block, policy=REMAT[remat], prevent_cse=not is_scanned)
 
 
 def unstack_layers(params: dict, num_layers: int) -> dict:

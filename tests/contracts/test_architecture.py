@@ -19,7 +19,7 @@ LAYERS = [
   ["losses", "optim"],
   ["plot", "console", "metrics", "state"],
   ["checkpoint", "step", "workdir"],
-  ["decode", "score", "loop"],
+  ["decode", "score", "preflight", "reporter", "loop"],
   ["generate", "evaluate", "train"],
 ]
 RANK = {

@@ -39,9 +39,9 @@ def final_leaves(workdir) -> dict[str, np.ndarray]:
   }
 
 
-def logged_losses(workdir) -> list[tuple[int, float]]:
+def logged(workdir, name: str = metrics.LOSS) -> list[tuple[int, float]]:
   rows = metrics.read_rows(str(workdir / "metrics.jsonl"))
-  return [(r["step"], r[metrics.LOSS]) for r in rows if metrics.LOSS in r]
+  return [(r["step"], r[name]) for r in rows if name in r]
 
 
 def start_and_kill(flags, workdir, step: int, sent=signal.SIGKILL, **more):
@@ -68,7 +68,12 @@ def start_and_kill(flags, workdir, step: int, sent=signal.SIGKILL, **more):
 
 
 # Long enough that a kill lands before the end.
-SLOW = ["--config.train.num_steps=400", "--config.checkpoint.every_steps=40"]
+SLOW = [
+  "--config.train.num_steps=400",
+  "--config.checkpoint.every_steps=40",
+  "--config.eval.every_steps=20",
+  "--config.eval.num_batches=2",
+]
 
 
 def test_a_killed_and_resumed_run_is_the_straight_run_bit_for_bit(
@@ -79,11 +84,14 @@ def test_a_killed_and_resumed_run_is_the_straight_run_bit_for_bit(
   run_verb("gpt_jax.train", *flags, f"--workdir={straight}", check=0)
   code, _ = start_and_kill(flags, broken, 40)
   assert code == -signal.SIGKILL
-  before = len(logged_losses(broken))
+  before = len(logged(broken))
   assert before < 400
   result = run_verb("gpt_jax.train", *flags, f"--workdir={broken}", check=0)
   assert "going on from step" in result.stdout
-  assert logged_losses(broken) == logged_losses(straight)
+  assert logged(broken) == logged(straight)
+  name = metrics.eval_name("valid", "loss")
+  assert logged(broken, name) == logged(straight, name)
+  assert [s for s, _ in logged(straight, name)] == list(range(20, 401, 20))
   a, b = final_leaves(straight), final_leaves(broken)
   assert a.keys() == b.keys()
   for name in a:
@@ -93,20 +101,25 @@ def test_a_killed_and_resumed_run_is_the_straight_run_bit_for_bit(
   run_verb(
     "gpt_jax.train", *flags, "--config.seed=1", f"--workdir={other}", check=0
   )
-  assert logged_losses(other) != logged_losses(straight)
+  assert logged(other) != logged(straight)
 
 
 def test_a_run_resumes_on_another_number_of_devices(
   small_run, run_verb, tmp_path
 ):
   straight, moved = tmp_path / "a", tmp_path / "b"
-  run_verb("gpt_jax.train", *small_run, f"--workdir={straight}", check=0)
-  flags = [*small_run, f"--workdir={moved}", "--config.mesh.fsdp=4"]
-  code, output = start_and_kill(
+  flags = [*small_run, "--config.train.num_steps=80"]
+  run_verb("gpt_jax.train", *flags, f"--workdir={straight}", check=0)
+  flags.append("--config.mesh.fsdp=4")
+  code, _ = start_and_kill(
     [*flags, "--devices=8", "--config.mesh.data=2"], moved, 17
   )
-  run_verb("gpt_jax.train", *flags, devices=4, check=0)
-  there, here = logged_losses(straight), logged_losses(moved)
+  assert code == -signal.SIGKILL and len(logged(moved)) < 80
+  result = run_verb(
+    "gpt_jax.train", *flags, f"--workdir={moved}", devices=4, check=0
+  )
+  assert "going on from step" in result.stdout
+  there, here = logged(straight), logged(moved)
   assert [s for s, _ in there] == [s for s, _ in here]
   np.testing.assert_allclose(
     [v for _, v in there], [v for _, v in here], rtol=1e-5
@@ -133,8 +146,44 @@ def test_a_signal_saves_says_how_to_go_on_and_exits(
   assert checkpoint.list_steps(str(workdir / "checkpoints"))[-1] == step
 
 
-def test_a_finished_run_says_so(small_run, run_verb, tmp_path):
-  flags = [*small_run, f"--workdir={tmp_path / 'run'}"]
+def test_a_finished_run_says_so_and_a_lost_report_is_made_up(
+  small_run, run_verb, tmp_path
+):
+  workdir = tmp_path / "run"
+  flags = [*small_run, f"--workdir={workdir}"]
   run_verb("gpt_jax.train", *flags, check=0)
   again = run_verb("gpt_jax.train", *flags, check=0)
-  assert "finished" in again.stdout
+  assert "this run is finished" in again.stdout
+  (workdir / "plots" / "loss.svg").unlink()
+  again = run_verb("gpt_jax.train", *flags, check=0)
+  assert "bits per byte" in again.stdout
+  assert (workdir / "plots" / "loss.svg").exists()
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_before_the_first_step_ends_in_one_line(
+  small_run, tmp_path, sent
+):
+  process = subprocess.Popen(
+    [
+      sys.executable,
+      "-m",
+      "gpt_jax.train",
+      *small_run,
+      f"--workdir={tmp_path}",
+    ],
+    cwd=ROOT,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+  )
+  seen = ""
+  while "compiling" not in seen:
+    seen = process.stdout.readline()
+    assert seen or process.poll() is None
+  process.send_signal(sent)
+  rest = process.communicate(timeout=60)[0].strip().splitlines()
+  code = {signal.SIGINT: 130, signal.SIGTERM: 75}[sent]
+  assert process.returncode == code, rest
+  assert rest[-1].startswith("stopped before the first step; start again with")
+  assert not any("Traceback" in line for line in rest)

@@ -83,7 +83,7 @@ def test_two_or_four_processes_read_one_global_batch(letters):
   assert not np.array_equal(other["tokens"], whole["tokens"])
 
 
-def test_documents_are_numbered_restarted_and_not_predicted(letters):
+def test_documents_are_numbered_and_restarted_and_their_ends_predicted(letters):
   prepared, _ = letters
   token_set = prepared.train[0][1]
   found = batch(prepared, 0, np.arange(64), "documents", size=64)
@@ -95,10 +95,9 @@ def test_documents_are_numbered_restarted_and_not_predicted(letters):
         segment, position = segment + 1, 0
       assert found["segments"][row, t] == segment
       assert found["positions"][row, t] == position
-      begins = found["targets"][row, t] == separator
-      assert found["mask"][row, t] == (not begins)
       position += 1
-  assert found["segments"].max() > 0 and not found["mask"].all()
+  assert found["segments"].max() > 0 and found["mask"].all()
+  assert (found["targets"] == separator).any()
   assert found["segments"].dtype == found["positions"].dtype == np.int32
 
 
@@ -165,10 +164,7 @@ def test_evaluation_predicts_each_id_once(letters, packing, seq_len):
     assert found["tokens"].shape == (4, seq_len)
     seen.append(found["targets"][found["mask"] == 1])
   seen = np.concatenate(seen)
-  if packing == "stream":
-    wanted = ids[1:]
-  else:
-    wanted = ids[ids != token_set.separator_id]
+  wanted = ids[1:]
   assert np.array_equal(seen, wanted)
   assert not np.array_equal(seen[1:], wanted)
 

@@ -1,0 +1,138 @@
+"""What is checked and told before a run starts."""
+
+import dataclasses
+import os
+
+import jax
+import numpy as np
+
+from gpt_jax import checkpoint, console, flops, metrics, sharding, tree
+from gpt_jax.config import Config, InputError
+from gpt_jax.data import store
+from gpt_jax.data import tokenizer as tokenizer_lib
+
+
+def resolve_vocab(config: Config, prepared: store.PreparedData) -> Config:
+  """Returns the config with model.vocab_size known and sufficient."""
+  size = config.model.vocab_size
+  if size is None:
+    model = dataclasses.replace(config.model, vocab_size=prepared.vocab_size)
+    return dataclasses.replace(config, model=model)
+  if size < prepared.vocab_size:
+    raise InputError(
+      f"model.vocab_size is {size} and the tokenizer "
+      f"{config.data.tokenizer!r} has {prepared.vocab_size} tokens; raise it, "
+      "or leave it None to take the tokenizer's"
+    )
+  return config
+
+
+def check_prompt(config: Config, tokenizer) -> None:
+  """Raises InputError unless sample.prompt can be continued."""
+  if config.sample.every_steps:
+    prompt = tokenizer.encode(config.sample.prompt)
+    if not 0 < len(prompt) <= config.model.max_len:
+      raise InputError(
+        f"sample.prompt has {len(prompt)} tokens; it must have 1 to "
+        f"model.max_len {config.model.max_len}"
+      )
+
+
+def check_init(workdir: str, tokenizer) -> None:
+  """Raises InputError unless a run of this tokenizer has saved something there.
+
+  Shapes alone would not tell: two vocabularies of one size fit one table.
+  """
+  if not checkpoint.list_steps(os.path.join(workdir, "checkpoints")):
+    raise InputError(
+      f"train.init_from is {workdir!r}, which holds no checkpoint; give the "
+      "workdir of a run that has saved one"
+    )
+  there = tokenizer_lib.load(os.path.join(workdir, "tokenizer.json"))
+  if there.fingerprint() != tokenizer.fingerprint():
+    raise InputError(
+      f"train.init_from is {workdir!r}, whose parameters know the tokens of "
+      f"another tokenizer ({there.name}, {there.vocab_size} tokens there; "
+      f"{tokenizer.name}, {tokenizer.vocab_size} here); set "
+      f"data.tokenizer=hf:{workdir}/tokenizer.json to keep its vocabulary"
+    )
+
+
+def check_batch(config: Config, mesh) -> None:
+  """Raises InputError unless batches divide over the mesh."""
+  table = sharding.RULES[config.mesh.rules]
+  part = config.train.global_batch_size // config.train.num_microbatches
+  shards = int(np.prod([mesh.shape[a] for a in table["batch"]]))
+  if part % shards:
+    raise InputError(
+      f"a microbatch has {part} sequences, which mesh data x fsdp = {shards} "
+      "does not divide; change train.global_batch_size or "
+      "train.num_microbatches"
+    )
+  pieces = int(np.prod([mesh.shape[a] for a in table["length"]]))
+  if config.data.seq_len % pieces:
+    raise InputError(
+      f"data.seq_len is {config.data.seq_len}, which mesh.seq {pieces} does "
+      "not divide"
+    )
+
+
+def describe(config: Config, mesh, abstract, prepared) -> list[tuple[str, str]]:
+  """Returns the rows of the table that a run starts with."""
+  c = config
+  count = sum(flops.count_parameters(c.model).values())
+  state_bytes = tree.count_bytes(abstract)
+  local = sum(
+    int(np.prod(leaf.sharding.shard_shape(leaf.shape), dtype=np.int64))
+    * leaf.dtype.itemsize
+    for leaf in jax.tree.leaves(abstract)
+  )
+  tokens = c.train.num_steps * c.train.global_batch_size * c.data.seq_len
+  per_token = flops.train_flops_per_token(c.model, c.data.seq_len)
+  replicas = int(np.prod([mesh.shape[a] for a in ("data", "fsdp", "seq")]))
+  micro = c.train.global_batch_size // c.train.num_microbatches
+  passing = flops.estimate_passing_bytes(
+    c.model, micro * c.data.seq_len // replicas
+  )
+  train_ids = sum(t.num_ids for _, t in prepared.train)
+  size = console.format_bytes
+  return [
+    (
+      "parameters",
+      f"{count:,} ({size(tree.count_bytes(abstract.params))} "
+      f"{c.model.param_dtype})",
+    ),
+    (
+      "state",
+      f"{size(state_bytes)} with moments; {size(local)} on each device",
+    ),
+    (
+      "data",
+      f"{train_ids:,} tokens to train on, vocabulary {c.model.vocab_size:,}, "
+      f"{c.data.packing} of {c.data.seq_len}",
+    ),
+    (
+      "run",
+      f"{c.train.num_steps:,} steps x {c.train.global_batch_size} sequences ="
+      f" {tokens:,} tokens ({tokens / train_ids:.2f} epochs)",
+    ),
+    (
+      "compute",
+      f"{console.format_count(per_token)} FLOPs a token, "
+      f"{per_token * tokens:.2e} in all",
+    ),
+    (
+      "mesh",
+      f"{sharding.describe_mesh(mesh)} ({mesh.devices.flat[0].device_kind})",
+    ),
+    ("memory", f"about {size(local + passing)} on each device"),
+  ]
+
+
+def device_peak(mesh) -> float | None:
+  """Returns the peak FLOP/s of all devices of the mesh, None if unknown."""
+  device = mesh.devices.flat[0]
+  if device.platform == "cpu":
+    return metrics.measure_cpu_peak()
+  known = flops.PEAK_TFLOPS.get(device.device_kind)
+  return known * 1e12 * mesh.size if known else None

@@ -1,0 +1,259 @@
+"""What happens around the steps of a run: rows, evaluations, samples, report.
+
+An evaluation or sample that is due comes before the checkpoint of its step, so
+that a run which is resumed from that checkpoint has them; one that a signal
+put off is caught up on when the run goes on.
+"""
+
+import os
+
+import jax
+import numpy as np
+
+from gpt_jax import console, decode, flops, metrics, plot, preflight, score
+from gpt_jax import workdir as workdir_lib
+from gpt_jax.config import Config
+from gpt_jax.data import store
+
+# A validation text up to this size is also compressed, for comparison.
+YARDSTICK_BYTES = 64 << 20
+
+
+class Diverged(Exception):
+  """Too many updates in a row were not finite."""
+
+
+class Reporter:
+  """Writes and says what a run does; the loop calls it in order.
+
+  Args:
+    config: vocab_size filled in.
+    first: steps that are done when this process begins.
+  """
+
+  def __init__(
+    self,
+    config: Config,
+    workdir: str,
+    first: int,
+    screen: console.Console,
+    model,
+    mesh,
+    prepared: store.PreparedData,
+  ):
+    self.config, self.workdir, self.first = config, workdir, first
+    self.screen, self.model, self.mesh = screen, model, mesh
+    self.prepared = prepared
+    self.writers = None
+    if jax.process_index() == 0:
+      self.writers = metrics.Writers(workdir, first, config.train.wandb_project)
+    self.meter = metrics.Meter(
+      config.train.global_batch_size * config.data.seq_len,
+      flops.train_flops_per_token(config.model, config.data.seq_len),
+      preflight.device_peak(mesh),
+    )
+    self.is_profiling = False
+
+  def finish(self, step: int, result: dict, is_forced: bool = False) -> None:
+    """Waits for the result of a step; logs it if it is its turn.
+
+    Args:
+      result: metrics of the train step, on the device.
+      is_forced: fetched before another step was dispatched, so that the time
+        since the last fetch says nothing of a step.
+
+    Raises:
+      Diverged: more than train.max_nonfinite_steps in a row were skipped.
+    """
+    values = {k: float(v) for k, v in jax.device_get(result).items()}
+    if not is_forced:
+      self.meter.mark()
+    t = self.config.train
+    if values["skipped_in_row"] > t.max_nonfinite_steps:
+      raise Diverged(
+        f"the last {values['skipped_in_row']:.0f} updates were not finite and "
+        f"were skipped; stopped at step {step:,}"
+      )
+    if step % t.log_every_steps and step not in (1, t.num_steps):
+      return
+    row = {
+      metrics.LOSS: values["loss"],
+      metrics.GRAD_NORM: values["grad_norm"],
+      metrics.LEARNING_RATE: values["learning_rate"],
+      metrics.NUM_SKIPPED: values["num_skipped"],
+      metrics.TOKENS: step * self.meter.tokens_per_step,
+    }
+    rates = self.meter.rates()
+    self._write(step, row | rates)
+    self.screen.progress(step, t.num_steps, values["loss"], rates)
+
+  def is_due(self, step: int) -> bool:
+    """Returns whether an evaluation or a sample is due after this step."""
+    c = self.config
+    every = (c.eval.every_steps, c.sample.every_steps)
+    return any(n and step % n == 0 for n in every)
+
+  def report_on(self, step: int, state) -> None:
+    """Evaluates on some batches, and samples, where it is due."""
+    c = self.config
+    if step % c.eval.every_steps == 0:
+      for name, tokens in self.prepared.valid.items():
+        result = self._score(state, tokens, c.eval.num_batches)
+        self._write(step, {metrics.eval_name(name, "loss"): result["loss"]})
+        self.screen.say(f"step {step:,}: {name} loss {result['loss']:.4f}")
+    if c.sample.every_steps and step % c.sample.every_steps == 0:
+      self._sample(step, state)
+
+  def catch_up(self, state) -> None:
+    """Does what was due at the first step and was put off by a signal."""
+    rows = metrics.read_rows(os.path.join(self.workdir, "metrics.jsonl"))
+    names = [k for r in rows if r["step"] == self.first for k in r]
+    is_there = any(name.startswith("eval/") for name in names)
+    if self.first and self.is_due(self.first) and not is_there:
+      self.report_on(self.first, state)
+
+  def report(self, state, seconds: float, is_stopped=lambda: False) -> None:
+    """Ends a run: whole validation set, sample, curve, where things are.
+
+    The curve is written last: it marks that all of it was done.
+
+    Args:
+      seconds: what this process took.
+      is_stopped: asked between the parts; the rest is left out where true.
+    """
+    c, total = self.config, self.config.train.num_steps
+    self.screen.close()
+    done = (
+      f"trained {total:,} steps"
+      if not self.first
+      else (f"trained steps {self.first + 1:,} to {total:,}")
+    )
+    if self.first < total:
+      self.screen.say(f"{done} in {console.format_seconds(seconds)}")
+    for name, tokens in self.prepared.valid.items():
+      if tokens.num_ids < 2 or is_stopped():
+        continue
+      self.screen.say(f"evaluating all of {name} ...")
+      result = self._score(state, tokens, None)
+      self._write(
+        total, {metrics.eval_name(name, k): v for k, v in result.items()}
+      )
+      self.screen.say(
+        f"{name}: loss {result['loss']:.4f}, perplexity "
+        f"{result['perplexity']:.2f}, over all {result['num_tokens']:,} tokens"
+      )
+      self.screen.table(self._yardstick(result, tokens))
+    if c.sample.every_steps and not is_stopped():
+      text = self._sample(total, state)
+      self.screen.say("sample:")
+      for line in console.wrap_text(c.sample.prompt + text):
+        self.screen.say(f"  | {line}")
+    if is_stopped():
+      return
+    self._plot()
+    self.screen.say(f"everything is in {self.workdir}:")
+    rows = [
+      ("checkpoints/", f"the last is step {total:,}"),
+      ("plots/loss.svg", "the loss curve"),
+      ("metrics.jsonl", "every logged figure; also in tensorboard/"),
+    ]
+    if c.sample.every_steps:
+      rows.append(("samples/", "generated text"))
+    self.screen.table(rows)
+
+  def has_reported(self) -> bool:
+    """Returns whether `report` came to its end."""
+    return os.path.exists(self._curve_path())
+
+  def profile(self, index: int) -> None:
+    """Starts and stops the profiler around the steps asked for.
+
+    Args:
+      index: steps done, over all of the run.
+    """
+    t = self.config.train
+    # Three steps settle first, where there are as many.
+    start = min(self.first + 3, t.num_steps - 1)
+    if t.profile_steps and index == start:
+      jax.profiler.start_trace(os.path.join(self.workdir, "profile"))
+      self.is_profiling = True
+    elif index == start + t.profile_steps:
+      self.end_profile()
+
+  def end_profile(self) -> None:
+    """Writes the profile if one is being taken."""
+    if self.is_profiling:
+      self.is_profiling = False
+      jax.profiler.stop_trace()
+      self.screen.say(f"the profile is in {self.workdir}/profile")
+
+  def close(self) -> None:
+    """Takes the bar away and closes the files."""
+    self.screen.close()
+    self.end_profile()
+    if self.writers is not None:
+      self.writers.close()
+
+  def _score(self, state, tokens, num_batches: int | None):
+    c = self.config
+    # As large a batch as training holds at once.
+    parts = c.train.num_microbatches
+    return score.score(
+      self.model,
+      state.params,
+      tokens,
+      seq_len=c.data.seq_len,
+      batch_size=c.train.global_batch_size // parts,
+      packing=c.data.packing,
+      mesh=self.mesh,
+      max_batches=num_batches and num_batches * parts,
+      show=lambda done, of: self.screen.wait(
+        f"evaluated {done:,} of {of:,} batches"
+      ),
+    )
+
+  def _yardstick(self, result: dict, tokens) -> list[tuple[str, str]]:
+    rows = [("bits per byte", f"{result['bits_per_byte']:.3f}")]
+    if tokens.num_bytes <= YARDSTICK_BYTES:
+      ids = tokens.read(0, tokens.num_ids)
+      tokenizer = self.prepared.tokenizer
+      text = tokenizer.decode_bytes(ids[ids != tokenizer.separator_id])
+      for name, bits in score.compressed_bits_per_byte(text).items():
+        rows.append((name, f"{bits:.3f} on the same text"))
+    return rows
+
+  def _sample(self, step: int, state) -> str:
+    s = self.config.sample
+    (text,) = decode.generate_text(
+      self.model,
+      state.params,
+      self.prepared.tokenizer,
+      [s.prompt],
+      s.num_tokens,
+      decode.Sampling(temperature=s.temperature),
+      seed=self.config.seed,
+    )
+    if self.writers is not None:
+      path = os.path.join(self.workdir, "samples", f"step-{step:06d}.txt")
+      workdir_lib.write_text(path, s.prompt + text)
+    return text
+
+  def _curve_path(self) -> str:
+    return os.path.join(self.workdir, "plots", "loss.svg")
+
+  def _plot(self) -> None:
+    if self.writers is None:
+      return
+    rows = metrics.read_rows(self.writers.path)
+    curve = lambda name: [(r["step"], r[name]) for r in rows if name in r]
+    curves = {metrics.LOSS: curve(metrics.LOSS)}
+    for name in self.prepared.valid:
+      loss = metrics.eval_name(name, "loss")
+      curves[loss] = curve(loss)
+    svg = plot.draw_curves("loss, nats per token", "step", curves)
+    workdir_lib.write_text(self._curve_path(), svg)
+
+  def _write(self, step: int, values: dict) -> None:
+    if self.writers is not None:
+      finite = {k: v for k, v in values.items() if np.isfinite(v)}
+      self.writers.write(step, finite)

@@ -1,0 +1,125 @@
+"""Parameter paths and the first losses of a run, as they have always been.
+
+Paths are public: checkpoints and exports name them. Where a figure changes on
+purpose, change it here and say why in configs/LOG.md.
+"""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from configs import base
+from gpt_jax import config as config_lib
+from gpt_jax import optim, state, step, tree
+from gpt_jax.models import build_model
+
+FORMS = {
+  "gpt2": dict(bias=True),
+  "llama": dict(
+    norm="rmsnorm",
+    position="rope",
+    mlp="swiglu",
+    num_kv_heads=2,
+    qk_norm=True,
+    tied_embeddings=False,
+  ),
+}
+PATHS = {
+  "gpt2": """
+blocks/attn/k float32[2,32,4,8]
+blocks/attn/k_bias float32[2,4,8]
+blocks/attn/o float32[2,4,8,32]
+blocks/attn/o_bias float32[2,32]
+blocks/attn/q float32[2,32,4,8]
+blocks/attn/q_bias float32[2,4,8]
+blocks/attn/v float32[2,32,4,8]
+blocks/attn/v_bias float32[2,4,8]
+blocks/mlp/in float32[2,32,64]
+blocks/mlp/in_bias float32[2,64]
+blocks/mlp/out float32[2,64,32]
+blocks/mlp/out_bias float32[2,32]
+blocks/norm_attn/bias float32[2,32]
+blocks/norm_attn/scale float32[2,32]
+blocks/norm_mlp/bias float32[2,32]
+blocks/norm_mlp/scale float32[2,32]
+embed/positions float32[16,32]
+embed/tokens float32[128,32]
+final_norm/bias float32[32]
+final_norm/scale float32[32]
+""",
+  "llama": """
+blocks/attn/k float32[2,32,2,8]
+blocks/attn/k_norm float32[2,8]
+blocks/attn/o float32[2,4,8,32]
+blocks/attn/q float32[2,32,4,8]
+blocks/attn/q_norm float32[2,8]
+blocks/attn/v float32[2,32,2,8]
+blocks/mlp/gate float32[2,32,64]
+blocks/mlp/in float32[2,32,64]
+blocks/mlp/out float32[2,64,32]
+blocks/norm_attn/scale float32[2,32]
+blocks/norm_mlp/scale float32[2,32]
+embed/tokens float32[128,32]
+final_norm/scale float32[32]
+unembed float32[128,32]
+""",
+}
+LOSSES = {
+  "gpt2": [5.19177, 5.05456, 5.25463, 5.01376],
+  "llama": [5.05896, 5.40985, 4.91175, 5.07482],
+}
+
+
+def losses_of(form: str, seed: int = 0) -> list[float]:
+  config = base.get_config()
+  config.seed = seed
+  config.model.update(
+    num_layers=2,
+    model_dim=32,
+    mlp_dim=64,
+    max_len=16,
+    vocab_size=100,
+    init_std=0.2,
+    **FORMS[form],
+  )
+  config.data.seq_len = 16
+  config.optim.update(warmup_steps=2, clip_norm=1.0, learning_rate=0.01)
+  config.train.update(num_steps=4, global_batch_size=4)
+  config = config_lib.freeze(config)
+  model = build_model(config.model)
+  tx = optim.build_optimizer(config.optim, model.abstract_params()[1])
+  schedule = optim.build_schedule(config.optim, 4)
+  params = jax.jit(lambda: state.init_params(model, config.seed))()
+  zero = np.int32(0)
+  now = state.TrainState(zero, params, tx.init(params), zero, zero)
+  train_step = jax.jit(step.make_train_step(model, tx, schedule, config))
+  seen = []
+  for index in range(4):
+    ids = np.random.default_rng(index).integers(0, 100, (4, 17), np.int32)
+    batch = {"tokens": ids[:, :-1], "targets": ids[:, 1:]}
+    now, result = train_step(now, batch)
+    seen.append(float(result["loss"]))
+  return seen
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_parameter_paths_are_as_they_were(form):
+  config = config_lib.freeze(base.get_config()).model
+  changes = dict(
+    num_layers=2, model_dim=32, mlp_dim=64, max_len=16, vocab_size=100
+  )
+  model = build_model(dataclasses.replace(config, **changes, **FORMS[form]))
+  shapes = tree.describe_shapes(model.abstract_params()[0])
+  listed = "\n".join(f"{k} {v}" for k, v in sorted(shapes.items()))
+  assert listed == PATHS[form].strip()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_first_losses_are_as_they_were(form):
+  np.testing.assert_allclose(losses_of(form), LOSSES[form], rtol=1e-4)
+
+
+def test_another_seed_gives_other_losses():
+  assert not np.allclose(losses_of("gpt2", seed=1), LOSSES["gpt2"], rtol=1e-4)

@@ -1,0 +1,429 @@
+"""What the verbs do when all is well: their output, files and speed.
+
+One small run is trained for the whole file; verbs are called in this process
+except where the process itself is in question.
+"""
+
+import json
+import math
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree
+
+import jax
+import pytest
+
+from gpt_jax import checkpoint, console, loop, metrics, plot, score, workdir
+from gpt_jax.data import store
+
+SVG = "{http://www.w3.org/2000/svg}"
+# Twenty steps bring the loss from ln 257 to well below.
+FAST = [
+  "--config.train.num_steps=20",
+  "--config.checkpoint.every_steps=8",
+  "--config.optim.learning_rate=1e-2",
+]
+PROMPT = "--prompt=def train("
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory, small_flags):
+  folder = tmp_path_factory.mktemp("base")
+  return folder, small_flags(folder) + FAST
+
+
+@pytest.fixture(scope="module")
+def run(base, call_verb):
+  """The workdir of a finished run; to be read only."""
+  folder, flags = base
+  flags = [*flags, "--config.sample.every_steps=10"]
+  result = call_verb("train", *flags, f"--workdir={folder / 'run'}")
+  assert (result.returncode, result.stderr) == (0, "")
+  return folder / "run"
+
+
+@pytest.fixture
+def generate(call_verb, run):
+  def call(*words) -> str:
+    words = f"--workdir={run}", "--num_tokens=24", *words
+    result = call_verb("generate", *words)
+    assert (result.returncode, result.stderr) == (0, "")
+    return result.stdout
+
+  return call
+
+
+@pytest.fixture
+def evaluate(call_verb, run):
+  def call(*words, workdir=run) -> list[dict]:
+    result = call_verb("evaluate", f"--workdir={workdir}", "--json", *words)
+    assert result.returncode == 0, result.stderr
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+  return call
+
+
+def logged(workdir, name: str) -> dict[int, float]:
+  rows = metrics.read_rows(str(workdir / "metrics.jsonl"))
+  return {row["step"]: row[name] for row in rows if name in row}
+
+
+# generate
+
+
+def test_a_prompt_is_continued_and_a_seed_repeats_it(generate):
+  text = generate(PROMPT)
+  assert text.startswith("def train(") and text.endswith("\n")
+  assert len(text) > len("def train(") + 5
+  assert text == generate(PROMPT, "--seed=0")
+  assert text != generate(PROMPT, "--seed=1")
+  greedy = generate(PROMPT, "--temperature=0")
+  assert greedy == generate(PROMPT, "--top_k=1", "--seed=2")
+
+
+def test_several_prompts_are_shown_one_after_the_other(generate):
+  text = generate(PROMPT, "--prompt=import", "--temperature=0")
+  first, second = text.split("--- 'def train('\n")[1].split("--- 'import'\n")
+  assert first == generate(PROMPT, "--temperature=0")
+  assert second == generate("--prompt=import", "--temperature=0")
+
+
+def test_a_stop_string_ends_the_text_before_it(generate):
+  whole = generate(PROMPT)[:-1]
+  made = whole.removeprefix("def train(")
+  stop = made[7:9]
+  cut = generate(PROMPT, f"--stop={stop}", "--stop=never to be seen")[:-1]
+  assert cut == "def train(" + made[: made.index(stop)]
+  assert len(cut) < len(whole)
+
+
+def test_a_prompt_is_read_from_standard_input_and_devices_change_nothing(
+  generate, run
+):
+  words = [f"--workdir={run}", "--num_tokens=24", "--prompt=-", "--devices=4"]
+  result = subprocess.run(
+    [sys.executable, "-m", "gpt_jax.generate", "--temperature=0", *words],
+    input="def train(",
+    capture_output=True,
+    text=True,
+    cwd=workdir.__file__.rsplit("/", 2)[0],
+  )
+  assert (result.returncode, result.stderr) == (0, "")
+  assert result.stdout == generate(PROMPT, "--temperature=0")
+
+
+def test_every_number_of_tokens_is_made_beyond_the_last_position(generate):
+  # 257 ids and 32 positions: most ids of so small a model are single bytes.
+  text = generate(PROMPT, "--num_tokens=100", "--temperature=0")
+  assert len(text.encode()) >= 10 + 100
+
+
+# evaluate
+
+
+def test_the_runs_own_set_gives_the_figures_that_training_ended_with(
+  evaluate, run
+):
+  (result,) = evaluate()
+  assert result.pop("set") == "valid"
+  for name, value in result.items():
+    (there,) = logged(run, f"eval/valid/{name}").values()
+    assert value == pytest.approx(there, rel=1e-5)
+  assert result["perplexity"] == pytest.approx(math.exp(result["loss"]))
+  assert result["loss"] < math.log(257) - 0.5
+
+
+def test_bits_per_byte_times_bytes_is_nats_over_ln_2(evaluate, tmp_path):
+  path = tmp_path / "text.txt"
+  path.write_text("Grüße, " * 100)
+  num_bytes = len(path.read_bytes())
+  (result,) = evaluate(f"--data={path}")
+  assert result["set"] == str(path)
+  # One token a byte; the first, which nothing predicts, costs log2 V.
+  assert result["num_tokens"] == num_bytes - 1
+  bits = result["loss"] * result["num_tokens"] / math.log(2) + math.log2(257)
+  assert result["bits_per_byte"] * num_bytes == pytest.approx(bits, rel=1e-6)
+
+
+def test_a_prepared_folder_and_a_plain_line_are_understood(
+  evaluate, call_verb, base, run
+):
+  (folder,) = (base[0] / "prepared").glob("*-corpus-txt-*")
+  results = {r["set"]: r for r in evaluate(f"--data={folder}")}
+  assert set(results) == {"train", "valid"}
+  (own,) = evaluate()
+  assert results["valid"]["loss"] == own["loss"]
+  line = call_verb("evaluate", f"--workdir={run}").stdout
+  assert line == (
+    f"valid: loss {own['loss']:.4f}, perplexity {own['perplexity']:.2f}, bits "
+    f"per byte {own['bits_per_byte']:.4f}, over {own['num_tokens']:,} tokens\n"
+  )
+
+
+def test_batch_size_and_devices_do_not_change_the_figure(
+  evaluate, run_verb, run, tmp_path
+):
+  (here,) = evaluate()
+  words = f"--workdir={run}", "--json"
+  alone = run_verb("gpt_jax.evaluate", *words, check=0)
+  assert alone.stderr == ""
+  # Eight devices do not divide a batch of three.
+  copy = shutil.copytree(run, tmp_path / "copy")
+  path = copy / "config.json"
+  record = json.loads(path.read_text())
+  record["config"]["train.global_batch_size"] = 3
+  path.write_text(json.dumps(record))
+  (three,) = evaluate(workdir=copy)
+  for other in (json.loads(alone.stdout), three):
+    for name in ("loss", "bits_per_byte"):
+      assert other[name] == pytest.approx(here[name], rel=1e-5)
+  # The control: a figure of fewer tokens is another one.
+  config, model, params, _, mesh = workdir.open_run(str(run))
+  few = score.score(
+    model,
+    params,
+    store.prepare(config.data, lambda line: None).valid["valid"],
+    seq_len=32,
+    batch_size=8,
+    packing="stream",
+    mesh=mesh,
+    max_batches=1,
+  )
+  assert few["loss"] != pytest.approx(here["loss"], rel=1e-5)
+
+
+# metrics, plot, console
+
+
+def test_a_rewound_record_ends_at_its_step(tmp_path):
+  path = tmp_path / "metrics.jsonl"
+  writers = metrics.Writers(str(tmp_path), 0)
+  for step in range(1, 8):
+    writers.write(step, {metrics.LOSS: 1 / step})
+  writers.close()
+  with open(path, "a") as file:
+    file.write('{"step": 8, "train/lo')
+  assert [r["step"] for r in metrics.read_rows(str(path))] == [*range(1, 8)]
+  metrics.rewind(str(path), 5)
+  assert [r["step"] for r in metrics.read_rows(str(path))] == [*range(1, 6)]
+  assert metrics.read_rows(str(path))[2] == {"step": 3, metrics.LOSS: 1 / 3}
+  assert [p.name for p in tmp_path.glob("metrics*")] == ["metrics.jsonl"]
+  metrics.rewind(str(tmp_path / "none.jsonl"), 5)
+  assert not (tmp_path / "none.jsonl").exists()
+
+
+def test_tensorboard_reads_the_rows_and_the_rewind(tmp_path):
+  from tensorboardX.proto import event_pb2
+
+  for start in (0, 2):
+    writers = metrics.Writers(str(tmp_path), start)
+    writers.write(start + 1, {metrics.LOSS: 0.5, metrics.MFU: 0.25})
+    writers.close()
+    (path,) = (tmp_path / "tensorboard").iterdir()
+    events, data = [], path.read_bytes()
+    while data:
+      size = int.from_bytes(data[:8], "little")
+      events.append(event_pb2.Event.FromString(data[12 : 12 + size]))
+      data = data[16 + size :]
+    path.unlink()
+    assert events[0].file_version == "brain.Event:2"
+    starts = [e.step for e in events if e.session_log.status == 1]
+    # It hides what an earlier process wrote from that step on.
+    assert starts == ([start + 1] if start else [])
+    values = {v.tag: v.simple_value for v in events[-1].summary.value}
+    assert values == {metrics.LOSS: 0.5, metrics.MFU: 0.25}
+    assert events[-1].step == start + 1
+
+
+def test_the_curve_of_a_run_is_an_svg_with_each_curve(run):
+  root = xml.etree.ElementTree.parse(run / "plots" / "loss.svg").getroot()
+  assert root.tag == f"{SVG}svg"
+  lines = [line.get("points") for line in root.iter(f"{SVG}polyline")]
+  assert [len(points.split()) for points in lines] == [20, 1]
+  words = [text.text for text in root.iter(f"{SVG}text")]
+  assert {metrics.LOSS, "eval/valid/loss"} <= set(words)
+
+
+@pytest.mark.parametrize(
+  "curves",
+  [
+    {},
+    {"none": []},
+    {"zero": [(0, 0.0)]},
+    {"one": [(1, 2.0)]},
+    {"flat": [(1, 2.0), (2, 2.0)]},
+    {"a<b & c": [(1, 1e-9), (10**9, 1e30)]},
+  ],
+  ids=str,
+)
+def test_few_or_wild_points_are_still_a_valid_plot(curves):
+  svg = plot.draw_curves("loss & more", "step", curves)
+  root = xml.etree.ElementTree.fromstring(svg)
+  assert len(list(root.iter(f"{SVG}polyline"))) == len(curves)
+  assert "nan" not in svg and "inf" not in svg
+
+
+def test_a_run_of_any_length_has_a_few_marks_below_its_curve():
+  for steps in [*range(1, 130), 999, 1000, 7777, 10**9]:
+    svg = plot.draw_curves("loss", "step", {"a": [(steps, 2.0)]})
+    root = xml.etree.ElementTree.fromstring(svg)
+    heights = [text.get("y") for text in root.iter(f"{SVG}text")]
+    marks = heights.count(str(plot.HEIGHT - plot.BOTTOM + 18))
+    assert 2 <= marks <= 7, steps
+
+
+@pytest.mark.parametrize("loss", [1.8321, 1e30, math.inf, math.nan, -1e300])
+def test_a_line_of_progress_stays_below_100_characters(loss):
+  rates = {
+    metrics.STEP_SECONDS: 1e4,
+    metrics.TOKENS_PER_SECOND: 1e12,
+    metrics.MFU: 0.9999,
+  }
+  line = console.progress_line(10**8, 10**9, loss, rates)
+  assert len(line) < 100 and "tok/s" in line
+  assert console.progress_line(1, 2, 1.5, {}) == "step 1/2  loss 1.5000"
+
+
+def test_text_to_show_is_cut_and_cannot_steer_the_terminal():
+  lines = console.wrap_text("\n\tone\n\n" + "x" * 200 + "\n\x1b[2Jred\r\n")
+  assert [len(line) for line in lines] == [5, 0, 90, 90, 20, 7]
+  assert not any(c in "".join(lines) for c in "\x1b\r\t")
+
+
+# The process
+
+
+def test_the_package_does_not_import_jax_by_itself():
+  code = "import sys, gpt_jax; print('jax' in sys.modules)"
+  run = subprocess.run([sys.executable, "-c", code], capture_output=True)
+  assert run.stdout.strip() == b"False"
+  code = "import sys, gpt_jax.loop; print('jax' in sys.modules)"
+  run = subprocess.run([sys.executable, "-c", code], capture_output=True)
+  assert run.stdout.strip() == b"True"
+
+
+@pytest.mark.parametrize("verb", ["train", "generate", "evaluate", "data"])
+@pytest.mark.parametrize(
+  "words, code",
+  [
+    (["--help"], 0),
+    (["--version"], 0),
+    (["--workdir=x", "--config.model.num_layer=1"], 2),
+  ],
+  ids=["help", "version", "mistake"],
+)
+def test_help_and_mistakes_answer_at_once(verb, words, code):
+  if verb == "data" or (verb in ("generate", "evaluate") and code):
+    words = [w for w in words if not w.startswith("--workdir")]
+  command = [sys.executable, "-X", "importtime", "-m", f"gpt_jax.{verb}"]
+  seconds = []
+  for _ in range(3):
+    start = time.perf_counter()
+    result = subprocess.run([*command, *words], capture_output=True, text=True)
+    seconds.append(time.perf_counter() - start)
+    if seconds[0] < 0.4:
+      break
+  assert result.returncode == code
+  assert not re.search(r"\| +jax$", result.stderr, re.MULTILINE)
+  assert statistics.median(seconds) < 0.6
+
+
+@pytest.fixture
+def short_path():
+  folder = tempfile.mkdtemp(prefix="g", dir="/tmp")
+  yield folder
+  shutil.rmtree(folder)
+
+
+def test_a_run_on_a_pipe_is_few_short_lines_and_no_chatter(
+  run_verb, base, short_path
+):
+  result = run_verb(
+    "gpt_jax.train",
+    *base[1],
+    f"--config.data.dir={short_path}/p",
+    f"--workdir={short_path}/w",
+    "--config.eval.every_steps=10",
+    "--config.sample.every_steps=10",
+    check=0,
+  )
+  lines = result.stdout.splitlines()
+  assert result.stderr == ""
+  # The first line names the prepared folder, whose path is the test's.
+  assert lines[0].startswith("prepared ")
+  assert [line for line in lines[1:] if len(line) >= 100] == []
+  end = next(i for i, line in enumerate(lines) if line.startswith("trained 20"))
+  assert end <= 40
+  for word in ("warn", "absl", "orbax", "xla", "error", "traceback"):
+    assert word not in result.stdout.lower()
+  assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f]", result.stdout)
+
+
+# Training's own corners
+
+
+def test_a_profile_is_written_and_the_run_goes_on(base, call_verb, tmp_path):
+  for name, steps, asked in (("long", 8, 2), ("short", 1, 50)):
+    result = call_verb(
+      "train",
+      *base[1],
+      f"--config.train.num_steps={steps}",
+      "--config.optim.warmup_steps=0",
+      f"--config.train.profile_steps={asked}",
+      f"--workdir={tmp_path / name}",
+    )
+    assert result.returncode == 0, result.stderr
+    assert "the profile is in" in result.stdout
+    (trace,) = (tmp_path / name / "profile").rglob("*.xplane.pb")
+    assert trace.stat().st_size > 1000
+    kept = checkpoint.list_steps(str(tmp_path / name / "checkpoints"))
+    assert kept[-1] == steps
+
+
+def test_a_run_that_diverges_stops_and_its_checkpoint_can_be_read(
+  base, call_verb, tmp_path
+):
+  words = [
+    "--config.optim.optimizer=sgd",
+    "--config.optim.learning_rate=1e30",
+    "--config.optim.warmup_steps=0",
+    "--config.train.max_nonfinite_steps=3",
+    "--config.checkpoint.every_steps=2",
+    f"--workdir={tmp_path / 'run'}",
+  ]
+  result = call_verb("train", *base[1], *words)
+  assert result.returncode == loop.EXIT_DIVERGED == 3
+  said = (result.stdout + result.stderr).splitlines()[-1]
+  assert said.startswith("gpt_jax: the last 4 updates were not finite")
+  assert "optim.learning_rate" in said and "Traceback" not in said
+  kept = checkpoint.list_steps(str(tmp_path / "run" / "checkpoints"))
+  assert kept and f"step {kept[-1]} is saved" in said
+  params = workdir.open_run(str(tmp_path / "run"))[2]
+  for leaf in jax.tree.leaves(params):
+    assert jax.numpy.isfinite(leaf).all()
+  # No row is broken by what JSON cannot say.
+  assert len(logged(tmp_path / "run", metrics.NUM_SKIPPED)) >= kept[-1]
+
+
+def test_a_run_begins_with_the_parameters_of_another(
+  base, call_verb, run, tmp_path
+):
+  # A rate of zero leaves the parameters as they came.
+  still = "--config.optim.learning_rate=0", "--config.train.num_steps=6"
+  losses = {}
+  for name, words in (
+    ("taken", [f"--config.train.init_from={run}"]),
+    ("fresh", []),
+  ):
+    words = [*still, *words, f"--workdir={tmp_path / name}"]
+    assert call_verb("train", *base[1], *words).returncode == 0
+    (losses[name],) = logged(tmp_path / name, "eval/valid/loss").values()
+  (other,) = logged(run, "eval/valid/loss").values()
+  assert losses["taken"] == pytest.approx(other, abs=1e-6)
+  assert losses["fresh"] > other + 0.5
+  assert logged(tmp_path / "taken", metrics.LOSS)[1] < losses["fresh"] - 0.3
