@@ -12,8 +12,8 @@ path name, so that an optimizer may change its classes and keep its files.
 
 import concurrent.futures
 import contextlib
-import functools
 import errno
+import functools
 import hashlib
 import json
 import logging
