@@ -3,8 +3,10 @@
 The one reader of os.environ. `start` must run before jax is imported anywhere.
 """
 
+import ctypes
 import logging
 import os
+import sys
 import warnings
 
 
@@ -26,7 +28,21 @@ def start(devices: int | None = None) -> None:
   os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)
   os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
   os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+  keep_freed_memory()
   quiet_logs()
+
+
+def keep_freed_memory() -> None:
+  """Lets the C library keep what it frees, where it is glibc.
+
+  A CPU step allocates its temporaries anew each time; given back to the system
+  in between, they cost a page fault for every 4 KiB: a fifth of a small step.
+  """
+  mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+  if sys.platform == "linux" and mallopt is not None:
+    trim_threshold, mmap_max = -1, -4
+    mallopt(trim_threshold, 2**31 - 1)
+    mallopt(mmap_max, 0)
 
 
 def cache_dir() -> str:

@@ -156,10 +156,10 @@ def constrain(x, axes, rules: str):
   return jax.lax.with_sharding_constraint(x, spec)
 
 
-def is_length_sharded() -> bool:
-  """Returns whether the mesh in context splits sequences."""
+def axis_size(axis: str) -> int:
+  """Returns the size of an axis of the mesh in context, 1 without a mesh."""
   mesh = jax.sharding.get_abstract_mesh()
-  return not mesh.empty and mesh.shape["seq"] > 1
+  return 1 if mesh.empty else mesh.shape[axis]
 
 
 def batch_sharding(mesh: Mesh, rules: str) -> NamedSharding:

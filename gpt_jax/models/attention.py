@@ -12,7 +12,13 @@ import jax.numpy as jnp
 from gpt_jax import config as config_lib
 from gpt_jax import sharding
 from gpt_jax.config import ModelConfig
-from gpt_jax.models.layers import dropout, project, rms_normalize, weight
+from gpt_jax.models.layers import (
+  dropout,
+  project,
+  project_together,
+  rms_normalize,
+  weight,
+)
 
 # Llama 3's rotary scaling: wavelengths over ORIGINAL_LEN / LOW are stretched,
 # those under ORIGINAL_LEN / HIGH are kept (Dubey et al. 2024, appendix).
@@ -37,17 +43,17 @@ class Attention(nn.Module):
     """
     c, D = self.config, x_BTD.shape[-1]
     N, K, H = c.num_heads, config_lib.num_kv_heads(c), config_lib.head_dim(c)
-    heads, kv = (
-      ("embed", "heads", "head_dim"),
-      ("embed", "kv_heads", "head_dim"),
+    n, k = ("heads", "head_dim"), ("kv_heads", "head_dim")
+    w_q_DNH = weight(self, "q", (D, N, H), ("embed", *n), "hidden")
+    w_k_DKH = weight(self, "k", (D, K, H), ("embed", *k), "hidden")
+    w_v_DKH = weight(self, "v", (D, K, H), ("embed", *k), "hidden")
+    q_BTNH, k_BTKH, v_BTKH = project_together(
+      x_BTD, [w_q_DNH, w_k_DKH, w_v_DKH]
     )
-    q_BTNH = project(x_BTD, weight(self, "q", (D, N, H), heads, "hidden"))
-    k_BTKH = project(x_BTD, weight(self, "k", (D, K, H), kv, "hidden"))
-    v_BTKH = project(x_BTD, weight(self, "v", (D, K, H), kv, "hidden"))
     if c.bias:
-      q_BTNH += weight(self, "q_bias", (N, H), ("heads", "head_dim"), "bias")
-      k_BTKH += weight(self, "k_bias", (K, H), ("kv_heads", "head_dim"), "bias")
-      v_BTKH += weight(self, "v_bias", (K, H), ("kv_heads", "head_dim"), "bias")
+      q_BTNH += weight(self, "q_bias", (N, H), n, "bias")
+      k_BTKH += weight(self, "k_bias", (K, H), k, "bias")
+      v_BTKH += weight(self, "v_bias", (K, H), k, "bias")
     if c.qk_norm:  # Henry et al. 2020
       q_scale = weight(self, "q_norm", (H,), ("head_dim",), "norm")
       k_scale = weight(self, "k_norm", (H,), ("head_dim",), "norm")

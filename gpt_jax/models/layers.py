@@ -11,6 +11,7 @@ import math
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from gpt_jax import sharding, tree
@@ -64,12 +65,28 @@ def weight(module: nn.Module, name: str, shape, axes, role: str):
 def project(x, w, num_in: int = 1):
   """Contracts the last `num_in` dims of x with the first of w."""
   lead, out = x.shape[: x.ndim - num_in], w.shape[num_in:]
-  if sharding.is_length_sharded():
+  if sharding.axis_size("seq") > 1:
     # Merging B with a T that is split over devices would gather it.
     return jnp.tensordot(x, w, num_in)
   rows = math.prod(x.shape[x.ndim - num_in :])
   y = x.reshape(-1, rows) @ w.reshape(rows, -1)
   return y.reshape(*lead, *out)
+
+
+def project_together(x, ws: list):
+  """Returns [project(x, w) for w in ws], as one product where that is local.
+
+  One wide product is a third faster than three narrow ones on a CPU; heads
+  that are split over devices would have to be moved to lie side by side.
+  """
+  if sharding.axis_size("tensor") > 1:
+    return [project(x, w) for w in ws]
+  D = ws[0].shape[0]
+  wide = jnp.concatenate([w.reshape(D, -1) for w in ws], axis=1)
+  ends = np.cumsum([math.prod(w.shape[1:]) for w in ws])
+  parts = jnp.split(project(x, wide), ends[:-1], axis=-1)
+  shapes = [(*x.shape[:-1], *w.shape[1:]) for w in ws]
+  return [p.reshape(s) for p, s in zip(parts, shapes, strict=True)]
 
 
 def dropout(x, rate: float, key, name: str):
