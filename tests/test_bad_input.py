@@ -331,7 +331,7 @@ def test_another_config_is_refused_with_its_keys_and_values(
     result,
     str(workdir),
     "model.mlp_dim (64 there, 128 here)",
-    "optim.beta1 (0.9 there, 0.8 here)",
+    "optim.beta1 (0.95 there, 0.8 here)",
     "another --workdir",
   )
   assert "eval" not in result.stderr
