@@ -29,12 +29,12 @@ def get_config():
   config.optim.final_rate_frac = 0.0
   config.optim.warmup_steps = 40
   config.optim.clip_norm = 1.0
-  config.train.num_steps = 1200
+  config.train.num_steps = 900
   config.train.global_batch_size = 16
   config.checkpoint.every_steps = 100
   config.eval.every_steps = 300
   config.eval.num_batches = 20
-  config.sample.every_steps = 600
+  config.sample.every_steps = 450
   config.sample.prompt = "def "
   config.sample.temperature = 0.7
   return config

@@ -15,7 +15,15 @@ import time
 import jax
 import numpy as np
 
-from gpt_jax import checkpoint, console, metrics, optim, preflight, sharding
+from gpt_jax import (
+  checkpoint,
+  console,
+  metrics,
+  optim,
+  preflight,
+  runtime,
+  sharding,
+)
 from gpt_jax import state as state_lib
 from gpt_jax import step as step_lib
 from gpt_jax import workdir as workdir_lib
@@ -76,7 +84,7 @@ def train(config: Config, workdir: str, command: str) -> int:
   Raises:
     InputError: see the sentences; nothing is half-written.
   """
-  screen = console.Console(jax.process_index() == 0)
+  screen = console.Console()
   stop = Stop()
   try:
     return _train(config, workdir, command, screen, stop)
@@ -93,8 +101,6 @@ def train(config: Config, workdir: str, command: str) -> int:
 def _train(config: Config, workdir: str, command: str, screen, stop) -> int:
   started = time.perf_counter()
   metrics.check_wandb(config.train.wandb_project)
-  mesh = sharding.make_mesh(config.mesh)
-  preflight.check_batch(config, mesh)
   folder = os.path.join(workdir, "checkpoints")
   is_resumed = (
     checkpoint.choose_resume(folder, config.checkpoint.resume) == "restore"
@@ -104,8 +110,12 @@ def _train(config: Config, workdir: str, command: str, screen, stop) -> int:
     workdir_lib.read_record(workdir)
   checkpoint.preload()
 
-  # Data and model
+  # Data, before jax starts its threads; then the mesh and the model
   prepared = store.prepare(config.data, screen.say)
+  runtime.keep_freed_memory()
+  mesh = sharding.make_mesh(config.mesh)
+  screen.is_speaking = jax.process_index() == 0
+  preflight.check_batch(config, mesh)
   config = preflight.resolve_vocab(config, prepared)
   preflight.check_prompt(config, prepared.tokenizer)
   for _, tokens in prepared.train:

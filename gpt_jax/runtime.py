@@ -28,23 +28,26 @@ def start(devices: int | None = None) -> None:
   os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)
   os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
   os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-  keep_freed_memory()
   quiet_logs()
 
 
 def keep_freed_memory() -> None:
-  """Lets the C library keep what it frees, where it is glibc.
+  """Lets the C library keep what it frees from now on, where it is glibc.
+
+  To be called before jax starts its threads, and after what needs much memory
+  once: that is given back first.
 
   A CPU step allocates its temporaries anew each time; given back to the system
   in between, they cost a page fault for every 4 KiB: a quarter of a step. One
   arena, for those of threads other than the main one cannot grow that far.
   """
-  mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-  if sys.platform == "linux" and mallopt is not None:
+  libc = ctypes.CDLL(None)
+  if sys.platform == "linux" and hasattr(libc, "mallopt"):
+    libc.malloc_trim(0)
     trim_threshold, mmap_max, arena_max = -1, -4, -8
-    mallopt(trim_threshold, 2**31 - 1)
-    mallopt(mmap_max, 0)
-    mallopt(arena_max, 1)
+    libc.mallopt(trim_threshold, 2**31 - 1)
+    libc.mallopt(mmap_max, 0)
+    libc.mallopt(arena_max, 1)
 
 
 def cache_dir() -> str:
