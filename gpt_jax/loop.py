@@ -110,9 +110,9 @@ def _train(config: Config, workdir: str, command: str, screen, stop) -> int:
     workdir_lib.read_record(workdir)
   checkpoint.preload()
 
-  # Data, before jax starts its threads; then the mesh and the model
+  # Data and model
   prepared = store.prepare(config.data, screen.say)
-  runtime.keep_freed_memory()
+  runtime.give_back_memory()
   mesh = sharding.make_mesh(config.mesh)
   screen.is_speaking = jax.process_index() == 0
   preflight.check_batch(config, mesh)
@@ -158,6 +158,7 @@ def _train(config: Config, workdir: str, command: str, screen, stop) -> int:
         )
         state = state.replace(params=params)
     train_step, compile_seconds, peak = compiling.result()
+  runtime.give_back_memory()
   first, total = int(state.step), config.train.num_steps
   line = f"compiled in {compile_seconds:.1f} s"
   if peak:

@@ -28,14 +28,12 @@ def start(devices: int | None = None) -> None:
   os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)
   os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
   os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+  keep_freed_memory()
   quiet_logs()
 
 
 def keep_freed_memory() -> None:
-  """Lets the C library keep what it frees from now on, where it is glibc.
-
-  To be called before jax starts its threads, and after what needs much memory
-  once: that is given back first.
+  """Lets the C library keep what it frees, where it is glibc.
 
   A CPU step allocates its temporaries anew each time; given back to the system
   in between, they cost a page fault for every 4 KiB: a quarter of a step. One
@@ -43,11 +41,17 @@ def keep_freed_memory() -> None:
   """
   libc = ctypes.CDLL(None)
   if sys.platform == "linux" and hasattr(libc, "mallopt"):
-    libc.malloc_trim(0)
     trim_threshold, mmap_max, arena_max = -1, -4, -8
     libc.mallopt(trim_threshold, 2**31 - 1)
     libc.mallopt(mmap_max, 0)
     libc.mallopt(arena_max, 1)
+
+
+def give_back_memory() -> None:
+  """Returns to the system what is free now: after what needed much, once."""
+  libc = ctypes.CDLL(None)
+  if sys.platform == "linux" and hasattr(libc, "malloc_trim"):
+    libc.malloc_trim(0)
 
 
 def cache_dir() -> str:
