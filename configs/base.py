@@ -93,14 +93,25 @@ def get_config() -> ConfigDict:
   model.init_std = 0.02
   # One compiled block scanned over layers, or every layer compiled.
   model.scan_layers = False
-  # What backward recomputes: none | full | dots (all but matmul outputs). On
-  # a CPU it saves memory with scan_layers alone.
+  # What backward recomputes: none | full | dots (all but matmul outputs) |
+  # save:NAMES (all but these) | offload:NAMES (these wait in the host's memory,
+  # where the platform can). NAMES, with + between: block (what enters one),
+  # qkv, attn (attention's output), mlp (what enters its nonlinearity). On a
+  # CPU it saves memory with scan_layers alone.
   model.remat = "none"
-  # Type that parameters and moments are kept in: float32 | bfloat16.
+  # Kernel of attention: auto (by platform) | dense (all scores at once) |
+  # blocks (in JAX, skips what the mask hides) | splash (TPU) | cudnn (GPU).
+  model.attention = "auto"
+  # How attention spans mesh.seq: gather (every device gets all keys and
+  # values) | ring (they pass by; no device ever holds all).
+  model.seq_attention = "gather"
+  # Type that parameters are kept in: float32 | bfloat16.
   model.param_dtype = "float32"
   # Type of activations and matmuls; the statistics of norms, softmax and loss
   # stay float32.
   model.compute_dtype = "float32"
+  # Type that gradients of matrices are produced in, and summed in over devices.
+  model.grad_dtype = "float32"
 
   optim = config.optim = ConfigDict()
   # adamw | adam | lion | adafactor | sgd | muon (adamw for all but matrices)
@@ -120,6 +131,9 @@ def get_config() -> ConfigDict:
   optim.beta1 = 0.9
   # Decay of the second moment.
   optim.beta2 = 0.95
+  # Type that moments are kept in: float32 | bfloat16; updates are computed in
+  # float32.
+  optim.moment_dtype = "float32"
   # Added to the root of the second moment.
   optim.eps = 1e-8
   # Decoupled decay per step times the rate; matrices only, and not by adam.
@@ -134,6 +148,9 @@ def get_config() -> ConfigDict:
   train.global_batch_size = 32
   # The batch is split in so many parts whose gradients are averaged.
   train.num_microbatches = 1
+  # The loss goes through the vocabulary in so many parts; above 1, the logits
+  # of a batch never exist as a whole.
+  train.num_loss_chunks = 1
   # A line, and a row of metrics.jsonl, every so many steps.
   train.log_every_steps = 10
   # This many updates in a row may be skipped as non-finite; then the run stops.

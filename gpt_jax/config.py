@@ -60,8 +60,11 @@ class ModelConfig:
   init_std: float
   scan_layers: bool
   remat: str
+  attention: str
+  seq_attention: str
   param_dtype: str
   compute_dtype: str
+  grad_dtype: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +77,7 @@ class OptimConfig:
   decay_frac: float
   beta1: float
   beta2: float
+  moment_dtype: str
   eps: float
   weight_decay: float
   clip_norm: float | None
@@ -84,6 +88,7 @@ class TrainConfig:
   num_steps: int
   global_batch_size: int
   num_microbatches: int
+  num_loss_chunks: int
   log_every_steps: int
   max_nonfinite_steps: int
   profile_steps: int
@@ -158,10 +163,13 @@ CHOICES = {
   "model.norm_placement": ("pre", "post"),
   "model.position": ("learned", "rope", "alibi", "none"),
   "model.mlp": ("gelu_tanh", "gelu", "swiglu", "relu_squared"),
-  "model.remat": ("none", "full", "dots"),
+  "model.attention": ("auto", "dense", "blocks", "splash", "cudnn"),
+  "model.seq_attention": ("gather", "ring"),
   "model.param_dtype": ("float32", "bfloat16"),
   "model.compute_dtype": ("float32", "bfloat16"),
+  "model.grad_dtype": ("float32", "bfloat16"),
   "optim.optimizer": ("adamw", "adam", "lion", "adafactor", "sgd", "muon"),
+  "optim.moment_dtype": ("float32", "bfloat16"),
   "optim.schedule": ("cosine", "linear", "inverse_sqrt", "constant", "wsd"),
   "mesh.rules": ("standard", "replicated"),
   "checkpoint.resume": ("auto", "must", "never"),
@@ -201,6 +209,7 @@ RANGES = {
   "train.num_steps": (1, None),
   "train.global_batch_size": (1, None),
   "train.num_microbatches": (1, None),
+  "train.num_loss_chunks": (1, None),
   "train.log_every_steps": (1, None),
   "train.max_nonfinite_steps": (0, None),
   "train.profile_steps": (0, None),
@@ -219,6 +228,11 @@ RANGES = {
   "sample.temperature": (0.0, None),
 }
 
+# What model.remat can name: the activations of a block that backward needs.
+REMAT_NAMES = ("block", "qkv", "attn", "mlp")
+# A moment in bfloat16 must move by more than half its last bit to move at all.
+MAX_BETA2_BFLOAT16 = 0.99
+
 # Keys that place, pace or report a run and leave what it learns the same, but
 # for rounding and for which dropout masks microbatches draw; a run may be
 # resumed with others.
@@ -227,7 +241,10 @@ FREE = (
   "data.num_workers",
   "model.scan_layers",
   "model.remat",
+  "model.attention",
+  "model.seq_attention",
   "train.num_microbatches",
+  "train.num_loss_chunks",
   "train.log_every_steps",
   "train.profile_steps",
   "train.wandb_project",
@@ -376,6 +393,7 @@ def _check(c: Config) -> None:
       f"it is {head_dim(m)}"
     )
   rope_scaling(m)
+  remat_policy(m)
   if c.data.seq_len > m.max_len:
     raise InputError(
       f"data.seq_len is {c.data.seq_len}, longer than model.max_len "
@@ -391,6 +409,12 @@ def _check(c: Config) -> None:
     raise InputError(
       f"train.num_microbatches is {t.num_microbatches}; it must divide "
       f"train.global_batch_size {t.global_batch_size}"
+    )
+  if o.moment_dtype == "bfloat16" and o.beta2 > MAX_BETA2_BFLOAT16:
+    raise InputError(
+      f"optim.moment_dtype is bfloat16 and optim.beta2 is {o.beta2}; changes "
+      f"of less than 1 in 256 are lost in it: beta2 must be at most "
+      f"{MAX_BETA2_BFLOAT16}"
     )
   sizes = dataclasses.asdict(c.mesh)
   axes = {k: v for k, v in sizes.items() if k != "rules"}
@@ -437,3 +461,18 @@ def rope_scaling(model: ModelConfig) -> tuple[str, tuple[float, ...]]:
       "linear:FACTOR or llama3:FACTOR:ORIGINAL_LEN"
     )
   return word, values
+
+
+def remat_policy(model: ModelConfig) -> tuple[str, tuple[str, ...]]:
+  """Returns (none | full | dots | save | offload, names) of model.remat."""
+  word, colon, rest = model.remat.partition(":")
+  names = tuple(rest.split("+")) if colon else ()
+  is_whole = word in ("none", "full", "dots") and not colon
+  is_named = word in ("save", "offload") and set(names) <= set(REMAT_NAMES)
+  if not (is_whole or (is_named and names)):
+    raise InputError(
+      f"model.remat is {model.remat!r}; it must be none, full, dots, "
+      "save:NAMES or offload:NAMES, with NAMES of "
+      f"{', '.join(REMAT_NAMES)} joined by +"
+    )
+  return word, names

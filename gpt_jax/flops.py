@@ -83,9 +83,17 @@ def estimate_passing_bytes(model: ModelConfig, tokens: int) -> int:
   c = item[model.compute_dtype]
   D, F, L = model.model_dim, model.mlp_dim, model.num_layers
   gradients = sum(count_parameters(model).values()) * item[model.param_dtype]
-  kept = {"none": 10 * D + 3 * F, "dots": 7 * D + F, "full": D}[model.remat]
+  word, names = config_lib.remat_policy(model)
+  each = {"block": D, "qkv": 3 * D, "attn": D, "mlp": 2 * F}
+  kept = {
+    "none": 10 * D + 3 * F,
+    "dots": 7 * D + F,
+    "full": D,
+    "save": D + sum(each[n] for n in names),
+    "offload": D,
+  }[word]
   scores = model.num_heads * min(model.max_len, tokens) * (4 + c)
-  if model.remat == "full":
+  if word not in ("none", "dots"):
     scores //= L
   logits = 2 * 4 * config_lib.padded_vocab_size(model)
   return gradients + tokens * (L * (kept * c + scores) + logits)

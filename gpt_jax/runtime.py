@@ -4,6 +4,7 @@ The one reader of os.environ. `start` must run before jax is imported anywhere.
 """
 
 import ctypes
+import glob
 import logging
 import os
 import sys
@@ -24,12 +25,27 @@ def start(devices: int | None = None) -> None:
     count = f"--xla_force_host_platform_device_count={devices}"
     os.environ["XLA_FLAGS"] = f"{flags} {count}".strip()
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
+  if not find_accelerator():
+    # An installed libtpu would look for its chips for seconds, and complain.
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
   cache = os.path.join(cache_dir(), "xla")
   os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)
   os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
   os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
   keep_freed_memory()
   quiet_logs()
+
+
+def find_accelerator() -> bool:
+  """Returns whether this machine has a device other than its CPU.
+
+  Known by the device files of TPUs, NVIDIA's and AMD's GPUs; on a system other
+  than Linux jax is left to look for itself.
+  """
+  patterns = ("accel*", "vfio/[0-9]*", "nvidia[0-9]*", "kfd", "dxg")
+  return sys.platform != "linux" or any(
+    glob.glob(os.path.join("/dev", pattern)) for pattern in patterns
+  )
 
 
 def keep_freed_memory() -> None:

@@ -34,17 +34,24 @@ class Model:
     specs = jax.tree.map(lambda b: b.spec, boxed, is_leaf=is_box)
     return shapes, specs
 
-  def apply(
-    self, params, tokens_BT, positions_BT=None, segments_BT=None, key=None
-  ):
-    """Returns logits_BTV float32; see Decoder."""
+  def apply(self, params, tokens_BT, positions_BT=None, segments_BT=None, **kw):
+    """Returns logits_BTV float32; `kw` are Decoder's other arguments."""
     c = self.config
     if not c.scan_layers:
       params = transformer.unstack_layers(params, c.num_layers)
     model = decoder.Decoder(c, self.rules, is_stacked=c.scan_layers)
     return model.apply(
-      {"params": params}, tokens_BT, positions_BT, segments_BT, key=key
+      {"params": params}, tokens_BT, positions_BT, segments_BT, **kw
     )
+
+  def unembed(self, x_BTD, w_VD, first_id=0):
+    """Returns logits_BTV of what `apply(..., is_headless=True)` returns.
+
+    Args:
+      w_VD: all rows of the table, or some.
+      first_id: the token of its first row.
+    """
+    return decoder.unembed(x_BTD, w_VD, self.config, first_id)
 
   def unstack(self, params):
     """Returns the parameters in the form that apply_cached reads."""
@@ -74,6 +81,14 @@ class Model:
     )
 
 
-def build_model(config: ModelConfig, rules: str = "standard") -> Model:
-  """Returns the model of a config whose vocab_size is known."""
+def build_model(
+  config: ModelConfig, rules: str = "standard", platform: str = "cpu"
+) -> Model:
+  """Returns the model of a config whose vocab_size is known.
+
+  Args:
+    rules: word of sharding.RULES.
+    platform: cpu, gpu or tpu; chooses the kernel for attention="auto".
+  """
+  del platform  # the kernels by platform come with attend.py
   return Model(config, rules)

@@ -8,11 +8,13 @@ its row, never by position, which restarts where packed documents do.
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from gpt_jax import config as config_lib
 from gpt_jax import sharding
 from gpt_jax.config import ModelConfig
 from gpt_jax.models.layers import (
+  declare,
   dropout,
   project,
   project_together,
@@ -44,11 +46,11 @@ class Attention(nn.Module):
     c, D = self.config, x_BTD.shape[-1]
     N, K, H = c.num_heads, config_lib.num_kv_heads(c), config_lib.head_dim(c)
     n, k = ("heads", "head_dim"), ("kv_heads", "head_dim")
-    w_q_DNH = weight(self, "q", (D, N, H), ("embed", *n), "hidden")
-    w_k_DKH = weight(self, "k", (D, K, H), ("embed", *k), "hidden")
-    w_v_DKH = weight(self, "v", (D, K, H), ("embed", *k), "hidden")
+    w_q_DNH = declare(self, "q", (D, N, H), ("embed", *n), "hidden")
+    w_k_DKH = declare(self, "k", (D, K, H), ("embed", *k), "hidden")
+    w_v_DKH = declare(self, "v", (D, K, H), ("embed", *k), "hidden")
     q_BTNH, k_BTKH, v_BTKH = project_together(
-      x_BTD, [w_q_DNH, w_k_DKH, w_v_DKH]
+      x_BTD, [w_q_DNH, w_k_DKH, w_v_DKH], c.grad_dtype
     )
     if c.bias:
       q_BTNH += weight(self, "q_bias", (N, H), n, "bias")
@@ -62,6 +64,9 @@ class Attention(nn.Module):
     if c.position == "rope":
       q_BTNH = rotate(q_BTNH, context.rope)
       k_BTKH = rotate(k_BTKH, context.rope)
+    q_BTNH, k_BTKH, v_BTKH = (
+      checkpoint_name(x, "qkv") for x in (q_BTNH, k_BTKH, v_BTKH)
+    )
 
     B, T = x_BTD.shape[:2]
     q_BKGTH = q_BTNH.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
@@ -75,11 +80,12 @@ class Attention(nn.Module):
     v_BKSH = sharding.constrain(v_BKSH, keys, self.rules)
 
     y_BKGTH = attend(q_BKGTH, k_BKSH, v_BKSH, context, c, key)
+    y_BKGTH = checkpoint_name(y_BKGTH, "attn")
     y_BTNH = y_BKGTH.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
-    w_o_NHD = weight(
+    w_o_NHD = declare(
       self, "o", (N, H, D), ("heads", "head_dim", "embed"), "residual"
     )
-    y_BTD = project(y_BTNH, w_o_NHD, num_in=2)
+    y_BTD = project(y_BTNH, w_o_NHD, c.grad_dtype, num_in=2)
     if c.bias:
       y_BTD += weight(self, "o_bias", (D,), ("norm",), "bias")
     return y_BTD, cache

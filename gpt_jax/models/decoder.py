@@ -12,7 +12,7 @@ from gpt_jax import config as config_lib
 from gpt_jax import sharding
 from gpt_jax.config import ModelConfig
 from gpt_jax.models.attention import alibi_of, mask_of, rope_of
-from gpt_jax.models.layers import Norm, declare, dropout, weight
+from gpt_jax.models.layers import Norm, declare, dropout, product
 from gpt_jax.models.transformer import Context, rematerialised
 
 
@@ -39,6 +39,8 @@ class Decoder(nn.Module):
     start_B=None,
     only_B=None,
     key=None,
+    slots_1T=None,
+    is_headless=False,
   ):
     """Returns logits_BTV float32 (and the cache, where one is given).
 
@@ -53,10 +55,14 @@ class Decoder(nn.Module):
       only_B: int32, the one token of each row whose logits are wanted; the
         result then has T = 1. None wants all.
       key: dropout key; None drops nothing.
+      slots_1T: index of each token in its row, where the rows are not in order
+        (sharding over seq reorders them); None: they are.
+      is_headless: return (x_BTD, w_VD) instead, what the logits are the
+        product of; w_VD as it is kept.
     """
     c = self.config
     T = tokens_BT.shape[1]
-    slots_BT = jnp.arange(T)[None]
+    slots_BT = jnp.arange(T)[None] if slots_1T is None else slots_1T
     if cache is not None:
       slots_BT = slots_BT + start_B[:, None]
     if positions_BT is None:
@@ -83,25 +89,19 @@ class Decoder(nn.Module):
     if only_B is not None:
       x_BTD = jnp.take_along_axis(x_BTD, only_B[:, None, None], axis=1)
 
-    w_VD = embed.tokens() if c.tied_embeddings else unembedding(self)
-    logits_BTV = jnp.einsum(
-      "BTD,VD->BTV", x_BTD, w_VD, preferred_element_type=jnp.float32
-    )
+    w_VD = embed.table_VD if c.tied_embeddings else unembedding(self)
+    if is_headless:
+      return x_BTD, w_VD
+    logits_BTV = unembed(x_BTD, w_VD, c)
     logits_BTV = sharding.constrain(
       logits_BTV, ("batch", "length", "vocab"), self.rules
     )
-    if c.logit_softcap is not None:
-      logits_BTV = c.logit_softcap * jnp.tanh(logits_BTV / c.logit_softcap)
-    V = c.vocab_size
-    if logits_BTV.shape[-1] > V:
-      is_real_V = jnp.arange(logits_BTV.shape[-1]) < V
-      logits_BTV = jnp.where(is_real_V, logits_BTV, -1e30)
     return logits_BTV if cache is None else (logits_BTV, cache)
 
   def blocks(self, x_BTD, context, cache, key):
     """Runs all blocks; returns (x_BTD, cache)."""
     c = self.config
-    block = rematerialised(c.remat, self.is_stacked)
+    block = rematerialised(c, self.is_stacked)
     if self.is_stacked:
       scan = nn.scan(
         block,
@@ -142,14 +142,30 @@ class Embedding(nn.Module):
       x_BTD = x_BTD + self.table_SD[positions_BT]
     return x_BTD.astype(self.config.compute_dtype)
 
-  def tokens(self):
-    return self.table_VD.astype(self.config.compute_dtype)
-
 
 def unembedding(module: Decoder):
   c = module.config
   V, D = config_lib.padded_vocab_size(c), c.model_dim
-  return weight(module, "unembed", (V, D), ("vocab", "embed"), "unembed")
+  return declare(module, "unembed", (V, D), ("vocab", "embed"), "unembed")
+
+
+def unembed(x_BTD, w_VD, config: ModelConfig, first_id=0):
+  """Returns logits_BTV float32 of the rows of the vocabulary in w_VD.
+
+  Args:
+    w_VD: some rows of the table, as it is kept.
+    first_id: token of its first row.
+  """
+  logits_BTV = product(
+    "BTD,VD->BTV", x_BTD, w_VD, config.grad_dtype, jnp.float32
+  )
+  if config.logit_softcap is not None:
+    cap = config.logit_softcap
+    logits_BTV = cap * jnp.tanh(logits_BTV / cap)
+  if config_lib.padded_vocab_size(config) > config.vocab_size:
+    is_real_V = first_id + jnp.arange(w_VD.shape[0]) < config.vocab_size
+    logits_BTV = jnp.where(is_real_V, logits_BTV, -1e30)
+  return logits_BTV
 
 
 def init_cache(config: ModelConfig, batch_size: int, num_slots: int):

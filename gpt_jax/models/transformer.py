@@ -3,16 +3,13 @@
 import flax.linen as nn
 import jax
 from flax import struct
+from jax.ad_checkpoint import checkpoint_name
 
+from gpt_jax import config as config_lib
 from gpt_jax import sharding
 from gpt_jax.config import ModelConfig
 from gpt_jax.models.attention import Attention
 from gpt_jax.models.layers import MLP, Norm, dropout
-
-REMAT = {
-  "full": None,
-  "dots": jax.checkpoint_policies.dots_saveable,
-}
 
 
 class Context(struct.PyTreeNode):
@@ -41,6 +38,7 @@ class Block(nn.Module):
   def __call__(self, x_BTD, layer, context, cache=None, key=None):
     """Returns (x_BTD, cache); `layer` is the index that dropout is keyed by."""
     c = self.config
+    x_BTD = checkpoint_name(x_BTD, "block")
     key = None if key is None else jax.random.fold_in(key, layer)
     attn = Attention(c, self.rules, name="attn")
     mlp = MLP(c, self.rules, name="mlp")
@@ -60,12 +58,25 @@ class Block(nn.Module):
     return x_BTD, cache
 
 
-def rematerialised(remat: str, is_scanned: bool) -> type[Block]:
-  """Returns the block with backward recomputing what `remat` says."""
-  if remat == "none":
+def rematerialised(config: ModelConfig, is_scanned: bool) -> type[Block]:
+  """Returns the block with backward recomputing what model.remat says."""
+  word, names = config_lib.remat_policy(config)
+  if word == "none":
     return Block
+  policies = jax.checkpoint_policies
+  policy = {
+    "full": lambda: None,
+    "dots": lambda: policies.dots_saveable,
+    "save": lambda: policies.save_only_these_names(*names),
+    "offload": lambda: policies.save_and_offload_only_these_names(
+      names_which_can_be_saved=[],
+      names_which_can_be_offloaded=list(names),
+      offload_src="device",
+      offload_dst="pinned_host",
+    ),
+  }[word]()
   # Unrolled, the compiler would find the first computation and keep it.
-  return nn.remat(Block, policy=REMAT[remat], prevent_cse=not is_scanned)
+  return nn.remat(Block, policy=policy, prevent_cse=not is_scanned)
 
 
 def unstack_layers(params: dict, num_layers: int) -> dict:

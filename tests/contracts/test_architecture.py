@@ -21,6 +21,7 @@ LAYERS = [
   ["checkpoint", "step", "workdir"],
   ["decode", "score", "preflight", "reporter", "loop"],
   ["generate", "evaluate", "train"],
+  ["lab"],
 ]
 RANK = {
   name: (layer, place)

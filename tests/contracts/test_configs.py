@@ -96,7 +96,7 @@ def test_every_base_key_has_a_reason_and_help_shows_it():
 # What a section is called where it is read.
 OWNERS = {
   "data": ("data",),
-  "model": ("model", "config", "c", "m"),
+  "model": ("model", "config", "c", "m", "model_config"),
   "optim": ("optim", "o"),
   "train": ("train", "t"),
   "mesh": ("mesh",),
