@@ -162,6 +162,11 @@ def axis_size(axis: str) -> int:
   return 1 if mesh.empty else mesh.shape[axis]
 
 
+def axes_size(rules: str, name: str) -> int:
+  """Returns over how many devices the mesh in context splits a logical dim."""
+  return math.prod(axis_size(axis) for axis in RULES[rules][name])
+
+
 def batch_sharding(mesh: Mesh, rules: str) -> NamedSharding:
   """Returns the placement of (B, T) batches."""
   axes = tuple(a for a in RULES[rules]["batch"] if mesh.shape[a] > 1)
