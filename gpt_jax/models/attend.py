@@ -93,7 +93,11 @@ def attend(
     return checkpoint_name(y_BKGTH, "attn")
   rule = blocks.Rule(config.sliding_window, config.attn_softcap)
   local = functools.partial(
-    _local, kernel=context.kernel, rule=rule, is_ordered=context.is_ordered
+    _local,
+    kernel=context.kernel,
+    rule=rule,
+    is_ordered=context.is_ordered,
+    interpret=context.platform == INTERPRETED,
   )
   arrays = q_BKGTH, k_BKSH, v_BKSH, context.slots_BT, context.segments_BT
   mesh = jax.sharding.get_abstract_mesh()
@@ -148,23 +152,31 @@ def _local(
   slots_1T,
   segments_BT,
   *,
-  kernel,
+  kernel: str,
   rule,
-  is_ordered,
+  is_ordered: bool,
+  interpret: bool,
   axis,
-  size,
-  how="",
+  size: int,
+  how: str = "gather",
 ):
   """Attention of a device's own queries; returns y of q's shape.
 
   Args:
     slots_1T, segments_BT: of the whole rows.
-    axis, size: mesh axis that the sequence is split over, None and 1 if not.
+    axis, size: mesh axis that the sequence is split over; None and 1 if none.
     how: gather | ring.
   """
+  if kernel == "splash":
+    from gpt_jax.models import splash  # Pallas takes half a second to import
+
   T = q.shape[3]
   whole = blocks.Places(slots_1T[0], segments_BT)
   if axis is None:
+    if kernel == "splash" and is_ordered:
+      return splash.whole(q, k, v, segments_BT, rule, interpret)
+    if kernel == "cudnn" and is_ordered:
+      return cudnn(q, k, v, segments_BT, rule)
     if is_ordered and T <= blocks.MAX_STRIPS_LEN:
       return blocks.strips(q, k, v, segments_BT, rule)
     return blocks.tiles(q, k, v, whole, whole, rule)
@@ -172,7 +184,32 @@ def _local(
   cut = lambda x: jax.lax.dynamic_slice_in_dim(x, start, T, -1)
   own = jax.tree.map(cut, whole)
   if how == "ring":
-    inner = (blocks.tiles_forward, blocks.tiles_backward)
+    inner = blocks.tiles_forward, blocks.tiles_backward
+    if kernel == "splash":
+      inner = splash.ring_inner(interpret)
     return ring(q, k, v, own, rule, axis, size, inner)
   k, v = (jax.lax.all_gather(x, axis, axis=2, tiled=True) for x in (k, v))
+  if kernel == "splash":
+    return splash.part(q, k, v, own, whole, rule, interpret)
   return blocks.tiles(q, k, v, own, whole, rule)
+
+
+def cudnn(q_BKGTH, k_BKSH, v_BKSH, segments_BT, rule):
+  """Fused attention of cuDNN, whole rows in order; q comes scaled."""
+  B, K, G, T, H = q_BKGTH.shape
+  mask = None
+  if segments_BT is not None:
+    mask = segments_BT[:, None, :, None] == segments_BT[:, None, None]
+  window = None if rule.window is None else (rule.window - 1, 0)
+  y_BTNH = jax.nn.dot_product_attention(
+    q_BKGTH.reshape(B, K * G, T, H).swapaxes(1, 2),
+    k_BKSH.swapaxes(1, 2),
+    v_BKSH.swapaxes(1, 2),
+    mask=mask,
+    scale=1.0,
+    is_causal=True,
+    local_window_size=window,
+    implementation="cudnn",
+  )
+  y_BKGTH = y_BTNH.swapaxes(1, 2).reshape(q_BKGTH.shape)
+  return checkpoint_name(y_BKGTH, "attn")

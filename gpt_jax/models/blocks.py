@@ -222,8 +222,7 @@ def _tiles_forward(q, k, v, q_at, k_at, rule):
 
 def _tiles_backward(rule, kept, dy):
   q, k, v, q_at, k_at, y, lse = kept
-  away = away_of(y, dy)
-  dq, dk, dv = tiles_backward(q, k, v, q_at, k_at, rule, dy, lse, away)
+  dq, dk, dv = tiles_backward(q, k, v, q_at, k_at, rule, y, dy, lse)
   return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None, None
 
 
@@ -284,14 +283,14 @@ def tiles_forward(q, k, v, q_at: Places, k_at: Places, rule: Rule):
   return y, jnp.moveaxis(lse, 0, 3).reshape(q.shape[:-1])[..., :T]
 
 
-def tiles_backward(q, k, v, q_at, k_at, rule, dy, lse, away):
+def tiles_backward(q, k, v, q_at, k_at, rule, y, dy, lse):
   """Returns (dq, dk, dv) float32 of these keys' part in all that rows see.
 
   Args:
-    dy: gradient of y_BKGTH.
-    lse: lse_BKGT over all keys of a row, of which these may be some.
-    away: away_of(y, dy), over all keys too.
+    y, lse: y_BKGTH and lse_BKGT over all keys, of which these may be some.
+    dy: gradient of y.
   """
+  away = away_of(y, dy)
   T, S = q.shape[3], k.shape[2]
   more = [_padded(x, 3, q_at, T, BEFORE)[0] for x in (dy, lse, away)]
   q, q_at, size = _padded(q, 3, q_at, T, BEFORE)

@@ -59,11 +59,10 @@ def _forward(q, k, v, at, rule, axis, size, inner):
 
 def _backward(rule, axis, size, inner, kept, dy):
   q, k, v, at, y, lse = kept
-  away = blocks.away_of(y, dy)
 
   def visit(dq, guest, grads):
     k, v, k_at = guest
-    more_q, more_k, more_v = inner[1](q, k, v, at, k_at, rule, dy, lse, away)
+    more_q, more_k, more_v = inner[1](q, k, v, at, k_at, rule, y, dy, lse)
     return dq + more_q, (grads[0] + more_k, grads[1] + more_v)
 
   def turn(carry, _):
@@ -72,7 +71,7 @@ def _backward(rule, axis, size, inner, kept, dy):
     dq, grads = visit(dq, guest, grads)
     return (dq, coming, _pass_on(grads, axis, size)), None
 
-  dq, *grads = inner[1](q, k, v, at, at, rule, dy, lse, away)
+  dq, *grads = inner[1](q, k, v, at, at, rule, y, dy, lse)
   guest, grads = _pass_on(((k, v, at), tuple(grads)), axis, size)
   if size > 2:
     carry = (dq, guest, grads)
