@@ -249,3 +249,54 @@ def test_search_names_flags_that_give_the_plan_it_found(call_verb):
   assert found["memory"] == best["memory"]
   plain = json.loads(call_verb("lab.plan", *flags, "--json").stdout)
   assert best["roofline"]["step"] <= plain["roofline"]["step"]
+
+
+@pytest.mark.parametrize(
+  "flags, said",
+  [
+    (["--topology=v5q:2x2"], "'v5q:2x2' is not known; these are: v4|"),
+    (["--topology=v5p:3x3x3"], "v5p has slices of 2x2x1, "),
+    (["--topology=cpu:8", "--slices=2"], "--slices=2 is of TPU slices"),
+    (["--topology=v5e:2x4", "--slices=0"], "--slices is 0"),
+    (["--topology=h100:8", "--minutes=0"], "--minutes is 0"),
+    (["--topology=h100:8", "--config.mesh.fsdp=3"], "must multiply to 8"),
+    (
+      ["--topology=h100:8", "--config.data.tokenizer=chars"],
+      "give --config.model.vocab_size=N",
+    ),
+    (["--topolgy=h100:8"], "unknown argument --topolgy"),
+    ([], "--topology"),
+  ],
+)
+def test_a_plan_that_cannot_be_made_is_refused_in_a_sentence(
+  call_verb, tmp_path, flags, said
+):
+  flags = ["--config=configs/tiny.py", f"--out={tmp_path / 'new'}", *flags]
+  result = call_verb("lab.plan", *flags)
+  lines = result.stderr.splitlines()
+  assert result.returncode == 2 and len(lines) == 1, result.stderr
+  assert lines[0].startswith("gpt_jax: ") and said in lines[0]
+  assert not (tmp_path / "new").exists()
+
+
+@needs_libtpu
+@pytest.mark.parametrize(
+  "flags, said",
+  [
+    (["--config.mesh.fsdp=3"], "must multiply to 8"),
+    (["--slices=2", "--config.mesh.data=1"], "does not match the 16 devices"),
+    (
+      ["--slices=2", "--config.mesh.data=1", "--config.mesh.fsdp=16"],
+      "mesh.data is 1 and the devices are in 2 slices",
+    ),
+    (["--config.train.global_batch_size=12"], "data x fsdp = 8"),
+  ],
+)
+def test_a_mesh_that_is_not_the_slices_is_refused(
+  tpu_compiler, call_verb, flags, said
+):
+  flags = ["--config=configs/tiny.py", "--topology=v5e:2x4", *flags]
+  result = call_verb("lab.plan", *flags)
+  lines = result.stderr.splitlines()
+  assert result.returncode == 2 and len(lines) == 1, result.stderr
+  assert said in lines[0]
