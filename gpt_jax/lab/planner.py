@@ -75,7 +75,8 @@ def make(config: Config, topology: chips.Topology) -> dict:
   except aot.OutOfMemory as error:
     return plan | _refused(config, topology, error)
   module = hlo.parse(compiled.text)
-  costs = cost.measure(module, topology.num_devices, 0.5)
+  scores = causal_part(config.data.seq_len, config.model.sliding_window)
+  costs = cost.measure(module, topology.num_devices, scores)
   traffic = roofline.measure_traffic(costs.collectives, built.mesh, topology)
   kept = memory.split(
     built, compiled, module, analytic.available_bytes(topology)
@@ -89,6 +90,13 @@ def make(config: Config, topology: chips.Topology) -> dict:
     "unknown_loops": costs.unknown_loops,
     "roofline": _roofline(terms, config, topology),
   }
+
+
+def causal_part(seq_len: int, window: int | None) -> float:
+  """Returns the part of all scores that a causal kernel cannot skip."""
+  if window is None or window >= seq_len:
+    return 0.5
+  return window * (seq_len - window / 2) / seq_len**2
 
 
 def _estimated(config: Config, topology: chips.Topology) -> dict:
