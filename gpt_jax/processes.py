@@ -150,7 +150,7 @@ def ask_to_stop(code: int) -> None:
 
 
 def mark() -> None:
-  """Notes that this process gets on; from the first on, it is watched."""
+  """Notes that a result has come: this process is waited for, not stuck."""
   if _channel is not None:
     _channel.mark()
 
@@ -411,6 +411,7 @@ class _Channel:
     self.is_held, self.votes = False, None
     # Progress
     self.step, self.marked, self.longest = 0, None, 0.0
+    self.has_result = False
     self.heard = {k: (0, time.monotonic()) for k in lines}
     self.told = 0.0
     # Ending
@@ -455,7 +456,7 @@ class _Channel:
   def check(self, step: int) -> int | None:
     with self.lock:
       self.step = step
-      self.mark()
+      self._note()
       self.lock.wait_for(lambda: not self.is_held)
       if self.stop_at is not None and self.passed + 1 >= self.stop_at:
         return self.code
@@ -463,8 +464,12 @@ class _Channel:
       return None
 
   def mark(self) -> None:
+    self._note()
+    self.has_result = True
+
+  def _note(self) -> None:
     now = time.monotonic()
-    if self.marked is not None:
+    if self.has_result:
       self.longest = max(self.longest, now - self.marked)
     self.marked = now
 
@@ -584,13 +589,15 @@ class _Channel:
     if self.marked is None or self.is_leaving:
       return
     waited = now - self.marked
-    if waited < max(floor, PATIENCE * self.longest):
+    # Until there is a result, others may still be compiling.
+    limit = max(floor, PATIENCE * (self.longest if self.has_result else floor))
+    if waited < limit:
       return
     if not self.is_hub:
       with contextlib.suppress(OSError):
         self.lines[0].write({"stuck": waited})
       answered = time.monotonic() - self.heard[0][1] < SOON
-      if answered or waited < max(floor, PATIENCE * self.longest) + SOON:
+      if answered or waited < limit + SOON:
         return  # process 0 says it
     self._finish(EXIT_LOST, self._stuck_sentence(waited))
 
