@@ -609,7 +609,7 @@ class _Channel:
     for k, (step, heard) in sorted(self.heard.items()):
       silent = now - heard
       if not self.is_hub:
-        others.append(f"process 0 has been silent for {silent:.0f} s")
+        others.append("process 0 does not answer")
       elif silent > 2 * min(10.0, self.place.stuck_seconds / 4) + 1:
         others.append(
           f"process {k} has been silent for {silent:.0f} s, since step {step:,}"

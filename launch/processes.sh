@@ -4,14 +4,18 @@
 # code that is not 0. Runs under bash 3.2 (macOS), whose wait has no -n.
 
 start_processes() {
-  local count=$1 python=$2 port i pid code=0 status alive patience=0
+  local count=$1 python=$2 port i pid code=0 status alive patience=0 signal=''
   pids=()
   shift
   port=$("$python" -c 'import socket
 with socket.create_server(("127.0.0.1", 0)) as s: print(s.getsockname()[1])')
 
-  # A signal is passed on to process 0, which stops all at the same step. In
-  # groups of their own (-m), the others do not hear a terminal's Ctrl-C twice.
+  trap 'signal=INT' INT
+  trap 'signal=TERM' TERM
+  trap 'kill -KILL ${pids[@]+"${pids[@]}"} 2>/dev/null || true' EXIT
+
+  # In groups of their own (-m) they do not hear a terminal's Ctrl-C: it is
+  # passed on to one of them, once, and that one stops all at the same step.
   set -m
   for ((i = 0; i < count; i++)); do
     JAX_COORDINATOR_ADDRESS=127.0.0.1:$port \
@@ -20,15 +24,16 @@ with socket.create_server(("127.0.0.1", 0)) as s: print(s.getsockname()[1])')
     pids+=($!)
   done
   set +m
-  trap 'kill -INT "${pids[0]}" 2>/dev/null || true' INT
-  trap 'kill -TERM "${pids[0]}" 2>/dev/null || true' TERM
-  trap 'kill -KILL "${pids[@]}" 2>/dev/null || true' EXIT
 
   # They end together and say why; where one did not live to be heard, the
   # others are asked to, and then made to.
   while ((${#pids[@]})); do
     sleep 0.2 &
     wait $! || true
+    if [[ -n $signal ]]; then
+      kill "-$signal" "${pids[0]}" 2>/dev/null || true
+      signal=''
+    fi
     alive=()
     for pid in "${pids[@]}"; do
       if kill -0 "$pid" 2>/dev/null; then
