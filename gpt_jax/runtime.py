@@ -159,21 +159,23 @@ def _find_tpu():
     return None
   from jax._src.clusters import cloud_tpu_cluster
 
-  for cluster in (
-    cloud_tpu_cluster.GkeTpuCluster,
-    cloud_tpu_cluster.GceTpuCluster,
-  ):
-    if cluster.is_env_present():
-      count = cluster.get_process_count()
-      if count < 2:
-        return None
-      port = os.environ.get("JAX_COORDINATOR_PORT")
-      wait = int(_positive("GPT_JAX_JOIN_SECONDS", 300.0))
-      try:
-        address = cluster.get_coordinator_address(wait, port)
-      except RuntimeError as error:
-        raise InputError(f"the other hosts of this TPU: {error}") from None
-      return address, count, cluster.get_process_id(), None
+  kinds = cloud_tpu_cluster.GkeTpuCluster, cloud_tpu_cluster.GceTpuCluster
+  port = os.environ.get("JAX_COORDINATOR_PORT")
+  wait = int(_positive("GPT_JAX_JOIN_SECONDS", 300.0))
+  try:
+    for kind in kinds:
+      if kind.is_env_present():
+        count = kind.get_process_count()
+        if count < 2:
+          return None
+        address = kind.get_coordinator_address(wait, port)
+        return address, count, kind.get_process_id(), None
+  except (OSError, RuntimeError, ValueError) as error:
+    # Of the metadata server, of a name that does not come, of a list of hosts.
+    raise InputError(
+      f"the hosts of this TPU cannot be found: {error}; set "
+      f"{', '.join(EXPLICIT)} instead, or JAX_PLATFORMS=cpu"
+    ) from None
   return None
 
 
