@@ -78,6 +78,7 @@ def main(argv: list[str]) -> int:
       # The devices here need not divide the batch of the run.
       batch_size=-(-config.train.global_batch_size // shards) * shards,
       packing=config.data.packing,
+      num_loss_chunks=config.train.num_loss_chunks,
       mesh=mesh,
     )
     if not is_speaking:

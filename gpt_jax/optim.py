@@ -97,7 +97,23 @@ def build_optimizer(optim: OptimConfig, specs) -> optax.GradientTransformation:
     "muon": lambda: optax.chain(_muon(o.beta1, adam, specs), decay),
   }
   config.require_choice("optim.optimizer", o.optimizer, optimizers)
-  return optimizers[o.optimizer]()
+  return _kept_as(o.moment_dtype, optimizers[o.optimizer]())
+
+
+def _kept_as(dtype: str, tx: optax.GradientTransformation):
+  """Returns tx with moments kept in `dtype`, computing in float32."""
+
+  def cast(values, dtype):
+    is_float = lambda x: jnp.issubdtype(x.dtype, jnp.floating)
+    return jax.tree.map(lambda x: x.astype(dtype) if is_float(x) else x, values)
+
+  def update(grads, state, params):
+    directions, state = tx.update(grads, cast(state, jnp.float32), params)
+    return cast(directions, jnp.float32), cast(state, dtype)
+
+  return optax.GradientTransformation(
+    lambda params: cast(tx.init(params), dtype), update
+  )
 
 
 def clip_by_global_norm(grads, norm, max_norm: float | None):

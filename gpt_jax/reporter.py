@@ -221,6 +221,7 @@ class Reporter:
       seq_len=c.data.seq_len,
       batch_size=c.train.global_batch_size // parts,
       packing=c.data.packing,
+      num_loss_chunks=c.train.num_loss_chunks,
       mesh=self.mesh,
       max_batches=num_batches and num_batches * parts,
       show=lambda done, of: self.screen.wait(

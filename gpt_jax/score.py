@@ -18,6 +18,7 @@ def score(
   seq_len: int,
   batch_size: int,
   packing: str,
+  num_loss_chunks: int,
   mesh,
   max_batches: int | None = None,
   show=None,
@@ -33,7 +34,7 @@ def score(
     max_batches: stop early; bits_per_byte is then left out.
     show: called with (batches done, batches) now and then.
   """
-  evaluate = compile_eval_step(model)
+  evaluate = compile_eval_step(model, num_loss_chunks)
   placement = sharding.batch_sharding(mesh, model.rules)
   rows = sharding.local_rows(placement, (batch_size, seq_len))
   nats, count, pending = 0.0, 0.0, None
@@ -68,9 +69,9 @@ def score(
 
 
 @functools.cache
-def compile_eval_step(model):
+def compile_eval_step(model, num_chunks: int):
   """Returns the jitted evaluation step, one for each model."""
-  return jax.jit(make_eval_step(model))
+  return jax.jit(make_eval_step(model, num_chunks))
 
 
 def compressed_bits_per_byte(text: bytes) -> dict[str, float]:

@@ -14,22 +14,39 @@ from gpt_jax.models import Model
 from gpt_jax.state import TrainState
 
 
-def make_loss(model: Model):
+def make_loss(model: Model, num_chunks: int):
   """Returns loss(params, batch, key) -> (sum of nats, number of targets).
 
   A batch holds tokens, targets (B, T) int32; where documents are packed also
   positions, segments int32 and mask float32.
+
+  Args:
+    num_chunks: parts of the vocabulary, of which one at a time is scored.
   """
 
   def loss(params, batch, key=None):
-    logits_BTV = model.apply(
+    targets_BT, mask_BT = batch["targets"], batch.get("mask")
+    out = model.apply(
       params,
       batch["tokens"],
       batch.get("positions"),
       batch.get("segments"),
       key=key,
+      is_headless=num_chunks > 1,
     )
-    return losses.cross_entropy(logits_BTV, batch["targets"], batch.get("mask"))
+    if num_chunks == 1:
+      return losses.cross_entropy(out, targets_BT, mask_BT)
+    if mask_BT is None:
+      mask_BT = jnp.ones(targets_BT.shape, jnp.float32)
+    return losses.chunked_cross_entropy(
+      *out,
+      targets_BT,
+      mask_BT,
+      model.cap_logits,
+      num_chunks,
+      model.rules,
+      model.config.grad_dtype,
+    )
 
   return loss
 
@@ -40,7 +57,7 @@ def make_train_step(model: Model, tx, schedule, config: Config):
   metrics: loss (mean nats per target), grad_norm (before clipping),
   learning_rate, num_skipped, skipped_in_row; float32 scalars.
   """
-  loss_sum = make_loss(model)
+  loss_sum = make_loss(model, config.train.num_loss_chunks)
   parts = config.train.num_microbatches
 
   def grads_of(params, batch, key):
@@ -78,7 +95,6 @@ def make_train_step(model: Model, tx, schedule, config: Config):
     grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
     norm = optax.tree.norm(grads)
     grads = optim.clip_by_global_norm(grads, norm, config.optim.clip_norm)
-    grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, state.params)
     directions, opt_state = tx.update(grads, state.opt_state, state.params)
     rate = schedule(state.step)
     params = jax.tree.map(
@@ -106,6 +122,6 @@ def make_train_step(model: Model, tx, schedule, config: Config):
   return train_step
 
 
-def make_eval_step(model: Model):
+def make_eval_step(model: Model, num_chunks: int):
   """Returns step(params, batch) -> (sum of nats, number of targets)."""
-  return make_loss(model)
+  return make_loss(model, num_chunks)

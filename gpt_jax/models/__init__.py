@@ -44,14 +44,9 @@ class Model:
       {"params": params}, tokens_BT, positions_BT, segments_BT, **kw
     )
 
-  def unembed(self, x_BTD, w_VD, first_id=0):
-    """Returns logits_BTV of what `apply(..., is_headless=True)` returns.
-
-    Args:
-      w_VD: all rows of the table, or some.
-      first_id: the token of its first row.
-    """
-    return decoder.unembed(x_BTD, w_VD, self.config, first_id)
+  def cap_logits(self, logits_BTV, ids_V):
+    """Returns what becomes of x_BTD times rows `ids_V` of w_VD."""
+    return decoder.cap_logits(logits_BTV, ids_V, self.config)
 
   def unstack(self, params):
     """Returns the parameters in the form that apply_cached reads."""

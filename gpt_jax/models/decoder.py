@@ -92,10 +92,11 @@ class Decoder(nn.Module):
     w_VD = embed.table_VD if c.tied_embeddings else unembedding(self)
     if is_headless:
       return x_BTD, w_VD
-    logits_BTV = unembed(x_BTD, w_VD, c)
+    logits_BTV = product("BTD,VD->BTV", x_BTD, w_VD, c.grad_dtype, jnp.float32)
     logits_BTV = sharding.constrain(
       logits_BTV, ("batch", "length", "vocab"), self.rules
     )
+    logits_BTV = cap_logits(logits_BTV, jnp.arange(w_VD.shape[0]), c)
     return logits_BTV if cache is None else (logits_BTV, cache)
 
   def blocks(self, x_BTD, context, cache, key):
@@ -149,22 +150,17 @@ def unembedding(module: Decoder):
   return declare(module, "unembed", (V, D), ("vocab", "embed"), "unembed")
 
 
-def unembed(x_BTD, w_VD, config: ModelConfig, first_id=0):
-  """Returns logits_BTV float32 of the rows of the vocabulary in w_VD.
+def cap_logits(logits_BTV, ids_V, config: ModelConfig):
+  """Returns logits after the soft-cap, those of padded rows at -1e30.
 
   Args:
-    w_VD: some rows of the table, as it is kept.
-    first_id: token of its first row.
+    ids_V: which token each logit is of; some tokens, or all.
   """
-  logits_BTV = product(
-    "BTD,VD->BTV", x_BTD, w_VD, config.grad_dtype, jnp.float32
-  )
   if config.logit_softcap is not None:
     cap = config.logit_softcap
     logits_BTV = cap * jnp.tanh(logits_BTV / cap)
   if config_lib.padded_vocab_size(config) > config.vocab_size:
-    is_real_V = first_id + jnp.arange(w_VD.shape[0]) < config.vocab_size
-    logits_BTV = jnp.where(is_real_V, logits_BTV, -1e30)
+    logits_BTV = jnp.where(ids_V < config.vocab_size, logits_BTV, -1e30)
   return logits_BTV
 
 

@@ -158,9 +158,33 @@ def test_directions_are_like_parameters_and_the_state_keeps_its_form(
   params, tx = random_tree(1, dtype=dtype), build(word)
   state = jax.eval_shape(tx.init, params)
   direction, new_state = jax.eval_shape(tx.update, params, state, params)
-  for found, expected in ((direction, params), (new_state, state)):
+  # Directions are computed in float32, whatever parameters are kept in.
+  wanted = jax.eval_shape(
+    lambda p: jax.tree.map(lambda x: x.astype(jnp.float32), p), params
+  )
+  for found, expected in ((direction, wanted), (new_state, state)):
     assert jax.tree.structure(found) == jax.tree.structure(expected)
     assert tree.describe_shapes(found) == tree.describe_shapes(expected)
+
+
+@pytest.mark.parametrize("word", RATES)
+def test_moments_in_bfloat16_take_half_and_still_descend(word):
+  params = random_tree(1)
+  kinds = {}
+  for dtype in ("float32", "bfloat16"):
+    section = optim_config(word, moment_dtype=dtype)
+    tx = optim.build_optimizer(section, SPECS)
+    state = tx.init(params)
+    kinds[dtype] = {leaf.dtype for leaf in jax.tree.leaves(state) if leaf.ndim}
+    direction, state = tx.update(random_tree(2), state, params)
+    direction, state = tx.update(random_tree(2), state, params)
+    if dtype == "float32":
+      exact = direction
+  assert jnp.dtype("bfloat16") in kinds["bfloat16"]
+  assert jnp.dtype("bfloat16") not in kinds["float32"]
+  flat = lambda t: jnp.concatenate([x.ravel() for x in jax.tree.leaves(t)])
+  a, b = flat(exact), flat(direction)
+  assert float(a @ b / jnp.linalg.norm(a) / jnp.linalg.norm(b)) > 0.99
 
 
 @pytest.mark.parametrize("word", RATES)

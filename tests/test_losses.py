@@ -1,0 +1,119 @@
+"""The loss that goes through the vocabulary in parts is the whole one's."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import base
+from gpt_jax import config as config_lib
+from gpt_jax import losses, sharding
+from gpt_jax.config import InputError
+from gpt_jax.models.decoder import cap_logits
+
+B, T, D, V = 8, 16, 32, 96
+REAL = 90  # the rest of V is padding
+
+
+def make_case(dtype="float32", softcap=None):
+  config = base.get_config()
+  config.model.update(vocab_size=REAL, vocab_multiple=V)
+  config.model.update(logit_softcap=softcap, compute_dtype=dtype)
+  model = config_lib.freeze(config).model
+  rng = np.random.default_rng(0)
+  x = jnp.asarray(rng.normal(0, 1, (B, T, D)), dtype)
+  w = jnp.asarray(rng.normal(0, 0.5, (V, D)), jnp.float32)
+  targets = jnp.asarray(rng.integers(0, REAL, (B, T)), jnp.int32)
+  mask = jnp.asarray(rng.random((B, T)) < 0.8, jnp.float32)
+  cap = functools.partial(cap_logits, config=model)
+  return x, w, targets, mask, cap
+
+
+def whole(x, w, targets, mask, cap):
+  logits = jnp.einsum(
+    "BTD,VD->BTV",
+    x.astype(jnp.float32),
+    w.astype(x.dtype).astype(jnp.float32),
+  )
+  return losses.cross_entropy(cap(logits, jnp.arange(V)), targets, mask)[0]
+
+
+def chunked(x, w, targets, mask, cap, num_chunks=4):
+  return losses.chunked_cross_entropy(
+    x, w, targets, mask, cap, num_chunks, "standard", "float32"
+  )[0]
+
+
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("num_chunks", [1, 4, 32])
+def test_parts_make_the_same_loss_and_gradients(num_chunks, softcap):
+  *arrays, cap = make_case(softcap=softcap)
+  value = lambda f: jax.jit(jax.value_and_grad(f, argnums=(0, 1)))(*arrays)
+  loss, grads = value(functools.partial(whole, cap=cap))
+  parts, part_grads = value(
+    lambda *a: chunked(*a, cap, num_chunks) * 1.0,
+  )
+  np.testing.assert_allclose(parts, loss, rtol=1e-6)
+  for a, b in zip(grads, part_grads, strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+  uncapped = make_case(softcap=None if softcap else 3.0)[-1]
+  other = chunked(*arrays, uncapped)
+  assert abs(float(other / loss) - 1) > 1e-3  # the control
+
+
+def test_gradients_of_the_table_come_in_the_type_asked_for():
+  (x, w, targets, mask), cap = make_case("bfloat16")[:4], make_case()[-1]
+
+  def is_rounded(grad_dtype):
+    loss = lambda w: losses.chunked_cross_entropy(
+      x, w, targets, mask, cap, 4, "standard", grad_dtype
+    )[0]
+    found = jax.grad(loss)(w)
+    return bool((found == found.astype(jnp.bfloat16)).all())
+
+  assert is_rounded("bfloat16") and not is_rounded("float32")
+
+
+@pytest.mark.parametrize("mesh", [dict(fsdp=8), dict(fsdp=2, seq=2, tensor=2)])
+def test_on_a_mesh_it_holds_neither_the_logits_nor_the_table(mesh):
+  config = base.get_config()
+  config.mesh.update(dict.fromkeys(sharding.AXES, 1) | mesh)
+  placed = sharding.make_mesh(config_lib.freeze(config).mesh)
+  x, w, targets, mask, cap = make_case()
+  loss = float(whole(x, w, targets, mask, cap))
+  spec = lambda axes, a: jax.NamedSharding(
+    placed, sharding.spec_of("it", axes, a.shape, "standard", placed)
+  )
+  put = lambda a, axes: jax.device_put(a, spec(axes, a))
+  arrays = [
+    put(x, ("batch", "length", "residual")),
+    put(w, ("vocab", "embed")),
+    put(targets, ("batch", "length")),
+    put(mask, ("batch", "length")),
+  ]
+  with jax.set_mesh(placed):
+    step = jax.jit(jax.value_and_grad(lambda *a: chunked(*a, cap, 4), (0, 1)))
+    compiled = step.lower(*arrays).compile()
+    found, grads = compiled(*arrays)
+    np.testing.assert_allclose(found, loss, rtol=1e-6)
+    control = jax.jit(
+      jax.value_and_grad(lambda *a: whole(*a, cap), argnums=(0, 1))
+    )
+    _, expected = control.lower(*arrays).compile()(*arrays)
+    text = control.lower(*arrays).compile().as_text()
+  np.testing.assert_allclose(grads[1], expected[1], rtol=1e-4, atol=1e-5)
+  rows = B // mesh["fsdp"]
+  cols = T // mesh.get("seq", 1)
+  logits = f"f32[{rows},{cols},{V // mesh.get('tensor', 1)}]"
+  table = f"f32[{V // mesh.get('tensor', 1)},{D}]"
+  assert logits in text  # the control: the whole form holds them
+  assert logits not in compiled.as_text()
+  assert table not in compiled.as_text()
+
+
+def test_parts_that_do_not_divide_are_refused():
+  *arrays, cap = make_case()
+  with pytest.raises(InputError, match="num_loss_chunks is 5.* 96 rows"):
+    chunked(*arrays, cap, 5)
