@@ -24,6 +24,10 @@ elif [[ ! -r launch/setup.sh ]]; then
 fi
 source launch/setup.sh
 
+# A task may end a little before another that is still writing: none is killed
+# for that, and none outlives a lost one.
+step=(srun --kill-on-bad-exit=0 --wait=300)
+
 # Prints the lines of a file of cells: one for each index, without comments.
 cells_of() {
   [[ -f $1 ]] || die "there is no file $1; --cells is one line of arguments for each job."
@@ -48,6 +52,13 @@ workdir_of() {
     last=$word
   done
   printf '%s\n' "$workdir"
+}
+
+print_step() {
+  # shellcheck disable=SC2016 # it is what setup leaves
+  printf '# %s $GPT_JAX_PYTHON -m gpt_jax.train' "${step[*]}"
+  printf ' %q' "$@"
+  printf '\n'
 }
 
 # On the machine that submits.
@@ -93,7 +104,16 @@ submit() {
     # shellcheck disable=SC2016 # it is what setup leaves
     printf 'GPT_JAX_PYTHON=$python sbatch'
     printf ' %q' "${options[@]}" launch/slurm.sh "$@"
-    printf '\n'
+    printf '\n# each job, on its first node:\n'
+    if [[ -z $cells ]]; then
+      print_step "$@"
+    else
+      shift
+      while IFS= read -r line; do
+        split_line "$line"
+        print_step "$@" "${words[@]}"
+      done < <(cells_of "$cells")
+    fi
     return
   fi
   type sbatch >/dev/null 2>&1 ||
@@ -141,18 +161,17 @@ run() {
     set -- "$@" "${words[@]}"
   fi
 
-  printf 'gpt_jax: job %s, start %d, %s tasks on %s\n' "$id" \
-    "$((${SLURM_RESTART_COUNT:-0} + 1))" "${SLURM_NTASKS:-1}" "$SLURM_JOB_NODELIST"
+  printf 'gpt_jax: job %s, start %d, tasks: %s, nodes: %s\n' "$id" \
+    "$((${SLURM_RESTART_COUNT:-0} + 1))" "${SLURM_NTASKS:-1}" \
+    "$SLURM_JOB_NODELIST"
   # srun does not take it over from sbatch by itself.
   if [[ -n ${SLURM_CPUS_PER_TASK:-} ]]; then
     export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
   fi
   trap pass_on TERM
-  # A task may end a little before another that is still writing: none is
-  # killed for that, and none outlives a lost one. In a group of its own (-m),
-  # srun does not hear what SLURM sends to this shell's.
+  # In a group of its own (-m), srun does not hear what is sent to this shell's.
   set -m
-  srun --kill-on-bad-exit=0 --wait=300 "$python" -m gpt_jax.train "$@" </dev/null &
+  "${step[@]}" "$python" -m gpt_jax.train "$@" </dev/null &
   pid=$!
   set +m
   while :; do
@@ -169,8 +188,6 @@ run() {
       printf 'gpt_jax: job %s cannot be requeued; the same command goes on\n' "$id" >&2
       exit "$code"
     }
-    trap '' TERM
-    sleep 60 # SLURM ends this shell
   fi
   exit "$code"
 }
