@@ -49,6 +49,8 @@ start() {
   mkdir -p "$dir"/{munge,state,spool}
   chmod 700 "$dir/munge"
   (umask 077 && head -c 1024 /dev/urandom >"$dir/munge/key")
+  # A job's number decides the port at which its processes meet: another
+  # cluster on this machine would have begun with the same ones.
   # Requeued jobs start when the old credential has expired: 120 s by default.
   cat >"$dir/slurm.conf" <<CONF
 ClusterName=one
@@ -67,6 +69,7 @@ SelectTypeParameters=CR_Core
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 JobRequeue=1
+FirstJobId=$((RANDOM % 4000 + 1))
 KillWait=${KILL_WAIT:-30}
 ReturnToService=2
 SchedulerParameters=sched_interval=2,bf_interval=2,sched_min_interval=200000

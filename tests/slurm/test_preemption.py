@@ -124,8 +124,14 @@ class Cluster:
   def state(self, job: str) -> str:
     return self.show(job)["JobState"]
 
-  def await_steps(self, workdir: pathlib.Path, number: int, *jobs: str):
-    self.until(f"{number} steps", lambda: len(rows(workdir)) >= number, *jobs)
+  def await_steps(self, workdir: pathlib.Path, number: int, job: str):
+    def is_there():
+      assert self.state(job) in ("PENDING", "CONFIGURING", "RUNNING"), "".join(
+        p.read_text() for p in self.folder.glob("*.out")
+      )
+      return len(rows(workdir)) >= number
+
+    self.until(f"{number} steps", is_there)
     self.log.say(f"  {workdir.name}: step {rows(workdir)[-1]['step']}")
 
   def await_end(self, job: str, state: str = "COMPLETED") -> dict[str, str]:
