@@ -241,3 +241,45 @@ def batch_sharding(mesh: Mesh, rules: str) -> NamedSharding:
   axes = tuple(a for a in RULES[rules]["batch"] if mesh.shape[a] > 1)
   length = tuple(a for a in RULES[rules]["length"] if mesh.shape[a] > 1)
   return NamedSharding(mesh, P(axes or None, length or None))
+
+
+def local_rows(placement: NamedSharding, shape) -> np.ndarray:
+  """Returns the rows of a (B, T) batch that this process's devices hold."""
+  parts = placement.addressable_devices_indices_map(tuple(shape)).values()
+  rows = {r for index in parts for r in range(*index[0].indices(shape[0]))}
+  return np.array(sorted(rows))
+
+
+def place_batch(batch: dict, placement: NamedSharding, rows, num_rows: int):
+  """Returns global arrays of which this process gives its rows.
+
+  Args:
+    batch: of (b, T) numpy arrays.
+    placement: of the global batch.
+    rows: (b,) which rows these are, ascending, from `local_rows`.
+    num_rows: B.
+  """
+  if placement.is_fully_addressable:
+    return jax.device_put(batch, placement)
+
+  def put(local):
+    def pick(index):
+      wanted = np.arange(*index[0].indices(num_rows))
+      return local[np.searchsorted(rows, wanted)][:, index[1]]
+
+    shape = (num_rows, *local.shape[1:])
+    return jax.make_array_from_callback(shape, placement, pick)
+
+  return jax.tree.map(put, batch)
+
+
+def fetch(x) -> np.ndarray:
+  """Returns a global array whole, wherever its parts are.
+
+  To be called by all processes.
+  """
+  if x.is_fully_addressable or x.is_fully_replicated:
+    return np.asarray(x)
+  from jax.experimental import multihost_utils
+
+  return multihost_utils.process_allgather(x, tiled=True)

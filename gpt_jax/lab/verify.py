@@ -146,8 +146,8 @@ def losses_of(config: config_lib.Config) -> list[float]:
     mesh,
     place,
   )
-  rows = loop.pipeline_rows(config, mesh)
   size = config.train.global_batch_size
+  rows = sharding.local_rows(place, (size, config.data.seq_len))
   batches = pipeline.make_train_iterator(
     prepared, config.data, config.seed, size, rows, 0
   )
