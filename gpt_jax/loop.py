@@ -144,7 +144,8 @@ def _train(config: Config, workdir: str, command: str, screen, stop) -> int:
   if config.train.init_from is not None and not is_resumed:
     source = config.train.init_from
     processes.share(lambda: preflight.check_init(source, prepared.tokenizer))
-  model = build_model(config.model, config.mesh.rules)
+  platform = mesh.devices.flat[0].platform
+  model = build_model(config.model, config.mesh.rules, platform)
   _, specs = model.abstract_params()
   tx = optim.build_optimizer(config.optim, specs)
   schedule = optim.build_schedule(config.optim, config.train.num_steps)

@@ -9,6 +9,7 @@ compiler propagates shardings from the few constraints that models state.
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
@@ -212,6 +213,27 @@ def axis_size(axis: str) -> int:
 def axes_size(rules: str, name: str) -> int:
   """Returns over how many devices the mesh in context splits a logical dim."""
   return math.prod(axis_size(axis) for axis in RULES[rules][name])
+
+
+def zigzag(length: int, parts: int) -> np.ndarray:
+  """Returns the order of a row's tokens that gives every part as much to see.
+
+  Part i of `parts` holds chunks i and 2 parts - 1 - i of 2 parts: under
+  causality an early chunk sees little and a late one much, and each such pair
+  the same. A row that 2 parts do not divide stays in order.
+  """
+  if length % (2 * parts):
+    return np.arange(length, dtype=np.int32)
+  chunks = np.arange(length, dtype=np.int32).reshape(2 * parts, -1)
+  pairs = [(i, 2 * parts - 1 - i) for i in range(parts)]
+  return chunks[np.array(pairs)].reshape(-1)
+
+
+def balance(batch: dict, length: int, parts: int, rules: str):
+  """Returns (batch with every row in zigzag order, slots_1T)."""
+  order = zigzag(length, parts)
+  move = lambda x: constrain(x[:, order], ("batch", "length"), rules)
+  return jax.tree.map(move, batch), jnp.asarray(order)[None]
 
 
 def batch_sharding(mesh: Mesh, rules: str) -> NamedSharding:

@@ -186,7 +186,8 @@ def open_run(workdir: str, overrides: dict[str, str] | None = None, say=print):
     )
     mesh = sharding.make_mesh(config.mesh)
   tokenizer = tokenizer_lib.load(os.path.join(workdir, "tokenizer.json"))
-  model = build_model(config.model, config.mesh.rules)
+  platform = mesh.devices.flat[0].platform
+  model = build_model(config.model, config.mesh.rules, platform)
   shapes, specs = model.abstract_params()
   placed = sharding.shardings_of(shapes, specs, config.mesh.rules, mesh)
   abstract = jax.tree.map(

@@ -133,7 +133,8 @@ def losses_of(config: config_lib.Config) -> list[float]:
   config = preflight.resolve_vocab(config, prepared)
   sizes = [getattr(config.mesh, axis) for axis in sharding.AXES]
   mesh = sharding.make_mesh(config.mesh, jax.devices()[: math.prod(sizes)])
-  model = build_model(config.model, config.mesh.rules)
+  platform = mesh.devices.flat[0].platform
+  model = build_model(config.model, config.mesh.rules, platform)
   tx = optim.build_optimizer(config.optim, model.abstract_params()[1])
   schedule = optim.build_schedule(config.optim, config.train.num_steps)
   abstract = state.abstract_state(model, tx, config, mesh)
