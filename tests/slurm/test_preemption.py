@@ -279,7 +279,7 @@ def test_each_cell_of_an_array_is_a_run_of_its_own(cluster, small, tmp_path):
     f"--config.seed=1 --workdir={folders[0]}\n\n"
     f"--config.seed=2 '--workdir={folders[1]}'\n"
   )
-  args = [*small, "--config.train.num_steps=5"]
+  args = [*small, "--config.train.num_steps=8"]
   job = cluster.submit(
     f"--cells={cells}", "--ntasks=1", args=args, name="cell-%a"
   )
@@ -288,7 +288,7 @@ def test_each_cell_of_an_array_is_a_run_of_its_own(cluster, small, tmp_path):
   for seed, folder in enumerate(folders, 1):
     config = json.loads((folder / "config.json").read_text())
     assert config["config"]["seed"] == seed
-    assert len(rows(folder)) == 5
+    assert len(rows(folder)) == 8
 
 
 def test_a_run_is_saved_where_preemption_gives_no_grace(small, tmp_path):
