@@ -8,6 +8,7 @@ stub of gcloud has hosts, folders on which it really runs what ssh brings.
 import json
 import os
 import pathlib
+import re
 import shlex
 import shutil
 import subprocess
@@ -329,7 +330,13 @@ def test_the_real_gcloud_knows_every_command(places, tmp_path):
 GKE = ["gpt-x", "--type=tpu-v5-lite-podslice", "--topology=4x4"]
 GKE += ["--image=eu-docker.pkg.dev/p/r/g:1", "--claim=nfs"]
 GKE_ARGS = ["--config=configs/tiny.py", "--workdir=/runs/x"]
-ODD = "--config.sample.prompt=a \"b\" \\n ${NAME} $(NAME): # 'c'"
+ODD = "--config.sample.prompt=a \"b\" \\n ${NAME} $(NAME) $$: # 'c'"
+
+
+def expand(word: str) -> str:
+  """Returns what Kubernetes makes of a word of a command."""
+  put = lambda m: "$" if m[0] == "$$" else "a variable"
+  return re.sub(r"\$\$|\$\(\w+\)", put, word)
 
 
 def manifest(places, *words: str) -> dict:
@@ -382,7 +389,7 @@ def test_the_manifest_has_a_job_a_slice_and_a_pod_a_host(
   assert mount == {"name": volume["name"], "mountPath": "/runs"}
   assert volume["persistentVolumeClaim"] == {"claimName": "nfs"}
   assert container["image"] == "eu-docker.pkg.dev/p/r/g:1"
-  command = [word.replace("$$(", "$(") for word in container["command"]]
+  command = [expand(word) for word in container["command"]]
   assert command == ["python", "-m", "gpt_jax.train", *GKE_ARGS, ODD]
 
 
