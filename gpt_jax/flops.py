@@ -1,4 +1,4 @@
-"""The ledger: parameters by role, FLOPs per token, cache bytes, chip peaks.
+"""The ledger: parameters by role, FLOPs per token, cache bytes.
 
 All of it is arithmetic on a config, so that it costs nothing and never changes
 with a compiler. Each FLOPs figure names its convention; MFU uses the PaLM one,
@@ -7,20 +7,6 @@ which published tables use.
 
 from gpt_jax import config as config_lib
 from gpt_jax.config import ModelConfig
-
-# Dense bfloat16 peak of a device as jax names it, TFLOP/s (vendors' sheets).
-PEAK_TFLOPS = {
-  "NVIDIA H200": 989.0,
-  "NVIDIA H100 80GB HBM3": 989.0,
-  "NVIDIA A100-SXM4-80GB": 312.0,
-  "NVIDIA A100-SXM4-40GB": 312.0,
-  "TPU v3": 61.5,  # a core; two are one chip
-  "TPU v4": 275.0,
-  "TPU v5 lite": 197.0,
-  "TPU v5": 459.0,
-  "TPU v5p": 459.0,
-  "TPU v6 lite": 918.0,
-}
 
 
 def count_parameters(model: ModelConfig) -> dict[str, int]:

@@ -6,7 +6,7 @@ import os
 import jax
 import numpy as np
 
-from gpt_jax import checkpoint, console, flops, metrics, sharding, tree
+from gpt_jax import checkpoint, chips, console, flops, metrics, sharding, tree
 from gpt_jax.config import Config, InputError
 from gpt_jax.data import store
 from gpt_jax.data import tokenizer as tokenizer_lib
@@ -139,5 +139,5 @@ def device_peak(mesh) -> float | None:
   device = mesh.devices.flat[0]
   if device.platform == "cpu":
     return metrics.measure_cpu_peak()
-  known = flops.PEAK_TFLOPS.get(device.device_kind)
-  return known * 1e12 * mesh.size if known else None
+  known = chips.peak_flops(device.device_kind)
+  return known * mesh.size if known else None

@@ -3,11 +3,13 @@
 The one reader of os.environ. `start` must run before jax is imported anywhere.
 """
 
+import contextlib
 import ctypes
 import glob
 import logging
 import os
 import sys
+import tempfile
 import warnings
 
 
@@ -34,6 +36,43 @@ def start(devices: int | None = None) -> None:
   os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
   keep_freed_memory()
   quiet_logs()
+
+
+def start_tpu_compiler() -> None:
+  """Prepares libtpu to compile for slices that are not here; after `start`.
+
+  It would otherwise ask the network which slice it is on, and hold a lock that
+  is there for chips, of which none are touched.
+  """
+  os.environ["JAX_PLATFORMS"] = "cpu"
+  os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+  os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
+  os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")
+  os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+  # Another program's cache: what is read from it has no memory analysis.
+  os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+
+
+@contextlib.contextmanager
+def hush_stderr():
+  """Keeps what C++ writes to standard error; yields a function that reads it.
+
+  Python's own errors are raised as ever.
+  """
+  with tempfile.TemporaryFile() as kept:
+    sys.stderr.flush()
+    old = os.dup(2)
+    os.dup2(kept.fileno(), 2)
+
+    def read() -> str:
+      kept.seek(0)
+      return kept.read().decode(errors="replace")
+
+    try:
+      yield read
+    finally:
+      os.dup2(old, 2)
+      os.close(old)
 
 
 def find_accelerator() -> bool:

@@ -9,6 +9,7 @@ compiler propagates shardings from the few constraints that models state.
 import math
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -50,14 +51,27 @@ def make_mesh(mesh: MeshConfig, devices=None) -> Mesh:
   """Returns the mesh of all devices, shaped by the config.
 
   Raises:
-    InputError: the sizes do not multiply to the number of devices.
+    InputError: the sizes do not multiply to the number of devices, or slices
+      do not divide mesh.data.
   """
   devices = jax.devices() if devices is None else devices
+  sizes = mesh_sizes(mesh, len(devices))
+  return Mesh(
+    _arrange(sizes, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES)
+  )
+
+
+def mesh_sizes(mesh: MeshConfig, num_devices: int) -> list[int]:
+  """Returns the size of each of AXES.
+
+  Raises:
+    InputError: they do not multiply to the number of devices.
+  """
   sizes = [getattr(mesh, axis) for axis in AXES]
   known = math.prod(s for s in sizes if s != -1)
-  if -1 in sizes and len(devices) % known == 0:
-    sizes[sizes.index(-1)] = len(devices) // known
-  if -1 in sizes or math.prod(sizes) != len(devices):
+  if -1 in sizes and num_devices % known == 0:
+    sizes[sizes.index(-1)] = num_devices // known
+  if -1 in sizes or math.prod(sizes) != num_devices:
     shape = " x ".join(
       f"{axis} {size}"
       for axis, size in zip(AXES, sizes, strict=True)
@@ -65,10 +79,42 @@ def make_mesh(mesh: MeshConfig, devices=None) -> Mesh:
     )
     raise InputError(
       f"the mesh {shape or 'of one device'} does not match the "
-      f"{len(devices)} devices here; sizes must multiply to {len(devices)}"
+      f"{num_devices} devices here; sizes must multiply to {num_devices}"
     )
-  return jax.make_mesh(
-    sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices
+  return sizes
+
+
+def count_slices(devices) -> int:
+  """Returns how many slices the TPUs are in; 1 for all other devices."""
+  if devices[0].platform != "tpu":
+    return 1
+  return len({getattr(d, "slice_index", None) for d in devices})
+
+
+def _arrange(sizes: list[int], devices):
+  """Returns the devices as an array of these sizes, neighbours side by side.
+
+  Links inside a slice form a torus, which axes follow; between slices there is
+  the slower network, which only `data` may cross: once a step, gradients.
+  """
+  if devices[0].platform != "tpu":
+    return mesh_utils.create_device_mesh(sizes, devices)
+  slices = count_slices(devices)
+  data, *rest = sizes
+  if data % slices:
+    raise InputError(
+      f"mesh.data is {data} and the devices are in {slices} slices; it must "
+      f"be a multiple of {slices}, for data is the axis between slices"
+    )
+  if slices == 1:
+    return mesh_utils.create_device_mesh(
+      sizes, devices, allow_split_physical_axes=True
+    )
+  return mesh_utils.create_hybrid_device_mesh(
+    [data // slices, *rest],
+    [slices] + [1] * len(rest),
+    devices,
+    allow_split_physical_axes=True,
   )
 
 

@@ -19,7 +19,7 @@ from gpt_jax.models.layers import (
   project,
   project_together,
   rms_normalize,
-  weight,
+  shift,
 )
 
 # Llama 3's rotary scaling: wavelengths over ORIGINAL_LEN / LOW are stretched,
@@ -53,12 +53,15 @@ class Attention(nn.Module):
       x_BTD, [w_q_DNH, w_k_DKH, w_v_DKH], c.grad_dtype
     )
     if c.bias:
-      q_BTNH += weight(self, "q_bias", (N, H), n, "bias")
-      k_BTKH += weight(self, "k_bias", (K, H), k, "bias")
-      v_BTKH += weight(self, "v_bias", (K, H), k, "bias")
+      add = lambda x, name, shape, axes: shift(
+        x, declare(self, name, shape, axes, "bias"), c.grad_dtype
+      )
+      q_BTNH = add(q_BTNH, "q_bias", (N, H), n)
+      k_BTKH = add(k_BTKH, "k_bias", (K, H), k)
+      v_BTKH = add(v_BTKH, "v_bias", (K, H), k)
     if c.qk_norm:  # Henry et al. 2020
-      q_scale = weight(self, "q_norm", (H,), ("head_dim",), "norm")
-      k_scale = weight(self, "k_norm", (H,), ("head_dim",), "norm")
+      q_scale = declare(self, "q_norm", (H,), ("head_dim",), "norm")
+      k_scale = declare(self, "k_norm", (H,), ("head_dim",), "norm")
       q_BTNH = rms_normalize(q_BTNH, q_scale, c.norm_eps)
       k_BTKH = rms_normalize(k_BTKH, k_scale, c.norm_eps)
     if c.position == "rope":
@@ -87,7 +90,8 @@ class Attention(nn.Module):
     )
     y_BTD = project(y_BTNH, w_o_NHD, c.grad_dtype, num_in=2)
     if c.bias:
-      y_BTD += weight(self, "o_bias", (D,), ("norm",), "bias")
+      bias_D = declare(self, "o_bias", (D,), ("norm",), "bias")
+      y_BTD = shift(y_BTD, bias_D, c.grad_dtype)
     return y_BTD, cache
 
 

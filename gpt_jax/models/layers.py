@@ -58,12 +58,6 @@ def declare(module: nn.Module, name: str, shape, axes, role: str):
   return module.param(name, init)
 
 
-def weight(module: nn.Module, name: str, shape, axes, role: str):
-  """Returns the parameter `name` in the compute dtype."""
-  kept = declare(module, name, shape, axes, role)
-  return kept.astype(module.config.compute_dtype)
-
-
 def product(equation: str, x, w, grad_dtype: str, out_dtype=None):
   """Returns einsum(equation, x, w as x's type), w being a kept parameter.
 
@@ -103,6 +97,23 @@ def _product_backward(equation, grad_dtype, out_dtype, kept, dy):
 
 
 _product.defvjp(_product_forward, _product_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def shift(x, bias, grad_dtype: str):
+  """Returns x plus a kept bias over its last dims; gradients as in product."""
+  return x + bias.astype(x.dtype)
+
+
+def _shift_backward(grad_dtype, bias, dy):
+  lead = tuple(range(dy.ndim - bias.ndim))
+  return dy, dy.sum(lead, dtype=grad_dtype).astype(bias.dtype)
+
+
+shift.defvjp(
+  lambda x, bias, grad_dtype: (shift(x, bias, grad_dtype), bias),
+  _shift_backward,
+)
 
 
 def project(x, w, grad_dtype: str, num_in: int = 1):
@@ -155,13 +166,15 @@ class Norm(nn.Module):
   def __call__(self, x_BTD):
     c, width = self.config, (x_BTD.shape[-1],)
     x = x_BTD.astype(jnp.float32)
-    scale = weight(self, "scale", width, ("norm",), "norm")
+    scale = declare(self, "scale", width, ("norm",), "norm")
     if c.norm == "layernorm":
       x = x - x.mean(-1, keepdims=True)
     x = x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + c.norm_eps)
-    x = x.astype(x_BTD.dtype) * scale
+    # In float32 to the end, so that gradients of the scale are summed in it.
+    x = (x * scale.astype(jnp.float32)).astype(x_BTD.dtype)
     if c.norm == "layernorm" and c.bias:
-      x = x + weight(self, "bias", width, ("norm",), "bias")
+      bias = declare(self, "bias", width, ("norm",), "bias")
+      x = shift(x, bias, c.grad_dtype)
     return x
 
 
@@ -169,7 +182,7 @@ def rms_normalize(x, scale, eps: float):
   """RMSNorm over the last dim with a given scale, for queries and keys."""
   y = x.astype(jnp.float32)
   y = y * jax.lax.rsqrt((y * y).mean(-1, keepdims=True) + eps)
-  return y.astype(x.dtype) * scale
+  return (y * scale.astype(jnp.float32)).astype(x.dtype)
 
 
 def activate(x, word: str):
@@ -192,7 +205,8 @@ class MLP(nn.Module):
     w_out_FD = declare(self, "out", (F, D), ("mlp", "embed"), "residual")
     h_BTF = project(x_BTD, w_in_DF, c.grad_dtype)
     if c.bias:
-      h_BTF += weight(self, "in_bias", (F,), ("mlp",), "bias")
+      bias_F = declare(self, "in_bias", (F,), ("mlp",), "bias")
+      h_BTF = shift(h_BTF, bias_F, c.grad_dtype)
     h_BTF = checkpoint_name(h_BTF, "mlp")
     if c.mlp == "swiglu":  # Shazeer 2020
       w_gate_DF = declare(self, "gate", (D, F), ("embed", "mlp"), "hidden")
@@ -203,5 +217,6 @@ class MLP(nn.Module):
     h_BTF = sharding.constrain(h_BTF, ("batch", "length", "mlp"), self.rules)
     y_BTD = project(h_BTF, w_out_FD, c.grad_dtype)
     if c.bias:
-      y_BTD += weight(self, "out_bias", (D,), ("norm",), "bias")
+      bias_D = declare(self, "out_bias", (D,), ("norm",), "bias")
+      y_BTD = shift(y_BTD, bias_D, c.grad_dtype)
     return y_BTD

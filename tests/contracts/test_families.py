@@ -77,7 +77,6 @@ def make(form: str):
   return model, jax.tree.map(fill, shapes, specs)
 
 
-@functools.cache
 def tokens_of(seed: int = 0, rows: int = 2, length: int = T):
   ids = np.random.default_rng(seed).integers(0, 61, (rows, length))
   return ids.astype(np.int32)  # not traced where first made inside a jit

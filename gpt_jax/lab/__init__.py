@@ -1,0 +1,1 @@
+"""What will it cost, and does it hold? Questions about runs, as commands."""

@@ -1,0 +1,269 @@
+"""One plan: compile or estimate, measure, and find what would fit.
+
+The plan is a plain dict, which plan.json is; report.py makes text of it.
+"""
+
+import dataclasses
+import json
+import os
+
+from gpt_jax import chips, flops, sharding
+from gpt_jax import config as config_lib
+from gpt_jax.config import Config, InputError
+from gpt_jax.lab import analytic, aot, cost, hlo, memory, report, roofline
+
+EXIT_DOES_NOT_FIT = 4
+
+
+def run(config: Config, topology: chips.Topology, args, typed) -> int:
+  """Makes the plan or the search, prints it, writes it; returns exit code.
+
+  Args:
+    args: flags of lab.plan.
+    typed: the words of the command line that name the config.
+  """
+  config = aot.resolve_vocab(config)
+  say = (lambda line: None) if args.json else report.say
+  if args.search:
+    from gpt_jax.lab import search
+
+    plan = search.run(config, topology, args.minutes * 60, typed, say)
+  else:
+    say(report.heading(config, topology))
+    plan = make(config, topology)
+    if not plan["memory"]["fits"]:
+      plan["remedy"] = find_remedy(plan, config, topology, say)
+  if args.out:
+    write(plan, args.out)
+  if args.json:
+    print(json.dumps(plan, indent=1))
+  else:
+    for line in report.lines(plan):
+      say(line)
+    if args.out:
+      say(f"written to {os.path.join(args.out, 'plan.json')}")
+  return 0 if plan["memory"]["fits"] else EXIT_DOES_NOT_FIT
+
+
+def make(config: Config, topology: chips.Topology) -> dict:
+  """Returns the plan of a config whose vocabulary is known.
+
+  Raises:
+    InputError: mesh, batch and topology do not go together.
+  """
+  if topology.platform != "tpu":
+    return _estimated(config, topology)
+  devices = aot.find_devices(topology)
+  if len(devices) != topology.num_devices:
+    raise InputError(
+      f"{topology.name} has {len(devices)} devices for the compiler and "
+      f"{topology.num_devices} in the table of chips"
+    )
+  built = aot.build(config, devices, "tpu")
+  plan = _frame(config, topology, built.mesh, "compiled")
+  try:
+    compiled = aot.compile_built(built)
+  except aot.OutOfMemory as error:
+    return plan | _refused(config, topology, error)
+  module = hlo.parse(compiled.text)
+  costs = cost.measure(module, topology.num_devices, 0.5)
+  traffic = roofline.measure_traffic(costs.collectives, built.mesh, topology)
+  kept = memory.split(
+    built, compiled, module, analytic.available_bytes(topology)
+  )
+  terms = roofline.bound(costs, traffic, topology)
+  return plan | {
+    "compile_seconds": round(compiled.seconds, 1),
+    "memory": _memory(kept),
+    "collectives": [dataclasses.asdict(t) for t in traffic],
+    "hardware_flops": costs.flops * topology.num_devices,
+    "unknown_loops": costs.unknown_loops,
+    "roofline": _roofline(terms, config, topology),
+  }
+
+
+def _estimated(config: Config, topology: chips.Topology) -> dict:
+  built = analytic.build(config, topology.num_devices)
+  plan = _frame(config, topology, built.mesh, "estimated")
+  found = analytic.estimate(config, topology, built)
+  return plan | {
+    "compile_seconds": None,
+    "memory": _memory(found.memory),
+    "collectives": [],
+    "hardware_flops": None,
+    "unknown_loops": [],
+    "roofline": _roofline(found.terms, config, topology),
+  }
+
+
+def _frame(config: Config, topology, mesh, basis: str) -> dict:
+  t = config.train
+  tokens = t.global_batch_size * config.data.seq_len
+  per_token = flops.train_flops_per_token(config.model, config.data.seq_len)
+  chip = topology.chip
+  return {
+    "config": config_lib.flatten(config),
+    "topology": {
+      "name": topology.name,
+      "slices": topology.num_slices,
+      "chips": topology.num_chips,
+      "devices": topology.num_devices,
+      "chip": dataclasses.asdict(chip) if chip else None,
+    },
+    "mesh": dict(mesh.shape),
+    "mesh_text": sharding.describe_mesh(mesh),
+    "basis": basis,
+    "parameters": sum(flops.count_parameters(config.model).values()),
+    "flops_per_token": per_token,
+    "tokens_per_step": tokens,
+    "num_steps": t.num_steps,
+    "remedy": None,
+  }
+
+
+def _memory(found: memory.Memory) -> dict:
+  return {
+    "peak": int(found.peak),
+    "available": found.available,
+    "fits": found.fits,
+    "kinds": {k: int(v) for k, v in found.kinds.items()},
+    "origin": found.origin,
+    "refusal": None,
+  }
+
+
+def _refused(config: Config, topology, error: aot.OutOfMemory) -> dict:
+  """The part of a plan that is known of a step that does not fit."""
+  found = analytic.estimate(config, topology)
+  kinds = _memory(found.memory)
+  return {
+    "compile_seconds": None,
+    "memory": kinds
+    | {
+      "peak": error.needed or kinds["peak"],
+      "available": error.available or kinds["available"],
+      "fits": False,
+      "refusal": error.sentence,
+    },
+    "collectives": [],
+    "hardware_flops": None,
+    "unknown_loops": [],
+    "roofline": None,
+  }
+
+
+def _roofline(terms: roofline.Terms, config: Config, topology) -> dict:
+  tokens = config.train.global_batch_size * config.data.seq_len
+  per_token = flops.train_flops_per_token(config.model, config.data.seq_len)
+  speed = tokens / terms.step / topology.num_chips
+  hours = terms.step * config.train.num_steps / 3600
+  peak = topology.chip.tflops * 1e12 if topology.chip else None
+  return dataclasses.asdict(terms) | {
+    "step": terms.step,
+    "binding": terms.binding,
+    "tokens_per_second_per_chip": speed,
+    "mfu": speed * per_token / peak if peak else None,
+    "hours": hours,
+    "chip_hours": hours * topology.num_chips,
+  }
+
+
+def changes(config: Config, topology) -> list[tuple[str, Config, object]]:
+  """Returns (flags to type, config, topology) that need less memory, in the
+  order in which they cost least."""
+  found = []
+
+  def add(section: str, topology=topology, **values):
+    part = dataclasses.replace(getattr(config, section), **values)
+    try:
+      changed = config_lib.freeze(
+        _as_dict(dataclasses.replace(config, **{section: part}))
+      )
+    except InputError:
+      return
+    words = [f"--config.{section}.{k}={v}" for k, v in values.items()]
+    found.append((" ".join(words), changed, topology))
+
+  m, t, mesh = config.model, config.train, config.mesh
+  if t.num_loss_chunks == 1:
+    for chunks in (8, 16):
+      add("train", num_loss_chunks=chunks)
+  if m.remat != "full":
+    add("model", remat="full", scan_layers=True)
+  sizes = dict(
+    zip(
+      sharding.AXES,
+      sharding.mesh_sizes(mesh, topology.num_devices),
+      strict=True,
+    )
+  )
+  rows = t.global_batch_size // (sizes["data"] * sizes["fsdp"])
+  parts = t.num_microbatches
+  while parts * 2 <= rows:
+    parts *= 2
+    add("train", num_microbatches=parts)
+  if sizes["data"] > topology.num_slices:
+    more = sizes["data"] // topology.num_slices * sizes["fsdp"]
+    add("mesh", data=topology.num_slices, fsdp=more)
+  if config.optim.moment_dtype == "float32":
+    add("optim", moment_dtype="bfloat16", beta2=0.99)
+  for way in (2, 4, 8):
+    if sizes["fsdp"] % way == 0 and m.num_heads % (sizes["tensor"] * way) == 0:
+      add("mesh", fsdp=sizes["fsdp"] // way, tensor=sizes["tensor"] * way)
+  if topology.chip is not None and topology.chip.shapes:
+    size = topology.name.partition(":")[2]
+    larger = topology.chip.shapes[topology.chip.shapes.index(size) + 1 :]
+    for shape in larger:
+      name = f"{topology.chip.word}:{shape}"
+      more = chips.parse_topology(name, topology.num_slices)
+      if sizes["data"] == topology.num_slices:
+        changed = dataclasses.replace(mesh, fsdp=-1, data=sizes["data"])
+      else:
+        changed = dataclasses.replace(mesh, data=-1, fsdp=sizes["fsdp"])
+      changed = dataclasses.replace(config, mesh=changed)
+      found.append((f"--topology={name}", changed, more))
+  return found
+
+
+def _as_dict(config: Config) -> dict:
+  return dataclasses.asdict(config)
+
+
+def find_remedy(plan: dict, config: Config, topology, say) -> dict | None:
+  """Returns the nearest change that fits, None if none of those known does.
+
+  Each is judged by its estimate, scaled by how the compiler's figure for this
+  config compares with the estimate for it; for a TPU the one that is found is
+  compiled too.
+  """
+  needed, available = plan["memory"]["peak"], plan["memory"]["available"]
+  base = analytic.estimate(config, topology).memory.peak
+  ratio = needed / base
+  for flags, changed, where in changes(config, topology):
+    try:
+      guess = analytic.estimate(changed, where).memory.peak * ratio
+    except InputError:
+      continue
+    if guess > available:
+      continue
+    if topology.platform != "tpu":
+      return {"flags": flags, "bytes": int(guess), "basis": "estimated"}
+    say(f"does not fit; compiling with {flags} ...")
+    try:
+      tried = make(changed, where)
+    except InputError:
+      continue
+    if tried["memory"]["fits"]:
+      peak = tried["memory"]["peak"]
+      return {"flags": flags, "bytes": peak, "basis": "compiled"}
+    ratio = max(ratio, ratio * tried["memory"]["peak"] / guess)
+  return None
+
+
+def write(plan: dict, folder: str) -> None:
+  """Writes plan.json into a folder, whole or not at all."""
+  os.makedirs(folder, exist_ok=True)
+  path = os.path.join(folder, "plan.json")
+  with open(path + ".new", "w") as file:
+    json.dump(plan, file, indent=1)
+  os.replace(path + ".new", path)
