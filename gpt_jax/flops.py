@@ -5,6 +5,8 @@ with a compiler. Each FLOPs figure names its convention; MFU uses the PaLM one,
 which published tables use.
 """
 
+import dataclasses
+
 from gpt_jax import config as config_lib
 from gpt_jax.config import ModelConfig
 
@@ -40,14 +42,23 @@ def count_parameters(model: ModelConfig) -> dict[str, int]:
   }
 
 
-def count_active_parameters(model: ModelConfig) -> int:
-  """Returns parameters that one token meets: A of E experts, all the rest."""
-  total = sum(count_parameters(model).values())
+def count_active_parameters(model: ModelConfig) -> dict[str, int]:
+  """Returns {role: parameters that one token meets}: A of E experts, the rest.
+
+  As count_parameters where there are no experts.
+  """
+  count = count_parameters(model)
   if model.num_experts is None:
-    return total
-  expert = model.model_dim * model.mlp_dim * (2 + (model.mlp == "swiglu"))
-  idle = model.num_experts - model.experts_per_token
-  return total - model.num_layers * idle * expert
+    return count
+  met = dataclasses.replace(model, num_experts=model.experts_per_token)
+  return count_parameters(met) | {"router": count["router"]}
+
+
+def active_mlp_dim(model: ModelConfig) -> int:
+  """Returns the hidden width that one token meets: A experts of mlp_dim."""
+  if model.num_experts is None:
+    return model.mlp_dim
+  return model.mlp_dim * model.experts_per_token
 
 
 def train_flops_per_token(model: ModelConfig, seq_len: int) -> int:
@@ -57,10 +68,10 @@ def train_flops_per_token(model: ModelConfig, seq_len: int) -> int:
   which multiply nothing (Chowdhery et al. 2022, appendix B), and experts that
   a token is not sent to.
   """
-  count = count_parameters(model)
+  count = count_active_parameters(model)
   idle = count["position"] + (0 if model.tied_embeddings else count["embed"])
   width = model.num_heads * config_lib.head_dim(model)
-  weights = count_active_parameters(model) - idle
+  weights = sum(count.values()) - idle
   return 6 * weights + 12 * model.num_layers * width * seq_len
 
 
@@ -81,11 +92,9 @@ def estimate_passing_bytes(model: ModelConfig, tokens: int) -> int:
   """
   item = {"float32": 4, "bfloat16": 2}
   c = item[model.compute_dtype]
-  D, F, L = model.model_dim, model.mlp_dim, model.num_layers
+  D, F, L = model.model_dim, active_mlp_dim(model), model.num_layers
   gradients = sum(count_parameters(model).values()) * item[model.param_dtype]
   word, names = config_lib.remat_policy(model)
-  if model.num_experts is not None:
-    F *= model.experts_per_token
   each = {"block": D, "qkv": 3 * D, "attn": D, "mlp": 2 * F}
   kept = {
     "none": 10 * D + 3 * F,

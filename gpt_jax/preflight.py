@@ -98,7 +98,8 @@ def describe(config: Config, mesh, abstract, prepared) -> list[tuple[str, str]]:
   )
   active = ""
   if c.model.num_experts is not None:
-    active = f", {flops.count_active_parameters(c.model):,} for each token"
+    met = sum(flops.count_active_parameters(c.model).values())
+    active = f", {met:,} for each token"
   train_ids = sum(t.num_ids for _, t in prepared.train)
   size = console.format_bytes
   return [

@@ -26,9 +26,11 @@ from gpt_jax import sharding
 from gpt_jax.config import ModelConfig
 from gpt_jax.models.layers import activate, declare, project
 
-# Rows of a block of the grouped product on a CPU: at most, and at least where
-# there are so many.
-MAX_BLOCK, MIN_BLOCK = 128, 32
+# Rows of a block, at most, where a product goes by blocks: on a CPU what its
+# cache holds, elsewhere what outweighs reading and writing a matrix of sums.
+CPU_BLOCK, BLOCK = 128, 1024
+# At least, where there are so many.
+MIN_BLOCK = 32
 
 
 # Logical dims of the experts' matrices.
@@ -236,12 +238,13 @@ def _grouped_backward(grad_dtype, dim, axes, kept, dy_PF):
   x_PD, w_EDF, sizes_E = kept
   whole_EDF = _whole(w_EDF, x_PD.dtype, dim, axes)
   dx_PD = _times(dy_PF, whole_EDF.swapaxes(1, 2), sizes_E)
+  outer = functools.partial(outer_by_blocks, dtype=grad_dtype)
   dw_EDF = jax.lax.platform_dependent(
     x_PD,
     dy_PF,
     sizes_E,
-    cpu=functools.partial(outer_by_blocks, dtype=grad_dtype),
-    default=functools.partial(outer_by_ragged_dot, dtype=grad_dtype),
+    cpu=functools.partial(outer, most=CPU_BLOCK),
+    default=functools.partial(outer, most=BLOCK),
   )
   if axes:
     dw_EDF = jax.lax.psum_scatter(
@@ -269,27 +272,17 @@ def _times(x_PD, w_EDF, sizes_E):
   return jnp.where(is_in_P[:, None], y_PF, 0)
 
 
-def outer_by_ragged_dot(x_PD, dy_PF, sizes_E, dtype):
-  """Returns dw_EDF, the sum over each group's rows of x times dy."""
-  dims = jax.lax.RaggedDotDimensionNumbers(
-    dot_dimension_numbers=(((0,), (0,)), ((), ())),
-    lhs_ragged_dimensions=[0],
-    rhs_group_dimensions=[],
-  )
-  return jax.lax.ragged_dot_general(
-    x_PD, dy_PF, sizes_E, dims, preferred_element_type=dtype
-  )
-
-
-# A CPU has no kernel for ragged_dot: XLA multiplies every row with every
-# expert's matrix there, E times the work. A loop over blocks of rows that have
-# one expert does what is to be done and part of a block a group more.
+# Without a kernel, XLA multiplies every row with every expert's matrix: E times
+# the work. It has none on a CPU, and on a TPU (libtpu of jax 0.10.2 and 0.12)
+# one for the product and none for the gradient of its matrices. A loop over
+# blocks of rows that have one expert does what is to be done and a part of a
+# block a group more.
 
 
 def times_by_blocks(x_PD, w_EDF, sizes_E):
   """Returns ragged_dot(x_PD, w_EDF, sizes_E) but for rows of no group."""
   P, F = x_PD.shape[0], w_EDF.shape[2]
-  size, total, block_of = _blocks(P, sizes_E)
+  size, total, block_of = _blocks(P, sizes_E, CPU_BLOCK)
   x_PD = jnp.pad(x_PD, ((0, size), (0, 0)))
 
   # A block's rows beyond its group are written anew by the next.
@@ -303,10 +296,14 @@ def times_by_blocks(x_PD, w_EDF, sizes_E):
   return jax.lax.fori_loop(0, total, one, y_PF)[:P]
 
 
-def outer_by_blocks(x_PD, dy_PF, sizes_E, dtype):
-  """Returns outer_by_ragged_dot(x_PD, dy_PF, sizes_E, dtype)."""
+def outer_by_blocks(x_PD, dy_PF, sizes_E, dtype, most=CPU_BLOCK):
+  """Returns dw_EDF, the sum over each group's rows of x times dy.
+
+  Args:
+    most: rows of a block.
+  """
   E, D, F = sizes_E.size, x_PD.shape[1], dy_PF.shape[1]
-  size, total, block_of = _blocks(x_PD.shape[0], sizes_E)
+  size, total, block_of = _blocks(x_PD.shape[0], sizes_E, most)
   x_PD, dy_PF = (jnp.pad(a, ((0, size), (0, 0))) for a in (x_PD, dy_PF))
 
   def one(i, dw_EDF):
@@ -322,10 +319,10 @@ def outer_by_blocks(x_PD, dy_PF, sizes_E, dtype):
   return jax.lax.fori_loop(0, total, one, dw_EDF)
 
 
-def _blocks(num_rows: int, sizes_E):
+def _blocks(num_rows: int, sizes_E, most: int):
   """Returns (rows of a block, number of blocks, block -> (e, start, end))."""
   size = 2 ** round(math.log2(max(1, num_rows / sizes_E.size)))
-  size = min(max(size, MIN_BLOCK), MAX_BLOCK, num_rows)
+  size = min(max(size, MIN_BLOCK), most, num_rows)
   blocks_E = -(-sizes_E // size)
   last_E, end_E = jnp.cumsum(blocks_E), jnp.cumsum(sizes_E)
 
