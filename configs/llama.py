@@ -51,6 +51,7 @@ def get_config(variant: str = "laptop"):
   config.optim.warmup_steps = 2000
   config.train.num_steps = 100_000
   config.train.global_batch_size = 512
+  config.train.num_loss_chunks = 8
   config.mesh.data = 1
   config.mesh.fsdp = -1
   return config

@@ -28,7 +28,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from gpt_jax import tree
+from gpt_jax import processes, tree
 from gpt_jax.config import CheckpointConfig, InputError
 
 STATE, META = "state", "meta"
@@ -95,7 +95,7 @@ class Checkpointer:
     rows = self._checksum(state)
     if self._manager is None:
       self._set_aside()
-    if step in self.steps():
+    if step in processes.share(self.steps):
       raise InputError(
         f"{self.directory} already holds step {step}; give another workdir"
       )
@@ -161,14 +161,15 @@ class Checkpointer:
     """
     self.close()
     flat = tree.flatten_with_names(abstract_state)
-    wanted = self.steps() if step is None else [step]
+    wanted = processes.share(self.steps) if step is None else [step]
     if not wanted:
       raise InputError(f"{self.directory} holds no checkpoint")
     with self._checksum.compiled_beside(abstract_state):
       found, leaves, meta = _read_newest(
         self.directory, wanted, flat, "", self._checksum, self.say
       )
-    self._superseded = [s for s in self.steps() if s > found]
+    there = processes.share(self.steps)
+    self._superseded = [s for s in there if s > found]
     structure = jax.tree.structure(abstract_state)
     return jax.tree.unflatten(structure, leaves), meta
 
@@ -179,17 +180,17 @@ class Checkpointer:
     count as newest, and what is saved from now on would be deleted as older.
     """
     superseded, self._superseded = self._superseded, []
-    for step in superseded if jax.process_index() == 0 else []:
-      path = os.path.join(self.directory, str(step))
-      aside, number = f"{path}.aside", 1
-      while os.path.lexists(aside):
-        number += 1
-        aside = f"{path}.aside{number}"
-      os.rename(path, aside)
-    if superseded and jax.process_count() > 1:
-      from jax.experimental import multihost_utils
 
-      multihost_utils.sync_global_devices("checkpoints set aside")
+    def rename() -> None:
+      for step in superseded:
+        path = os.path.join(self.directory, str(step))
+        aside, number = f"{path}.aside", 1
+        while os.path.lexists(aside):
+          number += 1
+          aside = f"{path}.aside{number}"
+        os.rename(path, aside)
+
+    processes.share(rename)
 
   def _fail(self, error: Exception) -> None:
     self._drop()
@@ -250,7 +251,7 @@ def restore_params(workdir: str, abstract_params, say=print):
     f"params/{name}": leaf
     for name, leaf in tree.flatten_with_names(abstract_params).items()
   }
-  steps = _committed(workdir, directory)
+  steps = processes.share(lambda: _committed(workdir, directory))
   checksum = _Checksum()
   with checksum.compiled_beside(abstract_params):
     _, leaves, _ = _read_newest(

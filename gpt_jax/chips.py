@@ -8,7 +8,7 @@ is one that no run can beat.
 import dataclasses
 import math
 
-from gpt_jax.config import InputError, nearest
+from gpt_jax.config import InputError
 
 # Shapes of slices that one can ask for, smallest first.
 _SHAPES_2D = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
@@ -213,7 +213,7 @@ def parse_topology(text: str, num_slices: int) -> Topology:
     raise InputError(f"--slices is {num_slices}; it must be 1 or more")
   if word not in CHIPS and word != "cpu":
     raise InputError(
-      f"topology {text!r} is not known; {_guess(word)}: {list_topologies()}"
+      f"topology {text!r} is not known; these are: {list_topologies()}"
     )
   try:
     shape = tuple(int(n) for n in size.split("x"))
@@ -252,8 +252,3 @@ def list_topologies() -> str:
     sizes = "|".join(shapes) if shapes else "N|8xHOSTS"
     parts.append(f"{'|'.join(words)}:{sizes}")
   return ", ".join([*parts, "cpu:N"])
-
-
-def _guess(word: str) -> str:
-  answer = nearest(word, [*CHIPS, "cpu"])
-  return f"{answer} known" if answer.startswith("did") else "known"

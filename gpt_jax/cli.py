@@ -14,6 +14,7 @@ import sys
 import traceback
 
 import gpt_jax
+from gpt_jax import processes
 from gpt_jax.config import KEYS, InputError, nearest, nearest_key
 
 # Errors of the file system that mean a path or a disk, not a mistake here.
@@ -154,29 +155,48 @@ def config_help() -> str:
 
 
 def run(main, argv: list[str] | None = None) -> None:
-  """Runs a verb; what the user can mend ends in one sentence and exit 2."""
+  """Runs a verb; what the user can mend ends in one sentence and exit 2.
+
+  Of several processes, one that fails ends the others too.
+  """
   if hasattr(sys.stdout, "reconfigure"):
     # A terminal that cannot show a character must not end a run.
     sys.stdout.reconfigure(errors="replace")
   try:
     code = main(sys.argv[1:] if argv is None else argv)
   except InputError as error:
-    code = 2
-    print(f"gpt_jax: {' '.join(str(error).splitlines())}", file=sys.stderr)
+    code = _give_up(2, " ".join(str(error).splitlines()))
   except KeyboardInterrupt:
-    code = 130
-    print("gpt_jax: interrupted", file=sys.stderr)
+    code = _give_up(130, "interrupted")
   except BrokenPipeError:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     code = 0
-  except OSError as error:
-    if error.errno not in _MENDABLE:
+  except Exception as error:
+    if isinstance(error, OSError) and error.errno in _MENDABLE:
+      where = f" {error.filename}" if error.filename else ""
+      code = _give_up(2, f"cannot write{where}: {error.strerror}")
+    elif processes.count() == 1:
       raise
-    code = 2
-    where = f" {error.filename}" if error.filename else ""
-    print(f"gpt_jax: cannot write{where}: {error.strerror}", file=sys.stderr)
+    else:
+      processes.settle()
+      traceback.print_exc()
+      code = _give_up(1, f"ended with {type(error).__name__}, see its log")
+  processes.leave()
   sys.stdout.flush()
   sys.exit(code)
+
+
+def _give_up(code: int, why: str) -> int:
+  """Says why in one line, of several processes on process 0's screen."""
+  if processes.index() == 0:
+    print(f"gpt_jax: {why}", file=sys.stderr)
+  processes.end(code, why)
+  if processes.index() > 0:
+    line = f"gpt_jax: process {processes.index()}: {why}"
+    print(line, file=sys.stderr, flush=True)
+  if processes.count() > 1:
+    os._exit(code)  # nobody answers: nor would they at the end
+  return code
 
 
 def _raise_input_error(message: str):

@@ -433,6 +433,7 @@ def _check(c: Config) -> None:
       f"of less than 1 in 256 are lost in it: beta2 must be at most "
       f"{MAX_BETA2_BFLOAT16}"
     )
+  _check_attention(c)
   sizes = dataclasses.asdict(c.mesh)
   axes = {k: v for k, v in sizes.items() if k != "rules"}
   zero = [f"mesh.{k}" for k, v in axes.items() if v == 0]
@@ -443,6 +444,53 @@ def _check(c: Config) -> None:
   if sum(v == -1 for v in axes.values()) > 1:
     named = ", ".join(f"mesh.{k}" for k, v in axes.items() if v == -1)
     raise InputError(f"{named} are all -1; only one axis can take the rest")
+
+
+def _check_attention(c: Config) -> None:
+  """Refuses a kernel of attention that cannot do what the model asks for."""
+  m, word = c.model, c.model.attention
+  is_ring = m.seq_attention == "ring" and c.mesh.seq != 1
+  if word not in ("auto", "dense") or is_ring:
+    if word in ("auto", "dense"):
+      asked = "model.seq_attention is ring"
+    else:
+      asked = f"model.attention is {word}"
+    if m.position == "alibi":
+      raise InputError(
+        f"{asked}, which has no position='alibi'; only dense attention with "
+        "seq_attention='gather' has"
+      )
+    if m.dropout_rate > 0:
+      raise InputError(
+        f"{asked}, which cannot drop attention weights, and "
+        f"model.dropout_rate is {m.dropout_rate}; only dense attention with "
+        "seq_attention='gather' can"
+      )
+  if is_ring and word in ("dense", "cudnn"):
+    raise InputError(
+      f"model.attention is {word}, which cannot run as a ring; "
+      "seq_attention='ring' goes with auto, blocks or splash"
+    )
+  fault = cudnn_fault(m)
+  if word == "cudnn" and fault:
+    raise InputError(f"model.attention is cudnn, which {fault}")
+  if word == "cudnn" and c.mesh.seq > 1:
+    raise InputError(
+      f"model.attention is cudnn and mesh.seq is {c.mesh.seq}; it serves whole "
+      "rows alone: take auto or blocks"
+    )
+
+
+def cudnn_fault(model: ModelConfig) -> str | None:
+  """Returns why cuDNN cannot attend for this model, None if it can."""
+  H = head_dim(model)
+  if model.attn_softcap is not None:
+    return "has no soft-cap, and model.attn_softcap is set"
+  if model.compute_dtype != "bfloat16":
+    return f"needs compute_dtype='bfloat16', found {model.compute_dtype!r}"
+  if H % 8 or H > 128:
+    return f"needs a head width of 8, 16, ... or 128, found {H}"
+  return None
 
 
 def head_dim(model: ModelConfig) -> int:

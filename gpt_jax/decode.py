@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gpt_jax import processes, sharding
 from gpt_jax.config import InputError
 from gpt_jax.models import Model
 
@@ -193,11 +194,13 @@ def generate(
           sampling=sampling,
           num_tokens=min(CHUNK, free),
         )
-        ids = np.asarray(ids)[:, :left]
+        ids = sharding.fetch(ids)[:, :left]
       else:
         # The cache is full: one token more, then read anew.
         keys_B = row_keys(key, num_tokens - left, len(rows))
-        ids = np.asarray(_sample(logits_BV, keys_B, sampling=sampling))[:, None]
+        ids = sharding.fetch(_sample(logits_BV, keys_B, sampling=sampling))
+        ids = ids[:, None]
+      processes.mark()
       yield ids
       rows = [np.append(r, new) for r, new in zip(rows, ids, strict=True)]
       lengths = lengths + ids.shape[1]

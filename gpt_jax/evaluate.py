@@ -5,7 +5,7 @@ import math
 import os
 import sys
 
-from gpt_jax import cli, runtime
+from gpt_jax import cli, processes, runtime
 from gpt_jax.config import InputError
 
 
@@ -29,16 +29,22 @@ def main(argv: list[str]) -> int:
   )
   args, overrides = cli.parse(parser, argv)
   runtime.start(args.devices)
+  processes.join({"the arguments": argv})
 
   from gpt_jax import score, sharding, workdir
   from gpt_jax.data import store
 
-  note = lambda line: print(line, file=sys.stderr)
+  is_speaking = processes.index() == 0
+
+  def note(line: str) -> None:
+    if is_speaking:
+      print(line, file=sys.stderr)
+
   config, model, params, tokenizer, mesh = workdir.open_run(
     args.workdir, overrides, note
   )
   if args.data is None:
-    sets = store.prepare(config.data, note).valid
+    sets = processes.in_turn(lambda: store.prepare(config.data, note)).valid
     if not sets:
       raise InputError(
         f"the run in {args.workdir} holds no text back; name some with --data"
@@ -47,12 +53,16 @@ def main(argv: list[str]) -> int:
     sets = store.open_prepared(args.data)
     sets = {name: tokens for name, tokens in sets.items() if tokens.num_ids}
   else:
-    tokens = store.prepare_text(
-      args.data, tokenizer, config.data.dir, config.data.split, note
+    tokens = processes.in_turn(
+      lambda: store.prepare_text(
+        args.data, tokenizer, config.data.dir, config.data.split, note
+      )
     )
     sets = {args.data: tokens}
   table = sharding.RULES[config.mesh.rules]
   shards = math.prod(mesh.shape[axis] for axis in table["batch"])
+  found = {name: tokens.fingerprint for name, tokens in sets.items()}
+  processes.agree("the prepared text", found)
   for name, tokens in sets.items():
     store.check_vocab(tokens, tokenizer)
     if tokens.num_ids < 2:
@@ -71,6 +81,8 @@ def main(argv: list[str]) -> int:
       num_loss_chunks=config.train.num_loss_chunks,
       mesh=mesh,
     )
+    if not is_speaking:
+      continue
     if args.json:
       print(json.dumps({"set": name, **result}))
     else:

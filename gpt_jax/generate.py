@@ -2,7 +2,7 @@
 
 import sys
 
-from gpt_jax import cli, runtime
+from gpt_jax import cli, processes, runtime
 from gpt_jax.config import InputError
 
 
@@ -51,16 +51,20 @@ def main(argv: list[str]) -> int:
     help="end where this text comes; may be given again",
   )
   args, overrides = cli.parse(parser, argv)
-  prompts = [_read_stdin() if p == "-" else p for p in args.prompt or ["\n"]]
   if args.num_tokens < 1:
     raise InputError(f"--num_tokens is {args.num_tokens}; it must be 1 or more")
   if not 0 <= args.seed < 2**32:
     raise InputError(f"--seed is {args.seed}; it must be from 0 to 2^32 - 1")
+  runtime.start(args.devices)
+  processes.join({"the arguments": argv})
+  # Standard input is process 0's.
+  prompts = processes.share(
+    lambda: [_read_stdin() if p == "-" else p for p in args.prompt or ["\n"]]
+  )
   if "" in prompts:
     raise InputError(
       "the prompt is empty; give some text, for instance --prompt='The '"
     )
-  runtime.start(args.devices)
 
   import jax
 
@@ -69,12 +73,21 @@ def main(argv: list[str]) -> int:
   sampling = decode.Sampling(
     args.temperature, args.top_k, args.top_p, args.min_p
   )
-  note = lambda line: print(line, file=sys.stderr)
+  is_speaking = processes.index() == 0
+
+  def note(line: str) -> None:
+    if is_speaking:
+      print(line, file=sys.stderr)
+
   _, model, params, tokenizer, mesh = workdir.open_run(
     args.workdir, overrides, note
   )
   decode.check_prompts(map(tokenizer.encode, prompts), model.config.max_len)
-  show = lambda text: print(text, end="", flush=True)
+
+  def show(text: str) -> None:
+    if is_speaking:
+      print(text, end="", flush=True)
+
   if len(prompts) == 1:
     show(prompts[0])
   with jax.set_mesh(mesh):
@@ -90,10 +103,10 @@ def main(argv: list[str]) -> int:
       show=show if len(prompts) == 1 else None,
     )
   if len(prompts) == 1:
-    print()
+    show("\n")
   else:
     for prompt, text in zip(prompts, texts, strict=True):
-      print(f"--- {prompt!r}\n{prompt}{text}")
+      show(f"--- {prompt!r}\n{prompt}{text}\n")
   return 0
 
 

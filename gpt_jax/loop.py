@@ -21,6 +21,7 @@ from gpt_jax import (
   metrics,
   optim,
   preflight,
+  processes,
   runtime,
   sharding,
 )
@@ -44,10 +45,12 @@ class Interrupted(BaseException):
 class Stop:
   """Notes SIGINT and SIGTERM; a second one exits at once.
 
+  A signal to one of several processes stops all of them at the same step.
+
   Attributes:
-    code: exit code to end with, or None while nothing has come.
-    is_waited_for: whether the loop looks at `code`; before it does, a signal
-      raises Interrupted where it comes.
+    code: exit code that a signal to this process asks for, else None.
+    is_waited_for: whether the loop looks; before it does, a signal raises
+      Interrupted where it comes.
   """
 
   def __init__(self):
@@ -64,8 +67,15 @@ class Stop:
     self.code = code
     if not self.is_waited_for:
       raise Interrupted
+    processes.ask_to_stop(code)
     line = "\nstopping; once more exits at once, without saving\n"
     os.write(sys.stderr.fileno(), line.encode())
+
+  def check(self, step: int) -> int | None:
+    """Returns the exit code to end with now, the same in all processes."""
+    if processes.count() > 1:
+      return processes.check(step)
+    return self.code
 
   def close(self) -> None:
     """Puts the earlier handlers back."""
@@ -84,15 +94,17 @@ def train(config: Config, workdir: str, command: str) -> int:
   Raises:
     InputError: see the sentences; nothing is half-written.
   """
-  screen = console.Console()
+  screen = console.Console(processes.index() == 0)
   stop = Stop()
   try:
     return _train(config, workdir, command, screen, stop)
   except Interrupted:
     screen.close()
-    screen.say(f"stopped before the first step; start again with: {command}")
+    why = f"stopped before the first step; start again with: {command}"
+    screen.say(why)
     # Threads that compile would be waited for.
     sys.stdout.flush()
+    processes.end(stop.code, why)
     os._exit(stop.code)
   finally:
     stop.close()
@@ -102,29 +114,38 @@ def _train(config: Config, workdir: str, command: str, screen, stop) -> int:
   started = time.perf_counter()
   metrics.check_wandb(config.train.wandb_project)
   folder = os.path.join(workdir, "checkpoints")
-  is_resumed = (
-    checkpoint.choose_resume(folder, config.checkpoint.resume) == "restore"
-  )
   record = os.path.join(workdir, "config.json")
-  if is_resumed:
-    workdir_lib.read_record(workdir)
+
+  def look() -> bool:
+    how = checkpoint.choose_resume(folder, config.checkpoint.resume)
+    if how == "restore":
+      workdir_lib.read_record(workdir)
+    return how == "restore"
+
+  is_resumed = processes.share(look)
   checkpoint.preload()
 
   # Data and model
-  prepared = store.prepare(config.data, screen.say)
+  prepared = processes.in_turn(lambda: store.prepare(config.data, screen.say))
+  processes.agree("the prepared data", prepared.fingerprint)
   runtime.give_back_memory()
   mesh = sharding.make_mesh(config.mesh)
-  screen.is_speaking = jax.process_index() == 0
   preflight.check_batch(config, mesh)
   config = preflight.resolve_vocab(config, prepared)
   preflight.check_prompt(config, prepared.tokenizer)
   for _, tokens in prepared.train:
     store.check_length(tokens, config.data.seq_len)
-  if is_resumed or os.path.exists(record):
-    workdir_lib.check_same_run(workdir, config, prepared.fingerprint)
+
+  def check_run() -> None:
+    if is_resumed or os.path.exists(record):
+      workdir_lib.check_same_run(workdir, config, prepared.fingerprint)
+
+  processes.share(check_run)
   if config.train.init_from is not None and not is_resumed:
-    preflight.check_init(config.train.init_from, prepared.tokenizer)
-  model = build_model(config.model, config.mesh.rules)
+    source = config.train.init_from
+    processes.share(lambda: preflight.check_init(source, prepared.tokenizer))
+  platform = mesh.devices.flat[0].platform
+  model = build_model(config.model, config.mesh.rules, platform)
   _, specs = model.abstract_params()
   tx = optim.build_optimizer(config.optim, specs)
   schedule = optim.build_schedule(config.optim, config.train.num_steps)
@@ -133,8 +154,9 @@ def _train(config: Config, workdir: str, command: str, screen, stop) -> int:
   screen.table(preflight.describe(config, mesh, abstract, prepared))
 
   # Compile while the state is made or read
-  rows = pipeline_rows(config, mesh)
+  size = config.train.global_batch_size
   batch_place = sharding.batch_sharding(mesh, config.mesh.rules)
+  rows = sharding.local_rows(batch_place, (size, config.data.seq_len))
   step_function = step_lib.make_train_step(model, tx, schedule, config)
   keeper = checkpoint.Checkpointer(
     folder,
@@ -166,11 +188,17 @@ def _train(config: Config, workdir: str, command: str, screen, stop) -> int:
   screen.say(line)
   if is_resumed:
     screen.say(f"going on from step {first:,}")
-  if jax.process_index() == 0 and not os.path.exists(record):
-    workdir_lib.write_text(
-      os.path.join(workdir, "tokenizer.json"), prepared.tokenizer.to_json()
-    )
-    workdir_lib.write_config(workdir, config, prepared.fingerprint)
+
+  def write_record() -> None:
+    if not os.path.exists(record):
+      workdir_lib.write_text(
+        os.path.join(workdir, "tokenizer.json"), prepared.tokenizer.to_json()
+      )
+      workdir_lib.write_config(workdir, config, prepared.fingerprint)
+
+  processes.share(write_record)
+  if processes.index() > 0:
+    workdir_lib.await_file(record)
   reporter = Reporter(config, workdir, first, screen, model, mesh, prepared)
   if first >= total and reporter.has_reported():
     screen.say(f"this run is finished: all {total:,} steps are done")
@@ -181,7 +209,7 @@ def _train(config: Config, workdir: str, command: str, screen, stop) -> int:
     prepared,
     config.data,
     config.seed,
-    config.train.global_batch_size,
+    size,
     rows,
     first,
   )
@@ -192,7 +220,7 @@ def _train(config: Config, workdir: str, command: str, screen, stop) -> int:
       pending = None
       for index in range(first, total):
         waited = time.perf_counter()
-        batch = place_batch(next(batches), config, batch_place, rows)
+        batch = sharding.place_batch(next(batches), batch_place, rows, size)
         reporter.meter.data_wait += time.perf_counter() - waited
         reporter.profile(index)
         state, result = train_step(state, batch)
@@ -201,31 +229,35 @@ def _train(config: Config, workdir: str, command: str, screen, stop) -> int:
         pending = (index + 1, result)
 
         done = index + 1
+        code = stop.check(done)
         is_last = done == total
         is_saving = keeper.should_save(done) or is_last
-        if is_saving or reporter.is_due(done) or stop.code is not None:
+        if is_saving or reporter.is_due(done) or code is not None:
           reporter.finish(*pending, is_forced=True)
           pending = None
-          if stop.code is None and not is_last:
+          if code is None and not is_last:
             reporter.report_on(done, state)
-          if is_saving or stop.code is not None:
+          if is_saving or code is not None:
             keeper.save(done, state, force=True)
           reporter.meter.restart()
-          if stop.code is not None and not is_last:
+          if code is not None and not is_last:
             break
       keeper.wait()
       reporter.end_profile()
-      if stop.code is None:
+      code = stop.check(int(state.step))
+      if code is None:
         seconds = time.perf_counter() - started
-        reporter.report(state, seconds, lambda: stop.code is not None)
-    if stop.code is None:
+        is_stopped = lambda: stop.check(total) is not None
+        reporter.report(state, seconds, is_stopped)
+        code = stop.check(total)
+    if code is None:
       return 0
     screen.close()
     screen.say(
       f"stopped at step {int(state.step):,} of {total:,}, saved; go on with: "
       f"{command}"
     )
-    return stop.code
+    return code
   except Diverged as error:
     screen.close()
     keeper.wait()
@@ -264,28 +296,3 @@ def compile_step(step_function, abstract, config: Config, mesh, batch_place):
   if memory is not None:
     peak = memory.argument_size_in_bytes + memory.temp_size_in_bytes
   return compiled, seconds, peak
-
-
-def pipeline_rows(config: Config, mesh) -> np.ndarray:
-  """Returns the rows of a global batch that this process reads."""
-  shape = (config.train.global_batch_size, config.data.seq_len)
-  place = sharding.batch_sharding(mesh, config.mesh.rules)
-  mine = place.addressable_devices_indices_map(shape).values()
-  rows = {r for index in mine for r in range(*index[0].indices(shape[0]))}
-  return np.array(sorted(rows))
-
-
-def place_batch(batch: dict, config: Config, place, rows: np.ndarray) -> dict:
-  """Returns this process's rows as parts of global arrays."""
-  if jax.process_count() == 1:
-    return jax.device_put(batch, place)
-  size = config.train.global_batch_size
-
-  def put(local):
-    pick = lambda index: local[
-      np.searchsorted(rows, np.arange(*index[0].indices(size)))
-    ][:, index[1]]
-    shape = (size, *local.shape[1:])
-    return jax.make_array_from_callback(shape, place, pick)
-
-  return jax.tree.map(put, batch)

@@ -61,13 +61,16 @@ def check_init(workdir: str, tokenizer) -> None:
 def check_batch(config: Config, mesh) -> None:
   """Raises InputError unless batches divide over the mesh."""
   table = sharding.RULES[config.mesh.rules]
+  where = ""
+  if jax.process_count() > 1:
+    where = f", on {mesh.size} devices of {jax.process_count()} processes,"
   part = config.train.global_batch_size // config.train.num_microbatches
   shards = int(np.prod([mesh.shape[a] for a in table["batch"]]))
   axes = " x ".join(table["batch"])
   if part % shards:
     raise InputError(
-      f"a microbatch has {part} sequences, which mesh {axes} = {shards} "
-      "does not divide; change train.global_batch_size or "
+      f"a microbatch has {part} sequences, which mesh {axes} = {shards}"
+      f"{where} does not divide; change train.global_batch_size or "
       "train.num_microbatches"
     )
   pieces = int(np.prod([mesh.shape[a] for a in table["length"]]))

@@ -10,7 +10,16 @@ import os
 import jax
 import numpy as np
 
-from gpt_jax import console, decode, flops, metrics, plot, preflight, score
+from gpt_jax import (
+  console,
+  decode,
+  flops,
+  metrics,
+  plot,
+  preflight,
+  processes,
+  score,
+)
 from gpt_jax import workdir as workdir_lib
 from gpt_jax.config import Config
 from gpt_jax.data import store
@@ -45,12 +54,13 @@ class Reporter:
     self.screen, self.model, self.mesh = screen, model, mesh
     self.prepared = prepared
     self.writers = None
-    if jax.process_index() == 0:
+    self.is_writing = processes.index() == 0
+    if self.is_writing:
       self.writers = metrics.Writers(workdir, first, config.train.wandb_project)
     self.meter = metrics.Meter(
       config.train.global_batch_size * config.data.seq_len,
       flops.train_flops_per_token(config.model, config.data.seq_len),
-      preflight.device_peak(mesh),
+      preflight.device_peak(mesh) if self.is_writing else None,
     )
     self.is_profiling = False
 
@@ -66,6 +76,7 @@ class Reporter:
       Diverged: more than train.max_nonfinite_steps in a row were skipped.
     """
     values = {k: float(v) for k, v in jax.device_get(result).items()}
+    processes.mark()
     if not is_forced:
       self.meter.mark()
     t = self.config.train
@@ -108,10 +119,14 @@ class Reporter:
 
   def catch_up(self, state) -> None:
     """Does what was due at the first step and was put off by a signal."""
-    rows = metrics.read_rows(os.path.join(self.workdir, "metrics.jsonl"))
-    names = [k for r in rows if r["step"] == self.first for k in r]
-    is_there = any(name.startswith("eval/") for name in names)
-    if self.first and self.is_due(self.first) and not is_there:
+
+    def is_there() -> bool:
+      rows = metrics.read_rows(os.path.join(self.workdir, "metrics.jsonl"))
+      names = [k for r in rows if r["step"] == self.first for k in r]
+      return any(name.startswith("eval/") for name in names)
+
+    is_due = self.first and self.is_due(self.first)
+    if is_due and not processes.share(is_there):
       self.report_on(self.first, state)
 
   def report(self, state, seconds: float, is_stopped=lambda: False) -> None:
@@ -144,7 +159,8 @@ class Reporter:
         f"{name}: loss {result['loss']:.4f}, perplexity "
         f"{result['perplexity']:.2f}, over all {result['num_tokens']:,} tokens"
       )
-      self.screen.table(self._yardstick(result, tokens))
+      if self.is_writing:
+        self.screen.table(self._yardstick(result, tokens))
     if c.sample.every_steps and not is_stopped():
       text = self._sample(total, state)
       self.screen.say("sample:")
@@ -165,7 +181,7 @@ class Reporter:
 
   def has_reported(self) -> bool:
     """Returns whether `report` came to its end."""
-    return os.path.exists(self._curve_path())
+    return processes.share(lambda: os.path.exists(self._curve_path()))
 
   def profile(self, index: int) -> None:
     """Starts and stops the profiler around the steps asked for.
@@ -176,7 +192,7 @@ class Reporter:
     t = self.config.train
     # Three steps settle first, where there are as many.
     start = min(self.first + 3, t.num_steps - 1)
-    if t.profile_steps and index == start:
+    if t.profile_steps and index == start and self.is_writing:
       jax.profiler.start_trace(os.path.join(self.workdir, "profile"))
       self.is_profiling = True
     elif index == start + t.profile_steps:

@@ -1,16 +1,53 @@
-"""The machine: platform, simulated devices, compilation cache, quiet logs.
+"""The machine: platform, devices, place among processes, caches, quiet logs.
 
 The one reader of os.environ. `start` must run before jax is imported anywhere.
 """
 
 import contextlib
 import ctypes
+import dataclasses
 import glob
+import io
 import logging
 import os
 import sys
 import tempfile
 import warnings
+
+from gpt_jax.config import InputError
+
+EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+  """Which process this is, of how many, and where they meet.
+
+  Attributes:
+    address: "HOST:PORT" of process 0, as all processes know it.
+    count: how many there are, 2 or more.
+    index: which one this is, from 0.
+    local_devices: the GPUs of this machine that are this process's; None: all.
+    bind: "HOST:PORT" that process 0 listens at; None: PORT of any interface.
+    join_seconds: how long they wait for each other.
+    stuck_seconds: how long one may make no progress, at least.
+  """
+
+  address: str
+  count: int
+  index: int
+  local_devices: list[int] | None
+  bind: str | None
+  join_seconds: float
+  stuck_seconds: float
+
+  @property
+  def host(self) -> str:
+    return self.address.rpartition(":")[0].strip("[]")
+
+  @property
+  def port(self) -> int:
+    return int(self.address.rpartition(":")[2])
 
 
 def start(devices: int | None = None) -> None:
@@ -36,6 +73,154 @@ def start(devices: int | None = None) -> None:
   os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
   keep_freed_memory()
   quiet_logs()
+
+
+def find_place() -> Place | None:
+  """Returns this process's place among several; None where it is alone.
+
+  Looked for in this order: the three variables of EXPLICIT; a step of SLURM
+  with more than one task; the hosts of a TPU.
+
+  Raises:
+    InputError: a variable is missing, malformed or contradicts another.
+  """
+  seconds = {
+    "join_seconds": _positive("GPT_JAX_JOIN_SECONDS", 300.0),
+    "stuck_seconds": _positive("GPT_JAX_STUCK_SECONDS", 600.0),
+  }
+  found = _find_explicit() or _find_slurm() or _find_tpu()
+  if found is None:
+    return None
+  address, count, index, local = found
+  if count < 2:
+    return None
+  bind = os.environ.get("JAX_COORDINATOR_BIND_ADDRESS") or None
+  return Place(address, count, index, local, bind, **seconds)
+
+
+def _find_explicit():
+  values = {name: os.environ.get(name, "") for name in EXPLICIT}
+  missing = [name for name, value in values.items() if not value]
+  if len(missing) == len(EXPLICIT):
+    return None
+  if missing:
+    there = [name for name in EXPLICIT if name not in missing]
+    raise InputError(
+      f"{' and '.join(there)} set without {' and '.join(missing)}; several "
+      "processes need all three, one process none of them"
+    )
+  address, count, index = values.values()
+  host, colon, port = address.rpartition(":")
+  if not (host and colon and port.isascii() and port.isdigit()) or not (
+    0 < int(port) < 1 << 16
+  ):
+    raise InputError(
+      f"JAX_COORDINATOR_ADDRESS is {address!r}; it must be HOST:PORT of "
+      "process 0, for instance 10.0.0.1:1234"
+    )
+  count = _whole("JAX_NUM_PROCESSES", 1)
+  index = _whole("JAX_PROCESS_ID", 0)
+  if index >= count:
+    raise InputError(
+      f"JAX_PROCESS_ID is {index} and JAX_NUM_PROCESSES is {count}; ids count "
+      f"from 0 to {count - 1}"
+    )
+  return address, count, index, None
+
+
+def _find_slurm():
+  # Only srun sets it: a batch script alone is one process.
+  if not os.environ.get("SLURM_STEP_NUM_TASKS"):
+    return None
+  count = _whole("SLURM_STEP_NUM_TASKS", 1)
+  if count < 2:
+    return None
+  from jax._src.clusters.slurm_cluster import SlurmCluster
+
+  port = os.environ.get("JAX_COORDINATOR_PORT")
+  try:
+    address = SlurmCluster.get_coordinator_address(None, port)
+    # Each task of a machine has a GPU of its own, unless SLURM shows it but
+    # one; a machine's only task has all of them.
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES", "0,1").split(",")
+    tasks = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "2").split("(")[0]
+    is_shared = tasks != "1" and len(seen) > 1
+    local = [_whole("SLURM_LOCALID", 0)] if is_shared else None
+  except KeyError as error:
+    raise InputError(
+      f"SLURM_STEP_NUM_TASKS is {count} and {error.args[0]} is not set; start "
+      "the processes with srun"
+    ) from None
+  return address, count, _whole("SLURM_PROCID", 0), local
+
+
+def _find_tpu():
+  devices = ("/dev/accel*", "/dev/vfio/[0-9]*")
+  is_asked = os.environ.get("JAX_PLATFORMS", "tpu").split(",")[0] == "tpu"
+  if not is_asked or not any(map(glob.glob, devices)):
+    return None
+  from jax._src.clusters import cloud_tpu_cluster
+
+  kinds = cloud_tpu_cluster.GkeTpuCluster, cloud_tpu_cluster.GceTpuCluster
+  port = os.environ.get("JAX_COORDINATOR_PORT")
+  wait = int(_positive("GPT_JAX_JOIN_SECONDS", 300.0))
+  try:
+    for kind in kinds:
+      if kind.is_env_present():
+        count = kind.get_process_count()
+        if count < 2:
+          return None
+        address = kind.get_coordinator_address(wait, port)
+        return address, count, kind.get_process_id(), None
+  except (OSError, RuntimeError, ValueError) as error:
+    # Of the metadata server, of a name that does not come, of a list of hosts.
+    raise InputError(
+      f"the hosts of this TPU cannot be found: {error}; set "
+      f"{', '.join(EXPLICIT)} instead, or JAX_PLATFORMS=cpu"
+    ) from None
+  return None
+
+
+def _whole(name: str, least: int) -> int:
+  text = os.environ.get(name, "")
+  if not (text.isascii() and text.isdigit() and int(text) >= least):
+    found = repr(text) if text else "not set"
+    raise InputError(
+      f"{name} is {found}; it must be a whole number, {least} or more"
+    )
+  return int(text)
+
+
+def _positive(name: str, default: float) -> float:
+  text = os.environ.get(name) or str(default)
+  try:
+    value = float(text)
+    if not 0 < value < 1e7:
+      raise ValueError
+  except ValueError:
+    raise InputError(
+      f"{name} is {text!r}; it must be a number of seconds above 0"
+    ) from None
+  return value
+
+
+def keep_stdout_for_python() -> None:
+  """Leaves standard output to Python alone.
+
+  gloo greets there from C++ whenever processes connect, in the midst of what a
+  command prints for another to read.
+  """
+  sys.stdout.flush()
+  own = os.dup(sys.stdout.fileno())
+  null = os.open(os.devnull, os.O_WRONLY)
+  os.dup2(null, sys.stdout.fileno())
+  os.close(null)
+  sys.stdout = io.TextIOWrapper(
+    open(own, "wb"),
+    encoding=sys.stdout.encoding,
+    errors="replace",
+    line_buffering=sys.stdout.line_buffering,
+  )
 
 
 def start_tpu_compiler() -> None:

@@ -5,7 +5,7 @@ import math
 
 import jax
 
-from gpt_jax import sharding
+from gpt_jax import processes, sharding
 from gpt_jax.data import pipeline
 from gpt_jax.step import make_eval_step
 
@@ -36,18 +36,20 @@ def score(
   """
   evaluate = compile_eval_step(model, num_loss_chunks)
   placement = sharding.batch_sharding(mesh, model.rules)
+  rows = sharding.local_rows(placement, (batch_size, seq_len))
   nats, count, pending = 0.0, 0.0, None
   total = pipeline.num_eval_batches(tokens, seq_len, batch_size)
   total = min(total, max_batches or total)
   batches = pipeline.eval_batches(
-    tokens, seq_len, batch_size, packing, range(batch_size), max_batches
+    tokens, seq_len, batch_size, packing, rows, max_batches
   )
   with jax.set_mesh(mesh):
     for index, batch in enumerate(batches):
-      batch = jax.device_put(batch, placement)
+      batch = sharding.place_batch(batch, placement, rows, batch_size)
       new = evaluate(params, batch)
       if pending is not None:
         nats, count = nats + float(pending[0]), count + float(pending[1])
+        processes.mark()
       pending = new
       if show is not None and index % 20 == 0:
         show(index, total)

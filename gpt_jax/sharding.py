@@ -9,6 +9,8 @@ compiler propagates shardings from the few constraints that models state.
 import math
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -227,8 +229,71 @@ def axes_size(rules: str, name: str) -> int:
   return math.prod(axis_size(axis) for axis in RULES[rules][name])
 
 
+def zigzag(length: int, parts: int) -> np.ndarray:
+  """Returns the order of a row's tokens that gives every part as much to see.
+
+  Part i of `parts` holds chunks i and 2 parts - 1 - i of 2 parts: under
+  causality an early chunk sees little and a late one much, and each such pair
+  the same. A row that 2 parts do not divide stays in order.
+  """
+  if length % (2 * parts):
+    return np.arange(length, dtype=np.int32)
+  chunks = np.arange(length, dtype=np.int32).reshape(2 * parts, -1)
+  pairs = [(i, 2 * parts - 1 - i) for i in range(parts)]
+  return chunks[np.array(pairs)].reshape(-1)
+
+
+def balance(batch: dict, length: int, parts: int, rules: str):
+  """Returns (batch with every row in zigzag order, slots_1T)."""
+  order = zigzag(length, parts)
+  move = lambda x: constrain(x[:, order], ("batch", "length"), rules)
+  return jax.tree.map(move, batch), jnp.asarray(order)[None]
+
+
 def batch_sharding(mesh: Mesh, rules: str) -> NamedSharding:
   """Returns the placement of (B, T) batches."""
   axes = tuple(a for a in RULES[rules]["batch"] if mesh.shape[a] > 1)
   length = tuple(a for a in RULES[rules]["length"] if mesh.shape[a] > 1)
   return NamedSharding(mesh, P(axes or None, length or None))
+
+
+def local_rows(placement: NamedSharding, shape) -> np.ndarray:
+  """Returns the rows of a (B, T) batch that this process's devices hold."""
+  parts = placement.addressable_devices_indices_map(tuple(shape)).values()
+  rows = {r for index in parts for r in range(*index[0].indices(shape[0]))}
+  return np.array(sorted(rows))
+
+
+def place_batch(batch: dict, placement: NamedSharding, rows, num_rows: int):
+  """Returns global arrays of which this process gives its rows.
+
+  Args:
+    batch: of (b, T) numpy arrays.
+    placement: of the global batch.
+    rows: (b,) which rows these are, ascending, from `local_rows`.
+    num_rows: B.
+  """
+  if placement.is_fully_addressable:
+    return jax.device_put(batch, placement)
+
+  def put(local):
+    def pick(index):
+      wanted = np.arange(*index[0].indices(num_rows))
+      return local[np.searchsorted(rows, wanted)][:, index[1]]
+
+    shape = (num_rows, *local.shape[1:])
+    return jax.make_array_from_callback(shape, placement, pick)
+
+  return jax.tree.map(put, batch)
+
+
+def fetch(x) -> np.ndarray:
+  """Returns a global array whole, wherever its parts are.
+
+  To be called by all processes.
+  """
+  if x.is_fully_addressable or x.is_fully_replicated:
+    return np.asarray(x)
+  from jax.experimental import multihost_utils
+
+  return multihost_utils.process_allgather(x, tiled=True)

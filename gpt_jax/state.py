@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -96,4 +97,4 @@ def init_state(model: Model, tx, config: Config, mesh: Mesh) -> TrainState:
 
   shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
   with jax.set_mesh(mesh):
-    return jax.jit(init, out_shardings=shardings)(jnp.uint32(config.seed))
+    return jax.jit(init, out_shardings=shardings)(np.uint32(config.seed))

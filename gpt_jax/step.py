@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gpt_jax import losses, optim, tree
+from gpt_jax import losses, optim, sharding, tree
 from gpt_jax.config import Config
 from gpt_jax.models import Model
 from gpt_jax.state import TrainState
@@ -28,6 +28,10 @@ def make_loss(model: Model, num_chunks: int):
   """
 
   def loss(params, batch, key=None):
+    length, parts = batch["tokens"].shape[1], sharding.axis_size("seq")
+    slots_1T = None
+    if parts > 1 and model.can_reorder(length, key is not None):
+      batch, slots_1T = sharding.balance(batch, length, parts, model.rules)
     targets_BT, mask_BT = batch["targets"], batch.get("mask")
     out, balance_B = model.apply(
       params,
@@ -35,6 +39,7 @@ def make_loss(model: Model, num_chunks: int):
       batch.get("positions"),
       batch.get("segments"),
       key=key,
+      slots_1T=slots_1T,
       is_headless=num_chunks > 1,
       needs_balance=True,
     )

@@ -6,7 +6,7 @@ A thin door: flags and config are read and checked before jax is imported.
 import shlex
 import sys
 
-from gpt_jax import cli, runtime
+from gpt_jax import cli, processes, runtime
 from gpt_jax import config as config_lib
 
 
@@ -21,6 +21,10 @@ def main(argv: list[str]) -> int:
   args, overrides = cli.parse(parser, argv)
   config = config_lib.freeze(cli.load_config(args.config, overrides))
   runtime.start(args.devices)
+  processes.join(
+    {"--workdir": args.workdir, "--devices": args.devices}
+    | config_lib.flatten(config)
+  )
 
   from gpt_jax import loop
 

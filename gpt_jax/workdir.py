@@ -5,11 +5,14 @@ metrics.jsonl  one object a row
 tokenizer.json, checkpoints/, samples/, plots/, tensorboard/, profile/
 """
 
+import contextlib
 import importlib.metadata
 import json
 import os
+import socket
 import subprocess
 import sys
+import time
 
 import gpt_jax
 from gpt_jax import config as config_lib
@@ -17,6 +20,8 @@ from gpt_jax.config import Config, InputError
 
 # Keys that what reads a finished run may change.
 OVERRIDABLE = ("mesh.", "data.dir")
+# Seconds until a shared disk shows everywhere what one machine wrote.
+SHARED_SECONDS = 60.0
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -118,6 +123,26 @@ def write_text(path: str, text: str) -> None:
     raise
 
 
+def await_file(path: str) -> None:
+  """Returns once a file is seen that process 0 has written.
+
+  Raises:
+    InputError: it does not appear: this machine has another disk there.
+  """
+  deadline = time.monotonic() + SHARED_SECONDS
+  while not os.path.isfile(path):
+    if time.monotonic() > deadline:
+      raise InputError(
+        f"{path} was written by process 0 and is not seen here on "
+        f"{socket.gethostname()}; --workdir must be on a disk that all "
+        "processes share"
+      )
+    # Listed anew: a network disk may remember for a while that it was absent.
+    with contextlib.suppress(OSError):
+      os.listdir(os.path.dirname(path))
+    time.sleep(0.1)
+
+
 def find_commit() -> str | None:
   """Returns the commit of this source tree, "+" if changed; None outside."""
   here = os.path.dirname(os.path.abspath(__file__))
@@ -161,7 +186,8 @@ def open_run(workdir: str, overrides: dict[str, str] | None = None, say=print):
     )
     mesh = sharding.make_mesh(config.mesh)
   tokenizer = tokenizer_lib.load(os.path.join(workdir, "tokenizer.json"))
-  model = build_model(config.model, config.mesh.rules)
+  platform = mesh.devices.flat[0].platform
+  model = build_model(config.model, config.mesh.rules, platform)
   shapes, specs = model.abstract_params()
   placed = sharding.shardings_of(shapes, specs, config.mesh.rules, mesh)
   abstract = jax.tree.map(

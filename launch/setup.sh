@@ -1,6 +1,7 @@
 # shellcheck shell=bash
-# Sourced by local.sh and test.sh from the repo root. `setup LOCK` leaves the
-# interpreter of an environment that holds what the lock names in $python.
+# Sourced by the other scripts from the repo root. `setup LOCK` leaves the
+# interpreter of an environment that holds what the lock names in $python;
+# `setup LOCK --dry-run` tells which one it would be and installs nothing.
 # Runs under bash 3.2 (macOS) and needs nothing but coreutils and grep.
 
 die() {
@@ -23,7 +24,7 @@ is_new_enough() {
 is_launching() {
   [[ $1 != "$$" ]] && kill -0 "$1" 2>/dev/null &&
     { [[ ! -r /proc/$1/cmdline ]] ||
-      grep -qaE '(local|test)\.sh' "/proc/$1/cmdline"; }
+      grep -qaE '(local|test|slurm|host)\.sh' "/proc/$1/cmdline"; }
 }
 
 find_python() {
@@ -88,7 +89,10 @@ setup() {
     fi
   fi
   python=$PWD/$home/bin/python
-  local stamp=$home/.gpt_jax
+  stamp=$home/.gpt_jax
+  if [[ ${2:-} == --dry-run ]]; then
+    return
+  fi
 
   wanted="$lock $here $(cksum <"$lock")"
   if [[ -n $here ]] && grep -qxF "$wanted" "$stamp" 2>/dev/null; then
@@ -141,4 +145,19 @@ setup() {
       echo "requirements.txt $here $(cksum <requirements.txt)"
     fi
   } >"$stamp"
+}
+
+# `add_extra NAME` after `setup`: also installs that extra of pyproject.toml,
+# at the versions of the lock where it names them.
+add_extra() {
+  local wanted
+  wanted="extra $1 $(cksum <requirements.txt)"
+  if grep -qxF "$wanted" "$stamp"; then
+    return
+  fi
+  printf 'gpt_jax: installing the extra %s\n' "$1" >&2
+  "$python" -m pip --disable-pip-version-check install -q \
+    -c requirements.txt -e ".[$1]" ||
+    die "the extra $1 could not be installed; the reason is above; run this again once it is mended."
+  echo "$wanted" >>"$stamp"
 }

@@ -8,12 +8,15 @@ write down what they are asked.
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
+import time
 
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 SCRIPTS = ("launch/local.sh", "launch/test.sh", "launch/setup.sh", ".ci/run")
+SCRIPTS += ("launch/processes.sh",)
 TOOLS = ("bash", "dirname", "cksum", "grep", "sed", "tail", "cat", "rm", "cp")
 TOOLS += ("mkdir", "ln", "chmod", "sleep")
 
@@ -47,6 +50,14 @@ case "$1 ${2:-}" in
     shift
     log "$@"
     echo "pid $$ cwd $PWD data ${GPT_JAX_TEST_DATA:-none}"
+    [[ -z ${JAX_PROCESS_ID:-} ]] ||
+      log "$JAX_PROCESS_ID of $JAX_NUM_PROCESSES at $JAX_COORDINATOR_ADDRESS"
+    if [[ ${STUB_WAITS:-} == *"${JAX_PROCESS_ID:-none}"* ]]; then
+      trap 'log "$JAX_PROCESS_ID heard"; exit 75' TERM INT
+      log "$JAX_PROCESS_ID waits"
+      while :; do sleep 0.1; done
+    fi
+    [[ ${STUB_DIES:-none} != "${JAX_PROCESS_ID:-}" ]] || exit 9
     [[ $1 != "${STUB_FAILS:-}" ]] || exit 7 ;;
 esac
 """
@@ -101,7 +112,7 @@ class House:
     """Returns (stdout, stderr, log lines) of one launch."""
     self.log_file.write_text("")
     process = self.start(script, *words, **more)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=60)
     assert process.returncode == code, out + err
     return out, err, self.log_file.read_text().splitlines()
 
@@ -288,6 +299,46 @@ def test_the_workdir_is_named_after_the_config_unless_given(
   log = house.launch(*words)[2]
   default = [f"--workdir={workdir}"] if workdir else []
   assert log[-1] == " ".join(["gpt_jax.train", *default, *words])
+
+
+def test_several_processes_get_one_address_and_an_index_each(house):
+  _, _, log = house.launch("--processes=3", "--config.seed=1", "--devices=2")
+  trained = "gpt_jax.train --workdir=runs/tiny --config.seed=1 --devices=2"
+  assert log[2:].count(trained) == 3
+  # What the stub answers where it is asked for a free port.
+  places = [f"{i} of 3 at 127.0.0.1:3.11" for i in range(3)]
+  assert sorted(line for line in log if " of 3 at " in line) == places
+  assert house.launch("--processes", "1", "--config.seed=1")[2] == [
+    "gpt_jax.train --workdir=runs/tiny --config.seed=1"
+  ]
+  for wrong in ("0", "two", "", "-1"):
+    _, err, log = house.launch(f"--processes={wrong}", code=1)
+    assert err.count("\n") == 1 and "whole number" in err and not log
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_passed_on_once_and_the_code_comes_back(house, sent):
+  house.launch()
+  house.log_file.write_text("")
+  process = house.start("launch/local.sh", "--processes=2", STUB_WAITS="0")
+  while "0 waits" not in house.log_file.read_text():
+    assert process.poll() is None
+    time.sleep(0.02)
+  process.send_signal(sent)
+  out, err = process.communicate(timeout=30)
+  assert process.returncode == 75, out + err
+  assert house.log_file.read_text().count("heard") == 1
+
+
+def test_one_that_fails_ends_the_others_and_gives_its_code(house):
+  house.launch()
+  started = time.monotonic()
+  log = house.launch("--processes=3", code=9, STUB_DIES="2", STUB_WAITS="01")[2]
+  assert sorted(line for line in log if "heard" in line) == [
+    "0 heard",
+    "1 heard",
+  ]
+  assert time.monotonic() - started < 30
 
 
 def test_the_trainer_is_the_launched_process_and_runs_in_the_repo(

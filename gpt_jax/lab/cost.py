@@ -56,7 +56,7 @@ class Op:
 
   name: str
   op_name: str
-  count: int
+  count: float
   flops: float
   bytes: float
   is_async: bool
@@ -76,7 +76,7 @@ class Collective:
   """
 
   kind: str
-  count: int
+  count: float
   bytes: float
   groups: tuple
   op_name: str
@@ -112,7 +112,7 @@ def measure(module: hlo.Module, num_devices: int, causal: float) -> Cost:
   """
   ops, found, unknown = [], {}, []
 
-  def visit(name: str, count: int):
+  def visit(name: str, count: float):
     computation = module.computations[name]
     for instruction in computation.instructions.values():
       opcode = instruction.opcode
@@ -127,9 +127,12 @@ def measure(module: hlo.Module, num_devices: int, causal: float) -> Cost:
         branches = re.findall(
           r"%([\w.\-]+)",
           instruction.attribute("branch_computations")
-          or instruction.attribute("true_computation"),
+          or instruction.attribute("true_computation")
+          + instruction.attribute("false_computation"),
         )
-        visit(branches[0], count)
+        # Which is taken is not known; ring attention takes half.
+        for branch in branches:
+          visit(branch, count / len(branches))
       if opcode in _FREE:
         continue
       for kind, key, entry in _collectives(
@@ -255,13 +258,18 @@ def _kernel_flops(computation, instruction) -> float:
   name = instruction.op_name.lower() + instruction.name.lower()
   if not re.search(r"splash|flash|attention", name):
     return 0.0
-  shapes = [
-    computation.instructions[n].arrays[0].dims
+  arrays = [
+    computation.instructions[n].arrays[0]
     for n in instruction.operands
     if n in computation.instructions
     and len(computation.instructions[n].arrays) == 1
   ]
-  shapes = [s for s in shapes if len(s) >= 3 and s[-1] >= 32]
+  # What says which blocks to skip comes first, and is of integers.
+  shapes = [
+    a.dims
+    for a in arrays
+    if a.dtype in ("bf16", "f16", "f32") and len(a.dims) >= 3
+  ]
   if len(shapes) < 2:
     return 0.0
   queries, keys = shapes[0], shapes[1]

@@ -10,7 +10,16 @@ import os
 from gpt_jax import chips, flops, sharding
 from gpt_jax import config as config_lib
 from gpt_jax.config import Config, InputError
-from gpt_jax.lab import analytic, aot, cost, hlo, memory, report, roofline
+from gpt_jax.lab import (
+  analytic,
+  aot,
+  cost,
+  hlo,
+  memory,
+  remedy,
+  report,
+  roofline,
+)
 
 EXIT_DOES_NOT_FIT = 4
 
@@ -32,7 +41,7 @@ def run(config: Config, topology: chips.Topology, args, typed) -> int:
     say(report.heading(config, topology))
     plan = make(config, topology)
     if not plan["memory"]["fits"]:
-      plan["remedy"] = find_remedy(plan, config, topology, say)
+      plan["remedy"] = remedy.find(plan, config, topology, make, say)
   if args.out:
     write(plan, args.out)
   if args.json:
@@ -66,7 +75,8 @@ def make(config: Config, topology: chips.Topology) -> dict:
   except aot.OutOfMemory as error:
     return plan | _refused(config, topology, error)
   module = hlo.parse(compiled.text)
-  costs = cost.measure(module, topology.num_devices, 0.5)
+  scores = causal_part(config.data.seq_len, config.model.sliding_window)
+  costs = cost.measure(module, topology.num_devices, scores)
   traffic = roofline.measure_traffic(costs.collectives, built.mesh, topology)
   kept = memory.split(
     built, compiled, module, analytic.available_bytes(topology)
@@ -80,6 +90,13 @@ def make(config: Config, topology: chips.Topology) -> dict:
     "unknown_loops": costs.unknown_loops,
     "roofline": _roofline(terms, config, topology),
   }
+
+
+def causal_part(seq_len: int, window: int | None) -> float:
+  """Returns the part of all scores that a causal kernel cannot skip."""
+  if window is None or window >= seq_len:
+    return 0.5
+  return window * (seq_len - window / 2) / seq_len**2
 
 
 def _estimated(config: Config, topology: chips.Topology) -> dict:
@@ -166,98 +183,6 @@ def _roofline(terms: roofline.Terms, config: Config, topology) -> dict:
     "hours": hours,
     "chip_hours": hours * topology.num_chips,
   }
-
-
-def changes(config: Config, topology) -> list[tuple[str, Config, object]]:
-  """Returns (flags to type, config, topology) that need less memory, in the
-  order in which they cost least."""
-  found = []
-
-  def add(section: str, topology=topology, **values):
-    part = dataclasses.replace(getattr(config, section), **values)
-    try:
-      changed = config_lib.freeze(
-        _as_dict(dataclasses.replace(config, **{section: part}))
-      )
-    except InputError:
-      return
-    words = [f"--config.{section}.{k}={v}" for k, v in values.items()]
-    found.append((" ".join(words), changed, topology))
-
-  m, t, mesh = config.model, config.train, config.mesh
-  if t.num_loss_chunks == 1:
-    for chunks in (8, 16):
-      add("train", num_loss_chunks=chunks)
-  if m.remat != "full":
-    add("model", remat="full", scan_layers=True)
-  sizes = dict(
-    zip(
-      sharding.AXES,
-      sharding.mesh_sizes(mesh, topology.num_devices),
-      strict=True,
-    )
-  )
-  rows = t.global_batch_size // (sizes["data"] * sizes["fsdp"])
-  parts = t.num_microbatches
-  while parts * 2 <= rows:
-    parts *= 2
-    add("train", num_microbatches=parts)
-  if sizes["data"] > topology.num_slices:
-    more = sizes["data"] // topology.num_slices * sizes["fsdp"]
-    add("mesh", data=topology.num_slices, fsdp=more)
-  if config.optim.moment_dtype == "float32":
-    add("optim", moment_dtype="bfloat16", beta2=0.99)
-  for way in (2, 4, 8):
-    if sizes["fsdp"] % way == 0 and m.num_heads % (sizes["tensor"] * way) == 0:
-      add("mesh", fsdp=sizes["fsdp"] // way, tensor=sizes["tensor"] * way)
-  if topology.chip is not None and topology.chip.shapes:
-    size = topology.name.partition(":")[2]
-    larger = topology.chip.shapes[topology.chip.shapes.index(size) + 1 :]
-    for shape in larger:
-      name = f"{topology.chip.word}:{shape}"
-      more = chips.parse_topology(name, topology.num_slices)
-      if sizes["data"] == topology.num_slices:
-        changed = dataclasses.replace(mesh, fsdp=-1, data=sizes["data"])
-      else:
-        changed = dataclasses.replace(mesh, data=-1, fsdp=sizes["fsdp"])
-      changed = dataclasses.replace(config, mesh=changed)
-      found.append((f"--topology={name}", changed, more))
-  return found
-
-
-def _as_dict(config: Config) -> dict:
-  return dataclasses.asdict(config)
-
-
-def find_remedy(plan: dict, config: Config, topology, say) -> dict | None:
-  """Returns the nearest change that fits, None if none of those known does.
-
-  Each is judged by its estimate, scaled by how the compiler's figure for this
-  config compares with the estimate for it; for a TPU the one that is found is
-  compiled too.
-  """
-  needed, available = plan["memory"]["peak"], plan["memory"]["available"]
-  base = analytic.estimate(config, topology).memory.peak
-  ratio = needed / base
-  for flags, changed, where in changes(config, topology):
-    try:
-      guess = analytic.estimate(changed, where).memory.peak * ratio
-    except InputError:
-      continue
-    if guess > available:
-      continue
-    if topology.platform != "tpu":
-      return {"flags": flags, "bytes": int(guess), "basis": "estimated"}
-    say(f"does not fit; compiling with {flags} ...")
-    try:
-      tried = make(changed, where)
-    except InputError:
-      continue
-    if tried["memory"]["fits"]:
-      peak = tried["memory"]["peak"]
-      return {"flags": flags, "bytes": peak, "basis": "compiled"}
-    ratio = max(ratio, ratio * tried["memory"]["peak"] / guess)
-  return None
 
 
 def write(plan: dict, folder: str) -> None:

@@ -107,7 +107,7 @@ def _collective_lines(plan: dict) -> list[str]:
   for t in plan["collectives"][:14]:
     size = console.format_bytes(t["bytes"])
     found.append(
-      f"  {t['kind']:<19} {t['axis']:<13} {t['count']:>7,} {size:>12} "
+      f"  {t['kind']:<19} {t['axis']:<13} {t['count']:>7,.0f} {size:>12} "
       f"{seconds(t['ici_seconds']):>9} {seconds(t['dcn_seconds']):>9}"
     )
   rest = plan["collectives"][14:]

@@ -58,6 +58,11 @@ class Terms:
     return max(self.ops, self.hbm, self.ici, self.dcn)
 
   @property
+  def rank(self) -> float:
+    """Returns seconds to rank settings by: little of what could hide does."""
+    return self.step + 0.2 * (self.hbm + self.ici + self.dcn)
+
+  @property
   def binding(self) -> str:
     """Returns compute, hbm, ici or dcn."""
     chip = "compute" if self.compute >= self.hbm else "hbm"

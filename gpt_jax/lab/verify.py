@@ -42,6 +42,7 @@ SMALL = {
 MODELS = {
   "gpt": {},
   "grouped": {"model.num_kv_heads": "4", "train.num_loss_chunks": "3"},
+  "experts": {"model.num_experts": "8", "model.mlp": "swiglu"},
 }
 # model, mesh, what else
 MESHES = [
@@ -60,6 +61,8 @@ MESHES = [
   ("gpt", {"data": 4, "fsdp": 2}, {"mesh.rules": "replicated"}),
   ("grouped", {"fsdp": 2, "tensor": 4}, {}),
   ("grouped", {"fsdp": 2, "seq": 2, "tensor": 2}, {}),
+  ("experts", {"fsdp": 2, "expert": 4}, {}),
+  ("experts", {"expert": 2, "seq": 2, "tensor": 2}, {}),
 ]
 
 
@@ -133,7 +136,8 @@ def losses_of(config: config_lib.Config) -> list[float]:
   config = preflight.resolve_vocab(config, prepared)
   sizes = [getattr(config.mesh, axis) for axis in sharding.AXES]
   mesh = sharding.make_mesh(config.mesh, jax.devices()[: math.prod(sizes)])
-  model = build_model(config.model, config.mesh.rules)
+  platform = mesh.devices.flat[0].platform
+  model = build_model(config.model, config.mesh.rules, platform)
   tx = optim.build_optimizer(config.optim, model.abstract_params()[1])
   schedule = optim.build_schedule(config.optim, config.train.num_steps)
   abstract = state.abstract_state(model, tx, config, mesh)
@@ -145,8 +149,8 @@ def losses_of(config: config_lib.Config) -> list[float]:
     mesh,
     place,
   )
-  rows = loop.pipeline_rows(config, mesh)
   size = config.train.global_batch_size
+  rows = sharding.local_rows(place, (size, config.data.seq_len))
   batches = pipeline.make_train_iterator(
     prepared, config.data, config.seed, size, rows, 0
   )

@@ -10,7 +10,7 @@ import dataclasses
 import jax
 
 from gpt_jax.config import ModelConfig
-from gpt_jax.models import decoder, transformer
+from gpt_jax.models import attend, decoder, transformer
 from gpt_jax.models.layers import Declared
 
 
@@ -21,10 +21,12 @@ class Model:
   Attributes:
     config: its section, vocab_size filled in.
     rules: word of sharding.RULES.
+    platform: cpu, gpu or tpu, what attention's kernel is chosen for.
   """
 
   config: ModelConfig
   rules: str
+  platform: str
 
   def abstract_params(self):
     """Returns (tree of ShapeDtypeStruct, the same tree of ParamSpec)."""
@@ -39,10 +41,22 @@ class Model:
     c = self.config
     if not c.scan_layers:
       params = transformer.unstack_layers(params, c.num_layers)
-    model = decoder.Decoder(c, self.rules, is_stacked=c.scan_layers)
+    model = decoder.Decoder(
+      c, self.rules, is_stacked=c.scan_layers, platform=self.platform
+    )
     return model.apply(
       {"params": params}, tokens_BT, positions_BT, segments_BT, **kw
     )
+
+  def can_reorder(self, length: int, is_dropping: bool) -> bool:
+    """Returns whether rows are worth reordering where they are split.
+
+    Dense attention has nothing to balance, and dropout draws by place.
+    """
+    word = attend.choose(
+      self.config, self.platform, length, is_dropping=is_dropping
+    )
+    return word != "dense" and not is_dropping
 
   def cap_logits(self, logits_BTV, ids_V):
     """Returns what becomes of x_BTD times rows `ids_V` of w_VD."""
@@ -83,7 +97,10 @@ def build_model(
 
   Args:
     rules: word of sharding.RULES.
-    platform: cpu, gpu or tpu; chooses the kernel for attention="auto".
+    platform: cpu, gpu or tpu, of the devices that it will run on.
+
+  Raises:
+    InputError: model.attention names a kernel of another platform.
   """
-  del platform  # the kernels by platform come with attend.py
-  return Model(config, rules)
+  attend.check(config, platform)
+  return Model(config, rules, platform)

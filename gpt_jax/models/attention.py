@@ -13,9 +13,9 @@ from jax.ad_checkpoint import checkpoint_name
 from gpt_jax import config as config_lib
 from gpt_jax import sharding
 from gpt_jax.config import ModelConfig
+from gpt_jax.models.attend import attend
 from gpt_jax.models.layers import (
   declare,
-  dropout,
   project,
   project_together,
   rms_normalize,
@@ -78,12 +78,12 @@ class Attention(nn.Module):
       k_BKSH = write_slots(cache[0], k_BKSH, context.start_B)
       v_BKSH = write_slots(cache[1], v_BKSH, context.start_B)
       cache = (k_BKSH, v_BKSH)
-    keys = ("batch", "kv_heads", "key_length", "head_dim")
-    k_BKSH = sharding.constrain(k_BKSH, keys, self.rules)
-    v_BKSH = sharding.constrain(v_BKSH, keys, self.rules)
+    if context.kernel == "dense":  # the others place keys themselves
+      keys = ("batch", "kv_heads", "key_length", "head_dim")
+      k_BKSH = sharding.constrain(k_BKSH, keys, self.rules)
+      v_BKSH = sharding.constrain(v_BKSH, keys, self.rules)
 
-    y_BKGTH = attend(q_BKGTH, k_BKSH, v_BKSH, context, c, key)
-    y_BKGTH = checkpoint_name(y_BKGTH, "attn")
+    y_BKGTH = attend(q_BKGTH, k_BKSH, v_BKSH, context, c, self.rules, key)
     y_BTNH = y_BKGTH.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
     w_o_NHD = declare(
       self, "o", (N, H, D), ("heads", "head_dim", "embed"), "residual"
@@ -95,44 +95,24 @@ class Attention(nn.Module):
     return y_BTD, cache
 
 
-def attend(q_BKGTH, k_BKSH, v_BKSH, context, config: ModelConfig, key=None):
-  """Softmax attention in float32; returns y_BKGTH in the dtype of q."""
-  scale = q_BKGTH.shape[-1] ** -0.5
-  s_BKGTS = jnp.einsum(
-    "BKGTH,BKSH->BKGTS",
-    q_BKGTH * scale,
-    k_BKSH,
-    preferred_element_type=jnp.float32,
-  )
-  if config.attn_softcap is not None:
-    s_BKGTS = config.attn_softcap * jnp.tanh(s_BKGTS / config.attn_softcap)
-  if config.position == "alibi":  # Press et al. 2021
-    s_BKGTS += context.alibi_BKGTS
-  s_BKGTS = jnp.where(context.mask_BTS[:, None, None], s_BKGTS, -1e30)
-  p_BKGTS = jax.nn.softmax(s_BKGTS, axis=-1).astype(v_BKSH.dtype)
-  p_BKGTS = dropout(p_BKGTS, config.dropout_rate, key, "weights")
-  return jnp.einsum("BKGTS,BKSH->BKGTH", p_BKGTS, v_BKSH)
-
-
-def mask_of(slots_BT, num_slots: int, window, segments_BT):
+def mask_of(slots_BT, keys_1S, window, segments_BT):
   """Returns mask_BTS: which slots a query may see (B is 1 where all agree).
 
   Args:
     slots_BT: index of each query in its row, int32 (1 or B, T).
-    num_slots: S, keys at hand.
+    keys_1S: slots of the keys at hand.
     window: number of last slots that are seen, or None for all.
     segments_BT: document of each slot, where documents are packed; S == T.
   """
-  keys_S = jnp.arange(num_slots)
-  mask_BTS = keys_S <= slots_BT[..., None]
+  mask_BTS = keys_1S <= slots_BT[..., None]
   if window is not None:
-    mask_BTS &= keys_S > slots_BT[..., None] - window
+    mask_BTS &= keys_1S > slots_BT[..., None] - window
   if segments_BT is not None:
     mask_BTS &= segments_BT[:, :, None] == segments_BT[:, None, :]
   return mask_BTS
 
 
-def alibi_of(slots_BT, num_slots: int, num_heads: int, num_kv_heads: int):
+def alibi_of(slots_BT, keys_1S, num_heads: int, num_kv_heads: int):
   """Returns the linear biases (B, K, G, T, S): -slope times the distance.
 
   Slopes are 2^(-8 i / n) for n heads; where n is no power of two, those of the
@@ -143,7 +123,7 @@ def alibi_of(slots_BT, num_slots: int, num_heads: int, num_kv_heads: int):
   finer = [2 ** (-4 * (i + 1) / power) for i in range(0, 2 * power, 2)]
   slopes += finer[: num_heads - power]
   slopes_KG = jnp.array(slopes).reshape(num_kv_heads, -1)
-  distance = slots_BT[..., None] - jnp.arange(num_slots)
+  distance = slots_BT[..., None] - keys_1S
   return -slopes_KG[None, :, :, None, None] * distance[:, None, None]
 
 

@@ -4,6 +4,8 @@ Parameters are always stacked over layers, so that scanned and unrolled runs
 share checkpoints; the unrolled form takes them apart at the door.
 """
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,7 @@ import jax.numpy as jnp
 from gpt_jax import config as config_lib
 from gpt_jax import sharding
 from gpt_jax.config import ModelConfig
+from gpt_jax.models.attend import choose
 from gpt_jax.models.attention import alibi_of, mask_of, rope_of
 from gpt_jax.models.layers import Norm, declare, dropout, product
 from gpt_jax.models.transformer import Context, rematerialised
@@ -23,11 +26,13 @@ class Decoder(nn.Module):
     config: model section of the config, vocab_size filled in.
     rules: word of sharding.RULES.
     is_stacked: whether "blocks" holds all layers in leading dims.
+    platform: cpu, gpu or tpu, what attention's kernel is chosen for.
   """
 
   config: ModelConfig
   rules: str = "standard"
   is_stacked: bool = True
+  platform: str = "cpu"
 
   @nn.compact
   def __call__(
@@ -73,10 +78,28 @@ class Decoder(nn.Module):
     if positions_BT is None:
       positions_BT = slots_BT
     S = T if cache is None else cache[0][0].shape[2]
+    kernel = choose(
+      c,
+      self.platform,
+      T,
+      is_cached=cache is not None,
+      is_dropping=key is not None and c.dropout_rate > 0,
+    )
+    keys_1S = jnp.arange(S)[None] if slots_1T is None else slots_1T
+    mask_BTS = None
+    if kernel == "dense":
+      mask_BTS = mask_of(slots_BT, keys_1S, c.sliding_window, segments_BT)
     context = Context(
-      mask_BTS=mask_of(slots_BT, S, c.sliding_window, segments_BT),
+      kernel=kernel,
+      platform=self.platform,
+      slots_BT=slots_BT,
+      is_ordered=slots_1T is None,
+      segments_BT=segments_BT,
+      mask_BTS=mask_BTS,
       rope=rope_of(positions_BT, c) if c.position == "rope" else None,
-      alibi_BKGTS=alibi_of(slots_BT, S, c.num_heads, config_lib.num_kv_heads(c))
+      alibi_BKGTS=alibi_of(
+        slots_BT, keys_1S, c.num_heads, config_lib.num_kv_heads(c)
+      )
       if c.position == "alibi"
       else None,
       start_B=start_B,
@@ -185,7 +208,8 @@ def init_cache(config: ModelConfig, batch_size: int, num_slots: int):
 
 def abstract_decoder(config: ModelConfig):
   """Returns the boxed abstract parameters (leaves Declared), without memory."""
-  model = Decoder(config)
+  # The kernel makes no parameters; this one asks nothing of the platform.
+  model = Decoder(dataclasses.replace(config, attention="dense"))
   tokens = jnp.zeros((1, 1), jnp.int32)
   init = lambda key: model.init(key, tokens)["params"]
   return jax.eval_shape(init, jax.random.key(0))

@@ -17,13 +17,24 @@ class Context(struct.PyTreeNode):
   """What every block of one forward pass reads.
 
   Attributes:
-    mask_BTS: bool, which slots each query sees; B may be 1.
+    kernel: dense | blocks | splash | cudnn, what attends (attend.choose).
+    platform: what it runs on.
+    slots_BT: index of each query in its row, int32; B may be 1.
+    is_ordered: whether slots are 0, 1, 2, ...
+    segments_BT: document of each token, or None.
+    mask_BTS: bool, which slots each query sees; for "dense" alone, since it
+      grows with the square of the length.
     rope: (cos, sin) for position="rope", else None.
     alibi_BKGTS: score biases for position="alibi", else None.
     start_B: int32, first slot that is written, with a cache, else None.
   """
 
-  mask_BTS: jax.Array
+  kernel: str = struct.field(pytree_node=False)
+  platform: str = struct.field(pytree_node=False)
+  slots_BT: jax.Array
+  is_ordered: bool = struct.field(pytree_node=False)
+  segments_BT: jax.Array | None = None
+  mask_BTS: jax.Array | None = None
   rope: tuple | None = None
   alibi_BKGTS: jax.Array | None = None
   start_B: jax.Array | None = None

@@ -44,6 +44,10 @@ FORMS = {
   "window": dict(sliding_window=4, position="rope", num_kv_heads=1),
   "rope_linear": dict(position="rope", rope_scaling="linear:2"),
   "rope_llama3": dict(position="rope", rope_scaling="llama3:8:16"),
+  "blocks": dict(attention="blocks", position="rope", num_kv_heads=2),
+  "blocks_window": dict(
+    attention="blocks", sliding_window=4, attn_softcap=5.0, num_kv_heads=1
+  ),
   "bfloat16": dict(compute_dtype="bfloat16", bias=True),
   "moe": dict(
     norm="rmsnorm",

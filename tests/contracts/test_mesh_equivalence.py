@@ -85,12 +85,15 @@ def begun(config, devices: int):
   return state.init_state(model, tx, config, mesh)
 
 
-def losses_of(config, devices: int = 8, seed: int = 0) -> np.ndarray:
+def losses_of(
+  config, devices: int = 8, seed: int = 0, extra=None
+) -> np.ndarray:
   mesh, model, tx = make_run(config, devices)
   schedule = optim.build_schedule(config.optim, STEPS)
   # Initial parameters are the same bits anywhere (a test below): made once.
   form = "gpt2" if config.model.bias else "llama"
-  source = run_config("moe" if config.model.num_experts else form, {})
+  form = "moe" if config.model.num_experts else form
+  source = run_config(form, {}, num_kv_heads=config.model.num_kv_heads)
   abstract = state.abstract_state(model, tx, config, mesh)
   now = jax.tree.map(
     lambda x, a: jax.device_put(np.asarray(x), a.sharding),
@@ -107,6 +110,8 @@ def losses_of(config, devices: int = 8, seed: int = 0) -> np.ndarray:
     for _ in range(STEPS):
       ids = rng.integers(0, 250, (B, T + 1)).astype(np.int32)
       batch = {"tokens": ids[:, :-1], "targets": ids[:, 1:]}
+      if extra is not None:
+        batch |= extra(ids)
       now, result = train_step(now, jax.device_put(batch, place))
       losses.append(float(result["loss"]))
   return np.array(losses)
@@ -140,6 +145,71 @@ def test_the_expert_axis_splits_the_batch_of_any_model(reference):
 def test_losses_of_other_data_do_not_agree(reference):
   losses = losses_of(run_config("gpt2", {}), devices=1, seed=1)
   assert np.abs(losses / reference["gpt2"] - 1).max() > 1e-4
+
+
+SPLITS = {
+  "seq 8": dict(seq=8),
+  "data 2 x seq 4": dict(data=2, seq=4),
+  "seq 2 x tensor 4": dict(seq=2, tensor=4),
+}
+SEEN = {
+  "all": {},
+  "window": dict(sliding_window=5, attn_softcap=4.0),
+  "grouped": dict(num_kv_heads=4),
+}
+
+
+def packed(ids):
+  """Returns batches whose rows hold documents of 12 and of 20 tokens."""
+  lengths = (12, T - 12)
+  place = lambda f: np.tile(np.concatenate([*map(f, range(2))]), (B, 1))
+  return {
+    "segments": place(lambda i: np.full(lengths[i], i, np.int32)),
+    "positions": place(lambda i: np.arange(lengths[i], dtype=np.int32)),
+    "mask": (ids[:, 1:] % 3 > 0).astype(np.float32),
+  }
+
+
+@functools.cache
+def losses_in_order(seen: str, extra=None):
+  return losses_of(run_config("llama", {}, **SEEN[seen]), 1, extra=extra)
+
+
+@pytest.mark.parametrize("how", ["gather", "ring"])
+@pytest.mark.parametrize(
+  "seen, name",
+  [
+    ("all", "seq 8"),
+    ("all", "data 2 x seq 4"),
+    ("window", "data 2 x seq 4"),
+    ("grouped", "seq 2 x tensor 4"),
+  ],
+)
+def test_a_row_split_over_devices_has_the_same_losses(seen, name, how):
+  config = run_config("llama", SPLITS[name], seq_attention=how, **SEEN[seen])
+  np.testing.assert_allclose(
+    losses_of(config), losses_in_order(seen), rtol=1e-5
+  )
+
+
+@pytest.mark.parametrize("how", ["gather", "ring"])
+def test_packed_documents_split_over_devices_have_the_same_losses(how):
+  config = run_config("llama", SPLITS["seq 8"], seq_attention=how)
+  apart = losses_in_order("all", packed)
+  np.testing.assert_allclose(losses_of(config, extra=packed), apart, rtol=1e-5)
+  together = losses_in_order("all")
+  assert np.abs(apart / together - 1).max() > 1e-4  # the control
+
+
+def test_zigzag_gives_every_part_the_same_number_of_pairs_to_score():
+  def pairs_of(order, parts):
+    seen = np.tril(np.ones((64, 64), int))[order][:, order]
+    return seen.sum(1).reshape(parts, -1).sum(1)
+
+  assert np.ptp(pairs_of(sharding.zigzag(64, 8), 8)) == 0
+  in_order = pairs_of(np.arange(64), 8)
+  assert in_order.max() > 10 * in_order.min()  # the control
+  assert sorted(sharding.zigzag(64, 8)) == list(range(64))
 
 
 @pytest.mark.parametrize(

@@ -25,14 +25,15 @@ def commands() -> list[str]:
 
 
 def unknown_flags(words: list[str]) -> list[str]:
-  """Returns the flags of a command that its verb's --help does not name."""
+  """Returns the flags of a command that neither its script nor --help names."""
   verb = next((w[8:] for w in words if w.startswith("gpt_jax.")), "train")
   main = importlib.import_module(f"gpt_jax.{verb}").main
   text = io.StringIO()
   with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
     main(["--help"])
   flags = [w.split("=")[0] for w in words if w.startswith("--")]
-  known = set(re.findall(r"--\w+", text.getvalue()))
+  scripts = [(ROOT / w).read_text() for w in words if w.endswith(".sh")]
+  known = set(re.findall(r"--\w+", text.getvalue() + "".join(scripts)))
   return [f for f in flags if f not in known and "." not in f]
 
 
@@ -88,3 +89,5 @@ def test_no_figure_is_left_to_fill_in():
 
 def test_a_flag_that_is_not_there_is_seen():
   assert unknown_flags(["gpt_jax.generate", "--nonsense=1"]) == ["--nonsense"]
+  words = ["launch/local.sh", "--processes=2", "--nonsense=1"]
+  assert unknown_flags(words) == ["--nonsense"]

@@ -1,4 +1,4 @@
-"""Experts: what is computed equals its definition, on CPU, and compiles for TPU."""
+"""Experts: what is computed equals its definition, and compiles for a TPU."""
 
 import dataclasses
 import functools

@@ -1,0 +1,215 @@
+"""The one door to attention: which kernel serves, and how it meets the mesh.
+
+| kernel | runs on | cannot |
+|---|---|---|
+| dense | all | hold long rows: all scores exist at once |
+| blocks | all, made for CPUs | ALiBi, dropout of weights |
+| splash | TPU | ALiBi, dropout of weights |
+| cudnn | GPU | these, soft-caps, float32, a sequence split over devices |
+
+A kernel is a function of whole arrays that the compiler cannot take apart, so
+under a mesh it runs in shard_map: rows over the batch axes, heads over tensor,
+and the sequence over seq, where keys are gathered or go round (ring.py).
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import PartitionSpec as P
+
+from gpt_jax import config as config_lib
+from gpt_jax import sharding
+from gpt_jax.config import InputError, ModelConfig
+from gpt_jax.models import blocks
+from gpt_jax.models.layers import dropout
+from gpt_jax.models.ring import ring
+
+# Rows on a CPU from which blocks are faster than dense (configs/LOG.md).
+MIN_BLOCKS_LEN = 64
+# A platform of its own: the TPU's kernels, interpreted; tests run them so.
+INTERPRETED = "interpreted"
+
+
+def check(config: ModelConfig, platform: str) -> None:
+  """Raises InputError unless the named kernel runs on the platform."""
+  word = config.attention
+  if word == "splash" and platform not in ("tpu", INTERPRETED):
+    raise InputError(
+      f"model.attention is splash, a TPU kernel, and this is a {platform}; "
+      "leave it auto"
+    )
+  if word == "cudnn" and platform != "gpu":
+    raise InputError(
+      f"model.attention is cudnn, a GPU kernel, and this is a {platform}; "
+      "leave it auto"
+    )
+
+
+def choose(
+  config: ModelConfig,
+  platform: str,
+  length: int,
+  is_cached: bool = False,
+  is_dropping: bool = False,
+) -> str:
+  """Returns the kernel of one forward pass.
+
+  Args:
+    platform: cpu, gpu, tpu or INTERPRETED.
+    length: T of the rows.
+    is_cached: whether keys come from a cache; those are read densely.
+    is_dropping: whether attention weights are dropped.
+  """
+  if is_cached or is_dropping or config.position == "alibi":
+    return "dense"
+  if config.attention != "auto":
+    return config.attention
+  if platform in ("tpu", INTERPRETED):
+    return "splash"
+  is_split = sharding.axis_size("seq") > 1
+  if platform == "gpu" and not is_split:
+    return "dense" if config_lib.cudnn_fault(config) else "cudnn"
+  if is_split or length >= MIN_BLOCKS_LEN:
+    return "blocks"
+  return "dense"
+
+
+def attend(
+  q_BKGTH, k_BKSH, v_BKSH, context, config: ModelConfig, rules: str, key=None
+):
+  """Returns y_BKGTH, softmax attention in the dtype of q, named "attn".
+
+  Args:
+    context: Context of the forward pass, which names the kernel.
+    rules: word of sharding.RULES.
+    key: dropout key, or None.
+  """
+  q_BKGTH = q_BKGTH * q_BKGTH.shape[-1] ** -0.5
+  if context.kernel == "dense":
+    y_BKGTH = dense(q_BKGTH, k_BKSH, v_BKSH, context, config, key)
+    return checkpoint_name(y_BKGTH, "attn")
+  rule = blocks.Rule(config.sliding_window, config.attn_softcap)
+  local = functools.partial(
+    _local,
+    kernel=context.kernel,
+    rule=rule,
+    is_ordered=context.is_ordered,
+    interpret=context.platform == INTERPRETED,
+  )
+  arrays = q_BKGTH, k_BKSH, v_BKSH, context.slots_BT, context.segments_BT
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.size == 1:
+    return local(*arrays, axis=None, size=1)
+  return _spread(local, *arrays, config.seq_attention, rules, mesh)
+
+
+def dense(q_BKGTH, k_BKSH, v_BKSH, context, config: ModelConfig, key=None):
+  """All scores at once, softmax in float32; q comes scaled."""
+  s_BKGTS = blocks.einsum("BKGTH,BKSH->BKGTS", q_BKGTH, k_BKSH)
+  if config.attn_softcap is not None:
+    s_BKGTS = config.attn_softcap * jnp.tanh(s_BKGTS / config.attn_softcap)
+  if config.position == "alibi":  # Press et al. 2021
+    s_BKGTS += context.alibi_BKGTS
+  s_BKGTS = jnp.where(context.mask_BTS[:, None, None], s_BKGTS, -1e30)
+  p_BKGTS = jax.nn.softmax(s_BKGTS, axis=-1).astype(v_BKSH.dtype)
+  p_BKGTS = dropout(p_BKGTS, config.dropout_rate, key, "weights")
+  return jnp.einsum("BKGTS,BKSH->BKGTH", p_BKGTS, v_BKSH)
+
+
+def _spread(local, q, k, v, slots_1T, segments_BT, how: str, rules: str, mesh):
+  """Runs `local` on every device's own rows, heads and part of the sequence."""
+  B, K, G, T, _ = q.shape
+  table = sharding.RULES[rules]
+  split = lambda name: tuple(a for a in table[name] if mesh.shape[a] > 1)
+  count = lambda name: math.prod(mesh.shape[a] for a in split(name))
+  fits = lambda name, size: split(name) if size % count(name) == 0 else ()
+  batch, heads, length = fits("batch", B), split("heads"), fits("length", T)
+  if K % count("heads"):
+    # Too few key heads to share out: each query head gets a copy of its own.
+    heads = fits("heads", K * G)
+    k, v = (jnp.repeat(x, G, axis=1) for x in (k, v))
+    q = q.reshape(B, K * G, 1, *q.shape[3:])
+  (axis,) = length or (None,)
+  own = functools.partial(local, axis=axis, size=count("length"), how=how)
+  k_spec, q_spec = P(batch, heads, length), P(batch, heads, None, length)
+  ids_spec = None if segments_BT is None else P(batch)
+  y = jax.shard_map(
+    own,
+    in_specs=(q_spec, k_spec, k_spec, P(), ids_spec),
+    out_specs=q_spec,
+    check_vma=False,
+  )(q, k, v, slots_1T, segments_BT)
+  return y.reshape(B, K, G, T, -1)
+
+
+def _local(
+  q,
+  k,
+  v,
+  slots_1T,
+  segments_BT,
+  *,
+  kernel: str,
+  rule,
+  is_ordered: bool,
+  interpret: bool,
+  axis,
+  size: int,
+  how: str = "gather",
+):
+  """Attention of a device's own queries; returns y of q's shape.
+
+  Args:
+    slots_1T, segments_BT: of the whole rows.
+    axis, size: mesh axis that the sequence is split over; None and 1 if none.
+    how: gather | ring.
+  """
+  if kernel == "splash":
+    from gpt_jax.models import splash  # Pallas takes half a second to import
+
+  T = q.shape[3]
+  whole = blocks.Places(slots_1T[0], segments_BT)
+  if axis is None:
+    if kernel == "splash" and is_ordered:
+      return splash.whole(q, k, v, segments_BT, rule, interpret)
+    if kernel == "cudnn" and is_ordered:
+      return cudnn(q, k, v, segments_BT, rule)
+    if is_ordered and T <= blocks.MAX_STRIPS_LEN:
+      return blocks.strips(q, k, v, segments_BT, rule)
+    return blocks.tiles(q, k, v, whole, whole, rule)
+  start = jax.lax.axis_index(axis) * T
+  cut = lambda x: jax.lax.dynamic_slice_in_dim(x, start, T, -1)
+  own = jax.tree.map(cut, whole)
+  if how == "ring":
+    inner = blocks.tiles_forward, blocks.tiles_backward
+    if kernel == "splash":
+      inner = splash.ring_inner(interpret)
+    return ring(q, k, v, own, rule, axis, size, inner)
+  k, v = (jax.lax.all_gather(x, axis, axis=2, tiled=True) for x in (k, v))
+  if kernel == "splash":
+    return splash.part(q, k, v, own, whole, rule, interpret)
+  return blocks.tiles(q, k, v, own, whole, rule)
+
+
+def cudnn(q_BKGTH, k_BKSH, v_BKSH, segments_BT, rule):
+  """Fused attention of cuDNN, whole rows in order; q comes scaled."""
+  B, K, G, T, H = q_BKGTH.shape
+  mask = None
+  if segments_BT is not None:
+    mask = segments_BT[:, None, :, None] == segments_BT[:, None, None]
+  window = None if rule.window is None else (rule.window - 1, 0)
+  y_BTNH = jax.nn.dot_product_attention(
+    q_BKGTH.reshape(B, K * G, T, H).swapaxes(1, 2),
+    k_BKSH.swapaxes(1, 2),
+    v_BKSH.swapaxes(1, 2),
+    mask=mask,
+    scale=1.0,
+    is_causal=True,
+    local_window_size=window,
+    implementation="cudnn",
+  )
+  y_BKGTH = y_BTNH.swapaxes(1, 2).reshape(q_BKGTH.shape)
+  return checkpoint_name(y_BKGTH, "attn")

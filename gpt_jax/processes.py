@@ -1,0 +1,668 @@
+"""Several processes of one run: how they meet, agree, stop and end together.
+
+The processes meet at the coordinator's port before jax takes it over, compare
+what they were started with, and keep these connections for as long as they
+run: process 0 is the hub, and a thread in each process listens.
+
+The questionable decision: a channel of our own beside jax's coordination
+service. That one aborts a process from C++ where nobody answers or a peer has
+died, replaces the handler of SIGTERM, and knows nothing of a peer that is
+alive and stuck. Here all four end in a sentence, before anything is compiled
+where they can, and a step costs no message: only a signal does.
+"""
+
+import contextlib
+import ctypes
+import hashlib
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import queue
+import selectors
+import signal
+import socket
+import sys
+import threading
+import time
+
+from gpt_jax import runtime
+from gpt_jax.config import InputError
+
+# A peer was lost: started again, the run goes on from its last checkpoint.
+EXIT_LOST = 75
+MAGIC = "gpt_jax processes 1"
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+# A process counts as stuck after this many times the longest wait so far.
+PATIENCE = 10
+# Seconds for what takes milliseconds, where the other side is well.
+SOON = 5.0
+# Seconds after which a machine that is gone without a word counts as lost.
+KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 6}
+
+_channel = None
+
+
+def index() -> int:
+  """Returns which of the processes this is; 0 is the one that writes."""
+  return 0 if _channel is None else _channel.place.index
+
+
+def count() -> int:
+  """Returns how many processes work on this run."""
+  return 1 if _channel is None else _channel.place.count
+
+
+def join(facts: dict) -> None:
+  """Meets the other processes of this run, if there are any.
+
+  Called before jax has looked for devices, after what one process alone can
+  find wrong. With one process it costs nothing and leaves jax alone.
+
+  Args:
+    facts: {name: value} of JSON's types, to be the same in all processes.
+
+  Raises:
+    InputError: in every process: one of them did not come in time, or was
+      started with something else.
+  """
+  global _channel
+  place = runtime.find_place()
+  if place is None:
+    return
+  # By way of JSON, as the others' come.
+  facts = json.loads(json.dumps(facts | _own_facts()))
+  channel = _Channel(place, _meet(place, facts))
+  _channel = channel
+  channel.start()
+  runtime.keep_stdout_for_python()
+  _delay_abort()
+
+  import jax
+
+  jax.config.update("jax_cpu_collectives_implementation", "gloo")
+  # It would replace the handler of SIGTERM; see Channel.check.
+  jax.config.update("jax_enable_preemption_service", False)
+  day = 24 * 3600
+  jax.distributed.initialize(
+    place.address,
+    place.count,
+    place.index,
+    place.local_devices,
+    cluster_detection_method="deactivate",
+    initialization_timeout=max(60, int(place.join_seconds)),
+    # The channel notices a lost process, sooner and in words.
+    heartbeat_timeout_seconds=day,
+    shutdown_timeout_seconds=300,
+  )
+
+
+def share(make):
+  """Returns what `make` returns in process 0, in every process.
+
+  For whatever depends on a file, a clock or a signal and decides what all
+  processes do next. Only process 0 calls `make`; an error there ends all.
+
+  Args:
+    make: returns a value of JSON's types.
+  """
+  return make() if _channel is None else _channel.share(make)
+
+
+def in_turn(make):
+  """Returns what `make` returns in each process; process 0's comes first.
+
+  For what is kept in a folder: where processes share a disk, the others find
+  there what process 0 has made; where they do not, each makes its own.
+  """
+  if index() == 0:
+    made = make()
+    share(lambda: None)
+    return made
+  share(lambda: None)
+  return make()
+
+
+def agree(name: str, value) -> None:
+  """Raises InputError in every process unless all give the same value."""
+  if _channel is not None:
+    _channel.agree(name, value)
+
+
+def check(step: int) -> int | None:
+  """Returns the exit code to stop with now, or None: the same everywhere.
+
+  To be called equally often by all processes. Where one of them was asked to
+  stop, all are held at their next call until the hub knows how far each has
+  come; then each goes on to the furthest of these calls and stops at the next.
+
+  Args:
+    step: what is told of this process where it is stuck.
+  """
+  return None if _channel is None else _channel.check(step)
+
+
+def ask_to_stop(code: int) -> None:
+  """Has `check` return this code soon, everywhere; for signal handlers."""
+  if _channel is not None:
+    os.write(_channel.waker, bytes([code]))
+
+
+def mark() -> None:
+  """Notes that a result has come: this process is waited for, not stuck."""
+  if _channel is not None:
+    _channel.mark()
+
+
+def end(code: int, why: str) -> None:
+  """Ends all processes at once, with one sentence of process 0.
+
+  Returns only where there are none, or where process 0 does not answer: the
+  caller then says why.
+  """
+  if _channel is not None:
+    _channel.end(code, why)
+
+
+def settle() -> None:
+  """Waits a moment after an error: where a peer was lost, that is its cause,
+  and the thread that listens says so and ends this process."""
+  if _channel is not None:
+    time.sleep(SOON)
+
+
+def leave() -> None:
+  """Waits for all processes to come to their end, and lets them go."""
+  global _channel
+  if _channel is not None:
+    _channel.leave()
+    _channel = None
+
+
+def _own_facts() -> dict:
+  """Returns what must be the same everywhere, beyond what the user gave."""
+  digest = hashlib.sha256()
+  root = pathlib.Path(__file__).parent
+  for path in sorted(root.rglob("*.py")):
+    digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
+  return {
+    "the code of gpt_jax": digest.hexdigest()[:12],
+    "Python": ".".join(platform.python_version_tuple()[:2]),
+    **{name: importlib.metadata.version(name) for name in PACKAGES},
+  }
+
+
+def _differences(index: int, theirs: dict, ours: dict) -> list[str]:
+  """Returns clauses on how process `index` was started otherwise than 0."""
+  names = [*ours, *(name for name in theirs if name not in ours)]
+  absent = "absent"
+  return [
+    f"{name} ({theirs.get(name, absent)!r} in process {index}, "
+    f"{ours.get(name, absent)!r} in process 0)"
+    for name in names
+    if theirs.get(name, absent) != ours.get(name, absent)
+  ]
+
+
+def _refusal(everyone: dict[int, dict]) -> str | None:
+  """Returns a sentence where processes differ from process 0, else None."""
+  for index in sorted(everyone):
+    clauses = _differences(index, everyone[index], everyone[0])
+    if clauses:
+      more = len(clauses) - 5
+      return (
+        "the processes were started differently: "
+        + "; ".join(clauses[:5])
+        + (f"; and {more} more" if more > 0 else "")
+        + "; start all of them with the same command and code"
+      )
+  return None
+
+
+# Meeting
+
+
+def _meet(place: runtime.Place, facts: dict) -> dict[int, "_Line"]:
+  """Returns the connections: to all others for process 0, to it for others."""
+  deadline = time.monotonic() + place.join_seconds
+  if place.index == 0:
+    return _gather(place, facts, deadline)
+  return {0: _call(place, facts, deadline)}
+
+
+def _gather(place, facts: dict, deadline: float) -> dict[int, "_Line"]:
+  """Process 0's side: waits for the others and compares."""
+  lines, everyone, refusal = {}, {0: facts}, None
+  with _listen(place) as server:
+    while len(lines) < place.count - 1 and refusal is None:
+      try:
+        server.settimeout(max(0.01, deadline - time.monotonic()))
+        line = _Line(server.accept()[0])
+        hello = line.read(SOON)
+      except TimeoutError:
+        if time.monotonic() < deadline:
+          continue  # somebody came and said nothing
+        missing = [k for k in range(1, place.count) if k not in lines]
+        named = ", ".join(map(str, missing[:8]))
+        more = ", ..." if len(missing) > 8 else ""
+        refusal = (
+          f"{len(missing)} of {place.count} processes did not come to "
+          f"{place.address} within {place.join_seconds:g} s (missing: "
+          f"{named}{more}); see what became of them, or give them longer with "
+          "GPT_JAX_JOIN_SECONDS"
+        )
+        break
+      except (OSError, ValueError):
+        continue
+      if hello.get("magic") != MAGIC:
+        line.close()
+        continue
+      k = hello["index"]
+      if hello["count"] != place.count:
+        refusal = (
+          f"process {k} was started as one of {hello['count']} processes and "
+          f"process 0 as one of {place.count}; the number must be the same"
+        )
+        line.write({"refusal": refusal})
+      elif k in lines or k == 0:
+        refusal = (
+          f"two processes were started as process {k} of {place.count}; each "
+          "must have an index of its own"
+        )
+        line.write({"refusal": refusal})
+      else:
+        lines[k], everyone[k] = line, hello["facts"]
+  refusal = refusal or _refusal(everyone)
+  for line in lines.values():
+    with contextlib.suppress(OSError):
+      line.write({"refusal": refusal})
+  if refusal:
+    raise InputError(refusal)
+  return lines
+
+
+def _listen(place) -> socket.socket:
+  host, _, port = (place.bind or f":{place.port}").rpartition(":")
+  host = host.strip("[]")
+  try:
+    if host in ("", "::") and socket.has_dualstack_ipv6():
+      return socket.create_server(
+        ("", int(port)), family=socket.AF_INET6, dualstack_ipv6=True
+      )
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, int(port)), family=family)
+  except (OSError, ValueError, OverflowError) as error:
+    raise InputError(
+      f"process 0 cannot open port {port} for the other processes: "
+      f"{getattr(error, 'strerror', None) or error}; give a free one in the "
+      "address of the coordinator"
+    ) from None
+
+
+def _call(place, facts: dict, deadline: float) -> "_Line":
+  """The other processes' side: finds process 0 and waits for its word."""
+  hello = {"magic": MAGIC, "index": place.index, "count": place.count}
+  reason = "nothing answers"
+  while True:
+    left = deadline - time.monotonic()
+    if left <= 0:
+      raise InputError(
+        f"process {place.index} of {place.count} got no answer from process 0 "
+        f"at {place.address} within {place.join_seconds:g} s ({reason}); see "
+        "whether it runs and can be reached, or wait longer with "
+        "GPT_JAX_JOIN_SECONDS"
+      )
+    try:
+      link = socket.create_connection((place.host, place.port), min(left, SOON))
+      line = _Line(link)
+      line.write(hello | {"facts": facts})
+      # Its own sentence names who is missing: it is worth a moment more.
+      refusal = line.read(max(0.01, left) + 2)["refusal"]
+    except TimeoutError:
+      reason = "it does not answer"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+      reason = (
+        getattr(error, "strerror", None) or "something else answers there"
+      )
+    else:
+      if refusal:
+        raise InputError(refusal)
+      return line
+    time.sleep(min(0.2, max(0.0, left)))
+
+
+class _Line:
+  """A connection on which each message is a line of JSON."""
+
+  def __init__(self, link: socket.socket):
+    self.link = link
+    self.left = b""
+    self._writing = threading.Lock()
+    link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in KEEPALIVE.items():
+      if hasattr(socket, name):
+        link.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+  def write(self, message: dict) -> None:
+    with self._writing:
+      self.link.settimeout(SOON)
+      self.link.sendall(json.dumps(message).encode() + b"\n")
+
+  def read(self, seconds: float) -> dict:
+    """Returns the next message; ConnectionError where none can come."""
+    deadline = time.monotonic() + seconds
+    while True:
+      messages = self.receive(max(0.01, deadline - time.monotonic()), 1)
+      if messages:
+        return messages[0]
+
+  def receive(self, seconds: float, limit: int | None = None) -> list[dict]:
+    """Returns the messages that are whole after one read."""
+    self.link.settimeout(seconds)
+    if b"\n" not in self.left:
+      data = self.link.recv(1 << 16)
+      if not data or len(self.left) > 1 << 24:
+        raise ConnectionError("closed")
+      self.left += data
+    *whole, self.left = self.left.split(b"\n")
+    if limit is not None and len(whole) > limit:
+      self.left = b"\n".join([*whole[limit:], self.left])
+      whole = whole[:limit]
+    return [json.loads(text) for text in whole]
+
+  def close(self) -> None:
+    self.link.close()
+
+
+def _delay_abort() -> None:
+  """Has abort() wait for some seconds.
+
+  Where process 0 dies, jax's client aborts this process from C++ in the same
+  millisecond in which the channel sees it; the channel is to have its say.
+  The handler is the C library's sleep: it is given the signal's number, 6.
+  """
+  libc = ctypes.CDLL(None)
+  libc.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
+  libc.signal(signal.SIGABRT, ctypes.cast(libc.sleep, ctypes.c_void_p))
+
+
+# The channel
+
+
+class _Channel:
+  """What the processes tell each other while they run.
+
+  Attributes:
+    place: which process of how many.
+    waker: a file to write exit codes to, as signal handlers may.
+  """
+
+  def __init__(self, place: runtime.Place, lines: dict[int, _Line]):
+    self.place, self.lines = place, lines
+    self.is_hub = place.index == 0
+    self.lock = threading.Condition()
+    # What main waits for: shared values (with their number), verdicts.
+    self.shared, self.num_shared = queue.SimpleQueue(), 0
+    self.given = {}
+    # Stopping: calls of `check` that were passed, the call to stop at.
+    self.passed, self.stop_at, self.code = 0, None, None
+    self.is_held, self.votes = False, None
+    # Progress
+    self.step, self.marked, self.longest = 0, None, 0.0
+    self.has_result = False
+    self.heard = {k: (0, time.monotonic()) for k in lines}
+    self.told = 0.0
+    # Ending
+    self.ending, self.is_ended = None, False
+    self.done, self.is_over = set(), threading.Event()
+    self.is_leaving = False
+    wake, self.waker = os.pipe()
+    os.set_blocking(self.waker, False)
+    self.wake = wake
+
+  def start(self) -> None:
+    threading.Thread(target=self._serve, daemon=True).start()
+
+  # Called by the main thread
+
+  def share(self, make):
+    self.num_shared += 1
+    if self.is_hub:
+      value = make()
+      self._tell({"shared": value, "number": self.num_shared})
+      return value
+    number, value = self.shared.get()
+    if number != self.num_shared:
+      raise RuntimeError(f"value {number} came, {self.num_shared} was due")
+    return value
+
+  def agree(self, name: str, value) -> None:
+    facts = json.loads(json.dumps({name: value}))
+    if not self.is_hub:
+      self._tell({"given": facts})
+
+    def compare():
+      with self.lock:
+        self.lock.wait_for(lambda: len(self.given) == len(self.lines))
+        everyone, self.given = self.given | {0: facts}, {}
+      return _refusal(everyone)
+
+    refusal = self.share(compare)
+    if refusal:
+      raise InputError(refusal)
+
+  def check(self, step: int) -> int | None:
+    with self.lock:
+      self.step = step
+      self._note()
+      self.lock.wait_for(lambda: not self.is_held)
+      if self.stop_at is not None and self.passed + 1 >= self.stop_at:
+        return self.code
+      self.passed += 1
+      return None
+
+  def mark(self) -> None:
+    self._note()
+    self.has_result = True
+
+  def _note(self) -> None:
+    now = time.monotonic()
+    if self.has_result:
+      self.longest = max(self.longest, now - self.marked)
+    self.marked = now
+
+  def end(self, code: int, why: str) -> None:
+    if self.is_hub:
+      self._finish(code)
+    with contextlib.suppress(OSError):
+      self.lines[0].write({"end": code, "why": why})
+      # The hub says it, and ends this process by its answer.
+      time.sleep(SOON)
+
+  def leave(self) -> None:
+    self.is_leaving = True
+    if self.is_hub:
+      with self.lock:
+        self.lock.wait_for(lambda: len(self.done) == len(self.lines))
+      self._tell({"over": True})
+      self.is_over.set()
+    else:
+      self._tell({"done": True})
+      self.is_over.wait()
+
+  # Called by the thread that listens
+
+  def _serve(self) -> None:
+    with selectors.DefaultSelector() as selector:
+      selector.register(self.wake, selectors.EVENT_READ, None)
+      for k, line in self.lines.items():
+        selector.register(line.link, selectors.EVENT_READ, k)
+        # What came together with the welcome.
+        for message in line.receive(SOON) if b"\n" in line.left else []:
+          self._handle(k, message)
+      while not self.is_over.is_set():
+        for key, _ in selector.select(0.5):
+          k = key.data
+          if k is None:
+            self._ask(os.read(self.wake, 1)[0])
+            continue
+          try:
+            messages = self.lines[k].receive(SOON)
+          except (OSError, ValueError):
+            selector.unregister(self.lines[k].link)
+            if not self.is_over.is_set() and k not in self.done:
+              self._lose(k)
+            continue
+          for message in messages:
+            self._handle(k, message)
+        self._watch()
+
+  def _handle(self, k: int, message: dict) -> None:
+    self.heard[k] = (self.heard[k][0], time.monotonic())
+    if "shared" in message:
+      self.shared.put((message["number"], message["shared"]))
+    elif "given" in message:
+      with self.lock:
+        self.given[k] = message["given"]
+        self.lock.notify_all()
+    elif "at" in message:
+      self.heard[k] = (message["at"], time.monotonic())
+    elif "ask" in message:
+      self._ask(message["ask"])
+    elif "hold" in message:
+      self._tell({"passed": self._hold()})
+    elif "passed" in message:
+      self._vote(k, message["passed"])
+    elif "stop_at" in message:
+      self._set_stop(message["stop_at"], message["code"])
+    elif "stuck" in message:
+      self._finish(EXIT_LOST, self._stuck_sentence(message["stuck"]))
+    elif "end" in message and self.is_hub:
+      if self.ending is None:
+        # Most errors come in all processes; process 0 then says its own.
+        self.ending = time.monotonic() + 1.0, k, message
+    elif "end" in message:
+      self._exit(message["end"])
+    elif "done" in message:
+      with self.lock:
+        self.done.add(k)
+        self.lock.notify_all()
+    elif "over" in message:
+      self.is_over.set()
+
+  def _ask(self, code: int) -> None:
+    if not self.is_hub:
+      self._tell({"ask": code})
+    elif self.votes is None and not self.is_leaving:
+      self.votes, self.code = {}, code
+      self._tell({"hold": True})
+      self._vote(0, self._hold())
+
+  def _hold(self) -> int:
+    with self.lock:
+      self.is_held = True
+      return self.passed
+
+  def _vote(self, k: int, passed: int) -> None:
+    self.votes[k] = passed
+    if len(self.votes) == self.place.count:
+      stop_at = max(self.votes.values()) + 1
+      self._tell({"stop_at": stop_at, "code": self.code})
+      self._set_stop(stop_at, self.code)
+
+  def _set_stop(self, stop_at: int, code: int) -> None:
+    with self.lock:
+      self.stop_at, self.code, self.is_held = stop_at, code, False
+      self.lock.notify_all()
+
+  def _watch(self) -> None:
+    now = time.monotonic()
+    if self.ending is not None and now > self.ending[0]:
+      _, k, message = self.ending
+      self._finish(message["end"], f"process {k}: {message['why']}")
+    floor = self.place.stuck_seconds
+    if not self.is_hub and now - self.told > min(10.0, floor / 4):
+      self.told = now
+      self._tell({"at": self.step})
+    if self.marked is None or self.is_leaving:
+      return
+    waited = now - self.marked
+    # Until there is a result, others may still be compiling.
+    limit = max(floor, PATIENCE * (self.longest if self.has_result else floor))
+    if waited < limit:
+      return
+    if not self.is_hub:
+      with contextlib.suppress(OSError):
+        self.lines[0].write({"stuck": waited})
+      answered = time.monotonic() - self.heard[0][1] < SOON
+      if answered or waited < limit + SOON:
+        return  # process 0 says it
+    self._finish(EXIT_LOST, self._stuck_sentence(waited))
+
+  def _stuck_sentence(self, waited: float) -> str:
+    """Returns who waits where; a stuck process is behind, or silent."""
+    now = time.monotonic()
+    own = f"process {self.place.index} is at step {self.step:,}"
+    others = []
+    for k, (step, heard) in sorted(self.heard.items()):
+      silent = now - heard
+      if not self.is_hub:
+        others.append("process 0 does not answer")
+      elif silent > 2 * min(10.0, self.place.stuck_seconds / 4) + 1:
+        others.append(
+          f"process {k} has been silent for {silent:.0f} s, since step {step:,}"
+        )
+      else:
+        others.append(f"process {k} at step {step:,}")
+    more = [f"and {len(others) - 7} more"] if len(others) > 8 else []
+    others = others[: 8 - len(more)] + more
+    return (
+      f"no step has ended for {waited:.0f} s: {', '.join([own, *others])}; one "
+      "of the processes is stuck; saved checkpoints are whole: start again to "
+      "go on"
+    )
+
+  def _lose(self, k: int) -> None:
+    if self.is_ended:
+      return
+    if self.is_hub and self.ending is not None and self.ending[1] == k:
+      return  # it has said why
+    self._finish(
+      EXIT_LOST,
+      f"process {k} of {self.place.count} is gone without a word: killed, out "
+      "of memory, or its machine was lost; saved checkpoints are whole: start "
+      "again, with as many processes as there are now, to go on",
+    )
+
+  def _finish(self, code: int, why: str | None = None) -> None:
+    """Says why and ends this process; process 0 has the others end first."""
+    with self.lock:
+      is_first, self.is_ended = not self.is_ended, True
+    if not is_first:
+      time.sleep(4 * SOON)  # the other thread is at it
+    if why is not None:
+      who = "" if self.is_hub else f"process {self.place.index}: "
+      with contextlib.suppress(OSError):
+        os.write(2, f"\ngpt_jax: {who}{why}\n".encode())
+    if self.is_hub:
+      self._tell({"end": code, "why": why})
+      # Its end takes jax's coordination service along, which aborts the rest.
+      deadline = time.monotonic() + SOON
+      for line in self.lines.values():
+        with contextlib.suppress(OSError, ValueError):
+          while time.monotonic() < deadline:
+            line.receive(max(0.01, deadline - time.monotonic()))
+    self._exit(code)
+
+  def _exit(self, code: int) -> None:
+    with contextlib.suppress(Exception):
+      sys.stdout.flush()
+    os._exit(code)
+
+  def _tell(self, message: dict) -> None:
+    for line in self.lines.values():
+      # Who is gone is noticed by the thread that listens.
+      with contextlib.suppress(OSError):
+        line.write(message)

@@ -1,0 +1,532 @@
+"""Several processes are one run: the same losses, one voice, one end.
+
+Real processes that meet over TCP and compute over gloo. What goes wrong in one
+of them ends all of them, in a sentence; nothing is left waiting.
+"""
+
+import json
+import os
+import pathlib
+import random
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from gpt_jax import checkpoint, loop, metrics, processes, runtime
+from gpt_jax.config import InputError
+
+ROOT = pathlib.Path(__file__).parents[2]
+# Enough that a signal lands before the end.
+STEPS = 30
+
+
+class Team:
+  """N processes of one command; `words_of` and `env_of` add to one's own."""
+
+  def __init__(self, count, verb, *words, words_of=None, cwd_of=None, **env):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+      port = server.getsockname()[1]
+    base = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | env
+    base["JAX_COORDINATOR_ADDRESS"] = f"127.0.0.1:{port}"
+    base["JAX_NUM_PROCESSES"] = str(count)
+    self.running = [
+      subprocess.Popen(
+        [sys.executable, "-m", f"gpt_jax.{verb}", *map(str, words)]
+        + (words_of or {}).get(index, []),
+        cwd=(cwd_of or {}).get(index, ROOT),
+        env=base | {"JAX_PROCESS_ID": str(index)},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+      )
+      for index in range(count)
+    ]
+
+  def end(self, seconds: float = 240, without=()):
+    """Returns (codes, standard outputs, standard errors)."""
+    try:
+      chosen = [p for i, p in enumerate(self.running) if i not in without]
+      ended = [process.communicate(timeout=seconds) for process in chosen]
+      codes = [process.returncode for process in chosen]
+      return codes, [out for out, _ in ended], [err for _, err in ended]
+    finally:
+      for process in self.running:
+        process.kill()
+
+  def await_checkpoint(self, workdir, step: int) -> None:
+    deadline = time.monotonic() + 90
+    while step not in checkpoint.list_steps(str(workdir / "checkpoints")):
+      for process in self.running:
+        assert process.poll() is None, process.communicate()
+      assert time.monotonic() < deadline, "no checkpoint came"
+      time.sleep(0.005)
+
+
+def logged(workdir, name: str = metrics.LOSS) -> dict[int, float]:
+  rows = metrics.read_rows(str(workdir / "metrics.jsonl"))
+  return {row["step"]: row[name] for row in rows if name in row}
+
+
+def assert_same_losses(there, here) -> None:
+  for name in (metrics.LOSS, metrics.eval_name("valid", "loss")):
+    a, b = logged(there, name), logged(here, name)
+    assert a.keys() == b.keys() and len(a) > 1
+    np.testing.assert_allclose([*b.values()], [*a.values()], rtol=1e-5)
+
+
+def last_line(text: str) -> str:
+  return text.strip().splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def flags(tmp_path_factory, small_flags) -> list[str]:
+  more = {
+    "train.num_steps": STEPS,
+    "checkpoint.every_steps": 10,
+    "checkpoint.keep_last": 9,
+    "eval.every_steps": 15,
+    "eval.num_batches": 2,
+    "sample.every_steps": 100,
+    "sample.num_tokens": 4,
+  }
+  folder = tmp_path_factory.mktemp("processes")
+  return small_flags(folder) + [f"--config.{k}={v}" for k, v in more.items()]
+
+
+@pytest.fixture(scope="module")
+def alone(flags, tmp_path_factory):
+  """The workdir of the run by one process on one device."""
+  workdir = tmp_path_factory.mktemp("alone")
+  command = [sys.executable, "-m", "gpt_jax.train", *flags]
+  subprocess.run(
+    [*command, f"--workdir={workdir}"],
+    cwd=ROOT,
+    env={k: v for k, v in os.environ.items() if k != "XLA_FLAGS"},
+    check=True,
+    capture_output=True,
+  )
+  return workdir
+
+
+@pytest.fixture(scope="module")
+def together(flags, tmp_path_factory):
+  """(workdir, standard outputs, errors) of the run by two processes."""
+  workdir = tmp_path_factory.mktemp("together")
+  words = [*flags, f"--workdir={workdir}", "--config.train.profile_steps=2"]
+  codes, outs, errs = Team(2, "train", *words).end()
+  assert codes == [0, 0], errs
+  return workdir, outs, errs
+
+
+def test_two_processes_learn_what_one_does_and_one_speaks(alone, together):
+  workdir, outs, errs = together
+  assert_same_losses(alone, workdir)
+  assert "trained 30 steps" in outs[0] and "mesh        data 2" in outs[0]
+  assert (outs[1], errs) == ("", ["", ""])
+  names = lambda folder: {
+    re.sub(r"tfevents.*", "", str(p.relative_to(folder)))
+    for p in folder.rglob("*")
+    if not {"checkpoints", "profile"} & set(p.parts) and p.is_file()
+  }
+  assert names(workdir) == names(alone)
+  for sample in alone.glob("samples/*"):
+    assert (workdir / "samples" / sample.name).read_text() == sample.read_text()
+  assert len([*workdir.rglob("*.xplane.pb")]) == 1
+  # The control: what one step more or less would do to the comparison.
+  losses = [*logged(alone).values()]
+  assert not np.allclose(losses[1:], losses[:-1], rtol=1e-3)
+
+
+def test_a_killed_run_of_two_is_gone_on_with_by_four(flags, alone, tmp_path):
+  words = [*flags, f"--workdir={tmp_path}"]
+  two = Team(2, "train", *words)
+  two.await_checkpoint(tmp_path, 10)
+  two.running[1].kill()
+  codes, _, errs = two.end()
+  assert codes == [processes.EXIT_LOST, -signal.SIGKILL]
+  assert last_line(errs[0]).startswith(
+    "gpt_jax: process 1 of 2 is gone without a word"
+  )
+  before = logged(tmp_path)
+  assert 10 <= len(before) < STEPS
+  axes = ["--config.mesh.data=1", "--config.mesh.tensor=2"]
+  four = Team(4, "train", *words, *axes, "--config.mesh.fsdp=2")
+  codes, outs, errs = four.end()
+  assert codes == [0] * 4, errs
+  assert "going on from step" in outs[0] and outs[1:] == [""] * 3
+  assert "fsdp 2 x tensor 2" in outs[0]
+  assert_same_losses(alone, tmp_path)
+
+
+def test_the_survivors_of_process_0_end_with_a_sentence(flags, tmp_path):
+  team = Team(2, "train", *flags, f"--workdir={tmp_path}")
+  team.await_checkpoint(tmp_path, 10)
+  team.running[0].kill()
+  codes, _, errs = team.end()
+  assert codes == [-signal.SIGKILL, processes.EXIT_LOST]
+  assert last_line(errs[1]).startswith(
+    "gpt_jax: process 1: process 0 of 2 is gone without a word"
+  )
+
+
+def test_a_signal_to_one_stops_all_at_one_step(flags, alone, tmp_path):
+  words = [*flags, f"--workdir={tmp_path}"]
+  team = Team(2, "train", *words)
+  team.await_checkpoint(tmp_path, 10)
+  team.running[1].send_signal(signal.SIGTERM)
+  codes, outs, errs = team.end()
+  assert codes == [loop.EXIT_PREEMPTED] * 2, errs
+  said = last_line(outs[0])
+  assert said.startswith("stopped at step ") and outs[1] == ""
+  step = int(said.split()[3])
+  assert checkpoint.list_steps(str(tmp_path / "checkpoints"))[-1] == step
+  assert max(logged(tmp_path)) == step < STEPS
+  assert "Traceback" not in "".join(errs)
+
+
+def test_a_process_that_is_stuck_is_noticed(flags, tmp_path):
+  team = Team(
+    2, "train", *flags, f"--workdir={tmp_path}", GPT_JAX_STUCK_SECONDS="3"
+  )
+  team.await_checkpoint(tmp_path, 10)
+  team.running[1].send_signal(signal.SIGSTOP)
+  codes, _, errs = team.end(without=[1])
+  assert codes == [processes.EXIT_LOST]
+  said = last_line(errs[0])
+  assert said.startswith("gpt_jax: no step has ended for ")
+  assert "process 0 is at step " in said and "process 1 has been silent" in said
+
+
+@pytest.mark.parametrize(
+  "verb, words",
+  [
+    ("evaluate", ["--json"]),
+    ("generate", ["--prompt=a", "--prompt=def train(", "--num_tokens=20"]),
+  ],
+)
+def test_what_reads_a_run_prints_once_and_the_same(
+  together, call_verb, verb, words
+):
+  words = [f"--workdir={together[0]}", *words]
+  codes, outs, errs = Team(2, verb, *words).end()
+  assert (codes, errs, outs[1]) == ([0, 0], ["", ""], "")
+  single = call_verb(verb, *words).stdout
+  if verb == "evaluate":
+    there, here = json.loads(single), json.loads(outs[0])
+    assert there.keys() == here.keys()
+    assert here["loss"] == pytest.approx(there["loss"], rel=1e-5)
+    assert here["num_tokens"] == there["num_tokens"]
+  else:
+    assert outs[0] == single and len(single) > 20
+
+
+# Refused before anything is computed
+
+
+def refused(team: Team, *said: str, seconds: float = 30) -> None:
+  """All processes exit with 2 and say so in one line with all of `said`."""
+  codes, outs, errs = team.end(seconds)
+  assert codes == [2] * len(codes), errs
+  for out, err in zip(outs, errs, strict=True):
+    assert out == "" and err.count("\n") == 1, err
+    assert err.startswith("gpt_jax: ")
+    for words in said:
+      assert words in err
+
+
+def test_different_configs_are_refused_by_all(flags, tmp_path):
+  own = {1: ["--config.optim.learning_rate=0.5", "--config.seed=7"]}
+  words = [*flags, f"--workdir={tmp_path / 'run'}"]
+  refused(
+    Team(2, "train", *words, words_of=own),
+    "started differently: seed (7 in process 1, 0 in process 0)",
+    "optim.learning_rate (0.5 in process 1, 0.008 in process 0)",
+  )
+  assert not (tmp_path / "run").exists()
+
+
+def test_different_code_is_refused_by_all(flags, tmp_path):
+  for name in ("gpt_jax", "configs"):
+    shutil.copytree(
+      ROOT / name,
+      tmp_path / name,
+      ignore=shutil.ignore_patterns("__pycache__"),
+    )
+  words = [*flags, f"--workdir={tmp_path / 'run'}"]
+  with open(tmp_path / "gpt_jax" / "losses.py", "a") as file:
+    file.write("# another line\n")
+  refused(
+    Team(2, "train", *words, cwd_of={1: tmp_path}), "the code of gpt_jax ("
+  )
+  # The control: another place of the same code is the same code.
+  shutil.copy(ROOT / "gpt_jax/losses.py", tmp_path / "gpt_jax")
+  own = {1: ["--config.seed=7"]}
+  team = Team(2, "train", *words, cwd_of={1: tmp_path}, words_of=own)
+  codes, _, errs = team.end()
+  assert codes == [2, 2] and "the code of" not in "".join(errs)
+
+
+def test_a_coordinator_that_never_answers_is_named_in_time(flags, tmp_path):
+  words = [*flags, f"--workdir={tmp_path / 'run'}"]
+  for index, said in (
+    (1, "process 1 of 2 got no answer from process 0 at 127.0.0.1:"),
+    (0, "1 of 2 processes did not come to 127.0.0.1:"),
+  ):
+    team = Team(2, "train", *words, GPT_JAX_JOIN_SECONDS="2")
+    other = team.running.pop(1 - index)
+    other.kill()
+    other.communicate()
+    started = time.monotonic()
+    refused(team, said, "within 2 s")
+    assert time.monotonic() - started < 10
+
+
+def test_a_port_where_something_else_answers_is_not_joined(monkeypatch):
+  with socket.create_server(("127.0.0.1", 0)) as server:
+    thread = threading.Thread(target=_greet, args=[server], daemon=True)
+    thread.start()
+    place = a_place(1, 2, server.getsockname()[1])
+    with pytest.raises(InputError, match="something else answers there"):
+      processes._meet(place, {})
+
+
+def _greet(server) -> None:
+  while True:
+    try:
+      server.accept()[0].sendall(b"220 mail ready\r\n")
+    except OSError:
+      return
+
+
+def test_a_count_that_does_not_divide_the_batch_is_one_sentence(
+  flags, tmp_path
+):
+  team = Team(3, "train", *flags, f"--workdir={tmp_path / 'run'}")
+  codes, _, errs = team.end()
+  assert codes == [2] * 3
+  said = [line for err in errs for line in err.splitlines()]
+  assert len(said) == 1 and "on 3 devices of 3 processes" in said[0], errs
+  assert "8 sequences" in said[0] and not (tmp_path / "run").exists()
+
+
+def test_an_error_of_one_process_ends_all(flags, tmp_path):
+  """Only process 1 cannot write its prepared data; process 0 says so."""
+  (tmp_path / "file").write_text("")
+  words = [*flags, f"--workdir={tmp_path / 'run'}"]
+  words.append("--config.data.dir=prepared")
+  for name in ("one", "two"):
+    for package in ("gpt_jax", "configs"):
+      (tmp_path / name).mkdir(exist_ok=True)
+      (tmp_path / name / package).symlink_to(ROOT / package)
+  (tmp_path / "two" / "prepared").write_text("in the way")
+  cwd = {0: tmp_path / "one", 1: tmp_path / "two"}
+  codes, _, errs = Team(2, "train", *words, cwd_of=cwd).end()
+  assert codes == [2, 2], errs
+  assert "gpt_jax: process 1: cannot write in prepared" in errs[0]
+
+
+# The environment
+
+
+def a_place(index: int, count: int, port: int, seconds: float = 1.0):
+  address = f"127.0.0.1:{port}"
+  return runtime.Place(address, count, index, None, address, seconds, 600.0)
+
+
+@pytest.fixture
+def environment(monkeypatch):
+  """Sets exactly these variables; returns the place found."""
+  names = [*runtime.EXPLICIT, "GPT_JAX_JOIN_SECONDS", "CUDA_VISIBLE_DEVICES"]
+  names += [n for n in os.environ if n.startswith(("SLURM_", "TPU_"))]
+
+  def find(**values):
+    for name in names:
+      monkeypatch.delenv(name, raising=False)
+    for name, value in values.items():
+      monkeypatch.setenv(name, value)
+    place = runtime.find_place()
+    for name in values:
+      monkeypatch.delenv(name)
+    return place
+
+  return find
+
+
+def test_nothing_set_is_one_process_and_leaves_jax_alone(environment):
+  assert environment() is None
+  code = (
+    "import sys; from gpt_jax import processes; processes.join({});"
+    "assert processes.share(lambda: 3) == 3 and 'jax' not in sys.modules"
+  )
+  subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize(
+  "address, count, index, said",
+  [
+    ("h:1", "2", None, "JAX_NUM_PROCESSES set without JAX_PROCESS_ID"),
+    ("h:1", "2", "2", "ids count from 0 to 1"),
+    ("h:1", "two", "0", "JAX_NUM_PROCESSES is 'two'"),
+    ("h:1", "0", "0", "JAX_NUM_PROCESSES is '0'"),
+    ("h:1", "2", "-1", "JAX_PROCESS_ID is '-1'"),
+    ("h", "2", "0", "must be HOST:PORT"),
+    ("h:99999", "2", "0", "must be HOST:PORT"),
+    (":1", "2", "0", "must be HOST:PORT"),
+  ],
+)
+def test_wrong_variables_are_one_sentence(
+  environment, address, count, index, said
+):
+  values = dict(zip(runtime.EXPLICIT, (address, count, index), strict=True))
+  with pytest.raises(InputError, match=said):
+    environment(**{k: v for k, v in values.items() if v is not None})
+
+
+def test_the_explicit_variables_are_understood(environment):
+  values = dict(zip(runtime.EXPLICIT, ("[::1]:12", "3", "2"), strict=True))
+  place = environment(**values, GPT_JAX_JOIN_SECONDS="7")
+  assert (place.host, place.port, place.count, place.index) == ("::1", 12, 3, 2)
+  assert (place.join_seconds, place.local_devices) == (7.0, None)
+  assert environment(**values | {runtime.EXPLICIT[1]: "3"}).index == 2
+  alone = dict(zip(runtime.EXPLICIT, ("h:1", "1", "0"), strict=True))
+  assert environment(**alone) is None
+
+
+SLURM = {
+  "SLURM_JOB_ID": "4097",
+  "SLURM_STEP_NODELIST": "node[07-08]",
+  "SLURM_STEP_NUM_TASKS": "4",
+  "SLURM_STEP_TASKS_PER_NODE": "2(x2)",
+  "SLURM_PROCID": "3",
+  "SLURM_LOCALID": "1",
+}
+
+
+def test_a_step_of_slurm_is_understood(environment):
+  place = environment(**SLURM)
+  assert (place.address, place.count, place.index) == ("node07:61441", 4, 3)
+  assert place.local_devices == [1]
+  # A machine's only task has all its GPUs, and one shown alone is number 0.
+  one = {"SLURM_STEP_TASKS_PER_NODE": "1(x4)"}
+  assert environment(**SLURM | one).local_devices is None
+  assert environment(**SLURM, CUDA_VISIBLE_DEVICES="5").local_devices is None
+  # A batch script, or srun with one task, is one process.
+  assert environment(**SLURM | {"SLURM_STEP_NUM_TASKS": "1"}) is None
+  rest = {k: v for k, v in SLURM.items() if k != "SLURM_STEP_NUM_TASKS"}
+  assert environment(**rest) is None
+  del rest["SLURM_STEP_NODELIST"]
+  with pytest.raises(InputError, match="SLURM_STEP_NODELIST is not set"):
+    environment(**rest, SLURM_STEP_NUM_TASKS="4")
+
+
+def test_the_hosts_of_a_tpu_are_understood(environment, monkeypatch):
+  from jax._src.clusters import cloud_tpu_cluster
+
+  # Where the variable is not set, jax asks the metadata server.
+  get = os.environ.get
+  monkeypatch.setattr(cloud_tpu_cluster, "get_tpu_env_value", get)
+  monkeypatch.setattr(cloud_tpu_cluster, "running_in_cloud_tpu_vm", True)
+  monkeypatch.setattr(runtime.glob, "glob", lambda pattern: ["/dev/accel0"])
+  monkeypatch.delenv("JAX_PLATFORMS")
+  hosts = {"TPU_WORKER_HOSTNAMES": "localhost,other", "TPU_WORKER_ID": "1"}
+  place = environment(**hosts)
+  assert (place.address, place.count, place.index) == ("localhost:8482", 2, 1)
+  assert environment(**hosts | {"TPU_WORKER_HOSTNAMES": "localhost"}) is None
+  assert environment(**hosts, JAX_PLATFORMS="cpu") is None
+
+  def fail(name):
+    raise ConnectionError("no metadata server")
+
+  monkeypatch.setattr(cloud_tpu_cluster, "get_tpu_env_value", fail)
+  with pytest.raises(InputError, match="hosts of this TPU cannot be found"):
+    environment(**hosts)
+
+
+# The channel, without jax
+
+
+def met(count: int) -> list:
+  """Returns the channels of `count` processes, all in this one."""
+  with socket.create_server(("127.0.0.1", 0)) as server:
+    port = server.getsockname()[1]
+  channels = [None] * count
+
+  def meet(index):
+    place = a_place(index, count, port, 10.0)
+    channels[index] = processes._Channel(place, processes._meet(place, {}))
+    channels[index].start()
+
+  run_all(meet, count)
+  return channels
+
+
+def run_all(function, count: int) -> None:
+  threads = [
+    threading.Thread(target=function, args=[i], daemon=True)
+    for i in range(count)
+  ]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join(20)
+    assert not thread.is_alive()
+
+
+def calls_until_stopped(channels, asked: int) -> list[int]:
+  """Has all loop at speeds of their own; one asks to stop halfway."""
+  calls = [0] * len(channels)
+
+  def work(index):
+    order = random.Random(index)
+    while channels[index].check(calls[index]) is None:
+      calls[index] += 1
+      time.sleep(order.random() * 0.004)
+      if index == asked and calls[index] == 20:
+        os.write(channels[index].waker, bytes([75]))
+
+  run_all(work, len(channels))
+  run_all(lambda i: channels[i].leave(), len(channels))
+  return calls
+
+
+@pytest.mark.parametrize("asked", [0, 2])
+def test_all_stop_at_the_same_call(asked):
+  calls = calls_until_stopped(met(4), asked)
+  assert len(set(calls)) == 1 and calls[0] >= 20
+
+
+def test_without_being_held_they_would_stop_at_different_calls():
+  channels = met(4)
+  for channel in channels:
+    # The control: as if each stopped where the word reaches it.
+    channel._vote = lambda k, passed: None
+    channel._hold = lambda channel=channel: channel._set_stop(0, 75)
+  assert len(set(calls_until_stopped(channels, 2))) > 1
+
+
+def test_values_are_process_0s_and_differences_are_everyones():
+  channels, seen = met(3), [None] * 3
+
+  def work(index):
+    channel = channels[index]
+    values = [channel.share(lambda: [index, "word"]) for _ in range(3)]
+    channel.agree("the data", "one")
+    try:
+      channel.agree("the data", "one" if index < 2 else "two")
+    except InputError as error:
+      seen[index] = values, str(error)
+    channel.leave()
+
+  run_all(work, 3)
+  sentence = "the data ('two' in process 2, 'one' in process 0)"
+  for values, error in seen:
+    assert values == [[0, "word"]] * 3 and sentence in error

@@ -1,0 +1,403 @@
+"""launch/ for clusters: what a dry run prints is what is done.
+
+As in test_launch, a copy of the repo has a PATH of its own: stubs of sbatch,
+gcloud and kubectl write down their arguments, so nothing real is reached. The
+stub of gcloud has hosts, folders on which it really runs what ssh brings.
+"""
+
+import json
+import os
+import pathlib
+import shlex
+import shutil
+import subprocess
+import time
+
+import pytest
+import yaml
+from test_launch import STUB, House
+
+ROOT = pathlib.Path(__file__).parent.parent
+PLACES = ("launch/slurm.sh", "launch/tpu_vm.sh", "launch/gke.sh")
+FILES = (*PLACES, "launch/host.sh", "launch/gke.yaml")
+TOOLS = ("wc", "tr", "git", "nohup", "xargs", "basename", "env")
+
+NOTE = """
+import json, os, sys
+name, *words = sys.argv[1:]
+with open(os.environ["STUB_LOG"] + ".json", "a") as log:
+  log.write(json.dumps([name, *words]) + "\\n")
+"""
+SBATCH = """#!/bin/bash
+note sbatch "$@"
+[[ -t 0 ]] || cat >"$STUB_LOG.stdin"
+echo Submitted batch job 7
+"""
+KUBECTL = """#!/bin/bash
+note kubectl "$@"
+cat >"$STUB_LOG.stdin"
+"""
+# describe answers the lines of $STUB_LOG.states in turn, and the last for ever.
+GCLOUD = r"""#!/bin/bash
+note gcloud "$@"
+states=$STUB_LOG.states
+hosts=("$STUB_HOSTS"/*)
+for word in "$@"; do
+  case $word in
+    --worker=0) hosts=("${hosts[0]}") ;;
+    --command=*) command=${word#*=} ;;
+  esac
+done
+case "$4 $5" in
+  *' describe' | 'describe '*)
+    read -r state <"$states"
+    [[ $(wc -l <"$states") -eq 1 ]] || sed -i 1d "$states"
+    echo "$state" ;;
+  'scp '*) for host in "${hosts[@]}"; do cp "$5" "$host/${6#*:}"; done ;;
+  'ssh '*)
+    for host in "${hosts[@]}"; do
+      (cd "$host" && HOME=$host STUB_LOG=$host/stub.log bash -c "$command")
+    done ;;
+esac
+"""
+HOSTNAME = '#!/bin/bash\nbasename "$HOME"\n'
+# A trainer that runs until it is told to stop.
+RUNS = 'if [[ -n ${STUB_RUNS:-} ]]; then trap "exit 75" TERM; '
+RUNS += "while :; do sleep 0.05; done; fi ;;\nesac"
+TRAINER = STUB.replace("|| exit 7 ;;\nesac", f"|| exit 7\n    {RUNS}")
+
+
+class Places(House):
+  """A repo with a commit, and stubs of what talks to clusters."""
+
+  def __init__(self, folder: pathlib.Path):
+    super().__init__(folder)
+    for name in FILES:
+      shutil.copy(ROOT / name, self.root / name)
+    for tool in TOOLS:
+      (self.bin / tool).symlink_to(shutil.which(tool))
+    self.add_python("python3", "3.11", TRAINER)
+    note = f"#!{shutil.which('python3')}\n{NOTE}"
+    stubs = {"note": note, "sbatch": SBATCH, "kubectl": KUBECTL}
+    for name, text in {**stubs, "gcloud": GCLOUD, "hostname": HOSTNAME}.items():
+      (self.bin / name).write_text(text)
+      (self.bin / name).chmod(0o755)
+    self.hosts = folder / "hosts"
+    for name in ("host-0", "host-1"):
+      (self.hosts / name).mkdir(parents=True)
+    self.states("ACTIVE")
+    git = ["git", "-C", self.root, "-c", "user.name=a", "-c", "user.email=a@b"]
+    (self.root / ".gitignore").write_text("/.venv/\n/runs/\n")
+    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "a commit"]):
+      subprocess.run([*git, *words], check=True)
+
+  def states(self, *states: str) -> None:
+    pathlib.Path(f"{self.log_file}.states").write_text(
+      "".join(state + "\n" for state in states)
+    )
+
+  def start(self, script, *words, **env):
+    env = {"STUB_HOSTS": str(self.hosts), "HOME": str(self.hosts), **env}
+    env.setdefault("TMPDIR", str(self.log_file.parent))
+    return super().start(script, *words, **env)
+
+  def call(self, script: str, *words: str, code=0, **env: str):
+    """Returns (stdout, stderr, the commands that reached a stub)."""
+    noted = pathlib.Path(f"{self.log_file}.json")
+    noted.unlink(missing_ok=True)
+    out, err, _ = self.launch(*words, script=script, code=code, **env)
+    lines = noted.read_text().splitlines() if noted.exists() else []
+    return out, err, [json.loads(line) for line in lines]
+
+  def stdin(self) -> str:
+    return pathlib.Path(f"{self.log_file}.stdin").read_text()
+
+
+@pytest.fixture
+def places(tmp_path) -> Places:
+  return Places(tmp_path)
+
+
+def commands(text: str) -> list[list[str]]:
+  """Returns the gcloud commands of a dry run, as words."""
+  split = [shlex.split(line, comments=True) for line in text.splitlines()]
+  return [
+    [word for word in words if not word.startswith(">")]
+    for words in split
+    if words[0] == "gcloud"
+  ]
+
+
+def test_shellcheck_finds_nothing_in_any_script():
+  if not shutil.which("shellcheck"):
+    pytest.skip("shellcheck is not installed")
+  scripts = [*ROOT.glob("launch/*.sh"), *ROOT.glob("tests/**/*.sh")]
+  assert {ROOT / name for name in PLACES} <= set(scripts)
+  subprocess.run(["shellcheck", "-x", *scripts], check=True, cwd=ROOT)
+
+
+# TPU VMs
+
+TPU = ["gpt-x", "--zone=us-z"]
+TYPE = "--type=v5litepod-16"
+ARGS = ["--config=configs/tiny.py", "--config.sample.prompt=def f'\"$x"]
+ARGS += ["--workdir=/mnt/run"]
+
+
+@pytest.mark.parametrize(
+  "words",
+  [
+    ["run", *TPU, TYPE, "--poll=0", "--", *ARGS],
+    ["run", *TPU, TYPE, "--slices=2", "--spot", "--poll=0", "--", *ARGS],
+    ["run", *TPU, "--existing", "--project=p", "--poll=0", "--", *ARGS],
+    ["create", *TPU, TYPE, "--version=v9", "--poll=0"],
+    ["setup", *TPU, "--before=true"],
+    ["delete", *TPU],
+    ["delete", *TPU, "--existing"],
+  ],
+)
+def test_a_dry_run_on_a_tpu_vm_prints_what_is_then_done(places, words):
+  out, _, noted = places.call("launch/tpu_vm.sh", "--dry-run", *words)
+  assert not noted and not list(places.hosts.glob("*/*"))
+  printed = commands(out)
+  _, _, noted = places.call("launch/tpu_vm.sh", *words)
+  # A run may be asked more than once whether it has ended.
+  once = [c for i, c in enumerate(noted) if i == 0 or c != noted[i - 1]]
+  assert once == printed and printed
+
+
+def test_a_run_on_tpu_vms_ends_with_the_trainers_code_and_its_logs(places):
+  words = ["run", *TPU, TYPE, "--poll=0", "--", *ARGS]
+  _, err, _ = places.call("launch/tpu_vm.sh", *words)
+  assert "ended with 0" in err
+  for name in ("host-0", "host-1"):
+    log = (places.hosts / name / "stub.log").read_text().splitlines()
+    assert log[-1] == "gpt_jax.train " + " ".join(ARGS)
+    assert "pip .[tpu]" in log
+    line = f"{name}: pid "
+    assert line in (places.root / "runs" / "gpt-x.log").read_text()
+    git = ["git", "-C", places.hosts / name / "gpt_jax", "rev-parse", "HEAD"]
+    here = ["git", "-C", places.root, "rev-parse", "HEAD"]
+    assert subprocess.check_output(git) == subprocess.check_output(here)
+  _, err, _ = places.call(
+    "launch/tpu_vm.sh", *words, code=7, STUB_FAILS="gpt_jax.train"
+  )
+  assert "ended with 7" in err
+
+
+def test_a_run_on_tpu_vms_outlives_its_start_and_stops_with_75(places):
+  script, tpu = "launch/tpu_vm.sh", [*TPU, "--existing"]
+  places.call(script, "setup", *tpu)
+  assert places.call(script, "status", *tpu)[0].splitlines() == [
+    "host-0: not started",
+    "host-1: not started",
+  ]
+  try:
+    places.call(script, "start", *tpu, "--", *ARGS, STUB_RUNS="1")
+    out = ""
+    for _ in range(100):
+      out = places.call(script, "status", *tpu)[0]
+      if out.count("running") == 2:
+        break
+      time.sleep(0.05)
+    assert out.splitlines() == ["host-0: running", "host-1: running"]
+    _, err, _ = places.call(script, "start", *tpu, "--", *ARGS, code=1)
+    assert "it runs already on host-" in err
+  finally:
+    out, _, _ = places.call(script, "stop", *tpu)
+  assert out.splitlines() == ["host-0: ended 75", "host-1: ended 75"]
+  _, err, _ = places.call(script, "wait", *tpu, code=75)
+  assert "ended with 75" in err
+
+
+def test_create_waits_for_the_tpu_and_says_when_it_will_not_come(places):
+  words = ["create", *TPU, TYPE, "--poll=0"]
+  places.states("WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE")
+  _, err, noted = places.call("launch/tpu_vm.sh", *words)
+  assert sum("describe" in c for c in noted) == 3
+  assert "gpt-x is PROVISIONING" in err
+  places.states("FAILED")
+  _, err, _ = places.call("launch/tpu_vm.sh", *words, code=1)
+  assert err.count("\n") == 1 and "gpt-x is FAILED" in err
+
+
+def test_the_real_gcloud_knows_every_command(places, tmp_path):
+  gcloud = shutil.which("gcloud")
+  if not gcloud:
+    pytest.skip("gcloud is not installed")
+  lines = []
+  for words in (
+    ["run", *TPU, TYPE, "--slices=2", "--spot", "--", *ARGS],
+    ["run", *TPU, TYPE, "--project=p", "--", *ARGS],
+    ["run", *TPU, "--existing", "--", *ARGS],
+    ["delete", *TPU],
+    ["delete", *TPU, "--existing"],
+  ):
+    out, _, _ = places.call("launch/tpu_vm.sh", "--dry-run", *words)
+    lines += [shlex.join(command) for command in commands(out)]
+  lines.append("gcloud compute tpus tpu-vm ssh gpt-x --nonsense=1")
+  file = tmp_path / "commands.json"
+  file.write_text(json.dumps([{"command_string": line} for line in lines]))
+  # Reads the commands alone: no account, no network.
+  result = subprocess.run(
+    [gcloud, "meta", "lint-gcloud-commands", f"--commands-file={file}"],
+    capture_output=True,
+    text=True,
+    env={
+      "PATH": os.environ["PATH"],
+      "HOME": str(tmp_path),
+      "CLOUDSDK_CONFIG": str(tmp_path / "gcloud"),
+      "CLOUDSDK_CORE_DISABLE_USAGE_REPORTING": "1",
+    },
+  )
+  if "Invalid choice" in result.stderr:
+    pytest.skip("this gcloud cannot check commands")
+  answers = json.loads(result.stdout)
+  assert len(answers) == len(lines) and not answers[-1]["success"]
+  wrong = [a["error_message"] for a in answers[:-1] if not a["success"]]
+  assert not wrong
+
+
+# GKE
+
+GKE = ["gpt-x", "--type=tpu-v5-lite-podslice", "--topology=4x4"]
+GKE += ["--image=eu-docker.pkg.dev/p/r/g:1", "--claim=nfs"]
+GKE_ARGS = ["--config=configs/tiny.py", "--workdir=/runs/x"]
+ODD = "--config.sample.prompt=a \"b\" \\n ${NAME} $(NAME): # 'c'"
+
+
+def manifest(places, *words: str) -> dict:
+  out, _, noted = places.call("launch/gke.sh", "--dry-run", *words)
+  assert not noted
+  return yaml.safe_load(out)
+
+
+def test_a_dry_run_on_gke_prints_the_manifest_that_is_then_applied(places):
+  words = [*GKE, "--", *GKE_ARGS, ODD]
+  out, _, noted = places.call("launch/gke.sh", "--dry-run", *words)
+  assert not noted
+  _, _, noted = places.call("launch/gke.sh", "--namespace=n", *words)
+  assert noted == [["kubectl", "apply", "--namespace=n", "--filename=-"]]
+  assert places.stdin() == out
+
+
+@pytest.mark.parametrize(
+  "words, slices, hosts, chips",
+  [
+    ([], 1, 4, 4),
+    (["--slices=3"], 3, 4, 4),
+    (["--topology=2x4", "--chips=8"], 1, 1, 8),
+    (["--topology=4x4x8"], 1, 32, 4),
+    (["--topology=1x1", "--chips=1"], 1, 1, 1),
+  ],
+)
+def test_the_manifest_has_a_job_a_slice_and_a_pod_a_host(
+  places, words, slices, hosts, chips
+):
+  found = manifest(places, *GKE, *words, "--", *GKE_ARGS, ODD)
+  assert found["apiVersion"] == "jobset.x-k8s.io/v1alpha2"
+  assert found["kind"] == "JobSet" and found["metadata"]["name"] == "gpt-x"
+  (replicated,) = found["spec"]["replicatedJobs"]
+  job = replicated["template"]["spec"]
+  assert replicated["replicas"] == slices
+  assert job["parallelism"] == job["completions"] == hosts
+  assert job["completionMode"] == "Indexed"
+  pod = job["template"]["spec"]
+  topology = next((w[11:] for w in words if "topology" in w), "4x4")
+  assert pod["nodeSelector"] == {
+    "cloud.google.com/gke-tpu-accelerator": "tpu-v5-lite-podslice",
+    "cloud.google.com/gke-tpu-topology": topology,
+  }
+  (container,) = pod["containers"]
+  resources = container["resources"]
+  assert resources["limits"] == resources["requests"]
+  assert resources["limits"] == {"google.com/tpu": chips}
+  (mount,), (volume,) = container["volumeMounts"], pod["volumes"]
+  assert mount == {"name": volume["name"], "mountPath": "/runs"}
+  assert volume["persistentVolumeClaim"] == {"claimName": "nfs"}
+  assert container["image"] == "eu-docker.pkg.dev/p/r/g:1"
+  command = [word.replace("$$(", "$(") for word in container["command"]]
+  assert command == ["python", "-m", "gpt_jax.train", *GKE_ARGS, ODD]
+
+
+def test_exit_75_starts_the_jobset_again_and_does_not_count(places):
+  spec = manifest(places, *GKE, "--restarts=2", "--", *GKE_ARGS)["spec"]
+  policy = spec["failurePolicy"]
+  assert policy["maxRestarts"] == 2
+  assert policy["rules"] == [
+    {
+      "name": "goOn",
+      "action": "RestartJobSetAndIgnoreMaxRestarts",
+      "onJobFailureReasons": ["PodFailurePolicy"],
+    }
+  ]
+  job = spec["replicatedJobs"][0]["template"]["spec"]
+  pod = job["template"]["spec"]
+  assert job["backoffLimit"] == 0 and pod["restartPolicy"] == "Never"
+  assert pod["terminationGracePeriodSeconds"] >= 60
+  exit_rule, node_rule = job["podFailurePolicy"]["rules"]
+  assert exit_rule["onExitCodes"] == {
+    "containerName": pod["containers"][0]["name"],
+    "operator": "In",
+    "values": [75],
+  }
+  assert node_rule["onPodConditions"][0]["type"] == "DisruptionTarget"
+  assert {exit_rule["action"], node_rule["action"]} == {"FailJob"}
+
+
+def test_the_manifest_leaves_no_name_to_fill_in(places):
+  out, _, _ = places.call("launch/gke.sh", "--dry-run", *GKE, "--", *GKE_ARGS)
+  lines = [line for line in out.splitlines() if not line.startswith("#")]
+  assert "${" not in "\n".join(lines)
+
+
+# Mistakes
+
+MISTAKES = [
+  ("tpu_vm.sh", [], "the verb is ''"),
+  ("tpu_vm.sh", ["fly", *TPU], "the verb is 'fly'"),
+  ("tpu_vm.sh", ["stop", "Gpt"], "the name is 'Gpt'"),
+  ("tpu_vm.sh", ["stop", "gpt"], "there is no --zone"),
+  ("tpu_vm.sh", ["stop", *TPU, "x"], "one word too many"),
+  ("tpu_vm.sh", ["create", *TPU], "there is no --type"),
+  ("tpu_vm.sh", ["create", *TPU, "--type=v99-8"], "no system image"),
+  ("tpu_vm.sh", ["create", *TPU, TYPE, "--existing"], "leave --existing out"),
+  ("tpu_vm.sh", ["start", *TPU], "there is no --workdir"),
+  ("tpu_vm.sh", ["start", *TPU, "--config=a"], "no option --config=a"),
+  ("tpu_vm.sh", ["stop", *TPU, "--", "--a"], "stop takes no arguments"),
+  ("tpu_vm.sh", ["stop", *TPU, "--slices=0"], "--slices is '0'"),
+  ("gke.sh", [], "the name is ''"),
+  ("gke.sh", ["gpt"], "--type is ''"),
+  ("gke.sh", [*GKE[:2], "--topology=4"], "--topology is '4'"),
+  ("gke.sh", GKE[:3], "--image is ''"),
+  ("gke.sh", GKE[:4], "--claim is ''"),
+  ("gke.sh", GKE, "there is no --;"),
+  ("gke.sh", [*GKE, "--chips=3"], "--chips is '3'"),
+  ("gke.sh", [*GKE, "--topology=2x3", "--", "--a"], "not share evenly"),
+  ("gke.sh", [*GKE, "--", "--workdir=runs/x"], "--workdir is 'runs/x'"),
+  ("gke.sh", [*GKE, "--", *GKE_ARGS, "a\nb"], "control character"),
+  ("gke.sh", [*GKE, "--nonsense"], "no option --nonsense"),
+]
+
+
+@pytest.mark.parametrize("script, words, sentence", MISTAKES)
+def test_every_mistake_is_one_sentence_and_reaches_nobody(
+  places, script, words, sentence
+):
+  out, err, noted = places.call(f"launch/{script}", *words, code=1)
+  assert not out and not noted
+  assert sentence in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+  "script, tool, words",
+  [
+    ("tpu_vm.sh", "gcloud", ["stop", *TPU]),
+    ("gke.sh", "kubectl", [*GKE, "--", *GKE_ARGS]),
+    ("slurm.sh", "sbatch", ["--", "--workdir=runs/a"]),
+  ],
+)
+def test_a_missing_tool_is_named(places, script, tool, words):
+  (places.bin / tool).unlink()
+  _, err, _ = places.call(f"launch/{script}", *words, code=1)
+  assert tool in err and err.count("\n") == 1
