@@ -1,7 +1,6 @@
 """Every attention kernel is the naive one, wherever it runs."""
 
 import dataclasses
-import re
 
 import jax
 import jax.numpy as jnp
