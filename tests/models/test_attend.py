@@ -1,6 +1,7 @@
 """Every attention kernel is the naive one, wherever it runs."""
 
 import dataclasses
+import importlib.util
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +44,32 @@ def test_kernels_agree_with_the_naive_one_and_leak_nothing(kernel, feature):
   assert result.forward < FORWARD
   assert result.backward < BACKWARD
   assert result.leak == 0.0
+
+
+slow = pytest.mark.slow
+
+
+@pytest.mark.skipif(
+  importlib.util.find_spec("libtpu") is None,
+  reason="libtpu, the TPU compiler, is not installed",
+)
+@pytest.mark.parametrize(
+  "kernel",
+  [
+    "splash",
+    pytest.param("splash, keys gathered", marks=slow),
+    pytest.param("splash, ring", marks=slow),
+  ],
+)
+def test_kernels_compile_for_tpus(kernel, monkeypatch):
+  for key, value in {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+  }.items():
+    monkeypatch.setenv(key, value)
+  lab.compile_for_tpu(kernel, "all")
 
 
 def test_the_comparison_sees_another_window_and_a_leak(monkeypatch):
@@ -94,8 +121,12 @@ def largest_array(f, *arrays) -> int:
   def sizes(jaxpr):
     for eqn in jaxpr.eqns:
       yield from (v.aval.size for v in eqn.outvars if hasattr(v.aval, "size"))
-      for inner in jax.core.jaxprs_in_params(eqn.params):
-        yield from sizes(inner)
+      for inner in jax.tree.leaves(
+        list(eqn.params.values()), is_leaf=lambda x: hasattr(x, "eqns")
+      ):
+        inner = getattr(inner, "jaxpr", inner)
+        if hasattr(inner, "eqns"):
+          yield from sizes(inner)
 
   return max(sizes(jax.make_jaxpr(f)(*arrays).jaxpr))
 
@@ -253,4 +284,3 @@ def test_cudnn_is_called_with_what_it_can_do(monkeypatch):
   traced = jax.jit(jax.grad(loss)).trace(params, ids, ids)
   text = traced.lower(lowering_platforms=("cuda",)).as_text()
   assert "__cudnn$fmha" in text and "Backward" in text
-  print([l[:1500] for l in text.splitlines() if "fmha" in l][0])
