@@ -74,6 +74,14 @@ def get_config() -> ConfigDict:
   model.rope_scaling = "none"
   # gelu_tanh | gelu (exact) | swiglu | relu_squared
   model.mlp = "gelu_tanh"
+  # Experts (E) in place of every MLP, each of width mlp_dim, without biases;
+  # None is a plain MLP.
+  model.num_experts = placeholder(int)
+  # Experts that a token goes to (A); no token is ever dropped.
+  model.experts_per_token = 2
+  # Weight in training of the loss, a layer, that grows as a sequence's tokens
+  # crowd on few experts (1 where they spread evenly).
+  model.router_balance_weight = 0.01
   # Biases in projections and, with layernorm, in the norms.
   model.bias = False
   # One matrix both embeds tokens and scores them.
@@ -168,7 +176,7 @@ def get_config() -> ConfigDict:
   mesh.data = -1
   # fsdp: parts of the batch and of every large parameter.
   mesh.fsdp = 1
-  # expert: parts of the experts.
+  # expert: parts of the batch and of the experts.
   mesh.expert = 1
   # seq: parts of the sequence.
   mesh.seq = 1

@@ -50,6 +50,9 @@ class ModelConfig:
   rope_theta: float
   rope_scaling: str
   mlp: str
+  num_experts: int | None
+  experts_per_token: int
+  router_balance_weight: float
   bias: bool
   tied_embeddings: bool
   qk_norm: bool
@@ -187,6 +190,9 @@ RANGES = {
   "model.num_kv_heads": (1, None),
   "model.head_dim": (1, None),
   "model.mlp_dim": (1, None),
+  "model.num_experts": (1, None),
+  "model.experts_per_token": (1, None),
+  "model.router_balance_weight": (0.0, None),
   "model.max_len": (1, None),
   "model.vocab_size": (2, None),
   "model.vocab_multiple": (1, None),
@@ -394,6 +400,17 @@ def _check(c: Config) -> None:
     )
   rope_scaling(m)
   remat_policy(m)
+  if m.num_experts is not None:
+    if m.experts_per_token > m.num_experts:
+      raise InputError(
+        f"model.experts_per_token is {m.experts_per_token}; it must be at most "
+        f"model.num_experts {m.num_experts}"
+      )
+    if c.mesh.expert > 0 and m.num_experts % c.mesh.expert:
+      raise InputError(
+        f"mesh.expert is {c.mesh.expert}; it must divide model.num_experts "
+        f"{m.num_experts}"
+      )
   if c.data.seq_len > m.max_len:
     raise InputError(
       f"data.seq_len is {c.data.seq_len}, longer than model.max_len "

@@ -5,6 +5,8 @@ with a compiler. Each FLOPs figure names its convention; MFU uses the PaLM one,
 which published tables use.
 """
 
+import dataclasses
+
 from gpt_jax import config as config_lib
 from gpt_jax.config import ModelConfig
 
@@ -23,27 +25,50 @@ def count_parameters(model: ModelConfig) -> dict[str, int]:
     config_lib.head_dim(model),
   )
   is_gated = model.mlp == "swiglu"
+  E = model.num_experts
   has_norm_bias = model.bias and model.norm == "layernorm"
   num_norms = 2 * L + (model.norm_placement == "pre")
-  biases = N * H + 2 * K * H + D + F + D if model.bias else 0
+  biases = N * H + 2 * K * H + D if model.bias else 0
+  biases += F + D if model.bias and E is None else 0
   return {
     "embed": V * D,
     "position": model.max_len * D if model.position == "learned" else 0,
-    "hidden": L * D * (N * H + 2 * K * H + F * (1 + is_gated)),
-    "residual": L * D * (N * H + F),
+    "hidden": L * D * (N * H + 2 * K * H + (E or 1) * F * (1 + is_gated)),
+    "residual": L * D * (N * H + (E or 1) * F),
+    "router": L * D * (E or 0),
     "unembed": 0 if model.tied_embeddings else V * D,
     "norm": num_norms * D + (2 * L * H if model.qk_norm else 0),
     "bias": L * biases + (num_norms * D if has_norm_bias else 0),
   }
 
 
+def count_active_parameters(model: ModelConfig) -> dict[str, int]:
+  """Returns {role: parameters that one token meets}: A of E experts, the rest.
+
+  As count_parameters where there are no experts.
+  """
+  count = count_parameters(model)
+  if model.num_experts is None:
+    return count
+  met = dataclasses.replace(model, num_experts=model.experts_per_token)
+  return count_parameters(met) | {"router": count["router"]}
+
+
+def active_mlp_dim(model: ModelConfig) -> int:
+  """Returns the hidden width that one token meets: A experts of mlp_dim."""
+  if model.num_experts is None:
+    return model.mlp_dim
+  return model.mlp_dim * model.experts_per_token
+
+
 def train_flops_per_token(model: ModelConfig, seq_len: int) -> int:
   """Returns FLOPs per trained token: 6 N + 12 L (N_heads H) T.
 
   N counts all parameters but looked-up positions and untied input embeddings,
-  which multiply nothing (Chowdhery et al. 2022, appendix B).
+  which multiply nothing (Chowdhery et al. 2022, appendix B), and experts that
+  a token is not sent to.
   """
-  count = count_parameters(model)
+  count = count_active_parameters(model)
   idle = count["position"] + (0 if model.tied_embeddings else count["embed"])
   width = model.num_heads * config_lib.head_dim(model)
   weights = sum(count.values()) - idle
@@ -67,7 +92,7 @@ def estimate_passing_bytes(model: ModelConfig, tokens: int) -> int:
   """
   item = {"float32": 4, "bfloat16": 2}
   c = item[model.compute_dtype]
-  D, F, L = model.model_dim, model.mlp_dim, model.num_layers
+  D, F, L = model.model_dim, active_mlp_dim(model), model.num_layers
   gradients = sum(count_parameters(model).values()) * item[model.param_dtype]
   word, names = config_lib.remat_policy(model)
   each = {"block": D, "qkv": 3 * D, "attn": D, "mlp": 2 * F}

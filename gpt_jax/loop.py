@@ -218,6 +218,9 @@ def _train(config: Config, workdir: str, command: str, screen, stop) -> int:
     rows,
     first,
   )
+  # All are met here, however long each has compiled: gloo's first collective
+  # waits 30 seconds for the others, and fails.
+  processes.agree("the step to go on from", first)
   stop.is_waited_for = True
   try:
     with jax.set_mesh(mesh):

@@ -14,6 +14,7 @@ import time
 from gpt_jax.config import InputError
 
 LOSS = "train/loss"
+BALANCE_LOSS = "train/balance_loss"
 GRAD_NORM = "train/grad_norm"
 LEARNING_RATE = "train/learning_rate"
 NUM_SKIPPED = "train/num_skipped"

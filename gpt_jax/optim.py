@@ -164,7 +164,7 @@ def _factor_spec(field: str, factor_shape, shape, spec: ParamSpec):
   """Returns the spec of Adafactor's v_row or v_col, None for a stand-in."""
   if len(factor_shape) != len(shape) - 1 or field not in ("v_row", "v_col"):
     return None
-  first = int(_is_stacked(spec))
+  first = _num_stacked(spec)
   # The order in which optax chooses: rows lack the longest dim, columns the
   # one before.
   second, longest = first + np.argsort(shape[first:])[-2:]
@@ -174,26 +174,29 @@ def _factor_spec(field: str, factor_shape, shape, spec: ParamSpec):
   return ParamSpec(spec.axes[:gone] + spec.axes[gone + 1 :], spec.role)
 
 
-def _is_stacked(spec: ParamSpec) -> bool:
-  return spec.axes[:1] == ("layers",)
+def _num_stacked(spec: ParamSpec) -> int:
+  """Returns the leading dims that only number parameters of their own."""
+  is_matrix = [axis not in ("layers", "experts") for axis in spec.axes]
+  return is_matrix.index(True)
 
 
 def _adafactor(specs):
   """Adafactor (Shazeer and Stern 2018) with an absolute rate, no momentum.
 
   Section 6: updates are clipped to an RMS of 1; 7.2: the moment's decay rises
-  as 1 - t^-0.8. Both work on one layer at a time.
+  as 1 - t^-0.8. Both work on one layer, and one expert, at a time.
   """
   one = optax.chain(
     optax.scale_by_factored_rms(min_dim_size_to_factor=MIN_FACTORED_SIZE),
     optax.clip_by_block_rms(1.0),
   )
-  each = optax.GradientTransformation(jax.vmap(one.init), jax.vmap(one.update))
-  labels = jax.tree.map(
-    lambda spec: "stacked" if _is_stacked(spec) else "single", specs
+  each = lambda t: optax.GradientTransformation(
+    jax.vmap(t.init), jax.vmap(t.update)
   )
+  names = ("single", "stacked", "experts")
+  labels = jax.tree.map(lambda spec: names[_num_stacked(spec)], specs)
   present = set(jax.tree.leaves(labels))  # vmap refuses an empty tree
-  groups = {"stacked": each, "single": one}
+  groups = {"single": one, "stacked": each(one), "experts": each(each(one))}
   return optax.partition({k: groups[k] for k in sorted(present)}, labels)
 
 
@@ -224,11 +227,13 @@ def _muon(beta: float, rest: optax.GradientTransformation, specs):
 
 
 def _matrix_dims(spec: ParamSpec) -> contrib.MuonDimensionNumbers:
-  """Returns which dims are the matrix's input and output; layers are neither.
+  """Returns which dims are the matrix's input and output.
+
+  Layers and experts are neither.
 
   hidden reads the residual stream: one input dim; residual writes to it: one
   output dim.
   """
-  dims = tuple(range(int(_is_stacked(spec)), len(spec.axes)))
+  dims = tuple(range(_num_stacked(spec), len(spec.axes)))
   split = {"hidden": 1, "residual": len(dims) - 1}[spec.role]
   return contrib.MuonDimensionNumbers(dims[:split], dims[split:])

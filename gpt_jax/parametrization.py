@@ -15,13 +15,14 @@ ROLES = (
   "position",  # learned positions
   "hidden",  # matrices that read the residual stream
   "residual",  # matrices that write to it
+  "router",  # matrices that choose experts
   "unembed",  # the output matrix when not tied
   "norm",  # scales of norms: start at one
   "bias",  # start at zero
 )
 
 # Weight decay takes matrices only.
-DECAYED = ("embed", "position", "hidden", "residual", "unembed")
+DECAYED = ("embed", "position", "hidden", "residual", "router", "unembed")
 # Muon orthogonalises the matrices between two hidden widths.
 ORTHOGONALISED = ("hidden", "residual")
 

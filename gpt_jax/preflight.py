@@ -66,9 +66,10 @@ def check_batch(config: Config, mesh) -> None:
     where = f", on {mesh.size} devices of {jax.process_count()} processes,"
   part = config.train.global_batch_size // config.train.num_microbatches
   shards = int(np.prod([mesh.shape[a] for a in table["batch"]]))
+  axes = " x ".join(table["batch"])
   if part % shards:
     raise InputError(
-      f"a microbatch has {part} sequences, which mesh data x fsdp = {shards}"
+      f"a microbatch has {part} sequences, which mesh {axes} = {shards}"
       f"{where} does not divide; change train.global_batch_size or "
       "train.num_microbatches"
     )
@@ -92,18 +93,23 @@ def describe(config: Config, mesh, abstract, prepared) -> list[tuple[str, str]]:
   )
   tokens = c.train.num_steps * c.train.global_batch_size * c.data.seq_len
   per_token = flops.train_flops_per_token(c.model, c.data.seq_len)
-  replicas = int(np.prod([mesh.shape[a] for a in ("data", "fsdp", "seq")]))
+  table = sharding.RULES[c.mesh.rules]
+  splits = [mesh.shape[a] for a in (*table["batch"], *table["length"])]
   micro = c.train.global_batch_size // c.train.num_microbatches
   passing = flops.estimate_passing_bytes(
-    c.model, micro * c.data.seq_len // replicas
+    c.model, micro * c.data.seq_len // int(np.prod(splits))
   )
+  active = ""
+  if c.model.num_experts is not None:
+    met = sum(flops.count_active_parameters(c.model).values())
+    active = f", {met:,} for each token"
   train_ids = sum(t.num_ids for _, t in prepared.train)
   size = console.format_bytes
   return [
     (
       "parameters",
       f"{count:,} ({size(tree.count_bytes(abstract.params))} "
-      f"{c.model.param_dtype})",
+      f"{c.model.param_dtype}){active}",
     ),
     (
       "state",

@@ -94,6 +94,8 @@ class Reporter:
       metrics.NUM_SKIPPED: values["num_skipped"],
       metrics.TOKENS: step * self.meter.tokens_per_step,
     }
+    if "balance_loss" in values:
+      row[metrics.BALANCE_LOSS] = values["balance_loss"]
     rates = self.meter.rates()
     self._write(step, row | rates)
     self.screen.progress(step, t.num_steps, values["loss"], rates)

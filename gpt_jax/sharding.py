@@ -25,7 +25,7 @@ AXES = ("data", "fsdp", "expert", "seq", "tensor")
 # their own where they are placed differently (embed, residual).
 RULES = {
   "standard": {
-    "batch": ("data", "fsdp"),
+    "batch": ("data", "fsdp", "expert"),
     "length": ("seq",),
     "key_length": (),
     "residual": (),
@@ -194,14 +194,28 @@ def constrain(x, axes, rules: str):
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.size == 1:
     return x
+  spec = fitting_spec(axes, x.shape, rules)
+  return jax.lax.with_sharding_constraint(x, spec)
+
+
+def fitting_spec(axes, shape, rules: str) -> P:
+  """Returns the spec, on the mesh in context, of an activation.
+
+  A dim that does not divide is whole on every device.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
   fits = lambda axis, size: (
     size % math.prod(mesh.shape[a] for a in RULES[rules][axis]) == 0
   )
   axes = [
-    a if a and fits(a, n) else None for a, n in zip(axes, x.shape, strict=True)
+    a if a and fits(a, n) else None for a, n in zip(axes, shape, strict=True)
   ]
-  spec = spec_of("an activation", axes, x.shape, rules, mesh)
-  return jax.lax.with_sharding_constraint(x, spec)
+  return spec_of("an activation", axes, shape, rules, mesh)
+
+
+def used_axes(rules: str, name: str) -> tuple[str, ...]:
+  """Returns the axes of the mesh in context that split a logical dim."""
+  return tuple(a for a in RULES[rules][name] if axis_size(a) > 1)
 
 
 def axis_size(axis: str) -> int:

@@ -15,7 +15,10 @@ from gpt_jax.state import TrainState
 
 
 def make_loss(model: Model, num_chunks: int):
-  """Returns loss(params, batch, key) -> (sum of nats, number of targets).
+  """Returns loss(params, batch, key) -> (nats, number of targets, balance).
+
+  Sums over the batch; balance, of how experts are loaded (models/moe.py), is a
+  sum over layers too, and None without experts.
 
   A batch holds tokens, targets (B, T) int32; where documents are packed also
   positions, segments int32 and mask float32.
@@ -30,7 +33,7 @@ def make_loss(model: Model, num_chunks: int):
     if parts > 1 and model.can_reorder(length, key is not None):
       batch, slots_1T = sharding.balance(batch, length, parts, model.rules)
     targets_BT, mask_BT = batch["targets"], batch.get("mask")
-    out = model.apply(
+    out, balance_B = model.apply(
       params,
       batch["tokens"],
       batch.get("positions"),
@@ -38,12 +41,14 @@ def make_loss(model: Model, num_chunks: int):
       key=key,
       slots_1T=slots_1T,
       is_headless=num_chunks > 1,
+      needs_balance=True,
     )
+    balance = None if balance_B is None else balance_B.sum()
     if num_chunks == 1:
-      return losses.cross_entropy(out, targets_BT, mask_BT)
+      return *losses.cross_entropy(out, targets_BT, mask_BT), balance
     if mask_BT is None:
       mask_BT = jnp.ones(targets_BT.shape, jnp.float32)
-    return losses.chunked_cross_entropy(
+    nats, count = losses.chunked_cross_entropy(
       *out,
       targets_BT,
       mask_BT,
@@ -52,6 +57,7 @@ def make_loss(model: Model, num_chunks: int):
       model.rules,
       model.config.grad_dtype,
     )
+    return nats, count, balance
 
   return loss
 
@@ -60,7 +66,9 @@ def make_train_step(model: Model, tx, schedule, config: Config):
   """Returns step(state, batch) -> (state, metrics), to be jitted and donated.
 
   metrics: loss (mean nats per target), grad_norm (before clipping),
-  learning_rate, num_skipped, skipped_in_row; float32 scalars.
+  learning_rate, num_skipped, skipped_in_row; float32 scalars. With experts
+  also balance_loss (mean over layers, unweighted; 1 is even), which is no part
+  of loss.
   """
   loss_sum = make_loss(model, config.train.num_loss_chunks)
   parts = config.train.num_microbatches
@@ -70,11 +78,21 @@ def make_train_step(model: Model, tx, schedule, config: Config):
     if "mask" in batch:
       total = jnp.maximum(batch["mask"].sum(), 1.0)
 
-    def mean(params, part, key):
-      return loss_sum(params, part, key)[0] / total
+    num_rows = batch["targets"].shape[0]
 
+    def mean(params, part, key):
+      nats, _, balance = loss_sum(params, part, key)
+      seen = {"loss": nats / total}
+      if balance is None:
+        return seen["loss"], seen
+      balance /= num_rows
+      seen["balance_loss"] = balance / model.config.num_layers
+      weight = model.config.router_balance_weight
+      return seen["loss"] + weight * balance, seen
+
+    grad = jax.grad(mean, has_aux=True)
     if parts == 1:
-      return jax.value_and_grad(mean)(params, batch, key)
+      return grad(params, batch, key)
     # Strided, so that each part is spread over all devices as the whole is.
     split = jax.tree.map(
       lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch
@@ -83,11 +101,15 @@ def make_train_step(model: Model, tx, schedule, config: Config):
     def add(carry, index_and_part):
       index, part = index_and_part
       part_key = None if key is None else jax.random.fold_in(key, index)
-      new = jax.value_and_grad(mean)(params, part, part_key)
+      new = grad(params, part, part_key)
       return jax.tree.map(jnp.add, carry, new), None
 
     zeros = lambda p: jnp.zeros(p.shape, jnp.float32)
-    zero = (jnp.float32(0), jax.tree.map(zeros, params))
+    names = ["loss"]
+    if model.config.num_experts is not None:
+      names.append("balance_loss")
+    seen = {name: jnp.float32(0) for name in names}
+    zero = (jax.tree.map(zeros, params), seen)
     return jax.lax.scan(add, zero, (jnp.arange(parts), split))[0]
 
   def train_step(state: TrainState, batch):
@@ -95,7 +117,7 @@ def make_train_step(model: Model, tx, schedule, config: Config):
     if model.config.dropout_rate > 0:
       key = tree.key_for(jax.random.key(config.seed), "dropout")
       key = jax.random.fold_in(key, state.step)
-    loss, grads = grads_of(state.params, batch, key)
+    grads, seen = grads_of(state.params, batch, key)
     # Sums in float32, whatever the parameters are kept in.
     grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
     norm = optax.tree.norm(grads)
@@ -105,7 +127,7 @@ def make_train_step(model: Model, tx, schedule, config: Config):
     params = jax.tree.map(
       lambda p, d: (p - rate * d).astype(p.dtype), state.params, directions
     )
-    is_good = jnp.isfinite(loss) & jnp.isfinite(norm)
+    is_good = jnp.isfinite(seen["loss"]) & jnp.isfinite(norm)
     keep = lambda new, old: jnp.where(is_good, new, old)
     skipped = 1 - is_good.astype(jnp.int32)
     state = TrainState(
@@ -116,7 +138,7 @@ def make_train_step(model: Model, tx, schedule, config: Config):
       skipped_in_row=(state.skipped_in_row + skipped) * skipped,
     )
     metrics = {
-      "loss": loss,
+      **seen,
       "grad_norm": norm,
       "learning_rate": rate,
       "num_skipped": state.num_skipped,
@@ -129,4 +151,5 @@ def make_train_step(model: Model, tx, schedule, config: Config):
 
 def make_eval_step(model: Model, num_chunks: int):
   """Returns step(params, batch) -> (sum of nats, number of targets)."""
-  return make_loss(model, num_chunks)
+  loss = make_loss(model, num_chunks)
+  return lambda params, batch: loss(params, batch)[:2]

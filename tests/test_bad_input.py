@@ -124,7 +124,7 @@ WRONG_VALUES = {
     "train.num_microbatches is 3",
     "train.global_batch_size 8",
   ),
-  "train.global_batch_size=6": ("6 sequences", "data x fsdp = 8"),
+  "train.global_batch_size=6": ("6 sequences", "data x fsdp x expert = 8"),
   "data.seq_len=64": ("data.seq_len is 64", "model.max_len 32"),
   "mesh.data=3": ("the mesh data 3", "the 8 devices here", "multiply to 8"),
   "mesh.tensor=3": ("tensor 3", "the 8 devices here"),

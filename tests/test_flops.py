@@ -29,6 +29,18 @@ def test_flops_per_token_follow_the_palm_convention():
   assert got == expected
 
 
+def test_a_token_of_8x7b_meets_12_9_billion_of_46_7_billion_parameters():
+  model = model_of("moe.py:8x7b")
+  assert sum(flops.count_parameters(model).values()) == 46_702_792_704
+  # Jiang et al. 2024 say 13 B: 46.7 B less 6 of 8 experts of 3 x 4096 x 14336.
+  active = 46_702_792_704 - 32 * 6 * 3 * 4096 * 14336
+  assert sum(flops.count_active_parameters(model).values()) == active
+  assert active == 12_879_925_248
+  weights = active - 32_000 * 4096
+  expected = 6 * weights + 12 * 32 * 4096 * 4096
+  assert flops.train_flops_per_token(model, 4096) == expected
+
+
 def test_a_cached_token_of_llama_8b_takes_128_kib():
   got = flops.cache_bytes_per_token(model_of("llama.py:8b"), 2)
   assert got == 2 * 32 * 8 * 128 * 2 == 131_072

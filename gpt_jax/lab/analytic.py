@@ -6,6 +6,7 @@ compiling, and is all there is for GPUs and for a CPU.
 """
 
 import dataclasses
+import math
 
 from jax.sharding import AbstractMesh, AxisType
 
@@ -77,7 +78,8 @@ def available_bytes(topology: Topology) -> int | None:
 def _tokens(built) -> tuple[int, int]:
   """Returns tokens of one microbatch and of one step, on one device."""
   c, shape = built.config, built.mesh.shape
-  parts = shape["data"] * shape["fsdp"] * shape["seq"]
+  table = sharding.RULES[c.mesh.rules]
+  parts = math.prod(shape[a] for a in (*table["batch"], *table["length"]))
   step = c.train.global_batch_size * c.data.seq_len // parts
   return max(step // c.train.num_microbatches, 1), max(step, 1)
 
@@ -87,7 +89,7 @@ def estimate_memory(built, topology: Topology) -> memory_lib.Memory:
   c, m, shape = built.config, built.config.model, built.mesh.shape
   tensor, item = shape["tensor"], ITEM[m.compute_dtype]
   micro, _ = _tokens(built)
-  D, F, L = m.model_dim, m.mlp_dim // tensor, m.num_layers
+  D, F, L = m.model_dim, flops.active_mlp_dim(m) // tensor, m.num_layers
   H = config_lib.head_dim(m)
   q = m.num_heads * H // tensor
   kv = max(config_lib.num_kv_heads(m) // tensor, 1) * H
@@ -205,7 +207,7 @@ def _hardware_flops(config: Config, topology: Topology) -> float:
     scores /= 2
   total = flops.train_flops_per_token(m, T)
   matrices = (total - 12 * m.num_layers * width * T) / 3
-  count = flops.count_parameters(m)
+  count = flops.count_active_parameters(m)
   blocks = 2 * (count["hidden"] + count["residual"])
   word, names = config_lib.remat_policy(m)
   again, again_scores = {
@@ -216,7 +218,7 @@ def _hardware_flops(config: Config, topology: Topology) -> float:
     "offload": (1.0, 0.0 if "attn" in names else 1.0),
   }[word]
   if word in ("save", "offload"):
-    D, F = m.model_dim, m.mlp_dim
+    D, F = m.model_dim, flops.active_mlp_dim(m)
     q = width
     kv = config_lib.num_kv_heads(m) * config_lib.head_dim(m)
     gates = 2 if m.mlp == "swiglu" else 1
@@ -225,7 +227,8 @@ def _hardware_flops(config: Config, topology: Topology) -> float:
     again -= saved * m.num_layers / blocks
   if word != "none":
     # What a block ends with need not be made again for its own gradients.
-    again -= 2 * m.model_dim * m.mlp_dim * m.num_layers / blocks
+    F = flops.active_mlp_dim(m)
+    again -= 2 * m.model_dim * F * m.num_layers / blocks
   loss = 0.0
   if config.train.num_loss_chunks > 1:
     loss = 2 * config_lib.padded_vocab_size(m) * m.model_dim

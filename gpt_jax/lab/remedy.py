@@ -44,7 +44,8 @@ def list_changes(config: Config, topology) -> list[dict]:
   if sizes["data"] > slices:
     fsdp = sizes["data"] // slices * sizes["fsdp"]
     found.append({"mesh.data": slices, "mesh.fsdp": fsdp})
-  rows = t.global_batch_size // (sizes["data"] * sizes["fsdp"])
+  shards = sizes["data"] * sizes["fsdp"] * sizes["expert"]
+  rows = t.global_batch_size // shards
   for parts in range(t.num_microbatches + 1, rows + 1):
     if rows % parts == 0:
       found.append({"train.num_microbatches": parts})

@@ -176,7 +176,7 @@ def _mesh_shapes(config: Config, topology) -> list[dict[str, int]]:
 def _rest(config: Config, sizes: dict[str, int]):
   """Yields (microbatches, remat, loss chunks) that divide."""
   t = config.train
-  shards = sizes["data"] * sizes["fsdp"]
+  shards = sizes["data"] * sizes["fsdp"] * sizes["expert"]
   if t.global_batch_size % shards:
     return
   rows = t.global_batch_size // shards

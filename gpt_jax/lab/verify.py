@@ -42,6 +42,7 @@ SMALL = {
 MODELS = {
   "gpt": {},
   "grouped": {"model.num_kv_heads": "4", "train.num_loss_chunks": "3"},
+  "experts": {"model.num_experts": "8", "model.mlp": "swiglu"},
 }
 # model, mesh, what else
 MESHES = [
@@ -60,6 +61,8 @@ MESHES = [
   ("gpt", {"data": 4, "fsdp": 2}, {"mesh.rules": "replicated"}),
   ("grouped", {"fsdp": 2, "tensor": 4}, {}),
   ("grouped", {"fsdp": 2, "seq": 2, "tensor": 2}, {}),
+  ("experts", {"fsdp": 2, "expert": 4}, {}),
+  ("experts", {"expert": 2, "seq": 2, "tensor": 2}, {}),
 ]
 
 

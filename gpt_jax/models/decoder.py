@@ -46,8 +46,11 @@ class Decoder(nn.Module):
     key=None,
     slots_1T=None,
     is_headless=False,
+    needs_balance=False,
   ):
-    """Returns logits_BTV float32 (and the cache, where one is given).
+    """Returns logits_BTV float32, and with it what else is asked for.
+
+    That is (logits_BTV, cache) where a cache is given.
 
     Padded vocabulary rows come out as -1e30.
 
@@ -62,6 +65,8 @@ class Decoder(nn.Module):
       key: dropout key; None drops nothing.
       slots_1T: index of each token in its row, where the rows are not in order
         (sharding over seq reorders them); None: they are.
+      needs_balance: return (result, balance_B) of a model with experts: the
+        sum over layers of moe.balance_of.
       is_headless: return (x_BTD, w_VD) instead, what the logits are the
         product of; w_VD as it is kept.
     """
@@ -106,24 +111,25 @@ class Decoder(nn.Module):
     x_BTD = sharding.constrain(
       x_BTD, ("batch", "length", "residual"), self.rules
     )
-    x_BTD, cache = self.blocks(x_BTD, context, cache, key)
+    x_BTD, cache, balance_B = self.blocks(x_BTD, context, cache, key)
     if c.norm_placement == "pre":
       x_BTD = Norm(c, name="final_norm")(x_BTD)
     if only_B is not None:
       x_BTD = jnp.take_along_axis(x_BTD, only_B[:, None, None], axis=1)
 
     w_VD = embed.table_VD if c.tied_embeddings else unembedding(self)
+    finish = lambda out: (out, balance_B) if needs_balance else out
     if is_headless:
-      return x_BTD, w_VD
+      return finish((x_BTD, w_VD))
     logits_BTV = product("BTD,VD->BTV", x_BTD, w_VD, c.grad_dtype, jnp.float32)
     logits_BTV = sharding.constrain(
       logits_BTV, ("batch", "length", "vocab"), self.rules
     )
     logits_BTV = cap_logits(logits_BTV, jnp.arange(w_VD.shape[0]), c)
-    return logits_BTV if cache is None else (logits_BTV, cache)
+    return finish(logits_BTV if cache is None else (logits_BTV, cache))
 
   def blocks(self, x_BTD, context, cache, key):
-    """Runs all blocks; returns (x_BTD, cache)."""
+    """Runs all blocks; returns (x_BTD, cache, balance_B)."""
     c = self.config
     block = rematerialised(c, self.is_stacked)
     if self.is_stacked:
@@ -134,14 +140,19 @@ class Decoder(nn.Module):
         in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
         length=c.num_layers,
       )(c, self.rules, name="blocks")
-      return scan(x_BTD, jnp.arange(c.num_layers), context, None, key)
-    caches = []
+      layers = jnp.arange(c.num_layers)
+      x_BTD, (_, balance_LB) = scan(x_BTD, layers, context, None, key)
+      has_experts = c.num_experts is not None
+      return x_BTD, None, balance_LB.sum(0) if has_experts else None
+    caches, balances = [], []
     for layer in range(c.num_layers):
-      x_BTD, kept = block(c, self.rules, name=f"blocks_{layer}")(
+      x_BTD, (kept, balance_B) = block(c, self.rules, name=f"blocks_{layer}")(
         x_BTD, layer, context, None if cache is None else cache[layer], key
       )
       caches.append(kept)
-    return x_BTD, None if cache is None else caches
+      balances.append(balance_B)
+    balance_B = None if c.num_experts is None else sum(balances)
+    return x_BTD, None if cache is None else caches, balance_B
 
 
 class Embedding(nn.Module):

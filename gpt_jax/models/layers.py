@@ -185,6 +185,13 @@ def rms_normalize(x, scale, eps: float):
   return (y * scale.astype(jnp.float32)).astype(x.dtype)
 
 
+def activate(x, word: str):
+  """Returns the nonlinearity of x that model.mlp names, gates apart."""
+  if word == "relu_squared":  # So et al. 2021
+    return jnp.square(jax.nn.relu(x))
+  return jax.nn.gelu(x, approximate=word == "gelu_tanh")
+
+
 class MLP(nn.Module):
   """Two projections with a nonlinearity between, or three with a gate."""
 
@@ -205,10 +212,8 @@ class MLP(nn.Module):
       w_gate_DF = declare(self, "gate", (D, F), ("embed", "mlp"), "hidden")
       g_BTF = checkpoint_name(project(x_BTD, w_gate_DF, c.grad_dtype), "mlp")
       h_BTF = jax.nn.silu(g_BTF) * h_BTF
-    elif c.mlp == "relu_squared":  # So et al. 2021
-      h_BTF = jnp.square(jax.nn.relu(h_BTF))
     else:
-      h_BTF = jax.nn.gelu(h_BTF, approximate=c.mlp == "gelu_tanh")
+      h_BTF = activate(h_BTF, c.mlp)
     h_BTF = sharding.constrain(h_BTF, ("batch", "length", "mlp"), self.rules)
     y_BTD = project(h_BTF, w_out_FD, c.grad_dtype)
     if c.bias:

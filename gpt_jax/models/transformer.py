@@ -10,6 +10,7 @@ from gpt_jax import sharding
 from gpt_jax.config import ModelConfig
 from gpt_jax.models.attention import Attention
 from gpt_jax.models.layers import MLP, Norm, dropout
+from gpt_jax.models.moe import MoE
 
 
 class Context(struct.PyTreeNode):
@@ -40,19 +41,29 @@ class Context(struct.PyTreeNode):
 
 
 class Block(nn.Module):
-  """Attention and MLP, each around a residual, with norms before or after."""
+  """Attention and MLP, or experts, each around a residual, with norms."""
 
   config: ModelConfig
   rules: str
 
   @nn.compact
   def __call__(self, x_BTD, layer, context, cache=None, key=None):
-    """Returns (x_BTD, cache); `layer` is the index that dropout is keyed by."""
+    """Returns (x_BTD, (cache, balance_B)).
+
+    Args:
+      layer: the index that dropout is keyed by.
+
+    balance_B is that of the experts (moe.balance_of), None without experts.
+    """
     c = self.config
     x_BTD = checkpoint_name(x_BTD, "block")
     key = None if key is None else jax.random.fold_in(key, layer)
     attn = Attention(c, self.rules, name="attn")
-    mlp = MLP(c, self.rules, name="mlp")
+    if c.num_experts is None:
+      dense = MLP(c, self.rules, name="mlp")
+      mlp = lambda x: (dense(x), None)
+    else:
+      mlp = MoE(c, self.rules, name="moe")
     norm_attn, norm_mlp = Norm(c, name="norm_attn"), Norm(c, name="norm_mlp")
     drop = lambda x, name: dropout(x, c.dropout_rate, key, name)
     pin = lambda x: sharding.constrain(
@@ -61,12 +72,14 @@ class Block(nn.Module):
     if c.norm_placement == "pre":
       y, cache = attn(norm_attn(x_BTD), context, cache, key)
       x_BTD = pin(x_BTD + drop(y, "attn"))
-      x_BTD = pin(x_BTD + drop(mlp(norm_mlp(x_BTD)), "mlp"))
+      y, balance_B = mlp(norm_mlp(x_BTD))
+      x_BTD = pin(x_BTD + drop(y, "mlp"))
     else:
       y, cache = attn(x_BTD, context, cache, key)
       x_BTD = pin(norm_attn(x_BTD + drop(y, "attn")))
-      x_BTD = pin(norm_mlp(x_BTD + drop(mlp(x_BTD), "mlp")))
-    return x_BTD, cache
+      y, balance_B = mlp(x_BTD)
+      x_BTD = pin(norm_mlp(x_BTD + drop(y, "mlp")))
+    return x_BTD, (cache, balance_B)
 
 
 def rematerialised(config: ModelConfig, is_scanned: bool) -> type[Block]:

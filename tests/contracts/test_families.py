@@ -49,6 +49,15 @@ FORMS = {
     attention="blocks", sliding_window=4, attn_softcap=5.0, num_kv_heads=1
   ),
   "bfloat16": dict(compute_dtype="bfloat16", bias=True),
+  "moe": dict(
+    norm="rmsnorm",
+    position="rope",
+    mlp="swiglu",
+    tied_embeddings=False,
+    num_experts=4,
+  ),
+  "moe_alone": dict(num_experts=3, experts_per_token=1, bias=True),
+  "moe_post_norm": dict(num_experts=6, norm_placement="post"),
 }
 
 
@@ -74,7 +83,7 @@ def make(form: str):
 
 def tokens_of(seed: int = 0, rows: int = 2, length: int = T):
   ids = np.random.default_rng(seed).integers(0, 61, (rows, length))
-  return jnp.asarray(ids, jnp.int32)
+  return ids.astype(np.int32)  # not traced where first made inside a jit
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -206,7 +215,7 @@ def test_scanned_layers_equal_unrolled_ones(form):
 
 @pytest.mark.parametrize("remat", ["full", "dots"])
 @pytest.mark.parametrize("scan", [False, True])
-@pytest.mark.parametrize("form", ["gpt2", "llama"])
+@pytest.mark.parametrize("form", ["gpt2", "llama", "moe"])
 def test_rematerialisation_leaves_gradients_alone(form, remat, scan):
   model, params = make(form)
   other = build_model(
@@ -290,7 +299,7 @@ def test_parameter_count_agrees_with_the_ledger(form):
   ):
     by_role[spec.role] = by_role.get(spec.role, 0) + leaf.size
   ledger = flops.count_parameters(model.config)
-  for role in ("hidden", "residual", "norm", "bias", "position"):
+  for role in ("hidden", "residual", "router", "norm", "bias", "position"):
     assert by_role.get(role, 0) == ledger[role], role
 
 

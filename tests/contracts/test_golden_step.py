@@ -25,6 +25,7 @@ FORMS = {
     qk_norm=True,
     tied_embeddings=False,
   ),
+  "moe": dict(bias=True, mlp="swiglu", num_experts=4),
 }
 PATHS = {
   "gpt2": """
@@ -65,10 +66,33 @@ embed/tokens float32[128,32]
 final_norm/scale float32[32]
 unembed float32[128,32]
 """,
+  "moe": """
+blocks/attn/k float32[2,32,4,8]
+blocks/attn/k_bias float32[2,4,8]
+blocks/attn/o float32[2,4,8,32]
+blocks/attn/o_bias float32[2,32]
+blocks/attn/q float32[2,32,4,8]
+blocks/attn/q_bias float32[2,4,8]
+blocks/attn/v float32[2,32,4,8]
+blocks/attn/v_bias float32[2,4,8]
+blocks/moe/gate float32[2,4,32,64]
+blocks/moe/in float32[2,4,32,64]
+blocks/moe/out float32[2,4,64,32]
+blocks/moe/router float32[2,32,4]
+blocks/norm_attn/bias float32[2,32]
+blocks/norm_attn/scale float32[2,32]
+blocks/norm_mlp/bias float32[2,32]
+blocks/norm_mlp/scale float32[2,32]
+embed/positions float32[16,32]
+embed/tokens float32[128,32]
+final_norm/bias float32[32]
+final_norm/scale float32[32]
+""",
 }
 LOSSES = {
   "gpt2": [5.19177, 5.05456, 5.25463, 5.01376],
   "llama": [5.05896, 5.40985, 4.91175, 5.07482],
+  "moe": [5.21615, 5.46281, 5.10827, 5.33258],
 }
 
 

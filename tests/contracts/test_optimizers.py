@@ -30,7 +30,14 @@ RATES = {
   "muon": 3e-3,
 }
 SIZES = dict(
-  vocab=64, embed=32, layers=2, heads=4, head_dim=40, mlp=48, norm=32
+  vocab=64,
+  embed=32,
+  layers=2,
+  heads=4,
+  head_dim=40,
+  mlp=48,
+  norm=32,
+  experts=3,
 )
 DECLARED = {
   "embed": {"tokens": (("vocab", "embed"), "embed")},
@@ -41,6 +48,9 @@ DECLARED = {
     "in_bias": (("layers", "mlp"), "bias"),
     "out": (("layers", "mlp", "embed"), "residual"),
     "scale": (("layers", "norm"), "norm"),
+    "router": (("layers", "embed", "experts"), "router"),
+    "expert_in": (("layers", "experts", "embed", "mlp"), "hidden"),
+    "expert_out": (("layers", "experts", "mlp", "embed"), "residual"),
   },
   "final_norm": {"scale": (("norm",), "norm")},
 }
@@ -48,7 +58,12 @@ SPECS = {
   group: {name: ParamSpec(*d) for name, d in leaves.items()}
   for group, leaves in DECLARED.items()
 }
-MATRICES = ("embed/tokens", "blocks/q", "blocks/o", "blocks/in", "blocks/out")
+MUONS = ("q", "o", "in", "out", "expert_in", "expert_out")
+MATRICES = (
+  "embed/tokens",
+  "blocks/router",
+  *(f"blocks/{name}" for name in MUONS),
+)
 
 
 def optim_config(word: str, **changes) -> config.OptimConfig:
@@ -96,6 +111,9 @@ def predict(params, ids):
   def layer(x, p):
     h = jnp.tanh(jnp.einsum("bd,dnh->bnh", x * p["scale"], p["q"]))
     x = x + jnp.einsum("bnh,nhd->bd", h, p["o"])
+    weight = jax.nn.softmax(x @ p["router"])
+    h = jnp.tanh(jnp.einsum("bd,edf->bef", x, p["expert_in"]))
+    x = x + jnp.einsum("bef,efd,be->bd", h, p["expert_out"], weight)
     return x + jnp.tanh(x @ p["in"] + p["in_bias"]) @ p["out"], None
 
   x, _ = jax.lax.scan(layer, params["embed"]["tokens"][ids], params["blocks"])
@@ -239,6 +257,34 @@ def test_stacked_layers_do_not_see_each_other(word):
   assert layers_gap(build(word)) < 1e-5
 
 
+def experts_gap(tx) -> float:
+  """Returns how much of the second expert's last gradient the first sees."""
+  params, steps = random_tree(1), [random_tree(s) for s in (2, 3)]
+  grown = {k: v for k, v in steps[1]["blocks"].items()}
+  for name in ("expert_in", "expert_out"):
+    grown[name] = grown[name].at[:, 1].multiply(10.0)
+  before = run(tx, params, steps)
+  after = run(tx, params, [steps[0], steps[1] | {"blocks": grown}])
+  first = lambda ts: [
+    [t["blocks"][name][:, 0] for name in ("expert_in", "expert_out")]
+    for t in ts
+  ]
+  return gap(first(before), first(after))
+
+
+@pytest.mark.parametrize("word", RATES)
+def test_experts_do_not_see_each_other(word):
+  assert experts_gap(build(word)) < 1e-5
+
+
+@pytest.mark.parametrize("word", ["adafactor", "muon"])
+def test_experts_that_see_each_other_would_be_noticed(word):
+  unnamed = lambda spec: ParamSpec(
+    tuple("heads" if a == "experts" else a for a in spec.axes), spec.role
+  )
+  assert experts_gap(compiled(word, jax.tree.map(unnamed, SPECS))) > 1e-3
+
+
 def test_muon_on_stacked_layers_is_muon_on_each_alone():
   params, steps, tx = random_tree(1), [random_tree(2)], build("muon")
   together = run(tx, params, steps)
@@ -309,14 +355,15 @@ def test_adam_is_that_of_optax():
 
 def singular_values(name: str, stacked) -> np.ndarray:
   """Returns those of each layer's matrix over 0.2 sqrt(its longer side)."""
-  rows = {"q": 32, "o": 4 * 40, "in": 32, "out": 48}[name]
-  matrices = np.reshape(stacked, (2, rows, -1))
+  rows = {"q": 32, "o": 4 * 40}.get(name, 32 if name.endswith("in") else 48)
+  experts = SIZES["experts"] if name.startswith("expert") else 1
+  matrices = np.reshape(stacked, (2 * experts, rows, -1))
   longer = max(matrices.shape[1:])
   values = np.linalg.svd(matrices, compute_uv=False)
   return values / (0.2 * longer**0.5)
 
 
-@pytest.mark.parametrize("name", ["q", "o", "in", "out"])
+@pytest.mark.parametrize("name", MUONS)
 def test_muon_returns_matrices_with_level_singular_values(name):
   params, steps = random_tree(1), [random_tree(2), random_tree(3)]
   for direction in run(build("muon"), params, steps):
@@ -330,7 +377,7 @@ def test_muon_returns_matrices_with_level_singular_values(name):
 def test_muon_moves_matrices_as_far_as_adamw_in_rms():
   params, grads = random_tree(1), random_tree(2)
   (direction,) = run(build("muon"), params, [grads])
-  for name in ("q", "o", "in", "out"):
+  for name in MUONS:
     update = direction["blocks"][name] - DECAY * params["blocks"][name]
     assert 0.15 < np.sqrt(np.mean(update**2)) < 0.25
 
@@ -343,7 +390,7 @@ def test_muon_treats_all_but_hidden_matrices_as_adamw():
   rest = lambda t: {
     k: v
     for k, v in tree.flatten_with_names(t).items()
-    if k == "embed/tokens" or k not in MATRICES
+    if k.split("/")[-1] not in MUONS
   }
   assert gap(rest(muon), rest(adamw)) < 1e-6
   assert gap(muon, adamw) > 1e-2
@@ -411,6 +458,10 @@ def test_adafactor_keeps_factors_in_place_of_matrices():
     "v_col/blocks/in": ("layers", "mlp"),
     "v_row/blocks/out": ("layers", "embed"),
     "v_col/blocks/out": ("layers", "mlp"),
+    "v_row/blocks/expert_in": ("layers", "experts", "embed"),
+    "v_col/blocks/expert_in": ("layers", "experts", "mlp"),
+    "v_row/blocks/expert_out": ("layers", "experts", "embed"),
+    "v_col/blocks/expert_out": ("layers", "experts", "mlp"),
   }
 
 

@@ -1,0 +1,334 @@
+"""A mixture of experts in place of the MLP: every token goes to A of E.
+
+No token is dropped and no expert has a capacity (Gale et al. 2022): the places
+of all tokens, A for each, are sorted by expert, and a grouped matrix product
+gives each run of rows to its own expert's matrix. Letters here: P places, the
+rows of those products; T tokens of all sequences at hand.
+
+Over devices, tokens are split over mesh axis expert as over data and fsdp.
+Devices that share experts between them gather each other's tokens, each runs
+its own experts on all of them, and what they give is summed and split again
+(reduce-scatter). An all-to-all would need buffers for the worst case, all
+tokens to one device, to be exact, so it saves no memory; it moves A (n - 1)/n
+rows a token where gathering moves n - 1, so gathering costs more for n > A
+devices along expert.
+"""
+
+import functools
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from gpt_jax import sharding
+from gpt_jax.config import ModelConfig
+from gpt_jax.models.layers import activate, declare, project
+
+# Rows of a block, at most, where a product goes by blocks: on a CPU what its
+# cache holds, elsewhere what outweighs reading and writing a matrix of sums.
+CPU_BLOCK, BLOCK = 128, 1024
+# At least, where there are so many.
+MIN_BLOCK = 32
+
+
+# Logical dims of the experts' matrices.
+READS, WRITES = ("experts", "embed", "mlp"), ("experts", "mlp", "embed")
+
+
+class MoE(nn.Module):
+  """Token-choice experts (Shazeer et al. 2017), gated or not, without biases.
+
+  The weights of a token's experts are their softmax probabilities, over all
+  experts in float32, divided by their sum (Jiang et al. 2024). A lone expert
+  keeps its probability (Fedus et al. 2021), which is all that its router
+  learns from.
+  """
+
+  config: ModelConfig
+  rules: str
+
+  @nn.compact
+  def __call__(self, x_BTD):
+    """Returns (y_BTD, balance_B); see `balance_of`."""
+    c, D, F = self.config, x_BTD.shape[-1], self.config.mlp_dim
+    E, A = c.num_experts, c.experts_per_token
+    w_router_DE = declare(
+      self, "router", (D, E), ("embed", "experts"), "router"
+    )
+    w_in_EDF = declare(self, "in", (E, D, F), READS, "hidden")
+    w_out_EFD = declare(self, "out", (E, F, D), WRITES, "residual")
+    ws = {"in": w_in_EDF, "out": w_out_EFD}
+    if c.mlp == "swiglu":
+      ws["gate"] = declare(self, "gate", (E, D, F), READS, "hidden")
+
+    scores_BTE = project(x_BTD.astype(jnp.float32), w_router_DE, c.grad_dtype)
+    scores_BTE = sharding.constrain(
+      scores_BTE, ("batch", "length", None), self.rules
+    )
+    p_BTE = jax.nn.softmax(scores_BTE, axis=-1)
+    weight_BTA, ids_BTA = jax.lax.top_k(p_BTE, A)
+    balance_B = balance_of(p_BTE, ids_BTA)
+    if A > 1:
+      weight_BTA /= weight_BTA.sum(-1, keepdims=True)
+    y_BTD = run_experts(x_BTD, ids_BTA, weight_BTA, ws, c, self.rules)
+    return y_BTD, balance_B
+
+
+def balance_of(p_BTE, ids_BTA):
+  """Returns balance_B float32: 1 where a sequence loads its experts evenly.
+
+  E sum_e f_e P_e, f_e the fraction of places that expert e has and P_e its
+  mean probability (Fedus et al. 2021, eq. 4 to 6). Over each sequence as a
+  group (Lepikhin et al. 2020, 2.2), so that neither microbatches nor devices
+  change it.
+  """
+  E = p_BTE.shape[-1]
+  is_chosen_BTAE = ids_BTA[..., None] == jnp.arange(E)
+  f_BE = is_chosen_BTAE.mean((1, 2), dtype=jnp.float32)
+  return E * (f_BE * p_BTE.mean(1)).sum(-1)
+
+
+def run_experts(x_BTD, ids_BTA, weight_BTA, ws: dict, config, rules: str):
+  """Returns y_BTD, the weighted sum of what each token's experts make of it.
+
+  Args:
+    ids_BTA: int32, a token's experts.
+    weight_BTA: float32.
+    ws: w_EDF "in", w_EFD "out" and, for swiglu, w_EDF "gate", as kept.
+  """
+  local = functools.partial(_run_local, config=config)
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.size == 1:
+    return local(x_BTD, ids_BTA, weight_BTA, ws)
+  split = lambda axes, x: sharding.fitting_spec(axes, x.shape, rules)
+  tokens = split(("batch", "length", None), x_BTD)
+  kept = {
+    name: split(WRITES if name == "out" else READS, ws[name]) for name in ws
+  }
+  used = lambda name: sharding.used_axes(rules, name)
+  in_batch = tokens[0] if isinstance(tokens[0], tuple) else (tokens[0],)
+  local = functools.partial(
+    local,
+    owners=used("experts"),
+    is_gathered=set(used("experts")) <= set(in_batch),
+    embed_axes=used("embed"),
+    mlp_axes=used("mlp"),
+  )
+  # Unchecked: what is the same on all devices along an axis is so by the
+  # sums in _run_local, which the checker cannot follow into `grouped`.
+  return jax.shard_map(
+    local,
+    in_specs=(tokens, tokens, tokens, kept),
+    out_specs=tokens,
+    check_vma=False,
+  )(x_BTD, ids_BTA, weight_BTA, ws)
+
+
+def _run_local(
+  x_BTD,
+  ids_BTA,
+  weight_BTA,
+  ws,
+  config,
+  owners=(),
+  is_gathered=False,
+  embed_axes=(),
+  mlp_axes=(),
+):
+  """Runs a device's experts on its tokens; returns y_BTD whole.
+
+  Args:
+    owners: mesh axes that the experts are split over.
+    is_gathered: whether they split the tokens too.
+    embed_axes: mesh axes that dim D of the matrices is split over.
+    mlp_axes: mesh axes that dim F of them is split over.
+  """
+  c, shape, A = config, x_BTD.shape, ids_BTA.shape[-1]
+  x_TD = x_BTD.reshape(-1, shape[-1])
+  ids_TA, weight_TA = ids_BTA.reshape(-1, A), weight_BTA.reshape(-1, A)
+  if owners and is_gathered:
+    gather = lambda x: jax.lax.all_gather(x, owners, tiled=True)
+    x_TD, ids_TA, weight_TA = gather(x_TD), gather(ids_TA), gather(weight_TA)
+
+  # Own experts' places first, in the order of the experts; others' behind.
+  E = ws["in"].shape[0]
+  first = jax.lax.axis_index(owners) * E if owners else 0
+  ids_P = ids_TA.reshape(-1) - first
+  ids_P = jnp.where((ids_P >= 0) & (ids_P < E), ids_P, E)
+  order_P = jnp.argsort(ids_P, stable=True)
+  inverse_P = (
+    jnp.zeros_like(order_P)
+    .at[order_P]
+    .set(jnp.arange(order_P.size), unique_indices=True)
+  )
+  sizes_E = (ids_P[:, None] == jnp.arange(E)).sum(0, dtype=jnp.int32)
+
+  times = lambda x, name, dim: grouped(
+    x, ws[name], sizes_E, c.grad_dtype, dim, embed_axes
+  )
+  x_PD = take_rows(x_TD, order_P, inverse_P, A)
+  h_PF = checkpoint_name(times(x_PD, "in", 1), "mlp")
+  if c.mlp == "swiglu":
+    g_PF = checkpoint_name(times(x_PD, "gate", 1), "mlp")
+    h_PF = jax.nn.silu(g_PF) * h_PF
+  else:
+    h_PF = activate(h_PF, c.mlp)
+  y_PD = times(h_PF, "out", 2)
+  y_TAD = take_rows(y_PD, inverse_P, order_P, 1).reshape(-1, A, shape[-1])
+  y_TD = jnp.einsum(
+    "TAD,TA->TD", y_TAD, weight_TA, preferred_element_type=jnp.float32
+  ).astype(x_TD.dtype)
+
+  if owners and is_gathered:
+    y_TD = jax.lax.psum_scatter(y_TD, owners, tiled=True)
+  summed = mlp_axes if is_gathered else (*owners, *mlp_axes)
+  if summed:
+    y_TD = jax.lax.psum(y_TD, summed)
+  return y_TD.reshape(shape)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def take_rows(x_TD, index_P, inverse_P, copies: int):
+  """Returns x_TD with each row `copies` times, put in another order.
+
+  Backward takes rows too, in place of a scatter, whose sums a GPU would do in
+  any order.
+
+  Args:
+    index_P: of the P = T * copies rows, which one comes where.
+    inverse_P: its inverse.
+  """
+  return x_TD[index_P // copies]
+
+
+def _take_forward(x_TD, index_P, inverse_P, copies):
+  return x_TD[index_P // copies], inverse_P
+
+
+def _take_backward(copies, inverse_P, dy_PD):
+  dx_TAD = dy_PD[inverse_P].reshape(-1, copies, dy_PD.shape[-1])
+  return dx_TAD.sum(1), None, None
+
+
+take_rows.defvjp(_take_forward, _take_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def grouped(x_PD, w_EDF, sizes_E, grad_dtype: str, dim: int, axes: tuple):
+  """Returns y_PF: the first sizes[0] rows times w[0], the next times w[1], ...
+
+  Rows beyond the groups are zero. As in `layers.product`, the gradient of w is
+  produced in grad_dtype, and so it is summed over `axes`.
+
+  Args:
+    w_EDF: as it is kept.
+    dim, axes: mesh axes that this dim of w_EDF is split over.
+  """
+  return _grouped_forward(x_PD, w_EDF, sizes_E, grad_dtype, dim, axes)[0]
+
+
+def _grouped_forward(x_PD, w_EDF, sizes_E, grad_dtype, dim, axes):
+  whole_EDF = _whole(w_EDF, x_PD.dtype, dim, axes)
+  return _times(x_PD, whole_EDF, sizes_E), (x_PD, w_EDF, sizes_E)
+
+
+def _grouped_backward(grad_dtype, dim, axes, kept, dy_PF):
+  x_PD, w_EDF, sizes_E = kept
+  whole_EDF = _whole(w_EDF, x_PD.dtype, dim, axes)
+  dx_PD = _times(dy_PF, whole_EDF.swapaxes(1, 2), sizes_E)
+  outer = functools.partial(outer_by_blocks, dtype=grad_dtype)
+  dw_EDF = jax.lax.platform_dependent(
+    x_PD,
+    dy_PF,
+    sizes_E,
+    cpu=functools.partial(outer, most=CPU_BLOCK),
+    default=functools.partial(outer, most=BLOCK),
+  )
+  if axes:
+    dw_EDF = jax.lax.psum_scatter(
+      dw_EDF, axes, scatter_dimension=dim, tiled=True
+    )
+  return dx_PD, dw_EDF.astype(w_EDF.dtype), None
+
+
+grouped.defvjp(_grouped_forward, _grouped_backward)
+
+
+def _whole(w_EDF, dtype, dim: int, axes: tuple):
+  w_EDF = w_EDF.astype(dtype)
+  if axes:
+    w_EDF = jax.lax.all_gather(w_EDF, axes, axis=dim, tiled=True)
+  return w_EDF
+
+
+def _times(x_PD, w_EDF, sizes_E):
+  y_PF = jax.lax.platform_dependent(
+    x_PD, w_EDF, sizes_E, cpu=times_by_blocks, default=jax.lax.ragged_dot
+  )
+  # What a kernel leaves in rows of no group is not to be relied on.
+  is_in_P = jnp.arange(x_PD.shape[0]) < sizes_E.sum()
+  return jnp.where(is_in_P[:, None], y_PF, 0)
+
+
+# Without a kernel, XLA multiplies every row with every expert's matrix: E times
+# the work. It has none on a CPU, and on a TPU (libtpu of jax 0.10.2 and 0.12)
+# one for the product and none for the gradient of its matrices. A loop over
+# blocks of rows that have one expert does what is to be done and a part of a
+# block a group more.
+
+
+def times_by_blocks(x_PD, w_EDF, sizes_E):
+  """Returns ragged_dot(x_PD, w_EDF, sizes_E) but for rows of no group."""
+  P, F = x_PD.shape[0], w_EDF.shape[2]
+  size, total, block_of = _blocks(P, sizes_E, CPU_BLOCK)
+  x_PD = jnp.pad(x_PD, ((0, size), (0, 0)))
+
+  # A block's rows beyond its group are written anew by the next.
+  def one(i, y_PF):
+    e, start, _ = block_of(i)
+    x = jax.lax.dynamic_slice_in_dim(x_PD, start, size)
+    w_DF = jax.lax.dynamic_index_in_dim(w_EDF, e, keepdims=False)
+    return jax.lax.dynamic_update_slice_in_dim(y_PF, x @ w_DF, start, 0)
+
+  y_PF = jnp.zeros((P + size, F), x_PD.dtype)
+  return jax.lax.fori_loop(0, total, one, y_PF)[:P]
+
+
+def outer_by_blocks(x_PD, dy_PF, sizes_E, dtype, most=CPU_BLOCK):
+  """Returns dw_EDF, the sum over each group's rows of x times dy.
+
+  Args:
+    most: rows of a block.
+  """
+  E, D, F = sizes_E.size, x_PD.shape[1], dy_PF.shape[1]
+  size, total, block_of = _blocks(x_PD.shape[0], sizes_E, most)
+  x_PD, dy_PF = (jnp.pad(a, ((0, size), (0, 0))) for a in (x_PD, dy_PF))
+
+  def one(i, dw_EDF):
+    e, start, end = block_of(i)
+    x = jax.lax.dynamic_slice_in_dim(x_PD, start, size)
+    x = jnp.where((start + jnp.arange(size) < end)[:, None], x, 0)
+    dy = jax.lax.dynamic_slice_in_dim(dy_PF, start, size)
+    new = jnp.einsum("PD,PF->DF", x, dy, preferred_element_type=dtype)
+    old = jax.lax.dynamic_index_in_dim(dw_EDF, e, keepdims=False)
+    return jax.lax.dynamic_update_index_in_dim(dw_EDF, old + new, e, 0)
+
+  dw_EDF = jnp.zeros((E, D, F), dtype)
+  return jax.lax.fori_loop(0, total, one, dw_EDF)
+
+
+def _blocks(num_rows: int, sizes_E, most: int):
+  """Returns (rows of a block, number of blocks, block -> (e, start, end))."""
+  size = 2 ** round(math.log2(max(1, num_rows / sizes_E.size)))
+  size = min(max(size, MIN_BLOCK), most, num_rows)
+  blocks_E = -(-sizes_E // size)
+  last_E, end_E = jnp.cumsum(blocks_E), jnp.cumsum(sizes_E)
+
+  def block_of(i):
+    e = (last_E <= i).sum()
+    within = i - (last_E[e] - blocks_E[e])
+    return e, end_E[e] - sizes_E[e] + within * size, end_E[e]
+
+  return size, last_E[-1], block_of
