@@ -32,7 +32,7 @@ STUBS = {
   "srun": """
     trap 'exit 75' TERM
     echo $$ >"$LOG.srun"
-    for ((i = 0; i < 30; i++)); do sleep 0.1; done
+    for ((i = 0; i < TENTHS; i++)); do sleep 0.1; done
   """,
 }
 
@@ -69,6 +69,8 @@ def test_a_signal_to_the_shell_alone_is_passed_on_and_what_is_told_requeued(
       "LOG": str(log),
       "STATE": state,
       "FAILURES": str(failures),
+      # What is to be told lives long enough to be, however slow the machine.
+      "TENTHS": "300" if is_told else "20",
       "GPT_JAX_PYTHON": "/bin/true",
       "SLURM_JOB_ID": "7",
       "SLURM_JOB_NODELIST": "node",
@@ -80,7 +82,7 @@ def test_a_signal_to_the_shell_alone_is_passed_on_and_what_is_told_requeued(
       assert time.monotonic() < deadline and process.poll() is None
       time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=90)
   finally:
     process.kill()
   lines = log.read_text().splitlines()
