@@ -447,6 +447,8 @@ def _read(directory, step, flat, prefix, checksum):
     )
   leaves = _agree(lambda: _read_arrays(directory, step, flat))
   saved = _rows_by_name(meta)
+  # Met first: gloo waits 30 seconds for a process that reads more slowly.
+  processes.agree("the checkpoint to restore", step)
   found = dict(zip(flat, checksum(leaves), strict=True))
   wrong = [name for name in flat if found[name] != saved[name]]
   if wrong:

@@ -43,7 +43,10 @@ class Interrupted(BaseException):
 
 
 class Stop:
-  """Notes SIGINT and SIGTERM; a second one exits at once.
+  """Notes SIGINT and SIGTERM; a second SIGINT exits at once.
+
+  A second SIGTERM does not: srun passes on what SLURM has sent already to each
+  task, and a scheduler that is in a hurry has SIGKILL.
 
   A signal to one of several processes stops all of them at the same step.
 
@@ -63,12 +66,14 @@ class Stop:
   def _note(self, number, frame):
     code = EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_PREEMPTED
     if self.code is not None:
-      os._exit(code)
+      if number == signal.SIGINT:
+        os._exit(code)
+      return
     self.code = code
     if not self.is_waited_for:
       raise Interrupted
     processes.ask_to_stop(code)
-    line = "\nstopping; once more exits at once, without saving\n"
+    line = "\nstopping; Ctrl-C exits at once, without saving\n"
     os.write(sys.stderr.fileno(), line.encode())
 
   def check(self, step: int) -> int | None:
@@ -213,6 +218,9 @@ def _train(config: Config, workdir: str, command: str, screen, stop) -> int:
     rows,
     first,
   )
+  # All are met here, however long each has compiled: gloo waits 30 seconds for
+  # the others of a first collective, and fails.
+  processes.agree("the step to go on from", first)
   stop.is_waited_for = True
   try:
     with jax.set_mesh(mesh):

@@ -10,6 +10,7 @@ import glob
 import io
 import logging
 import os
+import socket
 import sys
 import tempfile
 import warnings
@@ -73,6 +74,22 @@ def start(devices: int | None = None) -> None:
   os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
   keep_freed_memory()
   quiet_logs()
+
+
+def make_team(count: int) -> list[dict[str, str]]:
+  """Returns the environments in which `count` processes here find each other.
+
+  One process gets none of the variables.
+  """
+  base = dict(os.environ)
+  for name in EXPLICIT:
+    base.pop(name, None)
+  if count == 1:
+    return [base]
+  with socket.create_server(("127.0.0.1", 0)) as server:
+    base["JAX_COORDINATOR_ADDRESS"] = f"127.0.0.1:{server.getsockname()[1]}"
+  base["JAX_NUM_PROCESSES"] = str(count)
+  return [base | {"JAX_PROCESS_ID": str(index)} for index in range(count)]
 
 
 def find_place() -> Place | None:

@@ -78,9 +78,8 @@ list() {
       die "an argument has a control character; a manifest cannot hold it."
     word=${word//\\/\\\\}
     word=${word//$quote/\\$quote}
-    # Kubernetes puts variables in place of $(NAME), and $( for $$(.
-    # shellcheck disable=SC2016
-    word=${word//'$('/'$$('}
+    # Kubernetes puts variables in place of $(NAME), and $ for $$.
+    word=${word//\$/\$\$}
     line+="${line:+, }$quote$word$quote"
   done
   printf '[%s]\n' "$line"

@@ -1,7 +1,6 @@
 # shellcheck shell=bash
 # Sourced by the other scripts from the repo root. `setup LOCK` leaves the
-# interpreter of an environment that holds what the lock names in $python;
-# `setup LOCK --dry-run` tells which one it would be and installs nothing.
+# interpreter of an environment that holds what the lock names in $python.
 # Runs under bash 3.2 (macOS) and needs nothing but coreutils and grep.
 
 die() {
@@ -90,9 +89,6 @@ setup() {
   fi
   python=$PWD/$home/bin/python
   stamp=$home/.gpt_jax
-  if [[ ${2:-} == --dry-run ]]; then
-    return
-  fi
 
   wanted="$lock $here $(cksum <"$lock")"
   if [[ -n $here ]] && grep -qxF "$wanted" "$stamp" 2>/dev/null; then

@@ -126,9 +126,16 @@ submit() {
 
 # On the first node of a job.
 
+# A controller that has much to do may not answer at once.
 state_of_job() {
-  scontrol show job --oneliner "$id" 2>/dev/null |
-    sed -n 's/.* JobState=\([A-Z]*\).*/\1/p'
+  local state='' _
+  for _ in 1 2 3; do
+    state=$(scontrol show job --oneliner "$id" |
+      sed -n 's/.* JobState=\([A-Z]*\).*/\1/p') || true
+    if [[ -n $state ]]; then break; fi
+    sleep 1
+  done
+  printf '%s\n' "${state:-unknown}"
 }
 
 # Without B: in --signal SLURM tells the tasks and not this shell, as it does
@@ -137,9 +144,9 @@ state_of_job() {
 # before they have saved. Never to srun: it answers SIGTERM with SIGKILL.
 pass_on() {
   is_told=yes
-  if [[ $(state_of_job) == RUNNING ]]; then
-    scancel --signal=TERM "$SLURM_JOB_ID.0" || true
-  fi
+  case $(state_of_job) in
+    RUNNING | unknown) scancel --signal=TERM "$SLURM_JOB_ID.0" || true ;;
+  esac
 }
 
 run() {

@@ -8,6 +8,7 @@ stub of gcloud has hosts, folders on which it really runs what ssh brings.
 import json
 import os
 import pathlib
+import re
 import shlex
 import shutil
 import subprocess
@@ -20,7 +21,7 @@ from test_launch import STUB, House
 ROOT = pathlib.Path(__file__).parent.parent
 PLACES = ("launch/slurm.sh", "launch/tpu_vm.sh", "launch/gke.sh")
 FILES = (*PLACES, "launch/host.sh", "launch/gke.yaml")
-TOOLS = ("wc", "tr", "git", "nohup", "xargs", "basename", "env")
+TOOLS = ("printf", "wc", "tr", "git", "nohup", "xargs", "basename", "env")
 
 NOTE = """
 import json, os, sys
@@ -29,8 +30,7 @@ with open(os.environ["STUB_LOG"] + ".json", "a") as log:
   log.write(json.dumps([name, *words]) + "\\n")
 """
 SBATCH = """#!/bin/bash
-note sbatch "$@"
-[[ -t 0 ]] || cat >"$STUB_LOG.stdin"
+note sbatch "$GPT_JAX_PYTHON" "$@"
 echo Submitted batch job 7
 """
 KUBECTL = """#!/bin/bash
@@ -134,6 +134,73 @@ def test_shellcheck_finds_nothing_in_any_script():
   scripts = [*ROOT.glob("launch/*.sh"), *ROOT.glob("tests/**/*.sh")]
   assert {ROOT / name for name in PLACES} <= set(scripts)
   subprocess.run(["shellcheck", "-x", *scripts], check=True, cwd=ROOT)
+
+
+# SLURM
+
+SLURM = ["-N", "2", "--ntasks-per-node=8", "--time=60", "--job-name=a b"]
+SLURM_ARGS = ["--config=configs/tiny.py", "--config.sample.prompt=f'\"$x"]
+
+
+@pytest.mark.parametrize("is_array", [False, True])
+def test_a_dry_run_on_slurm_prints_what_is_then_done(places, is_array):
+  words, args = [*SLURM], [*SLURM_ARGS]
+  if is_array:
+    cells = "# c\n--config.seed=1 --workdir=runs/a\n\n'--workdir=runs/b c'"
+    (places.root / "cells").write_text(cells)
+    words.append("--cells=cells")
+  else:
+    args.append("--workdir=runs/a")
+  script = "launch/slurm.sh"
+  out, _, noted = places.call(script, "--dry-run", *words, "--", *args)
+  assert not noted and not (places.root / ".venv").exists()
+  _, _, noted = places.call(script, *words, "--", *args)
+  (places.root / "printed.sh").write_text("set -e\n" + out)
+  shutil.rmtree(places.root / "runs")
+  _, _, again = places.call("printed.sh")
+  assert again == noted and (places.root / "runs").is_dir()
+  (sbatch,) = noted
+  python = places.root / ".venv" / "bin" / "python"
+  assert sbatch[:2] == ["sbatch", str(python)]
+  array, cells = (["--array=0-1"], ["--cells=cells"]) if is_array else ([], [])
+  output = ["--output=runs/slurm-%j.out"]
+  assert sbatch[2:] == [*output, *array, *SLURM, script, *cells, *args]
+  steps = [line for line in out.splitlines() if line.startswith("# srun")]
+  ends = [["--config.seed=1", "--workdir=runs/a"], ["--workdir=runs/b c"]]
+  for line, end in zip(steps, ends if is_array else [[]], strict=True):
+    trainer = shlex.split(line)[4:]
+    assert trainer == ["$GPT_JAX_PYTHON", "-m", "gpt_jax.train", *args, *end]
+
+
+@pytest.mark.parametrize(
+  "words, cells, sentence",
+  [
+    (["-n2", "--workdir=runs/a"], None, "there is no --"),
+    (["--", "--config=a.py"], None, "there is no --workdir"),
+    (["--cells=absent", "--"], None, "there is no file absent"),
+    (["--cells=cells", "--"], "# nothing\n", "cells is empty"),
+    (["--cells=cells", "--"], "--config.seed=1\n", "has no --workdir"),
+    (["--cells=cells", "--"], "--workdir=a\n--workdir=a\n", "two lines"),
+    (["--cells=cells", "--"], "'--workdir=a\n", "open quote"),
+  ],
+)
+def test_a_mistake_on_slurm_is_one_sentence_and_submits_nothing(
+  places, words, cells, sentence
+):
+  if cells is not None:
+    (places.root / "cells").write_text(cells)
+  out, err, noted = places.call("launch/slurm.sh", *words, code=1)
+  assert not out and not noted
+  assert sentence in err and err.count("\n") == 1
+
+
+def test_slurms_copy_of_the_script_elsewhere_says_where_to_submit(places):
+  copy = places.root / "spool" / "slurm_script"
+  copy.parent.mkdir()
+  shutil.copy(places.root / "launch/slurm.sh", copy)
+  words = {"cwd": places.hosts, "SLURM_JOB_ID": "7"}
+  _, err, _ = places.launch(script="spool/slurm_script", code=1, **words)
+  assert "submit from there" in err
 
 
 # TPU VMs
@@ -263,7 +330,13 @@ def test_the_real_gcloud_knows_every_command(places, tmp_path):
 GKE = ["gpt-x", "--type=tpu-v5-lite-podslice", "--topology=4x4"]
 GKE += ["--image=eu-docker.pkg.dev/p/r/g:1", "--claim=nfs"]
 GKE_ARGS = ["--config=configs/tiny.py", "--workdir=/runs/x"]
-ODD = "--config.sample.prompt=a \"b\" \\n ${NAME} $(NAME): # 'c'"
+ODD = "--config.sample.prompt=a \"b\" \\n ${NAME} $(NAME) $$: # 'c'"
+
+
+def expand(word: str) -> str:
+  """Returns what Kubernetes makes of a word of a command."""
+  put = lambda m: "$" if m[0] == "$$" else "a variable"
+  return re.sub(r"\$\$|\$\(\w+\)", put, word)
 
 
 def manifest(places, *words: str) -> dict:
@@ -316,7 +389,7 @@ def test_the_manifest_has_a_job_a_slice_and_a_pod_a_host(
   assert mount == {"name": volume["name"], "mountPath": "/runs"}
   assert volume["persistentVolumeClaim"] == {"claimName": "nfs"}
   assert container["image"] == "eu-docker.pkg.dev/p/r/g:1"
-  command = [word.replace("$$(", "$(") for word in container["command"]]
+  command = [expand(word) for word in container["command"]]
   assert command == ["python", "-m", "gpt_jax.train", *GKE_ARGS, ODD]
 
 

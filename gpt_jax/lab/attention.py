@@ -129,8 +129,12 @@ def make_inputs(num_kv_heads: int, length: int, is_packed: bool):
   return *arrays, segments
 
 
-def make_attention(kernel: str, changes: dict):
-  """Returns f(q, k, v, dy, segments_BT) -> (y, dq, dk, dv), in order."""
+def make_attention(kernel: str, changes: dict, devices=None):
+  """Returns (mesh, f(q, k, v, dy, segments_BT) -> (y, dq, dk, dv)), in order.
+
+  Args:
+    devices: TPUs to be for, here or not; None for simulated ones.
+  """
   import jax
   import jax.numpy as jnp
   import numpy as np
@@ -151,8 +155,11 @@ def make_attention(kernel: str, changes: dict):
   section.update(dict.fromkeys(sharding.AXES, 1) | axes)
   count = int(np.prod([section[a] for a in sharding.AXES]))
   mesh = sharding.make_mesh(
-    config_lib.MeshConfig(**section), jax.devices("cpu")[:count]
+    config_lib.MeshConfig(**section),
+    (devices or jax.devices("cpu"))[:count],
   )
+  if devices:
+    platform = "tpu"
   parts = section.seq
   order = sharding.zigzag(T, parts) if word != "dense" else np.arange(T)
 
@@ -178,22 +185,54 @@ def make_attention(kernel: str, changes: dict):
     home = np.argsort(order)
     return y[:, :, :, home], dq[:, :, :, home], dk[:, :, home], dv[:, :, home]
 
-  def call(*arrays):
-    with jax.set_mesh(mesh):
-      return [np.asarray(x) for x in run(*arrays)]
+  return mesh, run
 
-  return call
+
+def compile_for_tpu(kernel: str, feature: str) -> None:
+  """Compiles a kernel with its gradient for TPUs that need not be here.
+
+  Raises:
+    InputError: there is no TPU compiler here.
+  """
+  import jax
+  import jax.numpy as jnp
+  from jax.sharding import NamedSharding
+  from jax.sharding import PartitionSpec as P
+
+  from gpt_jax import chips
+  from gpt_jax.lab import aot
+
+  changes, is_packed = FEATURES[feature]
+  K, T = changes.get("num_kv_heads", SHAPE["N"]), KERNELS[kernel][-1]
+  devices = aot.find_devices(chips.parse_topology("v5e:2x4", 1))
+  mesh, run = make_attention(kernel, changes, list(devices))
+  *arrays, segments = make_inputs(K, T, is_packed)
+  place = NamedSharding(mesh, P())
+  describe = lambda x, dtype: jax.ShapeDtypeStruct(
+    x.shape, dtype, sharding=place
+  )
+  arrays = [describe(x, jnp.bfloat16) for x in arrays]
+  if segments is not None:
+    segments = describe(segments, jnp.int32)
+  with jax.set_mesh(mesh):
+    run.lower(*arrays, segments).compile()
 
 
 def compare(kernel: str, feature: str) -> Result:
   """Returns how far a kernel is from the reference."""
+  import jax
   import numpy as np
 
   changes, is_packed = FEATURES[feature]
   T = KERNELS[kernel][-1]
   K = changes.get("num_kv_heads", SHAPE["N"])
   q, k, v, dy, segments = make_inputs(K, T, is_packed)
-  attention = make_attention(kernel, changes)
+  mesh, run = make_attention(kernel, changes)
+
+  def attention(*arrays):
+    with jax.set_mesh(mesh):
+      return [np.asarray(x) for x in run(*arrays)]
+
   window, softcap = map(changes.get, ("sliding_window", "attn_softcap"))
   wanted = naive(q, k, v, dy, window, softcap, segments)
   y, *grads = attention(q, k, v, dy, segments)
@@ -225,6 +264,11 @@ def main(argv: list[str]) -> int:
   parser.add_argument(
     "--only", default="", metavar="WORD", help="kernels that have this in them"
   )
+  parser.add_argument(
+    "--tpu",
+    action="store_true",
+    help="compile the TPU kernels, which needs libtpu and no TPU",
+  )
   args = parser.parse_args(argv)
   chosen = [name for name in KERNELS if args.only in name]
   if not chosen:
@@ -233,6 +277,14 @@ def main(argv: list[str]) -> int:
       f"{'; '.join(KERNELS)}"
     )
   runtime.start(8)
+  if args.tpu:
+    runtime.start_tpu_compiler()
+    for kernel in chosen:
+      if KERNELS[kernel][0] == "splash":
+        for feature in FEATURES:
+          compile_for_tpu(kernel, feature)
+          print(f"{kernel:24} {feature:9} compiled for TPU: yes", flush=True)
+    return 0
   print(f"{'kernel':24} {'feature':9} {'forward':>9} {'gradient':>9} leak")
   worst = 0.0
   for kernel in chosen:

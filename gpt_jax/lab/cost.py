@@ -22,6 +22,14 @@ COLLECTIVES = (
   "ragged-all-to-all",
   "collective-broadcast",
 )
+# What the multi-slice runtime is asked for, by what a send is marked with.
+_BETWEEN = {
+  "ALL_REDUCE": "all-reduce",
+  "ALL_GATHER": "all-gather",
+  "REDUCE_SCATTER": "reduce-scatter",
+  "ALL_TO_ALL": "all-to-all",
+  "ONE_TO_ONE": "collective-permute",
+}
 # What moves no bytes, or whose bytes are counted where they are used.
 _FREE = (
   "parameter",
@@ -39,6 +47,9 @@ _FREE = (
   "replica-id",
   "iota",
   "add-dependency",
+  "send-done",
+  "recv",
+  "recv-done",
 )
 _SLICES = ("dynamic-slice", "slice", "gather")
 
@@ -73,6 +84,8 @@ class Collective:
       all-to-all and permute what one device sends.
     groups: device indices that exchange; for a permute (source, target) pairs.
     op_name: where in the program it is from.
+    slices: how many slices exchange over the network, each device with its
+      counterparts; 0 inside a slice, where `groups` says who.
   """
 
   kind: str
@@ -80,6 +93,7 @@ class Collective:
   bytes: float
   groups: tuple
   op_name: str
+  slices: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -290,7 +304,7 @@ def _kernel_flops(computation, instruction) -> float:
 def _hbm_bytes(module, computation, instruction) -> float:
   """Bytes that an op reads from and writes to HBM, each array once."""
   opcode = instruction.opcode
-  if opcode in _FREE or opcode.endswith("-done"):
+  if opcode in (*_FREE, "send") or opcode.endswith("-done"):
     return 0.0
   if opcode in COLLECTIVES or opcode.startswith(COLLECTIVES):
     return 0.0
@@ -402,6 +416,9 @@ def _collectives(module, computation, instruction, num_devices: int):
             kind = "reduce-scatter"
           yield kind, key, entry
     return
+  if opcode == "send" and "_xla_megascale" in instruction.attributes:
+    yield _between_slices(computation, instruction)
+    return
   kind = opcode.removesuffix("-start")
   if kind not in COLLECTIVES:
     return
@@ -424,3 +441,25 @@ def _collectives(module, computation, instruction, num_devices: int):
   channel = instruction.attribute("channel_id")
   key = channel if "chain_id" in instruction.attributes else instruction.name
   yield kind, key, (size, groups, instruction.op_name)
+
+
+def _between_slices(computation, instruction):
+  """Returns (kind, key, entry) of a send to the same devices elsewhere.
+
+  The runtime's targets are {1,2}x{0:3}: slices, counted from 1, times devices
+  of each.
+  """
+  marks = instruction.attributes
+  word = re.search(r'_xla_megascale_transfer_type="(\w+)"', marks)
+  kind = _BETWEEN[word[1]] if word else "collective-permute"
+  named = re.search(r'_xla_megascale_target="\{([\d,:]+)\}x', marks)
+  slices = 2
+  if named:
+    first, _, last = named[1].partition(":")
+    listed = len(named[1].split(","))
+    slices = int(last) - int(first) + 1 if last.isdigit() else listed
+  size = computation.instructions[instruction.operands[0]].bytes
+  if kind == "all-gather":
+    size *= slices
+  entry = (size, (), instruction.op_name, slices)
+  return kind, instruction.name, entry

@@ -23,12 +23,14 @@ class Memory:
     origin: {kind: "exact" | "compiled" | "derived" | "estimated"}.
     peak: of all, where the device holds most.
     available: what a program can have, None if unknown.
+    host: bytes of the host's memory that the device uses, offloaded.
   """
 
   kinds: dict[str, int]
   origin: dict[str, str]
   peak: int
   available: int | None
+  host: int = 0
 
   @property
   def fits(self) -> bool:
@@ -77,7 +79,8 @@ def split(built, compiled, module: hlo.Module, available) -> Memory:
     del kinds["activations"], origin["activations"]
     kinds["activations and temporaries"] = kinds.pop("temporaries")
     origin["activations and temporaries"] = origin.pop("temporaries")
-  return Memory(kinds, origin, peak, available)
+  host = compiled.memory.host_temp_size_in_bytes
+  return Memory(kinds, origin, peak, available, host)
 
 
 def activation_bytes(module: hlo.Module, num_layers: int) -> int:

@@ -143,6 +143,7 @@ def _memory(found: memory.Memory) -> dict:
     "peak": int(found.peak),
     "available": found.available,
     "fits": found.fits,
+    "host": int(found.host),
     "kinds": {k: int(v) for k, v in found.kinds.items()},
     "origin": found.origin,
     "refusal": None,

@@ -81,6 +81,8 @@ def _memory_lines(plan: dict) -> list[str]:
   if m["available"]:
     share = f"{100 * m['peak'] / m['available']:.0f} % used"
     rows.append(("there is", f"{size(m['available']):>10}  {share}"))
+  if m["host"]:
+    rows.append(("offloaded", f"{size(m['host']):>10}  in the host's memory"))
   found = [head, *_columns(rows)]
   if not m["fits"]:
     over = m["peak"] - m["available"]

@@ -158,6 +158,13 @@ def _unravel(index: int, sizes) -> tuple[int, ...]:
 
 def _one(collective: Collective, mesh, topology: Topology):
   """Returns (axes, bytes a chip receives, (ici, dcn seconds, links))."""
+  if collective.slices:
+    # Only `data` joins slices: sharding.make_mesh sees to it.
+    part = (collective.slices - 1) / collective.slices
+    part *= {"all-reduce": 2, "collective-permute": 2}.get(collective.kind, 1)
+    size = part * collective.bytes
+    dcn = topology.chip.devices * size / _dcn(topology)
+    return "data", size, (0.0, dcn, 0)
   devices = mesh.devices.flat
   if collective.kind == "collective-permute":
     pairs = [p for p in collective.groups if p[0] != p[1]]

@@ -1,13 +1,16 @@
-"""The same losses on every mesh: python -m gpt_jax.lab.verify --help.
+"""The same losses however a run is spread: python -m gpt_jax.lab.verify --help.
 
 One table of a small run's first losses on simulated devices in one process and
 in several real processes, each row beside one device. A thin door: jax is
 imported once the flags have been read.
 """
 
+import math
 import os
+import subprocess
 import sys
 import tempfile
+import time
 
 from gpt_jax import cli, runtime
 from gpt_jax import config as config_lib
@@ -16,7 +19,7 @@ STEPS = 10
 TOLERANCE = 1e-5
 DEVICES = 8
 
-ROW = "{:8} {:30} {:34} {:>9} {:>9} {:>10} {}"
+ROW = "{:8} {:30} {:>9} {:>9} {:>10}  {}"
 SMALL = {
   "data.source": f"text:{os.path.dirname(os.path.dirname(__file__))}/*.py",
   "data.split": "tail",
@@ -90,42 +93,123 @@ def build_config(folder: str, **values: str) -> config_lib.Config:
 def verify(folder: str, overrides: dict[str, str]) -> int:
   """Prints the table; returns 1 where a row is not as one device's, else 0."""
   print(
-    f"loss of step 1 and {STEPS}, and the largest relative difference of the "
-    f"{STEPS} to one\ndevice's, which may be {TOLERANCE:.0e}"
+    f"first and last loss of {STEPS} steps, and the largest relative "
+    f"difference to one\ndevice's, which may be {TOLERANCE:.0e}"
   )
-  print(ROW.format("model", "mesh", "", "first", "last", "difference", ""))
-  references, num_wrong = {}, 0
+  table = _Table()
   rows = [(model, {}, {}) for model in MODELS] + MESHES
+  references = {}
   for model, mesh, others in rows:
-    values = overrides | MODELS[model] | others | {"mesh.data": "1"}
-    values |= {f"mesh.{axis}": str(size) for axis, size in mesh.items()}
+    values = overrides | MODELS[model] | others | _mesh_keys(mesh)
     losses = losses_of(build_config(folder, **values))
     reference = references.setdefault(model, losses)
-    difference = max(
-      abs(a / b - 1) for a, b in zip(losses, reference, strict=True)
-    )
-    is_wrong = not difference <= TOLERANCE
-    num_wrong += is_wrong
-    print(
-      ROW.format(
-        model,
-        " x ".join(f"{a} {n}" for a, n in mesh.items()) or "one device",
-        ", ".join(f"{k.split('.')[1]} {v}" for k, v in others.items()),
-        f"{losses[0]:.6f}",
-        f"{losses[-1]:.6f}",
-        f"{difference:.1e}",
-        "WRONG" if is_wrong else "",
-      ),
-      flush=True,
-    )
-  print(f"{len(rows) - num_wrong} of {len(rows)} rows agree")
+    words = ", ".join(f"{k.split('.')[1]} {v}" for k, v in others.items())
+    table.add(model, mesh, words, losses, reference)
+  for count, mesh in PROCESSES:
+    values = overrides | _mesh_keys(mesh)
+    workdir = os.path.join(folder, f"run{len(table.differences)}")
+    team = start_team(workdir, folder, values, count)
+    losses = end_team(team, workdir)
+    words = "1 process" if count == 1 else f"{count} processes"
+    table.add("gpt", mesh, words, losses, references["gpt"])
+
+  long = overrides | {
+    "train.num_steps": str(LONG_STEPS),
+    "checkpoint.every_steps": str(SAVE_STEPS),
+  }
+  reference = losses_of(build_config(folder, **long | _mesh_keys({})))
+  workdir = os.path.join(folder, "killed")
+  team = start_team(workdir, folder, long | _mesh_keys({"fsdp": 2}), 2)
+  kill_one(team, workdir)
+  team = start_team(workdir, folder, long | _mesh_keys({"fsdp": 4}), 4)
+  table.add(
+    "gpt",
+    {"fsdp": 4},
+    f"2 processes, 1 killed, then 4; {LONG_STEPS} steps",
+    end_team(team, workdir),
+    reference,
+  )
+  num_rows, num_wrong = len(table.differences), table.num_wrong
+  print(f"{num_rows - num_wrong} of {num_rows} rows agree")
   return int(num_wrong > 0)
+
+
+class _Table:
+  """Prints rows as they come and counts those that are wrong."""
+
+  def __init__(self):
+    self.differences, self.num_wrong = [], 0
+    print(ROW.format("model", "mesh", "first", "last", "difference", ""))
+
+  def add(self, model, mesh, words, losses, reference) -> None:
+    difference = math.inf
+    if len(losses) == len(reference):
+      pairs = zip(losses, reference, strict=True)
+      difference = max(abs(a / b - 1) for a, b in pairs)
+    is_wrong = not difference <= TOLERANCE
+    self.differences.append(difference)
+    self.num_wrong += is_wrong
+    line = ROW.format(
+      model,
+      " x ".join(f"{a} {n}" for a, n in mesh.items()) or "one device",
+      f"{losses[0]:.6f}" if losses else "-",
+      f"{losses[-1]:.6f}" if losses else "-",
+      f"{difference:.1e}",
+      words + ("  WRONG" if is_wrong else ""),
+    )
+    print(line.rstrip(), flush=True)
+
+
+def _mesh_keys(mesh: dict[str, int]) -> dict[str, str]:
+  keys = {f"mesh.{axis}": str(size) for axis, size in mesh.items()}
+  return {"mesh.data": "1"} | keys
+
+
+def start_team(workdir: str, folder: str, values: dict[str, str], count: int):
+  """Returns `count` processes of one training run that has just begun."""
+  values = SMALL | {"data.dir": folder} | values
+  command = [sys.executable, "-m", "gpt_jax.train", "--config=configs/base.py"]
+  command += [f"--config.{key}={value}" for key, value in values.items()]
+  command += [f"--workdir={workdir}", "--devices=1"]
+  environments = runtime.make_team(count)
+  return [
+    subprocess.Popen(
+      command,
+      env=environment,
+      stdin=subprocess.DEVNULL,
+      stdout=subprocess.DEVNULL,
+    )
+    for environment in environments
+  ]
+
+
+def end_team(team, workdir: str) -> list[float]:
+  """Returns the logged losses once every process has ended."""
+  for process in team:
+    process.wait()
+  return [row[1] for row in read_losses(workdir)]
+
+
+def kill_one(team, workdir: str) -> None:
+  """Kills the last process once KILL_STEP is logged, and waits for all."""
+  while team[-1].poll() is None:
+    if any(step >= KILL_STEP for step, _ in read_losses(workdir)):
+      team[-1].kill()
+    time.sleep(0.02)
+  for process in team:
+    process.wait()
+
+
+def read_losses(workdir: str) -> list[tuple[int, float]]:
+  """Returns (step, loss) of every step that a run has logged."""
+  from gpt_jax import metrics
+
+  rows = metrics.read_rows(os.path.join(workdir, "metrics.jsonl"))
+  return [(r["step"], r[metrics.LOSS]) for r in rows if metrics.LOSS in r]
 
 
 def losses_of(config: config_lib.Config) -> list[float]:
   """Returns the loss of each step on as many devices as the mesh asks for."""
-  import math
-
   import jax
 
   from gpt_jax import loop, optim, preflight, sharding, state, step
@@ -156,7 +240,7 @@ def losses_of(config: config_lib.Config) -> list[float]:
   )
   now, losses = state.init_state(model, tx, config, mesh), []
   with jax.set_mesh(mesh):
-    for _ in range(STEPS):
+    for _ in range(config.train.num_steps):
       now, result = train_step(now, jax.device_put(next(batches), place))
       losses.append(float(result["loss"]))
   return losses

@@ -15,6 +15,7 @@ idea). Nothing here depends on the order: slots travel with the keys.
 import functools
 
 import jax
+import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from gpt_jax.models import blocks
@@ -38,20 +39,18 @@ def _pass_on(tree, axis: str, size: int):
 
 
 def _forward(q, k, v, at, rule, axis, size, inner):
-  attend_to = lambda guest: inner[0](q, guest[0], guest[1], at, guest[2], rule)
-
   def turn(carry, _):
     y, lse, guest = carry
-    coming = _pass_on(guest, axis, size)
-    y, lse = blocks.merge(y, lse, *attend_to(guest))
-    return (y, lse, coming), None
+    coming = _pass_on(guest, axis, size)  # on its way while this one is read
+    more = inner[0](q, guest[0], guest[1], at, guest[2], rule)
+    return (*blocks.merge(y, lse, *more), coming), None
 
-  guest = _pass_on((k, v, at), axis, size)
-  y, lse = attend_to((k, v, at))  # its own first: there every query sees some
-  if size > 2:
-    carry = (y, lse, guest)
-    (y, lse, guest), _ = jax.lax.scan(turn, carry, length=size - 2)
-  y, lse = blocks.merge(y, lse, *attend_to(guest))
+  y = jnp.zeros(q.shape, jnp.float32)
+  lse = jnp.full(q.shape[:-1], blocks.HIDDEN, jnp.float32)
+  # One loop of all turns, the last pass of which only brings the keys home:
+  # a turn of its own for either end would compile every kernel three times.
+  carry = (y, lse, (k, v, at))
+  (y, lse, _), _ = jax.lax.scan(turn, carry, length=size)
   y = checkpoint_name(y.astype(q.dtype), "attn")
   lse = checkpoint_name(lse, "attn")
   return y, (q, k, v, at, y, lse)
@@ -60,24 +59,17 @@ def _forward(q, k, v, at, rule, axis, size, inner):
 def _backward(rule, axis, size, inner, kept, dy):
   q, k, v, at, y, lse = kept
 
-  def visit(dq, guest, grads):
+  def turn(carry, _):
+    dq, guest, (dk, dv) = carry
+    coming = _pass_on(guest, axis, size)
     k, v, k_at = guest
     more_q, more_k, more_v = inner[1](q, k, v, at, k_at, rule, y, dy, lse)
-    return dq + more_q, (grads[0] + more_k, grads[1] + more_v)
+    grads = _pass_on((dk + more_k, dv + more_v), axis, size)
+    return (dq + more_q, coming, grads), None
 
-  def turn(carry, _):
-    dq, guest, grads = carry
-    coming = _pass_on(guest, axis, size)
-    dq, grads = visit(dq, guest, grads)
-    return (dq, coming, _pass_on(grads, axis, size)), None
-
-  dq, *grads = inner[1](q, k, v, at, at, rule, y, dy, lse)
-  guest, grads = _pass_on(((k, v, at), tuple(grads)), axis, size)
-  if size > 2:
-    carry = (dq, guest, grads)
-    (dq, guest, grads), _ = jax.lax.scan(turn, carry, length=size - 2)
-  dq, grads = visit(dq, guest, grads)
-  dk, dv = _pass_on(grads, axis, size)
+  zero = lambda x: jnp.zeros(x.shape, jnp.float32)
+  carry = (zero(q), (k, v, at), (zero(k), zero(v)))
+  (dq, _, (dk, dv)), _ = jax.lax.scan(turn, carry, length=size)
   return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None
 
 

@@ -63,10 +63,10 @@ class Team:
         process.kill()
 
   def await_checkpoint(self, workdir, step: int) -> None:
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 240
     while step not in checkpoint.list_steps(str(workdir / "checkpoints")):
-      for process in self.running:
-        assert process.poll() is None, process.communicate()
+      if any(process.poll() is not None for process in self.running):
+        raise AssertionError(self.end())
       assert time.monotonic() < deadline, "no checkpoint came"
       time.sleep(0.005)
 

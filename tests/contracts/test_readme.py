@@ -31,9 +31,9 @@ def unknown_flags(words: list[str]) -> list[str]:
   text = io.StringIO()
   with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
     main(["--help"])
-  flags = [w.split("=")[0] for w in words if w.startswith("--")]
+  flags = [w.split("=")[0] for w in words if w.startswith("--") and w != "--"]
   scripts = [(ROOT / w).read_text() for w in words if w.endswith(".sh")]
-  known = set(re.findall(r"--\w+", text.getvalue() + "".join(scripts)))
+  known = set(re.findall(r"--[\w-]+", text.getvalue() + "".join(scripts)))
   return [f for f in flags if f not in known and "." not in f]
 
 

@@ -146,6 +146,21 @@ def test_a_signal_saves_says_how_to_go_on_and_exits(
   assert checkpoint.list_steps(str(workdir / "checkpoints"))[-1] == step
 
 
+def test_only_a_second_ctrl_c_gives_up_saving(monkeypatch):
+  exits = []
+  monkeypatch.setattr(os, "_exit", exits.append)
+  stop = loop.Stop()
+  stop.is_waited_for = True
+  try:
+    for _ in range(3):
+      os.kill(os.getpid(), signal.SIGTERM)
+    assert stop.code == loop.EXIT_PREEMPTED and not exits
+    os.kill(os.getpid(), signal.SIGINT)
+    assert exits == [loop.EXIT_INTERRUPTED]
+  finally:
+    stop.close()
+
+
 def test_a_finished_run_says_so_and_a_lost_report_is_made_up(
   small_run, run_verb, tmp_path
 ):

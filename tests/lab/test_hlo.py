@@ -189,3 +189,38 @@ window={size=12 stride=11 lhs_dilate=12}, dim_labels=0bf_0oi->0bf
 """
   flops = cost.measure(hlo.parse(text), 1, 1.0).flops
   assert flops == 2 * 12 * 16 * 24 * 8
+
+
+BETWEEN = """
+HloModule between, is_scheduled=true
+
+ENTRY %main (p: f32[64,8]) -> f32[64,8] {
+  %p = f32[64,8]{1,0} parameter(0)
+  %token = token[] after-all()
+  %send = (f32[64,8]{1,0}, u32[], token[]) send(%p, %token), channel_id=4, \
+is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name=\
+"xla_megascale_runtime",_xla_megascale_target="{1,2}x{0:3}",\
+_xla_megascale_transfer_type="ALL_REDUCE"}
+  %sent = token[] send-done(%send), channel_id=4
+  %recv = (f32[64,8]{1,0}, u32[], token[]) recv(%token), channel_id=5
+  %got = (f32[64,8]{1,0}, token[]) recv-done(%recv), channel_id=5
+  ROOT %r = f32[64,8]{1,0} get-tuple-element(%got), index=0
+}
+"""
+
+
+@pytest.mark.parametrize(
+  "slices, word, kind, size, count",
+  [
+    ("1,2", "ALL_REDUCE", "all-reduce", 2048, 2),
+    ("1,2,3,4", "ALL_GATHER", "all-gather", 4 * 2048, 4),
+    ("1:8", "ALL_REDUCE", "all-reduce", 2048, 8),
+  ],
+)
+def test_what_the_network_carries_is_a_send_to_other_slices(
+  slices, word, kind, size, count
+):
+  text = BETWEEN.replace("{1,2}x", f"{{{slices}}}x")
+  text = text.replace("ALL_REDUCE", word)
+  (found,) = cost.measure(hlo.parse(text), 8, 1.0).collectives
+  assert (found.kind, found.bytes, found.slices) == (kind, size, count)

@@ -286,3 +286,55 @@ def test_a_mesh_that_is_not_the_slices_is_refused(
   lines = result.stderr.splitlines()
   assert result.returncode == 2 and len(lines) == 1, result.stderr
   assert said in lines[0]
+
+
+PODS = [
+  ("gpt2.py:124m", "v5e:2x4", 1),
+  ("llama.py:8b", "v5e:16x16", 1),
+  ("llama.py:8b", "v6e:16x16", 1),
+  ("llama.py:70b", "v5p:8x8x8", 1),
+  ("gpt3.py", "v5p:8x8x16", 2),
+]
+
+
+@pytest.mark.slow
+@needs_libtpu
+@pytest.mark.parametrize("name, topology, slices", PODS)
+def test_a_pods_step_compiles_in_three_minutes(
+  run_verb, tmp_path, name, topology, slices
+):
+  result = run_verb(
+    "gpt_jax.lab.plan",
+    f"--config=configs/{name}",
+    f"--topology={topology}",
+    f"--slices={slices}",
+    f"--out={tmp_path}",
+    timeout=900,
+    check=0,
+  )
+  assert result.stderr == ""
+  plan = json.loads((tmp_path / "plan.json").read_text())
+  assert plan["basis"] == "compiled" and plan["memory"]["fits"]
+  assert plan["compile_seconds"] < 180
+  assert plan["unknown_loops"] == []
+  assert 0.1 < plan["roofline"]["mfu"] < 1.3
+  if slices > 1:
+    assert plan["roofline"]["dcn"] > 0
+
+
+@pytest.mark.slow
+@needs_libtpu
+def test_what_does_not_fit_is_refused_with_the_compilers_figure(run_verb):
+  result = run_verb(
+    "gpt_jax.lab.plan",
+    "--config=configs/llama.py:8b",
+    "--topology=v5e:2x4",
+    "--config.data.seq_len=1024",
+    "--config.train.global_batch_size=64",
+    timeout=900,
+    check=4,
+  )
+  assert result.stderr == ""
+  assert "does not fit: " in result.stdout
+  assert "the compiler: " in result.stdout and "hbm" in result.stdout.lower()
+  assert "the nearest that fits: " in result.stdout

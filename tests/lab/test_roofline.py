@@ -120,3 +120,12 @@ def test_an_axis_between_heads_alone_is_named_alone():
   assert roofline.axes_of((0, 2, 4), mesh) == "fsdp"
   assert roofline.axes_of((0, 6), mesh) == "data"
   assert roofline.axes_of(range(12), mesh) == "data+fsdp+tensor"
+
+
+def test_what_goes_to_other_slices_takes_the_network():
+  two = chips.parse_topology("v5e:2x2", 2)
+  one = cost.Collective("all-reduce", 1, 1e9, (), "", 2)
+  mesh = FakeMesh({"data": 2, "fsdp": 4}, (2, 2, 1), slices=2)
+  (row,) = roofline.measure_traffic([one], mesh, two)
+  assert (row.axis, row.ici_seconds) == ("data", 0)
+  assert row.dcn_seconds == pytest.approx(1e9 / 3.125e9)

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Tries launch/slurm.sh on real SLURM, which it installs where it is absent:
 #   bash tests/slurm/prove.sh [arguments of pytest]
-# What happened goes to runs/slurm-proof.log; about 3 minutes on 2 cores.
+# What happened goes to runs/slurm-proof.log; minutes, 9 on two busy cores.
 set -euo pipefail
 CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.."
 bash tests/slurm/cluster.sh install
