@@ -29,6 +29,9 @@ RULES = {
     "length": ("seq",),
     "key_length": (),
     "residual": (),
+    # The stream between sublayers, which works on every token alone: split
+    # over tensor too (Korthikanti et al. 2022).
+    "residual_length": ("seq", "tensor"),
     "layers": (),
     "embed": ("fsdp",),
     "heads": ("tensor",),

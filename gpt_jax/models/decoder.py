@@ -109,7 +109,7 @@ class Decoder(nn.Module):
     x_BTD = embed(tokens_BT, positions_BT)
     x_BTD = dropout(x_BTD, c.dropout_rate, key, "embed")
     x_BTD = sharding.constrain(
-      x_BTD, ("batch", "length", "residual"), self.rules
+      x_BTD, ("batch", "residual_length", "residual"), self.rules
     )
     x_BTD, cache, balance_B = self.blocks(x_BTD, context, cache, key)
     if c.norm_placement == "pre":

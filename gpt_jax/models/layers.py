@@ -20,6 +20,8 @@ from gpt_jax import sharding, tree
 from gpt_jax.config import ModelConfig
 from gpt_jax.parametrization import ROLES, ParamSpec, init_param
 
+PRODUCT = "product"
+
 
 class Declared(struct.PyTreeNode, nn.meta.AxisMetadata):
   """A parameter in its box: the value and what was declared of it."""
@@ -71,7 +73,11 @@ def product(equation: str, x, w, grad_dtype: str, out_dtype=None):
   out_dtype = out_dtype or x.dtype
   if w.dtype == x.dtype:
     return jnp.einsum(equation, x, w, preferred_element_type=out_dtype)
-  return _product(equation, x, w, grad_dtype, out_dtype)
+  # What recomputation saves of products goes by this name: it does not see
+  # into a function with a gradient of its own.
+  return checkpoint_name(
+    _product(equation, x, w, grad_dtype, out_dtype), PRODUCT
+  )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3, 4))

@@ -9,7 +9,7 @@ from gpt_jax import config as config_lib
 from gpt_jax import sharding
 from gpt_jax.config import ModelConfig
 from gpt_jax.models.attention import Attention
-from gpt_jax.models.layers import MLP, Norm, dropout
+from gpt_jax.models.layers import MLP, PRODUCT, Norm, dropout
 from gpt_jax.models.moe import MoE
 
 
@@ -66,18 +66,20 @@ class Block(nn.Module):
       mlp = MoE(c, self.rules, name="moe")
     norm_attn, norm_mlp = Norm(c, name="norm_attn"), Norm(c, name="norm_mlp")
     drop = lambda x, name: dropout(x, c.dropout_rate, key, name)
-    pin = lambda x: sharding.constrain(
-      x, ("batch", "length", "residual"), self.rules
+    place = lambda x, length: sharding.constrain(
+      x, ("batch", length, "residual"), self.rules
     )
+    pin = lambda x: place(x, "residual_length")
+    whole = lambda x: place(x, "length")
     if c.norm_placement == "pre":
-      y, cache = attn(norm_attn(x_BTD), context, cache, key)
+      y, cache = attn(whole(norm_attn(x_BTD)), context, cache, key)
       x_BTD = pin(x_BTD + drop(y, "attn"))
-      y, balance_B = mlp(norm_mlp(x_BTD))
+      y, balance_B = mlp(whole(norm_mlp(x_BTD)))
       x_BTD = pin(x_BTD + drop(y, "mlp"))
     else:
-      y, cache = attn(x_BTD, context, cache, key)
+      y, cache = attn(whole(x_BTD), context, cache, key)
       x_BTD = pin(norm_attn(x_BTD + drop(y, "attn")))
-      y, balance_B = mlp(x_BTD)
+      y, balance_B = mlp(whole(x_BTD))
       x_BTD = pin(norm_mlp(x_BTD + drop(y, "mlp")))
     return x_BTD, (cache, balance_B)
 
@@ -90,7 +92,9 @@ def rematerialised(config: ModelConfig, is_scanned: bool) -> type[Block]:
   policies = jax.checkpoint_policies
   policy = {
     "full": lambda: None,
-    "dots": lambda: policies.dots_saveable,
+    "dots": lambda: policies.save_from_both_policies(
+      policies.dots_saveable, policies.save_only_these_names(PRODUCT)
+    ),
     "save": lambda: policies.save_only_these_names(*names),
     "offload": lambda: policies.save_and_offload_only_these_names(
       names_which_can_be_saved=[],
