@@ -289,7 +289,7 @@ def test_a_plan_that_cannot_be_made_is_refused_in_a_sentence(
       ["--slices=2", "--config.mesh.data=1", "--config.mesh.fsdp=16"],
       "mesh.data is 1 and the devices are in 2 slices",
     ),
-    (["--config.train.global_batch_size=12"], "data x fsdp = 8"),
+    (["--config.train.global_batch_size=12"], "data x fsdp x expert = 8"),
   ],
 )
 def test_a_mesh_that_is_not_the_slices_is_refused(
