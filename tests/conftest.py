@@ -32,6 +32,19 @@ def test_data() -> pathlib.Path:
   return pathlib.Path(folder)
 
 
+@pytest.fixture(scope="module")
+def tpu_compiler():
+  """The environment of the compiler, taken back at the end."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(runtime.os, "environ", os.environ.copy())
+    runtime.start_tpu_compiler()
+    wanted = dict(os.environ)
+  with pytest.MonkeyPatch.context() as patch:
+    for key, value in wanted.items():
+      patch.setenv(key, value)
+    yield
+
+
 @pytest.fixture
 def run_verb():
   """Runs `python -m gpt_jax.<verb> ...` as a user does, on one device."""

@@ -135,6 +135,28 @@ def test_losses_agree_on_every_mesh_of_experts(name, reference):
   np.testing.assert_allclose(losses, reference["moe"], rtol=1e-5)
 
 
+def test_rows_that_cannot_be_split_meet_the_same_experts():
+  config = run_config("moe", dict(expert=4, tensor=2))
+  mesh, model, _ = make_run(config, 8)
+  params = jax.tree.map(np.asarray, begun(run_config("moe", {}), 1).params)
+  tokens = np.random.default_rng(0).integers(0, 250, (1, T)).astype(np.int32)
+
+  def loss(params):
+    out, balance_B = model.apply(params, tokens, needs_balance=True)
+    return (jax.nn.log_softmax(out) ** 2).mean() + balance_B.sum()
+
+  both = jax.jit(jax.value_and_grad(loss))
+  value, grads = both(params)
+  with jax.set_mesh(mesh):
+    # A decoding step has a row or two, however many devices there are.
+    there, theirs = both(params)
+  np.testing.assert_allclose(there, value, rtol=1e-5)
+  names = tree.flatten_with_names(grads)
+  for name, grad in tree.flatten_with_names(theirs).items():
+    np.testing.assert_allclose(grad, names[name], rtol=1e-3, atol=1e-5)
+    assert np.abs(grad).max() > 1e-4, name
+
+
 def test_the_expert_axis_splits_the_batch_of_any_model(reference):
   config = run_config("gpt2", dict(fsdp=2, expert=4))
   np.testing.assert_allclose(losses_of(config), reference["gpt2"], rtol=1e-5)

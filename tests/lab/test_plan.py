@@ -6,12 +6,11 @@ The step is compiled for a real slice of TPUs, on a machine without one.
 import dataclasses
 import importlib.util
 import json
-import os
 import pathlib
 
 import pytest
 
-from gpt_jax import chips, cli, flops, runtime
+from gpt_jax import chips, cli, flops
 from gpt_jax import config as config_lib
 from gpt_jax.lab import analytic, aot, cost, hlo, memory, planner, remedy
 
@@ -42,19 +41,6 @@ def make_config(**changed) -> config_lib.Config:
   path = str(ROOT / "configs" / "base.py")
   overrides = {k: str(v) for k, v in values.items()}
   return config_lib.freeze(cli.load_config(path, overrides))
-
-
-@pytest.fixture(scope="module")
-def tpu_compiler():
-  """The environment of the compiler, taken back at the end."""
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(runtime.os, "environ", os.environ.copy())
-    runtime.start_tpu_compiler()
-    wanted = dict(os.environ)
-  with pytest.MonkeyPatch.context() as patch:
-    for key, value in wanted.items():
-      patch.setenv(key, value)
-    yield
 
 
 @pytest.fixture(scope="module")

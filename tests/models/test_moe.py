@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import importlib.util
 import re
 
 import jax
@@ -213,8 +214,11 @@ def test_each_sequence_has_its_own_balance():
   assert abs(float(both[0] - both[1])) > 1e-3
 
 
-def test_gradients_compile_for_a_tpu_slice_with_its_kernel():
-  pytest.importorskip("libtpu")
+@pytest.mark.skipif(
+  importlib.util.find_spec("libtpu") is None,
+  reason="libtpu, the TPU compiler, is not installed",
+)
+def test_gradients_compile_for_a_tpu_slice_with_its_kernel(tpu_compiler):
   config = model_config(model_dim=128, mlp_dim=256, num_experts=8)
   config = dataclasses.replace(config, compute_dtype="bfloat16")
   axes = dict.fromkeys(sharding.AXES, 1) | dict(expert=4, fsdp=2)
