@@ -251,8 +251,6 @@ def start_tpu_compiler() -> None:
   os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
   os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")
   os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-  # Another program's cache: what is read from it has no memory analysis.
-  os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 
 
 @contextlib.contextmanager

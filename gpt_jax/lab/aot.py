@@ -4,10 +4,12 @@ Nothing is modelled: the mesh, the abstract state and the jitted step are those
 of a run, and the TPU compiler answers what it would answer on the slice.
 """
 
+import contextlib
 import dataclasses
 import re
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 
 from gpt_jax import loop, optim, preflight, runtime, sharding
 from gpt_jax import state as state_lib
@@ -147,7 +149,7 @@ def compile_built(built: Built) -> Compiled:
   config, mesh = built.config, built.mesh
   place = sharding.batch_sharding(mesh, config.mesh.rules)
   try:
-    with runtime.hush_stderr():
+    with _without_cache(), runtime.hush_stderr():
       compiled, seconds, _ = loop.compile_step(
         built.step, built.abstract, config, mesh, place
       )
@@ -157,6 +159,20 @@ def compile_built(built: Built) -> Compiled:
       raise
     raise refusal from None
   return Compiled(compiled.as_text(), compiled.memory_analysis(), seconds)
+
+
+@contextlib.contextmanager
+def _without_cache():
+  """Compiles anew: what is kept of a step is of no use without its chips."""
+  key = "jax_enable_compilation_cache"
+  old = getattr(jax.config, key)
+  jax.config.update(key, False)
+  compilation_cache.reset_cache()
+  try:
+    yield
+  finally:
+    jax.config.update(key, old)
+    compilation_cache.reset_cache()
 
 
 def read_refusal(text: str) -> OutOfMemory | None:
