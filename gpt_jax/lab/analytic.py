@@ -113,7 +113,8 @@ def estimate_memory(built, topology: Topology) -> memory_lib.Memory:
     kept_scores = 0
   vocab = config_lib.padded_vocab_size(m) // tensor
   logits = 3 * 4 * vocab * micro // c.train.num_loss_chunks
-  gathered = 2 * _layer_parameters(m) // tensor * item
+  # One layer's weights and the next one's, whole but for tensor and expert.
+  gathered = 2 * _layer_parameters(m) // tensor // shape["expert"] * item
   kinds = {
     "parameters": memory_lib.shard_bytes(built.abstract.params),
     "moments": memory_lib.shard_bytes(built.abstract.opt_state),
