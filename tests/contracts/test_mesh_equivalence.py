@@ -143,7 +143,7 @@ def test_rows_that_cannot_be_split_meet_the_same_experts():
 
   def loss(params):
     out, balance_B = model.apply(params, tokens, needs_balance=True)
-    return (jax.nn.log_softmax(out) ** 2).mean() + balance_B.sum()
+    return (jax.nn.log_softmax(out[..., :250]) ** 2).mean() + balance_B.sum()
 
   both = jax.jit(jax.value_and_grad(loss))
   value, grads = both(params)
