@@ -10,7 +10,8 @@ import dataclasses
 import math
 
 from gpt_jax.chips import Topology
-from gpt_jax.lab.cost import Collective, Cost
+from gpt_jax.lab.collectives import Collective
+from gpt_jax.lab.cost import Cost
 
 
 @dataclasses.dataclass(frozen=True)

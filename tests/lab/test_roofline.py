@@ -5,7 +5,7 @@ import types
 import pytest
 
 from gpt_jax import chips
-from gpt_jax.lab import cost, roofline
+from gpt_jax.lab import collectives, cost, roofline
 
 
 class FakeMesh:
@@ -27,7 +27,7 @@ class FakeMesh:
 
 
 def rows_of(kind, groups, size, mesh, topology):
-  one = cost.Collective(kind, 3, size, groups, "")
+  one = collectives.Collective(kind, 3, size, groups, "")
   return roofline.measure_traffic([one], mesh, topology)
 
 
@@ -124,7 +124,7 @@ def test_an_axis_between_heads_alone_is_named_alone():
 
 def test_what_goes_to_other_slices_takes_the_network():
   two = chips.parse_topology("v5e:2x2", 2)
-  one = cost.Collective("all-reduce", 1, 1e9, (), "", 2)
+  one = collectives.Collective("all-reduce", 1, 1e9, (), "", 2)
   mesh = FakeMesh({"data": 2, "fsdp": 4}, (2, 2, 1), slices=2)
   (row,) = roofline.measure_traffic([one], mesh, two)
   assert (row.axis, row.ici_seconds) == ("data", 0)
