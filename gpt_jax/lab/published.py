@@ -175,7 +175,9 @@ def compare(name: str, overrides: dict[str, str]) -> dict:
     "ratio": None,
   }
   if not plan["memory"]["fits"]:
-    return found | {"refusal": f"does not fit: {plan['memory']['refusal']}"}
+    needed, there = (plan["memory"][k] / 2**30 for k in ("peak", "available"))
+    refusal = f"does not fit: {needed:.1f} of {there:.1f} GiB"
+    return found | {"refusal": refusal}
   per_token = flops_per_token(config.model, config.data.seq_len, row.formula)
   speed = plan["roofline"]["tokens_per_second_per_chip"]
   measured = row.tokens_per_second or row.tflops * 1e12 / per_token
