@@ -141,6 +141,16 @@ def test_what_is_saved_by_name_lies_between_all_and_nothing():
   assert sizes == sorted(sizes) and len(set(sizes)) == len(sizes), sizes
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_saved_dots_are_not_made_again(dtype):
+  def dots(remat):
+    config = make_config({"fsdp": 8}, remat=remat, compute_dtype=dtype)
+    return compile_step(config)[1].as_text().count(" dot(")
+
+  none, saved, full = map(dots, ("none", "dots", "full"))
+  assert saved == none < full
+
+
 def test_moments_in_bfloat16_halve_them():
   def moment_bytes(dtype):
     config = base.get_config()
