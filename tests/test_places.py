@@ -12,6 +12,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 import time
 
 import pytest
@@ -77,7 +78,8 @@ class Places(House):
     for tool in TOOLS:
       (self.bin / tool).symlink_to(shutil.which(tool))
     self.add_python("python3", "3.11", TRAINER)
-    note = f"#!{shutil.which('python3')}\n{NOTE}"
+    # Not python3 from PATH: it may be a shim, which needs that PATH.
+    note = f"#!{sys.executable}\n{NOTE}"
     stubs = {"note": note, "sbatch": SBATCH, "kubectl": KUBECTL}
     for name, text in {**stubs, "gcloud": GCLOUD, "hostname": HOSTNAME}.items():
       (self.bin / name).write_text(text)
@@ -129,11 +131,13 @@ def commands(text: str) -> list[list[str]]:
 
 
 def test_shellcheck_finds_nothing_in_any_script():
-  if not shutil.which("shellcheck"):
+  beside = str(pathlib.Path(sys.executable).parent)
+  shellcheck = shutil.which("shellcheck", path=beside + os.pathsep + os.defpath)
+  if not shellcheck:
     pytest.skip("shellcheck is not installed")
   scripts = [*ROOT.glob("launch/*.sh"), *ROOT.glob("tests/**/*.sh")]
   assert {ROOT / name for name in PLACES} <= set(scripts)
-  subprocess.run(["shellcheck", "-x", *scripts], check=True, cwd=ROOT)
+  subprocess.run([shellcheck, "-x", *scripts], check=True, cwd=ROOT)
 
 
 # SLURM

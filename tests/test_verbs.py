@@ -191,6 +191,7 @@ def test_batch_size_and_devices_do_not_change_the_figure(
     seq_len=32,
     batch_size=8,
     packing="stream",
+    num_loss_chunks=1,
     mesh=mesh,
     max_batches=1,
   )
