@@ -28,8 +28,9 @@ with socket.create_server(("127.0.0.1", 0)) as s: print(s.getsockname()[1])')
   # They end together and say why; where one did not live to be heard, the
   # others are asked to, and then made to.
   while ((${#pids[@]})); do
-    sleep 0.2 &
-    wait $! || true
+    # Not `sleep & wait`: a trap that ends a wait makes bash 5.2 forget the
+    # code of a process that ends at that moment.
+    sleep 0.2 || true
     if [[ -n $signal ]]; then
       kill "-$signal" "${pids[0]}" 2>/dev/null || true
       signal=''
