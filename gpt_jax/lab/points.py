@@ -147,8 +147,10 @@ def _check_columns(wanted: dict[str, str]) -> None:
     )
   for role in ("params", "tokens", "flops", "loss"):
     for other in ("params", "tokens", "flops", "loss"):
-      if role < other and role in wanted and wanted[role] == (
-        wanted[other] if other in wanted else None
+      if (
+        role < other
+        and role in wanted
+        and wanted[role] == (wanted[other] if other in wanted else None)
       ):
         raise InputError(
           f"--{role} and --{other} both name the column {wanted[role]}; each "
@@ -318,8 +320,7 @@ def read_workdir(folder: str, metric: str | None) -> dict | str:
   if metric not in names or metrics.TOKENS not in end:
     if metric not in names and names:
       raise InputError(
-        f"--loss={metric} is not in {path}; "
-        f"{config_lib.nearest(metric, names)}"
+        f"--loss={metric} is not in {path}; {config_lib.nearest(metric, names)}"
       )
     return f"{folder} has no {metric} over its whole set at step {total:,}"
   if not (math.isfinite(end[metric]) and end[metric] > 0):
