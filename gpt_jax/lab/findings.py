@@ -213,7 +213,19 @@ def _isoflop_lines(found: dict) -> list[str]:
     text.append(
       f"  {b['flops']:>9.3g} {b['num_points']:>5}   {cell:36} {b['loss']:.4f}"
     )
-  text += [f"  left out: {why}" for why in found["left_out"]]
+  small = [b["flops"] for b in found["left_out"] if b["num_sizes"] < 3]
+  if small:
+    listed = ", ".join(f"{c:.3g}" for c in small[:_MOST_ROWS])
+    more = ", ..." if len(small) > _MOST_ROWS else ""
+    text.append(
+      f"  left out, a parabola needs 3 sizes: {len(small)} budgets "
+      f"({listed}{more})"
+    )
+  text += [
+    f"  left out: {b['flops']:.3g} FLOPs, {b['why']}"
+    for b in found["left_out"]
+    if b["num_sizes"] >= 3
+  ]
   for name, letter in (("params", "N"), ("tokens", "D")):
     text.append(
       f"  {letter}* ~ C^{_short(found['laws'][name]['exponent'])}"
@@ -235,9 +247,8 @@ def _convention_lines(rows: list[dict], where: dict) -> list[str]:
       shift = f"{s['value']:+.4f} {_range(s)}"
     a = f"{row['a']['value']:.4f} {_range(row['a'])}"
     power = f"{cost['c']:.3g} N^{cost['g']:.3f}"
-    text.append(
-      f"  {_convention(row['convention']):22} {power:>18}   {a:26} {shift}".rstrip()
-    )
+    name = _convention(row["convention"])
+    text.append(f"  {name:22} {power:>18}   {a:26} {shift}".rstrip())
   if len(rows) == 1:
     text.append("  others need the models' shapes, which workdirs have")
   return text
@@ -388,13 +399,16 @@ def _draw_residuals(points, fit) -> str:
 
 def _draw_isoflop(points, isoflop) -> str:
   layers, minima = [], []
-  colors = _shades([b.flops for b in isoflop["budgets"]])
-  for b, color in zip(isoflop["budgets"], colors, strict=True):
+  budgets = isoflop["budgets"]
+  colors = _shades([b.flops for b in budgets])
+  every = math.ceil(len(budgets) / _MOST_ROWS)
+  for i, (b, color) in enumerate(zip(budgets, colors, strict=True)):
+    name = None if i % every else f"{b.flops:.3g} FLOPs"
     n = points.params[b.rows]
     span = _span(n.min(), n.max())
     curve = np.polyval(b.curve, np.log(span) - b.center)
     dots = list(zip(n, points.loss[b.rows], strict=True))
-    layers.append(plot.Layer("dots", dots, color, f"{b.flops:.3g} FLOPs"))
+    layers.append(plot.Layer("dots", dots, color, name))
     layers.append(
       plot.Layer("line", list(zip(span, curve, strict=True)), color)
     )

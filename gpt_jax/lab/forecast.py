@@ -98,11 +98,7 @@ def register(
   Raises:
     InputError: the file is there already.
   """
-  if os.path.exists(path):
-    raise InputError(
-      f"{path} is there already; a prediction is registered once: give "
-      "--register another name"
-    )
+  check_new(path)
   value, low, high = predict(fit, np.array([params]), np.array([tokens]), seed)
   cost = frontier.cost_of(*points.counts[points.convention])
   flops = cost[0] * params ** cost[1] * tokens
@@ -131,6 +127,15 @@ def register(
   record["checksum"] = checksum(record)
   workdir.write_text(os.path.abspath(path), json.dumps(record, indent=2) + "\n")
   return record
+
+
+def check_new(path: str) -> None:
+  """Raises InputError where a prediction would overwrite a file."""
+  if os.path.exists(path):
+    raise InputError(
+      f"{path} is there already; a prediction is registered once: give "
+      "--register another name"
+    )
 
 
 def checksum(record: dict) -> str:

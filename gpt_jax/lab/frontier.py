@@ -50,11 +50,13 @@ def optimum(theta, flops: float, cost: tuple[float, float] = (6.0, 1.0)):
   c, g = cost
   a, b, e, alpha, beta = (theta[..., i] for i in range(5))
   log_c = np.log(flops) - np.log(c)
-  share = np.log(alpha) + a - np.log(g * beta) - b
-  log_n = (share + beta * log_c) / (alpha + g * beta)
-  log_d = log_c - g * log_n
-  loss = np.exp(a - alpha * log_n) + np.exp(b - beta * log_d) + np.exp(e)
-  return np.exp(log_n), np.exp(log_d), loss
+  # A resample whose loss does not fall with N or D has no optimum: NaN.
+  with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+    share = np.log(alpha) + a - np.log(g * beta) - b
+    log_n = (share + beta * log_c) / (alpha + g * beta)
+    log_d = log_c - g * log_n
+    loss = np.exp(a - alpha * log_n) + np.exp(b - beta * log_d) + np.exp(e)
+    return np.exp(log_n), np.exp(log_d), loss
 
 
 def frontier(fit: parametric.Fit, budgets, cost) -> list[dict]:

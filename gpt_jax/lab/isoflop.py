@@ -64,8 +64,8 @@ def group(flops, tolerance: float, budgets=None) -> list[np.ndarray]:
 def fit(points, tolerance: float, num_resamples: int, seed: int) -> dict:
   """Returns {"budgets", "left_out", "laws"}.
 
-  budgets are of class Budget; left_out are sentences; laws are {"params",
-  "tokens": {"log_scale", "exponent", ...}} of quantity = scale C^exponent,
+  budgets are of class Budget; left_out are {"flops", "num_sizes", "why"}; laws
+  are {"params", "tokens": {"log_scale", "exponent", ...}} of scale C^exponent,
   with intervals and samples.
 
   Raises:
@@ -78,13 +78,11 @@ def fit(points, tolerance: float, num_resamples: int, seed: int) -> dict:
   for rows in groups:
     flops = float(np.exp(np.log(points.flops[rows]).mean()))
     sizes = len(set(points.params[rows]))
-    if sizes < _ORDER:
-      left_out.append(
-        f"{flops:.3g} FLOPs: {sizes} model size{'s' * (sizes > 1)}, a "
-        "parabola needs 3"
-      )
-      continue
-    usable.append((flops, rows))
+    if sizes >= _ORDER:
+      usable.append((flops, rows))
+    else:
+      why = f"{sizes} model size{'s' * (sizes > 1)}, a parabola needs 3"
+      left_out.append({"flops": flops, "num_sizes": sizes, "why": why})
   pool = _pool_residuals([rows for _, rows in usable], log_n, points.loss)
   found = []
   for flops, rows in usable:
@@ -92,11 +90,13 @@ def fit(points, tolerance: float, num_resamples: int, seed: int) -> dict:
       flops, rows, log_n[rows], points.loss[rows], pool, num_resamples, rng
     )
     if isinstance(budget, str):
-      left_out.append(budget)
+      sizes = len(set(points.params[rows]))
+      left_out.append({"flops": flops, "num_sizes": sizes, "why": budget})
     else:
       found.append(budget)
   if len(found) < _MIN_BUDGETS:
-    why = f": {'; '.join(left_out[:3])}" if left_out else ""
+    reasons = [f"{b['flops']:.3g} FLOPs: {b['why']}" for b in left_out[:3]]
+    why = f": {'; '.join(reasons)}" if reasons else ""
     raise InputError(
       f"{len(found)} budgets have a minimum inside their model sizes and a "
       f"power law needs {_MIN_BUDGETS} or more{why}"
@@ -135,7 +135,7 @@ def _fit_budget(flops, rows, log_n, loss, pool, num_resamples, rng):
     if curve[0] > 0:
       where = f" (minimum at {np.exp(center - curve[1] / curve[0] / 2):.3g})"
     return (
-      f"{flops:.3g} FLOPs: the parabola {bends} over N "
+      f"the parabola {bends} over N "
       f"{np.exp(log_n.min()):.3g} to {np.exp(log_n.max()):.3g}{where}"
     )
   smooth = design @ curve

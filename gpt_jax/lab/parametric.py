@@ -53,31 +53,47 @@ def fit(params, tokens, loss, num_resamples: int, seed: int) -> Fit:
     seed: of the resamples.
 
   Raises:
-    InputError: the points cannot determine five coefficients.
+    InputError: the points cannot determine five coefficients, or loss does
+      not fall with N or D.
   """
-  check_points(params, tokens)
-  x, y, z = np.log(params), np.log(tokens), np.log(loss)
-  P = len(z)
-  starts = make_starts(x, y, z)
-  thetas, values = minimise(starts, x, y, z, np.ones((len(starts), P)))
-  best = int(np.argmin(values))
-  theta, objective = thetas[best], float(values[best])
+  found = _fit_points(params, tokens, loss)
+  for name, value in (("N", found.theta[3]), ("D", found.theta[4])):
+    if not value > 0:
+      raise InputError(
+        f"the loss of these runs does not fall with {name}: its exponent would "
+        f"be {value:.3g}; runs of more sizes, or longer ones, may show it"
+      )
   weights = resample(params, tokens, num_resamples, seed)
-  found = np.empty((0, NUM_COEFFICIENTS))
-  if num_resamples:
-    warm = np.repeat(theta[None], num_resamples, 0)
-    found, _ = minimise(warm, x, y, z, weights)
-  residuals = z - log_predict(theta, x, y)
-  return Fit(theta, objective, residuals, found, weights)
+  return _fit_resamples(found, params, tokens, loss, weights)
 
 
 def refit(old: Fit, params, tokens, loss) -> Fit:
   """Returns the fit of changed points, with the resamples of another fit."""
-  fresh = fit(params, tokens, loss, 0, 0)
+  found = _fit_points(params, tokens, loss)
+  return _fit_resamples(found, params, tokens, loss, old.weights)
+
+
+def _fit_points(params, tokens, loss) -> Fit:
+  check_points(params, tokens)
+  x, y, z = np.log(params), np.log(tokens), np.log(loss)
+  starts = make_starts(x, y, z)
+  thetas, values = minimise(starts, x, y, z, np.ones((len(starts), len(z))))
+  best = int(np.argmin(values))
+  theta = thetas[best]
+  return Fit(
+    theta,
+    float(values[best]),
+    residuals=z - log_predict(theta, x, y),
+    thetas=np.empty((0, NUM_COEFFICIENTS)),
+    weights=np.empty((0, len(z))),
+  )
+
+
+def _fit_resamples(fit: Fit, params, tokens, loss, weights) -> Fit:
   logs = np.log(params), np.log(tokens), np.log(loss)
-  warm = np.repeat(fresh.theta[None], len(old.weights), 0)
-  thetas, _ = minimise(warm, *logs, old.weights)
-  return dataclasses.replace(fresh, thetas=thetas, weights=old.weights)
+  warm = np.repeat(fit.theta[None], len(weights), 0)
+  thetas, _ = minimise(warm, *logs, weights)
+  return dataclasses.replace(fit, thetas=thetas, weights=weights)
 
 
 def check_points(params, tokens) -> None:
@@ -325,4 +341,6 @@ def _update(h, s, y):
 
 
 def _linear(theta) -> np.ndarray:
-  return np.concatenate([np.exp(theta[..., :3]), theta[..., 3:5]], -1)
+  # Of a resample that lacks the runs that a term shows in, A or B may be huge.
+  with np.errstate(over="ignore"):
+    return np.concatenate([np.exp(theta[..., :3]), theta[..., 3:5]], -1)

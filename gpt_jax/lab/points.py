@@ -34,7 +34,7 @@ class Points:
     convention: a name of flops.CONVENTIONS, or "as given" where parameters,
       tokens and FLOPs were all given.
     counts: {convention: ([P] params, [P] FLOPs per token)}, all that can be
-      computed; "as given" or "6N" alone without the models' shapes.
+      computed; "as given" and "6N" without the models' shapes.
     budgets: [P] values of a column that says which runs had one budget, or
       None.
     left_out: sentences that name what was not taken.
@@ -124,13 +124,15 @@ def read_csv(path: str, columns: dict[str, str | None]) -> Points:
   elif "params" not in given:
     values["params"] = values["flops"] / (6 * values["tokens"])
   convention = "as given" if len(given) == 3 else "6N"
-  per_token = values["flops"] / values["tokens"]
+  params = values["params"]
+  counts = {convention: (params, values["flops"] / values["tokens"])}
+  counts.setdefault("6N", (params, 6 * params))
   return Points(
     *(values[k] for k in ("params", "tokens", "flops", "loss")),
     names=tuple(f"line {line}" for line, _ in rows),
     source=path,
     convention=convention,
-    counts={convention: (values["params"], per_token)},
+    counts=counts,
     budgets=values["budgets"] if "budgets" in values else None,
     left_out=(),
   )
@@ -195,7 +197,8 @@ def _read_column(path, rows, index, column, role) -> np.ndarray:
   for line, cells in rows:
     text = cells[index] if index < len(cells) else ""
     try:
-      value = float(text)
+      # float() would take 1_000.
+      value = None if "_" in text else float(text)
     except ValueError:
       value = None
     fault = _fault_of(text, value)

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import sys
+import tempfile
 
 from gpt_jax import cli
 from gpt_jax.config import InputError, require_choice
@@ -34,12 +35,12 @@ def main(argv: list[str]) -> int:
 
   from gpt_jax.lab import findings, forecast
 
+  written = _write(args.out, found, points, fit, isoflop) if args.out else []
   record = None
   if args.register is not None:
     record = forecast.register(
       args.register, fit, points, args.at_params, args.at_tokens, args.seed
     )
-  written = _write(args.out, found, points, fit, isoflop) if args.out else []
   print("\n".join(findings.lines(found)))
   if record is not None:
     print(
@@ -147,6 +148,8 @@ def _build_parser():
 
 def _check(args) -> None:
   """Refuses flags that do not go together, before anything is read."""
+  from gpt_jax.lab import forecast
+
   if (args.csv is None) == (args.workdirs is None):
     found = "neither was" if args.csv is None else "both were"
     raise InputError(f"one of --csv and --workdirs is needed; {found} given")
@@ -198,12 +201,10 @@ def _check(args) -> None:
           "isoflop; give --form=both"
         )
   _budgets_of(args.at)
-  _check_out(args.out)
-  if args.register is not None and os.path.exists(args.register):
-    raise InputError(
-      f"{args.register} is there already; a prediction is registered once: "
-      "give --register another name"
-    )
+  _check_folder("--out", args.out)
+  if args.register is not None:
+    forecast.check_new(args.register)
+    _check_folder("--register", os.path.dirname(args.register) or ".")
 
 
 def _budgets_of(text: str | None) -> list[float]:
@@ -221,20 +222,22 @@ def _budgets_of(text: str | None) -> list[float]:
   return budgets
 
 
-def _check_out(folder: str | None) -> None:
-  """Raises InputError where a folder cannot be written to."""
+def _check_folder(flag: str, folder: str | None) -> None:
+  """Raises InputError where a folder cannot be written to, before the work."""
   if folder is None:
     return
   at = os.path.abspath(folder)
-  if os.path.exists(at) and not os.path.isdir(at):
-    raise InputError(f"--out={folder} is a file; it must be a folder")
   while not os.path.exists(at):
     at = os.path.dirname(at)
-  if not (os.path.isdir(at) and os.access(at, os.W_OK)):
+  if not os.path.isdir(at):
+    raise InputError(f"{flag}: {at} is a file; it must be a folder")
+  try:
+    tempfile.TemporaryFile(dir=at).close()
+  except OSError as error:
     raise InputError(
-      f"--out={folder} cannot be written: {at} is not a folder that may be "
-      "written to; give another"
-    )
+      f"{flag}: {at} cannot be written to: {error.strerror}; give another "
+      "folder"
+    ) from None
 
 
 def _read_points(args):
@@ -326,7 +329,7 @@ def _score(args) -> int:
     raise InputError(
       f"--score needs one of --measured and --workdir; {found} given"
     )
-  _check_out(args.out)
+  _check_folder("--out", args.out)
   record = forecast.load(args.score)
   measured = args.measured
   if args.workdir is not None:
