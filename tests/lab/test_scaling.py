@@ -6,6 +6,7 @@ often as they say: few trials by default, 200 with -m slow.
 
 import csv
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
@@ -139,9 +140,11 @@ def test_no_other_minimiser_finds_less(published_runs):
 
 
 def test_the_mean_in_place_of_the_sum_stops_short(published_runs):
-  """A library's minimiser with its own tolerances, from the same start."""
+  """The negative control: a library's minimiser with its own tolerances."""
   optimize = pytest.importorskip("scipy.optimize")
   x, y, z = logs_of(published_runs)
+  # Of the published grid.
+  starts = list(itertools.product((0, 10), (5, 10), (0, 0.5), (0.5, 1), (0.5,)))
   found = {}
   for name, scale in (("sum", 1.0), ("mean", 1 / len(z))):
     problem = parametric._Problem(x, y, z, np.full((1, len(z)), scale))
@@ -152,14 +155,15 @@ def test_the_mean_in_place_of_the_sum_stops_short(published_runs):
         jac=True,
         method="L-BFGS-B",
       )
-      # Of the published grid.
-      for start in ([5, 10, 0.5, 0.5, 0.5], [5, 5, 0, 0.5, 0.5])
+      for start in starts
     ]
     best = min(runs, key=lambda run: run.fun)
     found[name] = best.fun / scale, best.x[3:]
-  assert found["sum"][0] < 1.05e-3
-  assert found["mean"][0] > 1.5 * found["sum"][0]
-  assert abs(found["mean"][1] - TRUTH[3:]).max() > 0.02
+  assert found["sum"][0] <= 1.01828e-3
+  assert abs(found["sum"][1] - (0.3473, 0.3672)).max() < 5e-4
+  # It misses what the fit is held to, by far.
+  assert found["mean"][0] > 1.2 * 1.01828e-3
+  assert abs(found["mean"][1] - (0.3473, 0.3672)).max() > 0.05
   # Ours is not ended by a scale.
   starts = parametric.make_starts(x, y, z)
   weights = np.full((len(starts), len(z)), 1 / len(z))
@@ -468,8 +472,9 @@ def test_workdirs_show_how_every_convention_moves_the_exponent(
   own = rows["6N-no-embed"]
   assert own["shift"]["value"] == 0
   assert (own["alpha"], own["beta"]) == pytest.approx(TRUTH[3:], abs=1e-4)
-  # Embeddings weigh on small models: with them N grows slower, and a more.
-  assert rows["6N"]["shift"]["value"] > 0.02
+  # With embeddings small models differ less in N: alpha is more, and a less,
+  # as between Kaplan et al. 2020 and Hoffmann et al. 2022.
+  assert rows["6N"]["shift"]["value"] < -0.02
   for name in rows:
     assert name in result.stdout
 
@@ -585,7 +590,7 @@ FILES = {
   "N,C,loss\n": ("a header and no rows",),
   "N,C,losses\n1,2,3\n": ("--loss=loss is not in", "did you mean losses?"),
   "N,N,C,loss\n1,1,2,3\n": ("--params=N stands twice in",),
-  "N;C;loss\n1;2;3\n": ("--params=N is not in the header",),
+  "N;C;loss\n1;2;3\n": ("--loss=loss is not in the header",),
   'N,C,loss\n1,2,"3\n': ("line 2", "comma-separated"),
   "N,C,loss\n" + "1e8,1e18,3\n" * 9: ("1 distinct point", "need 6 or more"),
   "N,C,loss\n" + "".join(f"{1 + i}e8,1e18,3\n" for i in range(5)): (
@@ -647,7 +652,10 @@ FLAGS = {
   ("--register=r.json",): ("go together", "1 of them given"),
   ("--at-params=1e9", "--at-tokens=1e9"): ("go together", "2 of them given"),
   ("--form=isoflop", "--at=1e20"): ("--at needs the parametric form",),
-  ("--form=isoflop",): ("0 budgets have a minimum", "2 or more"),
+  ("--form=isoflop", "--budget-tolerance=1e-9"): (
+    "0 budgets have a minimum",
+    "2 or more",
+  ),
   ("--measured=2",): ("--measured goes with --score=FILE",),
   ("--config.seed=1",): ("--config.seed is a key of a run",),
   ("--boot=1",): ("unknown argument --boot",),
