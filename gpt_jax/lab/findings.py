@@ -40,20 +40,11 @@ def describe_fit(fit: parametric.Fit, points, budgets) -> dict:
     budgets: FLOPs to give the frontier at.
   """
   cost = frontier.cost_of(*points.counts[points.convention])
-  values = parametric.coefficients(fit.theta)
-  samples = parametric.coefficients(fit.thetas)
-  # Where FLOPs per token are not 6 N, the exponents follow from c N^g.
-  values[5], samples[:, 5] = (
-    frontier.exponent(fit.theta, cost[1]),
-    frontier.exponent(fit.thetas, cost[1]),
-  )
-  values[6], samples[:, 6] = (
-    1 - cost[1] * values[5],
-    1 - cost[1] * samples[:, 5],
-  )
+  # Of the optimum, of resamples, without each point.
+  three = [_figures_of(t, cost) for t in (fit.theta, fit.thetas, fit.left_out)]
   found = {
-    name: frontier.estimate(value, samples[:, i])
-    for i, (name, value) in enumerate(zip(_NAMES, values, strict=True))
+    name: frontier.estimate(*(part[..., i] for part in three))
+    for i, name in enumerate(_NAMES)
   }
   residuals = fit.residuals
   return {
@@ -81,6 +72,14 @@ def describe_fit(fit: parametric.Fit, points, budgets) -> dict:
       ],
     },
   }
+
+
+def _figures_of(theta, cost) -> np.ndarray:
+  """Returns [..., 7] coefficients; a and b for a token that costs c N^g."""
+  values = parametric.coefficients(theta)
+  values[..., 5] = frontier.exponent(theta, cost[1])
+  values[..., 6] = 1 - cost[1] * values[..., 5]
+  return values
 
 
 def describe_isoflop(found: dict, points) -> dict:

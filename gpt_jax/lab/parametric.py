@@ -35,6 +35,7 @@ class Fit:
     residuals: [P], log L - log prediction.
     thetas: [S, 5], of the resamples; S may be 0.
     weights: [S, P], how often each resample holds each point.
+    left_out: [P, 5], of the points without each one; [0, 5] where S is 0.
   """
 
   theta: np.ndarray
@@ -42,6 +43,7 @@ class Fit:
   residuals: np.ndarray
   thetas: np.ndarray
   weights: np.ndarray
+  left_out: np.ndarray
 
 
 def fit(params, tokens, loss, num_resamples: int, seed: int) -> Fit:
@@ -86,14 +88,21 @@ def _fit_points(params, tokens, loss) -> Fit:
     residuals=z - log_predict(theta, x, y),
     thetas=np.empty((0, NUM_COEFFICIENTS)),
     weights=np.empty((0, len(z))),
+    left_out=np.empty((0, NUM_COEFFICIENTS)),
   )
 
 
 def _fit_resamples(fit: Fit, params, tokens, loss, weights) -> Fit:
+  if not len(weights):
+    return fit
   logs = np.log(params), np.log(tokens), np.log(loss)
-  warm = np.repeat(fit.theta[None], len(weights), 0)
-  thetas, _ = minimise(warm, *logs, weights)
-  return dataclasses.replace(fit, thetas=thetas, weights=weights)
+  rows = np.concatenate([weights, 1 - np.eye(len(loss))])
+  warm = np.repeat(fit.theta[None], len(rows), 0)
+  thetas, _ = minimise(warm, *logs, rows)
+  count = len(weights)
+  return dataclasses.replace(
+    fit, thetas=thetas[:count], weights=weights, left_out=thetas[count:]
+  )
 
 
 def check_points(params, tokens) -> None:

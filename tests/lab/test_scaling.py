@@ -144,7 +144,7 @@ def test_the_mean_in_place_of_the_sum_stops_short(published_runs):
   optimize = pytest.importorskip("scipy.optimize")
   x, y, z = logs_of(published_runs)
   # Of the published grid.
-  starts = list(itertools.product((0, 10), (5, 10), (0, 0.5), (0.5, 1), (0.5,)))
+  starts = list(itertools.product((0, 10), (5, 10), (0, 0.5), (0.5,), (0.5,)))
   found = {}
   for name, scale in (("sum", 1.0), ("mean", 1 / len(z))):
     problem = parametric._Problem(x, y, z, np.full((1, len(z)), scale))
@@ -197,38 +197,52 @@ def test_runs_without_noise_give_their_coefficients():
   assert fit.objective < 1e-12
 
 
-def covered(trials: int, resamples: int, width: float = 1.0) -> np.ndarray:
-  """Returns how many intervals [7] hold the truth, in that many trials.
+def covered(trials: int, resamples: int, widths=(1.0,)) -> np.ndarray:
+  """Returns how many intervals [W, 7] hold the truth, in that many trials.
 
   Args:
-    width: that intervals are multiplied by.
+    widths: W factors that intervals are narrowed by.
   """
-  truth, held = parametric.coefficients(TRUTH), np.zeros(7, int)
+  truth = parametric.coefficients(TRUTH)
+  held = np.zeros((len(widths), 7), int)
   for trial in range(trials):
     fit = parametric.fit(*make_runs(100, 0.005, trial), resamples, trial)
-    center = parametric.coefficients(fit.theta)
-    for i, samples in enumerate(parametric.coefficients(fit.thetas).T):
-      low, high = frontier.interval(samples)
-      held[i] += (
-        width * (low - center[i])
-        <= truth[i] - center[i]
-        <= width * (high - center[i])
-      )
+    parts = [fit.theta, fit.thetas, fit.left_out]
+    parts = [parametric.coefficients(part) for part in parts]
+    for i in range(7):
+      e = frontier.estimate(*(part[..., i] for part in parts))
+      for row, width in zip(held, widths, strict=True):
+        low, high = (width * (e[k] - e["value"]) for k in ("low", "high"))
+        row[i] += low <= truth[i] - e["value"] <= high
   return held
 
 
 def test_intervals_hold_the_truth():
-  held = covered(10, 100)
-  assert held.min() >= 8, held
-  assert covered(10, 100, width=0.2).min() < 8
+  whole, narrow = covered(10, 100, (1.0, 0.2))
+  assert whole.min() >= 8 and narrow.min() < 8, (whole, narrow)
 
 
 @pytest.mark.slow
 def test_intervals_hold_the_truth_as_often_as_they_say():
-  held = covered(200, 400) / 200
-  print("covered", dict(zip((*parametric.NAMES, "a", "b"), held, strict=True)))
-  assert held.min() >= 0.9 and held.max() <= 0.99
-  assert covered(40, 400, width=0.5).max() / 40 < 0.9
+  whole, narrow = covered(200, 400, (1.0, 0.5)) / 200
+  names = (*parametric.NAMES, "a", "b")
+  print("covered", dict(zip(names, whole.tolist(), strict=True)))
+  assert whole.min() >= 0.9 and whole.max() <= 0.99
+  assert narrow.max() < 0.9
+
+
+def test_corrections_leave_what_is_symmetric_and_move_what_is_not():
+  even = np.linspace(-1, 1, 201)
+  plain = frontier.interval(even)
+  assert frontier.corrected_interval(0.0, even, even) == pytest.approx(plain)
+  # An estimate below most of its resamples is high among truths: go down.
+  low, high = frontier.corrected_interval(-0.3, even, even)
+  assert low < plain[0] + 1e-9 and high < plain[1] - 0.1
+  # Resamples without the figure, and points that all weigh the same.
+  some = np.append(even, [np.nan] * 9)
+  got = frontier.corrected_interval(0.0, some, np.zeros(5))
+  assert got == pytest.approx(plain)
+  assert np.isnan(frontier.interval([np.nan])).all()
 
 
 def test_the_same_seed_gives_the_same_resamples():
