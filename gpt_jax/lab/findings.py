@@ -24,6 +24,7 @@ def describe_points(points) -> dict:
     "source": points.source,
     "convention": points.convention,
     "num_points": len(points),
+    "num_found": points.num_found,
     "left_out": list(points.left_out),
     "data_fingerprint": points.fingerprint(),
     "flops": [float(points.flops.min()), float(points.flops.max())],
@@ -111,9 +112,11 @@ def sentence(found: dict) -> str:
   if "parametric" in found:
     p = found["parametric"]
     c = p["coefficients"]
-    left = "".join(f", {why} left out" for why in where["left_out"][:1])
+    count = str(where["num_points"])
+    if where["num_found"] > where["num_points"]:
+      count += f" of {where['num_found']}"
     parts.append(
-      f"Fitted to {where['num_points']} runs{left}, loss = "
+      f"Fitted to {count} runs, loss = "
       f"{c['E']['value']:.3f} + {c['A']['value']:.4g} / "
       f"N^{c['alpha']['value']:.3f} + {c['B']['value']:.4g} / "
       f"D^{c['beta']['value']:.3f}: compute-optimal parameters grow as C^"

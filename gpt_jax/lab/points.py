@@ -37,7 +37,8 @@ class Points:
       computed; "as given" and "6N" without the models' shapes.
     budgets: [P] values of a column that says which runs had one budget, or
       None.
-    left_out: sentences that name what was not taken.
+    num_found: runs that the source holds, those left out too.
+    left_out: sentences that name those.
   """
 
   params: np.ndarray
@@ -49,6 +50,7 @@ class Points:
   convention: str
   counts: dict
   budgets: np.ndarray | None
+  num_found: int
   left_out: tuple[str, ...]
 
   def __len__(self) -> int:
@@ -134,6 +136,7 @@ def read_csv(path: str, columns: dict[str, str | None]) -> Points:
     convention=convention,
     counts=counts,
     budgets=values["budgets"] if "budgets" in values else None,
+    num_found=len(rows),
     left_out=(),
   )
 
@@ -287,6 +290,7 @@ def read_workdirs(pattern: str, metric: str | None, convention: str) -> Points:
     convention=convention,
     counts=counts,
     budgets=None,
+    num_found=len(found),
     left_out=tuple(left_out),
   )
 

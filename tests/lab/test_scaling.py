@@ -311,6 +311,7 @@ def make_points(params, tokens, loss) -> points_lib.Points:
     convention="6N",
     counts={"6N": (params, 6 * params)},
     budgets=None,
+    num_found=count,
     left_out=(),
   )
 
@@ -469,7 +470,7 @@ def test_finished_workdirs_are_points(grid):
   for i, name in enumerate(p.names):
     got = p.params[i], p.tokens[i], p.loss[i]
     assert got == made[os.path.basename(name)]
-  assert set(p.counts) == set(flops.CONVENTIONS)
+  assert set(p.counts) == set(flops.CONVENTIONS) and p.num_found == 21
 
 
 def test_workdirs_show_how_every_convention_moves_the_exponent(
@@ -491,6 +492,8 @@ def test_workdirs_show_how_every_convention_moves_the_exponent(
   assert rows["6N"]["shift"]["value"] < -0.02
   for name in rows:
     assert name in result.stdout
+  assert "Fitted to 20 of 21 runs" in result.stdout
+  assert f"left out: {grid[0]}/stopped is at step 300" in result.stdout
 
 
 def test_a_prediction_is_registered_once_and_scored_after(
