@@ -150,17 +150,14 @@ def _check_columns(wanted: dict[str, str]) -> None:
     raise InputError(
       f"two of --params, --tokens and --flops must name columns; found {found}"
     )
-  for role in ("params", "tokens", "flops", "loss"):
-    for other in ("params", "tokens", "flops", "loss"):
-      if (
-        role < other
-        and role in wanted
-        and wanted[role] == (wanted[other] if other in wanted else None)
-      ):
-        raise InputError(
-          f"--{role} and --{other} both name the column {wanted[role]}; each "
-          "needs one of its own"
-        )
+  owners: dict[str, str] = {}
+  for role in (*sizes, "loss"):
+    owner = owners.setdefault(wanted[role], role)
+    if owner != role:
+      raise InputError(
+        f"--{owner} and --{role} both name the column {wanted[role]}; each "
+        "needs one of its own"
+      )
 
 
 def _read_rows(path: str):
