@@ -14,6 +14,7 @@ import os
 
 import numpy as np
 
+from gpt_jax import flops as flops_lib
 from gpt_jax import workdir
 from gpt_jax.config import InputError
 from gpt_jax.lab import frontier, parametric
@@ -173,15 +174,23 @@ def load(path: str) -> dict:
   return record
 
 
-def check_run(record: dict, run: Points, path: str, folder: str) -> None:
+def check_run(record: dict, run: dict, path: str, folder: str) -> None:
   """Raises InputError unless a run is the one that was predicted.
 
   Args:
-    run: of one point.
+    run: of points.read_workdir.
     path, folder: of the prediction and the run, for the sentence.
   """
-  for name in ("params", "tokens"):
-    got, wanted = float(getattr(run, name)[0]), record[name]
+  if record["convention"] not in flops_lib.CONVENTIONS:
+    raise InputError(
+      f"{path} counts parameters as a CSV file did, {folder} cannot be checked "
+      "against it; give --measured"
+    )
+  params, _ = flops_lib.count_by_convention(
+    run["model"], run["seq_len"], record["convention"]
+  )
+  for name, got in (("params", params), ("tokens", run["tokens"])):
+    wanted = record[name]
     if abs(got / wanted - 1) > _SAME:
       raise InputError(
         f"{folder} has {got:,.0f} {name} and {path} predicts {wanted:,.0f}; "

@@ -26,13 +26,13 @@ def interval(samples) -> tuple[float, float]:
 def corrected_interval(value, samples, left_out) -> tuple[float, float]:
   """Returns (low, high) by BCa: percentiles corrected for bias and skew.
 
-  In simulations plain percentiles of A, B and beta held the truth too often,
-  basic intervals too seldom; normal ones come close. Efron 1987, section 3.
+  In simulations plain percentiles of B held the truth too often, and basic
+  intervals of all seven too seldom (lab/README.md). Efron 1987, section 3.
 
   Args:
     value: the estimate.
     samples: [S], of resamples; NaNs are left out.
-    left_out: [P], of the points without each one.
+    left_out: [J], of the points without each one.
   """
   samples = np.asarray(samples, float)
   samples = samples[~np.isnan(samples)]

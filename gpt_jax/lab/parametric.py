@@ -22,6 +22,7 @@ NAMES = ("A", "B", "E", "alpha", "beta")
 # processor's cache.
 _BLOCK = 1 << 16
 _MAX_STEPS = 400
+_MAX_LEFT_OUT = 400
 _MAX_RESTARTS = 6
 
 
@@ -35,7 +36,8 @@ class Fit:
     residuals: [P], log L - log prediction.
     thetas: [S, 5], of the resamples; S may be 0.
     weights: [S, P], how often each resample holds each point.
-    left_out: [P, 5], of the points without each one; [0, 5] where S is 0.
+    left_out: [J, 5], of the points without each one; of more than 400, without
+      each 400th part. J is 0 where S is.
   """
 
   theta: np.ndarray
@@ -96,7 +98,9 @@ def _fit_resamples(fit: Fit, params, tokens, loss, weights) -> Fit:
   if not len(weights):
     return fit
   logs = np.log(params), np.log(tokens), np.log(loss)
-  rows = np.concatenate([weights, 1 - np.eye(len(loss))])
+  parts = np.arange(min(len(loss), _MAX_LEFT_OUT))
+  is_kept = np.arange(len(loss)) % len(parts) != parts[:, None]
+  rows = np.concatenate([weights, is_kept])
   warm = np.repeat(fit.theta[None], len(rows), 0)
   thetas, _ = minimise(warm, *logs, rows)
   count = len(weights)

@@ -4,7 +4,6 @@ A thin door. Nothing is written before all is computed, and jax is never
 imported: a fit needs numpy alone.
 """
 
-import glob
 import json
 import math
 import os
@@ -333,10 +332,11 @@ def _score(args) -> int:
   record = forecast.load(args.score)
   measured = args.measured
   if args.workdir is not None:
-    pattern = glob.escape(args.workdir)
-    run = points_lib.read_workdirs(pattern, args.loss, record["convention"])
+    run = points_lib.read_workdir(args.workdir, args.loss)
+    if isinstance(run, str):
+      raise InputError(f"{run}; it is scored when it is finished")
     forecast.check_run(record, run, args.score, args.workdir)
-    measured = float(run.loss[0])
+    measured = run["loss"]
   if not (math.isfinite(measured) and measured > 0):
     raise InputError(
       f"--measured is {measured}; a loss is a finite number above 0"

@@ -549,8 +549,29 @@ def test_a_run_that_was_not_predicted_is_not_scored(grid, tmp_path, call_verb):
   assert result.returncode == 0 and f"{loss:.4f}, inside" in result.stdout
   write_workdir(tmp_path / "other", 160, 2000)
   assert_refused(score("other"), "params", "score the run that was predicted")
+  assert_refused(score("none"), "none does not exist")
+  write_workdir(tmp_path / "young", 192, 2000, is_finished=False)
+  assert_refused(
+    score("young"), "at step 1,000 of 2,000", "when it is finished"
+  )
   write_workdir(tmp_path / "short", 192, 1000)
   assert_refused(score("short"), "tokens", "score the run that was predicted")
+
+
+def test_a_prediction_by_all_three_columns_is_scored_by_its_loss(
+  tmp_path, call_verb
+):
+  params, tokens, loss = make_runs(30, 0.003)
+  columns = params, tokens, 7 * params * tokens, loss
+  path = write_csv(tmp_path / "c.csv", ("N", "D", "C", "loss"), columns)
+  words = f"--csv={path}", *COLUMNS, "--tokens=D", "--at-params=1e6"
+  words += "--at-tokens=1e9", f"--register={tmp_path / 'p.json'}"
+  assert call_verb("lab.scaling", *words).returncode == 0
+  write_workdir(tmp_path / "run", 64, 300)
+  score = f"--score={tmp_path / 'p.json'}"
+  result = call_verb("lab.scaling", score, f"--workdir={tmp_path / 'run'}")
+  assert_refused(result, "as a CSV file did", "give --measured")
+  assert call_verb("lab.scaling", score, "--measured=3").returncode == 0
 
 
 def assert_refused(result, *said) -> None:
