@@ -71,9 +71,13 @@ def _build_parser():
     help="the CSV's losses; of workdirs the metric, eval/<set>/loss, where "
     "they have several",
   )
-  add("--params", metavar="COLUMN", help="parameters N; two of these three,")
-  add("--tokens", metavar="COLUMN", help="tokens D; the third follows from")
-  add("--flops", metavar="COLUMN", help="FLOPs C = 6 N D; or all three")
+  add("--params", metavar="COLUMN", help="the CSV's parameters N")
+  add("--tokens", metavar="COLUMN", help="the CSV's tokens D")
+  add(
+    "--flops",
+    metavar="COLUMN",
+    help="the CSV's FLOPs C; of N, D and C two are enough: C = 6 N D",
+  )
   add(
     "--convention",
     metavar="NAME",
@@ -126,17 +130,17 @@ def _build_parser():
   add(
     "--register",
     metavar="FILE",
-    help="write the prediction of a run before it is done; needs",
+    help="write the prediction of a run of these sizes, before it is done:",
   )
-  add("--at-params", type=float, metavar="N", help="its parameters and")
+  add("--at-params", type=float, metavar="N", help="its parameters")
   add("--at-tokens", type=float, metavar="D", help="its tokens")
   add(
     "--score",
     metavar="FILE",
-    help="set a registered prediction beside what was measured:",
+    help="set a registered prediction beside what was measured, by one of:",
   )
-  add("--measured", type=float, metavar="LOSS", help="by this loss, or")
-  add("--workdir", metavar="DIR", help="by that of the finished run")
+  add("--measured", type=float, metavar="LOSS", help="this loss")
+  add("--workdir", metavar="DIR", help="the finished run")
   add(
     "--out",
     metavar="DIR",

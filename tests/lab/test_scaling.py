@@ -231,6 +231,20 @@ def test_intervals_hold_the_truth_as_often_as_they_say():
   assert narrow.max() < 0.9
 
 
+@pytest.mark.slow
+def test_prediction_intervals_hold_runs_at_four_times_the_compute():
+  held = []
+  params = np.array([1e10, 2e10, 4e10])
+  tokens = 4 * 3e21 / (6 * params)
+  for trial in range(60):
+    fit = parametric.fit(*make_runs(25, 0.005, trial), 200, trial)
+    noise = 0.005 * np.random.default_rng(trial + 999).standard_normal(3)
+    logs = parametric.log_predict(TRUTH, np.log(params), np.log(tokens))
+    _, low, high = forecast.predict(fit, params, tokens, trial)
+    held += list((low <= np.exp(logs + noise)) & (np.exp(logs + noise) <= high))
+  assert 0.9 <= np.mean(held) <= 0.99
+
+
 def test_corrections_leave_what_is_symmetric_and_move_what_is_not():
   even = np.linspace(-1, 1, 201)
   plain = frontier.interval(even)
