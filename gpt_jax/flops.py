@@ -11,6 +11,32 @@ from gpt_jax import config as config_lib
 from gpt_jax.config import ModelConfig
 
 
+@dataclasses.dataclass(frozen=True)
+class Convention:
+  """What a published N and FLOPs per token count.
+
+  Attributes:
+    has_embed: N holds embeddings, looked-up positions too.
+    has_head: N holds the unembedding, a tied one once.
+    attention: share of the T x T scores whose FLOPs are counted: 0, 1/2 or 1.
+  """
+
+  has_embed: bool
+  has_head: bool
+  attention: float
+
+
+CONVENTIONS = {
+  # Hoffmann et al. 2022, section 3.3, after Kaplan et al. 2020.
+  "6N": Convention(True, True, 0.0),
+  "6N-no-embed": Convention(False, False, 0.0),  # Kaplan et al. 2020, table 1
+  "6N-no-embed+head": Convention(False, True, 0.0),
+  "6N-no-embed+attention": Convention(False, False, 1.0),
+  "6N+attention": Convention(False, True, 1.0),  # train_flops_per_token
+  "6N+attention-causal": Convention(False, True, 0.5),
+}
+
+
 def count_parameters(model: ModelConfig) -> dict[str, int]:
   """Returns {role: parameters}, vocabulary padding left out."""
   D, F, L, V = (
@@ -73,6 +99,25 @@ def train_flops_per_token(model: ModelConfig, seq_len: int) -> int:
   width = model.num_heads * config_lib.head_dim(model)
   weights = sum(count.values()) - idle
   return 6 * weights + 12 * model.num_layers * width * seq_len
+
+
+def count_by_convention(
+  model: ModelConfig, seq_len: int, name: str
+) -> tuple[int, int]:
+  """Returns (N, FLOPs per trained token) under a name of CONVENTIONS.
+
+  Of experts, those that a token meets are counted.
+  """
+  how, count = CONVENTIONS[name], count_active_parameters(model)
+  embed, position = count["embed"], count["position"]
+  head = embed if model.tied_embeddings else count["unembed"]
+  body = sum(count.values()) - embed - position - count["unembed"]
+  params = body + (head if how.has_head else 0)
+  if how.has_embed:
+    params += position + (0 if model.tied_embeddings else embed)
+  width = model.num_heads * config_lib.head_dim(model)
+  scores = int(12 * how.attention * model.num_layers * width * seq_len)
+  return params, 6 * params + scores
 
 
 def cache_bytes_per_token(model: ModelConfig, itemsize: int) -> int:

@@ -1,5 +1,6 @@
 """Curves as an SVG file: no plotting library to install or import."""
 
+import dataclasses
 import math
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 720, 420, 60, 46, 34, 20
@@ -65,6 +66,152 @@ def draw_curves(
       f"{_escape(name)}</text>"
     )
   return "\n".join([*parts, "</svg>\n"])
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+  """One thing in a figure, drawn over those before it.
+
+  Attributes:
+    kind: "line", "dots", or "band", a closed outline that is filled.
+    points: [(x, y), ...].
+    color: any that SVG knows.
+    name: in the legend; None is left out of it.
+    is_dashed: of a line.
+  """
+
+  kind: str
+  points: list
+  color: str
+  name: str | None = None
+  is_dashed: bool = False
+
+
+def draw_layers(
+  title: str, x_label: str, y_label: str, layers: list[Layer], log: str = "xy"
+) -> str:
+  """Returns an SVG of layers, the legend to the right of them.
+
+  Args:
+    log: the axes that are logarithmic, of the letters x and y.
+  """
+  legend = [layer for layer in layers if layer.name]
+  right = WIDTH + 20
+  axes = []
+  for i, letter in enumerate("xy"):
+    values = [float(p[i]) for layer in layers for p in layer.points]
+    axes.append(_Axis(values, letter in log, i))
+  at_x, at_y = axes[0].place, axes[1].place
+  parts = [
+    f'<svg xmlns="http://www.w3.org/2000/svg" width="{right + 150}" '
+    f'height="{HEIGHT}" font-family="sans-serif" font-size="12">',
+    f'<rect width="{right + 150}" height="{HEIGHT}" fill="white"/>',
+    f'<text x="{LEFT}" y="20" font-size="14">{_escape(title)}</text>',
+    f'<clipPath id="inside"><rect x="{LEFT}" y="{TOP}" '
+    f'width="{WIDTH - LEFT - RIGHT}" height="{HEIGHT - TOP - BOTTOM}"/>'
+    "</clipPath>",
+  ]
+  for value, text in axes[1].ticks():
+    y = at_y(value)
+    parts.append(
+      f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" '
+      f'stroke="#ddd"/><text x="{LEFT - 8}" y="{y + 4:.1f}" '
+      f'text-anchor="end">{text}</text>'
+    )
+  for value, text in axes[0].ticks():
+    parts.append(
+      f'<line x1="{at_x(value):.1f}" x2="{at_x(value):.1f}" y1="{TOP}" '
+      f'y2="{HEIGHT - BOTTOM}" stroke="#eee"/><text x="{at_x(value):.1f}" '
+      f'y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{text}</text>'
+    )
+  middle = (TOP + HEIGHT - BOTTOM) / 2
+  parts.append(
+    f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 8}" '
+    f'text-anchor="middle">{_escape(x_label)}</text>'
+    f'<text x="14" y="{middle}" text-anchor="middle" '
+    f'transform="rotate(-90 14 {middle})">{_escape(y_label)}</text>'
+  )
+  for layer in layers:
+    spots = [(at_x(x), at_y(y)) for x, y in layer.points]
+    if layer.kind == "dots":
+      parts += [
+        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{layer.color}" '
+        'fill-opacity="0.75"/>'
+        for x, y in spots
+      ]
+      continue
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in spots)
+    style = f'fill="none" stroke="{layer.color}" stroke-width="1.6"'
+    if layer.is_dashed:
+      style += ' stroke-dasharray="6 4"'
+    tag = "polyline"
+    if layer.kind == "band":
+      tag, style = "polygon", f'fill="{layer.color}" fill-opacity="0.2"'
+    parts.append(f'<{tag} points="{path}" {style} clip-path="url(#inside)"/>')
+  step = min(18, (HEIGHT - TOP - BOTTOM) / max(1, len(legend)))
+  for i, layer in enumerate(legend):
+    y = TOP + 8 + i * step
+    parts.append(
+      f'<rect x="{WIDTH - 8}" y="{y - 8:.1f}" width="10" height="10" '
+      f'fill="{layer.color}"/><text x="{WIDTH + 8}" y="{y + 1:.1f}">'
+      f"{_escape(layer.name)}</text>"
+    )
+  return "\n".join([*parts, "</svg>\n"])
+
+
+def shade(share: float) -> str:
+  """Returns a color from light blue (0) by violet to dark red (1)."""
+  low, middle, high = (0x7F, 0xB8, 0xE6), (0x5B, 0x4F, 0xB0), (0xB2, 0x1E, 0x2B)
+  pair, at = ((low, middle), 2 * share)
+  if share > 0.5:
+    pair, at = (middle, high), 2 * share - 1
+  mixed = [
+    round(a + (b - a) * min(1, max(0, at))) for a, b in zip(*pair, strict=True)
+  ]
+  return "#" + "".join(f"{c:02x}" for c in mixed)
+
+
+class _Axis:
+  """Where values of one axis go, and its ticks.
+
+  Args:
+    values: that must fit.
+    is_log: logarithmic; all values are positive.
+    index: 0 for x, 1 for y.
+  """
+
+  def __init__(self, values: list[float], is_log: bool, index: int):
+    self.is_log = is_log
+    self.scale = math.log10 if is_log else float
+    low, high = self.scale(min(values)), self.scale(max(values))
+    margin = 0.04 * (high - low) or 0.1
+    self.low, self.high = low - margin, high + margin
+    self.start, self.end = (
+      (LEFT, WIDTH - RIGHT) if index == 0 else (HEIGHT - BOTTOM, TOP)
+    )
+
+  def place(self, value: float) -> float:
+    share = (self.scale(value) - self.low) / (self.high - self.low)
+    return self.start + share * (self.end - self.start)
+
+  def ticks(self) -> list[tuple[float, str]]:
+    if self.is_log and self.high - self.low > 2:
+      step = math.ceil((self.high - self.low) / 8)
+      powers = range(math.ceil(self.low), math.floor(self.high) + 1, step)
+      return [
+        (10.0**k, f"1e{k}" if abs(k) > 3 else f"{10.0**k:g}") for k in powers
+      ]
+    low, high = self.low, self.high
+    if self.is_log:
+      found = _log_ticks(10**low, 10**high)
+    else:
+      size = 10 ** math.floor(math.log10(high - low))
+      size = next(
+        s for s in (size / 5, size / 2, size, 2 * size) if (high - low) / s <= 8
+      )
+      first, last = math.ceil(low / size), math.floor(high / size)
+      found = [k * size for k in range(first, last + 1)]
+    return [(t, f"{t:.4g}") for t in found]
 
 
 def _ticks(high: float) -> list[int]:

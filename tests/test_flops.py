@@ -54,3 +54,32 @@ def test_recomputation_lowers_the_estimate(remat):
     dataclasses.replace(model, remat="none"), 8 * 1024
   )
   assert need <= whole and (need < whole) == (remat != "none")
+
+
+@pytest.mark.parametrize(
+  "name, params, scores",
+  [
+    ("6N", 124_439_808, 0),
+    ("6N-no-embed", 85_056_000, 0),
+    ("6N-no-embed+head", 85_056_000 + 50_257 * 768, 0),
+    ("6N-no-embed+attention", 85_056_000, 1),
+    ("6N+attention", 85_056_000 + 50_257 * 768, 1),
+    ("6N+attention-causal", 85_056_000 + 50_257 * 768, 0.5),
+  ],
+)
+def test_a_convention_counts_what_its_name_says(name, params, scores):
+  # GPT-2 124M: 12 blocks of 12 D^2 + 13 D, and a last norm of 2 D.
+  assert 12 * (12 * 768**2 + 13 * 768) + 2 * 768 == 85_056_000
+  got = flops.count_by_convention(model_of("gpt2.py:124m"), 1024, name)
+  per_token = 6 * params + scores * 12 * 12 * 768 * 1024
+  assert got == (params, per_token)
+
+
+@pytest.mark.parametrize("name", ["gpt2.py:124m", "llama.py:8b", "moe.py:8x7b"])
+def test_the_ledger_is_the_convention_with_head_and_attention(name):
+  model = model_of(name)
+  _, got = flops.count_by_convention(model, 1024, "6N+attention")
+  # The ledger counts a tied embedding's table once, as the head.
+  assert got == flops.train_flops_per_token(model, 1024)
+  params, _ = flops.count_by_convention(model, 1024, "6N")
+  assert params == sum(flops.count_active_parameters(model).values())

@@ -20,6 +20,7 @@ import pytest
 
 from gpt_jax import checkpoint, console, loop, metrics, plot, score, workdir
 from gpt_jax.data import store
+from gpt_jax.lab import points
 
 SVG = "{http://www.w3.org/2000/svg}"
 # Twenty steps bring the loss from ln 257 to well below.
@@ -136,6 +137,14 @@ def test_the_runs_own_set_gives_the_figures_that_training_ended_with(
     assert value == pytest.approx(there, rel=1e-5)
   assert result["perplexity"] == pytest.approx(math.exp(result["loss"]))
   assert result["loss"] < math.log(257) - 0.5
+
+
+def test_a_finished_run_is_a_point_of_a_scaling_law(run):
+  found = points.read_workdirs(str(run), None, "6N")
+  assert not found.left_out and found.tokens == [20 * 8 * 32]
+  rows = metrics.read_rows(str(run / "metrics.jsonl"))
+  assert "eval/valid/num_tokens" in rows[-1]
+  assert found.loss == [rows[-1]["eval/valid/loss"]]
 
 
 def test_bits_per_byte_times_bytes_is_nats_over_ln_2(evaluate, tmp_path):

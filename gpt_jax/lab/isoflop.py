@@ -1,0 +1,207 @@
+"""IsoFLOP analysis: a parabola for each budget, a power law through the minima.
+
+Resamples draw residuals, not runs: a budget has a handful of runs at chosen
+sizes, and a draw with replacement would often leave fewer sizes than a parabola
+needs. They are drawn from all budgets together, relative to the loss, so that
+budgets of three runs, which a parabola meets exactly, are uncertain too.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from gpt_jax.config import InputError
+from gpt_jax.lab import frontier
+
+# A parabola's coefficients.
+_ORDER = 3
+_MIN_BUDGETS = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+  """The runs of one compute budget.
+
+  Attributes:
+    flops: geometric mean of theirs.
+    rows: indices of the runs.
+    curve: [3], loss = curve @ (x^2, x, 1), x = log N - center.
+    center: mean of log N.
+    log_params: of the minimum.
+    loss: at the minimum.
+    log_params_samples: [S], of resamples; NaN where one has no minimum inside.
+  """
+
+  flops: float
+  rows: np.ndarray
+  curve: np.ndarray
+  center: float
+  log_params: float
+  loss: float
+  log_params_samples: np.ndarray
+
+
+def group(flops, tolerance: float, budgets=None) -> list[np.ndarray]:
+  """Returns the indices of each budget's runs, by rising compute.
+
+  Args:
+    flops: [P].
+    tolerance: runs within this fraction of a group's least belong to it.
+    budgets: [P] values that name each run's budget instead, or None.
+  """
+  if budgets is not None:
+    groups = [np.flatnonzero(budgets == v) for v in np.unique(budgets)]
+    return sorted(groups, key=lambda rows: flops[rows].mean())
+  groups, start = [], 0.0
+  for i in np.argsort(flops, kind="stable"):
+    if not groups or flops[i] > start * (1 + tolerance):
+      groups.append([])
+      start = flops[i]
+    groups[-1].append(i)
+  return [np.array(rows) for rows in groups]
+
+
+def fit(points, tolerance: float, num_resamples: int, seed: int) -> dict:
+  """Returns {"budgets", "left_out", "laws"}.
+
+  budgets are of class Budget; left_out are {"flops", "num_sizes", "why"}; laws
+  are {"params", "tokens": {"log_scale", "exponent", ...}} of scale C^exponent,
+  with intervals and samples.
+
+  Raises:
+    InputError: fewer than two budgets have a minimum inside their sizes.
+  """
+  groups = group(points.flops, tolerance, points.budgets)
+  log_n = np.log(points.params)
+  rng = np.random.default_rng(seed)
+  usable, left_out = [], []
+  for rows in groups:
+    flops = float(np.exp(np.log(points.flops[rows]).mean()))
+    sizes = len(set(points.params[rows]))
+    if sizes >= _ORDER:
+      usable.append((flops, rows))
+    else:
+      why = f"{sizes} model size{'s' * (sizes > 1)}, a parabola needs 3"
+      left_out.append({"flops": flops, "num_sizes": sizes, "why": why})
+  pool = _pool_residuals([rows for _, rows in usable], log_n, points.loss)
+  found = []
+  for flops, rows in usable:
+    budget = _fit_budget(
+      flops, rows, log_n[rows], points.loss[rows], pool, num_resamples, rng
+    )
+    if isinstance(budget, str):
+      sizes = len(set(points.params[rows]))
+      left_out.append({"flops": flops, "num_sizes": sizes, "why": budget})
+    else:
+      found.append(budget)
+  if len(found) < _MIN_BUDGETS:
+    reasons = [f"{b['flops']:.3g} FLOPs: {b['why']}" for b in left_out[:3]]
+    why = f": {'; '.join(reasons)}" if reasons else ""
+    raise InputError(
+      f"{len(found)} budgets have a minimum inside their model sizes and a "
+      f"power law needs {_MIN_BUDGETS} or more{why}"
+    )
+  return {
+    "budgets": found,
+    "left_out": left_out,
+    "laws": _fit_laws(found, points, num_resamples),
+  }
+
+
+def _pool_residuals(groups, log_n, loss) -> np.ndarray:
+  """Returns relative residuals of all budgets, widened for what a fit takes."""
+  pool = []
+  for rows in groups:
+    if len(rows) <= _ORDER:
+      continue
+    x, y = log_n[rows] - log_n[rows].mean(), loss[rows]
+    curve = np.polyfit(x, y, 2)
+    smooth = np.polyval(curve, x)
+    pool.append((y / smooth - 1) * np.sqrt(len(rows) / (len(rows) - _ORDER)))
+  return np.concatenate(pool) if pool else np.empty(0)
+
+
+def _fit_budget(flops, rows, log_n, loss, pool, num_resamples, rng):
+  """Returns a Budget, or a sentence that says why it has no minimum."""
+  center = float(log_n.mean())
+  x = log_n - center
+  design = np.stack([x**2, x, np.ones_like(x)], 1)
+  solve = np.linalg.pinv(design)
+  curve = solve @ loss
+  minimum = _minima(curve[None], x)[0]
+  if np.isnan(minimum):
+    bends = "bends down" if curve[0] <= 0 else "falls or rises throughout"
+    where = ""
+    if curve[0] > 0:
+      where = f" (minimum at {np.exp(center - curve[1] / curve[0] / 2):.3g})"
+    return (
+      f"the parabola {bends} over N "
+      f"{np.exp(log_n.min()):.3g} to {np.exp(log_n.max()):.3g}{where}"
+    )
+  smooth = design @ curve
+  samples = np.full(num_resamples, np.nan)
+  if len(pool) and num_resamples:
+    drawn = smooth * (1 + rng.choice(pool, (num_resamples, len(x))))
+    samples = center + _minima(drawn @ solve.T, x)
+  return Budget(
+    flops=flops,
+    rows=rows,
+    curve=curve,
+    center=center,
+    log_params=float(center + minimum),
+    loss=float(np.polyval(curve, minimum)),
+    log_params_samples=samples,
+  )
+
+
+def _minima(curves, x) -> np.ndarray:
+  """Returns the minima [S] of parabolas [S, 3]; NaN outside of x."""
+  bend, slope = curves[:, 0], curves[:, 1]
+  is_up = bend > 0
+  at = np.where(is_up, -slope / np.where(is_up, 2 * bend, 1), np.nan)
+  return np.where((at >= x.min()) & (at <= x.max()), at, np.nan)
+
+
+def _fit_laws(budgets, points, num_resamples) -> dict:
+  log_c = np.log([b.flops for b in budgets])
+  log_n = np.array([b.log_params for b in budgets])
+  # Tokens at the minimum: the budget over FLOPs per token there.
+  c, g = frontier.cost_of(points.params, points.flops / points.tokens)
+  samples = np.stack([b.log_params_samples for b in budgets], 1)
+  laws = {}
+  quantities = {
+    "params": (log_n, samples),
+    "tokens": (
+      log_c - np.log(c) - g * log_n,
+      log_c - np.log(c) - g * samples,
+    ),
+  }
+  for name, (value, drawn) in quantities.items():
+    slope, level = _line(log_c, value[None])
+    slopes, levels = _line(log_c, drawn)
+    laws[name] = {
+      "exponent": frontier.estimate(slope[0], slopes),
+      "log_scale": frontier.estimate(level[0], levels),
+      "num_samples": int((~np.isnan(slopes)).sum()),
+      "samples": np.stack([levels, slopes], 1),
+    }
+  return laws
+
+
+def _line(x, y):
+  """Returns slopes [S] and levels [S] of lines through [S, M], NaNs apart.
+
+  A resample that keeps fewer than two budgets has none.
+  """
+  there = ~np.isnan(y)
+  count = there.sum(1)
+  enough = count >= _MIN_BUDGETS
+  y = np.where(there, y, 0)
+  size = np.where(enough, count, 1)
+  mean_x = (there * x).sum(1) / size
+  mean_y = y.sum(1) / size
+  dx = there * (x - mean_x[:, None])
+  spread = (dx**2).sum(1)
+  slope = (dx * (y - mean_y[:, None])).sum(1)
+  slope = np.where(enough, slope / np.where(spread > 0, spread, 1), np.nan)
+  return slope, mean_y - slope * mean_x

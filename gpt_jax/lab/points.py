@@ -1,0 +1,340 @@
+"""Finished runs as points of a scaling law: parameters, tokens, FLOPs, loss.
+
+They come from a CSV file's columns or from workdirs. Every value is checked
+before any is used: one cell that is no number moves every coefficient, and
+would not be seen in them.
+"""
+
+import csv
+import dataclasses
+import glob
+import hashlib
+import math
+import os
+
+import numpy as np
+
+from gpt_jax import config as config_lib
+from gpt_jax import flops as flops_lib
+from gpt_jax import metrics, workdir
+from gpt_jax.config import InputError
+
+# How many rows a sentence names.
+_MAX_NAMED = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Points:
+  """P runs, one an element of each array, all values positive and finite.
+
+  Attributes:
+    params, tokens, flops, loss: [P].
+    names: [P], "line 7" or a workdir.
+    source: what they were read from.
+    convention: a name of flops.CONVENTIONS, or "as given" where parameters,
+      tokens and FLOPs were all given.
+    counts: {convention: ([P] params, [P] FLOPs per token)}, all that can be
+      computed; "as given" and "6N" without the models' shapes.
+    budgets: [P] values of a column that says which runs had one budget, or
+      None.
+    num_found: runs that the source holds, those left out too.
+    left_out: sentences that name those.
+  """
+
+  params: np.ndarray
+  tokens: np.ndarray
+  flops: np.ndarray
+  loss: np.ndarray
+  names: tuple[str, ...]
+  source: str
+  convention: str
+  counts: dict
+  budgets: np.ndarray | None
+  num_found: int
+  left_out: tuple[str, ...]
+
+  def __len__(self) -> int:
+    return len(self.loss)
+
+  def take(self, kept, *why: str) -> "Points":
+    """Returns the points at indices or a mask, with reasons for the others."""
+    kept = np.arange(len(self))[kept]
+    return dataclasses.replace(
+      self,
+      params=self.params[kept],
+      tokens=self.tokens[kept],
+      flops=self.flops[kept],
+      loss=self.loss[kept],
+      names=tuple(self.names[i] for i in kept),
+      counts={k: (n[kept], c[kept]) for k, (n, c) in self.counts.items()},
+      budgets=None if self.budgets is None else self.budgets[kept],
+      left_out=self.left_out + why,
+    )
+
+  def drop_highest(self, count: int) -> "Points":
+    """Returns the points without the `count` highest losses."""
+    if not count:
+      return self
+    if count >= len(self):
+      raise InputError(
+        f"--drop-highest is {count} and there are {len(self)} points; leave "
+        "some to fit"
+      )
+    order = np.argsort(self.loss, kind="stable")
+    kept = np.sort(order[: len(self) - count])
+    return self.take(kept, f"the {count} highest losses")
+
+  def fingerprint(self) -> str:
+    """Returns the SHA-256 of parameters, tokens and losses, in hex."""
+    values = np.stack([self.params, self.tokens, self.loss])
+    return hashlib.sha256(values.astype("<f8").tobytes()).hexdigest()
+
+
+def read_csv(path: str, columns: dict[str, str | None]) -> Points:
+  """Returns the points of a CSV file with a header line.
+
+  Args:
+    columns: {"loss", "params", "tokens", "flops", "budgets": name or None}.
+      Two of params, tokens and flops are enough: C = 6 N D gives the third.
+
+  Raises:
+    InputError: the file cannot be read, a column is not there, a value is not
+      a positive finite number; rows are named by their line.
+  """
+  wanted = {k: v for k, v in columns.items() if v is not None}
+  _check_columns(wanted)
+  rows, header = _read_rows(path)
+  for role, column in wanted.items():
+    times = header.count(column)
+    if times != 1:
+      found = "stands twice in" if times else "is not in"
+      raise InputError(
+        f"--{role}={column} {found} the header of {path}; "
+        f"{config_lib.nearest(column, header)}"
+      )
+  if not rows:
+    raise InputError(f"{path} has a header and no rows; give one for each run")
+  values = {
+    role: _read_column(path, rows, header.index(column), column, role)
+    for role, column in wanted.items()
+  }
+  given = [k for k in ("params", "tokens", "flops") if k in values]
+  if "flops" not in given:
+    values["flops"] = 6 * values["params"] * values["tokens"]
+  elif "tokens" not in given:
+    values["tokens"] = values["flops"] / (6 * values["params"])
+  elif "params" not in given:
+    values["params"] = values["flops"] / (6 * values["tokens"])
+  convention = "as given" if len(given) == 3 else "6N"
+  params = values["params"]
+  counts = {convention: (params, values["flops"] / values["tokens"])}
+  counts.setdefault("6N", (params, 6 * params))
+  return Points(
+    *(values[k] for k in ("params", "tokens", "flops", "loss")),
+    names=tuple(f"line {line}" for line, _ in rows),
+    source=path,
+    convention=convention,
+    counts=counts,
+    budgets=values["budgets"] if "budgets" in values else None,
+    num_found=len(rows),
+    left_out=(),
+  )
+
+
+def _check_columns(wanted: dict[str, str]) -> None:
+  if "loss" not in wanted:
+    raise InputError("--loss is missing; name the CSV file's column of losses")
+  sizes = [k for k in ("params", "tokens", "flops") if k in wanted]
+  if len(sizes) < 2:
+    found = f"only --{sizes[0]}" if sizes else "none"
+    raise InputError(
+      f"two of --params, --tokens and --flops must name columns; found {found}"
+    )
+  owners: dict[str, str] = {}
+  for role in (*sizes, "loss"):
+    owner = owners.setdefault(wanted[role], role)
+    if owner != role:
+      raise InputError(
+        f"--{owner} and --{role} both name the column {wanted[role]}; each "
+        "needs one of its own"
+      )
+
+
+def _read_rows(path: str):
+  """Returns ([(line, cells)], header), blank lines left out."""
+  if os.path.isdir(path):
+    raise InputError(f"{path} is a directory; --csv takes a file")
+  try:
+    with open(path, newline="", encoding="utf-8-sig") as file:
+      reader = csv.reader(file, strict=True)
+      rows, start = [], 1
+      for cells in reader:
+        if any(cell.strip() for cell in cells):
+          rows.append((start, [cell.strip() for cell in cells]))
+        start = reader.line_num + 1
+  except OSError as error:
+    raise InputError(
+      f"{path} cannot be read: {error.strerror}; --csv takes a file with a "
+      "header line"
+    ) from None
+  except UnicodeDecodeError as error:
+    raise InputError(
+      f"{path} is not text: byte 0x{error.object[error.start]:02x} at offset "
+      f"{error.start}; --csv takes UTF-8"
+    ) from None
+  except csv.Error as error:
+    raise InputError(
+      f"{path}, line {reader.line_num}: {error}; --csv takes "
+      "comma-separated values"
+    ) from None
+  if not rows:
+    raise InputError(f"{path} is empty; --csv takes a file with a header line")
+  return rows[1:], rows[0][1]
+
+
+def _read_column(path, rows, index, column, role) -> np.ndarray:
+  values, faults = [], {}
+  for line, cells in rows:
+    text = cells[index] if index < len(cells) else ""
+    try:
+      # float() would take 1_000.
+      value = None if "_" in text else float(text)
+    except ValueError:
+      value = None
+    fault = _fault_of(text, value)
+    if fault is None:
+      values.append(value)
+    else:
+      faults.setdefault(fault, []).append((line, text))
+  if faults:
+    parts = []
+    for fault, found in faults.items():
+      named = ", ".join(
+        f"line {line}" + (f" ({text})" if text else "")
+        for line, text in found[:_MAX_NAMED]
+      )
+      more = len(found) - _MAX_NAMED
+      parts.append(
+        f"{fault} in {named}" + (f" and {more} more" if more > 0 else "")
+      )
+    raise InputError(
+      f"{path}: column {column} (--{role}) is {'; '.join(parts)}; every value "
+      "must be a finite number above 0"
+    )
+  return np.array(values)
+
+
+def _fault_of(text: str, value: float | None) -> str | None:
+  if not text:
+    return "missing"
+  if value is None:
+    return "not a number"
+  if not math.isfinite(value):
+    return "not finite"
+  if value < 0:
+    return "negative"
+  return "zero" if value == 0 else None
+
+
+def read_workdirs(pattern: str, metric: str | None, convention: str) -> Points:
+  """Returns the points of finished runs.
+
+  N is counted by flops.py, D is progress/tokens and the loss is that of the
+  evaluation that ends a run, over the whole set.
+
+  Args:
+    pattern: glob of workdirs; files that match are passed over.
+    metric: "eval/<set>/loss"; None where the runs have one such.
+    convention: a name of flops.CONVENTIONS.
+
+  Raises:
+    InputError: none matches, none is finished, a record is damaged or of an
+      older version, a loss is not finite.
+  """
+  found = sorted(
+    f for f in glob.glob(os.path.expanduser(pattern)) if os.path.isdir(f)
+  )
+  if not found:
+    raise InputError(f"--workdirs={pattern} matches no folder")
+  runs, names, left_out = [], [], []
+  for folder in found:
+    run = read_workdir(folder, metric)
+    if isinstance(run, str):
+      left_out.append(run)
+    else:
+      runs.append(run)
+      names.append(folder)
+  if not runs:
+    raise InputError(
+      f"--workdirs={pattern} matches no finished run: {left_out[0]}"
+    )
+  tokens = np.array([float(run["tokens"]) for run in runs])
+  counts = {}
+  for name in flops_lib.CONVENTIONS:
+    pairs = [
+      flops_lib.count_by_convention(run["model"], run["seq_len"], name)
+      for run in runs
+    ]
+    counts[name] = tuple(np.array(pairs, float).T)
+  params, per_token = counts[convention]
+  return Points(
+    params=params,
+    tokens=tokens,
+    flops=per_token * tokens,
+    loss=np.array([run["loss"] for run in runs]),
+    names=tuple(names),
+    source=pattern,
+    convention=convention,
+    counts=counts,
+    budgets=None,
+    num_found=len(found),
+    left_out=tuple(left_out),
+  )
+
+
+def read_workdir(folder: str, metric: str | None) -> dict | str:
+  """Returns a run's {"model", "seq_len", "tokens", "loss"}.
+
+  A sentence where the run has not been finished.
+  """
+  config = workdir.read_config(folder)
+  path = os.path.join(folder, "metrics.jsonl")
+  rows = metrics.read_rows(path)
+  total = config.train.num_steps
+  last = max((row["step"] for row in rows), default=0)
+  if last < total:
+    return f"{folder} is at step {last:,} of {total:,}"
+  end = {}
+  for row in rows:
+    if row["step"] == total:
+      end |= row
+  names = [
+    k
+    for k in end
+    if k.startswith("eval/")
+    and k.endswith("/loss")
+    and k.removesuffix("loss") + "num_tokens" in end
+  ]
+  if metric is None and len(names) > 1:
+    raise InputError(
+      f"{folder} was evaluated on {len(names)} sets; --loss must be one of "
+      f"{', '.join(names)}"
+    )
+  metric = metric or (names[0] if names else "eval/valid/loss")
+  if metric not in names or metrics.TOKENS not in end:
+    if metric not in names and names:
+      raise InputError(
+        f"--loss={metric} is not in {path}; {config_lib.nearest(metric, names)}"
+      )
+    return f"{folder} has no {metric} over its whole set at step {total:,}"
+  if not (math.isfinite(end[metric]) and end[metric] > 0):
+    raise InputError(
+      f"{folder}: {metric} is {end[metric]} at step {total:,}; it must be a "
+      "finite number above 0: leave this run out of --workdirs"
+    )
+  return {
+    "model": config.model,
+    "seq_len": config.data.seq_len,
+    "tokens": end[metrics.TOKENS],
+    "loss": end[metric],
+  }

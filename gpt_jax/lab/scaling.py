@@ -1,0 +1,365 @@
+"""Scaling laws of finished runs: python -m gpt_jax.lab.scaling --help.
+
+A thin door. Nothing is written before all is computed, and jax is never
+imported: a fit needs numpy alone.
+"""
+
+import json
+import math
+import os
+import sys
+import tempfile
+
+from gpt_jax import cli
+from gpt_jax.config import InputError, require_choice
+
+# Flags that name columns, but for --loss, which names a metric of workdirs too.
+_COLUMNS = ("params", "tokens", "flops", "budgets")
+
+
+def main(argv: list[str]) -> int:
+  parser = _build_parser()
+  args, overrides = cli.parse(parser, argv)
+  if overrides:
+    key = next(iter(overrides))
+    raise InputError(
+      f"--config.{key} is a key of a run; a fit has none: see --help"
+    )
+  if args.score is not None:
+    return _score(args)
+  _check(args)
+
+  points = _read_points(args)
+  found, fit, isoflop = _fit(args, points)
+
+  from gpt_jax.lab import findings, forecast
+
+  written = _write(args.out, found, points, fit, isoflop) if args.out else []
+  record = None
+  if args.register is not None:
+    record = forecast.register(
+      args.register, fit, points, args.at_params, args.at_tokens, args.seed
+    )
+  print("\n".join(findings.lines(found)))
+  if record is not None:
+    print(
+      f"\nregistered in {args.register}: N {record['params']:.4g}, D "
+      f"{record['tokens']:.4g}, {record['flops']:.3g} FLOPs, "
+      f"{record['times_largest_fitted_flops']:.2f} times the largest fitted\n"
+      f"  loss {record['predicted']:.4f}, {record['level']} % prediction "
+      f"interval {record['low']:.4f} to {record['high']:.4f}"
+    )
+  if args.out:
+    print(f"\nwritten to {args.out}: {', '.join(written)}")
+  return 0
+
+
+def _build_parser():
+  parser = cli.build_parser(
+    "lab.scaling",
+    "Fits scaling laws to finished runs: loss = E + A/N^alpha + B/D^beta by\n"
+    "the published objective (Hoffmann et al. 2022; Besiroglu et al. 2024),\n"
+    "IsoFLOP parabolas, the compute-optimal frontier, all with intervals.",
+    needs_config=False,
+  )
+  add = parser.add_argument
+  add("--csv", metavar="FILE", help="runs, one a row below a header line")
+  add("--workdirs", metavar="GLOB", help="runs, one a folder: 'runs/grid-*'")
+  add(
+    "--loss",
+    metavar="COLUMN",
+    help="the CSV's losses; of workdirs the metric, eval/<set>/loss, where "
+    "they have several",
+  )
+  add("--params", metavar="COLUMN", help="the CSV's parameters N")
+  add("--tokens", metavar="COLUMN", help="the CSV's tokens D")
+  add(
+    "--flops",
+    metavar="COLUMN",
+    help="the CSV's FLOPs C; of N, D and C two are enough: C = 6 N D",
+  )
+  add(
+    "--convention",
+    metavar="NAME",
+    help="what N and C count of workdirs: 6N (the default), 6N-no-embed, "
+    "6N-no-embed+head, 6N-no-embed+attention, 6N+attention, "
+    "6N+attention-causal",
+  )
+  add(
+    "--drop-highest",
+    type=int,
+    default=0,
+    metavar="K",
+    help="leave out the K highest losses (default %(default)s)",
+  )
+  add(
+    "--form",
+    default="both",
+    metavar="NAME",
+    help="parametric, isoflop, or both (default), where IsoFLOP is left out "
+    "if there are no budgets",
+  )
+  add("--budgets", metavar="COLUMN", help="numbers that name a run's budget")
+  add(
+    "--budget-tolerance",
+    type=float,
+    metavar="FRAC",
+    help="without --budgets: runs whose FLOPs are within this fraction of the "
+    "least are of one budget (default 0.1)",
+  )
+  add(
+    "--at",
+    metavar="C,...",
+    help="FLOPs to give the frontier at (default: the largest of the runs, "
+    "and ten times it)",
+  )
+  add(
+    "--bootstraps",
+    type=int,
+    default=1000,
+    metavar="N",
+    help="resamples that intervals are made of (default %(default)s)",
+  )
+  add("--seed", type=int, default=0, help="of resamples (default %(default)s)")
+  add(
+    "--hold-above",
+    type=float,
+    metavar="FLOPS",
+    help="also fit the runs up to it alone, and predict those above",
+  )
+  add(
+    "--register",
+    metavar="FILE",
+    help="write the prediction of a run of these sizes, before it is done:",
+  )
+  add("--at-params", type=float, metavar="N", help="its parameters")
+  add("--at-tokens", type=float, metavar="D", help="its tokens")
+  add(
+    "--score",
+    metavar="FILE",
+    help="set a registered prediction beside what was measured, by one of:",
+  )
+  add("--measured", type=float, metavar="LOSS", help="this loss")
+  add("--workdir", metavar="DIR", help="the finished run")
+  add(
+    "--out",
+    metavar="DIR",
+    help="folder for scaling.json and figures (with --score: score.json)",
+  )
+  return parser
+
+
+def _check(args) -> None:
+  """Refuses flags that do not go together, before anything is read."""
+  from gpt_jax.lab import forecast
+
+  if (args.csv is None) == (args.workdirs is None):
+    found = "neither was" if args.csv is None else "both were"
+    raise InputError(f"one of --csv and --workdirs is needed; {found} given")
+  for name in ("measured", "workdir"):
+    if getattr(args, name) is not None:
+      raise InputError(f"--{name} goes with --score=FILE, which is not given")
+  if args.workdirs is not None:
+    for name in _COLUMNS:
+      if getattr(args, name) is not None:
+        raise InputError(
+          f"--{name} names a column of a --csv; workdirs know their own"
+        )
+  elif args.convention not in (None, "6N"):
+    raise InputError(
+      f"--convention is {args.convention}; a CSV file says nothing of the "
+      "models' shapes: give 6N, or all of --params, --tokens and --flops"
+    )
+  require_choice("--form", args.form, ("parametric", "isoflop", "both"))
+  if args.budgets is not None and args.budget_tolerance is not None:
+    raise InputError(
+      "--budgets and --budget-tolerance both say what one budget is; give one"
+    )
+  if args.drop_highest < 0:
+    raise InputError(f"--drop-highest is {args.drop_highest}; it must be >= 0")
+  if args.bootstraps < 20:
+    raise InputError(
+      f"--bootstraps is {args.bootstraps}; an interval needs 20 or more"
+    )
+  if args.seed < 0:
+    raise InputError(f"--seed is {args.seed}; it must be 0 or more")
+  for name in ("budget_tolerance", "hold_above", "at_params", "at_tokens"):
+    value = getattr(args, name)
+    if value is not None and not (math.isfinite(value) and value > 0):
+      raise InputError(
+        f"--{name.replace('_', '-')} is {value}; it must be a finite number "
+        "above 0"
+      )
+  together = (args.register, args.at_params, args.at_tokens)
+  if any(together) and not all(together):
+    raise InputError(
+      "--register, --at-params and --at-tokens go together; "
+      f"{sum(v is not None for v in together)} of them given"
+    )
+  if args.form == "isoflop":
+    for name in ("register", "hold_above", "at"):
+      if getattr(args, name) is not None:
+        raise InputError(
+          f"--{name.replace('_', '-')} needs the parametric form and --form is "
+          "isoflop; give --form=both"
+        )
+  _budgets_of(args.at)
+  _check_folder("--out", args.out)
+  if args.register is not None:
+    forecast.check_new(args.register)
+    _check_folder("--register", os.path.dirname(args.register) or ".")
+
+
+def _budgets_of(text: str | None) -> list[float]:
+  budgets = []
+  for word in text.split(",") if text is not None else []:
+    try:
+      value = float(word)
+    except ValueError:
+      value = math.nan
+    if not (math.isfinite(value) and value > 0):
+      raise InputError(
+        f"--at is {text!r}; {word!r} must be a finite number of FLOPs above 0"
+      )
+    budgets.append(value)
+  return budgets
+
+
+def _check_folder(flag: str, folder: str | None) -> None:
+  """Raises InputError where a folder cannot be written to, before the work."""
+  if folder is None:
+    return
+  at = os.path.abspath(folder)
+  while not os.path.exists(at):
+    at = os.path.dirname(at)
+  if not os.path.isdir(at):
+    raise InputError(f"{flag}: {at} is a file; it must be a folder")
+  try:
+    tempfile.TemporaryFile(dir=at).close()
+  except OSError as error:
+    raise InputError(
+      f"{flag}: {at} cannot be written to: {error.strerror}; give another "
+      "folder"
+    ) from None
+
+
+def _read_points(args):
+  from gpt_jax import flops
+  from gpt_jax.lab import points as points_lib
+
+  if args.csv is not None:
+    columns = {k: getattr(args, k) for k in ("loss", *_COLUMNS)}
+    points = points_lib.read_csv(args.csv, columns)
+  else:
+    convention = args.convention or "6N"
+    require_choice("--convention", convention, flops.CONVENTIONS)
+    points = points_lib.read_workdirs(args.workdirs, args.loss, convention)
+  return points.drop_highest(args.drop_highest)
+
+
+def _fit(args, points):
+  """Returns (findings, parametric fit or None, IsoFLOP analysis or None)."""
+  from gpt_jax.lab import findings, forecast, frontier, isoflop, parametric
+
+  found = {
+    "points": findings.describe_points(points),
+    "num_resamples": args.bootstraps,
+    "seed": args.seed,
+  }
+  fit = curves = None
+  if args.form != "isoflop":
+    fit = parametric.fit(
+      points.params, points.tokens, points.loss, args.bootstraps, args.seed
+    )
+    top = float(points.flops.max())
+    budgets = _budgets_of(args.at) or [top, 10 * top]
+    found["parametric"] = findings.describe_fit(fit, points, budgets)
+    found["conventions"] = frontier.compare_conventions(fit, points)
+  if args.form != "parametric":
+    tolerance = args.budget_tolerance or 0.1
+    try:
+      curves = isoflop.fit(points, tolerance, args.bootstraps, args.seed)
+      found["isoflop"] = findings.describe_isoflop(curves, points)
+    except InputError as error:
+      if args.form == "isoflop" or args.budgets is not None:
+        raise
+      found["no_isoflop"] = str(error)
+  if args.hold_above is not None:
+    found["held_out"] = forecast.hold_out(
+      points, args.hold_above, args.bootstraps, args.seed
+    )
+  return found, fit, curves
+
+
+def _write(folder, found, points, fit, isoflop) -> list[str]:
+  """Writes scaling.json and figures; returns their names."""
+  from gpt_jax import workdir
+  from gpt_jax.lab import findings
+
+  files = findings.figures(found, points, fit, isoflop)
+  whole = _without_nan(found | {"sentence": findings.sentence(found)})
+  files = {"scaling.json": json.dumps(whole, indent=1) + "\n"} | files
+  for name, content in files.items():
+    workdir.write_text(os.path.join(os.path.abspath(folder), name), content)
+  return list(files)
+
+
+def _without_nan(value):
+  """Returns JSON that every reader takes: what is not known is null."""
+  if isinstance(value, dict):
+    return {k: _without_nan(v) for k, v in value.items()}
+  if isinstance(value, list | tuple):
+    return [_without_nan(v) for v in value]
+  if isinstance(value, float) and not math.isfinite(value):
+    return None
+  return value
+
+
+def _score(args) -> int:
+  """Scores a registered prediction."""
+  from gpt_jax import workdir
+  from gpt_jax.lab import forecast
+  from gpt_jax.lab import points as points_lib
+
+  for name in ("csv", "workdirs", "register", "hold_above", "at"):
+    if getattr(args, name) is not None:
+      raise InputError(
+        f"--{name.replace('_', '-')} does not go with --score, which fits "
+        "nothing"
+      )
+  if (args.measured is None) == (args.workdir is None):
+    found = "neither was" if args.measured is None else "both were"
+    raise InputError(
+      f"--score needs one of --measured and --workdir; {found} given"
+    )
+  _check_folder("--out", args.out)
+  record = forecast.load(args.score)
+  measured = args.measured
+  if args.workdir is not None:
+    run = points_lib.read_workdir(args.workdir, args.loss)
+    if isinstance(run, str):
+      raise InputError(f"{run}; it is scored when it is finished")
+    forecast.check_run(record, run, args.score, args.workdir)
+    measured = run["loss"]
+  if not (math.isfinite(measured) and measured > 0):
+    raise InputError(
+      f"--measured is {measured}; a loss is a finite number above 0"
+    )
+  result = forecast.score(record, measured)
+  if args.out:
+    path = os.path.join(os.path.abspath(args.out), "score.json")
+    workdir.write_text(path, json.dumps(result, indent=2) + "\n")
+  where = "inside" if result["is_inside"] else "outside"
+  print(
+    f"registered {record['registered']} from {record['num_points']} runs of at "
+    f"most 1/{record['times_largest_fitted_flops']:.2f} of its compute\n"
+    f"  predicted  {record['predicted']:.4f}, {record['level']} % interval "
+    f"{record['low']:.4f} to {record['high']:.4f}\n"
+    f"  measured   {measured:.4f}, {where} the interval\n"
+    f"  error      {100 * result['relative_error']:+.2f} %"
+  )
+  return 0
+
+
+if __name__ == "__main__":
+  cli.run(main, sys.argv[1:])
