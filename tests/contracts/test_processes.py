@@ -19,6 +19,7 @@ import time
 
 import numpy as np
 import pytest
+from conftest import user_env
 
 from gpt_jax import checkpoint, loop, metrics, processes, runtime
 from gpt_jax.config import InputError
@@ -34,7 +35,7 @@ class Team:
   def __init__(self, count, verb, *words, words_of=None, cwd_of=None, **env):
     with socket.create_server(("127.0.0.1", 0)) as server:
       port = server.getsockname()[1]
-    base = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | env
+    base = user_env() | env
     base["JAX_COORDINATOR_ADDRESS"] = f"127.0.0.1:{port}"
     base["JAX_NUM_PROCESSES"] = str(count)
     self.running = [
@@ -110,7 +111,7 @@ def alone(flags, tmp_path_factory):
   subprocess.run(
     [*command, f"--workdir={workdir}"],
     cwd=ROOT,
-    env={k: v for k, v in os.environ.items() if k != "XLA_FLAGS"},
+    env=user_env(),
     check=True,
     capture_output=True,
   )
