@@ -1,0 +1,91 @@
+"""Ours and peers in alternation: A B A B, each in a process of its own.
+
+A machine's speed drifts by more than what separates two programs, so only a
+pair that ran one after the other is compared, and the median of such pairs.
+"""
+
+import contextlib
+
+from gpt_jax.config import Config, InputError
+from gpt_jax.lab.bench import peers, worker
+
+# Peers leave the GPU's memory to each other only if none takes all of it.
+SHARED = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+# An idle process that takes more of a core than this disturbs the other.
+MAX_IDLE_SHARE = 0.05
+
+
+class Duel:
+  """Workers of ours and of a peer.
+
+  Attributes:
+    ours: always there.
+    rivals: {name: Worker} of peers that could be built.
+    failed: {name: why it could not}.
+    idle_share: the most of a core that one took while it was to wait.
+  """
+
+  def __init__(self, config: Config, subject: str, args, **options):
+    self.stack = contextlib.ExitStack()
+    self.rivals, self.failed, self.idle_share = {}, {}, 0.0
+    names = ()
+    if args.peer is not None:
+      peers.check(config, args.peer, subject)
+      names = peers.NAMES[args.peer]
+    with self.stack:
+      self.ours = self.stack.enter_context(
+        worker.Worker(
+          "gpt_jax",
+          subject,
+          config,
+          args.devices,
+          SHARED if names else None,
+          **options,
+        )
+      )
+      for name in names:
+        try:
+          rival = worker.Worker(name, subject, config, **options)
+        except worker.Failed as error:
+          self.failed[name] = str(error)
+          continue
+        self.rivals[name] = self.stack.enter_context(rival)
+        self._check_alike(rival)
+      self.stack = self.stack.pop_all()
+
+  def _check_alike(self, rival) -> None:
+    for key in ("platform", "threads"):
+      ours, theirs = self.ours.built[key], rival.built[key]
+      if ours != theirs:
+        raise InputError(
+          f"{rival.who} runs with {key} {theirs} and gpt_jax with {ours}, "
+          "which compares nothing; install both for the same device"
+        )
+
+  def ask(self, who: str, **command) -> dict:
+    """Returns a worker's answer; a rival that fails is left out from then."""
+    one = self.ours if who == "gpt_jax" else self.rivals[who]
+    answer = one.ask(**command)
+    idle = answer["idle"]
+    # What is shorter says nothing: threads take a moment to lie down.
+    if idle["seconds"] > 0.2:
+      share = idle["processor_seconds"] / idle["seconds"]
+      self.idle_share = max(self.idle_share, share)
+    return answer
+
+  def round(self, commands: dict[str, dict]) -> dict[str, dict]:
+    """Returns every worker's answer, asked one after the other."""
+    answers = {"gpt_jax": self.ask("gpt_jax", **commands["gpt_jax"])}
+    for name in list(self.rivals):
+      try:
+        answers[name] = self.ask(name, **commands[name])
+      except worker.Failed as error:
+        self.failed[name] = str(error)
+        del self.rivals[name]
+    return answers
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    self.stack.close()
