@@ -7,6 +7,7 @@
   llama-1b   Llama 3.2 1B's shape, T=2048, bfloat16, for a GPU
   llama-3b   Llama 3.2 3B's, as much as one card trains with AdamW
   15m        Llama's form at 15M, as for small stories; to decode
+  growth     2 layers, width 128, T=128, B=8: where gpt_jax.lab.growth begins
 
 They are to be timed, not trained: vocabularies are named and no text is read.
 Another precision is --config.model.compute_dtype=bfloat16.
@@ -20,6 +21,7 @@ GPTS = {
   "small": (6, 6, 384, 256, 64, 65, "float32"),
   "gpt2": (12, 12, 768, 256, 4, 50257, "float32"),
   "gpt2-gpu": (12, 12, 768, 1024, 32, 50257, "bfloat16"),
+  "growth": (2, 4, 128, 128, 8, 1024, "float32"),
 }
 # Llama's: (layers, heads, key and value heads, width, MLP, T, B, V, precision)
 LLAMAS = {
@@ -40,14 +42,14 @@ def get_config(variant: str = "tiny"):
     _, heads, width, seq_len, rows, vocab_size, precision = GPTS[variant]
     config.model.mlp_dim = 4 * width
     config.model.max_len = seq_len
-    if vocab_size == 65:
-      config.data.tokenizer = "chars"
-      config.model.vocab_multiple = 1
-      config.optim.beta2 = 0.99
-    else:
+    if variant.startswith("gpt2"):
       config.data.tokenizer = "bpe:50257"
       config.model.max_len = 1024
       config.model.bias = True
+    else:
+      config.data.tokenizer = "chars"
+      config.model.vocab_multiple = 1
+      config.optim.beta2 = 0.99
   else:
     _, heads, kv_heads, width, mlp_dim, seq_len, rows, vocab_size, precision = (
       LLAMAS[variant]

@@ -78,6 +78,10 @@ def main(argv: list[str]) -> int:
   _check(args)
   config = config_lib.freeze(cli.load_config(args.config, overrides))
   runtime.start(args.devices)
+
+  from gpt_jax.lab.bench import machine
+
+  args.load = machine.read_load()
   subject = importlib.import_module(f"gpt_jax.lab.bench.{args.subject}")
   return subject.run(config, args)
 

@@ -47,6 +47,11 @@ def describe(packages=()) -> dict:
   }
 
 
+def read_load() -> float:
+  """Returns how many processes ran here in the last minute, on average."""
+  return round(os.getloadavg()[0], 2)
+
+
 def count_cores() -> int:
   """Returns the cores that this process may use."""
   if hasattr(os, "sched_getaffinity"):

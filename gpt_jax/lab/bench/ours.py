@@ -50,6 +50,8 @@ class Train:
     self.step, self.compile_seconds, self.peak = step_lib.compile_step(
       step, abstract, config, self.mesh, self.place
     )
+    memory = self.step.memory_analysis()
+    self.temporary_bytes = memory.temp_size_in_bytes if memory else 0
     started = time.perf_counter()
     self.state = state_lib.init_state(model, tx, config, self.mesh)
     jax.block_until_ready(self.state)
@@ -66,6 +68,7 @@ class Train:
       "compile_seconds": self.compile_seconds,
       "init_seconds": self.init_seconds,
       "peak_bytes": self.peak,
+      "temporary_bytes": self.temporary_bytes,
     }
 
   def run(self, count: int) -> dict:

@@ -28,7 +28,7 @@ def publish(
     packages: whose versions matter beside ours.
   """
   about = about or {}
-  here = machine.describe(packages)
+  here = machine.describe(packages) | {"load": args.load}
   print(f"{subject} of {args.config}: {describe_model(config)}")
   for line in (*machine_lines(here, about, config), *table(rows)):
     print(line)
@@ -81,6 +81,9 @@ def machine_lines(here: dict, about: dict, config: Config) -> list[str]:
     lines.append(f"  mesh       {about['mesh']}")
   if about.get("rates"):
     lines.append(f"  rates      {rates_line(about['rates'])}")
+  if here["load"] > 0.5:
+    words = f"{here['load']:.1f} processes, none of them ours"
+    lines.append(f"  load       before it, {words}: spreads and medians suffer")
   return [*lines, f"  date       {here['date']}"]
 
 

@@ -51,6 +51,7 @@ class Worker:
     **options,
   ):
     self.who = who
+    started = time.perf_counter()
     self.log = tempfile.TemporaryFile()
     self.process = subprocess.Popen(
       [sys.executable, "-m", "gpt_jax.lab.bench.worker"],
@@ -68,6 +69,7 @@ class Worker:
         devices=devices,
         options=options,
       )
+      self.built["ready_seconds"] = time.perf_counter() - started
     except BaseException:
       self.close()
       raise
