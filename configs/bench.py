@@ -7,7 +7,7 @@
   llama-1b   Llama 3.2 1B's shape, T=2048, bfloat16, for a GPU
   llama-3b   Llama 3.2 3B's, as much as one card trains with AdamW
   15m        Llama's form at 15M, as for small stories; to decode
-  growth     2 layers, width 128, T=128, B=8: where gpt_jax.lab.growth begins
+  growth     2 layers, width 128, T=128, B=4: where gpt_jax.lab.growth begins
 
 They are to be timed, not trained: vocabularies are named and no text is read.
 Another precision is --config.model.compute_dtype=bfloat16.
@@ -21,7 +21,7 @@ GPTS = {
   "small": (6, 6, 384, 256, 64, 65, "float32"),
   "gpt2": (12, 12, 768, 256, 4, 50257, "float32"),
   "gpt2-gpu": (12, 12, 768, 1024, 32, 50257, "bfloat16"),
-  "growth": (2, 4, 128, 128, 8, 1024, "float32"),
+  "growth": (2, 4, 128, 128, 4, 1024, "float32"),
 }
 # Llama's: (layers, heads, key and value heads, width, MLP, T, B, V, precision)
 LLAMAS = {

@@ -123,12 +123,17 @@ def grow(base: Config, axis: str, factor: int) -> tuple[int, Config]:
   return value, dataclasses.replace(base, model=m, data=d, train=t)
 
 
-def predict(config: Config) -> tuple[int, int]:
+def predict(config: Config, platform: str) -> tuple[int, int]:
   """Returns (FLOPs, passing bytes) of a step, by the ledger."""
+  from gpt_jax.models import attend
+
   tokens = config.train.global_batch_size * config.data.seq_len
   work = flops.train_flops_per_token(config.model, config.data.seq_len)
-  # Scores reach as far as a row is long, whatever the model could take.
-  model = dataclasses.replace(config.model, max_len=config.data.seq_len)
+  # Scores reach as far as a row is long; a kernel other than dense keeps none.
+  reach = config.data.seq_len
+  if attend.choose(config.model, platform, reach) != "dense":
+    reach = 1
+  model = dataclasses.replace(config.model, max_len=reach)
   parts = config.train.num_microbatches
   return work * tokens, flops.estimate_passing_bytes(model, tokens // parts)
 
@@ -166,7 +171,7 @@ def measure_one(axis: str, value: int, config: Config, repeats: int) -> Point:
     statistics.median(found),
     spread,
     subject.temporary_bytes,
-    *predict(config),
+    *predict(config, subject.describe()["platform"]),
   )
 
 
