@@ -19,6 +19,7 @@ DOOR = "lab.bench"
 # A model of which a step takes milliseconds.
 SMALL = {
   "model.num_layers": "1",
+  "model.num_heads": "4",
   "model.model_dim": "32",
   "model.mlp_dim": "64",
   "model.max_len": "96",
@@ -305,8 +306,8 @@ def copy_into(module, params, torch) -> None:
     module.tokens.weight: flat("embed/tokens", -1, D),
     module.positions.weight: flat("embed/positions", -1, D),
     module.final_norm.weight: flat("final_norm/scale", D),
-    layer.attn_norm.weight: flat("blocks/attn_norm/scale", D),
-    layer.mlp_norm.weight: flat("blocks/mlp_norm/scale", D),
+    layer.attn_norm.weight: flat("blocks/norm_attn/scale", D),
+    layer.mlp_norm.weight: flat("blocks/norm_mlp/scale", D),
     layer.attn_in.weight: np.concatenate(
       [flat(f"blocks/attn/{n}", D, D).T for n in "qkv"]
     ),
@@ -326,7 +327,8 @@ def test_transformers_has_our_sizes():
   pytest.importorskip("transformers", reason="extra peers is not installed")
   for variant in ("tiny", "15m"):
     bias = "true" if variant == "tiny" else "false"
-    c = load(variant, model__bias=bias)
+    changes = {"model__bias": bias, "model__num_kv_heads": "4"}
+    c = load(variant, **changes)
     model = peers.build_transformers(c)
     assert count_torch(model) == sum(flops.count_parameters(c.model).values())
 

@@ -6,6 +6,7 @@ then runs in a process of its own, with nothing of another in it.
 """
 
 import importlib
+import sys
 
 from gpt_jax import cli, runtime
 from gpt_jax import config as config_lib
@@ -79,11 +80,15 @@ def main(argv: list[str]) -> int:
   config = config_lib.freeze(cli.load_config(args.config, overrides))
   runtime.start(args.devices)
 
-  from gpt_jax.lab.bench import machine
+  from gpt_jax.lab.bench import machine, worker
 
   args.load = machine.read_load()
   subject = importlib.import_module(f"gpt_jax.lab.bench.{args.subject}")
-  return subject.run(config, args)
+  try:
+    return subject.run(config, args)
+  except worker.Failed as error:
+    print(f"gpt_jax: {error}", file=sys.stderr)
+    return 1
 
 
 def _check(args) -> None:

@@ -54,16 +54,16 @@ class Duel:
       self.stack = self.stack.pop_all()
 
   def _check_alike(self, rival) -> None:
-    for key in ("platform", "threads"):
+    for key in ("platform", "devices", "threads"):
       ours, theirs = self.ours.built[key], rival.built[key]
       if ours != theirs:
         raise InputError(
           f"{rival.who} runs with {key} {theirs} and gpt_jax with {ours}, "
-          "which compares nothing; install both for the same device"
+          "which compares nothing; give both the same"
         )
 
   def ask(self, who: str, **command) -> dict:
-    """Returns a worker's answer; a rival that fails is left out from then."""
+    """Returns a worker's answer, and notes what it took while it waited."""
     one = self.ours if who == "gpt_jax" else self.rivals[who]
     answer = one.ask(**command)
     idle = answer["idle"]
@@ -75,14 +75,20 @@ class Duel:
 
   def round(self, commands: dict[str, dict]) -> dict[str, dict]:
     """Returns every worker's answer, asked one after the other."""
-    answers = {"gpt_jax": self.ask("gpt_jax", **commands["gpt_jax"])}
-    for name in list(self.rivals):
+    return self.each(lambda name: self.ask(name, **commands[name]))
+
+  def each(self, work) -> dict:
+    """Returns {name: work(name)}; a rival that fails is left out from then."""
+    results = {}
+    for name in ["gpt_jax", *self.rivals]:
       try:
-        answers[name] = self.ask(name, **commands[name])
+        results[name] = work(name)
       except worker.Failed as error:
+        if name == "gpt_jax":
+          raise
         self.failed[name] = str(error)
         del self.rivals[name]
-    return answers
+    return results
 
   def __enter__(self):
     return self

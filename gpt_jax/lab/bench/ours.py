@@ -214,6 +214,7 @@ def _describe(config: Config, mesh) -> dict:
   return {
     "platform": device.platform,
     "device": device.device_kind,
+    "devices": mesh.devices.size,
     "mesh": sharding.describe_mesh(mesh),
     "threads": machine.count_cores(),
   }

@@ -39,9 +39,9 @@ def check(config: Config, peer: str, subject: str) -> None:
     "model.dropout_rate": m.dropout_rate > 0,
     "model.norm_placement": m.norm_placement != "pre",
     "model.rope_scaling": m.rope_scaling != "none",
-    "model.param_dtype": m.param_dtype != "float32",
   }
   if subject == "train":
+    refused["model.param_dtype"] = m.param_dtype != "float32"
     refused["optim.optimizer"] = config.optim.optimizer != "adamw"
     refused["optim.moment_dtype"] = config.optim.moment_dtype != "float32"
     refused["data.packing"] = config.data.packing != "stream"
@@ -234,10 +234,9 @@ def build_torch(config: Config):
       return x_BTD + self.mlp_out(hidden_BTF)
 
     def attend(self, x_BTD):
-      qkv_BTCNH = self.attn_in(x_BTD).unflatten(-1, (3, N, D // N))
-      q_BNTH, k_BNSH, v_BNSH = qkv_BTCNH.permute(2, 0, 3, 1, 4).unbind(0)
+      heads = lambda x: x.unflatten(-1, (N, D // N)).transpose(1, 2)
       y_BNTH = F.scaled_dot_product_attention(
-        q_BNTH, k_BNSH, v_BNSH, is_causal=True
+        *map(heads, self.attn_in(x_BTD).chunk(3, dim=-1)), is_causal=True
       )
       return y_BNTH.transpose(1, 2).flatten(2)
 
@@ -321,5 +320,6 @@ def _describe(device: str) -> dict:
   return {
     "platform": "gpu" if device == "cuda" else "cpu",
     "device": kind,
+    "devices": 1,
     "threads": torch.get_num_threads(),
   }

@@ -17,8 +17,7 @@ WARM_STEPS = 3
 def run(config: Config, args) -> int:
   check_vocab(config)
   with duel.Duel(config, "train", args) as both:
-    everyone = ["gpt_jax", *both.rivals]
-    plan = {name: warm_up(both, name, args.steps) for name in everyone}
+    plan = both.each(lambda name: warm_up(both, name, args.steps))
     rounds = [both.round(plan) for _ in range(args.repeats)]
     prediction = both.ours.ask(do="predict")
     built = both.ours.built

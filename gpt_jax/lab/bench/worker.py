@@ -28,6 +28,9 @@ BUILDERS = {
   "transformers": "peers",
 }
 
+# Shown of what a worker of ours wrote before it failed.
+LOG_CHARS = 4000
+
 
 class Failed(Exception):
   """A worker could not do what it was told; the message is one line."""
@@ -88,6 +91,7 @@ class Worker:
     if "input_error" in answer:
       raise InputError(answer["input_error"])
     if "failed" in answer:
+      self._tell_log()
       raise Failed(f"{self.who}: {answer['failed']}")
     return answer
 
@@ -95,9 +99,15 @@ class Worker:
     code = self.process.wait()
     if code == -signal.SIGKILL:
       return f"{self.who} was killed; is there memory enough?"
-    self.log.seek(0)
-    lines = self.log.read().decode(errors="replace").strip().splitlines()
-    return f"{self.who} ended with code {code}: {(lines or ['no word'])[-1]}"
+    self._tell_log()
+    return f"{self.who} ended with code {code}"
+
+  def _tell_log(self) -> None:
+    """Shows what ours last wrote; a peer that cannot run is no fault here."""
+    if self.who == "gpt_jax":
+      self.log.seek(0)
+      text = self.log.read().decode(errors="replace")
+      print(text[-LOG_CHARS:], file=sys.stderr)
 
   def close(self) -> None:
     """Ends the process."""
