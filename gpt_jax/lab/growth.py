@@ -24,6 +24,8 @@ AXES = {
   "batch": (1, 2, 4, 8),
   "vocabulary": (1, 4, 8, 16),
 }
+# A measurement takes at least so long, and at most so many steps for that.
+LEAST_SECONDS, MOST_STEPS = 1.0, 50
 _LINE = "{:10} {:>8} {:>10} {:>8} {:>8} {:>11} {:>8} {:>8}"
 
 
@@ -67,7 +69,7 @@ def main(argv: list[str]) -> int:
     type=int,
     default=5,
     metavar="N",
-    help="steps measured, of which the median counts (default %(default)s)",
+    help="steps measured at least, of which the median counts (default %(default)s)",
   )
   parser.add_argument(
     "--out", metavar="DIR", help="folder to write growth.json and plots into"
@@ -162,8 +164,11 @@ def measure_one(axis: str, value: int, config: Config, repeats: int) -> Point:
   from gpt_jax.lab.bench import ours
 
   subject = ours.Train(config)
-  subject.run(2)
-  found = [1e3 * s for s in subject.run(repeats)["seconds"]]
+  first = min(subject.run(3)["seconds"])
+  # Of a short step more are taken: the base, which all else is relative to,
+  # is one.
+  count = max(repeats, min(int(LEAST_SECONDS / first), MOST_STEPS))
+  found = [1e3 * s for s in subject.run(count)["seconds"]]
   spread = min(found), max(found)
   return Point(
     axis,

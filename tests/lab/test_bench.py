@@ -5,6 +5,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+import tempfile
 import time
 import types
 
@@ -234,6 +235,18 @@ def test_what_a_worker_cannot_build_is_told_to_who_asked(one_device):
     worker.Worker("gpt_jax", "train", broken)
 
 
+def test_a_worker_that_is_killed_is_told_of():
+  one = worker.Worker.__new__(worker.Worker)
+  pipe = subprocess.PIPE
+  one.who, one.log = "torch eager", tempfile.TemporaryFile()
+  one.process = subprocess.Popen(
+    ["sleep", "60"], stdin=pipe, stdout=pipe, text=True
+  )
+  one.process.kill()
+  with one, pytest.raises(worker.Failed, match="eager was killed; is there"):
+    one.ask(do="run", count=1)
+
+
 def test_an_absent_peer_is_one_sentence(monkeypatch, call_verb):
   found = importlib.util.find_spec
   absent = ("torch", "transformers")
@@ -289,7 +302,7 @@ def test_torch_computes_our_loss_from_our_parameters(bias):
   nats, count, _ = jax.jit(step.make_loss(model, 1))(params, batch)
   ids = {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in batch.items()}
   found = module(ids["tokens"].long(), ids["targets"].long())
-  assert float(found) == pytest.approx(float(nats / count), rel=1e-5)
+  assert found.item() == pytest.approx(float(nats / count), rel=1e-5)
 
 
 def copy_into(module, params, torch) -> None:
