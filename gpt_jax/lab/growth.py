@@ -69,7 +69,7 @@ def main(argv: list[str]) -> int:
     type=int,
     default=5,
     metavar="N",
-    help="steps measured at least, of which the median counts (default %(default)s)",
+    help="steps measured at least; the median counts (default %(default)s)",
   )
   parser.add_argument(
     "--out", metavar="DIR", help="folder to write growth.json and plots into"
