@@ -218,6 +218,29 @@ def test_workers_take_turns_and_one_that_spins_is_noticed():
   assert both.idle_share > duel.MAX_IDLE_SHARE
 
 
+def test_a_peer_waits_in_the_way_that_is_faster(monkeypatch):
+  closed = []
+
+  class Fake:
+    built = {"platform": "cpu"}
+
+    def __init__(self, *_, variables):
+      self.is_passive = bool(variables)
+
+    def ask(self, **_):
+      time.sleep(0.02 if self.is_passive == is_slow["passive"] else 0.001)
+
+    def close(self):
+      closed.append(self.is_passive)
+
+  monkeypatch.setattr(duel.worker, "Worker", Fake)
+  is_slow = {}
+  for is_slow["passive"], wanted in ((True, "spin"), (False, "sleep")):
+    word, one = duel.build_faster("torch eager", "train", None, {}, {})
+    assert (word, one.is_passive) == (wanted, wanted == "sleep")
+  assert closed == [True, False]
+
+
 def test_a_ratio_is_of_pairs_and_not_of_medians():
   # The machine slows down sixfold; ours is twice as fast all along.
   ours, theirs = [1.0, 2.0, 6.0], [2.0, 4.0, 12.0]

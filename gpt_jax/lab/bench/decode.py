@@ -25,7 +25,8 @@ def run(config: Config, args) -> int:
     )
   options = {"prompt_len": prompt_len, "num_tokens": args.tokens}
   rows, pairs = [], []
-  with duel.Duel(config, "decode", args, **options) as both:
+  trial = {"do": "run", "batch_size": args.batch[0]}
+  with duel.Duel(config, "decode", args, trial, **options) as both:
     found = {}
     for size in args.batch:
       plan = dict.fromkeys(
@@ -46,6 +47,7 @@ def run(config: Config, args) -> int:
     "prompt_len": prompt_len,
     "num_tokens": args.tokens,
     "idle_share": both.idle_share,
+    "waiting": both.waiting,
   }
   packages = ("torch", "transformers") if args.peer else ()
   report.publish("decode", config, args, rows, pairs, about, packages)

@@ -32,6 +32,8 @@ def publish(
   print(f"{subject} of {args.config}: {describe_model(config)}")
   for line in (*machine_lines(here, about, config), *table(rows)):
     print(line)
+  for name, word in about.get("waiting", {}).items():
+    print(f"{name}: its threads {word} while they wait, the faster in a trial")
   for pair in pairs:
     print()
     for line in pair_lines(pair):

@@ -16,7 +16,7 @@ WARM_STEPS = 3
 
 def run(config: Config, args) -> int:
   check_vocab(config)
-  with duel.Duel(config, "train", args) as both:
+  with duel.Duel(config, "train", args, {"do": "run", "count": 1}) as both:
     plan = both.each(lambda name: warm_up(both, name, args.steps))
     rounds = [both.round(plan) for _ in range(args.repeats)]
     prediction = both.ours.ask(do="predict")
@@ -33,6 +33,7 @@ def run(config: Config, args) -> int:
     "rates": prediction["rates"],
     "steps": {name: command["count"] for name, command in plan.items()},
     "idle_share": both.idle_share,
+    "waiting": both.waiting,
   }
   packages = {None: (), "torch": ("torch",)}
   report.publish(
