@@ -13,7 +13,6 @@ import sys
 import time
 
 import jax
-import numpy as np
 
 from gpt_jax import (
   checkpoint,
@@ -172,7 +171,7 @@ def _train(config: Config, workdir: str, command: str, screen, stop) -> int:
   screen.say("compiling ...")
   with concurrent.futures.ThreadPoolExecutor(1) as pool:
     compiling = pool.submit(
-      compile_step, step_function, abstract, config, mesh, batch_place
+      step_lib.compile_step, step_function, abstract, config, mesh, batch_place
     )
     if is_resumed:
       state, _ = keeper.restore(abstract)
@@ -281,26 +280,3 @@ def _train(config: Config, workdir: str, command: str, screen, stop) -> int:
       keeper.close()
     finally:
       reporter.close()
-
-
-def compile_step(step_function, abstract, config: Config, mesh, batch_place):
-  """Returns (compiled step, seconds, peak bytes on a device or 0)."""
-  shape = (config.train.global_batch_size, config.data.seq_len)
-  leaf = lambda dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=batch_place)
-  batch = {"tokens": leaf(np.int32), "targets": leaf(np.int32)}
-  batch["mask"] = leaf(np.float32)
-  if config.data.packing == "documents":
-    batch |= {"segments": leaf(np.int32), "positions": leaf(np.int32)}
-  start = time.perf_counter()
-  shardings = jax.tree.map(lambda x: x.sharding, abstract)
-  with jax.set_mesh(mesh):
-    jitted = jax.jit(
-      step_function, donate_argnums=0, out_shardings=(shardings, None)
-    )
-    compiled = jitted.lower(abstract, batch).compile()
-  seconds = time.perf_counter() - start
-  memory = compiled.memory_analysis()
-  peak = 0
-  if memory is not None:
-    peak = memory.argument_size_in_bytes + memory.temp_size_in_bytes
-  return compiled, seconds, peak

@@ -4,8 +4,11 @@ A step whose loss or gradient is not finite changes nothing but the counters:
 no bad number reaches parameters or moments.
 """
 
+import time
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from gpt_jax import losses, optim, sharding, tree
@@ -153,3 +156,26 @@ def make_eval_step(model: Model, num_chunks: int):
   """Returns step(params, batch) -> (sum of nats, number of targets)."""
   loss = make_loss(model, num_chunks)
   return lambda params, batch: loss(params, batch)[:2]
+
+
+def compile_step(step_function, abstract, config: Config, mesh, batch_place):
+  """Returns (compiled step, seconds, peak bytes on a device or 0)."""
+  shape = (config.train.global_batch_size, config.data.seq_len)
+  leaf = lambda dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=batch_place)
+  batch = {"tokens": leaf(np.int32), "targets": leaf(np.int32)}
+  batch["mask"] = leaf(np.float32)
+  if config.data.packing == "documents":
+    batch |= {"segments": leaf(np.int32), "positions": leaf(np.int32)}
+  start = time.perf_counter()
+  shardings = jax.tree.map(lambda x: x.sharding, abstract)
+  with jax.set_mesh(mesh):
+    jitted = jax.jit(
+      step_function, donate_argnums=0, out_shardings=(shardings, None)
+    )
+    compiled = jitted.lower(abstract, batch).compile()
+  seconds = time.perf_counter() - start
+  memory = compiled.memory_analysis()
+  peak = 0
+  if memory is not None:
+    peak = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+  return compiled, seconds, peak

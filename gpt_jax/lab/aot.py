@@ -11,7 +11,7 @@ import re
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
-from gpt_jax import loop, optim, preflight, runtime, sharding
+from gpt_jax import optim, preflight, runtime, sharding
 from gpt_jax import state as state_lib
 from gpt_jax import step as step_lib
 from gpt_jax.chips import Topology
@@ -150,7 +150,7 @@ def compile_built(built: Built) -> Compiled:
   place = sharding.batch_sharding(mesh, config.mesh.rules)
   try:
     with _without_cache(), runtime.hush_stderr():
-      compiled, seconds, _ = loop.compile_step(
+      compiled, seconds, _ = step_lib.compile_step(
         built.step, built.abstract, config, mesh, place
       )
   except jax.errors.JaxRuntimeError as error:

@@ -228,7 +228,7 @@ def losses_of(config: config_lib.Config) -> list[float]:
   """Returns the loss of each step on as many devices as the mesh asks for."""
   import jax
 
-  from gpt_jax import loop, optim, preflight, sharding, state, step
+  from gpt_jax import optim, preflight, sharding, state, step
   from gpt_jax.data import pipeline, store
   from gpt_jax.models import build_model
 
@@ -242,7 +242,7 @@ def losses_of(config: config_lib.Config) -> list[float]:
   schedule = optim.build_schedule(config.optim, config.train.num_steps)
   abstract = state.abstract_state(model, tx, config, mesh)
   place = sharding.batch_sharding(mesh, config.mesh.rules)
-  train_step, _, _ = loop.compile_step(
+  train_step, _, _ = step.compile_step(
     step.make_train_step(model, tx, schedule, config),
     abstract,
     config,

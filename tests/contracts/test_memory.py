@@ -15,7 +15,7 @@ import pytest
 
 from configs import base
 from gpt_jax import config as config_lib
-from gpt_jax import loop, optim, sharding, state, step, tree
+from gpt_jax import optim, sharding, state, step, tree
 from gpt_jax.models import build_model
 
 # All dims differ, and no product of two is a third.
@@ -57,7 +57,7 @@ def compile_step(config):
   tx = optim.build_optimizer(config.optim, model.abstract_params()[1])
   schedule = optim.build_schedule(config.optim, config.train.num_steps)
   abstract = state.abstract_state(model, tx, config, mesh)
-  compiled, _, _ = loop.compile_step(
+  compiled, _, _ = step.compile_step(
     step.make_train_step(model, tx, schedule, config),
     abstract,
     config,

@@ -1,0 +1,231 @@
+"""The data subject: text to shards, shards to batches, and who waits."""
+
+import dataclasses
+import itertools
+import json
+import os
+import statistics
+import tempfile
+import time
+
+import numpy as np
+
+from gpt_jax.config import Config, InputError
+from gpt_jax.data import sources, store, tokenizer
+from gpt_jax.lab.bench import machine, report, worker
+from gpt_jax.lab.bench.samples import Row
+
+# T of the loader's rows; a batch has so many tokens, whatever its T.
+LOADER_LENS = (1024, 8192)
+LOADER_TOKENS = 1 << 16
+LOADER_SECONDS = 1.0
+# How GPT-2 cuts text into words (Radford et al. 2019), for tiktoken, which has
+# to be told; the tokenizers library has it built in.
+WORDS = (
+  r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+)
+
+
+def run(config: Config, args) -> int:
+  kind = tokenizer.parse_spec(config.data.tokenizer)[0]
+  if kind not in ("bpe", "gpt2", "hf"):
+    raise InputError(
+      f"data.tokenizer is {config.data.tokenizer!r}; preparation is timed with "
+      "a byte-pair one: bpe:SIZE, gpt2:PATH or hf:PATH"
+    )
+  with tempfile.TemporaryDirectory() as folder:
+    print("preparing once, which learns the vocabulary ...", flush=True)
+    prepared = prepare(config, os.path.join(folder, "first"))
+    spec = fixed_spec(config, prepared, folder)
+    rows = time_preparation(config, spec, prepared, folder, args.repeats)
+    speeds = {}
+    for length in LOADER_LENS:
+      speeds[length] = time_loader(config, prepared, length, args.repeats)
+      name = f"loader T={length}, tokens/s"
+      if speeds[length] is None:
+        print(f"{name}: not measured, the text is too short")
+      else:
+        rows.append(Row(name, "", speeds[length]))
+    fed = time_fed_steps(config, prepared, folder, args)
+  tokens = config.train.global_batch_size * config.data.seq_len
+  step = statistics.median(fed["seconds"])
+  milliseconds = [1e3 * s for s in fed["seconds"]]
+  rows.append(Row("a step that reads its data", "ms", milliseconds))
+  waits = [100 * wait / step for wait in fed["waits"]]
+  rows.append(Row("of it spent waiting for data", "%", waits))
+  for length, speed in speeds.items():
+    if speed is not None:
+      times = [one / (tokens / step) for one in speed]
+      rows.append(
+        Row(f"loader, T={length}, of what steps take", "times", times)
+      )
+  report.publish(
+    "data",
+    fed["config"],
+    args,
+    rows,
+    about={"num_tokens": prepared.train[0][1].num_tokens},
+    packages=("grain", "tokenizers", "tiktoken"),
+  )
+  return 0
+
+
+def prepare(config: Config, folder: str, spec: str | None = None):
+  """Returns the config's text prepared in a folder of its own."""
+  data = dataclasses.replace(
+    config.data, dir=folder, tokenizer=spec or config.data.tokenizer
+  )
+  return store.prepare(data, lambda line: None)
+
+
+def fixed_spec(config: Config, prepared, folder: str) -> str:
+  """Returns a spec of the same vocabulary that needs no learning."""
+  if not tokenizer.is_trained(config.data.tokenizer):
+    return config.data.tokenizer
+  with open(prepared.tokenizer_path, encoding="utf-8") as file:
+    library = json.load(file)["library"]
+  path = os.path.join(folder, "tokenizer.json")
+  with open(path, "w", encoding="utf-8") as file:
+    json.dump(library, file)
+  return f"hf:{path}"
+
+
+def time_preparation(config, spec: str, prepared, folder, repeats: int):
+  """Returns rows of preparation and of tokenizers alone on the same text."""
+  encoder = prepared.tokenizer
+  texts = read_texts(config, encoder)
+  count = sum(len(ids) for ids in encoder.encode_batch(texts))
+  alone = {"tokenizers": alone_tokenizers(prepared)}
+  pair = alone_tiktoken(encoder)
+  if pair is not None:
+    alone["tiktoken"] = pair
+  seconds = {name: [] for name in ("ours", *alone)}
+  # In alternation, as a machine's speed drifts.
+  for index in range(repeats):
+    where = os.path.join(folder, f"again{index}")
+    start = time.perf_counter()
+    made = prepare(config, where, spec)
+    seconds["ours"].append(time.perf_counter() - start)
+    for name, encode in alone.items():
+      start = time.perf_counter()
+      found = encode(texts)
+      seconds[name].append(time.perf_counter() - start)
+      if name == "tokenizers" and found != count:
+        raise InputError(
+          f"{spec} gives {count} tokens here and {found} in the library alone"
+        )
+  sets = [s for _, s in made.train] + list(made.valid.values())
+  tokens = sum(s.num_tokens for s in sets)
+  rate = lambda name, n: [n / s for s in seconds[name]]
+  rows = []
+  library = statistics.median(rate("tokenizers", count))
+  rows.append(
+    Row(
+      "preparation, tokens/s",
+      "",
+      rate("ours", tokens),
+      library,
+      "predicted: tokenizers alone",
+    )
+  )
+  for name in alone:
+    rows.append(Row(f"{name} alone, tokens/s", "", rate(name, count)))
+  size = sum(len(text.encode()) for text in texts) / 1e6
+  rows.append(Row("preparation, MB/s", "", rate("ours", size)))
+  return rows
+
+
+def read_texts(config: Config, encoder) -> list[str]:
+  """Returns all the text in the pieces in which preparation encodes it."""
+  texts = []
+  for _, spec in sources.parse_mixture(config.data.source):
+    for document in sources.open_source(spec).documents():
+      texts.extend(encoder.split(document.pieces))
+  return texts
+
+
+def alone_tokenizers(prepared):
+  """Returns texts -> number of ids, by the library alone on all cores."""
+  import tokenizers
+
+  with open(prepared.tokenizer_path, encoding="utf-8") as file:
+    library = json.load(file)["library"]
+  one = tokenizers.Tokenizer.from_str(json.dumps(library))
+  # Separators that a text spells are text, as in preparation.
+  one.encode_special_tokens = True
+
+  def encode(texts) -> int:
+    found = one.encode_batch_fast(texts, add_special_tokens=False)
+    return sum(len(encoding.ids) for encoding in found)
+
+  return encode
+
+
+def alone_tiktoken(encoder):
+  """Returns the same by tiktoken with the same merges, None without it."""
+  try:
+    import tiktoken
+  except ModuleNotFoundError:
+    return None
+  ranks = {}
+  for index in range(encoder.vocab_size):
+    if index != encoder.separator_id:
+      ranks[encoder.decode_bytes([index])] = index
+  one = tiktoken.Encoding(
+    "bench", pat_str=WORDS, mergeable_ranks=ranks, special_tokens={}
+  )
+  cores = machine.count_cores()
+  return lambda texts: sum(
+    map(len, one.encode_ordinary_batch(texts, num_threads=cores))
+  )
+
+
+def time_loader(config: Config, prepared, length: int, repeats: int):
+  """Returns tokens/s of each repeat, None where the text is too short."""
+  from gpt_jax.data import pipeline
+
+  data = dataclasses.replace(config.data, seq_len=length)
+  try:
+    for _, token_set in prepared.train:
+      store.check_length(token_set, length)
+  except InputError:
+    return None
+  size = LOADER_TOKENS // length
+  batches = pipeline.make_train_iterator(
+    prepared, data, config.seed, size, np.arange(size), 0
+  )
+  for _ in range(32):  # more than is read ahead
+    next(batches)
+  speeds = []
+  for _ in range(repeats):
+    start, count = time.perf_counter(), 0
+    while time.perf_counter() - start < LOADER_SECONDS:
+      for _ in itertools.repeat(None, 8):
+        next(batches)
+      count += 8
+    speeds.append(count * size * length / (time.perf_counter() - start))
+  return speeds
+
+
+def time_fed_steps(config: Config, prepared, folder: str, args) -> dict:
+  """Returns medians of step and wait in repeats of a real, fed loop."""
+  if config.model.vocab_size is None:
+    model = dataclasses.replace(config.model, vocab_size=prepared.vocab_size)
+    config = dataclasses.replace(config, model=model)
+  if config.model.vocab_size < prepared.vocab_size:
+    raise InputError(
+      f"model.vocab_size is {config.model.vocab_size} and the text has "
+      f"{prepared.vocab_size} tokens; leave it None, or raise it"
+    )
+  first = os.path.join(folder, "first")
+  with worker.Worker(
+    "gpt_jax", "train", config, args.devices, prepared_dir=first
+  ) as one:
+    once = one.ask(do="run", count=3)["seconds"]
+    count = args.steps or min(max(round(1 / min(once)), 3), 100)
+    found = [one.ask(do="run", count=count) for _ in range(args.repeats)]
+  return {
+    "config": config,
+    "seconds": [statistics.median(one["seconds"]) for one in found],
+    "waits": [statistics.mean(one["waits"]) for one in found],
+  }

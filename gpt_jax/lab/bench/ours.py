@@ -1,0 +1,263 @@
+"""What is timed of ours, built as training and generating build it.
+
+Imports jax, flax, optax and ml_collections alone, so that a step can be timed
+on a machine that has nothing else.
+"""
+
+import dataclasses
+import time
+
+import jax
+import numpy as np
+
+from gpt_jax import decode, optim, sharding, tree
+from gpt_jax import state as state_lib
+from gpt_jax import step as step_lib
+from gpt_jax.chips import Topology
+from gpt_jax.config import Config
+from gpt_jax.lab import analytic
+from gpt_jax.lab.bench import machine
+from gpt_jax.models import build_model
+
+# Batches of random tokens that take turns.
+NUM_BATCHES = 4
+
+
+def build(who: str, subject: str, config: Config, **options):
+  """Returns the subject, ready to run; `who` is always gpt_jax."""
+  return {"train": Train, "decode": Decode}[subject](config, **options)
+
+
+class Train:
+  """The train step, fed and waited for as the training loop does it."""
+
+  def __init__(self, config: Config, prepared_dir: str | None = None):
+    started = time.perf_counter()
+    self.config = config
+    self.mesh = sharding.make_mesh(config.mesh)
+    device = self.mesh.devices.flat[0]
+    model = build_model(config.model, config.mesh.rules, device.platform)
+    _, specs = model.abstract_params()
+    tx = optim.build_optimizer(config.optim, specs)
+    schedule = optim.build_schedule(config.optim, config.train.num_steps)
+    abstract = state_lib.abstract_state(model, tx, config, self.mesh)
+    self.place = sharding.batch_sharding(self.mesh, config.mesh.rules)
+    self.size = config.train.global_batch_size
+    shape = (self.size, config.data.seq_len)
+    self.rows = sharding.local_rows(self.place, shape)
+    step = step_lib.make_train_step(model, tx, schedule, config)
+    self.build_seconds = time.perf_counter() - started
+    self.step, self.compile_seconds, self.peak = step_lib.compile_step(
+      step, abstract, config, self.mesh, self.place
+    )
+    memory = self.step.memory_analysis()
+    self.temporary_bytes = memory.temp_size_in_bytes if memory else 0
+    started = time.perf_counter()
+    self.state = state_lib.init_state(model, tx, config, self.mesh)
+    jax.block_until_ready(self.state)
+    self.init_seconds = time.perf_counter() - started
+    if prepared_dir is None:
+      self.batches = random_batches(config, len(self.rows))
+    else:
+      self.batches = _read_batches(self, prepared_dir)
+
+  def describe(self) -> dict:
+    return {
+      **_describe(self.config, self.mesh),
+      "build_seconds": self.build_seconds,
+      "compile_seconds": self.compile_seconds,
+      "init_seconds": self.init_seconds,
+      "peak_bytes": self.peak,
+      "temporary_bytes": self.temporary_bytes,
+    }
+
+  def run(self, count: int) -> dict:
+    """Returns the seconds of each of `count` steps, and those of waiting."""
+    seconds, waits, pending = [], [], None
+    with jax.set_mesh(self.mesh):
+      start = time.perf_counter()
+
+      def finish(result) -> None:
+        nonlocal start
+        self.loss = float(result["loss"])
+        now = time.perf_counter()
+        seconds.append(now - start)
+        start = now
+
+      for _ in range(count):
+        waited = time.perf_counter()
+        batch = next(self.batches)
+        waits.append(time.perf_counter() - waited)
+        batch = sharding.place_batch(batch, self.place, self.rows, self.size)
+        self.state, result = self.step(self.state, batch)
+        if pending is not None:
+          finish(pending)
+        pending = result
+      finish(pending)
+    return {"seconds": seconds, "waits": waits, "loss": self.loss}
+
+  def predict(self) -> dict:
+    """Returns the machine's rates and the seconds of a step by them."""
+    rates = _rates(self.config, self.mesh)
+    if rates["flops"] is None:
+      return {"rates": rates, "compute": None, "memory": None}
+    return {"rates": rates} | _bound(self.config, self.mesh, rates)
+
+
+class Decode:
+  """Generation as `python -m gpt_jax.generate` does it, greedily."""
+
+  def __init__(self, config: Config, prompt_len: int, num_tokens: int):
+    self.config, self.num_tokens = config, num_tokens
+    self.mesh = sharding.make_mesh(config.mesh)
+    platform = self.mesh.devices.flat[0].platform
+    self.model = build_model(config.model, config.mesh.rules, platform)
+    shapes, specs = self.model.abstract_params()
+    placed = sharding.shardings_of(shapes, specs, config.mesh.rules, self.mesh)
+    init = jax.jit(
+      lambda seed: state_lib.init_params(self.model, seed),
+      out_shardings=placed,
+    )
+    with jax.set_mesh(self.mesh):
+      self.params = jax.block_until_ready(init(np.uint32(config.seed)))
+      self.unstacked = jax.eval_shape(self.model.unstack, self.params)
+    self.prompt_len = prompt_len
+    self.random = np.random.default_rng(0)
+
+  def describe(self) -> dict:
+    return {
+      **_describe(self.config, self.mesh),
+      "weight_bytes": _read_bytes(self.unstacked, self.config.model),
+    }
+
+  def run(self, batch_size: int) -> dict:
+    """Returns seconds of prefill, of the loop and of all, and their tokens.
+
+    The loop is counted from its first chunk on, which prefill comes before.
+    """
+    shape = (batch_size, self.prompt_len)
+    V = self.config.model.vocab_size
+    prompts = self.random.integers(V, size=shape, dtype=np.int32)
+    sampling = decode.Sampling(temperature=0.0)
+    with jax.set_mesh(self.mesh):
+      prefill = self._prefill(prompts)
+      marks, made = [time.perf_counter()], 0
+      chunks = decode.generate(
+        self.model, self.params, list(prompts), self.num_tokens, sampling
+      )
+      for ids in chunks:
+        marks.append(time.perf_counter())
+        made += ids.shape[1]
+    assert made == self.num_tokens, made
+    return {
+      "prefill": prefill,
+      "loop": marks[-1] - marks[1],
+      "loop_tokens": self.num_tokens - decode.CHUNK,
+      "total": marks[-1] - marks[0],
+    }
+
+  def _prefill(self, prompts) -> float:
+    limit = self.model.config.max_len
+    slots = min(_up(self.prompt_len + self.num_tokens), limit)
+    width = min(_up(self.prompt_len), limit)
+    tokens = np.zeros((len(prompts), width), np.int32)
+    tokens[:, : self.prompt_len] = prompts
+    lengths = np.full(len(prompts), self.prompt_len, np.int32)
+    with jax.set_mesh(self.mesh):
+      unstacked = jax.block_until_ready(
+        decode._unstack(self.params, self.model)
+      )
+      start = time.perf_counter()
+      out = decode.prefill(
+        unstacked, tokens, lengths, model=self.model, num_slots=slots
+      )
+      jax.block_until_ready(out)
+      return time.perf_counter() - start
+
+  def predict(self) -> dict:
+    return {"rates": _rates(self.config, self.mesh)}
+
+
+def random_batches(config: Config, num_rows: int):
+  """Yields batches of random tokens for ever, NUM_BATCHES of them in turn."""
+  random = np.random.default_rng(0)
+  shape = (num_rows, config.data.seq_len)
+  batches = []
+  for _ in range(NUM_BATCHES):
+    ids = random.integers(
+      config.model.vocab_size, size=(shape[0], shape[1] + 1), dtype=np.int32
+    )
+    batch = {"tokens": ids[:, :-1], "targets": ids[:, 1:]}
+    batch["mask"] = np.ones(shape, np.float32)
+    if config.data.packing == "documents":
+      places = np.arange(shape[1], dtype=np.int32)
+      batch["segments"] = np.zeros(shape, np.int32)
+      batch["positions"] = np.broadcast_to(places, shape).copy()
+    batches.append(batch)
+  while True:
+    yield from batches
+
+
+def _read_batches(train: Train, prepared_dir: str):
+  from gpt_jax.data import pipeline, store
+
+  c = train.config
+  data = dataclasses.replace(c.data, dir=prepared_dir)
+  prepared = store.prepare(data, lambda line: None)
+  return pipeline.make_train_iterator(
+    prepared, data, c.seed, train.size, train.rows, 0
+  )
+
+
+def _describe(config: Config, mesh) -> dict:
+  device = mesh.devices.flat[0]
+  return {
+    "platform": device.platform,
+    "device": device.device_kind,
+    "devices": mesh.devices.size,
+    "mesh": sharding.describe_mesh(mesh),
+    "threads": machine.count_cores(),
+  }
+
+
+def _rates(config: Config, mesh) -> dict:
+  device = mesh.devices.flat[0]
+  # Simulated devices share one processor.
+  count = 1 if device.platform == "cpu" else mesh.devices.size
+  return machine.find_rates(device, config.model.compute_dtype, count)
+
+
+def _bound(config: Config, mesh, rates: dict) -> dict:
+  """Returns seconds of arithmetic and of memory traffic of a step."""
+  device, count = mesh.devices.flat[0], mesh.devices.size
+  built = analytic.build(config, count)
+  chip = machine.find_chip(device.device_kind)
+  topology = Topology(device.device_kind, chip, (count,), 1)
+  terms = analytic.estimate_terms(built, topology)
+  if chip is not None:
+    return {"compute": terms.compute, "memory": terms.hbm}
+  # The formula has rates of its own for a CPU; these were measured.
+  item = analytic.ITEM[config.model.compute_dtype]
+  rate = analytic.CPU_FLOPS * 8 / item / 2
+  return {
+    "compute": terms.compute * rate * count / rates["flops"],
+    "memory": terms.hbm * analytic.CPU_BYTES * count / rates["bytes"],
+  }
+
+
+def _read_bytes(unstacked, model) -> int:
+  """Returns bytes of weights that making one token reads.
+
+  All of them, but for tables of which only a row is looked up.
+  """
+  total = 0
+  for name, leaf in tree.flatten_with_names(unstacked).items():
+    is_row = name == "embed/positions" or (
+      name == "embed/tokens" and not model.tied_embeddings
+    )
+    total += 0 if is_row else leaf.size * leaf.dtype.itemsize
+  return total
+
+
+def _up(length: int) -> int:
+  return -(-length // decode.ROUND) * decode.ROUND

@@ -1,0 +1,141 @@
+"""The start subject: imports, the first compile, the start after it.
+
+Every figure is of a process of its own that has just begun.
+"""
+
+import collections
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+from gpt_jax.config import Config
+from gpt_jax.lab.bench import report, worker
+from gpt_jax.lab.bench.samples import Row, format_number
+from gpt_jax.lab.bench.train import check_vocab
+
+VERBS = ("train", "generate", "evaluate")
+# What a verb imports once its flags and its config are read.
+LOADED = {
+  "train": "gpt_jax.loop",
+  "generate": "gpt_jax.decode, gpt_jax.workdir",
+  "evaluate": "gpt_jax.score, gpt_jax.workdir",
+}
+# Packages named in the table of what dominates.
+MOST_NAMED = 8
+_IMPORT_LINE = re.compile(r"import time:\s+(\d+) \|\s+\d+ \| \s*([\w.]+)")
+
+
+def run(config: Config, args) -> int:
+  check_vocab(config)
+  repeat = lambda words: [time_python(*words) for _ in range(args.repeats)]
+  rows = [Row("python alone", "s", repeat(["-c", ""]))]
+  for verb in VERBS:
+    words = ["-m", f"gpt_jax.{verb}", "--help"]
+    rows.append(Row(f"{verb} --help", "s", repeat(words)))
+  rows.append(Row("import jax", "s", repeat(["-c", import_line("jax")])))
+  for verb, modules in LOADED.items():
+    code = ["-c", import_line(modules)]
+    rows.append(Row(f"import what {verb} needs", "s", repeat(code)))
+  parts = time_imports(LOADED["train"])
+  # The first start has nothing cached; it is measured as often as the rest.
+  first = [start_once(config, args.devices, None) for _ in range(args.repeats)]
+  with tempfile.TemporaryDirectory() as cache:
+    start_once(config, args.devices, cache)
+    later = [
+      start_once(config, args.devices, cache) for _ in range(args.repeats)
+    ]
+  for name, found in (("first", first), ("cached", later)):
+    for part in found[0]:
+      values = [one[part] for one in found]
+      rows.append(Row(f"{name} start: {part}", "s", values))
+  dominating = {
+    name: {p: statistics.median(one[p] for one in found) for p in found[0]}
+    for name, found in (("first", first), ("cached", later))
+  }
+  report.publish(
+    "start",
+    config,
+    args,
+    rows,
+    about={"imports_seconds": parts, "starts_seconds": dominating},
+    packages=("orbax-checkpoint", "grain", "tokenizers"),
+  )
+  print("\nwhat dominates importing what train needs (in itself, by package):")
+  whole = sum(parts.values())
+  for name in list(parts)[:MOST_NAMED]:
+    share = f"{100 * parts[name] / whole:5.1f} %"
+    print(f"  {name:24} {format_number(parts[name]):>8} s  {share}")
+  for name, seconds in dominating.items():
+    most = max((p for p in seconds if p != "in all"), key=seconds.get)
+    share = seconds[most] / seconds["in all"]
+    print(f"the {name} start: {most} takes {share:.0%} of it")
+  return 0
+
+
+def import_line(modules: str) -> str:
+  """Returns Python that imports modules as a verb does."""
+  return f"from gpt_jax import runtime; runtime.start(); import {modules}"
+
+
+def time_python(*words: str) -> float:
+  """Returns seconds of a python with these words, from start to end."""
+  start = time.perf_counter()
+  subprocess.run(
+    [sys.executable, *words],
+    check=True,
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.DEVNULL,
+  )
+  return time.perf_counter() - start
+
+
+def time_imports(modules: str) -> dict[str, float]:
+  """Returns {package: seconds in its own modules}, the longest first."""
+  found = subprocess.run(
+    [sys.executable, "-X", "importtime", "-c", import_line(modules)],
+    check=True,
+    capture_output=True,
+    text=True,
+  )
+  return sum_imports(found.stderr)
+
+
+def sum_imports(text: str) -> dict[str, float]:
+  """Returns what `python -X importtime` said, summed by package."""
+  seconds = collections.Counter()
+  for microseconds, name in _IMPORT_LINE.findall(text):
+    seconds[name.partition(".")[0]] += int(microseconds) / 1e6
+  return dict(seconds.most_common())
+
+
+def start_once(config: Config, devices, cache: str | None) -> dict[str, float]:
+  """Returns seconds of each part of a start to its first step.
+
+  Args:
+    cache: the folder of compiled programs; None begins with an empty one.
+  """
+  if cache is None:
+    with tempfile.TemporaryDirectory() as empty:
+      return start_once(config, devices, empty)
+  variables = {"JAX_COMPILATION_CACHE_DIR": cache}
+  start = time.perf_counter()
+  with worker.Worker("gpt_jax", "train", config, devices, variables) as one:
+    built = one.built
+    one.ask(do="run", count=1)
+    whole = time.perf_counter() - start
+    first_step = whole - built["ready_seconds"]
+  parts = {
+    "model and optimizer": built["build_seconds"],
+    "compile": built["compile_seconds"],
+    "initial state": built["init_seconds"],
+  }
+  imports = built["ready_seconds"] - sum(parts.values())
+  return {
+    "python and imports": imports,
+    **parts,
+    "first step": first_step,
+    "in all": whole,
+  }
