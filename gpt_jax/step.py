@@ -158,21 +158,28 @@ def make_eval_step(model: Model, num_chunks: int):
   return lambda params, batch: loss(params, batch)[:2]
 
 
-def compile_step(step_function, abstract, config: Config, mesh, batch_place):
-  """Returns (compiled step, seconds, peak bytes on a device or 0)."""
+def lower_step(step_function, abstract, config: Config, mesh, batch_place):
+  """Returns the jitted step, donating its state, before it is compiled."""
   shape = (config.train.global_batch_size, config.data.seq_len)
   leaf = lambda dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=batch_place)
   batch = {"tokens": leaf(np.int32), "targets": leaf(np.int32)}
   batch["mask"] = leaf(np.float32)
   if config.data.packing == "documents":
     batch |= {"segments": leaf(np.int32), "positions": leaf(np.int32)}
-  start = time.perf_counter()
   shardings = jax.tree.map(lambda x: x.sharding, abstract)
   with jax.set_mesh(mesh):
     jitted = jax.jit(
       step_function, donate_argnums=0, out_shardings=(shardings, None)
     )
-    compiled = jitted.lower(abstract, batch).compile()
+    return jitted.lower(abstract, batch)
+
+
+def compile_step(step_function, abstract, config: Config, mesh, batch_place):
+  """Returns (compiled step, seconds, peak bytes on a device or 0)."""
+  start = time.perf_counter()
+  lowered = lower_step(step_function, abstract, config, mesh, batch_place)
+  with jax.set_mesh(mesh):
+    compiled = lowered.compile()
   seconds = time.perf_counter() - start
   memory = compiled.memory_analysis()
   peak = 0

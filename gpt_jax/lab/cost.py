@@ -15,7 +15,7 @@ from gpt_jax.lab import collectives, hlo
 from gpt_jax.lab.collectives import Collective
 
 # What moves no bytes, or whose bytes are counted where they are used.
-_FREE = (
+FREE = (
   "parameter",
   "constant",
   "tuple",
@@ -108,7 +108,7 @@ def measure(module: hlo.Module, num_devices: int, causal: float) -> Cost:
         # Which is taken is not known; ring attention takes half.
         for branch in branches:
           visit(branch, count / len(branches))
-      if opcode in _FREE:
+      if opcode in FREE:
         continue
       for kind, key, entry in collectives.find(
         module, computation, instruction, num_devices
@@ -264,7 +264,7 @@ def _kernel_flops(computation, instruction) -> float:
 def _hbm_bytes(module, computation, instruction) -> float:
   """Bytes that an op reads from and writes to HBM, each array once."""
   opcode = instruction.opcode
-  if opcode in (*_FREE, "send") or opcode.endswith("-done"):
+  if opcode in (*FREE, "send") or opcode.endswith("-done"):
     return 0.0
   if opcode in collectives.KINDS or opcode.startswith(collectives.KINDS):
     return 0.0

@@ -97,18 +97,23 @@ def _write(plans: list[dict], names, title: str, folder: str) -> None:
 
   text = json.dumps(plans, indent=1)
   workdir.write_text(os.path.join(folder, "slices.json"), text)
-  curves = {
-    name: [
-      (p["topology"]["chips"], p["memory"]["kinds"].get(name, 0) / 2**30)
-      for p in plans
-    ]
-    for name in names
-  }
-  curves["in all"] = [
-    (p["topology"]["chips"], p["memory"]["peak"] / 2**30) for p in plans
+  chips_of = lambda p: p["topology"]["chips"]
+  curve = lambda size_of: [(chips_of(p), size_of(p) / 2**30) for p in plans]
+  # A gradient has the bytes of its parameter: two curves in one place.
+  layers = [
+    plot.Layer(
+      "line",
+      curve(lambda p, name=name: p["memory"]["kinds"].get(name, 0)),
+      color,
+      name,
+      is_dashed=name == "gradients",
+    )
+    for name, color in zip(names, plot.COLORS, strict=False)
   ]
-  svg = plot.draw_curves(
-    f"{title}: GiB on each chip", "chips", curves, is_log_x=True
+  whole = curve(lambda p: p["memory"]["peak"])
+  layers.append(plot.Layer("line", whole, plot.COLORS[-1], "in all"))
+  svg = plot.draw_layers(
+    f"{title}: memory of each chip", "chips", "GiB", layers
   )
   workdir.write_text(os.path.join(folder, "memory.svg"), svg)
   print(f"written to {folder}: slices.json, memory.svg")

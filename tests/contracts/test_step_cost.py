@@ -1,0 +1,141 @@
+"""What a step costs stays as it was: counted, not timed.
+
+Twice: as it is asked for, before any compiler, which takes a second; and
+(slow) as a TPU's compiler makes it, the same program on every machine.
+"""
+
+import importlib.metadata
+import pathlib
+
+import jax
+import pytest
+
+from gpt_jax import chips, cli, sharding, step
+from gpt_jax import config as config_lib
+from gpt_jax.lab import aot, cost, hlo, planner
+
+ROOT = pathlib.Path(__file__).parents[2]
+# An array that is made in a step counts as large from here.
+LARGE = 2**21
+SMALL = {
+  "data.seq_len": 512,
+  "model.max_len": 512,
+  "model.num_layers": 2,
+  "model.scan_layers": True,
+  "model.remat": "none",
+  "model.compute_dtype": "bfloat16",
+  "train.global_batch_size": 8,
+  "train.num_microbatches": 1,
+  "mesh.data": 1,
+  "mesh.fsdp": 4,
+}
+CASES = {
+  "gpt2": ("gpt2.py:124m", {"model.vocab_size": 8192}),
+  "llama": ("llama.py:laptop", {"model.vocab_size": 4096}),
+  "experts": ("moe.py:laptop", {"model.vocab_size": 4096}),
+}
+# By version of jax: {case: (FLOPs, bytes read and written, op by op)}.
+ASKED = {
+  "0.10": {
+    "gpt2": (330957324288, 18614837248),
+    "llama": (78501281792, 6123597312),
+    "experts": (50170298368, 8542151168),
+  },
+  "0.12": {
+    "gpt2": (330957324288, 18413510656),
+    "llama": (78501281792, 6123595776),
+    "experts": (50170298368, 8542147072),
+  },
+}
+# By version of libtpu: {case: (FLOPs, bytes of HBM, large arrays)}, a device.
+COMPILED = {
+  "0.0.42.1": {
+    "gpt2": (133680857088, 644633384, 101),
+    "llama": (33017561088, 59303512, 0),
+    "experts": (19163774976, 561457612, 109),
+  },
+}
+MEANT = (
+  "More of anything is a step that got slower: look at what the change makes. "
+  "If it is meant, or the library is new, this is the row to put here, with a "
+  "line in configs/LOG.md that says what it gained:"
+)
+
+
+def build(case: str, devices, platform: str, **changes) -> aot.Built:
+  path, values = CASES[case]
+  values = {k: str(v) for k, v in (SMALL | values | changes).items()}
+  config = config_lib.freeze(cli.load_config(f"{ROOT}/configs/{path}", values))
+  return aot.build(config, devices, platform)
+
+
+def count_asked(case: str, **changes) -> tuple[int, int]:
+  """Returns (FLOPs, bytes) of a step before it is compiled, all devices."""
+  built = build(case, jax.devices()[:4], "cpu", **changes)
+  place = sharding.batch_sharding(built.mesh, built.config.mesh.rules)
+  found = step.lower_step(
+    built.step, built.abstract, built.config, built.mesh, place
+  ).cost_analysis()
+  return round(found["flops"]), round(found["bytes accessed"])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_step_asks_for_what_it_did(case):
+  version = ".".join(jax.__version__.split(".")[:2])
+  found = count_asked(case)
+  kept = ASKED.get(version, {}).get(case)
+  assert found == kept, (
+    f"FLOPs and bytes of the step of {case} were {kept} with jax {version} "
+    f'and are {found}. {MEANT} ASKED["{version}"]["{case}"] = {found}'
+  )
+
+
+def test_a_step_that_keeps_float32_asks_for_more():
+  wide = {"model.compute_dtype": "float32"}
+  assert count_asked("gpt2", **wide)[1] > 1.1 * count_asked("gpt2")[1]
+
+
+def count_compiled(case: str, **changes) -> tuple[int, int, int]:
+  """Returns (FLOPs, bytes of HBM, arrays of LARGE bytes that are made)."""
+  topology = chips.parse_topology("v5e:2x2", 1)
+  built = build(case, aot.find_devices(topology), "tpu", **changes)
+  module = hlo.parse(aot.compile_built(built).text)
+  scores = planner.causal_part(built.config.data.seq_len, None)
+  found = cost.measure(module, topology.num_devices, scores)
+  return round(found.flops), round(found.hbm_bytes), count_large(module)
+
+
+def count_large(module: hlo.Module) -> int:
+  """Returns how many large arrays a step makes, those of a loop once."""
+  waiting, count = [module.entry], 0
+  while waiting:
+    computation = module.computations[waiting.pop()]
+    for one in computation.instructions.values():
+      if one.opcode == "while":
+        waiting.append(one.called("body"))
+      elif one.opcode in ("call", "conditional"):
+        waiting += [n for n in module.computations if f"%{n}" in one.attributes]
+      elif one.opcode not in cost.FREE:
+        count += sum(a.bytes >= LARGE and a.space == 0 for a in one.arrays)
+  return count
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_a_compiled_step_costs_what_it_did(case, tpu_compiler):
+  pytest.importorskip("libtpu", reason="libtpu, the TPU compiler, is absent")
+  version = importlib.metadata.version("libtpu")
+  found = count_compiled(case)
+  kept = COMPILED.get(version, {}).get(case)
+  assert found == kept, (
+    f"FLOPs, bytes of HBM and large arrays of the compiled step of {case} were "
+    f"{kept} with libtpu {version} and are {found}. {MEANT} "
+    f'COMPILED["{version}"]["{case}"] = {found}'
+  )
+
+
+@pytest.mark.slow
+def test_a_compiled_step_that_recomputes_costs_more(tpu_compiler):
+  pytest.importorskip("libtpu", reason="libtpu, the TPU compiler, is absent")
+  again = count_compiled("llama", **{"model.remat": "full"})
+  assert again[0] > 1.1 * count_compiled("llama")[0]
