@@ -125,18 +125,29 @@ def make_train_step(model: Model, tx, schedule, config: Config):
     grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
     norm = optax.tree.norm(grads)
     grads = optim.clip_by_global_norm(grads, norm, config.optim.clip_norm)
-    directions, opt_state = tx.update(grads, state.opt_state, state.params)
     rate = schedule(state.step)
-    params = jax.tree.map(
-      lambda p, d: (p - rate * d).astype(p.dtype), state.params, directions
-    )
     is_good = jnp.isfinite(seen["loss"]) & jnp.isfinite(norm)
-    keep = lambda new, old: jnp.where(is_good, new, old)
+
+    def change(grads, params, opt_state):
+      directions, opt_state = tx.update(grads, opt_state, params)
+      move = lambda p, d: (p - rate * d).astype(p.dtype)
+      return jax.tree.map(move, params, directions), opt_state
+
+    old = state.params, state.opt_state
+    if model.platform == "cpu":
+      # In a branch they change in place; a choice for each leaf copies moments
+      # first. Elsewhere a branch would make the host wait.
+      params, opt_state = jax.lax.cond(
+        is_good, change, lambda grads, *old: old, grads, *old
+      )
+    else:
+      keep = lambda new, old: jnp.where(is_good, new, old)
+      params, opt_state = jax.tree.map(keep, change(grads, *old), old)
     skipped = 1 - is_good.astype(jnp.int32)
     state = TrainState(
       step=state.step + 1,
-      params=jax.tree.map(keep, params, state.params),
-      opt_state=jax.tree.map(keep, opt_state, state.opt_state),
+      params=params,
+      opt_state=opt_state,
       num_skipped=state.num_skipped + skipped,
       skipped_in_row=(state.skipped_in_row + skipped) * skipped,
     )
