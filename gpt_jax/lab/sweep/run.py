@@ -1,0 +1,382 @@
+"""Runs a sweep's cells on this machine, each in a process of its own.
+
+jax is not imported here unless there are branches to check, so that a sweep
+that is finished says so at once. A cell's process has a session of its own:
+Ctrl-C reaches this process alone, which passes it on, so that each saves.
+"""
+
+import contextlib
+import os
+import resource
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+from gpt_jax import console
+from gpt_jax.config import InputError
+from gpt_jax.lab.sweep import branches, folder, plan
+from gpt_jax.lab.sweep.cells import Cell, Sweep, command
+
+EXIT_FAILED = 1
+EXIT_PREEMPTED, EXIT_INTERRUPTED = 75, 130
+# Seconds between looks at the workers, and between lines of progress.
+POLL_SECONDS, SAY_SECONDS = 0.1, 10.0
+# Characters at the end of a log in which a reason is looked for.
+LOG_CHARS = 20_000
+_OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "MemoryError", "bad_alloc", "ENOMEM")
+
+
+class Worker:
+  """The process of one cell."""
+
+  def __init__(self, root: str, cell: Cell, memory: int | None):
+    self.cell, self.path = cell, folder.path_of(root, cell.id)
+    self.started, self.beaten = time.monotonic(), time.monotonic()
+    self.kills = _count_kills()
+    folder.forget_end(self.path)
+    limit = None
+    if memory is not None:
+      limit = lambda: resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
+    with open(os.path.join(self.path, "log.txt"), "ab") as log:
+      self.log_start = log.tell()
+      self.process = subprocess.Popen(
+        [
+          *(sys.executable, "-m", "gpt_jax.train"),
+          *(*cell.argv, f"--workdir={self.path}"),
+        ],
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        preexec_fn=limit,
+      )
+    folder.hold(self.path, self.process.pid)
+
+  def poll(self) -> dict | None:
+    """Returns what ended.json will hold once the process has ended."""
+    now = time.monotonic()
+    if now - self.beaten > folder.BEAT_SECONDS:
+      self.beaten = now
+      folder.beat(self.path)
+    pid, status, usage = os.wait4(self.process.pid, os.WNOHANG)
+    if not pid:
+      return None
+    code = os.waitstatus_to_exitcode(status)
+    self.process.returncode = code
+    return {
+      "code": code,
+      "is_stopped": code in (EXIT_PREEMPTED, EXIT_INTERRUPTED),
+      "reason": self._reason(code),
+      "seconds": round(now - self.started, 2),
+      # Linux counts in KiB.
+      "peak_bytes": usage.ru_maxrss << 10,
+      "host": socket.gethostname(),
+      "time": time.strftime("%Y-%m-%d %H:%M:%S"),
+    }
+
+  def pass_on(self, number: int) -> None:
+    """Sends a signal to the process."""
+    with contextlib.suppress(ProcessLookupError):
+      os.kill(self.process.pid, number)
+
+  def _reason(self, code: int) -> str:
+    if code == 0:
+      return ""
+    with open(os.path.join(self.path, "log.txt"), "rb") as log:
+      log.seek(self.log_start)
+      text = log.read()[-LOG_CHARS:].decode(errors="replace")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    said = [line for line in lines if line.startswith("gpt_jax: ")]
+    short = [line for line in lines if any(w in line for w in _OUT_OF_MEMORY)]
+    if short:
+      return f"out of memory: {short[-1][:300]}"
+    if code < 0:
+      name = signal.Signals(-code).name
+      if code == -signal.SIGKILL and _count_kills() > self.kills:
+        return "out of memory: killed by the kernel"
+      why = ", by somebody or for want of memory" * (code == -signal.SIGKILL)
+      return f"killed by {name}{why}"
+    last = (said or lines or [""])[-1].removeprefix("gpt_jax: ")
+    return f"exit code {code}: {last[:500]}"
+
+
+def run(sweep: Sweep, root: str, args) -> int:
+  """Runs what is not done; returns the exit code."""
+  states = {c.id: folder.read(root, c.id) for c in sweep.cells}
+  chosen = choose(sweep, args)
+  todo = [c for c in chosen if states[c.id].word != folder.DONE]
+  skipped = []
+  if not args.retry:
+    skipped = [c for c in todo if states[c.id].word == folder.FAILED]
+  todo = [c for c in todo if c not in skipped]
+  if todo:
+    branches.check_rates(sweep.cells)
+  done = [c for c in chosen if states[c.id].word == folder.DONE]
+  print(
+    f"{len(chosen)} cells: {len(done)} done, {len(todo)} to run", flush=True
+  )
+  for one in sweep.refused:
+    print(f"refused: {one.title}: {one.reason}")
+  queue = _Queue(root, todo, args)
+  code = queue.work()
+  failed = [*queue.failed, *skipped]
+  for cell in skipped:
+    reason = states[cell.id].reason
+    print(f"failed before: {cell.id} {cell.title}: {reason}")
+  if failed:
+    ids = ",".join(c.id for c in failed)
+    print(f"to run these again: the same command with --retry --only={ids}")
+  for cell in queue.elsewhere:
+    where = folder.read(root, cell.id).reason
+    print(f"run elsewhere: {cell.id} {cell.title}: {where}")
+  if code is not None:
+    left = len(queue.waiting) + len(queue.stopped)
+    print(f"stopped, {left} cells are left; go on with the same command")
+    return code
+  return EXIT_FAILED if failed or sweep.refused or queue.lost else 0
+
+
+def choose(sweep: Sweep, args) -> list[Cell]:
+  """Returns the cells of --only, all without it.
+
+  Raises:
+    InputError: an id is not of this sweep.
+  """
+  if args.only is None:
+    return sweep.cells
+  ids = args.only.split(",")
+  for word in ids:
+    found = [c for c in sweep.cells if c.id.startswith(word)]
+    if len(found) != 1 or not word:
+      have = f"{len(found)} cells" if found else "no cell"
+      raise InputError(
+        f"--only names {word!r}, which is the id of {have} of this sweep; "
+        "list shows them"
+      )
+  return [c for c in sweep.cells if c.id.startswith(tuple(ids))]
+
+
+class _Queue:
+  """Cells that are to be run, are being run and have been run.
+
+  Attributes:
+    waiting: in order.
+    failed, stopped, finished: that ended here.
+    elsewhere: held by another process.
+    lost: whose trunk failed.
+  """
+
+  def __init__(self, root: str, cells: list[Cell], args):
+    self.root, self.args = root, args
+    self.waiting = list(cells)
+    self.workers: list[Worker] = []
+    self.failed, self.stopped, self.finished = [], [], []
+    self.elsewhere, self.lost = [], []
+    self.signal = None
+    self.count = len(cells)
+    self.steps = {c.id: _steps(root, c) for c in cells}
+    self.started = self.said = time.monotonic()
+
+  def work(self) -> int | None:
+    """Returns once all has ended; the exit code if a signal came."""
+    if not self.waiting:
+      return None
+    old = {
+      s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+      while self.waiting or self.workers:
+        self._collect()
+        if self.signal is None:
+          self._fill()
+        elif not self.workers:
+          break
+        self._say()
+        time.sleep(POLL_SECONDS)
+    finally:
+      for number, handler in old.items():
+        signal.signal(number, handler)
+      for worker in self.workers:  # by an error of this process alone
+        worker.pass_on(signal.SIGTERM)
+    if self.signal is None:
+      return None
+    is_first = self.signal == signal.SIGINT
+    return EXIT_INTERRUPTED if is_first else EXIT_PREEMPTED
+
+  def _note(self, number, frame) -> None:
+    is_again = self.signal is not None
+    self.signal = self.signal or number
+    if not is_again:
+      line = f"\nstopping {len(self.workers)} cells, which save\n"
+      os.write(sys.stderr.fileno(), line.encode())
+    for worker in self.workers:
+      worker.pass_on(number)
+
+  def _fill(self) -> None:
+    for cell in list(self.waiting):
+      if len(self.workers) >= self.args.workers:
+        return
+      if cell.trunk is not None and not self._is_ready(cell):
+        continue
+      self.waiting.remove(cell)
+      self._begin(cell)
+    held = {w.cell.id for w in self.workers} | {c.id for c in self.waiting}
+    for cell in list(self.waiting):
+      # Nobody will bring its trunk to that step.
+      if cell.trunk[0] not in held:
+        self.waiting.remove(cell)
+        self.lost.append(cell)
+        word = folder.read(self.root, cell.trunk[0]).word
+        line = f"not run: {cell.id} {cell.title}: its trunk {cell.trunk[0]} is"
+        print(f"{line} {word}", flush=True)
+
+  def _is_ready(self, cell: Cell) -> bool:
+    path = folder.path_of(self.root, cell.id)
+    if folder.list_steps(path) or branches.is_ready(self.root, cell):
+      return True
+    return folder.is_done(self.root, cell.trunk[0])
+
+  def _begin(self, cell: Cell) -> None:
+    fault = ""
+    with contextlib.suppress(InputError):  # no vocabulary yet: the run tells
+      fault = plan.fault_of(plan.with_vocab(cell.config, self.root), self.args)
+    if not folder.claim(self.root, cell):
+      self.elsewhere.append(cell)
+      return
+    path = folder.path_of(self.root, cell.id)
+    begun = ""
+    try:
+      if cell.trunk is not None and not fault:
+        step = branches.start(self.root, cell)
+        begun = f" from step {step:,} of {cell.trunk[0]}" if step else ""
+    except InputError as error:
+      fault = str(error)
+    if fault:
+      ended = {"code": 2, "is_stopped": False, "reason": fault}
+      folder.release(path, ended)
+      self._end(cell, ended)
+      return
+    memory = self.args.memory
+    memory = None if memory is None else int(memory * 2**30)
+    self.workers.append(Worker(self.root, cell, memory))
+    print(f"started  {cell.id} {cell.title}{begun}", flush=True)
+
+  def _collect(self) -> None:
+    for worker in list(self.workers):
+      ended = worker.poll()
+      if ended is None:
+        continue
+      self.workers.remove(worker)
+      folder.release(worker.path, ended)
+      state = folder.read(self.root, worker.cell.id)
+      if ended["code"] == 0 and state.word != folder.DONE:
+        ended |= {"code": 1, "reason": state.reason or "it left no curve"}
+        folder.release(worker.path, ended)
+      self._end(worker.cell, ended)
+
+  def _end(self, cell: Cell, ended: dict) -> None:
+    if ended["code"] == 0:
+      self.finished.append(cell)
+      final = folder.read(self.root, cell.id).final
+      loss = f": {final[0]} {final[1]:.4f}" if final else ""
+      line = f"finished {cell.id} {cell.title}{loss}"
+    elif ended["is_stopped"]:
+      self.stopped.append(cell)
+      line = f"stopped  {cell.id} {cell.title}"
+    else:
+      self.failed.append(cell)
+      line = f"failed   {cell.id} {cell.title}: {ended['reason']}"
+    ended_count = len(self.finished) + len(self.failed)
+    print(f"{line}  [{ended_count} of {self.count}]", flush=True)
+
+  def _say(self) -> None:
+    """Prints how far the whole is, now and then."""
+    if time.monotonic() - self.said < SAY_SECONDS or not self.workers:
+      return
+    self.said = time.monotonic()
+    done, total, now = 0.0, 0.0, []
+    running = {w.cell.id for w in self.workers}
+    gone = {c.id for c in (*self.finished, *self.failed, *self.lost)}
+    for cell_id, (first, steps, weight) in self.steps.items():
+      part = float(cell_id in gone)
+      if cell_id in running:
+        state = folder.read(self.root, cell_id)
+        part = max(0.0, (state.step - first) / max(steps - first, 1))
+        now.append(f"{cell_id} step {state.step:,} of {steps:,}")
+      done, total = done + part * weight, total + weight
+    left = ""
+    if done:
+      seconds = (self.said - self.started) * (total / done - 1)
+      left = f", about {console.format_seconds(seconds)} left"
+    ended_count = len(self.finished) + len(self.failed)
+    print(
+      f"{ended_count} of {self.count} ended{left}; {'; '.join(now)}", flush=True
+    )
+
+
+def _steps(root: str, cell: Cell) -> tuple[int, int, float]:
+  """Returns (first step, steps in all, how long it is beside others)."""
+  total = cell.config.train.num_steps
+  first = folder.read(root, cell.id).step
+  if not first and cell.trunk is not None:
+    first = cell.trunk[1]
+  weight = float(total - first)
+  with contextlib.suppress(InputError):
+    weight *= plan.step_flops(plan.with_vocab(cell.config, root))
+  return first, total, weight
+
+
+def _count_kills() -> int:
+  """Returns how many processes the kernel has killed here for memory."""
+  try:
+    with open("/sys/fs/cgroup/memory.events") as file:
+      rows = dict(line.split() for line in file)
+    return int(rows["oom_kill"])
+  except (OSError, KeyError, ValueError):
+    return 0
+
+
+def emit(sweep: Sweep, root: str, args) -> int:
+  """Writes a line of arguments a cell that can be run now, prints commands."""
+  lines, later = [], []
+  branches.check_rates(sweep.cells)
+  for cell in choose(sweep, args):
+    word = folder.read(root, cell.id).word
+    if word in (folder.DONE, folder.RUNNING):
+      continue
+    if word == folder.FAILED and not args.retry:
+      continue
+    path = folder.path_of(root, cell.id)
+    if cell.trunk is not None and not (
+      folder.list_steps(path)
+      or branches.is_ready(root, cell)
+      or folder.is_done(root, cell.trunk[0])
+    ):
+      later.append(cell)
+      continue
+    if not folder.claim(root, cell):
+      continue
+    try:
+      if cell.trunk is not None:
+        branches.start(root, cell)
+    finally:
+      folder.release(path, None)
+    folder.forget_end(path)
+    lines.append(command(cell, path))
+  if not lines:
+    raise InputError(f"no cell of {root} can be run now; list shows why")
+  from gpt_jax import workdir
+
+  target = os.path.abspath(args.emit)
+  workdir.write_text(target, "".join(line + "\n" for line in lines))
+  for line in lines:
+    print(f"python -m gpt_jax.train {line}")
+  print(f"# {len(lines)} cells in {args.emit}; as jobs of SLURM:")
+  print(f"# bash launch/slurm.sh --cells={shlex.quote(args.emit)} --")
+  if later:
+    names = ", ".join(f"{c.id} {c.title}" for c in later)
+    print(f"# when their trunks are there, --emit again for {names}")
+  return 0
