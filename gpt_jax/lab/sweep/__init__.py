@@ -14,7 +14,7 @@ VERBS = {
   "plan": "what it will cost, a row a cell; nothing is written",
   "run": "run what is not done, each cell in a process of its own",
   "list": "state, last loss, age, reason of failure",
-  #  "report": "one HTML file with curves, table, comparisons; a CSV beside it",
+  "report": "one HTML file with curves, table, comparisons; a CSV beside it",
 }
 
 

@@ -36,6 +36,7 @@ class State:
 
   Attributes:
     id: the folder's name.
+    path: the folder.
     word: one of the above.
     step, total: done and in all; 0 where nothing is there.
     rows: of metrics.jsonl.
@@ -44,10 +45,12 @@ class State:
     changed: seconds since the epoch of its last sign, None if there is none.
     reason: why it failed, or where it runs.
     record: cell.json; empty where there is none.
+    ended: ended.json; empty where there is none.
     config: None before there is one.
   """
 
   id: str
+  path: str
   word: str
   step: int
   total: int
@@ -57,6 +60,7 @@ class State:
   changed: float | None
   reason: str
   record: dict
+  ended: dict
   config: Config | None
 
   @property
@@ -85,7 +89,11 @@ def list_ids(root: str) -> list[str]:
 
 def read(root: str, cell_id: str) -> State:
   """Returns the State of a cell; one that is not there yet waits."""
-  path = path_of(root, cell_id)
+  return read_path(path_of(root, cell_id))
+
+
+def read_path(path: str) -> State:
+  """Returns the State of a folder, or of any run's workdir."""
   record = _read(path, "cell.json")
   ended = _read(path, "ended.json")
   held = _read(path, "running.json")
@@ -130,7 +138,8 @@ def read(root: str, cell_id: str) -> State:
       # A job of a cluster, which keeps no running.json.
       word, reason = RUNNING, "its figures are fresh"
   return State(
-    id=cell_id,
+    id=os.path.basename(os.path.normpath(path)),
+    path=path,
     word=word,
     step=step,
     total=total,
@@ -140,6 +149,7 @@ def read(root: str, cell_id: str) -> State:
     changed=changed,
     reason=reason,
     record=record,
+    ended=ended,
     config=config,
   )
 

@@ -20,6 +20,7 @@ from gpt_jax.config import InputError
 from gpt_jax.lab.sweep import branches, folder, plan
 from gpt_jax.lab.sweep.cells import Cell, Sweep, command
 
+TRAIN = (sys.executable, "-m", "gpt_jax.train")
 EXIT_FAILED = 1
 EXIT_PREEMPTED, EXIT_INTERRUPTED = 75, 130
 # Seconds between looks at the workers, and between lines of progress.
@@ -37,22 +38,21 @@ class Worker:
     self.started, self.beaten = time.monotonic(), time.monotonic()
     self.kills = _count_kills()
     folder.forget_end(self.path)
-    limit = None
-    if memory is not None:
-      limit = lambda: resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
     with open(os.path.join(self.path, "log.txt"), "ab") as log:
       self.log_start = log.tell()
       self.process = subprocess.Popen(
-        [
-          *(sys.executable, "-m", "gpt_jax.train"),
-          *(*cell.argv, f"--workdir={self.path}"),
-        ],
+        [*TRAIN, *cell.argv, f"--workdir={self.path}"],
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=subprocess.STDOUT,
         start_new_session=True,
-        preexec_fn=limit,
       )
+    if memory is not None:
+      # From here: between fork and exec nothing may run beside jax's threads.
+      with contextlib.suppress(ProcessLookupError):
+        resource.prlimit(
+          self.process.pid, resource.RLIMIT_DATA, (memory, memory)
+        )
     folder.hold(self.path, self.process.pid)
 
   def poll(self) -> dict | None:
