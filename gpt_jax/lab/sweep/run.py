@@ -11,11 +11,12 @@ import resource
 import shlex
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import time
 
-from gpt_jax import console
+from gpt_jax import console, metrics
 from gpt_jax.config import InputError
 from gpt_jax.lab.sweep import branches, folder, plan
 from gpt_jax.lab.sweep.cells import Cell, Sweep, command
@@ -121,7 +122,7 @@ def run(sweep: Sweep, root: str, args) -> int:
   for one in sweep.refused:
     print(f"refused: {one.title}: {one.reason}")
   queue = _Queue(root, todo, args)
-  code = queue.work()
+  code = queue.run()
   failed = [*queue.failed, *skipped]
   for cell in skipped:
     reason = states[cell.id].reason
@@ -167,6 +168,8 @@ class _Queue:
     failed, stopped, finished: that ended here.
     elsewhere: held by another process.
     lost: whose trunk failed.
+    first, work: {cell id: first step, FLOPs from there on}.
+    rates, rests: of finished cells, seconds a FLOP and seconds not of steps.
   """
 
   def __init__(self, root: str, cells: list[Cell], args):
@@ -177,10 +180,13 @@ class _Queue:
     self.elsewhere, self.lost = [], []
     self.signal = None
     self.count = len(cells)
-    self.steps = {c.id: _steps(root, c) for c in cells}
-    self.started = self.said = time.monotonic()
+    pairs = {c.id: _work(root, c) for c in cells}
+    self.first = {cell_id: first for cell_id, (first, _) in pairs.items()}
+    self.work = {cell_id: work for cell_id, (_, work) in pairs.items()}
+    self.rates, self.rests = [], []
+    self.said = time.monotonic()
 
-  def work(self) -> int | None:
+  def run(self) -> int | None:
     """Returns once all has ended; the exit code if a signal came."""
     if not self.waiting:
       return None
@@ -251,7 +257,8 @@ class _Queue:
     try:
       if cell.trunk is not None and not fault:
         step = branches.start(self.root, cell)
-        begun = f" from step {step:,} of {cell.trunk[0]}" if step else ""
+        if step:
+          begun = f" from step {step:,} of {cell.trunk[0]}"
     except InputError as error:
       fault = str(error)
     if fault:
@@ -280,6 +287,7 @@ class _Queue:
   def _end(self, cell: Cell, ended: dict) -> None:
     if ended["code"] == 0:
       self.finished.append(cell)
+      self._learn(cell, ended)
       final = folder.read(self.root, cell.id).final
       loss = f": {final[0]} {final[1]:.4f}" if final else ""
       line = f"finished {cell.id} {cell.title}{loss}"
@@ -297,36 +305,57 @@ class _Queue:
     if time.monotonic() - self.said < SAY_SECONDS or not self.workers:
       return
     self.said = time.monotonic()
-    done, total, now = 0.0, 0.0, []
-    running = {w.cell.id for w in self.workers}
-    gone = {c.id for c in (*self.finished, *self.failed, *self.lost)}
-    for cell_id, (first, steps, weight) in self.steps.items():
-      part = float(cell_id in gone)
-      if cell_id in running:
-        state = folder.read(self.root, cell_id)
-        part = max(0.0, (state.step - first) / max(steps - first, 1))
-        now.append(f"{cell_id} step {state.step:,} of {steps:,}")
-      done, total = done + part * weight, total + weight
+    now = []
+    for worker in self.workers:
+      step = folder.read(self.root, worker.cell.id).step
+      total = worker.cell.config.train.num_steps
+      now.append(f"{worker.cell.id} step {step:,} of {total:,}")
+    seconds = self._seconds_left()
     left = ""
-    if done:
-      seconds = (self.said - self.started) * (total / done - 1)
+    if seconds is not None:
       left = f", about {console.format_seconds(seconds)} left"
     ended_count = len(self.finished) + len(self.failed)
     print(
       f"{ended_count} of {self.count} ended{left}; {'; '.join(now)}", flush=True
     )
 
+  def _seconds_left(self) -> float | None:
+    """Returns the time left by what finished cells took; None without one.
 
-def _steps(root: str, cell: Cell) -> tuple[int, int, float]:
-  """Returns (first step, steps in all, how long it is beside others)."""
-  total = cell.config.train.num_steps
-  first = folder.read(root, cell.id).step
-  if not first and cell.trunk is not None:
-    first = cell.trunk[1]
-  weight = float(total - first)
+    A cell takes what its steps do, and what comes before and after them; both
+    as they were while as many workers shared the machine.
+    """
+    if not self.rates:
+      return None
+    rate, rest = map(statistics.median, (self.rates, self.rests))
+    whole = lambda cell: rest + rate * self.work[cell.id]
+    left = sum(whole(cell) for cell in self.waiting)
+    for worker in self.workers:
+      left += max(0.0, whole(worker.cell) - (self.said - worker.started))
+    return left / min(self.args.workers, len(self.waiting) + len(self.workers))
+
+  def _learn(self, cell: Cell, ended: dict) -> None:
+    """Notes what a finished cell took."""
+    rows = folder.read(self.root, cell.id).rows
+    times = [r[metrics.STEP_SECONDS] for r in rows if metrics.STEP_SECONDS in r]
+    if times and self.work[cell.id]:
+      steps = cell.config.train.num_steps - self.first[cell.id]
+      seconds = min(statistics.median(times) * steps, ended["seconds"])
+      self.rates.append(seconds / self.work[cell.id])
+      self.rests.append(ended["seconds"] - seconds)
+
+
+def _work(root: str, cell: Cell) -> tuple[int, float]:
+  """Returns the first step and the FLOPs of all from there on.
+
+  Steps in place of FLOPs where the vocabulary is not known.
+  """
+  there = folder.list_steps(folder.path_of(root, cell.id))
+  first = max(there, default=cell.trunk[1] if cell.trunk else 0)
+  work = float(cell.config.train.num_steps - first)
   with contextlib.suppress(InputError):
-    weight *= plan.step_flops(plan.with_vocab(cell.config, root))
-  return first, total, weight
+    work *= plan.step_flops(plan.with_vocab(cell.config, root))
+  return first, work
 
 
 def _count_kills() -> int:
