@@ -20,11 +20,11 @@ import zlib
 import pytest
 from conftest import user_env
 
-from gpt_jax import checkpoint
+from gpt_jax import checkpoint, console
 from gpt_jax import config as config_lib
 from gpt_jax.config import InputError
 from gpt_jax.lab import points
-from gpt_jax.lab.sweep import branches, cells, folder, paired
+from gpt_jax.lab.sweep import branches, cells, folder, paired, plan
 from gpt_jax.lab.sweep import run as run_lib
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -140,8 +140,8 @@ def test_numbers_of_numpy_and_seeds_make_cells(write):
   ]
   assert len(titles) == 4 and sweep.refused == []
   assert "--config.seed=1" in sweep.cells[1].argv
-  assert cells.diff_text(sweep.cells[3], sweep.cells[0]) == (
-    "seed 1, learning_rate 0.002"
+  assert (
+    cells.diff_text(sweep.cells[3], sweep.cells[0]) == "learning_rate 0.002"
   )
 
 
@@ -252,6 +252,79 @@ def test_a_branch_of_another_rate_is_refused(write):
   # The control: up to the end of the warm-up they are the same.
   lines[1] = lines[1].replace('("a", 9)', '("a", 4)')
   branches.check_rates(load(write(*lines)).cells)
+
+
+class Steady:
+  """In place of a worker that is timed: 2 MFLOPs a millisecond."""
+
+  asked: list = []
+
+  def __init__(self, who, subject, config, devices):
+    self.built = {"ready_seconds": 10.0}
+    self.seconds = plan.step_flops(config) / 2e9
+    Steady.asked.append(config.model.num_layers)
+
+  def ask(self, do, count):
+    return {"seconds": [self.seconds] * count}
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    pass
+
+
+def test_a_plan_is_the_bill_of_what_is_left(
+  write, call_verb, tmp_path, monkeypatch
+):
+  monkeypatch.setattr("gpt_jax.lab.bench.worker.Worker", Steady)
+  monkeypatch.setattr(Steady, "asked", [])
+  lines = [
+    "for layers in (1, 2, 3, 4, 5):",
+    '  add({"model.num_layers": layers, "train.num_steps": 36000})',
+    'add("trunk", {"optim.decay_frac": 0.0})',
+    'add("twig", {"train.num_steps": 16}, branch_from=("trunk", 12))',
+    'add("huge", {"model.mlp_dim": 10**9})',
+    'add("bad", {"optim.learning_rate": -1.0})',
+  ]
+  path = write(*lines)
+  root = tmp_path / "root"
+  sweep = load(path)
+  make_run(root, sweep.cells[0])
+  before = sorted(root.rglob("*"))
+  words = ["plan", f"--config={path}", f"--workdir={root}"]
+  result = call_verb("lab.sweep", *words)
+  assert result.returncode == plan.EXIT_DOES_NOT_FIT, result.stderr
+  assert sorted(root.rglob("*")) == before  # nothing is written
+  out = result.stdout
+  rows = {r.split()[0]: r for r in out.splitlines()}
+  assert rows[sweep.cells[0].id].endswith("done")
+  two = sweep.cells[1]
+  config = plan.with_vocab(two.config, None)
+  size = plan.step_flops(config) * 36000
+  assert f"{size:.2e}" in rows[two.id]
+  wanted = console.format_seconds(size / 2e9 + 10)
+  assert wanted in rows[two.id], (wanted, rows[two.id])
+  # Three shapes are timed of five, the least and the greatest among them.
+  assert Steady.asked == [1, 3, 5]
+  assert "huge seed 0: does not fit: it needs about" in out
+  assert "refused: bad: optim.learning_rate is -1.0" in out
+  trunk, twig = sweep.cells[5:7]
+  assert f"from step 12 of {trunk.id}" in rows[twig.id]
+  assert "in all 6 of 8 cells to run" in out
+
+
+def test_a_plan_for_a_slice_is_the_planner_s(write, call_verb):
+  path = write(
+    'add({"train.global_batch_size": 8})',
+    'add({"train.global_batch_size": 8, "model.mlp_dim": 10**9})',
+  )
+  result = call_verb(
+    "lab.sweep", "plan", f"--config={path}", "--topology=h100:8"
+  )
+  assert result.returncode == plan.EXIT_DOES_NOT_FIT, result.stderr
+  assert "does not fit h100:8: it needs" in result.stdout
+  assert "in all 1 of 2 cells to run" in result.stdout
 
 
 def make_run(root, cell, losses=(3.0, 2.0), is_done=True, **config) -> None:
@@ -697,6 +770,27 @@ def test_a_report_says_what_failed_and_escapes_names(
     {"loss": "loss", "params": "params", "tokens": "tokens", "flops": "flops"},
   )
   assert len(table) == 6 and table.loss.min() > 2
+
+
+def test_finished_cells_feed_scaling_laws(write, tmp_path):
+  a, b = load(write('add("a")', 'add("b", seed=1)')).cells
+  make_run(tmp_path, a)
+  waiting = pathlib.Path(folder.path_of(str(tmp_path), b.id))
+  waiting.mkdir()
+  (waiting / "cell.json").write_text(json.dumps(b.record()))
+  found = points.read_workdirs(f"{tmp_path}/cells/*", None, "6N")
+  assert len(found) == 1 and "has not begun" in found.left_out[0]
+
+
+def test_the_baseline_is_the_one_that_is_named(write, call_verb, tmp_path):
+  path = write('add("a")', 'add("b", {"optim.learning_rate": 0.5})')
+  for cell in load(path).cells:
+    make_run(tmp_path, cell)
+  words = ["report", f"--config={path}", f"--workdir={tmp_path}"]
+  result = call_verb("lab.sweep", *words, "--baseline=b")
+  assert result.stdout.startswith("a: +0.0000 against b"), result.stderr
+  result = call_verb("lab.sweep", *words, "--baseline=c")
+  assert result.returncode == 2 and "--baseline=c is no name" in result.stderr
 
 
 # Real runs

@@ -313,8 +313,9 @@ def diff(a: dict, b: dict, is_all: bool = False) -> dict:
 
 
 def diff_text(cell: Cell, other: Cell) -> str:
-  """Returns what changed from `other` to `cell`, short."""
+  """Returns what changed from `other` to `cell`, short, the seed apart."""
   changed = diff(_flat(other), _flat(cell))
+  changed.pop("seed", None)
   return ", ".join(f"{_short(k)} {b}" for k, (_, b) in changed.items())
 
 

@@ -18,6 +18,8 @@ from gpt_jax.lab.sweep.cells import Cell, Sweep, diff_text
 
 EXIT_DOES_NOT_FIT = 4
 ITEM = {"float32": 4, "bfloat16": 2}
+# What a process of training takes before there is a model, on a CPU.
+PROCESS_BYTES = 400 << 20
 # Numbers that an optimizer keeps of each parameter.
 MOMENTS = {"lion": 1, "sgd": 1, "adafactor": 0}
 # Seconds of steps that a shape is measured for.
@@ -96,8 +98,9 @@ def _what(cell: Cell, sweep: Sweep) -> str:
 
 
 def _total(sweep: Sweep, todo, bills, args) -> list[str]:
+  todo = [c for c in todo if not bills[c.id].fault]
   hours = sum(bills[c.id].hours or 0 for c in todo)
-  spent = sum(bills[c.id].flops for c in todo if not bills[c.id].fault)
+  spent = sum(bills[c.id].flops for c in todo)
   lines = [
     f"in all {len(todo)} of {len(sweep.cells)} cells to run, {spent:.2e} FLOPs,"
     f" {_time(hours)} of one worker"
@@ -201,7 +204,7 @@ def step_flops(config: Config) -> float:
 
 
 def count_bytes(config: Config) -> int:
-  """Returns about how many bytes training needs, on all devices together."""
+  """Returns about how many bytes training needs, as one process on a CPU."""
   m, t = config.model, config.train
   params = sum(flops.count_parameters(m).values())
   moments = MOMENTS.get(config.optim.optimizer, 2)
@@ -209,7 +212,7 @@ def count_bytes(config: Config) -> int:
     ITEM[m.param_dtype] + moments * ITEM[config.optim.moment_dtype]
   )
   micro = t.global_batch_size // t.num_microbatches * config.data.seq_len
-  return state + flops.estimate_passing_bytes(m, micro)
+  return PROCESS_BYTES + state + flops.estimate_passing_bytes(m, micro)
 
 
 def machine_bytes() -> int | None:

@@ -37,7 +37,7 @@ class Worker:
   def __init__(self, root: str, cell: Cell, memory: int | None):
     self.cell, self.path = cell, folder.path_of(root, cell.id)
     self.started, self.beaten = time.monotonic(), time.monotonic()
-    self.kills = _count_kills()
+    self.kills, self.told = _count_kills(), []
     folder.forget_end(self.path)
     with open(os.path.join(self.path, "log.txt"), "ab") as log:
       self.log_start = log.tell()
@@ -69,7 +69,8 @@ class Worker:
     self.process.returncode = code
     return {
       "code": code,
-      "is_stopped": code in (EXIT_PREEMPTED, EXIT_INTERRUPTED),
+      "is_stopped": code in (EXIT_PREEMPTED, EXIT_INTERRUPTED)
+      or (code < 0 and -code in self.told),
       "reason": self._reason(code),
       "seconds": round(now - self.started, 2),
       # Linux counts in KiB.
@@ -80,6 +81,7 @@ class Worker:
 
   def pass_on(self, number: int) -> None:
     """Sends a signal to the process."""
+    self.told.append(number)
     with contextlib.suppress(ProcessLookupError):
       os.kill(self.process.pid, number)
 
@@ -111,7 +113,8 @@ def run(sweep: Sweep, root: str, args) -> int:
   todo = [c for c in chosen if states[c.id].word != folder.DONE]
   skipped = []
   if not args.retry:
-    skipped = [c for c in todo if states[c.id].word == folder.FAILED]
+    bad = (folder.FAILED, folder.UNREADABLE)
+    skipped = [c for c in todo if states[c.id].word in bad]
   todo = [c for c in todo if c not in skipped]
   if todo:
     branches.check_rates(sweep.cells)
@@ -133,6 +136,8 @@ def run(sweep: Sweep, root: str, args) -> int:
   for cell in queue.elsewhere:
     where = folder.read(root, cell.id).reason
     print(f"run elsewhere: {cell.id} {cell.title}: {where}")
+  if code is None and queue.stopped:
+    code = EXIT_PREEMPTED  # told by another than this process
   if code is not None:
     left = len(queue.waiting) + len(queue.stopped)
     print(f"stopped, {left} cells are left; go on with the same command")
