@@ -769,7 +769,7 @@ def test_a_report_says_what_failed_and_escapes_names(
     str(page.with_suffix(".csv")),
     {"loss": "loss", "params": "params", "tokens": "tokens", "flops": "flops"},
   )
-  assert len(table) == 6 and table.loss.min() > 2
+  assert len(table) == 6 and table.loss.min() > 1.9
 
 
 def test_finished_cells_feed_scaling_laws(write, tmp_path):

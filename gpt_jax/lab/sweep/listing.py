@@ -1,5 +1,6 @@
 """How the cells of a sweep stand: one line each."""
 
+import dataclasses
 import json
 import time
 
@@ -22,7 +23,17 @@ def states_of(
   if sweep is None:
     states = [folder.read(root, cell_id) for cell_id in folder.list_ids(root)]
     return states, {s.id: title_of(s) for s in states}
-  states = [folder.read(root, cell.id) for cell in sweep.cells]
+  states = []
+  for cell in sweep.cells:
+    state = folder.read(root, cell.id)
+    if not state.record and state.config is None:  # it has no folder yet
+      state = dataclasses.replace(
+        state,
+        record=cell.record(),
+        config=cell.config,
+        total=cell.config.train.num_steps,
+      )
+    states.append(state)
   return states, {cell.id: cell.title for cell in sweep.cells}
 
 

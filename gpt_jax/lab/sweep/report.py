@@ -90,12 +90,10 @@ def group(states: list[folder.State], names: dict[str, str]) -> list[Group]:
   for state in states:
     if state.config is None:
       continue
-    flat = config_lib.flatten(state.config)
     kept = {
       k: v
-      for k, v in flat.items()
-      # None until the text is prepared.
-      if k not in ("seed", "model.vocab_size") and not config_lib.is_free(k)
+      for k, v in asked(state).items()
+      if k != "seed" and not config_lib.is_free(k)
     }
     code = state.record.get("code")
     key = json.dumps([kept, state.record.get("data"), code], sort_keys=True)
@@ -109,6 +107,16 @@ def group(states: list[folder.State], names: dict[str, str]) -> list[Group]:
     taken.add(name)
     groups.append(Group(name, members))
   return groups
+
+
+def asked(state: folder.State) -> dict:
+  """Returns the flat config of a cell, as it was asked for.
+
+  Its vocabulary may be None, which a run fills in once text is prepared.
+  """
+  flat = config_lib.flatten(state.config)
+  size = state.record.get("config", flat).get("model.vocab_size")
+  return flat | {"model.vocab_size": size}
 
 
 def compare(
@@ -136,11 +144,11 @@ def compare(
 
 def axes_of(states: list[folder.State]) -> list[str]:
   """Returns the keys that differ among cells, the seed and free ones apart."""
-  flats = [config_lib.flatten(s.config) for s in states if s.config is not None]
+  flats = [asked(s) for s in states if s.config is not None]
   return [
     key
     for key in config_lib.KEYS
-    if key not in ("seed", "model.vocab_size")
+    if key != "seed"
     and not config_lib.is_free(key)
     and len({flat[key] for flat in flats}) > 1
   ]
@@ -150,9 +158,7 @@ def numeric(axes: list[str], states: list[folder.State]) -> list[str]:
   """Returns the axes that finished runs have several numbers of."""
   out = []
   for key in axes:
-    values = {
-      config_lib.flatten(s.config)[key] for s in states if s.final is not None
-    }
+    values = {asked(s)[key] for s in states if s.final is not None}
     if len(values) > 1 and all(type(v) in (int, float) for v in values):
       out.append(key)
   return out[:MAX_AXES]
@@ -233,7 +239,7 @@ def draw_axis(key: str, states: list[folder.State]) -> str:
   for state in states:
     if state.final is None:
       continue
-    flat = config_lib.flatten(state.config)
+    flat = asked(state)
     rest = {
       k: v
       for k, v in flat.items()
@@ -301,7 +307,7 @@ def _row(state, title, names, axes, root, out) -> list[page.Value]:
     value(names.get(state.id, state.name)),
     value(_text(state.seed), state.seed),
   ]
-  flat = config_lib.flatten(state.config) if state.config else {}
+  flat = asked(state) if state.config else {}
   for key in axes:
     row.append(value(_text(flat.get(key)), flat.get(key)))
   sizes = _sizes(state)
@@ -341,7 +347,7 @@ def csv_text(states, names, axes) -> str:
   for state in states:
     if state.final is None:
       continue
-    flat, size = config_lib.flatten(state.config), _sizes(state)
+    flat, size = asked(state), _sizes(state)
     writer.writerow(
       [
         *(state.id, names.get(state.id, state.name), state.seed),
