@@ -12,6 +12,9 @@ import time
 from gpt_jax import plot
 from gpt_jax.lab.sweep import paired
 
+# Pixels for names of report.LEGEND_CHARS.
+LEGEND_WIDTH = 250
+
 _STYLE = """
 :root { color-scheme: light dark; --ground: #fff; --ink: #1d2125;
   --soft: #5d6670; --line: #d9dee3; --stripe: #f5f7f9; --link: #1f5fa8;
@@ -95,6 +98,7 @@ def write(
   curves: str,
   comparisons: list[paired.Comparison],
   sensitivity: list[str],
+  confounded: list[str],
   columns: list[str],
   rows: list[list[Value]],
   troubles: list[tuple[str, ...]],
@@ -116,6 +120,12 @@ def write(
       "that differ in this key alone.</p>"
     )
     parts.append(figures)
+  if confounded:
+    verb = "changes" if len(confounded) == 1 else "change"
+    parts.append(
+      f"<p class=soft>{_e(', '.join(confounded))} {verb} only together with "
+      "other keys: these runs cannot tell the effects apart.</p>"
+    )
   if branches:
     items = "".join(f"<li>{_e(line)}</li>" for line in branches)
     parts += ["<h2>Branches</h2>", f"<ul>{items}</ul>"]
@@ -151,7 +161,8 @@ def _figure(svg: str, number: int) -> str:
   if size is None:
     return ""
   # The legend is to the right of what is drawn; without one nothing is.
-  width = size[1] if f'x="{plot.WIDTH + 8}"' in svg else plot.WIDTH
+  has_legend = f'x="{plot.WIDTH + 8}"' in svg
+  width = plot.WIDTH + (LEGEND_WIDTH if has_legend else 0)
   svg = svg.replace(
     size[0],
     f'viewBox="0 0 {width} {size[2]}" width="{width}" fill="currentColor"',

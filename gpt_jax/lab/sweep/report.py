@@ -27,8 +27,10 @@ COLORS = (
   *("#3b82c4", "#d1602f", "#3f9d5a", "#9a68cc"),
   *("#b8860b", "#c8508a", "#2a9d9d", "#808080"),
 )
-# Figures and lines in one of them at most.
-MAX_AXES, MAX_LINES = 8, 6
+# Of a name beside a figure.
+LEGEND_CHARS = 36
+# Lines of a figure that are named.
+MAX_LINES = 6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,12 +63,14 @@ def run(sweep: Sweep | None, root: str, args) -> int:
   out = args.out or os.path.join(root, "report.html")
   table = os.path.splitext(out)[0] + ".csv"
   title = os.path.basename(os.path.abspath(root))
+  drawn = {axis: draw_axis(axis, states) for axis in numeric(axes, states)}
   text = page.write(
     title=title,
     facts=facts(states, refused, groups),
     curves=draw_curves(groups),
     comparisons=comparisons,
-    sensitivity=[draw_axis(axis, states) for axis in numeric(axes, states)],
+    sensitivity=[svg for svg in drawn.values() if svg],
+    confounded=[axis for axis, svg in drawn.items() if not svg],
     columns=["cell", "name", "seed", *map(_short, axes), *_FIGURES],
     rows=[_row(s, titles[s.id], names, axes, root, out) for s in states],
     troubles=troubles(states, titles, refused),
@@ -161,7 +165,7 @@ def numeric(axes: list[str], states: list[folder.State]) -> list[str]:
     values = {asked(s)[key] for s in states if s.final is not None}
     if len(values) > 1 and all(type(v) in (int, float) for v in values):
       out.append(key)
-  return out[:MAX_AXES]
+  return out
 
 
 def facts(states, refused, groups) -> list[tuple[str, str]]:
@@ -233,6 +237,8 @@ def curve(state: folder.State) -> list[tuple[float, float]]:
 def draw_axis(key: str, states: list[folder.State]) -> str:
   """Returns the SVG of the final loss over one swept key.
 
+  "" where no two runs differ in it alone.
+
   A line joins the means over seeds of runs that have all other keys the same.
   """
   lines: dict[str, dict[float, list[float]]] = {}
@@ -247,6 +253,8 @@ def draw_axis(key: str, states: list[folder.State]) -> str:
     }
     line = lines.setdefault(json.dumps(rest, sort_keys=True), {})
     line.setdefault(flat[key], []).append(state.final[1])
+  if all(len(line) < 2 for line in lines.values()):
+    return ""
   flats = [json.loads(text) for text in lines]
   differing = [k for k in flats[0] if len({repr(f[k]) for f in flats}) > 1]
   layers = []
@@ -371,4 +379,6 @@ def _text(value) -> str:
 
 def _cut(text: str) -> str:
   """Returns a name that fits beside a figure."""
-  return text if len(text) <= 22 else f"{text[:21]}…"
+  if len(text) <= LEGEND_CHARS:
+    return text
+  return f"{text[: LEGEND_CHARS - 1]}…"
