@@ -67,11 +67,13 @@ class Worker:
       return None
     code = os.waitstatus_to_exitcode(status)
     self.process.returncode = code
+    is_stopped = code in (EXIT_PREEMPTED, EXIT_INTERRUPTED) or (
+      code < 0 and -code in self.told
+    )
     return {
       "code": code,
-      "is_stopped": code in (EXIT_PREEMPTED, EXIT_INTERRUPTED)
-      or (code < 0 and -code in self.told),
-      "reason": self._reason(code),
+      "is_stopped": is_stopped,
+      "reason": "told to stop" if is_stopped else self._reason(code),
       "seconds": round(now - self.started, 2),
       # Linux counts in KiB.
       "peak_bytes": usage.ru_maxrss << 10,
