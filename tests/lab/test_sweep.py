@@ -234,7 +234,7 @@ def test_trunks_come_first_and_keep_what_is_branched_from(write):
   trunk, branch, _ = sweep.cells
   assert branch.trunk == (trunk.id, 6)
   assert trunk.argv[-2:] == (
-    "--config.checkpoint.every_steps=1",
+    "--config.checkpoint.every_steps=3",
     "--config.checkpoint.keep_every_steps=3",
   )
   # Where it starts from changes nothing: the id is that of a straight run.

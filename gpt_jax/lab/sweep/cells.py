@@ -403,7 +403,9 @@ def _with_kept_steps(cells: list[Cell]) -> list[Cell]:
   for cell in cells:
     if cell.id in steps:
       keep = math.gcd(*steps[cell.id])
-      every = math.gcd(keep, cell.config.checkpoint.every_steps)
+      # A divisor of it, no rarer than was asked for.
+      most = min(keep, cell.config.checkpoint.every_steps)
+      every = next(n for n in range(most, 0, -1) if keep % n == 0)
       more = (
         f"--config.checkpoint.every_steps={every}",
         f"--config.checkpoint.keep_every_steps={keep}",
