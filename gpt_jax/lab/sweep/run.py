@@ -124,7 +124,8 @@ def run(sweep: Sweep, root: str, args) -> int:
   print(
     f"{len(chosen)} cells: {len(done)} done, {len(todo)} to run", flush=True
   )
-  for one in sweep.refused:
+  refused = [] if args.only else sweep.refused
+  for one in refused:
     print(f"refused: {one.title}: {one.reason}")
   queue = _Queue(root, todo, args)
   code = queue.run()
@@ -144,7 +145,7 @@ def run(sweep: Sweep, root: str, args) -> int:
     left = len(queue.waiting) + len(queue.stopped)
     print(f"stopped, {left} cells are left; go on with the same command")
     return code
-  return EXIT_FAILED if failed or sweep.refused or queue.lost else 0
+  return EXIT_FAILED if failed or refused or queue.lost else 0
 
 
 def choose(sweep: Sweep, args) -> list[Cell]:
@@ -207,6 +208,9 @@ class _Queue:
           self._fill()
         elif not self.workers:
           break
+        for worker in self.workers:
+          if self.signal is not None and not worker.told:
+            worker.pass_on(self.signal)  # it came while this one was started
         self._say()
         time.sleep(POLL_SECONDS)
     finally:
@@ -268,6 +272,8 @@ class _Queue:
           begun = f" from step {step:,} of {cell.trunk[0]}"
     except InputError as error:
       fault = str(error)
+    except OSError as error:
+      fault = f"its trunk cannot be copied: {error}"
     if fault:
       ended = {"code": 2, "is_stopped": False, "reason": fault}
       folder.release(path, ended)
