@@ -5,6 +5,7 @@ before anything is run or written.
 """
 
 import os
+import sys
 
 from gpt_jax import cli, runtime
 from gpt_jax import config as config_lib
@@ -131,6 +132,8 @@ def _check(args, overrides) -> None:
       raise InputError(f"--{name} is {value}; it must be 1 or more")
   if args.memory is not None and not args.memory > 0:
     raise InputError(f"--memory is {args.memory:g}; it must be above 0")
+  if args.memory is not None and sys.platform != "linux":
+    raise InputError("--memory limits processes on Linux alone; leave it out")
   if args.config is None and (args.verb in ("plan", "run") or overrides):
     raise InputError(
       "--config=FILE is missing: the config file whose sweep(add) asks for the "
