@@ -100,7 +100,7 @@ def load_config(path: str, overrides: dict[str, str]):
       is not of the key's type.
   """
   file, _, variant = path.partition(":")
-  get_config = _import_file(file)
+  get_config = _import_file(file).get_config
   if variant and not inspect.signature(get_config).parameters:
     raise InputError(f"{file} has no variants; found :{variant}")
   try:
@@ -117,6 +117,27 @@ def load_config(path: str, overrides: dict[str, str]):
   for key, text in overrides.items():
     set_key(config, key, text)
   return config
+
+
+def call_sweep(path: str, add) -> None:
+  """Calls sweep(add) of a config file.
+
+  Raises:
+    InputError: the file has no sweep, or it raised.
+  """
+  file = path.partition(":")[0]
+  module = _import_file(file)
+  if not callable(getattr(module, "sweep", None)):
+    raise InputError(
+      f"config file {file} defines no sweep(add); configs/warmup_decay.py has "
+      "one"
+    )
+  try:
+    module.sweep(add)
+  except InputError:
+    raise
+  except Exception as error:  # somebody's code: all kinds
+    raise InputError(_config_file_sentence(file, error)) from None
 
 
 def set_key(config, dotted: str, text: str) -> None:
@@ -227,7 +248,7 @@ def _import_file(file: str):
     raise InputError(_config_file_sentence(file, error)) from None
   if not hasattr(module, "get_config"):
     raise InputError(f"config file {file} defines no get_config()")
-  return module.get_config
+  return module
 
 
 def _config_file_sentence(file: str, error: Exception) -> str:

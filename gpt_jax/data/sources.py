@@ -135,6 +135,24 @@ def open_source(spec: str) -> Source:
   )
 
 
+def content_identity(source: Source) -> str:
+  """Returns a hash of what a source holds, the same on every machine.
+
+  Files are read whole; the other kinds are known by their versions. Unlike
+  `fingerprint`, a copy of a file with another date is the same.
+  """
+  if not isinstance(source, (TextSource, JsonSource)):
+    return source.fingerprint()
+  rows = []
+  for name, path in source._files:
+    try:
+      with open(path, "rb") as file:
+        rows.append((name, hashlib.file_digest(file, "sha256").hexdigest()))
+    except OSError as error:
+      raise InputError(f"cannot read {path}: {error.strerror}") from None
+  return _sha256(["content", rows])
+
+
 class InterpreterSource:
   """The sources and the manual that come with the running Python."""
 

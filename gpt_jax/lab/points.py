@@ -297,6 +297,9 @@ def read_workdir(folder: str, metric: str | None) -> dict | str:
 
   A sentence where the run has not been finished.
   """
+  is_cell = os.path.exists(os.path.join(folder, "cell.json"))
+  if is_cell and not os.path.exists(os.path.join(folder, "config.json")):
+    return f"{folder} is a cell of a sweep that has not begun"
   config = workdir.read_config(folder)
   path = os.path.join(folder, "metrics.jsonl")
   rows = metrics.read_rows(path)

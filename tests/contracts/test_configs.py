@@ -19,6 +19,7 @@ COUNTS = {
   "tiny.py": (None, None),
   "shakespeare_char.py:small": (65, 804_096),
   "shakespeare_char.py:gpu": (65, 10_745_088),
+  "warmup_decay.py": (257, 828_672),
   "gpt2.py:124m": (50257, 124_439_808),
   "gpt2.py:350m": (50257, 354_823_168),
   "gpt2.py:774m": (50257, 774_030_080),

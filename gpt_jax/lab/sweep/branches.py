@@ -1,0 +1,106 @@
+"""Branches: a cell that starts from another's checkpoint.
+
+A branch gets a copy of its trunk's folder as it was at that step, with its own
+config, and goes on like any run that was stopped. The result is that of a
+straight run, bit for bit, for the schedules are the same up to there: this is
+checked, and is why a branch needs no id of its own. Copied, not linked: a file
+of two runs would be damaged in both.
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+
+from gpt_jax import metrics, workdir
+from gpt_jax.config import InputError
+from gpt_jax.lab.sweep import folder
+from gpt_jax.lab.sweep.cells import Cell
+
+
+def check_rates(cells: list[Cell]) -> None:
+  """Raises InputError where a branch's rates differ from its trunk's."""
+  branches = [c for c in cells if c.trunk is not None]
+  if not branches:
+    return
+  import jax
+  import numpy as np
+
+  from gpt_jax import optim
+
+  # A GPU is the workers'.
+  jax.config.update("jax_platforms", "cpu")
+
+  by_id = {c.id: c for c in cells}
+  rates = {}
+  for cell in branches:
+    trunk, step = by_id[cell.trunk[0]], cell.trunk[1]
+    pair = []
+    for one in (trunk, cell):
+      key = one.id, step
+      if key not in rates:
+        c = one.config
+        schedule = optim.build_schedule(c.optim, c.train.num_steps)
+        at = np.arange(step, dtype=np.int32)
+        rates[key] = np.broadcast_to(np.asarray(schedule(at)), at.shape)
+      pair.append(rates[key])
+    parted = np.flatnonzero(pair[0] != pair[1])
+    if parted.size:
+      first = int(parted[0])
+      there, here = (float(r[first]) for r in pair)
+      raise InputError(
+        f"{cell.title!r} branches from step {step} of {trunk.title!r}, whose "
+        f"learning rate after {first} steps is {there:g} and not {here:g}; "
+        "branch earlier, or in the stable part of schedule='wsd'"
+      )
+
+
+def start_step(root: str, cell: Cell) -> int:
+  """Returns the step that a cell would begin at, as its trunk is now."""
+  if cell.trunk is None:
+    return 0
+  trunk, step = cell.trunk
+  there = folder.list_steps(folder.path_of(root, trunk))
+  return max((s for s in there if s <= step), default=0)
+
+
+def is_ready(root: str, cell: Cell) -> bool:
+  """Returns whether the step that a cell branches from is there."""
+  return start_step(root, cell) == cell.trunk[1]
+
+
+def start(root: str, cell: Cell) -> int:
+  """Gives a cell its trunk's folder; returns the step that it begins at.
+
+  The newest that the trunk has kept up to the step asked for: the way there is
+  the same. 0 where it has none, and the cell is run from its beginning.
+  """
+  path = folder.path_of(root, cell.id)
+  if folder.list_steps(path):
+    return 0  # it has begun already
+  step = start_step(root, cell)
+  if not step:
+    return 0
+  source = folder.path_of(root, cell.trunk[0])
+  record = workdir.read_record(source)
+  rows = metrics.read_rows(os.path.join(source, "metrics.jsonl"))
+  # What ends a run is evaluated over the whole set: not on the way.
+  is_end = lambda row: any(k.endswith("/num_tokens") for k in row)
+  lines = [
+    json.dumps(r) + "\n" for r in rows if r["step"] <= step and not is_end(r)
+  ]
+  config = cell.config
+  if config.model.vocab_size is None:
+    size = record["config"]["model.vocab_size"]
+    model = dataclasses.replace(config.model, vocab_size=size)
+    config = dataclasses.replace(config, model=model)
+  workdir.write_text(os.path.join(path, "metrics.jsonl"), "".join(lines))
+  shutil.copy(os.path.join(source, "tokenizer.json"), path)
+  workdir.write_config(path, config, record["data_fingerprint"])
+  # Last, and renamed when whole: a run goes on where there is a checkpoint.
+  checkpoints = os.path.join(path, "checkpoints")
+  temporary = os.path.join(checkpoints, f"{step}.copied")
+  shutil.rmtree(temporary, ignore_errors=True)
+  shutil.copytree(os.path.join(source, "checkpoints", str(step)), temporary)
+  os.rename(temporary, os.path.join(checkpoints, str(step)))
+  return step

@@ -1,0 +1,384 @@
+"""What a sweep found: report.html, which opens from disk, and report.csv.
+
+Everything is read from the folders of the cells. Runs that differ in the seed
+alone are one group; groups are compared by paired.py with one of them.
+"""
+
+import csv
+import dataclasses
+import io
+import json
+import math
+import os
+import statistics
+
+from gpt_jax import config as config_lib
+from gpt_jax import console, flops, metrics, plot, workdir
+from gpt_jax.config import InputError, nearest
+from gpt_jax.lab.sweep import folder, listing, page, paired
+from gpt_jax.lab.sweep.cells import Refusal, Sweep
+
+# Points that a curve is thinned to, by means.
+CURVE_POINTS = 120
+# Groups that get a color each; more are shaded by their loss.
+MAX_COLORS = 8
+# Legible on white and on black.
+COLORS = (
+  *("#3b82c4", "#d1602f", "#3f9d5a", "#9a68cc"),
+  *("#b8860b", "#c8508a", "#2a9d9d", "#808080"),
+)
+# Of a name beside a figure.
+LEGEND_CHARS = 36
+# Lines of a figure that are named.
+MAX_LINES = 6
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+  """Runs that differ in the seed alone.
+
+  Attributes:
+    name: unique.
+    states: of its cells.
+  """
+
+  name: str
+  states: list[folder.State]
+
+  def losses(self) -> dict[int, float]:
+    """Returns {seed: final loss} of finished runs."""
+    return {s.seed: s.final[1] for s in self.states if s.final is not None}
+
+
+def run(sweep: Sweep | None, root: str, args) -> int:
+  """Writes the report; returns the exit code."""
+  states, titles = listing.states_of(sweep, root)
+  refused = sweep.refused if sweep else []
+  if not states and not refused:
+    raise InputError(f"{root} holds no cell; give the --workdir of a sweep")
+  names = {c.id: c.name for c in sweep.cells} if sweep else {}
+  groups = group(states, names)
+  comparisons = compare(groups, args.baseline)
+  axes = axes_of(states)
+  out = args.out or os.path.join(root, "report.html")
+  table = os.path.splitext(out)[0] + ".csv"
+  title = os.path.basename(os.path.abspath(root))
+  drawn = {axis: draw_axis(axis, states) for axis in numeric(axes, states)}
+  text = page.write(
+    title=title,
+    facts=facts(states, refused, groups),
+    curves=draw_curves(groups),
+    comparisons=comparisons,
+    sensitivity=[svg for svg in drawn.values() if svg],
+    confounded=[axis for axis, svg in drawn.items() if not svg],
+    columns=["cell", "name", "seed", *map(_short, axes), *_FIGURES],
+    rows=[_row(s, titles[s.id], names, axes, root, out) for s in states],
+    troubles=troubles(states, titles, refused),
+    branches=branch_lines(states, titles),
+    common=common(states, axes),
+  )
+  workdir.write_text(os.path.abspath(out), text)
+  workdir.write_text(os.path.abspath(table), csv_text(states, names, axes))
+  for one in comparisons:
+    print(one.sentence)
+  print(f"written to {out} and {os.path.basename(table)}")
+  return 0
+
+
+_FIGURES = ("params", "FLOPs", "steps", "loss", "time", "state")
+
+
+def group(states: list[folder.State], names: dict[str, str]) -> list[Group]:
+  """Returns the groups, in the order of the cells."""
+  found: dict[str, list[folder.State]] = {}
+  for state in states:
+    if state.config is None:
+      continue
+    kept = {
+      k: v
+      for k, v in asked(state).items()
+      if k != "seed" and not config_lib.is_free(k)
+    }
+    code = state.record.get("code")
+    key = json.dumps([kept, state.record.get("data"), code], sort_keys=True)
+    found.setdefault(key, []).append(state)
+  groups, taken = [], set()
+  for members in found.values():
+    first = members[0]
+    name = names.get(first.id, first.name)
+    if name in taken:  # of other sources, or of another sweep
+      name = f"{name} ({first.id})"
+    taken.add(name)
+    groups.append(Group(name, members))
+  return groups
+
+
+def asked(state: folder.State) -> dict:
+  """Returns the flat config of a cell, as it was asked for.
+
+  Its vocabulary may be None, which a run fills in once text is prepared.
+  """
+  flat = config_lib.flatten(state.config)
+  size = state.record.get("config", flat).get("model.vocab_size")
+  return flat | {"model.vocab_size": size}
+
+
+def compare(
+  groups: list[Group], baseline: str | None
+) -> list[paired.Comparison]:
+  """Returns the other groups against one, the first where none is named.
+
+  Raises:
+    InputError: there is no such group.
+  """
+  named = [g.name for g in groups]
+  if baseline is not None and baseline not in named:
+    raise InputError(
+      f"--baseline={baseline} is no name of a cell; {nearest(baseline, named)}"
+    )
+  groups = [g for g in groups if g.losses() or g.name == baseline]
+  if len(groups) < 2:
+    return []
+  base = next((g for g in groups if g.name == baseline), groups[0])
+  return paired.compare(
+    (base.name, base.losses()),
+    [(g.name, g.losses()) for g in groups if g is not base],
+  )
+
+
+def axes_of(states: list[folder.State]) -> list[str]:
+  """Returns the keys that differ among cells, the seed and free ones apart."""
+  flats = [asked(s) for s in states if s.config is not None]
+  return [
+    key
+    for key in config_lib.KEYS
+    if key != "seed"
+    and not config_lib.is_free(key)
+    and len({flat[key] for flat in flats}) > 1
+  ]
+
+
+def numeric(axes: list[str], states: list[folder.State]) -> list[str]:
+  """Returns the axes that finished runs have several numbers of."""
+  out = []
+  for key in axes:
+    values = {asked(s)[key] for s in states if s.final is not None}
+    if len(values) > 1 and all(type(v) in (int, float) for v in values):
+      out.append(key)
+  return out
+
+
+def facts(states, refused, groups) -> list[tuple[str, str]]:
+  """Returns what stands at the head: names and values."""
+  words = [s.word for s in states] + ["refused"] * len(refused)
+  counts = {w: words.count(w) for w in dict.fromkeys(words)}
+  rows = [
+    ("cells", ", ".join(f"{n} {w}" for w, n in counts.items())),
+  ]
+  means = [
+    (statistics.fmean(g.losses().values()), g) for g in groups if g.losses()
+  ]
+  if means:
+    loss, best = min(means, key=lambda pair: pair[0])
+    count = len(best.losses())
+    of = "one run" if count == 1 else f"the mean of {count} seeds"
+    rows.append(("lowest loss", f"{loss:.4f}, {best.name}, {of}"))
+    kinds = sorted({s.final[0] for s in states if s.final is not None})
+    rows.append(("loss is", ", ".join(kinds)))
+  seconds = sum(s.ended.get("seconds", 0) for s in states)
+  if seconds:
+    rows.append(("time of workers", console.format_seconds(seconds)))
+  return rows
+
+
+def draw_curves(groups: list[Group]) -> str:
+  """Returns the SVG of all training losses, "" where there are none."""
+  finals = [v for g in groups for v in g.losses().values()]
+  low, high = min(finals, default=0.0), max(finals, default=1.0)
+  layers = []
+  for index, one in enumerate(groups):
+    is_named = False
+    for state in one.states:
+      points = curve(state)
+      if not points:
+        continue
+      color = COLORS[index % len(COLORS)]
+      if len(groups) > MAX_COLORS:
+        color = "#808080"
+        if state.final is not None:
+          color = plot.shade((state.final[1] - low) / (high - low or 1))
+      name = None
+      if len(groups) <= MAX_COLORS and not is_named:
+        is_named, name = True, _cut(one.name)
+      layers.append(plot.Layer("line", points, color, name))
+  if not layers:
+    return ""
+  title = "training loss"
+  if len(groups) > MAX_COLORS:
+    title += ", from the lowest final loss (light blue) to the highest (red)"
+  return plot.draw_layers(title, "tokens", "nats per token", layers, "y")
+
+
+def curve(state: folder.State) -> list[tuple[float, float]]:
+  """Returns (tokens, loss) of a run, thinned by means."""
+  rows = [
+    (row.get(metrics.TOKENS, row["step"]), row[metrics.LOSS])
+    for row in state.rows
+    if metrics.LOSS in row and row[metrics.LOSS] > 0
+  ]
+  size = max(1, math.ceil(len(rows) / CURVE_POINTS))
+  parts = [rows[i : i + size] for i in range(0, len(rows), size)]
+  return [
+    (statistics.fmean(x for x, _ in p), statistics.fmean(y for _, y in p))
+    for p in parts
+  ]
+
+
+def draw_axis(key: str, states: list[folder.State]) -> str:
+  """Returns the SVG of the final loss over one swept key.
+
+  "" where no two runs differ in it alone.
+
+  A line joins the means over seeds of runs that have all other keys the same.
+  """
+  lines: dict[str, dict[float, list[float]]] = {}
+  for state in states:
+    if state.final is None:
+      continue
+    flat = asked(state)
+    rest = {
+      k: v
+      for k, v in flat.items()
+      if k not in (key, "seed") and not config_lib.is_free(k)
+    }
+    line = lines.setdefault(json.dumps(rest, sort_keys=True), {})
+    line.setdefault(flat[key], []).append(state.final[1])
+  if all(len(line) < 2 for line in lines.values()):
+    return ""
+  flats = [json.loads(text) for text in lines]
+  differing = [k for k in flats[0] if len({repr(f[k]) for f in flats}) > 1]
+  layers = []
+  for index, (flat, line) in enumerate(zip(flats, lines.values(), strict=True)):
+    color = COLORS[index % len(COLORS)]
+    what = ", ".join(f"{_short(k)} {flat[k]}" for k in differing)
+    means = [(x, statistics.fmean(ys)) for x, ys in sorted(line.items())]
+    dots = [(x, y) for x, ys in line.items() for y in ys]
+    is_named = what and len(lines) <= MAX_LINES
+    layers.append(
+      plot.Layer("line", means, color, _cut(what) if is_named else None)
+    )
+    layers.append(plot.Layer("dots", dots, color))
+  xs = [x for line in lines.values() for x in line]
+  log = "x" if min(xs) > 0 and max(xs) / min(xs) >= 8 else ""
+  return plot.draw_layers(f"final loss by {key}", key, "loss", layers, log)
+
+
+def troubles(states, titles, refused: list[Refusal]) -> list[tuple[str, ...]]:
+  """Returns (cell, title, state, reason) of what did not work."""
+  rows = [
+    (s.id, titles[s.id], s.word, s.reason)
+    for s in states
+    if s.word in (folder.FAILED, folder.UNREADABLE)
+  ]
+  return rows + [("", r.title, "refused", r.reason) for r in refused]
+
+
+def branch_lines(states, titles) -> list[str]:
+  """Returns a line for each branch: where from, and what that saves."""
+  lines = []
+  for state in states:
+    trunk = state.record.get("trunk")
+    if trunk and state.config is not None:
+      share = 100 * trunk[1] / state.config.train.num_steps
+      lines.append(
+        f"{titles[state.id]} from step {trunk[1]:,} of "
+        f"{titles.get(trunk[0], trunk[0])}: {share:.0f} % of its "
+        f"{state.config.train.num_steps:,} steps are its trunk's"
+      )
+  return lines
+
+
+def common(states, axes) -> list[tuple[str, str]]:
+  """Returns the keys and values that all cells share."""
+  config = next((s.config for s in states if s.config is not None), None)
+  if config is None:
+    return []
+  flat = config_lib.flatten(config)
+  return [(k, str(v)) for k, v in flat.items() if k not in (*axes, "seed")]
+
+
+def _row(state, title, names, axes, root, out) -> list[page.Value]:
+  value = page.Value
+  path = os.path.relpath(folder.path_of(root, state.id), os.path.dirname(out))
+  row = [
+    value(state.id, link=path.replace(os.sep, "/")),
+    value(names.get(state.id, state.name)),
+    value(_text(state.seed), state.seed),
+  ]
+  flat = asked(state) if state.config else {}
+  for key in axes:
+    row.append(value(_text(flat.get(key)), flat.get(key)))
+  sizes = _sizes(state)
+  loss = listing.last_loss(state)
+  seconds = state.ended.get("seconds")
+  return row + [
+    value(f"{sizes['params']:,}", sizes["params"]) if sizes else value(""),
+    value(f"{sizes['flops']:.3g}", sizes["flops"]) if sizes else value(""),
+    value(f"{state.step:,} / {state.total:,}", state.step),
+    value("" if loss is None else f"{loss:.4f}", loss),
+    value("" if seconds is None else console.format_seconds(seconds), seconds),
+    value(state.word, kind=state.word),
+  ]
+
+
+def _sizes(state: folder.State) -> dict:
+  """Returns N, D and C in the convention 6N; empty without a vocabulary."""
+  config = state.config
+  if config is None or config.model.vocab_size is None:
+    return {}
+  params, per_token = flops.count_by_convention(
+    config.model, config.data.seq_len, "6N"
+  )
+  t = config.train
+  tokens = t.num_steps * t.global_batch_size * config.data.seq_len
+  return {"params": params, "tokens": tokens, "flops": per_token * tokens}
+
+
+def csv_text(states, names, axes) -> str:
+  """Returns the CSV of the finished runs, as lab.scaling reads it."""
+  out = io.StringIO()
+  writer = csv.writer(out, lineterminator="\n")
+  sizes = ("params", "tokens", "flops")
+  writer.writerow(
+    ["cell", "name", "seed", *axes, *sizes, "loss", "metric", "seconds"]
+  )
+  for state in states:
+    if state.final is None:
+      continue
+    flat, size = asked(state), _sizes(state)
+    writer.writerow(
+      [
+        *(state.id, names.get(state.id, state.name), state.seed),
+        *(flat[key] for key in axes),
+        *(size[key] for key in sizes),
+        *(state.final[1], state.final[0], state.ended.get("seconds", "")),
+      ]
+    )
+  return out.getvalue()
+
+
+def _short(key: str) -> str:
+  return key.rpartition(".")[2]
+
+
+def _text(value) -> str:
+  if value is None:
+    return ""
+  return f"{value:g}" if type(value) is float else str(value)
+
+
+def _cut(text: str) -> str:
+  """Returns a name that fits beside a figure."""
+  if len(text) <= LEGEND_CHARS:
+    return text
+  return f"{text[: LEGEND_CHARS - 1]}…"

@@ -1,0 +1,103 @@
+"""Two runs beside each other: what is said of them, and what is not."""
+
+import json
+import pathlib
+
+import pytest
+
+from gpt_jax import cli
+from gpt_jax import config as config_lib
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.fixture
+def make(tmp_path):
+  """Writes the workdir of a finished run; returns its path."""
+
+  def run(name: str, loss: float, data: str = "0", **overrides) -> str:
+    path = tmp_path / name
+    path.mkdir()
+    changed = {key.replace("__", "."): v for key, v in overrides.items()}
+    config = cli.load_config(str(ROOT / "configs" / "tiny.py"), changed)
+    flat = config_lib.flatten(config_lib.freeze(config))
+    flat |= {"model.vocab_size": 257}
+    total = flat["train.num_steps"]
+    record = {"config": flat, "data_fingerprint": data * 64}
+    (path / "config.json").write_text(json.dumps(record))
+    rows = [
+      {"step": step, "train/loss": loss + 3 * (1 - step / total)}
+      for step in range(100, total + 1, 100)
+    ]
+    rows.append({"step": total, "eval/valid/loss": loss})
+    rows[-1]["eval/valid/num_tokens"] = 9
+    (path / "metrics.jsonl").write_text(
+      "".join(f"{json.dumps(r)}\n" for r in rows)
+    )
+    (path / "plots").mkdir()
+    (path / "plots" / "loss.svg").touch()
+    return str(path)
+
+  return run
+
+
+def test_two_runs_are_set_side_by_side(make, call_verb, tmp_path):
+  a = make("a", 2.0)
+  b = make("b", 2.5, optim__learning_rate="0.5", train__log_every_steps="7")
+  svg = tmp_path / "curves.svg"
+  result = call_verb("lab.compare", a, b, f"--out={svg}")
+  assert result.returncode == 0, result.stderr
+  lines = result.stdout.splitlines()
+  assert any(
+    line.split() == ["optim.learning_rate", "0.008", "0.5"] for line in lines
+  )
+  assert "train.log_every_steps  10     7  (changes no result)" in lines
+  assert " 900  2.0000  2.5000  +0.5000" in lines
+  # One pair shows a difference and no more.
+  assert lines[-2].startswith(
+    "B: +0.5000 against A in 1 paired seed; no verdict"
+  )
+  assert svg.read_text().count("<polyline") == 2
+
+
+def test_sets_of_seeds_have_a_verdict(make, call_verb, tmp_path):
+  for seed in range(4):
+    noise = 0.01 * (seed % 3)
+    make(f"a-{seed}", 2.0 + seed / 10, seed=str(seed))
+    rate = {"seed": str(seed), "optim__learning_rate": "0.5"}
+    make(f"b-{seed}", 1.9 + seed / 10 + noise, **rate)
+    near = {"seed": str(seed), "optim__learning_rate": "0.6"}
+    make(f"c-{seed}", 2.0 + seed / 10 + (-1) ** seed * 0.01, **near)
+  words = lambda letter: (str(tmp_path / "a-*"), str(tmp_path / f"{letter}-*"))
+  result = call_verb("lab.compare", *words("b"))
+  assert "over 4 paired seeds: better (p = " in result.stdout, result.stderr
+  result = call_verb("lab.compare", *words("c"))
+  assert "over 4 paired seeds: not distinguishable" in result.stdout
+
+
+def test_other_data_is_told(make, call_verb):
+  result = call_verb("lab.compare", make("a", 2.0), make("b", 2.0, data="1"))
+  assert "config: the same" in result.stdout
+  assert "data: not the same prepared set" in result.stdout
+
+
+def test_what_cannot_be_compared_is_one_sentence(make, call_verb, tmp_path):
+  a, b = make("a", 2.0), make("b", 2.0, optim__learning_rate="0.5")
+  make("c", 2.1)
+  old = pathlib.Path(make("old", 2.0), "config.json")
+  old.write_text(old.read_text().replace("model.norm_eps", "model.eps"))
+  (tmp_path / "empty").mkdir()
+  said = {
+    (a,): "takes two workdirs",
+    (a, str(tmp_path / "none-*")): "matches no folder",
+    (a, str(tmp_path / "[ab]")): "differs from",
+    (a, str(tmp_path / "[ac]")): "have both seed 0",
+    (a, str(old.parent)): "unknown config key model.eps",
+    (a, str(tmp_path / "empty")): "has no config.json",
+    (a, b, "--config.seed=1"): "takes two workdirs and no config key",
+    (a, b, "--outt=x"): "did you mean --out?",
+  }
+  for words, sentence in said.items():
+    result = call_verb("lab.compare", *words)
+    assert result.returncode == 2 and sentence in result.stderr, result.stderr
+    assert len(result.stderr.splitlines()) == 1
