@@ -99,6 +99,17 @@ def get_config() -> ConfigDict:
   # Standard deviation of initial weights; those that write to the residual
   # stream are divided by sqrt(2 L).
   model.init_std = 0.02
+  # standard | mup (rates and starts that fit at base_dim fit at any width) |
+  # completep (and those of base_layers at any depth); adamw or adam.
+  model.parametrization = "standard"
+  # Width that mup and completep change nothing at; standard ignores these
+  # three. The MLP is to grow with the width, and heads in number or width.
+  model.base_dim = placeholder(int)
+  # Blocks that completep changes nothing at; mup ignores it.
+  model.base_layers = placeholder(int)
+  # Width of a head at base_dim; None is that of the heads here, which then
+  # grow in number.
+  model.base_head_dim = placeholder(int)
   # One compiled block scanned over layers, or every layer compiled.
   model.scan_layers = False
   # What backward recomputes: none | full | dots (all but matmul outputs) |
