@@ -4,6 +4,7 @@ The variant is the width; 64 is the base, where muP changes nothing. Is the
 best rate the same at every width, with muP and without?
 
   python -m gpt_jax.lab.coordinates --config=configs/mup.py
+  python -m gpt_jax.lab.transfer --config=configs/mup.py --out=runs/transfer
 """
 
 from configs import base
@@ -37,6 +38,7 @@ def get_config(variant: str = "64"):
   config.optim.warmup_steps = 20
   config.train.num_steps = 150
   config.train.global_batch_size = 8
+  config.eval.num_batches = 40
   config.sample.prompt = "def "
   return config
 

@@ -9,7 +9,8 @@ the start is printed beside it: a model may also keep its activations by not
 learning.
 
 Logits begin as a sum of unrelated terms, which muP lets fall as 1 / sqrt(width)
-and which outlasts the first steps: theirs count from half of the steps on.
+and which outlasts the first steps, as what blocks add begins as one that
+CompleteP lets fall as 1 / sqrt(depth): those count from half of the steps on.
 """
 
 import dataclasses
@@ -24,6 +25,8 @@ from gpt_jax.config import Config, InputError
 
 TAPS = ("embed", "attn", "mlp", "residual", "logits")
 WIDTHS, DEPTHS = "64,128,256,512,1024", "2,4,8,16,32"
+# Axis -> taps of which the second half of the steps counts.
+LATE = {"width": ("logits",), "depth": ("logits", "residual")}
 # The batch that is looked at, by the step that would train on it.
 PROBE = 10_000
 # How far from zero an exponent may be.
@@ -105,7 +108,7 @@ def main(argv: list[str]) -> int:
   print(describe(traces, config, axis))
   if args.out:
     write(traces, config, axis, args.out)
-  return 0 if is_flat(traces) else 1
+  return 0 if is_flat(traces, axis) else 1
 
 
 def parse_sizes(flag: str, text: str) -> list[int]:
@@ -226,21 +229,18 @@ def exponents(traces: list[Trace], what: str = "levels") -> dict[str, list]:
   }
 
 
-def judged(traces: list[Trace]) -> dict[str, float]:
-  """Returns tap -> the exponent that is farthest from zero.
-
-  Of logits the second half of the steps counts.
-  """
+def judged(traces: list[Trace], axis: str) -> dict[str, float]:
+  """Returns tap -> the exponent farthest from zero; of LATE, the late one."""
   found = {}
   for tap, row in exponents(traces).items():
-    row = row[len(row) // 2 :] if tap == "logits" else row
+    row = row[len(row) // 2 :] if tap in LATE[axis] else row
     found[tap] = next((k for k in row if math.isnan(k)), max(row, key=abs))
   return found
 
 
-def is_flat(traces: list[Trace]) -> bool:
+def is_flat(traces: list[Trace], axis: str) -> bool:
   """Returns whether all of `judged` are within TOLERANCE of zero."""
-  return all(abs(k) <= TOLERANCE for k in judged(traces).values())
+  return all(abs(k) <= TOLERANCE for k in judged(traces, axis).values())
 
 
 def describe(traces: list[Trace], config: Config, axis: str) -> str:
@@ -251,7 +251,7 @@ def describe(traces: list[Trace], config: Config, axis: str) -> str:
   shown = [0] + [s for s in shown if s <= steps]
   line = lambda name, cells: f"{name:10}" + "".join(f"{c:>7}" for c in cells)
   number = lambda k: "" if math.isnan(k) else f"{k:+.2f}"
-  most = judged(traces)
+  most = judged(traces, axis)
   lines = [
     f"{config.model.parametrization}, {axis} {sizes}, rate "
     f"{config.optim.learning_rate:g}: exponents of mean |activation|",
@@ -264,7 +264,7 @@ def describe(traces: list[Trace], config: Config, axis: str) -> str:
   lines.append("of mean |change since the start|")
   for tap, row in exponents(traces, "moves").items():
     lines.append(line(tap, [number(row[i]) for i in shown]))
-  word = "flat" if is_flat(traces) else "NOT flat"
+  word = "flat" if is_flat(traces, axis) else "NOT flat"
   lines.append(f"{word}: each is to be within {TOLERANCE} of zero")
   return "\n".join(lines)
 
@@ -297,7 +297,7 @@ def write(traces: list[Trace], config: Config, axis: str, out: str) -> None:
     "traces": [dataclasses.asdict(t) for t in traces],
     "exponents": exponents(traces),
     "exponents_of_moves": exponents(traces, "moves"),
-    "is_flat": is_flat(traces),
+    "is_flat": is_flat(traces, axis),
   }
   text = json.dumps(content, indent=1) + "\n"
   workdir.write_text(os.path.join(out, "coordinates.json"), text)

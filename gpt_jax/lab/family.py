@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gpt_jax import config as config_lib
-from gpt_jax import optim, preflight, sharding
+from gpt_jax import optim, preflight, score, sharding
 from gpt_jax import state as state_lib
 from gpt_jax import step as step_lib
 from gpt_jax.config import Config, InputError
@@ -109,6 +109,26 @@ class Member:
     example = {k: _abstract(v) for k, v in self.batch(0, 0).items()}
     self.step = jitted.lower(state, example, np.float32(0)).compile()
     self.compile_seconds = time.perf_counter() - began
+
+  def train(self, seed: int, rate: float) -> float:
+    """Returns the validation loss of a whole run, inf if it is not finite."""
+    c, state = self.config, self.start(np.uint32(seed))
+    batches = self.batches(seed)
+    for _ in range(c.train.num_steps):
+      state, _ = self.step(state, next(batches), np.float32(rate))
+    (tokens,) = self.prepared.valid.values()
+    loss = score.score(
+      self.model,
+      state.params,
+      tokens,
+      seq_len=c.data.seq_len,
+      batch_size=c.train.global_batch_size,
+      packing=c.data.packing,
+      num_loss_chunks=c.train.num_loss_chunks,
+      mesh=self.mesh,
+      max_batches=c.eval.num_batches,
+    )["loss"]
+    return loss if np.isfinite(loss) else float("inf")
 
   def batch(self, seed: int, index: int) -> dict:
     """Returns the batch of a step, as training with that seed reads it."""

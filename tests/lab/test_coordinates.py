@@ -34,13 +34,13 @@ def make(tmp_path_factory):
   return config_of
 
 
-def most_of(c, axis="width", sizes=WIDTHS, steps=STEPS, **how):
-  traces = coordinates.check(c, axis, sizes, steps, SEEDS, **how)
-  return coordinates.judged(traces), coordinates.is_flat(traces)
+def most_of(c, axis="width", sizes=WIDTHS, steps=STEPS, seeds=1):
+  traces = coordinates.check(c, axis, sizes, steps, seeds)
+  return coordinates.judged(traces, axis), coordinates.is_flat(traces, axis)
 
 
 def test_activations_are_flat_in_width_with_mup_and_grow_without(make):
-  most, is_flat = most_of(make())
+  most, is_flat = most_of(make(), seeds=SEEDS)
   assert is_flat, most
   most, is_flat = most_of(
     make(model__parametrization="standard"), sizes=[64, 256], steps=2
@@ -78,10 +78,10 @@ def test_a_row_that_is_missing_is_seen(row, make, monkeypatch):
 @pytest.mark.slow
 def test_activations_are_flat_from_64_to_1024_over_10_steps(make):
   sizes = [64, 128, 256, 512, 1024]
-  most, is_flat = most_of(make(), sizes=sizes, steps=10)
+  most, is_flat = most_of(make(), sizes=sizes, seeds=SEEDS)
   assert is_flat, most
   standard = make(model__parametrization="standard")
-  most, is_flat = most_of(standard, sizes=sizes, steps=10)
+  most, is_flat = most_of(standard, sizes=sizes, seeds=SEEDS)
   assert not is_flat and most["residual"] > 1.0
 
 
@@ -89,10 +89,10 @@ def test_activations_are_flat_from_64_to_1024_over_10_steps(make):
 def test_activations_are_flat_from_2_to_32_blocks_with_completep(make):
   sizes = [2, 4, 8, 16, 32]
   form = dict(model__parametrization="completep", model__scan_layers=True)
-  most, is_flat = most_of(make(**form), axis="depth", sizes=sizes, steps=10)
+  most, is_flat = most_of(make(**form), axis="depth", sizes=sizes, seeds=SEEDS)
   assert is_flat, most
   form["model__parametrization"] = "mup"
-  most, is_flat = most_of(make(**form), axis="depth", sizes=sizes, steps=10)
+  most, is_flat = most_of(make(**form), axis="depth", sizes=sizes, seeds=SEEDS)
   assert not is_flat, most
 
 
@@ -125,10 +125,10 @@ def traces_of(power: float):
 
 
 def test_what_grows_or_is_not_finite_is_not_flat():
-  assert coordinates.is_flat(traces_of(0.09))
-  assert not coordinates.is_flat(traces_of(0.11))
-  assert not coordinates.is_flat(traces_of(-0.11))
-  assert not coordinates.is_flat(traces_of(math.nan))
+  assert coordinates.is_flat(traces_of(0.09), "width")
+  assert not coordinates.is_flat(traces_of(0.11), "width")
+  assert not coordinates.is_flat(traces_of(-0.11), "width")
+  assert not coordinates.is_flat(traces_of(math.nan), "width")
 
 
 def test_the_command_writes_what_it_found(make, call_verb, tmp_path):
