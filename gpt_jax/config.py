@@ -97,6 +97,7 @@ class TrainConfig:
   num_microbatches: int
   num_loss_chunks: int
   log_every_steps: int
+  telemetry_every_steps: int
   max_nonfinite_steps: int
   profile_steps: int
   init_from: str | None
@@ -225,6 +226,7 @@ RANGES = {
   "train.num_microbatches": (1, None),
   "train.num_loss_chunks": (1, None),
   "train.log_every_steps": (1, None),
+  "train.telemetry_every_steps": (0, None),
   "train.max_nonfinite_steps": (0, None),
   "train.profile_steps": (0, None),
   "mesh.data": (-1, None),
@@ -264,6 +266,7 @@ FREE = (
   "train.num_microbatches",
   "train.num_loss_chunks",
   "train.log_every_steps",
+  "train.telemetry_every_steps",
   "train.profile_steps",
   "train.wandb_project",
   "mesh.",

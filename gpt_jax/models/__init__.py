@@ -53,7 +53,8 @@ class Model:
     """Returns (what apply returns, taps); apply itself keeps none of them.
 
     taps: embed and residual (before the last norm) of shape (B, T, D), attn
-    and mlp (what the sublayers put out, as they do) of (L, B, T, D).
+    and mlp (what the sublayers put out, as they do) of (L, B, T, D), and
+    score_max (L,), the largest attention score.
     """
     c = self.config
     out, kept = self.apply(params, tokens_BT, *args, mutable=["taps"], **kw)
@@ -65,6 +66,7 @@ class Model:
       blocks = jax.tree.map(lambda *x: jnp.stack(x), *each)
     named = {"embed": kept["embed_out"], "residual": kept["residual_out"]}
     named |= {"attn": blocks["attn_out"], "mlp": blocks["mlp_out"]}
+    named["score_max"] = blocks["attn"]["score_max"]
     return out, {name: value for name, (value,) in named.items()}
 
   def can_reorder(self, length: int, is_dropping: bool) -> bool:
