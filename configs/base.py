@@ -170,6 +170,9 @@ def get_config() -> ConfigDict:
   # The loss goes through the vocabulary in so many parts; above 1, the logits
   # of a batch never exist as a whole.
   train.num_loss_chunks = 1
+  # Weight of the z-loss, the mean square of the logarithm of softmax's
+  # denominator, which keeps logits from drifting together; 0 has none.
+  train.z_loss_weight = 0.0
   # A line, and a row of metrics.jsonl, every so many steps.
   train.log_every_steps = 10
   # Largest scores and logits, activations and updates by layer, gradients by

@@ -96,6 +96,7 @@ class TrainConfig:
   global_batch_size: int
   num_microbatches: int
   num_loss_chunks: int
+  z_loss_weight: float
   log_every_steps: int
   telemetry_every_steps: int
   max_nonfinite_steps: int
@@ -225,6 +226,7 @@ RANGES = {
   "train.global_batch_size": (1, None),
   "train.num_microbatches": (1, None),
   "train.num_loss_chunks": (1, None),
+  "train.z_loss_weight": (0.0, None),
   "train.log_every_steps": (1, None),
   "train.telemetry_every_steps": (0, None),
   "train.max_nonfinite_steps": (0, None),

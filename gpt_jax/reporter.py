@@ -96,6 +96,8 @@ class Reporter:
     }
     if "balance_loss" in values:
       row[metrics.BALANCE_LOSS] = values["balance_loss"]
+    if "z_loss" in values:
+      row[metrics.Z_LOSS] = values["z_loss"]
     rates = self.meter.rates()
     self._write(step, row | rates)
     self.screen.progress(step, t.num_steps, values["loss"], rates)

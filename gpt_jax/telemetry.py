@@ -33,7 +33,8 @@ def make_watch(model: Model, tx, schedule, config: Config):
 
   One microbatch of the batch is looked at, without dropout.
   """
-  loss_sum = make_loss(model, config.train.num_loss_chunks)
+  z_weight = config.train.z_loss_weight
+  loss_sum = make_loss(model, config.train.num_loss_chunks, z_weight > 0)
   parts = config.train.num_microbatches
 
   def watch(state, batch):
@@ -41,8 +42,15 @@ def make_watch(model: Model, tx, schedule, config: Config):
     _, specs = model.abstract_params()
 
     def mean(params):
-      nats, count, _ = loss_sum(params, batch)
-      return nats / jnp.maximum(count, 1.0)
+      nats, count, balance, z = loss_sum(params, batch)
+      count = jnp.maximum(count, 1.0)
+      total = nats / count
+      if z is not None:
+        total += z_weight * z / count
+      if balance is not None:
+        weight = model.config.router_balance_weight
+        total += weight * balance / batch["targets"].shape[0]
+      return total
 
     grads = jax.grad(mean)(state.params)
     grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
