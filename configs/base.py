@@ -176,7 +176,7 @@ def get_config() -> ConfigDict:
   # A line, and a row of metrics.jsonl, every so many steps.
   train.log_every_steps = 10
   # Largest scores and logits, activations and updates by layer, gradients by
-  # role, every so many steps (a pass costs about a step); 0 never.
+  # role, every so many steps (one costs about 1.3 steps); 0 never.
   train.telemetry_every_steps = 0
   # This many updates in a row may be skipped as non-finite; then the run stops.
   train.max_nonfinite_steps = 10
