@@ -18,13 +18,15 @@ PARAMETRIZATIONS = ("standard", "mup")
 
 def get_config(variant: str = "64"):
   config = base.get_config()
-  width = int(variant)
+  width = int(variant) if variant.isdigit() else 0
+  if width == 0 or width % 32:
+    raise ValueError(f"no variant {variant!r}; it is a width, 32, 64, 96, ...")
   config.data.seq_len = config.model.max_len = 64
   config.model.num_layers = 2
   config.model.model_dim = width
   # Heads keep their width and grow in number.
   config.model.head_dim = 32
-  config.model.num_heads = max(1, width // 32)
+  config.model.num_heads = width // 32
   config.model.mlp_dim = 4 * width
   config.model.norm = "rmsnorm"
   config.model.position = "rope"
