@@ -99,6 +99,17 @@ def get_config() -> ConfigDict:
   # Standard deviation of initial weights; those that write to the residual
   # stream are divided by sqrt(2 L).
   model.init_std = 0.02
+  # standard | mup (rates and starts that fit at base_dim fit at any width) |
+  # completep (and those of base_layers at any depth); adamw or adam.
+  model.parametrization = "standard"
+  # Width that mup and completep change nothing at; standard ignores these
+  # three. The MLP is to grow with the width, and heads in number or width.
+  model.base_dim = placeholder(int)
+  # Blocks that completep changes nothing at; mup ignores it.
+  model.base_layers = placeholder(int)
+  # Width of a head at base_dim; None is that of the heads here, which then
+  # grow in number.
+  model.base_head_dim = placeholder(int)
   # One compiled block scanned over layers, or every layer compiled.
   model.scan_layers = False
   # What backward recomputes: none | full | dots (all but matmul outputs) |
@@ -159,8 +170,14 @@ def get_config() -> ConfigDict:
   # The loss goes through the vocabulary in so many parts; above 1, the logits
   # of a batch never exist as a whole.
   train.num_loss_chunks = 1
+  # Weight of the z-loss, the mean square of the logarithm of softmax's
+  # denominator, which keeps logits from drifting together; 0 has none.
+  train.z_loss_weight = 0.0
   # A line, and a row of metrics.jsonl, every so many steps.
   train.log_every_steps = 10
+  # Largest scores and logits, activations and updates by layer, gradients by
+  # role, every so many steps (one costs about 1.3 steps); 0 never.
+  train.telemetry_every_steps = 0
   # This many updates in a row may be skipped as non-finite; then the run stops.
   train.max_nonfinite_steps = 10
   # Profile so many steps once compiled, into the workdir; 0 profiles none.

@@ -61,6 +61,10 @@ class ModelConfig:
   sliding_window: int | None
   dropout_rate: float
   init_std: float
+  parametrization: str
+  base_dim: int | None
+  base_layers: int | None
+  base_head_dim: int | None
   scan_layers: bool
   remat: str
   attention: str
@@ -92,7 +96,9 @@ class TrainConfig:
   global_batch_size: int
   num_microbatches: int
   num_loss_chunks: int
+  z_loss_weight: float
   log_every_steps: int
+  telemetry_every_steps: int
   max_nonfinite_steps: int
   profile_steps: int
   init_from: str | None
@@ -166,6 +172,7 @@ CHOICES = {
   "model.norm_placement": ("pre", "post"),
   "model.position": ("learned", "rope", "alibi", "none"),
   "model.mlp": ("gelu_tanh", "gelu", "swiglu", "relu_squared"),
+  "model.parametrization": ("standard", "mup", "completep"),
   "model.attention": ("auto", "dense", "blocks", "splash", "cudnn"),
   "model.seq_attention": ("gather", "ring"),
   "model.param_dtype": ("float32", "bfloat16"),
@@ -203,6 +210,9 @@ RANGES = {
   "model.sliding_window": (1, None),
   "model.dropout_rate": (0.0, 0.99),
   "model.init_std": (0.0, None),
+  "model.base_dim": (1, None),
+  "model.base_layers": (1, None),
+  "model.base_head_dim": (1, None),
   "optim.learning_rate": (0.0, None),
   "optim.warmup_steps": (0, None),
   "optim.final_rate_frac": (0.0, 1.0),
@@ -216,7 +226,9 @@ RANGES = {
   "train.global_batch_size": (1, None),
   "train.num_microbatches": (1, None),
   "train.num_loss_chunks": (1, None),
+  "train.z_loss_weight": (0.0, None),
   "train.log_every_steps": (1, None),
+  "train.telemetry_every_steps": (0, None),
   "train.max_nonfinite_steps": (0, None),
   "train.profile_steps": (0, None),
   "mesh.data": (-1, None),
@@ -239,6 +251,10 @@ REMAT_NAMES = ("block", "qkv", "attn", "mlp")
 # A moment in bfloat16 must move by more than half its last bit to move at all.
 MAX_BETA2_BFLOAT16 = 0.99
 
+# Optimizers that the table of parametrizations is made for: their updates are
+# of one size whatever the gradient's.
+PARAMETRIZED = ("adamw", "adam")
+
 # Keys that place, pace or report a run and leave what it learns the same, but
 # for rounding and for which dropout masks microbatches draw; a run may be
 # resumed with others.
@@ -252,6 +268,7 @@ FREE = (
   "train.num_microbatches",
   "train.num_loss_chunks",
   "train.log_every_steps",
+  "train.telemetry_every_steps",
   "train.profile_steps",
   "train.wandb_project",
   "mesh.",
@@ -433,6 +450,7 @@ def _check(c: Config) -> None:
       f"of less than 1 in 256 are lost in it: beta2 must be at most "
       f"{MAX_BETA2_BFLOAT16}"
     )
+  _check_parametrization(c)
   _check_attention(c)
   sizes = dataclasses.asdict(c.mesh)
   axes = {k: v for k, v in sizes.items() if k != "rules"}
@@ -444,6 +462,34 @@ def _check(c: Config) -> None:
   if sum(v == -1 for v in axes.values()) > 1:
     named = ", ".join(f"mesh.{k}" for k, v in axes.items() if v == -1)
     raise InputError(f"{named} are all -1; only one axis can take the rest")
+
+
+def _check_parametrization(c: Config) -> None:
+  """Refuses a parametrization that lacks its base or has no rule for this."""
+  m, word = c.model, c.model.parametrization
+  if word == "standard":
+    return
+  asked = f"model.parametrization is {word}"
+  if m.base_dim is None:
+    raise InputError(
+      f"{asked} and model.base_dim is None; give the width that the learning "
+      "rate was found at"
+    )
+  if word == "completep" and m.base_layers is None:
+    raise InputError(
+      f"{asked} and model.base_layers is None; give the number of blocks that "
+      "the learning rate was found at"
+    )
+  if word == "completep" and m.norm_placement != "pre":
+    raise InputError(
+      f"{asked}, which scales what is added to the residual stream, and "
+      f"model.norm_placement is {m.norm_placement}; it must be pre"
+    )
+  if c.optim.optimizer not in PARAMETRIZED:
+    raise InputError(
+      f"{asked}, which has rules for {' and '.join(PARAMETRIZED)}, and "
+      f"optim.optimizer is {c.optim.optimizer}; take one of them, or standard"
+    )
 
 
 def _check_attention(c: Config) -> None:

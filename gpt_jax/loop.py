@@ -23,6 +23,7 @@ from gpt_jax import (
   processes,
   runtime,
   sharding,
+  telemetry,
 )
 from gpt_jax import state as state_lib
 from gpt_jax import step as step_lib
@@ -168,6 +169,7 @@ def _train(config: Config, workdir: str, command: str, screen, stop) -> int:
     {"data_fingerprint": prepared.fingerprint},
     say=screen.say,
   )
+  watch = jax.jit(telemetry.make_watch(model, tx, schedule, config))
   screen.say("compiling ...")
   with concurrent.futures.ThreadPoolExecutor(1) as pool:
     compiling = pool.submit(
@@ -230,10 +232,13 @@ def _train(config: Config, workdir: str, command: str, screen, stop) -> int:
         batch = sharding.place_batch(next(batches), batch_place, rows, size)
         reporter.meter.data_wait += time.perf_counter() - waited
         reporter.profile(index)
+        seen = reporter.is_watched(index + 1) and watch(state, batch)
         state, result = train_step(state, batch)
         if pending is not None:
           reporter.finish(*pending)
         pending = (index + 1, result)
+        if seen:
+          reporter.watch(index + 1, seen)
 
         done = index + 1
         code = stop.check(done)

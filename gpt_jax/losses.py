@@ -29,9 +29,28 @@ def cross_entropy(logits_BTV, targets_BT, mask_BT=None):
   return (nll_BT * mask_BT).sum(), mask_BT.sum()
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7))
+def squared_log_z(logits_BTV, mask_BT=None):
+  """Returns the sum of (log of softmax's denominator)^2, the z-loss.
+
+  It keeps logits from drifting together (Chowdhery et al. 2022, 5).
+
+  Args: as cross_entropy's.
+  """
+  square_BT = jnp.square(jax.nn.logsumexp(logits_BTV, axis=-1))
+  return (square_BT if mask_BT is None else square_BT * mask_BT).sum()
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7, 8))
 def chunked_cross_entropy(
-  x_BTD, w_VD, targets_BT, mask_BT, cap, num_chunks: int, rules, grad_dtype
+  x_BTD,
+  w_VD,
+  targets_BT,
+  mask_BT,
+  cap,
+  num_chunks: int,
+  rules,
+  grad_dtype,
+  has_z: bool = False,
 ):
   """Returns cross_entropy of logits that never exist as a whole.
 
@@ -49,12 +68,13 @@ def chunked_cross_entropy(
     cap: function of (logits_BTR, ids_R), elementwise, to what counts.
     rules: word of sharding.RULES.
     grad_dtype: that w's gradient is produced and summed over devices in.
+    has_z: return squared_log_z too, last.
 
   Raises:
     InputError: V does not divide.
   """
   loss, _ = _chunked_forward(
-    x_BTD, w_VD, targets_BT, mask_BT, cap, num_chunks, rules, grad_dtype
+    x_BTD, w_VD, targets_BT, mask_BT, cap, num_chunks, rules, grad_dtype, has_z
   )
   return loss
 
@@ -81,7 +101,7 @@ def _rows(w_VD, index, num_chunks: int, rules: str, dtype):
 
 
 def _chunked_forward(
-  x_BTD, w_VD, targets_BT, mask_BT, cap, num_chunks, rules, grad_dtype
+  x_BTD, w_VD, targets_BT, mask_BT, cap, num_chunks, rules, grad_dtype, has_z
 ):
   def one(carry, index):
     top_BT, total_BT, picked_BT = carry
@@ -104,12 +124,16 @@ def _chunked_forward(
   log_z_BT = carry[0] + jnp.log(carry[1])
   nll_BT = log_z_BT - carry[2]
   loss = (nll_BT * mask_BT).sum(), mask_BT.sum()
+  if has_z:
+    loss = *loss, (jnp.square(log_z_BT) * mask_BT).sum()
   return loss, (x_BTD, w_VD, targets_BT, mask_BT, log_z_BT)
 
 
-def _chunked_backward(cap, num_chunks, rules, grad_dtype, kept, grads):
+def _chunked_backward(cap, num_chunks, rules, grad_dtype, has_z, kept, grads):
   x_BTD, w_VD, targets_BT, mask_BT, log_z_BT = kept
   weight_BT1 = (grads[0] * mask_BT)[..., None]
+  if has_z:
+    z_BT1 = (grads[2] * mask_BT * 2 * log_z_BT)[..., None]
 
   def one(dx_BTD, index):
     w_RD, ids_R = _rows(w_VD, index, num_chunks, rules, x_BTD.dtype)
@@ -120,7 +144,10 @@ def _chunked_backward(cap, num_chunks, rules, grad_dtype, kept, grads):
     logits_BTR, uncap = jax.vjp(lambda raw: cap(raw, ids_R), raw_BTR)
     p_BTR = jnp.exp(logits_BTR - log_z_BT[..., None])
     is_target_BTR = targets_BT[..., None] == ids_R
-    (draw_BTR,) = uncap((p_BTR - is_target_BTR) * weight_BT1)
+    by_logits_BTR = (p_BTR - is_target_BTR) * weight_BT1
+    if has_z:
+      by_logits_BTR += p_BTR * z_BT1
+    (draw_BTR,) = uncap(by_logits_BTR)
     draw_BTR = draw_BTR.astype(x_BTD.dtype)
     dx_BTD += jnp.einsum(
       "BTR,RD->BTD", draw_BTR, w_RD, preferred_element_type=jnp.float32

@@ -15,6 +15,7 @@ from gpt_jax.config import InputError
 
 LOSS = "train/loss"
 BALANCE_LOSS = "train/balance_loss"
+Z_LOSS = "train/z_loss"
 GRAD_NORM = "train/grad_norm"
 LEARNING_RATE = "train/learning_rate"
 NUM_SKIPPED = "train/num_skipped"

@@ -75,7 +75,7 @@ def build_optimizer(optim: OptimConfig, specs) -> optax.GradientTransformation:
   params - rate * direction, so that a positive direction lowers a parameter.
   Decoupled weight decay is in it (weight_decay * param on the roles of
   DECAYED; none with adam), clipping is not. No layer of a stacked parameter
-  sees another.
+  sees another. adamw and adam follow the rate and eps of each ParamSpec.
 
   Args:
     optim: its section.
@@ -87,7 +87,7 @@ def build_optimizer(optim: OptimConfig, specs) -> optax.GradientTransformation:
   o = optim
   is_decayed = jax.tree.map(lambda spec: spec.role in DECAYED, specs)
   decay = optax.add_decayed_weights(o.weight_decay, is_decayed)
-  adam = optax.scale_by_adam(o.beta1, o.beta2, o.eps)
+  adam = _by_role(optax.scale_by_adam(o.beta1, o.beta2, o.eps), specs)
   optimizers = {
     "adamw": lambda: optax.chain(adam, decay),
     "adam": lambda: adam,
@@ -114,6 +114,24 @@ def _kept_as(dtype: str, tx: optax.GradientTransformation):
   return optax.GradientTransformation(
     lambda params: cast(tx.init(params), dtype), update
   )
+
+
+def _by_role(adam: optax.GradientTransformation, specs):
+  """Returns Adam with the rate and eps of each parameter's ParamSpec.
+
+  Adam divides by its gradient's size, so that a gradient over k is eps times
+  k. The decay, added later, is not scaled: where a rate is divided by m, what
+  decays in a step at weight_decay * m is what decays here.
+  """
+  if all(s.rate == 1 and s.eps == 1 for s in jax.tree.leaves(specs)):
+    return adam
+
+  def update(grads, state, params):
+    grads = jax.tree.map(lambda g, s: g / s.eps, grads, specs)
+    directions, state = adam.update(grads, state, params)
+    return jax.tree.map(lambda d, s: d * s.rate, directions, specs), state
+
+  return optax.GradientTransformation(adam.init, update)
 
 
 def clip_by_global_norm(grads, norm, max_norm: float | None):
@@ -171,7 +189,7 @@ def _factor_spec(field: str, factor_shape, shape, spec: ParamSpec):
   gone = longest if field == "v_row" else second
   if factor_shape != shape[:gone] + shape[gone + 1 :]:
     return None
-  return ParamSpec(spec.axes[:gone] + spec.axes[gone + 1 :], spec.role)
+  return spec.with_axes(spec.axes[:gone] + spec.axes[gone + 1 :])
 
 
 def _num_stacked(spec: ParamSpec) -> int:

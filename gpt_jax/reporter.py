@@ -96,9 +96,21 @@ class Reporter:
     }
     if "balance_loss" in values:
       row[metrics.BALANCE_LOSS] = values["balance_loss"]
+    if "z_loss" in values:
+      row[metrics.Z_LOSS] = values["z_loss"]
     rates = self.meter.rates()
     self._write(step, row | rates)
     self.screen.progress(step, t.num_steps, values["loss"], rates)
+
+  def is_watched(self, step: int) -> bool:
+    """Returns whether telemetry is due at this step; at the first it is."""
+    every = self.config.train.telemetry_every_steps
+    return every > 0 and (step % every == 0 or step == 1)
+
+  def watch(self, step: int, seen: dict) -> None:
+    """Writes the telemetry of a step."""
+    seen = jax.device_get(seen)
+    self._write(step, {k: float(v) for k, v in seen.items()})
 
   def is_due(self, step: int) -> bool:
     """Returns whether an evaluation or a sample is due after this step."""

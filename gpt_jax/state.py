@@ -46,9 +46,7 @@ def init_params(model: Model, seed):
 
   def init(name, leaf, spec):
     key = tree.key_for(root, name)
-    one = lambda key, shape: init_param(
-      key, spec, shape, leaf.dtype, c.init_std, c.num_layers
-    )
+    one = lambda key, shape: init_param(key, spec, shape, leaf.dtype, c)
     if spec.axes[0] != "layers":
       return one(key, leaf.shape)
     fold = jax.vmap(lambda i: jax.random.fold_in(key, i))

@@ -17,11 +17,12 @@ from gpt_jax.models import Model
 from gpt_jax.state import TrainState
 
 
-def make_loss(model: Model, num_chunks: int):
-  """Returns loss(params, batch, key) -> (nats, number of targets, balance).
+def make_loss(model: Model, num_chunks: int, has_z: bool = False):
+  """Returns loss(params, batch, key) -> (nats, number of targets, balance, z).
 
   Sums over the batch; balance, of how experts are loaded (models/moe.py), is a
-  sum over layers too, and None without experts.
+  sum over layers too, and None without experts; z is losses.squared_log_z,
+  None without has_z.
 
   A batch holds tokens, targets (B, T) int32; where documents are packed also
   positions, segments int32 and mask float32.
@@ -48,10 +49,11 @@ def make_loss(model: Model, num_chunks: int):
     )
     balance = None if balance_B is None else balance_B.sum()
     if num_chunks == 1:
-      return *losses.cross_entropy(out, targets_BT, mask_BT), balance
+      z = losses.squared_log_z(out, mask_BT) if has_z else None
+      return *losses.cross_entropy(out, targets_BT, mask_BT), balance, z
     if mask_BT is None:
       mask_BT = jnp.ones(targets_BT.shape, jnp.float32)
-    nats, count = losses.chunked_cross_entropy(
+    nats, count, *z = losses.chunked_cross_entropy(
       *out,
       targets_BT,
       mask_BT,
@@ -59,8 +61,9 @@ def make_loss(model: Model, num_chunks: int):
       num_chunks,
       model.rules,
       model.config.grad_dtype,
+      has_z,
     )
-    return nats, count, balance
+    return nats, count, balance, z[0] if has_z else None
 
   return loss
 
@@ -71,9 +74,10 @@ def make_train_step(model: Model, tx, schedule, config: Config):
   metrics: loss (mean nats per target), grad_norm (before clipping),
   learning_rate, num_skipped, skipped_in_row; float32 scalars. With experts
   also balance_loss (mean over layers, unweighted; 1 is even), which is no part
-  of loss.
+  of loss; with train.z_loss_weight also z_loss, likewise.
   """
-  loss_sum = make_loss(model, config.train.num_loss_chunks)
+  z_weight = config.train.z_loss_weight
+  loss_sum = make_loss(model, config.train.num_loss_chunks, z_weight > 0)
   parts = config.train.num_microbatches
 
   def grads_of(params, batch, key):
@@ -84,14 +88,18 @@ def make_train_step(model: Model, tx, schedule, config: Config):
     num_rows = batch["targets"].shape[0]
 
     def mean(params, part, key):
-      nats, _, balance = loss_sum(params, part, key)
+      nats, _, balance, z = loss_sum(params, part, key)
       seen = {"loss": nats / total}
+      objective = seen["loss"]
+      if z is not None:
+        seen["z_loss"] = z / total
+        objective += z_weight * seen["z_loss"]
       if balance is None:
-        return seen["loss"], seen
+        return objective, seen
       balance /= num_rows
       seen["balance_loss"] = balance / model.config.num_layers
       weight = model.config.router_balance_weight
-      return seen["loss"] + weight * balance, seen
+      return objective + weight * balance, seen
 
     grad = jax.grad(mean, has_aux=True)
     if parts == 1:
@@ -111,6 +119,8 @@ def make_train_step(model: Model, tx, schedule, config: Config):
     names = ["loss"]
     if model.config.num_experts is not None:
       names.append("balance_loss")
+    if z_weight > 0:
+      names.append("z_loss")
     seen = {name: jnp.float32(0) for name in names}
     zero = (jax.tree.map(zeros, params), seen)
     return jax.lax.scan(add, zero, (jnp.arange(parts), split))[0]

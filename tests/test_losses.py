@@ -113,6 +113,35 @@ def test_on_a_mesh_it_holds_neither_the_logits_nor_the_table(mesh):
   assert table not in compiled.as_text()
 
 
+@pytest.mark.parametrize("softcap", [None, 3.0])
+def test_the_z_loss_in_parts_is_that_of_the_whole(softcap):
+  x, w, targets, mask, cap = make_case(softcap=softcap)
+
+  def in_parts(x, w, weight, num_chunks=4):
+    nats, _, z = losses.chunked_cross_entropy(
+      x, w, targets, mask, cap, num_chunks, "standard", "float32", True
+    )
+    return nats + weight * z
+
+  def at_once(x, w, weight):
+    logits = cap(jnp.einsum("BTD,VD->BTV", x, w), jnp.arange(V))
+    nats, _ = losses.cross_entropy(logits, targets, mask)
+    # By the definition, and not by what the library has.
+    log_z = jnp.log(jnp.exp(logits).sum(-1))
+    return nats + weight * (mask * log_z**2).sum()
+
+  for weight in (0.0, 0.1):
+    a = jax.value_and_grad(in_parts, (0, 1))(x, w, weight)
+    b = jax.value_and_grad(at_once, (0, 1))(x, w, weight)
+    for one, other in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+      np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+  plain = jax.grad(in_parts)(x, w, 0.0)
+  assert float(jnp.abs(plain - a[1][0]).max()) > 1e-3  # the control
+  logits = cap(jnp.einsum("BTD,VD->BTV", x, w), jnp.arange(V))
+  z = float(in_parts(x, w, 1.0) - in_parts(x, w, 0.0))
+  assert float(losses.squared_log_z(logits, mask)) == pytest.approx(z, rel=1e-4)
+
+
 def test_parts_that_do_not_divide_are_refused():
   *arrays, cap = make_case()
   with pytest.raises(InputError, match="num_loss_chunks is 5.* 96 rows"):

@@ -129,3 +129,25 @@ def test_the_step_compiles_without_host_callbacks(scan):
   train_step, now = make(config)
   text = train_step.lower(now, batch_of(0)).as_text()
   assert "callback" not in text
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("chunks", [1, 2])
+def test_the_z_loss_draws_logits_in_and_is_no_part_of_the_loss(parts, chunks):
+  form = dict(num_microbatches=parts, num_loss_chunks=chunks)
+  seen = {}
+  for weight in (0.0, 1.0):
+    train_step, now = make(small_config(z_loss_weight=weight, **form))
+    found = [train_step(now, batch_of(0))[1]]
+    for _ in range(3):
+      now, result = train_step(now, batch_of(0))
+      found.append(result)
+    seen[weight] = found
+  assert seen[0.0][0]["loss"] == pytest.approx(float(seen[1.0][0]["loss"]))
+  assert "z_loss" not in seen[0.0][0]
+  z = [float(result["z_loss"]) for result in seen[1.0]]
+  # Logits near zero: the denominator is the vocabulary.
+  assert z[0] == pytest.approx(np.log(50) ** 2, rel=0.05)
+  assert z[-1] < z[0]
+  norms = [float(seen[w][0]["grad_norm"]) for w in (0.0, 1.0)]
+  assert abs(norms[0] - norms[1]) > 1e-3

@@ -8,6 +8,7 @@ inside this room.
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 
 from gpt_jax.config import ModelConfig
 from gpt_jax.models import attend, decoder, transformer
@@ -47,6 +48,26 @@ class Model:
     return model.apply(
       {"params": params}, tokens_BT, positions_BT, segments_BT, **kw
     )
+
+  def apply_tapped(self, params, tokens_BT, *args, **kw):
+    """Returns (what apply returns, taps); apply itself keeps none of them.
+
+    taps: embed and residual (before the last norm) of shape (B, T, D), attn
+    and mlp (what the sublayers put out, as they do) of (L, B, T, D), and
+    score_max (L,), the largest attention score.
+    """
+    c = self.config
+    out, kept = self.apply(params, tokens_BT, *args, mutable=["taps"], **kw)
+    kept = kept["taps"]
+    if c.scan_layers:
+      blocks = kept["blocks"]
+    else:
+      each = [kept[f"blocks_{layer}"] for layer in range(c.num_layers)]
+      blocks = jax.tree.map(lambda *x: jnp.stack(x), *each)
+    named = {"embed": kept["embed_out"], "residual": kept["residual_out"]}
+    named |= {"attn": blocks["attn_out"], "mlp": blocks["mlp_out"]}
+    named["score_max"] = blocks["attn"]["score_max"]
+    return out, {name: value for name, (value,) in named.items()}
 
   def can_reorder(self, length: int, is_dropping: bool) -> bool:
     """Returns whether rows are worth reordering where they are split.

@@ -26,6 +26,7 @@ from gpt_jax.config import InputError, ModelConfig
 from gpt_jax.models import blocks
 from gpt_jax.models.layers import dropout
 from gpt_jax.models.ring import ring
+from gpt_jax.parametrization import attention_multiplier
 
 # Rows on a CPU from which blocks are faster than dense (configs/LOG.md).
 MIN_BLOCKS_LEN = 64
@@ -87,7 +88,7 @@ def attend(
     rules: word of sharding.RULES.
     key: dropout key, or None.
   """
-  q_BKGTH = q_BKGTH * q_BKGTH.shape[-1] ** -0.5
+  q_BKGTH = q_BKGTH * attention_multiplier(config, q_BKGTH.shape[-1])
   if context.kernel == "dense":
     y_BKGTH = dense(q_BKGTH, k_BKSH, v_BKSH, context, config, key)
     return checkpoint_name(y_BKGTH, "attn")

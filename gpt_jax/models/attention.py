@@ -21,6 +21,7 @@ from gpt_jax.models.layers import (
   rms_normalize,
   shift,
 )
+from gpt_jax.parametrization import attention_multiplier
 
 # Llama 3's rotary scaling: wavelengths over ORIGINAL_LEN / LOW are stretched,
 # those under ORIGINAL_LEN / HIGH are kept (Dubey et al. 2024, appendix).
@@ -83,6 +84,9 @@ class Attention(nn.Module):
       k_BKSH = sharding.constrain(k_BKSH, keys, self.rules)
       v_BKSH = sharding.constrain(v_BKSH, keys, self.rules)
 
+    if cache is None and self.is_mutable_collection("taps"):
+      top = largest_score(q_BKGTH, k_BKSH, context, c)
+      self.sow("taps", "score_max", top)
     y_BKGTH = attend(q_BKGTH, k_BKSH, v_BKSH, context, c, self.rules, key)
     y_BTNH = y_BKGTH.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
     w_o_NHD = declare(
@@ -110,6 +114,31 @@ def mask_of(slots_BT, keys_1S, window, segments_BT):
   if segments_BT is not None:
     mask_BTS &= segments_BT[:, :, None] == segments_BT[:, None, :]
   return mask_BTS
+
+
+def largest_score(q_BKGTH, k_BKSH, context, config: ModelConfig):
+  """Returns the largest score that is not masked, before any soft-cap.
+
+  A few queries at a time, since all scores may be too many.
+  """
+  T = q_BKGTH.shape[3]
+  scale = attention_multiplier(config, q_BKGTH.shape[-1])
+  segments_BT = context.segments_BT
+
+  def one(i):
+    q_BKGH = jax.lax.dynamic_index_in_dim(q_BKGTH, i, 3, False)
+    s_BKGS = jnp.einsum(
+      "BKGH,BKSH->BKGS", q_BKGH, k_BKSH, preferred_element_type=jnp.float32
+    )
+    slot_B1 = jax.lax.dynamic_index_in_dim(context.slots_BT, i, 1)
+    mask_BS = mask_of(slot_B1, context.slots_BT, config.sliding_window, None)
+    mask_BS = mask_BS[:, 0]
+    if segments_BT is not None:
+      own_B1 = jax.lax.dynamic_index_in_dim(segments_BT, i, 1)
+      mask_BS &= own_B1 == segments_BT
+    return jnp.where(mask_BS[:, None, None], s_BKGS, -jnp.inf).max()
+
+  return scale * jax.lax.map(one, jnp.arange(T), batch_size=64).max()
 
 
 def alibi_of(slots_BT, keys_1S, num_heads: int, num_kv_heads: int):

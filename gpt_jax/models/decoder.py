@@ -17,6 +17,7 @@ from gpt_jax.models.attend import choose
 from gpt_jax.models.attention import alibi_of, mask_of, rope_of
 from gpt_jax.models.layers import Norm, declare, dropout, product
 from gpt_jax.models.transformer import Context, rematerialised
+from gpt_jax.parametrization import readout_multiplier
 
 
 class Decoder(nn.Module):
@@ -107,16 +108,20 @@ class Decoder(nn.Module):
 
     embed = Embedding(c, name="embed")
     x_BTD = embed(tokens_BT, positions_BT)
+    self.sow("taps", "embed_out", x_BTD)
     x_BTD = dropout(x_BTD, c.dropout_rate, key, "embed")
     x_BTD = sharding.constrain(
       x_BTD, ("batch", "residual_length", "residual"), self.rules
     )
     x_BTD, cache, balance_B = self.blocks(x_BTD, context, cache, key)
+    self.sow("taps", "residual_out", x_BTD)
     if c.norm_placement == "pre":
       x_BTD = Norm(c, name="final_norm")(x_BTD)
     if only_B is not None:
       x_BTD = jnp.take_along_axis(x_BTD, only_B[:, None, None], axis=1)
 
+    readout = readout_multiplier(c)
+    x_BTD = x_BTD if readout == 1 else readout * x_BTD
     w_VD = embed.table_VD if c.tied_embeddings else unembedding(self)
     finish = lambda out: (out, balance_B) if needs_balance else out
     if is_headless:
@@ -135,7 +140,7 @@ class Decoder(nn.Module):
     if self.is_stacked:
       scan = nn.scan(
         block,
-        variable_axes={"params": 0},
+        variable_axes={"params": 0, "taps": 0},
         split_rngs={"params": True},
         in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
         length=c.num_layers,

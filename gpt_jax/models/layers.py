@@ -18,7 +18,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from gpt_jax import sharding, tree
 from gpt_jax.config import ModelConfig
-from gpt_jax.parametrization import ROLES, ParamSpec, init_param
+from gpt_jax.parametrization import ROLES, ParamSpec, init_param, specify
 
 PRODUCT = "product"
 
@@ -39,8 +39,7 @@ class Declared(struct.PyTreeNode, nn.meta.AxisMetadata):
     return self.replace(spec=self.spec.stacked())
 
   def remove_axis(self, index, params):
-    spec = ParamSpec(self.spec.axes[1:], self.spec.role)
-    return self.replace(spec=spec)
+    return self.replace(spec=self.spec.with_axes(self.spec.axes[1:]))
 
 
 def declare(module: nn.Module, name: str, shape, axes, role: str):
@@ -48,14 +47,12 @@ def declare(module: nn.Module, name: str, shape, axes, role: str):
   config = module.config
   if role not in ROLES:
     raise ValueError(f"{name} has role {role!r}; roles are {', '.join(ROLES)}")
-  spec = ParamSpec(axes, role)
+  is_in_block = "/".join(module.path).startswith("blocks")
+  spec = specify(axes, role, config, is_in_block)
 
   def init(key):
     dtype = jnp.dtype(config.param_dtype)
-    value = init_param(
-      key, spec, shape, dtype, config.init_std, config.num_layers
-    )
-    return Declared(value, spec)
+    return Declared(init_param(key, spec, shape, dtype, config), spec)
 
   return module.param(name, init)
 

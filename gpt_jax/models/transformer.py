@@ -11,6 +11,7 @@ from gpt_jax.config import ModelConfig
 from gpt_jax.models.attention import Attention
 from gpt_jax.models.layers import MLP, PRODUCT, Norm, dropout
 from gpt_jax.models.moe import MoE
+from gpt_jax.parametrization import residual_multiplier
 
 
 class Context(struct.PyTreeNode):
@@ -65,7 +66,10 @@ class Block(nn.Module):
     else:
       mlp = MoE(c, self.rules, name="moe")
     norm_attn, norm_mlp = Norm(c, name="norm_attn"), Norm(c, name="norm_mlp")
-    drop = lambda x, name: dropout(x, c.dropout_rate, key, name)
+    branch = residual_multiplier(c)
+    drop = lambda x, name: dropout(
+      x if branch == 1 else branch * x, c.dropout_rate, key, name
+    )
     place = lambda x, length: sharding.constrain(
       x, ("batch", length, "residual"), self.rules
     )
@@ -73,13 +77,17 @@ class Block(nn.Module):
     whole = lambda x: place(x, "length")
     if c.norm_placement == "pre":
       y, cache = attn(whole(norm_attn(x_BTD)), context, cache, key)
+      self.sow("taps", "attn_out", y)
       x_BTD = pin(x_BTD + drop(y, "attn"))
       y, balance_B = mlp(whole(norm_mlp(x_BTD)))
+      self.sow("taps", "mlp_out", y)
       x_BTD = pin(x_BTD + drop(y, "mlp"))
     else:
       y, cache = attn(whole(x_BTD), context, cache, key)
+      self.sow("taps", "attn_out", y)
       x_BTD = pin(norm_attn(x_BTD + drop(y, "attn")))
       y, balance_B = mlp(whole(x_BTD))
+      self.sow("taps", "mlp_out", y)
       x_BTD = pin(norm_mlp(x_BTD + drop(y, "mlp")))
     return x_BTD, (cache, balance_B)
 

@@ -18,7 +18,7 @@ LAYERS = [
   ["models", "data"],
   ["losses", "optim"],
   ["plot", "console", "metrics", "state"],
-  ["checkpoint", "step", "workdir"],
+  ["checkpoint", "step", "telemetry", "workdir"],
   ["decode", "score", "preflight", "reporter", "loop"],
   ["generate", "evaluate", "train"],
   ["lab"],

@@ -32,6 +32,8 @@ COUNTS = {
   "moe.py:laptop": (None, None),
   "moe.py:8x7b": (32_000, 46_702_792_704),
   "article.py": (None, None),
+  "mup.py:64": (256, 115_008),
+  "mup.py:512": (256, 6_425_088),
   "bench.py:tiny": (65, 804_096),
   "bench.py:small": (65, 10_745_088),
   "bench.py:gpt2": (50257, 124_439_808),

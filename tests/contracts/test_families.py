@@ -58,6 +58,14 @@ FORMS = {
   ),
   "moe_alone": dict(num_experts=3, experts_per_token=1, bias=True),
   "moe_post_norm": dict(num_experts=6, norm_placement="post"),
+  "mup": dict(parametrization="mup", base_dim=8, tied_embeddings=False),
+  "completep": dict(
+    parametrization="completep",
+    base_dim=16,
+    base_layers=2,
+    base_head_dim=4,
+    bias=True,
+  ),
 }
 
 

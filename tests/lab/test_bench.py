@@ -322,7 +322,7 @@ def test_torch_computes_our_loss_from_our_parameters(bias):
   assert count_torch(module) == sum(flops.count_parameters(c.model).values())
   copy_into(module, params, torch)
   batch = next(ours.random_batches(c, 4))
-  nats, count, _ = jax.jit(step.make_loss(model, 1))(params, batch)
+  nats, count, *_ = jax.jit(step.make_loss(model, 1))(params, batch)
   ids = {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in batch.items()}
   found = module(ids["tokens"].long(), ids["targets"].long())
   assert found.item() == pytest.approx(float(nats / count), rel=1e-5)
