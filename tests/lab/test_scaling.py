@@ -18,8 +18,8 @@ import pytest
 
 from gpt_jax import cli, config, flops, metrics, workdir
 from gpt_jax.config import InputError
-from gpt_jax.lab import forecast, frontier, isoflop, parametric
-from gpt_jax.lab import points as points_lib
+from gpt_jax.lab.scaling import forecast, frontier, isoflop, parametric
+from gpt_jax.lab.scaling import points as points_lib
 
 ROOT = pathlib.Path(__file__).parents[2]
 # (log A, log B, log E, alpha, beta), near the published.

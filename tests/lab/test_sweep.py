@@ -23,7 +23,7 @@ from conftest import user_env
 from gpt_jax import checkpoint, console
 from gpt_jax import config as config_lib
 from gpt_jax.config import InputError
-from gpt_jax.lab import points
+from gpt_jax.lab.scaling import points
 from gpt_jax.lab.sweep import branches, cells, folder, paired, plan
 from gpt_jax.lab.sweep import run as run_lib
 

@@ -9,7 +9,7 @@ import statistics
 
 import numpy as np
 
-from gpt_jax.lab import parametric
+from gpt_jax.lab.scaling import parametric
 
 # Of intervals, in percent.
 LEVEL = 95

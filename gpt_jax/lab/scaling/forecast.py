@@ -17,8 +17,8 @@ import numpy as np
 from gpt_jax import flops as flops_lib
 from gpt_jax import workdir
 from gpt_jax.config import InputError
-from gpt_jax.lab import frontier, parametric
-from gpt_jax.lab.points import Points
+from gpt_jax.lab.scaling import frontier, parametric
+from gpt_jax.lab.scaling.points import Points
 
 # How far a run's N and D may be from those that were registered.
 _SAME = 0.01

@@ -11,7 +11,7 @@ import dataclasses
 import numpy as np
 
 from gpt_jax.config import InputError
-from gpt_jax.lab import frontier
+from gpt_jax.lab.scaling import frontier
 
 # A parabola's coefficients.
 _ORDER = 3

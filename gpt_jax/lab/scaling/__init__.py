@@ -7,7 +7,6 @@ imported: a fit needs numpy alone.
 import json
 import math
 import os
-import sys
 import tempfile
 
 from gpt_jax import cli
@@ -32,7 +31,7 @@ def main(argv: list[str]) -> int:
   points = _read_points(args)
   found, fit, isoflop = _fit(args, points)
 
-  from gpt_jax.lab import findings, forecast
+  from gpt_jax.lab.scaling import findings, forecast
 
   written = _write(args.out, found, points, fit, isoflop) if args.out else []
   record = None
@@ -151,7 +150,7 @@ def _build_parser():
 
 def _check(args) -> None:
   """Refuses flags that do not go together, before anything is read."""
-  from gpt_jax.lab import forecast
+  from gpt_jax.lab.scaling import forecast
 
   if (args.csv is None) == (args.workdirs is None):
     found = "neither was" if args.csv is None else "both were"
@@ -245,7 +244,7 @@ def _check_folder(flag: str, folder: str | None) -> None:
 
 def _read_points(args):
   from gpt_jax import flops
-  from gpt_jax.lab import points as points_lib
+  from gpt_jax.lab.scaling import points as points_lib
 
   if args.csv is not None:
     columns = {k: getattr(args, k) for k in ("loss", *_COLUMNS)}
@@ -259,7 +258,13 @@ def _read_points(args):
 
 def _fit(args, points):
   """Returns (findings, parametric fit or None, IsoFLOP analysis or None)."""
-  from gpt_jax.lab import findings, forecast, frontier, isoflop, parametric
+  from gpt_jax.lab.scaling import (
+    findings,
+    forecast,
+    frontier,
+    isoflop,
+    parametric,
+  )
 
   found = {
     "points": findings.describe_points(points),
@@ -294,7 +299,7 @@ def _fit(args, points):
 def _write(folder, found, points, fit, isoflop) -> list[str]:
   """Writes scaling.json and figures; returns their names."""
   from gpt_jax import workdir
-  from gpt_jax.lab import findings
+  from gpt_jax.lab.scaling import findings
 
   files = findings.figures(found, points, fit, isoflop)
   whole = _without_nan(found | {"sentence": findings.sentence(found)})
@@ -318,8 +323,8 @@ def _without_nan(value):
 def _score(args) -> int:
   """Scores a registered prediction."""
   from gpt_jax import workdir
-  from gpt_jax.lab import forecast
-  from gpt_jax.lab import points as points_lib
+  from gpt_jax.lab.scaling import forecast
+  from gpt_jax.lab.scaling import points as points_lib
 
   for name in ("csv", "workdirs", "register", "hold_above", "at"):
     if getattr(args, name) is not None:
@@ -359,7 +364,3 @@ def _score(args) -> int:
     f"  error      {100 * result['relative_error']:+.2f} %"
   )
   return 0
-
-
-if __name__ == "__main__":
-  cli.run(main, sys.argv[1:])

@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from gpt_jax import plot
-from gpt_jax.lab import frontier, parametric
+from gpt_jax.lab.scaling import frontier, parametric
 
 _NAMES = (*parametric.NAMES, "a", "b")
 _MEANINGS = {
