@@ -239,7 +239,10 @@ def _import_file(file: str):
     raise InputError(f"config file {file} is not Python")
   module = importlib.util.module_from_spec(spec)
   try:
-    spec.loader.exec_module(module)
+    # From its text, never from bytecode that is kept of it: a file that was
+    # changed within a second to one as long would be taken for the old one.
+    code = spec.loader.source_to_code(spec.loader.get_data(file), file)
+    exec(code, module.__dict__)
   except SyntaxError as error:
     raise InputError(
       f"config file {file}, line {error.lineno}: {error.msg}"

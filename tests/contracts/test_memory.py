@@ -131,6 +131,7 @@ def test_the_state_is_donated():
   assert memory.output_size_in_bytes - memory.alias_size_in_bytes < 1024
 
 
+@pytest.mark.slow
 def test_what_is_saved_by_name_lies_between_all_and_nothing():
   def temporary(remat):
     config = make_config({"fsdp": 8}, remat=remat)

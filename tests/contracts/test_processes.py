@@ -147,6 +147,7 @@ def test_two_processes_learn_what_one_does_and_one_speaks(alone, together):
   assert not np.allclose(losses[1:], losses[:-1], rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_killed_run_of_two_is_gone_on_with_by_four(flags, alone, tmp_path):
   words = [*flags, f"--workdir={tmp_path}"]
   two = Team(2, "train", *words)

@@ -14,6 +14,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from conftest import user_env
 
 from gpt_jax import checkpoint, loop, metrics, optim, sharding, state, tree
 from gpt_jax import workdir as workdir_lib
@@ -49,7 +50,7 @@ def start_and_kill(flags, workdir, step: int, sent=signal.SIGKILL, **more):
   process = subprocess.Popen(
     [sys.executable, "-m", "gpt_jax.train", *flags, f"--workdir={workdir}"],
     cwd=ROOT,
-    env={k: v for k, v in os.environ.items() if k != "XLA_FLAGS"},
+    env=user_env(),
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
     text=True,
@@ -108,7 +109,9 @@ def test_a_run_resumes_on_another_number_of_devices(
   small_run, run_verb, tmp_path
 ):
   straight, moved = tmp_path / "a", tmp_path / "b"
+  # Evaluations keep the end away until the kill has come.
   flags = [*small_run, "--config.train.num_steps=80"]
+  flags += ["--config.eval.every_steps=6", "--config.eval.num_batches=8"]
   run_verb("gpt_jax.train", *flags, f"--workdir={straight}", check=0)
   flags.append("--config.mesh.fsdp=4")
   code, _ = start_and_kill(

@@ -441,6 +441,7 @@ def test_only_one_axis_grows_at_a_time():
   assert double == 2 * work < longer  # attention grows with the square
 
 
+@pytest.mark.slow
 def test_growth_is_measured_and_drawn_beside_the_ledger(
   tmp_path, call_verb, monkeypatch
 ):
