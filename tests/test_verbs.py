@@ -20,7 +20,7 @@ import pytest
 
 from gpt_jax import checkpoint, console, loop, metrics, plot, score, workdir
 from gpt_jax.data import store
-from gpt_jax.lab import points
+from gpt_jax.lab.scaling import points
 
 SVG = "{http://www.w3.org/2000/svg}"
 # Twenty steps bring the loss from ln 257 to well below.

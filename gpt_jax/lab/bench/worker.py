@@ -5,6 +5,7 @@ takes no processor time, so that whoever runs meanwhile has the whole machine;
 it says how much it took all the same.
 """
 
+import contextlib
 import dataclasses
 import importlib
 import json
@@ -114,7 +115,8 @@ class Worker:
     if self.process.poll() is None:
       self.process.kill()
     self.process.wait()
-    self.process.stdin.close()
+    with contextlib.suppress(BrokenPipeError):  # what it did not read is left
+      self.process.stdin.close()
     self.process.stdout.close()
     self.log.close()
 
