@@ -167,8 +167,8 @@ def get_config() -> ConfigDict:
   train.global_batch_size = 32
   # The batch is split in so many parts whose gradients are averaged.
   train.num_microbatches = 1
-  # The loss goes through the vocabulary in so many parts; above 1, the logits
-  # of a batch never exist as a whole.
+  # The loss goes through tokens, or on a mesh through the vocabulary, in so
+  # many parts; above 1, the logits of a batch never exist as a whole.
   train.num_loss_chunks = 1
   # Weight of the z-loss, the mean square of the logarithm of softmax's
   # denominator, which keeps logits from drifting together; 0 has none.

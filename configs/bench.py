@@ -3,6 +3,7 @@
   tiny       4 layers, width 128, T=64, B=12: nanoGPT's CPU setting
   small      6 layers, width 384, T=256, B=64: its small GPU setting
   gpt2       GPT-2 124M, T=256, B=4, float32, for a CPU
+  long       its head and attention at T=8192, for the memory they take
   gpt2-gpu   GPT-2 124M, T=1024, bfloat16, for a GPU
   llama-1b   Llama 3.2 1B's shape, T=2048, bfloat16, for a GPU
   llama-3b   Llama 3.2 3B's, as much as one card trains with AdamW
@@ -20,6 +21,7 @@ GPTS = {
   "tiny": (4, 4, 128, 64, 12, 65, "float32"),
   "small": (6, 6, 384, 256, 64, 65, "float32"),
   "gpt2": (12, 12, 768, 256, 4, 50257, "float32"),
+  "long": (12, 12, 768, 8192, 1, 50257, "float32"),
   "gpt2-gpu": (12, 12, 768, 1024, 32, 50257, "bfloat16"),
   "growth": (2, 4, 128, 128, 4, 1024, "float32"),
 }
@@ -42,10 +44,12 @@ def get_config(variant: str = "tiny"):
     _, heads, width, seq_len, rows, vocab_size, precision = GPTS[variant]
     config.model.mlp_dim = 4 * width
     config.model.max_len = seq_len
-    if variant.startswith("gpt2"):
+    if vocab_size == 50257:
       config.data.tokenizer = "bpe:50257"
-      config.model.max_len = 1024
+      config.model.max_len = max(1024, seq_len)
       config.model.bias = True
+      if variant == "long":
+        config.train.num_loss_chunks = 8
     else:
       config.data.tokenizer = "chars"
       config.model.vocab_multiple = 1

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from gpt_jax import sharding
 from gpt_jax.config import InputError
+from gpt_jax.products import multiply, multiply_over_rows
 
 
 def cross_entropy(logits_BTV, targets_BT, mask_BT=None):
@@ -40,7 +41,6 @@ def squared_log_z(logits_BTV, mask_BT=None):
   return (square_BT if mask_BT is None else square_BT * mask_BT).sum()
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7, 8))
 def chunked_cross_entropy(
   x_BTD,
   w_VD,
@@ -54,12 +54,13 @@ def chunked_cross_entropy(
 ):
   """Returns cross_entropy of logits that never exist as a whole.
 
-  The vocabulary is gone through in parts, with running maximum and sum as in
-  Milakov and Gimelshein 2018; backward makes each part again. Parts of the
-  vocabulary, not of the tokens: a device that keeps a part of w_VD then never
-  needs more than one part of the whole, and the gradient of a part is complete
-  and summed over devices once. It costs one product more, a quarter of what
-  the head takes with its gradients.
+  On one device a part of the tokens is scored at a time and its gradient is
+  made along with it, as in Hsu et al. 2024 (Liger), so that no product is made
+  twice. On a mesh, and where z-loss needs a gradient of its own, parts of the
+  vocabulary are: a device that keeps a part of w_VD then never needs more than
+  one part of the whole, and the gradient of a part is complete and summed over
+  devices once. That costs one product more, a quarter of what the head takes
+  with its gradients.
 
   Args:
     x_BTD: what the logits are the product of, with w_VD as it is kept.
@@ -73,10 +74,98 @@ def chunked_cross_entropy(
   Raises:
     InputError: V does not divide.
   """
-  loss, _ = _chunked_forward(
-    x_BTD, w_VD, targets_BT, mask_BT, cap, num_chunks, rules, grad_dtype, has_z
-  )
-  return loss
+  shards = sharding.axes_size(rules, "vocab")
+  if w_VD.shape[0] % (num_chunks * shards):
+    raise InputError(
+      f"train.num_loss_chunks is {num_chunks}; times {shards} devices that "
+      "split the vocabulary it must divide its "
+      f"{w_VD.shape[0]} rows (model.vocab_size, padded to "
+      "model.vocab_multiple)"
+    )
+  arrays = x_BTD, w_VD, targets_BT, mask_BT
+  mesh = jax.sharding.get_abstract_mesh()
+  if not has_z and (mesh.empty or mesh.size == 1):
+    return _by_tokens(*arrays, cap, num_chunks, grad_dtype), mask_BT.sum()
+  return _by_vocab(*arrays, cap, num_chunks, rules, grad_dtype, has_z)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+def _by_tokens(x_BTD, w_VD, targets_BT, mask_BT, cap, num_chunks, grad_dtype):
+  """Returns the sum of nats alone."""
+  w = w_VD.astype(x_BTD.dtype)
+
+  def one(nats, part):
+    raw_RV = jnp.einsum(
+      "RD,VD->RV", part[0], w, preferred_element_type=jnp.float32
+    )
+    logits_RV = cap(raw_RV, jnp.arange(w.shape[0]))
+    return nats + cross_entropy(logits_RV, *part[1:])[0], None
+
+  parts = _token_parts(num_chunks, x_BTD, targets_BT, mask_BT)
+  return jax.lax.scan(one, jnp.float32(0), parts)[0]
+
+
+def _token_parts(num_chunks: int, x_BTD, *arrays_BT):
+  """Returns (x_CRD, arrays_CR): tokens in equal parts, those added masked."""
+  count = x_BTD.shape[0] * x_BTD.shape[1]
+  size = -(-count // num_chunks)
+
+  def cut(a, rows):
+    flat = a.reshape(count, *rows)
+    short = size * num_chunks - count
+    flat = jnp.pad(flat, [(0, short)] + [(0, 0)] * len(rows))
+    return flat.reshape(num_chunks, size, *rows)
+
+  return cut(x_BTD, x_BTD.shape[2:]), *(cut(a, ()) for a in arrays_BT)
+
+
+def _by_tokens_forward(
+  x_BTD, w_VD, targets_BT, mask_BT, cap, num_chunks, grad_dtype
+):
+  w = w_VD.astype(x_BTD.dtype)
+  ids_V = jnp.arange(w.shape[0])
+
+  def one(carry, part):
+    nats, dw_VD = carry
+    x_RD, targets_R, mask_R = part
+    raw_RV = jnp.einsum(
+      "RD,VD->RV", x_RD, w, preferred_element_type=jnp.float32
+    )
+    logits_RV, uncap = jax.vjp(lambda raw: cap(raw, ids_V), raw_RV)
+    log_z_R = jax.nn.logsumexp(logits_RV, axis=-1)
+    is_target_RV = targets_R[:, None] == ids_V
+    picked_R = jnp.take_along_axis(logits_RV, targets_R[:, None], -1)[:, 0]
+    p_RV = jnp.exp(logits_RV - log_z_R[:, None])
+    (draw_RV,) = uncap((p_RV - is_target_RV) * mask_R[:, None])
+    draw_RV = draw_RV.astype(x_RD.dtype)
+    dx_RD = multiply("RV,VD->RD", draw_RV, w, x_RD.dtype)
+    dw_VD += multiply_over_rows(draw_RV, x_RD, 1, 1, jnp.float32)
+    nats += ((log_z_R - picked_R) * mask_R).sum()
+    return (nats, dw_VD), dx_RD
+
+  start = jnp.float32(0), jnp.zeros(w.shape, jnp.float32)
+  parts = _token_parts(num_chunks, x_BTD, targets_BT, mask_BT)
+  (nats, dw_VD), dx_CRD = jax.lax.scan(one, start, parts)
+  flat = dx_CRD.reshape(-1, x_BTD.shape[-1])
+  dx_BTD = flat[: targets_BT.size].reshape(x_BTD.shape)
+  return nats, (dx_BTD, dw_VD.astype(grad_dtype), w_VD)
+
+
+def _by_tokens_backward(cap, num_chunks, grad_dtype, kept, grad):
+  dx_BTD, dw_VD, w_VD = kept
+  dx_BTD = (dx_BTD * grad).astype(dx_BTD.dtype)
+  return dx_BTD, (dw_VD * grad).astype(w_VD.dtype), None, None
+
+
+_by_tokens.defvjp(_by_tokens_forward, _by_tokens_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7, 8))
+def _by_vocab(*arguments):
+  """Returns as chunked_cross_entropy; running maximum and sum as in Milakov
+  and Gimelshein 2018, and backward makes each part again.
+  """
+  return _by_vocab_forward(*arguments)[0]
 
 
 def _rows(w_VD, index, num_chunks: int, rules: str, dtype):
@@ -86,12 +175,6 @@ def _rows(w_VD, index, num_chunks: int, rules: str, dtype):
   """
   V, D = w_VD.shape
   shards = sharding.axes_size(rules, "vocab")
-  if V % (num_chunks * shards):
-    raise InputError(
-      f"train.num_loss_chunks is {num_chunks}; times {shards} devices that "
-      f"split the vocabulary it must divide its {V} rows (model.vocab_size, "
-      "padded to model.vocab_multiple)"
-    )
   split = w_VD.reshape(shards, num_chunks, -1, D)
   w_RD = jax.lax.dynamic_index_in_dim(split, index, 1, False).reshape(-1, D)
   w_RD = sharding.constrain(w_RD.astype(dtype), ("vocab", "residual"), rules)
@@ -100,7 +183,7 @@ def _rows(w_VD, index, num_chunks: int, rules: str, dtype):
   return w_RD, ids_R
 
 
-def _chunked_forward(
+def _by_vocab_forward(
   x_BTD, w_VD, targets_BT, mask_BT, cap, num_chunks, rules, grad_dtype, has_z
 ):
   def one(carry, index):
@@ -129,7 +212,7 @@ def _chunked_forward(
   return loss, (x_BTD, w_VD, targets_BT, mask_BT, log_z_BT)
 
 
-def _chunked_backward(cap, num_chunks, rules, grad_dtype, has_z, kept, grads):
+def _by_vocab_backward(cap, num_chunks, rules, grad_dtype, has_z, kept, grads):
   x_BTD, w_VD, targets_BT, mask_BT, log_z_BT = kept
   weight_BT1 = (grads[0] * mask_BT)[..., None]
   if has_z:
@@ -166,4 +249,4 @@ def _chunked_backward(cap, num_chunks, rules, grad_dtype, has_z, kept, grads):
   return dx_BTD.astype(x_BTD.dtype), dw.reshape(w_VD.shape), None, None
 
 
-chunked_cross_entropy.defvjp(_chunked_forward, _chunked_backward)
+_by_vocab.defvjp(_by_vocab_forward, _by_vocab_backward)

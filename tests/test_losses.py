@@ -63,12 +63,42 @@ def test_parts_make_the_same_loss_and_gradients(num_chunks, softcap):
   assert abs(float(other / loss) - 1) > 1e-3  # the control
 
 
-def test_gradients_of_the_table_come_in_the_type_asked_for():
+def test_one_device_makes_no_product_twice():
+  *arrays, cap = make_case()
+
+  def count_products(has_z):
+    loss = lambda x, w: losses.chunked_cross_entropy(
+      x, w, *arrays[2:], cap, 4, "standard", "float32", has_z
+    )[0]
+    step = jax.jit(jax.grad(loss, (0, 1)))
+    text = step.lower(*arrays[:2]).compile().as_text()
+    return text.count(" dot(")
+
+  assert count_products(False) == 3
+  assert count_products(True) == 4  # the control: by vocabulary
+
+
+@pytest.mark.parametrize("num_tokens", [1, 7, 13])
+def test_tokens_that_do_not_divide_are_all_counted(num_tokens):
+  x, w, targets, mask, cap = make_case()
+  cut = lambda a: a[:3, :num_tokens]
+  arrays = cut(x), w, cut(targets), jnp.ones((3, num_tokens))
+  value = lambda f: jax.jit(jax.value_and_grad(f, argnums=(0, 1)))(*arrays)
+  loss, grads = value(functools.partial(whole, cap=cap))
+  parts, part_grads = value(lambda *a: chunked(*a, cap, 4))
+  np.testing.assert_allclose(parts, loss, rtol=1e-6)
+  np.testing.assert_allclose(chunked(*arrays, cap, 4), loss, rtol=1e-6)
+  for a, b in zip(grads, part_grads, strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("has_z", [False, True])
+def test_gradients_of_the_table_come_in_the_type_asked_for(has_z):
   (x, w, targets, mask), cap = make_case("bfloat16")[:4], make_case()[-1]
 
   def is_rounded(grad_dtype):
     loss = lambda w: losses.chunked_cross_entropy(
-      x, w, targets, mask, cap, 4, "standard", grad_dtype
+      x, w, targets, mask, cap, 4, "standard", grad_dtype, has_z
     )[0]
     found = jax.grad(loss)(w)
     return bool((found == found.astype(jnp.bfloat16)).all())

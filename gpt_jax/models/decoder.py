@@ -15,9 +15,10 @@ from gpt_jax import sharding
 from gpt_jax.config import ModelConfig
 from gpt_jax.models.attend import choose
 from gpt_jax.models.attention import alibi_of, mask_of, rope_of
-from gpt_jax.models.layers import Norm, declare, dropout, product
+from gpt_jax.models.layers import Norm, declare, dropout
 from gpt_jax.models.transformer import Context, rematerialised
 from gpt_jax.parametrization import readout_multiplier
+from gpt_jax.products import product
 
 
 class Decoder(nn.Module):

@@ -19,8 +19,7 @@ from jax.ad_checkpoint import checkpoint_name
 from gpt_jax import sharding, tree
 from gpt_jax.config import ModelConfig
 from gpt_jax.parametrization import ROLES, ParamSpec, init_param, specify
-
-PRODUCT = "product"
+from gpt_jax.products import product
 
 
 class Declared(struct.PyTreeNode, nn.meta.AxisMetadata):
@@ -57,51 +56,6 @@ def declare(module: nn.Module, name: str, shape, axes, role: str):
   return module.param(name, init)
 
 
-def product(equation: str, x, w, grad_dtype: str, out_dtype=None):
-  """Returns einsum(equation, x, w as x's type), w being a kept parameter.
-
-  Where w is kept in another type than that of x, its gradient is produced, and
-  so summed over devices, in grad_dtype instead of rounded to the type of x.
-
-  Args:
-    equation: two operands; no letter is in one of them alone.
-    out_dtype: of the result; None for that of x.
-  """
-  out_dtype = out_dtype or x.dtype
-  if w.dtype == x.dtype:
-    return jnp.einsum(equation, x, w, preferred_element_type=out_dtype)
-  # What recomputation saves of products goes by this name: it does not see
-  # into a function with a gradient of its own.
-  return checkpoint_name(
-    _product(equation, x, w, grad_dtype, out_dtype), PRODUCT
-  )
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3, 4))
-def _product(equation, x, w, grad_dtype, out_dtype):
-  w = w.astype(x.dtype)
-  return jnp.einsum(equation, x, w, preferred_element_type=out_dtype)
-
-
-def _product_forward(equation, x, w, grad_dtype, out_dtype):
-  return _product(equation, x, w, grad_dtype, out_dtype), (x, w)
-
-
-def _product_backward(equation, grad_dtype, out_dtype, kept, dy):
-  x, w = kept
-  dy = dy.astype(x.dtype)
-  operands, result = equation.split("->")
-  of_x, of_w = operands.split(",")
-  dx = jnp.einsum(f"{result},{of_w}->{of_x}", dy, w.astype(x.dtype))
-  dw = jnp.einsum(
-    f"{of_x},{result}->{of_w}", x, dy, preferred_element_type=grad_dtype
-  )
-  return dx, dw.astype(w.dtype)
-
-
-_product.defvjp(_product_forward, _product_backward)
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def shift(x, bias, grad_dtype: str):
   """Returns x plus a kept bias over its last dims; gradients as in product."""
@@ -129,10 +83,7 @@ def project(x, w, grad_dtype: str, num_in: int = 1):
     return product(f"{leads}{ins},{ins}{outs}->{leads}{outs}", x, w, grad_dtype)
   rows = math.prod(x.shape[x.ndim - num_in :])
   x, w = x.reshape(-1, rows), w.reshape(rows, -1)
-  if x.dtype == w.dtype:
-    y = x @ w
-  else:
-    y = product("BD,DF->BF", x, w, grad_dtype)
+  y = product("BD,DF->BF", x, w, grad_dtype)
   return y.reshape(*lead, *out)
 
 

@@ -37,14 +37,14 @@ CASES = {
 # By version of jax: {case: (FLOPs, bytes read and written, op by op)}.
 ASKED = {
   "0.10": {
-    "gpt2": (330958012416, 18512646144),
-    "llama": (78487117824, 5758195200),
-    "experts": (50134847488, 7891801600),
+    "gpt2": (331011489792, 18940465152),
+    "llama": (78513332224, 5967910400),
+    "experts": (50143760384, 7963104768),
   },
   "0.12": {
-    "gpt2": (330958012416, 18512642048),
-    "llama": (78487117824, 5758192640),
-    "experts": (50134847488, 7891796992),
+    "gpt2": (331011489792, 18940461056),
+    "llama": (78513332224, 5967907840),
+    "experts": (50143760384, 7963101184),
   },
 }
 # By version of libtpu: {case: (FLOPs, bytes of HBM, large arrays)}, a device.
@@ -92,7 +92,7 @@ def test_a_step_asks_for_what_it_did(case):
 
 def test_a_step_that_keeps_float32_asks_for_more():
   wide = {"model.compute_dtype": "float32"}
-  assert count_asked("gpt2", **wide)[1] > 1.1 * count_asked("gpt2")[1]
+  assert count_asked("gpt2", **wide)[1] > 1.05 * count_asked("gpt2")[1]
 
 
 def count_compiled(case: str, **changes) -> tuple[int, int, int]:

@@ -9,11 +9,22 @@ import tempfile
 import time
 import types
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from gpt_jax import cli, config, flops
+from gpt_jax import cli, config, flops, sharding
 from gpt_jax.lab import growth
-from gpt_jax.lab.bench import data, duel, peers, samples, start, worker
+from gpt_jax.lab.bench import (
+  data,
+  duel,
+  memory,
+  peers,
+  samples,
+  start,
+  worker,
+)
 from gpt_jax.lab.bench import train as train_subject
 
 DOOR = "lab.bench"
@@ -466,3 +477,64 @@ def test_a_vocabulary_that_only_text_would_tell_is_refused():
   train_subject.check_vocab(load())
   with pytest.raises(config.InputError, match="set --config.model.vocab_size"):
     train_subject.check_vocab(load(model__vocab_size="None"))
+
+
+LONG = dict(
+  model__vocab_size="2048",
+  model__max_len="2048",
+  data__seq_len="2048",
+  train__global_batch_size="1",
+)
+
+
+@pytest.mark.parametrize("name", ["attention", "loss"])
+def test_in_parts_is_the_same_in_less_memory(name):
+  frozen = load("long", **LONG)
+  make = getattr(memory, f"make_{name}")
+  mesh = sharding.make_mesh(
+    dataclasses.replace(frozen.mesh, data=1), jax.devices()[:1]
+  )
+  naive, parts = (
+    memory.compile_piece(*make(frozen, "cpu", is_naive), mesh)
+    for is_naive in (True, False)
+  )
+  largest = {"attention": 4 * 4 * 2048**2, "loss": 4 * 2048 * 2048}[name]
+  size = lambda one: one.memory_analysis().temp_size_in_bytes
+  assert size(naive) >= largest
+  assert size(naive) > 3 * size(parts)
+  rng = np.random.default_rng(0)
+  arrays = []
+  for a in naive.in_avals[0]:
+    values = rng.normal(size=a.shape)
+    arrays.append(
+      jnp.asarray(np.abs(values) if a.dtype.kind == "i" else values, a.dtype)
+    )
+  pairs = zip(
+    *(jax.tree.leaves(f(*arrays)) for f in (naive, parts)), strict=True
+  )
+  for a, b in pairs:
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3)
+
+
+def test_memory_in_parts_is_measured_and_told(tmp_path, run_verb):
+  keys = SMALL | {k.replace("__", "."): v for k, v in LONG.items()}
+  flags = [f"--config.{key}={value}" for key, value in keys.items()]
+  told = run_verb(
+    f"gpt_jax.{DOOR}",
+    "memory",
+    "--config=configs/bench.py:long",
+    *flags,
+    "--repeats=1",
+    f"--out={tmp_path}",
+    check=0,
+  )
+  assert "cross-entropy, temporaries" in told.stdout
+  rows = json.loads((tmp_path / "bench.json").read_text())["rows"]
+  found = {row["name"]: row["ratio"] for row in rows}
+  assert found["attention, temporaries"] < 0.5
+
+
+def test_memory_without_parts_is_refused(call_verb):
+  result = call_verb(DOOR, "memory", "--config=configs/bench.py:gpt2")
+  assert result.returncode == 2
+  assert "train.num_loss_chunks is 1" in result.stderr

@@ -17,6 +17,7 @@ SUBJECTS = {
   "decode": "prefill, and the loop that makes tokens one by one",
   "data": "text to shards, and shards to batches",
   "start": "from typing a command to its first step",
+  "memory": "attention and cross-entropy, in parts and at once",
 }
 PEERS = ("torch", "transformers")
 

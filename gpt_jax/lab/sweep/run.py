@@ -34,8 +34,11 @@ _OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "MemoryError", "bad_alloc", "ENOMEM")
 class Worker:
   """The process of one cell."""
 
-  def __init__(self, root: str, cell: Cell, memory: int | None):
+  def __init__(
+    self, root: str, cell: Cell, memory: int | None, cores: set[int]
+  ):
     self.cell, self.path = cell, folder.path_of(root, cell.id)
+    self.cores = cores
     self.started, self.beaten = time.monotonic(), time.monotonic()
     self.kills, self.told = _count_kills(), []
     folder.forget_end(self.path)
@@ -48,9 +51,11 @@ class Worker:
         stderr=subprocess.STDOUT,
         start_new_session=True,
       )
-    if memory is not None:
-      # From here: between fork and exec nothing may run beside jax's threads.
-      with contextlib.suppress(ProcessLookupError):
+    # From here: between fork and exec nothing may run beside jax's threads.
+    with contextlib.suppress(ProcessLookupError):
+      if cores:
+        os.sched_setaffinity(self.process.pid, cores)
+      if memory is not None:
         resource.prlimit(
           self.process.pid, resource.RLIMIT_DATA, (memory, memory)
         )
@@ -178,6 +183,7 @@ class _Queue:
     lost: whose trunk failed.
     first, work: {cell id: first step, FLOPs from there on}.
     rates, rests: of finished cells, seconds a FLOP and seconds not of steps.
+    shares: cores of each worker, empty where all have all.
   """
 
   def __init__(self, root: str, cells: list[Cell], args):
@@ -192,6 +198,7 @@ class _Queue:
     self.first = {cell_id: first for cell_id, (first, _) in pairs.items()}
     self.work = {cell_id: work for cell_id, (_, work) in pairs.items()}
     self.rates, self.rests = [], []
+    self.shares = share_cores(args.workers)
     self.said = time.monotonic()
 
   def run(self) -> int | None:
@@ -281,7 +288,9 @@ class _Queue:
       return
     memory = self.args.memory
     memory = None if memory is None else int(memory * 2**30)
-    self.workers.append(Worker(self.root, cell, memory))
+    taken = set().union(*(w.cores for w in self.workers))
+    cores = next((c for c in self.shares if not c & taken), set())
+    self.workers.append(Worker(self.root, cell, memory, cores))
     print(f"started  {cell.id} {cell.title}{begun}", flush=True)
 
   def _collect(self) -> None:
@@ -356,6 +365,18 @@ class _Queue:
       seconds = min(statistics.median(times) * steps, ended["seconds"])
       self.rates.append(seconds / self.work[cell.id])
       self.rests.append(ended["seconds"] - seconds)
+
+
+def share_cores(workers: int) -> list[set[int]]:
+  """Returns the cores of each worker: threads that take turns on a core wait
+  for each other at every product.
+  """
+  if workers == 1 or not hasattr(os, "sched_getaffinity"):
+    return []
+  cores = sorted(os.sched_getaffinity(0))
+  if workers > len(cores):
+    return []
+  return [set(cores[index::workers]) for index in range(workers)]
 
 
 def _work(root: str, cell: Cell) -> tuple[int, float]:

@@ -1,0 +1,71 @@
+"""A scaling study of small models on the interpreter's text, byte by byte.
+
+  bash launch/study.sh runs/study
+
+Four budgets of compute, six sizes each, as in Hoffmann et al. 2022, approach
+2: 24 runs, every one with its own schedule down to zero. muP keeps one
+learning rate good for all widths. The variant `large` is one run of more than
+four times the largest budget, to be predicted before it is done.
+
+Compute is 6 N D with all parameters in N.
+"""
+
+from configs import mup
+
+# FLOPs, and the widths of two blocks that share them.
+BUDGETS = {
+  4e11: (16, 32, 48, 64, 96, 128),
+  1.2e12: (32, 48, 64, 80, 96, 128),
+  3.6e12: (48, 64, 80, 96, 128, 160),
+  1.08e13: (64, 80, 96, 128, 160, 192),
+}
+LARGE = 160, 4.2 * 1.08e13
+ROWS, LENGTH, HEAD = 8, 128, 16
+VOCAB = 257
+
+
+def get_config(variant: str = "small"):
+  if variant not in ("small", "large"):
+    raise ValueError(f"no variant {variant!r}; there are small and large")
+  config = mup.get_config("64")
+  config.data.source = "interpreter"
+  config.data.tokenizer = "bytes"
+  config.data.valid_frac = 0.01
+  config.model.head_dim = HEAD
+  config.model.num_heads = 64 // HEAD
+  config.data.seq_len = config.model.max_len = LENGTH
+  config.train.global_batch_size = ROWS
+  config.optim.learning_rate = 2.0**-7
+  config.optim.warmup_steps = 50
+  config.train.log_every_steps = 50
+  config.eval.every_steps = 500
+  config.checkpoint.every_steps = 10_000
+  config.checkpoint.keep_last = 1
+  config.sample.every_steps = 0
+  if variant == "large":
+    for key, value in shape_of(*LARGE).items():
+      section, name = key.split(".")
+      config[section][name] = value
+  return config
+
+
+def count_params(width: int) -> int:
+  """Returns N: two blocks of 12 width^2 and five norms, and the embedding."""
+  return 2 * 12 * width**2 + 5 * width + VOCAB * width
+
+
+def shape_of(width: int, flops: float) -> dict:
+  """Returns what a run of this width and compute changes."""
+  step = 6 * count_params(width) * ROWS * LENGTH
+  return {
+    "model.model_dim": width,
+    "model.num_heads": width // HEAD,
+    "model.mlp_dim": 4 * width,
+    "train.num_steps": -int(-flops // step),
+  }
+
+
+def sweep(add):
+  for flops, widths in BUDGETS.items():
+    for width in widths:
+      add(f"{flops:.3g} FLOPs, width {width}", shape_of(width, flops))

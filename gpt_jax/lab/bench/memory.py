@@ -1,0 +1,192 @@
+"""The memory subject: attention and cross-entropy, in parts and at once.
+
+The two places where a naive form holds an array that grows faster than the
+model's own: all scores (T x T for each head), all logits (T x V). Each is
+compiled with its gradient here, and for one chip of a TPU by its compiler;
+the forms are run here in alternation, in this one process, since both are
+ours.
+"""
+
+import dataclasses
+import functools
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from gpt_jax import chips, losses, runtime, sharding
+from gpt_jax import config as config_lib
+from gpt_jax.config import Config, InputError
+from gpt_jax.lab import aot
+from gpt_jax.lab.bench import report
+from gpt_jax.lab.bench.samples import Row
+from gpt_jax.lab.bench.train import check_vocab
+from gpt_jax.models import attend
+from gpt_jax.models.attention import mask_of
+from gpt_jax.models.decoder import cap_logits
+from gpt_jax.models.transformer import Context
+from gpt_jax.products import product
+
+TOPOLOGY = "v5e:2x4"  # of which one chip is compiled for
+NOTE = "predicted: the naive form"
+
+
+def run(config: Config, args) -> int:
+  check_vocab(config)
+  if config.train.num_loss_chunks == 1:
+    raise InputError(
+      "train.num_loss_chunks is 1, with which nothing is in parts; "
+      "--config=configs/bench.py:long has 8"
+    )
+  local = sharding.make_mesh(
+    dataclasses.replace(config.mesh, data=1, fsdp=1, expert=1, seq=1, tensor=1),
+    jax.devices()[:1],
+  )
+  rows = []
+  pieces = {"attention": make_attention, "cross-entropy": make_loss}
+  for name, make in pieces.items():
+    naive, parts = (
+      compile_piece(
+        *make(config, local.devices.flat[0].platform, is_naive), local
+      )
+      for is_naive in (True, False)
+    )
+    rows.append(make_row(f"{name}, temporaries", naive, parts))
+    seconds = time_in_turns(naive, parts, args.repeats)
+    milliseconds = [1e3 * s for s in seconds[1]]
+    rows.append(
+      Row(
+        f"{name}, with its gradient",
+        "ms",
+        milliseconds,
+        1e3 * float(np.median(seconds[0])),
+        NOTE,
+      )
+    )
+  rows += compile_for_tpu(config, pieces)
+  report.publish("memory", config, args, rows, about={"compiled_for": TOPOLOGY})
+  return 0
+
+
+def make_attention(config: Config, platform: str, is_naive: bool):
+  """Returns (f, its arguments): gradients of one layer's attention."""
+  m = config.model
+  B, T = config.train.global_batch_size, config.data.seq_len
+  K, H = config_lib.num_kv_heads(m), config_lib.head_dim(m)
+  queries, keys = (B, K, m.num_heads // K, T, H), (B, K, T, H)
+  kernel = "dense" if is_naive else attend.choose(m, platform, T)
+
+  def f(q, k, v, dy):
+    slots_1T = jnp.arange(T)[None]
+    mask = mask_of(slots_1T, slots_1T, m.sliding_window, None)
+    context = Context(
+      kernel=kernel,
+      platform=platform,
+      slots_BT=slots_1T,
+      is_ordered=True,
+      mask_BTS=mask if is_naive else None,
+    )
+    function = lambda *a: attend.attend(*a, context, m, config.mesh.rules)
+    y, back = jax.vjp(function, q, k, v)
+    return y, back(dy)
+
+  leaf = lambda shape: jax.ShapeDtypeStruct(shape, m.compute_dtype)
+  return f, [leaf(queries), leaf(keys), leaf(keys), leaf(queries)]
+
+
+def make_loss(config: Config, platform: str, is_naive: bool):
+  """Returns (f, its arguments): the loss with its gradients, head included."""
+  m = config.model
+  shape = config.train.global_batch_size, config.data.seq_len
+  V = config_lib.padded_vocab_size(m)
+  cap = functools.partial(cap_logits, config=m)
+
+  def loss(x_BTD, w_VD, targets_BT, mask_BT):
+    if not is_naive:
+      return losses.chunked_cross_entropy(
+        x_BTD,
+        w_VD,
+        targets_BT,
+        mask_BT,
+        cap,
+        config.train.num_loss_chunks,
+        config.mesh.rules,
+        m.grad_dtype,
+      )[0]
+    logits = product("BTD,VD->BTV", x_BTD, w_VD, m.grad_dtype, jnp.float32)
+    logits = cap(logits, jnp.arange(V))
+    return losses.cross_entropy(logits, targets_BT, mask_BT)[0]
+
+  leaf = jax.ShapeDtypeStruct
+  arguments = [
+    leaf((*shape, m.model_dim), m.compute_dtype),
+    leaf((V, m.model_dim), m.param_dtype),
+    leaf(shape, np.int32),
+    leaf(shape, np.float32),
+  ]
+  return jax.value_and_grad(loss, (0, 1)), arguments
+
+
+def compile_piece(f, arguments, mesh):
+  """Returns f compiled for the mesh, of arguments that it holds whole."""
+  place = NamedSharding(mesh, P())
+  put = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place)
+  with jax.set_mesh(mesh):
+    return jax.jit(f).lower(*map(put, arguments)).compile()
+
+
+def make_row(name: str, naive, parts) -> Row:
+  size = lambda one: one.memory_analysis().temp_size_in_bytes / 2**20
+  return Row(name, "MiB", [size(parts)], size(naive), NOTE)
+
+
+def time_in_turns(naive, parts, repeats: int):
+  """Returns (seconds of naive, of parts), each a list over the repeats."""
+  random = np.random.default_rng(0)
+
+  def fill(shape, dtype):
+    if jnp.issubdtype(dtype, jnp.integer):
+      return np.zeros(shape, dtype)
+    return jnp.asarray(random.standard_normal(shape, np.float32), dtype)
+
+  (shapes, _) = naive.in_avals
+  arrays = [
+    jax.device_put(fill(a.shape, a.dtype), place)
+    for a, place in zip(shapes, naive.input_shardings[0], strict=True)
+  ]
+  seconds = [], []
+  for index in range(repeats + 1):
+    for one, found in zip((naive, parts), seconds, strict=True):
+      start = time.perf_counter()
+      jax.block_until_ready(one(*arrays))
+      if index:  # the first is to warm up
+        found.append(time.perf_counter() - start)
+  return seconds
+
+
+def compile_for_tpu(config: Config, pieces) -> list[Row]:
+  """Returns rows of one TPU chip; none, with a line, without its compiler."""
+  runtime.start_tpu_compiler()
+  try:
+    devices = aot.find_devices(chips.parse_topology(TOPOLOGY, 1))
+  except InputError as error:
+    print(f"not compiled for TPU: {error}")
+    return []
+  section = dataclasses.replace(
+    config.mesh, data=1, fsdp=1, expert=1, seq=1, tensor=1
+  )
+  mesh = sharding.make_mesh(section, devices[:1])
+  # A TPU's kernels are for bfloat16.
+  model = dataclasses.replace(config.model, compute_dtype="bfloat16")
+  config = dataclasses.replace(config, model=model)
+  rows = []
+  for name, make in pieces.items():
+    both = [
+      compile_piece(*make(config, "tpu", is_naive), mesh)
+      for is_naive in (True, False)
+    ]
+    rows.append(make_row(f"{name}, temporaries on v5e", *both))
+  return rows
