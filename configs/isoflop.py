@@ -30,7 +30,7 @@ def get_config(variant: str = "small"):
   config = mup.get_config("64")
   config.data.source = "interpreter"
   config.data.tokenizer = "bytes"
-  config.data.valid_frac = 0.01
+  config.data.valid_frac = 0.03
   config.model.head_dim = HEAD
   config.model.num_heads = 64 // HEAD
   config.data.seq_len = config.model.max_len = LENGTH
@@ -63,6 +63,13 @@ def shape_of(width: int, flops: float) -> dict:
     "model.mlp_dim": 4 * width,
     "train.num_steps": -int(-flops // step),
   }
+
+
+def count_large() -> tuple[int, int]:
+  """Returns (N, D) of the large run."""
+  width, flops = LARGE
+  steps = shape_of(width, flops)["train.num_steps"]
+  return count_params(width), steps * ROWS * LENGTH
 
 
 def sweep(add):
