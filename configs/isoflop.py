@@ -14,12 +14,12 @@ from configs import mup
 
 # FLOPs, and the widths of two blocks that share them.
 BUDGETS = {
-  4e11: (16, 32, 48, 64, 96, 128),
-  1.2e12: (32, 48, 64, 80, 96, 128),
-  3.6e12: (48, 64, 80, 96, 128, 160),
-  1.08e13: (64, 80, 96, 128, 160, 192),
+  2e11: (16, 32, 48, 64, 80, 96),
+  6e11: (32, 48, 64, 80, 96, 128),
+  1.8e12: (32, 48, 64, 80, 96, 128),
+  5.4e12: (48, 64, 80, 96, 128, 160),
 }
-LARGE = 160, 4.2 * 1.08e13
+LARGE = 128, 4.2 * 5.4e12
 ROWS, LENGTH, HEAD = 8, 128, 16
 VOCAB = 257
 
@@ -36,7 +36,7 @@ def get_config(variant: str = "small"):
   config.data.seq_len = config.model.max_len = LENGTH
   config.train.global_batch_size = ROWS
   config.optim.learning_rate = 2.0**-7
-  config.optim.warmup_steps = 50
+  config.optim.warmup_steps = 20
   config.train.log_every_steps = 50
   config.eval.every_steps = 500
   config.checkpoint.every_steps = 10_000

@@ -99,10 +99,12 @@ def multiply_over_rows(x, y, num_x: int, num_y: int, out_dtype):
 
   def on_cpu(x, y):
     x_LX, y_LY = (a.reshape(math.prod(lead), -1) for a in (x, y))
-    out_XY = jnp.einsum(
-      "XL,LY->XY", _by_rows(x_LX.T), y_LY, preferred_element_type=jnp.float32
-    )
-    return _by_rows(out_XY).reshape(*x_dims, *y_dims).astype(out_dtype)
+    # The narrower is the cheaper to lay out anew.
+    if x_LX.shape[1] <= y_LY.shape[1]:
+      out_XY = _by_columns(x_LX, y_LY)
+    else:
+      out_XY = _by_columns(y_LY, x_LX).T
+    return out_XY.reshape(*x_dims, *y_dims).astype(out_dtype)
 
   mesh = jax.sharding.get_abstract_mesh()
   is_spread = not mesh.empty and mesh.size > 1  # a layout is of a whole array
@@ -111,6 +113,10 @@ def multiply_over_rows(x, y, num_x: int, num_y: int, out_dtype):
   return jax.lax.platform_dependent(x, y, cpu=on_cpu, default=plain)
 
 
-def _by_rows(x_XY):
-  """Returns the matrix laid out row by row, whatever the compiler prefers."""
-  return with_layout_constraint(x_XY, Layout((0, 1)))
+def _by_columns(x_LX, y_LY):
+  """Returns x.T @ y in float32, x.T and the result laid out row by row."""
+  by_rows = lambda a: with_layout_constraint(a, Layout((0, 1)))
+  out_XY = jnp.einsum(
+    "XL,LY->XY", by_rows(x_LX.T), y_LY, preferred_element_type=jnp.float32
+  )
+  return by_rows(out_XY)

@@ -934,3 +934,11 @@ def test_twelve_cells_of_which_three_fail(write, tmp_path):
   assert process.returncode == 0 and "14 cells: 14 done, 0 to run" in said
   for i, changed in times.items():
     assert os.stat(folder.path_of(str(root), i)).st_mtime_ns == changed
+
+
+def test_workers_have_cores_of_their_own(monkeypatch):
+  monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 2, 3, 5})
+  assert run_lib.share_cores(2) == [{0, 3}, {2, 5}]
+  assert run_lib.share_cores(4) == [{0}, {2}, {3}, {5}]
+  # One has all; more than there are cores share them.
+  assert run_lib.share_cores(1) == run_lib.share_cores(5) == []

@@ -45,7 +45,6 @@ def check(config: Config, peer: str, subject: str) -> None:
     refused["optim.optimizer"] = config.optim.optimizer != "adamw"
     refused["optim.moment_dtype"] = config.optim.moment_dtype != "float32"
     refused["data.packing"] = config.data.packing != "stream"
-    refused["train.num_microbatches"] = config.train.num_microbatches > 1
   if not is_llama(config) or peer == "torch":
     refused |= {
       "model.norm": m.norm != "layernorm",
