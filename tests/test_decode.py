@@ -174,3 +174,30 @@ def test_prompts_that_cannot_be_continued_are_refused(made):
   assert run(made, [[1] * 80], 5).shape == (1, 5)
   with pytest.raises(InputError, match="top_p is 0"):
     decode.Sampling(top_p=0.0)
+
+
+@pytest.mark.parametrize("position", ["rope", "learned"])
+def test_an_accelerator_reads_matrices_in_the_type_that_they_multiply(
+  made, position
+):
+  config = dataclasses.replace(
+    made[0].config, compute_dtype="bfloat16", position=position
+  )
+  cpu, other = (build_model(config, platform=p) for p in ("cpu", "gpu"))
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(
+    lambda leaf: jnp.asarray(rng.normal(0, 0.3, leaf.shape), leaf.dtype),
+    cpu.abstract_params()[0],
+  )
+  size = lambda model: sum(
+    leaf.nbytes for leaf in jax.tree.leaves(model.unstack(params))
+  )
+  assert 0.5 <= size(other) / size(cpu) < 0.75
+  prompts = [[5, 6, 7], [200, 1, 9]]
+  ids = run((other, params), prompts, 20, temperature=0.0)
+  np.testing.assert_array_equal(
+    ids, run((cpu, params), prompts, 20, temperature=0.0)
+  )
+  other_prompts = [[5, 6, 8], [200, 1, 7]]
+  control = run((cpu, params), other_prompts, 20, temperature=0.0)
+  assert (ids != control).any()
