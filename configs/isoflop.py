@@ -2,10 +2,10 @@
 
   bash launch/study.sh runs/study
 
-Four budgets of compute, six sizes each, as in Hoffmann et al. 2022, approach
-2: 24 runs, every one with its own schedule down to zero. muP keeps one
-learning rate good for all widths. The variant `large` is one run of more than
-four times the largest budget, to be predicted before it is done.
+Four budgets of compute, five or six sizes each, as in Hoffmann et al. 2022,
+approach 2: 23 runs, every one with its own schedule down to zero. muP keeps
+one learning rate good for all widths. The variant `large` is one run of more
+than four times the largest budget, to be predicted before it is done.
 
 Compute is 6 N D with all parameters in N.
 """
@@ -17,7 +17,7 @@ BUDGETS = {
   2e11: (16, 32, 48, 64, 80, 96),
   6e11: (32, 48, 64, 80, 96, 128),
   1.8e12: (32, 48, 64, 80, 96, 128),
-  5.4e12: (48, 64, 80, 96, 128, 160),
+  5.4e12: (64, 80, 96, 128, 160),
 }
 LARGE = 128, 4.2 * 5.4e12
 ROWS, LENGTH, HEAD = 8, 128, 16

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The scaling study of configs/isoflop.py: bash launch/study.sh [FOLDER].
-# 24 runs, their fits, a prediction registered, the large run, its score. What
+# 23 runs, their fits, a prediction registered, the large run, its score. What
 # is done already is not done again.
 set -euo pipefail
 CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
