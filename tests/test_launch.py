@@ -16,7 +16,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 SCRIPTS = ("launch/local.sh", "launch/test.sh", "launch/setup.sh", ".ci/run")
-SCRIPTS += ("launch/processes.sh",)
+SCRIPTS += ("launch/processes.sh", "launch/study.sh")
 TOOLS = ("bash", "dirname", "cksum", "grep", "sed", "tail", "cat", "rm", "cp")
 TOOLS += ("mkdir", "ln", "chmod", "sleep")
 
@@ -368,3 +368,15 @@ def test_ci_names_the_real_texts_where_they_are(house, tmp_path):
   data.mkdir(parents=True)
   assert f"data {data}" in house.launch(**ci)[0]
   assert "data own" in house.launch(GPT_JAX_TEST_DATA="own", **ci)[0]
+
+
+@pytest.mark.parametrize(
+  "words, sentence",
+  [
+    (["a", "b"], "takes one folder; found 2 words: a b."),
+    (["--workdir=a"], "takes a folder, found '--workdir=a'."),
+  ],
+)
+def test_a_study_takes_one_folder(house, words, sentence):
+  out, err, log = house.launch(*words, script="launch/study.sh", code=1)
+  assert err == f"gpt_jax: study.sh {sentence}\n" and not out and not log
