@@ -100,6 +100,9 @@ class House:
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
       text=True,
+      # Tests that run in the background inherit it ignored, and bash then
+      # cannot hear it.
+      preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
       env={
         "PATH": str(self.bin),
         "STUB_LOG": str(self.log_file),
