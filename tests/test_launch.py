@@ -69,6 +69,13 @@ printf '%s\n' "uv ${@: -1} ${UV_DEFAULT_INDEX:-}" >>"$STUB_LOG"
 SHIM = "#!/bin/bash\necho 'pyenv: no such version' >&2\nexit 127\n"
 
 
+IS_DEAF = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
+def hear_ctrl_c() -> None:
+  signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class House:
   """A copy of what is launched, and the machine around it."""
 
@@ -102,7 +109,7 @@ class House:
       text=True,
       # Tests that run in the background inherit it ignored, and bash then
       # cannot hear it.
-      preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+      preexec_fn=hear_ctrl_c if IS_DEAF else None,
       env={
         "PATH": str(self.bin),
         "STUB_LOG": str(self.log_file),
