@@ -7,8 +7,8 @@ CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 source launch/setup.sh
 
 (($# < 2)) || die "study.sh takes one folder; found $# words: $*."
-folder=${1:-runs/study}
-[[ $folder != -* ]] || die "study.sh takes a folder, found '$folder'."
+folder=${1-runs/study}
+[[ -n $folder && $folder != -* ]] || die "study.sh takes a folder, found '$folder'."
 setup requirements.txt
 
 # One worker a core: models of this size gain nothing from a second.

@@ -385,6 +385,7 @@ def test_ci_names_the_real_texts_where_they_are(house, tmp_path):
   [
     (["a", "b"], "takes one folder; found 2 words: a b."),
     (["--workdir=a"], "takes a folder, found '--workdir=a'."),
+    ([""], "takes a folder, found ''."),
   ],
 )
 def test_a_study_takes_one_folder(house, words, sentence):

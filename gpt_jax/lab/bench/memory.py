@@ -47,6 +47,8 @@ def run(config: Config, args) -> int:
   )
   rows = []
   pieces = {"attention": make_attention, "cross-entropy": make_loss}
+  f, arguments = make_loss(config, "cpu", False)
+  jax.eval_shape(f, *arguments)  # parts that do not divide are told at once
   for name, make in pieces.items():
     naive, parts = (
       compile_piece(
