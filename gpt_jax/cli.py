@@ -15,7 +15,7 @@ import traceback
 
 import gpt_jax
 from gpt_jax import processes
-from gpt_jax.config import KEYS, InputError, nearest, nearest_key
+from gpt_jax.config import KEYS, WEIGHTS, InputError, nearest, nearest_key
 
 # Errors of the file system that mean a path or a disk, not a mistake here.
 _MENDABLE = (
@@ -61,6 +61,16 @@ def build_parser(
   )
   parser.error = _raise_input_error
   return parser
+
+
+def add_weights(parser: argparse.ArgumentParser) -> None:
+  """Adds --weights to a verb that reads a finished model."""
+  parser.add_argument(
+    "--weights",
+    choices=WEIGHTS,
+    default=WEIGHTS[0],
+    help="round matrices to so many bits (default %(default)s)",
+  )
 
 
 def parse(parser: argparse.ArgumentParser, argv: list[str]):

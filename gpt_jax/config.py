@@ -164,6 +164,9 @@ def _list_keys(cls, prefix: str = "") -> dict[str, tuple[type, ...]]:
 # {"section.key": types that its value may have}
 KEYS = _list_keys(Config)
 
+# What decoding may read matrices in: model.compute_dtype, or so many bits.
+WEIGHTS = ("full", "int8", "int4")
+
 # Words that a key accepts where the set is closed.
 CHOICES = {
   "data.split": ("document", "tail"),

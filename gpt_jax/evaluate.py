@@ -27,6 +27,7 @@ def main(argv: list[str]) -> int:
   parser.add_argument(
     "--json", action="store_true", help="print one JSON object a set"
   )
+  cli.add_weights(parser)
   args, overrides = cli.parse(parser, argv)
   runtime.start(args.devices)
   processes.join({"the arguments": argv})
@@ -41,8 +42,9 @@ def main(argv: list[str]) -> int:
       print(line, file=sys.stderr)
 
   config, model, params, tokenizer, mesh = workdir.open_run(
-    args.workdir, overrides, note
+    args.workdir, overrides, note, args.weights
   )
+  params = model.round_weights(params)
   if args.data is None:
     sets = processes.in_turn(lambda: store.prepare(config.data, note)).valid
     if not sets:

@@ -50,6 +50,7 @@ def main(argv: list[str]) -> int:
     metavar="TEXT",
     help="end where this text comes; may be given again",
   )
+  cli.add_weights(parser)
   args, overrides = cli.parse(parser, argv)
   if args.num_tokens < 1:
     raise InputError(f"--num_tokens is {args.num_tokens}; it must be 1 or more")
@@ -80,7 +81,7 @@ def main(argv: list[str]) -> int:
       print(line, file=sys.stderr)
 
   _, model, params, tokenizer, mesh = workdir.open_run(
-    args.workdir, overrides, note
+    args.workdir, overrides, note, args.weights
   )
   decode.check_prompts(map(tokenizer.encode, prompts), model.config.max_len)
 

@@ -159,11 +159,19 @@ def find_commit() -> str | None:
   return head.stdout.strip() + ("+" if changed.strip() else "")
 
 
-def open_run(workdir: str, overrides: dict[str, str] | None = None, say=print):
+def open_run(
+  workdir: str,
+  overrides: dict[str, str] | None = None,
+  say=print,
+  weights: str = "full",
+):
   """Returns (config, model, params, tokenizer, mesh) of a run to read from.
 
   The mesh is the config's where it fits the devices here, else all devices
   along `data`.
+
+  Args:
+    weights: word of config.WEIGHTS.
   """
   import dataclasses
 
@@ -187,7 +195,7 @@ def open_run(workdir: str, overrides: dict[str, str] | None = None, say=print):
     mesh = sharding.make_mesh(config.mesh)
   tokenizer = tokenizer_lib.load(os.path.join(workdir, "tokenizer.json"))
   platform = mesh.devices.flat[0].platform
-  model = build_model(config.model, config.mesh.rules, platform)
+  model = build_model(config.model, config.mesh.rules, platform, weights)
   shapes, specs = model.abstract_params()
   placed = sharding.shardings_of(shapes, specs, config.mesh.rules, mesh)
   abstract = jax.tree.map(

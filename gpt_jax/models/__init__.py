@@ -10,9 +10,14 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from gpt_jax.config import ModelConfig
-from gpt_jax.models import attend, decoder, transformer
-from gpt_jax.models.layers import Declared
+from gpt_jax import quantized, sharding
+from gpt_jax.config import InputError, ModelConfig
+from gpt_jax.models import attend, attention, decoder, layers, transformer
+
+# Roles of matrices; what is a table too stays in 8 bits, where an error would
+# be one of every token that is rare.
+TABLES = ("embed", "unembed")
+MATRICES = ("hidden", "residual", *TABLES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,16 +28,18 @@ class Model:
     config: its section, vocab_size filled in.
     rules: word of sharding.RULES.
     platform: cpu, gpu or tpu, what attention's kernel is chosen for.
+    weights: word of config.WEIGHTS, of what unstack returns.
   """
 
   config: ModelConfig
   rules: str
   platform: str
+  weights: str = "full"
 
   def abstract_params(self):
     """Returns (tree of ShapeDtypeStruct, the same tree of ParamSpec)."""
     boxed = decoder.abstract_decoder(self.config)
-    is_box = lambda x: isinstance(x, Declared)
+    is_box = lambda x: isinstance(x, layers.Declared)
     shapes = jax.tree.map(lambda b: b.value, boxed, is_leaf=is_box)
     specs = jax.tree.map(lambda b: b.spec, boxed, is_leaf=is_box)
     return shapes, specs
@@ -86,26 +93,49 @@ class Model:
   def unstack(self, params):
     """Returns the parameters in the form that apply_cached reads.
 
-    Layer by layer, and matrices in the type that they are multiplied in, as
-    reading them is what a token takes. Not so on a CPU, where a product of one
-    row in bfloat16 is slower than reading twice the bytes.
+    Layer by layer, and matrices in the type that they are multiplied in, or
+    in few bits, as reading them is what a token takes.
     """
     c = self.config
-    cast = (
-      {"hidden", "residual", "unembed"} if self.platform != "cpu" else set()
-    )
-    if cast and c.position != "learned":  # those are summed as they are kept
-      cast.add("embed")
-    params = jax.tree.map(
-      lambda p, spec: p.astype(c.compute_dtype) if spec.role in cast else p,
-      params,
-      self.abstract_params()[1],
-    )
-    return transformer.unstack_layers(params, c.num_layers)
+    is_full = self.weights == "full"
+    cast = lambda p, spec, is_stacked: p.astype(c.compute_dtype)
+    specs = self.abstract_params()[1]
+    if sharding.axis_size("tensor") == 1:
+      params = _lay_wide(params, lambda ws: layers.lay_together(ws, axis=1))
+      specs = _lay_wide(specs, lambda each: each[0])
+    ready = _map_matrices(cast if is_full else self._quantize, params, specs)
+    if is_full and c.position == "learned":
+      # Rows of the table are summed with positions as they are kept.
+      table = ready["embed"]["tokens"]
+      ready["embed"] = params["embed"]
+      if c.tied_embeddings and table.dtype != params["embed"]["tokens"].dtype:
+        ready["unembed"] = table
+    return transformer.unstack_layers(ready, c.num_layers)
+
+  def round_weights(self, params):
+    """Returns the parameters rounded to `weights`, kept as they were."""
+    if self.weights == "full":
+      return params
+
+    def form(p, spec, is_stacked):
+      restore = lambda w: quantized.restore(w, spec.role, p.shape[is_stacked:])
+      small = self._quantize(p, spec, is_stacked)
+      whole = jax.vmap(restore)(small) if is_stacked else restore(small)
+      return whole.astype(p.dtype)
+
+    return _map_matrices(form, params, self.abstract_params()[1])
+
+  def _quantize(self, p, spec, is_stacked: bool):
+    num_bits = 8 if spec.role in TABLES else int(self.weights[3:])
+    one = lambda w: quantized.quantize(w, spec.role, num_bits)
+    return jax.vmap(one)(p) if is_stacked else one(p)
 
   def init_cache(self, batch_size: int, num_slots: int):
     """Returns an empty cache for `num_slots` tokens in each row."""
-    return decoder.init_cache(self.config, batch_size, num_slots)
+    # A CPU makes its products with a cache in float32 whatever it holds.
+    is_wide = self.platform == "cpu"
+    dtype = "float32" if is_wide else self.config.compute_dtype
+    return decoder.init_cache(self.config, batch_size, num_slots, dtype)
 
   def apply_cached(self, unstacked, tokens_BT, cache, start_B, only_B=None):
     """Returns (logits_BTV, cache) for tokens that follow what is cached.
@@ -127,17 +157,44 @@ class Model:
     )
 
 
+def _map_matrices(form, params, specs):
+  def one(path, p, spec):
+    is_stacked = path[0].key == "blocks"
+    return form(p, spec, is_stacked) if spec.role in MATRICES else p
+
+  return jax.tree_util.tree_map_with_path(one, params, specs)
+
+
+def _lay_wide(tree, join):
+  """Returns a tree of parameters with what q, k and v join into in one."""
+  blocks = dict(tree["blocks"])
+  attn = dict(blocks["attn"])
+  attn[attention.WIDE] = join([attn.pop(name) for name in "qkv"])
+  blocks["attn"] = attn
+  return {**tree, "blocks": blocks}
+
+
 def build_model(
-  config: ModelConfig, rules: str = "standard", platform: str = "cpu"
+  config: ModelConfig,
+  rules: str = "standard",
+  platform: str = "cpu",
+  weights: str = "full",
 ) -> Model:
   """Returns the model of a config whose vocab_size is known.
 
   Args:
     rules: word of sharding.RULES.
     platform: cpu, gpu or tpu, of the devices that it will run on.
+    weights: word of config.WEIGHTS.
 
   Raises:
-    InputError: model.attention names a kernel of another platform.
+    InputError: model.attention names a kernel of another platform, or experts
+      are asked for in few bits.
   """
   attend.check(config, platform)
-  return Model(config, rules, platform)
+  if weights != "full" and config.num_experts is not None:
+    raise InputError(
+      f"weights in {weights} are for models without experts, and "
+      f"model.num_experts is {config.num_experts}; leave them full"
+    )
+  return Model(config, rules, platform, weights)

@@ -18,11 +18,14 @@ from gpt_jax.models.layers import (
   declare,
   project,
   project_together,
+  project_wide,
   rms_normalize,
   shift,
 )
 from gpt_jax.parametrization import attention_multiplier
 
+# Queries', keys' and values' matrices side by side, as decoding keeps them.
+WIDE = "qkv"
 # Llama 3's rotary scaling: wavelengths over ORIGINAL_LEN / LOW are stretched,
 # those under ORIGINAL_LEN / HIGH are kept (Dubey et al. 2024, appendix).
 LLAMA3_LOW, LLAMA3_HIGH = 1.0, 4.0
@@ -47,12 +50,20 @@ class Attention(nn.Module):
     c, D = self.config, x_BTD.shape[-1]
     N, K, H = c.num_heads, config_lib.num_kv_heads(c), config_lib.head_dim(c)
     n, k = ("heads", "head_dim"), ("kv_heads", "head_dim")
-    w_q_DNH = declare(self, "q", (D, N, H), ("embed", *n), "hidden")
-    w_k_DKH = declare(self, "k", (D, K, H), ("embed", *k), "hidden")
-    w_v_DKH = declare(self, "v", (D, K, H), ("embed", *k), "hidden")
-    q_BTNH, k_BTKH, v_BTKH = project_together(
-      x_BTD, [w_q_DNH, w_k_DKH, w_v_DKH], c.grad_dtype
-    )
+    if self.has_variable("params", WIDE):
+      q_BTNH, k_BTKH, v_BTKH = project_wide(
+        x_BTD,
+        self.get_variable("params", WIDE),
+        [(N, H), (K, H), (K, H)],
+        c.grad_dtype,
+      )
+    else:
+      w_q_DNH = declare(self, "q", (D, N, H), ("embed", *n), "hidden")
+      w_k_DKH = declare(self, "k", (D, K, H), ("embed", *k), "hidden")
+      w_v_DKH = declare(self, "v", (D, K, H), ("embed", *k), "hidden")
+      q_BTNH, k_BTKH, v_BTKH = project_together(
+        x_BTD, [w_q_DNH, w_k_DKH, w_v_DKH], c.grad_dtype
+      )
     if c.bias:
       add = lambda x, name, shape, axes: shift(
         x, declare(self, name, shape, axes, "bias"), c.grad_dtype
@@ -89,6 +100,7 @@ class Attention(nn.Module):
       self.sow("taps", "score_max", top)
     y_BKGTH = attend(q_BKGTH, k_BKSH, v_BKSH, context, c, self.rules, key)
     y_BTNH = y_BKGTH.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
+    y_BTNH = y_BTNH.astype(x_BTD.dtype)  # a cache may be wider
     w_o_NHD = declare(
       self, "o", (N, H, D), ("heads", "head_dim", "embed"), "residual"
     )

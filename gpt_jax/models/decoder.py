@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from gpt_jax import config as config_lib
-from gpt_jax import sharding
+from gpt_jax import quantized, sharding
 from gpt_jax.config import ModelConfig
 from gpt_jax.models.attend import choose
 from gpt_jax.models.attention import alibi_of, mask_of, rope_of
@@ -123,7 +123,9 @@ class Decoder(nn.Module):
 
     readout = readout_multiplier(c)
     x_BTD = x_BTD if readout == 1 else readout * x_BTD
-    w_VD = embed.table_VD if c.tied_embeddings else unembedding(self)
+    w_VD = embed.table_VD
+    if not c.tied_embeddings or self.has_variable("params", "unembed"):
+      w_VD = unembedding(self)
     finish = lambda out: (out, balance_B) if needs_balance else out
     if is_headless:
       return finish((x_BTD, w_VD))
@@ -131,7 +133,7 @@ class Decoder(nn.Module):
     logits_BTV = sharding.constrain(
       logits_BTV, ("batch", "length", "vocab"), self.rules
     )
-    logits_BTV = cap_logits(logits_BTV, jnp.arange(w_VD.shape[0]), c)
+    logits_BTV = cap_logits(logits_BTV, jnp.arange(logits_BTV.shape[-1]), c)
     return finish(logits_BTV if cache is None else (logits_BTV, cache))
 
   def blocks(self, x_BTD, context, cache, key):
@@ -178,7 +180,10 @@ class Embedding(nn.Module):
   def __call__(self, tokens_BT, positions_BT):
     # Rows are picked as they are kept and cast then: the gradient of a token
     # is a sum over all its places, which bfloat16 would round at every term.
-    x_BTD = self.table_VD[tokens_BT]
+    if isinstance(self.table_VD, quantized.Quantized):
+      x_BTD = quantized.pick(self.table_VD, tokens_BT)
+    else:
+      x_BTD = self.table_VD[tokens_BT]
     if self.config.position == "learned":
       x_BTD = x_BTD + self.table_SD[positions_BT]
     return x_BTD.astype(self.config.compute_dtype)
@@ -204,11 +209,11 @@ def cap_logits(logits_BTV, ids_V, config: ModelConfig):
   return logits_BTV
 
 
-def init_cache(config: ModelConfig, batch_size: int, num_slots: int):
+def init_cache(config: ModelConfig, batch_size: int, num_slots: int, dtype):
   """Returns an empty cache: a list over layers of (k_BKSH, v_BKSH) zeros."""
   K, H = config_lib.num_kv_heads(config), config_lib.head_dim(config)
   shape = (batch_size, K, num_slots, H)
-  empty = lambda: jnp.zeros(shape, config.compute_dtype)
+  empty = lambda: jnp.zeros(shape, dtype)
   return [(empty(), empty()) for _ in range(config.num_layers)]
 
 

@@ -20,6 +20,7 @@ from gpt_jax import sharding, tree
 from gpt_jax.config import ModelConfig
 from gpt_jax.parametrization import ROLES, ParamSpec, init_param, specify
 from gpt_jax.products import product
+from gpt_jax.quantized import Quantized
 
 
 class Declared(struct.PyTreeNode, nn.meta.AxisMetadata):
@@ -44,6 +45,10 @@ class Declared(struct.PyTreeNode, nn.meta.AxisMetadata):
 def declare(module: nn.Module, name: str, shape, axes, role: str):
   """Returns the parameter `name` as it is kept, declared once here."""
   config = module.config
+  if module.has_variable("params", name):
+    kept = module.get_variable("params", name)
+    if isinstance(kept, Quantized):  # of a shape of its own
+      return kept
   if role not in ROLES:
     raise ValueError(f"{name} has role {role!r}; roles are {', '.join(ROLES)}")
   is_in_block = "/".join(module.path).startswith("blocks")
@@ -75,13 +80,16 @@ shift.defvjp(
 
 def project(x, w, grad_dtype: str, num_in: int = 1):
   """Contracts the last `num_in` dims of x with the first of the kept w."""
-  lead, out = x.shape[: x.ndim - num_in], w.shape[num_in:]
+  lead, rows = x.shape[: x.ndim - num_in], math.prod(x.shape[x.ndim - num_in :])
+  if isinstance(w, Quantized):
+    y = product("BD,DF->BF", x.reshape(-1, rows), w, grad_dtype)
+    return y.reshape(*lead, *w.outs)
+  out = w.shape[num_in:]
   if sharding.axis_size("seq") > 1:
     # Merging B with a T that is split over devices would gather it.
     leads = "BTS"[: len(lead)]
     ins, outs = "DE"[:num_in], "NHG"[: len(out)]
     return product(f"{leads}{ins},{ins}{outs}->{leads}{outs}", x, w, grad_dtype)
-  rows = math.prod(x.shape[x.ndim - num_in :])
   x, w = x.reshape(-1, rows), w.reshape(rows, -1)
   y = product("BD,DF->BF", x, w, grad_dtype)
   return y.reshape(*lead, *out)
@@ -95,11 +103,26 @@ def project_together(x, ws: list, grad_dtype: str):
   """
   if sharding.axis_size("tensor") > 1:
     return [project(x, w, grad_dtype) for w in ws]
-  D = ws[0].shape[0]
-  wide = jnp.concatenate([w.reshape(D, -1) for w in ws], axis=1)
-  ends = np.cumsum([math.prod(w.shape[1:]) for w in ws])
+  return project_wide(
+    x, lay_together(ws), [w.shape[1:] for w in ws], grad_dtype
+  )
+
+
+def lay_together(ws: list, axis: int = 0):
+  """Returns matrices whose inputs are dim `axis` as one, outputs in a row."""
+  lead = ws[0].shape[: axis + 1]
+  return jnp.concatenate([w.reshape(*lead, -1) for w in ws], axis=-1)
+
+
+def project_wide(x, wide, outs: list, grad_dtype: str):
+  """Returns the parts of x times what lay_together returned.
+
+  Args:
+    outs: what dims each part's last has.
+  """
+  ends = np.cumsum([math.prod(out) for out in outs])
   parts = jnp.split(project(x, wide, grad_dtype), ends[:-1], axis=-1)
-  shapes = [(*x.shape[:-1], *w.shape[1:]) for w in ws]
+  shapes = [(*x.shape[:-1], *out) for out in outs]
   return [p.reshape(s) for p, s in zip(parts, shapes, strict=True)]
 
 

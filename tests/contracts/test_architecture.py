@@ -14,7 +14,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 # lower layers, and from its own layer only to the left.
 LAYERS = [
   ["config", "tree", "runtime", "processes", "cli"],
-  ["chips", "flops", "parametrization", "sharding", "products"],
+  ["chips", "flops", "parametrization", "sharding", "quantized", "products"],
   ["models", "data"],
   ["losses", "optim"],
   ["plot", "console", "metrics", "state"],

@@ -63,6 +63,7 @@ def main(argv: list[str]) -> int:
     metavar="N",
     help="decode: tokens made of each row (default %(default)s)",
   )
+  cli.add_weights(parser)
   parser.add_argument(
     "--out", metavar="DIR", help="folder to write bench.json into"
   )

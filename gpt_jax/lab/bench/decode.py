@@ -26,7 +26,8 @@ def run(config: Config, args) -> int:
   options = {"prompt_len": prompt_len, "num_tokens": args.tokens}
   rows, pairs = [], []
   trial = {"do": "run", "batch_size": args.batch[0]}
-  with duel.Duel(config, "decode", args, trial, **options) as both:
+  ours = {"weights": args.weights}
+  with duel.Duel(config, "decode", args, trial, ours, **options) as both:
     found = {}
     for size in args.batch:
       plan = dict.fromkeys(
@@ -39,13 +40,16 @@ def run(config: Config, args) -> int:
   rates = prediction["rates"]
   for size, rounds in found.items():
     ours = [answers["gpt_jax"] for answers in rounds]
-    rows += make_rows(config, size, prompt_len, args.tokens, ours, built, rates)
+    rows += make_rows(
+      config, size, prompt_len, args.tokens, args.weights, ours, built, rates
+    )
     if args.peer is not None:
       pairs += make_pairs(size, rounds, both)
   about = built | {
     "rates": rates,
     "prompt_len": prompt_len,
     "num_tokens": args.tokens,
+    "weights": args.weights,
     "idle_share": both.idle_share,
     "waiting": both.waiting,
   }
@@ -54,7 +58,7 @@ def run(config: Config, args) -> int:
   return 0
 
 
-def make_rows(config, size, prompt_len, num_tokens, ours, built, rates):
+def make_rows(config, size, prompt_len, num_tokens, word, ours, built, rates):
   """Returns rows of one batch size, beside what the machine allows.
 
   A step reads every weight once, and what is cached; its arithmetic is two
@@ -110,7 +114,8 @@ def make_rows(config, size, prompt_len, num_tokens, ours, built, rates):
       "GB/s",
       [weights / s / 1e9 for s in steps],
       rates["bytes"] and rates["bytes"] / 1e9,
-      f"{weights / 1e6:,.1f} MB a token; ratio = share of bandwidth",
+      f"{weights / 1e6:,.1f} MB a token, weights {word}; "
+      "ratio = share of bandwidth",
     ),
   ]
   return rows

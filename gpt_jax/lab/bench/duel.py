@@ -34,11 +34,14 @@ class Duel:
     idle_share: the most of a core that one took while it was to wait.
   """
 
-  def __init__(self, config: Config, subject: str, args, trial, **options):
+  def __init__(
+    self, config: Config, subject: str, args, trial, ours=(), **options
+  ):
     """Builds all of them.
 
     Args:
       trial: a short command, by which a peer's way of waiting is chosen.
+      ours: further options of the subject that a peer has not.
       options: of the subject.
     """
     self.waiting = {}
@@ -57,6 +60,7 @@ class Duel:
           args.devices,
           SHARED if names else None,
           **options,
+          **dict(ours),
         )
       )
       for name in names:

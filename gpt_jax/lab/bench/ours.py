@@ -107,11 +107,13 @@ class Train:
 class Decode:
   """Generation as `python -m gpt_jax.generate` does it, greedily."""
 
-  def __init__(self, config: Config, prompt_len: int, num_tokens: int):
+  def __init__(
+    self, config: Config, prompt_len: int, num_tokens: int, weights: str
+  ):
     self.config, self.num_tokens = config, num_tokens
     self.mesh = sharding.make_mesh(config.mesh)
     platform = self.mesh.devices.flat[0].platform
-    self.model = build_model(config.model, config.mesh.rules, platform)
+    self.model = build_model(config.model, config.mesh.rules, platform, weights)
     shapes, specs = self.model.abstract_params()
     placed = sharding.shardings_of(shapes, specs, config.mesh.rules, self.mesh)
     init = jax.jit(
@@ -251,9 +253,10 @@ def _read_bytes(unstacked, model) -> int:
   All of them, but for tables of which only a row is looked up.
   """
   total = 0
+  has_head = "unembed" in unstacked
   for name, leaf in tree.flatten_with_names(unstacked).items():
     is_row = name == "embed/positions" or (
-      name == "embed/tokens" and not model.tied_embeddings
+      name.startswith("embed/tokens") and has_head
     )
     total += 0 if is_row else leaf.size * leaf.dtype.itemsize
   return total

@@ -1,0 +1,169 @@
+"""Matrices in 8 or 4 bits, for decoding: reading them is what a token takes.
+
+A weight is a small whole number times the scale of its output, or, in 4 bits,
+of its output and group of inputs. Accelerators multiply the numbers in the
+type of the activations. A CPU multiplies whole numbers only by whole numbers
+at speed, so there an activation goes in as two digits of base 254, 16 bits of
+its row's largest, which costs no time at batch 1: a product of two rows takes
+less than one of one (configs/LOG.md).
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+# Inputs that share a scale in 4 bits, the first that divides their number.
+GROUPS = (64, 32)
+# Rows from which a CPU makes a matrix whole again first: of one scale an
+# output, and of more.
+MANY_ROWS, MANY_ROWS_GROUPED = 256, 16
+# Of the scale that holds a group's largest weight; the least error is taken.
+SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8)
+
+
+class Quantized(struct.PyTreeNode):
+  """A matrix of F outputs and G * C inputs.
+
+  Attributes:
+    values_GFC: int8; in 4 bits two outputs a byte, f in the low half, plus 8,
+      and f + F / 2 in the high half.
+    scale_GF: float32.
+    outs: the dims that the outputs had.
+    num_bits: 8 or 4.
+  """
+
+  values_GFC: jax.Array
+  scale_GF: jax.Array
+  outs: tuple[int, ...] = struct.field(pytree_node=False)
+  num_bits: int = struct.field(pytree_node=False)
+
+
+def quantize(w, role: str, num_bits: int) -> Quantized:
+  """Returns w rounded; what its dims are follows from its role.
+
+  Weights lie symmetrically about 0: 8 bits by their largest, 4 bits by the
+  scale of least squared error.
+  """
+  if role in ("embed", "unembed"):
+    w_FD, outs = w, w.shape[:1]
+  else:
+    num_ins = 1 if role == "hidden" else w.ndim - 1
+    outs = w.shape[num_ins:]
+    w_FD = w.reshape(-1, math.prod(outs)).T
+  F, D = w_FD.shape
+  if num_bits == 4 and F % 2 == 0:
+    C = next((size for size in GROUPS if D % size == 0), D)
+  else:
+    num_bits, C = 8, D
+  w_GFC = w_FD.astype(jnp.float32).reshape(F, -1, C).swapaxes(0, 1)
+  values_GFC, scale_GF = (_round8 if num_bits == 8 else _round4)(w_GFC)
+  if num_bits == 4:
+    low, high = jnp.split(values_GFC, 2, axis=1)
+    values_GFC = (high << 4) | (low + 8)
+  return Quantized(values_GFC.astype(jnp.int8), scale_GF, outs, num_bits)
+
+
+def restore(w: Quantized, role: str, shape) -> jax.Array:
+  """Returns the float32 matrix of `shape` that w stands for."""
+  F = w.scale_GF.shape[1]
+  w_GFC = jnp.concatenate(_numbers(w), axis=1) * w.scale_GF[..., None]
+  w_FD = w_GFC.swapaxes(0, 1).reshape(F, -1)
+  return (w_FD if role in ("embed", "unembed") else w_FD.T).reshape(shape)
+
+
+def pick(w: Quantized, ids):
+  """Returns rows of a table in 8 bits, float32, with a last dim of D."""
+  return w.values_GFC[0, ids] * w.scale_GF[0, ids][..., None]
+
+
+def multiply(x, w: Quantized, out_dtype):
+  """Returns x times w over the last dim of x; the result's last dim is F."""
+  lead = x.shape[:-1]
+  G, _, C = w.values_GFC.shape
+  x_LGC = x.reshape(-1, G, C)
+  whole = lambda x_LGC, w: _multiply(x_LGC, w)
+  is_long = len(x_LGC) > (MANY_ROWS if G == 1 else MANY_ROWS_GROUPED)
+  on_cpu = whole if is_long else _multiply_digits
+  y_LF = jax.lax.platform_dependent(x_LGC, w, cpu=on_cpu, default=whole)
+  return y_LF.astype(out_dtype).reshape(*lead, -1)
+
+
+def _multiply(x_LGC, w: Quantized):
+  scales = jnp.split(w.scale_GF, len(_numbers(w)), axis=1)
+  ys = []
+  for numbers_GFC, scale_GF in zip(_numbers(w), scales, strict=True):
+    w_GFC = numbers_GFC.astype(x_LGC.dtype)
+    if len(scale_GF) > 1:
+      w_GFC *= scale_GF[..., None].astype(x_LGC.dtype)
+    y_LF = jnp.einsum(
+      "LGC,GFC->LF", x_LGC, w_GFC, preferred_element_type=jnp.float32
+    )
+    ys.append(y_LF if len(scale_GF) > 1 else y_LF * scale_GF)
+  return jnp.concatenate(ys, axis=-1)
+
+
+def _multiply_digits(x_LGC, w: Quantized):
+  L = x_LGC.shape[0]
+  x_LGC = x_LGC.astype(jnp.float32)
+  unit_L11 = jnp.abs(x_LGC).max((1, 2), keepdims=True) / 127
+  x_LGC /= jnp.where(unit_L11 == 0, 1, unit_L11)
+  digit_LGC = jnp.round(x_LGC)
+  digits = digit_LGC, jnp.round(254 * (x_LGC - digit_LGC))
+  # The first digits of all rows, and then the second ones: Z = 2 L.
+  x_ZGC = jnp.concatenate(digits).astype(jnp.int8)
+
+  def times(values_GFC):
+    multiply = functools.partial(jnp.einsum, preferred_element_type=jnp.int32)
+    if len(values_GFC) == 1:  # one of two dims is another, faster kernel
+      return multiply("ZC,FC->ZF", x_ZGC[:, 0], values_GFC[0])[None]
+    return multiply("ZGC,GFC->GZF", x_ZGC, values_GFC)
+
+  y_GZF = times(w.values_GFC)
+  if w.num_bits == 4:
+    # A byte is 16 high + low, and so is a product with it.
+    low_GZF = times(w.values_GFC & 15)
+    high_GZF = (y_GZF - low_GZF) >> 4
+    low_GZF -= 8 * x_ZGC.sum(2, dtype=jnp.int32).T[..., None]
+    y_GZF = jnp.concatenate([low_GZF, high_GZF], axis=-1)
+  y_GZF = y_GZF.astype(jnp.float32)
+  y_GLF = y_GZF[:, :L] + y_GZF[:, L:] / 254
+  return (y_GLF * w.scale_GF[:, None]).sum(0) * unit_L11[:, 0]
+
+
+def _numbers(w: Quantized) -> list:
+  """Returns the whole numbers, int8, as one array or one of each half of F."""
+  if w.num_bits == 8:
+    return [w.values_GFC]
+  return [(w.values_GFC & 15) - 8, w.values_GFC >> 4]
+
+
+def _round8(w_GFC):
+  scale_GF1 = _or_one(jnp.abs(w_GFC).max(-1, keepdims=True) / 127)
+  return jnp.round(w_GFC / scale_GF1), scale_GF1[..., 0]
+
+
+def _round4(w_GFC):
+  largest_GF1 = jnp.take_along_axis(
+    w_GFC, jnp.abs(w_GFC).argmax(-1, keepdims=True), axis=-1
+  )
+  best = None
+  for shrink in SHRINKS:
+    # The largest becomes -8, of which there is no other sign.
+    scale_GF1 = _or_one(shrink * largest_GF1 / -8)
+    values_GFC = jnp.clip(jnp.round(w_GFC / scale_GF1), -8, 7)
+    error_GF1 = ((values_GFC * scale_GF1 - w_GFC) ** 2).sum(-1, keepdims=True)
+    found = values_GFC, scale_GF1, error_GF1
+    if best is None:
+      best = found
+    is_less = error_GF1 < best[2]
+    best = tuple(
+      jnp.where(is_less, a, b) for a, b in zip(found, best, strict=True)
+    )
+  return best[0].astype(jnp.int8), best[1][..., 0]
+
+
+def _or_one(scale):
+  return jnp.where(scale == 0, 1, scale)
