@@ -174,6 +174,9 @@ def get_config() -> ConfigDict:
   # Weight of the z-loss, the mean square of the logarithm of softmax's
   # denominator, which keeps logits from drifting together; 0 has none.
   train.z_loss_weight = 0.0
+  # Decay a step of a moving average of the parameters, which is evaluated too
+  # (generate and evaluate read it with --average=ema); None keeps none.
+  train.ema_decay = placeholder(float)
   # A line, and a row of metrics.jsonl, every so many steps.
   train.log_every_steps = 10
   # Largest scores and logits, activations and updates by layer, gradients by

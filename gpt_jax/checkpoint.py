@@ -235,29 +235,83 @@ def choose_resume(directory: str, resume: str) -> str:
   return "restore" if steps else "fresh"
 
 
-def restore_params(workdir: str, abstract_params, say=print):
+def restore_params(
+  workdir: str, abstract_params, say=print, average: str | None = None
+):
   """Returns the parameters of another run; its optimizer state stays unread.
 
   Args:
     workdir: the other run's.
     abstract_params: tree of ShapeDtypeStructs with shardings on any mesh.
     say: takes the line about a step that could not be read.
+    average: "ema" reads the moving average instead, "last:N" the mean of the N
+      newest steps; None neither.
 
   Raises:
-    InputError: no step can be read, or the parameters have other shapes.
+    InputError: no step can be read, there are no N, or the parameters have
+      other shapes.
   """
   directory = os.path.abspath(os.path.join(workdir, "checkpoints"))
+  word, number = read_average(average)
+  folder, wanted = "params", abstract_params
+  if word == "ema":
+    folder = "ema"
+    wanted = jax.tree.map(
+      lambda p: jax.ShapeDtypeStruct(p.shape, np.float32, sharding=p.sharding),
+      abstract_params,
+    )
   flat = {
-    f"params/{name}": leaf
-    for name, leaf in tree.flatten_with_names(abstract_params).items()
+    f"{folder}/{name}": leaf
+    for name, leaf in tree.flatten_with_names(wanted).items()
   }
   steps = processes.share(lambda: _committed(workdir, directory))
-  checksum = _Checksum()
-  with checksum.compiled_beside(abstract_params):
-    _, leaves, _ = _read_newest(
-      directory, steps, flat, "params/", checksum, say
+  if word == "ema" and not any(
+    name.startswith("ema/") for name in load_meta(workdir)["shapes"]
+  ):
+    raise InputError(
+      f"{workdir} holds no moving average; train with train.ema_decay"
     )
-  return jax.tree.unflatten(jax.tree.structure(abstract_params), leaves)
+  if number > len(steps):
+    raise InputError(
+      f"--average is {average} and {workdir} holds {len(steps)} checkpoints "
+      "(checkpoint.keep_last)"
+    )
+  checksum = _Checksum()
+  read = lambda steps: _read_newest(
+    directory, steps, flat, f"{folder}/", checksum, say
+  )[1]
+  with checksum.compiled_beside(wanted):
+    leaves = read(steps if number == 1 else steps[-1:])
+  for count, step in enumerate(reversed(steps[-number:-1]), start=2):
+    leaves = _moved(leaves, read([step]), 1 / count)
+  cast = lambda leaf, like: leaf.astype(like.dtype)
+  whole = jax.tree.unflatten(jax.tree.structure(abstract_params), leaves)
+  return jax.tree.map(cast, whole, abstract_params)
+
+
+def read_average(average: str | None) -> tuple[str, int]:
+  """Returns ("last", N) or ("ema", 1) of what --average says."""
+  if average is None:
+    return "last", 1
+  word, _, number = average.partition(":")
+  if average == "ema":
+    return "ema", 1
+  if word == "last" and number.isdecimal() and int(number) > 0:
+    return "last", int(number)
+  raise InputError(
+    f"--average is {average!r}; it must be ema or last:N, of the N newest "
+    "checkpoints"
+  )
+
+
+@jax.jit
+def _moved(leaves, others, part):
+  """Returns leaves moved towards others by a part, in float32."""
+  wide = lambda x: x.astype(np.float32)
+  return [
+    wide(a) + part * (wide(b) - wide(a))
+    for a, b in zip(leaves, others, strict=True)
+  ]
 
 
 def load_meta(workdir: str) -> dict:

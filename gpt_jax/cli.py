@@ -63,6 +63,16 @@ def build_parser(
   return parser
 
 
+def add_average(parser: argparse.ArgumentParser) -> None:
+  """Adds --average to a verb that reads a finished model."""
+  parser.add_argument(
+    "--average",
+    metavar="ema|last:N",
+    help="read the moving average of parameters (train.ema_decay), or the "
+    "mean of the N newest checkpoints",
+  )
+
+
 def add_weights(parser: argparse.ArgumentParser) -> None:
   """Adds --weights to a verb that reads a finished model."""
   parser.add_argument(

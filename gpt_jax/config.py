@@ -97,6 +97,7 @@ class TrainConfig:
   num_microbatches: int
   num_loss_chunks: int
   z_loss_weight: float
+  ema_decay: float | None
   log_every_steps: int
   telemetry_every_steps: int
   max_nonfinite_steps: int
@@ -230,6 +231,7 @@ RANGES = {
   "train.num_microbatches": (1, None),
   "train.num_loss_chunks": (1, None),
   "train.z_loss_weight": (0.0, None),
+  "train.ema_decay": (0.0, 0.9999999),
   "train.log_every_steps": (1, None),
   "train.telemetry_every_steps": (0, None),
   "train.max_nonfinite_steps": (0, None),

@@ -28,6 +28,7 @@ def main(argv: list[str]) -> int:
     "--json", action="store_true", help="print one JSON object a set"
   )
   cli.add_weights(parser)
+  cli.add_average(parser)
   args, overrides = cli.parse(parser, argv)
   runtime.start(args.devices)
   processes.join({"the arguments": argv})
@@ -42,7 +43,7 @@ def main(argv: list[str]) -> int:
       print(line, file=sys.stderr)
 
   config, model, params, tokenizer, mesh = workdir.open_run(
-    args.workdir, overrides, note, args.weights
+    args.workdir, overrides, note, args.weights, args.average
   )
   params = model.round_weights(params)
   if args.data is None:

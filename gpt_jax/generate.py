@@ -51,6 +51,7 @@ def main(argv: list[str]) -> int:
     help="end where this text comes; may be given again",
   )
   cli.add_weights(parser)
+  cli.add_average(parser)
   args, overrides = cli.parse(parser, argv)
   if args.num_tokens < 1:
     raise InputError(f"--num_tokens is {args.num_tokens}; it must be 1 or more")
@@ -81,7 +82,7 @@ def main(argv: list[str]) -> int:
       print(line, file=sys.stderr)
 
   _, model, params, tokenizer, mesh = workdir.open_run(
-    args.workdir, overrides, note, args.weights
+    args.workdir, overrides, note, args.weights, args.average
   )
   decode.check_prompts(map(tokenizer.encode, prompts), model.config.max_len)
 

@@ -170,6 +170,7 @@ def _train(config: Config, workdir: str, command: str, screen, stop) -> int:
     say=screen.say,
   )
   watch = jax.jit(telemetry.make_watch(model, tx, schedule, config))
+  hash_batch = jax.jit(step_lib.hash_batch)
   screen.say("compiling ...")
   with concurrent.futures.ThreadPoolExecutor(1) as pool:
     compiling = pool.submit(
@@ -184,7 +185,7 @@ def _train(config: Config, workdir: str, command: str, screen, stop) -> int:
         params = checkpoint.restore_params(
           config.train.init_from, abstract.params, screen.say
         )
-        state = state.replace(params=params)
+        state = state_lib.replace_params(state, params)
     train_step, compile_seconds, peak = compiling.result()
   runtime.give_back_memory()
   first, total = int(state.step), config.train.num_steps
@@ -233,7 +234,11 @@ def _train(config: Config, workdir: str, command: str, screen, stop) -> int:
         reporter.meter.data_wait += time.perf_counter() - waited
         reporter.profile(index)
         seen = reporter.is_watched(index + 1) and watch(state, batch)
+        hashed = {}
+        if reporter.is_logged(index + 1):
+          hashed["batch_hash"] = hash_batch(batch)
         state, result = train_step(state, batch)
+        result |= hashed
         if pending is not None:
           reporter.finish(*pending)
         pending = (index + 1, result)

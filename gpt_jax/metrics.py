@@ -24,6 +24,11 @@ STEP_SECONDS = "perf/step_seconds"
 MFU = "perf/mfu"
 DATA_WAIT = "perf/data_wait_seconds"
 TOKENS = "progress/tokens"
+BATCH_HASH = "data/batch_hash"
+# Of telemetry: |gradient|^2 and the sum of its variances over sequences, both
+# unbiased, and so of use as means alone.
+GRAD_SQUARE = "telemetry/grad_square"
+GRAD_VARIANCE = "telemetry/grad_variance"
 
 # Seconds after which TensorBoard's file is brought up to date.
 BOARD_SECONDS = 30.0
@@ -32,6 +37,21 @@ BOARD_SECONDS = 30.0
 def eval_name(name: str, quantity: str) -> str:
   """Returns "eval/<set>/<quantity>"."""
   return f"eval/{name}/{quantity}"
+
+
+def noise_scale(rows: list[dict]) -> float | None:
+  """Returns the gradient noise scale in sequences, of a run's second half.
+
+  The sum of variances over the square of the mean (McCandlish et al. 2018,
+  2.2), each a mean over steps. Batches far below it lose little by growing in
+  number of sequences, and those far above gain little. None without
+  telemetry, or where the square is lost in the noise.
+  """
+  seen = [row for row in rows if GRAD_SQUARE in row]
+  seen = seen[len(seen) // 2 :]
+  square = sum(row[GRAD_SQUARE] for row in seen)
+  variance = sum(row[GRAD_VARIANCE] for row in seen)
+  return variance / square if square > 0 and variance > 0 else None
 
 
 class Meter:

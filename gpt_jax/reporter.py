@@ -85,7 +85,7 @@ class Reporter:
         f"the last {values['skipped_in_row']:.0f} updates were not finite and "
         f"were skipped; stopped at step {step:,}"
       )
-    if step % t.log_every_steps and step not in (1, t.num_steps):
+    if not self.is_logged(step):
       return
     row = {
       metrics.LOSS: values["loss"],
@@ -93,6 +93,7 @@ class Reporter:
       metrics.LEARNING_RATE: values["learning_rate"],
       metrics.NUM_SKIPPED: values["num_skipped"],
       metrics.TOKENS: step * self.meter.tokens_per_step,
+      metrics.BATCH_HASH: int(values["batch_hash"]),
     }
     if "balance_loss" in values:
       row[metrics.BALANCE_LOSS] = values["balance_loss"]
@@ -101,6 +102,11 @@ class Reporter:
     rates = self.meter.rates()
     self._write(step, row | rates)
     self.screen.progress(step, t.num_steps, values["loss"], rates)
+
+  def is_logged(self, step: int) -> bool:
+    """Returns whether a row is written of this step."""
+    t = self.config.train
+    return step % t.log_every_steps == 0 or step in (1, t.num_steps)
 
   def is_watched(self, step: int) -> bool:
     """Returns whether telemetry is due at this step; at the first it is."""
@@ -123,9 +129,15 @@ class Reporter:
     c = self.config
     if step % c.eval.every_steps == 0:
       for name, tokens in self.prepared.valid.items():
-        result = self._score(state, tokens, c.eval.num_batches)
-        self._write(step, {metrics.eval_name(name, "loss"): result["loss"]})
-        self.screen.say(f"step {step:,}: {name} loss {result['loss']:.4f}")
+        result = self._score(state.params, tokens, c.eval.num_batches)
+        row = {metrics.eval_name(name, "loss"): result["loss"]}
+        line = f"step {step:,}: {name} loss {result['loss']:.4f}"
+        if state.ema is not None:
+          result = self._score(state.ema, tokens, c.eval.num_batches)
+          row[metrics.eval_name(name, "ema_loss")] = result["loss"]
+          line += f", of the average {result['loss']:.4f}"
+        self._write(step, row)
+        self.screen.say(line)
     if c.sample.every_steps and step % c.sample.every_steps == 0:
       self._sample(step, state)
 
@@ -163,7 +175,7 @@ class Reporter:
       if tokens.num_ids < 2 or is_stopped():
         continue
       self.screen.say(f"evaluating all of {name} ...")
-      result = self._score(state, tokens, None)
+      result = self._score(state.params, tokens, None)
       self._write(
         total, {metrics.eval_name(name, k): v for k, v in result.items()}
       )
@@ -173,6 +185,11 @@ class Reporter:
       )
       if self.is_writing:
         self.screen.table(self._yardstick(result, tokens))
+      if state.ema is not None:
+        loss = self._score(state.ema, tokens, None)["loss"]
+        self._write(total, {metrics.eval_name(name, "ema_loss"): loss})
+        self.screen.say(f"{name}: loss {loss:.4f} of the moving average")
+    self._say_noise_scale()
     if c.sample.every_steps and not is_stopped():
       text = self._sample(total, state)
       self.screen.say("sample:")
@@ -224,13 +241,13 @@ class Reporter:
     if self.writers is not None:
       self.writers.close()
 
-  def _score(self, state, tokens, num_batches: int | None):
+  def _score(self, params, tokens, num_batches: int | None):
     c = self.config
     # As large a batch as training holds at once.
     parts = c.train.num_microbatches
     return score.score(
       self.model,
-      state.params,
+      params,
       tokens,
       seq_len=c.data.seq_len,
       batch_size=c.train.global_batch_size // parts,
@@ -242,6 +259,17 @@ class Reporter:
         f"evaluated {done:,} of {of:,} batches"
       ),
     )
+
+  def _say_noise_scale(self) -> None:
+    if self.writers is None:
+      return
+    scale = metrics.noise_scale(metrics.read_rows(self.writers.path))
+    if scale is not None:
+      size = self.config.train.global_batch_size
+      self.screen.say(
+        f"gradient noise scale: about {scale:,.0f} sequences, of which a batch "
+        f"has {size:,}; much larger ones would gain little"
+      )
 
   def _yardstick(self, result: dict, tokens) -> list[tuple[str, str]]:
     rows = [("bits per byte", f"{result['bits_per_byte']:.3f}")]

@@ -30,6 +30,8 @@ class TrainState(struct.PyTreeNode):
     opt_state: the optimizer's.
     num_skipped: int32, updates skipped as non-finite in the whole run.
     skipped_in_row: int32, of those, how many just now in a row.
+    ema: tree like params, float32, their moving average; None without
+      train.ema_decay.
   """
 
   step: jax.Array
@@ -37,6 +39,7 @@ class TrainState(struct.PyTreeNode):
   opt_state: Any
   num_skipped: jax.Array
   skipped_in_row: jax.Array
+  ema: Any = None
 
 
 def init_params(model: Model, seed):
@@ -75,12 +78,16 @@ def abstract_state(model: Model, tx, config: Config, mesh: Mesh) -> TrainState:
   scalar = jax.ShapeDtypeStruct(
     (), jnp.int32, sharding=NamedSharding(mesh, P())
   )
+  params, ema = sharded(shapes, specs), None
+  if config.train.ema_decay is not None:
+    ema = sharded(jax.eval_shape(_as_float32, shapes), specs)
   return TrainState(
     step=scalar,
-    params=sharded(shapes, specs),
+    params=params,
     opt_state=sharded(opt_shapes, opt_specs),
     num_skipped=scalar,
     skipped_in_row=scalar,
+    ema=ema,
   )
 
 
@@ -90,9 +97,22 @@ def init_state(model: Model, tx, config: Config, mesh: Mesh) -> TrainState:
 
   def init(seed):
     params = init_params(model, seed)
-    zero = jnp.int32(0)
-    return TrainState(zero, params, tx.init(params), zero, zero)
+    zero, ema = jnp.int32(0), None
+    if config.train.ema_decay is not None:
+      ema = _as_float32(params)
+    return TrainState(zero, params, tx.init(params), zero, zero, ema)
 
   shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
   with jax.set_mesh(mesh):
     return jax.jit(init, out_shardings=shardings)(np.uint32(config.seed))
+
+
+def replace_params(state: TrainState, params) -> TrainState:
+  """Returns a state that starts from other parameters."""
+  ema = None if state.ema is None else jax.jit(_as_float32)(params)
+  return state.replace(params=params, ema=ema)
+
+
+def _as_float32(params):
+  # A copy even of float32: the step gives both away.
+  return jax.tree.map(lambda p: jnp.array(p, jnp.float32), params)

@@ -68,6 +68,27 @@ def make_loss(model: Model, num_chunks: int, has_z: bool = False):
   return loss
 
 
+def hash_batch(batch):
+  """Returns a uint32 of the tokens and targets of a global batch, in order.
+
+  A sum over all places, of whole numbers that wrap: the same however the batch
+  lies on devices.
+  """
+  total = jnp.uint32(0)
+  for name in ("tokens", "targets"):
+    ids_BT = batch[name].astype(jnp.uint32)
+    place_BT = jnp.arange(ids_BT.size, dtype=jnp.uint32).reshape(ids_BT.shape)
+    # The finisher of MurmurHash3, twice: of the place, then of both.
+    total = 31 * total + _mix(ids_BT ^ _mix(place_BT + 1)).sum(dtype=jnp.uint32)
+  return total
+
+
+def _mix(x):
+  x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+  x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+  return x ^ (x >> 16)
+
+
 def make_train_step(model: Model, tx, schedule, config: Config):
   """Returns step(state, batch) -> (state, metrics), to be jitted and donated.
 
@@ -78,7 +99,7 @@ def make_train_step(model: Model, tx, schedule, config: Config):
   """
   z_weight = config.train.z_loss_weight
   loss_sum = make_loss(model, config.train.num_loss_chunks, z_weight > 0)
-  parts = config.train.num_microbatches
+  parts, ema_decay = config.train.num_microbatches, config.train.ema_decay
 
   def grads_of(params, batch, key):
     total = jnp.float32(batch["targets"].size)
@@ -138,21 +159,26 @@ def make_train_step(model: Model, tx, schedule, config: Config):
     rate = schedule(state.step)
     is_good = jnp.isfinite(seen["loss"]) & jnp.isfinite(norm)
 
-    def change(grads, params, opt_state):
+    def change(grads, params, opt_state, ema):
       directions, opt_state = tx.update(grads, opt_state, params)
       move = lambda p, d: (p - rate * d).astype(p.dtype)
-      return jax.tree.map(move, params, directions), opt_state
+      params = jax.tree.map(move, params, directions)
+      if ema is not None:
+        # At first a mean of all so far, in effect: the start is soon forgotten.
+        kept = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
+        ema = jax.tree.map(lambda e, p: e + (1 - kept) * (p - e), ema, params)
+      return params, opt_state, ema
 
-    old = state.params, state.opt_state
+    old = state.params, state.opt_state, state.ema
     if model.platform == "cpu":
       # In a branch they change in place; a choice for each leaf copies moments
       # first. Elsewhere a branch would make the host wait.
-      params, opt_state = jax.lax.cond(
+      params, opt_state, ema = jax.lax.cond(
         is_good, change, lambda grads, *old: old, grads, *old
       )
     else:
       keep = lambda new, old: jnp.where(is_good, new, old)
-      params, opt_state = jax.tree.map(keep, change(grads, *old), old)
+      params, opt_state, ema = jax.tree.map(keep, change(grads, *old), old)
     skipped = 1 - is_good.astype(jnp.int32)
     state = TrainState(
       step=state.step + 1,
@@ -160,6 +186,7 @@ def make_train_step(model: Model, tx, schedule, config: Config):
       opt_state=opt_state,
       num_skipped=state.num_skipped + skipped,
       skipped_in_row=(state.skipped_in_row + skipped) * skipped,
+      ema=ema,
     )
     metrics = {
       **seen,

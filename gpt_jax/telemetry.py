@@ -30,6 +30,9 @@ def make_watch(model: Model, tx, schedule, config: Config):
     update_rms/LL, update_rms/ROLE  the step's change of a parameter: of those
       of a layer, and of those of a role outside of the blocks
     grad_norm/ROLE     before clipping
+    grad_square, grad_variance  of metrics.noise_scale, over the two halves of
+      what is looked at (McCandlish et al. 2018, appendix A.1), where its rows
+      are even in number; in sequences
 
   One microbatch of the batch is looked at, without dropout.
   """
@@ -41,7 +44,7 @@ def make_watch(model: Model, tx, schedule, config: Config):
     batch = jax.tree.map(lambda x: x[::parts], batch)
     _, specs = model.abstract_params()
 
-    def mean(params):
+    def mean(params, batch):
       nats, count, balance, z = loss_sum(params, batch)
       count = jnp.maximum(count, 1.0)
       total = nats / count
@@ -52,14 +55,12 @@ def make_watch(model: Model, tx, schedule, config: Config):
         total += weight * balance / batch["targets"].shape[0]
       return total
 
-    grads = jax.grad(mean)(state.params)
-    grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
+    grads, found = _grads(mean, state.params, batch)
     norm = optax.tree.norm(grads)
     clipped = optim.clip_by_global_norm(grads, norm, config.optim.clip_norm)
     directions, _ = tx.update(clipped, state.opt_state, state.params)
     rate = schedule(state.step)
     updates = jax.tree.map(lambda d: rate * d, directions)
-    found = {}
     for role in ROLES:
       of_role = [
         g
@@ -96,6 +97,36 @@ def make_watch(model: Model, tx, schedule, config: Config):
     }
 
   return named
+
+
+def _grads(mean, params, batch):
+  """Returns (gradient of mean(params, batch) float32, its noise)."""
+
+  def one(part):
+    grads = jax.grad(mean)(params, part)
+    return jax.tree.map(lambda g: g.astype(jnp.float32), grads)
+
+  rows = batch["targets"].shape[0]
+  if rows % 2:
+    return one(batch), {}
+  halves = jax.tree.map(
+    lambda x: x.reshape(-1, 2, *x.shape[1:]).swapaxes(0, 1), batch
+  )
+  zeros = lambda p: jnp.zeros(p.shape, jnp.float32)
+
+  def add(carry, half):
+    total, square = carry
+    new = one(half)
+    total = jax.tree.map(lambda t, n: t + n / 2, total, new)
+    return (total, square + optax.tree.norm(new, squared=True) / 2), None
+
+  start = jax.tree.map(zeros, params), jnp.float32(0)
+  (grads, of_halves), _ = jax.lax.scan(add, start, halves)
+  of_whole = optax.tree.norm(grads, squared=True)
+  return grads, {
+    "grad_square": 2 * of_whole - of_halves,
+    "grad_variance": rows * (of_halves - of_whole),
+  }
 
 
 def _updates(updates, specs) -> dict:

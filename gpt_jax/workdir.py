@@ -164,6 +164,7 @@ def open_run(
   overrides: dict[str, str] | None = None,
   say=print,
   weights: str = "full",
+  average: str | None = None,
 ):
   """Returns (config, model, params, tokenizer, mesh) of a run to read from.
 
@@ -172,6 +173,7 @@ def open_run(
 
   Args:
     weights: word of config.WEIGHTS.
+    average: as in checkpoint.restore_params.
   """
   import dataclasses
 
@@ -181,6 +183,7 @@ def open_run(
   from gpt_jax.data import tokenizer as tokenizer_lib
   from gpt_jax.models import build_model
 
+  checkpoint.read_average(average)
   config = read_config(workdir, overrides)
   named = [k for k in overrides or {} if k.startswith("mesh.")]
   try:
@@ -203,5 +206,5 @@ def open_run(
     shapes,
     placed,
   )
-  params = checkpoint.restore_params(workdir, abstract, say)
+  params = checkpoint.restore_params(workdir, abstract, say, average)
   return config, model, params, tokenizer, mesh

@@ -192,6 +192,23 @@ def test_parameters_alone_are_restored_into_another_run(folder):
   assert found["norm"].sharding.mesh == mesh
 
 
+def test_the_mean_of_the_newest_steps_is_read(folder):
+  save(folder, 10, 20, 60, keep_last=3)
+  abstract = abstract_of(make_state(mesh=make_mesh(2, 4)).params)
+  workdir = os.path.dirname(folder)
+  read = lambda word: checkpoint.restore_params(workdir, abstract, average=word)
+  assert_same(read("last:2"), make_state(40).params)
+  assert_same(read("last:3"), make_state(30).params)
+  assert_same(read("last:1"), make_state(60).params)
+  with pytest.raises(InputError, match="last:4 and .* holds 3 checkpoints"):
+    read("last:4")
+  with pytest.raises(InputError, match="holds no moving average; train with"):
+    read("ema")
+  for word in ("last", "last:0", "mean:2", "ema:3"):
+    with pytest.raises(InputError, match="it must be ema or last:N"):
+      read(word)
+
+
 def test_parameters_are_verified_apart_from_the_optimizer_state(folder):
   state = make_state(width=WIDE)
   moment = jnp.arange(16.0 * WIDE).reshape(16, WIDE) + 0.25

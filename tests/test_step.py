@@ -151,3 +151,42 @@ def test_the_z_loss_draws_logits_in_and_is_no_part_of_the_loss(parts, chunks):
   assert z[-1] < z[0]
   norms = [float(seen[w][0]["grad_norm"]) for w in (0.0, 1.0)]
   assert abs(norms[0] - norms[1]) > 1e-3
+
+
+def test_the_average_follows_its_formula_and_no_bad_step():
+  config = small_config(ema_decay=0.9)
+  train_step, now = make(config)
+  now = state.replace_params(now.replace(ema=now.params), now.params)
+  expected = tree.flatten_with_names(now.ema)
+  for seed in range(15):
+    now, _ = train_step(now, batch_of(seed))
+    kept = min(0.9, (1 + seed) / (10 + seed))
+    for name, p in tree.flatten_with_names(now.params).items():
+      expected[name] = kept * expected[name] + (1 - kept) * p
+  found = tree.flatten_with_names(now.ema)
+  for name in expected:
+    np.testing.assert_allclose(
+      found[name], expected[name], rtol=1e-4, atol=1e-6
+    )
+  bad, _ = train_step(now, batch_of(1, np.full((4, 16), np.inf, np.float32)))
+  jax.tree.map(np.testing.assert_array_equal, bad.ema, now.ema)
+  after, _ = train_step(now, batch_of(1))  # the control
+  assert not np.array_equal(
+    after.ema["embed"]["tokens"], now.ema["embed"]["tokens"]
+  )
+
+
+def test_a_batch_is_hashed_with_its_order():
+  hash_batch = jax.jit(step.hash_batch)
+  batch = batch_of(0)
+  first = int(hash_batch(batch))
+  assert first == int(hash_batch(batch | {"mask": np.ones((4, 16))}))
+  seen = {first}
+  for change in (
+    lambda x: x[::-1],  # rows
+    lambda x: x[:, ::-1],  # places
+    lambda x: np.where(np.arange(16) == 3, x ^ 1, x),  # one id a row
+  ):
+    seen.add(int(hash_batch(batch | {"tokens": change(batch["tokens"])})))
+    seen.add(int(hash_batch(batch | {"targets": change(batch["targets"])})))
+  assert len(seen) == 7

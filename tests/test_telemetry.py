@@ -9,7 +9,7 @@ import pytest
 
 from configs import base
 from gpt_jax import config as config_lib
-from gpt_jax import optim, state, step, telemetry
+from gpt_jax import metrics, optim, state, step, telemetry
 from gpt_jax.models import attention, build_model
 from gpt_jax.models.transformer import Context
 
@@ -140,3 +140,32 @@ def test_a_run_that_is_watched_is_the_same_run(small_run, call_verb, tmp_path):
   assert [r["step"] for r in seen] == [1, 10, 20]
   assert {"telemetry/attn_rms/01", "telemetry/grad_norm/hidden"} <= set(seen[0])
   assert not any("telemetry" in key for r in rows[0] for key in r)
+
+
+def test_the_noise_scale_is_that_of_gradients_whose_noise_is_known():
+  """The gradient of p . x is x: its mean and variances are those drawn."""
+  rng = np.random.default_rng(0)
+  middle, spread, rows = np.array([0.3, -0.4]), np.array([1.0, 2.0]), 8
+  mean = lambda p, batch: (batch["targets"] @ p).mean()
+  watch = jax.jit(lambda p, batch: telemetry._grads(mean, p, batch)[1])
+  seen = []
+  for _ in range(4000):
+    x = rng.normal(middle, spread, (rows, 2)).astype(np.float32)
+    found = watch(jnp.ones(2), {"targets": x})
+    seen.append({telemetry.PREFIX + k: float(v) for k, v in found.items()})
+  means = {k: np.mean([row[k] for row in seen]) for k in seen[0]}
+  assert means[metrics.GRAD_SQUARE] == pytest.approx(0.25, rel=0.15)
+  assert means[metrics.GRAD_VARIANCE] == pytest.approx(5.0, rel=0.05)
+  # 5 / 0.25, of the second half of the rows alone.
+  start = [{k: 1e6 for k in seen[0]}] * len(seen)
+  assert metrics.noise_scale(start + seen) == pytest.approx(20, rel=0.2)
+  assert metrics.noise_scale([{"train/loss": 1.0}]) is None
+
+
+def test_an_odd_batch_has_no_halves():
+  mean = lambda p, batch: (batch["targets"] @ p).mean()
+  grads, noise = telemetry._grads(
+    mean, jnp.ones(2), {"targets": np.ones((3, 2))}
+  )
+  np.testing.assert_allclose(grads, 1)
+  assert noise == {}

@@ -49,6 +49,7 @@ def main(argv: list[str]) -> int:
     "",
     *_config_lines(sets),
     *(["data: not the same prepared set", ""] if len(data) > 1 else []),
+    *_batch_lines(sets),
     *_curve_lines(sets),
     *_final_lines(sets),
     *_verdict_lines(sets),
@@ -106,6 +107,31 @@ def _config_lines(sets) -> list[str]:
     note = "  (changes no result)" if config_lib.is_free(key) else ""
     rows.append((key, str(values[0]), str(values[1]) + note))
   return [*_columns(rows), ""]
+
+
+def _batch_lines(sets) -> list[str]:
+  """Returns whether runs of one seed were given the same batches."""
+  hashes = [
+    {
+      run.seed: {
+        r["step"]: r[metrics.BATCH_HASH]
+        for r in run.rows
+        if metrics.BATCH_HASH in r
+      }
+      for run in runs
+    }
+    for runs in sets
+  ]
+  lines = []
+  for seed in sorted(hashes[0].keys() & hashes[1].keys()):
+    a, b = hashes[0][seed], hashes[1][seed]
+    shared = sorted(a.keys() & b.keys())
+    away = next((step for step in shared if a[step] != b[step]), None)
+    if away is not None:
+      lines.append(f"seed {seed}: other batches from step {away:,} on")
+    elif shared:
+      lines.append(f"seed {seed}: the same batches at {len(shared):,} steps")
+  return [*lines, ""] if lines else []
 
 
 def _curve_lines(sets) -> list[str]:

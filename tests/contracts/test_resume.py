@@ -82,6 +82,7 @@ def test_a_killed_and_resumed_run_is_the_straight_run_bit_for_bit(
 ):
   straight, broken, other = (tmp_path / n for n in ("a", "b", "c"))
   flags = [*small_run, *SLOW, "--config.model.dropout_rate=0.1"]
+  flags.append("--config.train.ema_decay=0.9")
   run_verb("gpt_jax.train", *flags, f"--workdir={straight}", check=0)
   code, _ = start_and_kill(flags, broken, 40)
   assert code == -signal.SIGKILL
@@ -91,10 +92,16 @@ def test_a_killed_and_resumed_run_is_the_straight_run_bit_for_bit(
   assert "going on from step" in result.stdout
   assert logged(broken) == logged(straight)
   name = metrics.eval_name("valid", "loss")
-  assert logged(broken, name) == logged(straight, name)
+  average = metrics.eval_name("valid", "ema_loss")
+  for each in (name, average, metrics.BATCH_HASH):
+    assert logged(broken, each) == logged(straight, each)
   assert [s for s, _ in logged(straight, name)] == list(range(20, 201, 20))
+  assert logged(straight, average) != logged(straight, name)
+  hashes = [value for _, value in logged(straight, metrics.BATCH_HASH)]
+  assert len(set(hashes)) == len(hashes) == 200  # no batch comes twice
   a, b = final_leaves(straight), final_leaves(broken)
   assert a.keys() == b.keys()
+  assert any(name.startswith("ema/") for name in a)
   for name in a:
     np.testing.assert_array_equal(a[name], b[name], name)
 

@@ -15,7 +15,9 @@ ROOT = pathlib.Path(__file__).parents[2]
 def make(tmp_path):
   """Writes the workdir of a finished run; returns its path."""
 
-  def run(name: str, loss: float, data: str = "0", **overrides) -> str:
+  def run(
+    name: str, loss: float, data: str = "0", away=9999, **overrides
+  ) -> str:
     path = tmp_path / name
     path.mkdir()
     changed = {key.replace("__", "."): v for key, v in overrides.items()}
@@ -25,8 +27,9 @@ def make(tmp_path):
     total = flat["train.num_steps"]
     record = {"config": flat, "data_fingerprint": data * 64}
     (path / "config.json").write_text(json.dumps(record))
+    hashed = lambda step: {"data/batch_hash": step + (step >= away)}
     rows = [
-      {"step": step, "train/loss": loss + 3 * (1 - step / total)}
+      {"step": step, "train/loss": loss + 3 * (1 - step / total)} | hashed(step)
       for step in range(100, total + 1, 100)
     ]
     rows.append({"step": total, "eval/valid/loss": loss})
@@ -79,6 +82,17 @@ def test_other_data_is_told(make, call_verb):
   result = call_verb("lab.compare", make("a", 2.0), make("b", 2.0, data="1"))
   assert "config: the same" in result.stdout
   assert "data: not the same prepared set" in result.stdout
+
+
+def test_where_batches_part_is_told(make, call_verb):
+  a, b, c = make("a", 2.0), make("b", 2.0), make("c", 2.0, away=300)
+  d = make("d", 2.0, seed="1")
+  same = call_verb("lab.compare", a, b).stdout
+  assert "seed 0: the same batches at" in same
+  assert (
+    "other batches from step 300 on" in call_verb("lab.compare", a, c).stdout
+  )
+  assert "batches" not in call_verb("lab.compare", a, d).stdout
 
 
 def test_what_cannot_be_compared_is_one_sentence(make, call_verb, tmp_path):
