@@ -192,10 +192,28 @@ def best(cells: list[Cell], word: str, size: int) -> float:
   return min(row, key=row.get)
 
 
+def between(cells: list[Cell], word: str, size: int) -> float:
+  """Returns where a parabola through the best power and its neighbours is low.
+
+  The best itself at the grid's edge, or beside a loss that is not finite.
+  """
+  row, middle = means(cells, word, size), best(cells, word, size)
+  powers = sorted(row)
+  at = powers.index(middle)
+  if at in (0, len(powers) - 1):
+    return middle
+  (x, a), (y, b), (z, c) = ((p, row[p]) for p in powers[at - 1 : at + 2])
+  if not math.isfinite(a + b + c) or a + c == 2 * b:
+    return middle
+  rise, fall = (b - a) / (y - x), (c - b) / (z - y)
+  return (x + y) / 2 - rise * (z - x) / (2 * (fall - rise))
+
+
 def verdict(cells: list[Cell], word: str) -> dict:
   """Returns how far the best rate moves, and whether wider is ever worse.
 
   moved: steps of the grid between the least and the greatest best rate.
+  between: of each size, the best power by a parabola.
   worse: [(size, next size, by how much)] where the mean loss rises at the
     rate that is best for the first size.
   """
@@ -204,7 +222,12 @@ def verdict(cells: list[Cell], word: str) -> dict:
   at = [means(cells, word, size)[bests[0]] for size in sizes]
   pairs = zip(sizes, sizes[1:], at, at[1:], strict=False)
   worse = [(a, b, y - x) for a, b, x, y in pairs if not y <= x]
-  return {"best": bests, "moved": max(bests) - min(bests), "worse": worse}
+  return {
+    "best": bests,
+    "moved": max(bests) - min(bests),
+    "between": [between(cells, word, size) for size in sizes],
+    "worse": worse,
+  }
 
 
 def describe(cells: list[Cell], axis: str) -> str:
@@ -227,6 +250,8 @@ def describe(cells: list[Cell], axis: str) -> str:
       f"2^{found['best'][-1]} at {sizes[-1]:,}; it moves over "
       f"{found['moved']} steps of the grid"
     )
+    shown = ", ".join(f"{power:.2f}" for power in found["between"])
+    lines.append(f"  between the steps, by a parabola, 2 to the {shown}")
     if not found["worse"]:
       lines.append(f"  no {axis} is worse than the one before at the first's")
     for a, b, gap in found["worse"]:

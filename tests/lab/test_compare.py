@@ -92,7 +92,7 @@ def test_where_batches_part_is_told(make, call_verb):
   assert (
     "other batches from step 300 on" in call_verb("lab.compare", a, c).stdout
   )
-  assert "batches" not in call_verb("lab.compare", a, d).stdout
+  assert " batches " not in call_verb("lab.compare", a, d).stdout
 
 
 def test_what_cannot_be_compared_is_one_sentence(make, call_verb, tmp_path):

@@ -24,7 +24,7 @@ from gpt_jax import checkpoint, console
 from gpt_jax import config as config_lib
 from gpt_jax.config import InputError
 from gpt_jax.lab.scaling import points
-from gpt_jax.lab.sweep import branches, cells, folder, paired, plan
+from gpt_jax.lab.sweep import branches, cells, folder, paired, plan, report
 from gpt_jax.lab.sweep import run as run_lib
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -680,7 +680,41 @@ def test_a_report_of_one_cell(write, call_verb, tmp_path, browser):
   assert [row[1] for row in rows_of(dom)] == ["alone"]
   assert "no two groups of finished runs" in dom
   assert "What did not work" not in dom and "Sensitivity" not in dom
+  assert "Telemetry" not in dom and report.NOISE not in dom
   assert "written to" in said
+
+
+def test_telemetry_is_drawn_and_its_noise_scale_told(
+  write, call_verb, tmp_path, browser
+):
+  lines = ['add("watched", seeds=range(2))', 'add("not", {"seed": 7})']
+
+  def spoil(sweep) -> None:
+    for cell in sweep.cells[:2]:
+      path = folder.path_of(str(tmp_path / "root"), cell.id)
+      rows = [
+        {
+          "step": step,
+          "telemetry/attn_logit_max/00": 1.0 + step,
+          "telemetry/attn_logit_max/01": 2.0 + step,
+          "telemetry/grad_norm/hidden": 0.5,
+          "telemetry/grad_square": 0.25,
+          "telemetry/grad_variance": 5.0 + cell.config.seed,
+        }
+        for step in (1, 2)
+      ]
+      with open(os.path.join(path, "metrics.jsonl"), "a") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+
+  page, _ = written(write, call_verb, tmp_path, lines, spoil)
+  dom = browser(page, "--dump-dom")
+  assert dom.count("<polyline") == 3 + 2 * 2  # losses, and two of two figures
+  assert "attn_logit_max, the largest over layers" in dom
+  assert "grad_norm/hidden</text>" in dom and "grad_square" not in dom
+  at = re.findall(
+    "<th[^>]*>([^<]*)</th>", dom.split("<h2>Cells</h2>")[1]
+  ).index(report.NOISE)
+  assert [row[at] for row in rows_of(dom)] == ["20.0", "24.0", ""]
 
 
 def test_a_report_of_many_cells_is_looked_at(

@@ -28,7 +28,13 @@ def cells_of(optimum, gain: float = 0.1) -> list[Cell]:
 
 def test_a_best_rate_that_stays_is_told_from_one_that_moves():
   stays = transfer.verdict(cells_of(lambda index: -7), "mup")
-  assert stays == {"best": [-7, -7, -7], "moved": 0, "worse": []}
+  assert stays["best"] == [-7, -7, -7] and not stays["moved"]
+  assert stays["between"] == pytest.approx([-7] * 3) and stays["worse"] == []
+  drifts = transfer.verdict(cells_of(lambda index: -7 - 0.2 * index), "mup")
+  assert drifts["best"] == [-7, -7, -7]
+  assert drifts["between"] == pytest.approx([-7, -7.2, -7.4])
+  edge = transfer.verdict(cells_of(lambda index: -12), "mup")
+  assert edge["between"] == [-10, -10, -10]
   moves = transfer.verdict(cells_of(lambda index: -6 - index), "mup")
   assert moves["best"] == [-6, -7, -8] and moves["moved"] == 2
   assert [pair[:2] for pair in moves["worse"]] == [(128, 256)]

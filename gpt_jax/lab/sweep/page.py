@@ -96,6 +96,7 @@ def write(
   title: str,
   facts: list[tuple[str, str]],
   curves: str,
+  telemetry: list[str],
   comparisons: list[paired.Comparison],
   sensitivity: list[str],
   confounded: list[str],
@@ -125,6 +126,13 @@ def write(
     parts.append(
       f"<p class=soft>{_e(', '.join(confounded))} {verb} only together with "
       "other keys: these runs cannot tell the effects apart.</p>"
+    )
+  if telemetry:
+    first = 1 + len(sensitivity)
+    figures = "".join(_figure(s, first + i) for i, s in enumerate(telemetry))
+    parts.append(
+      "<details><summary>Telemetry: scores and logits, activations and updates "
+      f"by layer, gradients by role</summary>{figures}</details>"
     )
   if branches:
     items = "".join(f"<li>{_e(line)}</li>" for line in branches)

@@ -29,6 +29,8 @@ COLORS = (
 )
 # Of a name beside a figure.
 LEGEND_CHARS = 36
+# Column of metrics.noise_scale, in sequences; left out where none is known.
+NOISE = "noise scale"
 # Lines of a figure that are named.
 MAX_LINES = 6
 
@@ -64,15 +66,22 @@ def run(sweep: Sweep | None, root: str, args) -> int:
   table = os.path.splitext(out)[0] + ".csv"
   title = os.path.basename(os.path.abspath(root))
   drawn = {axis: draw_axis(axis, states) for axis in numeric(axes, states)}
+  columns = ["cell", "name", "seed", *map(_short, axes), *_FIGURES]
+  rows = [_row(s, titles[s.id], names, axes, root, out) for s in states]
+  at = columns.index(NOISE)
+  if not any(row[at].text for row in rows):
+    columns.pop(at)
+    rows = [row[:at] + row[at + 1 :] for row in rows]
   text = page.write(
     title=title,
     facts=facts(states, refused, groups),
     curves=draw_curves(groups),
+    telemetry=draw_telemetry(groups),
     comparisons=comparisons,
     sensitivity=[svg for svg in drawn.values() if svg],
     confounded=[axis for axis, svg in drawn.items() if not svg],
-    columns=["cell", "name", "seed", *map(_short, axes), *_FIGURES],
-    rows=[_row(s, titles[s.id], names, axes, root, out) for s in states],
+    columns=columns,
+    rows=rows,
     troubles=troubles(states, titles, refused),
     branches=branch_lines(states, titles),
     common=common(states, axes),
@@ -85,7 +94,7 @@ def run(sweep: Sweep | None, root: str, args) -> int:
   return 0
 
 
-_FIGURES = ("params", "FLOPs", "steps", "loss", "time", "state")
+_FIGURES = ("params", "FLOPs", "steps", "loss", "time", NOISE, "state")
 
 
 def group(states: list[folder.State], names: dict[str, str]) -> list[Group]:
@@ -191,16 +200,26 @@ def facts(states, refused, groups) -> list[tuple[str, str]]:
   return rows
 
 
-def draw_curves(groups: list[Group]) -> str:
-  """Returns the SVG of all training losses, "" where there are none."""
+def draw_curves(
+  groups: list[Group],
+  title="training loss",
+  label="nats per token",
+  points=None,
+) -> str:
+  """Returns the SVG of all training losses, "" where there are none.
+
+  Args:
+    points: of a run, what is drawn instead: [(tokens, value), ...].
+  """
+  points = points or curve
   finals = [v for g in groups for v in g.losses().values()]
   low, high = min(finals, default=0.0), max(finals, default=1.0)
   layers = []
   for index, one in enumerate(groups):
     is_named = False
     for state in one.states:
-      points = curve(state)
-      if not points:
+      line = points(state)
+      if not line:
         continue
       color = COLORS[index % len(COLORS)]
       if len(groups) > MAX_COLORS:
@@ -210,22 +229,60 @@ def draw_curves(groups: list[Group]) -> str:
       name = None
       if len(groups) <= MAX_COLORS and not is_named:
         is_named, name = True, _cut(one.name)
-      layers.append(plot.Layer("line", points, color, name))
+      layers.append(plot.Layer("line", line, color, name))
   if not layers:
     return ""
-  title = "training loss"
   if len(groups) > MAX_COLORS:
     title += ", from the lowest final loss (light blue) to the highest (red)"
-  return plot.draw_layers(title, "tokens", "nats per token", layers, "y")
+  return plot.draw_layers(title, "tokens", label, layers, "y")
 
 
-def curve(state: folder.State) -> list[tuple[float, float]]:
-  """Returns (tokens, loss) of a run, thinned by means."""
-  rows = [
-    (row.get(metrics.TOKENS, row["step"]), row[metrics.LOSS])
-    for row in state.rows
-    if metrics.LOSS in row and row[metrics.LOSS] > 0
-  ]
+def draw_telemetry(groups: list[Group]) -> list[str]:
+  """Returns an SVG for every figure of telemetry that some run has.
+
+  What there is of every layer is drawn as the largest over layers.
+  """
+  kinds: dict[str, None] = {}
+  for one in groups:
+    for state in one.states:
+      kinds |= dict.fromkeys(_kind(k) for row in state.rows for k in row)
+  kinds.pop("", None)
+  svgs = []
+  for kind in sorted(kinds, key=lambda k: (k not in _FIRST, k)):
+    values = lambda state, kind=kind: curve(state, kind)
+    title = kind.removesuffix("/layers") + (
+      ", the largest over layers" if kind.endswith("/layers") else ""
+    )
+    svgs.append(draw_curves(groups, title, kind, values))
+  return [svg for svg in svgs if svg]
+
+
+# What goes up first where a run goes wrong.
+_FIRST = ("attn_logit_max/layers", "logit_max", "residual_rms")
+
+
+def _kind(key: str) -> str:
+  """Returns what a metric is drawn as: "" for none, NAME/layers for a layer."""
+  if not key.startswith("telemetry/") or key in (
+    metrics.GRAD_SQUARE,
+    metrics.GRAD_VARIANCE,
+  ):
+    return ""
+  name, slash, last = key.removeprefix("telemetry/").partition("/")
+  return f"{name}/layers" if last.isdecimal() else name + slash + last
+
+
+def curve(state: folder.State, kind: str = "") -> list[tuple[float, float]]:
+  """Returns (tokens, loss) of a run, or another figure, thinned by means."""
+  c = state.config
+  size = c.train.global_batch_size * c.data.seq_len
+  rows = []
+  for row in state.rows:
+    values = [v for k, v in row.items() if kind and _kind(k) == kind]
+    if not kind and metrics.LOSS in row:
+      values = [row[metrics.LOSS]]
+    if values and max(values) > 0:
+      rows.append((row["step"] * size, max(values)))
   size = max(1, math.ceil(len(rows) / CURVE_POINTS))
   parts = [rows[i : i + size] for i in range(0, len(rows), size)]
   return [
@@ -321,12 +378,14 @@ def _row(state, title, names, axes, root, out) -> list[page.Value]:
   sizes = _sizes(state)
   loss = listing.last_loss(state)
   seconds = state.ended.get("seconds")
+  noise = metrics.noise_scale(state.rows)
   return row + [
     value(f"{sizes['params']:,}", sizes["params"]) if sizes else value(""),
     value(f"{sizes['flops']:.3g}", sizes["flops"]) if sizes else value(""),
     value(f"{state.step:,} / {state.total:,}", state.step),
     value("" if loss is None else f"{loss:.4f}", loss),
     value("" if seconds is None else console.format_seconds(seconds), seconds),
+    value("" if noise is None else f"{noise:,.1f}", noise),
     value(state.word, kind=state.word),
   ]
 
