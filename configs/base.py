@@ -165,6 +165,9 @@ def get_config() -> ConfigDict:
   train.num_steps = 1000
   # Sequences in one optimizer step, over all devices and processes.
   train.global_batch_size = 32
+  # none | DIVISOR@STEPS+...: a ramp, in which the batch is divided by so much
+  # for so many steps, in turn, and then whole.
+  train.batch_ramp = "none"
   # The batch is split in so many parts whose gradients are averaged; on a CPU
   # parts of about a thousand tokens stay in its caches.
   train.num_microbatches = 1

@@ -94,6 +94,7 @@ class OptimConfig:
 class TrainConfig:
   num_steps: int
   global_batch_size: int
+  batch_ramp: str
   num_microbatches: int
   num_loss_chunks: int
   z_loss_weight: float
@@ -449,6 +450,7 @@ def _check(c: Config) -> None:
       f"train.num_microbatches is {t.num_microbatches}; it must divide "
       f"train.global_batch_size {t.global_batch_size}"
     )
+  batch_stages(t)
   if o.moment_dtype == "bfloat16" and o.beta2 > MAX_BETA2_BFLOAT16:
     raise InputError(
       f"optim.moment_dtype is bfloat16 and optim.beta2 is {o.beta2}; changes "
@@ -577,6 +579,65 @@ def rope_scaling(model: ModelConfig) -> tuple[str, tuple[float, ...]]:
       "linear:FACTOR or llama3:FACTOR:ORIGINAL_LEN"
     )
   return word, values
+
+
+def batch_stages(train: TrainConfig) -> list[tuple[int, int]]:
+  """Returns [(first step, sequences in a batch)] of train.batch_ramp.
+
+  Raises:
+    InputError: the ramp cannot be read, or does not go with the batch.
+  """
+  whole, asked = train.global_batch_size, train.batch_ramp
+  if asked == "none":
+    return [(0, whole)]
+  stages, step, last = [], 0, math.inf
+  for part in asked.split("+"):
+    divisor, at, steps = part.partition("@")
+    numbers = [int(n) for n in (divisor, steps) if n.isdecimal()]
+    if not at or len(numbers) != 2 or min(numbers) < 1 or numbers[0] >= last:
+      raise InputError(
+        f"train.batch_ramp is {asked!r}; it must be none or DIVISOR@STEPS+..., "
+        "with divisors that fall, as in 4@100+2@200"
+      )
+    last = numbers[0]
+    if whole % last:
+      raise InputError(
+        f"train.batch_ramp is {asked!r}, and {last} does not divide "
+        f"train.global_batch_size {whole}"
+      )
+    stages.append((step, whole // last))
+    step += numbers[1]
+  if step >= train.num_steps:
+    raise InputError(
+      f"train.batch_ramp is {asked!r}, {step:,} steps, and train.num_steps is "
+      f"{train.num_steps:,}; the ramp must be shorter than the run"
+    )
+  return [*stages, (step, whole)]
+
+
+def count_sequences(train: TrainConfig, step: int) -> int:
+  """Returns the sequences of the first `step` steps."""
+  stages = batch_stages(train)
+  ends = [first for first, _ in stages[1:]] + [math.inf]
+  return sum(
+    size * max(0, min(step, end) - first)
+    for (first, size), end in zip(stages, ends, strict=True)
+  )
+
+
+def at_step(config: Config, step: int) -> Config:
+  """Returns the config without a ramp, of the batch that a step has.
+
+  A microbatch has at most the sequences of one of the whole batch.
+  """
+  t = config.train
+  size = [size for first, size in batch_stages(t) if first <= step][-1]
+  parts = -(-t.num_microbatches * size // t.global_batch_size)
+  parts = next(n for n in range(parts, size + 1) if size % n == 0)
+  t = dataclasses.replace(
+    t, global_batch_size=size, num_microbatches=parts, batch_ramp="none"
+  )
+  return dataclasses.replace(config, train=t)
 
 
 def remat_policy(model: ModelConfig) -> tuple[str, tuple[str, ...]]:

@@ -11,8 +11,10 @@ import os
 import signal
 import sys
 import time
+import typing
 
 import jax
+import numpy as np
 
 from gpt_jax import (
   checkpoint,
@@ -25,6 +27,7 @@ from gpt_jax import (
   sharding,
   telemetry,
 )
+from gpt_jax import config as config_lib
 from gpt_jax import state as state_lib
 from gpt_jax import step as step_lib
 from gpt_jax import workdir as workdir_lib
@@ -36,6 +39,25 @@ from gpt_jax.reporter import Diverged, Reporter
 EXIT_DIVERGED = 3
 EXIT_PREEMPTED = 75
 EXIT_INTERRUPTED = 130
+
+
+class Stage(typing.NamedTuple):
+  """What runs while the batch has one size.
+
+  Attributes:
+    size: sequences of the batch.
+    rows: this process's, of them.
+    watch: of telemetry.
+    step: compiled, in so many seconds.
+    peak: bytes that it needs on a device, or 0.
+  """
+
+  size: int
+  rows: np.ndarray
+  watch: typing.Callable
+  step: typing.Callable
+  seconds: float
+  peak: int
 
 
 class Interrupted(BaseException):
@@ -135,7 +157,8 @@ def _train(config: Config, workdir: str, command: str, screen, stop) -> int:
   processes.agree("the prepared data", prepared.fingerprint)
   runtime.give_back_memory()
   mesh = sharding.make_mesh(config.mesh)
-  preflight.check_batch(config, mesh)
+  for step, _ in config_lib.batch_stages(config.train):
+    preflight.check_batch(config_lib.at_step(config, step), mesh)
   config = preflight.resolve_vocab(config, prepared)
   preflight.check_prompt(config, prepared.tokenizer)
   for _, tokens in prepared.train:
@@ -159,23 +182,31 @@ def _train(config: Config, workdir: str, command: str, screen, stop) -> int:
   screen.table(preflight.describe(config, mesh, abstract, prepared))
 
   # Compile while the state is made or read
-  size = config.train.global_batch_size
   batch_place = sharding.batch_sharding(mesh, config.mesh.rules)
-  rows = sharding.local_rows(batch_place, (size, config.data.seq_len))
-  step_function = step_lib.make_train_step(model, tx, schedule, config)
+
+  def build_stage(step: int) -> Stage:
+    """Returns what runs from this step until the batch changes its size."""
+    now = config_lib.at_step(config, step)
+    function = step_lib.make_train_step(model, tx, schedule, now)
+    size = now.train.global_batch_size
+    return Stage(
+      size,
+      sharding.local_rows(batch_place, (size, now.data.seq_len)),
+      jax.jit(telemetry.make_watch(model, tx, schedule, now)),
+      *step_lib.compile_step(function, abstract, now, mesh, batch_place),
+    )
+
   keeper = checkpoint.Checkpointer(
     folder,
     config.checkpoint,
     {"data_fingerprint": prepared.fingerprint},
     say=screen.say,
   )
-  watch = jax.jit(telemetry.make_watch(model, tx, schedule, config))
   hash_batch = jax.jit(step_lib.hash_batch)
   screen.say("compiling ...")
   with concurrent.futures.ThreadPoolExecutor(1) as pool:
-    compiling = pool.submit(
-      step_lib.compile_step, step_function, abstract, config, mesh, batch_place
-    )
+    expected = processes.share(keeper.latest_step) if is_resumed else 0
+    compiling = pool.submit(build_stage, expected)
     if is_resumed:
       state, _ = keeper.restore(abstract)
     else:
@@ -186,12 +217,14 @@ def _train(config: Config, workdir: str, command: str, screen, stop) -> int:
           config.train.init_from, abstract.params, screen.say
         )
         state = state_lib.replace_params(state, params)
-    train_step, compile_seconds, peak = compiling.result()
+    stage = compiling.result()
   runtime.give_back_memory()
   first, total = int(state.step), config.train.num_steps
-  line = f"compiled in {compile_seconds:.1f} s"
-  if peak:
-    line += f"; the step needs {console.format_bytes(peak)} on each device"
+  line = f"compiled in {stage.seconds:.1f} s"
+  if stage.peak:
+    line += (
+      f"; the step needs {console.format_bytes(stage.peak)} on each device"
+    )
   screen.say(line)
   if is_resumed:
     screen.say(f"going on from step {first:,}")
@@ -212,14 +245,18 @@ def _train(config: Config, workdir: str, command: str, screen, stop) -> int:
     return 0
 
   # The loop
-  batches = pipeline.make_train_iterator(
-    prepared,
-    config.data,
-    config.seed,
-    size,
-    rows,
-    first,
-  )
+  stages = dict(config_lib.batch_stages(config.train))
+
+  def read_batches(step: int):
+    offset = config_lib.count_sequences(config.train, step) - step * stage.size
+    return pipeline.make_train_iterator(
+      prepared, config.data, config.seed, stage.size, stage.rows, step, offset
+    )
+
+  if stage.size != config_lib.at_step(config, first).train.global_batch_size:
+    stage = build_stage(first)  # a damaged step gave way to an older one
+  batches = read_batches(first)
+  reporter.set_batch(stage.size)
   # All are met here, however long each has compiled: gloo waits 30 seconds for
   # the others of a first collective, and fails.
   processes.agree("the step to go on from", first)
@@ -229,15 +266,26 @@ def _train(config: Config, workdir: str, command: str, screen, stop) -> int:
       reporter.catch_up(state)
       pending = None
       for index in range(first, total):
+        if index in stages and index > first:
+          if pending is not None:
+            reporter.finish(*pending, is_forced=True)
+            pending = None
+          stage = build_stage(index)
+          processes.agree("the step of a larger batch", index)
+          batches = read_batches(index)
+          reporter.set_batch(stage.size)
+          screen.say(f"step {index:,}: batches of {stage.size:,} sequences now")
         waited = time.perf_counter()
-        batch = sharding.place_batch(next(batches), batch_place, rows, size)
+        batch = sharding.place_batch(
+          next(batches), batch_place, stage.rows, stage.size
+        )
         reporter.meter.data_wait += time.perf_counter() - waited
         reporter.profile(index)
-        seen = reporter.is_watched(index + 1) and watch(state, batch)
+        seen = reporter.is_watched(index + 1) and stage.watch(state, batch)
         hashed = {}
         if reporter.is_logged(index + 1):
           hashed["batch_hash"] = hash_batch(batch)
-        state, result = train_step(state, batch)
+        state, result = stage.step(state, batch)
         result |= hashed
         if pending is not None:
           reporter.finish(*pending)

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from gpt_jax import checkpoint, chips, console, flops, metrics, sharding, tree
+from gpt_jax import config as config_lib
 from gpt_jax.config import Config, InputError
 from gpt_jax.data import store
 from gpt_jax.data import tokenizer as tokenizer_lib
@@ -91,7 +92,9 @@ def describe(config: Config, mesh, abstract, prepared) -> list[tuple[str, str]]:
     * leaf.dtype.itemsize
     for leaf in jax.tree.leaves(abstract)
   )
-  tokens = c.train.num_steps * c.train.global_batch_size * c.data.seq_len
+  sequences = config_lib.count_sequences(c.train, c.train.num_steps)
+  tokens = sequences * c.data.seq_len
+  ramp = "up to " if c.train.batch_ramp != "none" else ""
   per_token = flops.train_flops_per_token(c.model, c.data.seq_len)
   table = sharding.RULES[c.mesh.rules]
   splits = [mesh.shape[a] for a in (*table["batch"], *table["length"])]
@@ -122,7 +125,8 @@ def describe(config: Config, mesh, abstract, prepared) -> list[tuple[str, str]]:
     ),
     (
       "run",
-      f"{c.train.num_steps:,} steps x {c.train.global_batch_size} sequences ="
+      f"{c.train.num_steps:,} steps x {ramp}{c.train.global_batch_size} "
+      "sequences ="
       f" {tokens:,} tokens ({tokens / train_ids:.2f} epochs)",
     ),
     (

@@ -10,6 +10,7 @@ import os
 import jax
 import numpy as np
 
+from gpt_jax import config as config_lib
 from gpt_jax import (
   console,
   decode,
@@ -92,7 +93,8 @@ class Reporter:
       metrics.GRAD_NORM: values["grad_norm"],
       metrics.LEARNING_RATE: values["learning_rate"],
       metrics.NUM_SKIPPED: values["num_skipped"],
-      metrics.TOKENS: step * self.meter.tokens_per_step,
+      metrics.TOKENS: config_lib.count_sequences(t, step)
+      * self.config.data.seq_len,
       metrics.BATCH_HASH: int(values["batch_hash"]),
     }
     if "balance_loss" in values:
@@ -102,6 +104,11 @@ class Reporter:
     rates = self.meter.rates()
     self._write(step, row | rates)
     self.screen.progress(step, t.num_steps, values["loss"], rates)
+
+  def set_batch(self, size: int) -> None:
+    """Notes the sequences of the steps that follow."""
+    self.meter.tokens_per_step = size * self.config.data.seq_len
+    self.meter.restart()
 
   def is_logged(self, step: int) -> bool:
     """Returns whether a row is written of this step."""

@@ -32,6 +32,7 @@ def batch_at(
   seq_len: int,
   packing: str,
   global_batch_size: int,
+  offset: int = 0,
 ) -> Batch:
   """Returns the given rows of the global batch of a step.
 
@@ -44,11 +45,12 @@ def batch_at(
     seq_len: T.
     packing: stream or documents.
     global_batch_size: rows of the global batch.
+    offset: sequences that came before step 0, less if batches were smaller.
 
   Raises:
     InputError: a file holds an id outside the vocabulary.
   """
-  g = step * global_batch_size + np.asarray(rows, np.int64)
+  g = offset + step * global_batch_size + np.asarray(rows, np.int64)
   sizes = [token_set.num_ids for token_set in sets]
   which, first = order.starts(weights, sizes, seq_len, seed, g)
   if len(sets) == 1:
@@ -71,6 +73,7 @@ def make_train_iterator(
   global_batch_size: int,
   rows: np.ndarray,
   start_step: int,
+  offset: int = 0,
 ) -> Iterator[Batch]:
   """Returns an endless iterator over batches from start_step on.
 
@@ -81,6 +84,7 @@ def make_train_iterator(
     global_batch_size: rows of the global batch.
     rows: (b,) rows of the global batch that this process reads.
     start_step: the step of the first batch.
+    offset: as in batch_at.
 
   Raises:
     InputError: a set is shorter than one sequence.
@@ -98,6 +102,7 @@ def make_train_iterator(
     data.seq_len,
     data.packing,
     global_batch_size,
+    offset,
   )
   # Two threads hide the disk; more only contend for the interpreter.
   ahead = grain.ReadOptions(num_threads=2, prefetch_buffer_size=16)
@@ -164,10 +169,8 @@ class _Batches:
     return 1 << 62
 
   def __getitem__(self, step: int) -> Batch:
-    sets, weights, seed, rows, seq_len, packing, size = self._arguments
-    return batch_at(
-      sets, weights, seed, int(step), rows, seq_len, packing, size
-    )
+    sets, weights, seed, *rest = self._arguments
+    return batch_at(sets, weights, seed, int(step), *rest)
 
 
 def _count_eval_windows(token_set: store.TokenSet, seq_len: int) -> int:

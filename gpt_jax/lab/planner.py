@@ -136,6 +136,7 @@ def _frame(config: Config, topology, mesh, basis: str) -> dict:
     "flops_per_token": per_token,
     "tokens_per_step": tokens,
     "num_steps": t.num_steps,
+    "tokens": config_lib.count_sequences(t, t.num_steps) * config.data.seq_len,
     "remedy": None,
   }
 
@@ -176,7 +177,9 @@ def _roofline(terms: roofline.Terms, config: Config, topology) -> dict:
   tokens = config.train.global_batch_size * config.data.seq_len
   per_token = flops.train_flops_per_token(config.model, config.data.seq_len)
   speed = tokens / terms.step / topology.num_chips
-  hours = terms.step * config.train.num_steps / 3600
+  t = config.train
+  sequences = config_lib.count_sequences(t, t.num_steps)
+  hours = terms.step * sequences / t.global_batch_size / 3600
   peak = topology.chip.tflops * 1e12 if topology.chip else None
   return dataclasses.asdict(terms) | {
     "step": terms.step,

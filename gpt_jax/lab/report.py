@@ -46,7 +46,7 @@ def lines(plan: dict) -> list[str]:
 def _run_lines(plan: dict) -> list[str]:
   count, size = console.format_count, plan["tokens_per_step"]
   c = plan["config"]
-  tokens = size * plan["num_steps"]
+  tokens = plan["tokens"]
   rows = [
     ("parameters", f"{plan['parameters']:,}"),
     ("mesh", plan["mesh_text"]),

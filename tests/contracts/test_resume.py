@@ -82,7 +82,12 @@ def test_a_killed_and_resumed_run_is_the_straight_run_bit_for_bit(
 ):
   straight, broken, other = (tmp_path / n for n in ("a", "b", "c"))
   flags = [*small_run, *SLOW, "--config.model.dropout_rate=0.1"]
-  flags.append("--config.train.ema_decay=0.9")
+  # A kill in the second stage of three, and one more to come.
+  flags += [
+    "--config.train.ema_decay=0.9",
+    "--config.train.batch_ramp=4@20+2@100",
+    "--config.train.num_microbatches=2",
+  ]
   run_verb("gpt_jax.train", *flags, f"--workdir={straight}", check=0)
   code, _ = start_and_kill(flags, broken, 40)
   assert code == -signal.SIGKILL

@@ -1,10 +1,13 @@
 """Batches: the same on any number of processes, masked where they must be."""
 
+import dataclasses
 import itertools
 
 import numpy as np
 import pytest
 
+from configs import base
+from gpt_jax import config
 from gpt_jax.config import DataConfig, InputError
 from gpt_jax.data import pipeline, store
 
@@ -50,6 +53,42 @@ def batch(prepared, step, rows, packing="stream", size=8):
   sets = [s for _, s in prepared.train]
   weights = [w for w, _ in prepared.train]
   return pipeline.batch_at(sets, weights, 0, step, rows, 8, packing, size)
+
+
+def test_a_ramp_leaves_no_sequence_out_and_reads_none_twice(letters):
+  prepared, _ = letters
+  sets = [s for _, s in prepared.train]
+  c = config.freeze(base.get_config())
+  t = dataclasses.replace(
+    c.train, global_batch_size=8, num_steps=9, batch_ramp="4@3+2@2"
+  )
+  assert config.batch_stages(t) == [(0, 2), (3, 4), (5, 8)]
+  ramped = []
+  for step in range(9):
+    size = [s for first, s in config.batch_stages(t) if first <= step][-1]
+    offset = config.count_sequences(t, step) - step * size
+    one = pipeline.batch_at(
+      sets, [1.0], 0, step, np.arange(size), 8, "stream", size, offset
+    )
+    ramped.append(one["tokens"])
+  assert [len(rows) for rows in ramped] == [2, 2, 2, 4, 4, 8, 8, 8, 8]
+  found = np.concatenate(ramped)
+  assert len(found) == config.count_sequences(t, 9) == 46
+  whole = [batch(prepared, step, np.arange(2), size=2) for step in range(23)]
+  np.testing.assert_array_equal(
+    found, np.concatenate([one["tokens"] for one in whole])
+  )
+
+
+def test_microbatches_of_a_ramp_are_no_larger_than_later():
+  c = config.freeze(base.get_config())
+  t = dataclasses.replace(
+    c.train, global_batch_size=24, num_microbatches=6, batch_ramp="8@1+4@1+2@1"
+  )
+  c = dataclasses.replace(c, train=t)
+  sizes = lambda t: (t.global_batch_size, t.num_microbatches)
+  found = [sizes(config.at_step(c, step).train) for step in range(5)]
+  assert found == [(3, 1), (6, 2), (12, 3), (24, 6), (24, 6)]
 
 
 def test_targets_are_the_next_tokens(letters):

@@ -35,7 +35,7 @@ class Bill:
     bytes: of memory, of one device with a topology.
     hours: None where it does not fit.
     fault: why it does not fit, "" if it does.
-    steps: left to do.
+    steps: left to do, of whole batches; a ramp counts as fewer.
     saved: FLOPs that its trunk does for it.
   """
 
@@ -45,7 +45,7 @@ class Bill:
   bytes: int
   hours: float | None
   fault: str
-  steps: int
+  steps: float
   saved: float
 
 
@@ -254,11 +254,12 @@ def fault_of(config: Config, args) -> str:
 def _bill(cell: Cell, config: Config, args) -> Bill:
   t = config.train
   skipped = cell.trunk[1] if cell.trunk else 0
-  steps = t.num_steps - skipped
-  tokens = t.global_batch_size * config.data.seq_len
+  left = config_lib.count_sequences(t, t.num_steps)
+  left -= config_lib.count_sequences(t, skipped)
+  steps = left / t.global_batch_size
   return Bill(
     params=sum(flops.count_parameters(config.model).values()),
-    tokens=steps * tokens,
+    tokens=left * config.data.seq_len,
     flops=steps * step_flops(config),
     bytes=count_bytes(config),
     hours=None,

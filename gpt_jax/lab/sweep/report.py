@@ -275,14 +275,16 @@ def _kind(key: str) -> str:
 def curve(state: folder.State, kind: str = "") -> list[tuple[float, float]]:
   """Returns (tokens, loss) of a run, or another figure, thinned by means."""
   c = state.config
-  size = c.train.global_batch_size * c.data.seq_len
+  tokens = lambda step: (
+    config_lib.count_sequences(c.train, step) * c.data.seq_len
+  )
   rows = []
   for row in state.rows:
     values = [v for k, v in row.items() if kind and _kind(k) == kind]
     if not kind and metrics.LOSS in row:
       values = [row[metrics.LOSS]]
     if values and max(values) > 0:
-      rows.append((row["step"] * size, max(values)))
+      rows.append((tokens(row["step"]), max(values)))
   size = max(1, math.ceil(len(rows) / CURVE_POINTS))
   parts = [rows[i : i + size] for i in range(0, len(rows), size)]
   return [
@@ -399,7 +401,7 @@ def _sizes(state: folder.State) -> dict:
     config.model, config.data.seq_len, "6N"
   )
   t = config.train
-  tokens = t.num_steps * t.global_batch_size * config.data.seq_len
+  tokens = config_lib.count_sequences(t, t.num_steps) * config.data.seq_len
   return {"params": params, "tokens": tokens, "flops": per_token * tokens}
 
 
