@@ -8,6 +8,7 @@ a product over three dims, elsewhere it is the same.
 
 import functools
 import math
+import typing
 
 import flax.linen as nn
 import jax
@@ -193,33 +194,70 @@ def rms_normalize(x, scale, eps: float):
   return (y * scale.astype(jnp.float32)).astype(x.dtype)
 
 
-@jax.custom_vjp
-def gelu_tanh(x):
-  """GELU by its tanh form (Hendrycks and Gimpel 2016, 2).
+class Activation(typing.NamedTuple):
+  """A nonlinearity of x, or of a gate and x.
 
-  Its gradient makes the tanh again: reading it back would take longer.
+  Attributes:
+    value: what it is.
+    slopes: its derivatives by each, in another form than value's: the compiler
+      would find the same one and keep what forward made, and reading that back
+      takes longer than making it again.
   """
-  return jax.nn.gelu(x, approximate=True)
+
+  value: typing.Callable
+  slopes: typing.Callable
 
 
-def _gelu_tanh_backward(x, dy):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def activate(activation: Activation, *xs):
+  """Returns it of arrays of one type, computed in float32, as that type."""
+  y = activation.value(*[x.astype(jnp.float32) for x in xs])
+  return y.astype(xs[0].dtype)
+
+
+def _activate_backward(activation, xs, dy):
+  slopes = activation.slopes(*[x.astype(jnp.float32) for x in xs])
+  dy = dy.astype(jnp.float32)
+  return tuple(
+    (dy * s).astype(x.dtype) for x, s in zip(xs, slopes, strict=True)
+  )
+
+
+activate.defvjp(lambda a, *xs: (activate(a, *xs), xs), _activate_backward)
+
+
+def _gelu_tanh_slopes(x):
   a, b = math.sqrt(2 / math.pi), 0.044715
-  wide = x.astype(jnp.float32)
-  square = wide * wide
-  tanh = jnp.tanh(a * wide * (1 + b * square))
+  square = x * x
+  tanh = jnp.tanh(a * x * (1 + b * square))
   slope = a * (1 + 3 * b * square) * (1 - tanh * tanh)
-  slope = 0.5 * (1 + tanh + wide * slope)
-  return ((dy.astype(jnp.float32) * slope).astype(x.dtype),)
+  return (0.5 * (1 + tanh + x * slope),)
 
 
-gelu_tanh.defvjp(lambda x: (gelu_tanh(x), x), _gelu_tanh_backward)
+def _gelu_slopes(x):
+  density = jnp.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
+  return (0.5 * (1 + jax.lax.erf(x / math.sqrt(2))) + x * density,)
 
 
-def activate(x, word: str):
-  """Returns the nonlinearity of x that model.mlp names, gates apart."""
-  if word == "relu_squared":  # So et al. 2021
-    return jnp.square(jax.nn.relu(x))
-  return gelu_tanh(x) if word == "gelu_tanh" else jax.nn.gelu(x, False)
+def _swiglu_slopes(gate, x):
+  share = 0.5 * (1 + jnp.tanh(0.5 * gate))
+  return x * share * (1 + gate * (1 - share)), gate * share
+
+
+# By word of model.mlp: Hendrycks and Gimpel 2016 (2 and 1), So et al. 2021,
+# Shazeer 2020.
+ACTIVATIONS = {
+  "gelu_tanh": Activation(
+    functools.partial(jax.nn.gelu, approximate=True), _gelu_tanh_slopes
+  ),
+  "gelu": Activation(
+    functools.partial(jax.nn.gelu, approximate=False), _gelu_slopes
+  ),
+  "relu_squared": Activation(
+    lambda x: jnp.square(jax.nn.relu(x)), lambda x: (2 * jax.nn.relu(x),)
+  ),
+  "swiglu": Activation(lambda gate, x: jax.nn.silu(gate) * x, _swiglu_slopes),
+}
 
 
 class MLP(nn.Module):
@@ -238,12 +276,12 @@ class MLP(nn.Module):
       bias_F = declare(self, "in_bias", (F,), ("mlp",), "bias")
       h_BTF = shift(h_BTF, bias_F, c.grad_dtype)
     h_BTF = checkpoint_name(h_BTF, "mlp")
-    if c.mlp == "swiglu":  # Shazeer 2020
+    sides = [h_BTF]
+    if c.mlp == "swiglu":
       w_gate_DF = declare(self, "gate", (D, F), ("embed", "mlp"), "hidden")
       g_BTF = checkpoint_name(project(x_BTD, w_gate_DF, c.grad_dtype), "mlp")
-      h_BTF = jax.nn.silu(g_BTF) * h_BTF
-    else:
-      h_BTF = activate(h_BTF, c.mlp)
+      sides.insert(0, g_BTF)
+    h_BTF = activate(ACTIVATIONS[c.mlp], *sides)
     h_BTF = sharding.constrain(h_BTF, ("batch", "length", "mlp"), self.rules)
     y_BTD = project(h_BTF, w_out_FD, c.grad_dtype)
     if c.bias:

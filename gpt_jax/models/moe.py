@@ -24,7 +24,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from gpt_jax import sharding
 from gpt_jax.config import ModelConfig
-from gpt_jax.models.layers import activate, declare, project
+from gpt_jax.models.layers import ACTIVATIONS, activate, declare, project
 
 # Rows of a block, at most, where a product goes by blocks: on a CPU what its
 # cache holds, elsewhere what outweighs reading and writing a matrix of sums.
@@ -169,12 +169,10 @@ def _run_local(
     x, ws[name], sizes_E, c.grad_dtype, dim, embed_axes
   )
   x_PD = take_rows(x_TD, order_P, inverse_P, A)
-  h_PF = checkpoint_name(times(x_PD, "in", 1), "mlp")
+  sides = [checkpoint_name(times(x_PD, "in", 1), "mlp")]
   if c.mlp == "swiglu":
-    g_PF = checkpoint_name(times(x_PD, "gate", 1), "mlp")
-    h_PF = jax.nn.silu(g_PF) * h_PF
-  else:
-    h_PF = activate(h_PF, c.mlp)
+    sides.insert(0, checkpoint_name(times(x_PD, "gate", 1), "mlp"))
+  h_PF = activate(ACTIVATIONS[c.mlp], *sides)
   y_PD = times(h_PF, "out", 2)
   y_TAD = take_rows(y_PD, inverse_P, order_P, 1).reshape(-1, A, shape[-1])
   y_TD = jnp.einsum(

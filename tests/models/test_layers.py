@@ -32,19 +32,54 @@ def test_gradients_of_a_norm_are_those_of_its_formula(is_centred):
   assert np.abs(grads(ours)[0] - grads(other)[0]).max() > 1e-2
 
 
-def test_the_gradient_of_gelu_is_that_of_its_formula():
-  x = jnp.linspace(-6, 6, 1001)
-  slope = lambda f: jax.vmap(jax.grad(f))(x)
-  ours = slope(layers.gelu_tanh)
-  np.testing.assert_allclose(ours, slope(jax.nn.gelu), atol=1e-5)
-  exact = slope(lambda x: jax.nn.gelu(x, approximate=False))
-  assert np.abs(ours - exact).max() > 1e-4
+# What each nonlinearity is, of x or of a gate and x.
+FORMULAS = {
+  "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+  "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+  "relu_squared": lambda x: jnp.square(jax.nn.relu(x)),
+  "swiglu": lambda gate, x: jax.nn.silu(gate) * x,
+}
+
+
+def sides_of(word, dtype=jnp.float32):
+  x = jnp.linspace(-6, 6, 1001).astype(dtype)
+  return (x, x[::-1] + 1) if word == "swiglu" else (x,)
+
+
+@pytest.mark.parametrize("word", FORMULAS)
+def test_gradients_of_a_nonlinearity_are_those_of_its_formula(word):
+  sides = sides_of(word)
+  grads = lambda f: jax.vjp(f, *sides)[1](jnp.ones(1001))
+  ours = lambda w: lambda *xs: layers.activate(layers.ACTIVATIONS[w], *xs)
+  for a, b in zip(grads(ours(word)), grads(FORMULAS[word]), strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-5)
+  for other in FORMULAS:
+    if other != word and (other == "swiglu") == (word == "swiglu"):
+      assert np.abs(grads(ours(other))[0] - grads(ours(word))[0]).max() > 1e-4
+
+
+@pytest.mark.parametrize("word", FORMULAS)
+def test_a_nonlinearity_in_bfloat16_is_rounded_once(word):
+  assert layers.ACTIVATIONS.keys() == FORMULAS.keys()
+  sides = sides_of(word, jnp.bfloat16)
+  exact = FORMULAS[word](*[x.astype(jnp.float32) for x in sides])
+  half_step = np.abs(exact) / 256 + 1e-6
+
+  def share_of_wrong(f):
+    y = jax.jit(f)(*sides)
+    assert y.dtype == jnp.bfloat16
+    return (np.abs(y.astype(jnp.float32) - exact) > half_step).mean()
+
+  activation = layers.ACTIVATIONS[word]
+  assert share_of_wrong(lambda *xs: layers.activate(activation, *xs)) == 0
+  if word != "relu_squared":  # one product, which is rounded once anyway
+    assert share_of_wrong(FORMULAS[word]) > 0.01
 
 
 def test_both_keep_the_type_of_what_they_are_given():
   x = numbers(4, 32).astype(jnp.bfloat16)
   loss = lambda x, scale: layers.normalize(
-    layers.gelu_tanh(x), scale, 1e-5, True
+    layers.activate(layers.ACTIVATIONS["gelu_tanh"], x), scale, 1e-5, True
   ).sum(dtype=jnp.float32)
   dx, dscale = jax.grad(loss, (0, 1))(x, numbers(32))
   assert dx.dtype == jnp.bfloat16 and dscale.dtype == jnp.float32
