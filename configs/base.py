@@ -99,6 +99,9 @@ def get_config() -> ConfigDict:
   # Standard deviation of initial weights; those that write to the residual
   # stream are divided by sqrt(2 L).
   model.init_std = 0.02
+  # That of the output matrix, where it is not tied; None is init_std. From 0
+  # all tokens start level, at every width alike (Yang et al. 2022, D.2).
+  model.unembed_init_std = placeholder(float)
   # standard | mup (rates and starts that fit at base_dim fit at any width) |
   # completep (and those of base_layers at any depth); adamw or adam.
   model.parametrization = "standard"

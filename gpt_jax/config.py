@@ -61,6 +61,7 @@ class ModelConfig:
   sliding_window: int | None
   dropout_rate: float
   init_std: float
+  unembed_init_std: float | None
   parametrization: str
   base_dim: int | None
   base_layers: int | None
@@ -215,6 +216,7 @@ RANGES = {
   "model.sliding_window": (1, None),
   "model.dropout_rate": (0.0, 0.99),
   "model.init_std": (0.0, None),
+  "model.unembed_init_std": (0.0, None),
   "model.base_dim": (1, None),
   "model.base_layers": (1, None),
   "model.base_head_dim": (1, None),
@@ -456,6 +458,12 @@ def _check(c: Config) -> None:
       f"optim.moment_dtype is bfloat16 and optim.beta2 is {o.beta2}; changes "
       f"of less than 1 in 256 are lost in it: beta2 must be at most "
       f"{MAX_BETA2_BFLOAT16}"
+    )
+  if m.tied_embeddings and m.unembed_init_std is not None:
+    raise InputError(
+      f"model.unembed_init_std is {m.unembed_init_std:g} and "
+      "model.tied_embeddings is True: the output matrix is the embedding and "
+      "starts by model.init_std; untie them, or leave it None"
     )
   _check_parametrization(c)
   _check_attention(c)

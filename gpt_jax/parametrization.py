@@ -110,6 +110,8 @@ def init_std(role: str, model: ModelConfig) -> float:
   where what they write is divided by the depth, it is the base's L.
   """
   std, m = model.init_std, width_ratio(model)
+  if role == "unembed" and model.unembed_init_std is not None:
+    return model.unembed_init_std
   if role == "residual":
     layers = model.num_layers
     if model.parametrization == "completep":

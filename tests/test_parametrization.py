@@ -105,6 +105,18 @@ def test_weights_start_as_wide_as_the_table_says(role, column, word):
   assert float(drawn.std()) == pytest.approx(expected, rel=0.01)
 
 
+def test_an_output_matrix_of_its_own_starts_as_it_is_told():
+  made = lambda **kw: config_of("mup", tied_embeddings=False, **kw, **GROWN)
+  start = lambda config: state.init_params(build_model(config.model), 0)
+  level = jax.device_get(start(made(unembed_init_std=0.0)))
+  assert not level.pop("unembed").any()
+  usual = jax.device_get(start(made()))
+  assert usual.pop("unembed").any()
+  jax.tree.map(np.testing.assert_array_equal, level, usual)
+  with pytest.raises(InputError, match="unembed_init_std is 0 and .*tied"):
+    config_of("standard", unembed_init_std=0.0)
+
+
 def test_rates_and_eps_are_as_the_table_says():
   form = dict(tied_embeddings=False, bias=True, num_experts=2)
   for word, n in (("mup", 1.0), ("completep", DEEP)):

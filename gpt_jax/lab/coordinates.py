@@ -8,9 +8,11 @@ size with an exponent near zero. The exponent of how far each has moved since
 the start is printed beside it: a model may also keep its activations by not
 learning.
 
-Logits begin as a sum of unrelated terms, which muP lets fall as 1 / sqrt(width)
-and which outlasts the first steps, as what blocks add begins as one that
-CompleteP lets fall as 1 / sqrt(depth): those count from half of the steps on.
+Logits that begin as a sum of unrelated terms, which muP lets fall as
+1 / sqrt(width), outlast the first steps, as does what blocks add, which begins
+as one that CompleteP lets fall as 1 / sqrt(depth): those count from half of the
+steps on. With an output matrix that starts at zero (model.unembed_init_std)
+logits start at zero too, and count from the first step on.
 """
 
 import dataclasses
@@ -230,10 +232,16 @@ def exponents(traces: list[Trace], what: str = "levels") -> dict[str, list]:
 
 
 def judged(traces: list[Trace], axis: str) -> dict[str, float]:
-  """Returns tap -> the exponent farthest from zero; of LATE, the late one."""
+  """Returns tap -> the exponent farthest from zero; of LATE, the late one.
+
+  What starts at zero counts from after the first step on, LATE or not.
+  """
   found = {}
   for tap, row in exponents(traces).items():
-    row = row[len(row) // 2 :] if tap in LATE[axis] else row
+    if not any(t.levels[tap][0] for t in traces):
+      row = row[1:]
+    elif tap in LATE[axis]:
+      row = row[len(row) // 2 :]
     found[tap] = next((k for k in row if math.isnan(k)), max(row, key=abs))
   return found
 

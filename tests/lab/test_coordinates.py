@@ -50,6 +50,28 @@ def test_activations_are_flat_in_width_with_mup_and_grow_without(make):
   assert most["logits"] > 0.3
 
 
+# Logits begin at zero, so that nothing of them is left out of account.
+LEVEL = dict(model__tied_embeddings=False, model__unembed_init_std=0.0)
+
+
+def test_from_a_zero_output_matrix_all_are_flat_from_the_first_step(make):
+  traces = coordinates.check(make(**LEVEL), "width", WIDTHS, STEPS, SEEDS)
+  rows = coordinates.exponents(traces)
+  assert math.isnan(rows["logits"][0])  # all are zero
+  assert coordinates.judged(traces, "width")["logits"] in rows["logits"][1:]
+  for tap, row in rows.items():
+    row = row[1:] if tap == "logits" else row
+    assert max(map(abs, row)) < coordinates.TOLERANCE, (tap, row)
+  # The control: from another start logits fall with width at first.
+  untied = make(model__tied_embeddings=False)
+  traces = coordinates.check(untied, "width", [64, 256], 1)
+  assert coordinates.exponents(traces)["logits"][1] < -0.2
+  most, is_flat = most_of(
+    make(**LEVEL, model__parametrization="standard"), sizes=[64, 256], steps=2
+  )
+  assert not is_flat and most["logits"] > 0.3
+
+
 def specify_without_rates(*args):
   return dataclasses.replace(SPECIFY(*args), rate=1.0)
 
@@ -78,8 +100,9 @@ def test_a_row_that_is_missing_is_seen(row, make, monkeypatch):
 @pytest.mark.slow
 def test_activations_are_flat_from_64_to_1024_over_10_steps(make):
   sizes = [64, 128, 256, 512, 1024]
-  most, is_flat = most_of(make(), sizes=sizes, seeds=SEEDS)
-  assert is_flat, most
+  for start in ({}, LEVEL):
+    most, is_flat = most_of(make(**start), sizes=sizes, seeds=SEEDS)
+    assert is_flat, most
   standard = make(model__parametrization="standard")
   most, is_flat = most_of(standard, sizes=sizes, seeds=SEEDS)
   assert not is_flat and most["residual"] > 1.0
@@ -129,6 +152,16 @@ def test_what_grows_or_is_not_finite_is_not_flat():
   assert not coordinates.is_flat(traces_of(0.11), "width")
   assert not coordinates.is_flat(traces_of(-0.11), "width")
   assert not coordinates.is_flat(traces_of(math.nan), "width")
+
+
+def test_what_vanishes_is_not_flat():
+  dead = traces_of(0.0)
+  for trace in dead:
+    trace.levels["logits"][:] = [0.0, 0.0, 0.0]
+  assert not coordinates.is_flat(dead, "width")
+  for trace in dead:
+    trace.levels["logits"][1:] = [1.0, 1.0]
+  assert coordinates.is_flat(dead, "width")
 
 
 def test_the_command_writes_what_it_found(make, call_verb, tmp_path):
