@@ -125,6 +125,7 @@ def make_train_step(model: Model, tx, schedule, config: Config):
     grad = jax.grad(mean, has_aux=True)
     if parts == 1:
       return grad(params, batch, key)
+    params = model.take_apart(params)
     # Strided, so that each part is spread over all devices as the whole is.
     split = jax.tree.map(
       lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch
@@ -144,7 +145,8 @@ def make_train_step(model: Model, tx, schedule, config: Config):
       names.append("z_loss")
     seen = {name: jnp.float32(0) for name in names}
     zero = (jax.tree.map(zeros, params), seen)
-    return jax.lax.scan(add, zero, (jnp.arange(parts), split))[0]
+    sums, seen = jax.lax.scan(add, zero, (jnp.arange(parts), split))[0]
+    return model.put_together(sums), seen
 
   def train_step(state: TrainState, batch):
     key = None

@@ -44,11 +44,28 @@ class Model:
     specs = jax.tree.map(lambda b: b.spec, boxed, is_leaf=is_box)
     return shapes, specs
 
+  def take_apart(self, params):
+    """Returns the parameters as apply makes them first; it takes both forms.
+
+    Where layers are not scanned each has a tree of its own. Taken apart once,
+    they serve several calls, and so do their gradients.
+    """
+    c = self.config
+    if c.scan_layers or "blocks" not in params:
+      return params
+    return transformer.unstack_layers(params, c.num_layers)
+
+  def put_together(self, apart):
+    """Returns what take_apart was given."""
+    c = self.config
+    return (
+      apart if c.scan_layers else transformer.stack_layers(apart, c.num_layers)
+    )
+
   def apply(self, params, tokens_BT, positions_BT=None, segments_BT=None, **kw):
     """Returns logits_BTV float32; `kw` are Decoder's other arguments."""
     c = self.config
-    if not c.scan_layers:
-      params = transformer.unstack_layers(params, c.num_layers)
+    params = self.take_apart(params)
     model = decoder.Decoder(
       c, self.rules, is_stacked=c.scan_layers, platform=self.platform
     )

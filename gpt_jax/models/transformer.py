@@ -2,6 +2,7 @@
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from flax import struct
 from jax.ad_checkpoint import checkpoint_name
 
@@ -114,6 +115,14 @@ def rematerialised(config: ModelConfig, is_scanned: bool) -> type[Block]:
   }[word]()
   # Unrolled, the compiler would find the first computation and keep it.
   return nn.remat(Block, policy=policy, prevent_cse=not is_scanned)
+
+
+def stack_layers(params: dict, num_layers: int) -> dict:
+  """Returns what unstack_layers was given."""
+  rest = dict(params)
+  each = [rest.pop(f"blocks_{layer}") for layer in range(num_layers)]
+  rest["blocks"] = jax.tree.map(lambda *x: jnp.stack(x), *each)
+  return rest
 
 
 def unstack_layers(params: dict, num_layers: int) -> dict:
