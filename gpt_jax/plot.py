@@ -7,33 +7,16 @@ WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 720, 420, 60, 46, 34, 20
 COLORS = ("#9ec5e8", "#1f5fa8", "#c4501b", "#3b8a4e", "#7a4fa3", "#555555")
 
 
-def draw_curves(
-  title: str, x_label: str, curves: dict[str, list], is_log_x: bool = False
-) -> str:
-  """Returns an SVG of curves {"name": [(x, y), ...]}; y is logarithmic.
-
-  Args:
-    is_log_x: x too, in powers of two.
-  """
+def draw_curves(title: str, x_label: str, curves: dict[str, list]) -> str:
+  """Returns an SVG of curves {"name": [(x, y), ...]}; y is logarithmic."""
   points = [p for curve in curves.values() for p in curve if p[1] > 0]
   if not points:
     points = [(0, 1.0)]
-  x_low, x_high = 0, max(x for x, _ in points) or 1
-  x_ticks, scale = _ticks(x_high), lambda x: x
-  if is_log_x:
-    scale = math.log2
-    x_low = min(x for x, _ in points)
-    first, last = math.ceil(math.log2(x_low)), math.floor(math.log2(x_high))
-    x_ticks = [2**k for k in range(first, last + 1)]
+  x_high = max(x for x, _ in points) or 1
   y_low, y_high = min(y for _, y in points), max(y for _, y in points)
   y_low, y_high = y_low * 0.97, y_high * 1.03
   span = math.log(y_high / y_low)
-  at_x = lambda x: (
-    LEFT
-    + (scale(x) - scale(x_low))
-    / (scale(x_high) - scale(x_low) or 1)
-    * (WIDTH - LEFT - RIGHT)
-  )
+  at_x = lambda x: LEFT + x / x_high * (WIDTH - LEFT - RIGHT)
   at_y = lambda y: TOP + math.log(y_high / y) / span * (HEIGHT - TOP - BOTTOM)
   parts = [
     f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" '
@@ -47,7 +30,7 @@ def draw_curves(
       f'y2="{at_y(y):.1f}" stroke="#ddd"/><text x="{LEFT - 8}" '
       f'y="{at_y(y) + 4:.1f}" text-anchor="end">{y:g}</text>'
     )
-  for x in x_ticks:
+  for x in _ticks(x_high):
     parts.append(
       f'<text x="{at_x(x):.1f}" y="{HEIGHT - BOTTOM + 18}" '
       f'text-anchor="middle">{x:,}</text>'

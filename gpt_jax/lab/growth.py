@@ -210,13 +210,15 @@ def draw(axis: str, points: list[Point]) -> str:
   from gpt_jax import plot
 
   names = ("time", "time, ledger", "memory", "memory, ledger")
-  base = points[0]
-  curves = {
-    name: [(p.value, ratios(p, base)[index]) for p in points]
-    for index, name in enumerate(names)
-  }
-  title = f"a step against {axis}: times the base"
-  return plot.draw_curves(title, axis, curves, is_log_x=True)
+  layers = []
+  for index, name in enumerate(names):
+    curve = [(p.value, ratios(p, points[0])[index]) for p in points]
+    color, is_ledger = plot.COLORS[1 + index // 2], bool(index % 2)
+    layers.append(plot.Layer("line", curve, color, name, is_ledger))
+    if not is_ledger:
+      layers.append(plot.Layer("dots", curve, color))
+  title = f"a step against {axis}; dashed: the ledger"
+  return plot.draw_layers(title, axis, "times the base", layers)
 
 
 def write(points: list[Point], base: Config, args) -> None:
