@@ -159,9 +159,17 @@ def test_what_vanishes_is_not_flat():
   for trace in dead:
     trace.levels["logits"][:] = [0.0, 0.0, 0.0]
   assert not coordinates.is_flat(dead, "width")
-  for trace in dead:
-    trace.levels["logits"][1:] = [1.0, 1.0]
-  assert coordinates.is_flat(dead, "width")
+
+
+@pytest.mark.parametrize("start,is_flat", [(1.0, True), (0.0, False)])
+def test_logits_that_start_at_zero_count_from_the_first_step(start, is_flat):
+  traces = traces_of(0.0)
+  for trace in traces:
+    trace.levels["logits"][:] = [start, trace.size**0.5, 1.0, 1.0, 1.0]
+  assert coordinates.is_flat(traces, "width") == is_flat
+  for trace in traces:
+    trace.levels["logits"][1] = 1.0
+  assert coordinates.is_flat(traces, "width")
 
 
 def test_the_command_writes_what_it_found(make, call_verb, tmp_path):
