@@ -54,6 +54,11 @@ COMPILED = {
     "llama": (33017561088, 59336280, 0),
     "experts": (19163774976, 451301836, 81),
   },
+  "0.0.50.1": {
+    "gpt2": (132875550720, 406446904, 83),
+    "llama": (32614907904, 55141976, 0),
+    "experts": (18761121792, 505558588, 92),
+  },
 }
 MEANT = (
   "More of anything is a step that got slower: look at what the change makes. "
