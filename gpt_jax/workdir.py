@@ -71,7 +71,8 @@ def read_config(
   from gpt_jax import cli
 
   nested: dict = {}
-  for dotted, value in read_record(workdir)["config"].items():
+  record = read_record(workdir)
+  for dotted, value in record["config"].items():
     node = nested
     *sections, key = dotted.split(".")
     for section in sections:
@@ -80,7 +81,9 @@ def read_config(
   try:
     config = config_lib.freeze(nested)
   except InputError as error:
-    raise InputError(f"{workdir}/config.json: {error}") from None
+    commit = record.get("commit")
+    hint = f"; the run is of commit {commit}, which reads it" if commit else ""
+    raise InputError(f"{workdir}/config.json: {error}{hint}") from None
   for dotted, text in (overrides or {}).items():
     if dotted in config_lib.KEYS and not dotted.startswith(OVERRIDABLE):
       raise InputError(

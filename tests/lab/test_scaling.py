@@ -779,8 +779,14 @@ def test_workdirs_that_cannot_be_points_are_named(grid, tmp_path, call_verb):
   path = folder / "w32-300" / "config.json"
   record = json.loads(path.read_text())
   del record["config"]["model.qk_norm"]
-  path.write_text(json.dumps(record))
-  assert_refused(call(), str(path), "config key model.qk_norm is missing")
+  for commit, hint in (
+    ("0abc", "is missing; the run is of commit 0abc"),
+    (None, ""),
+  ):
+    path.write_text(json.dumps(record | {"commit": commit}))
+    done = call()
+    assert_refused(done, str(path), "config key model.qk_norm is missing", hint)
+    assert ("of commit" in done.stderr) == bool(commit)
 
 
 def test_the_command_needs_no_jax(run_verb, runs_csv):
