@@ -303,10 +303,27 @@ def keep_freed_memory() -> None:
 
 
 def give_back_memory() -> None:
-  """Returns to the system what is free now: after what needed much, once."""
+  """Returns to the system what is free now: after compiling, or other bulk.
+
+  Compiling leaves thousands of holes between what stays, which glibc searches
+  whenever a step allocates: 5 % of a small one. So they are held, empty.
+  """
   libc = ctypes.CDLL(None)
-  if sys.platform == "linux" and hasattr(libc, "malloc_trim"):
-    libc.malloc_trim(0)
+  if sys.platform != "linux" or not hasattr(libc, "malloc_trim"):
+    return
+  libc.malloc.restype = ctypes.c_void_p
+  libc.malloc.argtypes = [ctypes.c_size_t]
+  libc.free.argtypes = [ctypes.c_void_p]
+  libc.malloc_trim(0)
+  # Larger than any hole, so it lies behind the last one.
+  end = libc.malloc(1 << 28)
+  libc.free(end)
+  size = 1 << 24
+  while end is not None and size >= 1 << 10:
+    hole = libc.malloc(size)
+    if hole is None or hole >= end:
+      libc.free(hole)
+      size = size * 3 // 4
 
 
 def cache_dir() -> str:

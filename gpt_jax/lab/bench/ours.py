@@ -10,7 +10,7 @@ import time
 import jax
 import numpy as np
 
-from gpt_jax import decode, optim, sharding, tree
+from gpt_jax import decode, optim, runtime, sharding, tree
 from gpt_jax import state as state_lib
 from gpt_jax import step as step_lib
 from gpt_jax.chips import Topology
@@ -56,6 +56,7 @@ class Train:
     self.state = state_lib.init_state(model, tx, config, self.mesh)
     jax.block_until_ready(self.state)
     self.init_seconds = time.perf_counter() - started
+    runtime.give_back_memory()
     if prepared_dir is None:
       self.batches = random_batches(config, len(self.rows))
     else:
