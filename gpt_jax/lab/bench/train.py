@@ -4,12 +4,15 @@ import statistics
 
 from gpt_jax import flops
 from gpt_jax.config import Config, InputError
+from gpt_jax.lab import bench
 from gpt_jax.lab.bench import duel, report
 from gpt_jax.lab.bench.samples import Pairs, Row
 
-# Where --steps is not given: a measurement takes about so many seconds.
-SECONDS = 1.0
+# Where --steps is not given: a measurement takes about so many seconds. Short
+# and many: a machine's slow spells then spoil few of them.
+SECONDS = 0.33
 MOST_STEPS = 100
+SHORT_REPEATS = 25
 # Steps before any is measured, where they are short.
 WARM_STEPS = 3
 
@@ -18,7 +21,9 @@ def run(config: Config, args) -> int:
   check_vocab(config)
   with duel.Duel(config, "train", args, {"do": "run", "count": 1}) as both:
     plan = both.each(lambda name: warm_up(both, name, args.steps))
-    rounds = [both.round(plan) for _ in range(args.repeats)]
+    is_short = plan["gpt_jax"]["count"] > 1
+    repeats = args.repeats or (SHORT_REPEATS if is_short else bench.REPEATS)
+    rounds = [both.round(plan) for _ in range(repeats)]
     prediction = both.ours.ask(do="predict")
     built = both.ours.built
   step_ms = lambda name: [
@@ -63,7 +68,7 @@ def check_vocab(config: Config) -> None:
 def warm_up(both, name: str, steps: int | None) -> dict:
   """Runs a worker warm; returns the command of one measurement."""
   first = both.ask(name, do="run", count=1)["seconds"][0]
-  if first < 3 * SECONDS:
+  if first < 10 * SECONDS:
     first = min(both.ask(name, do="run", count=WARM_STEPS)["seconds"])
   count = steps or min(max(round(SECONDS / first), 1), MOST_STEPS)
   return {"do": "run", "count": count}
