@@ -309,21 +309,38 @@ def give_back_memory() -> None:
   whenever a step allocates: 5 % of a small one. So they are held, empty.
   """
   libc = ctypes.CDLL(None)
-  if sys.platform != "linux" or not hasattr(libc, "malloc_trim"):
+  if sys.platform != "linux" or not hasattr(libc, "mallinfo2"):
     return
+  libc.mallinfo2.restype = _MallocInfo
   libc.malloc.restype = ctypes.c_void_p
   libc.malloc.argtypes = [ctypes.c_size_t]
   libc.free.argtypes = [ctypes.c_void_p]
   libc.malloc_trim(0)
-  # Larger than any hole, so it lies behind the last one.
+  # No more than is free: another allocator, preloaded, has no order of places.
+  left = libc.mallinfo2().fordblks
+  # Larger than nearly any hole, so it lies behind the last one.
   end = libc.malloc(1 << 28)
   libc.free(end)
   size = 1 << 24
   while end is not None and size >= 1 << 10:
-    hole = libc.malloc(size)
+    hole = libc.malloc(size) if size <= left else None
     if hole is None or hole >= end:
       libc.free(hole)
       size = size * 3 // 4
+    else:
+      left -= size
+
+
+class _MallocInfo(ctypes.Structure):
+  """What mallinfo2 of glibc 2.33 returns, in bytes or pieces."""
+
+  _fields_ = [
+    (name, ctypes.c_size_t)
+    for name in (
+      "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks "
+      "keepcost"
+    ).split()
+  ]
 
 
 def cache_dir() -> str:
