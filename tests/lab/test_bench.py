@@ -138,21 +138,26 @@ def test_a_step_is_timed_with_jax_flax_optax_and_ml_collections_alone(
   assert "ModuleNotFoundError: no optax here" in result.stderr
 
 
-def test_train_prints_and_writes_what_it_measured(tmp_path, run_verb):
+@pytest.mark.parametrize(
+  "flags, count",
+  [(["--repeats=3", "--steps=2"], 3), (["--steps=2"], 25), (["--steps=1"], 5)],
+)
+def test_train_prints_and_writes_what_it_measured(
+  tmp_path, run_verb, flags, count
+):
   result = run_verb(
     "gpt_jax.lab.bench",
     "train",
     "--config=configs/bench.py:tiny",
     *FLAGS,
-    "--repeats=3",
-    "--steps=2",
+    *flags,
     f"--out={tmp_path}",
     check=0,
   )
   found = json.loads((tmp_path / "bench.json").read_text())
   rows = {row["name"]: row for row in found["rows"]}
   speed, mfu = rows["tokens/s"], rows["MFU"]
-  assert len(speed["values"]) == 3
+  assert len(speed["values"]) == count
   assert speed["min"] <= speed["median"] <= speed["max"]
   work = flops.train_flops_per_token(load().model, 32)
   used = speed["median"] * work / found["rates"]["flops"]
