@@ -644,8 +644,11 @@ class _Channel:
       time.sleep(4 * SOON)  # the other thread is at it
     if why is not None:
       who = "" if self.is_hub else f"process {self.place.index}: "
+      # The last word: what jax's own threads say of it after this is not heard.
       with contextlib.suppress(OSError):
-        os.write(2, f"\ngpt_jax: {who}{why}\n".encode())
+        own = os.dup(2)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        os.write(own, f"\ngpt_jax: {who}{why}\n".encode())
     if self.is_hub:
       self._tell({"end": code, "why": why})
       # Its end takes jax's coordination service along, which aborts the rest.
