@@ -14,9 +14,7 @@ import json
 import math
 import typing
 
-
-class InputError(ValueError):
-  """Something the user gave cannot be used; the message is one sentence."""
+from gpt_jax.exits import InputError as InputError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,6 +19,7 @@ import numpy as np
 from gpt_jax import (
   checkpoint,
   console,
+  exits,
   metrics,
   optim,
   preflight,
@@ -35,10 +36,6 @@ from gpt_jax.config import Config
 from gpt_jax.data import pipeline, store
 from gpt_jax.models import build_model
 from gpt_jax.reporter import Diverged, Reporter
-
-EXIT_DIVERGED = 3
-EXIT_PREEMPTED = 75
-EXIT_INTERRUPTED = 130
 
 
 class Stage(typing.NamedTuple):
@@ -86,7 +83,7 @@ class Stop:
     }
 
   def _note(self, number, frame):
-    code = EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_PREEMPTED
+    code = exits.INTERRUPTED if number == signal.SIGINT else exits.PREEMPTED
     if self.code is not None:
       if number == signal.SIGINT:
         os._exit(code)
@@ -332,7 +329,7 @@ def _train(config: Config, workdir: str, command: str, screen, stop) -> int:
       f"gpt_jax: {error}, {kept}; start in another --workdir with a lower "
       "optim.learning_rate or optim.clip_norm set"
     )
-    return EXIT_DIVERGED
+    return exits.DIVERGED
   finally:
     try:
       keeper.close()

@@ -27,11 +27,10 @@ import sys
 import threading
 import time
 
-from gpt_jax import runtime
+from gpt_jax import exits, runtime
 from gpt_jax.config import InputError
 
 # A peer was lost: started again, the run goes on from its last checkpoint.
-EXIT_LOST = 75
 MAGIC = "gpt_jax processes 1"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 # A process counts as stuck after this many times the longest wait so far.
@@ -538,7 +537,7 @@ class _Channel:
     elif "stop_at" in message:
       self._set_stop(message["stop_at"], message["code"])
     elif "stuck" in message:
-      self._finish(EXIT_LOST, self._stuck_sentence(message["stuck"]))
+      self._finish(exits.PREEMPTED, self._stuck_sentence(message["stuck"]))
     elif "end" in message and self.is_hub:
       if self.ending is None:
         # Most errors come in all processes; process 0 then says its own.
@@ -599,7 +598,7 @@ class _Channel:
       answered = time.monotonic() - self.heard[0][1] < SOON
       if answered or waited < limit + SOON:
         return  # process 0 says it
-    self._finish(EXIT_LOST, self._stuck_sentence(waited))
+    self._finish(exits.PREEMPTED, self._stuck_sentence(waited))
 
   def _stuck_sentence(self, waited: float) -> str:
     """Returns who waits where; a stuck process is behind, or silent."""
@@ -630,7 +629,7 @@ class _Channel:
     if self.is_hub and self.ending is not None and self.ending[1] == k:
       return  # it has said why
     self._finish(
-      EXIT_LOST,
+      exits.PREEMPTED,
       f"process {k} of {self.place.count} is gone without a word: killed, out "
       "of memory, or its machine was lost; saved checkpoints are whole: start "
       "again, with as many processes as there are now, to go on",

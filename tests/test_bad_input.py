@@ -15,7 +15,7 @@ import sys
 
 import pytest
 
-from gpt_jax import checkpoint, loop, metrics
+from gpt_jax import checkpoint, exits, metrics
 from gpt_jax.config import InputError
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -648,4 +648,4 @@ def test_the_check_itself_sees_what_breaks_the_promise(trained, tmp_path):
   assert before == content_of(damaged(trained, tmp_path))
   (tmp_path / "run" / "config.json").write_text("{}")
   assert before != content_of(tmp_path / "run")
-  assert loop.EXIT_DIVERGED != 2
+  assert exits.DIVERGED != 2

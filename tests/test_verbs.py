@@ -18,7 +18,15 @@ import xml.etree.ElementTree
 import jax
 import pytest
 
-from gpt_jax import checkpoint, console, loop, metrics, plot, score, workdir
+from gpt_jax import (
+  checkpoint,
+  console,
+  exits,
+  metrics,
+  plot,
+  score,
+  workdir,
+)
 from gpt_jax.data import store
 from gpt_jax.lab.scaling import points
 
@@ -407,7 +415,7 @@ def test_a_run_that_diverges_stops_and_its_checkpoint_can_be_read(
     f"--workdir={tmp_path / 'run'}",
   ]
   result = call_verb("train", *base[1], *words)
-  assert result.returncode == loop.EXIT_DIVERGED == 3
+  assert result.returncode == exits.DIVERGED == 3
   said = (result.stdout + result.stderr).splitlines()[-1]
   assert said.startswith("gpt_jax: the last 4 updates were not finite")
   assert "optim.learning_rate" in said and "Traceback" not in said

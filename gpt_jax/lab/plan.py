@@ -10,8 +10,6 @@ import sys
 from gpt_jax import chips, cli, runtime
 from gpt_jax import config as config_lib
 
-EXIT_DOES_NOT_FIT = 4
-
 
 def main(argv: list[str]) -> int:
   parser = cli.build_parser(

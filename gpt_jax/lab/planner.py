@@ -7,7 +7,7 @@ import dataclasses
 import json
 import os
 
-from gpt_jax import chips, flops, sharding
+from gpt_jax import chips, exits, flops, sharding
 from gpt_jax import config as config_lib
 from gpt_jax.config import Config, InputError
 from gpt_jax.lab import (
@@ -20,8 +20,6 @@ from gpt_jax.lab import (
   report,
   roofline,
 )
-
-EXIT_DOES_NOT_FIT = 4
 
 
 def run(config: Config, topology: chips.Topology, args, typed) -> int:
@@ -51,7 +49,7 @@ def run(config: Config, topology: chips.Topology, args, typed) -> int:
       say(line)
     if args.out:
       say(f"written to {os.path.join(args.out, 'plan.json')}")
-  return 0 if plan["memory"]["fits"] else EXIT_DOES_NOT_FIT
+  return 0 if plan["memory"]["fits"] else exits.DOES_NOT_FIT
 
 
 def make(config: Config, topology: chips.Topology) -> dict:

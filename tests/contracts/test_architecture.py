@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 # Layer of each module of the hall and of each room; a module imports from
 # lower layers, and from its own layer only to the left.
 LAYERS = [
-  ["config", "tree", "runtime", "processes", "cli"],
+  ["exits", "files", "config", "tree", "runtime", "processes", "cli"],
   ["chips", "flops", "parametrization", "sharding", "quantized", "products"],
   ["models", "data"],
   ["losses", "optim"],

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from conftest import user_env
 
-from gpt_jax import checkpoint, loop, metrics, processes, runtime
+from gpt_jax import checkpoint, exits, metrics, processes, runtime
 from gpt_jax.config import InputError
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -154,7 +154,7 @@ def test_a_killed_run_of_two_is_gone_on_with_by_four(flags, alone, tmp_path):
   two.await_checkpoint(tmp_path, 10)
   two.running[1].kill()
   codes, _, errs = two.end()
-  assert codes == [processes.EXIT_LOST, -signal.SIGKILL]
+  assert codes == [exits.PREEMPTED, -signal.SIGKILL]
   assert last_line(errs[0]).startswith(
     "gpt_jax: process 1 of 2 is gone without a word"
   )
@@ -174,7 +174,7 @@ def test_the_survivors_of_process_0_end_with_a_sentence(flags, tmp_path):
   team.await_checkpoint(tmp_path, 10)
   team.running[0].kill()
   codes, _, errs = team.end()
-  assert codes == [-signal.SIGKILL, processes.EXIT_LOST]
+  assert codes == [-signal.SIGKILL, exits.PREEMPTED]
   assert last_line(errs[1]).startswith(
     "gpt_jax: process 1: process 0 of 2 is gone without a word"
   )
@@ -186,7 +186,7 @@ def test_a_signal_to_one_stops_all_at_one_step(flags, alone, tmp_path):
   team.await_checkpoint(tmp_path, 10)
   team.running[1].send_signal(signal.SIGTERM)
   codes, outs, errs = team.end()
-  assert codes == [loop.EXIT_PREEMPTED] * 2, errs
+  assert codes == [exits.PREEMPTED] * 2, errs
   said = last_line(outs[0])
   assert said.startswith("stopped at step ") and outs[1] == ""
   step = int(said.split()[3])
@@ -202,7 +202,7 @@ def test_a_process_that_is_stuck_is_noticed(flags, tmp_path):
   team.await_checkpoint(tmp_path, 10)
   team.running[1].send_signal(signal.SIGSTOP)
   codes, _, errs = team.end(without=[1])
-  assert codes == [processes.EXIT_LOST]
+  assert codes == [exits.PREEMPTED]
   said = last_line(errs[0])
   assert said.startswith("gpt_jax: no step has ended for ")
   assert "process 0 is at step " in said and "process 1 has been silent" in said

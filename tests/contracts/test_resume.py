@@ -16,7 +16,16 @@ import numpy as np
 import pytest
 from conftest import user_env
 
-from gpt_jax import checkpoint, loop, metrics, optim, sharding, state, tree
+from gpt_jax import (
+  checkpoint,
+  exits,
+  loop,
+  metrics,
+  optim,
+  sharding,
+  state,
+  tree,
+)
 from gpt_jax import workdir as workdir_lib
 from gpt_jax.models import build_model
 
@@ -144,8 +153,8 @@ def test_a_run_resumes_on_another_number_of_devices(
 @pytest.mark.parametrize(
   "sent, expected",
   [
-    (signal.SIGINT, loop.EXIT_INTERRUPTED),
-    (signal.SIGTERM, loop.EXIT_PREEMPTED),
+    (signal.SIGINT, exits.INTERRUPTED),
+    (signal.SIGTERM, exits.PREEMPTED),
   ],
 )
 def test_a_signal_saves_says_how_to_go_on_and_exits(
@@ -162,16 +171,16 @@ def test_a_signal_saves_says_how_to_go_on_and_exits(
 
 
 def test_only_a_second_ctrl_c_gives_up_saving(monkeypatch):
-  exits = []
-  monkeypatch.setattr(os, "_exit", exits.append)
+  ended = []
+  monkeypatch.setattr(os, "_exit", ended.append)
   stop = loop.Stop()
   stop.is_waited_for = True
   try:
     for _ in range(3):
       os.kill(os.getpid(), signal.SIGTERM)
-    assert stop.code == loop.EXIT_PREEMPTED and not exits
+    assert stop.code == exits.PREEMPTED and not ended
     os.kill(os.getpid(), signal.SIGINT)
-    assert exits == [loop.EXIT_INTERRUPTED]
+    assert ended == [exits.INTERRUPTED]
   finally:
     stop.close()
 

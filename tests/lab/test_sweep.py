@@ -20,7 +20,7 @@ import zlib
 import pytest
 from conftest import user_env
 
-from gpt_jax import checkpoint, console
+from gpt_jax import checkpoint, console, exits
 from gpt_jax import config as config_lib
 from gpt_jax.config import InputError
 from gpt_jax.lab.scaling import points
@@ -294,7 +294,7 @@ def test_a_plan_is_the_bill_of_what_is_left(
   before = sorted(root.rglob("*"))
   words = ["plan", f"--config={path}", f"--workdir={root}"]
   result = call_verb("lab.sweep", *words)
-  assert result.returncode == plan.EXIT_DOES_NOT_FIT, result.stderr
+  assert result.returncode == exits.DOES_NOT_FIT, result.stderr
   assert sorted(root.rglob("*")) == before  # nothing is written
   out = result.stdout
   rows = {r.split()[0]: r for r in out.splitlines()}
@@ -322,7 +322,7 @@ def test_a_plan_for_a_slice_is_the_planner_s(write, call_verb):
   result = call_verb(
     "lab.sweep", "plan", f"--config={path}", "--topology=h100:8"
   )
-  assert result.returncode == plan.EXIT_DOES_NOT_FIT, result.stderr
+  assert result.returncode == exits.DOES_NOT_FIT, result.stderr
   assert "does not fit h100:8: it needs" in result.stdout
   assert "in all 1 of 2 cells to run" in result.stdout
 
@@ -443,7 +443,7 @@ def test_one_cell_that_fails_costs_no_other(write, fake, call_verb, tmp_path):
   root = tmp_path / "root"
   words = [f"--config={path}", f"--workdir={root}", "--workers=2", "--memory=4"]
   result = call_verb("lab.sweep", "run", *words)
-  assert result.returncode == run_lib.EXIT_FAILED, result.stderr
+  assert result.returncode == exits.FAILED, result.stderr
   named = {c.config.seed: c.id for c in load(path).cells}
   states = {seed: folder.read(str(root), i) for seed, i in named.items()}
   words_of = {seed: state.word for seed, state in states.items()}
@@ -462,7 +462,7 @@ def test_one_cell_that_fails_costs_no_other(write, fake, call_verb, tmp_path):
   # Passed over, until it is asked for; then these alone.
   times = {s: os.stat(state.path).st_mtime_ns for s, state in states.items()}
   again = call_verb("lab.sweep", "run", *words)
-  assert again.returncode == run_lib.EXIT_FAILED
+  assert again.returncode == exits.FAILED
   assert "6 cells: 3 done, 0 to run" in again.stdout
   fake.touch()
   ids = f"{named[1]},{named[2]}"
@@ -488,7 +488,7 @@ def test_a_stopped_sweep_goes_on(write, fake, tmp_path, monkeypatch):
     say(self)
 
   monkeypatch.setattr(run_lib._Queue, "_say", stop)
-  assert run_lib.run(sweep, str(root), args) == run_lib.EXIT_PREEMPTED
+  assert run_lib.run(sweep, str(root), args) == exits.PREEMPTED
   words = [folder.read(str(root), c.id).word for c in sweep.cells]
   assert words == [folder.STOPPED, folder.WAITING]
   fake.touch()
@@ -501,7 +501,7 @@ def test_what_cannot_fit_is_refused_by_name(write, fake, call_verb, tmp_path):
   path = write('add("small")', 'add("huge", {"model.mlp_dim": 10**9})')
   words = [f"--config={path}", f"--workdir={tmp_path / 'root'}"]
   result = call_verb("lab.sweep", "run", *words)
-  assert result.returncode == run_lib.EXIT_FAILED
+  assert result.returncode == exits.FAILED
   assert "huge seed 0: does not fit: it needs about" in result.stdout
   assert "finished" in result.stdout  # the other
 
@@ -859,7 +859,7 @@ def test_a_branch_equals_a_straight_run_bit_for_bit(write, tmp_path):
   words = ["run", f"--config={path}", f"--workdir={root}"]
   process = start(*words)
   said = process.communicate(timeout=200)[0]
-  assert process.returncode == run_lib.EXIT_FAILED, said
+  assert process.returncode == exits.FAILED, said
   first, branch, failed = load(path).cells
   states = [folder.read(str(root), c.id) for c in (first, branch, failed)]
   assert [s.word for s in states] == ["done", "done", "failed"], said
@@ -923,7 +923,7 @@ def test_twelve_cells_of_which_three_fail(write, tmp_path):
   held = json.loads((killed / "running.json").read_text())
   os.kill(held["pid"], signal.SIGKILL)
   said = process.communicate(timeout=400)[0]
-  assert process.returncode == run_lib.EXIT_FAILED, said
+  assert process.returncode == exits.FAILED, said
   states = {name: folder.read(str(root), i) for name, i in ids.items()}
   done = [name for name, state in states.items() if state.word == "done"]
   assert done == [f"good {i}" for i in range(9)], said

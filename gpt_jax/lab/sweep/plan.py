@@ -10,13 +10,12 @@ import dataclasses
 import os
 import statistics
 
-from gpt_jax import chips, console, flops, runtime
+from gpt_jax import chips, console, exits, flops, runtime
 from gpt_jax import config as config_lib
 from gpt_jax.config import Config, InputError
 from gpt_jax.lab.sweep import branches, folder
 from gpt_jax.lab.sweep.cells import Cell, Sweep, diff_text
 
-EXIT_DOES_NOT_FIT = 4
 ITEM = {"float32": 4, "bfloat16": 2}
 # What a process of training takes before there is a model, on a CPU.
 PROCESS_BYTES = 400 << 20
@@ -86,7 +85,7 @@ def run(sweep: Sweep, root: str | None, args) -> int:
   unfit = [c for c in todo if bills[c.id].fault]
   for cell in unfit:
     print(f"refused: {cell.title}: {bills[cell.id].fault}")
-  return EXIT_DOES_NOT_FIT if unfit or sweep.refused else 0
+  return exits.DOES_NOT_FIT if unfit or sweep.refused else 0
 
 
 def _what(cell: Cell, sweep: Sweep) -> str:

@@ -16,14 +16,12 @@ import subprocess
 import sys
 import time
 
-from gpt_jax import console, metrics
+from gpt_jax import console, exits, metrics
 from gpt_jax.config import InputError
 from gpt_jax.lab.sweep import branches, folder, plan
 from gpt_jax.lab.sweep.cells import Cell, Sweep, command
 
 TRAIN = (sys.executable, "-m", "gpt_jax.train")
-EXIT_FAILED = 1
-EXIT_PREEMPTED, EXIT_INTERRUPTED = 75, 130
 # Seconds between looks at the workers, and between lines of progress.
 POLL_SECONDS, SAY_SECONDS = 0.1, 10.0
 # Characters at the end of a log in which a reason is looked for.
@@ -72,7 +70,7 @@ class Worker:
       return None
     code = os.waitstatus_to_exitcode(status)
     self.process.returncode = code
-    is_stopped = code in (EXIT_PREEMPTED, EXIT_INTERRUPTED) or (
+    is_stopped = code in (exits.PREEMPTED, exits.INTERRUPTED) or (
       code < 0 and -code in self.told
     )
     return {
@@ -145,12 +143,12 @@ def run(sweep: Sweep, root: str, args) -> int:
     where = folder.read(root, cell.id).reason
     print(f"run elsewhere: {cell.id} {cell.title}: {where}")
   if code is None and queue.stopped:
-    code = EXIT_PREEMPTED  # told by another than this process
+    code = exits.PREEMPTED  # told by another than this process
   if code is not None:
     left = len(queue.waiting) + len(queue.stopped)
     print(f"stopped, {left} cells are left; go on with the same command")
     return code
-  return EXIT_FAILED if failed or refused or queue.lost else 0
+  return exits.FAILED if failed or refused or queue.lost else 0
 
 
 def choose(sweep: Sweep, args) -> list[Cell]:
@@ -228,7 +226,7 @@ class _Queue:
     if self.signal is None:
       return None
     is_first = self.signal == signal.SIGINT
-    return EXIT_INTERRUPTED if is_first else EXIT_PREEMPTED
+    return exits.INTERRUPTED if is_first else exits.PREEMPTED
 
   def _note(self, number, frame) -> None:
     is_again = self.signal is not None

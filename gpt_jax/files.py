@@ -1,0 +1,238 @@
+"""Paths and files that others may have written: one way to name and open them.
+
+Whatever this process did not just write is opened here. It must be a regular
+file, of bounded size, in UTF-8; JSON must be bounded in depth and in its
+numbers. A pipe would wait for ever, a link to /dev/zero fill the memory, deep
+lists overflow the stack and long numbers the integers.
+
+Faults are raised as Damage, whose message is a clause ("is a named pipe, not
+a regular file") that the caller puts into its own sentence.
+"""
+
+import contextlib
+import json
+import math
+import os
+import re
+import stat
+
+from gpt_jax.exits import InputError
+
+# Bytes of a file that is read whole, unless the caller knows better.
+MAX_BYTES = 64 << 20
+# Containers within containers that JSON may have.
+MAX_DEPTH = 64
+# Whole numbers of JSON are below this in magnitude.
+MAX_INT = 1 << 63
+
+_KINDS = {
+  stat.S_IFDIR: "a folder",
+  stat.S_IFIFO: "a named pipe",
+  stat.S_IFSOCK: "a socket",
+  stat.S_IFCHR: "a device",
+  stat.S_IFBLK: "a device",
+}
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+
+
+class Damage(ValueError):
+  """A file is not what it must be; the message is a clause that says why.
+
+  Attributes:
+    is_missing: nothing is there, or a link that leads nowhere.
+  """
+
+  def __init__(self, clause: str, is_missing: bool = False):
+    super().__init__(clause)
+    self.is_missing = is_missing
+
+
+def user_path(name: str, path: str) -> str:
+  """Returns a path that the user gave, with ~ expanded.
+
+  Args:
+    name: the flag or key that it came from, for the sentence.
+    path: as given.
+
+  Raises:
+    InputError: it is empty, of another file system, or not text.
+  """
+  if not path.strip():
+    raise InputError(f"{name} is empty; it must be a path")
+  if _SCHEME.match(path):
+    raise InputError(
+      f"{name} is {path!r}; addresses are not read or written, only folders "
+      "and files: mount the bucket (gcsfuse, s3fs), or copy it, and give its "
+      "path here"
+    )
+  if "\0" in path:
+    raise InputError(f"{name} is {path!r}; a path cannot hold a NUL character")
+  try:
+    path.encode("utf-8")
+  except UnicodeEncodeError:
+    raise InputError(
+      f"{name} is {os.fsencode(path)!r}, which is not UTF-8; rename that path"
+    ) from None
+  if path.startswith("~"):
+    expanded = os.path.expanduser(path)
+    if expanded == path:
+      raise InputError(
+        f"{name} is {path!r}, and that home folder is not known here; give "
+        "the path in full"
+      )
+    return expanded
+  return path
+
+
+def open_bytes(path: str):
+  """Returns a regular file, opened to read bytes.
+
+  Raises:
+    Damage: there is none, it cannot be read, or is of another kind.
+  """
+  try:
+    # Looked at before it is opened, for opening a pipe or a device may wait
+    # or act, and again after, for it may have been replaced in between.
+    _require_regular(os.stat(path))
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+  except FileNotFoundError:
+    if os.path.islink(path):
+      raise Damage("is a link that leads nowhere", True) from None
+    raise Damage("does not exist", True) from None
+  except OSError as error:
+    raise Damage(f"cannot be read: {error.strerror}") from None
+  except ValueError as error:  # a NUL, half of a surrogate pair
+    raise (
+      error
+      if isinstance(error, Damage)
+      else Damage(f"is not a path: {error}", True)
+    ) from None
+  file = open(handle, "rb")
+  try:
+    _require_regular(os.fstat(handle))
+  except Damage:
+    file.close()
+    raise
+  return file
+
+
+def read_bytes(path: str, limit: int = MAX_BYTES) -> bytes:
+  """Returns the content of a regular file of at most `limit` bytes.
+
+  Raises:
+    Damage: it is missing, no regular file, or larger.
+  """
+  with open_bytes(path) as file:
+    try:
+      data = file.read(limit + 1)
+    except OSError as error:
+      raise Damage(f"cannot be read: {error.strerror}") from None
+  if len(data) > limit:
+    raise Damage(f"is larger than {limit:,} bytes")
+  return data
+
+
+def read_text(path: str, limit: int = MAX_BYTES) -> str:
+  """Returns the text of a file; raises Damage as read_bytes, or not UTF-8."""
+  return decode(read_bytes(path, limit))
+
+
+def read_json(path: str, limit: int = MAX_BYTES):
+  """Returns the JSON of a file; raises Damage as read_text and parse_json."""
+  return parse_json(read_bytes(path, limit))
+
+
+def decode(data: bytes) -> str:
+  """Returns the text of UTF-8; raises Damage with the offset of a bad byte."""
+  try:
+    return data.decode("utf-8")
+  except UnicodeDecodeError as error:
+    raise Damage(
+      f"is not UTF-8: byte {data[error.start]:#04x} at offset {error.start:,}"
+    ) from None
+
+
+def parse_json(data: bytes | str, is_bounded: bool = True):
+  """Returns the value of a JSON text.
+
+  Args:
+    data: UTF-8 bytes, or text.
+    is_bounded: also look at each number and at the depth. Without it a text
+      that cannot be parsed still raises nothing but Damage.
+
+  Raises:
+    Damage: it is not JSON, nested deeper than MAX_DEPTH, or holds a number
+      that is not finite or beyond MAX_INT.
+  """
+  text = decode(data) if isinstance(data, bytes) else data
+  try:
+    value = json.loads(text, parse_constant=_refuse_constant)
+  except json.JSONDecodeError as error:
+    raise Damage(f"is not JSON: {error}") from None
+  except RecursionError:
+    raise Damage("is nested too deep") from None
+  except Damage:
+    raise
+  except ValueError:  # an integer of more digits than Python converts
+    raise Damage("holds a number of too many digits") from None
+  if is_bounded:
+    _require_bounds(value)
+  return value
+
+
+def write_text(path: str, text: str) -> None:
+  """Writes a whole file or nothing, and makes its folder.
+
+  Raises:
+    OSError: with the path that was asked for as its filename.
+  """
+  temporary = f"{path}.{os.getpid()}.tmp"
+  try:
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    with open(temporary, "w", encoding="utf-8") as file:
+      file.write(text)
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(temporary, path)
+  except BaseException as error:
+    with contextlib.suppress(OSError):
+      os.remove(temporary)
+    if isinstance(error, OSError):
+      error.filename, error.filename2 = path, None
+    raise
+
+
+def _require_regular(found: os.stat_result) -> None:
+  if not stat.S_ISREG(found.st_mode):
+    kind = _KINDS.get(stat.S_IFMT(found.st_mode), "something else")
+    raise Damage(f"is {kind}, not a regular file")
+
+
+def _refuse_constant(word: str):
+  raise Damage(f"holds {word}, which is no number of JSON")
+
+
+def _require_bounds(value) -> None:
+  level, depth = [value], 0
+  while level:
+    depth += 1
+    inner = []
+    for node in level:
+      for item in (
+        node.values()
+        if type(node) is dict
+        else node
+        if type(node) is list
+        else (node,)
+      ):
+        kind = type(item)
+        if kind is dict or kind is list:
+          inner.append(item)
+        elif kind is int:
+          if not -MAX_INT < item < MAX_INT:
+            raise Damage("holds a whole number beyond 64 bits")
+        elif kind is float and not math.isfinite(item):
+          raise Damage("holds a number too large for a float")
+    if depth > MAX_DEPTH:
+      raise Damage(f"is nested deeper than {MAX_DEPTH} levels")
+    level = inner

@@ -1,0 +1,108 @@
+"""What others may have written is opened in one way, and bounded."""
+
+import json
+import os
+import pathlib
+import socket
+
+import pytest
+
+from gpt_jax import files
+from gpt_jax.exits import InputError
+
+
+def hostile(folder: pathlib.Path) -> dict[str, pathlib.Path]:
+  """Returns paths that are no regular files, by what the clause says."""
+  fifo, link, zero = folder / "fifo", folder / "link", folder / "zero"
+  os.mkfifo(fifo)
+  link.symlink_to(folder / "nowhere")
+  zero.symlink_to("/dev/zero")
+  return {
+    "named pipe": fifo,
+    "leads nowhere": link,
+    "a device": zero,
+    "a folder": folder,
+    "does not exist": folder / "absent",
+  }
+
+
+def test_only_regular_files_are_opened(tmp_path):
+  for clause, path in hostile(tmp_path).items():
+    with pytest.raises(files.Damage, match=clause) as raised:
+      files.read_json(str(path))
+    assert raised.value.is_missing == (
+      clause in ("leads nowhere", "does not exist")
+    )
+  with socket.socket(socket.AF_UNIX) as server:
+    server.bind(str(tmp_path / "socket"))
+    with pytest.raises(files.Damage, match="a socket"):
+      files.read_bytes(str(tmp_path / "socket"))
+  with pytest.raises(files.Damage, match="not a path"):
+    files.read_bytes("a\0b")
+
+
+def test_a_file_larger_than_its_bound_is_refused(tmp_path):
+  path = tmp_path / "big"
+  path.write_bytes(b"12345")
+  assert files.read_bytes(str(path), 5) == b"12345"
+  with pytest.raises(files.Damage, match="larger than 4 bytes"):
+    files.read_bytes(str(path), 4)
+
+
+@pytest.mark.parametrize(
+  "text, clause",
+  [
+    ("[" * 200_000, "nested"),
+    ("[" * 65 + "1" + "]" * 65, "deeper than 64"),
+    ("9" * 5000, "too many digits"),
+    ("[1e400]", "too large"),
+    (str(2**63), "beyond 64 bits"),
+    ("[NaN]", "NaN"),
+    ("-Infinity", "Infinity"),
+    ("{'a': 1}", "not JSON"),
+    ("", "not JSON"),
+    (b"\xff", "offset 0"),
+  ],
+)
+def test_json_without_bounds_is_refused(text, clause):
+  with pytest.raises(files.Damage, match=clause):
+    files.parse_json(text)
+
+
+def test_json_within_bounds_is_read():
+  value = {"a": [1, 2.5, None, True, {"b": "c"}], "d": 2**63 - 1, "e": -1e300}
+  assert files.parse_json(json.dumps(value)) == value
+  deep = "[" * 64 + "]" * 64
+  assert json.dumps(files.parse_json(deep)) == deep
+
+
+def test_a_path_means_what_the_user_meant(monkeypatch):
+  monkeypatch.setenv("HOME", "/home/me")
+  assert files.user_path("--workdir", "~/runs") == "/home/me/runs"
+  assert files.user_path("--workdir", "a [b]#c:d") == "a [b]#c:d"
+  for path, words in {
+    "": "empty",
+    "  ": "empty",
+    "gs://b/x": "mount the bucket",
+    "s3://b": "mount the bucket",
+    "https://x/y": "mount the bucket",
+    "a\0b": "NUL",
+    "runs/\udcff": "not UTF-8",
+    "~nobody-of-this-name/x": "home folder",
+  }.items():
+    with pytest.raises(InputError, match=words) as raised:
+      files.user_path("data.dir", path)
+    assert "data.dir" in str(raised.value)
+    assert len(str(raised.value).splitlines()) == 1
+
+
+def test_a_text_is_written_whole_or_not_at_all(tmp_path):
+  path = tmp_path / "new" / "a.txt"
+  files.write_text(str(path), "one")
+  with pytest.raises(UnicodeEncodeError):
+    files.write_text(str(path), "two \udcff")
+  assert path.read_text() == "one"
+  assert [p.name for p in path.parent.iterdir()] == ["a.txt"]
+  with pytest.raises(OSError) as raised:
+    files.write_text(str(path / "below"), "x")
+  assert raised.value.filename == str(path / "below")
