@@ -10,6 +10,7 @@ a regular file") that the caller puts into its own sentence.
 """
 
 import contextlib
+import glob
 import json
 import math
 import os
@@ -82,6 +83,25 @@ def user_path(name: str, path: str) -> str:
       )
     return expanded
   return path
+
+
+def expand_glob(pattern: str) -> list[str]:
+  """Returns the paths that match a pattern, sorted.
+
+  A name that is there as it stands is that path and not a pattern: a folder
+  lr[3e-4] would otherwise stand for lr3.
+  """
+  found = [os.sep if os.path.isabs(pattern) else ""]
+  for name in filter(None, pattern.split(os.sep)):
+    deeper = []
+    for folder in found:
+      path = os.path.join(folder, name)
+      if os.path.lexists(path):
+        deeper.append(path)
+      else:
+        deeper += glob.glob(os.path.join(glob.escape(folder), name))
+    found = deeper
+  return sorted(path for path in found if path)
 
 
 def open_bytes(path: str):

@@ -106,3 +106,26 @@ def test_a_text_is_written_whole_or_not_at_all(tmp_path):
   with pytest.raises(OSError) as raised:
     files.write_text(str(path / "below"), "x")
   assert raised.value.filename == str(path / "below")
+
+
+def test_a_name_that_is_there_is_no_pattern(tmp_path):
+  for name in ("lr[3e-4]/a", "lr3/a", "x*y/a", "xzy/b"):
+    (tmp_path / name).mkdir(parents=True)
+  expand = lambda pattern: [
+    os.path.relpath(p, tmp_path) for p in files.expand_glob(pattern)
+  ]
+  assert expand(f"{tmp_path}/lr[3e-4]/*") == ["lr[3e-4]/a"]
+  assert expand(f"{tmp_path}/x*y/*") == ["x*y/a"]
+  assert expand(f"{tmp_path}/x?y/*") == ["x*y/a", "xzy/b"]
+  assert expand(f"{tmp_path}/*/a") == ["lr3/a", "lr[3e-4]/a", "x*y/a"]
+  (tmp_path / "lr[3e-4]/a").rmdir()
+  (tmp_path / "lr[3e-4]").rmdir()
+  assert expand(f"{tmp_path}/lr[3e-4]/*") == ["lr3/a"]
+  assert expand(f"{tmp_path}/none/*") == []
+
+
+def test_patterns_may_be_relative(tmp_path, monkeypatch):
+  (tmp_path / "runs" / "a").mkdir(parents=True)
+  monkeypatch.chdir(tmp_path)
+  assert files.expand_glob("runs/*") == ["runs/a"]
+  assert files.expand_glob("./runs/*/") == ["./runs/a"]

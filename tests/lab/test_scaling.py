@@ -11,7 +11,9 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -437,8 +439,12 @@ def test_what_is_counted_moves_the_exponent(tmp_path, call_verb):
 WIDTHS = (32, 48, 64, 96, 128)
 
 
-def write_workdir(folder, width: int, steps: int, is_finished=True):
-  """Writes what a run leaves, its loss by TRUTH at 10,000 times its size."""
+def write_workdir(folder, width: int, steps: int, is_finished=True, began=None):
+  """Writes what a run leaves, its loss by TRUTH at 10,000 times its size.
+
+  Args:
+    began: seconds since 1970 that its rows carry; now if None.
+  """
   values = cli.load_config(str(ROOT / "configs" / "tiny.py"), {})
   values.model.model_dim, values.model.mlp_dim = width, 4 * width
   values.model.vocab_size, values.train.num_steps = 2048, steps
@@ -450,7 +456,8 @@ def write_workdir(folder, width: int, steps: int, is_finished=True):
   logs = np.log([1e4 * params, 1e4 * tokens])
   loss = float(np.exp(parametric.log_predict(TRUTH, *logs)[0]))
   early = {"step": steps // 2, "eval/valid/loss": 9.0, metrics.TOKENS: 1}
-  rows = [early | {metrics.LOSS: 9.0}]
+  rows = [{"step": 1, points_lib.TIME: time.time() if began is None else began}]
+  rows.append(early | {metrics.LOSS: 9.0})
   if is_finished:
     rows.append({"step": steps, metrics.LOSS: 8.0, metrics.TOKENS: tokens})
     if steps % 300 == 0:
@@ -549,18 +556,28 @@ def test_a_run_that_was_not_predicted_is_not_scored(grid, tmp_path, call_verb):
   folder, made = grid
   path = tmp_path / "prediction.json"
   words = f"--workdirs={folder}/w*", "--convention=6N-no-embed"
-  params, tokens, loss = write_workdir(tmp_path / "early", 192, 2000)
+  params, tokens, loss = write_workdir(
+    tmp_path / "early", 192, 2000, began=time.time() - 60
+  )
   words += f"--at-params={params}", f"--at-tokens={tokens}"
-  os.utime(tmp_path / "early" / "config.json", (1e9, 1e9))
   result = call_verb("lab.scaling", *words, f"--register={path}")
   assert result.returncode == 0, result.stderr
   score = lambda name: call_verb(
     "lab.scaling", f"--score={path}", f"--workdir={tmp_path / name}"
   )
   assert_refused(score("early"), "was started before", "registered")
+  # A copy is younger than what was copied, and so are its files.
+  shutil.copytree(tmp_path / "early", tmp_path / "copy")
+  assert_refused(score("copy"), "was started before", "registered")
   write_workdir(tmp_path / "late", 192, 2000)
   result = score("late")
   assert result.returncode == 0 and f"{loss:.4f}, inside" in result.stdout
+  path_ = tmp_path / "late" / "metrics.jsonl"
+  lines = path_.read_text().splitlines(True)
+  path_.write_text("".join(lines[1:]))
+  assert_refused(
+    score("late"), "does not say when it was trained", "--measured"
+  )
   write_workdir(tmp_path / "other", 160, 2000)
   assert_refused(score("other"), "params", "score the run that was predicted")
   assert_refused(score("none"), "none does not exist")
@@ -586,6 +603,142 @@ def test_a_prediction_by_all_three_columns_is_scored_by_its_loss(
   result = call_verb("lab.scaling", score, f"--workdir={tmp_path / 'run'}")
   assert_refused(result, "as a CSV file did", "give --measured")
   assert call_verb("lab.scaling", score, "--measured=3").returncode == 0
+
+
+# What a table gives for (N, D, C, loss): the columns named, what is said.
+TABLES = {
+  "C in GFLOPs": (lambda n, d, c, z: (n, d, c / 1e9, z), "NDC", "gigaFLOPs"),
+  "C in EFLOPs": (lambda n, d, c, z: (n, d, c / 1e18, z), "NDC", "exaFLOPs"),
+  "C of days": (lambda n, d, c, z: (n, d, c / 8.64e19, z), "NDC", "8.64e19"),
+  "C = 2 N D": (lambda n, d, c, z: (n, d, c / 3, z), "NDC", "forward pass"),
+  "C = N D": (lambda n, d, c, z: (n, d, c / 6, z), "NDC", "multiply it by 6"),
+  "N in millions": (lambda n, d, c, z: (n / 1e6, d, c, z), "NDC", "millions"),
+  "D in billions": (lambda n, d, c, z: (n, d / 1e9, c, z), "NDC", "billions"),
+  "both": (lambda n, d, c, z: (n / 1e6, d / 1e9, c, z), "NDC", "1e15 in all"),
+  "N of experts": (lambda n, d, c, z: (n * 9, d, c, z), "NDC", "active ones"),
+  "N and D swapped": (lambda n, d, c, z: (d, n, c, z), "NDC", "exchanged"),
+  "swapped, no C": (lambda n, d, c, z: (d, n, c, z), "ND", "exchanged"),
+  "D in billions, no C": (lambda n, d, c, z: (n, d / 1e9, c, z), "ND", "D is"),
+  "N in millions, no C": (lambda n, d, c, z: (n / 1e6, d, c, z), "ND", "N is"),
+  "both in billions": (
+    lambda n, d, c, z: (n / 1e9, d / 1e9, c, z),
+    "ND",
+    "N =",
+  ),
+  "C in GFLOPs, no D": (lambda n, d, c, z: (n, d, c / 1e9, z), "NC", "C or N"),
+  "C in GFLOPs, no N": (lambda n, d, c, z: (n, d, c / 1e9, z), "DC", "N ="),
+  "perplexities": (lambda n, d, c, z: (n, d, c, np.exp(z)), "NDC", "perplex"),
+  "losses of nothing": (lambda n, d, c, z: (n, d, c, z / 99), "NC", "entropy"),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_in_other_units_is_refused_by_what_it_is(
+  tmp_path, call_verb, name
+):
+  change, letters, said = TABLES[name]
+  params, tokens, loss = make_runs(40, 0.003)
+  table = change(params, tokens, 6 * params * tokens, loss)
+  path = write_csv(tmp_path / "t.csv", ("x", "y", "z", "loss"), table)
+  flags = {"N": "--params=x", "D": "--tokens=y", "C": "--flops=z"}
+  words = f"--csv={path}", "--loss=loss", *(flags[k] for k in letters)
+  result = call_verb("lab.scaling", *words)
+  assert_refused(result, str(path), said, "or give --trust-units")
+
+
+def test_columns_that_are_named_for_another_unit_are_refused(
+  tmp_path, call_verb
+):
+  params, tokens, loss = make_runs(12, 0.003)
+  names = "tokens", "params", "loss_bits"
+  path = write_csv(tmp_path / "t.csv", names, (params, tokens, loss))
+  call = lambda *words: call_verb("lab.scaling", f"--csv={path}", *words)
+  right = "--params=tokens", "--tokens=params", "--loss=loss_bits"
+  assert_refused(call(*right), "loss_bits (--loss) is by its name in bits")
+  path = write_csv(
+    tmp_path / "t.csv", (*names[:2], "z"), (params, tokens, loss)
+  )
+  right = *right[:2], "--loss=z"
+  assert_refused(call(*right), "tokens (--params) is by its name of tokens")
+  assert call(*right, "--trust-units", "--bootstraps=20").returncode == 0
+
+
+def test_one_row_in_another_unit_is_named(tmp_path, call_verb):
+  params, tokens, loss = make_runs(12, 0.003)
+  flops_ = 6 * params * tokens
+  flops_[4] /= 1000
+  names = "N", "D", "C", "loss"
+  path = write_csv(tmp_path / "t.csv", names, (params, tokens, flops_, loss))
+  words = f"--csv={path}", *COLUMNS, "--tokens=D"
+  assert_refused(
+    call_verb("lab.scaling", *words), "0.001 in line 6", "its N, D"
+  )
+
+
+def test_published_tables_are_in_the_units_of_a_fit(test_data):
+  roles = ("params", "tokens", "flops")
+  for path in sorted((test_data / "laws").glob("[gp]*/[!p]*.csv")):
+    header = path.read_text().splitlines()[0].split(",")
+    columns = {k: k for k in roles if k in header} | {"loss": "loss"}
+    columns = dict.fromkeys((*roles, "budgets")) | columns
+    assert len(points_lib.read_csv(str(path), columns)) >= 11
+
+
+def test_a_run_that_is_there_twice_counts_once(runs_csv, grid, call_verb):
+  lines = runs_csv.read_text().splitlines()
+  once = call_verb("lab.scaling", f"--csv={runs_csv}", *COLUMNS)
+  runs_csv.write_text("\n".join([*lines, *lines[3:5], *lines[3:4]]) + "\n")
+  twice = call_verb("lab.scaling", f"--csv={runs_csv}", *COLUMNS)
+  said = "line 42, line 44: the same run as line 4, counted once"
+  assert said in twice.stdout and "Fitted to 40 of 43 runs" in twice.stdout
+  assert once.stdout.split("\n\n")[1] == twice.stdout.split("\n\n")[1]
+  folder, _ = grid
+  shutil.copytree(folder / "w32-300", folder / "w32-copy")
+  p = points_lib.read_workdirs(f"{folder}/w*", None, "6N")
+  assert len(p) == 20 and p.num_found == 21
+  assert "w32-copy: the same run as" in p.left_out[0]
+
+
+def test_a_folder_with_brackets_is_read_and_no_other(tmp_path):
+  for name in ("sw[1]", "sw1"):
+    write_workdir(tmp_path / name / "cells" / "a", 32, 300)
+  pattern = f"{tmp_path}/sw[1]/cells/*"
+  p = points_lib.read_workdirs(pattern, None, "6N")
+  assert p.names == (f"{tmp_path}/sw[1]/cells/a",)
+  shutil.rmtree(tmp_path / "sw[1]")
+  p = points_lib.read_workdirs(pattern, None, "6N")
+  assert p.names == (f"{tmp_path}/sw1/cells/a",)
+
+
+def test_a_sealed_prediction_lacks_nothing(runs_csv, tmp_path, call_verb):
+  path = tmp_path / "p.json"
+  words = f"--csv={runs_csv}", *COLUMNS, f"--register={path}"
+  words += "--at-params=1e10", "--at-tokens=2e11"
+  assert call_verb("lab.scaling", *words).returncode == 0
+  record = json.loads(path.read_text())
+  call = lambda: call_verb("lab.scaling", f"--score={path}", "--measured=2")
+  # Whoever changes a field can seal it anew.
+  seal = lambda r: json.dumps(r | {"checksum": forecast.checksum(r)})
+  assert call().returncode == 0
+  for name in record.keys() - {"checksum"}:
+    path.write_text(seal({k: v for k, v in record.items() if k != name}))
+    result = call()
+    assert result.returncode == 0 or assert_refused(result, name) is None
+  for name, value in {
+    "low": "1",
+    "params": 0,
+    "registered": "yesterday",
+    "level": None,
+    "num_points": True,
+    "convention": 6,
+  }.items():
+    path.write_text(seal(record | {name: value}))
+    assert_refused(call(), "is not a prediction", name)
+  path.write_text(seal(record | {"registered": "2026-01-01T00:00:00"}))
+  assert_refused(call(), "without a time zone")
+  for text in ("[" * 100_000, "[" + "9" * 5000 + "]", "[1]", "7", "NaN"):
+    path.write_text(text)
+    assert_refused(call(), str(path), "--register has written")
 
 
 def assert_refused(result, *said) -> None:
@@ -672,12 +825,22 @@ def test_a_file_that_is_no_table_of_runs_is_refused(tmp_path, call_verb, text):
 def test_what_is_no_text_file_is_refused(tmp_path, call_verb):
   path = tmp_path / "a.csv"
   call = lambda: call_verb("lab.scaling", f"--csv={path}", *COLUMNS)
-  assert_refused(call(), f"{path} cannot be read", "No such file")
+  assert_refused(call(), f"{path} does not exist", "header line")
   path.write_bytes(b"N,C,loss\n1,2,\xe9\n")
-  assert_refused(call(), "is not text", "0xe9 at offset 13")
+  assert_refused(call(), "is not UTF-8: byte 0xe9 at offset 13")
+  # Far into the file, where a decoder's blocks would count anew.
+  path.write_bytes(b"N,C,loss\n" + b"1e8,1e18,2\n" * 3000 + b"1,2,\xe9\n")
+  assert_refused(call(), "is not UTF-8: byte 0xe9 at offset 33,013")
   path.unlink()
   path.mkdir()
-  assert_refused(call(), "is a directory")
+  assert_refused(call(), "is a folder")
+  for name, clause in (("fifo", "named pipe"), ("zero", "a device")):
+    odd = tmp_path / name
+    os.mkfifo(odd) if name == "fifo" else odd.symlink_to("/dev/zero")
+    result = call_verb("lab.scaling", f"--csv={odd}", *COLUMNS)
+    assert_refused(result, clause)
+    result = call_verb("lab.scaling", f"--score={odd}", "--measured=2")
+    assert_refused(result, clause)
 
 
 # Flags, beside --csv and COLUMNS: what the sentence must say.
@@ -733,10 +896,13 @@ BARE = {
   ("--workdirs=x", "--params=N"): ("--params names a column of a --csv",),
   ("--workdirs=none/*",): ("--workdirs=none/* matches no folder",),
   ("--workdirs=x", "--convention=7N"): ("--convention is '7N'", "6N, 6N-no"),
-  ("--score=none", "--measured=2"): ("none cannot be read",),
+  ("--score=none", "--measured=2"): ("none does not exist",),
   ("--score=none",): ("one of --measured and --workdir", "neither"),
   ("--score=none", "--measured=2", "--csv=x"): ("--csv does not go with",),
-  ("--score=README.md", "--measured=2"): ("is not a prediction",),
+  ("--score=README.md", "--measured=2"): (
+    "README.md is not JSON",
+    "--register has written",
+  ),
 }
 
 

@@ -78,6 +78,12 @@ def _build_parser():
     help="the CSV's FLOPs C; of N, D and C two are enough: C = 6 N D",
   )
   add(
+    "--trust-units",
+    action="store_true",
+    help="fit a table whose columns do not look like parameters, tokens, FLOPs "
+    "and nats",
+  )
+  add(
     "--convention",
     metavar="NAME",
     help="what N and C count of workdirs: 6N (the default), 6N-no-embed, "
@@ -164,6 +170,10 @@ def _check(args) -> None:
         raise InputError(
           f"--{name} names a column of a --csv; workdirs know their own"
         )
+    if args.trust_units:
+      raise InputError(
+        "--trust-units is of a --csv's columns; workdirs know their units"
+      )
   elif args.convention not in (None, "6N"):
     raise InputError(
       f"--convention is {args.convention}; a CSV file says nothing of the "
@@ -248,7 +258,7 @@ def _read_points(args):
 
   if args.csv is not None:
     columns = {k: getattr(args, k) for k in ("loss", *_COLUMNS)}
-    points = points_lib.read_csv(args.csv, columns)
+    points = points_lib.read_csv(args.csv, columns, args.trust_units)
   else:
     convention = args.convention or "6N"
     require_choice("--convention", convention, flops.CONVENTIONS)

@@ -14,14 +14,23 @@ import os
 
 import numpy as np
 
+from gpt_jax import files, workdir
 from gpt_jax import flops as flops_lib
-from gpt_jax import workdir
 from gpt_jax.config import InputError
 from gpt_jax.lab.scaling import frontier, parametric
+from gpt_jax.lab.scaling import points as points_lib
 from gpt_jax.lab.scaling.points import Points
 
 # How far a run's N and D may be from those that were registered.
 _SAME = 0.01
+# Of a registered file.
+_MAX_BYTES = 1 << 20
+_NUMBERS = (
+  "params tokens flops predicted low high level times_largest_fitted_flops "
+  "num_points"
+).split()
+_WORDS = ("convention", "registered", "checksum")
+_KINDS = ("text", "number")
 
 
 def predict(fit: parametric.Fit, params, tokens, seed: int):
@@ -152,19 +161,18 @@ def load(path: str) -> dict:
     InputError: it cannot be read, or is not what was registered.
   """
   try:
-    with open(path, encoding="utf-8") as file:
-      record = json.load(file)
-    sealed = record["checksum"]
-  except OSError as error:
+    record = files.read_json(path, _MAX_BYTES)
+  except files.Damage as error:
     raise InputError(
-      f"{path} cannot be read: {error.strerror}; --score takes a file that "
+      f"{path} {error}; --score takes a file that --register has written"
+    ) from None
+  fault = _fault_of(record)
+  if fault is not None:
+    raise InputError(
+      f"{path} is not a prediction: {fault}; --score takes a file that "
       "--register has written"
-    ) from None
-  except (ValueError, KeyError, TypeError):
-    raise InputError(
-      f"{path} is not a prediction; --score takes a file that --register has "
-      "written"
-    ) from None
+    )
+  sealed = record["checksum"]
   if sealed != checksum(record):
     raise InputError(
       f"{path} was altered after it was registered: its checksum is "
@@ -172,6 +180,30 @@ def load(path: str) -> dict:
       "not scored: put the registered file back"
     )
   return record
+
+
+def _fault_of(record) -> str | None:
+  """Returns what a prediction lacks that scoring needs, as a clause."""
+  if not isinstance(record, dict):
+    return "it is no JSON object"
+  for name in (*_NUMBERS, *_WORDS):
+    if name not in record:
+      return f"{name} is missing"
+    value, is_number = record[name], name in _NUMBERS
+    kind = (int, float) if is_number else str
+    if not isinstance(value, kind) or isinstance(value, bool):
+      return f"{name} is {str(value)[:40]!r}, not a {_KINDS[is_number]}"
+  for name in ("params", "tokens", "flops", "predicted"):
+    if record[name] <= 0:
+      return f"{name} is {record[name]}, not above 0"
+  try:
+    date = datetime.datetime.fromisoformat(record["registered"])
+    date.timestamp()
+  except (ValueError, OverflowError):
+    return f"registered is {record['registered'][:40]!r}, not a date"
+  if date.tzinfo is None:
+    return f"registered is {record['registered']}, without a time zone"
+  return None
 
 
 def check_run(record: dict, run: dict, path: str, folder: str) -> None:
@@ -196,11 +228,18 @@ def check_run(record: dict, run: dict, path: str, folder: str) -> None:
         f"{folder} has {got:,.0f} {name} and {path} predicts {wanted:,.0f}; "
         "score the run that was predicted"
       )
-  start = os.path.getmtime(os.path.join(folder, "config.json"))
-  if start < datetime.datetime.fromisoformat(record["registered"]).timestamp():
+  registered = record["registered"]
+  if run["began"] is None:
     raise InputError(
-      f"{folder} was started before {path} was registered "
-      f"({record['registered']}); what is known is not predicted"
+      f"{folder} does not say when it was trained: the first row of its "
+      f"metrics.jsonl has no {points_lib.TIME}, so that it cannot be called "
+      f"later than {path}; give --measured"
+    )
+  # By the run's own rows, which a copy keeps: files are as young as the copy.
+  if run["began"] < datetime.datetime.fromisoformat(registered).timestamp():
+    raise InputError(
+      f"{folder} was started before {path} was registered ({registered}); what "
+      "is known is not predicted"
     )
 
 

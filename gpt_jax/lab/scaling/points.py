@@ -7,20 +7,23 @@ would not be seen in them.
 
 import csv
 import dataclasses
-import glob
 import hashlib
+import io
 import math
 import os
 
 import numpy as np
 
 from gpt_jax import config as config_lib
+from gpt_jax import files, metrics, workdir
 from gpt_jax import flops as flops_lib
-from gpt_jax import metrics, workdir
 from gpt_jax.config import InputError
+from gpt_jax.lab.scaling import units
 
 # How many rows a sentence names.
 _MAX_NAMED = 5
+# When a row of metrics.jsonl was written.
+TIME = "time/unix"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,22 +87,56 @@ class Points:
     kept = np.sort(order[: len(self) - count])
     return self.take(kept, f"the {count} highest losses")
 
+  def without_copies(self) -> "Points":
+    """Returns the points with those of equal N, D, C and loss counted once.
+
+    Losses of two runs, even of one config with two seeds, differ in their last
+    digits. Equal ones are one run twice, and would narrow every interval.
+    """
+    first: dict[tuple, int] = {}
+    copies: dict[int, list[str]] = {}
+    for i, row in enumerate(
+      zip(self.params, self.tokens, self.flops, self.loss, strict=True)
+    ):
+      of = first.setdefault(row, i)
+      if of != i:
+        copies.setdefault(of, []).append(self.names[i])
+    why = tuple(
+      f"{name_some(names)}: the same run as {self.names[of]}, counted once"
+      for of, names in copies.items()
+    )
+    return self.take(list(first.values()), *why) if why else self
+
   def fingerprint(self) -> str:
-    """Returns the SHA-256 of parameters, tokens and losses, in hex."""
+    """Returns the SHA-256 of parameters, tokens and losses, in hex.
+
+    The same whatever the order of the runs.
+    """
     values = np.stack([self.params, self.tokens, self.loss])
+    values = values[:, np.lexsort(values)]
     return hashlib.sha256(values.astype("<f8").tobytes()).hexdigest()
 
 
-def read_csv(path: str, columns: dict[str, str | None]) -> Points:
+def name_some(names: list[str]) -> str:
+  """Returns the first of names, and how many more there are."""
+  more = len(names) - _MAX_NAMED
+  return ", ".join(names[:_MAX_NAMED]) + (f" and {more} more" * (more > 0))
+
+
+def read_csv(
+  path: str, columns: dict[str, str | None], is_trusted: bool = False
+) -> Points:
   """Returns the points of a CSV file with a header line.
 
   Args:
     columns: {"loss", "params", "tokens", "flops", "budgets": name or None}.
       Two of params, tokens and flops are enough: C = 6 N D gives the third.
+    is_trusted: pass over what units.require_plausible would refuse.
 
   Raises:
     InputError: the file cannot be read, a column is not there, a value is not
-      a positive finite number; rows are named by their line.
+      a positive finite number (rows are named by their line), or columns are
+      in other units than parameters, tokens, FLOPs and nats.
   """
   wanted = {k: v for k, v in columns.items() if v is not None}
   _check_columns(wanted)
@@ -126,6 +163,9 @@ def read_csv(path: str, columns: dict[str, str | None]) -> Points:
   elif "params" not in given:
     values["params"] = values["flops"] / (6 * values["tokens"])
   convention = "as given" if len(given) == 3 else "6N"
+  if not is_trusted:
+    names = [f"line {line}" for line, _ in rows]
+    units.require_plausible(values, wanted, names, path)
   params = values["params"]
   counts = {convention: (params, values["flops"] / values["tokens"])}
   counts.setdefault("6N", (params, 6 * params))
@@ -138,7 +178,7 @@ def read_csv(path: str, columns: dict[str, str | None]) -> Points:
     budgets=values["budgets"] if "budgets" in values else None,
     num_found=len(rows),
     left_out=(),
-  )
+  ).without_copies()
 
 
 def _check_columns(wanted: dict[str, str]) -> None:
@@ -162,25 +202,19 @@ def _check_columns(wanted: dict[str, str]) -> None:
 
 def _read_rows(path: str):
   """Returns ([(line, cells)], header), blank lines left out."""
-  if os.path.isdir(path):
-    raise InputError(f"{path} is a directory; --csv takes a file")
   try:
-    with open(path, newline="", encoding="utf-8-sig") as file:
-      reader = csv.reader(file, strict=True)
-      rows, start = [], 1
-      for cells in reader:
-        if any(cell.strip() for cell in cells):
-          rows.append((start, [cell.strip() for cell in cells]))
-        start = reader.line_num + 1
-  except OSError as error:
+    # A spreadsheet's mark of the byte order is no part of the first name.
+    text = files.read_text(path).removeprefix("\ufeff")
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    rows, start = [], 1
+    for cells in reader:
+      if any(cell.strip() for cell in cells):
+        rows.append((start, [cell.strip() for cell in cells]))
+      start = reader.line_num + 1
+  except files.Damage as error:
     raise InputError(
-      f"{path} cannot be read: {error.strerror}; --csv takes a file with a "
-      "header line"
-    ) from None
-  except UnicodeDecodeError as error:
-    raise InputError(
-      f"{path} is not text: byte 0x{error.object[error.start]:02x} at offset "
-      f"{error.start}; --csv takes UTF-8"
+      f"{path} {error}; --csv takes a UTF-8 file of comma-separated values "
+      "with a header line"
     ) from None
   except csv.Error as error:
     raise InputError(
@@ -209,14 +243,11 @@ def _read_column(path, rows, index, column, role) -> np.ndarray:
   if faults:
     parts = []
     for fault, found in faults.items():
-      named = ", ".join(
-        f"line {line}" + (f" ({text})" if text else "")
-        for line, text in found[:_MAX_NAMED]
-      )
-      more = len(found) - _MAX_NAMED
-      parts.append(
-        f"{fault} in {named}" + (f" and {more} more" if more > 0 else "")
-      )
+      named = [
+        f"line {line}" + (f" ({text[:40]})" if text else "")
+        for line, text in found
+      ]
+      parts.append(f"{fault} in {name_some(named)}")
     raise InputError(
       f"{path}: column {column} (--{role}) is {'; '.join(parts)}; every value "
       "must be a finite number above 0"
@@ -251,9 +282,8 @@ def read_workdirs(pattern: str, metric: str | None, convention: str) -> Points:
     InputError: none matches, none is finished, a record is damaged or of an
       older version, a loss is not finite.
   """
-  found = sorted(
-    f for f in glob.glob(os.path.expanduser(pattern)) if os.path.isdir(f)
-  )
+  pattern = files.user_path("--workdirs", pattern)
+  found = [f for f in files.expand_glob(pattern) if os.path.isdir(f)]
   if not found:
     raise InputError(f"--workdirs={pattern} matches no folder")
   runs, names, left_out = [], [], []
@@ -289,13 +319,14 @@ def read_workdirs(pattern: str, metric: str | None, convention: str) -> Points:
     budgets=None,
     num_found=len(found),
     left_out=tuple(left_out),
-  )
+  ).without_copies()
 
 
 def read_workdir(folder: str, metric: str | None) -> dict | str:
-  """Returns a run's {"model", "seq_len", "tokens", "loss"}.
+  """Returns a run's {"model", "seq_len", "tokens", "loss", "began"}.
 
-  A sentence where the run has not been finished.
+  A sentence where the run has not been finished. began is the time of its
+  first row, in seconds since 1970, None where the rows carry none.
   """
   is_cell = os.path.exists(os.path.join(folder, "cell.json"))
   if is_cell and not os.path.exists(os.path.join(folder, "config.json")):
@@ -330,14 +361,22 @@ def read_workdir(folder: str, metric: str | None) -> dict | str:
         f"--loss={metric} is not in {path}; {config_lib.nearest(metric, names)}"
       )
     return f"{folder} has no {metric} over its whole set at step {total:,}"
-  if not (math.isfinite(end[metric]) and end[metric] > 0):
-    raise InputError(
-      f"{folder}: {metric} is {end[metric]} at step {total:,}; it must be a "
-      "finite number above 0: leave this run out of --workdirs"
-    )
+  for name, kind in ((metric, "a loss"), (metrics.TOKENS, "a count")):
+    value = end[name]
+    if not (_is_number(value) and math.isfinite(value) and value > 0):
+      raise InputError(
+        f"{folder}: {name} is {value!r} at step {total:,}; {kind} must be a "
+        "finite number above 0: leave this run out of --workdirs"
+      )
+  began = rows[0][TIME] if TIME in rows[0] else None
   return {
     "model": config.model,
     "seq_len": config.data.seq_len,
     "tokens": end[metrics.TOKENS],
     "loss": end[metric],
+    "began": began if _is_number(began) and math.isfinite(began) else None,
   }
+
+
+def _is_number(value) -> bool:
+  return isinstance(value, int | float) and not isinstance(value, bool)
