@@ -33,6 +33,10 @@ def get_config() -> ConfigDict:
   data.tokenizer = "bytes"
   # Where prepared token shards are kept and found again.
   data.dir = "prepared"
+  # When the files of a prepared set are checked against their hashes: once
+  # (those of 64 MiB and more when they are new or changed on this machine,
+  # smaller ones each time), open (all, each time) or never.
+  data.verify = "once"
   # Tokens in a training sequence (T).
   data.seq_len = 256
   # stream (sequences run on across documents) or documents (attention, and

@@ -25,6 +25,7 @@ class DataConfig:
   valid_frac: float
   tokenizer: str
   dir: str
+  verify: str
   seq_len: int
   packing: str
   num_workers: int
@@ -172,6 +173,7 @@ WEIGHTS = ("full", "int8", "int4")
 CHOICES = {
   "data.split": ("document", "tail"),
   "data.packing": ("stream", "documents"),
+  "data.verify": ("once", "open", "never"),
   "model.norm": ("layernorm", "rmsnorm"),
   "model.norm_placement": ("pre", "post"),
   "model.position": ("learned", "rope", "alibi", "none"),
@@ -266,6 +268,7 @@ PARAMETRIZED = ("adamw", "adam")
 # resumed with others.
 FREE = (
   "data.dir",
+  "data.verify",
   "data.num_workers",
   "model.scan_layers",
   "model.remat",

@@ -32,12 +32,11 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from gpt_jax import runtime
+from gpt_jax import files, runtime
 from gpt_jax.config import DataConfig, InputError
-from gpt_jax.data import sources, tokenizer
-
-FORMAT = 1
-SPLITS = ("train", "valid")
+from gpt_jax.data import integrity, sources, tokenizer
+from gpt_jax.data import manifest as manifest_lib
+from gpt_jax.data.manifest import FORMAT, SPLITS
 
 # Ids in a shard at most.
 SHARD_IDS = 1 << 26
@@ -52,7 +51,9 @@ REPORT_SECONDS = 5.0
 class TokenSet:
   """One split of a prepared folder: a stream of ids, mapped, not loaded.
 
-  Opening checks the sizes of its files; it can be pickled for other processes.
+  Opening checks the sizes of its files and, as data.verify says, their hashes;
+  nothing is read before these are known to be right. It can be pickled for
+  other processes.
 
   Attributes:
     name: "folder/split".
@@ -64,9 +65,10 @@ class TokenSet:
     separator_id: the tokenizer's, or None; only split="document" writes it.
     tokenizer_fingerprint: that of the tokenizer that made the ids.
     fingerprint: sha256 hex over the hashes of its files.
+    check: the verdict on its files, which reading waits for.
   """
 
-  def __init__(self, folder: str, split: str, manifest: dict):
+  def __init__(self, folder: str, split: str, manifest: dict, verify: str):
     content = manifest["splits"][split]
     self.name = f"{os.path.basename(os.path.abspath(folder))}/{split}"
     self.folder = folder
@@ -87,9 +89,13 @@ class TokenSet:
     self.fingerprint = _sha256([split, hashes, self.tokenizer_fingerprint])
     self._maps = {}
     for file, size in zip(self._files, sizes, strict=True):
-      _check_size(os.path.join(folder, file), size * self._dtype.itemsize)
-    _check_size(
-      os.path.join(folder, self._offsets_file), 8 * self.num_documents
+      path = os.path.join(folder, file)
+      integrity.check_size(path, size * self._dtype.itemsize)
+    path = os.path.join(folder, self._offsets_file)
+    integrity.check_size(path, 8 * self.num_documents)
+    names = [*self._files, self._offsets_file]
+    self.check = integrity.Check(
+      folder, dict(zip(names, hashes, strict=True)), verify
     )
 
   def read(self, start: int, stop: int) -> np.ndarray:
@@ -126,7 +132,11 @@ class TokenSet:
   @property
   def document_starts(self) -> np.ndarray:
     """Where each document starts in the stream, int64, ascending."""
-    return self._map(self._offsets_file, np.dtype("<i8"))
+    is_new = self._offsets_file not in self._maps
+    starts = self._map(self._offsets_file, np.dtype("<i8"))
+    if is_new:
+      self._check_offsets(starts)
+    return starts
 
   def __getstate__(self):
     return self.__dict__ | {"_maps": {}}
@@ -136,14 +146,32 @@ class TokenSet:
 
   def _map(self, file: str, dtype: np.dtype) -> np.ndarray:
     if file not in self._maps:
+      self.check.wait()
       path = os.path.join(self.folder, file)
-      if os.path.getsize(path) == 0:
-        self._maps[file] = np.empty(0, dtype)
-      else:
-        # A plain array over the map: slices of np.memmap cost microseconds.
-        mapped = np.memmap(path, dtype, mode="r")
-        self._maps[file] = np.asarray(mapped).view(np.ndarray)
+      try:
+        if os.path.getsize(path) == 0:
+          self._maps[file] = np.empty(0, dtype)
+        else:
+          # A plain array over the map: slices of np.memmap cost microseconds.
+          mapped = np.memmap(path, dtype, mode="r")
+          self._maps[file] = np.asarray(mapped).view(np.ndarray)
+      except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
     return self._maps[file]
+
+  def _check_offsets(self, starts: np.ndarray) -> None:
+    block = 1 << 20  # of 8 MiB: memory stays flat
+    is_good = not len(starts) or (starts[0] == 0 and starts[-1] <= self.num_ids)
+    for at in range(0, len(starts), block):
+      part = starts[at : at + block + 1]
+      is_good = is_good and bool((part[1:] >= part[:-1]).all())
+    if not is_good:
+      del self._maps[self._offsets_file]
+      path = os.path.join(self.folder, self._offsets_file)
+      raise InputError(
+        f"{path} is damaged: its offsets must ascend from 0 to at most "
+        f"{self.num_ids}; {manifest_lib.REMEDY}"
+      )
 
   def _raise_bad_id(self, ids: np.ndarray, starts) -> None:
     row, column = np.unravel_index(int(ids.argmax()), ids.shape)
@@ -174,7 +202,7 @@ class PreparedData:
   @functools.cached_property
   def tokenizer(self) -> tokenizer.Tokenizer:
     """The tokenizer that all sets share, loaded when first asked for."""
-    return tokenizer.load(self.tokenizer_path)
+    return _load_tokenizer(self.folders[0])
 
   @property
   def tokenizer_path(self) -> str:
@@ -198,7 +226,9 @@ class PreparedData:
 
 
 def prepare(
-  data: DataConfig, say: Callable[[str], None] = print
+  data: DataConfig,
+  say: Callable[[str], None] = print,
+  splits: tuple[str, ...] = SPLITS,
 ) -> PreparedData:
   """Returns PreparedData for a config, making what is not there yet.
 
@@ -207,6 +237,8 @@ def prepare(
   Args:
     data: the config's section.
     say: takes lines of progress, and one for each set that was made.
+    splits: what will be read; large sets of these are hashed from now on, in
+      threads.
 
   Raises:
     InputError: a source, the tokenizer or the folder cannot be used.
@@ -227,6 +259,8 @@ def prepare(
       _Part(sources.open_source(spec), "valid", *how)
       for _, spec in sources.parse_mixture(data.valid_source)
     ]
+  dir = files.user_path("data.dir", data.dir)
+  data = dataclasses.replace(data, dir=dir)
   made = _prepare_parts(parts, data, say)
   train = [(weight, made[i]["train"]) for i, (weight, _) in enumerate(mixture)]
   held = [p["valid"] for p in made if p["valid"].num_ids]
@@ -242,6 +276,12 @@ def prepare(
     for i, slug in enumerate(slugs)
   ]
   valid = dict(zip(names, held, strict=True))
+  used = [s for _, s in train] if "train" in splits else []
+  used += held if "valid" in splits else []
+  for token_set in used:
+    if token_set.check.start():
+      size = token_set.check.num_bytes / 1e9
+      say(f"checking the hashes of {token_set.name}, {size:.1f} GB, meanwhile")
   return PreparedData(train, valid, [p["train"].folder for p in made])
 
 
@@ -251,6 +291,7 @@ def prepare_text(
   dir: str,
   split: str = "document",
   say: Callable[[str], None] = print,
+  verify: str = "once",
 ) -> TokenSet:
   """Returns a source (or the file of a plain path) as one set.
 
@@ -260,6 +301,7 @@ def prepare_text(
     dir: where prepared sets are kept.
     split: document writes separators between documents, tail does not.
     say: takes lines of progress.
+    verify: word of data.verify.
 
   Raises:
     InputError: the text is missing, or the tokenizer cannot encode it.
@@ -269,24 +311,24 @@ def prepare_text(
     spec = f"text:{path_or_spec}"
   part = _Part(sources.open_source(spec), "valid", split, 0.0)
   name = _folder_name(part, encoder.name, encoder.fingerprint())
-  job = _Job(dir, lambda: (encoder, {}), say)
+  dir = files.user_path("data.dir", dir)
+  job = _Job(dir, lambda: (encoder, {}), say, verify)
   return _find_or_make(job, part, name)["valid"]
 
 
-def open_prepared(path: str) -> dict[str, TokenSet]:
+def open_prepared(path: str, verify: str = "once") -> dict[str, TokenSet]:
   """Returns {"train": set, "valid": set} of a prepared folder.
 
   Raises:
-    InputError: it is not one, or a file is missing or cut short.
+    InputError: it is not one, or a file is missing, cut short or changed.
   """
-  manifest = _read_manifest(path)
-  try:
-    return {split: TokenSet(path, split, manifest) for split in SPLITS}
-  except KeyError as error:
-    raise InputError(
-      f"{path}/manifest.json has no {error}; remove the folder, and it is "
-      "prepared again"
-    ) from None
+  manifest = manifest_lib.read(path)
+  _check_tokenizer_file(path, manifest, verify)
+  sets = {split: TokenSet(path, split, manifest, verify) for split in SPLITS}
+  if "seal" not in manifest and all(s.check.is_over for s in sets.values()):
+    if verify != "never":
+      _seal(path, manifest)
+  return sets
 
 
 def verify(path: str) -> None:
@@ -295,17 +337,45 @@ def verify(path: str) -> None:
   Raises:
     InputError: a file is missing, cut short or changed; it is named.
   """
-  open_prepared(path)
-  for split in _read_manifest(path)["splits"].values():
-    for entry in [*split["shards"], split["offsets"]]:
-      file = os.path.join(path, entry["file"])
-      with open(file, "rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
-      if found != entry["sha256"]:
-        raise InputError(
-          f"{file} has sha256 {found[:12]} where the manifest says "
-          f"{entry['sha256'][:12]}; remove its folder, and it is prepared again"
-        )
+  for token_set in open_prepared(path, "open").values():
+    token_set.document_starts  # noqa: B018 (checked where it is mapped)
+  _load_tokenizer(path)
+
+
+def _check_tokenizer_file(path: str, manifest: dict, verify: str) -> None:
+  expected = manifest["tokenizer"].get("sha256")
+  if expected is not None and verify != "never":
+    integrity.check_file(os.path.join(path, "tokenizer.json"), expected)
+
+
+def _load_tokenizer(path: str) -> tokenizer.Tokenizer:
+  """Returns the tokenizer of a prepared folder.
+
+  Raises:
+    InputError: it is not the one that made the folder's ids.
+  """
+  noted = manifest_lib.read(path)["tokenizer"]
+  file = os.path.join(path, "tokenizer.json")
+  encoder = tokenizer.load(file)
+  found = {
+    "fingerprint": encoder.fingerprint(),
+    "vocab_size": encoder.vocab_size,
+    "separator_id": encoder.separator_id,
+  }
+  if found != {key: noted[key] for key in found}:
+    raise InputError(
+      f"{file} holds another tokenizer ({encoder.name}, {encoder.vocab_size} "
+      f"tokens) than the one that made the ids beside it ({noted['spec']}, "
+      f"{noted['vocab_size']} tokens); {manifest_lib.REMEDY}"
+    )
+  return encoder
+
+
+def _seal(path: str, manifest: dict) -> None:
+  """Seals the manifest of an older version, whose files were found right."""
+  with contextlib.suppress(OSError):  # a folder that cannot be written
+    text = manifest_lib.dump(manifest_lib.sealed(manifest))
+    files.write_text(os.path.join(path, "manifest.json"), text)
 
 
 def check_length(token_set: TokenSet, seq_len: int) -> None:
@@ -419,11 +489,13 @@ class _Job:
     dir: where prepared folders are kept.
     build: makes the tokenizer and the manifest's notes on it, when needed.
     say: takes lines of progress.
+    verify: word of data.verify.
   """
 
   dir: str
   build: Callable[[], tuple[tokenizer.Tokenizer, dict]]
   say: Callable[[str], None]
+  verify: str
 
   @functools.cached_property
   def encoder(self) -> tuple[tokenizer.Tokenizer, dict]:
@@ -443,11 +515,11 @@ def _prepare_parts(parts, data: DataConfig, say) -> list[dict[str, TokenSet]]:
     for name in names:
       path = os.path.join(data.dir, name)
       if _is_prepared(path):
-        encoder = tokenizer.load(os.path.join(path, "tokenizer.json"))
-        return encoder, _read_manifest(path)["tokenizer"]["notes"]
+        notes = manifest_lib.read(path)["tokenizer"]["notes"]
+        return _load_tokenizer(path), notes
     return _train_tokenizer(data.tokenizer, parts, say)
 
-  job = _Job(data.dir, build, say)
+  job = _Job(data.dir, build, say, data.verify)
   return [
     _find_or_make(job, part, name)
     for part, name in zip(parts, names, strict=True)
@@ -488,11 +560,23 @@ def _find_or_make(job: _Job, part: _Part, name: str) -> dict[str, TokenSet]:
           _make(job, part, path)
     except OSError as error:
       raise _mendable(error, job.dir) from error
-  return open_prepared(path)
+  manifest = manifest_lib.read(path)
+  if manifest.get("key", name[-12:]) != name[-12:] or manifest["role"] != (
+    part.role
+  ):
+    raise InputError(
+      f"{path} holds another prepared set, made of {manifest['source']}: a "
+      "folder was renamed or replaced; remove it, and it is prepared again"
+    )
+  return open_prepared(path, job.verify)
 
 
 def _is_prepared(path: str) -> bool:
-  return os.path.isfile(os.path.join(path, "manifest.json"))
+  """Returns whether anything is there; opening says whether it is whole."""
+  try:
+    return bool(os.listdir(path))
+  except OSError:
+    return os.path.lexists(path)
 
 
 def _make(job: _Job, part: _Part, path: str) -> None:
@@ -504,7 +588,7 @@ def _make(job: _Job, part: _Part, path: str) -> None:
   )
   os.makedirs(temp)
   try:
-    manifest = _write(temp, part, encoder, notes, job.say)
+    manifest = _write(temp, part, encoder, notes, job.say, name[-12:])
     if part.source.fingerprint() != identity:
       raise InputError(
         f"{part.source.spec} changed while it was read; start again when it is "
@@ -526,7 +610,7 @@ def _make(job: _Job, part: _Part, path: str) -> None:
   job.say(f"prepared {' + '.join(parts)} tokens ({encoder.name}) in {path}")
 
 
-def _write(temp: str, part: _Part, encoder, notes: dict, say) -> dict:
+def _write(temp: str, part: _Part, encoder, notes: dict, say, key: str) -> dict:
   """Encodes a part into a folder; returns its manifest."""
   dtype = "uint16" if encoder.vocab_size <= 1 << 16 else "uint32"
   separator_id = encoder.separator_id if part.split == "document" else None
@@ -557,8 +641,11 @@ def _write(temp: str, part: _Part, encoder, notes: dict, say) -> dict:
       flush()
   splits = {split: writer.finish() for split, writer in writers.items()}
   _check_filled(part, splits)
+  text = encoder.to_json()
+  files.write_text(os.path.join(temp, "tokenizer.json"), text)
   manifest = {
     "format": FORMAT,
+    "key": key,
     "source": part.source.spec,
     "role": part.role,
     "split": part.split,
@@ -569,13 +656,13 @@ def _write(temp: str, part: _Part, encoder, notes: dict, say) -> dict:
       "vocab_size": encoder.vocab_size,
       "separator_id": encoder.separator_id,
       "notes": notes,
+      "sha256": hashlib.sha256(text.encode()).hexdigest(),
     },
     "dtype": dtype,
     "splits": splits,
   }
-  _write_text(os.path.join(temp, "tokenizer.json"), encoder.to_json())
-  text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
-  _write_text(os.path.join(temp, "manifest.json"), text)
+  text = manifest_lib.dump(manifest_lib.sealed(manifest))
+  files.write_text(os.path.join(temp, "manifest.json"), text)
   _sync(temp)
   return manifest
 
@@ -828,13 +915,6 @@ def _sha256(content) -> str:
   return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def _write_text(path: str, text: str) -> None:
-  with open(path, "w", encoding="utf-8") as file:
-    file.write(text)
-    file.flush()
-    os.fsync(file.fileno())
-
-
 def _sync(folder: str) -> None:
   handle = os.open(folder, os.O_RDONLY)
   try:
@@ -908,34 +988,3 @@ def _mendable(error: OSError, folder: str) -> Exception:
       "that can be written"
     )
   return error
-
-
-def _read_manifest(path: str) -> dict:
-  file = os.path.join(path, "manifest.json")
-  try:
-    with open(file, encoding="utf-8") as stream:
-      manifest = json.load(stream)
-    found = manifest["format"]
-  except FileNotFoundError:
-    raise InputError(
-      f"{path} is not a prepared set: it has no manifest.json; remove it, and "
-      "it is prepared again"
-    ) from None
-  except (OSError, ValueError, KeyError, TypeError) as error:
-    raise InputError(f"{file} is damaged: {error!r}") from None
-  if found != FORMAT:
-    raise InputError(
-      f"{path} has format {found}; this version reads format {FORMAT}: remove "
-      "it, and it is prepared again"
-    )
-  return manifest
-
-
-def _check_size(path: str, expected: int) -> None:
-  found = os.path.getsize(path) if os.path.isfile(path) else None
-  if found != expected:
-    what = "is missing" if found is None else f"has {found} bytes"
-    raise InputError(
-      f"{path} {what} where its manifest says {expected}; remove its folder, "
-      "and it is prepared again"
-    )

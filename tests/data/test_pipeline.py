@@ -27,6 +27,7 @@ def make(tmp_path_factory):
       "valid_frac": 0.0,
       "tokenizer": "bytes",
       "dir": str(folder / "prepared"),
+      "verify": "once",
       "seq_len": 8,
       "packing": "stream",
       "num_workers": 0,

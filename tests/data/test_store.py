@@ -14,35 +14,10 @@ import time
 import numpy as np
 import pytest
 
-from gpt_jax.config import DataConfig, InputError
+from gpt_jax.config import InputError
 from gpt_jax.data import sources, store, tokenizer
 
 ROOT = pathlib.Path(__file__).parents[2]
-
-
-@pytest.fixture
-def corpus(tmp_path):
-  """Returns a function that makes a DataConfig over written documents."""
-
-  def build(documents, **changes) -> DataConfig:
-    folder = tmp_path / "text"
-    folder.mkdir(exist_ok=True)
-    for i, text in enumerate(documents):
-      (folder / f"{i:03d}.txt").write_bytes(text.encode())
-    values = {
-      "source": f"text:{folder}/*.txt",
-      "valid_source": None,
-      "split": "document",
-      "valid_frac": 0.1,
-      "tokenizer": "bytes",
-      "dir": str(tmp_path / "prepared"),
-      "seq_len": 8,
-      "packing": "stream",
-      "num_workers": 0,
-    }
-    return DataConfig(**(values | changes))
-
-  return build
 
 
 def quiet(line: str) -> None:
@@ -299,13 +274,14 @@ def test_a_changed_file_is_found_by_verify_and_by_reading(corpus):
   data = bytearray(path.read_bytes())
   data[10] ^= 1
   path.write_bytes(data)
-  with pytest.raises(InputError, match="train-00000.bin has sha256"):
-    store.verify(folder)
-  stream(store.open_prepared(folder)["train"])
+  for look in (store.verify, store.open_prepared):
+    with pytest.raises(InputError, match="train-00000.bin has sha256"):
+      look(folder)
+  stream(store.open_prepared(folder, "never")["train"])
   data[10:12] = b"\xff\xff"
   path.write_bytes(data)
   with pytest.raises(InputError, match="train-00000.bin holds id 65535 at 5,"):
-    store.open_prepared(folder)["train"].read(2, 9)
+    store.open_prepared(folder, "never")["train"].read(2, 9)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,251 @@
+"""manifest.json of a prepared set: its schema, its seal, how it is read.
+
+Every field is of one type, file names are plain names inside the folder, and
+"seal" is a digest of all other keys. A manifest of before seals has none; it
+is believed as far as its counts agree with each other and with its files. A
+seal tells damage and edits; whoever forges it can forge the text as well.
+"""
+
+import hashlib
+import json
+import os
+import re
+
+from gpt_jax import files
+from gpt_jax.exits import InputError
+
+FORMAT = 1
+SPLITS = ("train", "valid")
+
+REMEDY = "remove its folder, and it is prepared again"
+
+# Names that stay inside the folder on every file system.
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,120}")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_KEY = re.compile(r"[0-9a-f]{12}")
+
+
+class _Maybe:
+  """Marks a key of the schema that older versions did not write."""
+
+  def __init__(self, rule):
+    self.rule = rule
+
+
+def _count(value) -> str | None:
+  if type(value) is not int or not 0 <= value < 1 << 62:
+    return "a whole number of at least 0"
+  return None
+
+
+def _text(value) -> str | None:
+  return None if type(value) is str else "a string"
+
+
+def _digest(value) -> str | None:
+  if type(value) is str and _DIGEST.fullmatch(value):
+    return None
+  return "64 hexadecimal digits"
+
+
+def _key(value) -> str | None:
+  if type(value) is str and _KEY.fullmatch(value):
+    return None
+  return "12 hexadecimal digits"
+
+
+def _plain_name(value) -> str | None:
+  if type(value) is str and _PLAIN_NAME.fullmatch(value):
+    return None
+  return "the plain name of a file in this folder"
+
+
+def _fraction(value) -> str | None:
+  if type(value) in (int, float) and 0 <= value < 1:
+    return None
+  return "a number of at least 0 and below 1"
+
+
+def _vocab_size(value) -> str | None:
+  if type(value) is int and 1 <= value < 1 << 31:
+    return None
+  return "a whole number from 1 to 2,147,483,647"
+
+
+def _optional_count(value) -> str | None:
+  return None if value is None else _count(value)
+
+
+def _object(value) -> str | None:
+  return None if type(value) is dict else "an object"
+
+
+def _one_of(*choices):
+  wanted = "one of " + ", ".join(map(repr, choices))
+  return lambda value: (
+    None if type(value) is str and value in choices else wanted
+  )
+
+
+_SHARD = {"file": _plain_name, "num_ids": _count, "sha256": _digest}
+_SPLIT = {
+  "num_tokens": _count,
+  "num_separators": _count,
+  "num_documents": _count,
+  "num_bytes": _count,
+  "shards": [_SHARD],
+  "offsets": {"file": _plain_name, "sha256": _digest},
+}
+_SCHEMA = {
+  "format": _count,
+  "splits": {split: _SPLIT for split in SPLITS},
+  "source": _text,
+  "role": _one_of("split", "train", "valid"),
+  "split": _one_of("document", "tail"),
+  "valid_frac": _fraction,
+  "tokenizer": {
+    "spec": _text,
+    "fingerprint": _digest,
+    "vocab_size": _vocab_size,
+    "separator_id": _optional_count,
+    "notes": _object,
+    "sha256": _Maybe(_digest),
+  },
+  "dtype": _one_of("uint16", "uint32"),
+  # What the folder's name ends with, and the hash of the text it was made of.
+  "key": _Maybe(_key),
+  "text_sha256": _Maybe(_digest),
+  "seal": _Maybe(_digest),
+}
+
+
+def read(folder: str) -> dict:
+  """Returns the manifest of a prepared folder, checked.
+
+  Raises:
+    InputError: there is none, or it is damaged, edited or of another format.
+  """
+  path = os.path.join(folder, "manifest.json")
+  try:
+    content = files.read_json(path)
+  except files.Damage as damage:
+    if damage.is_missing:
+      raise InputError(
+        f"{folder} is not a prepared set: it has no manifest.json; remove it, "
+        "and it is prepared again"
+      ) from None
+    raise InputError(f"{path} is damaged: it {damage}; {REMEDY}") from None
+  return check(content, path)
+
+
+def check(content, path: str) -> dict:
+  """Returns a parsed manifest; `path` names it in errors.
+
+  Raises:
+    InputError: it does not match the schema, its counts or its seal.
+  """
+  if type(content) is not dict or "format" not in content:
+    raise InputError(f"{path} is damaged: it has no 'format'; {REMEDY}")
+  found = content["format"]
+  if type(found) is int and found != FORMAT:
+    raise InputError(
+      f"{path} has format {found}; this version reads format {FORMAT}: remove "
+      "its folder, and it is prepared again"
+    )
+  fault = _find_fault(content, _SCHEMA, "") or _find_contradiction(content)
+  if fault is None and content.get("seal", "") != "":
+    if content["seal"] != find_seal(content):
+      fault = "its seal does not match its other keys, so one was changed"
+  if fault:
+    raise InputError(f"{path} is damaged: {fault}; {REMEDY}")
+  return content
+
+
+def sealed(content: dict) -> dict:
+  """Returns a manifest with its seal."""
+  return content | {"seal": find_seal(content)}
+
+
+def find_seal(content: dict) -> str:
+  """Returns the sha256 hex over all keys but "seal"."""
+  kept = {key: value for key, value in content.items() if key != "seal"}
+  text = json.dumps(kept, sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()
+
+
+def dump(content: dict) -> str:
+  """Returns the text of manifest.json."""
+  return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+
+
+def num_ids(split: dict) -> int:
+  """Returns the ids of a split's entry, separators counted."""
+  return sum(shard["num_ids"] for shard in split["shards"])
+
+
+def _find_fault(value, rule, where: str) -> str | None:
+  """Returns what does not match the schema, None where all does."""
+  if isinstance(rule, list):
+    if type(value) is not list:
+      return f"{where} is {_show(value)}; it must be a list"
+    faults = (
+      _find_fault(item, rule[0], f"{where}[{i}]")
+      for i, item in enumerate(value)
+    )
+    return next(filter(None, faults), None)
+  if not isinstance(rule, dict):
+    wanted = rule(value)
+    return f"{where} is {_show(value)}; it must be {wanted}" if wanted else None
+  if type(value) is not dict:
+    return f"{where} is {_show(value)}; it must be an object"
+  inside = f" in {where}" if where else ""
+  for key in value:
+    if key not in rule:
+      return f"it has an unknown key {_show(key)}{inside}"
+  for key, inner in rule.items():
+    if key not in value:
+      if isinstance(inner, _Maybe):
+        continue
+      return f"it has no {key!r}{inside}"
+    inner = inner.rule if isinstance(inner, _Maybe) else inner
+    fault = _find_fault(value[key], inner, f"{where}.{key}".strip("."))
+    if fault:
+      return fault
+  return None
+
+
+def _find_contradiction(content: dict) -> str | None:
+  """Returns how two fields contradict each other, None where none do."""
+  tokenizer = content["tokenizer"]
+  vocab_size, separator_id = tokenizer["vocab_size"], tokenizer["separator_id"]
+  if separator_id is not None and separator_id >= vocab_size:
+    return f"its separator {separator_id} is outside the vocabulary"
+  dtype = "uint16" if vocab_size <= 1 << 16 else "uint32"
+  if content["dtype"] != dtype:
+    return (
+      f"its dtype is {content['dtype']}, which for {vocab_size} tokens is "
+      f"{dtype}"
+    )
+  names = []
+  for split, entry in content["splits"].items():
+    total = num_ids(entry)
+    counted = entry["num_tokens"] + entry["num_separators"]
+    if total != counted:
+      return f"its {split} shards hold {total} ids and its counts say {counted}"
+    if entry["num_separators"] not in (0, entry["num_documents"]):
+      return f"its {split} separators are neither none nor one a document"
+    if entry["num_tokens"] and not (
+      entry["num_bytes"] and entry["num_documents"]
+    ):
+      return f"its {split} tokens are of no text"
+    names += [shard["file"] for shard in entry["shards"]]
+    names.append(entry["offsets"]["file"])
+  if len(set(names)) < len(names):
+    return "two of its files have one name"
+  return None
+
+
+def _show(value) -> str:
+  kind = {dict: "an object", list: "a list"}.get(type(value))
+  text = kind or json.dumps(value)
+  return text if len(text) <= 40 else text[:37] + "..."
