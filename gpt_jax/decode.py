@@ -8,6 +8,8 @@ that text can be shown, and stop strings seen, while it goes on.
 
 import dataclasses
 import functools
+import math
+import os
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +23,11 @@ from gpt_jax.models import Model
 CHUNK = 16
 # Prompt and cache lengths are rounded up to this, to compile fewer shapes.
 ROUND = 64
+# Draws are numbered in int32.
+MAX_TOKENS = 2**31 - 1
+# Softmax at a temperature below float32's least normal number is argmax.
+MIN_TEMPERATURE = float(np.finfo(np.float32).tiny)
+MAX_TEMPERATURE = float(np.finfo(np.float32).max)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +35,8 @@ class Sampling:
   """How the next token is drawn: temperature, then filters, in this order.
 
   Attributes:
-    temperature: of the softmax; 0 takes the most likely token.
+    temperature: of the softmax; 0 (or less than float32 can divide by) takes
+      the most likely token.
     top_k: only the k most likely tokens; 0 for all.
     top_p: the smallest set of likely tokens whose probability reaches this
       (Holtzman et al. 2020); 1 for all.
@@ -42,7 +50,7 @@ class Sampling:
 
   def __post_init__(self):
     ranges = {
-      "temperature": self.temperature >= 0,
+      "temperature": 0 <= self.temperature < math.inf,
       "top_k": self.top_k >= 0,
       "top_p": 0 < self.top_p <= 1,
       "min_p": 0 <= self.min_p <= 1,
@@ -50,17 +58,37 @@ class Sampling:
     for name, is_fine in ranges.items():
       if not is_fine:
         raise InputError(
-          f"{name} is {getattr(self, name)}; temperature and top_k are 0 or "
-          "more, top_p in (0, 1], min_p in [0, 1]"
+          f"{name} is {getattr(self, name)}; temperature and top_k are finite "
+          "and 0 or more, top_p in (0, 1], min_p in [0, 1]"
         )
 
 
-def sample(logits_BV, keys_B, sampling: Sampling):
-  """Returns ids_B drawn from logits by `sampling`, a key for each row."""
-  if sampling.temperature == 0:
-    return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
-  logits_BV = filter_logits(logits_BV / sampling.temperature, sampling)
-  return jax.vmap(jax.random.categorical)(keys_B, logits_BV).astype(jnp.int32)
+def sample(
+  logits_BV, keys_B, sampling: Sampling, vocab_size: int | None = None
+):
+  """Returns ids_B drawn from logits by `sampling`, a key for each row.
+
+  Args:
+    vocab_size: logits from here on are padding and never drawn; None for none.
+
+  A row whose largest logit is NaN or infinite gives -1: no token is likeliest.
+  """
+  V = logits_BV.shape[-1]
+  if vocab_size is not None and vocab_size < V:
+    is_token_V = jnp.arange(V) < vocab_size
+    logits_BV = jnp.where(is_token_V, logits_BV, -jnp.inf)
+  largest_B1 = logits_BV.max(-1, keepdims=True)
+  if sampling.temperature < MIN_TEMPERATURE:
+    ids_B = jnp.argmax(logits_BV, axis=-1)
+  else:
+    # At most 0, so that no temperature makes the likeliest overflow. What is
+    # at -inf is put back: XLA may multiply it by a reciprocal that is 0.
+    temperature = min(sampling.temperature, MAX_TEMPERATURE)
+    scaled_BV = (logits_BV - largest_B1) / temperature
+    scaled_BV = jnp.where(logits_BV > -jnp.inf, scaled_BV, -jnp.inf)
+    scaled_BV = filter_logits(scaled_BV, sampling)
+    ids_B = jax.vmap(jax.random.categorical)(keys_B, scaled_BV)
+  return jnp.where(jnp.isfinite(largest_B1[:, 0]), ids_B, -1).astype(jnp.int32)
 
 
 def row_keys(key, made, num_rows: int):
@@ -80,12 +108,14 @@ def filter_logits(logits_BV, sampling: Sampling):
   if sampling.top_p < 1:
     sorted_BV = jnp.flip(jnp.sort(logits_BV, axis=-1), axis=-1)
     p_BV = jax.nn.softmax(sorted_BV, axis=-1)
-    # Kept while the probability before it is short of top_p: never none.
+    # Included while the probability before it is short of top_p. The first
+    # always is, also where float32 rounds top_p to 0.
     is_kept_BV = jnp.cumsum(p_BV, axis=-1) - p_BV < sampling.top_p
+    is_kept_BV = is_kept_BV.at[:, 0].set(True)
     least_B1 = jnp.where(is_kept_BV, sorted_BV, jnp.inf).min(-1, keepdims=True)
     logits_BV = jnp.where(logits_BV < least_B1, -jnp.inf, logits_BV)
   if sampling.min_p > 0:
-    least_B1 = logits_BV.max(-1, keepdims=True) + jnp.log(sampling.min_p)
+    least_B1 = logits_BV.max(-1, keepdims=True) + math.log(sampling.min_p)
     logits_BV = jnp.where(logits_BV < least_B1, -jnp.inf, logits_BV)
   return logits_BV
 
@@ -108,11 +138,21 @@ def prefill(params, tokens_BP, lengths_B, *, model: Model, num_slots: int):
 
 @functools.partial(
   jax.jit,
-  static_argnames=("model", "sampling", "num_tokens"),
+  static_argnames=("model", "sampling", "num_tokens", "vocab_size"),
   donate_argnames=("cache",),
 )
 def decode_chunk(
-  params, cache, logits_BV, lengths_B, key, made, *, model, sampling, num_tokens
+  params,
+  cache,
+  logits_BV,
+  lengths_B,
+  key,
+  made,
+  *,
+  model,
+  sampling,
+  num_tokens,
+  vocab_size,
 ):
   """Returns (cache, logits_BV, ids_BC): `num_tokens` (C) more of every row.
 
@@ -123,7 +163,7 @@ def decode_chunk(
   def one(carry, index):
     cache, logits_BV, lengths_B = carry
     keys_B = row_keys(key, index, logits_BV.shape[0])
-    ids_B = sample(logits_BV, keys_B, sampling)
+    ids_B = sample(logits_BV, keys_B, sampling, vocab_size)
     logits_B1V, cache = model.apply_cached(
       params, ids_B[:, None], cache, lengths_B
     )
@@ -135,7 +175,7 @@ def decode_chunk(
   return carry[0], carry[1], ids_CB.T
 
 
-_sample = jax.jit(sample, static_argnames=("sampling",))
+_sample = jax.jit(sample, static_argnames=("sampling", "vocab_size"))
 _unstack = jax.jit(
   lambda params, model: model.unstack(params), static_argnames=("model",)
 )
@@ -148,6 +188,7 @@ def generate(
   num_tokens: int,
   sampling: Sampling,
   seed: int = 0,
+  vocab_size: int | None = None,
 ):
   """Yields ids_BC, chunk after chunk, until num_tokens have come.
 
@@ -158,11 +199,20 @@ def generate(
     params: stacked, as trained; a second copy, layer by layer, is held while
       generating.
     prompts: id sequences, none empty.
+    vocab_size: ids from here on are never drawn; None for the model's.
 
   Raises:
-    InputError: a prompt is empty or longer than the model's positions.
+    InputError: a prompt is empty or longer than the model's positions, there
+      are more than MAX_TOKENS to make, or the logits are not finite.
   """
-  limit = model.config.max_len
+  if not 0 <= num_tokens <= MAX_TOKENS:
+    raise InputError(
+      f"num_tokens is {num_tokens}; it must be at most {MAX_TOKENS}"
+    )
+  limit, vocab_size = (
+    model.config.max_len,
+    vocab_size or model.config.vocab_size,
+  )
   check_prompts(prompts, limit)
   rows = [np.asarray(p, np.int32) for p in prompts]
   unstacked = _unstack(params, model)
@@ -193,14 +243,23 @@ def generate(
           model=model,
           sampling=sampling,
           num_tokens=min(CHUNK, free),
+          vocab_size=vocab_size,
         )
         ids = sharding.fetch(ids)[:, :left]
       else:
         # The cache is full: one token more, then read anew.
         keys_B = row_keys(key, num_tokens - left, len(rows))
-        ids = sharding.fetch(_sample(logits_BV, keys_B, sampling=sampling))
-        ids = ids[:, None]
+        ids = _sample(
+          logits_BV, keys_B, sampling=sampling, vocab_size=vocab_size
+        )
+        ids = sharding.fetch(ids)[:, None]
       processes.mark()
+      if (ids < 0).any():
+        raise InputError(
+          "the model's logits are NaN or infinite: the parameters are those of "
+          "a run that diverged, or compute_dtype overflows; read an earlier "
+          "checkpoint, or train anew with a lower optim.learning_rate"
+        )
       yield ids
       rows = [np.append(r, new) for r, new in zip(rows, ids, strict=True)]
       lengths = lengths + ids.shape[1]
@@ -245,11 +304,14 @@ def generate_text(
   made = [[] for _ in prompts]
   texts, is_done = [""] * len(prompts), [False] * len(prompts)
   shown = 0
-  for chunk in generate(model, params, ids, num_tokens, sampling, seed):
+  # The model may have more rows of embedding than the tokenizer has tokens.
+  vocab_size = min(model.config.vocab_size, tokenizer.vocab_size)
+  chunks = generate(model, params, ids, num_tokens, sampling, seed, vocab_size)
+  for chunk in chunks:
     for row, new in enumerate(chunk):
       if not is_done[row]:
         made[row].extend(new.tolist())
-        texts[row], is_done[row] = _cut(made[row], tokenizer, stop)
+        texts[row], is_done[row] = _cut(ids[row], made[row], tokenizer, stop)
     if show is not None:
       end = len(texts[0])
       if not is_done[0]:
@@ -264,11 +326,15 @@ def generate_text(
   return texts
 
 
-def _cut(ids: list[int], tokenizer, stop) -> tuple[str, bool]:
+def _cut(prompt, ids: list[int], tokenizer, stop) -> tuple[str, bool]:
+  """Returns (the text of ids after those of the prompt, whether it ended)."""
   is_done = False
   if tokenizer.separator_id in ids:
     ids, is_done = ids[: ids.index(tokenizer.separator_id)], True
-  text = tokenizer.decode(ids)
+  # Decoded with the prompt, for some decoders strip the first space of a text.
+  start = tokenizer.decode(prompt)
+  whole = tokenizer.decode([*prompt, *ids])
+  text = whole[len(os.path.commonprefix([start, whole])) :]
   ends = [text.find(s) for s in stop if s and s in text]
   return (text[: min(ends)], True) if ends else (text, is_done)
 

@@ -157,7 +157,7 @@ def _train(config: Config, workdir: str, command: str, screen, stop) -> int:
   for step, _ in config_lib.batch_stages(config.train):
     preflight.check_batch(config_lib.at_step(config, step), mesh)
   config = preflight.resolve_vocab(config, prepared)
-  preflight.check_prompt(config, prepared.tokenizer)
+  preflight.check_prompt(config, prepared.tokenizer, screen.say)
   for _, tokens in prepared.train:
     store.check_length(tokens, config.data.seq_len)
 

@@ -28,15 +28,26 @@ def resolve_vocab(config: Config, prepared: store.PreparedData) -> Config:
   return config
 
 
-def check_prompt(config: Config, tokenizer) -> None:
-  """Raises InputError unless sample.prompt can be continued."""
-  if config.sample.every_steps:
-    prompt = tokenizer.encode(config.sample.prompt)
-    if not 0 < len(prompt) <= config.model.max_len:
-      raise InputError(
-        f"sample.prompt has {len(prompt)} tokens; it must have 1 to "
-        f"model.max_len {config.model.max_len}"
-      )
+def check_prompt(config: Config, tokenizer, say) -> None:
+  """Raises InputError unless sample.prompt has a length that the model takes.
+
+  Design choice: a prompt that the vocabulary cannot encode is a line for `say`
+  and no more. The prompt may be the config file's and the vocabulary the
+  text's own (chars), and a run is not refused for what decorates it.
+  """
+  if not config.sample.every_steps:
+    return
+  text = config.sample.prompt
+  try:
+    size = len(tokenizer.encode(text))
+  except InputError as error:
+    say(f"no samples will be written: sample.prompt is {text!r}, and {error}")
+    return
+  if not 0 < size <= config.model.max_len:
+    raise InputError(
+      f"sample.prompt has {size} tokens; it must have 1 to model.max_len "
+      f"{config.model.max_len}"
+    )
 
 
 def check_init(workdir: str, tokenizer) -> None:

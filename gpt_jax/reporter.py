@@ -64,6 +64,7 @@ class Reporter:
       preflight.device_peak(mesh) if self.is_writing else None,
     )
     self.is_profiling = False
+    self.sample_fault = None
 
   def finish(self, step: int, result: dict, is_forced: bool = False) -> None:
     """Waits for the result of a step; logs it if it is its turn.
@@ -199,9 +200,10 @@ class Reporter:
     self._say_noise_scale()
     if c.sample.every_steps and not is_stopped():
       text = self._sample(total, state)
-      self.screen.say("sample:")
-      for line in console.wrap_text(c.sample.prompt + text):
-        self.screen.say(f"  | {line}")
+      if text is not None:
+        self.screen.say("sample:")
+        for line in console.wrap_text(c.sample.prompt + text):
+          self.screen.say(f"  | {line}")
     if is_stopped():
       return
     self._plot()
@@ -288,20 +290,32 @@ class Reporter:
         rows.append((name, f"{bits:.3f} on the same text"))
     return rows
 
-  def _sample(self, step: int, state) -> str:
+  def _sample(self, step: int, state) -> str | None:
+    """Writes what follows sample.prompt; returns it, or None.
+
+    Whatever goes wrong is a line, said once: a sample is for the eye, and a
+    run that ended here would end here again when it is resumed.
+    """
     s = self.config.sample
-    (text,) = decode.generate_text(
-      self.model,
-      state.params,
-      self.prepared.tokenizer,
-      [s.prompt],
-      s.num_tokens,
-      decode.Sampling(temperature=s.temperature),
-      seed=self.config.seed,
-    )
-    if self.writers is not None:
-      path = os.path.join(self.workdir, "samples", f"step-{step:06d}.txt")
-      workdir_lib.write_text(path, s.prompt + text)
+    try:
+      (text,) = decode.generate_text(
+        self.model,
+        state.params,
+        self.prepared.tokenizer,
+        [s.prompt],
+        s.num_tokens,
+        decode.Sampling(temperature=s.temperature),
+        seed=self.config.seed,
+      )
+      if self.writers is not None:
+        path = os.path.join(self.workdir, "samples", f"step-{step:06d}.txt")
+        workdir_lib.write_text(path, s.prompt + text)
+    except Exception as error:
+      why = " ".join(str(error).split()) or type(error).__name__
+      if why != self.sample_fault:
+        self.screen.say(f"step {step:,}: no sample of sample.prompt: {why}")
+      self.sample_fault = why
+      return None
     return text
 
   def _curve_path(self) -> str:

@@ -15,7 +15,7 @@ import sys
 
 import pytest
 
-from gpt_jax import checkpoint, exits, metrics
+from gpt_jax import checkpoint, decode, exits, metrics
 from gpt_jax.config import InputError
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -171,6 +171,39 @@ def test_a_prompt_that_no_model_takes_is_refused_before_training(train):
   for prompt, found in ((33 * "x", "33 tokens"), ("", "0 tokens")):
     result = train(sampled, flag("sample.prompt", prompt))
     assert_refused(result, "sample.prompt", found, "model.max_len 32")
+
+
+def test_a_sample_that_cannot_be_made_is_a_line_and_the_run_goes_on(
+  train, tmp_path, monkeypatch
+):
+  flags = [
+    flag("train.num_steps", 4),
+    flag("sample.every_steps", 2),
+    flag("sample.num_tokens", 3),
+    flag("optim.warmup_steps", 1),
+  ]
+  # A vocabulary of the text's own characters, and a prompt of others.
+  result = train(
+    *flags,
+    flag("data.tokenizer", "chars"),
+    flag("sample.prompt", "國"),
+    is_kept=True,
+    workdir=tmp_path / "chars",
+  )
+  assert (result.returncode, result.stderr) == (0, "")
+  assert "no samples will be written: sample.prompt is '國'" in result.stdout
+  assert not (tmp_path / "chars" / "samples").exists()
+  assert (tmp_path / "chars" / "checkpoints" / "4").exists()
+
+  def fail(*args, **kwargs):
+    raise RuntimeError("out of\nmemory")
+
+  monkeypatch.setattr(decode, "generate_text", fail)
+  result = train(*flags, is_kept=True, workdir=tmp_path / "failing")
+  assert (result.returncode, result.stderr) == (0, "")
+  told = "step 2: no sample of sample.prompt: out of memory"
+  assert result.stdout.count("no sample") == 1 and told in result.stdout
+  assert (tmp_path / "failing" / "plots" / "loss.svg").exists()
 
 
 # Words of the command line, for any verb.

@@ -11,7 +11,7 @@ from configs import base
 from gpt_jax import config as config_lib
 from gpt_jax import decode, tree
 from gpt_jax.config import InputError
-from gpt_jax.data.tokenizer import ByteTokenizer
+from gpt_jax.data.tokenizer import ByteTokenizer, CharTokenizer
 from gpt_jax.models import build_model
 
 LIMIT = 80
@@ -116,6 +116,9 @@ LOGITS = jnp.log(jnp.array([[0.4, 0.3, 0.2, 0.06, 0.04]]))
     (dict(top_p=0.6), 2),
     (dict(top_p=0.75), 3),
     (dict(top_p=1e-6), 1),
+    (dict(top_p=1e-46), 1),
+    (dict(top_k=10**12), 5),
+    (dict(min_p=1e-300), 5),
     (dict(min_p=0.45), 3),
     (dict(min_p=1.0), 1),
     (dict(top_k=3, top_p=0.7), 2),
@@ -134,6 +137,65 @@ def test_draws_follow_the_probabilities():
   )
   share = np.bincount(np.asarray(ids), minlength=5) / 4000
   np.testing.assert_allclose(share, [0.4, 0.3, 0.2, 0.06, 0.04], atol=0.03)
+
+
+HUGE = (3e29, 1e30, 1e31, 1e38, 1e300)
+TINY = (1e-45, 1e-39, 1e-38, 2e-38, 1e-300)
+
+
+@pytest.mark.parametrize(
+  "filters", [{}, dict(top_k=3), dict(top_p=0.9), dict(min_p=0.1)]
+)
+def test_no_temperature_draws_what_is_no_token(filters):
+  logits = jnp.full((4, 8), -1e30).at[:, :5].set(LOGITS)
+  logits = logits.at[:, 2].set(-jnp.inf)
+  keys = jax.random.split(jax.random.key(1), 4)
+  draw = jax.jit(decode.sample, static_argnums=(2, 3))
+  for temperature in HUGE:
+    ids = draw(logits, keys, decode.Sampling(temperature, **filters), 5)
+    assert set(ids.tolist()) <= {0, 1, 3, 4}
+  for temperature in TINY:
+    ids = draw(logits, keys, decode.Sampling(temperature, **filters), 5)
+    assert ids.tolist() == [0] * 4
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_logits_that_are_not_finite_draw_no_token(wrong, temperature):
+  rows = jnp.stack([jnp.full(5, wrong), LOGITS[0]])
+  rows = rows.at[0, 3].set(jnp.inf if wrong > 0 else wrong)
+  keys = jax.random.split(jax.random.key(0), 2)
+  ids = decode.sample(rows, keys, decode.Sampling(temperature, top_k=1))
+  assert ids.tolist() == [-1, 0]
+
+
+def test_a_model_that_diverged_is_told_in_a_sentence(made):
+  model, params = made
+  params = jax.tree.map(lambda leaf: leaf * jnp.nan, params)
+  with pytest.raises(InputError, match="logits are NaN or infinite"):
+    run((model, params), [[1, 2]], 5)
+
+
+def test_rows_beyond_the_tokenizer_are_never_drawn(made):
+  chars = CharTokenizer("ab")  # 2 tokens of the model's 257
+  (text,) = decode.generate_text(
+    *made, chars, ["ab"], 40, decode.Sampling(1e30)
+  )
+  assert len(text) == 40 and set(text) <= {"a", "b"}
+
+
+class Llama:
+  """Words that begin with a space; decode strips the first of a text."""
+
+  vocab_size, separator_id = 257, None
+
+  def decode(self, ids):
+    return "".join(f" {i}" for i in ids).removeprefix(" ")
+
+
+def test_a_continuation_begins_as_it_does_in_the_whole_text():
+  assert decode._cut([1, 2], [3, 4], Llama(), ()) == (" 3 4", False)
+  assert decode._cut([1, 2], [3, 4], Llama(), (" 4",)) == (" 3", True)
 
 
 def test_stop_strings_and_the_separator_end_a_text(made):
@@ -156,8 +218,8 @@ def test_stop_strings_and_the_separator_end_a_text(made):
   )[0]
   assert cut == whole[: whole.find(stop)]
   assert "".join(shown) == cut
-  assert decode._cut([65, 256, 66], tokenizer, ()) == ("A", True)
-  assert decode._cut([65, 66], tokenizer, ()) == ("AB", False)
+  assert decode._cut([9], [65, 256, 66], tokenizer, ()) == ("A", True)
+  assert decode._cut([9], [65, 66], tokenizer, ()) == ("AB", False)
 
 
 def test_streamed_text_holds_back_what_may_become_a_stop():
@@ -172,8 +234,17 @@ def test_prompts_that_cannot_be_continued_are_refused(made):
   with pytest.raises(InputError, match="81 tokens and the model 80 positions"):
     run(made, [[1] * 81], 5)
   assert run(made, [[1] * 80], 5).shape == (1, 5)
-  with pytest.raises(InputError, match="top_p is 0"):
-    decode.Sampling(top_p=0.0)
+  with pytest.raises(InputError, match="num_tokens is 1000000000000"):
+    run(made, [[1]], 10**12)
+  for name, values in {
+    "top_p": (0.0, 1.1, np.nan),
+    "min_p": (-0.1, 1.1, np.nan),
+    "top_k": (-1,),
+    "temperature": (-1.0, np.inf, np.nan),
+  }.items():
+    for value in values:
+      with pytest.raises(InputError, match=f"{name} is {value}"):
+        decode.Sampling(**{name: value})
 
 
 @pytest.mark.parametrize("position", ["rope", "learned"])
