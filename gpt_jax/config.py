@@ -286,6 +286,12 @@ FREE = (
   "sample.",
 )
 
+# Keys that were added after runs had been stored, with what those runs did: a
+# config.json without the key is read as if it said so. A config file must have
+# every key. While a key has this value it is no part of a fingerprint, so that
+# a run keeps its name when keys are added.
+ADDED: dict[str, object] = {}
+
 
 def freeze(config) -> Config:
   """Returns the frozen Config of a ConfigDict (or plain nested dict).
@@ -312,7 +318,12 @@ def flatten(config: Config) -> dict:
 
 def fingerprint(config: Config) -> str:
   """Returns 16 hex digits that name what this config learns (FREE apart)."""
-  kept = {k: v for k, v in flatten(config).items() if not is_free(k)}
+  is_as_before = lambda key, value: key in ADDED and ADDED[key] == value
+  kept = {
+    key: value
+    for key, value in flatten(config).items()
+    if not is_free(key) and not is_as_before(key, value)
+  }
   canonical = json.dumps(kept, sort_keys=True)
   return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 

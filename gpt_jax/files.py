@@ -11,6 +11,7 @@ a regular file") that the caller puts into its own sentence.
 
 import contextlib
 import glob
+import hashlib
 import json
 import math
 import os
@@ -198,6 +199,13 @@ def parse_json(data: bytes | str, is_bounded: bool = True):
   if is_bounded:
     _require_bounds(value)
   return value
+
+
+def seal(record: dict) -> dict:
+  """Returns a record of JSON with the digest of its other entries."""
+  rest = {key: value for key, value in record.items() if key != "digest"}
+  digest = hashlib.sha256(json.dumps(rest, sort_keys=True).encode())
+  return rest | {"digest": digest.hexdigest()[:16]}
 
 
 def write_text(path: str, text: str) -> None:

@@ -231,7 +231,8 @@ def _train(config: Config, workdir: str, command: str, screen, stop) -> int:
       workdir_lib.write_text(
         os.path.join(workdir, "tokenizer.json"), prepared.tokenizer.to_json()
       )
-      workdir_lib.write_config(workdir, config, prepared.fingerprint)
+      tokenizer = prepared.tokenizer.fingerprint()
+      workdir_lib.write_config(workdir, config, prepared.fingerprint, tokenizer)
 
   processes.share(write_record)
   if processes.index() > 0:

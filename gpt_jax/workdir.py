@@ -16,6 +16,7 @@ import time
 
 import gpt_jax
 from gpt_jax import config as config_lib
+from gpt_jax import files
 from gpt_jax.config import Config, InputError
 
 # Keys that what reads a finished run may change.
@@ -25,12 +26,22 @@ SHARED_SECONDS = 60.0
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
-def write_config(workdir: str, config: Config, data_fingerprint: str) -> None:
-  """Writes config.json, atomically."""
+def write_config(
+  workdir: str,
+  config: Config,
+  data_fingerprint: str,
+  tokenizer_fingerprint: str | None,
+) -> None:
+  """Writes config.json, atomically, sealed by a digest of all of it.
+
+  Args:
+    tokenizer_fingerprint: None in a branch of a run that recorded none.
+  """
   record = {
     "config": config_lib.flatten(config),
     "fingerprint": config_lib.fingerprint(config),
     "data_fingerprint": data_fingerprint,
+    "tokenizer_fingerprint": tokenizer_fingerprint,
     "commit": find_commit(),
     "versions": {
       "gpt_jax": gpt_jax.__version__,
@@ -38,7 +49,8 @@ def write_config(workdir: str, config: Config, data_fingerprint: str) -> None:
       **{name: importlib.metadata.version(name) for name in PACKAGES},
     },
   }
-  write_text(os.path.join(workdir, "config.json"), json.dumps(record, indent=2))
+  text = json.dumps(files.seal(record), indent=2) + "\n"
+  files.write_text(os.path.join(workdir, "config.json"), text)
 
 
 def read_record(workdir: str) -> dict:
@@ -48,42 +60,68 @@ def read_record(workdir: str) -> dict:
     InputError: there is no run in this folder, or its record is damaged.
   """
   path = os.path.join(workdir, "config.json")
-  if not os.path.isfile(path):
-    what = "is not a folder" if os.path.exists(workdir) else "does not exist"
-    what = "has no config.json" if os.path.isdir(workdir) else what
-    raise InputError(f"{workdir} {what}; give the --workdir of a training run")
   try:
-    with open(path, encoding="utf-8") as file:
-      record = json.load(file)
-    record["config"].items(), record["data_fingerprint"][:12]
-  except (ValueError, KeyError, TypeError, AttributeError):
-    raise InputError(
-      f"{path} is damaged: it must be the JSON that a run has written; put it "
-      "back, or give another --workdir"
-    ) from None
+    record = files.read_json(path)
+  except files.Damage as error:
+    if not os.path.lexists(path):
+      what = "is not a folder" if os.path.exists(workdir) else "does not exist"
+      what = "has no config.json" if os.path.isdir(workdir) else what
+      raise InputError(
+        f"{workdir} {what}; give the --workdir of a training run"
+      ) from None
+    raise _damaged(path, str(error)) from None
+  texts = "data_fingerprint", "fingerprint"
+  if not (
+    isinstance(record, dict)
+    and isinstance(record.get("config"), dict)
+    and all(isinstance(record.get(name), str) for name in texts)
+  ):
+    raise _damaged(path, "is not the JSON that a run writes")
+  # Runs of earlier versions are not sealed: see read_config.
+  if "digest" in record and record != files.seal(record):
+    raise _damaged(path, "does not match its own digest")
   return record
+
+
+def _damaged(path: str, clause: str) -> InputError:
+  return InputError(
+    f"{path} is damaged: it {clause}; put back what the run has written, or "
+    "give another --workdir"
+  )
 
 
 def read_config(
   workdir: str, overrides: dict[str, str] | None = None
 ) -> Config:
-  """Returns the config of a run; overrides may change OVERRIDABLE keys."""
+  """Returns the config of a run; overrides may change OVERRIDABLE keys.
+
+  Raises:
+    InputError: as read_record; or the values are of another version, or not
+      those that the run was started with.
+  """
   from gpt_jax import cli
 
-  nested: dict = {}
+  path = os.path.join(workdir, "config.json")
   record = read_record(workdir)
-  for dotted, value in record["config"].items():
+  nested: dict = {}
+  for dotted, value in (config_lib.ADDED | record["config"]).items():
     node = nested
     *sections, key = dotted.split(".")
     for section in sections:
       node = node.setdefault(section, {})
+      if not isinstance(node, dict):
+        raise _damaged(path, f"holds {dotted} below a value")
     node[key] = value
   try:
     config = config_lib.freeze(nested)
   except InputError as error:
     commit = record.get("commit")
     hint = f"; the run is of commit {commit}, which reads it" if commit else ""
-    raise InputError(f"{workdir}/config.json: {error}{hint}") from None
+    raise InputError(f"{path}: {error}{hint}") from None
+  if "digest" not in record and record["fingerprint"] != config_lib.fingerprint(
+    config
+  ):
+    raise _damaged(path, "does not match its own fingerprint")
   for dotted, text in (overrides or {}).items():
     if dotted in config_lib.KEYS and not dotted.startswith(OVERRIDABLE):
       raise InputError(
@@ -111,19 +149,8 @@ def check_same_run(workdir: str, config: Config, data_fingerprint: str) -> None:
     )
 
 
-def write_text(path: str, text: str) -> None:
-  """Writes a whole file or nothing."""
-  os.makedirs(os.path.dirname(path), exist_ok=True)
-  temporary = f"{path}.{os.getpid()}.tmp"
-  try:
-    with open(temporary, "w", encoding="utf-8") as file:
-      file.write(text)
-    os.replace(temporary, path)
-  except OSError as error:
-    if os.path.exists(temporary):
-      os.remove(temporary)
-    error.filename = path
-    raise
+# Of files, where lab's modules look for it.
+write_text = files.write_text
 
 
 def await_file(path: str) -> None:

@@ -15,7 +15,7 @@ import sys
 
 import pytest
 
-from gpt_jax import checkpoint, decode, exits, metrics
+from gpt_jax import checkpoint, decode, exits, files, metrics
 from gpt_jax.config import InputError
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -451,7 +451,7 @@ def test_a_checkpoint_of_another_model_is_refused_by_its_leaves(
   path = workdir / "config.json"
   record = json.loads(path.read_text())
   record["config"]["model.mlp_dim"] = 128
-  path.write_text(json.dumps(record))
+  path.write_text(json.dumps(files.seal(record)))
   said = "is of another model", "mlp"
   assert_refused(train(flag("model.mlp_dim", 128), workdir=workdir), *said)
   assert_refused(call_verb("generate", f"--workdir={workdir}"), *said)

@@ -22,6 +22,7 @@ from gpt_jax import (
   checkpoint,
   console,
   exits,
+  files,
   metrics,
   plot,
   score,
@@ -194,7 +195,7 @@ def test_batch_size_and_devices_do_not_change_the_figure(
   path = copy / "config.json"
   record = json.loads(path.read_text())
   record["config"]["train.global_batch_size"] = 3
-  path.write_text(json.dumps(record))
+  path.write_text(json.dumps(files.seal(record)))
   (three,) = evaluate(workdir=copy)
   for other in (json.loads(alone.stdout), three):
     for name in ("loss", "bits_per_byte"):

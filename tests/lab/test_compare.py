@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from gpt_jax import cli
+from gpt_jax import cli, files
 from gpt_jax import config as config_lib
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -25,8 +25,8 @@ def make(tmp_path):
     flat = config_lib.flatten(config_lib.freeze(config))
     flat |= {"model.vocab_size": 257}
     total = flat["train.num_steps"]
-    record = {"config": flat, "data_fingerprint": data * 64}
-    (path / "config.json").write_text(json.dumps(record))
+    record = {"config": flat, "data_fingerprint": data * 64, "fingerprint": ""}
+    (path / "config.json").write_text(json.dumps(files.seal(record)))
     hashed = lambda step: {"data/batch_hash": step + (step >= away)}
     rows = [
       {"step": step, "train/loss": loss + 3 * (1 - step / total)} | hashed(step)
@@ -99,7 +99,8 @@ def test_what_cannot_be_compared_is_one_sentence(make, call_verb, tmp_path):
   a, b = make("a", 2.0), make("b", 2.0, optim__learning_rate="0.5")
   make("c", 2.1)
   old = pathlib.Path(make("old", 2.0), "config.json")
-  old.write_text(old.read_text().replace("model.norm_eps", "model.eps"))
+  other = json.loads(old.read_text().replace("model.norm_eps", "model.eps"))
+  old.write_text(json.dumps(files.seal(other)))
   (tmp_path / "empty").mkdir()
   said = {
     (a,): "takes two workdirs",

@@ -18,7 +18,7 @@ import time
 import numpy as np
 import pytest
 
-from gpt_jax import cli, config, flops, metrics, workdir
+from gpt_jax import cli, config, files, flops, metrics, workdir
 from gpt_jax.config import InputError
 from gpt_jax.lab.scaling import forecast, frontier, isoflop, parametric
 from gpt_jax.lab.scaling import points as points_lib
@@ -450,7 +450,7 @@ def write_workdir(folder, width: int, steps: int, is_finished=True, began=None):
   values.model.vocab_size, values.train.num_steps = 2048, steps
   frozen = config.freeze(values)
   folder.mkdir(parents=True)
-  workdir.write_config(str(folder), frozen, "0" * 64)
+  workdir.write_config(str(folder), frozen, "0" * 64, "1" * 16)
   tokens = steps * 16 * 128
   params, _ = flops.count_by_convention(frozen.model, 128, "6N-no-embed")
   logs = np.log([1e4 * params, 1e4 * tokens])
@@ -949,7 +949,7 @@ def test_workdirs_that_cannot_be_points_are_named(grid, tmp_path, call_verb):
     ("0abc", "is missing; the run is of commit 0abc"),
     (None, ""),
   ):
-    path.write_text(json.dumps(record | {"commit": commit}))
+    path.write_text(json.dumps(files.seal(record | {"commit": commit})))
     done = call()
     assert_refused(done, str(path), "config key model.qk_norm is missing", hint)
     assert ("of commit" in done.stderr) == bool(commit)

@@ -20,7 +20,7 @@ import zlib
 import pytest
 from conftest import user_env
 
-from gpt_jax import checkpoint, console, exits
+from gpt_jax import checkpoint, console, exits, files
 from gpt_jax import config as config_lib
 from gpt_jax.config import InputError
 from gpt_jax.lab.scaling import points
@@ -332,8 +332,8 @@ def make_run(root, cell, losses=(3.0, 2.0), is_done=True, **config) -> None:
   path = pathlib.Path(folder.path_of(str(root), cell.id))
   path.mkdir(parents=True)
   flat = config_lib.flatten(cell.config) | {"model.vocab_size": 257} | config
-  record = {"config": flat, "data_fingerprint": "0" * 64}
-  (path / "config.json").write_text(json.dumps(record))
+  record = {"config": flat, "data_fingerprint": "0" * 64, "fingerprint": ""}
+  (path / "config.json").write_text(json.dumps(files.seal(record)))
   (path / "cell.json").write_text(json.dumps(cell.record()))
   total = cell.config.train.num_steps
   at = [
@@ -375,7 +375,8 @@ def test_a_folder_says_how_its_cell_stands(write, tmp_path):
   # A version that had other keys.
   make_run(root, d)
   record = pathlib.Path(folder.path_of(str(root), d.id), "config.json")
-  record.write_text(record.read_text().replace("model.norm_eps", "model.eps"))
+  other = json.loads(record.read_text().replace("model.norm_eps", "model.eps"))
+  record.write_text(json.dumps(files.seal(other)))
   state = folder.read(str(root), d.id)
   assert state.word == folder.UNREADABLE and "model.eps" in state.reason
   # Held by a process that is gone, and by one on another machine.
@@ -397,6 +398,7 @@ def test_a_folder_says_how_its_cell_stands(write, tmp_path):
 # A process in place of a training run: it does what its seed asks for.
 FAKE = """
 import json, os, pathlib, signal, sys, time
+from gpt_jax import files
 flags = dict(w[2:].split("=", 1) for w in sys.argv[1:])
 path = pathlib.Path(flags["workdir"])
 cell = json.loads((path / "cell.json").read_text())
@@ -414,8 +416,8 @@ if seed == 4 and not mended:
   signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
   pathlib.Path({ready!r}).touch()
   time.sleep(60)
-record = {{"config": config, "data_fingerprint": "0" * 64}}
-(path / "config.json").write_text(json.dumps(record))
+record = {{"config": config, "data_fingerprint": "0" * 64, "fingerprint": ""}}
+(path / "config.json").write_text(json.dumps(files.seal(record)))
 rows = [{{"step": s, "train/loss": 3.0 - s / total}} for s in (1, total)]
 end = {{"eval/valid/loss": 2.0, "eval/valid/num_tokens": 9}}
 rows.append({{"step": total}} | end)

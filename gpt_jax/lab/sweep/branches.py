@@ -96,7 +96,12 @@ def start(root: str, cell: Cell) -> int:
     config = dataclasses.replace(config, model=model)
   workdir.write_text(os.path.join(path, "metrics.jsonl"), "".join(lines))
   shutil.copy(os.path.join(source, "tokenizer.json"), path)
-  workdir.write_config(path, config, record["data_fingerprint"])
+  workdir.write_config(
+    path,
+    config,
+    record["data_fingerprint"],
+    record.get("tokenizer_fingerprint"),
+  )
   # Last, and renamed when whole: a run goes on where there is a checkpoint.
   checkpoints = os.path.join(path, "checkpoints")
   temporary = os.path.join(checkpoints, f"{step}.copied")
