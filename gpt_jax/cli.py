@@ -206,7 +206,7 @@ def run(main, argv: list[str] | None = None) -> None:
   try:
     code = main(sys.argv[1:] if argv is None else argv)
   except InputError as error:
-    code = _give_up(2, " ".join(str(error).splitlines()))
+    code = _give_up(2, str(error))
   except KeyboardInterrupt:
     code = _give_up(130, "interrupted")
   except BrokenPipeError:

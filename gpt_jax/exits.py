@@ -12,5 +12,26 @@ PREEMPTED = 75
 INTERRUPTED = 130
 
 
+# Characters of a sentence at most; a value that it quotes may be of any length.
+MAX_SENTENCE = 2_000
+
+
 class InputError(ValueError):
-  """Something the user gave cannot be used; the message is one sentence."""
+  """Something the user gave cannot be used; the message is one sentence.
+
+  Whatever the message quotes, it is one line of bounded length in which a
+  terminal finds nothing to obey.
+  """
+
+  def __init__(self, message: object = ""):
+    super().__init__(to_line(str(message)))
+
+
+def to_line(text: str) -> str:
+  """Returns a text as one line: control characters escaped, the middle of a
+  long text left out."""
+  text = " ".join(text.splitlines())
+  if len(text) > MAX_SENTENCE:
+    half = MAX_SENTENCE // 2
+    text = f"{text[:half]} ... {text[-half:]}"
+  return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -96,6 +96,14 @@ def test_a_path_means_what_the_user_meant(monkeypatch):
     assert len(str(raised.value).splitlines()) == 1
 
 
+def test_a_sentence_is_one_short_line_that_no_terminal_obeys():
+  said = str(InputError("a \x1b[2J\nb \u202e c\x9b \udc80 ä 你"))
+  assert said == r"a \x1b[2J b \u202e c\x9b \udc80 ä 你"
+  long = str(InputError("the key x is " + "9" * 5_000 + "; it must be 1"))
+  assert len(long) < 2_100
+  assert long.startswith("the key x is 9") and long.endswith("; it must be 1")
+
+
 def test_a_text_is_written_whole_or_not_at_all(tmp_path):
   path = tmp_path / "new" / "a.txt"
   files.write_text(str(path), "one")
