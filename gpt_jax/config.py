@@ -411,6 +411,8 @@ def _typed(key: str, value):
     require_choice(key, value, CHOICES[key])
   if type(value) is float and not math.isfinite(value):
     raise InputError(f"{key} is {value}; it must be a finite number")
+  if type(value) is float:
+    value += 0.0  # of -0.0, which is the same value and another text
   if key in RANGES and value is not None:
     low, high = RANGES[key]
     if not (value >= low and (high is None or value <= high)):

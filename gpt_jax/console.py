@@ -4,6 +4,8 @@ On a terminal the bar stays on the last line; elsewhere a line under 100
 characters appears every few seconds, however fast the steps are.
 """
 
+import contextlib
+import os
 import sys
 import time
 
@@ -89,6 +91,33 @@ def progress_line(step: int, total: int, loss: float, rates: dict) -> str:
       words.append(f"mfu {100 * rates['perf/mfu']:.1f}%")
     words.append(f"{format_seconds(left)} left")
   return "  ".join(words)
+
+
+def plain(text: str) -> str:
+  """Returns a text on one line, control characters written as escapes.
+
+  Names and errors that others wrote could otherwise steer the terminal.
+  """
+  shown = lambda c: " " if c.isspace() else repr(c)[1:-1]
+  return "".join(c if c.isprintable() else shown(c) for c in text)
+
+
+def tell(line: str, is_error: bool = True) -> None:
+  """Prints a plain line, to standard error unless told otherwise.
+
+  A stream that is closed, full or a broken pipe loses this line and those
+  that follow, and decides nothing else.
+  """
+  stream = sys.stderr if is_error else sys.stdout
+  try:
+    stream.write(plain(line) + "\n")
+    stream.flush()
+  except (OSError, ValueError, AttributeError):
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+      # What is still in its buffer would fail again where the command ends.
+      null = os.open(os.devnull, os.O_WRONLY)
+      os.dup2(null, stream.fileno())
+      os.close(null)
 
 
 def wrap_text(text: str, width: int = 90) -> list[str]:

@@ -87,22 +87,13 @@ def user_path(name: str, path: str) -> str:
 
 
 def expand_glob(pattern: str) -> list[str]:
-  """Returns the paths that match a pattern, sorted.
+  """Returns the sorted paths that a pattern of * ? [ ] and ** matches.
 
-  A name that is there as it stands is that path and not a pattern: a folder
-  lr[3e-4] would otherwise stand for lr3.
+  A part of it that is there as it is written is taken so, and is no pattern:
+  runs/lr[3e-4]/* are the contents of that folder.
   """
-  found = [os.sep if os.path.isabs(pattern) else ""]
-  for name in filter(None, pattern.split(os.sep)):
-    deeper = []
-    for folder in found:
-      path = os.path.join(folder, name)
-      if os.path.lexists(path):
-        deeper.append(path)
-      else:
-        deeper += glob.glob(os.path.join(glob.escape(folder), name))
-    found = deeper
-  return sorted(path for path in found if path)
+  root = "/" if pattern.startswith("/") else ""
+  return sorted(set(_expand(root, [p for p in pattern.split("/") if p])))
 
 
 def open_bytes(path: str):
@@ -228,6 +219,19 @@ def write_text(path: str, text: str) -> None:
     if isinstance(error, OSError):
       error.filename, error.filename2 = path, None
     raise
+
+
+def _expand(base: str, parts: list[str]) -> list[str]:
+  if not parts:
+    return [base]
+  path = os.path.join(base, parts[0])
+  if os.path.lexists(path):
+    return _expand(path, parts[1:])
+  if "**" in parts[0]:
+    path = os.path.join(glob.escape(base), *parts)
+    return glob.glob(path, recursive=True)
+  found = glob.glob(os.path.join(glob.escape(base), parts[0]))
+  return [path for name in found for path in _expand(name, parts[1:])]
 
 
 def _require_regular(found: os.stat_result) -> None:

@@ -56,8 +56,8 @@ class Layer:
   """One thing in a figure, drawn over those before it.
 
   Attributes:
-    kind: "line", "dots", or "band", a closed outline that is filled.
-    points: [(x, y), ...].
+    kind: "line", "dots", "crosses", or "band", a closed outline that is filled.
+    points: [(x, y), ...]; an infinite y is at the upper edge.
     color: any that SVG knows.
     name: in the legend; None is left out of it.
     is_dashed: of a line.
@@ -83,6 +83,7 @@ def draw_layers(
   axes = []
   for i, letter in enumerate("xy"):
     values = [float(p[i]) for layer in layers for p in layer.points]
+    values = [v for v in values if math.isfinite(v)]
     axes.append(_Axis(values, letter in log, i))
   at_x, at_y = axes[0].place, axes[1].place
   parts = [
@@ -120,6 +121,13 @@ def draw_layers(
       parts += [
         f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{layer.color}" '
         'fill-opacity="0.75"/>'
+        for x, y in spots
+      ]
+      continue
+    if layer.kind == "crosses":
+      parts += [
+        f'<path d="M{x - 4:.1f},{y - 4:.1f}l8,8m0,-8l-8,8" fill="none" '
+        f'stroke="{layer.color}" stroke-width="1.6"/>'
         for x, y in spots
       ]
       continue
@@ -174,6 +182,8 @@ class _Axis:
     )
 
   def place(self, value: float) -> float:
+    if value == math.inf:
+      return self.end
     share = (self.scale(value) - self.low) / (self.high - self.low)
     return self.start + share * (self.end - self.start)
 

@@ -1,19 +1,19 @@
 """Two runs, or two sets of seeds: python -m gpt_jax.lab.compare A B.
 
 A thin door over workdirs: what their configs differ in, their losses side by
-side, and over seeds that both have the verdict of lab/sweep/paired.py. Reads
-alone; jax is never imported.
+side, and over seeds that both have the verdict of lab/sweep/paired.py, in the
+unit that lab/sweep/losses.py finds for them. Reads alone, without jax.
 """
 
-import glob
+import math
 import os
 import statistics
 import sys
 
-from gpt_jax import cli, metrics, plot, workdir
+from gpt_jax import cli, console, files, metrics, plot, workdir
 from gpt_jax import config as config_lib
 from gpt_jax.config import InputError
-from gpt_jax.lab.sweep import folder, paired
+from gpt_jax.lab.sweep import folder, losses, paired
 from gpt_jax.lab.sweep.cells import diff
 
 # Lines of the table of losses.
@@ -43,6 +43,8 @@ def main(argv: list[str]) -> int:
     for runs in sets
     for run in runs
   }
+  ended = [run for runs in sets for run in runs if run.final]
+  unit, why = losses.find_unit(ended) if ended else (losses.NATS, "")
   lines = [
     f"A is {args.a}",
     f"B is {args.b}",
@@ -50,15 +52,15 @@ def main(argv: list[str]) -> int:
     *_config_lines(sets),
     *(["data: not the same prepared set", ""] if len(data) > 1 else []),
     *_batch_lines(sets),
-    *_curve_lines(sets),
-    *_final_lines(sets),
-    *_verdict_lines(sets),
+    *_curve_lines(sets, unit == losses.NATS),
+    *_final_lines(sets, unit),
+    *_verdict_lines(sets, unit, why),
   ]
   if args.out:
     svg = _draw(sets, [args.a, args.b])
-    workdir.write_text(os.path.abspath(args.out), svg)
+    files.write_text(os.path.abspath(args.out), svg)
     lines.append(f"written to {args.out}")
-  print("\n".join(lines))
+  print("\n".join(map(console.plain, lines)))
   return 0
 
 
@@ -69,8 +71,8 @@ def _read(pattern: str) -> list[folder.State]:
     InputError: none is there, one cannot be read, or they differ in more than
       the seed.
   """
-  found = [pattern] if os.path.isdir(pattern) else glob.glob(pattern)
-  found = sorted(path for path in found if os.path.isdir(path))
+  pattern = files.user_path("a workdir", pattern)
+  found = [path for path in files.expand_glob(pattern) if os.path.isdir(path)]
   if not found:
     raise InputError(f"{pattern} matches no folder; give a workdir or a glob")
   runs = []
@@ -134,7 +136,7 @@ def _batch_lines(sets) -> list[str]:
   return [*lines, ""] if lines else []
 
 
-def _curve_lines(sets) -> list[str]:
+def _curve_lines(sets, is_comparable: bool) -> list[str]:
   curves = [_mean_curve(runs) for runs in sets]
   shared = sorted(set(curves[0]) & set(curves[1]))
   if not shared:
@@ -146,40 +148,52 @@ def _curve_lines(sets) -> list[str]:
   for step in at:
     a, b = curves[0][step], curves[1][step]
     rows.append((f"{step:,}", f"{a:.4f}", f"{b:.4f}", f"{b - a:+.4f}"))
+  if not is_comparable:  # losses a token of other tokens
+    rows = [row[:3] for row in rows]
   return [*_columns(rows, is_right=True), ""]
 
 
 def _mean_curve(runs) -> dict[int, float]:
   """Returns {step: mean of train/loss} of steps that all runs have logged."""
   curves = [
-    {r["step"]: r[metrics.LOSS] for r in run.rows if metrics.LOSS in r}
+    {
+      r["step"]: r[metrics.LOSS]
+      for r in run.rows
+      if folder.number(r, metrics.LOSS) is not None
+    }
     for run in runs
   ]
   steps = set.intersection(*(set(curve) for curve in curves))
   return {s: statistics.fmean(c[s] for c in curves) for s in steps}
 
 
-def _final_lines(sets) -> list[str]:
+def _final_lines(sets, unit: str) -> list[str]:
   lines = []
   for letter, runs in zip("AB", sets, strict=True):
     for run in runs:
       end = f"at step {run.step:,} of {run.total:,}"
-      if run.loss is not None:
-        end += f", last logged loss {run.loss:.4f}"
-      if run.final is not None:
+      if run.word == folder.DIVERGED:
+        end = f"diverged, {end}"
+      elif run.final is not None:
         end = f"{run.final[0]} {run.final[1]:.4f}"
+        if unit == losses.BITS:
+          end += f", {run.bits:.4f} {unit}"
+      elif run.loss is not None:
+        end += f", last logged training loss {run.loss:.4f}"
       lines.append(f"{letter} seed {run.seed}: {end}  ({run.id})")
   return lines
 
 
-def _verdict_lines(sets) -> list[str]:
-  kinds = {run.final[0] for runs in sets for run in runs if run.final}
-  if len(kinds) > 1:
-    return [
-      f"no verdict: they end with different losses, {', '.join(sorted(kinds))}"
-    ]
-  losses = [{r.seed: r.final[1] for r in runs if r.final} for runs in sets]
-  (found,) = paired.compare(("A", losses[0]), [("B", losses[1])])
+def _verdict_lines(sets, unit: str, why: str) -> list[str]:
+  if not unit:
+    return [f"no verdict: {why}"]
+  pair = []
+  for letter, runs in zip("AB", sets, strict=True):
+    found = {r.seed: losses.value(r, unit) for r in runs if r.final}
+    lost = [r.seed for r in runs if r.word == folder.DIVERGED]
+    pair.append((letter, found | dict.fromkeys(lost, math.inf)))
+  shown = "" if unit == losses.NATS else unit
+  (found,) = paired.judge([paired.pair(*pair, shown)])
   return [found.sentence]
 
 
@@ -191,7 +205,7 @@ def _draw(sets, names) -> str:
       points = [
         (r["step"], r[metrics.LOSS])
         for r in run.rows
-        if metrics.LOSS in r and r[metrics.LOSS] > 0
+        if (folder.number(r, metrics.LOSS) or 0) > 0
       ]
       if points:
         layers.append(

@@ -82,6 +82,55 @@ def test_other_data_is_told(make, call_verb):
   result = call_verb("lab.compare", make("a", 2.0), make("b", 2.0, data="1"))
   assert "config: the same" in result.stdout
   assert "data: not the same prepared set" in result.stdout
+  # Another text: nothing is subtracted.
+  last = result.stdout.splitlines()[-1]
+  assert last.startswith("no verdict: their prepared sets differ")
+  assert "B - A" not in result.stdout and "+0.0000" not in result.stdout
+
+
+def test_other_tokens_are_compared_in_bits_per_byte_or_not_at_all(
+  make, call_verb
+):
+  for changes in ({"data__seq_len": "64"}, {"data__tokenizer": "chars"}):
+    word = next(iter(changes.values()))
+    a, b = (
+      make(f"{n}-{word}", 2.0, **c) for n, c in (("a", {}), ("b", changes))
+    )
+    result = call_verb("lab.compare", a, b)
+    assert "no verdict: their tokens or contexts differ (data." in result.stdout
+    assert "B - A" not in result.stdout and "+0." not in result.stdout
+    for path, bits in ((a, 1.5), (b, 1.25)):
+      with open(f"{path}/metrics.jsonl", "a") as file:
+        row = {"step": 1500, "eval/valid/bits_per_byte": bits}
+        total = json.loads(pathlib.Path(path, "config.json").read_text())
+        row["step"] = total["config"]["train.num_steps"]
+        file.write(json.dumps(row) + "\n")
+    result = call_verb("lab.compare", a, b)
+    assert "B: -0.2500 bits per byte against A in 1 paired" in result.stdout
+    assert "B - A" not in result.stdout
+
+
+def test_a_diverged_run_is_told_and_has_no_loss(make, call_verb):
+  a, b = make("a", 2.0), make("b", 2.0, optim__learning_rate="0.5")
+  rows = pathlib.Path(b, "metrics.jsonl")
+  text = rows.read_text()
+  rows.write_text(text.replace('"eval/valid/loss": 2.0, ', ""))
+  assert rows.read_text() != text
+  result = call_verb("lab.compare", a, b)
+  assert "B seed 0: diverged" in result.stdout, result.stderr
+  last = result.stdout.splitlines()[-1]
+  assert last == "B: diverged (1 of 1 seed), against A"
+
+
+def test_a_folder_with_brackets_is_that_folder(make, call_verb, tmp_path):
+  for name in ("sw[1]", "sw1"):
+    (tmp_path / name).mkdir()
+  for seed in range(2):
+    for name, loss in (("sw[1]", 2.0), ("sw1", 3.0)):
+      make(f"{name}/{seed}", loss + seed / 10, seed=str(seed))
+  words = [str(tmp_path / name / "*") for name in ("sw[1]", "sw1")]
+  result = call_verb("lab.compare", *words)
+  assert "B: +1.0000 against A in 2 paired seeds" in result.stdout
 
 
 def test_where_batches_part_is_told(make, call_verb):

@@ -1,5 +1,6 @@
 """Sweeps: what names a cell, what is run, what is said of it."""
 
+import csv
 import html
 import json
 import math
@@ -10,6 +11,7 @@ import re
 import shlex
 import shutil
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -24,7 +26,15 @@ from gpt_jax import checkpoint, console, exits, files
 from gpt_jax import config as config_lib
 from gpt_jax.config import InputError
 from gpt_jax.lab.scaling import points
-from gpt_jax.lab.sweep import branches, cells, folder, paired, plan, report
+from gpt_jax.lab.sweep import (
+  branches,
+  cells,
+  folder,
+  losses,
+  paired,
+  plan,
+  report,
+)
 from gpt_jax.lab.sweep import run as run_lib
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -190,6 +200,19 @@ WRONG = {
   "no pair": (['add("a", branch_from="b")'], "must be (NAME, STEP)"),
   "raises": (["add(1 / 0)"], "division by zero"),
   "not a cell": (["add(3)"], "takes a name and a dict of config keys"),
+  "half a seed": (['add("a", seeds=[0.5])'], "must be a list of whole numbers"),
+  "seeds as text": (['add("a", seeds="12")'], "must be a list of whole"),
+  "a seed alone": (['add("a", seeds=3)'], "must be a list of whole numbers"),
+  "no seeds": (['add("a", seeds=[])'], "must be a list of whole numbers"),
+  "a seed that is true": (['add("a", seeds=[True])'], "list of whole numbers"),
+  "seed and seeds": (
+    ['add("a", {"seed": 3}, seeds=[1])'],
+    "seeds=[1] and a seed of 3; leave one out",
+  ),
+  "zero and minus zero": (
+    [f'add("{w}", {{"optim.weight_decay": {w}}})' for w in (0.0, -0.0)],
+    "have the same config",
+  ),
 }
 
 
@@ -241,6 +264,25 @@ def test_trunks_come_first_and_keep_what_is_branched_from(write):
   straight = load(write('add("b", {"train.num_steps": 20})'))
   assert straight.cells[0].id == branch.id
   branches.check_rates(sweep.cells)
+
+
+@pytest.mark.parametrize(
+  "steps, asked", [((7, 12), 1000), ((7001,), 500), ((9973, 10007), 100)]
+)
+def test_no_trunk_saves_or_keeps_at_every_step(steps, asked, write):
+  every, keep = cells.pace_saves(set(steps), asked)
+  assert keep % every == 0 and asked / 2 <= every <= asked or every == keep
+  assert max(steps) / keep <= cells.KEPT_PER_STEP * len(steps)
+  assert sum(s % keep for s in steps) < 0.05 * max(steps) + 2
+  # Where a rhythm meets all, nothing is repeated.
+  assert cells.pace_saves({6, 9}, 1000) == (3, 3)
+  lines = ['add("a", {"optim.decay_frac": 0.0, "train.num_steps": 12})']
+  for name, step in (("b", 7), ("c", 12)):
+    values = f'{{"train.num_steps": {step + 8}}}'
+    lines.append(f'add("{name}", {values}, branch_from=("a", {step}))')
+  trunk, b, c = load(write(*lines)).cells
+  assert trunk.argv[-1] == "--config.checkpoint.keep_every_steps=6"
+  assert b.trunk == (trunk.id, 6) and c.trunk == (trunk.id, 12)
 
 
 def test_a_branch_of_another_rate_is_refused(write):
@@ -543,6 +585,109 @@ def test_emitted_lines_are_cells_for_slurm(write, fake, call_verb, tmp_path):
   assert shown.stdout.count("gpt_jax.train --config=") == 2
 
 
+def test_a_line_break_in_a_value_is_not_emitted(write, call_verb, tmp_path):
+  path = write('add("a", {"sample.prompt": "two\\nlines"})', 'add("b", seed=1)')
+  file, root = tmp_path / "cells.txt", tmp_path / "root"
+  words = ["run", f"--config={path}", f"--workdir={root}", f"--emit={file}"]
+  result = call_verb("lab.sweep", *words)
+  assert result.returncode == 2 and "holds a line break" in result.stderr
+  assert not file.exists() and not (root / "cells").exists()
+  only = f"--only={load(path).cells[1].id}"
+  assert call_verb("lab.sweep", *words, only).returncode == 0
+  assert len(file.read_text().splitlines()) == 1
+
+
+def test_many_emitted_lines_are_counted(write, call_verb, tmp_path):
+  path = write('add("a", seeds=range(9))')
+  file = tmp_path / "cells.txt"
+  words = ["run", f"--config={path}", f"--workdir={tmp_path / 'root'}"]
+  result = call_verb("lab.sweep", *words, f"--emit={file}")
+  assert result.stdout.count("python -m gpt_jax.train") == 3
+  assert "# and 6 more" in result.stdout
+  assert len(file.read_text().splitlines()) == 9
+
+
+class Broken:
+  """A stream whose reader is gone."""
+
+  def __init__(self, path):
+    self.file = open(path, "w")
+
+  def write(self, text):
+    raise BrokenPipeError(32, "Broken pipe")
+
+  flush = isatty = lambda self: None
+
+  def fileno(self):
+    return self.file.fileno()
+
+
+def test_what_becomes_of_its_lines_decides_nothing_about_a_sweep(
+  write, fake, tmp_path, monkeypatch
+):
+  sweep = load(write('add("a")'))
+  args = types.SimpleNamespace(workers=1, memory=None, only=None, retry=False)
+  for index, stream in enumerate((Broken(tmp_path / "pipe"), None)):
+    root = str(tmp_path / f"root-{index}")
+    with monkeypatch.context() as patch:
+      patch.setattr(sys, "stdout", stream)
+      assert run_lib.run(sweep, root, args) == 0
+    assert folder.is_done(root, sweep.cells[0].id)
+
+
+@pytest.mark.parametrize("number", run_lib.STOPPING)
+def test_signals_stop_a_sweep_unless_they_were_ignored(
+  number, write, fake, tmp_path, monkeypatch
+):
+  path = write('add("a", seed=4)', 'add("b", seed=0)')
+  args = types.SimpleNamespace(workers=1, memory=None, only=None, retry=False)
+  say = run_lib._Queue._say
+  sent = []
+
+  def kill(self):
+    if (tmp_path / "ready").exists() and not sent:
+      sent.append(number)
+      os.kill(os.getpid(), number)
+      fake.touch()
+      if signal.getsignal(number) == signal.SIG_IGN:
+        self.workers[0].process.kill()
+    say(self)
+
+  monkeypatch.setattr(run_lib._Queue, "_say", kill)
+  old = signal.signal(number, signal.SIG_IGN)
+  try:
+    ignored = run_lib.run(load(path), str(tmp_path / "ignored"), args)
+    assert signal.getsignal(number) == signal.SIG_IGN
+  finally:
+    signal.signal(number, old)
+  # The cell was killed here; the sweep went on to the other.
+  words = lambda root: [
+    folder.read(str(tmp_path / root), c.id).word for c in load(path).cells
+  ]
+  assert ignored == exits.FAILED and words("ignored") == ["failed", "done"]
+  fake.unlink()
+  (tmp_path / "ready").unlink()
+  sent.clear()
+  code = run_lib.run(load(path), str(tmp_path / "heard"), args)
+  is_int = number == signal.SIGINT
+  assert code == (exits.INTERRUPTED if is_int else exits.PREEMPTED)
+  assert words("heard") == [folder.STOPPED, folder.WAITING]
+
+
+def test_a_disk_without_locks_is_told_and_used(
+  write, tmp_path, monkeypatch, capsys
+):
+  def refuse(file, how):
+    raise OSError(number, os.strerror(number))
+
+  cell = load(write('add("a")')).cells[0]
+  monkeypatch.setattr(folder.fcntl, "flock", refuse)
+  for number in (37, 38, 95, 524):
+    assert folder.claim(str(tmp_path / f"root-{number}"), cell)
+    said = capsys.readouterr().err
+    assert "without locks" in said and len(said.splitlines()) == 1
+
+
 def test_verbs_and_flags_are_checked(call_verb, write, tmp_path):
   path = write('add("a")')
   said = {
@@ -607,6 +752,36 @@ def test_verdicts_are_wrong_as_rarely_as_they_say():
     (found,) = paired.compare(("a", a), [("b", b)])
     wrong += found.verdict != paired.SAME
   assert 0.03 < wrong / 1000 < 0.07
+
+
+def test_an_interval_excludes_zero_where_its_verdict_does():
+  """Both are corrected alike, over however many comparisons."""
+  draw, seen = random.Random(1), {False: 0, True: 0}
+  alone = 0
+  for trial in range(300):
+    base = {s: draw.gauss(2, 1) for s in range(2 + trial % 4)}
+    others = [
+      (f"{i}", {s: x + draw.gauss(shift, 0.1) for s, x in base.items()})
+      for i, shift in enumerate((0, 0.05, 0.1, 0.2, 0.4)[: 1 + trial % 5])
+    ]
+    for one in paired.compare(("a", base), others):
+      is_apart = one.low > 0 or one.high < 0
+      assert is_apart == (one.verdict != paired.SAME), one
+      assert is_apart == (one.adjusted < 0.05)
+      seen[is_apart] += 1
+      alone += one.p < 0.05 <= one.adjusted
+  # There were those that an interval of its own would have told apart.
+  assert min(seen.values()) > 50 and alone > 20
+
+
+def test_a_set_of_which_one_has_diverged_has_no_mean():
+  base = {0: 2.0, 1: 2.1, 2: 2.2}
+  lost = {0: 1.0, 1: 1.1, 2: math.inf}
+  (found,) = paired.compare(("a", base), [("b", lost)])
+  assert found.verdict == "diverged (1 of 3 seeds)" and found.mean is None
+  (found,) = paired.compare(("b", lost), [("a", base)])
+  assert found.verdict == paired.NO_VERDICT and found.mean is None
+  assert "b diverged (1 of 3 seeds)" in found.sentence
 
 
 def test_without_two_pairs_there_is_no_verdict():
@@ -806,6 +981,208 @@ def test_a_report_says_what_failed_and_escapes_names(
     {"loss": "loss", "params": "params", "tokens": "tokens", "flops": "flops"},
   )
   assert len(table) == 6 and table.loss.min() > 1.9
+
+
+# What a diverged run may have left: its last rows, and how its process ended.
+LOST = {
+  "told": ([{"step": 3, "train/loss": 5.5475}], {"code": exits.DIVERGED}),
+  "finished": (
+    [
+      {"step": 3, "train/loss": 5.5475},
+      {"step": 12, "train/loss": 5.5475, "train/num_skipped": 4},
+      {"step": 12, "eval/valid/num_tokens": 9},
+    ],
+    None,
+  ),
+  "job": (
+    [
+      {"step": 3, "train/loss": 5.5475, "train/num_skipped": 0},
+      {"step": 6, "train/num_skipped": 3},
+    ],
+    None,
+  ),
+}
+
+
+@pytest.mark.parametrize("how", LOST)
+def test_a_diverged_cell_is_shown_as_one(how, write, call_verb, tmp_path):
+  rows, ended = LOST[how]
+
+  def spoil(sweep) -> None:
+    for cell in sweep.cells[-2:]:
+      path = folder.path_of(str(tmp_path / "root"), cell.id)
+      text = "".join(json.dumps(row) + "\n" for row in rows)
+      pathlib.Path(path, "metrics.jsonl").write_text(text)
+      if how != "finished":
+        os.remove(os.path.join(path, "plots", "loss.svg"))
+      if ended:
+        how_ended = {"is_stopped": False, "reason": "not finite"}
+        folder.release(path, ended | how_ended)
+      for name in os.listdir(path):
+        os.utime(os.path.join(path, name), (1, 1))
+
+  lines = [
+    "for rate in (0.1, 0.2, 0.3):",
+    "  add(f'rate {rate}', {'optim.learning_rate': rate}, seeds=range(2))",
+  ]
+  page, said = written(write, call_verb, tmp_path, lines, spoil)
+  assert "rate 0.3: diverged (2 of 2 seeds), against rate 0.1\n" in said
+  assert re.search(r"rate 0\.2: \+\d", said)
+  text = page.read_text()
+  assert "5.5475" not in text and text.count("l8,8m0,-8l-8,8") == 2
+  assert "diverged (2 of 2 seeds)</td>" in text
+  assert len(page.with_suffix(".csv").read_text().splitlines()) == 5
+  table = page.with_name("report-comparisons.csv").read_text().splitlines()
+  assert table[-1].startswith("rate 0.3,rate 0.1,2,nats per token,,,,,diverged")
+  listed = call_verb("lab.sweep", "list", f"--workdir={tmp_path / 'root'}")
+  for row in listed.stdout.splitlines():
+    if "rate 0.3" in row:
+      assert row.split()[1] == "diverged" and row.split()[3] == "-"
+  assert "4 done, 2 diverged" in listed.stdout and "5.5475" not in listed.stdout
+
+
+def test_losses_of_other_texts_or_tokens_have_no_difference(
+  write, call_verb, tmp_path
+):
+  other = tmp_path / "other.txt"
+  other.write_text("another text " * 99)
+  changes = {
+    "chars": {"data.tokenizer": "chars"},
+    "short": {"data.seq_len": 16},
+    "text": {"data.source": f"text:{other}"},
+    "share": {"data.valid_frac": 0.2},
+    "rate": {"optim.learning_rate": 0.5},
+  }
+  lines = ['add("base", seeds=range(2))']
+  lines += [f"add('{n}', {c}, seeds=range(2))" for n, c in changes.items()]
+  path, root = write(*lines), tmp_path / "root"
+  for cell in load(path).cells:
+    make_run(root, cell, (5.0, 2.0 + 0.01 * cell.config.seed))
+    rows = pathlib.Path(folder.path_of(str(root), cell.id), "metrics.jsonl")
+    bits = 1.5 if cell.name == "short" else 1.25 + 0.001 * cell.config.seed
+    row = {"step": 12, "eval/valid/bits_per_byte": bits}
+    rows.write_text(rows.read_text() + json.dumps(row) + "\n")
+  words = [f"--config={path}", f"--workdir={root}"]
+  result = call_verb("lab.sweep", "report", *words)
+  assert result.returncode == 0, result.stderr
+  said = dict(line.split(": ", 1) for line in result.stdout.splitlines()[:-1])
+  assert said["rate"].startswith("+0.0000 [")
+  assert said["chars"].startswith("+0.0000 bits per byte [")
+  assert said["short"].startswith("+0.2495 bits per byte [")
+  for name in ("text", "share"):
+    assert said[name].startswith("no verdict against base: their validation")
+  assert "data.source" in said["text"] or "differ" in said["text"]
+  text = (root / "report.html").read_text()
+  assert "no lowest loss" in text and "<dt>lowest loss" not in text
+
+
+def test_the_text_itself_decides_whether_losses_compare(write, tmp_path):
+  path = write('add("a")', 'add("b", seed=1)')
+  a, b = load(path).cells
+  make_run(tmp_path, a)
+  make_run(tmp_path, b)
+  record = pathlib.Path(folder.path_of(str(tmp_path), b.id), "config.json")
+  whole = record.read_text()
+  both = lambda: [folder.read(str(tmp_path), cell.id) for cell in (a, b)]
+  assert report.find_unit(both()) == (losses.NATS, "")
+  record.write_text(whole.replace("0" * 64, "1" * 64))
+  unit, why = report.find_unit(both())
+  assert unit == "" and "prepared sets differ" in why
+
+
+def test_flops_are_counted_alike_by_plan_and_report(write, tmp_path):
+  (cell,) = load(write('add("a")')).cells
+  make_run(tmp_path, cell)
+  state = folder.read(str(tmp_path), cell.id)
+  bill = plan._bill(cell, state.config, types.SimpleNamespace(topology="x"))
+  assert report._sizes(state)["flops"] == bill.flops
+  table = report.csv_text([state], {}, [])
+  assert str(int(bill.flops)) in table.splitlines()[1].split(",")
+
+
+FORMULAS = ("=1+1", "+1", "-1", "@x", " =1", "\t=1", "\r=1")
+
+
+def test_no_name_is_a_formula_or_steers_a_terminal(write, call_verb, tmp_path):
+  names = [*FORMULAS, "\x1b[2J\x1b]0;title\x07", "two\nlines", "\x9b1m"]
+  lines = [
+    f"add({name!r}, {{'optim.learning_rate': 0.1 + {i}}})"
+    for i, name in enumerate(names)
+  ]
+  page, said = written(write, call_verb, tmp_path, lines)
+  root = f"--workdir={tmp_path / 'root'}"
+  listed = call_verb("lab.sweep", "list", root).stdout
+  shown = said + listed + page.read_text()
+  assert not set(shown) & {"\x1b", "\x07", "\x9b", "\r"}
+  assert "\\x1b[2J" in said and len(listed.splitlines()) == len(names) + 2
+  for table in (
+    page.with_suffix(".csv"),
+    page.with_name("report-comparisons.csv"),
+  ):
+    with open(table, newline="") as file:
+      for row in list(csv.reader(file))[1:]:
+        for cell in row:
+          is_number = re.fullmatch(r"[-+]?[\d.e+-]+", cell) and cell != "+1"
+          assert is_number or not cell.lstrip().startswith(("=", "+", "-", "@"))
+  assert report.inert(-0.5) == -0.5  # a number stays one
+
+
+# What may stand in the place of a file that a sweep has written.
+HOSTILE = [
+  "[" * 100_000,
+  "9" * 5_000,
+  "[]",
+  "7",
+  "{",
+  "\xff",
+  '{"pid": NaN}',
+  "{}",
+]
+
+
+@pytest.mark.parametrize("name", ["cell.json", "ended.json", "running.json"])
+def test_damaged_files_of_a_cell_are_said_or_passed_over(
+  name, write, call_verb, tmp_path
+):
+  path, root = write('add("a")', 'add("b", seed=1)'), tmp_path / "root"
+  a, b = load(path).cells
+  make_run(root, a)
+  make_run(root, b)
+  file = pathlib.Path(folder.path_of(str(root), b.id), name)
+  whole = (
+    b.record() if name == "cell.json" else {"code": 1, "is_stopped": False}
+  )
+  broken = [
+    {**whole, key: [7]} for key in (*whole, "trunk", "seconds", "reason")
+  ]
+  for content in [*HOSTILE, *map(json.dumps, broken), "FIFO"]:
+    if content == "FIFO":
+      file.unlink()
+      os.mkfifo(file)
+    else:
+      file.write_bytes(content.encode("latin-1"))
+    for verb in ("list", "report"):
+      result = call_verb("lab.sweep", verb, f"--workdir={root}")
+      assert result.returncode == 0, (content[:40], result.stderr)
+      assert "a" in result.stdout
+    state = folder.read(str(root), b.id)
+    assert state.word in (folder.DONE, folder.UNREADABLE, folder.FAILED)
+    if name != "cell.json":
+      assert state.word == folder.DONE
+
+
+@pytest.mark.parametrize("pid", [10**20, 2**31, 0, -1, True, None, "7", 1.0])
+def test_what_is_no_process_holds_no_cell(pid, write, tmp_path, monkeypatch):
+  (cell,) = load(write('add("a")')).cells
+  make_run(tmp_path, cell)
+  path = pathlib.Path(folder.path_of(str(tmp_path), cell.id))
+  held = {"pid": pid, "host": socket.gethostname()}
+  (path / "running.json").write_text(json.dumps(held))
+  assert folder.is_done(str(tmp_path), cell.id)
+  # The control: a process that is there.
+  monkeypatch.setattr(folder, "_is_alive", lambda pid: True)
+  (path / "running.json").write_text(json.dumps(held | {"pid": os.getpid()}))
+  assert folder.read(str(tmp_path), cell.id).word == folder.RUNNING
 
 
 def test_finished_cells_feed_scaling_laws(write, tmp_path):

@@ -14,7 +14,7 @@ from gpt_jax.config import InputError
 VERBS = {
   "plan": "what it will cost, a row a cell; nothing is written",
   "run": "run what is not done, each cell in a process of its own",
-  "list": "state, last loss, age, reason of failure",
+  "list": "state, final loss, age, reason of failure",
   "report": "one HTML file with curves, table, comparisons; a CSV beside it",
 }
 

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 
-from gpt_jax import metrics, workdir
+from gpt_jax import files, workdir
 from gpt_jax.config import InputError
 from gpt_jax.lab.sweep import folder
 from gpt_jax.lab.sweep.cells import Cell
@@ -83,7 +83,7 @@ def start(root: str, cell: Cell) -> int:
     return 0
   source = folder.path_of(root, cell.trunk[0])
   record = workdir.read_record(source)
-  rows = metrics.read_rows(os.path.join(source, "metrics.jsonl"))
+  rows = folder.read_rows(source)
   # What ends a run is evaluated over the whole set: not on the way.
   is_end = lambda row: any(k.endswith("/num_tokens") for k in row)
   lines = [
@@ -94,8 +94,12 @@ def start(root: str, cell: Cell) -> int:
     size = record["config"]["model.vocab_size"]
     model = dataclasses.replace(config.model, vocab_size=size)
     config = dataclasses.replace(config, model=model)
-  workdir.write_text(os.path.join(path, "metrics.jsonl"), "".join(lines))
-  shutil.copy(os.path.join(source, "tokenizer.json"), path)
+  files.write_text(os.path.join(path, "metrics.jsonl"), "".join(lines))
+  try:
+    text = files.read_text(os.path.join(source, "tokenizer.json"))
+  except files.Damage as error:
+    raise InputError(f"its trunk's tokenizer.json {error}") from None
+  files.write_text(os.path.join(path, "tokenizer.json"), text)
   workdir.write_config(
     path,
     config,

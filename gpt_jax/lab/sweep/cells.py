@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-import math
+import operator
 import os
 import shlex
 
@@ -53,6 +53,7 @@ class Cell:
     values: {key: value} that the sweep gave it, the seed included.
     config: frozen.
     data: hash of what it is trained on.
+    text: hash of what it is validated on, before it is cut into tokens.
     code: hash of the sources that train it.
     argv: arguments of gpt_jax.train but --workdir.
     trunk: (id, step) that it starts from, or None.
@@ -64,6 +65,7 @@ class Cell:
   values: dict
   config: Config
   data: str
+  text: str
   code: str
   argv: tuple[str, ...]
   trunk: tuple[str, int] | None
@@ -82,6 +84,7 @@ class Cell:
       "values": self.values,
       "trunk": self.trunk,
       "data": self.data,
+      "text": self.text,
       "code": self.code,
       "argv": self.argv,
       "config": config_lib.flatten(self.config),
@@ -165,7 +168,7 @@ def _add(asked, *words, seeds=None, branch_from=None, **values) -> None:
 
   Args:
     words: a name, a dict of keys and values, or both.
-    seeds: one cell each; None leaves the config's.
+    seeds: whole numbers, one cell each; None leaves the config's.
     branch_from: (name, step) of the cell whose checkpoint it starts from.
   """
   name = None
@@ -196,9 +199,28 @@ def _add(asked, *words, seeds=None, branch_from=None, **values) -> None:
     branch_from = pair
   rest = {k: v for k, v in values.items() if k != "seed"}
   name = name or ", ".join(f"{_short(k)}={v}" for k, v in rest.items())
-  for seed in [None] if seeds is None else seeds:
-    more = {} if seed is None else {"seed": int(seed)}
+  for more in [{}] if seeds is None else _seeds(seeds, values):
     asked.append(_Asked(name or "base", values | more, branch_from))
+
+
+def _seeds(seeds, values: dict) -> list[dict]:
+  """Returns [{"seed": N}, ...] of what add(seeds=...) was given."""
+  if "seed" in values:
+    raise InputError(
+      f"add() was given seeds={seeds!r} and a seed of {values['seed']!r}; "
+      "leave one out"
+    )
+  try:
+    given = [] if isinstance(seeds, (str, bytes)) else list(seeds)
+    found = [operator.index(seed) for seed in given]
+  except TypeError:
+    found = []
+  if not found or any(type(seed) is bool for seed in given):
+    raise InputError(
+      f"add() was given seeds={seeds!r}; it must be a list of whole numbers, "
+      "as in seeds=[0, 1, 2] or seeds=range(3)"
+    )
+  return [{"seed": seed} for seed in found]
 
 
 def _short(key: str) -> str:
@@ -214,7 +236,7 @@ def _resolve(cell: _Asked, base, start, overrides, code, place) -> Cell:
       node = node[section]
     node[last] = value
   config = config_lib.freeze(nested)
-  data = data_identity(config.data)
+  data, text = data_identity(config.data)
   given = overrides | {k: str(v) for k, v in cell.values.items()}
   argv = [*start, *(f"--config.{k}={v}" for k, v in given.items())]
   return Cell(
@@ -223,6 +245,7 @@ def _resolve(cell: _Asked, base, start, overrides, code, place) -> Cell:
     values=cell.values,
     config=config,
     data=data,
+    text=text,
     code=code,
     argv=tuple(argv),
     trunk=None,
@@ -241,8 +264,9 @@ def _hash(content) -> str:
 
 
 @functools.cache
-def data_identity(data: config_lib.DataConfig) -> str:
-  """Returns a hash of the text, how it is divided, and the vocabulary.
+def data_identity(data: config_lib.DataConfig) -> tuple[str, str]:
+  """Returns hashes: of text, how it is divided and the vocabulary; and of the
+  validation text alone, see losses.find_unit.
 
   Of the text and not of the prepared set, which is made from it by this code:
   an id must be known before anything is prepared, and not change then.
@@ -255,7 +279,11 @@ def data_identity(data: config_lib.DataConfig) -> str:
     ]
     for mixture in specs
   ]
-  return _hash([content, tokenizer.identity(data.tokenizer)])[:ID_DIGITS]
+  how = [] if data.valid_source else [data.split, data.valid_frac]
+  # Weights change what is trained on alone.
+  valid = [[found for _, found in content[-1]], how]
+  whole = [content, tokenizer.identity(data.tokenizer)]
+  return _hash(whole)[:ID_DIGITS], _hash(valid)[:ID_DIGITS]
 
 
 @functools.cache
@@ -394,27 +422,74 @@ def _check_parting(cell: Cell, trunk: Cell, step: int) -> None:
 
 
 def _with_kept_steps(cells: list[Cell]) -> list[Cell]:
-  """Returns the cells, where trunks are told to keep what is branched from."""
-  steps: dict[str, list[int]] = {}
+  """Returns the cells, where trunks are told to keep what is branched from.
+
+  A branch starts from what its trunk has kept at or before the step that was
+  asked for, which changes no result.
+  """
+  steps: dict[str, set[int]] = {}
   for cell in cells:
     if cell.trunk is not None:
-      steps.setdefault(cell.trunk[0], []).append(cell.trunk[1])
+      steps.setdefault(cell.trunk[0], set()).add(cell.trunk[1])
+  pace = {
+    c.id: pace_saves(steps[c.id], c.config.checkpoint.every_steps)
+    for c in cells
+    if c.id in steps
+  }
   out = []
   for cell in cells:
-    if cell.id in steps:
-      keep = math.gcd(*steps[cell.id])
-      # A divisor of it, no rarer than was asked for.
-      most = min(keep, cell.config.checkpoint.every_steps)
-      every = next(n for n in range(most, 0, -1) if keep % n == 0)
+    if cell.id in pace:
+      every, keep = pace[cell.id]
       more = (
         f"--config.checkpoint.every_steps={every}",
         f"--config.checkpoint.keep_every_steps={keep}",
       )
       cell = dataclasses.replace(cell, argv=(*cell.argv, *more))
+    if cell.trunk is not None:
+      trunk, step = cell.trunk
+      step -= step % pace[trunk][1]
+      cell = dataclasses.replace(cell, trunk=(trunk, step) if step else None)
     out.append(cell)
   return out
 
 
+# Checkpoints that a trunk keeps for each step that is branched from.
+KEPT_PER_STEP = 4
+
+
+def pace_saves(steps: set[int], asked: int) -> tuple[int, int]:
+  """Returns (every, keep): a trunk saves every `every` steps and keeps every
+  `keep` steps, so that branches from `steps` repeat as few as may be.
+
+  Their common divisor repeats none, and may be 1: then all would be kept. At
+  most KEPT_PER_STEP are kept for each of `steps`, and saves come no more than
+  twice as often as `asked`.
+  """
+  last, most = max(steps), KEPT_PER_STEP * len(steps)
+  found = []
+  for near in {s // n for s in steps for n in range(1, most + 1)} - {0}:
+    if last // near > most:
+      continue
+    parts = -(-near // asked)
+    for n in range(parts, min(2 * parts, parts + 1000) + 1):
+      every = near // n
+      if every:
+        repeated = sum(s % (every * n) for s in steps)
+        found.append((repeated, -every * n, -every))
+  _, keep, every = min(found)
+  return -every, -keep
+
+
 def command(cell: Cell, workdir: str) -> str:
-  """Returns the arguments of gpt_jax.train as one line of a shell."""
+  """Returns the arguments of gpt_jax.train as one line of a shell.
+
+  Raises:
+    InputError: one holds a line break.
+  """
+  for word in (*cell.argv, f"--workdir={workdir}"):
+    if len(word.splitlines()) > 1 or word != word.rstrip("\r\n"):
+      raise InputError(
+        f"{cell.title}: {word!r} holds a line break, and --emit writes a line "
+        "a cell; take it out, or leave this cell to `run`"
+      )
   return shlex.join([*cell.argv, f"--workdir={workdir}"])

@@ -13,6 +13,7 @@ are that machine's results.
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import json
 import math
 import os
@@ -20,7 +21,7 @@ import socket
 import time
 
 from gpt_jax import config as config_lib
-from gpt_jax import metrics, workdir
+from gpt_jax import console, exits, files, metrics, workdir
 from gpt_jax.config import Config, InputError
 from gpt_jax.lab.sweep.cells import Cell
 
@@ -28,6 +29,9 @@ from gpt_jax.lab.sweep.cells import Cell
 BEAT_SECONDS, STALE_SECONDS = 5.0, 120.0
 WAITING, RUNNING, STOPPED = "waiting", "running", "stopped"
 DONE, FAILED, UNREADABLE = "done", "failed", "unreadable"
+DIVERGED = "diverged"
+# Process ids are positive and fit a C int.
+MAX_PID = 2**31 - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +44,10 @@ class State:
     word: one of the above.
     step, total: done and in all; 0 where nothing is there.
     rows: of metrics.jsonl.
-    loss: last logged, of training.
-    final: (metric, value) that the run ended with; None before its end.
+    loss: of training, in its last row; None where that was not finite.
+    final: (metric, value) that the run ended with; None before its end, and
+      where there is no finite evaluation.
+    bits: bits per byte that it ended with, None as final is.
     changed: seconds since the epoch of its last sign, None if there is none.
     reason: why it failed, or where it runs.
     record: cell.json; empty where there is none.
@@ -57,6 +63,7 @@ class State:
   rows: list[dict]
   loss: float | None
   final: tuple[str, float] | None
+  bits: float | None
   changed: float | None
   reason: str
   record: dict
@@ -66,6 +73,21 @@ class State:
   @property
   def name(self) -> str:
     return self.record.get("name", self.id)
+
+  @property
+  def is_passed_over(self) -> bool:
+    """Whether `run` leaves it alone unless --retry asks for it.
+
+    A job of a cluster that only seems to have diverged is gone on with.
+    """
+    is_sure = bool(self.ended) or self.step >= self.total
+    words = (FAILED, UNREADABLE, *([DIVERGED] if is_sure else []))
+    return self.word in words
+
+  @property
+  def seconds(self) -> float | None:
+    """What its last process took."""
+    return self.ended.get("seconds")
 
   @property
   def seed(self) -> int | None:
@@ -83,7 +105,7 @@ def list_ids(root: str) -> list[str]:
   if not os.path.isdir(folder):
     return []
   ids = [n for n in os.listdir(folder) if os.path.isdir(path_of(root, n))]
-  place = lambda i: (_read(path_of(root, i), "cell.json").get("place", 0), i)
+  place = lambda i: (_read_cell(path_of(root, i))[0].get("place", 0), i)
   return sorted(ids, key=place)
 
 
@@ -94,12 +116,10 @@ def read(root: str, cell_id: str) -> State:
 
 def read_path(path: str) -> State:
   """Returns the State of a folder, or of any run's workdir."""
-  record = _read(path, "cell.json")
-  ended = _read(path, "ended.json")
+  record, fault = _read_cell(path)
+  ended = _read_ended(path)
   held = _read(path, "running.json")
-  rows = metrics.read_rows(os.path.join(path, "metrics.jsonl"))
-  rows = [r for r in rows if isinstance(r, dict) and "step" in r]
-  losses = [r[metrics.LOSS] for r in rows if metrics.LOSS in r]
+  rows = read_rows(path)
   step = max((r["step"] for r in rows), default=0)
   changed = max(
     (
@@ -109,9 +129,11 @@ def read_path(path: str) -> State:
     ),
     default=None,
   )
-  config, word, reason, final = None, WAITING, "", None
+  config, word, reason, final, bits = None, WAITING, "", None, None
   is_begun = os.path.exists(os.path.join(path, "config.json"))
   try:
+    if fault:
+      raise InputError(fault)
     if is_begun:
       config = workdir.read_config(path)
     elif record:
@@ -125,18 +147,25 @@ def read_path(path: str) -> State:
   elif where:
     word, reason = RUNNING, where
   elif is_begun and _has_reported(path) and step >= total:
-    word, final = DONE, final_loss(rows, total)
+    word = DONE
+    final, bits, reason = final_loss(rows, total)
+    if reason:
+      word = DIVERGED
     fault = _check_own(record, config)
     if fault:
-      word, reason = FAILED, fault
+      word, reason, final, bits = FAILED, fault, None, None
   elif ended and ended.get("code") not in (0, None):
     word = STOPPED if ended.get("is_stopped") else FAILED
+    if ended["code"] == exits.DIVERGED:
+      word = DIVERGED
     reason = ended.get("reason", "")
   elif is_begun:
     word = STOPPED
+    # A job of a cluster keeps neither running.json nor ended.json.
     if changed and time.time() - changed < STALE_SECONDS and not ended:
-      # A job of a cluster, which keeps no running.json.
       word, reason = RUNNING, "its figures are fresh"
+    elif not ended and _is_lost(rows):
+      word, reason = DIVERGED, "its last logged loss is not finite"
   return State(
     id=os.path.basename(os.path.normpath(path)),
     path=path,
@@ -144,8 +173,9 @@ def read_path(path: str) -> State:
     step=step,
     total=total,
     rows=rows,
-    loss=losses[-1] if losses else None,
+    loss=last_loss(rows),
     final=final,
+    bits=bits,
     changed=changed,
     reason=reason,
     record=record,
@@ -167,43 +197,97 @@ def list_steps(path: str) -> list[int]:
   return sorted(int(n) for n in os.listdir(folder) if n.isdecimal())
 
 
-def final_loss(rows: list[dict], total: int) -> tuple[str, float] | None:
-  """Returns (metric, loss) of a finished run.
+def read_rows(path: str) -> list[dict]:
+  """Returns the rows of a run's metrics.jsonl that have a step."""
+  rows = metrics.read_rows(os.path.join(path, "metrics.jsonl"))
+  is_step = lambda value: type(value) is int and value >= 0
+  return [r for r in rows if isinstance(r, dict) and is_step(r.get("step"))]
 
-  That of the evaluation over a whole set that ends a run, of the first set by
-  name; without one, the last logged loss of training.
+
+def number(row: dict, key: str) -> float | None:
+  """Returns a value of a row, None where it is no finite number."""
+  value = row.get(key)
+  is_number = type(value) in (int, float) and math.isfinite(value)
+  return value if is_number else None
+
+
+def last_loss(rows: list[dict]) -> float | None:
+  """Returns the training loss of the last row of training.
+
+  None where that has none: what is not finite is not written.
+  """
+  trained = [r for r in rows if any(key in r for key in _TRAINED)]
+  return number(trained[-1], metrics.LOSS) if trained else None
+
+
+# Any of these is in a row of training, its loss being finite or not.
+_TRAINED = (metrics.LOSS, metrics.LEARNING_RATE, metrics.NUM_SKIPPED)
+
+
+def _is_lost(rows: list[dict]) -> bool:
+  """Returns whether the last row of training has no finite loss."""
+  is_trained = any(key in row for row in rows for key in _TRAINED)
+  return is_trained and last_loss(rows) is None
+
+
+def final_loss(
+  rows: list[dict], total: int
+) -> tuple[tuple[str, float] | None, float | None, str]:
+  """Returns ((metric, loss), bits per byte, fault) of a finished run.
+
+  The loss is that of the evaluation over a whole set that ends a run, of the
+  first set by name; of a run that evaluates nothing, the last of training.
+  Where that evaluation is not finite there is no loss, and a fault says so.
   """
   end: dict = {}
   for row in rows:
     if row["step"] == total:
       end |= row
   sets = sorted(
-    k
+    k.removesuffix("num_tokens")
     for k in end
-    if k.startswith("eval/")
-    and k.endswith("/loss")
-    and k.removesuffix("loss") + "num_tokens" in end
+    if k.startswith("eval/") and k.endswith("/num_tokens")
   )
-  for name in [*sets, metrics.LOSS]:
-    if name in end and math.isfinite(end[name]):
-      return name, end[name]
-  return None
+  if sets:
+    name = f"{sets[0]}loss"
+    loss, bits = number(end, name), number(end, f"{sets[0]}bits_per_byte")
+    if loss is None:
+      return None, None, f"{name} is not finite at the end"
+    return (name, loss), bits, ""
+  if any(k.startswith("eval/") for row in rows for k in row):
+    return None, None, ""  # its last evaluation is missing
+  loss = number(end, metrics.LOSS)
+  if loss is None:
+    return None, None, f"{metrics.LOSS} is not finite at the end"
+  return (metrics.LOSS, loss), None, ""
 
 
 def claim(root: str, cell: Cell) -> bool:
   """Makes the folder and marks it as run from here; False where it is held.
 
-  One claim at a time, by a lock on ROOT/.claims.
+  One claim at a time, by a lock on ROOT/.claims. Where the disk has no locks,
+  two that claim within a moment may both get the cell; a line says so.
   """
   path = path_of(root, cell.id)
   os.makedirs(path, exist_ok=True)
   with open(os.path.join(root, ".claims"), "a") as lock:
-    fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX)
+    except OSError as error:
+      _say_no_locks(root, error.strerror)
     if _holder(path, _read(path, "running.json")):
       return False
     _write(path, "cell.json", cell.record())
     hold(path, os.getpid())
   return True
+
+
+@functools.cache
+def _say_no_locks(root: str, why: str) -> None:
+  console.tell(
+    f"gpt_jax: {root} is on a disk without locks ({why}); start one `run` of "
+    "this sweep at a time"
+  )
 
 
 def hold(path: str, pid: int) -> None:
@@ -234,9 +318,9 @@ def forget_end(path: str) -> None:
 
 def _holder(path: str, held: dict) -> str:
   """Returns where a cell is being run, "" if it is not."""
-  if not held:
-    return ""
   pid, host = held.get("pid"), held.get("host")
+  if type(pid) is not int or not 0 < pid <= MAX_PID or type(host) is not str:
+    return ""
   if host == socket.gethostname():
     return f"process {pid}" if _is_alive(pid) else ""
   try:
@@ -246,13 +330,13 @@ def _holder(path: str, held: dict) -> str:
   return f"process {pid} on {host}" if age < STALE_SECONDS else ""
 
 
-def _is_alive(pid) -> bool:
+def _is_alive(pid: int) -> bool:
   try:
     os.kill(pid, 0)
   except ProcessLookupError:
     return False
-  except (PermissionError, TypeError):
-    return isinstance(pid, int)
+  except PermissionError:
+    return True
   try:
     with open(f"/proc/{pid}/cmdline", "rb") as file:
       # A number is given again: to something else.
@@ -288,26 +372,60 @@ def _check_own(record: dict, config: Config) -> str:
 
 def _config_of(record: dict) -> Config:
   nested: dict = {}
-  try:
-    for dotted, value in record["config"].items():
-      *sections, key = dotted.split(".")
-      node = nested
-      for section in sections:
-        node = node.setdefault(section, {})
-      node[key] = value
-  except (KeyError, AttributeError):
-    raise InputError("its cell.json is damaged") from None
+  for dotted, value in (config_lib.ADDED | record["config"]).items():
+    *sections, key = dotted.split(".")
+    node = nested
+    for section in sections:
+      node = node.setdefault(section, {})
+      if not isinstance(node, dict):
+        raise InputError(f"its cell.json holds {dotted} below a value")
+    node[key] = value
   return config_lib.freeze(nested)
+
+
+# Types of the fields of cell.json that are read again.
+_CELL = {"id": str, "name": str, "place": int, "values": dict, "config": dict}
+_CELL |= {"data": str, "code": str}
+
+
+def _read_cell(path: str) -> tuple[dict, str]:
+  """Returns (cell.json, ""); ({}, why) where it is damaged, both empty where
+  there is none.
+  """
+  try:
+    record = files.read_json(os.path.join(path, "cell.json"))
+  except files.Damage as error:
+    is_absent = error.is_missing and not os.path.islink(f"{path}/cell.json")
+    return {}, "" if is_absent else f"its cell.json {error}"
+  if not isinstance(record, dict):
+    return {}, "its cell.json is not the JSON object that a sweep writes"
+  wrong = [k for k, kind in _CELL.items() if type(record.get(k)) is not kind]
+  wrong += ["text"] * (type(record.get("text", "")) is not str)  # newer
+  trunk = record.get("trunk")
+  if trunk is not None and not (
+    isinstance(trunk, list) and [type(part) for part in trunk] == [str, int]
+  ):
+    wrong.append("trunk")
+  if wrong:
+    return {}, f"its cell.json has no {', '.join(wrong)} that a sweep writes"
+  return record, ""
+
+
+def _read_ended(path: str) -> dict:
+  """Returns ended.json, {} where there is none that `run` has written."""
+  ended = _read(path, "ended.json")
+  reason, seconds = ended.get("reason", ""), ended.get("seconds", 0)
+  is_sound = type(ended.get("code")) is int and type(reason) is str
+  return ended if is_sound and type(seconds) in (int, float) else {}
 
 
 def _read(path: str, name: str) -> dict:
   try:
-    with open(os.path.join(path, name), encoding="utf-8") as file:
-      content = json.load(file)
-  except (OSError, ValueError):
+    content = files.read_json(os.path.join(path, name))
+  except files.Damage:
     return {}
   return content if isinstance(content, dict) else {}
 
 
 def _write(path: str, name: str, content: dict) -> None:
-  workdir.write_text(os.path.join(path, name), json.dumps(content, indent=1))
+  files.write_text(os.path.join(path, name), json.dumps(content, indent=1))

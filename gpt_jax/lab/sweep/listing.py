@@ -56,10 +56,15 @@ def run(sweep: Sweep | None, root: str, args) -> int:
     ]
     print(json.dumps(rows, indent=1))
     return 0
-  print(_ROW.format("cell", "state", "step", "loss", "age", "what"))
+  say = lambda line: print(console.plain(line))
+  say(_ROW.format("cell", "state", "step", "loss", "age", "what"))
   today, other = cells_lib.code_version(), 0
   for state in states:
     notes = [state.reason] if state.reason else []
+    if (
+      state.word in (folder.RUNNING, folder.STOPPED) and state.loss is not None
+    ):
+      notes.append(f"training loss {state.loss:.4f}")
     code = state.record.get("code")
     if code not in (None, today):
       other += 1
@@ -68,33 +73,28 @@ def run(sweep: Sweep | None, root: str, args) -> int:
     if trunk:
       notes.append(f"from step {trunk[1]:,} of {trunk[0]}")
     what = "; ".join([titles[state.id], *notes])
-    print(
+    say(
       _ROW.format(
         state.id,
         state.word,
         f"{state.step:,}/{state.total:,}" if state.total else "-",
-        f"{last_loss(state):.4f}" if last_loss(state) is not None else "-",
+        f"{state.final[1]:.4f}" if state.final else "-",
         age_of(state),
         what,
       )
     )
   for one in refused:
-    print(
+    say(
       _ROW.format("-", "refused", "-", "-", "-", f"{one.title}; {one.reason}")
     )
   words = [s.word for s in states] + ["refused"] * len(refused)
   order = [folder.DONE, folder.RUNNING, folder.STOPPED, folder.WAITING]
-  order += [folder.FAILED, folder.UNREADABLE, "refused"]
+  order += [folder.DIVERGED, folder.FAILED, folder.UNREADABLE, "refused"]
   counts = [f"{words.count(w)} {w}" for w in order if w in words]
-  print(f"{len(words)} cells: {', '.join(counts) or 'none'}")
+  say(f"{len(words)} cells: {', '.join(counts) or 'none'}")
   if other:
-    print(f"{other} of other sources than today's, whose code is {today}")
+    say(f"{other} of other sources than today's, whose code is {today}")
   return 0
-
-
-def last_loss(state: folder.State) -> float | None:
-  """Returns the loss that a run ended with, or the last that it logged."""
-  return state.final[1] if state.final else state.loss
 
 
 def age_of(state: folder.State) -> str:
@@ -111,7 +111,9 @@ def _row(state: folder.State, title: str) -> dict:
     "state": state.word,
     "step": state.step,
     "num_steps": state.total,
-    "loss": last_loss(state),
+    "loss": state.final[1] if state.final else None,
+    "metric": state.final[0] if state.final else None,
+    "train_loss": state.loss,
     "changed": state.changed,
     "reason": state.reason,
     "code": state.record.get("code"),

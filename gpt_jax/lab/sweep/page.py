@@ -9,8 +9,8 @@ import html
 import re
 import time
 
-from gpt_jax import plot
-from gpt_jax.lab.sweep import paired
+from gpt_jax import console, plot
+from gpt_jax.lab.sweep import losses, paired
 
 # Pixels for names of report.LEGEND_CHARS.
 LEGEND_WIDTH = 250
@@ -44,8 +44,8 @@ td.name { min-width: 9rem; overflow-wrap: anywhere; }
 .sort th { cursor: pointer; user-select: none; }
 .sort th[aria-sort=ascending]::after { content: " \\2191"; }
 .sort th[aria-sort=descending]::after { content: " \\2193"; }
-.done, .better { color: var(--good); } .failed, .unreadable, .refused, .worse
-  { color: var(--bad); } .better, .worse { font-weight: 600; }
+.done, .better { color: var(--good); } .failed, .unreadable, .refused, .worse,
+  .diverged { color: var(--bad); } .better, .worse { font-weight: 600; }
 svg { display: block; max-width: 100%; height: auto; margin: .5rem 0 1rem; }
 details { margin-top: 2rem; } summary { cursor: pointer; color: var(--soft); }
 """
@@ -100,6 +100,7 @@ def write(
   comparisons: list[paired.Comparison],
   sensitivity: list[str],
   confounded: list[str],
+  why: str,
   columns: list[str],
   rows: list[list[Value]],
   troubles: list[tuple[str, ...]],
@@ -117,10 +118,16 @@ def write(
     figures = "".join(_figure(s, i + 1) for i, s in enumerate(sensitivity))
     parts.append("<h2>Sensitivity</h2>")
     parts.append(
-      "<p class=soft>A dot is a run; a line joins the means over seeds of runs "
-      "that differ in this key alone.</p>"
+      "<p class=soft>A dot is a run, a cross at the upper edge one that "
+      "diverged; a line joins the means over seeds of runs that differ in this "
+      "key alone.</p>"
     )
     parts.append(figures)
+  if why:
+    parts.append(
+      f"<p class=soft>These runs have no lowest loss and no sensitivity: "
+      f"{_e(why)}.</p>"
+    )
   if confounded:
     verb = "changes" if len(confounded) == 1 else "change"
     parts.append(
@@ -155,7 +162,7 @@ def write(
 
 
 def _e(text) -> str:
-  return html.escape(str(text), quote=True)
+  return html.escape(console.plain(str(text)), quote=True)
 
 
 def _facts(rows) -> str:
@@ -197,11 +204,13 @@ def _troubles(rows) -> str:
 def _comparisons(found: list[paired.Comparison]) -> str:
   if not found:
     return "<p>There are no two groups of finished runs to compare.</p>"
-  ends = [v for c in found for v in (c.low, c.high, c.mean) if v is not None]
-  reach = max((abs(v) for v in ends), default=0.0) or 1.0
+  reach: dict[str, float] = {}
+  for one in found:
+    ends = [abs(v) for v in (one.low, one.high, one.mean) if v is not None]
+    reach[one.unit] = max([reach.get(one.unit, 0.0), *ends])
   lines = []
   for one in found:
-    mean = "" if one.mean is None else f"{one.mean:+.4f}"
+    mean = "" if one.mean is None else f"{one.mean:+.4f} {one.unit}"
     interval, p = "", ""
     if one.low is not None:
       interval = f"{one.low:+.4f} to {one.high:+.4f}"
@@ -211,19 +220,24 @@ def _comparisons(found: list[paired.Comparison]) -> str:
     lines.append(
       f"<tr><td class=name>{_e(one.name)}</td><td class=n>{len(one.seeds)}</td>"
       f"<td class=n>{mean}</td><td class=n>{interval}</td>"
-      f"<td>{_bar(one, reach)}</td><td class=n>{p}</td>"
+      f"<td>{_bar(one, reach[one.unit] or 1.0)}</td><td class=n>{p}</td>"
       f'<td class="{_e(one.verdict.split()[0])}">{_e(word)}</td></tr>'
     )
   return (
-    f"<p>Final loss less that of <strong>{_e(found[0].baseline)}</strong>, "
-    "paired by seed: the mean difference, its 95&nbsp;% t interval, and p "
-    f"corrected for {len(found)} comparison{'s' * (len(found) != 1)} by Holm. "
-    "Below zero is better.</p>"
+    f"<p>Final loss less that of <strong>{_e(found[0].baseline)}</strong> in "
+    f"{losses.NATS}, paired by seed: the mean difference, its 95&nbsp;% t "
+    f"interval and p, both corrected for {_count(found)} by Holm, so that an "
+    "interval without zero is a verdict. Below zero is better.</p>"
     "<div class=wide><table><thead><tr><th>name</th>"
     "<th class=n>pairs</th><th class=n>difference</th><th class=n>interval</th>"
     "<th></th><th class=n>p</th><th>verdict</th></tr></thead>"
     f"<tbody>{''.join(lines)}</tbody></table></div>"
   )
+
+
+def _count(found: list[paired.Comparison]) -> str:
+  count = sum(one.p is not None for one in found)
+  return f"{count} comparison{'s' * (count != 1)}"
 
 
 def _bar(one: paired.Comparison, reach: float) -> str:

@@ -2,18 +2,23 @@
 
 A seed decides the initial weights and the order of the data, and moves both
 runs of a pair alike, so the differences of pairs spread less than the runs do.
-Their mean has a t interval; several comparisons are corrected by Holm (1979).
-With fewer than two pairs there is no spread to judge by, hence no verdict.
+Their mean has a t interval; of several comparisons p and interval are corrected
+together by Holm (1979), so that an interval excludes zero exactly where the
+verdict says that there is a difference.
+With fewer than two pairs there is no spread to judge by, hence no verdict. A
+run that diverged has no loss: its set is called diverged, for the mean of
+those that are left would be a mean of survivors.
 """
 
 import dataclasses
 import math
 import statistics
 
-# Of verdicts and intervals.
+# Of verdicts and intervals, over all comparisons that are made together.
 LEVEL = 0.95
 BETTER, WORSE, SAME = "better", "worse", "not distinguishable"
 NO_VERDICT = "no verdict"
+DIVERGED = "diverged"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,43 +29,47 @@ class Comparison:
     name, baseline: of the sets.
     seeds: that both have.
     mean: of the differences, this less the baseline; None without a pair.
-    low, high: interval of the mean at LEVEL; None without two pairs.
+    spread: standard error of the mean; None without two pairs.
+    low, high: interval of the mean, corrected as p is; None without a verdict.
     p: two-sided, of this comparison alone; None without a verdict.
     adjusted: p by Holm, over the comparisons made together.
-    verdict: one of the words above.
+    verdict: one of the words above, DIVERGED with its seeds counted.
     why: why there is no verdict.
+    unit: of the losses, "" where they are nats per token.
   """
 
   name: str
   baseline: str
   seeds: tuple[int, ...]
-  mean: float | None
-  low: float | None
-  high: float | None
-  p: float | None
-  adjusted: float | None
-  verdict: str
+  mean: float | None = None
+  spread: float | None = None
+  low: float | None = None
+  high: float | None = None
+  p: float | None = None
+  adjusted: float | None = None
+  verdict: str = NO_VERDICT
   why: str = ""
+  unit: str = ""
 
   @property
   def sentence(self) -> str:
     """What was found, in words."""
+    if self.verdict.startswith(DIVERGED):
+      return f"{self.name}: {self.verdict}, against {self.baseline}"
     if self.mean is None:
       return f"{self.name}: no verdict against {self.baseline}: {self.why}"
     count = len(self.seeds)
     pairs = f"{count} paired seed" + "s" * (count != 1)
+    mean = f"{self.name}: {self.mean:+.4f}" + (self.unit and f" {self.unit}")
     if self.low is None:
       return (
-        f"{self.name}: {self.mean:+.4f} against {self.baseline} in {pairs}; no "
-        f"verdict: {self.why}"
+        f"{mean} against {self.baseline} in {pairs}; no verdict: {self.why}"
       )
-    line = (
-      f"{self.name}: {self.mean:+.4f} [{self.low:+.4f}, {self.high:+.4f}] "
-      f"against {self.baseline} over {pairs}: {self.verdict}"
+    interval = f"[{self.low:+.4f}, {self.high:+.4f}]"
+    return (
+      f"{mean} {interval} against {self.baseline} over {pairs}: {self.verdict} "
+      f"(p = {_probability(self.adjusted)})"
     )
-    if self.adjusted is not None:
-      return f"{line} (p = {_probability(self.adjusted)})"
-    return f"{line}: {self.why}"
 
 
 def _probability(p: float) -> str:
@@ -74,53 +83,89 @@ def compare(
   """Returns a Comparison of each of the others with the baseline.
 
   Args:
-    baseline: (name, {seed: loss}).
+    baseline: (name, {seed: loss}); the loss of a run that diverged is inf.
     others: the same of each set.
   """
-  found = [_compare(baseline, other) for other in others]
-  adjusted = iter(holm([c.p for c in found if c.p is not None]))
-  out = []
-  for one in found:
-    if one.p is not None:
-      p = next(adjusted)
-      verdict = SAME
-      if p < 1 - LEVEL:
-        verdict = BETTER if one.mean < 0 else WORSE
-      one = dataclasses.replace(one, adjusted=p, verdict=verdict)
-    out.append(one)
-  return out
+  return judge([pair(baseline, other) for other in others])
 
 
-def _compare(baseline, other) -> Comparison:
+def pair(baseline, other, unit: str = "") -> Comparison:
+  """Returns a Comparison that has p and no verdict yet, see judge.
+
+  Args:
+    baseline, other: as compare takes them.
+    unit: see Comparison.
+  """
   (base_name, a), (name, b) = baseline, other
   seeds = tuple(sorted(set(a) & set(b)))
+  make = lambda **found: Comparison(name, base_name, seeds, unit=unit, **found)
+  if _lost(b):
+    return make(verdict=f"{DIVERGED} ({_lost(b)} of {_count(b)})")
+  if _lost(a):
+    return make(why=f"{base_name} diverged ({_lost(a)} of {_count(a)})")
   differences = [b[s] - a[s] for s in seeds]
   n = len(differences)
   mean = statistics.fmean(differences) if n else None
-  make = lambda low, high, p, why: Comparison(
-    name, base_name, seeds, mean, low, high, p, None, NO_VERDICT, why
-  )
   if n < 2:
-    return make(None, None, None, "it takes two seeds that both have finished")
+    return make(mean=mean, why="it takes two seeds that both have finished")
   spread = statistics.stdev(differences) / math.sqrt(n)
   # Rounding alone spreads a little what is the same for every seed.
   if spread <= 1e-12 * max(abs(mean), *map(abs, a.values())):
     if mean == 0:
-      return make(0.0, 0.0, 1.0, "")
+      return make(mean=0.0, spread=0.0, p=1.0)
     why = "all seeds differ by the same, so that they are not independent"
-    return make(mean, mean, None, why)
-  half = t_quantile(0.5 + LEVEL / 2, n - 1) * spread
+    return make(mean=mean, why=why)
   p = 2 * t_cdf(-abs(mean) / spread, n - 1)
-  return make(mean - half, mean + half, p, "")
+  return make(mean=mean, spread=spread, p=p)
+
+
+def _lost(losses: dict[int, float]) -> int:
+  return sum(not math.isfinite(loss) for loss in losses.values())
+
+
+def _count(losses: dict[int, float]) -> str:
+  return f"{len(losses)} seed" + "s" * (len(losses) != 1)
+
+
+def judge(found: list[Comparison]) -> list[Comparison]:
+  """Returns the comparisons with p corrected, intervals and verdicts."""
+  factors = iter(holm_factors([c.p for c in found if c.p is not None]))
+  out = []
+  for one in found:
+    if one.p is not None:
+      factor = next(factors)
+      p = min(1.0, one.p * factor)
+      verdict = SAME
+      if p < 1 - LEVEL:
+        verdict = BETTER if one.mean < 0 else WORSE
+      tail = (1 - LEVEL) / factor / 2
+      half = t_quantile(1 - tail, len(one.seeds) - 1) * one.spread
+      low, high = one.mean - half, one.mean + half
+      one = dataclasses.replace(
+        one, adjusted=p, verdict=verdict, low=low, high=high
+      )
+    out.append(one)
+  return out
 
 
 def holm(ps: list[float]) -> list[float]:
   """Returns p values that hold together: the k-th least times n - k + 1."""
+  factors = holm_factors(ps)
+  return [min(1.0, p * f) for p, f in zip(ps, factors, strict=True)]
+
+
+def holm_factors(ps: list[float]) -> list[float]:
+  """Returns what Holm multiplies each p by, from 1 to their number.
+
+  The k-th least by n - k + 1, and by more where one before it would else end
+  above it. An interval at 1 - (1 - LEVEL) / factor agrees with the corrected p.
+  """
   order = sorted(range(len(ps)), key=lambda i: ps[i])
-  out, highest = [0.0] * len(ps), 0.0
+  out, highest = [1.0] * len(ps), 0.0
   for rank, i in enumerate(order):
-    highest = max(highest, min(1.0, ps[i] * (len(ps) - rank)))
-    out[i] = highest
+    own = len(ps) - rank
+    highest = max(highest, ps[i] * own)
+    out[i] = max(own, highest / ps[i]) if ps[i] else own
   return out
 
 

@@ -56,7 +56,8 @@ def run(sweep: Sweep, root: str | None, args) -> int:
   bills = make_bills(todo, root, args)
   width = max([len(_what(c, sweep)) for c in sweep.cells] or [4])
   form = f"{{:12}}  {{:{width}}}  {{:>9}}  {{:>9}}  {{:>9}}  {{:>10}}  {{:>9}}"
-  print(
+  say = lambda line: print(console.plain(line))
+  say(
     form.format(
       "cell", "what", "params", "tokens", "FLOPs", "memory", "time"
     ).rstrip()
@@ -64,7 +65,7 @@ def run(sweep: Sweep, root: str | None, args) -> int:
   for cell in sweep.cells:
     what = _what(cell, sweep)
     if cell.id in done:
-      print(f"{cell.id:12}  {what:{width}}  done")
+      say(f"{cell.id:12}  {what:{width}}  done")
       continue
     bill = bills[cell.id]
     line = form.format(
@@ -78,13 +79,13 @@ def run(sweep: Sweep, root: str | None, args) -> int:
     )
     if cell.trunk is not None:
       line += f"  from step {cell.trunk[1]:,} of {cell.trunk[0]}"
-    print(line)
+    say(line)
   print("\n".join(_total(sweep, todo, bills, args)))
   for one in sweep.refused:
-    print(f"refused: {one.title}: {one.reason}")
+    say(f"refused: {one.title}: {one.reason}")
   unfit = [c for c in todo if bills[c.id].fault]
   for cell in unfit:
-    print(f"refused: {cell.title}: {bills[cell.id].fault}")
+    say(f"refused: {cell.title}: {bills[cell.id].fault}")
   return exits.DOES_NOT_FIT if unfit or sweep.refused else 0
 
 

@@ -1,7 +1,8 @@
 """What a sweep found: report.html, which opens from disk, and report.csv.
 
 Everything is read from the folders of the cells. Runs that differ in the seed
-alone are one group; groups are compared by paired.py with one of them.
+alone are one group; groups are compared by paired.py with one of them, in the
+unit that losses.py finds for the two. A run that diverged has no loss.
 """
 
 import csv
@@ -13,9 +14,9 @@ import os
 import statistics
 
 from gpt_jax import config as config_lib
-from gpt_jax import console, flops, metrics, plot, workdir
+from gpt_jax import console, files, flops, metrics, plot
 from gpt_jax.config import InputError, nearest
-from gpt_jax.lab.sweep import folder, listing, page, paired
+from gpt_jax.lab.sweep import folder, listing, losses, page, paired
 from gpt_jax.lab.sweep.cells import Refusal, Sweep
 
 # Points that a curve is thinned to, by means.
@@ -47,9 +48,22 @@ class Group:
   name: str
   states: list[folder.State]
 
-  def losses(self) -> dict[int, float]:
-    """Returns {seed: final loss} of finished runs."""
-    return {s.seed: s.final[1] for s in self.states if s.final is not None}
+  @property
+  def ended(self) -> list[folder.State]:
+    """Its runs that have ended with a loss."""
+    return [s for s in self.states if s.final is not None]
+
+  def losses(self, unit: str = losses.NATS) -> dict[int, float]:
+    """Returns {seed: final loss} of what has ended, inf where it diverged."""
+    lost = [s.seed for s in self.states if s.word == folder.DIVERGED]
+    found = {s.seed: losses.value(s, unit) for s in self.ended}
+    return found | dict.fromkeys(lost, math.inf)
+
+  @property
+  def is_sound(self) -> bool:
+    """Whether something has ended, and nothing has diverged."""
+    found = self.losses().values()
+    return bool(found) and all(map(math.isfinite, found))
 
 
 def run(sweep: Sweep | None, root: str, args) -> int:
@@ -65,7 +79,9 @@ def run(sweep: Sweep | None, root: str, args) -> int:
   out = args.out or os.path.join(root, "report.html")
   table = os.path.splitext(out)[0] + ".csv"
   title = os.path.basename(os.path.abspath(root))
-  drawn = {axis: draw_axis(axis, states) for axis in numeric(axes, states)}
+  unit, why = find_unit(states)
+  swept = numeric(axes, states) if unit else []
+  drawn = {axis: draw_axis(axis, states, unit) for axis in swept}
   columns = ["cell", "name", "seed", *map(_short, axes), *_FIGURES]
   rows = [_row(s, titles[s.id], names, axes, root, out) for s in states]
   at = columns.index(NOISE)
@@ -74,23 +90,29 @@ def run(sweep: Sweep | None, root: str, args) -> int:
     rows = [row[:at] + row[at + 1 :] for row in rows]
   text = page.write(
     title=title,
-    facts=facts(states, refused, groups),
+    facts=facts(states, refused, groups, unit),
     curves=draw_curves(groups),
     telemetry=draw_telemetry(groups),
     comparisons=comparisons,
     sensitivity=[svg for svg in drawn.values() if svg],
     confounded=[axis for axis, svg in drawn.items() if not svg],
+    why=why,
     columns=columns,
     rows=rows,
     troubles=troubles(states, titles, refused),
     branches=branch_lines(states, titles),
     common=common(states, axes),
   )
-  workdir.write_text(os.path.abspath(out), text)
-  workdir.write_text(os.path.abspath(table), csv_text(states, names, axes))
+  files.write_text(os.path.abspath(out), text)
+  files.write_text(os.path.abspath(table), csv_text(states, names, axes))
+  tables = [os.path.basename(table)]
+  if comparisons:
+    second = f"{os.path.splitext(out)[0]}-comparisons.csv"
+    files.write_text(os.path.abspath(second), comparisons_text(comparisons))
+    tables.append(os.path.basename(second))
   for one in comparisons:
-    print(one.sentence)
-  print(f"written to {out} and {os.path.basename(table)}")
+    print(console.plain(one.sentence))
+  print(console.plain(f"written to {out} and {', '.join(tables)}"))
   return 0
 
 
@@ -135,7 +157,9 @@ def asked(state: folder.State) -> dict:
 def compare(
   groups: list[Group], baseline: str | None
 ) -> list[paired.Comparison]:
-  """Returns the other groups against one, the first where none is named.
+  """Returns the other groups against one.
+
+  Where none is named that is the first that has ended and has not diverged.
 
   Raises:
     InputError: there is no such group.
@@ -148,11 +172,25 @@ def compare(
   groups = [g for g in groups if g.losses() or g.name == baseline]
   if len(groups) < 2:
     return []
-  base = next((g for g in groups if g.name == baseline), groups[0])
-  return paired.compare(
-    (base.name, base.losses()),
-    [(g.name, g.losses()) for g in groups if g is not base],
-  )
+  first = next((g for g in groups if g.is_sound), groups[0])
+  base = next((g for g in groups if g.name == baseline), first)
+  found = []
+  for one in groups:
+    if one is base:
+      continue
+    unit, why = find_unit(base.states + one.states)
+    if unit:
+      pair = (base.name, base.losses(unit)), (one.name, one.losses(unit))
+      found.append(paired.pair(*pair, "" if unit == losses.NATS else unit))
+    else:
+      found.append(paired.Comparison(one.name, base.name, (), why=why))
+  return paired.judge(found)
+
+
+def find_unit(states: list[folder.State]) -> tuple[str, str]:
+  """Returns losses.find_unit of those that have ended with a loss."""
+  ended = [s for s in states if s.final is not None]
+  return losses.find_unit(ended) if ended else (losses.NATS, "")
 
 
 def axes_of(states: list[folder.State]) -> list[str]:
@@ -168,33 +206,40 @@ def axes_of(states: list[folder.State]) -> list[str]:
 
 
 def numeric(axes: list[str], states: list[folder.State]) -> list[str]:
-  """Returns the axes that finished runs have several numbers of."""
+  """Returns the axes that runs which have ended have several numbers of."""
   out = []
   for key in axes:
-    values = {asked(s)[key] for s in states if s.final is not None}
+    values = {asked(s)[key] for s in states if _height(s) is not None}
     if len(values) > 1 and all(type(v) in (int, float) for v in values):
       out.append(key)
   return out
 
 
-def facts(states, refused, groups) -> list[tuple[str, str]]:
+def _height(state: folder.State, unit: str = losses.NATS) -> float | None:
+  """Returns what is drawn of a run: its loss, inf where it diverged."""
+  if state.final is not None:
+    return losses.value(state, unit)
+  return math.inf if state.word == folder.DIVERGED and state.config else None
+
+
+def facts(states, refused, groups, unit) -> list[tuple[str, str]]:
   """Returns what stands at the head: names and values."""
   words = [s.word for s in states] + ["refused"] * len(refused)
   counts = {w: words.count(w) for w in dict.fromkeys(words)}
   rows = [
     ("cells", ", ".join(f"{n} {w}" for w, n in counts.items())),
   ]
-  means = [
-    (statistics.fmean(g.losses().values()), g) for g in groups if g.losses()
-  ]
+  sound = [g for g in groups if g.is_sound] if unit else []
+  means = [(statistics.fmean(g.losses(unit).values()), g) for g in sound]
   if means:
     loss, best = min(means, key=lambda pair: pair[0])
     count = len(best.losses())
     of = "one run" if count == 1 else f"the mean of {count} seeds"
-    rows.append(("lowest loss", f"{loss:.4f}, {best.name}, {of}"))
+    rows.append(("lowest loss", f"{loss:.4f} {unit}, {best.name}, {of}"))
+  if any(s.final is not None for s in states):
     kinds = sorted({s.final[0] for s in states if s.final is not None})
     rows.append(("loss is", ", ".join(kinds)))
-  seconds = sum(s.ended.get("seconds", 0) for s in states)
+  seconds = sum(s.seconds or 0 for s in states)
   if seconds:
     rows.append(("time of workers", console.format_seconds(seconds)))
   return rows
@@ -212,7 +257,7 @@ def draw_curves(
     points: of a run, what is drawn instead: [(tokens, value), ...].
   """
   points = points or curve
-  finals = [v for g in groups for v in g.losses().values()]
+  finals = [s.final[1] for g in groups for s in g.ended]
   low, high = min(finals, default=0.0), max(finals, default=1.0)
   layers = []
   for index, one in enumerate(groups):
@@ -228,8 +273,12 @@ def draw_curves(
           color = plot.shade((state.final[1] - low) / (high - low or 1))
       name = None
       if len(groups) <= MAX_COLORS and not is_named:
-        is_named, name = True, _cut(one.name)
-      layers.append(plot.Layer("line", line, color, name))
+        lost = sum(s.word == folder.DIVERGED for s in one.states)
+        name = _cut(one.name + (f" ({lost} diverged)" if lost else ""))
+        is_named = True
+      # A line of one point cannot be seen.
+      kind = "line" if len(line) > 1 else "dots"
+      layers.append(plot.Layer(kind, line, color, name))
   if not layers:
     return ""
   if len(groups) > MAX_COLORS:
@@ -280,9 +329,11 @@ def curve(state: folder.State, kind: str = "") -> list[tuple[float, float]]:
   )
   rows = []
   for row in state.rows:
-    values = [v for k, v in row.items() if kind and _kind(k) == kind]
-    if not kind and metrics.LOSS in row:
-      values = [row[metrics.LOSS]]
+    names = [k for k in row if kind and _kind(k) == kind]
+    found = [
+      folder.number(row, k) for k in names or [metrics.LOSS] * (not kind)
+    ]
+    values = [value for value in found if value is not None]
     if values and max(values) > 0:
       rows.append((tokens(row["step"]), max(values)))
   size = max(1, math.ceil(len(rows) / CURVE_POINTS))
@@ -293,16 +344,20 @@ def curve(state: folder.State, kind: str = "") -> list[tuple[float, float]]:
   ]
 
 
-def draw_axis(key: str, states: list[folder.State]) -> str:
+def draw_axis(
+  key: str, states: list[folder.State], unit: str = losses.NATS
+) -> str:
   """Returns the SVG of the final loss over one swept key.
 
   "" where no two runs differ in it alone.
 
-  A line joins the means over seeds of runs that have all other keys the same.
+  A line joins the means over seeds of runs that have all other keys the same;
+  what diverged is a cross at the upper edge, and the line breaks off there.
   """
   lines: dict[str, dict[float, list[float]]] = {}
   for state in states:
-    if state.final is None:
+    height = _height(state, unit)
+    if height is None:
       continue
     flat = asked(state)
     rest = {
@@ -311,8 +366,11 @@ def draw_axis(key: str, states: list[folder.State]) -> str:
       if k not in (key, "seed") and not config_lib.is_free(k)
     }
     line = lines.setdefault(json.dumps(rest, sort_keys=True), {})
-    line.setdefault(flat[key], []).append(state.final[1])
+    line.setdefault(flat[key], []).append(height)
   if all(len(line) < 2 for line in lines.values()):
+    return ""
+  heights = [y for line in lines.values() for ys in line.values() for y in ys]
+  if not any(map(math.isfinite, heights)):
     return ""
   flats = [json.loads(text) for text in lines]
   differing = [k for k in flats[0] if len({repr(f[k]) for f in flats}) > 1]
@@ -320,16 +378,29 @@ def draw_axis(key: str, states: list[folder.State]) -> str:
   for index, (flat, line) in enumerate(zip(flats, lines.values(), strict=True)):
     color = COLORS[index % len(COLORS)]
     what = ", ".join(f"{_short(k)} {flat[k]}" for k in differing)
-    means = [(x, statistics.fmean(ys)) for x, ys in sorted(line.items())]
+    name = _cut(what) if what and len(lines) <= MAX_LINES else None
+    for piece in _unbroken(line):
+      layers.append(plot.Layer("line", piece, color, name))
+      name = None
     dots = [(x, y) for x, ys in line.items() for y in ys]
-    is_named = what and len(lines) <= MAX_LINES
-    layers.append(
-      plot.Layer("line", means, color, _cut(what) if is_named else None)
-    )
-    layers.append(plot.Layer("dots", dots, color))
+    sound = [(x, y) for x, y in dots if math.isfinite(y)]
+    lost = [(x, y) for x, y in dots if not math.isfinite(y)]
+    layers.append(plot.Layer("dots", sound, color, name))
+    layers.append(plot.Layer("crosses", lost, color))
   xs = [x for line in lines.values() for x in line]
   log = "x" if min(xs) > 0 and max(xs) / min(xs) >= 8 else ""
-  return plot.draw_layers(f"final loss by {key}", key, "loss", layers, log)
+  return plot.draw_layers(f"final loss by {key}", key, unit, layers, log)
+
+
+def _unbroken(line: dict[float, list[float]]) -> list[list]:
+  """Returns runs of neighbouring (x, mean) in which no seed diverged."""
+  pieces: list[list] = [[]]
+  for x, ys in sorted(line.items()):
+    if all(map(math.isfinite, ys)):
+      pieces[-1].append((x, statistics.fmean(ys)))
+    else:
+      pieces.append([])
+  return [piece for piece in pieces if piece]
 
 
 def troubles(states, titles, refused: list[Refusal]) -> list[tuple[str, ...]]:
@@ -337,7 +408,7 @@ def troubles(states, titles, refused: list[Refusal]) -> list[tuple[str, ...]]:
   rows = [
     (s.id, titles[s.id], s.word, s.reason)
     for s in states
-    if s.word in (folder.FAILED, folder.UNREADABLE)
+    if s.word in (folder.FAILED, folder.DIVERGED, folder.UNREADABLE)
   ]
   return rows + [("", r.title, "refused", r.reason) for r in refused]
 
@@ -378,14 +449,17 @@ def _row(state, title, names, axes, root, out) -> list[page.Value]:
   for key in axes:
     row.append(value(_text(flat.get(key)), flat.get(key)))
   sizes = _sizes(state)
-  loss = listing.last_loss(state)
-  seconds = state.ended.get("seconds")
+  seconds = state.seconds
+  loss = state.final[1] if state.final else None
+  shown = "" if loss is None else f"{loss:.4f}"
+  if state.word == folder.DIVERGED:
+    loss, shown = math.inf, "-"
   noise = metrics.noise_scale(state.rows)
   return row + [
     value(f"{sizes['params']:,}", sizes["params"]) if sizes else value(""),
     value(f"{sizes['flops']:.3g}", sizes["flops"]) if sizes else value(""),
     value(f"{state.step:,} / {state.total:,}", state.step),
-    value("" if loss is None else f"{loss:.4f}", loss),
+    value(shown, loss),
     value("" if seconds is None else console.format_seconds(seconds), seconds),
     value("" if noise is None else f"{noise:,.1f}", noise),
     value(state.word, kind=state.word),
@@ -393,15 +467,18 @@ def _row(state, title, names, axes, root, out) -> list[page.Value]:
 
 
 def _sizes(state: folder.State) -> dict:
-  """Returns N, D and C in the convention 6N; empty without a vocabulary."""
+  """Returns N in the convention 6N, D, and C as `plan` and MFU count it.
+
+  Empty without a vocabulary.
+  """
   config = state.config
   if config is None or config.model.vocab_size is None:
     return {}
-  params, per_token = flops.count_by_convention(
-    config.model, config.data.seq_len, "6N"
-  )
+  length = config.data.seq_len
+  params, _ = flops.count_by_convention(config.model, length, "6N")
+  per_token = flops.train_flops_per_token(config.model, length)
   t = config.train
-  tokens = config_lib.count_sequences(t, t.num_steps) * config.data.seq_len
+  tokens = config_lib.count_sequences(t, t.num_steps) * length
   return {"params": params, "tokens": tokens, "flops": per_token * tokens}
 
 
@@ -411,7 +488,8 @@ def csv_text(states, names, axes) -> str:
   writer = csv.writer(out, lineterminator="\n")
   sizes = ("params", "tokens", "flops")
   writer.writerow(
-    ["cell", "name", "seed", *axes, *sizes, "loss", "metric", "seconds"]
+    ["cell", "name", "seed", *axes, *sizes]
+    + ["loss", "metric", "bits_per_byte", "seconds"]
   )
   for state in states:
     if state.final is None:
@@ -419,13 +497,43 @@ def csv_text(states, names, axes) -> str:
     flat, size = asked(state), _sizes(state)
     writer.writerow(
       [
-        *(state.id, names.get(state.id, state.name), state.seed),
-        *(flat[key] for key in axes),
+        *map(inert, (state.id, names.get(state.id, state.name), state.seed)),
+        *(inert(flat[key]) for key in axes),
         *(size[key] for key in sizes),
-        *(state.final[1], state.final[0], state.ended.get("seconds", "")),
+        *(state.final[1], inert(state.final[0]), state.bits, state.seconds),
       ]
     )
   return out.getvalue()
+
+
+def comparisons_text(found: list[paired.Comparison]) -> str:
+  """Returns the CSV of the comparisons, as the page and the sentences say."""
+  out = io.StringIO()
+  writer = csv.writer(out, lineterminator="\n")
+  writer.writerow(
+    ["name", "baseline", "pairs", "unit", "difference", "low", "high", "p"]
+    + ["verdict", "why"]
+  )
+  for one in found:
+    writer.writerow(
+      [
+        *(inert(one.name), inert(one.baseline), len(one.seeds)),
+        *(one.unit or losses.NATS, one.mean, one.low, one.high, one.adjusted),
+        *(one.verdict, inert(one.why)),
+      ]
+    )
+  return out.getvalue()
+
+
+def inert(value):
+  """Returns a field that no spreadsheet takes for a formula.
+
+  Text that begins like one gets an apostrophe before it; numbers stay.
+  """
+  if not isinstance(value, str):
+    return value
+  text = console.plain(value)
+  return f"'{text}" if text.lstrip().startswith(("=", "+", "-", "@")) else text
 
 
 def _short(key: str) -> str:

@@ -16,17 +16,27 @@ import subprocess
 import sys
 import time
 
-from gpt_jax import console, exits, metrics
+from gpt_jax import console, exits, files, metrics
 from gpt_jax.config import InputError
 from gpt_jax.lab.sweep import branches, folder, plan
 from gpt_jax.lab.sweep.cells import Cell, Sweep, command
 
 TRAIN = (sys.executable, "-m", "gpt_jax.train")
+# Signals that stop a sweep; its cells are told SIGINT, or else SIGTERM.
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+STOPPING += (signal.SIGUSR2,)
 # Seconds between looks at the workers, and between lines of progress.
 POLL_SECONDS, SAY_SECONDS = 0.1, 10.0
+# Lines of --emit that are printed too.
+SHOWN = 3
 # Characters at the end of a log in which a reason is looked for.
 LOG_CHARS = 20_000
 _OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "MemoryError", "bad_alloc", "ENOMEM")
+
+
+def say(line: str) -> None:
+  """Prints a line; what becomes of it decides nothing about the cells."""
+  console.tell(line, is_error=False)
 
 
 class Worker:
@@ -118,35 +128,35 @@ def run(sweep: Sweep, root: str, args) -> int:
   todo = [c for c in chosen if states[c.id].word != folder.DONE]
   skipped = []
   if not args.retry:
-    bad = (folder.FAILED, folder.UNREADABLE)
-    skipped = [c for c in todo if states[c.id].word in bad]
+    skipped = [c for c in todo if states[c.id].is_passed_over]
   todo = [c for c in todo if c not in skipped]
   if todo:
     branches.check_rates(sweep.cells)
   done = [c for c in chosen if states[c.id].word == folder.DONE]
-  print(
-    f"{len(chosen)} cells: {len(done)} done, {len(todo)} to run", flush=True
-  )
+  say(f"{len(chosen)} cells: {len(done)} done, {len(todo)} to run")
   refused = [] if args.only else sweep.refused
   for one in refused:
-    print(f"refused: {one.title}: {one.reason}")
+    say(f"refused: {one.title}: {one.reason}")
   queue = _Queue(root, todo, args)
   code = queue.run()
   failed = [*queue.failed, *skipped]
   for cell in skipped:
     reason = states[cell.id].reason
-    print(f"failed before: {cell.id} {cell.title}: {reason}")
+    say(f"failed before: {cell.id} {cell.title}: {reason}")
   if failed:
     ids = ",".join(c.id for c in failed)
-    print(f"to run these again: the same command with --retry --only={ids}")
+    say(f"to run these again: the same command with --retry --only={ids}")
+  words = {c.id: folder.read(root, c.id).word for c in failed}
+  if folder.DIVERGED in words.values():
+    say("what diverged will diverge again: a run is the same each time")
   for cell in queue.elsewhere:
     where = folder.read(root, cell.id).reason
-    print(f"run elsewhere: {cell.id} {cell.title}: {where}")
+    say(f"run elsewhere: {cell.id} {cell.title}: {where}")
   if code is None and queue.stopped:
     code = exits.PREEMPTED  # told by another than this process
   if code is not None:
     left = len(queue.waiting) + len(queue.stopped)
-    print(f"stopped, {left} cells are left; go on with the same command")
+    say(f"stopped, {left} cells are left; go on with the same command")
     return code
   return exits.FAILED if failed or refused or queue.lost else 0
 
@@ -203,11 +213,15 @@ class _Queue:
     """Returns once all has ended; the exit code if a signal came."""
     if not self.waiting:
       return None
-    old = {
-      s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)
-    }
+    # What this process was started to ignore stays ignored.
+    heard = [s for s in STOPPING if signal.getsignal(s) != signal.SIG_IGN]
+    old = {s: signal.signal(s, self._note) for s in heard}
+    is_told = False
     try:
       while self.waiting or self.workers:
+        if self.signal is not None and not is_told:
+          is_told = True
+          say(f"stopping {len(self.workers)} cells, which save")
         self._collect()
         if self.signal is None:
           self._fill()
@@ -229,11 +243,8 @@ class _Queue:
     return exits.INTERRUPTED if is_first else exits.PREEMPTED
 
   def _note(self, number, frame) -> None:
-    is_again = self.signal is not None
+    number = number if number == signal.SIGINT else signal.SIGTERM
     self.signal = self.signal or number
-    if not is_again:
-      line = f"\nstopping {len(self.workers)} cells, which save\n"
-      os.write(sys.stderr.fileno(), line.encode())
     for worker in self.workers:
       worker.pass_on(number)
 
@@ -253,7 +264,7 @@ class _Queue:
         self.lost.append(cell)
         word = folder.read(self.root, cell.trunk[0]).word
         line = f"not run: {cell.id} {cell.title}: its trunk {cell.trunk[0]} is"
-        print(f"{line} {word}", flush=True)
+        say(f"{line} {word}")
 
   def _is_ready(self, cell: Cell) -> bool:
     path = folder.path_of(self.root, cell.id)
@@ -289,7 +300,7 @@ class _Queue:
     taken = set().union(*(w.cores for w in self.workers))
     cores = next((c for c in self.shares if not c & taken), set())
     self.workers.append(Worker(self.root, cell, memory, cores))
-    print(f"started  {cell.id} {cell.title}{begun}", flush=True)
+    say(f"started  {cell.id} {cell.title}{begun}")
 
   def _collect(self) -> None:
     for worker in list(self.workers):
@@ -300,7 +311,8 @@ class _Queue:
       folder.release(worker.path, ended)
       state = folder.read(self.root, worker.cell.id)
       if ended["code"] == 0 and state.word != folder.DONE:
-        ended |= {"code": 1, "reason": state.reason or "it left no curve"}
+        code = exits.DIVERGED if state.word == folder.DIVERGED else exits.FAILED
+        ended |= {"code": code, "reason": state.reason or "it left no curve"}
         folder.release(worker.path, ended)
       self._end(worker.cell, ended)
 
@@ -316,9 +328,11 @@ class _Queue:
       line = f"stopped  {cell.id} {cell.title}"
     else:
       self.failed.append(cell)
-      line = f"failed   {cell.id} {cell.title}: {ended['reason']}"
+      is_lost = ended["code"] == exits.DIVERGED
+      word = folder.DIVERGED if is_lost else "failed  "
+      line = f"{word} {cell.id} {cell.title}: {ended['reason']}"
     ended_count = len(self.finished) + len(self.failed)
-    print(f"{line}  [{ended_count} of {self.count}]", flush=True)
+    say(f"{line}  [{ended_count} of {self.count}]")
 
   def _say(self) -> None:
     """Prints how far the whole is, now and then."""
@@ -335,9 +349,7 @@ class _Queue:
     if seconds is not None:
       left = f", about {console.format_seconds(seconds)} left"
     ended_count = len(self.finished) + len(self.failed)
-    print(
-      f"{ended_count} of {self.count} ended{left}; {'; '.join(now)}", flush=True
-    )
+    say(f"{ended_count} of {self.count} ended{left}; {'; '.join(now)}")
 
   def _seconds_left(self) -> float | None:
     """Returns the time left by what finished cells took; None without one.
@@ -401,23 +413,24 @@ def _count_kills() -> int:
 
 
 def emit(sweep: Sweep, root: str, args) -> int:
-  """Writes a line of arguments a cell that can be run now, prints commands."""
-  lines, later = [], []
+  """Writes a line of arguments a cell that can be run now, for SLURM."""
+  ready, later = [], []
   branches.check_rates(sweep.cells)
   for cell in choose(sweep, args):
-    word = folder.read(root, cell.id).word
-    if word in (folder.DONE, folder.RUNNING):
+    state, path = folder.read(root, cell.id), folder.path_of(root, cell.id)
+    if state.word in (folder.DONE, folder.RUNNING):
       continue
-    if word == folder.FAILED and not args.retry:
+    if state.is_passed_over and not args.retry:
       continue
-    path = folder.path_of(root, cell.id)
-    if cell.trunk is not None and not (
+    is_startable = cell.trunk is None or (
       folder.list_steps(path)
       or branches.is_ready(root, cell)
       or folder.is_done(root, cell.trunk[0])
-    ):
-      later.append(cell)
-      continue
+    )
+    (ready if is_startable else later).append((cell, command(cell, path)))
+  lines = []
+  for cell, line in ready:
+    path = folder.path_of(root, cell.id)
     if not folder.claim(root, cell):
       continue
     try:
@@ -426,18 +439,18 @@ def emit(sweep: Sweep, root: str, args) -> int:
     finally:
       folder.release(path, None)
     folder.forget_end(path)
-    lines.append(command(cell, path))
+    lines.append(line)
   if not lines:
     raise InputError(f"no cell of {root} can be run now; list shows why")
-  from gpt_jax import workdir
-
   target = os.path.abspath(args.emit)
-  workdir.write_text(target, "".join(line + "\n" for line in lines))
-  for line in lines:
-    print(f"python -m gpt_jax.train {line}")
-  print(f"# {len(lines)} cells in {args.emit}; as jobs of SLURM:")
-  print(f"# bash launch/slurm.sh --cells={shlex.quote(args.emit)} --")
+  files.write_text(target, "".join(line + "\n" for line in lines))
+  for line in lines[:SHOWN]:
+    say(f"python -m gpt_jax.train {line}")
+  if len(lines) > SHOWN:
+    say(f"# and {len(lines) - SHOWN} more")
+  say(f"# {len(lines)} cells in {args.emit}; as jobs of SLURM:")
+  say(f"# bash launch/slurm.sh --cells={shlex.quote(args.emit)} --")
   if later:
-    names = ", ".join(f"{c.id} {c.title}" for c in later)
-    print(f"# when their trunks are there, --emit again for {names}")
+    names = ", ".join(f"{c.id} {c.title}" for c, _ in later)
+    say(f"# when their trunks are there, --emit again for {names}")
   return 0
