@@ -169,8 +169,9 @@ def parse_json(data: bytes | str, is_bounded: bool = True):
 
   Args:
     data: UTF-8 bytes, or text.
-    is_bounded: also look at each number and at the depth. Without it a text
-      that cannot be parsed still raises nothing but Damage.
+    is_bounded: also look at each number and at the depth. Without it NaN and
+      Infinity are read as Python writes them, and a text that cannot be parsed
+      still raises nothing but Damage.
 
   Raises:
     Damage: it is not JSON, nested deeper than MAX_DEPTH, or holds a number
@@ -178,7 +179,8 @@ def parse_json(data: bytes | str, is_bounded: bool = True):
   """
   text = decode(data) if isinstance(data, bytes) else data
   try:
-    value = json.loads(text, parse_constant=_refuse_constant)
+    refuse = _refuse_constant if is_bounded else None
+    value = json.loads(text, parse_constant=refuse)
   except json.JSONDecodeError as error:
     raise Damage(f"is not JSON: {error}") from None
   except RecursionError:

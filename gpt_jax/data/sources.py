@@ -9,35 +9,33 @@ import ast
 import codecs
 import dataclasses
 import glob
-import gzip
 import hashlib
+import itertools
 import json
+import math
 import os
 import platform
 import re
+import sys
 import sysconfig
-import zlib
 from collections.abc import Iterator
 from typing import Protocol
 
+from gpt_jax import files
 from gpt_jax.config import InputError
-
-SCHEMES = (
-  "interpreter",
-  "text:GLOB",
-  "jsonl:GLOB[#FIELD]",
-  "tfds:NAME[:SPLIT]",
-  "hf:NAME[:SPLIT]",
-)
+from gpt_jax.data import unpack
 
 # Bytes read at once, and characters in a piece at most.
 BLOCK = 1 << 20
+# Bytes that a line of JSON may have, and a list of JSON that is read whole.
+MAX_LINE_BYTES = 1 << 28
+MAX_LIST_BYTES = 1 << 30
 
-_KNOWN = r"(?:interpreter\b|(?:text|jsonl|tfds|hf):)"
 _WEIGHT = r"(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
-_BORDER = re.compile(rf",(?=\s*(?:{_WEIGHT}\s*\*\s*)?{_KNOWN})")
 _WEIGHTED = re.compile(rf"\s*(?:(-?{_WEIGHT})\s*\*\s*)?(.*)", re.DOTALL)
 _SURROGATE = re.compile("[\ud800-\udfff]")
+# What some editors write before UTF-8; it is no part of the text.
+_BOM = "\ufeff"
 
 # Tests, other people's packages, byte tables of character sets, and binaries.
 _SKIPPED_FOLDERS = {
@@ -96,22 +94,25 @@ def parse_mixture(spec: str) -> list[tuple[float, str]]:
     InputError: a scheme is unknown or a weight is not positive.
   """
   parts = []
-  for part in _BORDER.split(spec):
+  known = _known()
+  border = re.compile(rf",(?=\s*(?:{_WEIGHT}\s*\*\s*)?{known})")
+  for part in border.split(spec):
     weight, source = _WEIGHTED.fullmatch(part).groups()
     source = source.strip()
-    if not re.match(_KNOWN, source):
-      raise InputError(
-        f"{source!r} is not a source of text; it must be one of "
-        f"{', '.join(SCHEMES)}, with WEIGHT* before each of several"
-      )
+    if not re.match(known, source):
+      raise _unknown(source)
     value = 1.0 if weight is None else float(weight)
-    if not value > 0:
+    if not 0 < value < math.inf:
       raise InputError(
-        f"the weight of {source!r} is {weight}; it must be above 0"
+        f"the weight of {source!r} is {weight}; it must be above 0 and finite"
       )
     parts.append((value, source))
-  total = sum(weight for weight, _ in parts)
-  return [(weight / total, source) for weight, source in parts]
+  largest = max(weight for weight, _ in parts)
+  total = sum(weight / largest for weight, _ in parts)
+  shares = [(weight / largest / total, source) for weight, source in parts]
+  if not all(share > 0 for share, _ in shares):
+    raise InputError(f"the weights of {spec!r} differ too much to be shares")
+  return shares
 
 
 def open_source(spec: str) -> Source:
@@ -120,18 +121,57 @@ def open_source(spec: str) -> Source:
   Raises:
     InputError: the scheme is unknown, or nothing is there.
   """
-  scheme, _, argument = spec.partition(":")
-  if spec == "interpreter":
-    return InterpreterSource(spec)
-  if scheme in ("text", "jsonl", "tfds", "hf") and argument:
-    return {
-      "text": TextSource,
-      "jsonl": JsonSource,
-      "tfds": TfdsSource,
-      "hf": HubSource,
-    }[scheme](spec, argument)
-  raise InputError(
-    f"{spec!r} is not a source of text; it must be one of {', '.join(SCHEMES)}"
+  scheme, colon, argument = spec.partition(":")
+  if scheme in SOURCES:
+    kind, form = SOURCES[scheme]
+    if bool(argument) == bool(colon) == (form is not None):
+      return kind(spec, argument)
+  raise _unknown(spec)
+
+
+def spec_of(text: str) -> str:
+  """Returns the spec of a source, or of the file of a plain path.
+
+  What the file is called decides: .jsonl and .json, packed or not, hold
+  records.
+  """
+  if re.match(_known(), text):
+    return text
+  name = unpack.bare_name(text if os.path.lexists(text) else text.split("#")[0])
+  scheme = "jsonl" if name.endswith((".jsonl", ".json", ".ndjson")) else "text"
+  return f"{scheme}:{text}"
+
+
+def _known() -> str:
+  """Returns the pattern of what a spec may begin with."""
+  words = [
+    rf"{name}\b" if form is None else f"{name}:"
+    for name, (_, form) in SOURCES.items()
+  ]
+  return f"(?:{'|'.join(words)})"
+
+
+def _unknown(spec: str) -> InputError:
+  """Returns the sentence for what is not a source, with what was meant."""
+  if "://" in spec:
+    try:
+      files.user_path("data.source", spec)
+    except InputError as error:
+      return error
+  schemes = ", ".join(
+    name if form is None else f"{name}:{form}"
+    for name, (_, form) in SOURCES.items()
+  )
+  hint = ""
+  if os.path.isdir(os.path.expanduser(spec)):
+    hint = (
+      f" but a folder (did you mean text:{os.path.join(spec, '**/*.txt')}?)"
+    )
+  elif os.path.isfile(os.path.expanduser(spec)):
+    hint = f" but a file (did you mean {spec_of(spec)}?)"
+  return InputError(
+    f"{spec!r} is not a source of text{hint}; it must be one of {schemes}, "
+    "with WEIGHT* before each of several"
   )
 
 
@@ -146,8 +186,10 @@ def content_identity(source: Source) -> str:
   rows = []
   for name, path in source._files:
     try:
-      with open(path, "rb") as file:
+      with files.open_bytes(path) as file:
         rows.append((name, hashlib.file_digest(file, "sha256").hexdigest()))
+    except files.Damage as damage:
+      raise InputError(f"cannot read {path}: it {damage}") from None
     except OSError as error:
       raise InputError(f"cannot read {path}: {error.strerror}") from None
   return _sha256(["content", rows])
@@ -156,7 +198,8 @@ def content_identity(source: Source) -> str:
 class InterpreterSource:
   """The sources and the manual that come with the running Python."""
 
-  def __init__(self, spec: str):
+  def __init__(self, spec: str, argument: str = ""):
+    del argument
     self.spec = spec
     self._root = sysconfig.get_path("stdlib")
     if not os.path.isdir(self._root):
@@ -189,9 +232,9 @@ class InterpreterSource:
 
   def _files(self) -> list[tuple[str, str]]:
     found = []
-    for folder, folders, files in os.walk(self._root):
+    for folder, folders, names in os.walk(self._root):
       folders[:] = [f for f in folders if f not in _SKIPPED_FOLDERS]
-      for file in files:
+      for file in names:
         # _sysconfigdata holds one machine's build, not text.
         if file.endswith(".py") and not file.startswith("_sysconfigdata"):
           path = os.path.join(folder, file)
@@ -211,17 +254,20 @@ class InterpreterSource:
 
 
 class TextSource:
-  """One document a file; UTF-8, taken as it is."""
+  """One document a file; UTF-8, taken as it is, packed or not."""
 
   def __init__(self, spec: str, pattern: str):
     self.spec = spec
     self._files = _find_files(pattern)
+    # Among others a table may be text to learn from, as in a tree of sources.
+    if all(unpack.is_table(path) for _, path in self._files):
+      unpack.refuse_table(self._files[0][1])
 
   def fingerprint(self) -> str:
     return _files_identity("text", self._files)
 
   def num_bytes(self) -> int | None:
-    return sum(os.path.getsize(path) for _, path in self._files)
+    return _total_size(self._files)
 
   def documents(self) -> Iterator[Document]:
     for name, path in self._files:
@@ -230,26 +276,25 @@ class TextSource:
 
 
 class JsonSource:
-  """One document a line (.jsonl, .gz, .zst) or an element of a .json list.
+  """One document a line of JSON, or an element of a list; packed or not.
 
-  Lists are read whole, lines one by one. A field that is a list of strings is
+  A file that begins with a bracket is a list. Lists are read whole, lines one
+  by one. A field that is a list of strings is
   joined with newlines.
   """
 
   def __init__(self, spec: str, argument: str):
     self.spec = spec
-    pattern, _, field = argument.partition("#")
-    self._field = field or "text"
+    pattern, self._field = _pattern_and_field(argument)
     self._files = _find_files(pattern)
+    for _, path in self._files:
+      unpack.refuse_table(path)
 
   def fingerprint(self) -> str:
     return _files_identity(f"jsonl#{self._field}", self._files)
 
   def num_bytes(self) -> int | None:
-    packed = any(path.endswith((".gz", ".zst")) for _, path in self._files)
-    if packed:
-      return None
-    return sum(os.path.getsize(path) for _, path in self._files)
+    return _total_size(self._files)
 
   def documents(self) -> Iterator[Document]:
     for name, path in self._files:
@@ -259,14 +304,20 @@ class JsonSource:
           yield Document(f"{name}:{number}", _sliced(text))
 
   def _values(self, path: str) -> Iterator[tuple[int, object]]:
-    blocks = _read_blocks(path)
-    if path.endswith(".json"):
-      data = b"".join(blocks)
-      if data.lstrip()[:1] == b"[":
-        yield from enumerate(_parse_json(data, path, None), 1)
+    blocks = _drop_bom(unpack.read_blocks(path, BLOCK))
+    first = next(blocks, b"")
+    while first and not first.strip() and len(first) < 16 * BLOCK:
+      block = next(blocks, None)
+      if block is None:
         return
-      blocks = [data]
-    for number, line in enumerate(_split_lines(blocks), 1):
+      first += block
+    blocks = itertools.chain([first], blocks)
+    if first.lstrip()[:1] == b"[":
+      data = _join(blocks, path)
+      # Lines of lists are no list; the first of them says what is wrong.
+      yield from enumerate(_parse_json(data, path, None), 1)
+      return
+    for number, line in enumerate(_split_lines(blocks, path), 1):
       if line.strip():
         yield number, _parse_json(line, path, number)
 
@@ -274,8 +325,8 @@ class JsonSource:
     where = f"{path}, document {number}"
     if not isinstance(value, dict):
       raise InputError(
-        f"{where} is a JSON {type(value).__name__}; it must be an object "
-        f"with a field {self._field!r}"
+        f"{where} is {_kind(value)}; it must be an object with a field "
+        f"{self._field!r}"
       )
     if self._field not in value:
       raise InputError(
@@ -288,15 +339,15 @@ class JsonSource:
       text = "\n".join(text)
     if not isinstance(text, str):
       raise InputError(
-        f"{where}: field {self._field!r} is a {type(text).__name__}; it must "
-        "be a string or a list of strings"
+        f"{where}: field {self._field!r} is {_kind(text, '')}; it must be a "
+        "string or a list of strings"
       )
     if _SURROGATE.search(text):
       raise InputError(
         f"{where}: field {self._field!r} holds half of a surrogate pair at "
         f"character {_SURROGATE.search(text).start()}; it must be valid Unicode"
       )
-    return text
+    return text.removeprefix(_BOM)
 
 
 class TfdsSource:
@@ -339,9 +390,15 @@ class TfdsSource:
         "and the files must be array_record"
       ) from None
     for i in range(len(rows)):
-      value = rows[i][field]
       where = f"{self.spec}, record {i}"
+      try:
+        value = rows[i][field]
+      except Exception as error:  # array_record and tfds: all kinds
+        raise InputError(
+          f"{where} cannot be read: {_first_line(error)}"
+        ) from None
       text = value if isinstance(value, str) else _decode(value, where)
+      text = text.removeprefix(_BOM)
       if text:
         yield Document(f"{self._split}:{i}", _sliced(text))
 
@@ -415,8 +472,8 @@ class HubSource:
       import datasets
     except ImportError:
       raise InputError(
-        f"{self.spec} needs the package `datasets`; "
-        "install it with pip install 'gpt_jax[hf]'"
+        f"{self.spec} needs the package `datasets`; in the folder of this "
+        f"project, install it with {_python()} -m pip install -e '.[hf]'"
       ) from None
     try:
       rows = datasets.load_dataset(self._name, split=self._split)
@@ -430,9 +487,28 @@ class HubSource:
         f"{', '.join(rows.column_names)}"
       )
     for i in range(len(rows)):
-      text = rows[i]["text"]
+      where = f"{self.spec}, record {i}"
+      try:
+        text = rows[i]["text"]
+      except Exception as error:  # arrow's: all kinds
+        raise InputError(
+          f"{where} cannot be read: {_first_line(error)}"
+        ) from None
+      if text is not None and not isinstance(text, str):
+        raise InputError(f"{where} is {_kind(text)}; it must be a string")
+      text = (text or "").removeprefix(_BOM)
       if text:
         yield Document(f"{self._split}:{i}", _sliced(text))
+
+
+# {word before the colon: (class, what follows the colon or None)}
+SOURCES = {
+  "interpreter": (InterpreterSource, None),
+  "text": (TextSource, "GLOB"),
+  "jsonl": (JsonSource, "GLOB[#FIELD]"),
+  "tfds": (TfdsSource, "NAME[:SPLIT]"),
+  "hf": (HubSource, "NAME[:SPLIT]"),
+}
 
 
 def _sha256(content) -> str:
@@ -455,6 +531,9 @@ def _version_key(folder: str) -> tuple:
 
 def _name_and_split(argument: str) -> tuple[str, str]:
   """Returns (NAME, SPLIT) of NAME[:SPLIT]; a version (1.0.0) is NAME's."""
+  argument = files.user_path("data.source", argument)
+  if os.path.isdir(argument):
+    return argument, "train"
   # A colon inside brackets belongs to a slice, as in train[:10%].
   match = re.fullmatch(r"(.+?):((?:[^:/\[\]]|\[[^\]]*\])*)", argument)
   if not match or re.fullmatch(r"\d+\.\d+\.\d+", match[2]):
@@ -464,27 +543,119 @@ def _name_and_split(argument: str) -> tuple[str, str]:
 
 def _find_files(pattern: str) -> list[tuple[str, str]]:
   """Returns sorted (name, path); names are relative to the fixed folder."""
-  pattern = os.path.expanduser(pattern)
-  exact = os.path.lexists(pattern)
-  paths = [pattern] if exact else glob.glob(pattern, recursive=True)
-  if exact and os.path.isdir(pattern):
+  pattern = files.user_path("data.source", pattern)
+  if os.path.isdir(pattern):
     raise InputError(
       f"{pattern} is a directory; name files, such as "
-      f"{os.path.join(pattern, '**', '*')}"
+      f"{os.path.join(pattern, '**', '*.txt')}"
     )
+  root, paths = _expand(pattern)
   paths = sorted(p for p in paths if not os.path.isdir(p))
   if not paths:
     raise InputError(
-      f"no file matches {pattern!r} (from {os.getcwd()}); give the path of at "
-      "least one file"
+      f"no file matches {pattern!r} (from {_current_folder()}); give the path "
+      "of at least one file"
     )
   for path in paths:
     if not os.path.isfile(path):
       raise InputError(f"{path} is not a regular file")
-  fixed = re.split(r"[*?\[]", pattern, maxsplit=1)[0]
-  root = os.path.dirname(pattern if exact else fixed) or "."
   names = [os.path.relpath(p, root).replace(os.sep, "/") for p in paths]
   return sorted(zip(names, paths, strict=True))
+
+
+def _expand(pattern: str) -> tuple[str, list[str]]:
+  """Returns (the folder before the first wildcard, the paths that match).
+
+  The path of something that is there is no pattern: a folder [1] means itself
+  and never 1. Further on a bracket may be either, and where both are there it
+  is not guessed.
+  """
+  if os.path.lexists(pattern):
+    return os.path.dirname(pattern) or ".", [pattern]
+  parts = pattern.split("/")
+  place = 0
+  while place < len(parts) - 1 and _is_fixed(parts, place):
+    place += 1
+  root = "/".join(parts[:place]) or ("/" if pattern[0] == "/" else ".")
+  fixed = "".join(part + "/" for part in parts[:place])
+  rest = "/".join(parts[place:])
+  found = _glob(fixed, rest)
+  if "[" in rest:
+    literal = _glob(fixed, rest.replace("[", "[[]"))
+    if found and literal and set(found) != set(literal):
+      raise InputError(
+        f"{pattern!r} means {found[0]} where brackets hold a choice of "
+        f"characters and {literal[0]} where they stand for themselves; write "
+        "[[] for a bracket that stands for itself"
+      )
+    found = found or literal
+  return root, found
+
+
+def _is_fixed(parts: list[str], place: int) -> bool:
+  """Returns whether a part of a path is no pattern, or is there as it is."""
+  part = parts[place]
+  if not glob.has_magic(part):
+    return True
+  path = "/".join(parts[: place + 1])
+  return not re.search(r"[*?]", part) and os.path.lexists(path)
+
+
+def _glob(fixed: str, rest: str) -> list[str]:
+  try:
+    return glob.glob(glob.escape(fixed) + rest, recursive=True)
+  except RecursionError:
+    raise InputError(
+      f"data.source has {rest.count('/')} folders below each other; give a "
+      "shorter path"
+    ) from None
+
+
+def _pattern_and_field(argument: str) -> tuple[str, str]:
+  """Returns (GLOB, FIELD) of GLOB[#FIELD]; what is there decides which #."""
+  argument = files.user_path("data.source", argument)
+  whole = (argument, "text")
+  cut = [
+    (argument[: found.start()], argument[found.end() :] or "text")
+    for found in re.finditer("#", argument)
+    if found.start()
+  ]
+  for pattern, field in [whole, *cut]:
+    if os.path.lexists(pattern) and not os.path.isdir(pattern):
+      return pattern, field
+  for pattern, field in cut:
+    if not os.path.isdir(pattern) and _expand(pattern)[1]:
+      return pattern, field
+  return whole if not cut or _expand(argument)[1] else cut[-1]
+
+
+def _current_folder() -> str:
+  try:
+    return os.getcwd()
+  except OSError:
+    return "a folder that was removed"
+
+
+def _python() -> str:
+  relative = os.path.join(".venv", "bin", "python")
+  return relative if sys.executable.endswith(relative) else "python"
+
+
+def _total_size(found: list[tuple[str, str]]) -> int | None:
+  """Returns the bytes of files, None where some are packed or gone."""
+  if any(unpack.is_packed(path) for _, path in found):
+    return None
+  try:
+    return sum(os.path.getsize(path) for _, path in found)
+  except OSError:
+    return None
+
+
+def _kind(value, article: str = "a JSON ") -> str:
+  """Returns what a value of JSON is, for a sentence."""
+  if value is None:
+    return "null"
+  return f"{article or 'a '}{type(value).__name__}"
 
 
 def _files_identity(kind: str, files: list[tuple[str, str]]) -> str:
@@ -498,96 +669,73 @@ def _files_identity(kind: str, files: list[tuple[str, str]]) -> str:
   return _sha256([kind, rows])
 
 
-def _open(path: str):
-  try:
-    return open(path, "rb")
-  except OSError as error:
-    raise InputError(f"cannot read {path}: {error.strerror}") from None
-
-
 def _read_text(path: str) -> Iterator[str]:
   decoder = codecs.getincrementaldecoder("utf-8")()
-  start = 0  # byte of the file at which what the decoder holds begins
-  with _open(path) as file:
-    while True:
-      block = file.read(BLOCK)
-      held = len(decoder.getstate()[0])
-      try:
-        text = decoder.decode(block, final=not block)
-      except UnicodeDecodeError as error:
-        raise InputError(
-          f"{path} is not UTF-8: byte {error.object[error.start]:#04x} at "
-          f"offset {start - held + error.start}; convert it to UTF-8"
-        ) from None
-      start += len(block)
-      if text:
-        yield text
-      if not block:
-        return
-
-
-def _read_blocks(path: str) -> Iterator[bytes]:
-  """Yields a file's bytes, unpacked by its name's end."""
-  with _open(path) as file:
-    if path.endswith(".zst"):
-      yield from _unpack_zst(file, path)
-      return
-    packed = path.endswith(".gz")
-    stream = gzip.GzipFile(fileobj=file) if packed else file
-    while True:
-      try:
-        block = stream.read(BLOCK)
-      except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise InputError(f"{path} is not a whole gzip file: {error}") from None
-      if not block:
-        return
-      yield block
-
-
-def _unpack_zst(file, path: str) -> Iterator[bytes]:
-  # A stream reader would pass over a missing end in silence.
-  import zstandard
-
-  unpacker, whole = None, False
-  rest = b""
-  while True:
-    block = rest or file.read(1 << 16)
-    rest = b""
-    if not block:
-      break
-    if unpacker is None:
-      unpacker = zstandard.ZstdDecompressor().decompressobj()
+  start = 0  # byte of the text at which what the decoder holds begins
+  is_first = True
+  for block in itertools.chain(unpack.read_blocks(path, BLOCK), [b""]):
+    held = len(decoder.getstate()[0])
     try:
-      out = unpacker.decompress(block)
-    except zstandard.ZstdError as error:
-      raise InputError(f"{path} is not a zstd file: {error}") from None
-    whole = unpacker.eof
-    if whole:
-      rest, unpacker = unpacker.unused_data, None
-    if out:
-      yield out
-  if not whole:
-    raise InputError(f"{path} is not a whole zstd file: its end is missing")
+      text = decoder.decode(block, final=not block)
+    except UnicodeDecodeError as error:
+      raise InputError(
+        f"{path} is not UTF-8: byte {error.object[error.start]:#04x} at "
+        f"offset {start - held + error.start}; convert it to UTF-8"
+      ) from None
+    start += len(block)
+    if text and is_first:
+      text, is_first = text.removeprefix(_BOM), False
+    if text:
+      yield text
 
 
-def _split_lines(blocks) -> Iterator[bytes]:
+def _drop_bom(blocks: Iterator[bytes]) -> Iterator[bytes]:
+  yield next(blocks, b"").removeprefix(_BOM.encode())
+  yield from blocks
+
+
+def _join(blocks, path: str) -> bytes:
+  parts, size = [], 0
+  for block in blocks:
+    parts.append(block)
+    size += len(block)
+    if size > MAX_LIST_BYTES:
+      raise InputError(
+        f"{path} is a JSON list of more than {MAX_LIST_BYTES:,} bytes, which "
+        "would be read whole; write it as JSON lines, an element a line"
+      )
+  return b"".join(parts)
+
+
+def _split_lines(blocks, path: str) -> Iterator[bytes]:
   # Only b"\n" ends a line of JSON; parts are joined once a line is whole.
-  parts = []
+  parts, size, number = [], 0, 1
   for block in blocks:
     *lines, last = block.split(b"\n")
     for line in lines:
       yield b"".join([*parts, line])
-      parts = []
+      parts, size, number = [], 0, number + 1
     parts.append(last)
+    size += len(last)
+    if size > MAX_LINE_BYTES:
+      raise InputError(
+        f"{path}, line {number} has more than {MAX_LINE_BYTES:,} bytes; a "
+        "document that long must be divided, or given as text:GLOB"
+      )
   yield b"".join(parts)
 
 
 def _parse_json(data: bytes, path: str, number: int | None):
   where = path if number is None else f"{path}, line {number}"
+  text = _decode(data, where)
   try:
-    return json.loads(_decode(data, where))
-  except (json.JSONDecodeError, RecursionError) as error:
-    raise InputError(f"{where} is not JSON: {error}") from None
+    return files.parse_json(text, is_bounded=False)
+  except files.Damage as damage:
+    if str(damage).startswith("is not JSON"):
+      raise InputError(f"{where} {damage}") from None
+    raise InputError(
+      f"{where} is not JSON that can be read: it {damage}"
+    ) from None
 
 
 def _decode(data: bytes, where: str) -> str:
@@ -601,8 +749,13 @@ def _decode(data: bytes, where: str) -> str:
 
 
 def _read_info(folder: str) -> list[str]:
-  with open(os.path.join(folder, "dataset_info.json"), "rb") as file:
-    info = json.load(file)
+  path = os.path.join(folder, "dataset_info.json")
+  try:
+    info = files.read_json(path)
+  except files.Damage as damage:
+    raise InputError(f"{path} {damage}; prepare the set again") from None
+  if not isinstance(info, dict):
+    raise InputError(f"{path} is {_kind(info)}; it must be an object")
   return [str(info[key]) for key in ("name", "version") if key in info]
 
 
@@ -611,7 +764,7 @@ def _import_tfds():
     import tensorflow_datasets
   except ImportError as error:
     raise InputError(
-      f"tfds: sources need tensorflow-datasets ({error}); "
-      "install it with pip install gpt_jax"
+      f"tfds: sources need tensorflow-datasets ({error}); in the folder of "
+      f"this project, install it with {_python()} -m pip install -e ."
     ) from None
   return tensorflow_datasets

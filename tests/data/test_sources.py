@@ -1,9 +1,12 @@
 """Sources: every document once, in order, and bad files named exactly."""
 
 import ast
+import bz2
 import gzip
 import json
+import lzma
 import os
+import random
 import sys
 import sysconfig
 
@@ -182,6 +185,9 @@ def test_packed_files_cut_short_are_refused(tmp_path, end):
     ('"text"', "document 2 is a JSON str"),
     ('{"text": "\\ud800"}', "half of a surrogate pair"),
     ("[" * 100_000, "line 2 is not JSON"),
+    ('{"text": "x", "n": ' + "9" * 9999 + "}", "line 2 .* too many digits"),
+    ('{"text": null}', "document 2: field 'text' is null"),
+    ("null", "document 2 is null"),
   ],
 )
 def test_bad_json_lines_are_named(tmp_path, line, said):
@@ -191,6 +197,235 @@ def test_bad_json_lines_are_named(tmp_path, line, said):
   path.write_text('{"text": "fine"}\n' + line)
   with pytest.raises(InputError, match=f"a.jsonl, {said}|{said}"):
     read(f"jsonl:{path}")
+
+
+def test_records_may_hold_what_python_writes_beside_the_text(tmp_path):
+  path = tmp_path / "a.jsonl"
+  path.write_text('{"text": "x", "score": NaN, "n": 1e999}\n')
+  assert read(f"jsonl:{path}") == {"a.jsonl:1": "x"}
+
+
+PACK = {
+  "gz": gzip.compress,
+  "xz": lzma.compress,
+  "bz2": bz2.compress,
+  "zst": lambda data: __import__("zstandard").compress(data),
+}
+
+
+@pytest.mark.parametrize("end", PACK)
+def test_packed_text_is_known_by_its_first_bytes(tmp_path, end):
+  text = "國 text\n" * 5000
+  packed = PACK[end](text.encode())
+  rows = "".join(json.dumps({"text": str(i)}) + "\n" for i in range(9))
+  for name in ("a.txt", f"a.txt.{end}", "a.TXT.GZ"):
+    (tmp_path / name).write_bytes(packed)
+    assert read(f"text:{tmp_path}/{name}") == {name: text}
+    (tmp_path / name).write_bytes(packed[: len(packed) // 2])
+    with pytest.raises(InputError, match=f"{name} is not a whole "):
+      read(f"text:{tmp_path}/{name}")
+  for name in ("a.jsonl", f"b.jsonl.{end}"):
+    (tmp_path / name).write_bytes(PACK[end](rows.encode()))
+    assert len(read(f"jsonl:{tmp_path}/{name}")) == 9
+  (tmp_path / f"l.json.{end}").write_bytes(PACK[end](b'[{"text": "in"}]'))
+  found = read(f"jsonl:{tmp_path}/l.json.{end}")
+  assert found == {f"l.json.{end}:1": "in"}
+  (tmp_path / f"p.{end}").write_bytes(b"plain")
+  with pytest.raises(InputError, match=f"p.{end} is not a .* its name says"):
+    read(f"text:{tmp_path}/p.{end}")
+
+
+def test_a_window_above_zstds_default_is_read(tmp_path):
+  import zstandard
+
+  wide = zstandard.ZstdCompressionParameters.from_level(1, window_log=28)
+  pack = zstandard.ZstdCompressor(compression_params=wide).compressobj()
+  (tmp_path / "a.txt.zst").write_bytes(pack.compress(b"wide") + pack.flush())
+  assert read(f"text:{tmp_path}/a.txt.zst") == {"a.txt.zst": "wide"}
+
+
+def test_no_line_and_no_list_is_read_beyond_its_bound(tmp_path, monkeypatch):
+  monkeypatch.setattr(sources, "BLOCK", 100)
+  monkeypatch.setattr(sources, "MAX_LINE_BYTES", 1000)
+  monkeypatch.setattr(sources, "MAX_LIST_BYTES", 1000)
+  path = tmp_path / "a.jsonl"
+  long = json.dumps({"text": "x" * 700}) + "\n"
+  path.write_bytes(gzip.compress((long * 9).encode()))
+  assert len(read(f"jsonl:{path}")) == 9
+  taken = []
+  blocks = sources.unpack.read_blocks
+
+  def counted(path, size):
+    for block in blocks(path, size):
+      taken.append(len(block))
+      yield block
+
+  monkeypatch.setattr(sources.unpack, "read_blocks", counted)
+  path.write_bytes(gzip.compress(long.encode() + b"x" * 10**7))
+  with pytest.raises(InputError, match="a.jsonl, line 2 has more than 1,000"):
+    read(f"jsonl:{path}")
+  path.write_bytes(gzip.compress(b"[" + b" " * 10**7))
+  with pytest.raises(InputError, match="a.jsonl is a JSON list of more than"):
+    read(f"jsonl:{path}")
+  assert sum(taken) < 10_000
+
+
+FOREIGN = {
+  "a.parquet": (b"PAR1\x15\x04", "is a table .parquet.* jsonl:FILE#COLUMN"),
+  "b.txt": (b"PAR1\x15\x04", "is a parquet table, .* jsonl:FILE#COLUMN"),
+  "a.csv": (b"id,text\n1,x\n", "is a table .CSV.* jsonl:FILE#COLUMN"),
+  "a.csv.gz": (gzip.compress(b"id,text\n"), "is a table .CSV"),
+  "a.zip": (b"PK\x03\x04\0\0", "is a zip archive, which"),
+  "a.tgz": (
+    gzip.compress(b"x" * 257 + b"ustar\0" + b"\0" * 99),
+    "is a tar arch",
+  ),
+  "a.pdf": (b"%PDF-1.7\n", "is a PDF, which"),
+  "u.txt": ("wide".encode("utf-16"), "is UTF-16 text, .* to UTF-8"),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+@pytest.mark.parametrize("scheme", ["text", "jsonl"])
+def test_what_holds_no_text_is_named_for_what_it_is(tmp_path, name, scheme):
+  data, said = FOREIGN[name]
+  (tmp_path / name).write_bytes(data)
+  with pytest.raises(InputError, match=f"{name} {said}"):
+    read(f"{scheme}:{tmp_path}/{name}")
+
+
+def test_a_mark_before_utf8_is_no_text(tmp_path):
+  mark = b"\xef\xbb\xbf"
+  (tmp_path / "a.txt").write_bytes(mark + b"text\xef\xbb\xbf")
+  assert read(f"text:{tmp_path}/a.txt") == {"a.txt": "text\ufeff"}
+  (tmp_path / "a.jsonl").write_bytes(mark + b'{"text": "\\ufeffx"}\n')
+  assert read(f"jsonl:{tmp_path}/a.jsonl") == {"a.jsonl:1": "x"}
+
+
+def test_the_path_of_what_is_there_is_no_pattern(tmp_path):
+  for name in ("[1]", "1", "[x] proj", "deep", "deep/[2]", "deep/2"):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "a.txt").write_text(f"in {name}")
+  for name in ("[1]", "1", "[x] proj", "deep/[2]"):
+    assert read(f"text:{tmp_path}/{name}/*.txt") == {"a.txt": f"in {name}"}
+    assert read(f"text:{tmp_path}/{name}/**/*.txt") == {"a.txt": f"in {name}"}
+  (tmp_path / "q[1]b.txt").write_text("brackets")
+  assert read(f"text:{tmp_path}/q[1]*.txt") == {"q[1]b.txt": "brackets"}
+  (tmp_path / "q1b.txt").write_text("one")
+  with pytest.raises(InputError, match=r"write \[\[\] for a bracket"):
+    read(f"text:{tmp_path}/q[1]*.txt")
+  assert read(f"text:{tmp_path}/q[[]1]*.txt") == {"q[1]b.txt": "brackets"}
+  with pytest.raises(InputError, match=r"write \[\[\] for a bracket"):
+    read(f"text:{tmp_path}/d*/[2]/*.txt")
+  (tmp_path / "q1c.txt").write_text("two")
+  assert set(read(f"text:{tmp_path}/q[1][bc]*.txt")) == {"q1b.txt", "q1c.txt"}
+
+
+def test_a_number_sign_may_be_part_of_a_path(tmp_path):
+  folder = tmp_path / "a#b"
+  folder.mkdir()
+  (folder / "t#1.jsonl").write_text('{"text": "x", "c": "y"}\n')
+  name = "t#1.jsonl:1"
+  assert read(f"jsonl:{folder}/t#1.jsonl") == {name: "x"}
+  assert read(f"jsonl:{folder}/t#1.jsonl#c") == {name: "y"}
+  assert read(f"jsonl:{folder}/*.jsonl") == {name: "x"}
+  assert read(f"jsonl:{folder}/*.jsonl#c") == {name: "y"}
+  (tmp_path / "a").mkdir()
+  assert read(f"jsonl:{folder}/t#1.jsonl#") == {name: "x"}
+  with pytest.raises(InputError, match="no file matches"):
+    read(f"jsonl:{folder}/none.jsonl#c")
+
+
+@pytest.mark.parametrize(
+  "spec, said",
+  [
+    ("text:gs://bucket/x.txt", "gs://bucket/x.txt.*addresses are not read"),
+    ("jsonl:https://a.b/c.jsonl#d", "addresses are not read"),
+    ("s3://a/b", "addresses are not read"),
+    ("tfds:gs://a/b", "addresses are not read"),
+    ("hf:https://a.b/c", "addresses are not read"),
+    ("text: ", "is not a source of text"),
+    ("text:a\0b", "NUL"),
+    ("text:a\udcff.txt", "not UTF-8"),
+    ("text:" + "**/" * 3000 + "x", "folders below each other"),
+    ("1e999*interpreter", "must be above 0 and finite"),
+    ("1e308*interpreter,1e-300*text:x", "differ too much"),
+  ],
+)
+def test_what_cannot_be_a_source_is_one_sentence(spec, said):
+  with pytest.raises(InputError, match=said):
+    for _, source in sources.parse_mixture(spec):
+      sources.open_source(source)
+
+
+def test_a_file_name_that_is_not_utf8_is_read_by_pattern(tmp_path):
+  try:
+    (tmp_path / os.fsdecode(b"a\xff.txt")).write_text("x")
+  except OSError:
+    pytest.skip("this file system takes UTF-8 only")
+  assert list(read(f"text:{tmp_path}/*.txt").values()) == ["x"]
+
+
+def test_a_path_without_a_scheme_is_told_what_was_meant(tmp_path):
+  (tmp_path / "a.txt").write_text("x")
+  (tmp_path / "a.jsonl").write_text("{}")
+  for path, meant in (
+    (tmp_path, f"text:{tmp_path}/[*][*]/[*].txt"),
+    (tmp_path / "a.txt", f"text:{tmp_path}/a.txt"),
+    (tmp_path / "a.jsonl", f"jsonl:{tmp_path}/a.jsonl"),
+  ):
+    for parse in (sources.parse_mixture, sources.open_source):
+      with pytest.raises(InputError, match=f"did you mean {meant}"):
+        parse(str(path))
+
+
+def test_a_source_is_one_entry_of_a_table(monkeypatch):
+  class Upper(sources.TextSource):
+    pass
+
+  monkeypatch.setitem(sources.SOURCES, "upper", (Upper, "GLOB"))
+  spec = f"2*interpreter, upper:{__file__}"
+  (_, first), (_, second) = sources.parse_mixture(spec)
+  assert isinstance(sources.open_source(second), Upper)
+  assert sources.spec_of(second) == second
+  with pytest.raises(InputError, match="interpreter, .*upper:GLOB"):
+    sources.parse_mixture("uper:x")
+
+
+def test_mutated_specs_and_lines_end_in_a_sentence(tmp_path):
+  (tmp_path / "a#[1].jsonl").write_text('{"text": "x"}\n')
+  seed = f"0.5*jsonl:{tmp_path}/a#[1].jsonl#text,text:{tmp_path}/*,interpreter"
+  line = b'{"text": "one", "n": [1, 2.5e3, true, null], "o": {"text": "x"}}'
+  dice = random.Random(0)
+  parts = [
+    *"*?[]#:,~/.\0\udcff\n%-+\\ ",
+    "**/",
+    "e999*",
+    "://",
+    "text:",
+    "9" * 400,
+  ]
+  path = tmp_path / "m.jsonl"
+  for _ in range(300):
+    at = dice.randrange(len(seed))
+    spec = seed[:at] + dice.choice(parts) + seed[at + dice.randrange(6) :]
+    try:
+      for _, source in sources.parse_mixture(spec):
+        if source != "interpreter":
+          opened = sources.open_source(source)
+          opened.fingerprint(), opened.num_bytes()
+    except InputError:
+      pass
+    changed = bytearray(line)
+    at = dice.randrange(len(line))
+    changed[at : at + dice.randrange(4)] = dice.choice(
+      [b"[" * 3000, b"9" * 6000, b"\xff", b"\\ud800", b"\0", b'"', b"}", b"{"]
+    )
+    path.write_bytes(bytes(changed) + b"\n" + line)
+    try:
+      read(f"jsonl:{path}#{dice.choice(['text', 'n', 'o'])}")
+    except InputError:
+      pass
 
 
 def test_poems_are_read_from_json_lists():
@@ -254,7 +489,7 @@ def test_tfds_folders_are_known_by_their_content(tfds_folder, tmp_path):
 
 def test_hub_sources_name_the_missing_extra(monkeypatch):
   monkeypatch.setitem(sys.modules, "datasets", None)
-  with pytest.raises(InputError, match=r"pip install 'gpt_jax\[hf\]'"):
+  with pytest.raises(InputError, match=r"python -m pip install -e '.\[hf\]'"):
     read("hf:some/name:train")
 
 
