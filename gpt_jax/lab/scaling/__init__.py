@@ -1,7 +1,7 @@
 """Scaling laws of finished runs: python -m gpt_jax.lab.scaling --help.
 
 A thin door. Nothing is written before all is computed, and jax is never
-imported: a fit needs numpy alone.
+imported: a fit needs numpy, and Student's t of scipy.
 """
 
 import json
@@ -48,6 +48,10 @@ def main(argv: list[str]) -> int:
       f"  loss {record['predicted']:.4f}, {record['level']} % prediction "
       f"interval {record['low']:.4f} to {record['high']:.4f}"
     )
+    said = forecast.describe_widening(
+      record["widening"], record["times_largest_fitted_flops"]
+    )
+    print("\n".join(f"  {words}" for words in said))
   if args.out:
     print(f"\nwritten to {args.out}: {', '.join(written)}")
   return 0
@@ -273,6 +277,7 @@ def _fit(args, points):
     forecast,
     frontier,
     isoflop,
+    line,
     parametric,
   )
 
@@ -283,13 +288,21 @@ def _fit(args, points):
   }
   fit = curves = None
   if args.form != "isoflop":
-    fit = parametric.fit(
-      points.params, points.tokens, points.loss, args.bootstraps, args.seed
-    )
     top = float(points.flops.max())
     budgets = _budgets_of(args.at) or [top, 10 * top]
-    found["parametric"] = findings.describe_fit(fit, points, budgets)
-    found["conventions"] = frontier.compare_conventions(fit, points)
+    try:
+      fit = parametric.fit(
+        points.params, points.tokens, points.loss, args.bootstraps, args.seed
+      )
+      found["parametric"] = findings.describe_fit(fit, points, budgets)
+      if found["parametric"]["frontier"]:
+        found["conventions"] = frontier.compare_conventions(fit, points)
+    except InputError as error:
+      found["line"] = line.fit(points)
+      needs = (args.at, args.hold_above, args.register)
+      if found["line"] is None or args.form == "parametric" or any(needs):
+        raise
+      found["no_parametric"] = str(error)
   if args.form != "parametric":
     tolerance = args.budget_tolerance or 0.1
     try:

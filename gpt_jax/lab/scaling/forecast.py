@@ -1,11 +1,13 @@
 """Predictions of runs: held out, registered before a run, scored after it.
 
 A prediction's interval is of a run, not of the curve: to the resampled curves a
-residual of the fit is added, widened for the coefficients that the fit took. A
+residual of the fit is added, widened for the coefficients that the fit took,
+and the whole by what rolling hold-outs measured (rolling.py). A
 registered file carries a checksum, which shows that it was altered; whoever
 would forge one can, so that a commit, or another's copy, is what dates it.
 """
 
+import dataclasses
 import datetime
 import hashlib
 import json
@@ -17,12 +19,15 @@ import numpy as np
 from gpt_jax import files, workdir
 from gpt_jax import flops as flops_lib
 from gpt_jax.config import InputError
-from gpt_jax.lab.scaling import frontier, parametric
+from gpt_jax.lab.scaling import frontier, parametric, rolling
 from gpt_jax.lab.scaling import points as points_lib
 from gpt_jax.lab.scaling.points import Points
 
 # How far a run's N and D may be from those that were registered.
 _SAME = 0.01
+# A prediction's compute over the largest fitted, in units of what hold-outs
+# reach.
+_TOO_FAR = 10.0
 # Of a registered file.
 _MAX_BYTES = 1 << 20
 _NUMBERS = (
@@ -33,12 +38,16 @@ _WORDS = ("convention", "registered", "checksum")
 _KINDS = ("text", "number")
 
 
-def predict(fit: parametric.Fit, params, tokens, seed: int):
+def predict(
+  fit: parametric.Fit, params, tokens, seed: int, factor: float = 1.0
+):
   """Returns (loss [P], low [P], high [P]) of runs of given sizes.
 
   Args:
     params, tokens: [P].
     seed: of the residuals that are added.
+    factor: that intervals are widened by, of rolling.measure; 1 knows noise
+      alone.
   """
   x, y = np.log(params), np.log(tokens)
   central = np.exp(parametric.log_predict(fit.theta, x, y))
@@ -46,10 +55,18 @@ def predict(fit: parametric.Fit, params, tokens, seed: int):
   count = len(fit.residuals)
   wide = math.sqrt(count / (count - parametric.NUM_COEFFICIENTS))
   spread = parametric.log_predict(fit.thetas, x, y)
-  spread = spread + wide * rng.choice(fit.residuals, spread.shape)
-  pairs = [frontier.interval(np.exp(column)) for column in spread.T]
-  low, high = np.array(pairs).T
-  return central, low, high
+  # Sorted, and one draw for all, so that the order of runs changes nothing.
+  drawn = rng.choice(np.sort(fit.residuals), (len(spread), 1))
+  spread = spread + wide * drawn
+  pairs = np.array([frontier.interval(column) for column in spread.T])
+  # About the prediction, which percentiles of a skewed bootstrap may not hold.
+  low = np.minimum(pairs[:, 0] - np.log(central), 0)
+  high = np.maximum(pairs[:, 1] - np.log(central), 0)
+  return (
+    central,
+    central * np.exp(factor * low),
+    central * np.exp(factor * high),
+  )
 
 
 def hold_out(points: Points, above: float, num_resamples: int, seed: int):
@@ -71,7 +88,10 @@ def hold_out(points: Points, above: float, num_resamples: int, seed: int):
     )
   except InputError as error:
     raise InputError(f"--hold-above is {above:.3g}; below, {error}") from None
-  value, low, high = predict(fit, rest.params, rest.tokens, seed)
+  widening = rolling.measure(below, predict, seed)
+  value, low, high = predict(
+    fit, rest.params, rest.tokens, seed, widening.factor
+  )
   error = value / rest.loss - 1
   rows = [
     {
@@ -96,6 +116,7 @@ def hold_out(points: Points, above: float, num_resamples: int, seed: int):
     "mean_relative_error": float(error.mean()),
     "largest_relative_error": float(abs(error).max()),
     "num_inside": sum(row["is_inside"] for row in rows),
+    "widening": dataclasses.asdict(widening),
     "rows": rows,
   }
 
@@ -106,12 +127,31 @@ def register(
   """Writes a prediction of one run and returns it.
 
   Raises:
-    InputError: the file is there already.
+    InputError: the file is there already, the fit does not determine its
+      exponents, or the run is so far from those fitted that nothing vouches for
+      the prediction.
   """
   check_new(path)
-  value, low, high = predict(fit, np.array([params]), np.array([tokens]), seed)
+  unknown = parametric.undetermined(fit.theta, points.params, points.tokens)
+  if "a" in unknown:
+    raise InputError(
+      f"nothing is registered: the fit is not determined ({unknown['a']}); fit "
+      "runs of more sizes and lengths"
+    )
   cost = frontier.cost_of(*points.counts[points.convention])
   flops = cost[0] * params ** cost[1] * tokens
+  times = flops / float(points.flops.max())
+  widening = rolling.measure(points, predict, seed)
+  if times > _TOO_FAR * widening.times:
+    raise InputError(
+      f"nothing is registered: the run has {times:.3g} times the largest "
+      f"compute that was fitted, and hold-outs of these runs reach "
+      f"{widening.times:.3g} times; register one of at most "
+      f"{_TOO_FAR * widening.times:.3g} times, or fit larger runs"
+    )
+  value, low, high = predict(
+    fit, np.array([params]), np.array([tokens]), seed, widening.factor
+  )
   names = parametric.NAMES
   record = {
     "params": params,
@@ -122,7 +162,10 @@ def register(
     "low": float(low[0]),
     "high": float(high[0]),
     "level": frontier.LEVEL,
-    "times_largest_fitted_flops": flops / float(points.flops.max()),
+    "times_largest_fitted_flops": times,
+    "widening": {
+      k: None if v != v else v for k, v in dataclasses.asdict(widening).items()
+    },
     "coefficients": dict(
       zip(names, map(float, parametric.coefficients(fit.theta)), strict=False)
     ),
@@ -241,6 +284,41 @@ def check_run(record: dict, run: dict, path: str, folder: str) -> None:
       f"{folder} was started before {path} was registered ({registered}); what "
       "is known is not predicted"
     )
+
+
+def describe_widening(widening: dict, times: float) -> list[str]:
+  """Returns sentences on what vouches for a prediction's interval.
+
+  Args:
+    widening: rolling.Widening, as a dict.
+    times: the prediction's compute over the largest fitted.
+  """
+  if not widening["num_fits"]:
+    said = [
+      "too few runs to hold any out: the interval knows noise alone, and not "
+      "whether the form holds beyond the runs"
+    ]
+  else:
+    held = f"{100 * widening['inside_noise']:.0f} %"
+    part = widening["inside"]
+    after = ""
+    if part is not None and part == part:
+      after = (
+        f", {100 * part:.0f} % inside widened ones (each fit's by the others)"
+      )
+    said = [
+      f"rolling hold-outs, {widening['num_fits']} fits of lower budgets: "
+      f"{widening['num_losses']} losses at up to {widening['times']:.3g} times "
+      f"the compute, {held} inside intervals of noise alone{after}; intervals "
+      f"are widened {widening['factor']:.2f} times"
+    ]
+  if times > widening["times"]:
+    said.append(
+      f"warning: {times:.3g} times the largest fitted compute is farther than "
+      f"any hold-out ({widening['times']:.3g} times); the interval is not "
+      "measured there"
+    )
+  return said
 
 
 def score(record: dict, measured: float) -> dict:

@@ -36,10 +36,15 @@ def corrected_interval(value, samples, left_out) -> tuple[float, float]:
   """
   samples = np.asarray(samples, float)
   samples = samples[~np.isnan(samples)]
-  influence = np.nanmean(left_out) - left_out
-  influence = influence[~np.isnan(influence)]
-  size = np.sum(influence**2) ** 1.5
-  skew = np.sum(influence**3) / (6 * size) if size > 0 else 0.0
+  # Without one of a few points, A or B may be beyond any float.
+  left_out = np.asarray(left_out, float)
+  left_out = left_out[np.isfinite(left_out)]
+  influence = left_out.mean() - left_out if len(left_out) else left_out
+  if len(influence) and abs(influence).max() > 0:
+    influence = influence / abs(influence).max()
+    skew = np.sum(influence**3) / (6 * np.sum(influence**2) ** 1.5)
+  else:
+    skew = 0.0
   below = np.mean(samples < value) + np.mean(samples == value) / 2
   edge = 1 / (len(samples) + 1)
   bias = _NORMAL.inv_cdf(float(min(max(below, edge), 1 - edge)))
@@ -55,7 +60,8 @@ def _quantiles(samples, tails) -> tuple[float, float]:
   samples = samples[~np.isnan(samples)]
   if not len(samples):
     return float("nan"), float("nan")
-  low, high = np.quantile(samples, tails)
+  with np.errstate(invalid="ignore"):
+    low, high = np.quantile(samples, tails)
   return float(low), float(high)
 
 
@@ -102,7 +108,10 @@ def frontier(fit: parametric.Fit, budgets, cost) -> list[dict]:
     names = ("params", "tokens", "loss")
     rows.append(
       {"flops": flops}
-      | {k: estimate(*three) for k, three in zip(names, parts, strict=True)}
+      | {
+        k: estimate(*three, degrees_of(fit))
+        for k, three in zip(names, parts, strict=True)
+      }
     )
   return rows
 
@@ -136,17 +145,26 @@ def compare_conventions(fit: parametric.Fit, points) -> list[dict]:
         "alpha": float(found.theta[3]),
         "beta": float(found.theta[4]),
         "objective": found.objective,
-        "a": estimate(*three),
-        "shift": estimate(*shifts),
+        "a": estimate(*three, degrees_of(found)),
+        "shift": estimate(*shifts, degrees_of(found)),
       }
     )
   return rows
 
 
-def estimate(value, samples, left_out=None) -> dict:
+def degrees_of(fit: parametric.Fit) -> int:
+  """Returns how many points a fit has beyond its coefficients."""
+  return len(fit.residuals) - parametric.NUM_COEFFICIENTS
+
+
+def estimate(value, samples, left_out=None, degrees=None) -> dict:
   """Returns {"value", "low", "high", "error"} of a bootstrapped figure.
 
   By corrected_interval where it is known without each point, else by interval.
+
+  Args:
+    degrees: of freedom that the residuals have, P less coefficients; the
+      interval is widened by small_sample_factor. None leaves it as it is.
   """
   samples = np.asarray(samples, float)
   samples = samples[~np.isnan(samples)]
@@ -156,5 +174,56 @@ def estimate(value, samples, left_out=None) -> dict:
     if is_corrected
     else interval(samples)
   )
-  error = float(samples.std(ddof=1)) if len(samples) > 1 else float("nan")
+  if degrees is not None:
+    low, high = widen(float(value), low, high, small_sample_factor(degrees))
+  error = float("nan")
+  if len(samples) > 1:
+    # A resample may lack the points that a term shows in; then A has no bound,
+    # and the deviation is that of the samples' middle.
+    with np.errstate(over="ignore", invalid="ignore"):
+      middle = np.quantile(samples, (_NORMAL.cdf(-1), _NORMAL.cdf(1)))
+      error = float(
+        samples.std(ddof=1)
+        if samples.max() < 1e100
+        else (middle[1] - middle[0]) / 2
+      )
   return {"value": float(value), "low": low, "high": high, "error": error}
+
+
+def no_estimate(why: str) -> dict:
+  """Returns the estimate of a figure that the points do not determine."""
+  return dict.fromkeys(("value", "low", "high", "error"), float("nan")) | {
+    "why": why
+  }
+
+
+def student(degrees: int) -> float:
+  """Returns the half-width of Student's interval, in deviations."""
+  from scipy import special
+
+  return float(special.stdtrit(degrees, _TAILS[1]))
+
+
+def small_sample_factor(degrees: int) -> float:
+  """Returns what a bootstrap's interval lacks with few degrees of freedom.
+
+  Its spread is that of residuals, which a fit of k coefficients to n points
+  makes smaller by sqrt((n - k) / n), and its quantiles are of a known spread,
+  not Student's.
+  """
+  count = degrees + parametric.NUM_COEFFICIENTS
+  wide = student(degrees) / _NORMAL.inv_cdf(_TAILS[1])
+  return wide * (count / degrees) ** 0.5
+
+
+def widen(value: float, low: float, high: float, factor: float):
+  """Returns (low, high) that much further from a value.
+
+  By ratio where all are above 0: A and B span powers of ten.
+  """
+  if value > 0 and low > 0 and np.isfinite(high):
+    with np.errstate(over="ignore"):
+      low = value * np.float64(low / value) ** factor
+      high = value * np.float64(high / value) ** factor
+    return float(low), float(high)
+  return value + factor * (low - value), value + factor * (high - value)

@@ -26,6 +26,20 @@ _MAX_LEFT_OUT = 400
 _MAX_RESTARTS = 6
 
 
+# Across a line over along it, below which runs lie on one. Published lists of
+# optima have .04 to .11, published grids .5 to .9.
+MIN_ASPECT = 0.15
+# Of the loss, below which a term is at its bound.
+MIN_SHARE = 1e-3
+# Of N and D. Published ones are .05 to 1.2.
+EXPONENTS = (0.01, 3.0)
+MAX_LOG_SCALE = 100.0
+
+
+class OnALine(InputError):
+  """N and D of the runs do not vary independently."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Fit:
   """A fit and its resamples.
@@ -56,10 +70,16 @@ def fit(params, tokens, loss, num_resamples: int, seed: int) -> Fit:
     num_resamples: of the points, drawn with replacement.
     seed: of the resamples.
 
+  The order of the points changes nothing: resamples draw from them sorted.
+
   Raises:
+    OnALine: N and D do not vary independently.
     InputError: the points cannot determine five coefficients, or loss does
       not fall with N or D.
   """
+  order = np.lexsort((loss, tokens, params))
+  back = np.argsort(order)
+  params, tokens, loss = (v[order] for v in (params, tokens, loss))
   found = _fit_points(params, tokens, loss)
   for name, value in (("N", found.theta[3]), ("D", found.theta[4])):
     if not value > 0:
@@ -68,7 +88,12 @@ def fit(params, tokens, loss, num_resamples: int, seed: int) -> Fit:
         f"be {value:.3g}; runs of more sizes, or longer ones, may show it"
       )
   weights = resample(params, tokens, num_resamples, seed)
-  return _fit_resamples(found, params, tokens, loss, weights)
+  found = _fit_resamples(found, params, tokens, loss, weights)
+  return dataclasses.replace(
+    found,
+    residuals=found.residuals[back],
+    weights=found.weights[:, back],
+  )
 
 
 def refit(old: Fit, params, tokens, loss) -> Fit:
@@ -102,11 +127,34 @@ def _fit_resamples(fit: Fit, params, tokens, loss, weights) -> Fit:
   is_kept = np.arange(len(loss)) % len(parts) != parts[:, None]
   rows = np.concatenate([weights, is_kept])
   warm = np.repeat(fit.theta[None], len(rows), 0)
-  thetas, _ = minimise(warm, *logs, rows)
+  thetas, values = minimise(warm, *logs, rows)
+  if share_of(fit.theta, *logs[:2])[2] < MIN_SHARE:
+    # Nothing draws E away from 0, where its slope in log E vanishes. A resample
+    # may have it elsewhere.
+    warm[:, 2] = np.log(0.5) + logs[2].min()
+    others, better = minimise(warm, *logs, rows)
+    thetas = np.where((better < values)[:, None], others, thetas)
   count = len(weights)
   return dataclasses.replace(
     fit, thetas=thetas[:count], weights=weights, left_out=thetas[count:]
   )
+
+
+def line_of(params, tokens) -> tuple[float, float] | None:
+  """Returns the line that runs lie on in (log N, log D), or None.
+
+  That is where their deviation across the best line is less than MIN_ASPECT of
+  that along it: N and D then cannot be told apart.
+
+  Returns:
+    (dx, dy), the line's direction in log N and log D, of length 1.
+  """
+  logs = np.log(np.stack([params, tokens], 1))
+  _, (along, across), axes = np.linalg.svd(logs - logs.mean(0))
+  if across > MIN_ASPECT * along:
+    return None
+  dx, dy = axes[0] * (1 if axes[0, 0] > 0 else -1)
+  return float(dx), float(dy)
 
 
 def check_points(params, tokens) -> None:
@@ -124,6 +172,67 @@ def check_points(params, tokens) -> None:
         f"the points have {len(set(values))} distinct value(s) of {name}; a "
         "power law with a constant needs 3 or more"
       )
+  line = line_of(params, tokens)
+  if line is not None:
+    dx, dy = line
+    law = f"D ~ N^{dy / dx:.2f}" if abs(dx) > 0.1 else "one N"
+    if abs(dy / max(dx, 1e-9) + 1) < 0.1:
+      law = "one compute budget, D ~ 1 / N"
+    elif abs(dy) < 0.1:
+      law = "one D"
+    elif 0.9 < dy / max(dx, 1e-9) < 1.1:
+      law = f"D = {np.exp(np.mean(np.log(tokens / params))):.3g} N"
+    raise OnALine(
+      f"these runs lie on one line in (log N, log D) ({law}), so what N does "
+      "to the loss cannot be told from what D does; add runs off that line: "
+      "each size at two or more numbers of tokens"
+    )
+
+
+def share_of(theta, log_params, log_tokens) -> np.ndarray:
+  """Returns [3]: the largest share of the loss that each term has at any point.
+
+  Of A/N^alpha, B/D^beta and E. A term without a share is at its bound: the runs
+  say no more of it than that it is small.
+  """
+  a, b, e, alpha, beta = theta
+  terms = a - alpha * log_params, b - beta * log_tokens, e
+  whole = log_predict(theta, log_params, log_tokens)
+  return np.array([np.exp(term - whole).max() for term in terms])
+
+
+def undetermined(theta, params, tokens) -> dict[str, str]:
+  """Returns {name: why} of the coefficients that points do not determine.
+
+  Args:
+    theta: [5], of a fit.
+    params, tokens: [P].
+  """
+  shares = share_of(theta, np.log(params), np.log(tokens))
+  why = {}
+  if shares[2] < MIN_SHARE:
+    why["E"] = "at its bound, 0"
+  for i, (scale, name, size) in enumerate(
+    (("A", "alpha", "N"), ("B", "beta", "D"))
+  ):
+    exponent, log_scale = float(theta[3 + i]), float(theta[i])
+    reason = None
+    if not np.isfinite([exponent, log_scale]).all():
+      reason = "not finite"
+    elif shares[i] < MIN_SHARE:
+      reason = f"the term in {size} is at its bound, 0"
+    elif not EXPONENTS[0] <= exponent <= EXPONENTS[1]:
+      reason = (
+        f"the exponent of {size} is {exponent:.3g}, outside "
+        f"{EXPONENTS[0]} to {EXPONENTS[1]:g}"
+      )
+    elif abs(log_scale) > MAX_LOG_SCALE:
+      reason = f"{scale} is e^{log_scale:.0f}"
+    if reason is not None:
+      why |= dict.fromkeys((scale, name), reason)
+      why.setdefault("a", reason)
+      why.setdefault("b", reason)
+  return why
 
 
 def coefficients(theta) -> np.ndarray:
@@ -218,7 +327,10 @@ def minimise(starts, x, y, z, weights) -> tuple[np.ndarray, np.ndarray]:
   for i in range(0, len(p), size):
     rows = slice(i, i + size)
     problem = _Problem(x - x0, y - y0, z, weights[rows])
-    p[rows], value[rows] = _polish(problem, p[rows])
+    # A resample that lacks the runs that a term shows in has no curvature, or
+    # an infinite one, along it.
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+      p[rows], value[rows] = _polish(problem, p[rows])
   p[:, 0] += p[:, 3] * x0
   p[:, 1] += p[:, 4] * y0
   return p, value
