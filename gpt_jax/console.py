@@ -39,11 +39,22 @@ class Console:
     for name, value in rows:
       self.say(f"  {name:<{width}}  {value}")
 
-  def progress(self, step: int, total: int, loss: float, rates: dict) -> None:
-    """Shows how far a run is; `rates` as Meter.rates gives them."""
+  def progress(
+    self,
+    step: int,
+    total: int,
+    loss: float,
+    rates: dict,
+    left: float | None = None,
+  ) -> None:
+    """Shows how far a run is; `rates` as Meter.rates gives them.
+
+    Args:
+      left: seconds to the end, None while nothing can be said of it.
+    """
     if not self.is_speaking:
       return
-    line = progress_line(step, total, loss, rates)
+    line = progress_line(step, total, loss, rates, left)
     if self.is_live:
       self._show(step, total, line)
     elif time.monotonic() - self.last_line >= INTERVAL or step == total:
@@ -76,19 +87,25 @@ class Console:
     self.bar.update(self.task, completed=step, description=line, refresh=True)
 
 
-def progress_line(step: int, total: int, loss: float, rates: dict) -> str:
+def progress_line(
+  step: int,
+  total: int,
+  loss: float,
+  rates: dict,
+  left: float | None = None,
+) -> str:
   """Returns "step 1,200/2,000  loss 1.8321  21,450 tok/s  ..."."""
   # A loss that has run away must not fill the line with digits.
   shown = f"{loss:.4f}" if abs(loss) < 1e5 else f"{loss:.3e}"
   words = [f"step {step:,}/{total:,}", f"loss {shown}"]
   if rates:
-    left = (total - step) * rates["perf/step_seconds"]
     speed = rates["perf/tokens_per_second"]
     words.append(
       f"{speed:,.0f} tok/s" if speed < 1e8 else f"{format_count(speed)} tok/s"
     )
     if "perf/mfu" in rates:
       words.append(f"mfu {100 * rates['perf/mfu']:.1f}%")
+  if left is not None:
     words.append(f"{format_seconds(left)} left")
   return "  ".join(words)
 

@@ -20,6 +20,7 @@ from gpt_jax import (
   checkpoint,
   console,
   exits,
+  goodput,
   metrics,
   optim,
   preflight,
@@ -135,7 +136,7 @@ def train(config: Config, workdir: str, command: str) -> int:
 
 
 def _train(config: Config, workdir: str, command: str, screen, stop) -> int:
-  started = time.perf_counter()
+  started, clock = time.perf_counter(), goodput.Clock()
   metrics.check_wandb(config.train.wandb_project)
   folder = os.path.join(workdir, "checkpoints")
   record = os.path.join(workdir, "config.json")
@@ -150,7 +151,8 @@ def _train(config: Config, workdir: str, command: str, screen, stop) -> int:
   checkpoint.preload()
 
   # Data and model
-  prepared = processes.in_turn(lambda: store.prepare(config.data, screen.say))
+  with clock.spend("data"):
+    prepared = processes.in_turn(lambda: store.prepare(config.data, screen.say))
   processes.agree("the prepared data", prepared.fingerprint)
   runtime.give_back_memory()
   mesh = sharding.make_mesh(config.mesh)
@@ -214,7 +216,8 @@ def _train(config: Config, workdir: str, command: str, screen, stop) -> int:
           config.train.init_from, abstract.params, screen.say
         )
         state = state_lib.replace_params(state, params)
-    stage = compiling.result()
+    with clock.spend("compile"):
+      stage = compiling.result()
   runtime.give_back_memory()
   first, total = int(state.step), config.train.num_steps
   line = f"compiled in {stage.seconds:.1f} s"
@@ -237,7 +240,9 @@ def _train(config: Config, workdir: str, command: str, screen, stop) -> int:
   processes.share(write_record)
   if processes.index() > 0:
     workdir_lib.await_file(record)
-  reporter = Reporter(config, workdir, first, screen, model, mesh, prepared)
+  reporter = Reporter(
+    config, workdir, first, screen, model, mesh, prepared, clock
+  )
   if first >= total and reporter.has_reported():
     screen.say(f"this run is finished: all {total:,} steps are done")
     return 0
@@ -259,6 +264,7 @@ def _train(config: Config, workdir: str, command: str, screen, stop) -> int:
   # the others of a first collective, and fails.
   processes.agree("the step to go on from", first)
   stop.is_waited_for = True
+  clock.switch("step")
   try:
     with jax.set_mesh(mesh):
       reporter.catch_up(state)
@@ -268,15 +274,17 @@ def _train(config: Config, workdir: str, command: str, screen, stop) -> int:
           if pending is not None:
             reporter.finish(*pending, is_forced=True)
             pending = None
-          stage = build_stage(index)
+          with clock.spend("compile"):
+            stage = build_stage(index)
           processes.agree("the step of a larger batch", index)
           batches = read_batches(index)
           reporter.set_batch(stage.size)
           screen.say(f"step {index:,}: batches of {stage.size:,} sequences now")
         waited = time.perf_counter()
-        batch = sharding.place_batch(
-          next(batches), batch_place, stage.rows, stage.size
-        )
+        with clock.spend("data"):
+          batch = sharding.place_batch(
+            next(batches), batch_place, stage.rows, stage.size
+          )
         reporter.meter.data_wait += time.perf_counter() - waited
         reporter.profile(index)
         seen = reporter.is_watched(index + 1) and stage.watch(state, batch)
@@ -301,11 +309,13 @@ def _train(config: Config, workdir: str, command: str, screen, stop) -> int:
           if code is None and not is_last:
             reporter.report_on(done, state)
           if is_saving or code is not None:
-            keeper.save(done, state, force=True)
+            with clock.spend("save"):
+              keeper.save(done, state, force=True)
           reporter.meter.restart()
           if code is not None and not is_last:
             break
-      keeper.wait()
+      with clock.spend("save"):
+        keeper.wait()
       reporter.end_profile()
       code = stop.check(int(state.step))
       if code is None:

@@ -1,17 +1,22 @@
 """Metric names, the rate meter, and the writers of one run.
 
 metrics.jsonl is the record: one object a row, rewound to the step that a run
-resumes from, so that it reads as if nothing had happened. TensorBoard, and
-W&B where asked for, repeat it.
+resumes from (rows.py), so that it reads as if nothing had happened.
+TensorBoard, and W&B where asked for, repeat it.
 """
 
+import errno
 import hashlib
 import importlib.util
-import json
+import math
 import os
 import time
 
+from gpt_jax import rows as rows_lib
 from gpt_jax.config import InputError
+
+read_rows = rows_lib.read_rows
+without_time = rows_lib.without_time
 
 LOSS = "train/loss"
 BALANCE_LOSS = "train/balance_loss"
@@ -65,12 +70,17 @@ class Meter:
     tokens_per_step: in the global batch.
     flops_per_token: of training, see flops.py.
     peak: FLOP/s of all devices, None if unknown: then no MFU is given.
+    is_measured: the peak is no figure of a data sheet; steps that are faster
+      show that it was measured too low, and raise it.
   """
 
-  def __init__(self, tokens_per_step: int, flops_per_token: int, peak):
+  def __init__(
+    self, tokens_per_step: int, flops_per_token: int, peak, is_measured=False
+  ):
     self.tokens_per_step = tokens_per_step
     self.flops_per_token = flops_per_token
     self.peak = peak
+    self.is_measured = is_measured
     self.data_wait = 0.0
     self.restart()
 
@@ -101,15 +111,44 @@ class Meter:
     }
     if self.peak is not None:
       rate = tokens_per_second * self.flops_per_token
+      if self.is_measured:
+        self.peak = max(self.peak, rate)
       rates[MFU] = round(rate / self.peak, 5)
     self.start, self.steps, self.data_wait = self.last, 0, 0.0
     return rates
 
 
+class TimeLeft:
+  """The time to the end of a run, from all that happens between its rows.
+
+  Evaluations and saves are in it. The first interval is left out: what is
+  done once, such as compiling, is in that. Older intervals count for less.
+  """
+
+  # What an interval counts for when one more has come.
+  DECAY = 0.9
+
+  def __init__(self):
+    self.last, self.seconds, self.steps = None, 0.0, 0.0
+    self.is_first = True
+
+  def note(self, step: int, now: float) -> float | None:
+    """Notes that a step is done; returns seconds a step, None at first."""
+    if self.last is not None and step > self.last[0]:
+      steps, seconds = step - self.last[0], now - self.last[1]
+      if not self.is_first:
+        self.seconds = self.DECAY * self.seconds + seconds
+        self.steps = self.DECAY * self.steps + steps
+      self.is_first = False
+    self.last = step, now
+    return self.seconds / self.steps if self.steps else None
+
+
 def measure_cpu_peak() -> float:
   """Returns the FLOP/s of a float32 matrix product here, the best of many.
 
-  A CPU has no sheet to quote a peak from; MFU there is of this figure.
+  A CPU has no sheet to quote a peak from; MFU there is of this figure, on all
+  cores. One that others used meanwhile is measured too low: see Meter.
   """
   import numpy as np
 
@@ -126,25 +165,45 @@ def measure_cpu_peak() -> float:
 class Writers:
   """Writes rows of metrics under a workdir.
 
+  Args:
+    start_step: rows after it are dropped.
+    is_dropped: also those for which this is true, as in rows.rewind.
+    say: told what is wrong with the file that is there.
+
+  Attributes:
+    carried: as rows.rewind returns it.
+
   Raises:
-    InputError: from any method, where the disk is full.
+    InputError: from any method, where the file cannot be written.
   """
 
-  def __init__(self, workdir: str, start_step: int, wandb_project=None):
+  def __init__(
+    self,
+    workdir: str,
+    start_step: int,
+    wandb_project=None,
+    is_dropped=lambda row: False,
+    say=print,
+  ):
     self.path = os.path.join(workdir, "metrics.jsonl")
     self.board = None
     self.board_args = (os.path.join(workdir, "tensorboard"), start_step)
     try:
-      rewind(self.path, start_step)
+      os.makedirs(workdir, exist_ok=True)
+      self.carried = rows_lib.rewind(self.path, start_step, is_dropped, say)
       self.file = open(self.path, "a", buffering=1)
     except OSError as error:
       raise _unwritable(self.path, error) from None
     self.wandb = _start_wandb(wandb_project, workdir) if wandb_project else None
 
   def write(self, step: int, values: dict) -> None:
-    """Appends one row; floats are written with all their digits."""
+    """Appends one row; floats are written with all their digits.
+
+    What is not finite is left out: it is no number of JSON.
+    """
+    values = {k: v for k, v in values.items() if math.isfinite(v)}
     try:
-      self.file.write(json.dumps({"step": step, **values}) + "\n")
+      self.file.write(rows_lib.to_line(step, values))
       if self.board is None:
         self.board = _Board(*self.board_args)
       self.board.write(step, values)
@@ -188,7 +247,11 @@ class _Board:
 
   def write(self, step: int, values: dict) -> None:
     """Appends one row."""
-    rows = [{"tag": k, "simple_value": float(v)} for k, v in values.items()]
+    rows = [
+      {"tag": k, "simple_value": float(v)}
+      for k, v in values.items()
+      if not k.startswith("time/")
+    ]
     self._add(step, summary={"value": rows})
     if time.monotonic() - self.flushed > BOARD_SECONDS:
       self.flushed = time.monotonic()
@@ -203,33 +266,6 @@ class _Board:
     )
 
 
-def read_rows(path: str) -> list[dict]:
-  """Returns the rows of a metrics.jsonl; a last line cut short is left out."""
-  rows = []
-  if os.path.exists(path):
-    with open(path, errors="replace") as file:
-      for line in file:
-        try:
-          rows.append(json.loads(line))
-        except json.JSONDecodeError:
-          break
-  return rows
-
-
-def rewind(path: str, step: int) -> None:
-  """Drops the rows after `step`, atomically."""
-  if not os.path.exists(path):
-    return
-  kept = [row for row in read_rows(path) if row["step"] <= step]
-  try:
-    with open(path + ".tmp", "w") as file:
-      file.writelines(json.dumps(row) + "\n" for row in kept)
-    os.replace(path + ".tmp", path)
-  except OSError:
-    os.remove(path + ".tmp")
-    raise
-
-
 def check_wandb(project: str | None) -> None:
   """Raises InputError where W&B is asked for and not installed."""
   if project is not None and importlib.util.find_spec("wandb") is None:
@@ -240,9 +276,15 @@ def check_wandb(project: str | None) -> None:
 
 
 def _unwritable(path: str, error: OSError) -> InputError:
+  is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+  remedy = (
+    "make room and go on with the same command"
+    if is_full
+    else "make it writable, or give another --workdir"
+  )
   return InputError(
     f"{path} cannot be written: {error.strerror}; saved checkpoints are "
-    "whole: make room and go on with the same command"
+    f"whole: {remedy}"
   )
 
 

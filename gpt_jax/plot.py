@@ -229,4 +229,12 @@ def _log_ticks(low: float, high: float) -> list[float]:
 
 
 def _escape(text: str) -> str:
-  return text.replace("&", "&amp;").replace("<", "&lt;")
+  # XML has no way to write most control characters, and none for "]]>".
+  text = "".join(c if _is_xml(c) else "\ufffd" for c in text)
+  return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _is_xml(c: str) -> bool:
+  """Returns whether XML 1.0 (2.2) has this character."""
+  is_control = ord(c) < 0x20 and c not in "\t\n\r"
+  return not (is_control or 0xD800 <= ord(c) < 0xE000 or c in "\ufffe\uffff")

@@ -6,15 +6,16 @@ put off is caught up on when the run goes on.
 """
 
 import os
+import time
 
 import jax
-import numpy as np
 
 from gpt_jax import config as config_lib
 from gpt_jax import (
   console,
   decode,
   flops,
+  goodput,
   metrics,
   plot,
   preflight,
@@ -39,6 +40,7 @@ class Reporter:
   Args:
     config: vocab_size filled in.
     first: steps that are done when this process begins.
+    clock: of this process; what earlier ones spent is added to it.
   """
 
   def __init__(
@@ -50,18 +52,37 @@ class Reporter:
     model,
     mesh,
     prepared: store.PreparedData,
+    clock: goodput.Clock,
   ):
     self.config, self.workdir, self.first = config, workdir, first
     self.screen, self.model, self.mesh = screen, model, mesh
     self.prepared = prepared
     self.writers = None
     self.is_writing = processes.index() == 0
+    self.clock = clock
+    self.time_left = metrics.TimeLeft()
+    total = config.train.num_steps
     if self.is_writing:
-      self.writers = metrics.Writers(workdir, first, config.train.wandb_project)
+      if first < total and os.path.exists(self._curve_path()):
+        os.remove(self._curve_path())  # of an end that is to come again
+      is_reported = os.path.exists(self._curve_path())
+      # A report that was cut short is made again, and its rows with it.
+      is_cut = lambda row: (
+        row["step"] == total and any(name.startswith("eval/") for name in row)
+      )
+      self.writers = metrics.Writers(
+        workdir,
+        first,
+        config.train.wandb_project,
+        is_dropped=lambda row: not is_reported and is_cut(row),
+        say=screen.say,
+      )
+      clock.go_on(self.writers.carried)
     self.meter = metrics.Meter(
       config.train.global_batch_size * config.data.seq_len,
       flops.train_flops_per_token(config.model, config.data.seq_len),
       preflight.device_peak(mesh) if self.is_writing else None,
+      is_measured=mesh.devices.flat[0].platform == "cpu",
     )
     self.is_profiling = False
     self.sample_fault = None
@@ -104,11 +125,14 @@ class Reporter:
       row[metrics.Z_LOSS] = values["z_loss"]
     rates = self.meter.rates()
     self._write(step, row | rates)
-    self.screen.progress(step, t.num_steps, values["loss"], rates)
+    each = self.time_left.note(step, time.perf_counter())
+    left = None if each is None else (t.num_steps - step) * each
+    self.screen.progress(step, t.num_steps, values["loss"], rates, left)
 
   def set_batch(self, size: int) -> None:
     """Notes the sequences of the steps that follow."""
     self.meter.tokens_per_step = size * self.config.data.seq_len
+    self.time_left = metrics.TimeLeft()
     self.meter.restart()
 
   def is_logged(self, step: int) -> bool:
@@ -134,6 +158,10 @@ class Reporter:
 
   def report_on(self, step: int, state) -> None:
     """Evaluates on some batches, and samples, where it is due."""
+    with self.clock.spend("evaluation"):
+      self._report_on(step, state)
+
+  def _report_on(self, step: int, state) -> None:
     c = self.config
     if step % c.eval.every_steps == 0:
       for name, tokens in self.prepared.valid.items():
@@ -157,7 +185,9 @@ class Reporter:
       names = [k for r in rows if r["step"] == self.first for k in r]
       return any(name.startswith("eval/") for name in names)
 
-    is_due = self.first and self.is_due(self.first)
+    # At the end the report is to come, of the whole set.
+    is_due = 0 < self.first < self.config.train.num_steps
+    is_due = is_due and self.is_due(self.first)
     if is_due and not processes.share(is_there):
       self.report_on(self.first, state)
 
@@ -170,6 +200,10 @@ class Reporter:
       seconds: what this process took.
       is_stopped: asked between the parts; the rest is left out where true.
     """
+    with self.clock.spend("evaluation"):
+      self._report(state, seconds, is_stopped)
+
+  def _report(self, state, seconds: float, is_stopped) -> None:
     c, total = self.config, self.config.train.num_steps
     self.screen.close()
     done = (
@@ -207,6 +241,7 @@ class Reporter:
     if is_stopped():
       return
     self._plot()
+    self.screen.say(f"time: {self.clock.describe()}")
     self.screen.say(f"everything is in {self.workdir}:")
     rows = [
       ("checkpoints/", f"the last is step {total:,}"),
@@ -335,5 +370,4 @@ class Reporter:
 
   def _write(self, step: int, values: dict) -> None:
     if self.writers is not None:
-      finite = {k: v for k, v in values.items() if np.isfinite(v)}
-      self.writers.write(step, finite)
+      self.writers.write(step, values | self.clock.row())

@@ -25,6 +25,7 @@ from gpt_jax import (
   files,
   metrics,
   plot,
+  rows,
   score,
   workdir,
 )
@@ -228,11 +229,11 @@ def test_a_rewound_record_ends_at_its_step(tmp_path):
   with open(path, "a") as file:
     file.write('{"step": 8, "train/lo')
   assert [r["step"] for r in metrics.read_rows(str(path))] == [*range(1, 8)]
-  metrics.rewind(str(path), 5)
+  rows.rewind(str(path), 5)
   assert [r["step"] for r in metrics.read_rows(str(path))] == [*range(1, 6)]
   assert metrics.read_rows(str(path))[2] == {"step": 3, metrics.LOSS: 1 / 3}
   assert [p.name for p in tmp_path.glob("metrics*")] == ["metrics.jsonl"]
-  metrics.rewind(str(tmp_path / "none.jsonl"), 5)
+  rows.rewind(str(tmp_path / "none.jsonl"), 0)
   assert not (tmp_path / "none.jsonl").exists()
 
 

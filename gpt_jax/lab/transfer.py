@@ -172,9 +172,9 @@ def identify(config: Config, data: str, power: float, seed: int) -> str:
 
 def read(path: str) -> dict[str, Cell]:
   """Returns {identity: cell} of a transfer.jsonl; a cut last line is lost."""
-  from gpt_jax import metrics
+  from gpt_jax import rows
 
-  return {row["identity"]: Cell(**row) for row in metrics.read_rows(path)}
+  return {row["identity"]: Cell(**row) for row in rows.read_objects(path)}
 
 
 def means(cells: list[Cell], word: str, size: int) -> dict[float, float]:
