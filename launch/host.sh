@@ -3,7 +3,9 @@
 #   setup         install Python where it is too old, and the environment
 #   start [ARGS]  python -m gpt_jax.train ARGS, which outlives the connection
 #   status        one line: running, ended CODE, or not started
+#   watch         status, and the last line that it has printed
 #   log           all it has printed, each line after the name of the host
+#   follow [N]    the log from line N on, and what is added, until the run ends
 #   stop          SIGTERM: saves and ends
 set -euo pipefail
 CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
@@ -51,6 +53,24 @@ status() {
   printf '%s: %s\n' "$(hostname)" "$state"
 }
 
+watch() {
+  status
+  tail -n 1 "$notes/log" 2>/dev/null || true
+}
+
+follow() {
+  local seen=$(($1 - 1)) total alive=1
+  while [[ -n $alive ]]; do
+    is_running || alive=''
+    total=$(wc -l <"$notes/log")
+    if ((total > seen)); then
+      sed -n "$((seen + 1)),${total}p" "$notes/log"
+      seen=$((total))
+    fi
+    [[ -z $alive ]] || sleep 2
+  done
+}
+
 log() {
   local line
   while IFS= read -r line || [[ -n $line ]]; do
@@ -74,6 +94,7 @@ verb=${1:-}
 case $verb in
   setup) setup_host ;;
   start) start "${@:2}" ;;
-  status | log | stop) "$verb" ;;
-  *) die "the verb is '$verb'; it must be setup, start, status, log or stop." ;;
+  follow) follow "${2:-1}" ;;
+  status | watch | log | stop) "$verb" ;;
+  *) die "the verb is '$verb'; it must be setup, start, status, watch, follow, log or stop." ;;
 esac

@@ -43,6 +43,23 @@ find_python() {
   die "no Python 3.11 or newer was found on PATH; install one, or name it with PYTHON=/path/to/python."
 }
 
+# `check_run ARGS`: config, source and tokenizer of gpt_jax.train ARGS, before
+# anything is requested that costs. A dry run (a first word --dry-run) installs
+# nothing: without an environment it says so.
+check_run() {
+  if [[ $1 == --dry-run ]]; then
+    shift
+    if ! is_new_enough "$(version_of .venv/bin/python)"; then
+      echo 'gpt_jax: not checked: there is no environment yet, which the real call makes; bash launch/local.sh --help makes it now' >&2
+      return
+    fi
+    python=$PWD/.venv/bin/python
+  else
+    setup requirements.txt
+  fi
+  "$python" -m gpt_jax.lab.check "$@" >&2 || exit 1
+}
+
 # uv takes a quarter of pip's time, so it is fetched for this one time; where
 # it cannot be had or fails, pip does the same. The lock is complete, so
 # neither has anything to resolve. Bytecode is left to the first import, which

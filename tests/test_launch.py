@@ -371,6 +371,32 @@ def test_tests_run_after_lint_and_format_and_their_exit_code_is_passed_on(
   assert log[-1].endswith("-m not slow -m slow -n 0")
 
 
+def test_lint_looks_at_what_is_tracked_alone(house):
+  """A user's own config in configs/ fails nobody's tests."""
+  (house.bin / "git").symlink_to(shutil.which("git"))
+  git = ["git", "-C", house.root, "-c", "user.name=a", "-c", "user.email=a@b"]
+  (house.root / "ours.py").write_text("")
+  (house.root / "gone.py").write_text("")
+  subprocess.run([*git, "init", "-q"], check=True)
+  subprocess.run([*git, "add", "ours.py", "gone.py"], check=True)
+  (house.root / "gone.py").unlink()
+  (house.root / "theirs.py").write_text("not = (formatted")
+  log = house.launch(script="launch/test.sh")[2]
+  linted = [line for line in log if line.startswith("ruff ")]
+  assert linted == ["ruff check ours.py", "ruff format --check ours.py"]
+
+
+def test_a_link_or_a_second_environment_is_ignored(tmp_path):
+  shutil.copy(ROOT / ".gitignore", tmp_path)
+  subprocess.run(["git", "init", "-q", tmp_path], check=True)
+  (tmp_path / ".venv").symlink_to("/tmp")
+  (tmp_path / ".venv-3.12").mkdir()
+  (tmp_path / ".venv-3.12" / "python").touch()
+  words = ["git", "-C", tmp_path, "status", "--porcelain"]
+  found = subprocess.check_output(words, text=True).split()
+  assert found == ["??", ".gitignore"]
+
+
 def test_ci_names_the_real_texts_where_they_are(house, tmp_path):
   data = tmp_path / "shared" / "data"
   ci = {"script": ".ci/run"}

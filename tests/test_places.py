@@ -22,7 +22,17 @@ from test_launch import STUB, House
 ROOT = pathlib.Path(__file__).parent.parent
 PLACES = ("launch/slurm.sh", "launch/tpu_vm.sh", "launch/gke.sh")
 FILES = (*PLACES, "launch/host.sh", "launch/gke.yaml")
-TOOLS = ("printf", "wc", "tr", "git", "nohup", "xargs", "basename", "env")
+TOOLS = (
+  "printf",
+  "wc",
+  "tr",
+  "git",
+  "nohup",
+  "xargs",
+  "basename",
+  "env",
+  "mkfifo",
+)
 
 NOTE = """
 import json, os, sys
@@ -63,7 +73,8 @@ esac
 """
 HOSTNAME = '#!/bin/bash\nbasename "$HOME"\n'
 # A trainer that runs until it is told to stop.
-RUNS = 'if [[ -n ${STUB_RUNS:-} ]]; then trap "exit 75" TERM; '
+RUNS = "if [[ -n ${STUB_RUNS:-} && $1 == gpt_jax.train ]]; then "
+RUNS += 'trap "exit 75" TERM; '
 RUNS += "while :; do sleep 0.05; done; fi ;;\nesac"
 TRAINER = STUB.replace("|| exit 7 ;;\nesac", f"|| exit 7\n    {RUNS}")
 
@@ -233,8 +244,10 @@ def test_a_dry_run_on_a_tpu_vm_prints_what_is_then_done(places, words):
   printed = commands(out)
   _, _, noted = places.call("launch/tpu_vm.sh", *words)
   # A run may be asked more than once whether it has ended.
-  once = [c for i, c in enumerate(noted) if i == 0 or c != noted[i - 1]]
-  assert once == printed and printed
+  once = lambda found: [
+    c for i, c in enumerate(found) if i == 0 or c != found[i - 1]
+  ]
+  assert once(noted) == once(printed) and printed
 
 
 def test_a_run_on_tpu_vms_ends_with_the_trainers_code_and_its_logs(places):
@@ -285,11 +298,110 @@ def test_create_waits_for_the_tpu_and_says_when_it_will_not_come(places):
   words = ["create", *TPU, TYPE, "--poll=0"]
   places.states("WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE")
   _, err, noted = places.call("launch/tpu_vm.sh", *words)
-  assert sum("describe" in c for c in noted) == 3
+  assert sum("describe" in c for c in noted) == 4  # and once at its exit
+  assert "gpt-x is ACTIVE and costs until it is deleted: bash launch" in err
   assert "gpt-x is PROVISIONING" in err
   places.states("FAILED")
   _, err, _ = places.call("launch/tpu_vm.sh", *words, code=1)
   assert err.count("\n") == 1 and "gpt-x is FAILED" in err
+
+
+def spoil(places, pattern: str, failures: int) -> None:
+  """Makes the first calls of gcloud that match this pattern fail."""
+  counter = pathlib.Path(f"{places.log_file}.failures")
+  counter.write_text("x" * failures)
+  stub = places.bin / "gcloud"
+  text = stub.read_text()
+  first, rest = text.split("\n", 1)
+  guard = (
+    f'if [[ "$*" == {pattern} && -s "$STUB_LOG.failures" ]]; then '
+    'left=$(<"$STUB_LOG.failures"); printf %s "${left%x}" '
+    '>"$STUB_LOG.failures"; exit 255; fi'
+  )
+  stub.write_text(f"{first}\n{guard}\n{rest}")
+
+
+def test_a_failed_call_while_waiting_ends_nothing(places):
+  words = ["create", *TPU, TYPE, "--poll=0"]
+  places.states("PROVISIONING", "ACTIVE")
+  spoil(places, "*describe*", 3)
+  _, err, _ = places.call("launch/tpu_vm.sh", *words)
+  assert "gpt-x did not answer, 3 of 20" in err and "is PROVISIONING" in err
+  # Twenty times in a row are told, and that it may cost.
+  pathlib.Path(f"{places.log_file}.failures").write_text("x" * 99)
+  _, err, _ = places.call("launch/tpu_vm.sh", *words, code=1)
+  assert "has not told 20 times in a row" in err
+  assert (
+    "may cost until it is deleted: bash launch/tpu_vm.sh delete gpt-x" in err
+  )
+
+
+@pytest.mark.parametrize(
+  "words, code, deletes",
+  [(["setup", *TPU], 1, False), (["run", *TPU, TYPE, "--", *ARGS], 1, True)],
+)
+def test_any_exit_tells_whether_the_tpu_costs(places, words, code, deletes):
+  spoil(places, "*scp*", 1)
+  _, err, _ = places.call("launch/tpu_vm.sh", *words, code=255)
+  assert "gpt-x is ACTIVE and costs until it is deleted: " in err
+  assert "delete gpt-x --zone=us-z" in err
+
+
+@pytest.mark.parametrize("restarts, runs", [(0, 1), (2, 3)])
+def test_a_run_starts_again_after_75_as_often_as_it_may(places, restarts, runs):
+  trainer = TRAINER.replace("|| exit 7\n", "|| exit 75\n")
+  for folder in (places.bin, *places.hosts.iterdir()):
+    if (folder / "python3").exists():
+      (folder / "python3").write_text(trainer)
+  words = ["run", *TPU, TYPE, "--poll=0", f"--restarts={restarts}", "--", *ARGS]
+  _, err, noted = places.call(
+    "launch/tpu_vm.sh", *words, code=75, STUB_FAILS="gpt_jax.train"
+  )
+  starts = [c for c in noted if any("host.sh start" in word for word in c)]
+  assert len(starts) == runs and err.count("starting again") == restarts
+  # The TPU was there all the time: it was requested once.
+  assert sum(c[4] == "create" for c in noted) == 1
+  assert "costs until it is deleted" in err
+
+
+def test_a_tpu_that_was_taken_away_is_requested_again(places):
+  words = ["run", *TPU, TYPE, "--poll=0", "--restarts=1", "--", *ARGS]
+  # It is there, then it is gone, and at last another one is there.
+  places.states("ACTIVE", "SUSPENDED", "SUSPENDED", "ACTIVE")
+  spoil(places, "*watch*", 1)
+  _, err, noted = places.call("launch/tpu_vm.sh", *words)
+  assert "was taken away" in err and "ended with 0" in err
+  verbs = [c[4] for c in noted]
+  assert verbs.count("create") == 2 and verbs.count("delete") == 1
+
+
+def test_logs_are_followed_until_the_run_ends_through_lost_calls(places):
+  script, tpu = "launch/tpu_vm.sh", [*TPU, "--existing"]
+  places.call(script, "setup", *tpu)
+  places.call(script, "start", *tpu, "--", *ARGS)
+  places.call(script, "wait", *tpu, "--poll=0")
+  log = places.hosts / "host-0" / "gpt_jax" / "runs" / "host" / "log"
+  with open(log, "a") as file:
+    file.write("step 1\nstep 2\n")
+  spoil(places, "*follow*", 2)
+  out, err, _ = places.call(script, "logs", *tpu, "--follow", "--poll=0")
+  assert out == log.read_text() and "2 of 20" in err
+
+
+def test_a_run_that_cannot_start_is_refused_before_anything_is_created(places):
+  """The check is python -m gpt_jax.lab.check; here it says no."""
+  fails = {"STUB_FAILS": "gpt_jax.lab.check"}
+  tpu = ["run", *TPU, TYPE, "--", *ARGS]
+  for script, words in (
+    ("tpu_vm.sh", tpu),
+    ("gke.sh", [*GKE, "--", *GKE_ARGS]),
+  ):
+    _, _, noted = places.call(f"launch/{script}", *words, code=1, **fails)
+    assert not noted
+    out, _, _ = places.call(
+      f"launch/{script}", "--dry-run", *words, code=1, **fails
+    )
+    assert not out
 
 
 def test_the_real_gcloud_knows_every_command(places, tmp_path):
@@ -388,13 +500,65 @@ def test_the_manifest_has_a_job_a_slice_and_a_pod_a_host(
   (container,) = pod["containers"]
   resources = container["resources"]
   assert resources["limits"] == resources["requests"]
-  assert resources["limits"] == {"google.com/tpu": chips}
+  assert resources["limits"] == {
+    "google.com/tpu": chips,
+    "cpu": 8,
+    "memory": "32Gi",
+  }
   (mount,), (volume,) = container["volumeMounts"], pod["volumes"]
   assert mount == {"name": volume["name"], "mountPath": "/runs"}
   assert volume["persistentVolumeClaim"] == {"claimName": "nfs"}
   assert container["image"] == "eu-docker.pkg.dev/p/r/g:1"
   command = [expand(word) for word in container["command"]]
   assert command == ["python", "-m", "gpt_jax.train", *GKE_ARGS, ODD]
+
+
+def test_verbs_on_gke_are_those_of_kubectl(places):
+  said = {
+    "status": [["get", "jobset", "gpt-x"], ["get", "pods"]],
+    "logs": [["logs"]],
+    "stop": [["patch", "jobset", "gpt-x"]],
+    "delete": [["delete", "jobset", "gpt-x"]],
+  }
+  for verb, starts in said.items():
+    words = [verb, "gpt-x", "--namespace=n"]
+    out, _, noted = places.call("launch/gke.sh", "--dry-run", *words)
+    assert not noted
+    _, _, noted = places.call("launch/gke.sh", *words)
+    assert noted == [shlex.split(line) for line in out.splitlines()]
+    for command, start in zip(noted, starts, strict=True):
+      assert command[0] == "kubectl" and command[1 : 1 + len(start)] == start
+      assert "--namespace=n" in command
+  _, _, noted = places.call("launch/gke.sh", "logs", "gpt-x", "--follow")
+  assert "--follow" in noted[0]
+  # What stop sets, start takes back.
+  assert manifest(places, *GKE, "--", *GKE_ARGS)["spec"]["suspend"] is False
+
+
+def test_the_manifest_has_the_environment_and_labels_that_were_asked_for(
+  places,
+):
+  words = ["--env=HERE", '--env=ODD=a "b" $(X) $y', "--secret=tokens"]
+  words += ["--label=team=lm", "--label=kueue.x-k8s.io/queue-name=q"]
+  words += ["--cpu=100", "--memory=160Gi"]
+  out, _, _ = places.call(
+    "launch/gke.sh", "--dry-run", *GKE, *words, "--", *GKE_ARGS, HERE="there"
+  )
+  found = yaml.safe_load(out)
+  labels = {
+    "app.kubernetes.io/name": "gpt_jax",
+    "team": "lm",
+    "kueue.x-k8s.io/queue-name": "q",
+  }
+  assert found["metadata"]["labels"] == labels
+  (job,) = found["spec"]["replicatedJobs"]
+  pod = job["template"]["spec"]["template"]
+  assert pod["metadata"]["labels"] == labels
+  (container,) = pod["spec"]["containers"]
+  env = {e["name"]: expand(e["value"]) for e in container["env"]}
+  assert env == {"HERE": "there", "ODD": 'a "b" $(X) $y'}
+  assert container["envFrom"] == [{"secretRef": {"name": "tokens"}}]
+  assert container["resources"]["limits"]["memory"] == "160Gi"
 
 
 def test_exit_75_starts_the_jobset_again_and_does_not_count(places):
@@ -454,6 +618,19 @@ MISTAKES = [
   ("gke.sh", [*GKE, "--", "--workdir=runs/x"], "--workdir is 'runs/x'"),
   ("gke.sh", [*GKE, "--", *GKE_ARGS, "a\nb"], "control character"),
   ("gke.sh", [*GKE, "--nonsense"], "no option --nonsense"),
+  ("gke.sh", [*GKE, "--cpu=0"], "--cpu is '0'"),
+  ("gke.sh", [*GKE, "--memory=9"], "--memory is '9'"),
+  ("gke.sh", [*GKE, "--env=a-b"], "--env is 'a-b'"),
+  ("gke.sh", [*GKE, "--env=NOT_SET"], "not set here"),
+  ("gke.sh", [*GKE, "--label=x"], "--label is 'x'"),
+  ("gke.sh", [*GKE, "--secret=A_B"], "--secret is 'A_B'"),
+  ("gke.sh", ["stop", "a", "b"], "one word too many"),
+  ("gke.sh", ["stop"], "the name is ''"),
+  ("gke.sh", ["stop", "a", "--", "--b"], "stop takes no arguments"),
+  ("gke.sh", ["stop", "a", "--follow"], "--follow is for logs"),
+  ("tpu_vm.sh", ["stop", *TPU, "--restarts=2"], "--restarts is for run"),
+  ("tpu_vm.sh", ["stop", *TPU, "--follow"], "--follow is for logs"),
+  ("tpu_vm.sh", ["stop", *TPU, "--restarts=x"], "--restarts is 'x'"),
 ]
 
 
