@@ -1,44 +1,29 @@
-"""Checkpoints: Orbax behind one door, each step verified by checksums.
+"""Checkpoints: what a run saves, keeps, and goes on from.
 
   checkpoints/500/state           the arrays, as Orbax writes them
   checkpoints/500/meta/metadata   JSON: step, facts of the run, shapes, checksum
 
 Orbax commits a step by renaming its folder, so that a folder named by a number
-is a whole save. It restores flipped bits and other dtypes without a word,
-though; the shapes and checksums of every leaf are therefore kept beside the
-arrays, compared before and recomputed after reading. Arrays are stored by
-path name, so that an optimizer may change its classes and keep its files.
+is a whole save. It is not believed before it has been opened: no older step is
+deleted until the newer one has been. Arrays are stored by path name, so that
+an optimizer may change its classes and keep its files.
 """
 
-import concurrent.futures
 import contextlib
 import errno
-import functools
-import hashlib
-import json
-import logging
 import os
-import pathlib
-import sys
 import threading
-import traceback
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
-from gpt_jax import processes, tree
+from gpt_jax import files, integrity, processes, storage, tree
 from gpt_jax.config import CheckpointConfig, InputError
+from gpt_jax.files import Damage
 
-STATE, META = "state", "meta"
-# Hexadecimal digits that tree.checksum gives to a leaf.
-DIGITS = 16
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-
-
-class _Damage(Exception):
-  """A step cannot be read; the message is a clause that says why."""
+# Steps are int32.
+MAX_STEP = 2**31 - 1
 
 
 class Checkpointer:
@@ -52,7 +37,8 @@ class Checkpointer:
     Args:
       directory: workdir/checkpoints, made by the first save.
       checkpoint: the section.
-      meta: facts of the run, of JSON's types, kept with every step.
+      meta: facts of the run, of JSON's types, stored with every step; those
+        in integrity.FACTS are compared when a step is restored.
       say: takes the line about a step that could not be read.
     """
     self.directory = os.path.abspath(directory)
@@ -61,8 +47,12 @@ class Checkpointer:
     self.say = say
     self._manager = None
     self._saving = None
+    # The step that was saved and has not been opened yet.
+    self._unopened: int | None = None
     self._superseded: list[int] = []
-    self._checksum = _Checksum()
+    self._checksum = integrity.Checksum()
+    # {step: whether its state is good}, of what this process has looked at.
+    self._good: dict[int, bool] = {}
 
   def should_save(self, step: int) -> bool:
     """Returns whether it is the turn of this step."""
@@ -92,36 +82,31 @@ class Checkpointer:
       return
     self.wait()
     flat = tree.flatten_with_names(state)
-    rows = self._checksum(state)
+    rows, finite = self._checksum(state)
     if self._manager is None:
       self._set_aside()
     if step in processes.share(self.steps):
       raise InputError(
         f"{self.directory} already holds step {step}; give another workdir"
       )
-    meta = _seal(
+    nonfinite = [name for name, ok in zip(flat, finite, strict=True) if not ok]
+    skipped = flat.get("skipped_in_row")
+    meta = files.seal(
       self.meta
       | {
         "step": step,
         "shapes": tree.describe_shapes(state),
         "checksum": "".join(rows),
+        "nonfinite": nonfinite,
+        "is_skipping": skipped is not None and bool(skipped > 0),
       }
     )
-    ocp = _import_orbax()
     self._saving = step
     try:
       if self._manager is None:
-        self._manager = _open_manager(self.directory, self.checkpoint)
-      self._manager.save(
-        step,
-        args=ocp.args.Composite(
-          **{
-            STATE: ocp.args.PyTreeSave(_nest(flat)),
-            META: ocp.args.JsonSave(meta),
-          }
-        ),
-        force=True,
-      )
+        self._manager = storage.open_manager(self.directory)
+      storage.start_save(self._manager, step, flat, meta)
+      self._unopened = step
     except Exception as error:
       self._fail(error)
 
@@ -130,17 +115,59 @@ class Checkpointer:
     self._checksum.compile(abstract_state)
 
   def wait(self) -> None:
-    """Returns once the last save is committed.
+    """Returns once the last save is committed and has been opened.
+
+    Only then are the steps deleted that it supersedes.
 
     Raises:
-      InputError: the disk is full; the sentence says which step is safe.
+      InputError: it failed; the sentence says which step is safe.
     """
     if self._manager is None:
       return
     try:
       self._manager.wait_until_finished()
+      step, self._unopened = self._unopened, None
+      if step is not None:
+        processes.share(lambda: self._open(step))
+        for old in processes.share(self._list_superseded):
+          self._manager.delete(old)
+          self._good.pop(old, None)
     except Exception as error:
       self._fail(error)
+
+  def _open(self, step: int) -> None:
+    try:
+      integrity.check_opens(self.directory, step)
+    except Damage as damage:
+      raise InputError(
+        f"step {step} was saved in {self.directory} and cannot be read back: "
+        f"{damage}; no older step was deleted; give a --workdir on another "
+        "disk, or see who else writes there"
+      ) from None
+
+  def _list_superseded(self) -> list[int]:
+    """Returns the steps that checkpoint.keep_last no longer keeps.
+
+    The newest good one always stays, however many of a run that has gone bad
+    have followed it.
+    """
+    c, steps = self.checkpoint, self.steps()
+    kept = steps[-c.keep_last :]
+    every = c.keep_every_steps
+    old = steps[: -c.keep_last]
+    if not any(map(self._is_good, kept)):
+      good = next(filter(self._is_good, reversed(old)), None)
+      old = [step for step in old if step != good]
+    return [step for step in old if every is None or step % every]
+
+  def _is_good(self, step: int) -> bool:
+    if step not in self._good:
+      try:
+        meta = integrity.read_meta(self.directory, step)
+        self._good[step] = integrity.is_good(meta)
+      except Damage:
+        self._good[step] = False
+    return self._good[step]
 
   def close(self) -> None:
     """Waits and ends the threads; raises what `wait` raises."""
@@ -157,7 +184,7 @@ class Checkpointer:
       step: read this one and no other.
 
     Raises:
-      InputError: no step can be read, or the arrays are of another model.
+      InputError: no step can be read, or it is of another model or run.
     """
     self.close()
     flat = tree.flatten_with_names(abstract_state)
@@ -165,8 +192,10 @@ class Checkpointer:
     if not wanted:
       raise InputError(f"{self.directory} holds no checkpoint")
     with self._checksum.compiled_beside(abstract_state):
-      found, leaves, meta = _read_newest(
-        self.directory, wanted, flat, "", self._checksum, self.say
+      found, leaves, meta = next(
+        _read_newest(
+          self.directory, wanted, flat, "", self._checksum, self.say, self.meta
+        )
       )
     there = processes.share(self.steps)
     self._superseded = [s for s in there if s > found]
@@ -194,18 +223,26 @@ class Checkpointer:
 
   def _fail(self, error: Exception) -> None:
     self._drop()
-    if not _is_disk_full(error):
+    is_files = isinstance(error, (OSError, ValueError, RuntimeError))
+    is_devices = isinstance(error, jax.errors.JaxRuntimeError)
+    if isinstance(error, InputError) or is_devices or not is_files:
       raise error
     safe = self.latest_step()
     kept = "no step is saved" if safe is None else f"step {safe} is safe"
+    if _is_disk_full(error):
+      raise InputError(
+        f"the disk of {self.directory} is full: step {self._saving} was not "
+        f"saved, {kept}; make room and go on with the same command"
+      ) from None
     raise InputError(
-      f"the disk of {self.directory} is full: step {self._saving} was not "
-      f"saved, {kept}; make room and go on with the same command"
+      f"step {self._saving} could not be saved in {self.directory}: "
+      f"{storage.short(error)}; {kept}; see that the disk is well and that no "
+      "other process writes there, and go on with the same command"
     ) from None
 
   def _drop(self) -> None:
     """Lets the manager go; after a failed save it cannot be used again."""
-    manager, self._manager = self._manager, None
+    manager, self._manager, self._unopened = self._manager, None, None
     if manager is not None:
       with contextlib.suppress(Exception):
         manager.close()
@@ -236,7 +273,11 @@ def choose_resume(directory: str, resume: str) -> str:
 
 
 def restore_params(
-  workdir: str, abstract_params, say=print, average: str | None = None
+  workdir: str,
+  abstract_params,
+  say=print,
+  average: str | None = None,
+  facts: dict | None = None,
 ):
   """Returns the parameters of another run; its optimizer state stays unread.
 
@@ -245,11 +286,12 @@ def restore_params(
     abstract_params: tree of ShapeDtypeStructs with shardings on any mesh.
     say: takes the line about a step that could not be read.
     average: "ema" reads the moving average instead, "last:N" the mean of the N
-      newest steps; None neither.
+      newest steps that can be read; None neither.
+    facts: of integrity.FACTS, what the other run's config.json says of it.
 
   Raises:
     InputError: no step can be read, there are no N, or the parameters have
-      other shapes.
+      other shapes or are of another run.
   """
   directory = os.path.abspath(os.path.join(workdir, "checkpoints"))
   word, number = read_average(average)
@@ -265,25 +307,25 @@ def restore_params(
     for name, leaf in tree.flatten_with_names(wanted).items()
   }
   steps = processes.share(lambda: _committed(workdir, directory))
-  if word == "ema" and not any(
-    name.startswith("ema/") for name in load_meta(workdir)["shapes"]
-  ):
-    raise InputError(
-      f"{workdir} holds no moving average; train with train.ema_decay"
-    )
   if number > len(steps):
     raise InputError(
       f"--average is {average} and {workdir} holds {len(steps)} checkpoints "
       "(checkpoint.keep_last)"
     )
-  checksum = _Checksum()
-  read = lambda steps: _read_newest(
-    directory, steps, flat, f"{folder}/", checksum, say
-  )[1]
+  checksum = integrity.Checksum()
+  found = _read_newest(
+    directory, steps, flat, f"{folder}/", checksum, say, facts or {}
+  )
   with checksum.compiled_beside(wanted):
-    leaves = read(steps if number == 1 else steps[-1:])
-  for count, step in enumerate(reversed(steps[-number:-1]), start=2):
-    leaves = _moved(leaves, read([step]), 1 / count)
+    _, leaves, _ = next(found)
+  for count in range(2, number + 1):
+    _, others, _ = next(found, (None, None, None))
+    if others is None:
+      raise InputError(
+        f"--average is {average} and only {count - 1} of the checkpoints in "
+        f"{workdir} can be read"
+      )
+    leaves = _moved(leaves, others, 1 / count)
   cast = lambda leaf, like: leaf.astype(like.dtype)
   whole = jax.tree.unflatten(jax.tree.structure(abstract_params), leaves)
   return jax.tree.map(cast, whole, abstract_params)
@@ -323,8 +365,8 @@ def load_meta(workdir: str) -> dict:
   directory = os.path.abspath(os.path.join(workdir, "checkpoints"))
   step = _committed(workdir, directory)[-1]
   try:
-    return _read_meta(directory, step)
-  except _Damage as damage:
+    return integrity.read_meta(directory, step)
+  except Damage as damage:
     raise InputError(
       f"step {step} in {directory} cannot be read: {damage}"
     ) from None
@@ -332,124 +374,14 @@ def load_meta(workdir: str) -> dict:
 
 def preload() -> None:
   """Starts to import Orbax in the background."""
-  threading.Thread(target=_import_orbax, daemon=True).start()
-
-
-_IMPORTING = threading.Lock()
-
-
-def _import_orbax():
-  with _IMPORTING:
-    _hush_orbax()
-    import orbax.checkpoint as ocp
-  return ocp
-
-
-# One of these is in the traceback or the text of whatever Orbax leaves behind.
-_SIGNS = (f"{os.sep}orbax{os.sep}", "TensorStore", "OCDBT", "loop is closed")
-
-
-@functools.cache
-def _hush_orbax() -> None:
-  """Keeps off the terminal what Orbax prints about errors that it raises.
-
-  It logs them with tracebacks through absl. And after one read or write has
-  failed, it leaves the others to asyncio's log, or to end in a loop that is
-  closed, in threads of TensorStore, where Python can but print them.
-  """
-
-  def is_not_from_orbax(record) -> bool:
-    stack = traceback.walk_stack(sys._getframe())
-    files = (frame.f_code.co_filename for frame, _ in stack)
-    return not any(_SIGNS[0] in file for file in files)
-
-  def is_not_about_orbax(record) -> bool:
-    text = record.getMessage()
-    if record.exc_info:
-      text += "".join(traceback.format_exception(*record.exc_info))
-    return not any(sign in text for sign in _SIGNS)
-
-  hook = sys.unraisablehook
-
-  def unraisable(event) -> None:
-    error = traceback.format_exception(event.exc_value)
-    if not any(sign in "".join(error) for sign in _SIGNS):
-      hook(event)
-
-  logging.getLogger("absl").addFilter(is_not_from_orbax)
-  logging.getLogger("asyncio").addFilter(is_not_about_orbax)
-  sys.unraisablehook = unraisable
-
-
-def _open_manager(directory: str, checkpoint: CheckpointConfig):
-  ocp = _import_orbax()
-  policies = ocp.checkpoint_managers
-  preserved = [policies.LatestN(checkpoint.keep_last)]
-  if checkpoint.keep_every_steps is not None:
-    preserved.append(policies.EveryNSteps(checkpoint.keep_every_steps))
-  return ocp.CheckpointManager(
-    directory,
-    item_handlers={STATE: _state_handler(), META: ocp.JsonCheckpointHandler()},
-    options=ocp.CheckpointManagerOptions(
-      preservation_policy=policies.AnyPreservationPolicy(preserved),
-      cleanup_tmp_directories=True,
-      save_root_metadata=False,
-      lightweight_initialize=True,
-    ),
-  )
-
-
-def _state_handler():
-  # Weights shrink by 7 % and take three times as long to write compressed.
-  return _import_orbax().PyTreeCheckpointHandler(use_compression=False)
-
-
-class _Checksum:
-  """tree.checksum, compiled once for each kind of leaf.
-
-  A state has hundreds of leaves and a dozen kinds: one program for the whole
-  state takes longer to compile (0.6 s against 0.4 s at 61 leaves) and no less
-  to run.
-  """
-
-  def __init__(self):
-    self._compiled = {}
-
-  def __call__(self, leaves) -> list[str]:
-    """Returns the hexadecimal checksum of each leaf."""
-    rows = [self._compile(leaf)(leaf) for leaf in jax.tree.leaves(leaves)]
-    rows = np.concatenate(jax.device_get(rows)).astype("<u4")
-    return [row.tobytes().hex() for row in rows]
-
-  @contextlib.contextmanager
-  def compiled_beside(self, abstract):
-    """Compiles while the body, mostly waiting for the disk, runs."""
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
-      compiling = pool.submit(self.compile, abstract)
-      yield
-      compiling.result()
-
-  def compile(self, abstract) -> None:
-    """Compiles what leaves of these shapes and shardings need."""
-    for leaf in jax.tree.leaves(abstract):
-      self._compile(leaf)
-
-  def _compile(self, leaf):
-    key = leaf.shape, leaf.dtype, leaf.sharding
-    if key not in self._compiled:
-      place = None
-      if isinstance(leaf.sharding, NamedSharding):
-        # Every process reads the result.
-        place = NamedSharding(leaf.sharding.mesh, P())
-      function = jax.jit(lambda x: tree.checksum([x]), out_shardings=place)
-      abstract = jax.ShapeDtypeStruct(
-        leaf.shape, leaf.dtype, sharding=leaf.sharding
-      )
-      self._compiled[key] = function.lower(abstract).compile()
-    return self._compiled[key]
+  threading.Thread(target=storage.import_orbax, daemon=True).start()
 
 
 def list_steps(directory: str) -> list[int]:
+  """Returns the steps that are committed in a folder, oldest first.
+
+  Folders named by other numbers than a run can count to are none.
+  """
   try:
     names = os.listdir(directory)
   except FileNotFoundError:
@@ -458,7 +390,9 @@ def list_steps(directory: str) -> list[int]:
     raise InputError(
       f"{directory} cannot be read as a folder of checkpoints: {error.strerror}"
     ) from None
-  return sorted(int(n) for n in names if n.isdecimal() and n == str(int(n)))
+  is_number = lambda n: n.isascii() and n.isdecimal() and len(n) <= 10
+  steps = (int(n) for n in names if is_number(n) and n == str(int(n)))
+  return sorted(step for step in steps if step <= MAX_STEP)
 
 
 def _committed(workdir: str, directory: str) -> list[int]:
@@ -471,124 +405,87 @@ def _committed(workdir: str, directory: str) -> list[int]:
   return steps
 
 
-def _read_newest(directory, steps, flat, prefix, checksum, say):
-  """Returns (step, leaves, meta) of the newest step that can be read."""
-  faults = []
+def _read_newest(directory, steps, flat, prefix, checksum, say, facts):
+  """Yields (step, leaves, meta) of the steps that can be read, newest first.
+
+  Raises InputError at the end where there were none.
+  """
+  faults, is_none, unsaid = [], True, None
   for step in sorted(steps, reverse=True):
-    if faults:
-      say(f"{faults[-1]}; trying step {step}")
+    if unsaid is not None:
+      say(f"{unsaid}; trying step {step}")
+      unsaid = None
     try:
-      return step, *_read(directory, step, flat, prefix, checksum)
-    except _Damage as damage:
-      faults.append(f"step {step} in {directory} cannot be read: {damage}")
-  raise InputError(
-    f"no checkpoint can be read: {'; '.join(faults)}; give another workdir, "
-    "or move that folder away to start afresh"
-  )
+      found = _read(directory, step, flat, prefix, checksum, facts)
+    except Damage as damage:
+      unsaid = f"step {step} in {directory} cannot be read: {damage}"
+      faults.append(unsaid)
+      continue
+    yield step, *found
+    is_none = False
+  if is_none:
+    raise InputError(
+      f"no checkpoint can be read: {'; '.join(faults)}; give another workdir, "
+      "or move that folder away to start afresh"
+    )
 
 
-def _read(directory, step, flat, prefix, checksum):
+def _read(directory, step, flat, prefix, checksum, facts):
   """Returns (leaves in the order of `flat`, meta)."""
-  meta = _agree(lambda: _read_meta(directory, step))
+  meta = _agree(lambda: integrity.read_meta(directory, step))
+  here = f"step {step} in {directory}"
+  clause = integrity.find_stranger(meta, facts)
+  if clause is not None:
+    raise InputError(
+      f"{here} is of another run: {clause}; put the run's own step back, or "
+      "move that folder away"
+    )
   there = {k: v for k, v in meta["shapes"].items() if k.startswith(prefix)}
+  if not there and prefix == "ema/":
+    raise InputError(
+      f"{here} holds no moving average; train with train.ema_decay"
+    )
   differing = tree.diff_shapes(there, tree.describe_shapes(flat))
   if differing:
     more = len(differing) - 3
     raise InputError(
-      f"step {step} in {directory} is of another model: "
+      f"{here} is of another model: "
       + "; ".join(differing[:3])
       + (f"; and {more} more" if more > 0 else "")
     )
-  leaves = _agree(lambda: _read_arrays(directory, step, flat))
-  saved = _rows_by_name(meta)
+  wrong = [name for name in meta.get("nonfinite", ()) if name in flat]
+  if wrong:
+    raise Damage(f"{integrity.some(wrong)} is not finite")
+  leaves = _agree(lambda: storage.read_arrays(directory, step, flat))
+  saved = integrity.rows_by_name(meta)
   # Met first: gloo waits 30 seconds for a process that reads more slowly.
   processes.agree("the checkpoint to restore", step)
-  found = dict(zip(flat, checksum(leaves), strict=True))
+  found = dict(zip(flat, checksum(leaves)[0], strict=True))
   wrong = [name for name in flat if found[name] != saved[name]]
   if wrong:
-    raise _Damage(f"the checksum of {_some(wrong)} does not match")
+    raise Damage(f"the checksum of {integrity.some(wrong)} does not match")
   return leaves, meta
 
 
-def _read_arrays(directory, step, flat):
-  ocp = _import_orbax()
-  item = _nest(flat)
-  try:
-    restored = _state_handler().restore(
-      pathlib.Path(directory, str(step), STATE),
-      args=ocp.args.PyTreeRestore(
-        item=item,
-        restore_args=ocp.checkpoint_utils.construct_restore_args(item),
-        partial_restore=True,
-      ),
-    )
-    restored = tree.flatten_with_names(restored)
-    return [restored[name] for name in flat]
-  except (MemoryError, jax.errors.JaxRuntimeError):
-    raise  # the machine's fault, not the file's
-  except Exception as error:
-    raise _Damage(f"its arrays are unreadable ({_short(error)})") from None
-
-
-def _read_meta(directory: str, step: int) -> dict:
-  path = os.path.join(directory, str(step), META, "metadata")
-  try:
-    with open(path, encoding="utf-8") as file:
-      meta = json.load(file)
-    if meta != _seal(meta) or meta["step"] != step:
-      raise _Damage(f"{META}/metadata does not match its own digest")
-    _rows_by_name(meta)
-  except OSError as error:
-    raise _Damage(f"{META}/metadata: {error.strerror}") from None
-  except (ValueError, KeyError, TypeError, AttributeError):
-    raise _Damage(f"{META}/metadata is not the JSON of a step") from None
-  return meta
-
-
-def _seal(meta: dict) -> dict:
-  """Returns meta with the digest of its other entries."""
-  rest = {k: v for k, v in meta.items() if k != "digest"}
-  digest = hashlib.sha256(json.dumps(rest, sort_keys=True).encode())
-  return rest | {"digest": digest.hexdigest()[:16]}
-
-
-def _rows_by_name(meta: dict) -> dict[str, str]:
-  text, names = meta["checksum"], meta["shapes"]
-  rows = [text[i : i + DIGITS] for i in range(0, len(text), DIGITS)]
-  return dict(zip(names, rows, strict=True))
-
-
 def _agree(read):
-  """Returns read(), or raises _Damage on all processes if it does on one.
+  """Returns read(), or raises Damage on all processes if it does on one.
 
   A process that went on alone would wait for ever in the next collective.
   """
   damage = result = None
   try:
     result = read()
-  except _Damage as error:
+  except Damage as error:
     damage = error
   if jax.process_count() > 1:
     from jax.experimental import multihost_utils
 
     is_damaged = multihost_utils.process_allgather(np.array(damage is not None))
     if damage is None and is_damaged.any():
-      damage = _Damage("another process cannot read it")
+      damage = Damage("another process cannot read it")
   if damage is not None:
     raise damage
   return result
-
-
-def _nest(flat: dict) -> dict:
-  """Returns {"a": {"b": leaf}} of {"a/b": leaf}."""
-  nested: dict = {}
-  for name, leaf in flat.items():
-    *folders, last = name.split("/")
-    node = nested
-    for folder in folders:
-      node = node.setdefault(folder, {})
-    node[last] = leaf
-  return nested
 
 
 def _is_disk_full(error: BaseException | None) -> bool:
@@ -600,13 +497,3 @@ def _is_disk_full(error: BaseException | None) -> bool:
       return True
     error = error.__cause__ or error.__context__
   return False
-
-
-def _some(names: list[str]) -> str:
-  more = len(names) - 3
-  return ", ".join(names[:3]) + (f" and {more} more" if more > 0 else "")
-
-
-def _short(error: BaseException) -> str:
-  first = f"{type(error).__name__}: {error}".splitlines()[0]
-  return first if len(first) <= 80 else f"{first[:77]}..."

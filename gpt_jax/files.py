@@ -105,7 +105,7 @@ def open_bytes(path: str):
   try:
     # Looked at before it is opened, for opening a pipe or a device may wait
     # or act, and again after, for it may have been replaced in between.
-    _require_regular(os.stat(path))
+    require_regular(os.stat(path))
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
   except FileNotFoundError:
     if os.path.islink(path):
@@ -121,7 +121,7 @@ def open_bytes(path: str):
     ) from None
   file = open(handle, "rb")
   try:
-    _require_regular(os.fstat(handle))
+    require_regular(os.fstat(handle))
   except Damage:
     file.close()
     raise
@@ -236,7 +236,8 @@ def _expand(base: str, parts: list[str]) -> list[str]:
   return [path for name in found for path in _expand(name, parts[1:])]
 
 
-def _require_regular(found: os.stat_result) -> None:
+def require_regular(found: os.stat_result) -> None:
+  """Raises Damage that names the kind of what is not a regular file."""
   if not stat.S_ISREG(found.st_mode):
     kind = _KINDS.get(stat.S_IFMT(found.st_mode), "something else")
     raise Damage(f"is {kind}, not a regular file")

@@ -18,7 +18,7 @@ LAYERS = [
   ["models", "data"],
   ["losses", "optim"],
   ["plot", "console", "goodput", "rows", "metrics", "state"],
-  ["checkpoint", "step", "telemetry", "workdir"],
+  ["storage", "integrity", "checkpoint", "step", "telemetry", "workdir"],
   ["decode", "score", "preflight", "reporter", "loop"],
   ["generate", "evaluate", "train"],
   ["lab"],
