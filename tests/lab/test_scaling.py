@@ -315,6 +315,68 @@ def test_isoflop_intervals_hold_the_truth():
   assert 0.86 <= held / 60 <= 1.0
 
 
+SKEWED = np.array([*np.log([71.0, 4.5e5, 1.8]), 0.25, 0.6])
+
+
+def make_wide(noise: float = 0.003, half: float = 10.0):
+  """Returns points of five budgets of 11 sizes over two decades.
+
+  Too few parameters cost less than too few tokens: no loss is symmetric.
+  """
+  rng = np.random.default_rng(0)
+  rows = []
+  for flops_ in (1e18, 1e19, 1e20, 1e21, 1e22):
+    best, _, _ = frontier.optimum(SKEWED, flops_)
+    for ratio in np.geomspace(1 / half, half, 11):
+      n = best * ratio
+      loss = parametric.log_predict(SKEWED, np.log(n), np.log(flops_ / 6 / n))
+      rows.append((n, flops_ / 6 / n, loss[0] + noise * rng.standard_normal()))
+  params, tokens, loss = np.array(rows).T
+  return make_points(params, tokens, np.exp(loss))
+
+
+def test_a_parabola_over_decades_is_refused_and_narrowed():
+  points = make_wide()
+  found = isoflop.fit(points, 0.1, 100, 0)
+  window = found["window"]
+  assert window["p_whole"] < 1e-6
+  assert window["factor"] in (5.0, 3.0, 2.0) and window["num_outside"] > 0
+  assert not window["p"] < 0.01
+  bias = lambda found: max(
+    abs(b.log_params - np.log(frontier.optimum(SKEWED, b.flops)[0]))
+    for b in found["budgets"]
+  )
+  # The negative control: without a window the minima are elsewhere.
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(isoflop, "_SURE", 0.0)
+    whole = isoflop.fit(points, 0.1, 100, 0)
+  assert whole["window"]["factor"] is None
+  assert bias(found) < bias(whole)
+  # Sizes near the minima are no matter for a window.
+  near = isoflop.fit(make_wide(0.003, 2.0), 0.1, 100, 0)["window"]
+  assert near["factor"] is None and near["num_outside"] == 0
+
+
+def test_the_window_and_every_budget_left_out_are_told(tmp_path, call_verb):
+  points = make_wide()
+  # Twelve more budgets, of one size each.
+  extra = np.outer((1e18, 1e19, 1e20, 1e21), (2, 3, 5)).ravel()
+  params = np.append(points.params, np.full(12, 1e9))
+  flops_ = np.append(points.flops, extra)
+  loss = np.append(points.loss, np.full(12, 2.5))
+  path = write_csv(
+    tmp_path / "i.csv", ("N", "C", "loss"), (params, flops_, loss)
+  )
+  words = f"--csv={path}", *COLUMNS, "--form=isoflop", "--bootstraps=50"
+  result = call_verb("lab.scaling", *words)
+  assert result.returncode == 0, result.stderr
+  said = " ".join(result.stdout.split())
+  assert "a parabola over all sizes does not fit (terms beyond it: p" in said
+  assert "5 of 17 IsoFLOP minima (sizes within" in said
+  for value in extra:
+    assert f"{value:.3g}" in said, value
+
+
 def make_points(params, tokens, loss) -> points_lib.Points:
   count = len(loss)
   return points_lib.Points(
@@ -343,7 +405,7 @@ def test_a_budget_without_a_minimum_is_named_and_left_out(tmp_path, call_verb):
   result = call_verb("lab.scaling", f"--csv={path}", *COLUMNS)
   assert result.returncode == 0, result.stderr
   assert "left out: 1e+18 FLOPs, the parabola falls or rises" in result.stdout
-  assert "needs 3 sizes: 1 budgets (1e+19)" in result.stdout
+  assert "needs 3 sizes: 1 budgets of 2 (1e+19)" in result.stdout
 
 
 def test_budgets_are_grouped_by_tolerance_or_by_column(tmp_path, call_verb):

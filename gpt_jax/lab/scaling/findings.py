@@ -1,6 +1,7 @@
 """What fits found: as text, as JSON, as figures."""
 
 import math
+import textwrap
 
 import numpy as np
 
@@ -173,7 +174,12 @@ def describe_isoflop(found: dict, points) -> dict:
     name: {k: v for k, v in law.items() if k != "samples"}
     for name, law in found["laws"].items()
   }
-  return {"budgets": budgets, "left_out": found["left_out"], "laws": laws}
+  return {
+    "budgets": budgets,
+    "left_out": found["left_out"],
+    "laws": laws,
+    "window": found["window"],
+  }
 
 
 def sentence(found: dict) -> str:
@@ -217,8 +223,13 @@ def sentence(found: dict) -> str:
     )
   if "isoflop" in found:
     laws, count = found["isoflop"]["laws"], len(found["isoflop"]["budgets"])
+    if found["isoflop"]["left_out"]:
+      count = f"{count} of {count + len(found['isoflop']['left_out'])}"
+    factor = found["isoflop"]["window"]["factor"]
+    near = f" (sizes within {factor:g} times)" if factor is not None else ""
     parts.append(
-      f"{count} IsoFLOP minima give N* ~ C^{_short(laws['params']['exponent'])}"
+      f"{count} IsoFLOP minima{near} give N* ~ C^"
+      f"{_short(laws['params']['exponent'])}"
     )
   if "parametric" in found or "isoflop" in found:
     parts[-1] += (
@@ -338,23 +349,46 @@ def _isoflop_lines(found: dict) -> list[str]:
     text.append(
       f"  {b['flops']:>9.3g} {b['num_points']:>5}   {cell:36} {b['loss']:.4f}"
     )
-  small = [b["flops"] for b in found["left_out"] if b["num_sizes"] < 3]
-  if small:
-    listed = ", ".join(f"{c:.3g}" for c in small[:_MOST_ROWS])
-    more = ", ..." if len(small) > _MOST_ROWS else ""
-    text.append(
-      f"  left out, a parabola needs 3 sizes: {len(small)} budgets "
-      f"({listed}{more})"
+  text += _window_lines(found["window"])
+  by_size: dict[int, list[str]] = {}
+  for b in found["left_out"]:
+    if b["num_sizes"] < 3:
+      by_size.setdefault(b["num_sizes"], []).append(f"{b['flops']:.3g}")
+    else:
+      text.append(f"  left out: {b['flops']:.3g} FLOPs, {b['why']}")
+  for sizes, budgets in sorted(by_size.items()):
+    text += textwrap.wrap(
+      f"left out, a parabola needs 3 sizes: {len(budgets)} budgets of {sizes} "
+      f"({', '.join(budgets)})",
+      96,
+      initial_indent="  ",
+      subsequent_indent="    ",
     )
-  text += [
-    f"  left out: {b['flops']:.3g} FLOPs, {b['why']}"
-    for b in found["left_out"]
-    if b["num_sizes"] >= 3
-  ]
   for name, letter in (("params", "N"), ("tokens", "D")):
     text.append(
       f"  {letter}* ~ C^{_short(found['laws'][name]['exponent'])}"
       f", {found['laws'][name]['num_samples']:,} resamples"
+    )
+  return text
+
+
+def _window_lines(window: dict) -> list[str]:
+  p = lambda value: f"terms beyond it: p = {value:.2g}"
+  if math.isnan(window["p_whole"]):
+    return ["  lack of fit not tested: no budget has 5 sizes or more"]
+  if window["factor"] is None:
+    return [f"  a parabola over all sizes is not refused ({p(window['p'])})"]
+  text = [
+    f"  a parabola over all sizes does not fit ({p(window['p_whole'])}): sizes "
+    f"within {window['factor']:g} times that of the least loss are used, "
+    f"{window['num_outside']} runs are outside"
+  ]
+  if math.isnan(window["p"]):
+    text.append("  lack of fit not tested within: no budget has 5 sizes there")
+  elif window["p"] < 0.01:
+    text.append(
+      f"  note: nor does one within ({p(window['p'])}); run sizes nearer to "
+      "the minima"
     )
   return text
 

@@ -16,6 +16,14 @@ from gpt_jax.lab.scaling import frontier
 # A parabola's coefficients.
 _ORDER = 3
 _MIN_BUDGETS = 2
+# Sizes over that of the least loss, or under it, that a window keeps.
+_WINDOWS = (10.0, 5.0, 3.0, 2.0)
+# A window keeps at least so many of a budget's runs.
+_MIN_WINDOW = 4
+# p of the terms beyond a parabola, below which it does not fit.
+_SURE = 0.01
+# The highest of those terms.
+_HIGHEST = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,17 +70,21 @@ def group(flops, tolerance: float, budgets=None) -> list[np.ndarray]:
 
 
 def fit(points, tolerance: float, num_resamples: int, seed: int) -> dict:
-  """Returns {"budgets", "left_out", "laws"}.
+  """Returns {"budgets", "left_out", "laws", "window"}.
 
   budgets are of class Budget; left_out are {"flops", "num_sizes", "why"}; laws
   are {"params", "tokens": {"log_scale", "exponent", ...}} of scale C^exponent,
-  with intervals and samples.
+  with intervals and samples; window is of choose_window. The order of the
+  points changes nothing.
 
   Raises:
     InputError: fewer than two budgets have a minimum inside their sizes.
   """
-  groups = group(points.flops, tolerance, points.budgets)
   log_n = np.log(points.params)
+  groups = [
+    rows[np.lexsort((points.loss[rows], points.flops[rows], log_n[rows]))]
+    for rows in group(points.flops, tolerance, points.budgets)
+  ]
   rng = np.random.default_rng(seed)
   usable, left_out = [], []
   for rows in groups:
@@ -83,6 +95,10 @@ def fit(points, tolerance: float, num_resamples: int, seed: int) -> dict:
     else:
       why = f"{sizes} model size{'s' * (sizes > 1)}, a parabola needs 3"
       left_out.append({"flops": flops, "num_sizes": sizes, "why": why})
+  window, kept = choose_window([rows for _, rows in usable], log_n, points.loss)
+  usable = [
+    (flops, rows) for (flops, _), rows in zip(usable, kept, strict=True)
+  ]
   pool = _pool_residuals([rows for _, rows in usable], log_n, points.loss)
   found = []
   for flops, rows in usable:
@@ -105,7 +121,74 @@ def fit(points, tolerance: float, num_resamples: int, seed: int) -> dict:
     "budgets": found,
     "left_out": left_out,
     "laws": _fit_laws(found, points, num_resamples),
+    "window": window,
   }
+
+
+def choose_window(groups, log_n, loss) -> tuple[dict, list[np.ndarray]]:
+  """Returns the sizes that a parabola can describe, and each budget's runs.
+
+  Loss is no parabola in log N far from its minimum, where it rises as a power
+  on one side and by another on the other: a parabola over decades puts the
+  minimum elsewhere. The widest window is taken in which cubic and quartic
+  terms are not sure, by F over all budgets.
+
+  Args:
+    groups: [[indices of runs] for each budget].
+    log_n, loss: [P].
+
+  Returns:
+    {"p_whole", "factor", "p", "num_outside"}: p of those terms over all sizes;
+    the window's factor, None for all sizes, p within it (NaN where no budget
+    has runs enough for a test) and how many runs are outside. And the groups
+    within the window.
+  """
+  whole = _lack_of_fit(groups, log_n, loss)
+  found = {
+    "p_whole": whole,
+    "factor": None,
+    "p": whole,
+    "num_outside": 0,
+  }
+  kept = groups
+  if not whole < _SURE:
+    return found, kept
+  for factor in _WINDOWS:
+    kept = [_near(rows, log_n, loss, factor) for rows in groups]
+    found |= {"factor": factor, "p": _lack_of_fit(kept, log_n, loss)}
+    if not found["p"] < _SURE:
+      break
+  found["num_outside"] = sum(map(len, groups)) - sum(map(len, kept))
+  return found, kept
+
+
+def _near(rows, log_n, loss, factor: float) -> np.ndarray:
+  """Returns the runs within a factor of the size that has the least loss."""
+  away = abs(log_n[rows] - log_n[rows[np.argmin(loss[rows])]])
+  reach = max(np.log(factor), np.sort(away)[:_MIN_WINDOW][-1])
+  return rows[away <= reach + 1e-9]
+
+
+def _lack_of_fit(groups, log_n, loss) -> float:
+  """Returns p of cubic and quartic terms in every budget, NaN untested."""
+  from scipy import special
+
+  square, higher, terms, degrees = 0.0, 0.0, 0, 0
+  for rows in groups:
+    x = log_n[rows] - log_n[rows].mean()
+    order = min(_HIGHEST, len(set(x)) - 2)
+    if order < _ORDER:
+      continue
+    y = loss[rows] / loss[rows].mean()
+    rest = [y - np.polyval(np.polyfit(x, y, k), x) for k in (2, order)]
+    square, higher = square + rest[0] @ rest[0], higher + rest[1] @ rest[1]
+    terms, degrees = terms + order - 2, degrees + len(x) - order - 1
+  if not terms:
+    return float("nan")
+  # Below float's rounding there is nothing to tell.
+  higher = max(higher, degrees * 1e-24)
+  ratio = (max(square - higher, 0.0) / terms) / (higher / degrees)
+  return float(special.fdtrc(terms, degrees, ratio))
 
 
 def _pool_residuals(groups, log_n, loss) -> np.ndarray:
