@@ -242,7 +242,7 @@ def test_prediction_intervals_hold_runs_at_four_times_the_compute():
     fit = parametric.fit(*make_runs(25, 0.005, trial), 200, trial)
     noise = 0.005 * np.random.default_rng(trial + 999).standard_normal(3)
     logs = parametric.log_predict(TRUTH, np.log(params), np.log(tokens))
-    _, low, high = forecast.predict(fit, params, tokens, trial)
+    _, low, high = forecast.predict(fit, params, tokens)
     held += list((low <= np.exp(logs + noise)) & (np.exp(logs + noise) <= high))
   assert 0.9 <= np.mean(held) <= 0.99
 

@@ -28,6 +28,7 @@ _SAME = 0.01
 # A prediction's compute over the largest fitted, in units of what hold-outs
 # reach.
 _TOO_FAR = 10.0
+_MAX_RESIDUALS = 200
 # Of a registered file.
 _MAX_BYTES = 1 << 20
 _NUMBERS = (
@@ -38,27 +39,31 @@ _WORDS = ("convention", "registered", "checksum")
 _KINDS = ("text", "number")
 
 
-def predict(
-  fit: parametric.Fit, params, tokens, seed: int, factor: float = 1.0
-):
+def predict(fit: parametric.Fit, params, tokens, factor: float = 1.0):
   """Returns (loss [P], low [P], high [P]) of runs of given sizes.
 
   Args:
     params, tokens: [P].
-    seed: of the residuals that are added.
     factor: that intervals are widened by, of rolling.measure; 1 knows noise
       alone.
   """
   x, y = np.log(params), np.log(tokens)
   central = np.exp(parametric.log_predict(fit.theta, x, y))
-  rng = np.random.default_rng(seed)
   count = len(fit.residuals)
   wide = math.sqrt(count / (count - parametric.NUM_COEFFICIENTS))
+  # Every resample with every residual (or 200 quantiles of them), so that
+  # neither a draw nor the order of the runs moves the interval.
+  noise = np.sort(fit.residuals)
+  if count > _MAX_RESIDUALS:
+    levels = (np.arange(_MAX_RESIDUALS) + 0.5) / _MAX_RESIDUALS
+    noise = np.quantile(noise, levels)
   spread = parametric.log_predict(fit.thetas, x, y)
-  # Sorted, and one draw for all, so that the order of runs changes nothing.
-  drawn = rng.choice(np.sort(fit.residuals), (len(spread), 1))
-  spread = spread + wide * drawn
-  pairs = np.array([frontier.interval(column) for column in spread.T])
+  pairs = np.array(
+    [
+      frontier.interval(np.add.outer(column, wide * noise).ravel())
+      for column in spread.T
+    ]
+  )
   # About the prediction, which percentiles of a skewed bootstrap may not hold.
   low = np.minimum(pairs[:, 0] - np.log(central), 0)
   high = np.maximum(pairs[:, 1] - np.log(central), 0)
@@ -89,9 +94,7 @@ def hold_out(points: Points, above: float, num_resamples: int, seed: int):
   except InputError as error:
     raise InputError(f"--hold-above is {above:.3g}; below, {error}") from None
   widening = rolling.measure(below, predict, seed)
-  value, low, high = predict(
-    fit, rest.params, rest.tokens, seed, widening.factor
-  )
+  value, low, high = predict(fit, rest.params, rest.tokens, widening.factor)
   error = value / rest.loss - 1
   rows = [
     {
@@ -150,7 +153,7 @@ def register(
       f"{_TOO_FAR * widening.times:.3g} times, or fit larger runs"
     )
   value, low, high = predict(
-    fit, np.array([params]), np.array([tokens]), seed, widening.factor
+    fit, np.array([params]), np.array([tokens]), widening.factor
   )
   names = parametric.NAMES
   record = {

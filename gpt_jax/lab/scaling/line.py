@@ -64,6 +64,8 @@ def _loss(log_c, loss) -> dict:
   sums, levels, scales = [], [], []
   center = log_c.mean()
   for gamma in _EXPONENTS:
+    if gamma * np.ptp(log_c) > 500:
+      break
     basis = np.stack([np.ones_like(loss), np.exp(-gamma * (log_c - center))], 1)
     basis = basis / loss[:, None]
     (level, scale), *_ = np.linalg.lstsq(basis, np.ones_like(loss), rcond=None)
@@ -86,12 +88,12 @@ def _loss(log_c, loss) -> dict:
     return found
   bound = sums[i] * (1 + frontier.student(degrees) ** 2 / degrees)
   kept = np.flatnonzero(sums <= bound)
-  if kept[0] == 0 or kept[-1] == len(_EXPONENTS) - 1 or scales[i] <= 0:
+  if kept[0] == 0 or kept[-1] == len(sums) - 1 or scales[i] <= 0:
     why = f"losses allow any exponent down to {_EXPONENTS[0]:g}"
     if scales[i] <= 0:
       why = "the loss does not fall with compute"
-    elif kept[-1] == len(_EXPONENTS) - 1:
-      why = f"losses allow any exponent up to {_EXPONENTS[-1]:g}"
+    elif kept[-1] == len(sums) - 1:
+      why = f"losses allow any exponent up to {_EXPONENTS[len(sums) - 1]:.3g}"
     for name in ("E", "gamma"):
       found[name] = frontier.no_estimate(why)
     return found

@@ -107,7 +107,7 @@ def _fit_points(params, tokens, loss) -> Fit:
   x, y, z = np.log(params), np.log(tokens), np.log(loss)
   starts = make_starts(x, y, z)
   thetas, values = minimise(starts, x, y, z, np.ones((len(starts), len(z))))
-  best = int(np.argmin(values))
+  best = int(np.argmin(np.where(np.isnan(values), np.inf, values)))
   theta = thetas[best]
   return Fit(
     theta,
@@ -292,7 +292,10 @@ def make_starts(x, y, z) -> np.ndarray:
         t = 1 - E / L
         uu, vv, uv, ut, vt = u @ u, v @ v, u @ v, u @ t, v @ t
         size = uu * vv - uv * uv
-        A, B = (vv * ut - uv * vt) / size, (uu * vt - uv * ut) / size
+        with np.errstate(all="ignore"):
+          A, B = (vv * ut - uv * vt) / size, (uu * vt - uv * ut) / size
+          if not np.isfinite([A, B]).all():
+            A = B = 1e-9
         if A <= 0:
           A, B = 1e-3 * ut / uu, vt / vv
         elif B <= 0:

@@ -50,7 +50,7 @@ def measure(points, predict, seed: int) -> Widening:
   """Returns the widening that rolling hold-outs of points ask for.
 
   Args:
-    predict: (fit, params, tokens, seed) -> (loss, low, high [P]).
+    predict: (fit, params, tokens) -> (loss, low, high [P]).
     seed: of the resamples.
   """
   scores, times = [], [1.0]
@@ -62,7 +62,7 @@ def measure(points, predict, seed: int) -> Widening:
       )
     except InputError:
       continue
-    scores.append(_scores(*predict(fit, rest.params, rest.tokens, seed), rest))
+    scores.append(_scores(*predict(fit, rest.params, rest.tokens), rest))
     times.append(float(rest.flops.max() / fitted.flops.max()))
   if not scores:
     return NONE
