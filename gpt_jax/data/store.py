@@ -511,7 +511,10 @@ def _prepare_parts(parts, data: DataConfig, say) -> list[dict[str, TokenSet]]:
 
   def build():
     if not tokenizer.is_trained(data.tokenizer):
-      return tokenizer.build_tokenizer(data.tokenizer), {}
+      encoder = tokenizer.build_tokenizer(data.tokenizer)
+      for line in tokenizer.remarks(encoder):
+        say(line)
+      return encoder, {}
     for name in names:
       path = os.path.join(data.dir, name)
       if _is_prepared(path):

@@ -7,6 +7,7 @@ store writes separators; on the way back a separator decodes to nothing.
 
 import base64
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -15,7 +16,9 @@ from typing import Protocol
 
 import numpy as np
 
-from gpt_jax.config import InputError
+from gpt_jax import files
+from gpt_jax.data import library as library_lib
+from gpt_jax.exits import InputError
 
 SEPARATOR = "<|endoftext|>"
 KINDS = "bytes, chars, bpe:SIZE, gpt2:PATH, hf:PATH"
@@ -26,7 +29,15 @@ FORMAT = 1
 PIECE_LEN = 1 << 15
 
 _GPT2_VOCAB = 50257
-_EOS_WORDS = (SEPARATOR, "</s>", "<eos>", "<|end_of_text|>")
+# Bytes of a vocabulary file; that of a million tokens has 60 MB.
+MAX_FILE_BYTES = 1 << 28
+# Bytes of a token of a .tiktoken file; GPT-2's longest has 128.
+_MAX_TOKEN_BYTES = 1024
+# Texts that normalizers, decoders and small vocabularies change.
+_PROBES = (
+  *("Word", "déjà", "e\u0301", "ﬁve", "a  b", "a\tb", "a\n\nb", " a", "a "),
+  *("x ,y", "do n't", "“a”", "a…", "a\xa0b", "Ⅳ", "國", "🙂"),
+)
 
 
 class Tokenizer(Protocol):
@@ -161,11 +172,16 @@ class LibraryTokenizer:
     self.name = name
     self.separator_id = separator_id
     self._library = library
-    self._inner = _library_tokenizer(library, name)
+    self._inner = library_lib.build(library, name)
     vocab = self._inner.get_vocab(with_added_tokens=True)
-    if not vocab:
-      raise InputError(f"the vocabulary of {name} is empty")
     self.vocab_size = max(vocab.values()) + 1
+    if separator_id is not None and (
+      type(separator_id) is not int or not 0 <= separator_id < self.vocab_size
+    ):
+      raise InputError(
+        f"the separator of {name} has the id {separator_id!r}; it must be one "
+        f"of its {self.vocab_size} tokens"
+      )
     self._token_bytes = None
     self._cuts = self._safe_cuts()
 
@@ -174,8 +190,9 @@ class LibraryTokenizer:
 
   def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
     try:
-      found = self._inner.encode_batch_fast(texts, add_special_tokens=False)
-    except (TypeError, UnicodeEncodeError):
+      with library_lib.guard(f"{self.name} cannot encode the text"):
+        found = self._inner.encode_batch_fast(texts, add_special_tokens=False)
+    except InputError:
       for text in texts:
         _utf8(text)
       raise
@@ -206,9 +223,10 @@ class LibraryTokenizer:
 
   def decode_bytes(self, ids) -> bytes:
     ids = _checked_ids(ids, self.vocab_size).tolist()
-    if not _is_byte_level(self._library):
+    if not library_lib.is_byte_level(self._library):
       ids = [i for i in ids if i != self.separator_id]
-      text = self._inner.decode(ids, skip_special_tokens=False)
+      with library_lib.guard(f"{self.name} cannot decode these ids"):
+        text = self._inner.decode(ids, skip_special_tokens=False)
       return text.encode("utf-8")
     if self._token_bytes is None:
       self._token_bytes = self._list_token_bytes()
@@ -226,21 +244,25 @@ class LibraryTokenizer:
     }
     return _dump(self, content)
 
+  def id_of(self, token: str | None) -> int | None:
+    """Returns the id of a token, None where there is none."""
+    return None if token is None else self._inner.token_to_id(token)
+
   def __getstate__(self):
     return {k: v for k, v in self.__dict__.items() if k != "_inner"}
 
   def __setstate__(self, state):
     self.__dict__.update(state)
-    self._inner = _library_tokenizer(self._library, self.name)
+    self._inner = library_lib.build(self._library, self.name)
 
   def _list_token_bytes(self) -> list[bytes]:
     byte_of = {char: byte for byte, char in enumerate(_byte_characters())}
-    added = {t["id"] for t in self._library["added_tokens"]}
+    added = {t["content"] for t in self._library["added_tokens"]}
     table = [b""] * self.vocab_size
     for token, i in self._inner.get_vocab(with_added_tokens=True).items():
       if i == self.separator_id:
         continue
-      if i in added or any(char not in byte_of for char in token):
+      if token in added or any(char not in byte_of for char in token):
         table[i] = token.encode("utf-8")
       else:
         table[i] = bytes(byte_of[char] for char in token)
@@ -253,12 +275,12 @@ class LibraryTokenizer:
     characters that are not whitespace. Whether it changes tokens depends on
     the vocabulary's rules, so a probe decides.
     """
-    added = [t["content"] for t in self._library["added_tokens"]]
-    if any(
-      re.search(r"\s", a) and not t["special"]
-      for a, t in zip(added, self._library["added_tokens"], strict=True)
-    ):
-      return ""
+    for token in self._library["added_tokens"]:
+      if token["special"]:
+        continue
+      is_wide = token["lstrip"] or token["rstrip"]
+      if is_wide or re.search(r"\s", token["content"]):
+        return ""
     probes = (
       ("ends here.\n", "Then 12 more"),
       ("x = f(y);\n", "_z'll 3.5"),
@@ -268,13 +290,16 @@ class LibraryTokenizer:
     if any(not self._joins(a, b) for a, b in probes):
       return ""
     spaced = (("one", " two"), ("x;", " 'll"), ("7", " 8"), ("國", " (a"))
-    known = self.name.startswith(("bpe:", "gpt2:"))
+    known = library_lib.has_gpt2_rules(self._library)
     if known and all(self._joins(a, b) for a, b in spaced):
       return "\n "
     return "\n"
 
   def _joins(self, a: str, b: str) -> bool:
-    left, right, both = self.encode_batch([a, b, a + b])
+    try:
+      left, right, both = self.encode_batch([a, b, a + b])
+    except InputError:  # a vocabulary without these letters
+      return False
     return np.array_equal(np.concatenate([left, right]), both)
 
   def _cut(self, text: str, start: int) -> int | None:
@@ -308,7 +333,8 @@ def parse_spec(spec: str) -> tuple[str, str]:
   if kind in ("bytes", "chars") and not colon:
     return kind, ""
   if kind == "bpe" and colon:
-    if not argument.isdigit() or not 257 <= int(argument) <= 1 << 20:
+    is_number = re.fullmatch("[0-9]{1,9}", argument)
+    if not is_number or not 257 <= int(argument) <= 1 << 20:
       raise InputError(
         f"data.tokenizer is {spec!r}; the size of a bpe vocabulary must be a "
         "whole number from 257 (256 bytes and the separator) to 1048576"
@@ -378,9 +404,10 @@ def train_bpe(
     show_progress=show_progress,
     initial_alphabet=sorted(_byte_characters()),
   )
-  inner.train_from_iterator(pieces, trainer)
-  inner.add_special_tokens([SEPARATOR])
-  library = json.loads(inner.to_str())
+  with library_lib.guard(f"the vocabulary of {spec} cannot be learned"):
+    inner.train_from_iterator(pieces, trainer)
+    inner.add_special_tokens([SEPARATOR])
+    library = json.loads(inner.to_str())
   return LibraryTokenizer(library, spec, inner.token_to_id(SEPARATOR))
 
 
@@ -391,33 +418,73 @@ def load(path: str | os.PathLike) -> Tokenizer:
     InputError: the file is missing or not such a file.
   """
   try:
-    with open(path, encoding="utf-8") as file:
-      return from_json(file.read(), str(path))
-  except (OSError, UnicodeDecodeError) as error:
-    raise InputError(f"cannot read the tokenizer {path}: {error}") from None
+    text = files.read_text(str(path), MAX_FILE_BYTES)
+  except files.Damage as damage:
+    raise InputError(f"cannot read the tokenizer {path}: it {damage}") from None
+  return from_json(text, str(path))
 
 
 def from_json(text: str, where: str = "the text") -> Tokenizer:
-  """Returns the tokenizer of `to_json`'s text; `where` names it in errors."""
+  """Returns the tokenizer of `to_json`'s text; `where` names it in errors.
+
+  Raises:
+    InputError: the text is not that of `to_json`.
+  """
   try:
-    content = json.loads(text)
+    content = files.parse_json(text)
     if content["gpt_jax_tokenizer"] != FORMAT:
       raise InputError(
         f"{where} holds a tokenizer of format {content['gpt_jax_tokenizer']}; "
         f"this version reads format {FORMAT}"
       )
     name, kind = content["name"], content["kind"]
+    if type(name) is not str:
+      raise TypeError(f"name is {name!r:.40}")
     if kind == "bytes":
       return ByteTokenizer(name)
     if kind == "chars":
+      if type(content["characters"]) is not str or not content["characters"]:
+        raise TypeError("characters is not a text")
       return CharTokenizer(content["characters"], name)
+    if kind != "library":
+      raise ValueError(f"kind is {kind!r:.40}")
     return LibraryTokenizer(content["library"], name, content["separator_id"])
-  except (ValueError, KeyError, TypeError) as error:
+  except (ValueError, LookupError, TypeError, AttributeError) as error:
     if isinstance(error, InputError):
       raise
     raise InputError(
       f"{where} does not hold a tokenizer of this project ({error!r})"
     ) from None
+
+
+def remarks(tokenizer: Tokenizer) -> list[str]:
+  """Returns lines on what a tokenizer of others does to a text.
+
+  It may have no separator, or give back another text than it was given.
+  """
+  if not isinstance(tokenizer, LibraryTokenizer):
+    return []
+  lines = []
+  if tokenizer.separator_id is None:
+    special = library_lib.special_tokens(tokenizer._library)
+    found = ", ".join(map(repr, itertools.islice(special, 8))) or "none"
+    lines.append(
+      f"{tokenizer.name} has no end token that is known here (its special "
+      f"tokens: {found}): documents follow each other without a separator"
+    )
+  for probe in _PROBES:
+    try:
+      back = tokenizer.decode(tokenizer.encode(probe))
+    except InputError:
+      continue
+    if back != probe:
+      lines.append(
+        f"{tokenizer.name} changes text: {probe!r} comes back as {back!r}; "
+        "losses and bits per byte are of the changed text, and compare with "
+        "no other tokenizer's"
+      )
+      break
+  return lines
 
 
 def _dump(tokenizer: Tokenizer, content: dict) -> str:
@@ -434,10 +501,16 @@ def _utf8(text: str) -> bytes:
   try:
     return text.encode("utf-8")
   except UnicodeEncodeError as error:
-    raise InputError(
-      f"the text holds {text[error.start]!r} at position {error.start}, half "
-      "of a surrogate pair; it must be valid Unicode"
-    ) from None
+    code = ord(text[error.start])
+    # How Python passes on a byte of the command line that it cannot decode.
+    is_byte = 0xDC80 <= code <= 0xDCFF
+    what = (
+      f"byte {code - 0xDC00:#04x} at position {error.start}, which is not UTF-8"
+      if is_byte
+      else f"{text[error.start]!r} at position {error.start}, half of a "
+      "surrogate pair"
+    )
+    raise InputError(f"the text holds {what}; it must be Unicode") from None
 
 
 def _code_points(text: str) -> np.ndarray:
@@ -480,29 +553,6 @@ def _byte_characters() -> list[str]:
   code = {b: b for b in shown}
   code.update({b: 256 + i for i, b in enumerate(hidden)})
   return [chr(code[b]) for b in range(256)]
-
-
-def _is_byte_level(library: dict) -> bool:
-  decoder = library["decoder"]
-  if not decoder:
-    return False
-  parts = decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]
-  return [p["type"] for p in parts] == ["ByteLevel"]
-
-
-def _library_tokenizer(library: dict, name: str):
-  from tokenizers import Tokenizer as Library
-
-  try:
-    inner = Library.from_str(json.dumps(library))
-  except Exception as error:  # the library raises bare Exception
-    raise InputError(
-      f"the vocabulary of {name} cannot be used: {error}"
-    ) from None
-  inner.no_truncation()
-  inner.no_padding()
-  inner.encode_special_tokens = True
-  return inner
 
 
 def _byte_level_library(vocab: dict[str, int], merges: list) -> dict:
@@ -555,28 +605,33 @@ def _hash_files(paths: list[str]) -> str:
 
 def _read_bytes(path: str) -> bytes:
   try:
-    with open(path, "rb") as file:
-      return file.read()
-  except OSError as error:
+    return files.read_bytes(path, MAX_FILE_BYTES)
+  except files.Damage as damage:
     raise InputError(
-      f"cannot read the vocabulary file {path}: {error.strerror}"
+      f"cannot read the vocabulary file {path} of data.tokenizer: it {damage}"
     ) from None
 
 
 def _gpt2_files(path: str) -> list[str]:
-  if os.path.isfile(path):
-    return [path]
-  if not os.path.isdir(path):
+  path = files.user_path("data.tokenizer", path)
+  if not os.path.lexists(path):
     raise InputError(
       f"{path} of data.tokenizer does not exist; gpt2:PATH names the folder of "
       "encoder.json and vocab.bpe, or a .tiktoken file"
     )
+  if not os.path.isdir(path):
+    return [path]
   pairs = (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt"))
   for names in pairs:
-    files = [os.path.join(path, name) for name in names]
-    if all(os.path.isfile(f) for f in files):
-      return files
-  ranks = sorted(f for f in os.listdir(path) if f.endswith(".tiktoken"))
+    found = [os.path.join(path, name) for name in names]
+    if all(os.path.lexists(f) for f in found):
+      return found
+  try:
+    ranks = sorted(f for f in os.listdir(path) if f.endswith(".tiktoken"))
+  except OSError as error:
+    raise InputError(
+      f"{path} of data.tokenizer cannot be read: {error.strerror}"
+    ) from None
   if len(ranks) == 1:
     return [os.path.join(path, ranks[0])]
   raise InputError(
@@ -586,6 +641,7 @@ def _gpt2_files(path: str) -> list[str]:
 
 
 def _hf_file(path: str) -> str:
+  path = files.user_path("data.tokenizer", path)
   return os.path.join(path, "tokenizer.json") if os.path.isdir(path) else path
 
 
@@ -613,7 +669,7 @@ def _read_gpt2(path: str, spec: str) -> Tokenizer:
 
 def _read_merges(vocab_file: str, merges_file: str):
   try:
-    vocab = json.loads(_read_bytes(vocab_file))
+    vocab = files.parse_json(_read_bytes(vocab_file))
     valid = all(type(i) is int for i in vocab.values())
   except (ValueError, AttributeError):
     valid = False
@@ -647,7 +703,10 @@ def _read_ranks(path: str):
   for number, line in enumerate(_read_bytes(path).splitlines(), 1):
     try:
       token, rank = line.split()
-      ranks[base64.b64decode(token, validate=True)] = int(rank)
+      token = base64.b64decode(token, validate=True)
+      if len(token) > _MAX_TOKEN_BYTES:
+        raise ValueError
+      ranks[token] = int(rank)
     except ValueError:
       raise InputError(
         f"{path}, line {number} is {line[:40]!r}; each line must be a base64 "
@@ -688,19 +747,24 @@ def _read_ranks(path: str):
 
 def _read_hf(path: str, spec: str) -> Tokenizer:
   file = _hf_file(path)
+  data = _read_bytes(file)
+  why = ""
   try:
-    library = json.loads(_read_bytes(file))
+    library = files.parse_json(data)
     if "gpt_jax_tokenizer" in library:  # as a run's workdir holds it
       return load(file)
-    known = "model" in library and "added_tokens" in library
-  except (ValueError, TypeError):
-    known = False
-  if not known:
+    is_known = isinstance(library["model"], dict)
+    is_known = is_known and isinstance(library["added_tokens"], list)
+  except files.Damage as damage:
+    is_known, why = False, f" (it {damage})"
+  except (TypeError, LookupError, AttributeError):
+    is_known = False
+  if not is_known:
     raise InputError(
-      f"{file} is not a tokenizer.json; it must be a JSON object with a model "
-      "and added_tokens"
+      f"{file} is not a tokenizer.json{why}; it must be a JSON object with a "
+      "model and added_tokens"
     )
-  inner = _library_tokenizer(library, spec)
-  found = [inner.token_to_id(word) for word in _EOS_WORDS]
-  separator_id = next((i for i in found if i is not None), None)
-  return LibraryTokenizer(library, spec, separator_id)
+  encoder = LibraryTokenizer(library, spec, None)
+  # By its word: the library numbers anew what the file numbers wrong.
+  encoder.separator_id = encoder.id_of(library_lib.find_separator(library))
+  return encoder
