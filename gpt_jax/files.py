@@ -17,6 +17,7 @@ import math
 import os
 import re
 import stat
+import sys
 
 from gpt_jax.exits import InputError
 
@@ -84,6 +85,17 @@ def user_path(name: str, path: str) -> str:
       )
     return expanded
   return path
+
+
+def pip(extra: str = "") -> str:
+  """Returns the command that installs this project with an extra of it.
+
+  From the folder of the project, never by its name from an index, where that
+  name may be somebody else's.
+  """
+  relative = os.path.join(".venv", "bin", "python")
+  python = relative if sys.executable.endswith(relative) else "python"
+  return f"{python} -m pip install -e " + (f"'.[{extra}]'" if extra else ".")
 
 
 def expand_glob(pattern: str) -> list[str]:

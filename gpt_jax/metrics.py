@@ -12,6 +12,7 @@ import math
 import os
 import time
 
+from gpt_jax import files
 from gpt_jax import rows as rows_lib
 from gpt_jax.config import InputError
 
@@ -271,7 +272,7 @@ def check_wandb(project: str | None) -> None:
   if project is not None and importlib.util.find_spec("wandb") is None:
     raise InputError(
       f"train.wandb_project is {project!r} and wandb is not installed; "
-      "pip install 'gpt_jax[wandb]', or leave it None"
+      f"in the folder of this project, {files.pip('wandb')}, or leave it None"
     )
 
 

@@ -150,7 +150,7 @@ WRONG_VALUES = {
   "model.vocab_size=100": ("model.vocab_size is 100", "257 tokens"),
   "train.init_from=none": ("train.init_from is 'none'", "no checkpoint"),
   "train.init_from=configs": ("'configs'", "no checkpoint"),
-  "train.wandb_project=x": ("train.wandb_project is 'x'", "gpt_jax[wandb]"),
+  "train.wandb_project=x": ("train.wandb_project is 'x'", "-e '.[wandb]'"),
   "checkpoint.resume=must": ("resume is must", "holds no checkpoint"),
   "checkpoint.resume=perhaps": ("'perhaps'", "auto, must, never"),
 }

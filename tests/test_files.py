@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import socket
 
 import pytest
@@ -137,3 +138,15 @@ def test_patterns_may_be_relative(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   assert files.expand_glob("runs/*") == ["runs/a"]
   assert files.expand_glob("./runs/*/") == ["./runs/a"]
+
+
+def test_no_sentence_asks_an_index_for_a_package_of_this_name():
+  """Only files.pip says how an extra is installed."""
+  root = pathlib.Path(files.__file__).parent
+  asked = re.compile(r"pip install (?!-e )")
+  sources = [*root.rglob("*.py")]
+  assert len(sources) > 80
+  for path in sources:
+    assert not asked.search(path.read_text()), path
+  assert asked.search("pip install 'gpt_jax[hf]'")  # the control
+  assert files.pip("hf").endswith("-m pip install -e '.[hf]'")

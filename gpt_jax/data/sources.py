@@ -16,7 +16,6 @@ import math
 import os
 import platform
 import re
-import sys
 import sysconfig
 from collections.abc import Iterator
 from typing import Protocol
@@ -473,7 +472,7 @@ class HubSource:
     except ImportError:
       raise InputError(
         f"{self.spec} needs the package `datasets`; in the folder of this "
-        f"project, install it with {_python()} -m pip install -e '.[hf]'"
+        f"project, install it with {files.pip('hf')}"
       ) from None
     try:
       rows = datasets.load_dataset(self._name, split=self._split)
@@ -636,11 +635,6 @@ def _current_folder() -> str:
     return "a folder that was removed"
 
 
-def _python() -> str:
-  relative = os.path.join(".venv", "bin", "python")
-  return relative if sys.executable.endswith(relative) else "python"
-
-
 def _total_size(found: list[tuple[str, str]]) -> int | None:
   """Returns the bytes of files, None where some are packed or gone."""
   if any(unpack.is_packed(path) for _, path in found):
@@ -765,6 +759,6 @@ def _import_tfds():
   except ImportError as error:
     raise InputError(
       f"tfds: sources need tensorflow-datasets ({error}); in the folder of "
-      f"this project, install it with {_python()} -m pip install -e ."
+      f"this project, install it with {files.pip()}"
     ) from None
   return tensorflow_datasets

@@ -11,7 +11,7 @@ import re
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
-from gpt_jax import optim, preflight, runtime, sharding
+from gpt_jax import files, optim, preflight, runtime, sharding
 from gpt_jax import state as state_lib
 from gpt_jax import step as step_lib
 from gpt_jax.chips import Topology
@@ -115,7 +115,7 @@ def find_devices(topology: Topology) -> list:
     if "libtpu" in said or "No such" in said or "not found" in said.lower():
       raise InputError(
         "plans for TPUs need their compiler, which is not installed here: "
-        f"pip install 'jax[tpu]' ({said})"
+        f"in the folder of this project, {files.pip('tpu')} ({said})"
       ) from None
     raise InputError(
       f"the compiler does not accept topology {topology.name}: {said}"

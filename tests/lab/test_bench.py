@@ -295,7 +295,7 @@ def test_an_absent_peer_is_one_sentence(monkeypatch, call_verb):
     DOOR, "train", "--config=configs/bench.py:tiny", "--peer=torch"
   )
   assert result.returncode == 2
-  assert "pip install 'gpt_jax[peers]'" in result.stderr
+  assert "pip install -e '.[peers]'" in result.stderr
   assert result.stderr.count("\n") == 1
 
 

@@ -202,6 +202,7 @@ WRONG = {
   "not a cell": (["add(3)"], "takes a name and a dict of config keys"),
   "half a seed": (['add("a", seeds=[0.5])'], "must be a list of whole numbers"),
   "seeds as text": (['add("a", seeds="12")'], "must be a list of whole"),
+  "seeds as bytes": (['add("a", seeds=b"12")'], "must be a list of whole"),
   "a seed alone": (['add("a", seeds=3)'], "must be a list of whole numbers"),
   "no seeds": (['add("a", seeds=[])'], "must be a list of whole numbers"),
   "a seed that is true": (['add("a", seeds=[True])'], "list of whole numbers"),

@@ -10,6 +10,7 @@ import importlib.util
 import time
 
 from gpt_jax import config as config_lib
+from gpt_jax import files
 from gpt_jax.config import Config, InputError
 from gpt_jax.lab.bench import machine
 
@@ -27,7 +28,7 @@ def check(config: Config, peer: str, subject: str) -> None:
     if importlib.util.find_spec(name) is None:
       raise InputError(
         f"--peer={peer} needs {name}, which is not installed; "
-        "pip install 'gpt_jax[peers]'"
+        f"in the folder of this project, {files.pip('peers')}"
       )
   m = config.model
   refused = {

@@ -211,7 +211,7 @@ def _seeds(seeds, values: dict) -> list[dict]:
       "leave one out"
     )
   try:
-    given = [] if isinstance(seeds, (str, bytes)) else list(seeds)
+    given = [] if isinstance(seeds, bytes) else list(seeds)
     found = [operator.index(seed) for seed in given]
   except TypeError:
     found = []
