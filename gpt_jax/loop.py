@@ -207,8 +207,9 @@ def _train(config: Config, workdir: str, command: str, screen, stop) -> int:
     expected = processes.share(keeper.latest_step) if is_resumed else 0
     compiling = pool.submit(build_stage, expected)
     if is_resumed:
-      state, _ = keeper.restore(abstract)
+      state, meta = keeper.restore(abstract)
     else:
+      meta = {}
       pool.submit(keeper.prepare, abstract)
       state = state_lib.init_state(model, tx, config, mesh)
       if config.train.init_from is not None:
@@ -241,7 +242,15 @@ def _train(config: Config, workdir: str, command: str, screen, stop) -> int:
   if processes.index() > 0:
     workdir_lib.await_file(record)
   reporter = Reporter(
-    config, workdir, first, screen, model, mesh, prepared, clock
+    config,
+    workdir,
+    first,
+    screen,
+    model,
+    mesh,
+    prepared,
+    clock,
+    meta.get("metrics"),
   )
   if first >= total and reporter.has_reported():
     screen.say(f"this run is finished: all {total:,} steps are done")
@@ -309,6 +318,7 @@ def _train(config: Config, workdir: str, command: str, screen, stop) -> int:
           if code is None and not is_last:
             reporter.report_on(done, state)
           if is_saving or code is not None:
+            keeper.meta["metrics"] = reporter.seal_rows()
             with clock.spend("save"):
               keeper.save(done, state, force=True)
           reporter.meter.restart()

@@ -170,9 +170,11 @@ class Writers:
     start_step: rows after it are dropped.
     is_dropped: also those for which this is true, as in rows.rewind.
     say: told what is wrong with the file that is there.
+    seal: of the rows, as the checkpoint of start_step holds it.
 
   Attributes:
     carried: as rows.rewind returns it.
+    seal: rows.Seal of all rows that are there.
 
   Raises:
     InputError: from any method, where the file cannot be written.
@@ -185,13 +187,16 @@ class Writers:
     wandb_project=None,
     is_dropped=lambda row: False,
     say=print,
+    seal: list | None = None,
   ):
     self.path = os.path.join(workdir, "metrics.jsonl")
     self.board = None
     self.board_args = (os.path.join(workdir, "tensorboard"), start_step)
     try:
       os.makedirs(workdir, exist_ok=True)
-      self.carried = rows_lib.rewind(self.path, start_step, is_dropped, say)
+      self.carried, self.seal = rows_lib.rewind(
+        self.path, start_step, is_dropped, say, seal
+      )
       self.file = open(self.path, "a", buffering=1)
     except OSError as error:
       raise _unwritable(self.path, error) from None
@@ -205,6 +210,7 @@ class Writers:
     values = {k: v for k, v in values.items() if math.isfinite(v)}
     try:
       self.file.write(rows_lib.to_line(step, values))
+      self.seal.add({"step": step, **values})
       if self.board is None:
         self.board = _Board(*self.board_args)
       self.board.write(step, values)

@@ -41,6 +41,7 @@ class Reporter:
     config: vocab_size filled in.
     first: steps that are done when this process begins.
     clock: of this process; what earlier ones spent is added to it.
+    seal: of the rows that were written when `first` was saved, if known.
   """
 
   def __init__(
@@ -53,6 +54,7 @@ class Reporter:
     mesh,
     prepared: store.PreparedData,
     clock: goodput.Clock,
+    seal: list | None = None,
   ):
     self.config, self.workdir, self.first = config, workdir, first
     self.screen, self.model, self.mesh = screen, model, mesh
@@ -76,6 +78,7 @@ class Reporter:
         config.train.wandb_project,
         is_dropped=lambda row: not is_reported and is_cut(row),
         say=screen.say,
+        seal=seal,
       )
       clock.go_on(self.writers.carried)
     self.meter = metrics.Meter(
@@ -128,6 +131,10 @@ class Reporter:
     each = self.time_left.note(step, time.perf_counter())
     left = None if each is None else (t.num_steps - step) * each
     self.screen.progress(step, t.num_steps, values["loss"], rates, left)
+
+  def seal_rows(self) -> list | None:
+    """Returns the seal of all rows so far, where they are written."""
+    return self.writers and self.writers.seal.value()
 
   def set_batch(self, size: int) -> None:
     """Notes the sequences of the steps that follow."""

@@ -5,6 +5,7 @@ in it. A line elsewhere that is no row means that something else has written
 there: the file is set aside as it is, and every row that can be read stays.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -49,16 +50,45 @@ def read_objects(path: str) -> list[dict]:
   return found
 
 
-def rewind(path: str, step: int, is_dropped=lambda row: False, say=print):
+class Seal:
+  """A running hash of the rows of a file, without what clocks say.
+
+  Each checkpoint holds the seal of the rows that were written before it, so
+  that a digit that changed, or the rows of another run, are seen.
+  """
+
+  def __init__(self, rows=()):
+    self._count, self._hash = 0, hashlib.sha256()
+    for row in rows:
+      self.add(row)
+
+  def add(self, row: dict) -> None:
+    """Takes in the next row."""
+    self._count += 1
+    self._hash.update(json.dumps(without_time(row), sort_keys=True).encode())
+
+  def value(self) -> list:
+    """Returns [rows, 16 hex digits], of JSON's types."""
+    return [self._count, self._hash.hexdigest()[:16]]
+
+
+def rewind(
+  path: str,
+  step: int,
+  is_dropped=lambda row: False,
+  say=print,
+  seal: list | None = None,
+):
   """Drops the rows after `step`, atomically.
 
   Args:
     is_dropped: also those rows for which this is true.
-    say: told where lines are no rows, or rows are missing.
+    say: told where lines are no rows, or rows are missing or others.
+    seal: Seal.value() of the rows there were when `step` was saved, if known.
 
   Returns:
-    The last row that stays, with the seconds of dropped ones as lost; {"time/
-    ...": ...} alone where none stays.
+    (carried, seal): the last row that stays, with the seconds of dropped ones
+    as lost, {"time/...": ...} alone where none stays; the Seal of what stays.
   """
   rows, wrong, is_torn = _read(path)
   kept = [
@@ -66,13 +96,20 @@ def rewind(path: str, step: int, is_dropped=lambda row: False, say=print):
     for row, line in rows
     if row["step"] <= step and not is_dropped(row)
   ]
-  if wrong:
+  before = [row for row, _ in kept]
+  is_other = bool(rows) and seal is not None
+  is_other = is_other and Seal(before[: seal[0]]).value() != seal
+  if wrong or is_other:
     aside = _set_aside(path)
     what = "line " + ", ".join(f"{n:,}" for n in wrong[:3])
     what += f" and {len(wrong) - 3:,} more" if len(wrong) > 3 else ""
+    what += " held no row of metrics"
+    if not wrong:
+      what = f"its rows are not those that were written before step {step:,} "
+      what += "was saved"
     say(
-      f"{path}: {what} held no row of metrics; the file as it was is {aside}, "
-      "and all rows that could be read stay"
+      f"{path}: {what}; the file as it was is {aside}, and all rows that could "
+      "be read stay"
     )
   carried = goodput.carry(
     kept[-1][0] if kept else {}, rows[-1][0] if rows else {}
@@ -87,7 +124,7 @@ def rewind(path: str, step: int, is_dropped=lambda row: False, say=print):
       f"{path} {where}, and {step:,} steps are done: earlier rows were removed "
       "or are in another file; those of later steps are added"
     )
-  return carried
+  return carried, Seal(row for row, _ in kept)
 
 
 def _read(path: str):

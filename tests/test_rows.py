@@ -171,7 +171,7 @@ def test_what_is_done_again_was_lost_however_often(tmp_path):
     row(3, **times(20.0, 15.0)),
   )
   for _ in range(2):  # a process that was killed before its first row
-    carried = rows.rewind(path, 2)
+    carried, _ = rows.rewind(path, 2)
     assert carried["time/lost_seconds"] == 8.0
     assert carried["time/run_seconds"] == 20.0
   clock = goodput.Clock()
@@ -183,7 +183,7 @@ def test_what_is_done_again_was_lost_however_often(tmp_path):
   assert sum(kinds) == pytest.approx(2 * found["time/run_seconds"], abs=1e-2)
   # Of before the first step that was saved.
   path = write(tmp_path / "other.jsonl", row(1, **times(10.0, 5.0)))
-  assert rows.rewind(path, 0)["time/lost_seconds"] == 10.0
+  assert rows.rewind(path, 0)[0]["time/lost_seconds"] == 10.0
 
 
 def test_the_time_left_is_smooth_and_knows_nothing_of_the_first_interval():
@@ -256,3 +256,30 @@ def test_a_report_that_was_cut_short_is_made_once(
   result = call_verb("train", *flags)
   assert "this run is finished" in result.stdout
   assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+
+
+def test_rows_that_are_not_those_of_the_checkpoint_are_set_aside(tmp_path):
+  path = tmp_path / "metrics.jsonl"
+  made = [{"step": n, "train/loss": 1 / n, "time/unix": n} for n in range(1, 7)]
+  text = "".join(json.dumps(row) + "\n" for row in made)
+  seal = rows.Seal(made[:4]).value()
+  path.write_text(text)
+  # More rows of the same step may follow those that were sealed.
+  _, found = rows.rewind(str(path), 5, say=pytest.fail, seal=seal)
+  assert found.value() == rows.Seal(made[:5]).value()
+
+  path.write_text(text.replace('"time/unix": 2', '"time/unix": 9'))
+  rows.rewind(str(path), 5, say=pytest.fail, seal=seal)  # a clock's figure
+
+  for wrong in (
+    text.replace("0.5", "0.6"),
+    text.replace("train/loss", "train/lost", 1),
+    text[text.index("\n") + 1 :],
+  ):
+    path.write_text(wrong)
+    said = []
+    rows.rewind(str(path), 5, say=said.append, seal=seal)
+    assert "not those that were written" in said[0]
+    aside = path.with_name(said[0].split(" is ")[1].split(",")[0])
+    assert aside.read_text() == wrong
+    assert len(rows.read_rows(str(path))) == len(wrong.splitlines()) - 1
