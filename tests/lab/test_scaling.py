@@ -1239,8 +1239,13 @@ def test_workdirs_that_cannot_be_points_are_named(grid, tmp_path, call_verb):
   assert_refused(result, "no finished run", "is at step 300 of 600")
   path = folder / "w32-300" / "metrics.jsonl"
   text = path.read_text()
-  path.write_text(text + '{"step": 300, "eval/valid/loss": NaN}\n')
-  assert_refused(call(), "w32-300", "is nan at step 300")
+  path.write_text(text + '{"step": 300, "eval/valid/loss": -1.0}\n')
+  assert_refused(call(), "w32-300", "is -1.0 at step 300")
+  # A loss that is not finite is no number of a row: the run has none.
+  damaged = [line for line in text.splitlines(True) if "num_tokens" not in line]
+  path.write_text("".join(damaged) + '{"step": 300, "eval/valid/loss": null}\n')
+  p = points_lib.read_workdirs(f"{folder}/w32*", None, "6N")
+  assert len(p) == 3 and "w32-300 has no eval/valid/loss" in p.left_out[0]
   more = {"eval/other/loss": 1.0, "eval/other/num_tokens": 9}
   path.write_text(text + json.dumps({"step": 300} | more) + "\n")
   assert_refused(call(), "2 sets", "eval/valid/loss, eval/other/loss")
