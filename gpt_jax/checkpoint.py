@@ -278,6 +278,7 @@ def restore_params(
   say=print,
   average: str | None = None,
   facts: dict | None = None,
+  step: int | None = None,
 ):
   """Returns the parameters of another run; its optimizer state stays unread.
 
@@ -288,6 +289,7 @@ def restore_params(
     average: "ema" reads the moving average instead, "last:N" the mean of the N
       newest steps that can be read; None neither.
     facts: of integrity.FACTS, what the other run's config.json says of it.
+    step: the one to read; None for the newest that can be read.
 
   Raises:
     InputError: no step can be read, there are no N, or the parameters have
@@ -307,6 +309,18 @@ def restore_params(
     for name, leaf in tree.flatten_with_names(wanted).items()
   }
   steps = processes.share(lambda: _committed(workdir, directory))
+  if step is not None:
+    if step not in steps:
+      there = ", ".join(map(str, steps))
+      raise InputError(
+        f"--step is {step} and {workdir} holds the steps {there}; name one"
+      )
+    if number > 1:
+      raise InputError(
+        f"--step names one checkpoint and --average={average} several; give "
+        "one of the two"
+      )
+    steps = [step]
   if number > len(steps):
     raise InputError(
       f"--average is {average} and {workdir} holds {len(steps)} checkpoints "

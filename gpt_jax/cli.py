@@ -14,7 +14,7 @@ import sys
 import traceback
 
 import gpt_jax
-from gpt_jax import processes
+from gpt_jax import files, processes
 from gpt_jax.config import KEYS, WEIGHTS, InputError, nearest, nearest_key
 
 # Errors of the file system that mean a path or a disk, not a mistake here.
@@ -70,6 +70,16 @@ def add_average(parser: argparse.ArgumentParser) -> None:
     metavar="ema|last:N",
     help="read the moving average of parameters (train.ema_decay), or the "
     "mean of the N newest checkpoints",
+  )
+
+
+def add_step(parser: argparse.ArgumentParser) -> None:
+  """Adds --step to a verb that reads a finished model."""
+  parser.add_argument(
+    "--step",
+    type=int,
+    metavar="N",
+    help="read the checkpoint of step N; the default is the newest",
   )
 
 
@@ -164,6 +174,7 @@ def set_key(config, dotted: str, text: str) -> None:
   """Sets one key of a ConfigDict from the command line's text."""
   if dotted not in KEYS:
     raise InputError(f"unknown config key {dotted}; {nearest_key(dotted)}")
+  text = files.user_text(dotted, text)
   value = _read_value(dotted, text, KEYS[dotted])
   node = config
   *sections, key = dotted.split(".")

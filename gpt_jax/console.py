@@ -6,6 +6,7 @@ characters appears every few seconds, however fast the steps are.
 
 import contextlib
 import os
+import re
 import sys
 import time
 
@@ -13,6 +14,9 @@ from gpt_jax import runtime
 
 # Seconds between plain lines where no terminal watches.
 INTERVAL = 10.0
+_CONTROLS = re.compile(
+  "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]"
+)
 
 
 class Console:
@@ -148,6 +152,15 @@ def wrap_text(text: str, width: int = 90) -> list[str]:
     line = "".join(c if c.isprintable() else "\ufffd" for c in line)
     lines += [line[i : i + width] for i in range(0, len(line) or 1, width)]
   return lines
+
+
+def escape_controls(text: str) -> str:
+  """Returns text that cannot steer a terminal; lines and tabs stay.
+
+  Escaped as Python writes them ("\\x1b") are the control characters C0 and
+  C1 and those that turn the direction of text, which can hide a part of it.
+  """
+  return _CONTROLS.sub(lambda c: repr(c[0])[1:-1], text)
 
 
 def format_seconds(seconds: float) -> str:

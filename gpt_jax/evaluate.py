@@ -29,6 +29,7 @@ def main(argv: list[str]) -> int:
   )
   cli.add_weights(parser)
   cli.add_average(parser)
+  cli.add_step(parser)
   args, overrides = cli.parse(parser, argv)
   runtime.start(args.devices)
   processes.join({"the arguments": argv})
@@ -43,7 +44,7 @@ def main(argv: list[str]) -> int:
       print(line, file=sys.stderr)
 
   config, model, params, tokenizer, mesh = workdir.open_run(
-    args.workdir, overrides, note, args.weights, args.average
+    args.workdir, overrides, note, args.weights, args.average, args.step
   )
   params = model.round_weights(params)
   if args.data is None:

@@ -108,6 +108,26 @@ def expand_glob(pattern: str) -> list[str]:
   return sorted(set(_expand(root, [p for p in pattern.split("/") if p])))
 
 
+def user_text(name: str, text: str) -> str:
+  """Returns a text of the command line, whatever locale Python runs in.
+
+  Python passes on each byte that its locale cannot decode as half of a
+  surrogate pair; the bytes of a text in UTF-8 are decoded here.
+
+  Args:
+    name: the flag or key that it came from, for the sentence.
+
+  Raises:
+    InputError: its bytes are not UTF-8.
+  """
+  if not any("\udc80" <= char <= "\udcff" for char in text):
+    return text
+  try:
+    return decode(os.fsencode(text))
+  except Damage as damage:
+    raise InputError(f"{name} {damage}; type it in UTF-8") from None
+
+
 def open_bytes(path: str):
   """Returns a regular file, opened to read bytes.
 

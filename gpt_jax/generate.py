@@ -2,7 +2,7 @@
 
 import sys
 
-from gpt_jax import cli, processes, runtime
+from gpt_jax import cli, console, files, processes, runtime
 from gpt_jax.config import InputError
 
 
@@ -52,16 +52,21 @@ def main(argv: list[str]) -> int:
   )
   cli.add_weights(parser)
   cli.add_average(parser)
+  cli.add_step(parser)
   args, overrides = cli.parse(parser, argv)
-  if args.num_tokens < 1:
-    raise InputError(f"--num_tokens is {args.num_tokens}; it must be 1 or more")
+  if not 1 <= args.num_tokens < 2**31:
+    raise InputError(
+      f"--num_tokens is {args.num_tokens}; it must be from 1 to 2^31 - 1"
+    )
   if not 0 <= args.seed < 2**32:
     raise InputError(f"--seed is {args.seed}; it must be from 0 to 2^32 - 1")
+  typed = [files.user_text("--prompt", p) for p in args.prompt or ["\n"]]
+  stop = tuple(files.user_text("--stop", s) for s in args.stop)
   runtime.start(args.devices)
   processes.join({"the arguments": argv})
   # Standard input is process 0's.
   prompts = processes.share(
-    lambda: [_read_stdin() if p == "-" else p for p in args.prompt or ["\n"]]
+    lambda: [_read_stdin() if p == "-" else p for p in typed]
   )
   if "" in prompts:
     raise InputError(
@@ -82,12 +87,19 @@ def main(argv: list[str]) -> int:
       print(line, file=sys.stderr)
 
   _, model, params, tokenizer, mesh = workdir.open_run(
-    args.workdir, overrides, note, args.weights, args.average
+    args.workdir, overrides, note, args.weights, args.average, args.step
   )
-  decode.check_prompts(map(tokenizer.encode, prompts), model.config.max_len)
+  try:
+    ids = [tokenizer.encode(prompt) for prompt in prompts]
+  except InputError as error:
+    raise InputError(f"--prompt cannot be encoded: {error}") from None
+  decode.check_prompts(ids, model.config.max_len)
+
+  is_terminal = sys.stdout is not None and sys.stdout.isatty()
 
   def show(text: str) -> None:
     if is_speaking:
+      text = console.escape_controls(text) if is_terminal else text
       print(text, end="", flush=True)
 
   if len(prompts) == 1:
@@ -101,7 +113,7 @@ def main(argv: list[str]) -> int:
       args.num_tokens,
       sampling,
       args.seed,
-      tuple(args.stop),
+      stop,
       show=show if len(prompts) == 1 else None,
     )
   if len(prompts) == 1:

@@ -195,6 +195,7 @@ def open_run(
   say=print,
   weights: str = "full",
   average: str | None = None,
+  step: int | None = None,
 ):
   """Returns (config, model, params, tokenizer, mesh) of a run to read from.
 
@@ -203,7 +204,7 @@ def open_run(
 
   Args:
     weights: word of config.WEIGHTS.
-    average: as in checkpoint.restore_params.
+    average, step: as in checkpoint.restore_params.
   """
   import dataclasses
 
@@ -236,5 +237,5 @@ def open_run(
     shapes,
     placed,
   )
-  params = checkpoint.restore_params(workdir, abstract, say, average)
+  params = checkpoint.restore_params(workdir, abstract, say, average, step=step)
   return config, model, params, tokenizer, mesh

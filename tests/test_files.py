@@ -27,6 +27,9 @@ def hostile(folder: pathlib.Path) -> dict[str, pathlib.Path]:
   }
 
 
+ESCAPE = "surrogateescape"
+
+
 def test_only_regular_files_are_opened(tmp_path):
   for clause, path in hostile(tmp_path).items():
     with pytest.raises(files.Damage, match=clause) as raised:
@@ -103,6 +106,17 @@ def test_a_sentence_is_one_short_line_that_no_terminal_obeys():
   long = str(InputError("the key x is " + "9" * 5_000 + "; it must be 1"))
   assert len(long) < 2_100
   assert long.startswith("the key x is 9") and long.endswith("; it must be 1")
+
+
+def test_a_text_of_the_command_line_is_utf8_whatever_the_locale(monkeypatch):
+  for text in ("café 国", "", "\ud800"):
+    assert files.user_text("--prompt", text) == text
+  with pytest.raises(InputError, match="--prompt .* UTF-8: byte 0xe9 at off"):
+    files.user_text("--prompt", os.fsdecode(b"caf\xe9"))
+  # As Python in an ASCII locale passes UTF-8 on.
+  monkeypatch.setattr(os, "fsencode", lambda t: t.encode("ascii", ESCAPE))
+  ascii = "café".encode().decode("ascii", ESCAPE)
+  assert files.user_text("--prompt", ascii) == "café"
 
 
 def test_a_text_is_written_whole_or_not_at_all(tmp_path):

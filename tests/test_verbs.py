@@ -4,8 +4,10 @@ One small run is trained for the whole file; verbs are called in this process
 except where the process itself is in question.
 """
 
+import io
 import json
 import math
+import os
 import re
 import shutil
 import statistics
@@ -21,6 +23,7 @@ import pytest
 from gpt_jax import (
   checkpoint,
   console,
+  decode,
   exits,
   files,
   metrics,
@@ -111,6 +114,57 @@ def test_a_stop_string_ends_the_text_before_it(generate):
   cut = generate(PROMPT, f"--stop={stop}", "--stop=never to be seen")[:-1]
   assert cut == "def train(" + made[: made.index(stop)]
   assert len(cut) < len(whole)
+
+
+def test_what_a_model_writes_never_steers_a_terminal(
+  generate, call_verb, run, monkeypatch
+):
+  wild = "a\x1b[2J\r\x07\x7f\x9b1m\u202eb\u2066\tc\nd\xa0国"
+  tame = r"a\x1b[2J\r\x07\x7f\x9b1m\u202eb\u2066" + "\tc\nd\xa0国"
+
+  def write(*args, show=None, **kwargs):
+    for char in wild if show else "":
+      show(char)
+    return [wild] * len(args[3])
+
+  monkeypatch.setattr(decode, "generate_text", write)
+  assert generate(PROMPT) == f"def train({wild}\n"  # a pipe gets what is
+  assert wild in generate(PROMPT, "--prompt=x")
+
+  class Terminal(io.StringIO):
+    def isatty(self):
+      return True
+
+  monkeypatch.setattr(io, "StringIO", Terminal)
+  assert generate(PROMPT) == f"def train({tame}\n"
+  assert wild not in generate(PROMPT, "--prompt=x")
+  assert console.escape_controls(wild) == tame
+  parts = "".join(map(console.escape_controls, wild))
+  assert parts == tame  # also as it streams
+
+
+@pytest.mark.parametrize("flag", ["--prompt", "--stop", "--config.data.dir"])
+def test_a_text_that_is_no_utf8_is_refused_by_its_flag(call_verb, run, flag):
+  word = f"{flag}={os.fsdecode(bytes([0x63, 0xE9]))}"
+  result = call_verb("generate", f"--workdir={run}", word)
+  assert result.returncode == 2 and result.stderr.count("\n") == 1
+  assert flag.removeprefix("--config.") in result.stderr
+  assert "UTF-8: byte 0xe9 at offset 1" in result.stderr
+  assert "surrogate" not in result.stderr
+
+
+def test_a_step_is_chosen_and_another_is_refused(generate, call_verb, run):
+  steps = sorted(int(p.name) for p in (run / "checkpoints").iterdir())
+  last = generate(PROMPT, f"--step={steps[-1]}", "--temperature=0")
+  assert last == generate(PROMPT, "--temperature=0")
+  words = f"--workdir={run}", "--step=7"
+  for verb in ("generate", "evaluate"):
+    result = call_verb(verb, *words)
+    assert result.returncode == 2
+    assert "--step is 7" in result.stderr and str(steps[0]) in result.stderr
+  both = "--average=last:2", f"--step={steps[0]}"
+  result = call_verb("evaluate", f"--workdir={run}", *both)
+  assert result.returncode == 2 and "several" in result.stderr
 
 
 def test_a_prompt_is_read_from_standard_input_and_devices_change_nothing(
