@@ -53,8 +53,8 @@ def main(argv: list[str]) -> int:
       raise InputError(
         f"the run in {args.workdir} holds no text back; name some with --data"
       )
-  elif os.path.isfile(os.path.join(args.data, "manifest.json")):
-    sets = store.open_prepared(args.data)
+  elif os.path.lexists(os.path.join(args.data, "manifest.json")):
+    sets = store.open_prepared(args.data, config.data.verify)
     sets = {name: tokens for name, tokens in sets.items() if tokens.num_ids}
   else:
     tokens = processes.in_turn(

@@ -14,7 +14,6 @@ import array
 import bisect
 import contextlib
 import dataclasses
-import decimal
 import errno
 import fcntl
 import functools
@@ -34,9 +33,10 @@ import numpy as np
 
 from gpt_jax import files, runtime
 from gpt_jax.config import DataConfig, InputError
-from gpt_jax.data import integrity, sources, tokenizer
+from gpt_jax.data import integrity, overlap, sources, tokenizer
 from gpt_jax.data import manifest as manifest_lib
 from gpt_jax.data.manifest import FORMAT, SPLITS
+from gpt_jax.data.splitting import Part
 
 # Ids in a shard at most.
 SHARD_IDS = 1 << 26
@@ -44,6 +44,14 @@ SHARD_IDS = 1 << 26
 BATCH_CHARS = 1 << 21
 # Bytes of text that a vocabulary is trained on at most.
 SAMPLE_BYTES = 64 << 20
+# What the name of a set ends with where documents of equal text were brought to
+# one side: a version that did not has put other ids under the name before it.
+APART = "-apart"
+# Ids and documents up to which each start looks for text on both sides.
+OVERLAP_IDS = 1 << 25
+OVERLAP_DOCUMENTS = 1 << 17
+# Share of the held-out ids from which on a start says so.
+OVERLAP_SHARE = 1e-3
 # Seconds between lines of progress where there is no terminal.
 REPORT_SECONDS = 5.0
 
@@ -64,6 +72,7 @@ class TokenSet:
     vocab_size: V; reading raises where an id is not below it.
     separator_id: the tokenizer's, or None; only split="document" writes it.
     tokenizer_fingerprint: that of the tokenizer that made the ids.
+    is_apart: whether equal documents of the source are on one side.
     fingerprint: sha256 hex over the hashes of its files.
     check: the verdict on its files, which reading waits for.
   """
@@ -78,6 +87,7 @@ class TokenSet:
     self.vocab_size = manifest["tokenizer"]["vocab_size"]
     self.separator_id = manifest["tokenizer"]["separator_id"]
     self.tokenizer_fingerprint = manifest["tokenizer"]["fingerprint"]
+    self.is_apart = "text_sha256" in manifest
     self._dtype = np.dtype(manifest["dtype"]).newbyteorder("<")
     self._files = [shard["file"] for shard in content["shards"]]
     self._offsets_file = content["offsets"]["file"]
@@ -244,24 +254,11 @@ def prepare(
     InputError: a source, the tokenizer or the folder cannot be used.
   """
   mixture = sources.parse_mixture(data.source)
-  opened = [sources.open_source(spec) for _, spec in mixture]
-  if not 0 <= data.valid_frac < 1:
-    raise InputError(
-      f"data.valid_frac is {data.valid_frac}; it must be at least 0 and below "
-      "1, so that something is left to train on"
-    )
-  how = (data.split, data.valid_frac)
-  if data.valid_source is None:
-    parts = [_Part(source, "split", *how) for source in opened]
-  else:
-    parts = [_Part(source, "train", *how) for source in opened]
-    parts += [
-      _Part(sources.open_source(spec), "valid", *how)
-      for _, spec in sources.parse_mixture(data.valid_source)
-    ]
   dir = files.user_path("data.dir", data.dir)
   data = dataclasses.replace(data, dir=dir)
+  parts = _parts_of(data)
   made = _prepare_parts(parts, data, say)
+  _check_one_tokenizer(made)
   train = [(weight, made[i]["train"]) for i, (weight, _) in enumerate(mixture)]
   held = [p["valid"] for p in made if p["valid"].num_ids]
   slugs = [
@@ -276,13 +273,102 @@ def prepare(
     for i, slug in enumerate(slugs)
   ]
   valid = dict(zip(names, held, strict=True))
-  used = [s for _, s in train] if "train" in splits else []
+  is_new = any(part.is_made for part in parts)
+  sets = [s for _, s in train], held
+  if "train" in splits and held and _is_overlap_likely(made, parts):
+    ids, documents = (
+      sum(getattr(s, name) for s in [*sets[0], *held])
+      for name in ("num_ids", "num_documents")
+    )
+    is_quick = ids <= OVERLAP_IDS and documents <= OVERLAP_DOCUMENTS
+    if is_new or is_quick:
+      say_overlap(*sets, say, OVERLAP_SHARE)
+  used = sets[0] if "train" in splits else []
   used += held if "valid" in splits else []
   for token_set in used:
     if token_set.check.start():
       size = token_set.check.num_bytes / 1e9
       say(f"checking the hashes of {token_set.name}, {size:.1f} GB, meanwhile")
   return PreparedData(train, valid, [p["train"].folder for p in made])
+
+
+def _parts_of(data: DataConfig) -> list[Part]:
+  """Returns the sources of a config, in the order of PreparedData.folders."""
+  opened = [
+    sources.open_source(spec) for _, spec in sources.parse_mixture(data.source)
+  ]
+  if not 0 <= data.valid_frac < 1:
+    raise InputError(
+      f"data.valid_frac is {data.valid_frac}; it must be at least 0 and below "
+      "1, so that something is left to train on"
+    )
+  how = (data.split, data.valid_frac)
+  if data.valid_source is None:
+    return [Part(source, "split", *how) for source in opened]
+  return [Part(source, "train", *how) for source in opened] + [
+    Part(sources.open_source(spec), "valid", *how)
+    for _, spec in sources.parse_mixture(data.valid_source)
+  ]
+
+
+def _check_one_tokenizer(made: list[dict[str, TokenSet]]) -> None:
+  first = made[0]["train"]
+  for sets in made[1:]:
+    other = sets["train"]
+    if other.tokenizer_fingerprint != first.tokenizer_fingerprint:
+      raise InputError(
+        f"{other.folder} was made with another tokenizer than {first.folder}, "
+        "which it is mixed with; remove both, and they are prepared again"
+      )
+
+
+def share_note(folder: str) -> str:
+  """Returns a clause where a set holds back far from what was asked, or ""."""
+  manifest = manifest_lib.read(folder)
+  wanted = manifest["valid_frac"]
+  if manifest["role"] != "split" or not wanted:
+    return ""
+  train, held = (manifest["splits"][s]["num_bytes"] for s in SPLITS)
+  share = held / max(1, held + train)
+  if wanted / 2 <= share <= wanted * 2:
+    return ""
+  return (
+    f"{share:.1%} of the text is held back for data.valid_frac {wanted:g}, as "
+    "its documents are few or uneven: data.split='tail' is exact"
+  )
+
+
+def _is_overlap_likely(made, parts: list[Part]) -> bool:
+  """Returns whether text may be on both sides: of several sources, or of one
+  that a version divided which did not look for equal texts."""
+  return len(parts) > 1 or not made[0]["train"].is_apart
+
+
+def say_overlap(
+  train: list[TokenSet],
+  valid: list[TokenSet],
+  say: Callable[[str], None],
+  least: float = 0.0,
+) -> None:
+  """Says how many held-out documents are also trained on, where some are.
+
+  Args:
+    train, valid: what is read.
+    say: takes the line.
+    least: the share of the held-out ids from which on it is said.
+  """
+  found, total, share = overlap.count(train, valid)
+  if not found or share < least:
+    return
+  line = (
+    f"{found:,} of {total:,} held-out documents are also in the text "
+    f"to train on ({share:.2%} of the tokens), so validation losses are too low"
+  )
+  if len(train) > 1 or train[0].folder != valid[0].folder:
+    line += "; give each text in one source only"
+  elif not train[0].is_apart:
+    line += f"; remove {train[0].folder}, and they are brought to one side"
+  say(line)
 
 
 def prepare_text(
@@ -296,7 +382,7 @@ def prepare_text(
   """Returns a source (or the file of a plain path) as one set.
 
   Args:
-    path_or_spec: "text:a/*.txt", or just "a.txt".
+    path_or_spec: "text:a/*.txt", or just "a.txt"; "a.jsonl" is read as records.
     encoder: the tokenizer of the run that will read it.
     dir: where prepared sets are kept.
     split: document writes separators between documents, tail does not.
@@ -306,10 +392,8 @@ def prepare_text(
   Raises:
     InputError: the text is missing, or the tokenizer cannot encode it.
   """
-  spec = path_or_spec
-  if not re.match(r"interpreter$|(text|jsonl|tfds|hf):", spec):
-    spec = f"text:{path_or_spec}"
-  part = _Part(sources.open_source(spec), "valid", split, 0.0)
+  spec = sources.spec_of(path_or_spec)
+  part = Part(sources.open_source(spec), "valid", split, 0.0)
   name = _folder_name(part, encoder.name, encoder.fingerprint())
   dir = files.user_path("data.dir", dir)
   job = _Job(dir, lambda: (encoder, {}), say, verify)
@@ -378,6 +462,29 @@ def _seal(path: str, manifest: dict) -> None:
     files.write_text(os.path.join(path, "manifest.json"), text)
 
 
+def verify_text(
+  data: DataConfig, prepared: PreparedData, say: Callable[[str], None] = print
+) -> None:
+  """Reads the sources again: do they hold the text that was prepared?
+
+  Raises:
+    InputError: one does not, though sizes and dates of its files agree.
+  """
+  for part, folder in zip(_parts_of(data), prepared.folders, strict=True):
+    noted = manifest_lib.read(folder).get("text_sha256")
+    if noted is None:
+      say(
+        f"{folder} was prepared by an older version, which noted no hash of "
+        f"its text: whether {part.source.spec} has changed is not known"
+      )
+    elif part.read_text_sha256() != noted:
+      raise InputError(
+        f"{part.source.spec} does not hold the text that {folder} was made "
+        "of, though the sizes and dates of its files agree; remove that "
+        "folder, and it is prepared again"
+      )
+
+
 def check_length(token_set: TokenSet, seq_len: int) -> None:
   """Raises InputError where a set has no sequence of T ids and a target."""
   if token_set.num_ids < seq_len + 1:
@@ -399,89 +506,6 @@ def check_vocab(token_set: TokenSet, encoder: tokenizer.Tokenizer) -> None:
 
 
 @dataclasses.dataclass
-class _Part:
-  """A source, and which of its text goes into which split.
-
-  Attributes:
-    source: where the text comes from.
-    role: "split" divides it; "train" and "valid" take all of it.
-    split: document or tail.
-    valid_frac: the fraction that "split" holds back.
-  """
-
-  source: sources.Source
-  role: str
-  split: str
-  valid_frac: float
-  # How to divide, found by reading: a dict of names under split="document",
-  # the characters of each document's train side under "tail".
-  _chosen: dict[str, str] | None = None
-  _train_lens: array.array | None = None
-
-  def survey(self, add: Callable[[str], None]) -> None:
-    """Reads what dividing needs to know; `add` is given each piece read."""
-    if self.role != "split" or self.valid_frac == 0:
-      return
-    if self.split == "tail" and self._train_lens is None:
-      self._train_lens = self._count_train_lens(add)
-    if self.split == "document" and self._chosen is None:
-      self._chosen = self._choose(add)
-
-  def pieces(self) -> Iterator[tuple[str, Iterator[tuple[str, str]]]]:
-    """Yields (document name, its (split, piece)s in order)."""
-    for i, document in enumerate(self.source.documents()):
-      yield document.name, self._tagged(i, document)
-
-  def _tagged(self, i: int, document) -> Iterator[tuple[str, str]]:
-    if self._train_lens is not None:
-      yield from _cut_tail(document.pieces, self._train_lens[i])
-      return
-    split = self._split_of(document.name)
-    for piece in document.pieces:
-      yield split, piece
-
-  def _split_of(self, name: str) -> str:
-    if self.role != "split":
-      return self.role
-    if self._chosen is not None and name in self._chosen:
-      return self._chosen[name]
-    return "valid" if _unit_hash(name) < self.valid_frac else "train"
-
-  def _count_train_lens(self, add) -> array.array:
-    lens = array.array("q")
-    # Exact decimals: 0.9 * 10 must not become 8.999.
-    kept = 1 - decimal.Decimal(repr(self.valid_frac))
-    for document in self.source.documents():
-      num_chars = 0
-      for piece in document.pieces:
-        num_chars += len(piece)
-        add(piece)
-      lens.append(int(num_chars * kept))
-    return lens
-
-  def _choose(self, add) -> dict[str, str]:
-    """Returns the documents that go against their hash: at most one, where
-    all would have fallen to one side."""
-    seen = {}
-    for document in self.source.documents():
-      # A name is the same on every machine; an index would shift with files.
-      seen.setdefault(self._split_of(document.name), []).append(document.name)
-      if len(seen) == 2:
-        return {}
-    names = [name for found in seen.values() for name in found]
-    if len(names) == 1:
-      raise InputError(
-        f"{self.source.spec} is one document, which data.split='document' "
-        "cannot divide; set data.split='tail' to hold back its end"
-      )
-    if not names:
-      return {}
-    if "train" in seen:
-      return {min(names, key=_unit_hash): "valid"}
-    return {max(names, key=_unit_hash): "train"}
-
-
-@dataclasses.dataclass
 class _Job:
   """What the parts of one preparation share.
 
@@ -490,16 +514,25 @@ class _Job:
     build: makes the tokenizer and the manifest's notes on it, when needed.
     say: takes lines of progress.
     verify: word of data.verify.
+    is_apart: whether the vocabulary is of a text whose documents were moved.
   """
 
   dir: str
   build: Callable[[], tuple[tokenizer.Tokenizer, dict]]
   say: Callable[[str], None]
   verify: str
+  is_apart: bool = False
 
   @functools.cached_property
   def encoder(self) -> tuple[tokenizer.Tokenizer, dict]:
     return self.build()
+
+  def find(self, name: str) -> str:
+    """Returns the folder of a set: what is there, else where it will be."""
+    path = os.path.join(self.dir, name)
+    if not _is_prepared(path) and _is_prepared(path + APART):
+      return path + APART
+    return path
 
 
 def _prepare_parts(parts, data: DataConfig, say) -> list[dict[str, TokenSet]]:
@@ -516,11 +549,15 @@ def _prepare_parts(parts, data: DataConfig, say) -> list[dict[str, TokenSet]]:
         say(line)
       return encoder, {}
     for name in names:
-      path = os.path.join(data.dir, name)
+      path = job.find(name)
       if _is_prepared(path):
+        job.is_apart = path.endswith(APART)
         notes = manifest_lib.read(path)["tokenizer"]["notes"]
         return _load_tokenizer(path), notes
-    return _train_tokenizer(data.tokenizer, parts, say)
+    trained = _train_tokenizer(data.tokenizer, parts, say)
+    # The vocabulary was learned on what was brought to one side, too.
+    job.is_apart = any(part.num_moved for part in parts)
+    return trained
 
   job = _Job(data.dir, build, say, data.verify)
   return [
@@ -529,7 +566,7 @@ def _prepare_parts(parts, data: DataConfig, say) -> list[dict[str, TokenSet]]:
   ]
 
 
-def _folder_name(part: _Part, spec: str, identity: str) -> str:
+def _folder_name(part: Part, spec: str, identity: str) -> str:
   is_divided = part.role == "split"
   key = _sha256(
     [
@@ -552,15 +589,17 @@ def _slug(spec: str) -> str:
   return "-".join([scheme, *words[-3:]]).lower()[:48]
 
 
-def _find_or_make(job: _Job, part: _Part, name: str) -> dict[str, TokenSet]:
-  path = os.path.join(job.dir, name)
+def _find_or_make(job: _Job, part: Part, name: str) -> dict[str, TokenSet]:
+  path = job.find(name)
   if not _is_prepared(path):
     try:
       os.makedirs(job.dir, exist_ok=True)
-      with _lock(os.path.join(job.dir, f".lock-{name}"), name, job.say):
-        _remove_stale(job.dir, name)
+      lock = os.path.join(job.dir, f".lock-{name}")
+      with _lock(lock, name, job.say) as is_held:
+        _remove_stale(job.dir, name, is_held)
+        path = job.find(name)
         if not _is_prepared(path):
-          _make(job, part, path)
+          path = _make(job, part, path)
     except OSError as error:
       raise _mendable(error, job.dir) from error
   manifest = manifest_lib.read(path)
@@ -582,7 +621,8 @@ def _is_prepared(path: str) -> bool:
     return os.path.lexists(path)
 
 
-def _make(job: _Job, part: _Part, path: str) -> None:
+def _make(job: _Job, part: Part, path: str) -> str:
+  """Prepares a part; returns its folder, `path` or that with APART."""
   identity = part.source.fingerprint()
   encoder, notes = job.encoder
   folder, name = os.path.split(path)
@@ -597,6 +637,8 @@ def _make(job: _Job, part: _Part, path: str) -> None:
         f"{part.source.spec} changed while it was read; start again when it is "
         "whole"
       )
+    if job.is_apart or part.num_moved:
+      path += APART
     try:
       os.rename(temp, path)
     except OSError as error:
@@ -610,16 +652,21 @@ def _make(job: _Job, part: _Part, path: str) -> None:
     raise
   counts = [manifest["splits"][split]["num_tokens"] for split in SPLITS]
   parts = [f"{n:,} {s}" for n, s in zip(counts, SPLITS, strict=True) if n]
-  job.say(f"prepared {' + '.join(parts)} tokens ({encoder.name}) in {path}")
+  line = f"prepared {' + '.join(parts)} tokens ({encoder.name}) in {path}"
+  job.say("; ".join(filter(None, [line, share_note(path)])))
+  for note in part.notes:
+    job.say(note)
+  part.is_made = True
+  return path
 
 
-def _write(temp: str, part: _Part, encoder, notes: dict, say, key: str) -> dict:
+def _write(temp: str, part: Part, encoder, notes: dict, say, key: str) -> dict:
   """Encodes a part into a folder; returns its manifest."""
   dtype = "uint16" if encoder.vocab_size <= 1 << 16 else "uint32"
-  separator_id = encoder.separator_id if part.split == "document" else None
-  writers = {s: _SplitWriter(temp, s, dtype, separator_id) for s in SPLITS}
   with _Progress("reading", [part], say) as progress:
     part.survey(progress.add)
+  separator_id = encoder.separator_id if part.split == "document" else None
+  writers = {s: _SplitWriter(temp, s, dtype, separator_id) for s in SPLITS}
   queue, num_chars = [], 0
 
   def flush():
@@ -662,6 +709,7 @@ def _write(temp: str, part: _Part, encoder, notes: dict, say, key: str) -> dict:
       "sha256": hashlib.sha256(text.encode()).hexdigest(),
     },
     "dtype": dtype,
+    "text_sha256": part.text_sha256(),
     "splits": splits,
   }
   text = manifest_lib.dump(manifest_lib.sealed(manifest))
@@ -670,7 +718,7 @@ def _write(temp: str, part: _Part, encoder, notes: dict, say, key: str) -> dict:
   return manifest
 
 
-def _check_filled(part: _Part, splits: dict) -> None:
+def _check_filled(part: Part, splits: dict) -> None:
   spec = part.source.spec
   if not any(split["num_tokens"] for split in splits.values()):
     raise InputError(f"the corpus {spec} is empty: no document holds any text")
@@ -761,7 +809,7 @@ class _SplitWriter:
     }
 
 
-def _train_tokenizer(spec: str, parts: list[_Part], say):
+def _train_tokenizer(spec: str, parts: list[Part], say):
   """Returns (tokenizer, notes) of a vocabulary made from the parts' text."""
   kind = tokenizer.parse_spec(spec)[0]
   with _Progress("reading", parts, say) as progress:
@@ -790,7 +838,7 @@ def _train_tokenizer(spec: str, parts: list[_Part], say):
   return encoder, notes
 
 
-def _check_any(parts: list[_Part], found) -> None:
+def _check_any(parts: list[Part], found) -> None:
   if not found:
     specs = ", ".join(part.source.spec for part in parts)
     raise InputError(f"the corpus {specs} is empty: no document holds any text")
@@ -837,7 +885,7 @@ def _sample(pieces: Iterator[str]) -> tuple[list[str], dict]:
 class _Progress:
   """How far a reading is: a bar on a terminal, else a line now and then."""
 
-  def __init__(self, doing: str, parts: list[_Part], say):
+  def __init__(self, doing: str, parts: list[Part], say):
     sizes = [part.source.num_bytes() for part in parts]
     self._total = None if None in sizes else sum(sizes)
     what = ", ".join(part.source.spec for part in parts)
@@ -894,22 +942,6 @@ class _Progress:
       )
 
 
-def _cut_tail(pieces, num_train: int) -> Iterator[tuple[str, str]]:
-  """Yields ("train", ...) for the first num_train characters, then "valid"."""
-  left = num_train
-  for piece in pieces:
-    if left:
-      yield "train", piece[:left]
-    if len(piece) > left:
-      yield "valid", piece[left:]
-    left = max(0, left - len(piece))
-
-
-def _unit_hash(name: str) -> float:
-  digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
-  return int.from_bytes(digest[:8], "big") / 2**64
-
-
 def _count_bytes(text: str) -> int:
   return len(text) if text.isascii() else len(text.encode("utf-8"))
 
@@ -931,25 +963,33 @@ def _lock(path: str, name: str, say):
   """Holds a lock that dies with its process.
 
   Where a file system has no locks, the rename still decides who was first.
+
+  Yields:
+    Whether it is held.
   """
   file = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
   try:
+    is_held = True
     try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      say(f"waiting for another process that prepares {name}")
-      fcntl.flock(file, fcntl.LOCK_EX)
+      try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      except BlockingIOError:
+        say(f"waiting for another process that prepares {name}")
+        fcntl.flock(file, fcntl.LOCK_EX)
     except OSError as error:
-      if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
-        raise
-    yield
+      is_held = False
+      say(
+        f"{os.path.dirname(path)} has no locks ({error.strerror}): other "
+        f"processes that prepare {name} now will do so too, and one is kept"
+      )
+    yield is_held
     with contextlib.suppress(FileNotFoundError):
       os.unlink(path)
   finally:
     os.close(file)
 
 
-def _remove_stale(folder: str, name: str) -> None:
+def _remove_stale(folder: str, name: str, is_locked: bool) -> None:
   """Removes what killed preparations of this machine left behind."""
   host = socket.gethostname()
   for entry in os.listdir(folder):
@@ -957,37 +997,35 @@ def _remove_stale(folder: str, name: str) -> None:
     if not match or match[2] != host:
       continue
     # Under this set's lock nobody else on this machine can be writing it.
-    if match[1] == name or not _is_alive(int(match[3])):
+    is_ours = is_locked and match[1] == name
+    if is_ours or not _is_alive(match[3]):
       shutil.rmtree(os.path.join(folder, entry), ignore_errors=True)
 
 
-def _is_alive(pid: int) -> bool:
+def _is_alive(digits: str) -> bool:
+  pid = int(digits[:20])
   try:
-    os.kill(pid, 0)
-  except ProcessLookupError:
+    if pid:
+      os.kill(pid, 0)
+  except (ProcessLookupError, OverflowError):
     return False
   except PermissionError:
     pass
   return True
 
 
-def _mendable(error: OSError, folder: str) -> Exception:
+def _mendable(error: OSError, folder: str) -> InputError:
   """Returns the sentence for an error of writing that the user can mend."""
   if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
     return InputError(
       f"no space is left in {folder} for the prepared text; free some, or set "
       "data.dir to another disk"
     )
-  refused = (
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.ENOTDIR,
-    errno.EEXIST,
+  inside = os.path.abspath(folder)
+  path = error.filename
+  if isinstance(path, str) and not os.path.abspath(path).startswith(inside):
+    return InputError(f"cannot read {path}: {error.strerror}")
+  return InputError(
+    f"cannot write in {folder}: {error.strerror}; set data.dir to a folder "
+    "that can be written"
   )
-  if error.errno in refused:
-    return InputError(
-      f"cannot write in {folder}: {error.strerror}; set data.dir to a folder "
-      "that can be written"
-    )
-  return error

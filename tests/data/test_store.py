@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from gpt_jax.config import InputError
-from gpt_jax.data import sources, store, tokenizer
+from gpt_jax.data import sources, splitting, store, tokenizer
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -164,12 +164,108 @@ def test_both_sides_hold_a_document_where_there_are_two(corpus):
       assert min(s.num_documents for s in sizes) >= 1
 
 
-def test_one_document_asks_for_its_tail(corpus):
-  data = corpus(["only one"])
-  with pytest.raises(InputError, match="set data.split='tail'"):
-    store.prepare(data, say=quiet)
-  assert not os.listdir(data.dir) or _is_clean(data.dir)
-  assert store.prepare(corpus([], split="tail"), say=quiet).valid
+def test_one_document_is_divided_by_its_tail_and_said(corpus):
+  lines = []
+  one = store.prepare(corpus(["only one"]), say=lines.append)
+  assert len(lines) == 2 and "is one document: the last 0.1 of it" in lines[1]
+  decode = one.tokenizer.decode
+  assert decode(stream(one.valid["valid"])) == "e"
+  tail = store.prepare(corpus([], split="tail"), say=quiet)
+  assert one.fingerprint == tail.fingerprint
+  equal = store.prepare(corpus(["x" * 20] * 3), say=quiet)
+  assert equal.valid["valid"].num_tokens == 6
+
+
+def test_equal_texts_are_never_on_both_sides(corpus):
+  lines = []
+  texts = [t for text in TEXTS for t in (text, text, text)]
+  data = corpus(texts, valid_frac=0.5)
+  prepared = store.prepare(data, say=lines.append)
+  sides = prepared.train[0][1], prepared.valid["valid"]
+  assert store.overlap.count([sides[0]], [sides[1]])[0] == 0
+  assert sum(side.num_documents for side in sides) == 120
+  assert min(side.num_documents for side in sides) > 20
+  assert "documents repeat a text of the other side" in lines[1]
+  assert prepared.folders[0].endswith("-apart")
+  lines.clear()
+  again = store.prepare(data, say=lines.append)
+  assert again.folders == prepared.folders and not lines
+  assert all(n % 3 == 0 for n in (side.num_documents for side in sides))
+
+
+def test_a_split_of_different_texts_is_as_it_was(corpus):
+  prepared = store.prepare(corpus(TEXTS, valid_frac=0.3), say=quiet)
+  names = [f"{i:03d}.txt" for i in range(40)]
+  # The default corpus is divided by name alone, whatever repeats.
+  assert not sources.InterpreterSource.is_divided_by_text
+  held = [n for n in names if splitting.unit_hash(n) < 0.3]
+  assert prepared.valid["valid"].num_documents == len(held)
+  assert not prepared.folders[0].endswith("-apart")
+
+
+def test_text_on_both_sides_of_a_mixture_is_told(corpus, tmp_path):
+  data = corpus(TEXTS, valid_frac=0.3)
+  both = f"{data.source},text:{tmp_path}/te*/00*.txt"
+  for changes in (
+    {"source": both},
+    {"valid_source": f"text:{tmp_path}/text/01*.txt"},
+  ):
+    for _ in range(2):
+      lines = []
+      store.prepare(corpus([], **changes), say=lines.append)
+      assert "held-out documents are also in the text to train" in lines[-1]
+
+
+def test_a_split_far_from_its_fraction_is_told(corpus, run_verb):
+  lines = []
+  data = corpus(["a" * 3000, *TEXTS[:9]], valid_frac=0.1)
+  prepared = store.prepare(data, say=lines.append)
+  note = store.share_note(prepared.folders[0])
+  assert "of the text is held back for data.valid_frac 0.1" in lines[0]
+  assert note and lines[0].endswith(note)
+  even = store.prepare(corpus([], valid_frac=0.0), say=quiet)
+  assert store.share_note(even.folders[0]) == ""
+
+
+def test_changed_text_of_the_same_size_and_date_is_found_by_verify(corpus):
+  data = corpus(TEXTS)
+  prepared = store.prepare(data, say=quiet)
+  store.verify_text(data, prepared, quiet)
+  path = pathlib.Path(data.source[5:]).parent / "007.txt"
+  before = path.stat()
+  path.write_bytes(path.read_bytes().replace(b"says", b"sayz"))
+  os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+  assert store.prepare(data, say=quiet).folders == prepared.folders
+  with pytest.raises(InputError, match="does not hold the text that .* was"):
+    store.verify_text(data, prepared, quiet)
+
+
+@pytest.mark.parametrize("number", [37, 95, 38, 524, 5, 22])
+def test_a_disk_without_locks_is_told_and_used(corpus, monkeypatch, number):
+  def refuse(*_):
+    raise OSError(number, "refused")
+
+  monkeypatch.setattr(store.fcntl, "flock", refuse)
+  lines = []
+  data = corpus(TEXTS)
+  os.makedirs(f"{data.dir}/.tmp-x.{store.socket.gethostname()}.{'9' * 30}")
+  assert store.prepare(data, say=lines.append).train
+  assert "has no locks (refused)" in lines[0]
+  assert not [n for n in os.listdir(data.dir) if n.startswith(".tmp")]
+
+
+@pytest.mark.parametrize(
+  "folder, said",
+  [
+    ("gs://b/prep", "data.dir is 'gs://b/prep'"),
+    (" ", "data.dir is empty"),
+    ("/proc/x", "cannot write in /proc/x"),
+    ("a" * 300, "cannot write in aaa"),
+  ],
+)
+def test_a_folder_that_cannot_be_is_one_sentence(corpus, folder, said):
+  with pytest.raises(InputError, match=said):
+    store.prepare(corpus(TEXTS, dir=folder), say=quiet)
 
 
 def test_validation_may_be_none_or_another_source(corpus, tmp_path):

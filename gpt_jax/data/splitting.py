@@ -1,0 +1,175 @@
+"""Which text is held back: whole documents by a hash of their names, or tails.
+
+Equal texts never fall on both sides: a document whose text was there before
+goes where the first one went. To know them costs one more reading of the
+text and 17 bytes a document.
+"""
+
+import array
+import dataclasses
+import decimal
+import hashlib
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from gpt_jax.data import sources
+
+
+@dataclasses.dataclass
+class Part:
+  """A source, and which of its text goes into which split.
+
+  Attributes:
+    source: where the text comes from.
+    role: "split" divides it; "train" and "valid" take all of it.
+    split: document or tail; one document alone is divided by its tail.
+    valid_frac: the fraction that "split" holds back.
+    num_moved: documents that went to the other side, where an equal one is.
+    notes: lines to say of how it was divided.
+    is_made: whether it was prepared now, and not found.
+  """
+
+  source: sources.Source
+  role: str
+  split: str
+  valid_frac: float
+  num_moved: int = 0
+  notes: list[str] = dataclasses.field(default_factory=list)
+  is_made: bool = False
+  # Found by reading: is each document held back, under split="document"; the
+  # characters of each document's train side under "tail".
+  _is_valid: np.ndarray | None = None
+  _train_lens: array.array | None = None
+  _digest: object = None
+
+  def survey(self, add: Callable[[str], None]) -> None:
+    """Reads what dividing needs to know; `add` is given each piece read."""
+    if self.role != "split" or self.valid_frac == 0:
+      return
+    if self.split == "document" and self._is_valid is None:
+      self._is_valid = self._choose(add)
+    if self.split == "tail" and self._train_lens is None:
+      self._train_lens = self._count_train_lens(add)
+
+  def pieces(self) -> Iterator[tuple[str, Iterator[tuple[str, str]]]]:
+    """Yields (document name, its (split, piece)s in order)."""
+    self._digest = hashlib.sha256()
+    for i, document in enumerate(self.source.documents()):
+      yield document.name, self._tagged(i, self._noted(document.pieces))
+
+  def text_sha256(self) -> str:
+    """Returns the sha256 hex of all text that `pieces` has yielded."""
+    return self._digest.hexdigest()
+
+  def read_text_sha256(self) -> str:
+    """Returns what text_sha256 would be now, by reading the source."""
+    for _, tagged in self.pieces():
+      for _ in tagged:
+        pass
+    return self.text_sha256()
+
+  def _tagged(self, i: int, pieces) -> Iterator[tuple[str, str]]:
+    if self._train_lens is not None:
+      yield from _cut_tail(pieces, self._train_lens[i])
+      return
+    split = self.role
+    if split == "split":
+      is_valid = self._is_valid is not None and self._is_valid[i]
+      split = "valid" if is_valid else "train"
+    for piece in pieces:
+      yield split, piece
+
+  def _noted(self, pieces: Iterator[str]) -> Iterator[str]:
+    num_bytes = 0
+    for piece in pieces:
+      data = piece.encode()
+      num_bytes += len(data)
+      self._digest.update(data)
+      yield piece
+    # Where a document ends is part of the text.
+    if num_bytes:
+      self._digest.update(num_bytes.to_bytes(8, "little"))
+
+  def _count_train_lens(self, add) -> array.array:
+    lens = array.array("q")
+    # Exact decimals: 0.9 * 10 must not become 8.999.
+    kept = 1 - decimal.Decimal(repr(self.valid_frac))
+    for document in self.source.documents():
+      num_chars = 0
+      for piece in document.pieces:
+        num_chars += len(piece)
+        add(piece)
+      lens.append(int(num_chars * kept))
+    return lens
+
+  def _choose(self, add) -> np.ndarray | None:
+    """Returns (documents,) bool, which are held back; None: by its tail."""
+    units, texts = array.array("d"), array.array("Q")
+    has_text = bytearray()
+    for document in self.source.documents():
+      digest, size = hashlib.blake2b(digest_size=8), 0
+      for piece in document.pieces:
+        digest.update(piece.encode())
+        size += len(piece)
+        add(piece)
+      # A name is the same on every machine; an index would shift with files.
+      units.append(unit_hash(document.name))
+      texts.append(int.from_bytes(digest.digest(), "little"))
+      has_text.append(size > 0)
+    units, texts = np.array(units), np.array(texts, np.uint64)
+    kept = np.flatnonzero(np.frombuffer(has_text, np.uint8))
+    _, first, group = np.unique(
+      texts[kept], return_index=True, return_inverse=True
+    )
+    if len(first) == 1:
+      self.split = "tail"
+      self.notes.append(
+        f"{self.source.spec} is one document: the last {self.valid_frac:g} of "
+        "it is held back, as data.split='tail' does"
+      )
+      return None
+    is_valid = units < self.valid_frac
+    if not len(kept):
+      return is_valid
+    if not self.source.is_divided_by_text:
+      return _both_sides(is_valid, units)
+    sides = is_valid[kept]
+    by_name = _both_sides(sides, units[kept])
+    together = _both_sides(by_name[first], units[kept][first])[group]
+    self.num_moved = int((together != by_name).sum())
+    is_valid[kept] = together
+    if self.num_moved:
+      self.notes.append(
+        f"{self.source.spec}: {self.num_moved:,} documents repeat a text of "
+        "the other side and went there, so that no text is on both sides"
+      )
+    return is_valid
+
+
+def unit_hash(name: str) -> float:
+  """Returns a number in [0, 1) that is the same for a name everywhere."""
+  digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
+  return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def _both_sides(is_valid: np.ndarray, units: np.ndarray) -> np.ndarray:
+  """Returns sides of which none is empty: at most one document changes."""
+  if is_valid.all():
+    is_valid = is_valid.copy()
+    is_valid[units.argmax()] = False
+  elif not is_valid.any():
+    is_valid = is_valid.copy()
+    is_valid[units.argmin()] = True
+  return is_valid
+
+
+def _cut_tail(pieces, num_train: int) -> Iterator[tuple[str, str]]:
+  """Yields ("train", ...) for the first num_train characters, then "valid"."""
+  left = num_train
+  for piece in pieces:
+    if left:
+      yield "train", piece[:left]
+    if len(piece) > left:
+      yield "valid", piece[left:]
+    left = max(0, left - len(piece))
