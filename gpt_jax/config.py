@@ -191,66 +191,71 @@ CHOICES = {
   "checkpoint.resume": ("auto", "must", "never"),
 }
 
-# (lowest, highest) that a number may be; None is unbounded.
+# Ids, positions, rows and steps are int32 on the devices.
+MAX_INT32 = 2**31 - 1
+# Smallest normal and largest float32: beyond them, numbers turn 0 and inf.
+MIN_FLOAT32, MAX_FLOAT32 = 1.1754944e-38, 3.4028234e38
+
+# (lowest, highest) that a number may be; None is what float32 can hold.
 RANGES = {
   "seed": (0, 2**32 - 1),
   "data.valid_frac": (0.0, 0.99),
-  "data.seq_len": (1, None),
-  "data.num_workers": (0, None),
-  "model.num_layers": (1, None),
-  "model.model_dim": (1, None),
-  "model.num_heads": (1, None),
-  "model.num_kv_heads": (1, None),
-  "model.head_dim": (1, None),
-  "model.mlp_dim": (1, None),
-  "model.num_experts": (1, None),
-  "model.experts_per_token": (1, None),
+  "data.seq_len": (1, MAX_INT32),
+  "data.num_workers": (0, 1024),
+  "model.num_layers": (1, 100_000),
+  "model.model_dim": (1, MAX_INT32),
+  "model.num_heads": (1, MAX_INT32),
+  "model.num_kv_heads": (1, MAX_INT32),
+  "model.head_dim": (1, MAX_INT32),
+  "model.mlp_dim": (1, MAX_INT32),
+  "model.num_experts": (1, 1 << 20),
+  "model.experts_per_token": (1, 1 << 20),
   "model.router_balance_weight": (0.0, None),
-  "model.max_len": (1, None),
-  "model.vocab_size": (2, None),
-  "model.vocab_multiple": (1, None),
+  "model.max_len": (1, MAX_INT32),
+  "model.vocab_size": (2, MAX_INT32),
+  "model.vocab_multiple": (1, MAX_INT32),
   "model.norm_eps": (0.0, 1.0),
   "model.rope_theta": (1.0, None),
   "model.attn_softcap": (1e-6, None),
   "model.logit_softcap": (1e-6, None),
-  "model.sliding_window": (1, None),
+  "model.sliding_window": (1, MAX_INT32),
   "model.dropout_rate": (0.0, 0.99),
   "model.init_std": (0.0, None),
   "model.unembed_init_std": (0.0, None),
-  "model.base_dim": (1, None),
-  "model.base_layers": (1, None),
-  "model.base_head_dim": (1, None),
+  "model.base_dim": (1, MAX_INT32),
+  "model.base_layers": (1, MAX_INT32),
+  "model.base_head_dim": (1, MAX_INT32),
   "optim.learning_rate": (0.0, None),
-  "optim.warmup_steps": (0, None),
+  "optim.warmup_steps": (0, MAX_INT32),
   "optim.final_rate_frac": (0.0, 1.0),
   "optim.decay_frac": (0.0, 1.0),
   "optim.beta1": (0.0, 0.9999999),
   "optim.beta2": (0.0, 0.9999999),
-  "optim.eps": (0.0, None),
+  "optim.eps": (MIN_FLOAT32, None),
   "optim.weight_decay": (0.0, None),
   "optim.clip_norm": (1e-12, None),
-  "train.num_steps": (1, None),
-  "train.global_batch_size": (1, None),
-  "train.num_microbatches": (1, None),
-  "train.num_loss_chunks": (1, None),
+  "train.num_steps": (1, MAX_INT32),
+  "train.global_batch_size": (1, MAX_INT32),
+  "train.num_microbatches": (1, MAX_INT32),
+  "train.num_loss_chunks": (1, MAX_INT32),
   "train.z_loss_weight": (0.0, None),
   "train.ema_decay": (0.0, 0.9999999),
-  "train.log_every_steps": (1, None),
-  "train.telemetry_every_steps": (0, None),
-  "train.max_nonfinite_steps": (0, None),
-  "train.profile_steps": (0, None),
-  "mesh.data": (-1, None),
-  "mesh.fsdp": (-1, None),
-  "mesh.expert": (-1, None),
-  "mesh.seq": (-1, None),
-  "mesh.tensor": (-1, None),
-  "checkpoint.every_steps": (1, None),
-  "checkpoint.keep_last": (1, None),
-  "checkpoint.keep_every_steps": (1, None),
-  "eval.every_steps": (1, None),
-  "eval.num_batches": (1, None),
-  "sample.every_steps": (0, None),
-  "sample.num_tokens": (1, None),
+  "train.log_every_steps": (1, MAX_INT32),
+  "train.telemetry_every_steps": (0, MAX_INT32),
+  "train.max_nonfinite_steps": (0, MAX_INT32),
+  "train.profile_steps": (0, MAX_INT32),
+  "mesh.data": (-1, 1 << 24),
+  "mesh.fsdp": (-1, 1 << 24),
+  "mesh.expert": (-1, 1 << 24),
+  "mesh.seq": (-1, 1 << 24),
+  "mesh.tensor": (-1, 1 << 24),
+  "checkpoint.every_steps": (1, MAX_INT32),
+  "checkpoint.keep_last": (1, MAX_INT32),
+  "checkpoint.keep_every_steps": (1, MAX_INT32),
+  "eval.every_steps": (1, MAX_INT32),
+  "eval.num_batches": (1, MAX_INT32),
+  "sample.every_steps": (0, MAX_INT32),
+  "sample.num_tokens": (1, MAX_INT32),
   "sample.temperature": (0.0, None),
 }
 
@@ -258,6 +263,9 @@ RANGES = {
 REMAT_NAMES = ("block", "qkv", "attn", "mlp")
 # A moment in bfloat16 must move by more than half its last bit to move at all.
 MAX_BETA2_BFLOAT16 = 0.99
+
+# Optimizers that divide by the root of a second moment and eps.
+ADAMS = ("adamw", "adam", "muon")
 
 # Optimizers that the table of parametrizations is made for: their updates are
 # of one size whatever the gradient's.
@@ -401,7 +409,8 @@ def _build(cls, values: dict, prefix: str):
 def _typed(key: str, value):
   kinds = KEYS[key]
   if float in kinds and type(value) is int:
-    value = float(value)
+    # Python refuses to convert an integer that a float cannot hold.
+    value = float(value) if abs(value) < 1 << 1023 else math.inf
   if type(value) not in kinds:
     names = " or ".join(
       "None" if k is type(None) else k.__name__ for k in kinds
@@ -411,6 +420,11 @@ def _typed(key: str, value):
     require_choice(key, value, CHOICES[key])
   if type(value) is float and not math.isfinite(value):
     raise InputError(f"{key} is {value}; it must be a finite number")
+  if type(value) is float and abs(value) > MAX_FLOAT32:
+    raise InputError(
+      f"{key} is {value}, which is infinite in float32; it must be at most "
+      f"{MAX_FLOAT32:.3g}"
+    )
   if type(value) is float:
     value += 0.0  # of -0.0, which is the same value and another text
   if key in RANGES and value is not None:
@@ -458,6 +472,12 @@ def _check(c: Config) -> None:
       f"{m.max_len}; raise model.max_len or shorten the sequences"
     )
   o, t = c.optim, c.train
+  if t.global_batch_size * c.data.seq_len > MAX_INT32:
+    raise InputError(
+      f"train.global_batch_size is {t.global_batch_size:,} and data.seq_len "
+      f"is {c.data.seq_len:,}, {t.global_batch_size * c.data.seq_len:,} tokens "
+      f"in a step; they must be at most {MAX_INT32:,}"
+    )
   if o.warmup_steps and o.warmup_steps >= t.num_steps:
     raise InputError(
       f"optim.warmup_steps is {o.warmup_steps} and train.num_steps is "
@@ -596,7 +616,7 @@ def rope_scaling(model: ModelConfig) -> tuple[str, tuple[float, ...]]:
   if (
     word not in wanted
     or len(values) != wanted[word]
-    or min(values or (1,)) <= 0
+    or not all(0 < v <= MAX_FLOAT32 for v in values)
   ):
     raise InputError(
       f"model.rope_scaling is {model.rope_scaling!r}; it must be none, "
@@ -617,7 +637,9 @@ def batch_stages(train: TrainConfig) -> list[tuple[int, int]]:
   stages, step, last = [], 0, math.inf
   for part in asked.split("+"):
     divisor, at, steps = part.partition("@")
-    numbers = [int(n) for n in (divisor, steps) if n.isdecimal()]
+    # Ten digits hold every int32, and Python refuses to convert thousands.
+    is_whole = lambda n: n.isdecimal() and len(n) <= 10
+    numbers = [int(n) for n in (divisor, steps) if is_whole(n)]
     if not at or len(numbers) != 2 or min(numbers) < 1 or numbers[0] >= last:
       raise InputError(
         f"train.batch_ramp is {asked!r}; it must be none or DIVISOR@STEPS+..., "

@@ -177,8 +177,12 @@ def _train(config: Config, workdir: str, command: str, screen, stop) -> int:
   tx = optim.build_optimizer(config.optim, specs)
   schedule = optim.build_schedule(config.optim, config.train.num_steps)
   abstract = state_lib.abstract_state(model, tx, config, mesh)
+  preflight.check_memory(config, mesh, abstract)
   screen.say(f"gpt_jax: training in {workdir}")
   screen.table(preflight.describe(config, mesh, abstract, prepared))
+  lost = preflight.describe_lost_updates(config)
+  if lost:
+    screen.say(lost)
 
   # Compile while the state is made or read
   batch_place = sharding.batch_sharding(mesh, config.mesh.rules)
@@ -317,7 +321,10 @@ def _train(config: Config, workdir: str, command: str, screen, stop) -> int:
           pending = None
           if code is None and not is_last:
             reporter.report_on(done, state)
-          if is_saving or code is not None:
+          # A streak of skipped updates learns nothing, and its saves would push
+          # out the last good step.
+          is_stuck = reporter.skipped_in_row > 0 and not is_last
+          if is_saving and not is_stuck or code is not None:
             keeper.meta["metrics"] = reporter.seal_rows()
             with clock.spend("save"):
               keeper.save(done, state, force=True)
@@ -347,8 +354,8 @@ def _train(config: Config, workdir: str, command: str, screen, stop) -> int:
     steps = keeper.steps()
     kept = f"step {steps[-1]:,} is saved" if steps else "nothing was saved"
     screen.say(
-      f"gpt_jax: {error}, {kept}; start in another --workdir with a lower "
-      "optim.learning_rate or optim.clip_norm set"
+      f"gpt_jax: {error}, {kept}; start in another --workdir with "
+      f"{preflight.suggest_finite(config)}"
     )
     return exits.DIVERGED
   finally:

@@ -1,16 +1,29 @@
 """What is checked and told before a run starts."""
 
 import dataclasses
+import math
 import os
 
 import jax
 import numpy as np
 
-from gpt_jax import checkpoint, chips, console, flops, metrics, sharding, tree
+from gpt_jax import (
+  checkpoint,
+  chips,
+  console,
+  flops,
+  metrics,
+  runtime,
+  sharding,
+  tree,
+)
 from gpt_jax import config as config_lib
 from gpt_jax.config import Config, InputError
 from gpt_jax.data import store
 from gpt_jax.data import tokenizer as tokenizer_lib
+
+# Below these an eps no longer keeps float32 from dividing by next to nothing.
+TINY_EPS, TINY_NORM_EPS = 1e-20, 1e-12
 
 
 def resolve_vocab(config: Config, prepared: store.PreparedData) -> Config:
@@ -91,6 +104,89 @@ def check_batch(config: Config, mesh) -> None:
       f"data.seq_len is {config.data.seq_len}, which mesh.seq {pieces} does "
       "not divide"
     )
+
+
+def suggest_finite(config: Config) -> str:
+  """Returns what to change where updates are not finite, likeliest first."""
+  c = config
+  if c.model.norm_eps < TINY_NORM_EPS:
+    return (
+      f"model.norm_eps=1e-5: it is {c.model.norm_eps:g}, and a row of zeros is "
+      "divided by its root"
+    )
+  if c.optim.optimizer in config_lib.ADAMS and c.optim.eps < TINY_EPS:
+    return (
+      f"optim.eps=1e-8: it is {c.optim.eps:g}, and moments that small are "
+      "divided by it"
+    )
+  found = [f"an optim.learning_rate below {c.optim.learning_rate:g}"]
+  if c.optim.clip_norm is None:
+    found.append("optim.clip_norm set")
+  if c.optim.weight_decay * c.optim.learning_rate > 1:
+    found.append(f"an optim.weight_decay below {c.optim.weight_decay:g}")
+  if "bfloat16" in (c.model.compute_dtype, c.model.grad_dtype):
+    found.append("model.compute_dtype and model.grad_dtype float32")
+  *most, last = found
+  return f"{', '.join(most)} or {last}" if most else last
+
+
+def describe_lost_updates(config: Config) -> str | None:
+  """Returns a sentence where bfloat16 parameters are too coarse for the rate.
+
+  Half of bfloat16's last bit is at least 2^-9 of a number; an update below
+  that is rounded away each time. The optimizers other than sgd move a
+  parameter by about the rate.
+  """
+  c, rate = config, config.optim.learning_rate
+  is_coarse = c.model.param_dtype == "bfloat16" and c.optim.optimizer != "sgd"
+  least = c.model.init_std / 2**9
+  if not is_coarse or not rate or rate >= least:
+    return None
+  return (
+    f"model.param_dtype is bfloat16, which rounds away updates below 1/512 of "
+    f"a parameter: at optim.learning_rate {rate:g} those of model.init_std "
+    f"{c.model.init_std:g} do not move (from {least:.1g} on they do); float32 "
+    "has no such limit"
+  )
+
+
+def check_memory(config: Config, mesh, abstract) -> None:
+  """Raises InputError where a step cannot fit, before anything is allocated.
+
+  Counted is what no setting avoids: the state, gradients, the batch, and of
+  each block what enters it. The compiler's figure is larger.
+
+  Args:
+    abstract: state_lib.abstract_state on that mesh.
+  """
+  there, devices = runtime.memory_bytes(mesh)
+  if there is None:
+    return
+  shard = lambda leaf: int(
+    np.prod(leaf.sharding.shard_shape(leaf.shape), dtype=np.float64)
+  )
+  sizes = lambda t: [shard(x) * x.dtype.itemsize for x in jax.tree.leaves(t)]
+  state, grads = sum(sizes(abstract)), sum(sizes(abstract.params))
+  c, table = config, sharding.RULES[config.mesh.rules]
+  parts = [mesh.shape[a] for a in (*table["batch"], *table["length"])]
+  tokens = c.train.global_batch_size * c.data.seq_len // math.prod(parts)
+  kept = tokens // c.train.num_microbatches * c.model.num_layers
+  kept *= c.model.model_dim * np.dtype(c.model.compute_dtype).itemsize
+  needed = (state + grads + kept + 12 * tokens) * devices
+  if needed > there:
+    size = console.format_bytes
+    where = "this machine" if devices > 1 or _is_cpu(mesh) else "a device"
+    raise InputError(
+      f"a step needs {size(needed)} or more ({size(state * devices)} of state, "
+      f"{size(12 * tokens * devices)} of ids, {size(kept * devices)} of "
+      f"activations) and {where} has {size(there)}; take a smaller "
+      "train.global_batch_size, more train.num_microbatches, a smaller model "
+      "or a larger mesh"
+    )
+
+
+def _is_cpu(mesh) -> bool:
+  return mesh.devices.flat[0].platform == "cpu"
 
 
 def describe(config: Config, mesh, abstract, prepared) -> list[tuple[str, str]]:

@@ -5,6 +5,7 @@ that a run which is resumed from that checkpoint has them; one that a signal
 put off is caught up on when the run goes on.
 """
 
+import math
 import os
 import time
 
@@ -31,7 +32,7 @@ YARDSTICK_BYTES = 64 << 20
 
 
 class Diverged(Exception):
-  """Too many updates in a row were not finite."""
+  """Too many updates in a row, or the last loss, were not finite."""
 
 
 class Reporter:
@@ -89,6 +90,7 @@ class Reporter:
     )
     self.is_profiling = False
     self.sample_fault = None
+    self.skipped_in_row = 0
 
   def finish(self, step: int, result: dict, is_forced: bool = False) -> None:
     """Waits for the result of a step; logs it if it is its turn.
@@ -99,17 +101,20 @@ class Reporter:
         since the last fetch says nothing of a step.
 
     Raises:
-      Diverged: more than train.max_nonfinite_steps in a row were skipped.
+      Diverged: more than train.max_nonfinite_steps in a row were skipped, or
+        the last steps of the run were.
     """
     values = {k: float(v) for k, v in jax.device_get(result).items()}
     processes.mark()
     if not is_forced:
       self.meter.mark()
     t = self.config.train
-    if values["skipped_in_row"] > t.max_nonfinite_steps:
+    skipped = self.skipped_in_row = int(values["skipped_in_row"])
+    is_bad_end = skipped > 1 or not math.isfinite(values["loss"])
+    if skipped > t.max_nonfinite_steps or (step == t.num_steps and is_bad_end):
+      what = "update was" if skipped == 1 else f"{skipped} updates were"
       raise Diverged(
-        f"the last {values['skipped_in_row']:.0f} updates were not finite and "
-        f"were skipped; stopped at step {step:,}"
+        f"the last {what} not finite and skipped; stopped at step {step:,}"
       )
     if not self.is_logged(step):
       return
@@ -206,6 +211,9 @@ class Reporter:
     Args:
       seconds: what this process took.
       is_stopped: asked between the parts; the rest is left out where true.
+
+    Raises:
+      Diverged: the loss on a validation set is not finite.
     """
     with self.clock.spend("evaluation"):
       self._report(state, seconds, is_stopped)
@@ -238,6 +246,8 @@ class Reporter:
         loss = self._score(state.ema, tokens, None)["loss"]
         self._write(total, {metrics.eval_name(name, "ema_loss"): loss})
         self.screen.say(f"{name}: loss {loss:.4f} of the moving average")
+      if not math.isfinite(result["loss"]):
+        raise Diverged(f"the loss on {name} is {result['loss']}")
     self._say_noise_scale()
     if c.sample.every_steps and not is_stopped():
       text = self._sample(total, state)

@@ -287,6 +287,29 @@ def find_accelerator() -> bool:
   )
 
 
+def memory_bytes(mesh) -> tuple[int | None, int]:
+  """Returns (bytes of memory, devices of the mesh here that share them).
+
+  An accelerator has its own; the devices of a CPU share the machine's. None
+  where nobody says.
+  """
+  local = [d for d in mesh.devices.flat if d.process_index == _process_index()]
+  if local[0].platform != "cpu":
+    stats = local[0].memory_stats() or {}
+    return stats.get("bytes_limit"), 1
+  try:
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+  except (ValueError, OSError):
+    return None, len(local)
+  return (pages if pages > 0 else None), len(local)
+
+
+def _process_index() -> int:
+  import jax
+
+  return jax.process_index()
+
+
 def keep_freed_memory() -> None:
   """Lets the C library keep what it frees, where it is glibc.
 

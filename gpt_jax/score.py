@@ -5,9 +5,28 @@ import math
 
 import jax
 
-from gpt_jax import processes, sharding
+from gpt_jax import processes, runtime, sharding
+from gpt_jax.config import InputError
 from gpt_jax.data import pipeline
 from gpt_jax.step import make_eval_step
+
+
+def check_memory(model, tokens: int, mesh) -> None:
+  """Raises InputError where a batch cannot fit, before it is allocated.
+
+  Args:
+    tokens: in the batch, over all devices.
+  """
+  there, devices = runtime.memory_bytes(mesh)
+  # Ids, targets and mask, and one layer's input.
+  width = 4 * model.config.model_dim
+  needed = tokens * (12 + width) // mesh.size * devices
+  if there is not None and needed > there:
+    raise InputError(
+      f"a batch of {tokens:,} tokens needs {needed / 2**30:,.1f} GiB or more "
+      f"and there are {there / 2**30:,.1f}; take a smaller "
+      "train.global_batch_size or data.seq_len"
+    )
 
 
 def score(
@@ -34,6 +53,7 @@ def score(
     max_batches: stop early; bits_per_byte is then left out.
     show: called with (batches done, batches) now and then.
   """
+  check_memory(model, batch_size * seq_len, mesh)
   evaluate = compile_eval_step(model, num_loss_chunks)
   placement = sharding.batch_sharding(mesh, model.rules)
   rows = sharding.local_rows(placement, (batch_size, seq_len))

@@ -1,7 +1,8 @@
 """One optimizer step and one evaluation step, as pure functions.
 
-A step whose loss or gradient is not finite changes nothing but the counters:
-no bad number reaches parameters or moments.
+A step whose loss or gradient is not finite changes nothing but the counters.
+What is written is checked as well: a new value that is not finite leaves the
+old one in its place, so parameters and moments stay finite at any rate or eps.
 """
 
 import time
@@ -161,15 +162,12 @@ def make_train_step(model: Model, tx, schedule, config: Config):
     rate = schedule(state.step)
     is_good = jnp.isfinite(seen["loss"]) & jnp.isfinite(norm)
 
-    def change(grads, params, opt_state, ema):
-      directions, opt_state = tx.update(grads, opt_state, params)
-      move = lambda p, d: (p - rate * d).astype(p.dtype)
-      params = jax.tree.map(move, params, directions)
-      if ema is not None:
+    def change(grads, *old):
+      kept = None
+      if ema_decay is not None:
         # At first a mean of all so far, in effect: the start is soon forgotten.
         kept = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
-        ema = jax.tree.map(lambda e, p: e + (1 - kept) * (p - e), ema, params)
-      return params, opt_state, ema
+      return update(tx, grads, old, rate, kept)
 
     old = state.params, state.opt_state, state.ema
     if model.platform == "cpu":
@@ -200,6 +198,36 @@ def make_train_step(model: Model, tx, schedule, config: Config):
     return state, metrics
 
   return train_step
+
+
+def update(tx, grads, old, rate, ema_decay):
+  """Returns (params, opt_state, ema) after one update of `old`.
+
+  Args:
+    old: (params, opt_state, ema); ema may be None.
+    rate, ema_decay: float32 scalars; ema_decay is None without ema.
+  """
+  params, opt_state, ema = old
+  directions, opt_state = tx.update(grads, opt_state, params)
+  move = lambda p, d: (p - rate * d).astype(p.dtype)
+  params = jax.tree.map(move, params, directions)
+  if ema is not None:
+    average = lambda e, p: e + (1 - ema_decay) * (p - e)
+    ema = jax.tree.map(average, ema, params)
+  return keep_finite((params, opt_state, ema), old)
+
+
+def keep_finite(new, old):
+  """Returns `new`, but `old` in each place where `new` is not finite.
+
+  Design choice: place by place. A verdict on the whole state would need it
+  twice in memory, or a second pass over it; this is a comparison within the
+  pass that writes, and changes no finite value. Non-floats are returned as
+  they are.
+  """
+  is_float = lambda x: jnp.issubdtype(x.dtype, jnp.floating)
+  keep = lambda n, o: jnp.where(jnp.isfinite(n), n, o) if is_float(n) else n
+  return jax.tree.map(keep, new, old)
 
 
 def make_eval_step(model: Model, num_chunks: int):

@@ -4,6 +4,7 @@ Verbs run in this process where that shows the same as a new one. Each check
 is of the whole promise: exit code, one line, the words that help, no file.
 """
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -12,10 +13,12 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import time
 
 import pytest
 
 from gpt_jax import checkpoint, decode, exits, files, metrics
+from gpt_jax import config as config_lib
 from gpt_jax.config import InputError
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -110,6 +113,23 @@ WRONG_VALUES = {
   "optim.learning_rate=-1": ("optim.learning_rate is -1.0", "at least 0.0"),
   "optim.learning_rate=nan": ("optim.learning_rate is nan", "finite"),
   "optim.learning_rate=inf": ("optim.learning_rate is inf", "finite"),
+  "optim.learning_rate=1e39": ("rate is 1e+39", "at most 3.4e+38"),
+  "optim.weight_decay=1e39": ("decay is 1e+39", "infinite in float32"),
+  "model.init_std=1e39": ("model.init_std is 1e+39", "at most 3.4e+38"),
+  "optim.eps=0": ("optim.eps is 0.0", "at least 1.1754944e-38"),
+  "optim.eps=1e-46": ("optim.eps is 1e-46", "at least 1.1754944e-38"),
+  "model.rope_scaling=linear:inf": ("'linear:inf'", "linear:FACTOR"),
+  f"train.batch_ramp=2@{'9' * 5000}": ("train.batch_ramp is", "4@100+2@200"),
+  "train.num_steps=3000000000": (
+    "train.num_steps is 3000000000",
+    "at most 2147483647",
+  ),
+  "train.global_batch_size=1000000000": (
+    "train.global_batch_size is 1,000,000,000",
+    "data.seq_len is 32",
+    "at most 2,147,483,647",
+  ),
+  "train.global_batch_size=60000000": ("of activations", "has", "take a small"),
   "seed=-1": ("seed is -1", "at least 0"),
   "model.norm=batchnorm": ("'batchnorm'", "one of layernorm, rmsnorm"),
   "model.rope_scaling=yarn": ("'yarn'", "linear:FACTOR"),
@@ -386,6 +406,49 @@ def test_other_data_are_refused(train, trained, base, tmp_path):
   finally:
     corpus.write_text(text)
     os.utime(corpus, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+# Keys of config.json, each with more than any machine has.
+HUGE = {
+  "train.global_batch_size": 10**12,
+  "train.global_batch_size ": 6 * 10**7,
+  "train.num_steps": 10**12,
+  "model.vocab_size": 10**12,
+  "model.vocab_multiple": 10**12,
+  "model.max_len": 10**12,
+  "model.num_layers": 10**9,
+  "model.num_layers ": 10**5,
+  "model.model_dim": 2**31 - 4,
+  "model.mlp_dim": 2**31 - 1,
+  "model.head_dim": 2**31 - 2,
+  "model.num_experts": 1 << 20,
+  "data.seq_len": 10**12,
+  "data.num_workers": 10**9,
+  "optim.learning_rate": 10**400,
+}
+
+
+@pytest.mark.parametrize("key", HUGE)
+def test_a_size_that_no_machine_has_is_a_sentence(
+  call_verb, trained, tmp_path, key
+):
+  workdir = damaged(trained, tmp_path)
+  path = workdir / "config.json"
+  record = json.loads(path.read_text())
+  frozen = record["config"] | {key.strip(): HUGE[key]}
+  nested = {"seed": frozen["seed"]}
+  for name, value in frozen.items():
+    section, dot, last = name.partition(".")
+    if dot:
+      nested.setdefault(section, {})[last] = value
+  with contextlib.suppress(InputError):
+    # A record that was written so, by a newer machine say.
+    config = config_lib.freeze(nested)
+    record["fingerprint"] = config_lib.fingerprint(config)
+  path.write_text(json.dumps(record | {"config": frozen}))
+  start = time.perf_counter()
+  assert_refused(call_verb("evaluate", f"--workdir={workdir}"))
+  assert time.perf_counter() - start < 10
 
 
 RECORDS = {

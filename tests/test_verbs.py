@@ -467,7 +467,7 @@ def test_a_run_that_diverges_stops_and_its_checkpoint_can_be_read(
     "--config.optim.learning_rate=1e30",
     "--config.optim.warmup_steps=0",
     "--config.train.max_nonfinite_steps=3",
-    "--config.checkpoint.every_steps=2",
+    "--config.checkpoint.every_steps=1",
     f"--workdir={tmp_path / 'run'}",
   ]
   result = call_verb("train", *base[1], *words)
@@ -482,6 +482,59 @@ def test_a_run_that_diverges_stops_and_its_checkpoint_can_be_read(
     assert jax.numpy.isfinite(leaf).all()
   # No row is broken by what JSON cannot say.
   assert len(logged(tmp_path / "run", metrics.NUM_SKIPPED)) >= kept[-1]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+  "flags, cause",
+  [
+    (["optim.learning_rate=1e30"], "an optim.learning_rate below 1e+30"),
+    (["model.norm_eps=0", "model.init_std=0"], "model.norm_eps=1e-5: it is 0"),
+  ],
+)
+def test_a_run_that_ends_in_skipped_updates_does_not_end_well(
+  base, call_verb, tmp_path, flags, cause, dtype
+):
+  words = [
+    *(f"--config.{flag}" for flag in flags),
+    f"--config.model.param_dtype={dtype}",
+    "--config.optim.warmup_steps=0",
+    "--config.train.num_steps=5",
+    "--config.train.max_nonfinite_steps=10",
+    "--config.checkpoint.every_steps=1",
+    "--config.checkpoint.keep_last=1",
+    f"--workdir={tmp_path / 'run'}",
+  ]
+  result = call_verb("train", *base[1], *words)
+  assert result.returncode == 3, result.stdout + result.stderr
+  said = (result.stdout + result.stderr).splitlines()[-1]
+  assert "not finite" in said and cause in said and "Traceback" not in said
+  # What is there is of before the streak, and finite.
+  folder = str(tmp_path / "run" / "checkpoints")
+  kept = checkpoint.list_steps(folder)
+  if "rate" not in flags[0]:
+    assert kept == [] and "nothing was saved" in said
+    return
+  assert kept == [1]
+  for leaf in jax.tree.leaves(workdir.open_run(str(tmp_path / "run"))[2]):
+    assert jax.numpy.isfinite(leaf).all()
+
+
+def test_bfloat16_parameters_that_do_not_move_are_told(
+  base, call_verb, tmp_path
+):
+  for rate, is_told in ((1e-5, True), (1e-2, False)):
+    result = call_verb(
+      "train",
+      *base[1],
+      "--config.model.param_dtype=bfloat16",
+      f"--config.optim.learning_rate={rate}",
+      "--config.train.num_steps=2",
+      "--config.optim.warmup_steps=0",
+      f"--workdir={tmp_path / str(rate)}",
+    )
+    assert result.returncode == 0, result.stderr
+    assert ("do not move" in result.stdout) == is_told
 
 
 def test_a_run_begins_with_the_parameters_of_another(

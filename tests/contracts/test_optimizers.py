@@ -15,7 +15,7 @@ import pytest
 from jax.sharding import NamedSharding
 
 from configs import base
-from gpt_jax import config, optim, sharding, tree
+from gpt_jax import config, optim, sharding, step, tree
 from gpt_jax.config import InputError
 from gpt_jax.parametrization import ParamSpec
 
@@ -211,6 +211,35 @@ def test_directions_are_finite_for_gradients_of_any_size(word):
   steps = [random_tree(2, scale=scale) for scale in (1e-9, 1.0, 1e9)]
   for direction in jax.tree.leaves(run(build(word), params, steps)):
     assert np.isfinite(direction).all() and direction.any()
+
+
+def count_nonfinite(word: str, dtype: str) -> int:
+  """Returns leaves that are not finite after updates that no float holds."""
+  bad = optim_config(word, eps=0.0, weight_decay=1e38, moment_dtype=dtype)
+  tx = optim.build_optimizer(bad, SPECS)
+  params = random_tree(1, dtype=dtype)
+  ema = jax.tree.map(lambda x: x.astype(jnp.float32), params)
+  now = params, tx.init(params), ema
+
+  @jax.jit
+  def run(now, grads):
+    return step.update(tx, grads, now, jnp.float32(1e30), jnp.float32(0.9))
+
+  zeros = random_tree(2, scale=0.0)
+  for grads in (zeros, random_tree(2), random_tree(3, scale=1e18)):
+    now = run(now, grads)
+  return sum(not jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(now))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("word", RATES)
+def test_nothing_that_is_written_is_ever_not_finite(word, dtype):
+  assert count_nonfinite(word, dtype) == 0
+
+
+def test_what_is_written_unchecked_would_not_be_finite(monkeypatch):
+  monkeypatch.setattr(step, "keep_finite", lambda new, old: new)
+  assert count_nonfinite("adamw", "float32") > 0
 
 
 def check_decay(word: str, tx) -> None:
