@@ -386,6 +386,18 @@ def test_logs_are_followed_until_the_run_ends_through_lost_calls(places):
   spoil(places, "*follow*", 2)
   out, err, _ = places.call(script, "logs", *tpu, "--follow", "--poll=0")
   assert out == log.read_text() and "2 of 20" in err
+  # A call that is lost halfway: the next goes on from the line that is due.
+  stub = places.bin / "gcloud"
+  stub.write_text(
+    stub.read_text().replace(
+      "exit 255; fi", 'sed -n 1p "$STUB_LOG.lines"; exit 255; fi'
+    )
+  )
+  shutil.copy(log, f"{places.log_file}.lines")
+  pathlib.Path(f"{places.log_file}.failures").write_text("x")
+  out, err, noted = places.call(script, "logs", *tpu, "--follow", "--poll=0")
+  assert out == log.read_text()
+  assert any("follow 2" in word for word in noted[-1])
 
 
 def test_a_run_that_cannot_start_is_refused_before_anything_is_created(places):
@@ -531,6 +543,9 @@ def test_verbs_on_gke_are_those_of_kubectl(places):
       assert "--namespace=n" in command
   _, _, noted = places.call("launch/gke.sh", "logs", "gpt-x", "--follow")
   assert "--follow" in noted[0]
+  _, _, noted = places.call("launch/gke.sh", "stop", "gpt-x")
+  (patch,) = [w for w in noted[0] if w.startswith("--patch=")]
+  assert json.loads(patch.partition("=")[2]) == {"spec": {"suspend": True}}
   # What stop sets, start takes back.
   assert manifest(places, *GKE, "--", *GKE_ARGS)["spec"]["suspend"] is False
 

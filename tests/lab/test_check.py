@@ -2,8 +2,11 @@
 
 import pathlib
 import shlex
+import subprocess
 
 import pytest
+
+from gpt_jax.lab import check as check_lib
 
 ROOT = pathlib.Path(__file__).parents[2]
 GPT2 = ["--config=configs/gpt2.py:124m", "--workdir=/runs/x"]
@@ -31,15 +34,23 @@ def test_what_cannot_start_there_is_one_sentence(call_verb, words, sentence):
   assert sentence in result.stderr and result.stderr.count("\n") == 1
 
 
-def test_only_what_is_committed_goes_along(call_verb, tmp_path):
+def test_only_what_is_committed_goes_along(call_verb, tmp_path, monkeypatch):
   config = tmp_path / "own.py"
   config.write_text((ROOT / "configs" / "tiny.py").read_text())
   result = check(call_verb, f"--config={config}", "--workdir=/runs/x")
   assert result.returncode == 2 and "outside of the repo" in result.stderr
+  # Of the repo, and not committed.
+  monkeypatch.setattr(check_lib, "_root", lambda: str(tmp_path))
+  subprocess.run(["git", "init", "-q", tmp_path], check=True)
+  result = check(call_verb, f"--config={config}")
+  assert result.returncode == 2 and "is not committed" in result.stderr
+  subprocess.run(["git", "-C", tmp_path, "add", "own.py"], check=True)
+  assert check(call_verb, f"--config={config}").returncode == 0
   text = tmp_path / "a.txt"
   text.write_text("words")
   # An absolute path is the machines' and is named.
-  result = check(call_verb, f"--config.data.source=text:{text}")
+  words = [f"--config={config}", f"--config.data.source=text:{text}"]
+  result = check(call_verb, *words)
   assert result.returncode == 0 and "not checked: text:" in result.stdout
 
 
