@@ -5,7 +5,6 @@ keys are flags of their own (--config.section.key=value), typed by base.py.
 """
 
 import argparse
-import errno
 import importlib.util
 import inspect
 import os
@@ -14,21 +13,9 @@ import sys
 import traceback
 
 import gpt_jax
-from gpt_jax import files, processes
+from gpt_jax import exits, files, processes, streams
 from gpt_jax.config import KEYS, WEIGHTS, InputError, nearest, nearest_key
 
-# Errors of the file system that mean a path or a disk, not a mistake here.
-_MENDABLE = (
-  errno.ENOSPC,
-  errno.EDQUOT,
-  errno.EROFS,
-  errno.EACCES,
-  errno.EPERM,
-  errno.EEXIST,
-  errno.ENOTDIR,
-  errno.EISDIR,
-  errno.ENAMETOOLONG,
-)
 _KEY_LINE = re.compile(r"^  (?:(\w+) = )?(\w+)\.(\w+) = (.*)$")
 
 
@@ -206,36 +193,56 @@ def config_help() -> str:
   return "\n".join(lines)
 
 
-def run(main, argv: list[str] | None = None) -> None:
+def run(main, argv: list[str] | None = None, is_run: bool = False) -> None:
   """Runs a verb; what the user can mend ends in one sentence and exit 2.
 
   Of several processes, one that fails ends the others too.
+
+  Args:
+    main: takes the words behind the verb and returns the exit code.
+    argv: those words; None: the process's own.
+    is_run: what the verb makes is in a folder, and what it prints a comment:
+      it goes on though nobody reads it.
   """
-  if hasattr(sys.stdout, "reconfigure"):
-    # A terminal that cannot show a character must not end a run.
-    sys.stdout.reconfigure(errors="replace")
+  streams.hold(is_comment=is_run)
   try:
     code = main(sys.argv[1:] if argv is None else argv)
+    sys.stdout.flush()
   except InputError as error:
-    code = _give_up(2, str(error))
+    code = _give_up(exits.BAD_INPUT, str(error))
   except KeyboardInterrupt:
-    code = _give_up(130, "interrupted")
+    code = _give_up(exits.INTERRUPTED, "interrupted")
   except BrokenPipeError:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    code = 0
+    streams.drop_output()
+    code = exits.UNREAD
+  except OSError as error:
+    processes.settle()
+    code = _give_up(exits.BAD_INPUT, _file_sentence(error))
   except Exception as error:
-    if isinstance(error, OSError) and error.errno in _MENDABLE:
-      where = f" {error.filename}" if error.filename else ""
-      code = _give_up(2, f"cannot write{where}: {error.strerror}")
-    elif processes.count() == 1:
+    if processes.count() == 1:
       raise
-    else:
-      processes.settle()
-      traceback.print_exc()
-      code = _give_up(1, f"ended with {type(error).__name__}, see its log")
+    processes.settle()
+    traceback.print_exc()
+    code = _give_up(
+      exits.FAILED, f"ended with {type(error).__name__}, see its log"
+    )
   processes.leave()
-  sys.stdout.flush()
+  try:
+    sys.stdout.flush()
+  except OSError:
+    streams.drop_output()
   sys.exit(code)
+
+
+def _file_sentence(error: OSError) -> str:
+  """Returns what the system says of a path, a disk or a network."""
+  what = error.strerror or str(error) or type(error).__name__
+  what = " ".join(what.splitlines())
+  if error.filename is None:
+    return f"cannot read or write: {what}"
+  path = error.filename
+  path = os.fsdecode(path) if isinstance(path, bytes) else path
+  return f"cannot read or write {path}: {what}"
 
 
 def _give_up(code: int, why: str) -> int:

@@ -10,6 +10,8 @@ DOES_NOT_FIT = 4
 # Ended from outside, or a process was lost: start the same command again.
 PREEMPTED = 75
 INTERRUPTED = 130
+# Who read the output has left, as `| head` does: what a shell calls SIGPIPE.
+UNREAD = 141
 
 
 # Characters of a sentence at most; a value that it quotes may be of any length.

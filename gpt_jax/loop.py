@@ -8,8 +8,6 @@ sampling, saving) first waits for it.
 
 import concurrent.futures
 import os
-import signal
-import sys
 import time
 import typing
 
@@ -27,6 +25,7 @@ from gpt_jax import (
   processes,
   runtime,
   sharding,
+  signals,
   telemetry,
 )
 from gpt_jax import config as config_lib
@@ -58,84 +57,21 @@ class Stage(typing.NamedTuple):
   peak: int
 
 
-class Interrupted(BaseException):
-  """A signal came while there was nothing to save yet."""
-
-
-class Stop:
-  """Notes SIGINT and SIGTERM; a second SIGINT exits at once.
-
-  A second SIGTERM does not: srun passes on what SLURM has sent already to each
-  task, and a scheduler that is in a hurry has SIGKILL.
-
-  A signal to one of several processes stops all of them at the same step.
-
-  Attributes:
-    code: exit code that a signal to this process asks for, else None.
-    is_waited_for: whether the loop looks; before it does, a signal raises
-      Interrupted where it comes.
-  """
-
-  def __init__(self):
-    self.code = None
-    self.is_waited_for = False
-    self.old = {
-      s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)
-    }
-
-  def _note(self, number, frame):
-    code = exits.INTERRUPTED if number == signal.SIGINT else exits.PREEMPTED
-    if self.code is not None:
-      if number == signal.SIGINT:
-        os._exit(code)
-      return
-    self.code = code
-    if not self.is_waited_for:
-      raise Interrupted
-    processes.ask_to_stop(code)
-    line = "\nstopping; Ctrl-C exits at once, without saving\n"
-    os.write(sys.stderr.fileno(), line.encode())
-
-  def check(self, step: int) -> int | None:
-    """Returns the exit code to end with now, the same in all processes."""
-    if processes.count() > 1:
-      return processes.check(step)
-    return self.code
-
-  def close(self) -> None:
-    """Puts the earlier handlers back."""
-    for number, handler in self.old.items():
-      signal.signal(number, handler)
-
-
-def train(config: Config, workdir: str, command: str) -> int:
+def train(
+  config: Config, workdir: str, command: str, stop: signals.Stop
+) -> int:
   """Runs or goes on with a run; returns the exit code.
 
   Args:
     config: frozen; model.vocab_size may still be None.
     workdir: the run's folder, made if absent.
     command: what to type to go on, shown when interrupted.
+    stop: notes the signals of this process.
 
   Raises:
     InputError: see the sentences; nothing is half-written.
   """
   screen = console.Console(processes.index() == 0)
-  stop = Stop()
-  try:
-    return _train(config, workdir, command, screen, stop)
-  except Interrupted:
-    screen.close()
-    why = f"stopped before the first step; start again with: {command}"
-    screen.say(why)
-    # Threads that compile would be waited for.
-    sys.stdout.flush()
-    processes.end(stop.code, why)
-    os._exit(stop.code)
-  finally:
-    stop.close()
-
-
-def _train(config: Config, workdir: str, command: str, screen, stop) -> int:
   started, clock = time.perf_counter(), goodput.Clock()
   metrics.check_wandb(config.train.wandb_project)
   folder = os.path.join(workdir, "checkpoints")
@@ -276,7 +212,7 @@ def _train(config: Config, workdir: str, command: str, screen, stop) -> int:
   # All are met here, however long each has compiled: gloo waits 30 seconds for
   # the others of a first collective, and fails.
   processes.agree("the step to go on from", first)
-  stop.is_waited_for = True
+  stop.wait_for()
   clock.switch("step")
   try:
     with jax.set_mesh(mesh):

@@ -27,7 +27,7 @@ import sys
 import threading
 import time
 
-from gpt_jax import exits, runtime
+from gpt_jax import exits, runtime, streams
 from gpt_jax.config import InputError
 
 # A peer was lost: started again, the run goes on from its last checkpoint.
@@ -75,7 +75,7 @@ def join(facts: dict) -> None:
   channel = _Channel(place, _meet(place, facts))
   _channel = channel
   channel.start()
-  runtime.keep_stdout_for_python()
+  streams.keep_stdout_for_python()
   _delay_abort()
 
   import jax

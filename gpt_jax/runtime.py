@@ -7,7 +7,6 @@ import contextlib
 import ctypes
 import dataclasses
 import glob
-import io
 import logging
 import os
 import socket
@@ -219,25 +218,6 @@ def _positive(name: str, default: float) -> float:
       f"{name} is {text!r}; it must be a number of seconds above 0"
     ) from None
   return value
-
-
-def keep_stdout_for_python() -> None:
-  """Leaves standard output to Python alone.
-
-  gloo greets there from C++ whenever processes connect, in the midst of what a
-  command prints for another to read.
-  """
-  sys.stdout.flush()
-  own = os.dup(sys.stdout.fileno())
-  null = os.open(os.devnull, os.O_WRONLY)
-  os.dup2(null, sys.stdout.fileno())
-  os.close(null)
-  sys.stdout = io.TextIOWrapper(
-    open(own, "wb"),
-    encoding=sys.stdout.encoding,
-    errors="replace",
-    line_buffering=sys.stdout.line_buffering,
-  )
 
 
 def start_tpu_compiler() -> None:

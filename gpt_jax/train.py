@@ -6,7 +6,7 @@ A thin door: flags and config are read and checked before jax is imported.
 import shlex
 import sys
 
-from gpt_jax import cli, processes, runtime
+from gpt_jax import cli, processes, runtime, signals
 from gpt_jax import config as config_lib
 
 
@@ -20,17 +20,21 @@ def main(argv: list[str]) -> int:
   )
   args, overrides = cli.parse(parser, argv)
   config = config_lib.freeze(cli.load_config(args.config, overrides))
-  runtime.start(args.devices)
-  processes.join(
-    {"--workdir": args.workdir, "--devices": args.devices}
-    | config_lib.flatten(config)
-  )
-
-  from gpt_jax import loop
-
   command = shlex.join([sys.executable, "-m", "gpt_jax.train", *argv])
-  return loop.train(config, args.workdir, command)
+  stop = signals.Stop(command)
+  try:
+    runtime.start(args.devices)
+    processes.join(
+      {"--workdir": args.workdir, "--devices": args.devices}
+      | config_lib.flatten(config)
+    )
+
+    from gpt_jax import loop
+
+    return loop.train(config, args.workdir, command, stop)
+  finally:
+    stop.close()
 
 
 if __name__ == "__main__":
-  cli.run(main, sys.argv[1:])
+  cli.run(main, sys.argv[1:], is_run=True)

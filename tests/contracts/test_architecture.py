@@ -13,7 +13,17 @@ ROOT = pathlib.Path(__file__).parents[2]
 # Layer of each module of the hall and of each room; a module imports from
 # lower layers, and from its own layer only to the left.
 LAYERS = [
-  ["exits", "files", "config", "tree", "runtime", "processes", "cli"],
+  [
+    "exits",
+    "streams",
+    "files",
+    "config",
+    "tree",
+    "runtime",
+    "processes",
+    "signals",
+    "cli",
+  ],
   ["chips", "flops", "parametrization", "sharding", "quantized", "products"],
   ["models", "data"],
   ["losses", "optim"],

@@ -19,10 +19,10 @@ from conftest import user_env
 from gpt_jax import (
   checkpoint,
   exits,
-  loop,
   metrics,
   optim,
   sharding,
+  signals,
   state,
   tree,
 )
@@ -60,10 +60,8 @@ def start_and_kill(flags, workdir, step: int, sent=signal.SIGKILL, **more):
     [sys.executable, "-m", "gpt_jax.train", *flags, f"--workdir={workdir}"],
     cwd=ROOT,
     env=user_env(),
-    stdout=subprocess.PIPE,
-    stderr=subprocess.STDOUT,
+    **{"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT} | more,
     text=True,
-    **more,
   )
   folder = workdir / "checkpoints"
   deadline = time.monotonic() + 90
@@ -173,16 +171,39 @@ def test_a_signal_saves_says_how_to_go_on_and_exits(
 def test_only_a_second_ctrl_c_gives_up_saving(monkeypatch):
   ended = []
   monkeypatch.setattr(os, "_exit", ended.append)
-  stop = loop.Stop()
-  stop.is_waited_for = True
+  stop = signals.Stop("the command")
+  stop.wait_for()
   try:
     for _ in range(3):
       os.kill(os.getpid(), signal.SIGTERM)
-    assert stop.code == exits.PREEMPTED and not ended
     os.kill(os.getpid(), signal.SIGINT)
-    assert ended == [exits.INTERRUPTED]
+    deadline = time.monotonic() + 10
+    while not ended:
+      assert time.monotonic() < deadline
+      time.sleep(0.001)
+    # What a shell is told is how it was asked to end first.
+    assert stop.code == exits.PREEMPTED and ended == [exits.INTERRUPTED]
   finally:
     stop.close()
+
+
+def test_a_signal_saves_though_nobody_listens_any_more(small_run, tmp_path):
+  """Its output goes to a pipe that has no reader, standard error is closed."""
+  reader, writer = os.pipe()
+  os.close(reader)
+  code, _ = start_and_kill(
+    [*small_run, *SLOW],
+    tmp_path,
+    40,
+    signal.SIGHUP,
+    stdout=writer,
+    preexec_fn=lambda: os.close(2),
+  )
+  os.close(writer)
+  assert code == exits.PREEMPTED
+  rows = metrics.read_rows(str(tmp_path / "metrics.jsonl"))
+  saved = checkpoint.list_steps(str(tmp_path / "checkpoints"))[-1]
+  assert 40 <= saved == max(row["step"] for row in rows) < 200
 
 
 def test_a_finished_run_says_so_and_a_lost_report_is_made_up(
