@@ -187,7 +187,8 @@ def get_config() -> ConfigDict:
   # Decay a step of a moving average of the parameters, which is evaluated too
   # (generate and evaluate read it with --average=ema); None keeps none.
   train.ema_decay = placeholder(float)
-  # A line, and a row of metrics.jsonl, every so many steps.
+  # A line, and a row of metrics.jsonl, every N steps; 0 only of the first and
+  # the last.
   train.log_every_steps = 10
   # Largest scores and logits, activations and updates by layer, gradients by
   # role, every so many steps (one costs about 1.3 steps); 0 never.
@@ -217,17 +218,18 @@ def get_config() -> ConfigDict:
   mesh.rules = "standard"
 
   checkpoint = config.checkpoint = ConfigDict()
-  # Save every so many steps, and always at the end and when interrupted.
+  # Save every N steps, and always at the end and when interrupted; 0 only then.
   checkpoint.every_steps = 500
   # Newest checkpoints kept.
   checkpoint.keep_last = 2
-  # Also keep every checkpoint whose step this divides; None keeps no others.
+  # Also keep every checkpoint whose step this divides; None or 0 keeps no
+  # others.
   checkpoint.keep_every_steps = placeholder(int)
   # auto (go on if there is something to go on from) | must | never
   checkpoint.resume = "auto"
 
   evaluation = config.eval = ConfigDict()
-  # Evaluate every so many steps; the end of a run evaluates the whole set.
+  # Evaluate every N steps; 0 never. The end of a run evaluates the whole set.
   evaluation.every_steps = 250
   # Batches of the validation set in an evaluation on the way.
   evaluation.num_batches = 20

@@ -56,7 +56,8 @@ class Checkpointer:
 
   def should_save(self, step: int) -> bool:
     """Returns whether it is the turn of this step."""
-    return step % self.checkpoint.every_steps == 0
+    every = self.checkpoint.every_steps
+    return every > 0 and step % every == 0
 
   def steps(self) -> list[int]:
     """Returns the steps that are committed on disk, oldest first."""

@@ -5,24 +5,74 @@ keys are flags of their own (--config.section.key=value), typed by base.py.
 """
 
 import argparse
-import importlib.util
+import contextlib
+import importlib.machinery
 import inspect
 import os
 import re
 import sys
 import traceback
+import types
 
 import gpt_jax
-from gpt_jax import exits, files, processes, streams
+from gpt_jax import exits, files, processes, runtime, streams, watchdog
 from gpt_jax.config import KEYS, WEIGHTS, InputError, nearest, nearest_key
 
+# What `python -m gpt_jax` lists.
+COMMANDS = {
+  "train": "train a model, or go on with a run",
+  "generate": "continue prompts with a trained model",
+  "evaluate": "loss, perplexity and bits per byte on a text",
+  "data": "prepare a config's text, which training does by itself too",
+  "lab.attention": "attention kernels beside each other: exact, fast, small",
+  "lab.bench": "time one subject; predicted beside measured",
+  "lab.check": "can a run start on other machines? no jax, no download",
+  "lab.compare": "two runs, or seeds of two: is one better?",
+  "lab.coordinates": "growth of activations with width or depth",
+  "lab.growth": "time and memory of a step against a model's sizes",
+  "lab.plan": "memory and speed of a run on given chips, before it runs",
+  "lab.published": "runs whose speed is published, beside their plans",
+  "lab.scaling": "scaling laws of runs, and forecasts by them",
+  "lab.slices": "memory and speed of one config on several TPU slices",
+  "lab.sweep": "plan, run, list and report the cells of a sweep",
+  "lab.transfer": "the best learning rate against width or depth",
+  "lab.verify": "losses on many meshes beside one device's; takes minutes",
+}
+DEFAULT_CONFIG = "configs/tiny.py"
+# First words of the METAVAR of flags that are paths.
+_PATHS = ("DIR", "FILE", "GLOB", "ROOT")
 _KEY_LINE = re.compile(r"^  (?:(\w+) = )?(\w+)\.(\w+) = (.*)$")
 
 
+def show_commands(words: list[str], among: str = "") -> int:
+  """Prints the commands whose name begins so, with a line each."""
+  if words and words[0] == "--version":
+    print(f"gpt_jax {gpt_jax.__version__}")
+    return 0
+  if words and words[0] not in ("--help", "-h", "lab"):
+    raise InputError(
+      f"unknown command {words[0]}; {nearest(words[0], COMMANDS)}"
+    )
+  among = among or "lab" * ("lab" in words)
+  print(gpt_jax.__doc__)
+  for name, line in COMMANDS.items():
+    if name.startswith(among):
+      print(f"  python -m gpt_jax.{name:<16}  {line}")
+  print("\nEach tells more with --help.")
+  return 0
+
+
 def build_parser(
-  verb: str, description: str, needs_config: bool = True
+  verb: str,
+  description: str,
+  needs_config: bool = True,
+  default_config: str = "%(default)s",
 ) -> argparse.ArgumentParser:
-  """Returns the parser that all verbs share; a verb adds its own flags."""
+  """Returns the parser that all verbs share; a verb adds its own flags.
+
+  Args:
+    default_config: what --help says is taken without --config.
+  """
   parser = argparse.ArgumentParser(
     prog=f"python -m gpt_jax.{verb}",
     description=description,
@@ -36,9 +86,9 @@ def build_parser(
   if needs_config:
     parser.add_argument(
       "--config",
-      default="configs/tiny.py",
+      default=DEFAULT_CONFIG,
       metavar="FILE[:VARIANT]",
-      help="config file, with a variant of it (default %(default)s)",
+      help=f"config file, with a variant of it (default {default_config})",
     )
   parser.add_argument(
     "--devices",
@@ -83,8 +133,11 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
 def parse(parser: argparse.ArgumentParser, argv: list[str]):
   """Returns (args, overrides): the verb's flags and {"a.b": "text"}.
 
+  Flags whose METAVAR is DIR, FILE, GLOB or ROOT are paths, of which ~ is
+  expanded.
+
   Raises:
-    InputError: an argument is not known.
+    InputError: an argument is not known, or no path.
   """
   flags = [o for a in parser._actions for o in a.option_strings]
   # Before argparse, which would miss what was mistyped and not say why.
@@ -95,6 +148,12 @@ def parse(parser: argparse.ArgumentParser, argv: list[str]):
   args, rest = parser.parse_known_args(argv)
   if args.devices is not None and args.devices < 1:
     raise InputError(f"--devices is {args.devices}; it must be 1 or more")
+  for action in parser._actions:
+    kind = re.match("[A-Z]*", str(action.metavar or ""))[0]
+    value = getattr(args, action.dest, None)
+    if kind in _PATHS and isinstance(value, str) and value != action.default:
+      name = (action.option_strings or [action.metavar])[0]
+      setattr(args, action.dest, files.user_path(name, value))
   overrides = {}
   while rest:
     word = rest.pop(0)
@@ -116,16 +175,15 @@ def load_config(path: str, overrides: dict[str, str]):
     InputError: no such file, no such variant, an unknown key or a value that
       is not of the key's type.
   """
-  file, _, variant = path.partition(":")
+  file, variant = find_config(path)
   get_config = _import_file(file).get_config
-  if variant and not inspect.signature(get_config).parameters:
-    raise InputError(f"{file} has no variants; found :{variant}")
-  try:
-    config = get_config(variant) if variant else get_config()
-  except InputError:
-    raise
-  except Exception as error:  # somebody's code: all kinds
-    raise InputError(_config_file_sentence(file, error)) from None
+
+  def call():
+    if variant and not inspect.signature(get_config).parameters:
+      raise InputError(f"{file} has no variants; found :{variant}")
+    return get_config(variant) if variant else get_config()
+
+  config = _call_foreign(file, call)
   if not hasattr(config, "items"):
     raise InputError(
       f"get_config() of {file} returned a {type(config).__name__}; it must "
@@ -142,19 +200,35 @@ def call_sweep(path: str, add) -> None:
   Raises:
     InputError: the file has no sweep, or it raised.
   """
-  file = path.partition(":")[0]
+  file, _ = find_config(path)
   module = _import_file(file)
   if not callable(getattr(module, "sweep", None)):
     raise InputError(
       f"config file {file} defines no sweep(add); configs/warmup_decay.py has "
       "one"
     )
-  try:
-    module.sweep(add)
-  except InputError:
-    raise
-  except Exception as error:  # somebody's code: all kinds
-    raise InputError(_config_file_sentence(file, error)) from None
+  _call_foreign(file, lambda: module.sweep(add))
+
+
+def find_config(path: str) -> tuple[str, str]:
+  """Returns (file, variant or "") of `FILE[:VARIANT]`.
+
+  The longest name that is there wins, for a path may hold a colon. Where there
+  is none, configs/tiny.py, tiny.py and tiny are the file that came with
+  gpt_jax.
+  """
+  ends = [len(path)] + [m.start() for m in re.finditer(":", path)][::-1]
+  splits = [(path[:end], path[end + 1 :]) for end in ends]
+  for file, variant in splits:
+    if os.path.lexists(file) and not os.path.isdir(file):
+      return file, variant
+  for file, variant in splits:
+    own = os.path.join(_own_configs(), os.path.basename(file))
+    own = own if own.endswith(".py") else f"{own}.py"
+    if os.path.dirname(file) in ("", "configs") and os.path.isfile(own):
+      return own, variant
+  file, _, variant = path.partition(":")
+  return file, variant
 
 
 def set_key(config, dotted: str, text: str) -> None:
@@ -166,6 +240,8 @@ def set_key(config, dotted: str, text: str) -> None:
   node = config
   *sections, key = dotted.split(".")
   for section in sections:
+    if section not in node or not hasattr(node[section], "items"):
+      raise InputError(f"config section {section} is missing")
     node = node[section]
   node[key] = value
 
@@ -231,18 +307,21 @@ def run(main, argv: list[str] | None = None, is_run: bool = False) -> None:
     sys.stdout.flush()
   except OSError:
     streams.drop_output()
+  if is_run:
+    # Threads of a file system that hangs would be waited for.
+    with contextlib.suppress(InputError):
+      watchdog.bound_exit(code, runtime.stuck_seconds())
   sys.exit(code)
 
 
 def _file_sentence(error: OSError) -> str:
   """Returns what the system says of a path, a disk or a network."""
   what = error.strerror or str(error) or type(error).__name__
-  what = " ".join(what.splitlines())
   if error.filename is None:
-    return f"cannot read or write: {what}"
+    return exits.to_line(f"cannot read or write: {what}")
   path = error.filename
   path = os.fsdecode(path) if isinstance(path, bytes) else path
-  return f"cannot read or write {path}: {what}"
+  return exits.to_line(f"cannot read or write {path}: {what}")
 
 
 def _give_up(code: int, why: str) -> int:
@@ -262,37 +341,86 @@ def _raise_input_error(message: str):
   raise InputError(message)
 
 
+def _own_configs() -> str:
+  """Returns the folder of base.py: in an installed package, or a checkout."""
+  package = os.path.dirname(os.path.abspath(gpt_jax.__file__))
+  inside = os.path.join(package, "configs")
+  beside = os.path.join(os.path.dirname(package), "configs")
+  return inside if os.path.isdir(inside) else beside
+
+
 def _base_source() -> str:
-  spec = importlib.util.find_spec("configs.base")
-  with open(spec.origin) as file:
-    return file.read()
+  return files.read_text(os.path.join(_own_configs(), "base.py"))
+
+
+def _name_configs() -> None:
+  """Has `from configs import base` find gpt_jax's own, wherever it is run.
+
+  A package of that name in the current folder, or installed by another
+  project, comes behind it.
+  """
+  own = _own_configs()
+  found = sys.modules.get("configs")
+  if found is not None and own in list(found.__path__)[:1]:
+    return
+  spec = importlib.machinery.PathFinder.find_spec("configs")
+  others = list(getattr(spec, "submodule_search_locations", None) or [])
+  for name in [n for n in sys.modules if n.split(".")[0] == "configs"]:
+    del sys.modules[name]
+  module = sys.modules["configs"] = types.ModuleType("configs")
+  module.__path__ = [own, *(o for o in others if o != own)]
 
 
 def _import_file(file: str):
-  if not os.path.isfile(file):
-    what = "is a directory" if os.path.isdir(file) else "does not exist"
-    raise InputError(f"config file {file} {what}; see configs/ for those here")
-  spec = importlib.util.spec_from_file_location("gpt_jax_config", file)
-  if spec is None:
-    raise InputError(f"config file {file} is not Python")
-  module = importlib.util.module_from_spec(spec)
+  if os.path.isdir(file):
+    raise InputError(f"config file {file} is a directory; name a file in it")
   try:
+    data = files.read_bytes(file)
+  except files.Damage as damage:
+    own = _own_configs()
+    here = [n for n in sorted(os.listdir(own)) if re.match(r"[a-z]\w*\.py", n)]
+    more = f"; in {own}/ are {', '.join(here)}" if damage.is_missing else ""
+    raise InputError(f"config file {file} {damage}{more}") from None
+  if not file.endswith(".py"):
+    raise InputError(f"config file {file} is not Python")
+  _name_configs()
+  module = types.ModuleType("gpt_jax_config")
+  module.__file__ = file
+
+  def execute():
     # From its text, never from bytecode that is kept of it: a file that was
     # changed within a second to one as long would be taken for the old one.
-    code = spec.loader.source_to_code(spec.loader.get_data(file), file)
-    exec(code, module.__dict__)
-  except SyntaxError as error:
-    raise InputError(
-      f"config file {file}, line {error.lineno}: {error.msg}"
-    ) from None
-  except Exception as error:  # somebody's code: all kinds
-    raise InputError(_config_file_sentence(file, error)) from None
-  if not hasattr(module, "get_config"):
+    exec(compile(data, file, "exec", dont_inherit=True), module.__dict__)
+
+  _call_foreign(file, execute)
+  if not callable(getattr(module, "get_config", None)):
     raise InputError(f"config file {file} defines no get_config()")
   return module
 
 
-def _config_file_sentence(file: str, error: Exception) -> str:
+def _call_foreign(file: str, call):
+  """Returns what the code of a config file returns.
+
+  Raises:
+    InputError: it raised anything else, or wanted to end the process.
+  """
+  try:
+    return call()
+  except (InputError, KeyboardInterrupt):
+    raise
+  except SyntaxError as error:
+    where = f", line {error.lineno}" if error.lineno else ""
+    raise InputError(f"config file {file}{where}: {error.msg}") from None
+  except SystemExit as error:
+    said = f"sys.exit({error.code!r})" if error.args else "sys.exit()"
+    raise InputError(
+      f"config file {file} called {said}; it must return from get_config()"
+    ) from None
+  except BaseException as error:  # somebody's code: all kinds
+    raise InputError(_config_file_sentence(file, error)) from None
+
+
+def _config_file_sentence(file: str, error: BaseException) -> str:
   frames = traceback.extract_tb(error.__traceback__)
   path = os.path.abspath(file)
   lines = [f.lineno for f in frames if os.path.abspath(f.filename) == path]

@@ -14,6 +14,7 @@ import json
 import math
 import typing
 
+from gpt_jax import files
 from gpt_jax.exits import InputError as InputError
 
 
@@ -191,6 +192,9 @@ CHOICES = {
   "checkpoint.resume": ("auto", "must", "never"),
 }
 
+# Keys that are paths, of which ~ is expanded.
+PATHS = ("data.dir", "train.init_from")
+
 # Ids, positions, rows and steps are int32 on the devices.
 MAX_INT32 = 2**31 - 1
 # Smallest normal and largest float32: beyond them, numbers turn 0 and inf.
@@ -240,7 +244,7 @@ RANGES = {
   "train.num_loss_chunks": (1, MAX_INT32),
   "train.z_loss_weight": (0.0, None),
   "train.ema_decay": (0.0, 0.9999999),
-  "train.log_every_steps": (1, MAX_INT32),
+  "train.log_every_steps": (0, MAX_INT32),
   "train.telemetry_every_steps": (0, MAX_INT32),
   "train.max_nonfinite_steps": (0, MAX_INT32),
   "train.profile_steps": (0, MAX_INT32),
@@ -249,10 +253,10 @@ RANGES = {
   "mesh.expert": (-1, 1 << 24),
   "mesh.seq": (-1, 1 << 24),
   "mesh.tensor": (-1, 1 << 24),
-  "checkpoint.every_steps": (1, MAX_INT32),
+  "checkpoint.every_steps": (0, MAX_INT32),
   "checkpoint.keep_last": (1, MAX_INT32),
-  "checkpoint.keep_every_steps": (1, MAX_INT32),
-  "eval.every_steps": (1, MAX_INT32),
+  "checkpoint.keep_every_steps": (0, MAX_INT32),
+  "eval.every_steps": (0, MAX_INT32),
   "eval.num_batches": (1, MAX_INT32),
   "sample.every_steps": (0, MAX_INT32),
   "sample.num_tokens": (1, MAX_INT32),
@@ -418,6 +422,8 @@ def _typed(key: str, value):
     raise InputError(f"{key} is {value!r}; it must be of type {names}")
   if key in CHOICES:
     require_choice(key, value, CHOICES[key])
+  if key in PATHS and value is not None:
+    value = files.user_path(key, value)
   if type(value) is float and not math.isfinite(value):
     raise InputError(f"{key} is {value}; it must be a finite number")
   if type(value) is float and abs(value) > MAX_FLOAT32:

@@ -70,12 +70,11 @@ def user_path(name: str, path: str) -> str:
     )
   if "\0" in path:
     raise InputError(f"{name} is {path!r}; a path cannot hold a NUL character")
-  try:
-    path.encode("utf-8")
-  except UnicodeEncodeError:
+  if not _is_utf8(path):
     raise InputError(
-      f"{name} is {os.fsencode(path)!r}, which is not UTF-8; rename that path"
-    ) from None
+      f"{name} is {path.encode(errors='surrogateescape')!r}, which is not "
+      "UTF-8; rename that path"
+    )
   if path.startswith("~"):
     expanded = os.path.expanduser(path)
     if expanded == path:
@@ -84,7 +83,28 @@ def user_path(name: str, path: str) -> str:
         "the path in full"
       )
     return expanded
+  if not os.path.isabs(path):
+    try:
+      here = os.getcwd()
+    except OSError:
+      raise InputError(
+        f"{name} is {path!r}, and the current folder has been removed; change "
+        "to another, or give the path in full"
+      ) from None
+    if not _is_utf8(here):
+      raise InputError(
+        f"{name} is {path!r}, and the current folder is {os.fsencode(here)!r}, "
+        "which is not UTF-8; rename that folder"
+      )
   return path
+
+
+def _is_utf8(path: str) -> bool:
+  try:
+    path.encode("utf-8")
+  except UnicodeEncodeError:
+    return False
+  return True
 
 
 def pip(extra: str = "") -> str:

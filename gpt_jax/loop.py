@@ -214,6 +214,7 @@ def train(
   processes.agree("the step to go on from", first)
   stop.wait_for()
   clock.switch("step")
+  processes.mark(is_result=False)
   try:
     with jax.set_mesh(mesh):
       reporter.catch_up(state)

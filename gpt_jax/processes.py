@@ -1,8 +1,8 @@
 """Several processes of one run: how they meet, agree, stop and end together.
 
-The processes meet at the coordinator's port before jax takes it over, compare
-what they were started with, and keep these connections for as long as they
-run: process 0 is the hub, and a thread in each process listens.
+The processes meet (meeting.py) before jax takes the coordinator's port over,
+and keep these connections for as long as they run: process 0 is the hub, and a
+thread in each process listens.
 
 The questionable decision: a channel of our own beside jax's coordination
 service. That one aborts a process from C++ where nobody answers or a peer has
@@ -13,34 +13,20 @@ where they can, and a step costs no message: only a signal does.
 
 import contextlib
 import ctypes
-import hashlib
-import importlib.metadata
 import json
 import os
-import pathlib
-import platform
 import queue
 import selectors
 import signal
-import socket
 import sys
 import threading
 import time
 
-from gpt_jax import exits, runtime, streams
+from gpt_jax import exits, meeting, runtime, streams, watchdog
 from gpt_jax.config import InputError
 
-# A peer was lost: started again, the run goes on from its last checkpoint.
-MAGIC = "gpt_jax processes 1"
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-# A process counts as stuck after this many times the longest wait so far.
-PATIENCE = 10
-# Seconds for what takes milliseconds, where the other side is well.
-SOON = 5.0
-# Seconds after which a machine that is gone without a word counts as lost.
-KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 6}
-
 _channel = None
+_watchdog = None
 
 
 def index() -> int:
@@ -71,8 +57,8 @@ def join(facts: dict) -> None:
   if place is None:
     return
   # By way of JSON, as the others' come.
-  facts = json.loads(json.dumps(facts | _own_facts()))
-  channel = _Channel(place, _meet(place, facts))
+  facts = json.loads(json.dumps(facts | meeting.own_facts()))
+  channel = _Channel(place, meeting.meet(place, facts))
   _channel = channel
   channel.start()
   streams.keep_stdout_for_python()
@@ -84,12 +70,16 @@ def join(facts: dict) -> None:
   # It would replace the handler of SIGTERM; see Channel.check.
   jax.config.update("jax_enable_preemption_service", False)
   day = 24 * 3600
+  is_free = place.index == 0 and place.bind is None
+  host = meeting.bind_host(place) if is_free else ""
+  host = f"[{host}]" if ":" in host else host
   jax.distributed.initialize(
     place.address,
     place.count,
     place.index,
     place.local_devices,
     cluster_detection_method="deactivate",
+    coordinator_bind_address=f"{host}:{place.port}" if host else None,
     initialization_timeout=max(60, int(place.join_seconds)),
     # The channel notices a lost process, sooner and in words.
     heartbeat_timeout_seconds=day,
@@ -139,7 +129,11 @@ def check(step: int) -> int | None:
   Args:
     step: what is told of this process where it is stuck.
   """
-  return None if _channel is None else _channel.check(step)
+  if _channel is not None:
+    return _channel.check(step)
+  if _watchdog is not None:
+    _watchdog.progress.note(step)
+  return None
 
 
 def ask_to_stop(code: int) -> None:
@@ -148,10 +142,37 @@ def ask_to_stop(code: int) -> None:
     os.write(_channel.waker, bytes([code]))
 
 
-def mark() -> None:
-  """Notes that a result has come: this process is waited for, not stuck."""
+def mark(is_result: bool = True) -> None:
+  """Notes that something was done: this process is waited for, not stuck.
+
+  Args:
+    is_result: a step's or a batch's, for which others wait as long.
+  """
+  watched = _watchdog if _channel is None else _channel
+  if watched is not None:
+    watched.progress.mark() if is_result else watched.progress.note()
+
+
+@contextlib.contextmanager
+def watched(folder: str):
+  """Within it, a process that makes no progress is ended.
+
+  It counts from the first call of `mark`.
+
+  Args:
+    folder: for the stacks of a process that is stuck.
+  """
+  global _watchdog
   if _channel is not None:
-    _channel.mark()
+    _channel.folder = folder
+    yield
+    return
+  _watchdog = watchdog.Watchdog(folder, runtime.stuck_seconds())
+  try:
+    yield
+  finally:
+    _watchdog.close()
+    _watchdog = None
 
 
 def end(code: int, why: str) -> None:
@@ -168,7 +189,7 @@ def settle() -> None:
   """Waits a moment after an error: where a peer was lost, that is its cause,
   and the thread that listens says so and ends this process."""
   if _channel is not None:
-    time.sleep(SOON)
+    time.sleep(meeting.SOON)
 
 
 def leave() -> None:
@@ -177,202 +198,6 @@ def leave() -> None:
   if _channel is not None:
     _channel.leave()
     _channel = None
-
-
-def _own_facts() -> dict:
-  """Returns what must be the same everywhere, beyond what the user gave."""
-  digest = hashlib.sha256()
-  root = pathlib.Path(__file__).parent
-  for path in sorted(root.rglob("*.py")):
-    digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
-  return {
-    "the code of gpt_jax": digest.hexdigest()[:12],
-    "Python": ".".join(platform.python_version_tuple()[:2]),
-    **{name: importlib.metadata.version(name) for name in PACKAGES},
-  }
-
-
-def _differences(index: int, theirs: dict, ours: dict) -> list[str]:
-  """Returns clauses on how process `index` was started otherwise than 0."""
-  names = [*ours, *(name for name in theirs if name not in ours)]
-  absent = "absent"
-  return [
-    f"{name} ({theirs.get(name, absent)!r} in process {index}, "
-    f"{ours.get(name, absent)!r} in process 0)"
-    for name in names
-    if theirs.get(name, absent) != ours.get(name, absent)
-  ]
-
-
-def _refusal(everyone: dict[int, dict]) -> str | None:
-  """Returns a sentence where processes differ from process 0, else None."""
-  for index in sorted(everyone):
-    clauses = _differences(index, everyone[index], everyone[0])
-    if clauses:
-      more = len(clauses) - 5
-      return (
-        "the processes were started differently: "
-        + "; ".join(clauses[:5])
-        + (f"; and {more} more" if more > 0 else "")
-        + "; start all of them with the same command and code"
-      )
-  return None
-
-
-# Meeting
-
-
-def _meet(place: runtime.Place, facts: dict) -> dict[int, "_Line"]:
-  """Returns the connections: to all others for process 0, to it for others."""
-  deadline = time.monotonic() + place.join_seconds
-  if place.index == 0:
-    return _gather(place, facts, deadline)
-  return {0: _call(place, facts, deadline)}
-
-
-def _gather(place, facts: dict, deadline: float) -> dict[int, "_Line"]:
-  """Process 0's side: waits for the others and compares."""
-  lines, everyone, refusal = {}, {0: facts}, None
-  with _listen(place) as server:
-    while len(lines) < place.count - 1 and refusal is None:
-      try:
-        server.settimeout(max(0.01, deadline - time.monotonic()))
-        line = _Line(server.accept()[0])
-        hello = line.read(SOON)
-      except TimeoutError:
-        if time.monotonic() < deadline:
-          continue  # somebody came and said nothing
-        missing = [k for k in range(1, place.count) if k not in lines]
-        named = ", ".join(map(str, missing[:8]))
-        more = ", ..." if len(missing) > 8 else ""
-        refusal = (
-          f"{len(missing)} of {place.count} processes did not come to "
-          f"{place.address} within {place.join_seconds:g} s (missing: "
-          f"{named}{more}); see what became of them, or give them longer with "
-          "GPT_JAX_JOIN_SECONDS"
-        )
-        break
-      except (OSError, ValueError):
-        continue
-      if hello.get("magic") != MAGIC:
-        line.close()
-        continue
-      k = hello["index"]
-      if hello["count"] != place.count:
-        refusal = (
-          f"process {k} was started as one of {hello['count']} processes and "
-          f"process 0 as one of {place.count}; the number must be the same"
-        )
-        line.write({"refusal": refusal})
-      elif k in lines or k == 0:
-        refusal = (
-          f"two processes were started as process {k} of {place.count}; each "
-          "must have an index of its own"
-        )
-        line.write({"refusal": refusal})
-      else:
-        lines[k], everyone[k] = line, hello["facts"]
-  refusal = refusal or _refusal(everyone)
-  for line in lines.values():
-    with contextlib.suppress(OSError):
-      line.write({"refusal": refusal})
-  if refusal:
-    raise InputError(refusal)
-  return lines
-
-
-def _listen(place) -> socket.socket:
-  host, _, port = (place.bind or f":{place.port}").rpartition(":")
-  host = host.strip("[]")
-  try:
-    if host in ("", "::") and socket.has_dualstack_ipv6():
-      return socket.create_server(
-        ("", int(port)), family=socket.AF_INET6, dualstack_ipv6=True
-      )
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, int(port)), family=family)
-  except (OSError, ValueError, OverflowError) as error:
-    raise InputError(
-      f"process 0 cannot open port {port} for the other processes: "
-      f"{getattr(error, 'strerror', None) or error}; give a free one in the "
-      "address of the coordinator"
-    ) from None
-
-
-def _call(place, facts: dict, deadline: float) -> "_Line":
-  """The other processes' side: finds process 0 and waits for its word."""
-  hello = {"magic": MAGIC, "index": place.index, "count": place.count}
-  reason = "nothing answers"
-  while True:
-    left = deadline - time.monotonic()
-    if left <= 0:
-      raise InputError(
-        f"process {place.index} of {place.count} got no answer from process 0 "
-        f"at {place.address} within {place.join_seconds:g} s ({reason}); see "
-        "whether it runs and can be reached, or wait longer with "
-        "GPT_JAX_JOIN_SECONDS"
-      )
-    try:
-      link = socket.create_connection((place.host, place.port), min(left, SOON))
-      line = _Line(link)
-      line.write(hello | {"facts": facts})
-      # Its own sentence names who is missing: it is worth a moment more.
-      refusal = line.read(max(0.01, left) + 2)["refusal"]
-    except TimeoutError:
-      reason = "it does not answer"
-    except (OSError, ValueError, KeyError, TypeError) as error:
-      reason = (
-        getattr(error, "strerror", None) or "something else answers there"
-      )
-    else:
-      if refusal:
-        raise InputError(refusal)
-      return line
-    time.sleep(min(0.2, max(0.0, left)))
-
-
-class _Line:
-  """A connection on which each message is a line of JSON."""
-
-  def __init__(self, link: socket.socket):
-    self.link = link
-    self.left = b""
-    self._writing = threading.Lock()
-    link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in KEEPALIVE.items():
-      if hasattr(socket, name):
-        link.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-
-  def write(self, message: dict) -> None:
-    with self._writing:
-      self.link.settimeout(SOON)
-      self.link.sendall(json.dumps(message).encode() + b"\n")
-
-  def read(self, seconds: float) -> dict:
-    """Returns the next message; ConnectionError where none can come."""
-    deadline = time.monotonic() + seconds
-    while True:
-      messages = self.receive(max(0.01, deadline - time.monotonic()), 1)
-      if messages:
-        return messages[0]
-
-  def receive(self, seconds: float, limit: int | None = None) -> list[dict]:
-    """Returns the messages that are whole after one read."""
-    self.link.settimeout(seconds)
-    if b"\n" not in self.left:
-      data = self.link.recv(1 << 16)
-      if not data or len(self.left) > 1 << 24:
-        raise ConnectionError("closed")
-      self.left += data
-    *whole, self.left = self.left.split(b"\n")
-    if limit is not None and len(whole) > limit:
-      self.left = b"\n".join([*whole[limit:], self.left])
-      whole = whole[:limit]
-    return [json.loads(text) for text in whole]
-
-  def close(self) -> None:
-    self.link.close()
 
 
 def _delay_abort() -> None:
@@ -398,7 +223,7 @@ class _Channel:
     waker: a file to write exit codes to, as signal handlers may.
   """
 
-  def __init__(self, place: runtime.Place, lines: dict[int, _Line]):
+  def __init__(self, place: runtime.Place, lines: dict[int, meeting.Line]):
     self.place, self.lines = place, lines
     self.is_hub = place.index == 0
     self.lock = threading.Condition()
@@ -409,8 +234,8 @@ class _Channel:
     self.passed, self.stop_at, self.code = 0, None, None
     self.is_held, self.votes = False, None
     # Progress
-    self.step, self.marked, self.longest = 0, None, 0.0
-    self.has_result = False
+    self.progress = watchdog.Progress(place.stuck_seconds, is_alone=False)
+    self.folder = "."
     self.heard = {k: (0, time.monotonic()) for k in lines}
     self.told = 0.0
     # Ending
@@ -446,7 +271,7 @@ class _Channel:
       with self.lock:
         self.lock.wait_for(lambda: len(self.given) == len(self.lines))
         everyone, self.given = self.given | {0: facts}, {}
-      return _refusal(everyone)
+      return meeting.refusal_of(everyone)
 
     refusal = self.share(compare)
     if refusal:
@@ -454,23 +279,12 @@ class _Channel:
 
   def check(self, step: int) -> int | None:
     with self.lock:
-      self.step = step
-      self._note()
+      self.progress.note(step)
       self.lock.wait_for(lambda: not self.is_held)
       if self.stop_at is not None and self.passed + 1 >= self.stop_at:
         return self.code
       self.passed += 1
       return None
-
-  def mark(self) -> None:
-    self._note()
-    self.has_result = True
-
-  def _note(self) -> None:
-    now = time.monotonic()
-    if self.has_result:
-      self.longest = max(self.longest, now - self.marked)
-    self.marked = now
 
   def end(self, code: int, why: str) -> None:
     if self.is_hub:
@@ -478,7 +292,7 @@ class _Channel:
     with contextlib.suppress(OSError):
       self.lines[0].write({"end": code, "why": why})
       # The hub says it, and ends this process by its answer.
-      time.sleep(SOON)
+      time.sleep(meeting.SOON)
 
   def leave(self) -> None:
     self.is_leaving = True
@@ -499,7 +313,7 @@ class _Channel:
       for k, line in self.lines.items():
         selector.register(line.link, selectors.EVENT_READ, k)
         # What came together with the welcome.
-        for message in line.receive(SOON) if b"\n" in line.left else []:
+        for message in line.receive(meeting.SOON) if b"\n" in line.left else []:
           self._handle(k, message)
       while not self.is_over.is_set():
         for key, _ in selector.select(0.5):
@@ -508,7 +322,7 @@ class _Channel:
             self._ask(os.read(self.wake, 1)[0])
             continue
           try:
-            messages = self.lines[k].receive(SOON)
+            messages = self.lines[k].receive(meeting.SOON)
           except (OSError, ValueError):
             selector.unregister(self.lines[k].link)
             if not self.is_over.is_set() and k not in self.done:
@@ -537,12 +351,14 @@ class _Channel:
     elif "stop_at" in message:
       self._set_stop(message["stop_at"], message["code"])
     elif "stuck" in message:
-      self._finish(exits.PREEMPTED, self._stuck_sentence(message["stuck"]))
+      self._end_stuck(message["stuck"])
     elif "end" in message and self.is_hub:
       if self.ending is None:
         # Most errors come in all processes; process 0 then says its own.
         self.ending = time.monotonic() + 1.0, k, message
     elif "end" in message:
+      if message.get("is_stuck"):
+        watchdog.write_stacks(self.folder)
       self._exit(message["end"])
     elif "done" in message:
       with self.lock:
@@ -584,26 +400,28 @@ class _Channel:
     floor = self.place.stuck_seconds
     if not self.is_hub and now - self.told > min(10.0, floor / 4):
       self.told = now
-      self._tell({"at": self.step})
-    if self.marked is None or self.is_leaving:
-      return
-    waited = now - self.marked
-    # Until there is a result, others may still be compiling.
-    limit = max(floor, PATIENCE * (self.longest if self.has_result else floor))
-    if waited < limit:
+      self._tell({"at": self.progress.step})
+    progress = self.progress
+    progress.tick()
+    if self.is_leaving or not progress.is_stuck():
       return
     if not self.is_hub:
       with contextlib.suppress(OSError):
-        self.lines[0].write({"stuck": waited})
-      answered = time.monotonic() - self.heard[0][1] < SOON
-      if answered or waited < limit + SOON:
+        self.lines[0].write({"stuck": progress.waited})
+      answered = time.monotonic() - self.heard[0][1] < meeting.SOON
+      if answered or not progress.is_stuck(meeting.SOON):
         return  # process 0 says it
-    self._finish(exits.PREEMPTED, self._stuck_sentence(waited))
+    self._end_stuck(progress.waited)
+
+  def _end_stuck(self, waited: float) -> None:
+    why = self._stuck_sentence(waited)
+    where = watchdog.write_stacks(self.folder)
+    self._finish(exits.PREEMPTED, f"{why}; {where}", is_stuck=True)
 
   def _stuck_sentence(self, waited: float) -> str:
     """Returns who waits where; a stuck process is behind, or silent."""
     now = time.monotonic()
-    own = f"process {self.place.index} is at step {self.step:,}"
+    own = f"process {self.place.index} is at step {self.progress.step:,}"
     others = []
     for k, (step, heard) in sorted(self.heard.items()):
       silent = now - heard
@@ -635,12 +453,17 @@ class _Channel:
       "again, with as many processes as there are now, to go on",
     )
 
-  def _finish(self, code: int, why: str | None = None) -> None:
-    """Says why and ends this process; process 0 has the others end first."""
+  def _finish(
+    self, code: int, why: str | None = None, is_stuck: bool = False
+  ) -> None:
+    """Says why and ends this process; process 0 has the others end first.
+
+    Where one is stuck, each writes what its threads are at.
+    """
     with self.lock:
       is_first, self.is_ended = not self.is_ended, True
     if not is_first:
-      time.sleep(4 * SOON)  # the other thread is at it
+      time.sleep(4 * meeting.SOON)  # the other thread is at it
     if why is not None:
       who = "" if self.is_hub else f"process {self.place.index}: "
       # The last word: what jax's own threads say of it after this is not heard.
@@ -649,9 +472,9 @@ class _Channel:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         os.write(own, f"\ngpt_jax: {who}{why}\n".encode())
     if self.is_hub:
-      self._tell({"end": code, "why": why})
+      self._tell({"end": code, "why": why, "is_stuck": is_stuck})
       # Its end takes jax's coordination service along, which aborts the rest.
-      deadline = time.monotonic() + SOON
+      deadline = time.monotonic() + meeting.SOON
       for line in self.lines.values():
         with contextlib.suppress(OSError, ValueError):
           while time.monotonic() < deadline:

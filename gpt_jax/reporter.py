@@ -150,7 +150,9 @@ class Reporter:
   def is_logged(self, step: int) -> bool:
     """Returns whether a row is written of this step."""
     t = self.config.train
-    return step % t.log_every_steps == 0 or step in (1, t.num_steps)
+    every = t.log_every_steps
+    is_turn = every > 0 and step % every == 0
+    return is_turn or step in (1, t.num_steps)
 
   def is_watched(self, step: int) -> bool:
     """Returns whether telemetry is due at this step; at the first it is."""
@@ -175,7 +177,7 @@ class Reporter:
 
   def _report_on(self, step: int, state) -> None:
     c = self.config
-    if step % c.eval.every_steps == 0:
+    if c.eval.every_steps and step % c.eval.every_steps == 0:
       for name, tokens in self.prepared.valid.items():
         result = self._score(state.params, tokens, c.eval.num_batches)
         row = {metrics.eval_name(name, "loss"): result["loss"]}

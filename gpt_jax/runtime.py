@@ -9,7 +9,9 @@ import dataclasses
 import glob
 import logging
 import os
+import secrets
 import socket
+import stat
 import sys
 import tempfile
 import warnings
@@ -31,6 +33,7 @@ class Place:
     bind: "HOST:PORT" that process 0 listens at; None: PORT of any interface.
     join_seconds: how long they wait for each other.
     stuck_seconds: how long one may make no progress, at least.
+    secret: what the processes know of each other and nobody else; may be "".
   """
 
   address: str
@@ -40,6 +43,7 @@ class Place:
   bind: str | None
   join_seconds: float
   stuck_seconds: float
+  secret: str
 
   @property
   def host(self) -> str:
@@ -88,6 +92,7 @@ def make_team(count: int) -> list[dict[str, str]]:
   with socket.create_server(("127.0.0.1", 0)) as server:
     base["JAX_COORDINATOR_ADDRESS"] = f"127.0.0.1:{server.getsockname()[1]}"
   base["JAX_NUM_PROCESSES"] = str(count)
+  base["GPT_JAX_SECRET"] = secrets.token_hex()
   return [base | {"JAX_PROCESS_ID": str(index)} for index in range(count)]
 
 
@@ -102,7 +107,8 @@ def find_place() -> Place | None:
   """
   seconds = {
     "join_seconds": _positive("GPT_JAX_JOIN_SECONDS", 300.0),
-    "stuck_seconds": _positive("GPT_JAX_STUCK_SECONDS", 600.0),
+    "stuck_seconds": stuck_seconds(),
+    "secret": os.environ.get("GPT_JAX_SECRET", ""),
   }
   found = _find_explicit() or _find_slurm() or _find_tpu()
   if found is None:
@@ -112,6 +118,11 @@ def find_place() -> Place | None:
     return None
   bind = os.environ.get("JAX_COORDINATOR_BIND_ADDRESS") or None
   return Place(address, count, index, local, bind, **seconds)
+
+
+def stuck_seconds() -> float:
+  """Returns how long a run may make no progress, at least."""
+  return _positive("GPT_JAX_STUCK_SECONDS", 600.0)
 
 
 def _find_explicit():
@@ -348,8 +359,21 @@ class _MallocInfo(ctypes.Structure):
 
 def cache_dir() -> str:
   """Returns the folder for what can be made again: compiled programs."""
-  base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-  return os.path.join(base, "gpt_jax")
+  base = os.environ.get("XDG_CACHE_HOME", "")
+  if not os.path.isabs(base):
+    base = os.path.expanduser("~/.cache")
+  if os.path.isabs(base):
+    return os.path.join(base, "gpt_jax")
+  # A user without a home or a name, as in a container. Programs are run from
+  # there: it must be nobody else's.
+  folder = os.path.join(tempfile.gettempdir(), f"gpt_jax-{os.getuid()}")
+  with contextlib.suppress(OSError):
+    os.mkdir(folder, 0o700)
+  found = os.lstat(folder)
+  is_ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
+  if is_ours and not found.st_mode & 0o022:
+    return folder
+  return tempfile.mkdtemp(prefix="gpt_jax-")
 
 
 def quiet_tokenizers() -> None:

@@ -118,9 +118,8 @@ class Stop:
 
   def check(self, step: int) -> int | None:
     """Returns the exit code to end with now, the same in all processes."""
-    if processes.count() > 1:
-      return processes.check(step)
-    return self.code
+    code = processes.check(step)
+    return code if processes.count() > 1 else self.code
 
   def close(self) -> None:
     """Puts the earlier handlers back."""

@@ -4,6 +4,7 @@ Nothing here needs a network: sources are read as trees, locks as text.
 """
 
 import ast
+import importlib
 import importlib.metadata
 import pathlib
 import re
@@ -156,13 +157,19 @@ def test_every_reason_is_for_a_declared_package():
 
 
 def test_an_installed_package_holds_every_room():
-  find = PROJECT["tool"]["setuptools"]["packages"]["find"]
-  assert not find["namespaces"]
-  for folder in OWN:
-    assert {folder, f"{folder}.*"} <= set(find["include"])
-    for path in (ROOT / folder).rglob("*.py"):
-      room = path.parent.relative_to(ROOT)
-      assert (path.parent / "__init__.py").exists(), f"{room} is left out"
+  setuptools = PROJECT["tool"]["setuptools"]
+  rooms = {"gpt_jax.configs"}
+  for path in (ROOT / "gpt_jax").rglob("*.py"):
+    room = path.parent.relative_to(ROOT)
+    assert (path.parent / "__init__.py").exists(), f"{room} is left out"
+    rooms.add(".".join(room.parts))
+  assert sorted(setuptools["packages"]) == sorted(rooms)
+  assert setuptools["package-dir"] == {"gpt_jax.configs": "configs"}
+
+
+def test_the_command_is_a_function_that_is_there():
+  module, _, name = PROJECT["project"]["scripts"]["gpt_jax"].partition(":")
+  assert callable(getattr(importlib.import_module(module), name))
 
 
 def test_the_version_can_be_read_without_importing():

@@ -20,6 +20,8 @@ LAYERS = [
     "config",
     "tree",
     "runtime",
+    "meeting",
+    "watchdog",
     "processes",
     "signals",
     "cli",
@@ -32,6 +34,7 @@ LAYERS = [
   ["decode", "score", "preflight", "reporter", "loop"],
   ["generate", "evaluate", "train"],
   ["lab"],
+  ["__main__"],
 ]
 RANK = {
   name: (layer, place)

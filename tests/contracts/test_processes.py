@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from conftest import user_env
 
-from gpt_jax import checkpoint, exits, metrics, processes, runtime
+from gpt_jax import checkpoint, exits, meeting, metrics, processes, runtime
 from gpt_jax.config import InputError
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -298,7 +298,7 @@ def test_a_port_where_something_else_answers_is_not_joined(monkeypatch):
     thread.start()
     place = a_place(1, 2, server.getsockname()[1])
     with pytest.raises(InputError, match="something else answers there"):
-      processes._meet(place, {})
+      meeting.meet(place, {})
 
 
 def _greet(server) -> None:
@@ -341,7 +341,7 @@ def test_an_error_of_one_process_ends_all(flags, tmp_path):
 
 def a_place(index: int, count: int, port: int, seconds: float = 1.0):
   address = f"127.0.0.1:{port}"
-  return runtime.Place(address, count, index, None, address, seconds, 600.0)
+  return runtime.Place(address, count, index, None, address, seconds, 600.0, "")
 
 
 @pytest.fixture
@@ -464,7 +464,7 @@ def met(count: int) -> list:
 
   def meet(index):
     place = a_place(index, count, port, 10.0)
-    channels[index] = processes._Channel(place, processes._meet(place, {}))
+    channels[index] = processes._Channel(place, meeting.meet(place, {}))
     channels[index].start()
 
   run_all(meet, count)

@@ -466,6 +466,7 @@ def pace_saves(steps: set[int], asked: int) -> tuple[int, int]:
   twice as often as `asked`.
   """
   last, most = max(steps), KEPT_PER_STEP * len(steps)
+  asked = asked or last  # 0 never saves
   found = []
   for near in {s // n for s in steps for n in range(1, most + 1)} - {0}:
     if last // near > most:

@@ -1,0 +1,23 @@
+"""Lists the commands, or runs one: python -m gpt_jax train --help.
+
+Installed, it is the command gpt_jax.
+"""
+
+import runpy
+import sys
+
+from gpt_jax import cli
+
+
+def main() -> None:
+  words = sys.argv[1:]
+  name = words[0] if words else ""
+  if name in cli.COMMANDS:
+    sys.argv = [f"gpt_jax {name}", *words[1:]]
+    runpy.run_module(f"gpt_jax.{name}", run_name="__main__", alter_sys=True)
+  else:
+    cli.run(cli.show_commands, words)
+
+
+if __name__ == "__main__":
+  main()
