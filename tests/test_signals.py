@@ -87,18 +87,23 @@ def test_what_is_ignored_at_the_start_stays_ignored(ended, ignored):
     signal.signal(ignored, old)
 
 
-def test_a_signal_is_not_lost_in_a_hook_that_swallows_errors(stop):
+def test_a_signal_is_not_lost_in_a_hook_that_swallows_errors(ended):
+  """As jax's hook of the garbage collector, before the loop looks."""
+
   def hook(phase, info):
     if phase == "start":
       os.kill(os.getpid(), signal.SIGINT)
       time.sleep(0.001)
 
+  stop = signals.Stop("the command")
   gc.callbacks.append(hook)
   try:
     gc.collect()
-  finally:
     gc.callbacks.remove(hook)
-  await_truth(lambda: stop.code is not None)
+    await_truth(lambda: ended)
+    assert ended[0] == exits.INTERRUPTED
+  finally:
+    stop.close()
 
 
 def test_a_child_that_is_told_does_not_tell_its_parent(stop):
