@@ -176,7 +176,6 @@ LOST = [
   ">/dev/full 2>/dev/full",
   "2> >(exec 0<&-)",
   "> >(exec 0<&-)",
-  "| sleep 1",
 ]
 
 
@@ -186,6 +185,24 @@ def test_a_run_goes_on_whatever_becomes_of_its_screen(tmp_path, redirect):
   number, word = (tmp_path / "file").read_text().split()
   # Not one of the three that C libraries write to.
   assert int(number) > 2 and word == "whole"
+
+
+def test_a_run_goes_on_when_its_reader_has_stopped_reading(tmp_path):
+  """As a pager, or a terminal after Ctrl-S."""
+  reader, writer = os.pipe()
+  try:
+    process = subprocess.Popen(
+      [sys.executable, "-c", TALK.replace("IS_RUN", "True"), tmp_path / "file"],
+      cwd=ROOT,
+      stdin=subprocess.DEVNULL,
+      stdout=writer,
+      stderr=writer,
+    )
+    assert process.wait(60) == 7
+  finally:
+    process.kill()
+    os.close(reader)
+    os.close(writer)
 
 
 def test_a_run_goes_on_when_its_terminal_is_closed(tmp_path):
