@@ -159,7 +159,7 @@ class Checkpointer:
     if not any(map(self._is_good, kept)):
       good = next(filter(self._is_good, reversed(old)), None)
       old = [step for step in old if step != good]
-    return [step for step in old if every is None or step % every]
+    return [step for step in old if not every or step % every]
 
   def _is_good(self, step: int) -> bool:
     if step not in self._good:
