@@ -5,7 +5,7 @@ import math
 import os
 import sys
 
-from gpt_jax import cli, processes, runtime
+from gpt_jax import cli, files, processes, runtime
 from gpt_jax.config import InputError
 
 
@@ -37,6 +37,7 @@ def main(argv: list[str]) -> int:
   from gpt_jax import score, sharding, workdir
   from gpt_jax.data import store
 
+  args.workdir = files.user_path("--workdir", args.workdir)
   is_speaking = processes.index() == 0
 
   def note(line: str) -> None:

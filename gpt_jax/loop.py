@@ -21,6 +21,7 @@ from gpt_jax import (
   console,
   exits,
   goodput,
+  lock,
   metrics,
   optim,
   preflight,
@@ -120,11 +121,14 @@ def train(config: Config, workdir: str, command: str) -> int:
     InputError: see the sentences; nothing is half-written.
   """
   screen = console.Console(processes.index() == 0)
-  stop = Stop()
+  stop, held = Stop(), []
   try:
+    processes.share(lambda: held.append(lock.hold(workdir, screen.say)))
     return _train(config, workdir, command, screen, stop)
   except Interrupted:
     screen.close()
+    for each in held:
+      each.release()
     why = f"stopped before the first step; start again with: {command}"
     screen.say(why)
     # Threads that compile would be waited for.
@@ -132,6 +136,8 @@ def train(config: Config, workdir: str, command: str) -> int:
     processes.end(stop.code, why)
     os._exit(stop.code)
   finally:
+    for each in held:
+      each.release()
     stop.close()
 
 

@@ -6,7 +6,7 @@ A thin door: flags and config are read and checked before jax is imported.
 import shlex
 import sys
 
-from gpt_jax import cli, processes, runtime
+from gpt_jax import cli, files, processes, runtime
 from gpt_jax import config as config_lib
 
 
@@ -19,6 +19,7 @@ def main(argv: list[str]) -> int:
     help="folder of the run; a run that is there goes on where it was",
   )
   args, overrides = cli.parse(parser, argv)
+  args.workdir = files.user_path("--workdir", args.workdir)
   config = config_lib.freeze(cli.load_config(args.config, overrides))
   runtime.start(args.devices)
   processes.join(
