@@ -208,7 +208,7 @@ def _train(config: Config, workdir: str, command: str, screen, stop) -> int:
   keeper = checkpoint.Checkpointer(
     folder,
     config.checkpoint,
-    {"data_fingerprint": prepared.fingerprint},
+    workdir_lib.facts_of(config, prepared),
     say=screen.say,
   )
   hash_batch = jax.jit(step_lib.hash_batch)
@@ -223,8 +223,10 @@ def _train(config: Config, workdir: str, command: str, screen, stop) -> int:
       pool.submit(keeper.prepare, abstract)
       state = state_lib.init_state(model, tx, config, mesh)
       if config.train.init_from is not None:
+        source = config.train.init_from
+        facts = processes.share(lambda: workdir_lib.read_facts(source))
         params = checkpoint.restore_params(
-          config.train.init_from, abstract.params, screen.say
+          source, abstract.params, screen.say, facts=facts
         )
         state = state_lib.replace_params(state, params)
     with clock.spend("compile"):

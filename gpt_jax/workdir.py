@@ -154,6 +154,31 @@ def read_tokenizer(workdir: str):
   return tokenizer
 
 
+def facts_of(config: Config, prepared) -> dict[str, str]:
+  """Returns what each checkpoint says of its run: see integrity.FACTS."""
+  return {
+    "config_fingerprint": config_lib.fingerprint(config),
+    "data_fingerprint": prepared.fingerprint,
+    "tokenizer_fingerprint": prepared.tokenizer.fingerprint(),
+  }
+
+
+def read_facts(workdir: str) -> dict[str, str | None]:
+  """Returns what config.json says of a run's checkpoints, as facts_of does.
+
+  Nothing of a folder without config.json, and None where an earlier version
+  did not record it.
+  """
+  if not os.path.lexists(os.path.join(workdir, "config.json")):
+    return {}
+  record = read_record(workdir)
+  return {
+    "config_fingerprint": record["fingerprint"],
+    "data_fingerprint": record["data_fingerprint"],
+    "tokenizer_fingerprint": record.get("tokenizer_fingerprint"),
+  }
+
+
 def check_same_run(workdir: str, config: Config, data_fingerprint: str) -> None:
   """Raises InputError if config, data or tokenizer made another run."""
   record = read_record(workdir)
@@ -287,5 +312,7 @@ def open_run(
     shapes,
     placed,
   )
-  params = checkpoint.restore_params(workdir, abstract, say, average, step=step)
+  params = checkpoint.restore_params(
+    workdir, abstract, say, average, read_facts(workdir), step=step
+  )
   return config, model, params, tokenizer, mesh

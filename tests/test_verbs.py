@@ -211,6 +211,35 @@ def test_a_finished_run_is_a_point_of_a_scaling_law(run):
   assert found.loss == [rows[-1]["eval/valid/loss"]]
 
 
+def test_a_checkpoint_of_another_run_is_refused_by_every_verb(
+  base, call_verb, run, tmp_path
+):
+  other = tmp_path / "lr[3e-4] \\ run"  # no pattern, but a name
+  words = [*base[1], "--config.seed=7"]
+  assert call_verb("train", *words, f"--workdir={other}").returncode == 0
+  assert call_verb("evaluate", f"--workdir={other}").returncode == 0
+  mixed = tmp_path / "mixed"
+  shutil.copytree(run, mixed)
+  shutil.rmtree(mixed / "checkpoints" / "20")
+  shutil.copytree(other / "checkpoints" / "20", mixed / "checkpoints" / "20")
+  commands = [
+    ("evaluate", f"--workdir={mixed}"),
+    ("generate", f"--workdir={mixed}", "--num_tokens=1"),
+    ("train", *base[1], f"--workdir={mixed}"),
+    (
+      "train",
+      *base[1],
+      f"--config.train.init_from={mixed}",
+      f"--workdir={tmp_path / 'new'}",
+    ),
+  ]
+  for verb, *words in commands:
+    result = call_verb(verb, *words)
+    assert result.returncode == exits.BAD_INPUT, (verb, result)
+    assert "step 20 in" in result.stderr and len(result.stderr.split("\n")) == 2
+    assert "is of another run: its config is " in result.stderr
+
+
 def test_bits_per_byte_times_bytes_is_nats_over_ln_2(evaluate, tmp_path):
   path = tmp_path / "text.txt"
   path.write_text("Grüße, " * 100)
