@@ -91,17 +91,13 @@ def _damaged(path: str, clause: str) -> InputError:
   )
 
 
-def read_config(
-  workdir: str, overrides: dict[str, str] | None = None
-) -> Config:
-  """Returns the config of a run; overrides may change OVERRIDABLE keys.
+def read_values(workdir: str) -> dict:
+  """Returns a run's config as nested values, as cli.load_config gives a file's.
 
   Raises:
     InputError: as read_record; or the values are of another version, or not
       those that the run was started with.
   """
-  from gpt_jax import cli
-
   path = os.path.join(workdir, "config.json")
   record = read_record(workdir)
   nested: dict = {}
@@ -119,18 +115,31 @@ def read_config(
     commit = record.get("commit")
     hint = f"; the run is of commit {commit}, which reads it" if commit else ""
     raise InputError(f"{path}: {error}{hint}") from None
-  if "digest" not in record and record["fingerprint"] != config_lib.fingerprint(
-    config
-  ):
+  is_sealed = "digest" in record
+  if not is_sealed and record["fingerprint"] != config_lib.fingerprint(config):
     raise _damaged(path, "does not match its own fingerprint")
+  return nested
+
+
+def read_config(
+  workdir: str, overrides: dict[str, str] | None = None
+) -> Config:
+  """Returns the config of a run; overrides may change OVERRIDABLE keys.
+
+  Raises:
+    InputError: as read_values, or a key cannot be changed.
+  """
+  from gpt_jax import cli
+
+  values = read_values(workdir)
   for dotted, text in (overrides or {}).items():
     if dotted in config_lib.KEYS and not dotted.startswith(OVERRIDABLE):
       raise InputError(
         f"{dotted} is part of the run in {workdir} and cannot be changed "
         "here; mesh.* and data.dir can"
       )
-    cli.set_key(nested, dotted, text)
-  return config_lib.freeze(nested) if overrides else config
+    cli.set_key(values, dotted, text)
+  return config_lib.freeze(values)
 
 
 def read_tokenizer(workdir: str):
