@@ -152,10 +152,10 @@ class Checkpointer:
     The newest good one always stays, however many of a run that has gone bad
     have followed it.
     """
-    c, steps = self.checkpoint, self.steps()
-    kept = steps[-c.keep_last :]
-    every = c.keep_every_steps
-    old = steps[: -c.keep_last]
+    steps, checkpoint = self.steps(), self.checkpoint
+    kept = steps[-checkpoint.keep_last :]
+    every = checkpoint.keep_every_steps
+    old = steps[: -checkpoint.keep_last]
     if not any(map(self._is_good, kept)):
       good = next(filter(self._is_good, reversed(old)), None)
       old = [step for step in old if step != good]

@@ -5,7 +5,7 @@ import math
 import os
 import sys
 
-from gpt_jax import cli, processes, runtime
+from gpt_jax import cli, files, processes, runtime
 from gpt_jax.config import InputError
 
 
@@ -21,8 +21,8 @@ def main(argv: list[str]) -> int:
   parser.add_argument(
     "--data",
     metavar="SOURCE",
-    help="a text file, a prepared folder, or a source such as jsonl:FILE; the "
-    "default is the run's own validation set",
+    help="a text file, a file of JSON lines, a prepared folder, or a source "
+    "such as text:GLOB; the default is the run's own validation set",
   )
   parser.add_argument(
     "--json", action="store_true", help="print one JSON object a set"
@@ -35,8 +35,9 @@ def main(argv: list[str]) -> int:
   processes.join({"the arguments": argv})
 
   from gpt_jax import score, sharding, workdir
-  from gpt_jax.data import store
+  from gpt_jax.data import sources, store
 
+  args.workdir = files.user_path("--workdir", args.workdir)
   is_speaking = processes.index() == 0
 
   def note(line: str) -> None:
@@ -47,19 +48,29 @@ def main(argv: list[str]) -> int:
     args.workdir, overrides, note, args.weights, args.average, args.step
   )
   params = model.round_weights(params)
+  path = args.data
+  if path is not None and not sources.is_spec(path):
+    path = files.user_path("--data", path)
   if args.data is None:
-    sets = processes.in_turn(lambda: store.prepare(config.data, note)).valid
+    sets = processes.in_turn(
+      lambda: _own_sets(args.workdir, config.data, overrides, note)
+    )
     if not sets:
       raise InputError(
         f"the run in {args.workdir} holds no text back; name some with --data"
       )
-  elif os.path.lexists(os.path.join(args.data, "manifest.json")):
-    sets = store.open_prepared(args.data, config.data.verify)
+  elif os.path.lexists(os.path.join(path, "manifest.json")):
+    sets = store.open_prepared(path, config.data.verify)
     sets = {name: tokens for name, tokens in sets.items() if tokens.num_ids}
   else:
     tokens = processes.in_turn(
       lambda: store.prepare_text(
-        args.data, tokenizer, config.data.dir, config.data.split, note
+        path,
+        tokenizer,
+        config.data.dir,
+        config.data.split,
+        note,
+        config.data.verify,
       )
     )
     sets = {args.data: tokens}
@@ -96,6 +107,37 @@ def main(argv: list[str]) -> int:
         f"{result['bits_per_byte']:.4f}, over {result['num_tokens']:,} tokens"
       )
   return 0
+
+
+def _own_sets(workdir: str, data, overrides: dict, note) -> dict:
+  """Returns the validation sets that a run was trained beside, by name.
+
+  A run may come from others, and its config.json names files to read and a
+  folder to write in. What is there is opened; text is read and prepared again
+  only where the user gives the folder, or where the text is Python's own and
+  the folder is below this one.
+
+  Raises:
+    InputError: they are not there, or the text is no longer what it was.
+  """
+  from gpt_jax import workdir as workdir_lib
+  from gpt_jax.data import store
+
+  inside = os.path.normpath(data.dir)
+  is_inside = not os.path.isabs(inside) and not inside.startswith(("..", "~"))
+  texts = {data.source, data.valid_source or "interpreter"}
+  is_own = is_inside and texts == {"interpreter"}
+  may_make = is_own or "data.dir" in overrides
+  prepared = store.prepare(data, note, ("valid",), may_make)
+  expected = workdir_lib.read_record(workdir)["data_fingerprint"]
+  if prepared.fingerprint != expected:
+    raise InputError(
+      f"the text that {data.source} gives here (prepared set "
+      f"{prepared.fingerprint[:12]}, in {prepared.folders[0]}) is not the one "
+      f"that {workdir} was trained on ({expected[:12]}); name the text to "
+      "score with --data"
+    )
+  return prepared.valid
 
 
 if __name__ == "__main__":

@@ -101,6 +101,25 @@ def train_flops_per_token(model: ModelConfig, seq_len: int) -> int:
   return 6 * weights + 12 * model.num_layers * width * seq_len
 
 
+def masked_flops_per_token(model: ModelConfig, seq_len: int) -> int:
+  """Returns train_flops_per_token with the visible scores only.
+
+  The mask hides half of the scores or more, and attention kernels skip what it
+  hides: by this figure no utilisation exceeds that of the hardware.
+  """
+  width = model.num_heads * config_lib.head_dim(model)
+  scores = 12 * model.num_layers * width * seq_len
+  hidden = 1 - causal_part(seq_len, model.sliding_window)
+  return int(train_flops_per_token(model, seq_len) - hidden * scores)
+
+
+def causal_part(seq_len: int, window: int | None) -> float:
+  """Returns the part of all scores that a causal kernel cannot skip."""
+  if window is None or window >= seq_len:
+    return 0.5
+  return window * (seq_len - window / 2) / seq_len**2
+
+
 def count_by_convention(
   model: ModelConfig, seq_len: int, name: str
 ) -> tuple[int, int]:

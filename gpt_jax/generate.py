@@ -80,6 +80,7 @@ def main(argv: list[str]) -> int:
   sampling = decode.Sampling(
     args.temperature, args.top_k, args.top_p, args.min_p
   )
+  args.workdir = files.user_path("--workdir", args.workdir)
   is_speaking = processes.index() == 0
 
   def note(line: str) -> None:

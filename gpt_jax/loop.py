@@ -19,6 +19,7 @@ from gpt_jax import (
   console,
   exits,
   goodput,
+  lock,
   metrics,
   optim,
   preflight,
@@ -72,6 +73,16 @@ def train(
     InputError: see the sentences; nothing is half-written.
   """
   screen = console.Console(processes.index() == 0)
+  held = []
+  try:
+    processes.share(lambda: held.append(lock.hold(workdir, screen.say)))
+    return _train(config, workdir, command, screen, stop)
+  finally:
+    for each in held:
+      each.release()
+
+
+def _train(config: Config, workdir: str, command: str, screen, stop) -> int:
   started, clock = time.perf_counter(), goodput.Clock()
   metrics.check_wandb(config.train.wandb_project)
   folder = os.path.join(workdir, "checkpoints")
@@ -138,7 +149,7 @@ def train(
   keeper = checkpoint.Checkpointer(
     folder,
     config.checkpoint,
-    {"data_fingerprint": prepared.fingerprint},
+    workdir_lib.facts_of(config, prepared),
     say=screen.say,
   )
   hash_batch = jax.jit(step_lib.hash_batch)
@@ -153,8 +164,10 @@ def train(
       pool.submit(keeper.prepare, abstract)
       state = state_lib.init_state(model, tx, config, mesh)
       if config.train.init_from is not None:
+        source = config.train.init_from
+        facts = processes.share(lambda: workdir_lib.read_facts(source))
         params = checkpoint.restore_params(
-          config.train.init_from, abstract.params, screen.say
+          source, abstract.params, screen.say, facts=facts
         )
         state = state_lib.replace_params(state, params)
     with clock.spend("compile"):

@@ -18,9 +18,9 @@ from gpt_jax import (
   tree,
 )
 from gpt_jax import config as config_lib
+from gpt_jax import workdir as workdir_lib
 from gpt_jax.config import Config, InputError
 from gpt_jax.data import store
-from gpt_jax.data import tokenizer as tokenizer_lib
 
 # Below these an eps no longer keeps float32 from dividing by next to nothing.
 TINY_EPS, TINY_NORM_EPS = 1e-20, 1e-12
@@ -73,7 +73,7 @@ def check_init(workdir: str, tokenizer) -> None:
       f"train.init_from is {workdir!r}, which holds no checkpoint; give the "
       "workdir of a run that has saved one"
     )
-  there = tokenizer_lib.load(os.path.join(workdir, "tokenizer.json"))
+  there = workdir_lib.read_tokenizer(workdir)
   if there.fingerprint() != tokenizer.fingerprint():
     raise InputError(
       f"train.init_from is {workdir!r}, whose parameters know the tokens of "

@@ -66,9 +66,7 @@ class Reporter:
     self.time_left = metrics.TimeLeft()
     total = config.train.num_steps
     if self.is_writing:
-      if first < total and os.path.exists(self._curve_path()):
-        os.remove(self._curve_path())  # of an end that is to come again
-      is_reported = os.path.exists(self._curve_path())
+      has_curve = os.path.exists(self._curve_path())
       # A report that was cut short is made again, and its rows with it.
       is_cut = lambda row: (
         row["step"] == total and any(name.startswith("eval/") for name in row)
@@ -77,10 +75,12 @@ class Reporter:
         workdir,
         first,
         config.train.wandb_project,
-        is_dropped=lambda row: not is_reported and is_cut(row),
+        is_dropped=lambda row: not has_curve and is_cut(row),
         say=screen.say,
         seal=seal,
       )
+      if has_curve and first < total:
+        os.remove(self._curve_path())  # of an end that is to come again
       clock.go_on(self.writers.carried)
     self.meter = metrics.Meter(
       config.train.global_batch_size * config.data.seq_len,

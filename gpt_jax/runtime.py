@@ -391,3 +391,8 @@ def quiet_logs() -> None:
 def is_terminal(stream) -> bool:
   """Returns whether a person is watching this stream."""
   return stream.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def environment_without(prefix: str) -> dict[str, str]:
+  """Returns the environment, names that begin with `prefix` left out."""
+  return {k: v for k, v in os.environ.items() if not k.startswith(prefix)}

@@ -9,6 +9,7 @@ import contextlib
 import importlib.metadata
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import time
 
 import gpt_jax
 from gpt_jax import config as config_lib
-from gpt_jax import files
+from gpt_jax import files, runtime
 from gpt_jax.config import Config, InputError
 
 # Keys that what reads a finished run may change.
@@ -90,17 +91,13 @@ def _damaged(path: str, clause: str) -> InputError:
   )
 
 
-def read_config(
-  workdir: str, overrides: dict[str, str] | None = None
-) -> Config:
-  """Returns the config of a run; overrides may change OVERRIDABLE keys.
+def read_values(workdir: str) -> dict:
+  """Returns a run's config as nested values, as cli.load_config gives a file's.
 
   Raises:
     InputError: as read_record; or the values are of another version, or not
       those that the run was started with.
   """
-  from gpt_jax import cli
-
   path = os.path.join(workdir, "config.json")
   record = read_record(workdir)
   nested: dict = {}
@@ -118,22 +115,81 @@ def read_config(
     commit = record.get("commit")
     hint = f"; the run is of commit {commit}, which reads it" if commit else ""
     raise InputError(f"{path}: {error}{hint}") from None
-  if "digest" not in record and record["fingerprint"] != config_lib.fingerprint(
-    config
-  ):
+  is_sealed = "digest" in record
+  if not is_sealed and record["fingerprint"] != config_lib.fingerprint(config):
     raise _damaged(path, "does not match its own fingerprint")
+  return nested
+
+
+def read_config(
+  workdir: str, overrides: dict[str, str] | None = None
+) -> Config:
+  """Returns the config of a run; overrides may change OVERRIDABLE keys.
+
+  Raises:
+    InputError: as read_values, or a key cannot be changed.
+  """
+  from gpt_jax import cli
+
+  values = read_values(workdir)
   for dotted, text in (overrides or {}).items():
     if dotted in config_lib.KEYS and not dotted.startswith(OVERRIDABLE):
       raise InputError(
         f"{dotted} is part of the run in {workdir} and cannot be changed "
         "here; mesh.* and data.dir can"
       )
-    cli.set_key(nested, dotted, text)
-  return config_lib.freeze(nested) if overrides else config
+    cli.set_key(values, dotted, text)
+  return config_lib.freeze(values)
+
+
+def read_tokenizer(workdir: str):
+  """Returns the tokenizer of a run.
+
+  Raises:
+    InputError: it is missing, damaged, or not the one that the run was
+      trained with.
+  """
+  from gpt_jax.data import tokenizer as tokenizer_lib
+
+  path = os.path.join(workdir, "tokenizer.json")
+  tokenizer = tokenizer_lib.load(path)
+  recorded = read_record(workdir).get("tokenizer_fingerprint")
+  if recorded is not None and recorded != tokenizer.fingerprint():
+    raise InputError(
+      f"{path} is another tokenizer ({tokenizer.name}, {tokenizer.vocab_size} "
+      f"tokens, {tokenizer.fingerprint()[:12]}) than this run was trained with "
+      f"({recorded[:12]} in config.json); put that one back"
+    )
+  return tokenizer
+
+
+def facts_of(config: Config, prepared) -> dict[str, str]:
+  """Returns what each checkpoint says of its run: see integrity.FACTS."""
+  return {
+    "config_fingerprint": config_lib.fingerprint(config),
+    "data_fingerprint": prepared.fingerprint,
+    "tokenizer_fingerprint": prepared.tokenizer.fingerprint(),
+  }
+
+
+def read_facts(workdir: str) -> dict[str, str | None]:
+  """Returns what config.json says of a run's checkpoints, as facts_of does.
+
+  Nothing of a folder without config.json, and None where an earlier version
+  did not record it.
+  """
+  if not os.path.lexists(os.path.join(workdir, "config.json")):
+    return {}
+  record = read_record(workdir)
+  return {
+    "config_fingerprint": record["fingerprint"],
+    "data_fingerprint": record["data_fingerprint"],
+    "tokenizer_fingerprint": record.get("tokenizer_fingerprint"),
+  }
 
 
 def check_same_run(workdir: str, config: Config, data_fingerprint: str) -> None:
-  """Raises InputError if the workdir was made by another config or data."""
+  """Raises InputError if config, data or tokenizer made another run."""
   record = read_record(workdir)
   keys = config_lib.differing_keys(read_config(workdir), config)
   if keys:
@@ -147,6 +203,7 @@ def check_same_run(workdir: str, config: Config, data_fingerprint: str) -> None:
       f"{record['data_fingerprint'][:12]} there, {data_fingerprint[:12]} here);"
       " give another --workdir"
     )
+  read_tokenizer(workdir)
 
 
 # Of files, where lab's modules look for it.
@@ -173,20 +230,48 @@ def await_file(path: str) -> None:
     time.sleep(0.1)
 
 
-def find_commit() -> str | None:
-  """Returns the commit of this source tree, "+" if changed; None outside."""
-  here = os.path.dirname(os.path.abspath(__file__))
+def find_commit(source: str = __file__) -> str | None:
+  """Returns the commit of this package, "+" if files of it were changed.
+
+  That of a repository which tracks this very file in its folder gpt_jax, as a
+  clone does; else what `git archive` wrote into _commit.txt; else None. An
+  installed package may lie inside of somebody else's repository.
+
+  Args:
+    source: this file.
+  """
+  here = os.path.dirname(os.path.abspath(source))
+  top = os.path.dirname(here)
+  # GIT_DIR and others name a repository wherever the command runs.
+  environment = runtime.environment_without("GIT_")
   git = lambda *words: subprocess.run(
-    ["git", "-C", here, *words], capture_output=True, text=True, timeout=10
+    ["git", "-C", top, *words],
+    capture_output=True,
+    text=True,
+    timeout=10,
+    env=environment,
+    errors="replace",
   )
   try:
-    head = git("rev-parse", "HEAD")
-    if head.returncode:
-      return None
-    changed = git("status", "--porcelain", "--untracked-files=no").stdout
+    found = git("rev-parse", "--show-toplevel", "HEAD")
+    lines = found.stdout.splitlines()
+    tracked = git("ls-files", "--error-unmatch", "--", os.path.abspath(source))
+    is_ours = (
+      found.returncode == tracked.returncode == 0
+      and len(lines) == 2
+      and os.path.realpath(lines[0]) == os.path.realpath(top)
+    )
+    if is_ours:
+      changed = git("status", "--porcelain", "--untracked-files=no").stdout
+      return lines[1] + ("+" if changed.strip() else "")
   except (OSError, subprocess.TimeoutExpired):
+    pass
+  try:
+    archived = files.read_text(os.path.join(here, "_commit.txt"), 1 << 10)
+  except files.Damage:
     return None
-  return head.stdout.strip() + ("+" if changed.strip() else "")
+  is_commit = re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", archived.strip())
+  return archived.strip() if is_commit else None
 
 
 def open_run(
@@ -211,7 +296,6 @@ def open_run(
   import jax
 
   from gpt_jax import checkpoint, sharding
-  from gpt_jax.data import tokenizer as tokenizer_lib
   from gpt_jax.models import build_model
 
   checkpoint.read_average(average)
@@ -227,7 +311,7 @@ def open_run(
       config, mesh=dataclasses.replace(config.mesh, **alone)
     )
     mesh = sharding.make_mesh(config.mesh)
-  tokenizer = tokenizer_lib.load(os.path.join(workdir, "tokenizer.json"))
+  tokenizer = read_tokenizer(workdir)
   platform = mesh.devices.flat[0].platform
   model = build_model(config.model, config.mesh.rules, platform, weights)
   shapes, specs = model.abstract_params()
@@ -237,5 +321,7 @@ def open_run(
     shapes,
     placed,
   )
-  params = checkpoint.restore_params(workdir, abstract, say, average, step=step)
+  params = checkpoint.restore_params(
+    workdir, abstract, say, average, read_facts(workdir), step=step
+  )
   return config, model, params, tokenizer, mesh

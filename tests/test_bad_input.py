@@ -165,7 +165,7 @@ WRONG_VALUES = {
   "data.tokenizer=gpt2:none": ("none of data.tokenizer does not exist",),
   "data.tokenizer=gpt2:configs": ("configs", "encoder.json and vocab.bpe"),
   "data.tokenizer=gpt2:LICENSE": ("LICENSE, line 1", "base64"),
-  "data.tokenizer=hf:none": ("cannot read", "none", "No such file"),
+  "data.tokenizer=hf:none": ("cannot read", "none", "does not exist"),
   "data.tokenizer=hf:LICENSE": ("LICENSE is not a tokenizer.json",),
   "model.vocab_size=100": ("model.vocab_size is 100", "257 tokens"),
   "train.init_from=none": ("train.init_from is 'none'", "no checkpoint"),
@@ -459,7 +459,7 @@ RECORDS = {
   "empty": ("{}", "is damaged"),
   "keys": (
     '{"config": {"seed": 0}, "fingerprint": "", "data_fingerprint": ""}',
-    "config.json: config key data is missing",
+    "config.json: config key data.source is missing",
   ),
 }
 

@@ -211,6 +211,35 @@ def test_a_finished_run_is_a_point_of_a_scaling_law(run):
   assert found.loss == [rows[-1]["eval/valid/loss"]]
 
 
+def test_a_checkpoint_of_another_run_is_refused_by_every_verb(
+  base, call_verb, run, tmp_path
+):
+  other = tmp_path / "lr[3e-4] \\ run"  # no pattern, but a name
+  words = [*base[1], "--config.seed=7"]
+  assert call_verb("train", *words, f"--workdir={other}").returncode == 0
+  assert call_verb("evaluate", f"--workdir={other}").returncode == 0
+  mixed = tmp_path / "mixed"
+  shutil.copytree(run, mixed)
+  shutil.rmtree(mixed / "checkpoints" / "20")
+  shutil.copytree(other / "checkpoints" / "20", mixed / "checkpoints" / "20")
+  commands = [
+    ("evaluate", f"--workdir={mixed}"),
+    ("generate", f"--workdir={mixed}", "--num_tokens=1"),
+    ("train", *base[1], f"--workdir={mixed}"),
+    (
+      "train",
+      *base[1],
+      f"--config.train.init_from={mixed}",
+      f"--workdir={tmp_path / 'new'}",
+    ),
+  ]
+  for verb, *words in commands:
+    result = call_verb(verb, *words)
+    assert result.returncode == exits.BAD_INPUT, (verb, result)
+    assert "step 20 in" in result.stderr and len(result.stderr.split("\n")) == 2
+    assert "is of another run: its config is " in result.stderr
+
+
 def test_bits_per_byte_times_bytes_is_nats_over_ln_2(evaluate, tmp_path):
   path = tmp_path / "text.txt"
   path.write_text("Grüße, " * 100)
@@ -221,6 +250,47 @@ def test_bits_per_byte_times_bytes_is_nats_over_ln_2(evaluate, tmp_path):
   assert result["num_tokens"] == num_bytes - 1
   bits = result["loss"] * result["num_tokens"] / math.log(2) + math.log2(257)
   assert result["bits_per_byte"] * num_bytes == pytest.approx(bits, rel=1e-6)
+
+
+def test_a_file_of_records_is_read_as_records(
+  evaluate, call_verb, run, tmp_path
+):
+  rows = [{"id": i, "text": f"a line of text, {i}"} for i in range(9)]
+  path = tmp_path / "b.jsonl"
+  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  (plain,) = evaluate(f"--data={path}")
+  (named,) = evaluate(f"--data=jsonl:{path}#text")
+  assert plain.pop("set") != named.pop("set") and plain == named
+  table = tmp_path / "b.csv"
+  table.write_text("id,text\n1,x\n")
+  result = call_verb("evaluate", f"--workdir={run}", f"--data={table}")
+  assert result.returncode == 2 and "is a table (CSV)" in result.stderr
+  result = call_verb("evaluate", f"--workdir={run}", "--data=")
+  assert result.returncode == 2 and "--data is empty" in result.stderr
+
+
+def test_a_run_of_others_has_nothing_read_or_written(
+  evaluate, call_verb, run, tmp_path
+):
+  """Only what is prepared is opened, unless the user gives the folder."""
+  copy = shutil.copytree(run, tmp_path / "copy")
+  secret = tmp_path / "secret.txt"
+  secret.write_text("a secret\n" * 400)
+  path = copy / "config.json"
+  record = json.loads(path.read_text())
+  target = tmp_path / "chosen"
+  record["config"]["data.source"] = f"text:{secret}"
+  record["config"]["data.dir"] = str(target)
+  record["config"]["data.split"] = "tail"
+  path.write_text(json.dumps(files.seal(record)))
+  result = call_verb("evaluate", f"--workdir={copy}")
+  assert result.returncode == 2 and "is not there; to read" in result.stderr
+  assert not target.exists()
+  # Where it is given, other text than that of the run is still refused.
+  there = f"--config.data.dir={tmp_path / 'mine'}"
+  result = call_verb("evaluate", f"--workdir={copy}", there)
+  assert result.returncode == 2
+  assert "is not the one" in result.stderr and "--data" in result.stderr
 
 
 def test_a_prepared_folder_and_a_plain_line_are_understood(

@@ -3,11 +3,14 @@
 import json
 import os
 import pathlib
+import shutil
+import subprocess
 
 import pytest
 
 from gpt_jax import cli, config, files, workdir
 from gpt_jax.config import InputError
+from gpt_jax.data import tokenizer as tokenizer_lib
 
 ROOT = pathlib.Path(__file__).parent.parent
 # Of runs of earlier commits, as they wrote them.
@@ -138,3 +141,96 @@ def test_a_hostile_record_is_one_sentence(tmp_path, name):
   make(path)
   with pytest.raises(InputError, match=rf"config\.json is damaged: .*{said}"):
     workdir.read_config(str(tmp_path))
+
+
+# tokenizer.json
+
+
+def test_a_tokenizer_of_another_run_is_refused_by_name(
+  tmp_path, frozen, record
+):
+  own = tokenizer_lib.ByteTokenizer("bytes")
+  record["tokenizer_fingerprint"] = own.fingerprint()
+  read(tmp_path, files.seal(record))
+  path = tmp_path / "tokenizer.json"
+  path.write_text(own.to_json())
+  assert workdir.read_tokenizer(str(tmp_path)).name == "bytes"
+  other = tokenizer_lib.CharTokenizer(
+    "".join(map(chr, range(32, 127))), "chars"
+  )
+  path.write_text(other.to_json())
+  said = "tokenizer.json is another tokenizer .chars"
+  with pytest.raises(InputError, match=said):
+    workdir.read_tokenizer(str(tmp_path))
+  with pytest.raises(InputError, match=said):
+    workdir.check_same_run(str(tmp_path), frozen, "0" * 64)
+  # A run of an earlier version recorded none.
+  del record["tokenizer_fingerprint"]
+  read(tmp_path, files.seal(record))
+  assert workdir.read_tokenizer(str(tmp_path)).name == "chars"
+
+
+# The commit
+
+
+def git(folder, *words) -> str:
+  identity = "-c", "user.name=a", "-c", "user.email=a@b"
+  return subprocess.run(
+    ["git", "-C", str(folder), *identity, *words],
+    check=True,
+    capture_output=True,
+    text=True,
+  ).stdout.strip()
+
+
+@pytest.fixture
+def repo(tmp_path):
+  """A repository that holds the package as this project does."""
+  package = tmp_path / "repo" / "gpt_jax"
+  package.mkdir(parents=True)
+  (package / "workdir.py").write_text("")
+  for name in (".gitattributes", "gpt_jax/_commit.txt"):
+    (tmp_path / "repo" / name).write_text((ROOT / name).read_text())
+  git(package.parent, "init", "-q")
+  git(package.parent, "add", ".")
+  git(package.parent, "commit", "-qm", "one")
+  return package.parent
+
+
+def commit_of(folder) -> str | None:
+  return workdir.find_commit(str(folder / "gpt_jax" / "workdir.py"))
+
+
+def test_a_clone_and_its_archive_know_their_commit(repo, tmp_path):
+  head = git(repo, "rev-parse", "HEAD")
+  assert commit_of(repo) == head
+  git(repo, "archive", "--output=a.tar", "HEAD")
+  image = repo / "image"  # inside of the repository, and not tracked by it
+  image.mkdir()
+  subprocess.run(["tar", "-xf", repo / "a.tar", "-C", image], check=True)
+  assert commit_of(image) == head
+  (repo / "gpt_jax" / "workdir.py").write_text("changed")
+  assert commit_of(repo) == head + "+"
+
+
+def test_a_commit_of_another_repository_is_none_of_ours(
+  repo, tmp_path, monkeypatch
+):
+  other = tmp_path / "other"
+  for place in (other, other / "venv" / "site"):
+    shutil.copytree(repo / "gpt_jax", place / "gpt_jax")
+  (other / "mine.txt").touch()
+  git(other, "init", "-q")
+  git(other, "add", "mine.txt")
+  git(other, "commit", "-qm", "another")
+  assert commit_of(other) is None  # not tracked
+  git(other, "add", ".")
+  git(other, "commit", "-qm", "vendored")
+  assert commit_of(other / "venv" / "site") is None  # not its top
+  head = git(repo, "rev-parse", "HEAD")
+  monkeypatch.setenv("GIT_DIR", str(other / ".git"))
+  monkeypatch.setenv("GIT_WORK_TREE", str(repo))
+  assert commit_of(repo) == head
+  monkeypatch.setenv("GIT_DIR", str(repo / ".git"))
+  monkeypatch.setenv("GIT_WORK_TREE", str(other / "venv" / "site"))
+  assert commit_of(other / "venv" / "site") is None

@@ -134,13 +134,18 @@ def open_source(spec: str) -> Source:
   raise _unknown(spec)
 
 
+def is_spec(text: str) -> bool:
+  """Returns whether a text names a kind of source, and is no plain path."""
+  return re.match(_known(), text) is not None
+
+
 def spec_of(text: str) -> str:
   """Returns the spec of a source, or of the file of a plain path.
 
   What the file is called decides: .jsonl and .json, packed or not, hold
   records.
   """
-  if re.match(_known(), text):
+  if is_spec(text):
     return text
   name = unpack.bare_name(text if os.path.lexists(text) else text.split("#")[0])
   scheme = "jsonl" if name.endswith((".jsonl", ".json", ".ndjson")) else "text"

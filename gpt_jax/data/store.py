@@ -239,6 +239,7 @@ def prepare(
   data: DataConfig,
   say: Callable[[str], None] = print,
   splits: tuple[str, ...] = SPLITS,
+  may_make: bool = True,
 ) -> PreparedData:
   """Returns PreparedData for a config, making what is not there yet.
 
@@ -249,15 +250,17 @@ def prepare(
     say: takes lines of progress, and one for each set that was made.
     splits: what will be read; large sets of these are hashed from now on, in
       threads.
+    may_make: whether what is not there is made, and its text read.
 
   Raises:
-    InputError: a source, the tokenizer or the folder cannot be used.
+    InputError: a source, the tokenizer or the folder cannot be used, or a set
+      is not there and may not be made.
   """
   mixture = sources.parse_mixture(data.source)
   dir = files.user_path("data.dir", data.dir)
   data = dataclasses.replace(data, dir=dir)
   parts = _parts_of(data)
-  made = _prepare_parts(parts, data, say)
+  made = _prepare_parts(parts, data, say, may_make)
   _check_one_tokenizer(made)
   train = [(weight, made[i]["train"]) for i, (weight, _) in enumerate(mixture)]
   held = [p["valid"] for p in made if p["valid"].num_ids]
@@ -514,6 +517,7 @@ class _Job:
     build: makes the tokenizer and the manifest's notes on it, when needed.
     say: takes lines of progress.
     verify: word of data.verify.
+    may_make: whether what is not there is made.
     is_apart: whether the vocabulary is of a text whose documents were moved.
   """
 
@@ -521,6 +525,7 @@ class _Job:
   build: Callable[[], tuple[tokenizer.Tokenizer, dict]]
   say: Callable[[str], None]
   verify: str
+  may_make: bool = True
   is_apart: bool = False
 
   @functools.cached_property
@@ -535,7 +540,9 @@ class _Job:
     return path
 
 
-def _prepare_parts(parts, data: DataConfig, say) -> list[dict[str, TokenSet]]:
+def _prepare_parts(
+  parts, data: DataConfig, say, may_make: bool
+) -> list[dict[str, TokenSet]]:
   identity = tokenizer.identity(data.tokenizer)
   if tokenizer.is_trained(data.tokenizer):
     rows = [(p.source.fingerprint(), p.role) for p in parts]
@@ -559,7 +566,7 @@ def _prepare_parts(parts, data: DataConfig, say) -> list[dict[str, TokenSet]]:
     job.is_apart = any(part.num_moved for part in parts)
     return trained
 
-  job = _Job(data.dir, build, say, data.verify)
+  job = _Job(data.dir, build, say, data.verify, may_make)
   return [
     _find_or_make(job, part, name)
     for part, name in zip(parts, names, strict=True)
@@ -592,6 +599,11 @@ def _slug(spec: str) -> str:
 def _find_or_make(job: _Job, part: Part, name: str) -> dict[str, TokenSet]:
   path = job.find(name)
   if not _is_prepared(path):
+    if not job.may_make:
+      raise InputError(
+        f"{path} is not there; to read {part.source.spec} and prepare it "
+        f"again, give the folder: --config.data.dir={job.dir}"
+      )
     try:
       os.makedirs(job.dir, exist_ok=True)
       lock = os.path.join(job.dir, f".lock-{name}")

@@ -1,6 +1,6 @@
 """Text to token ids and back: bytes, characters, byte-pair encodings.
 
-The questionable decision: special tokens are never read from text. A document
+Design choice: special tokens are never read from text. A document
 that spells "<|endoftext|>" gets the tokens of these characters, and only the
 store writes separators; on the way back a separator decodes to nothing.
 """

@@ -133,7 +133,7 @@ def estimate_terms(built, topology: Topology) -> Terms:
   c, m, shape = built.config, built.config.model, built.mesh.shape
   micro, step = _tokens(built)
   tensor, item = shape["tensor"], ITEM[m.compute_dtype]
-  compute = _hardware_flops(c, topology) * step / tensor
+  compute = hardware_flops(c, topology) * step / tensor
   params = sum(flops.count_parameters(m).values())
   parts = c.train.num_microbatches
   # Weights are read in forward and backward, and made again in between.
@@ -196,7 +196,7 @@ def _layer_parameters(model) -> int:
   return (count["hidden"] + count["residual"]) // model.num_layers
 
 
-def _hardware_flops(config: Config, topology: Topology) -> float:
+def hardware_flops(config: Config, topology: Topology) -> float:
   """Returns FLOPs per token that a device does, what it makes again included.
 
   A kernel does half of the causal scores, and all of them twice in backward.

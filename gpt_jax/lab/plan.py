@@ -5,6 +5,7 @@ imported. For a TPU slice the real step is compiled, without a TPU; for GPUs
 and for a CPU the figures are estimates, and say so.
 """
 
+import math
 import sys
 
 from gpt_jax import chips, cli, runtime
@@ -42,16 +43,25 @@ def main(argv: list[str]) -> int:
     help="how long --search may compile (default %(default)s)",
   )
   parser.add_argument(
+    "--price",
+    type=float,
+    metavar="PER_CHIP_HOUR",
+    help="price of a chip for an hour, in any currency; the plan then says "
+    "what the run costs",
+  )
+  parser.add_argument(
     "--out", metavar="DIR", help="folder to write plan.json into"
   )
   parser.add_argument(
     "--json", action="store_true", help="print plan.json instead of text"
   )
   args, overrides = cli.parse(parser, argv)
-  if args.minutes <= 0:
-    raise config_lib.InputError(
-      f"--minutes is {args.minutes:g}; it must be more than 0"
-    )
+  for name in ("minutes", "price"):
+    value = getattr(args, name)
+    if value is not None and not 0 < value < math.inf:
+      raise config_lib.InputError(
+        f"--{name} is {value:g}; it must be more than 0 and finite"
+      )
   topology = chips.parse_topology(args.topology, args.slices)
   config = config_lib.freeze(cli.load_config(args.config, overrides))
   runtime.start(args.devices)

@@ -5,9 +5,11 @@ The plan is a plain dict, which plan.json is; report.py makes text of it.
 
 import dataclasses
 import json
+import math
 import os
+import statistics
 
-from gpt_jax import chips, exits, flops, sharding
+from gpt_jax import chips, exits, flops, sharding, tree
 from gpt_jax import config as config_lib
 from gpt_jax.config import Config, InputError
 from gpt_jax.lab import (
@@ -16,10 +18,14 @@ from gpt_jax.lab import (
   cost,
   hlo,
   memory,
+  published,
   remedy,
   report,
   roofline,
 )
+
+# What a host writes to storage that all hosts share; nobody publishes it.
+HOST_BYTES_PER_SECOND = 1e9
 
 
 def run(config: Config, topology: chips.Topology, args, typed) -> int:
@@ -40,6 +46,7 @@ def run(config: Config, topology: chips.Topology, args, typed) -> int:
     plan = make(config, topology)
     if not plan["memory"]["fits"]:
       plan["remedy"] = remedy.find(plan, config, topology, make, say)
+  plan["price"] = args.price
   if args.out:
     write(plan, args.out)
   if args.json:
@@ -67,13 +74,13 @@ def make(config: Config, topology: chips.Topology) -> dict:
       f"{topology.num_devices} in the table of chips"
     )
   built = aot.build(config, devices, "tpu")
-  plan = _frame(config, topology, built.mesh, "compiled")
+  plan = _frame(config, topology, built, "compiled")
   try:
     compiled = aot.compile_built(built)
   except aot.OutOfMemory as error:
     return plan | _refused(config, topology, error)
   module = hlo.parse(compiled.text)
-  scores = causal_part(config.data.seq_len, config.model.sliding_window)
+  scores = flops.causal_part(config.data.seq_len, config.model.sliding_window)
   costs = cost.measure(module, topology.num_devices, scores)
   traffic = roofline.measure_traffic(costs.collectives, built.mesh, topology)
   kept = memory.split(
@@ -88,36 +95,35 @@ def make(config: Config, topology: chips.Topology) -> dict:
     "collectives": [dataclasses.asdict(t) for t in traffic],
     "hardware_flops": costs.flops * topology.num_devices,
     "unknown_loops": costs.unknown_loops,
-    "roofline": _roofline(terms, config, topology),
+    "roofline": _roofline(
+      terms, config, topology, costs.flops * topology.num_devices
+    ),
   }
-
-
-def causal_part(seq_len: int, window: int | None) -> float:
-  """Returns the part of all scores that a causal kernel cannot skip."""
-  if window is None or window >= seq_len:
-    return 0.5
-  return window * (seq_len - window / 2) / seq_len**2
 
 
 def _estimated(config: Config, topology: chips.Topology) -> dict:
   built = analytic.build(config, topology.num_devices)
-  plan = _frame(config, topology, built.mesh, "estimated")
+  plan = _frame(config, topology, built, "estimated")
   found = analytic.estimate(config, topology, built)
+  done = analytic.hardware_flops(config, topology) * plan["tokens_per_step"]
   return plan | {
     "compile_seconds": None,
     "memory": _memory(found.memory),
     "collectives": [],
-    "hardware_flops": None,
+    "hardware_flops": done,
     "unknown_loops": [],
-    "roofline": _roofline(found.terms, config, topology),
+    "roofline": _roofline(found.terms, config, topology, done),
   }
 
 
-def _frame(config: Config, topology, mesh, basis: str) -> dict:
+def _frame(config: Config, topology, built, basis: str) -> dict:
   t = config.train
   tokens = t.global_batch_size * config.data.seq_len
   per_token = flops.train_flops_per_token(config.model, config.data.seq_len)
-  chip = topology.chip
+  masked = flops.masked_flops_per_token(config.model, config.data.seq_len)
+  chip, mesh = topology.chip, built.mesh
+  state = tree.count_bytes(built.abstract)
+  hosts = math.ceil(topology.num_chips / chip.host_chips) if chip else 1
   return {
     "config": config_lib.flatten(config),
     "topology": {
@@ -132,6 +138,14 @@ def _frame(config: Config, topology, mesh, basis: str) -> dict:
     "basis": basis,
     "parameters": sum(flops.count_parameters(config.model).values()),
     "flops_per_token": per_token,
+    "masked_flops_per_token": masked,
+    "checkpoint": {
+      "bytes": state,
+      "kept": config.checkpoint.keep_last,
+      "every_steps": config.checkpoint.every_steps,
+      "hosts": hosts,
+      "seconds": state / hosts / HOST_BYTES_PER_SECOND,
+    },
     "tokens_per_step": tokens,
     "num_steps": t.num_steps,
     "tokens": config_lib.count_sequences(t, t.num_steps) * config.data.seq_len,
@@ -171,21 +185,40 @@ def _refused(config: Config, topology, error: aot.OutOfMemory) -> dict:
   }
 
 
-def _roofline(terms: roofline.Terms, config: Config, topology) -> dict:
+def _roofline(
+  terms: roofline.Terms, config: Config, topology, hardware_flops: float
+) -> dict:
+  """Returns the bound and what to expect, as plan.json has them.
+
+  mfu: model FLOPs, visible scores only; hfu: all that the hardware does, what
+  it recomputes included. Neither can exceed 1. expected: the bound times the
+  median ratio of published.RATIOS; None for a CPU.
+  """
   tokens = config.train.global_batch_size * config.data.seq_len
-  per_token = flops.train_flops_per_token(config.model, config.data.seq_len)
+  masked = flops.masked_flops_per_token(config.model, config.data.seq_len)
   speed = tokens / terms.step / topology.num_chips
   t = config.train
   sequences = config_lib.count_sequences(t, t.num_steps)
   hours = terms.step * sequences / t.global_batch_size / 3600
   peak = topology.chip.tflops * 1e12 if topology.chip else None
+  ratio = statistics.median(published.RATIOS)
   return dataclasses.asdict(terms) | {
     "step": terms.step,
     "binding": terms.binding,
     "tokens_per_second_per_chip": speed,
-    "mfu": speed * per_token / peak if peak else None,
+    "mfu": speed * masked / peak if peak else None,
+    "hfu": speed * hardware_flops / tokens / peak if peak else None,
     "hours": hours,
     "chip_hours": hours * topology.num_chips,
+    "expected": {
+      "ratio": ratio,
+      "step": terms.step * ratio,
+      "mfu": speed * masked / peak / ratio,
+      "hours": hours * ratio,
+      "chip_hours": hours * topology.num_chips * ratio,
+    }
+    if peak
+    else None,
   }
 
 

@@ -1,6 +1,7 @@
 """A plan as text: what a person reads before spending chip-hours."""
 
 from gpt_jax import console
+from gpt_jax.lab import published
 
 _SCREEN = console.Console()
 _MARKS = {
@@ -59,12 +60,25 @@ def _run_lines(plan: dict) -> list[str]:
     (
       "run",
       f"{plan['num_steps']:,} steps = {count(tokens)} tokens = "
-      f"{plan['flops_per_token'] * tokens:.2e} FLOPs by the ledger",
+      f"{plan['flops_per_token'] * tokens:.2e} FLOPs (PaLM's convention)",
     ),
+    _checkpoint_row(plan),
   ]
   if plan["compile_seconds"] is not None:
     rows.append(("compiled", f"in {plan['compile_seconds']:.0f} s"))
   return _columns(rows)
+
+
+def _checkpoint_row(plan: dict) -> tuple[str, str]:
+  c, size = plan["checkpoint"], console.format_bytes
+  hosts = f"{c['hosts']:,} host" + ("s" if c["hosts"] > 1 else "")
+  return (
+    "checkpoint",
+    f"{size(c['bytes'])} every {c['every_steps']:,} steps, "
+    f"{size(c['bytes'] * c['kept'])} kept; "
+    f"{console.format_seconds(c['seconds'])} to write if each of {hosts} "
+    "writes 1 GB/s",
+  )
 
 
 def _memory_lines(plan: dict) -> list[str]:
@@ -133,28 +147,77 @@ def _roofline_lines(plan: dict) -> list[str]:
   names = {"compute": "compute", "hbm": "memory", "ici": "links"}
   binding = names.get(r["binding"], "network")
   rows.append(("step", f"{ms(r['step'])} at best, bound by {binding}"))
-  mfu = f", MFU {100 * r['mfu']:.1f} %" if r["mfu"] else ""
   rows.append(
-    ("speed", f"{r['tokens_per_second_per_chip']:,.0f} tokens/s/chip{mfu}")
+    ("speed", f"{r['tokens_per_second_per_chip']:,.0f} tokens/s/chip")
   )
-  rows.append(
-    (
-      "run",
-      f"{console.format_seconds(r['hours'] * 3600)} = "
-      f"{r['chip_hours']:,.0f} chip-hours",
-    )
-  )
+  rows.append(("run at best", _time_and_price(r, plan["price"])))
+  if r["expected"]:
+    rows.append(("run expected", _time_and_price(r["expected"], plan["price"])))
   basis = (
     "roofline of the compiled step, an upper bound of speed"
     if plan["basis"] == "compiled"
     else "roofline, estimated by arithmetic"
   )
   found = [basis, *_columns(rows)]
+  if r["expected"]:
+    found += ["", *_flops_lines(plan)]
+    least, largest = min(published.RATIOS), max(published.RATIOS)
+    found.append(
+      f"  expected: the bound times {r['expected']['ratio']:.2f}, the median "
+      f"of {len(published.RATIOS)} published TPU runs ({least:.2f} to "
+      f"{largest:.2f}; python -m gpt_jax.lab.published)"
+    )
+    if plan["topology"]["chip"] and not plan["topology"]["chip"]["shapes"]:
+      found.append("  no published run on GPUs was compared")
   if plan["unknown_loops"]:
     found.append(
       f"  {len(plan['unknown_loops'])} loops of unknown length counted once"
     )
   return found
+
+
+def _time_and_price(run: dict, price: float | None) -> str:
+  text = (
+    f"{console.format_seconds(run['hours'] * 3600)} = "
+    f"{run['chip_hours']:,.{0 if run['chip_hours'] > 100 else 1}f} chip-hours"
+  )
+  if price is not None:
+    text += f" = {run['chip_hours'] * price:,.2f} at {price:g} a chip-hour"
+  return text
+
+
+def _flops_lines(plan: dict) -> list[str]:
+  """FLOPs a token by each convention, and shares of the peak that are <= 1."""
+  r = plan["roofline"]
+  hardware = plan["hardware_flops"] / plan["tokens_per_step"]
+  share = lambda part: f"{100 * part:.1f} %"
+  rows = [
+    ("", "model, PaLM", "model, visible", "hardware"),
+    (
+      "FLOPs a token",
+      *(
+        f"{n:.3e}"
+        for n in (
+          plan["flops_per_token"],
+          plan["masked_flops_per_token"],
+          hardware,
+        )
+      ),
+    ),
+    ("at best", "", f"MFU {share(r['mfu'])}", f"HFU {share(r['hfu'])}"),
+    (
+      "expected",
+      "",
+      f"MFU {share(r['expected']['mfu'])}",
+      f"HFU {share(r['hfu'] / r['expected']['ratio'])}",
+    ),
+  ]
+  found = ["  {:<13}  {:>11}  {:>14}  {:>11}".format(*row) for row in rows]
+  return [
+    *found,
+    "  PaLM counts all scores; visible, those that the mask leaves; hardware, "
+    "what runs",
+  ]
 
 
 def _search_lines(search: dict) -> list[str]:
@@ -163,10 +226,11 @@ def _search_lines(search: dict) -> list[str]:
     f"{search['compiled']}; the best:",
     "  tokens/s/chip    MFU    memory  flags",
   ]
+  share = lambda mfu: f"{100 * mfu:>4.1f}%" if mfu else "    -"
   for row in search["rows"]:
     found.append(
       f"  {row['tokens_per_second_per_chip']:>13,.0f}  "
-      f"{100 * row['mfu']:>4.1f}%  {console.format_bytes(row['peak']):>8}  "
+      f"{share(row['mfu'])}  {console.format_bytes(row['peak']):>8}  "
       f"{row['flags']} ({row['basis']})"
     )
   return found

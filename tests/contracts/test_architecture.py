@@ -29,7 +29,7 @@ LAYERS = [
   ["chips", "flops", "parametrization", "sharding", "quantized", "products"],
   ["models", "data"],
   ["losses", "optim"],
-  ["plot", "console", "goodput", "rows", "metrics", "state"],
+  ["plot", "console", "lock", "goodput", "rows", "metrics", "state"],
   ["storage", "integrity", "checkpoint", "step", "telemetry", "workdir"],
   ["decode", "score", "preflight", "reporter", "loop"],
   ["generate", "evaluate", "train"],

@@ -230,7 +230,7 @@ def test_a_signal_before_the_first_step_ends_in_one_line(
       "-m",
       "gpt_jax.train",
       *small_run,
-      f"--workdir={tmp_path}",
+      f"--workdir={tmp_path / 'run'}",
     ],
     cwd=ROOT,
     stdout=subprocess.PIPE,

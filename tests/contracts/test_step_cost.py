@@ -10,9 +10,9 @@ import pathlib
 import jax
 import pytest
 
-from gpt_jax import chips, cli, sharding, step
+from gpt_jax import chips, cli, flops, sharding, step
 from gpt_jax import config as config_lib
-from gpt_jax.lab import aot, cost, hlo, planner
+from gpt_jax.lab import aot, cost, hlo
 
 ROOT = pathlib.Path(__file__).parents[2]
 # An array that is made in a step counts as large from here.
@@ -105,7 +105,7 @@ def count_compiled(case: str, **changes) -> tuple[int, int, int]:
   topology = chips.parse_topology("v5e:2x2", 1)
   built = build(case, aot.find_devices(topology), "tpu", **changes)
   module = hlo.parse(aot.compile_built(built).text)
-  scores = planner.causal_part(built.config.data.seq_len, None)
+  scores = flops.causal_part(built.config.data.seq_len, None)
   found = cost.measure(module, topology.num_devices, scores)
   return round(found.flops), round(found.hbm_bytes), count_large(module)
 

@@ -166,7 +166,7 @@ PANICS = {
   "a table of zeros": dict(
     normalizer={
       "type": "Precompiled",
-      "precompiled_charsmap": base64.b64encode(bytes(12)).decode(),
+      "precompiled_charsmap": base64.b64encode(bytes(64)).decode(),
     }
   ),
 }

@@ -332,6 +332,8 @@ def test_a_number_sign_may_be_part_of_a_path(tmp_path):
   assert read(f"jsonl:{folder}/*.jsonl#c") == {name: "y"}
   (tmp_path / "a").mkdir()
   assert read(f"jsonl:{folder}/t#1.jsonl#") == {name: "x"}
+  (folder / "t#1.jsonl#c").write_text('{"text": "z"}\n')
+  assert read(f"jsonl:{folder}/t#1.jsonl#c") == {"t#1.jsonl#c:1": "z"}
   with pytest.raises(InputError, match="no file matches"):
     read(f"jsonl:{folder}/none.jsonl#c")
 

@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 
+from gpt_jax import config as config_lib
 from gpt_jax import files, workdir
 from gpt_jax.config import InputError
 from gpt_jax.lab.sweep import folder
@@ -111,5 +112,18 @@ def start(root: str, cell: Cell) -> int:
   temporary = os.path.join(checkpoints, f"{step}.copied")
   shutil.rmtree(temporary, ignore_errors=True)
   shutil.copytree(os.path.join(source, "checkpoints", str(step)), temporary)
+  _give_to(config, os.path.join(temporary, "meta", "metadata"))
   os.rename(temporary, os.path.join(checkpoints, str(step)))
   return step
+
+
+def _give_to(config, path: str) -> None:
+  """Writes into the record of a copied step that it is of another run now."""
+  try:
+    meta = files.read_json(path)
+  except files.Damage as error:
+    raise InputError(f"its trunk's {path} {error}") from None
+  if isinstance(meta, dict) and "config_fingerprint" in meta:
+    name = config_lib.fingerprint(config)
+    meta = files.seal(meta | {"config_fingerprint": name})
+    files.write_text(path, json.dumps(meta))

@@ -1,0 +1,357 @@
+"""One process trains in a workdir at a time: a lock that its death releases.
+
+W/lock.json names the holder and is locked by flock, which ends with the
+process. Network disks and mounted buckets may have no flock, or one that only
+their own machine sees; so the file is also touched every few seconds, and a
+holder on another machine is judged by that. On the same machine it is judged
+by its process id and start time.
+"""
+
+import contextlib
+import datetime
+import errno
+import fcntl
+import json
+import os
+import socket
+import threading
+import time
+
+from gpt_jax import files
+from gpt_jax.exits import InputError
+
+NAME = "lock.json"
+# Seconds between touches; a start waits that a dying holder may end; and
+# without a touch after which a holder elsewhere is dead, where flock is absent.
+TOUCH_SECONDS = 3.0
+WAIT_SECONDS = 10.0
+STALE_SECONDS = 300.0
+
+# What may lie in the folder of a run that has not begun: a scheduler's logs,
+# a sweep's notes, what a mounted disk or an interrupted start leaves.
+_OWN = {
+  NAME,
+  "config.json",
+  "metrics.jsonl",
+  "tokenizer.json",
+  "checkpoints",
+  "samples",
+  "plots",
+  "tensorboard",
+  "profile",
+  "prepared",
+  "wandb",
+  "cell.json",
+  "running.json",
+  "ended.json",
+  "log.txt",
+  "lost+found",
+}
+_OWN_ENDINGS = (".log", ".out", ".err", ".tmp")
+
+
+class Lock:
+  """The right to train in a workdir, until `release` or the process's end."""
+
+  def __init__(self, path: str, made: list[str]):
+    self.path, self.made = path, made
+    self.handle, self.is_released = None, threading.Event()
+
+  def release(self) -> None:
+    """Gives the workdir back, and removes it where nothing came into it."""
+    if self.is_released.is_set():
+      return
+    self.is_released.set()
+    with contextlib.suppress(OSError):
+      os.unlink(self.path)
+    if self.handle is not None:
+      os.close(self.handle)
+      self.handle = None
+    with contextlib.suppress(OSError):
+      for folder in self.made:
+        os.rmdir(folder)
+
+  def _touch(self) -> None:
+    while not self.is_released.wait(TOUCH_SECONDS):
+      with contextlib.suppress(OSError):
+        os.utime(self.path)
+
+  def _start(self) -> None:
+    threading.Thread(target=self._touch, daemon=True, name="lock").start()
+
+
+def hold(workdir: str, say=print) -> Lock:
+  """Returns the lock of a workdir, which is made if absent.
+
+  Raises:
+    InputError: another process has it, the folder holds files of something
+      else, or nothing can be written there.
+  """
+  path = os.path.join(workdir, NAME)
+  _require_place(workdir)
+  made = []
+  try:
+    _make_folders(os.path.abspath(workdir), made)
+    handle = _take(workdir, path, say)
+  except BaseException as error:
+    with contextlib.suppress(OSError):
+      for folder in made:
+        os.rmdir(folder)
+    if isinstance(error, OSError):
+      raise InputError(
+        f"--workdir {workdir} cannot be written: {os.strerror(error.errno)}; "
+        "give a folder that can"
+      ) from None
+    raise
+  lock = Lock(path, made)
+  lock.handle = handle
+  if handle is not None:
+    # Processes that are forked must not keep it alive.
+    os.register_at_fork(after_in_child=lambda: _forget(lock))
+  lock._start()
+  return lock
+
+
+def _forget(lock: Lock) -> None:
+  if lock.handle is not None:
+    os.close(lock.handle)
+  lock.handle = None
+  lock.is_released.set()
+
+
+def _take(workdir: str, path: str, say) -> int | None:
+  """Returns the locked file, None where only its existence is the lock."""
+  deadline, is_told, touched = time.monotonic() + WAIT_SECONDS, False, None
+  knows_flock = _knows_flock(workdir)
+  while True:
+    handle, has_flock = _open(path) if knows_flock else (None, False)
+    if not knows_flock and _create(path):
+      return None
+    if has_flock and not _is_at(handle, path):
+      os.close(handle)
+      continue
+    holder, changed = _read(path)
+    if has_flock and (
+      not holder
+      or holder.get("host") == socket.gethostname()
+      or (changed == touched and time.monotonic() >= deadline)
+    ):
+      # Elsewhere it is alive if it is touched while one looks.
+      _write(handle, is_told or bool(holder), workdir, say, holder)
+      return handle
+    is_free = not has_flock and handle is None and _is_dead(holder, changed)
+    if handle is not None:
+      os.close(handle)
+    if is_free:
+      _take_over(path, changed)
+      say(f"{workdir} was held by {_name(holder)}, which is gone: taken over")
+      continue
+    if touched is None:
+      touched = changed
+    if time.monotonic() >= deadline and not (has_flock and changed == touched):
+      raise InputError(
+        f"{workdir} is in use by {_name(holder)}; end that, or wait for its "
+        "end, or give another --workdir"
+      )
+    if not is_told:
+      is_told = True
+      say(f"{workdir} is held by {_name(holder)}; waiting for it to end")
+    time.sleep(0.2)
+
+
+def _knows_flock(workdir: str) -> bool:
+  """Returns whether this disk has flock, tried on a file of our own."""
+  path = os.path.join(workdir, f"{NAME}.{socket.gethostname()}.{os.getpid()}")
+  handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+  try:
+    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return True
+  except OSError:
+    return False
+  finally:
+    os.close(handle)
+    with contextlib.suppress(OSError):
+      os.unlink(path)
+
+
+def _open(path: str) -> tuple[int, bool]:
+  """Returns (file, whether it is locked now)."""
+  flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+  handle = os.open(path, flags, 0o644)
+  try:
+    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return handle, True
+  except OSError:
+    return handle, False
+
+
+def _is_at(handle: int, path: str) -> bool:
+  """Returns whether an open file is still the one of this name."""
+  try:
+    return os.path.samestat(os.fstat(handle), os.stat(path))
+  except FileNotFoundError:
+    return False
+
+
+def _create(path: str) -> bool:
+  """Makes the file with its content, at once; returns whether it did."""
+  temporary = f"{path}.{socket.gethostname()}.{os.getpid()}.tmp"
+  try:
+    with open(temporary, "w", encoding="utf-8") as file:
+      file.write(json.dumps(_facts()))
+    try:
+      os.link(temporary, path)
+    except FileExistsError:
+      return False
+    except OSError as error:  # no links here, as in a bucket
+      if error.errno == errno.ENOSPC:
+        raise
+      try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+      except FileExistsError:
+        return False
+      with open(handle, "w", encoding="utf-8") as file:
+        file.write(json.dumps(_facts()))
+    return True
+  finally:
+    with contextlib.suppress(OSError):
+      os.unlink(temporary)
+
+
+def _take_over(path: str, changed: float) -> None:
+  """Removes the file of a dead holder, of several that try only one."""
+  guard = f"{path}.guard.tmp"
+  try:
+    os.mkdir(guard)
+  except FileExistsError:
+    with contextlib.suppress(OSError):
+      if time.time() - os.stat(guard).st_mtime > STALE_SECONDS:
+        os.rmdir(guard)
+    time.sleep(0.05)
+    return
+  try:
+    if _read(path)[1] == changed:
+      os.unlink(path)
+  finally:
+    os.rmdir(guard)
+
+
+def _write(handle: int, is_over: bool, workdir: str, say, holder) -> None:
+  # On a full disk the lock holds all the same, and the run says what is full.
+  with contextlib.suppress(OSError):
+    os.ftruncate(handle, 0)
+    os.pwrite(handle, json.dumps(_facts()).encode(), 0)
+  if is_over and holder and not _is_me(holder):
+    say(f"{workdir} was held by {_name(holder)}, which is gone: taken over")
+
+
+def _read(path: str) -> tuple[dict | None, float]:
+  """Returns (who holds it if that can be read, when it was touched)."""
+  holder, changed = None, 0.0
+  # Opened first: a network disk then looks again when it was touched.
+  with contextlib.suppress(OSError, files.Damage):
+    holder = files.read_json(path, 1 << 16)
+  with contextlib.suppress(OSError):
+    changed = os.stat(path).st_mtime
+  is_right = (
+    isinstance(holder, dict)
+    and isinstance(holder.get("host"), str)
+    and type(holder.get("pid")) is int
+    and 0 < holder["pid"] < 1 << 31
+  )
+  return (holder if is_right else None), changed
+
+
+def _is_dead(holder: dict | None, changed: float) -> bool:
+  """Returns whether a holder is gone, without help of flock."""
+  if holder and holder["host"] == socket.gethostname():
+    is_same = holder.get("boot") == _boot()
+    return not is_same or holder.get("start") != _start_of(holder["pid"])
+  return bool(changed) and time.time() - changed > STALE_SECONDS
+
+
+def _is_me(holder: dict) -> bool:
+  return {k: holder.get(k) for k in ("host", "pid", "start")} == {
+    k: _facts()[k] for k in ("host", "pid", "start")
+  }
+
+
+def _name(holder: dict | None) -> str:
+  if not holder:
+    return "another process"
+  since = holder.get("since")
+  when = f" since {since}" if isinstance(since, str) else ""
+  return f"process {holder['pid']} on {holder['host']}{when}"
+
+
+def _facts() -> dict:
+  now = datetime.datetime.now().astimezone()
+  return {
+    "host": socket.gethostname(),
+    "pid": os.getpid(),
+    "boot": _boot(),
+    "start": _start_of(os.getpid()),
+    "since": now.strftime("%Y-%m-%d %H:%M:%S %z"),
+  }
+
+
+def _boot() -> str | None:
+  """Returns a word for this start of the machine, None where unknown."""
+  try:
+    with open("/proc/sys/kernel/random/boot_id") as file:
+      return file.read().strip()
+  except OSError:
+    return None
+
+
+def _start_of(pid: int) -> str | None:
+  """Returns when a process began, in ticks; None if there is none."""
+  try:
+    with open(f"/proc/{pid}/stat") as file:
+      fields = file.read().rpartition(")")[2].split()
+    return None if fields[0] in "ZX" else fields[19]
+  except OSError:
+    pass
+  try:
+    os.kill(pid, 0)  # a machine without /proc
+  except ProcessLookupError:
+    return None
+  except OSError:
+    return "alive"
+  return "alive"
+
+
+def _make_folders(path: str, made: list[str]) -> None:
+  """Makes a folder and those above it; `made` lists them, deepest first."""
+  if os.path.isdir(path):
+    return
+  if os.path.lexists(path):
+    raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
+  _make_folders(os.path.dirname(path), made)
+  with contextlib.suppress(FileExistsError):
+    os.mkdir(path)
+    made.insert(0, path)
+
+
+def _require_place(workdir: str) -> None:
+  """Raises InputError where a folder holds other things and no run."""
+  try:
+    names = os.listdir(workdir)
+  except OSError:
+    return  # absent, or said when it is written
+  if "config.json" in names or "checkpoints" in names:
+    return
+  foreign = sorted(
+    name
+    for name in names
+    if not name.startswith(".")
+    and name not in _OWN
+    and not name.startswith((f"{NAME}.", "metrics.jsonl."))
+    and not name.endswith(_OWN_ENDINGS)
+  )
+  if foreign:
+    more = f" and {len(foreign) - 1:,} more" if len(foreign) > 1 else ""
+    raise InputError(
+      f"--workdir {workdir} holds {foreign[0]!r}{more} and no run; give a new "
+      "or empty folder, as files of a run would be mixed with those"
+    )
