@@ -76,6 +76,7 @@ def train(
   held = []
   try:
     processes.share(lambda: held.append(lock.hold(workdir, screen.say)))
+    stop.leaving += [each.release for each in held]
     return _train(config, workdir, command, screen, stop)
   finally:
     for each in held:

@@ -80,11 +80,12 @@ class Stop:
 
   Attributes:
     code: exit code that a signal to this process asks for, else None.
+    leaving: what is called where it ends before the loop looks.
   """
 
   def __init__(self, command: str):
     self.command = command
-    self.code = None
+    self.code, self.leaving = None, []
     self.is_waited_for = False
     self.lock = threading.Lock()
     self.listener = Listener(self._note)
@@ -104,6 +105,8 @@ class Stop:
 
   def _leave(self) -> None:
     why = f"stopped before the first step; start again with: {self.command}"
+    for call in self.leaving:
+      call()
     if processes.index() == 0:
       print(why)
     sys.stdout.flush()

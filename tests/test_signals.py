@@ -118,11 +118,12 @@ def test_a_child_that_is_told_does_not_tell_its_parent(stop):
 
 
 def test_before_the_loop_it_ends_at_once_with_what_to_type(ended, capsys):
-  stop = signals.Stop("the command")
+  stop, told = signals.Stop("the command"), []
+  stop.leaving.append(lambda: told.append("the lock is released"))
   try:
     os.kill(os.getpid(), signal.SIGHUP)
     await_truth(lambda: ended)
-    assert ended == [exits.PREEMPTED]
+    assert ended == [exits.PREEMPTED] and len(told) == 1
     said = capsys.readouterr().out
     assert said.startswith("stopped before the first step; start again with")
   finally:

@@ -189,11 +189,12 @@ def test_only_a_second_ctrl_c_gives_up_saving(monkeypatch):
 
 def test_a_signal_saves_though_nobody_listens_any_more(small_run, tmp_path):
   """Its output goes to a pipe that has no reader, standard error is closed."""
+  workdir = tmp_path / "run"
   reader, writer = os.pipe()
   os.close(reader)
   code, _ = start_and_kill(
     [*small_run, *SLOW],
-    tmp_path,
+    workdir,
     40,
     signal.SIGHUP,
     stdout=writer,
@@ -201,8 +202,8 @@ def test_a_signal_saves_though_nobody_listens_any_more(small_run, tmp_path):
   )
   os.close(writer)
   assert code == exits.PREEMPTED
-  rows = metrics.read_rows(str(tmp_path / "metrics.jsonl"))
-  saved = checkpoint.list_steps(str(tmp_path / "checkpoints"))[-1]
+  rows = metrics.read_rows(str(workdir / "metrics.jsonl"))
+  saved = checkpoint.list_steps(str(workdir / "checkpoints"))[-1]
   assert 40 <= saved == max(row["step"] for row in rows) < 200
 
 
