@@ -16,4 +16,4 @@ done < <(git ls-files '*.py' 2>/dev/null || true)
 "$python" -m ruff format --check "${files[@]}"
 # The caller's -n and -m come last and win; worksteal keeps a file's tests
 # together, and with them what they compiled.
-exec "$python" -m pytest -n 2 --dist worksteal -m 'not slow' "$@"
+exec "$python" -m pytest -n 2 --dist worksteal -m 'not slow and not soak' "$@"
