@@ -292,8 +292,8 @@ def check(error: InputError) -> None:
   """An error of the user's is one line, without what a terminal obeys."""
   text = str(error)
   assert text and len(text.splitlines()) == 1, text
-  assert "\x1b" not in text, text
-  assert len(text) < 4_000, text[:200]
+  assert text.isprintable(), text
+  assert len(text) < 2_100, text[:200]
 
 
 def fuzz(target, drawn, count: int, seed: int) -> None:
@@ -335,12 +335,12 @@ def test_minutes_of_odd_inputs_end_in_sentences(place, make):
 
 
 def test_an_error_that_is_no_sentence_is_seen(place):
-  """The control: other errors, and sentences of two lines, are found."""
+  """The control: other errors, and sentences without a word, are found."""
   with pytest.raises(ZeroDivisionError):
     fuzz(lambda x: 1 // (x // 2**40), st.integers(), 50, 0)
 
-  def two_lines(x):
-    raise InputError("one\ntwo")
+  def silent(x):
+    raise InputError("")
 
   with pytest.raises(AssertionError):
-    fuzz(two_lines, st.integers(), 2, 0)
+    fuzz(silent, st.integers(), 2, 0)
