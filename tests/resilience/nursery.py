@@ -185,10 +185,10 @@ def _become(order: dict) -> None:
   sys.stdout = open(1, "w", closefd=False)
   sys.stderr = open(2, "w", buffering=1, closefd=False)
   resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
-  from gpt_jax import cli, loop
+  from gpt_jax import cli, signals
 
   if "stop_at" in order:
-    loop.Stop.check = lambda self, step: (
+    signals.Stop.check = lambda self, step: (
       75 if step >= order["stop_at"] else None
     )
   sys.argv = [f"gpt_jax.{order['verb']}", *order["words"]]

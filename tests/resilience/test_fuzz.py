@@ -21,7 +21,7 @@ from gpt_jax.lab.sweep import cells
 
 # Seconds that each target is tried for by `-m soak`.
 SOAK_SECONDS = float(os.environ.get("GPT_JAX_FUZZ_SECONDS", "300"))
-FEW = 60
+FEW = 40
 
 # What a value can be that it should not, beside what hypothesis draws.
 ODD = st.one_of(
