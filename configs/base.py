@@ -193,6 +193,9 @@ def get_config() -> ConfigDict:
   # Largest scores and logits, activations and updates by layer, gradients by
   # role, every so many steps (one costs about 1.3 steps); 0 never.
   train.telemetry_every_steps = 0
+  # Every so many steps, compare the bits that devices hold in common, to find
+  # a faulty one; 0 never.
+  train.check_replicas_every_steps = 0
   # This many updates in a row may be skipped as non-finite; then the run stops.
   train.max_nonfinite_steps = 10
   # Profile so many steps once compiled, into the workdir; 0 profiles none.

@@ -177,19 +177,27 @@ class Checkpointer:
     finally:
       self._drop()
 
-  def restore(self, abstract_state, step: int | None = None):
+  def restore(
+    self,
+    abstract_state,
+    step: int | None = None,
+    before: int = MAX_STEP + 1,
+  ):
     """Returns (state, meta) of the newest step that can be read.
 
     Args:
       abstract_state: tree of ShapeDtypeStructs with shardings on any mesh.
       step: read this one and no other.
+      before: only steps below this one.
 
     Raises:
       InputError: no step can be read, or it is of another model or run.
     """
     self.close()
     flat = tree.flatten_with_names(abstract_state)
-    wanted = processes.share(self.steps) if step is None else [step]
+    wanted = [step]
+    if step is None:
+      wanted = [s for s in processes.share(self.steps) if s < before]
     if not wanted:
       raise InputError(f"{self.directory} holds no checkpoint")
     with self._checksum.compiled_beside(abstract_state):
@@ -385,6 +393,18 @@ def load_meta(workdir: str) -> dict:
     raise InputError(
       f"step {step} in {directory} cannot be read: {damage}"
     ) from None
+
+
+def read_checksums(directory: str, step: int) -> dict[str, str] | None:
+  """Returns {"a/b": checksum} of a step, or None where it cannot be read."""
+
+  def read():
+    try:
+      return integrity.rows_by_name(integrity.read_meta(directory, step))
+    except Damage:
+      return None
+
+  return processes.share(read)
 
 
 def preload() -> None:

@@ -102,6 +102,7 @@ class TrainConfig:
   ema_decay: float | None
   log_every_steps: int
   telemetry_every_steps: int
+  check_replicas_every_steps: int
   max_nonfinite_steps: int
   profile_steps: int
   init_from: str | None
@@ -246,6 +247,7 @@ RANGES = {
   "train.ema_decay": (0.0, 0.9999999),
   "train.log_every_steps": (0, MAX_INT32),
   "train.telemetry_every_steps": (0, MAX_INT32),
+  "train.check_replicas_every_steps": (0, MAX_INT32),
   "train.max_nonfinite_steps": (0, MAX_INT32),
   "train.profile_steps": (0, MAX_INT32),
   "mesh.data": (-1, 1 << 24),
@@ -290,6 +292,7 @@ FREE = (
   "train.num_loss_chunks",
   "train.log_every_steps",
   "train.telemetry_every_steps",
+  "train.check_replicas_every_steps",
   "train.profile_steps",
   "train.wandb_project",
   "mesh.",
@@ -303,6 +306,7 @@ FREE = (
 # every key. While a key has this value it is no part of a fingerprint, so that
 # a run keeps its name when keys are added.
 ADDED = {
+  "train.check_replicas_every_steps": 0,
   "data.verify": "once",
 }
 

@@ -7,6 +7,8 @@ BAD_INPUT = 2
 DIVERGED = 3
 # A plan that does not fit its devices.
 DOES_NOT_FIT = 4
+# Devices disagree on what they hold or compute: leave one out.
+CORRUPT = 5
 # Ended from outside, or a process was lost: start the same command again.
 PREEMPTED = 75
 INTERRUPTED = 130

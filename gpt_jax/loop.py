@@ -24,16 +24,18 @@ from gpt_jax import (
   optim,
   preflight,
   processes,
+  replicas,
   runtime,
   sharding,
   signals,
   telemetry,
 )
 from gpt_jax import config as config_lib
+from gpt_jax import replay as replay_lib
 from gpt_jax import state as state_lib
 from gpt_jax import step as step_lib
 from gpt_jax import workdir as workdir_lib
-from gpt_jax.config import Config
+from gpt_jax.config import Config, InputError
 from gpt_jax.data import pipeline, store
 from gpt_jax.models import build_model
 from gpt_jax.reporter import Diverged, Reporter
@@ -59,7 +61,11 @@ class Stage(typing.NamedTuple):
 
 
 def train(
-  config: Config, workdir: str, command: str, stop: signals.Stop
+  config: Config,
+  workdir: str,
+  command: str,
+  stop: signals.Stop,
+  replay: int | None = None,
 ) -> int:
   """Runs or goes on with a run; returns the exit code.
 
@@ -68,6 +74,7 @@ def train(
     workdir: the run's folder, made if absent.
     command: what to type to go on, shown when interrupted.
     stop: notes the signals of this process.
+    replay: recompute this step, and write nothing.
 
   Raises:
     InputError: see the sentences; nothing is half-written.
@@ -75,15 +82,18 @@ def train(
   screen = console.Console(processes.index() == 0)
   held = []
   try:
-    processes.share(lambda: held.append(lock.hold(workdir, screen.say)))
-    stop.leaving += [each.release for each in held]
-    return _train(config, workdir, command, screen, stop)
+    if replay is None:  # which writes nothing
+      processes.share(lambda: held.append(lock.hold(workdir, screen.say)))
+      stop.leaving += [each.release for each in held]
+    return _train(config, workdir, command, screen, stop, replay)
   finally:
     for each in held:
       each.release()
 
 
-def _train(config: Config, workdir: str, command: str, screen, stop) -> int:
+def _train(
+  config: Config, workdir: str, command: str, screen, stop, replay: int | None
+) -> int:
   started, clock = time.perf_counter(), goodput.Clock()
   metrics.check_wandb(config.train.wandb_project)
   folder = os.path.join(workdir, "checkpoints")
@@ -91,7 +101,7 @@ def _train(config: Config, workdir: str, command: str, screen, stop) -> int:
 
   def look() -> bool:
     how = checkpoint.choose_resume(folder, config.checkpoint.resume)
-    if how == "restore":
+    if how == "restore" or replay is not None:
       workdir_lib.read_record(workdir)
     return how == "restore"
 
@@ -153,6 +163,41 @@ def _train(config: Config, workdir: str, command: str, screen, stop) -> int:
     workdir_lib.facts_of(config, prepared),
     say=screen.say,
   )
+  stages = dict(config_lib.batch_stages(config.train))
+
+  def read_batches(stage: Stage, step: int):
+    offset = config_lib.count_sequences(config.train, step) - step * stage.size
+    return pipeline.make_train_iterator(
+      prepared, config.data, config.seed, stage.size, stage.rows, step, offset
+    )
+
+  def recompute(step: int):
+    """Returns (step begun at, state after `step`), reporting nothing."""
+    if any(s < step for s in processes.share(keeper.steps)):
+      state, _ = keeper.restore(abstract, before=step)
+    elif config.train.init_from is not None:
+      raise InputError(
+        f"no checkpoint before step {step} is left in {workdir}, and "
+        "train.init_from may have moved on since; give a later --replay"
+      )
+    else:
+      state = state_lib.init_state(model, tx, config, mesh)
+    begun, stage = int(state.step), None
+    with jax.set_mesh(mesh):
+      for index in range(begun, step):
+        if stage is None or index in stages:
+          stage = build_stage(index)
+          batches = read_batches(stage, index)
+        batch = next(batches)
+        batch = sharding.place_batch(batch, batch_place, stage.rows, stage.size)
+        # One at a time: simulated devices that get ahead wait for each other.
+        state, _ = jax.block_until_ready(stage.step(state, batch))
+    return begun, state
+
+  if replay is not None:
+    total = config.train.num_steps
+    again = lambda: recompute(replay)
+    return replay_lib.replay(replay, total, keeper, again, screen.say)
   hash_batch = jax.jit(step_lib.hash_batch)
   screen.say("compiling ...")
   with concurrent.futures.ThreadPoolExecutor(1) as pool:
@@ -211,17 +256,9 @@ def _train(config: Config, workdir: str, command: str, screen, stop) -> int:
     return 0
 
   # The loop
-  stages = dict(config_lib.batch_stages(config.train))
-
-  def read_batches(step: int):
-    offset = config_lib.count_sequences(config.train, step) - step * stage.size
-    return pipeline.make_train_iterator(
-      prepared, config.data, config.seed, stage.size, stage.rows, step, offset
-    )
-
   if stage.size != config_lib.at_step(config, first).train.global_batch_size:
     stage = build_stage(first)  # a damaged step gave way to an older one
-  batches = read_batches(first)
+  batches = read_batches(stage, first)
   reporter.set_batch(stage.size)
   # All are met here, however long each has compiled: gloo waits 30 seconds for
   # the others of a first collective, and fails.
@@ -241,7 +278,7 @@ def _train(config: Config, workdir: str, command: str, screen, stop) -> int:
           with clock.spend("compile"):
             stage = build_stage(index)
           processes.agree("the step of a larger batch", index)
-          batches = read_batches(index)
+          batches = read_batches(stage, index)
           reporter.set_batch(stage.size)
           screen.say(f"step {index:,}: batches of {stage.size:,} sequences now")
         waited = time.perf_counter()
@@ -264,6 +301,9 @@ def _train(config: Config, workdir: str, command: str, screen, stop) -> int:
           reporter.watch(index + 1, seen)
 
         done = index + 1
+        every = config.train.check_replicas_every_steps
+        if every and done % every == 0:
+          replicas.check(state, done)
         code = stop.check(done)
         is_last = done == total
         is_saving = keeper.should_save(done) or is_last
@@ -299,6 +339,11 @@ def _train(config: Config, workdir: str, command: str, screen, stop) -> int:
       f"{command}"
     )
     return code
+  except replicas.Corrupt as error:
+    screen.close()
+    keeper.wait()
+    screen.say(f"gpt_jax: {error}")
+    return exits.CORRUPT
   except Diverged as error:
     screen.close()
     keeper.wait()

@@ -25,6 +25,13 @@ def main(argv: list[str]) -> int:
     help="folder of the run; a run that is there goes on where it was",
   )
   parser.set_defaults(config=None)
+  parser.add_argument(
+    "--replay",
+    type=int,
+    metavar="STEP",
+    help="recompute a step of the run that is there, twice, from its nearest "
+    "checkpoint, and say whether the bits agree; writes nothing",
+  )
   args, overrides = cli.parse(parser, argv)
   config = _read_config(args, overrides)
   command = shlex.join([sys.executable, "-m", "gpt_jax.train", *argv])
@@ -39,7 +46,7 @@ def main(argv: list[str]) -> int:
     from gpt_jax import loop
 
     with processes.watched(args.workdir):
-      return loop.train(config, args.workdir, command, stop)
+      return loop.train(config, args.workdir, command, stop, args.replay)
   finally:
     stop.close()
 

@@ -240,6 +240,40 @@ def test_a_checkpoint_of_another_run_is_refused_by_every_verb(
     assert "is of another run: its config is " in result.stderr
 
 
+def test_a_step_is_replayed_bit_for_bit(base, call_verb, run, tmp_path):
+  before = {p: p.stat().st_mtime_ns for p in run.rglob("*")}
+  replay = lambda *words: call_verb(
+    "train", *base[1], f"--workdir={run}", *words
+  )
+  result = replay("--replay=20")
+  assert (result.returncode, result.stderr) == (0, "")
+  assert re.search(
+    r"step 20 recomputed from step 16 twice, and compared with its checkpoint: "
+    r"all \d+ arrays agree bit for bit",
+    result.stdout,
+  )
+  assert before == {p: p.stat().st_mtime_ns for p in run.rglob("*")}
+  # As if a device had miscomputed one array when the step was saved.
+  odd = tmp_path / "odd"
+  shutil.copytree(run, odd)
+  path = odd / "checkpoints" / "20" / "meta" / "metadata"
+  meta = files.read_json(str(path))
+  digit = "0" if meta["checksum"][-1] == "1" else "1"
+  meta["checksum"] = meta["checksum"][:-1] + digit
+  path.write_text(json.dumps(files.seal(meta)))
+  result = call_verb("train", *base[1], f"--workdir={odd}", "--replay=20")
+  assert result.returncode == exits.CORRUPT
+  assert f"differ from the checkpoint in {[*meta['shapes']][-1]};" in " ".join(
+    result.stdout.split()
+  )
+  result = replay("--replay=21")
+  assert result.returncode == exits.BAD_INPUT
+  assert "--replay is 21; it must be a step of the run" in result.stderr
+  result = call_verb("train", *base[1], "--workdir=none", "--replay=2")
+  assert result.returncode == exits.BAD_INPUT
+  assert "none does not exist" in result.stderr
+
+
 def test_bits_per_byte_times_bytes_is_nats_over_ln_2(evaluate, tmp_path):
   path = tmp_path / "text.txt"
   path.write_text("Grüße, " * 100)
