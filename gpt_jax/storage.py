@@ -35,7 +35,7 @@ def import_orbax():
     _hush_orbax()
     import orbax.checkpoint as ocp
 
-    _bound_memory()
+    bound_memory()
   return ocp
 
 
@@ -76,7 +76,7 @@ def _hush_orbax() -> None:
 
 
 @functools.cache
-def _bound_memory() -> None:
+def bound_memory() -> None:
   """Keeps saves from growing the process by 25 KiB and more each.
 
   TensorStore 0.1.86 never frees the text of what it hands to Python as JSON
