@@ -152,6 +152,17 @@ def test_many_that_say_nothing_hold_nobody_up():
     link.close()
 
 
+def test_who_says_nothing_is_dismissed_in_time(monkeypatch):
+  monkeypatch.setattr(meeting, "SOON", 0.1)
+  hub = Hub()
+  for data in (b"", b'{"magic"'):
+    link = hub.send(data)
+    assert link.recv(1) == b""  # closed by process 0, not by a timeout
+    link.close()
+  monkeypatch.undo()
+  assert hub.greet()[0].link and hub.end() is None
+
+
 def test_a_greeting_that_comes_in_pieces_is_one():
   hub = Hub()
   link = hub.connect()
