@@ -1,8 +1,9 @@
 """One optimizer step and one evaluation step, as pure functions.
 
 A step whose loss or gradient is not finite changes nothing but the counters.
-What is written is checked as well: a new value that is not finite leaves the
-old one in its place, so parameters and moments stay finite at any rate or eps.
+What is written is finite too, at any rate or eps: moments by the bound on the
+gradient's norm, parameters because a new value that is not finite leaves the
+old one in its place.
 """
 
 import time
@@ -16,6 +17,11 @@ from gpt_jax import losses, optim, sharding, tree
 from gpt_jax.config import Config
 from gpt_jax.models import Model
 from gpt_jax.state import TrainState
+
+# Squares of gradients below it, and momentum's sum of them over 10^7 steps, are
+# finite in float32 and bfloat16, even divided by an eps of 1e-4 times (muP). So
+# moments need no look of their own.
+MAX_GRAD_NORM = 1e15
 
 
 def make_loss(model: Model, num_chunks: int, has_z: bool = False):
@@ -160,7 +166,8 @@ def make_train_step(model: Model, tx, schedule, config: Config):
     norm = optax.tree.norm(grads)
     grads = optim.clip_by_global_norm(grads, norm, config.optim.clip_norm)
     rate = schedule(state.step)
-    is_good = jnp.isfinite(seen["loss"]) & jnp.isfinite(norm)
+    # False of NaN too.
+    is_good = jnp.isfinite(seen["loss"]) & (norm < MAX_GRAD_NORM)
 
     def change(grads, *old):
       kept = None
@@ -214,7 +221,8 @@ def update(tx, grads, old, rate, ema_decay):
   if ema is not None:
     average = lambda e, p: e + (1 - ema_decay) * (p - e)
     ema = jax.tree.map(average, ema, params)
-  return keep_finite((params, opt_state, ema), old)
+  params, ema = keep_finite((params, ema), (old[0], old[2]))
+  return params, opt_state, ema
 
 
 def keep_finite(new, old):
@@ -222,11 +230,9 @@ def keep_finite(new, old):
 
   Design choice: place by place. A verdict on the whole state would need it
   twice in memory, or a second pass over it; this is a comparison within the
-  pass that writes, and changes no finite value. Non-floats are returned as
-  they are.
+  pass that writes, and changes no finite value.
   """
-  is_float = lambda x: jnp.issubdtype(x.dtype, jnp.floating)
-  keep = lambda n, o: jnp.where(jnp.isfinite(n), n, o) if is_float(n) else n
+  keep = lambda n, o: jnp.where(jnp.isfinite(n), n, o)
   return jax.tree.map(keep, new, old)
 
 

@@ -68,6 +68,19 @@ def test_a_loss_that_is_not_finite_changes_only_the_counters():
   assert not np.array_equal(old, again.params["embed"]["tokens"])  # control
 
 
+def test_a_gradient_whose_square_no_float_holds_changes_only_the_counters():
+  train_step, now = make(small_config(z_loss_weight=1e18))
+  after, result = train_step(now, batch_of(0))
+  assert np.isfinite(float(result["loss"]))
+  assert step.MAX_GRAD_NORM < float(result["grad_norm"]) < 1e38
+  assert int(after.num_skipped) == 1
+  for part in ("params", "opt_state"):
+    old = tree.flatten_with_names(getattr(now, part))
+    new = tree.flatten_with_names(getattr(after, part))
+    for name in old:
+      np.testing.assert_array_equal(old[name], new[name], name)
+
+
 def test_the_same_batch_again_and_again_is_learned():
   train_step, now = make(small_config())
   seen = []
