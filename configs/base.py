@@ -196,8 +196,12 @@ def get_config() -> ConfigDict:
   # Every so many steps, compare the bits that devices hold in common, to find
   # a faulty one; 0 never.
   train.check_replicas_every_steps = 0
-  # This many updates in a row may be skipped as non-finite; then the run stops.
+  # This many updates in a row may be skipped, as non-finite or as spikes; then
+  # the run stops.
   train.max_nonfinite_steps = 10
+  # An update whose gradient norm is this many times the running mean of the
+  # norms is skipped as a spike, once 20 updates are done; None skips none.
+  train.spike_factor = placeholder(float)
   # Profile so many steps once compiled, into the workdir; 0 profiles none.
   train.profile_steps = 0
   # Start from the parameters of this other workdir.

@@ -1,4 +1,6 @@
-"""Llama's form (Touvron et al. 2023, Dubey et al. 2024): laptop, 1b, 8b, 70b.
+"""Llama's form (Touvron et al. 2023, Dubey et al. 2024).
+
+Variants: mini (minutes on two cores), laptop (hours), 1b, 8b, 70b.
 
 RMSNorm, rotary positions, SwiGLU, grouped queries, no biases. 1b is Llama 3.2
 (tied, scaled rotations); 8b and 70b are Llama 3. Their tokenizer is a file to
@@ -9,6 +11,7 @@ from configs import base
 
 # variant: (layers, query heads, key and value heads, width, MLP width)
 SIZES = {
+  "mini": (4, 4, 2, 256, 704),
   "laptop": (6, 6, 2, 384, 1024),
   "1b": (16, 32, 8, 2048, 8192),
   "8b": (32, 32, 8, 4096, 14336),
@@ -29,11 +32,15 @@ def get_config(variant: str = "laptop"):
   config.model.norm = "rmsnorm"
   config.model.position = "rope"
   config.model.mlp = "swiglu"
-  config.model.tied_embeddings = variant in ("laptop", "1b")
+  config.model.tied_embeddings = variant in ("mini", "laptop", "1b")
   config.optim.clip_norm = 1.0
   config.sample.prompt = "The "
-  if variant == "laptop":
+  if variant in ("mini", "laptop"):
     config.data.tokenizer = "bpe:4096"
+    if variant == "mini":
+      config.train.num_steps = 250
+      config.optim.warmup_steps = 25
+      config.eval.every_steps = 50
     return config
   config.data.tokenizer = "hf:tokenizer.json"
   config.data.seq_len = 8192

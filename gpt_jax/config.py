@@ -104,6 +104,7 @@ class TrainConfig:
   telemetry_every_steps: int
   check_replicas_every_steps: int
   max_nonfinite_steps: int
+  spike_factor: float | None
   profile_steps: int
   init_from: str | None
   wandb_project: str | None
@@ -249,6 +250,7 @@ RANGES = {
   "train.telemetry_every_steps": (0, MAX_INT32),
   "train.check_replicas_every_steps": (0, MAX_INT32),
   "train.max_nonfinite_steps": (0, MAX_INT32),
+  "train.spike_factor": (1.0, None),
   "train.profile_steps": (0, MAX_INT32),
   "mesh.data": (-1, 1 << 24),
   "mesh.fsdp": (-1, 1 << 24),
@@ -308,6 +310,7 @@ FREE = (
 ADDED = {
   "train.check_replicas_every_steps": 0,
   "data.verify": "once",
+  "train.spike_factor": None,
 }
 
 

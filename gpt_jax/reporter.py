@@ -110,11 +110,16 @@ class Reporter:
       self.meter.mark()
     t = self.config.train
     skipped = self.skipped_in_row = int(values["skipped_in_row"])
+    if skipped:
+      self._list_skipped(step, values)
     is_bad_end = skipped > 1 or not math.isfinite(values["loss"])
     if skipped > t.max_nonfinite_steps or (step == t.num_steps and is_bad_end):
+      kind = "not finite"
+      if t.spike_factor is not None:
+        kind = f"not finite, or spikes above {t.spike_factor:g} times the mean,"
       what = "update was" if skipped == 1 else f"{skipped} updates were"
       raise Diverged(
-        f"the last {what} not finite and skipped; stopped at step {step:,}"
+        f"the last {what} {kind} and skipped; stopped at step {step:,}"
       )
     if not self.is_logged(step):
       return
@@ -136,6 +141,22 @@ class Reporter:
     each = self.time_left.note(step, time.perf_counter())
     left = None if each is None else (t.num_steps - step) * each
     self.screen.progress(step, t.num_steps, values["loss"], rates, left)
+
+  def _list_skipped(self, step: int, values: dict) -> None:
+    """Writes the row of a skipped update, and says it."""
+    is_spike = bool(values.get("is_spike", 0))
+    row = {metrics.SKIPPED_SPIKE if is_spike else metrics.SKIPPED_NONFINITE: 1}
+    norm, loss = values["grad_norm"], values["loss"]
+    if is_spike:
+      row[metrics.GRAD_NORM] = norm
+    if "batch_hash" in values:
+      row[metrics.BATCH_HASH] = int(values["batch_hash"])
+    self._write(step, row)
+    why = "a spike" if is_spike else "not finite"
+    self.screen.say(
+      f"step {step:,}: its update is skipped, {why} (gradient norm {norm:.3g}, "
+      f"loss {loss:.4g})"
+    )
 
   def seal_rows(self) -> list | None:
     """Returns the seal of all rows so far, where they are written."""

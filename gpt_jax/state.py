@@ -28,10 +28,12 @@ class TrainState(struct.PyTreeNode):
     step: int32, optimizer steps done, skipped ones included.
     params: tree of param_dtype.
     opt_state: the optimizer's.
-    num_skipped: int32, updates skipped as non-finite in the whole run.
+    num_skipped: int32, updates skipped in the whole run.
     skipped_in_row: int32, of those, how many just now in a row.
     ema: tree like params, float32, their moving average; None without
       train.ema_decay.
+    norm_mean: {"mean": float32, "count": int32} of the gradient norms of
+      updates that were not skipped; None without train.spike_factor.
   """
 
   step: jax.Array
@@ -40,6 +42,7 @@ class TrainState(struct.PyTreeNode):
   num_skipped: jax.Array
   skipped_in_row: jax.Array
   ema: Any = None
+  norm_mean: Any = None
 
 
 def init_params(model: Model, seed):
@@ -78,9 +81,12 @@ def abstract_state(model: Model, tx, config: Config, mesh: Mesh) -> TrainState:
   scalar = jax.ShapeDtypeStruct(
     (), jnp.int32, sharding=NamedSharding(mesh, P())
   )
-  params, ema = sharded(shapes, specs), None
+  params, ema, norm_mean = sharded(shapes, specs), None, None
   if config.train.ema_decay is not None:
     ema = sharded(jax.eval_shape(_as_float32, shapes), specs)
+  if config.train.spike_factor is not None:
+    number = jax.ShapeDtypeStruct((), jnp.float32, sharding=scalar.sharding)
+    norm_mean = {"mean": number, "count": scalar}
   return TrainState(
     step=scalar,
     params=params,
@@ -88,6 +94,7 @@ def abstract_state(model: Model, tx, config: Config, mesh: Mesh) -> TrainState:
     num_skipped=scalar,
     skipped_in_row=scalar,
     ema=ema,
+    norm_mean=norm_mean,
   )
 
 
@@ -97,10 +104,13 @@ def init_state(model: Model, tx, config: Config, mesh: Mesh) -> TrainState:
 
   def init(seed):
     params = init_params(model, seed)
-    zero, ema = jnp.int32(0), None
+    zero, ema, norm_mean = jnp.int32(0), None, None
+    if config.train.spike_factor is not None:
+      norm_mean = {"mean": jnp.float32(0), "count": zero}
     if config.train.ema_decay is not None:
       ema = _as_float32(params)
-    return TrainState(zero, params, tx.init(params), zero, zero, ema)
+    moments = tx.init(params)
+    return TrainState(zero, params, moments, zero, zero, ema, norm_mean)
 
   shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
   with jax.set_mesh(mesh):

@@ -22,6 +22,8 @@ from gpt_jax.state import TrainState
 # finite in float32 and bfloat16, even divided by an eps of 1e-4 times (muP). So
 # moments need no look of their own.
 MAX_GRAD_NORM = 1e15
+# Updates before a norm can be called a spike: those of a start are large.
+SPIKE_HISTORY = 20
 
 
 def make_loss(model: Model, num_chunks: int, has_z: bool = False):
@@ -102,11 +104,14 @@ def make_train_step(model: Model, tx, schedule, config: Config):
   metrics: loss (mean nats per target), grad_norm (before clipping),
   learning_rate, num_skipped, skipped_in_row; float32 scalars. With experts
   also balance_loss (mean over layers, unweighted; 1 is even), which is no part
-  of loss; with train.z_loss_weight also z_loss, likewise.
+  of loss; with train.z_loss_weight also z_loss, likewise. With
+  train.spike_factor is_spike, and batch_hash, by which a skipped batch is
+  listed.
   """
   z_weight = config.train.z_loss_weight
   loss_sum = make_loss(model, config.train.num_loss_chunks, z_weight > 0)
   parts, ema_decay = config.train.num_microbatches, config.train.ema_decay
+  spike_factor = config.train.spike_factor
 
   def grads_of(params, batch, key):
     total = jnp.float32(batch["targets"].size)
@@ -176,6 +181,12 @@ def make_train_step(model: Model, tx, schedule, config: Config):
         kept = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
       return update(tx, grads, old, rate, kept)
 
+    seen_mean, is_spike = state.norm_mean, None
+    if spike_factor is not None:
+      is_spike = is_good & _is_spike(norm, seen_mean, spike_factor)
+      is_good &= ~is_spike
+      seen_mean = _add_norm(seen_mean, norm, is_good)
+
     old = state.params, state.opt_state, state.ema
     if model.platform == "cpu":
       # In a branch they change in place; a choice for each leaf copies moments
@@ -194,6 +205,7 @@ def make_train_step(model: Model, tx, schedule, config: Config):
       num_skipped=state.num_skipped + skipped,
       skipped_in_row=(state.skipped_in_row + skipped) * skipped,
       ema=ema,
+      norm_mean=seen_mean,
     )
     metrics = {
       **seen,
@@ -202,9 +214,29 @@ def make_train_step(model: Model, tx, schedule, config: Config):
       "num_skipped": state.num_skipped,
       "skipped_in_row": state.skipped_in_row,
     }
+    if is_spike is not None:
+      metrics["is_spike"] = is_spike.astype(jnp.float32)
+      metrics["batch_hash"] = hash_batch(batch)
     return state, metrics
 
   return train_step
+
+
+def _is_spike(norm, norm_mean, factor: float):
+  is_known = norm_mean["count"] >= SPIKE_HISTORY
+  return is_known & (norm > factor * norm_mean["mean"])
+
+
+def _add_norm(norm_mean, norm, is_good):
+  """Returns norm_mean with one more norm, where it is_good.
+
+  The mean of all at first, then of about the last 5 SPIKE_HISTORY. A skipped
+  norm is left out, or a few spikes would let the next ones through.
+  """
+  count = norm_mean["count"] + is_good.astype(jnp.int32)
+  part = 1 / jnp.clip(count, 1, 5 * SPIKE_HISTORY)
+  moved = norm_mean["mean"] + part * (norm - norm_mean["mean"])
+  return {"mean": jnp.where(is_good, moved, norm_mean["mean"]), "count": count}
 
 
 def update(tx, grads, old, rate, ema_decay):

@@ -81,6 +81,31 @@ def test_a_gradient_whose_square_no_float_holds_changes_only_the_counters():
       np.testing.assert_array_equal(old[name], new[name], name)
 
 
+def test_a_spike_is_skipped_once_norms_are_known_and_no_mean_forgets_it():
+  train_step, now = make(small_config(spike_factor=3.0, z_loss_weight=1.0))
+  zero = {"mean": jnp.float32(0), "count": jnp.int32(0)}
+  now = now.replace(norm_mean=zero)
+  usual = batch_of(0)
+  for _ in range(step.SPIKE_HISTORY):
+    now, result = train_step(now, usual)
+    assert not result["is_spike"]
+  # Parameters as they never are, for one step: the gradient is far larger.
+  wild = now.replace(params=jax.tree.map(lambda p: 30 * p, now.params))
+  after, result = train_step(wild, usual)
+  assert result["is_spike"] and np.isfinite(float(result["loss"]))
+  assert float(result["grad_norm"]) > 3 * float(now.norm_mean["mean"])
+  assert int(after.num_skipped) == int(after.skipped_in_row) == 1
+  for name, old in tree.flatten_with_names(wild.params).items():
+    new = tree.flatten_with_names(after.params)[name]
+    np.testing.assert_array_equal(old, new, name)
+  assert float(after.norm_mean["mean"]) == float(now.norm_mean["mean"])
+  assert int(result["batch_hash"]) == int(step.hash_batch(usual))
+  # The control: with little history it is let through.
+  young = wild.replace(norm_mean={**now.norm_mean, "count": jnp.int32(19)})
+  after, result = train_step(young, usual)
+  assert not result["is_spike"] and int(after.num_skipped) == 0
+
+
 def test_the_same_batch_again_and_again_is_learned():
   train_step, now = make(small_config())
   seen = []

@@ -32,6 +32,7 @@ from gpt_jax import (
   score,
   workdir,
 )
+from gpt_jax import step as step_lib
 from gpt_jax.data import store
 from gpt_jax.lab.scaling import points
 
@@ -622,6 +623,43 @@ def test_a_run_that_ends_in_skipped_updates_does_not_end_well(
   assert kept == [1]
   for leaf in jax.tree.leaves(workdir.open_run(str(tmp_path / "run"))[2]):
     assert jax.numpy.isfinite(leaf).all()
+
+
+def test_skipped_batches_are_listed_and_a_resume_lists_them_alike(
+  base, call_verb, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(step_lib, "SPIKE_HISTORY", 2)
+  flags = [
+    *base[1],
+    "--config.train.spike_factor=1.02",
+    "--config.train.num_steps=12",
+    "--config.train.max_nonfinite_steps=11",
+    "--config.checkpoint.every_steps=1",
+    "--config.checkpoint.keep_last=20",
+    "--config.optim.learning_rate=1e-4",
+  ]
+  found = []
+  for name in ("whole", "resumed"):
+    words = [*flags, f"--workdir={tmp_path / name}"]
+    result = call_verb("train", *words)
+    if name == "resumed":
+      for kept in checkpoint.list_steps(str(tmp_path / name / "checkpoints")):
+        if kept > 5:
+          shutil.rmtree(tmp_path / name / "checkpoints" / str(kept))
+      shutil.rmtree(tmp_path / name / "plots", ignore_errors=True)
+      result = call_verb("train", *words)
+    rows = metrics.read_rows(str(tmp_path / name / "metrics.jsonl"))
+    found.append(
+      [
+        (row["step"], row[metrics.BATCH_HASH], row[metrics.GRAD_NORM])
+        for row in rows
+        if metrics.SKIPPED_SPIKE in row
+      ]
+    )
+    for step, *_ in found[-1]:
+      said = f"step {step}: its update is skipped, a spike"
+      assert step <= 5 or said in result.stdout
+  assert found[0] == found[1] and found[0]
 
 
 def test_bfloat16_parameters_that_do_not_move_are_told(
