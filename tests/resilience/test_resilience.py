@@ -139,19 +139,20 @@ def try_hostile(nursery, base, root: pathlib.Path, seed: int):
 
 def run_trials(trial, seeds, nursery, base, root):
   """Runs trials two at a time; reports and checks their verdicts."""
+  counts, faults = collections.Counter(), []
   run = lambda seed: trial(nursery, base, root, seed)
   with concurrent.futures.ThreadPoolExecutor(2) as pool:
-    rows = list(pool.map(run, seeds))
-  counts = collections.Counter(found for _, found, _ in rows)
-  print(f"\n{trial.__name__}: {len(rows)} trials, {dict(counts)}")
-  faults = [
-    f"{what}: {found}: {(outcome.err or outcome.out)[-300:]!r}"
-    for what, found, outcome in rows
-    if is_fault(found)
-  ]
-  for fault in faults:
-    print("  " + fault)
-  assert not faults, f"{len(faults)} of {len(rows)}: {faults[0]}"
+    for number, (what, found, outcome) in enumerate(pool.map(run, seeds), 1):
+      counts[found] += 1
+      if is_fault(found):
+        said = (outcome.err or outcome.out)[-300:]
+        faults.append(f"{what}: {found}: {said!r}")
+        print(f"\n  {faults[-1]}", flush=True)
+      if number % 100 == 0 or number == len(seeds):
+        print(
+          f"\n{trial.__name__}: {number} trials, {dict(counts)}", flush=True
+        )
+  assert not faults, f"{len(faults)} of {len(seeds)}: {faults[0]}"
   return counts
 
 
