@@ -361,7 +361,8 @@ def read_average(average: str | None) -> tuple[str, int]:
   word, _, number = average.partition(":")
   if average == "ema":
     return "ema", 1
-  if word == "last" and number.isdecimal() and int(number) > 0:
+  is_number = number.isascii() and number.isdecimal() and len(number) <= 10
+  if word == "last" and is_number and int(number) > 0:
     return "last", int(number)
   raise InputError(
     f"--average is {average!r}; it must be ema or last:N, of the N newest "

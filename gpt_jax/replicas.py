@@ -8,11 +8,13 @@ device where most of the replicas agree.
 """
 
 import collections
+import functools
 
 import jax
-import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
-from gpt_jax import processes, tree
+from gpt_jax import tree
 from gpt_jax.exits import to_line
 
 
@@ -20,40 +22,29 @@ class Corrupt(Exception):
   """Replicas differ; the message is a sentence."""
 
 
-# One compiled program for each shape, dtype and device.
-_checksum = jax.jit(lambda x: tree.checksum([x])[0])
-
-
 def check(state, step: int) -> None:
   """Raises Corrupt, in every process, where replicas of a leaf differ.
 
   To be called by all processes at the same step. Each device reads its parts
-  once; the table of their checksums has 8 bytes per leaf and device.
+  once and sends 8 bytes per leaf.
 
   Args:
-    state: tree of jax.Arrays.
+    state: tree of jax.Arrays; those that lie on no mesh have no replicas.
     step: named in the sentence.
   """
-  flat = tree.flatten_with_names(state)
-  place = {device.id: i for i, device in enumerate(jax.devices())}
-  table = np.zeros((len(flat), len(place), 2), np.uint32)
-  rows = [
-    (i, place[shard.device.id], _checksum(shard.data))
-    for i, leaf in enumerate(flat.values())
-    for shard in leaf.addressable_shards
+  flat = {
+    name: leaf
+    for name, leaf in tree.flatten_with_names(state).items()
+    if isinstance(leaf.sharding, NamedSharding)
+  }
+  # One at a time: simulated devices that get ahead wait for each other.
+  tables = [jax.device_get(_sum(leaf.sharding)(leaf)) for leaf in flat.values()]
+  clauses = [
+    f"{name} on {device.device_kind} {device.id} of process "
+    f"{device.process_index}"
+    for (name, leaf), table in zip(flat.items(), tables, strict=True)
+    for device in _odd_devices(leaf, table)
   ]
-  values = jax.device_get([row for *_, row in rows])
-  for (i, k, _), value in zip(rows, values, strict=True):
-    table[i, k] = value
-  if processes.count() > 1:
-    from jax.experimental import multihost_utils
-
-    # What another process's devices hold is zero here.
-    table = multihost_utils.process_allgather(table).sum(0, dtype=np.uint32)
-  clauses = []
-  for i, (name, leaf) in enumerate(flat.items()):
-    for odd in _odd_devices(leaf, table[i], place):
-      clauses.append(f"{name} on {odd.device_kind} {odd.id} {_process(odd)}")
   if clauses:
     more = len(clauses) - 3
     raise Corrupt(
@@ -66,20 +57,33 @@ def check(state, step: int) -> None:
     )
 
 
-def _odd_devices(leaf, rows, place: dict[int, int]) -> list:
+@functools.lru_cache
+def _sum(sharding: NamedSharding):
+  """Returns a function of a leaf to uint32[devices of the mesh, 2]."""
+  mesh = sharding.mesh
+  local = jax.shard_map(
+    lambda x: tree.checksum([x]),
+    mesh=mesh,
+    in_specs=sharding.spec,
+    out_specs=P(mesh.axis_names),
+    check_vma=False,
+  )
+  return jax.jit(local, out_shardings=NamedSharding(mesh, P()))
+
+
+def _odd_devices(leaf, table) -> list:
   """Returns the devices whose part differs from that of most replicas."""
+  row = {
+    d.id: table[i].tobytes()
+    for i, d in enumerate(leaf.sharding.mesh.devices.flat)
+  }
   groups = collections.defaultdict(list)
-  shape = leaf.shape
-  for device, index in leaf.sharding.devices_indices_map(shape).items():
-    key = tuple(s.indices(n)[:2] for s, n in zip(index, shape, strict=True))
-    groups[key].append(device)
+  for device, index in leaf.sharding.devices_indices_map(leaf.shape).items():
+    ends = zip(index, leaf.shape, strict=True)
+    groups[tuple(s.indices(n)[:2] for s, n in ends)].append(device)
   odd = []
   for devices in groups.values():
-    values = [rows[place[device.id]].tobytes() for device in devices]
-    ((most, _),) = collections.Counter(values).most_common(1)
-    odd += [d for d, v in zip(devices, values, strict=True) if v != most]
+    counts = collections.Counter(row[device.id] for device in devices)
+    ((most, _),) = counts.most_common(1)
+    odd += [device for device in devices if row[device.id] != most]
   return odd
-
-
-def _process(device) -> str:
-  return f"of process {device.process_index}"

@@ -205,7 +205,7 @@ def test_the_mean_of_the_newest_steps_is_read(folder):
     read("last:4")
   with pytest.raises(InputError, match="holds no moving average; train with"):
     read("ema")
-  for word in ("last", "last:0", "mean:2", "ema:3"):
+  for word in ("last", "last:0", "mean:2", "ema:3", "last:" + "9" * 5000):
     with pytest.raises(InputError, match="it must be ema or last:N"):
       read(word)
 

@@ -32,6 +32,12 @@ def make(spec, dtype="float32", odd=None):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32"])
 @pytest.mark.parametrize("spec", [P(), P("fsdp"), P(None, "fsdp")])
 def test_a_replica_that_differs_is_named(spec, dtype):
+  # As in the loop, within the mesh.
+  with jax.set_mesh(MESH):
+    assert_named(spec, dtype)
+
+
+def assert_named(spec, dtype):
   good = {"a": {"w": make(spec, dtype)}, "b": make(P())}
   replicas.check(good, 7)
   state = good | {"a": {"w": make(spec, dtype, odd=5)}}
@@ -48,9 +54,22 @@ def test_parts_that_only_one_device_holds_are_compared_with_nothing():
   replicas.check(state, 1)
 
 
-def test_scalars_and_single_devices_are_replicas_too():
+def test_arrays_on_no_mesh_have_no_replicas():
   state = {"n": jnp.int32(3), "w": jax.device_put(1.0, jax.devices()[3])}
   replicas.check(state, 1)
+
+
+def test_a_healthy_run_is_checked_and_goes_on(call_verb, small_run, tmp_path):
+  result = call_verb(
+    "train",
+    *small_run,
+    "--config.mesh.data=4",
+    "--config.mesh.fsdp=2",
+    "--config.train.num_steps=6",
+    "--config.train.check_replicas_every_steps=2",
+    f"--workdir={tmp_path / 'run'}",
+  )
+  assert (result.returncode, result.stderr) == (0, "")
 
 
 def test_a_run_with_a_faulty_device_ends_with_a_code_of_its_own(

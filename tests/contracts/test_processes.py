@@ -121,8 +121,10 @@ def alone(flags, tmp_path_factory):
 @pytest.fixture(scope="module")
 def together(flags, tmp_path_factory):
   """(workdir, standard outputs, errors) of the run by two processes."""
-  workdir = tmp_path_factory.mktemp("together")
+  # A folder whose name would be a pattern: Orbax merges what both have written.
+  workdir = tmp_path_factory.mktemp("together") / "lr[3e-4]"
   words = [*flags, f"--workdir={workdir}", "--config.train.profile_steps=2"]
+  words.append("--config.train.check_replicas_every_steps=7")
   codes, outs, errs = Team(2, "train", *words).end()
   assert codes == [0, 0], errs
   return workdir, outs, errs

@@ -194,7 +194,9 @@ def list_steps(path: str) -> list[int]:
   folder = os.path.join(path, "checkpoints")
   if not os.path.isdir(folder):
     return []
-  return sorted(int(n) for n in os.listdir(folder) if n.isdecimal())
+  is_number = lambda n: n.isascii() and n.isdecimal() and len(n) <= 10
+  steps = (int(n) for n in os.listdir(folder) if is_number(n))
+  return sorted(step for step in steps if step < 2**31)
 
 
 def read_rows(path: str) -> list[dict]:
