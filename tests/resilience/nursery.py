@@ -58,7 +58,7 @@ class Child:
 
   def __init__(self, folder: pathlib.Path):
     self.folder = folder
-    self.pid = int(_await(folder / "pid", 20.0))
+    self.pid = int(_await(folder / "pid", PATIENCE))
 
   def signal(self, number: int) -> None:
     try:
@@ -77,7 +77,7 @@ class Child:
     except TimeoutError:
       is_hung = True
       self.signal(signal.SIGKILL)
-      status = _await(self.folder / "status", 20.0)
+      status = _await(self.folder / "status", PATIENCE)
     code, peak = json.loads(status)
     read = lambda name: (self.folder / name).read_text(errors="replace")
     return Outcome(
