@@ -149,11 +149,15 @@ def write_stacks(folder: str) -> str:
 
 
 def bound_exit(code: int, seconds: float) -> None:
-  """Ends this process with `code`, should its end take longer than that."""
+  """Ends this process with `code`, should its end take longer than that.
+
+  A process that has gone on by then, as a notebook does, is left alone.
+  """
 
   def wait() -> None:
     time.sleep(seconds)
-    faulthandler.dump_traceback(2, all_threads=True)
-    os._exit(code)
+    if not threading.main_thread().is_alive():
+      faulthandler.dump_traceback(2, all_threads=True)
+      os._exit(code)
 
   threading.Thread(target=wait, daemon=True).start()

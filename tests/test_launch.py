@@ -368,7 +368,7 @@ def test_tests_run_after_lint_and_format_and_their_exit_code_is_passed_on(
   assert house.launch(code=7, STUB_FAILS="pytest", **ci)[2][-1].startswith("py")
   assert len(house.launch(code=7, STUB_FAILS="ruff", **ci)[2]) == 1
   log = house.launch("-m", "slow", "-n", "0", script="launch/test.sh")[2]
-  assert log[-1].endswith("-m not slow -m slow -n 0")
+  assert log[-1].endswith("-m not slow and not soak -m slow -n 0")
 
 
 def test_lint_looks_at_what_is_tracked_alone(house):

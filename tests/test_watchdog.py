@@ -178,3 +178,18 @@ def test_a_file_system_that_hangs_ends_the_run_and_is_named(
   (stacks,) = workdir.glob("stacks-*.txt")
   assert str(stacks) in said
   assert "hang_in_a_pipe" in stacks.read_text()
+
+
+@pytest.mark.parametrize(
+  "last, code", [("time.sleep(.6)", 0), ("thread.start()", 9)]
+)
+def test_only_a_process_that_is_ending_is_held_to_its_end(last, code):
+  program = (
+    "import threading, time; from gpt_jax import watchdog; "
+    "thread = threading.Thread(target=time.sleep, args=(60,)); "
+    f"watchdog.bound_exit(9, .2); {last}"
+  )
+  ended = subprocess.run(
+    [sys.executable, "-c", program], cwd=ROOT, stderr=subprocess.DEVNULL
+  )
+  assert ended.returncode == code
