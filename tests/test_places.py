@@ -429,7 +429,8 @@ def test_the_real_gcloud_knows_every_command(places, tmp_path):
     ["delete", *TPU, "--existing"],
   ):
     out, _, _ = places.call("launch/tpu_vm.sh", "--dry-run", *words)
-    lines += [shlex.join(command) for command in commands(out)]
+    made = [shlex.join(command) for command in commands(out)]
+    lines += [line for line in dict.fromkeys(made) if line not in lines]
   lines.append("gcloud compute tpus tpu-vm ssh gpt-x --nonsense=1")
   file = tmp_path / "commands.json"
   file.write_text(json.dumps([{"command_string": line} for line in lines]))
