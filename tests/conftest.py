@@ -5,6 +5,7 @@ import importlib
 import io
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -21,6 +22,11 @@ sys.path.insert(0, str(ROOT))
 from gpt_jax import cli, runtime  # noqa: E402 - the flags must be set first
 
 runtime.start()
+
+# A shell's background job starts with Ctrl-C ignored, which its children
+# inherit; the tests send it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+  signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def user_env() -> dict[str, str]:
@@ -124,3 +130,30 @@ def call_verb():
     )
 
   return call
+
+
+@pytest.fixture
+def corpus(tmp_path):
+  """Returns a function that makes a DataConfig over written documents."""
+  from gpt_jax.config import DataConfig
+
+  def build(documents, **changes):
+    folder = tmp_path / "text"
+    folder.mkdir(exist_ok=True)
+    for i, text in enumerate(documents):
+      (folder / f"{i:03d}.txt").write_bytes(text.encode())
+    values = {
+      "source": f"text:{folder}/*.txt",
+      "valid_source": None,
+      "split": "document",
+      "valid_frac": 0.1,
+      "tokenizer": "bytes",
+      "dir": str(tmp_path / "prepared"),
+      "verify": "once",
+      "seq_len": 8,
+      "packing": "stream",
+      "num_workers": 0,
+    }
+    return DataConfig(**(values | changes))
+
+  return build

@@ -354,7 +354,7 @@ def test_a_corpus_that_cannot_be_read_leaves_no_run_and_no_part_of_a_set(
 def prepared_copy(base, tmp_path) -> tuple[pathlib.Path, str]:
   """Returns (the first shard of a copy of the prepared set, its flag)."""
   copy = shutil.copytree(base[0] / "prepared", tmp_path / "prepared")
-  (shard,) = pathlib.Path(copy).glob("*/train-00000.bin")
+  (shard,) = pathlib.Path(copy).glob("*-bytes-*/train-00000.bin")
   return shard, flag("data.dir", copy)
 
 

@@ -150,3 +150,9 @@ def test_the_checks_see_what_they_forbid():
   assert habit_faults("cli", "import jax.numpy")
   assert habit_faults("step", "x = self.config.get('a', 1)")
   assert not habit_faults("step", "x = batch.get('a')")
+
+
+def test_no_two_test_modules_share_a_name():
+  """The later one would be taken for the earlier, and its tests not run."""
+  names = [path.name for path in (ROOT / "tests").rglob("*.py")]
+  assert sorted(set(names)) == sorted(names)

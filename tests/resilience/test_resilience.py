@@ -17,16 +17,31 @@ import time
 
 import damage
 import pytest
-from conftest import (
+from nursery import Nursery
+from trials import (
   HALF,
   STEPS,
+  Base,
   checksums,
   copy_of,
   flags_of,
+  make_base,
   result_of,
   rows_of,
   words_of,
 )
+
+
+@pytest.fixture(scope="module")
+def nursery():
+  with Nursery() as found:
+    yield found
+
+
+@pytest.fixture(scope="module")
+def base(nursery, tmp_path_factory) -> Base:
+  return make_base(nursery, tmp_path_factory.mktemp("base"))
+
 
 VERBS = ("train", "evaluate", "generate")
 soak = pytest.mark.soak

@@ -6,18 +6,9 @@ import pathlib
 import re
 import shutil
 
-import nursery as nursery_lib
-import pytest
-
 from gpt_jax import metrics
 
 STEPS, HALF = 20, 10
-
-
-@pytest.fixture(scope="session")
-def nursery():
-  with nursery_lib.Nursery() as found:
-    yield found
 
 
 def flags_of(folder: pathlib.Path, seed: int = 0, **more) -> list[str]:
@@ -103,9 +94,8 @@ def rows_of(run: pathlib.Path) -> list[dict]:
   ]
 
 
-@pytest.fixture(scope="session")
-def base(nursery, tmp_path_factory) -> Base:
-  root = tmp_path_factory.mktemp("base")
+def make_base(nursery, root: pathlib.Path) -> Base:
+  """Trains both runs halfway, and copies of the own one to their ends."""
   found = {}
   for name, seed in (("own", 0), ("foreign", 1)):
     folder = root / name
