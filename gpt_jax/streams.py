@@ -70,7 +70,7 @@ def replace_stream(name: str, descriptor: int) -> None:
     io.BufferedWriter(_Unfailing(descriptor, "w", closefd=False)),
     encoding=old.encoding,
     errors="backslashreplace" if name == "stderr" else "replace",
-    line_buffering=old.line_buffering,
+    line_buffering=_is_by_line(old) or name == "stderr",
   )
   setattr(sys, name, stream)
 
@@ -92,8 +92,13 @@ def keep_stdout_for_python() -> None:
     io.BufferedWriter(raw),
     encoding=old.encoding,
     errors="replace",
-    line_buffering=old.line_buffering,
+    line_buffering=_is_by_line(old),
   )
+
+
+def _is_by_line(stream) -> bool:
+  """Returns whether lines go out at once; PYTHONUNBUFFERED says so too."""
+  return stream.line_buffering or stream.write_through
 
 
 def drop_output() -> None:

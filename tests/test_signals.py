@@ -236,3 +236,19 @@ def test_what_is_for_printing_ends_with_a_code_that_says_so(
   said = errors.read_text().replace("what is said of it\n", "")
   found = "gpt_jax: cannot read or write: No space left on device\n"
   assert said == ("" if code == exits.UNREAD else found)
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_what_is_said_last_is_written_before_a_hard_end(unbuffered):
+  program = (
+    "import os, sys; from gpt_jax import streams; streams.hold(True); "
+    "print('said', file=sys.stderr); os._exit(3)"
+  )
+  ended = subprocess.run(
+    [sys.executable, "-c", program],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+  )
+  assert (ended.returncode, ended.stderr) == (3, "said\n")
