@@ -13,12 +13,10 @@ import threading
 
 from gpt_jax import exits, processes, streams
 
-# By which users, shells and schedulers tell a process to end; SLURM's --signal
-# names any of them. Those of faults, and of stopping for a while, stay.
-NAMES = (
-  "SIGINT SIGTERM SIGHUP SIGQUIT SIGUSR1 SIGUSR2 SIGXCPU SIGALRM SIGVTALRM "
-  "SIGPROF SIGIO SIGPWR"
-).split()
+# By which users, shells and schedulers tell a process to end. Those of faults,
+# of stopping for a while, and of a process's own timers and descriptors stay:
+# libtpu, for one, profiles itself by SIGPROF.
+NAMES = "SIGINT SIGTERM SIGHUP SIGQUIT SIGUSR1 SIGUSR2 SIGXCPU SIGPWR".split()
 # From a keyboard: the second one means at once.
 IMPATIENT = (signal.SIGINT, signal.SIGQUIT)
 

@@ -23,10 +23,15 @@ from gpt_jax import cli, runtime  # noqa: E402 - the flags must be set first
 
 runtime.start()
 
-# A shell's background job starts with Ctrl-C ignored, which its children
-# inherit; the tests send it.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-  signal.signal(signal.SIGINT, signal.default_int_handler)
+# A shell's background job and nohup start with these ignored, which children
+# inherit; the tests send them.
+for number, handler in {
+  signal.SIGINT: signal.default_int_handler,
+  signal.SIGQUIT: signal.SIG_DFL,
+  signal.SIGHUP: signal.SIG_DFL,
+}.items():
+  if signal.getsignal(number) is signal.SIG_IGN:
+    signal.signal(number, handler)
 
 
 def user_env() -> dict[str, str]:

@@ -58,12 +58,26 @@ def test_no_signal_whose_default_is_to_end_is_left_out():
     # Do not end a process, or are Python's: writing raises instead.
     *"SIGSTOP SIGTSTP SIGTTIN SIGTTOU SIGCONT SIGCHLD SIGURG SIGWINCH".split(),
     *"SIGPIPE SIGXFSZ".split(),
+    # Of the process's own timers and descriptors: libraries use them.
+    *"SIGALRM SIGVTALRM SIGPROF SIGIO".split(),
     # No one's to send; of a coprocessor that there is not.
     "SIGSTKFLT",
   }
   named = {s.name for s in signal.Signals if s < signal.SIGRTMIN}
   aliases = {signal.Signals(getattr(signal, n)).name for n in signals.NAMES}
   assert named - others == aliases
+
+
+@pytest.mark.parametrize("name", ["SIGALRM", "SIGVTALRM", "SIGPROF"])
+def test_a_timer_of_a_library_does_not_stop_a_run(stop, name):
+  heard, number = [], getattr(signal, name)
+  old = signal.signal(number, lambda *_: heard.append(name))
+  try:
+    os.kill(os.getpid(), number)
+    await_truth(lambda: heard)
+  finally:
+    signal.signal(number, old)
+  assert stop.code is None
 
 
 @pytest.mark.parametrize("ignored", [signal.SIGINT, signal.SIGHUP])

@@ -7,6 +7,8 @@ import shutil
 import subprocess
 import sys
 
+import pytest
+
 ROOT = pathlib.Path(__file__).parents[2]
 TEXT = (ROOT / "CONTRIBUTING.md").read_text()
 BATTERY = "tests/contracts/test_optimizers.py"
@@ -34,6 +36,7 @@ def apply(folder: pathlib.Path, rate: str) -> None:
   subprocess.run([*ruff, "check", "-q", "."], cwd=folder, check=True)
 
 
+@pytest.mark.slow
 def test_the_worked_example_passes_its_battery(tmp_path):
   rate = re.search(r'`"adamax": ([^`]+)` in `RATES`', TEXT)[1]
   apply(tmp_path, rate)
