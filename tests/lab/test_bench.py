@@ -193,7 +193,7 @@ def test_decode_times_prefill_apart_from_the_loop(tmp_path, run_verb):
 def test_a_waiting_worker_takes_no_processor_time(one_device):
   with worker.Worker("gpt_jax", "train", load()) as one:
     one.ask(do="run", count=2)
-    time.sleep(0.7)
+    time.sleep(0.75)
     idle = one.ask(do="run", count=1)["idle"]
     with pytest.raises(worker.Failed, match="no_such"):
       one.ask(do="no_such")
