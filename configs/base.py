@@ -197,11 +197,14 @@ def get_config() -> ConfigDict:
   # a faulty one; 0 never.
   train.check_replicas_every_steps = 0
   # This many updates in a row may be skipped, as non-finite or as spikes; then
-  # the run stops.
+  # the run stops, or rolls back.
   train.max_nonfinite_steps = 10
   # An update whose gradient norm is this many times the running mean of the
   # norms is skipped as a spike, once 20 updates are done; None skips none.
   train.spike_factor = placeholder(float)
+  # Instead of stopping, go back to the last good checkpoint and on with the
+  # batches that come next, at most N times (gpt_jax/rollback.py); 0 never.
+  train.max_rollbacks = 0
   # Profile so many steps once compiled, into the workdir; 0 profiles none.
   train.profile_steps = 0
   # Start from the parameters of this other workdir.

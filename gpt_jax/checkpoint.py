@@ -170,6 +170,11 @@ class Checkpointer:
         self._good[step] = False
     return self._good[step]
 
+  def good_steps(self) -> list[int]:
+    """Returns the good steps of the course taken, oldest first."""
+    gone = set(self._superseded)
+    return [s for s in self.steps() if s not in gone and self._is_good(s)]
+
   def close(self) -> None:
     """Waits and ends the threads; raises what `wait` raises."""
     try:

@@ -105,6 +105,7 @@ class TrainConfig:
   check_replicas_every_steps: int
   max_nonfinite_steps: int
   spike_factor: float | None
+  max_rollbacks: int
   profile_steps: int
   init_from: str | None
   wandb_project: str | None
@@ -251,6 +252,7 @@ RANGES = {
   "train.check_replicas_every_steps": (0, MAX_INT32),
   "train.max_nonfinite_steps": (0, MAX_INT32),
   "train.spike_factor": (1.0, None),
+  "train.max_rollbacks": (0, 1000),
   "train.profile_steps": (0, MAX_INT32),
   "mesh.data": (-1, 1 << 24),
   "mesh.fsdp": (-1, 1 << 24),
@@ -311,6 +313,7 @@ ADDED = {
   "train.check_replicas_every_steps": 0,
   "data.verify": "once",
   "train.spike_factor": None,
+  "train.max_rollbacks": 0,
 }
 
 

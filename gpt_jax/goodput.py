@@ -65,6 +65,11 @@ class Clock:
     for kind in KINDS:
       self.seconds[kind] += row.get(_name(kind), 0.0)
 
+  def forget(self) -> None:
+    """Begins at zero, where rows hold what was spent and are gone on from."""
+    self.switch(self.kind)
+    self.seconds = dict.fromkeys(KINDS, 0.0)
+
   def row(self) -> dict[str, float]:
     """Returns {"time/unix": now, "time/run_seconds": all, a kind: its own}."""
     self.switch(self.kind)

@@ -25,6 +25,7 @@ from gpt_jax import (
   preflight,
   processes,
   replicas,
+  rollback,
   runtime,
   sharding,
   signals,
@@ -165,8 +166,10 @@ def _train(
   )
   stages = dict(config_lib.batch_stages(config.train))
 
-  def read_batches(stage: Stage, step: int):
-    offset = config_lib.count_sequences(config.train, step) - step * stage.size
+  count = lambda step: config_lib.count_sequences(config.train, step)
+
+  def read_batches(stage: Stage, step: int, passed: int):
+    offset = count(step) + passed - step * stage.size
     return pipeline.make_train_iterator(
       prepared, config.data, config.seed, stage.size, stage.rows, step, offset
     )
@@ -183,11 +186,12 @@ def _train(
     else:
       state = state_lib.init_state(model, tx, config, mesh)
     begun, stage = int(state.step), None
+    passed = processes.share(lambda: rollback.passed_at(keeper, step))
     with jax.set_mesh(mesh):
       for index in range(begun, step):
         if stage is None or index in stages:
           stage = build_stage(index)
-          batches = read_batches(stage, index)
+          batches = read_batches(stage, index, passed)
         batch = next(batches)
         batch = sharding.place_batch(batch, batch_place, stage.rows, stage.size)
         # One at a time: simulated devices that get ahead wait for each other.
@@ -240,26 +244,28 @@ def _train(
   processes.share(write_record)
   if processes.index() > 0:
     workdir_lib.await_file(record)
-  reporter = Reporter(
-    config,
-    workdir,
-    first,
-    screen,
-    model,
-    mesh,
-    prepared,
-    clock,
-    meta.get("metrics"),
-  )
+  def build_reporter(first: int, meta: dict) -> Reporter:
+    """Returns what writes the rows from this step on; later ones go."""
+    return Reporter(
+      config,
+      workdir,
+      first,
+      screen,
+      model,
+      mesh,
+      prepared,
+      clock,
+      meta.get("metrics"),
+    )
+
+  ledger = rollback.Ledger.of(meta)
+  keeper.meta |= ledger.meta()
+  reporter = build_reporter(first, meta)
   if first >= total and reporter.has_reported():
     screen.say(f"this run is finished: all {total:,} steps are done")
     return 0
 
   # The loop
-  if stage.size != config_lib.at_step(config, first).train.global_batch_size:
-    stage = build_stage(first)  # a damaged step gave way to an older one
-  batches = read_batches(stage, first)
-  reporter.set_batch(stage.size)
   # All are met here, however long each has compiled: gloo waits 30 seconds for
   # the others of a first collective, and fails.
   processes.agree("the step to go on from", first)
@@ -270,7 +276,13 @@ def _train(
   wait = jax.block_until_ready if is_simulated else lambda x: x
   clock.switch("step")
   processes.mark(is_result=False)
-  try:
+
+  def run_steps(state, stage: Stage, first: int) -> int:
+    """Runs the steps that are left; returns the exit code."""
+    if stage.size != config_lib.at_step(config, first).train.global_batch_size:
+      stage = build_stage(first)  # a damaged step gave way to an older one
+    batches = read_batches(stage, first, ledger.num_passed)
+    reporter.set_batch(stage.size)
     with jax.set_mesh(mesh):
       reporter.catch_up(state)
       pending = None
@@ -282,7 +294,7 @@ def _train(
           with clock.spend("compile"):
             stage = build_stage(index)
           processes.agree("the step of a larger batch", index)
-          batches = read_batches(stage, index)
+          batches = read_batches(stage, index, ledger.num_passed)
           reporter.set_batch(stage.size)
           screen.say(f"step {index:,}: batches of {stage.size:,} sequences now")
         waited = time.perf_counter()
@@ -345,21 +357,55 @@ def _train(
       f"{command}"
     )
     return code
+
+  def roll_back(failed: int, why: str):
+    """Returns (state, its step, reporter) to go on with, or None."""
+    nonlocal ledger
+    if len(ledger.entries) >= config.train.max_rollbacks:
+      return None
+    target = processes.share(lambda: ledger.choose(keeper.good_steps()))
+    if target is None:
+      return None
+    ledger = ledger.add(target, failed, count)
+    reporter.close()
+    state, meta = keeper.restore(abstract, step=target)
+    keeper.meta |= ledger.meta()
+    clock.forget()  # its rows hold it, and carry it over
+    again = build_reporter(target, meta)
+    again.note_rollback(failed, ledger.num_passed)
+    screen.say(
+      f"{why}: going back to step {target:,} and on with the batches after "
+      f"those of step {failed:,} (rollback {len(ledger.entries)} of "
+      f"{config.train.max_rollbacks})"
+    )
+    return state, target, again
+
+  try:
+    while True:
+      try:
+        return run_steps(state, stage, first)
+      except Diverged as error:
+        failed, why = error.step, str(error)
+      # The state is let go before another is read.
+      state = None
+      screen.close()
+      keeper.wait()
+      found = roll_back(failed, why)
+      if found is None:
+        break
+      state, first, reporter = found
+    steps = keeper.steps()
+    kept = f"step {steps[-1]:,} is saved" if steps else "nothing was saved"
+    screen.say(
+      f"gpt_jax: {why}, {kept}; start in another --workdir with "
+      f"{preflight.suggest_finite(config)}"
+    )
+    return exits.DIVERGED
   except replicas.Corrupt as error:
     screen.close()
     keeper.wait()
     screen.say(f"gpt_jax: {error}")
     return exits.CORRUPT
-  except Diverged as error:
-    screen.close()
-    keeper.wait()
-    steps = keeper.steps()
-    kept = f"step {steps[-1]:,} is saved" if steps else "nothing was saved"
-    screen.say(
-      f"gpt_jax: {error}, {kept}; start in another --workdir with "
-      f"{preflight.suggest_finite(config)}"
-    )
-    return exits.DIVERGED
   finally:
     try:
       keeper.close()

@@ -28,6 +28,10 @@ NUM_SKIPPED = "train/num_skipped"
 # The ledger of skipped updates: a row for each, with one of the two set to 1.
 SKIPPED_NONFINITE = "train/skipped_nonfinite"
 SKIPPED_SPIKE = "train/skipped_spike"
+# A rollback: at the step gone back to, the step that the run had come to, and
+# the sequences of the order of data that are passed over so far.
+ROLLED_BACK_FROM = "train/rolled_back_from"
+PASSED = "data/sequences_passed"
 TOKENS_PER_SECOND = "perf/tokens_per_second"
 STEP_SECONDS = "perf/step_seconds"
 MFU = "perf/mfu"

@@ -32,7 +32,15 @@ YARDSTICK_BYTES = 64 << 20
 
 
 class Diverged(Exception):
-  """Too many updates in a row, or the last loss, were not finite."""
+  """Too many updates in a row, or the last loss, were not finite.
+
+  Args:
+    step: steps that were done.
+  """
+
+  def __init__(self, step: int, message: str):
+    super().__init__(message)
+    self.step = step
 
 
 class Reporter:
@@ -119,7 +127,8 @@ class Reporter:
         kind = f"not finite, or spikes above {t.spike_factor:g} times the mean,"
       what = "update was" if skipped == 1 else f"{skipped} updates were"
       raise Diverged(
-        f"the last {what} {kind} and skipped; stopped at step {step:,}"
+        step,
+        f"the last {what} {kind} and skipped; stopped at step {step:,}",
       )
     if not self.is_logged(step):
       return
@@ -157,6 +166,21 @@ class Reporter:
       f"step {step:,}: its update is skipped, {why} (gradient norm {norm:.3g}, "
       f"loss {loss:.4g})"
     )
+
+  def note_rollback(self, failed: int, num_passed: int) -> None:
+    """Writes the row of a rollback to the first step of this reporter.
+
+    Args:
+      failed: the step that the run had come to.
+      num_passed: sequences of the order of data passed over so far.
+    """
+    row = {metrics.ROLLED_BACK_FROM: failed, metrics.PASSED: num_passed}
+    if self.is_writing:
+      # A run that was killed after a rollback and comes to it again has it.
+      rows = metrics.read_rows(os.path.join(self.workdir, "metrics.jsonl"))
+      if any(row.items() <= each.items() for each in rows):
+        return
+    self._write(self.first, row)
 
   def seal_rows(self) -> list | None:
     """Returns the seal of all rows so far, where they are written."""
@@ -270,7 +294,7 @@ class Reporter:
         self._write(total, {metrics.eval_name(name, "ema_loss"): loss})
         self.screen.say(f"{name}: loss {loss:.4f} of the moving average")
       if not math.isfinite(result["loss"]):
-        raise Diverged(f"the loss on {name} is {result['loss']}")
+        raise Diverged(total, f"the loss on {name} is {result['loss']}")
     self._say_noise_scale()
     if c.sample.every_steps and not is_stopped():
       text = self._sample(total, state)
