@@ -203,7 +203,7 @@ def get_config() -> ConfigDict:
   # norms is skipped as a spike, once 20 updates are done; None skips none.
   train.spike_factor = placeholder(float)
   # Instead of stopping, go back to the last good checkpoint and on with the
-  # batches that come next, at most N times (gpt_jax/rollback.py); 0 never.
+  # batches that come next (gpt_jax/training/rollback.py), at most N times.
   train.max_rollbacks = 0
   # Profile so many steps once compiled, into the workdir; 0 profiles none.
   train.profile_steps = 0

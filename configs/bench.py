@@ -8,7 +8,7 @@
   llama-1b   Llama 3.2 1B's shape, T=2048, bfloat16, for a GPU
   llama-3b   Llama 3.2 3B's, as much as one card trains with AdamW
   15m        Llama's form at 15M, as for small stories; to decode
-  growth     2 layers, width 128, T=128, B=4: where gpt_jax.lab.growth begins
+  growth     2 layers, width 128, T=128, B=4: where lab.bench.growth begins
 
 They are to be timed, not trained: vocabularies are named and no text is read.
 Another precision is --config.model.compute_dtype=bfloat16.

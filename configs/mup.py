@@ -3,7 +3,7 @@
 The variant is the width; 64 is the base, where muP changes nothing. Is the
 best rate the same at every width, with muP and without?
 
-  python -m gpt_jax.lab.coordinates --config=configs/mup.py
+  python -m gpt_jax.lab.transfer.coordinates --config=configs/mup.py
   python -m gpt_jax.lab.transfer --config=configs/mup.py --out=runs/transfer
 """
 

@@ -1,7 +1,7 @@
 """Runs on TPU slices whose speed is published, a variant each.
 
-`python -m gpt_jax.lab.published` plans them on their slices and sets what is
-predicted beside what was measured. Batches are per chip, as published. A
+`python -m gpt_jax.lab.plan.published` plans them on their slices and sets what
+is predicted beside what was measured. Batches are per chip, as published. A
 variant is named by the chip and what the source calls the model.
 """
 

@@ -15,8 +15,9 @@ import traceback
 import types
 
 import gpt_jax
-from gpt_jax import exits, files, processes, runtime, streams, watchdog
+from gpt_jax import exits, files
 from gpt_jax.config import KEYS, WEIGHTS, InputError, nearest, nearest_key
+from gpt_jax.machine import processes, runtime, streams, watchdog
 
 # What `python -m gpt_jax` lists.
 COMMANDS = {
@@ -24,19 +25,19 @@ COMMANDS = {
   "generate": "continue prompts with a trained model",
   "evaluate": "loss, perplexity and bits per byte on a text",
   "data": "prepare a config's text, which training does by itself too",
-  "lab.attention": "attention kernels beside each other: exact, fast, small",
   "lab.bench": "time one subject; predicted beside measured",
-  "lab.check": "can a run start on other machines? no jax, no download",
-  "lab.compare": "two runs, or seeds of two: is one better?",
-  "lab.coordinates": "growth of activations with width or depth",
-  "lab.growth": "time and memory of a step against a model's sizes",
+  "lab.bench.growth": "time and memory of a step against a model's sizes",
   "lab.plan": "memory and speed of a run on given chips, before it runs",
-  "lab.published": "runs whose speed is published, beside their plans",
+  "lab.plan.attention": "attention kernels compared: exact, fast, small",
+  "lab.plan.published": "runs whose speed is published, beside their plans",
+  "lab.plan.slices": "memory and speed of one config on several TPU slices",
   "lab.scaling": "scaling laws of runs, and forecasts by them",
-  "lab.slices": "memory and speed of one config on several TPU slices",
   "lab.sweep": "plan, run, list and report the cells of a sweep",
+  "lab.sweep.compare": "two runs, or seeds of two: is one better?",
   "lab.transfer": "the best learning rate against width or depth",
+  "lab.transfer.coordinates": "growth of activations with width or depth",
   "lab.verify": "losses on many meshes beside one device's; takes minutes",
+  "lab.verify.check": "can a run start elsewhere? no jax, no download",
 }
 DEFAULT_CONFIG = "configs/tiny.py"
 # First words of the METAVAR of flags that are paths.
@@ -57,7 +58,7 @@ def show_commands(words: list[str], among: str = "") -> int:
   print(gpt_jax.__doc__)
   for name, line in COMMANDS.items():
     if name.startswith(among):
-      print(f"  python -m gpt_jax.{name:<16}  {line}")
+      print(f"  python -m gpt_jax.{name:<24}  {line}")
   print("\nEach tells more with --help.")
   return 0
 

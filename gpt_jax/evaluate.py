@@ -5,8 +5,9 @@ import math
 import os
 import sys
 
-from gpt_jax import cli, files, processes, runtime
+from gpt_jax import cli, files
 from gpt_jax.config import InputError
+from gpt_jax.machine import processes, runtime
 
 
 def main(argv: list[str]) -> int:
@@ -34,8 +35,10 @@ def main(argv: list[str]) -> int:
   runtime.start(args.devices)
   processes.join({"the arguments": argv})
 
-  from gpt_jax import score, sharding, workdir
+  from gpt_jax import sharding
   from gpt_jax.data import sources, store
+  from gpt_jax.inference import scoring
+  from gpt_jax.runs import workdir
 
   args.workdir = files.user_path("--workdir", args.workdir)
   is_speaking = processes.index() == 0
@@ -85,7 +88,7 @@ def main(argv: list[str]) -> int:
         f"{name} has {tokens.num_ids} token; it must have 2 or more, for the "
         "first is never predicted"
       )
-    result = score.score(
+    result = scoring.score(
       model,
       params,
       tokens,
@@ -120,8 +123,8 @@ def _own_sets(workdir: str, data, overrides: dict, note) -> dict:
   Raises:
     InputError: they are not there, or the text is no longer what it was.
   """
-  from gpt_jax import workdir as workdir_lib
   from gpt_jax.data import store
+  from gpt_jax.runs import workdir as workdir_lib
 
   inside = os.path.normpath(data.dir)
   is_inside = not os.path.isabs(inside) and not inside.startswith(("..", "~"))

@@ -2,8 +2,9 @@
 
 import sys
 
-from gpt_jax import cli, console, files, processes, runtime
+from gpt_jax import cli, files
 from gpt_jax.config import InputError
+from gpt_jax.machine import console, processes, runtime
 
 
 def main(argv: list[str]) -> int:
@@ -75,9 +76,10 @@ def main(argv: list[str]) -> int:
 
   import jax
 
-  from gpt_jax import decode, workdir
+  from gpt_jax.inference import generation
+  from gpt_jax.runs import workdir
 
-  sampling = decode.Sampling(
+  sampling = generation.Sampling(
     args.temperature, args.top_k, args.top_p, args.min_p
   )
   args.workdir = files.user_path("--workdir", args.workdir)
@@ -94,7 +96,7 @@ def main(argv: list[str]) -> int:
     ids = [tokenizer.encode(prompt) for prompt in prompts]
   except InputError as error:
     raise InputError(f"--prompt cannot be encoded: {error}") from None
-  decode.check_prompts(ids, model.config.max_len)
+  generation.check_prompts(ids, model.config.max_len)
 
   is_terminal = sys.stdout is not None and sys.stdout.isatty()
 
@@ -106,7 +108,7 @@ def main(argv: list[str]) -> int:
   if len(prompts) == 1:
     show(prompts[0])
   with jax.set_mesh(mesh):
-    texts = decode.generate_text(
+    texts = generation.generate_text(
       model,
       params,
       tokenizer,

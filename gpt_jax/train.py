@@ -8,8 +8,10 @@ import os
 import shlex
 import sys
 
-from gpt_jax import cli, processes, runtime, signals, workdir
+from gpt_jax import cli
 from gpt_jax import config as config_lib
+from gpt_jax.machine import processes, runtime, signals
+from gpt_jax.runs import workdir
 
 
 def main(argv: list[str]) -> int:
@@ -43,7 +45,7 @@ def main(argv: list[str]) -> int:
       | config_lib.flatten(config)
     )
 
-    from gpt_jax import loop
+    from gpt_jax.training import loop
 
     with processes.watched(args.workdir):
       return loop.train(config, args.workdir, command, stop, args.replay)

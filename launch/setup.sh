@@ -57,7 +57,7 @@ check_run() {
   else
     setup requirements.txt
   fi
-  "$python" -m gpt_jax.lab.check "$@" >&2 || exit 1
+  "$python" -m gpt_jax.lab.verify.check "$@" >&2 || exit 1
 }
 
 # uv takes a quarter of pip's time, so it is fetched for this one time; where

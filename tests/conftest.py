@@ -19,7 +19,9 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from gpt_jax import cli, runtime  # noqa: E402 - the flags must be set first
+# ruff: noqa: E402 - the flags must be set first
+from gpt_jax import cli
+from gpt_jax.machine import runtime
 
 runtime.start()
 
@@ -88,7 +90,7 @@ def small_flags():
 
   def make(folder: pathlib.Path) -> list[str]:
     text = folder / "corpus.txt"
-    text.write_text((ROOT / "gpt_jax" / "loop.py").read_text() * 3)
+    text.write_text((ROOT / "gpt_jax" / "training" / "loop.py").read_text() * 3)
     values = {
       "data.source": f"text:{text}",
       "data.split": "tail",

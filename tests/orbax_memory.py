@@ -57,7 +57,7 @@ def main(saves: int = 300) -> None:
   }.items():
     print(f"tensorstore's {name}: {count_blocks(call):.1f} blocks a call")
   sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
-  from gpt_jax import storage
+  from gpt_jax.runs import storage
 
   storage.bound_memory()
   print("with storage.bound_memory:", f"{grow(saves):.0f} blocks a save")

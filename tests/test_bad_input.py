@@ -17,9 +17,11 @@ import time
 
 import pytest
 
-from gpt_jax import checkpoint, decode, exits, files, metrics
 from gpt_jax import config as config_lib
+from gpt_jax import exits, files
 from gpt_jax.config import InputError
+from gpt_jax.inference import generation
+from gpt_jax.runs import checkpoint, metrics
 
 ROOT = pathlib.Path(__file__).parent.parent
 STEPS = [8, 16, 20]
@@ -218,7 +220,7 @@ def test_a_sample_that_cannot_be_made_is_a_line_and_the_run_goes_on(
   def fail(*args, **kwargs):
     raise RuntimeError("out of\nmemory")
 
-  monkeypatch.setattr(decode, "generate_text", fail)
+  monkeypatch.setattr(generation, "generate_text", fail)
   result = train(*flags, is_kept=True, workdir=tmp_path / "failing")
   assert (result.returncode, result.stderr) == (0, "")
   told = "step 2: no sample of sample.prompt: out of memory"

@@ -11,9 +11,10 @@ import sys
 import pytest
 from test_bad_input import assert_refused
 
-from gpt_jax import cli, files, runtime
+from gpt_jax import cli, files
 from gpt_jax import config as config_lib
 from gpt_jax.config import InputError
+from gpt_jax.machine import runtime
 
 ROOT = pathlib.Path(__file__).parents[1]
 

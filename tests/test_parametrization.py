@@ -8,10 +8,11 @@ import pytest
 
 from configs import base
 from gpt_jax import config as config_lib
-from gpt_jax import optim, parametrization, state, step, tree
+from gpt_jax import parametrization, tree
 from gpt_jax.config import InputError
 from gpt_jax.models import build_model
 from gpt_jax.parametrization import ParamSpec
+from gpt_jax.training import optim, state, step
 
 D, L, H, T, V = 32, 2, 8, 16, 64
 # Of the model below, four times as wide and twice as deep as its base.

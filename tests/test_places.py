@@ -401,8 +401,8 @@ def test_logs_are_followed_until_the_run_ends_through_lost_calls(places):
 
 
 def test_a_run_that_cannot_start_is_refused_before_anything_is_created(places):
-  """The check is python -m gpt_jax.lab.check; here it says no."""
-  fails = {"STUB_FAILS": "gpt_jax.lab.check"}
+  """The check is python -m gpt_jax.lab.verify.check; here it says no."""
+  fails = {"STUB_FAILS": "gpt_jax.lab.verify.check"}
   tpu = ["run", *TPU, TYPE, "--", *ARGS]
   for script, words in (
     ("tpu_vm.sh", tpu),

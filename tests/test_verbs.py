@@ -20,21 +20,13 @@ import xml.etree.ElementTree
 import jax
 import pytest
 
-from gpt_jax import (
-  checkpoint,
-  console,
-  decode,
-  exits,
-  files,
-  metrics,
-  plot,
-  rows,
-  score,
-  workdir,
-)
-from gpt_jax import step as step_lib
+from gpt_jax import exits, files
 from gpt_jax.data import store
+from gpt_jax.inference import generation, scoring
 from gpt_jax.lab.scaling import points
+from gpt_jax.machine import console
+from gpt_jax.runs import checkpoint, metrics, plot, rows, workdir
+from gpt_jax.training import step as step_lib
 
 SVG = "{http://www.w3.org/2000/svg}"
 # Twenty steps bring the loss from ln 257 to well below.
@@ -128,7 +120,7 @@ def test_what_a_model_writes_never_steers_a_terminal(
       show(char)
     return [wild] * len(args[3])
 
-  monkeypatch.setattr(decode, "generate_text", write)
+  monkeypatch.setattr(generation, "generate_text", write)
   assert generate(PROMPT) == f"def train({wild}\n"  # a pipe gets what is
   assert wild in generate(PROMPT, "--prompt=x")
 
@@ -177,7 +169,7 @@ def test_a_prompt_is_read_from_standard_input_and_devices_change_nothing(
     input="def train(",
     capture_output=True,
     text=True,
-    cwd=workdir.__file__.rsplit("/", 2)[0],
+    cwd=workdir.__file__.rsplit("/", 3)[0],
   )
   assert (result.returncode, result.stderr) == (0, "")
   assert result.stdout == generate(PROMPT, "--temperature=0")
@@ -362,7 +354,7 @@ def test_batch_size_and_devices_do_not_change_the_figure(
       assert other[name] == pytest.approx(here[name], rel=1e-5)
   # The control: a figure of fewer tokens is another one.
   config, model, params, _, mesh = workdir.open_run(str(run))
-  few = score.score(
+  few = scoring.score(
     model,
     params,
     store.prepare(config.data, lambda line: None).valid["valid"],
@@ -481,7 +473,7 @@ def test_the_package_does_not_import_jax_by_itself():
   code = "import sys, gpt_jax; print('jax' in sys.modules)"
   run = subprocess.run([sys.executable, "-c", code], capture_output=True)
   assert run.stdout.strip() == b"False"
-  code = "import sys, gpt_jax.loop; print('jax' in sys.modules)"
+  code = "import sys, gpt_jax.training.loop; print('jax' in sys.modules)"
   run = subprocess.run([sys.executable, "-c", code], capture_output=True)
   assert run.stdout.strip() == b"True"
 

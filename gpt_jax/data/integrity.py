@@ -16,9 +16,10 @@ import os
 import queue
 import threading
 
-from gpt_jax import files, runtime
+from gpt_jax import files
 from gpt_jax.data import manifest as manifest_lib
 from gpt_jax.exits import InputError
+from gpt_jax.machine import runtime
 
 # Bytes below which a set is hashed at each opening.
 SMALL_BYTES = 64 << 20

@@ -16,9 +16,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from gpt_jax import runtime
 from gpt_jax.config import DataConfig, InputError
 from gpt_jax.data import order, store
+from gpt_jax.machine import runtime
 
 Batch = dict[str, np.ndarray]
 

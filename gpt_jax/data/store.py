@@ -31,12 +31,13 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from gpt_jax import files, runtime
+from gpt_jax import files
 from gpt_jax.config import DataConfig, InputError
 from gpt_jax.data import integrity, overlap, sources, tokenizer
 from gpt_jax.data import manifest as manifest_lib
 from gpt_jax.data.manifest import FORMAT, SPLITS
 from gpt_jax.data.splitting import Part
+from gpt_jax.machine import runtime
 
 # Ids in a shard at most.
 SHARD_IDS = 1 << 26

@@ -10,9 +10,10 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from gpt_jax import quantized, sharding
+from gpt_jax import sharding
 from gpt_jax.config import InputError, ModelConfig
 from gpt_jax.models import attend, attention, decoder, layers, transformer
+from gpt_jax.ops import quantized
 
 # Roles of matrices; what is a table too stays in 8 bits, where an error would
 # be one of every token that is rare.

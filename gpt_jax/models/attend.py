@@ -23,9 +23,9 @@ from jax.sharding import PartitionSpec as P
 from gpt_jax import config as config_lib
 from gpt_jax import sharding
 from gpt_jax.config import InputError, ModelConfig
-from gpt_jax.models import blocks
 from gpt_jax.models.layers import dropout
-from gpt_jax.models.ring import ring
+from gpt_jax.ops import blockwise
+from gpt_jax.ops.ring import ring
 from gpt_jax.parametrization import attention_multiplier
 
 # Rows on a CPU from which blocks are faster than dense (configs/LOG.md).
@@ -92,7 +92,7 @@ def attend(
   if context.kernel == "dense":
     y_BKGTH = dense(q_BKGTH, k_BKSH, v_BKSH, context, config, key)
     return checkpoint_name(y_BKGTH, "attn")
-  rule = blocks.Rule(config.sliding_window, config.attn_softcap)
+  rule = blockwise.Rule(config.sliding_window, config.attn_softcap)
   local = functools.partial(
     _local,
     kernel=context.kernel,
@@ -109,7 +109,7 @@ def attend(
 
 def dense(q_BKGTH, k_BKSH, v_BKSH, context, config: ModelConfig, key=None):
   """All scores at once, softmax in float32; q comes scaled."""
-  s_BKGTS = blocks.einsum("BKGTH,BKSH->BKGTS", q_BKGTH, k_BKSH)
+  s_BKGTS = blockwise.einsum("BKGTH,BKSH->BKGTS", q_BKGTH, k_BKSH)
   if config.attn_softcap is not None:
     s_BKGTS = config.attn_softcap * jnp.tanh(s_BKGTS / config.attn_softcap)
   if config.position == "alibi":  # Press et al. 2021
@@ -169,30 +169,30 @@ def _local(
     how: gather | ring.
   """
   if kernel == "splash":
-    from gpt_jax.models import splash  # Pallas takes half a second to import
+    from gpt_jax.ops import splash  # Pallas takes half a second to import
 
   T = q.shape[3]
-  whole = blocks.Places(slots_1T[0], segments_BT)
+  whole = blockwise.Places(slots_1T[0], segments_BT)
   if axis is None:
     if kernel == "splash" and is_ordered:
       return splash.whole(q, k, v, segments_BT, rule, interpret)
     if kernel == "cudnn" and is_ordered:
       return cudnn(q, k, v, segments_BT, rule)
-    if is_ordered and T <= blocks.MAX_STRIPS_LEN:
-      return blocks.strips(q, k, v, segments_BT, rule)
-    return blocks.tiles(q, k, v, whole, whole, rule)
+    if is_ordered and T <= blockwise.MAX_STRIPS_LEN:
+      return blockwise.strips(q, k, v, segments_BT, rule)
+    return blockwise.tiles(q, k, v, whole, whole, rule)
   start = jax.lax.axis_index(axis) * T
   cut = lambda x: jax.lax.dynamic_slice_in_dim(x, start, T, -1)
   own = jax.tree.map(cut, whole)
   if how == "ring":
-    inner = blocks.tiles_forward, blocks.tiles_backward
+    inner = blockwise.tiles_forward, blockwise.tiles_backward
     if kernel == "splash":
       inner = splash.ring_inner(interpret)
     return ring(q, k, v, own, rule, axis, size, inner)
   k, v = (jax.lax.all_gather(x, axis, axis=2, tiled=True) for x in (k, v))
   if kernel == "splash":
     return splash.part(q, k, v, own, whole, rule, interpret)
-  return blocks.tiles(q, k, v, own, whole, rule)
+  return blockwise.tiles(q, k, v, own, whole, rule)
 
 
 def cudnn(q_BKGTH, k_BKSH, v_BKSH, segments_BT, rule):

@@ -11,14 +11,15 @@ import jax
 import jax.numpy as jnp
 
 from gpt_jax import config as config_lib
-from gpt_jax import quantized, sharding
+from gpt_jax import sharding
 from gpt_jax.config import ModelConfig
 from gpt_jax.models.attend import choose
 from gpt_jax.models.attention import alibi_of, mask_of, rope_of
 from gpt_jax.models.layers import Norm, declare, dropout
 from gpt_jax.models.transformer import Context, rematerialised
+from gpt_jax.ops import quantized
+from gpt_jax.ops.matmul import product
 from gpt_jax.parametrization import readout_multiplier
-from gpt_jax.products import product
 
 
 class Decoder(nn.Module):

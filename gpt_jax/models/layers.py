@@ -19,9 +19,9 @@ from jax.ad_checkpoint import checkpoint_name
 
 from gpt_jax import sharding, tree
 from gpt_jax.config import ModelConfig
+from gpt_jax.ops.matmul import product
+from gpt_jax.ops.quantized import Quantized
 from gpt_jax.parametrization import ROLES, ParamSpec, init_param, specify
-from gpt_jax.products import product
-from gpt_jax.quantized import Quantized
 
 
 class Declared(struct.PyTreeNode, nn.meta.AxisMetadata):

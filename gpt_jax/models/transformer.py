@@ -12,8 +12,8 @@ from gpt_jax.config import ModelConfig
 from gpt_jax.models.attention import Attention
 from gpt_jax.models.layers import MLP, Norm, dropout
 from gpt_jax.models.moe import MoE
+from gpt_jax.ops.matmul import PRODUCT
 from gpt_jax.parametrization import residual_multiplier
-from gpt_jax.products import PRODUCT
 
 
 class Context(struct.PyTreeNode):

@@ -24,7 +24,7 @@ def apply(folder: pathlib.Path, rate: str) -> None:
   word = re.search(r'is the word `("\w+")`', TEXT)[1]
   for name, start, line in (
     ("gpt_jax/config.py", '  "optim.optimizer": (', f"{word}, "),
-    ("gpt_jax/optim.py", "  optimizers = {\n", branch),
+    ("gpt_jax/training/optim.py", "  optimizers = {\n", branch),
     (BATTERY, "RATES = {\n", f"  {word}: {rate},\n"),
   ):
     path = folder / name

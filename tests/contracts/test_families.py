@@ -14,8 +14,9 @@ import pytest
 
 from configs import base
 from gpt_jax import config as config_lib
-from gpt_jax import flops, state, tree
+from gpt_jax import flops, tree
 from gpt_jax.models import build_model
+from gpt_jax.training import state
 
 T = 16
 SMALL = dict(

@@ -12,8 +12,9 @@ import pytest
 
 from configs import base
 from gpt_jax import config as config_lib
-from gpt_jax import optim, state, step, tree
+from gpt_jax import tree
 from gpt_jax.models import build_model
+from gpt_jax.training import optim, state, step
 
 FORMS = {
   "gpt2": dict(bias=True),

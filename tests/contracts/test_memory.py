@@ -15,8 +15,9 @@ import pytest
 
 from configs import base
 from gpt_jax import config as config_lib
-from gpt_jax import optim, sharding, state, step, tree
+from gpt_jax import sharding, tree
 from gpt_jax.models import build_model
+from gpt_jax.training import optim, state, step
 
 # All dims differ, and no product of two is a third.
 T, B, D, F, V, L = 48, 16, 64, 160, 768, 6

@@ -9,10 +9,11 @@ import pytest
 
 from configs import base
 from gpt_jax import config as config_lib
-from gpt_jax import optim, sharding, state, step, tree
+from gpt_jax import sharding, tree
 from gpt_jax.config import InputError
 from gpt_jax.models import build_model
 from gpt_jax.parametrization import ParamSpec
+from gpt_jax.training import optim, state, step
 
 T, B, STEPS = 32, 8, 10
 MESHES = {

@@ -15,9 +15,10 @@ import pytest
 from jax.sharding import NamedSharding
 
 from configs import base
-from gpt_jax import config, optim, sharding, step, tree
+from gpt_jax import config, sharding, tree
 from gpt_jax.config import InputError
 from gpt_jax.parametrization import ParamSpec
+from gpt_jax.training import optim, step
 
 DECAY = 0.3
 # Rates at which each learns the small problem below.

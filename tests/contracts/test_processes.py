@@ -21,8 +21,10 @@ import numpy as np
 import pytest
 from conftest import user_env
 
-from gpt_jax import checkpoint, exits, meeting, metrics, processes, runtime
+from gpt_jax import exits
 from gpt_jax.config import InputError
+from gpt_jax.machine import meeting, processes, runtime
+from gpt_jax.runs import checkpoint, metrics
 
 ROOT = pathlib.Path(__file__).parents[2]
 # Enough that a signal lands before the end.
@@ -266,13 +268,13 @@ def test_different_code_is_refused_by_all(flags, tmp_path):
       ignore=shutil.ignore_patterns("__pycache__"),
     )
   words = [*flags, f"--workdir={tmp_path / 'run'}"]
-  with open(tmp_path / "gpt_jax" / "losses.py", "a") as file:
+  with open(tmp_path / "gpt_jax" / "objective.py", "a") as file:
     file.write("# another line\n")
   refused(
     Team(2, "train", *words, cwd_of={1: tmp_path}), "the code of gpt_jax ("
   )
   # The control: another place of the same code is the same code.
-  shutil.copy(ROOT / "gpt_jax/losses.py", tmp_path / "gpt_jax")
+  shutil.copy(ROOT / "gpt_jax/ops/cross_entropy.py", tmp_path / "gpt_jax")
   own = {1: ["--config.seed=7"]}
   team = Team(2, "train", *words, cwd_of={1: tmp_path}, words_of=own)
   codes, _, errs = team.end()

@@ -16,18 +16,12 @@ import numpy as np
 import pytest
 from conftest import user_env
 
-from gpt_jax import (
-  checkpoint,
-  exits,
-  metrics,
-  optim,
-  sharding,
-  signals,
-  state,
-  tree,
-)
-from gpt_jax import workdir as workdir_lib
+from gpt_jax import exits, sharding, tree
+from gpt_jax.machine import signals
 from gpt_jax.models import build_model
+from gpt_jax.runs import checkpoint, metrics
+from gpt_jax.runs import workdir as workdir_lib
+from gpt_jax.training import optim, state
 
 ROOT = pathlib.Path(__file__).parents[2]
 

@@ -10,9 +10,11 @@ import pathlib
 import jax
 import pytest
 
-from gpt_jax import chips, cli, flops, sharding, step
+from gpt_jax import cli, flops, sharding
 from gpt_jax import config as config_lib
-from gpt_jax.lab import aot, cost, hlo
+from gpt_jax.lab.plan import aot, cost, hlo
+from gpt_jax.machine import chips
+from gpt_jax.training import step
 
 ROOT = pathlib.Path(__file__).parents[2]
 # An array that is made in a step counts as large from here.

@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpt_jax import cli, config, flops, sharding
-from gpt_jax.lab import growth
+from gpt_jax import cli, config, flops, objective, sharding
 from gpt_jax.lab.bench import (
   data,
   duel,
+  growth,
   memory,
   peers,
   samples,
@@ -327,9 +327,9 @@ def test_torch_computes_our_loss_from_our_parameters(bias):
   import jax
   import numpy as np
 
-  from gpt_jax import state, step
   from gpt_jax.lab.bench import ours
   from gpt_jax.models import build_model
+  from gpt_jax.training import state
 
   c = load(model__bias=bias, model__init_std="0.2")
   model = build_model(c.model)
@@ -338,7 +338,7 @@ def test_torch_computes_our_loss_from_our_parameters(bias):
   assert count_torch(module) == sum(flops.count_parameters(c.model).values())
   copy_into(module, params, torch)
   batch = next(ours.random_batches(c, 4))
-  nats, count, *_ = jax.jit(step.make_loss(model, 1))(params, batch)
+  nats, count, *_ = jax.jit(objective.make_loss(model, 1))(params, batch)
   ids = {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in batch.items()}
   found = module(ids["tokens"].long(), ids["targets"].long())
   assert found.item() == pytest.approx(float(nats / count), rel=1e-5)
@@ -465,7 +465,11 @@ def test_growth_is_measured_and_drawn_beside_the_ledger(
   small = SMALL | {"train.global_batch_size": "8"}
   flags = [f"--config.{key}={value}" for key, value in small.items()]
   result = call_verb(
-    "lab.growth", *flags, "--axes=batch", "--repeats=2", f"--out={tmp_path}"
+    "lab.bench.growth",
+    *flags,
+    "--axes=batch",
+    "--repeats=2",
+    f"--out={tmp_path}",
   )
   assert result.returncode == 0, result.stderr
   found = json.loads((tmp_path / "growth.json").read_text())
@@ -474,7 +478,7 @@ def test_growth_is_measured_and_drawn_beside_the_ledger(
   assert last["temporary_bytes"] > first["temporary_bytes"]
   svg = (tmp_path / "growth-batch.svg").read_text()
   assert svg.count("<polyline") == 4 and "time, ledger" in svg
-  result = call_verb("lab.growth", "--axes=depth")
+  result = call_verb("lab.bench.growth", "--axes=depth")
   assert result.returncode == 2 and "did you mean width" in result.stderr
 
 

@@ -6,14 +6,14 @@ import subprocess
 
 import pytest
 
-from gpt_jax.lab import check as check_lib
+from gpt_jax.lab.verify import check as check_lib
 
 ROOT = pathlib.Path(__file__).parents[2]
 GPT2 = ["--config=configs/gpt2.py:124m", "--workdir=/runs/x"]
 
 
 def check(call_verb, *words):
-  return call_verb("lab.check", *words)
+  return call_verb("lab.verify.check", *words)
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def test_two_runs_are_set_side_by_side(make, call_verb, tmp_path):
   a = make("a", 2.0)
   b = make("b", 2.5, optim__learning_rate="0.5", train__log_every_steps="7")
   svg = tmp_path / "curves.svg"
-  result = call_verb("lab.compare", a, b, f"--out={svg}")
+  result = call_verb("lab.sweep.compare", a, b, f"--out={svg}")
   assert result.returncode == 0, result.stderr
   lines = result.stdout.splitlines()
   assert any(
@@ -72,14 +72,16 @@ def test_sets_of_seeds_have_a_verdict(make, call_verb, tmp_path):
     near = {"seed": str(seed), "optim__learning_rate": "0.6"}
     make(f"c-{seed}", 2.0 + seed / 10 + (-1) ** seed * 0.01, **near)
   words = lambda letter: (str(tmp_path / "a-*"), str(tmp_path / f"{letter}-*"))
-  result = call_verb("lab.compare", *words("b"))
+  result = call_verb("lab.sweep.compare", *words("b"))
   assert "over 4 paired seeds: better (p = " in result.stdout, result.stderr
-  result = call_verb("lab.compare", *words("c"))
+  result = call_verb("lab.sweep.compare", *words("c"))
   assert "over 4 paired seeds: not distinguishable" in result.stdout
 
 
 def test_other_data_is_told(make, call_verb):
-  result = call_verb("lab.compare", make("a", 2.0), make("b", 2.0, data="1"))
+  result = call_verb(
+    "lab.sweep.compare", make("a", 2.0), make("b", 2.0, data="1")
+  )
   assert "config: the same" in result.stdout
   assert "data: not the same prepared set" in result.stdout
   # Another text: nothing is subtracted.
@@ -96,7 +98,7 @@ def test_other_tokens_are_compared_in_bits_per_byte_or_not_at_all(
     a, b = (
       make(f"{n}-{word}", 2.0, **c) for n, c in (("a", {}), ("b", changes))
     )
-    result = call_verb("lab.compare", a, b)
+    result = call_verb("lab.sweep.compare", a, b)
     assert "no verdict: their tokens or contexts differ (data." in result.stdout
     assert "B - A" not in result.stdout and "+0." not in result.stdout
     for path, bits in ((a, 1.5), (b, 1.25)):
@@ -105,7 +107,7 @@ def test_other_tokens_are_compared_in_bits_per_byte_or_not_at_all(
         total = json.loads(pathlib.Path(path, "config.json").read_text())
         row["step"] = total["config"]["train.num_steps"]
         file.write(json.dumps(row) + "\n")
-    result = call_verb("lab.compare", a, b)
+    result = call_verb("lab.sweep.compare", a, b)
     assert "B: -0.2500 bits per byte against A in 1 paired" in result.stdout
     assert "B - A" not in result.stdout
 
@@ -116,7 +118,7 @@ def test_a_diverged_run_is_told_and_has_no_loss(make, call_verb):
   text = rows.read_text()
   rows.write_text(text.replace('"eval/valid/loss": 2.0, ', ""))
   assert rows.read_text() != text
-  result = call_verb("lab.compare", a, b)
+  result = call_verb("lab.sweep.compare", a, b)
   assert "B seed 0: diverged" in result.stdout, result.stderr
   last = result.stdout.splitlines()[-1]
   assert last == "B: diverged (1 of 1 seed), against A"
@@ -129,19 +131,20 @@ def test_a_folder_with_brackets_is_that_folder(make, call_verb, tmp_path):
     for name, loss in (("sw[1]", 2.0), ("sw1", 3.0)):
       make(f"{name}/{seed}", loss + seed / 10, seed=str(seed))
   words = [str(tmp_path / name / "*") for name in ("sw[1]", "sw1")]
-  result = call_verb("lab.compare", *words)
+  result = call_verb("lab.sweep.compare", *words)
   assert "B: +1.0000 against A in 2 paired seeds" in result.stdout
 
 
 def test_where_batches_part_is_told(make, call_verb):
   a, b, c = make("a", 2.0), make("b", 2.0), make("c", 2.0, away=300)
   d = make("d", 2.0, seed="1")
-  same = call_verb("lab.compare", a, b).stdout
+  same = call_verb("lab.sweep.compare", a, b).stdout
   assert "seed 0: the same batches at" in same
   assert (
-    "other batches from step 300 on" in call_verb("lab.compare", a, c).stdout
+    "other batches from step 300 on"
+    in call_verb("lab.sweep.compare", a, c).stdout
   )
-  assert " batches " not in call_verb("lab.compare", a, d).stdout
+  assert " batches " not in call_verb("lab.sweep.compare", a, d).stdout
 
 
 def test_what_cannot_be_compared_is_one_sentence(make, call_verb, tmp_path):
@@ -162,6 +165,6 @@ def test_what_cannot_be_compared_is_one_sentence(make, call_verb, tmp_path):
     (a, b, "--outt=x"): "did you mean --out?",
   }
   for words, sentence in said.items():
-    result = call_verb("lab.compare", *words)
+    result = call_verb("lab.sweep.compare", *words)
     assert result.returncode == 2 and sentence in result.stderr, result.stderr
     assert len(result.stderr.splitlines()) == 1

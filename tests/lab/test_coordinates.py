@@ -9,7 +9,7 @@ import pytest
 
 from gpt_jax import cli, config, parametrization
 from gpt_jax.config import InputError
-from gpt_jax.lab import coordinates, family
+from gpt_jax.lab.transfer import coordinates, family
 from gpt_jax.models import decoder, layers
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -177,7 +177,9 @@ def test_the_command_writes_what_it_found(make, call_verb, tmp_path):
   flags = [f"--config.data.{k}={getattr(c.data, k)}" for k in ("source", "dir")]
   flags += ["--config.data.split=tail", f"--config={ROOT}/configs/mup.py"]
   sizes = ["--widths=32,64", "--steps=1", "--seeds=1"]
-  done = call_verb("lab.coordinates", *flags, *sizes, f"--out={tmp_path}")
+  done = call_verb(
+    "lab.transfer.coordinates", *flags, *sizes, f"--out={tmp_path}"
+  )
   assert done.returncode in (0, 1), done.stderr
   found = json.loads((tmp_path / "coordinates.json").read_text())
   assert [t["size"] for t in found["traces"]] == [32, 64]
@@ -199,5 +201,5 @@ def test_the_command_writes_what_it_found(make, call_verb, tmp_path):
 )
 def test_what_cannot_be_checked_is_refused(flags, sentence, call_verb):
   path = f"--config={ROOT}/configs/mup.py"
-  done = call_verb("lab.coordinates", path, *flags)
+  done = call_verb("lab.transfer.coordinates", path, *flags)
   assert done.returncode == 2 and sentence in done.stderr

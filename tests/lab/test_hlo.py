@@ -6,7 +6,7 @@ worked out on paper.
 
 import pytest
 
-from gpt_jax.lab import cost, hlo
+from gpt_jax.lab.plan import cost, hlo
 
 LOOP = """
 HloModule small, is_scheduled=true

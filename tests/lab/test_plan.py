@@ -13,18 +13,20 @@ import statistics
 import jax
 import pytest
 
-from gpt_jax import chips, cli, flops, sharding, state
+from gpt_jax import cli, flops, sharding
 from gpt_jax import config as config_lib
-from gpt_jax.lab import (
+from gpt_jax.lab.plan import (
   analytic,
   aot,
   cost,
   hlo,
   memory,
   planner,
-  published,
   remedy,
+  roofline,
 )
+from gpt_jax.machine import chips
+from gpt_jax.training import state
 
 ROOT = pathlib.Path(__file__).parents[2]
 SMALL = {
@@ -100,7 +102,7 @@ def test_flops_of_the_compiled_step_are_those_of_the_ledger(compiled):
 @needs_libtpu
 def test_every_collective_is_along_known_axes(compiled):
   built, _, module = compiled
-  from gpt_jax.lab import roofline
+  from gpt_jax.lab.plan import roofline
 
   found = cost.measure(module, 8, 1.0)
   assert found.unknown_loops == []
@@ -280,8 +282,8 @@ def test_the_expected_figure_is_the_bound_by_the_measured_ratio(
   # The ratios are those that lab/README.md lists.
   text = (ROOT / "gpt_jax" / "lab" / "README.md").read_text()
   rows = re.findall(r"^\| .* % \| [\d.]+ % \| ([\d.]+) \|", text, re.M)
-  assert sorted(map(float, rows)) == list(published.RATIOS)
-  assert r["expected"]["ratio"] == statistics.median(published.RATIOS)
+  assert sorted(map(float, rows)) == list(roofline.RATIOS)
+  assert r["expected"]["ratio"] == statistics.median(roofline.RATIOS)
   assert r["expected"]["hours"] == pytest.approx(1.19 * r["hours"], rel=0.01)
   for run in (r, r["expected"]):
     assert f"= {2.5 * run['chip_hours']:,.2f} at 2.5 a chip" in result.stdout

@@ -4,8 +4,8 @@ import types
 
 import pytest
 
-from gpt_jax import chips
-from gpt_jax.lab import collectives, cost, roofline
+from gpt_jax.lab.plan import collectives, cost, roofline
+from gpt_jax.machine import chips
 
 
 class FakeMesh:

@@ -18,10 +18,11 @@ import time
 import numpy as np
 import pytest
 
-from gpt_jax import cli, config, files, flops, metrics, workdir
+from gpt_jax import cli, config, files, flops
 from gpt_jax.config import InputError
 from gpt_jax.lab.scaling import forecast, frontier, isoflop, parametric
 from gpt_jax.lab.scaling import points as points_lib
+from gpt_jax.runs import metrics, workdir
 
 ROOT = pathlib.Path(__file__).parents[2]
 # (log A, log B, log E, alpha, beta), near the published.

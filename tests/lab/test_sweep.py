@@ -22,8 +22,8 @@ import zlib
 import pytest
 from conftest import user_env
 
-from gpt_jax import checkpoint, console, exits, files
 from gpt_jax import config as config_lib
+from gpt_jax import exits, files
 from gpt_jax.config import InputError
 from gpt_jax.lab.scaling import points
 from gpt_jax.lab.sweep import (
@@ -36,6 +36,8 @@ from gpt_jax.lab.sweep import (
   report,
 )
 from gpt_jax.lab.sweep import run as run_lib
+from gpt_jax.machine import console
+from gpt_jax.runs import checkpoint
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -68,7 +70,7 @@ def sweep(add):
 def write(tmp_path):
   """Writes a config file with a sweep of these lines; returns its path."""
   text = tmp_path / "corpus.txt"
-  text.write_text((ROOT / "gpt_jax" / "loop.py").read_text())
+  text.write_text((ROOT / "gpt_jax" / "training" / "loop.py").read_text())
 
   def make(*lines: str) -> str:
     path = tmp_path / "conf.py"

@@ -12,9 +12,10 @@ from configs import base
 from gpt_jax import config as config_lib
 from gpt_jax import sharding
 from gpt_jax.config import InputError
-from gpt_jax.lab import attention as lab
-from gpt_jax.models import attend, blocks, build_model
-from gpt_jax.models.blocks import Places, Rule
+from gpt_jax.lab.plan import attention as lab
+from gpt_jax.models import attend, build_model
+from gpt_jax.ops import blockwise
+from gpt_jax.ops.blockwise import Places, Rule
 
 # Errors are absolute, of entries of order one in float32.
 FORWARD, BACKWARD = 5e-6, 2e-5
@@ -82,7 +83,7 @@ def test_the_comparison_sees_another_window_and_a_leak(monkeypatch):
   see_all = lambda rule, rows, keys, segments: jnp.ones(
     (1, rows.stop - rows.start, keys.stop - keys.start), bool
   )
-  monkeypatch.setattr(blocks, "_strip_mask", see_all)
+  monkeypatch.setattr(blockwise, "_strip_mask", see_all)
   assert lab.compare("blocks", "all").leak > 1e-3
 
 
@@ -94,8 +95,8 @@ def test_blocks_serve_every_length(length):
   scaled = lambda f: lambda q, *a: f(q * q.shape[-1] ** -0.5, *a)
   rule = Rule(50, None)
   for f in (
-    lambda q, k, v: blocks.strips(q, k, v, None, rule),
-    lambda q, k, v: blocks.tiles(q, k, v, at, at, rule),
+    lambda q, k, v: blockwise.strips(q, k, v, None, rule),
+    lambda q, k, v: blockwise.tiles(q, k, v, at, at, rule),
   ):
     y, back = jax.vjp(scaled(f), q, k, v)
     for a, b in zip((y, *back(jnp.asarray(dy))), wanted, strict=True):
@@ -107,7 +108,7 @@ def test_tiles_serve_any_order_of_tokens():
   wanted = lab.naive(q, k, v, dy, None, 3.0, segments)
   order = np.random.default_rng(1).permutation(600)
   at = Places(jnp.asarray(order), jnp.asarray(segments[:, order]))
-  f = lambda q, k, v: blocks.tiles(q / 8, k, v, at, at, Rule(None, 3.0))
+  f = lambda q, k, v: blockwise.tiles(q / 8, k, v, at, at, Rule(None, 3.0))
   y, back = jax.vjp(f, q[:, :, :, order], k[:, :, order], v[:, :, order])
   grads = back(jnp.asarray(dy[:, :, :, order]))
   np.testing.assert_allclose(y, wanted[0][:, :, :, order], atol=FORWARD)
@@ -237,7 +238,7 @@ def test_kernels_of_other_platforms_are_refused_when_the_model_is_built():
 def test_a_part_of_a_row_too_short_for_splash_is_refused():
   lanes = Places(jnp.arange(64), None)
   x = jnp.zeros((1, 1, 64, 8))
-  from gpt_jax.models import splash
+  from gpt_jax.ops import splash
 
   with pytest.raises(InputError, match="64 tokens.*multiple of 256"):
     splash.part(x[:, :, None], x, x, lanes, lanes, Rule(None, None), True)

@@ -13,10 +13,11 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from configs import base
-from gpt_jax import chips, flops, runtime, sharding
 from gpt_jax import config as config_lib
+from gpt_jax import flops, sharding
 from gpt_jax.config import InputError
-from gpt_jax.lab import aot
+from gpt_jax.lab.plan import aot
+from gpt_jax.machine import chips, runtime
 from gpt_jax.models import build_model, moe
 
 B, T, D, F, E, A = 2, 12, 16, 24, 5, 2

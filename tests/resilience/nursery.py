@@ -141,7 +141,7 @@ def _await(path: pathlib.Path, seconds: float) -> str:
 def _serve() -> None:
   """The nursery itself: forks for each line that comes."""
   sys.path.insert(0, str(ROOT))
-  from gpt_jax import runtime
+  from gpt_jax.machine import runtime
 
   runtime.start()
   for name in ("train", "evaluate", "generate", "loop", "workdir", "decode"):
@@ -185,7 +185,8 @@ def _become(order: dict) -> None:
   sys.stdout = open(1, "w", closefd=False)
   sys.stderr = open(2, "w", buffering=1, closefd=False)
   resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
-  from gpt_jax import cli, signals
+  from gpt_jax import cli
+  from gpt_jax.machine import signals
 
   if "stop_at" in order:
     signals.Stop.check = lambda self, step: (

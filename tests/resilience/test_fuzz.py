@@ -13,11 +13,13 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from gpt_jax import checkpoint, chips, cli, metrics
+from gpt_jax import cli
 from gpt_jax import config as config_lib
 from gpt_jax.data import sources, store, tokenizer
 from gpt_jax.exits import InputError
 from gpt_jax.lab.sweep import cells
+from gpt_jax.machine import chips
+from gpt_jax.runs import checkpoint, metrics
 
 # Seconds that each target is tried for by `-m soak`.
 SOAK_SECONDS = float(os.environ.get("GPT_JAX_FUZZ_SECONDS", "300"))

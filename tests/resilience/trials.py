@@ -6,7 +6,7 @@ import pathlib
 import re
 import shutil
 
-from gpt_jax import metrics
+from gpt_jax.runs import metrics
 
 STEPS, HALF = 20, 10
 

@@ -8,9 +8,10 @@ then runs in a process of its own, with nothing of another in it.
 import importlib
 import sys
 
-from gpt_jax import cli, runtime
+from gpt_jax import cli
 from gpt_jax import config as config_lib
 from gpt_jax.config import InputError
+from gpt_jax.machine import runtime
 
 SUBJECTS = {
   "train": "a training step: compiled and donated as in training",

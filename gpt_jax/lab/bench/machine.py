@@ -11,7 +11,7 @@ import os
 import platform
 import time
 
-from gpt_jax import chips
+from gpt_jax.machine import chips
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 # Instructions that multiply bfloat16, as Linux names them.

@@ -17,18 +17,20 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from gpt_jax import chips, losses, runtime, sharding
 from gpt_jax import config as config_lib
+from gpt_jax import sharding
 from gpt_jax.config import Config, InputError
-from gpt_jax.lab import aot
 from gpt_jax.lab.bench import report
 from gpt_jax.lab.bench.samples import Row
 from gpt_jax.lab.bench.train import check_vocab
+from gpt_jax.lab.plan import aot
+from gpt_jax.machine import chips, runtime
 from gpt_jax.models import attend
 from gpt_jax.models.attention import mask_of
 from gpt_jax.models.decoder import cap_logits
 from gpt_jax.models.transformer import Context
-from gpt_jax.products import product
+from gpt_jax.ops import cross_entropy
+from gpt_jax.ops.matmul import product
 
 TOPOLOGY = "v5e:2x4"  # of which one chip is compiled for
 NOTE = "predicted: the naive form"
@@ -108,7 +110,7 @@ def make_loss(config: Config, platform: str, is_naive: bool):
 
   def loss(x_BTD, w_VD, targets_BT, mask_BT):
     if not is_naive:
-      return losses.chunked_cross_entropy(
+      return cross_entropy.chunked_cross_entropy(
         x_BTD,
         w_VD,
         targets_BT,
@@ -120,7 +122,7 @@ def make_loss(config: Config, platform: str, is_naive: bool):
       )[0]
     logits = product("BTD,VD->BTV", x_BTD, w_VD, m.grad_dtype, jnp.float32)
     logits = cap(logits, jnp.arange(V))
-    return losses.cross_entropy(logits, targets_BT, mask_BT)[0]
+    return cross_entropy.cross_entropy(logits, targets_BT, mask_BT)[0]
 
   leaf = jax.ShapeDtypeStruct
   arguments = [

@@ -10,14 +10,17 @@ import time
 import jax
 import numpy as np
 
-from gpt_jax import decode, optim, runtime, sharding, tree
-from gpt_jax import state as state_lib
-from gpt_jax import step as step_lib
-from gpt_jax.chips import Topology
+from gpt_jax import sharding, tree
 from gpt_jax.config import Config
-from gpt_jax.lab import analytic
+from gpt_jax.inference import generation
 from gpt_jax.lab.bench import machine
+from gpt_jax.lab.plan import analytic
+from gpt_jax.machine import runtime
+from gpt_jax.machine.chips import Topology
 from gpt_jax.models import build_model
+from gpt_jax.training import optim
+from gpt_jax.training import state as state_lib
+from gpt_jax.training import step as step_lib
 
 # Batches of random tokens that take turns.
 NUM_BATCHES = 4
@@ -141,11 +144,11 @@ class Decode:
     shape = (batch_size, self.prompt_len)
     V = self.config.model.vocab_size
     prompts = self.random.integers(V, size=shape, dtype=np.int32)
-    sampling = decode.Sampling(temperature=0.0)
+    sampling = generation.Sampling(temperature=0.0)
     with jax.set_mesh(self.mesh):
       prefill = self._prefill(prompts)
       marks, made = [time.perf_counter()], 0
-      chunks = decode.generate(
+      chunks = generation.generate(
         self.model, self.params, list(prompts), self.num_tokens, sampling
       )
       for ids in chunks:
@@ -155,7 +158,7 @@ class Decode:
     return {
       "prefill": prefill,
       "loop": marks[-1] - marks[1],
-      "loop_tokens": self.num_tokens - decode.CHUNK,
+      "loop_tokens": self.num_tokens - generation.CHUNK,
       "total": marks[-1] - marks[0],
     }
 
@@ -168,10 +171,10 @@ class Decode:
     lengths = np.full(len(prompts), self.prompt_len, np.int32)
     with jax.set_mesh(self.mesh):
       unstacked = jax.block_until_ready(
-        decode._unstack(self.params, self.model)
+        generation._unstack(self.params, self.model)
       )
       start = time.perf_counter()
-      out = decode.prefill(
+      out = generation.prefill(
         unstacked, tokens, lengths, model=self.model, num_slots=slots
       )
       jax.block_until_ready(out)
@@ -264,4 +267,4 @@ def _read_bytes(unstacked, model) -> int:
 
 
 def _up(length: int) -> int:
-  return -(-length // decode.ROUND) * decode.ROUND
+  return -(-length // generation.ROUND) * generation.ROUND

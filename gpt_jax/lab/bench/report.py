@@ -4,10 +4,10 @@ import json
 import os
 
 from gpt_jax import config as config_lib
-from gpt_jax import workdir
 from gpt_jax.config import Config
 from gpt_jax.lab.bench import machine
 from gpt_jax.lab.bench.samples import Pairs, Row, format_number
+from gpt_jax.runs import workdir
 
 _LINE = "{:34} {:>10} {:>10}  {:23} {:>7}"
 

@@ -19,9 +19,9 @@ from gpt_jax.lab.bench.train import check_vocab
 VERBS = ("train", "generate", "evaluate")
 # What a verb imports once its flags and its config are read.
 LOADED = {
-  "train": "gpt_jax.loop",
-  "generate": "gpt_jax.decode, gpt_jax.workdir",
-  "evaluate": "gpt_jax.score, gpt_jax.workdir",
+  "train": "gpt_jax.training.loop",
+  "generate": "gpt_jax.inference.generation, gpt_jax.runs.workdir",
+  "evaluate": "gpt_jax.inference.scoring, gpt_jax.runs.workdir",
 }
 # Packages named in the table of what dominates.
 MOST_NAMED = 8

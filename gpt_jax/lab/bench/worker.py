@@ -18,8 +18,8 @@ import time
 import traceback
 
 from gpt_jax import config as config_lib
-from gpt_jax import runtime
 from gpt_jax.config import Config, InputError
+from gpt_jax.machine import runtime
 
 # Who is timed -> the module that builds it.
 BUILDERS = {

@@ -321,8 +321,8 @@ def _fit(args, points):
 
 def _write(folder, found, points, fit, isoflop) -> list[str]:
   """Writes scaling.json and figures; returns their names."""
-  from gpt_jax import workdir
   from gpt_jax.lab.scaling import findings
+  from gpt_jax.runs import workdir
 
   files = findings.figures(found, points, fit, isoflop)
   whole = _without_nan(found | {"sentence": findings.sentence(found)})
@@ -345,9 +345,9 @@ def _without_nan(value):
 
 def _score(args) -> int:
   """Scores a registered prediction."""
-  from gpt_jax import workdir
   from gpt_jax.lab.scaling import forecast
   from gpt_jax.lab.scaling import points as points_lib
+  from gpt_jax.runs import workdir
 
   for name in ("csv", "workdirs", "register", "hold_above", "at"):
     if getattr(args, name) is not None:

@@ -5,8 +5,8 @@ import textwrap
 
 import numpy as np
 
-from gpt_jax import plot
 from gpt_jax.lab.scaling import forecast, frontier, parametric
+from gpt_jax.runs import plot
 
 _NAMES = (*parametric.NAMES, "a", "b")
 _MEANINGS = {

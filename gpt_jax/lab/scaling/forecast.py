@@ -16,12 +16,13 @@ import os
 
 import numpy as np
 
-from gpt_jax import files, workdir
+from gpt_jax import files
 from gpt_jax import flops as flops_lib
 from gpt_jax.config import InputError
 from gpt_jax.lab.scaling import frontier, parametric, rolling
 from gpt_jax.lab.scaling import points as points_lib
 from gpt_jax.lab.scaling.points import Points
+from gpt_jax.runs import workdir
 
 # How far a run's N and D may be from those that were registered.
 _SAME = 0.01

@@ -15,10 +15,11 @@ import os
 import numpy as np
 
 from gpt_jax import config as config_lib
-from gpt_jax import files, metrics, workdir
+from gpt_jax import files
 from gpt_jax import flops as flops_lib
 from gpt_jax.config import InputError
 from gpt_jax.lab.scaling import units
+from gpt_jax.runs import metrics, workdir
 
 # How many rows a sentence names.
 _MAX_NAMED = 5

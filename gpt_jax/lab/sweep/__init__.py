@@ -7,9 +7,10 @@ before anything is run or written.
 import os
 import sys
 
-from gpt_jax import cli, runtime
+from gpt_jax import cli
 from gpt_jax import config as config_lib
 from gpt_jax.config import InputError
+from gpt_jax.machine import runtime
 
 VERBS = {
   "plan": "what it will cost, a row a cell; nothing is written",

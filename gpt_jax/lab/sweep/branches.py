@@ -13,10 +13,11 @@ import os
 import shutil
 
 from gpt_jax import config as config_lib
-from gpt_jax import files, workdir
+from gpt_jax import files
 from gpt_jax.config import InputError
 from gpt_jax.lab.sweep import folder
 from gpt_jax.lab.sweep.cells import Cell
+from gpt_jax.runs import workdir
 
 
 def check_rates(cells: list[Cell]) -> None:
@@ -27,7 +28,7 @@ def check_rates(cells: list[Cell]) -> None:
   import jax
   import numpy as np
 
-  from gpt_jax import optim
+  from gpt_jax.training import optim
 
   # A GPU is the workers'.
   jax.config.update("jax_platforms", "cpu")

@@ -21,9 +21,11 @@ import socket
 import time
 
 from gpt_jax import config as config_lib
-from gpt_jax import console, exits, files, metrics, workdir
+from gpt_jax import exits, files
 from gpt_jax.config import Config, InputError
 from gpt_jax.lab.sweep.cells import Cell
+from gpt_jax.machine import console
+from gpt_jax.runs import metrics, workdir
 
 # Seconds between touches of running.json, and after which they are missed.
 BEAT_SECONDS, STALE_SECONDS = 5.0, 120.0

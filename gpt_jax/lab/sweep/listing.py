@@ -4,10 +4,10 @@ import dataclasses
 import json
 import time
 
-from gpt_jax import console
 from gpt_jax.lab.sweep import cells as cells_lib
 from gpt_jax.lab.sweep import folder
 from gpt_jax.lab.sweep.cells import Sweep
+from gpt_jax.machine import console
 
 _ROW = "{:12}  {:10} {:>15}  {:>8}  {:>14}  {}"
 

@@ -5,10 +5,10 @@ tokens of the same text, from contexts of the same length. Where the text alone
 is the same, bits per byte can be compared; where it is not, nothing can.
 """
 
-from gpt_jax import metrics, workdir
 from gpt_jax.config import DataConfig, InputError
 from gpt_jax.data import sources, tokenizer
 from gpt_jax.lab.sweep.folder import State
+from gpt_jax.runs import metrics, workdir
 
 NATS, BITS = "nats per token", "bits per byte"
 

@@ -9,8 +9,9 @@ import html
 import re
 import time
 
-from gpt_jax import console, plot
 from gpt_jax.lab.sweep import losses, paired
+from gpt_jax.machine import console
+from gpt_jax.runs import plot
 
 # Pixels for names of report.LEGEND_CHARS.
 LEGEND_WIDTH = 250

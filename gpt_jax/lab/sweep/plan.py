@@ -10,11 +10,12 @@ import dataclasses
 import os
 import statistics
 
-from gpt_jax import chips, console, exits, flops, runtime
 from gpt_jax import config as config_lib
+from gpt_jax import exits, flops
 from gpt_jax.config import Config, InputError
 from gpt_jax.lab.sweep import branches, folder
 from gpt_jax.lab.sweep.cells import Cell, Sweep, diff_text
+from gpt_jax.machine import chips, console, runtime
 
 ITEM = {"float32": 4, "bfloat16": 2}
 # What a process of training takes before there is a model, on a CPU.
@@ -274,7 +275,7 @@ def _planned(cells, configs, bills, args) -> dict[str, Bill]:
   runtime.start(args.devices)
   if topology.platform == "tpu":
     runtime.start_tpu_compiler()
-  from gpt_jax.lab import planner
+  from gpt_jax.lab.plan import planner
 
   plans = {}
   for cell in cells:

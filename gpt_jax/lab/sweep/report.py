@@ -14,10 +14,12 @@ import os
 import statistics
 
 from gpt_jax import config as config_lib
-from gpt_jax import console, files, flops, metrics, plot
+from gpt_jax import files, flops
 from gpt_jax.config import InputError, nearest
 from gpt_jax.lab.sweep import folder, listing, losses, page, paired
 from gpt_jax.lab.sweep.cells import Refusal, Sweep
+from gpt_jax.machine import console
+from gpt_jax.runs import metrics, plot
 
 # Points that a curve is thinned to, by means.
 CURVE_POINTS = 120

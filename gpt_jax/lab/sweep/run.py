@@ -16,10 +16,12 @@ import subprocess
 import sys
 import time
 
-from gpt_jax import console, exits, files, metrics
+from gpt_jax import exits, files
 from gpt_jax.config import InputError
 from gpt_jax.lab.sweep import branches, folder, plan
 from gpt_jax.lab.sweep.cells import Cell, Sweep, command
+from gpt_jax.machine import console
+from gpt_jax.runs import metrics
 
 TRAIN = (sys.executable, "-m", "gpt_jax.train")
 # Signals that stop a sweep; its cells are told SIGINT, or else SIGTERM.

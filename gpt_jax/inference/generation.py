@@ -1,0 +1,351 @@
+"""Generation: prefill, then one compiled loop with a cache of keys and values.
+
+A cached slot is a token's place in its row, so that prompts of different
+lengths share a batch: each row writes its next token over the padding behind
+it, and nothing attends to slots beyond its own. The loop runs in chunks, so
+that text can be shown, and stop strings seen, while it goes on.
+"""
+
+import dataclasses
+import functools
+import math
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gpt_jax import sharding
+from gpt_jax.config import InputError
+from gpt_jax.machine import processes
+from gpt_jax.models import Model
+
+# Tokens made by one call of the compiled loop.
+CHUNK = 16
+# Prompt and cache lengths are rounded up to this, to compile fewer shapes.
+ROUND = 64
+# Draws are numbered in int32.
+MAX_TOKENS = 2**31 - 1
+# Softmax at a temperature below float32's least normal number is argmax.
+MIN_TEMPERATURE = float(np.finfo(np.float32).tiny)
+MAX_TEMPERATURE = float(np.finfo(np.float32).max)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+  """How the next token is drawn: temperature, then filters, in this order.
+
+  Attributes:
+    temperature: of the softmax; 0 (or less than float32 can divide by) takes
+      the most likely token.
+    top_k: only the k most likely tokens; 0 for all.
+    top_p: the smallest set of likely tokens whose probability reaches this
+      (Holtzman et al. 2020); 1 for all.
+    min_p: tokens at least this fraction as likely as the likeliest; 0: all.
+  """
+
+  temperature: float = 1.0
+  top_k: int = 0
+  top_p: float = 1.0
+  min_p: float = 0.0
+
+  def __post_init__(self):
+    ranges = {
+      "temperature": 0 <= self.temperature < math.inf,
+      "top_k": self.top_k >= 0,
+      "top_p": 0 < self.top_p <= 1,
+      "min_p": 0 <= self.min_p <= 1,
+    }
+    for name, is_fine in ranges.items():
+      if not is_fine:
+        raise InputError(
+          f"{name} is {getattr(self, name)}; temperature and top_k are finite "
+          "and 0 or more, top_p in (0, 1], min_p in [0, 1]"
+        )
+
+
+def sample(
+  logits_BV, keys_B, sampling: Sampling, vocab_size: int | None = None
+):
+  """Returns ids_B drawn from logits by `sampling`, a key for each row.
+
+  Args:
+    vocab_size: logits from here on are padding and never drawn; None for none.
+
+  A row whose largest logit is NaN or infinite gives -1: no token is likeliest.
+  """
+  V = logits_BV.shape[-1]
+  if vocab_size is not None and vocab_size < V:
+    is_token_V = jnp.arange(V) < vocab_size
+    logits_BV = jnp.where(is_token_V, logits_BV, -jnp.inf)
+  largest_B1 = logits_BV.max(-1, keepdims=True)
+  if sampling.temperature < MIN_TEMPERATURE:
+    ids_B = jnp.argmax(logits_BV, axis=-1)
+  else:
+    # At most 0, so that no temperature makes the likeliest overflow. What is
+    # at -inf is put back: XLA may multiply it by a reciprocal that is 0.
+    temperature = min(sampling.temperature, MAX_TEMPERATURE)
+    scaled_BV = (logits_BV - largest_B1) / temperature
+    scaled_BV = jnp.where(logits_BV > -jnp.inf, scaled_BV, -jnp.inf)
+    scaled_BV = filter_logits(scaled_BV, sampling)
+    ids_B = jax.vmap(jax.random.categorical)(keys_B, scaled_BV)
+  return jnp.where(jnp.isfinite(largest_B1[:, 0]), ids_B, -1).astype(jnp.int32)
+
+
+def row_keys(key, made, num_rows: int):
+  """Returns a key for each row's next draw; `made` tokens came before it."""
+  now = jax.random.fold_in(key, made)
+  return jax.vmap(lambda row: jax.random.fold_in(now, row))(
+    jnp.arange(num_rows)
+  )
+
+
+def filter_logits(logits_BV, sampling: Sampling):
+  """Returns logits with what top_k, top_p and min_p exclude at -inf."""
+  V = logits_BV.shape[-1]
+  if sampling.top_k and sampling.top_k < V:
+    kth_B1 = jax.lax.top_k(logits_BV, sampling.top_k)[0][:, -1:]
+    logits_BV = jnp.where(logits_BV < kth_B1, -jnp.inf, logits_BV)
+  if sampling.top_p < 1:
+    sorted_BV = jnp.flip(jnp.sort(logits_BV, axis=-1), axis=-1)
+    p_BV = jax.nn.softmax(sorted_BV, axis=-1)
+    # Included while the probability before it is short of top_p. The first
+    # always is, also where float32 rounds top_p to 0.
+    is_kept_BV = jnp.cumsum(p_BV, axis=-1) - p_BV < sampling.top_p
+    is_kept_BV = is_kept_BV.at[:, 0].set(True)
+    least_B1 = jnp.where(is_kept_BV, sorted_BV, jnp.inf).min(-1, keepdims=True)
+    logits_BV = jnp.where(logits_BV < least_B1, -jnp.inf, logits_BV)
+  if sampling.min_p > 0:
+    least_B1 = logits_BV.max(-1, keepdims=True) + math.log(sampling.min_p)
+    logits_BV = jnp.where(logits_BV < least_B1, -jnp.inf, logits_BV)
+  return logits_BV
+
+
+@functools.partial(jax.jit, static_argnames=("model", "num_slots"))
+def prefill(params, tokens_BP, lengths_B, *, model: Model, num_slots: int):
+  """Returns (cache, logits_BV of each row's last token).
+
+  Args:
+    params: from Model.unstack.
+    tokens_BP: prompts, padded on the right.
+    lengths_B: tokens of each prompt, 1 or more.
+  """
+  cache = model.init_cache(tokens_BP.shape[0], num_slots)
+  logits_B1V, cache = model.apply_cached(
+    params, tokens_BP, cache, jnp.zeros_like(lengths_B), lengths_B - 1
+  )
+  return cache, logits_B1V[:, 0]
+
+
+@functools.partial(
+  jax.jit,
+  static_argnames=("model", "sampling", "num_tokens", "vocab_size"),
+  donate_argnames=("cache",),
+)
+def decode_chunk(
+  params,
+  cache,
+  logits_BV,
+  lengths_B,
+  key,
+  made,
+  *,
+  model,
+  sampling,
+  num_tokens,
+  vocab_size,
+):
+  """Returns (cache, logits_BV, ids_BC): `num_tokens` (C) more of every row.
+
+  A row's draw depends on the key, its index and how many tokens were made
+  before (`made`), so that chunks of any size draw the same.
+  """
+
+  def one(carry, index):
+    cache, logits_BV, lengths_B = carry
+    keys_B = row_keys(key, index, logits_BV.shape[0])
+    ids_B = sample(logits_BV, keys_B, sampling, vocab_size)
+    logits_B1V, cache = model.apply_cached(
+      params, ids_B[:, None], cache, lengths_B
+    )
+    return (cache, logits_B1V[:, 0], lengths_B + 1), ids_B
+
+  carry, ids_CB = jax.lax.scan(
+    one, (cache, logits_BV, lengths_B), made + jnp.arange(num_tokens)
+  )
+  return carry[0], carry[1], ids_CB.T
+
+
+_sample = jax.jit(sample, static_argnames=("sampling", "vocab_size"))
+_unstack = jax.jit(
+  lambda params, model: model.unstack(params), static_argnames=("model",)
+)
+
+
+def generate(
+  model: Model,
+  params,
+  prompts: list,
+  num_tokens: int,
+  sampling: Sampling,
+  seed: int = 0,
+  vocab_size: int | None = None,
+):
+  """Yields ids_BC, chunk after chunk, until num_tokens have come.
+
+  Rows go on past a stop; the caller cuts them. A row whose every position is
+  taken goes on from the last half of its tokens, read anew.
+
+  Args:
+    params: stacked, as trained; a second copy, layer by layer, is held while
+      generating.
+    prompts: id sequences, none empty.
+    vocab_size: ids from here on are never drawn; None for the model's.
+
+  Raises:
+    InputError: a prompt is empty or longer than the model's positions, there
+      are more than MAX_TOKENS to make, or the logits are not finite.
+  """
+  if not 0 <= num_tokens <= MAX_TOKENS:
+    raise InputError(
+      f"num_tokens is {num_tokens}; it must be at most {MAX_TOKENS}"
+    )
+  limit, vocab_size = (
+    model.config.max_len,
+    vocab_size or model.config.vocab_size,
+  )
+  check_prompts(prompts, limit)
+  rows = [np.asarray(p, np.int32) for p in prompts]
+  unstacked = _unstack(params, model)
+  key = jax.random.key(seed)
+  left = num_tokens
+  while left > 0:
+    rows = [r if len(r) <= limit else r[-max(1, limit // 2) :] for r in rows]
+    longest = max(len(r) for r in rows)
+    width = min(-(-longest // ROUND) * ROUND, limit)
+    num_slots = min(-(-(longest + left) // ROUND) * ROUND, limit)
+    tokens_BP = np.zeros((len(rows), width), np.int32)
+    for index, row in enumerate(rows):
+      tokens_BP[index, : len(row)] = row
+    lengths = np.array([len(r) for r in rows], np.int32)
+    cache, logits_BV = prefill(
+      unstacked, tokens_BP, lengths, model=model, num_slots=num_slots
+    )
+    while left > 0:
+      free = num_slots - int(lengths.max())
+      if free:
+        cache, logits_BV, ids = decode_chunk(
+          unstacked,
+          cache,
+          logits_BV,
+          lengths,
+          key,
+          num_tokens - left,
+          model=model,
+          sampling=sampling,
+          num_tokens=min(CHUNK, free),
+          vocab_size=vocab_size,
+        )
+        ids = sharding.fetch(ids)[:, :left]
+      else:
+        # The cache is full: one token more, then read anew.
+        keys_B = row_keys(key, num_tokens - left, len(rows))
+        ids = _sample(
+          logits_BV, keys_B, sampling=sampling, vocab_size=vocab_size
+        )
+        ids = sharding.fetch(ids)[:, None]
+      processes.mark()
+      if (ids < 0).any():
+        raise InputError(
+          "the model's logits are NaN or infinite: the parameters are those of "
+          "a run that diverged, or compute_dtype overflows; read an earlier "
+          "checkpoint, or train anew with a lower optim.learning_rate"
+        )
+      yield ids
+      rows = [np.append(r, new) for r, new in zip(rows, ids, strict=True)]
+      lengths = lengths + ids.shape[1]
+      left -= ids.shape[1]
+      if not free:
+        break
+
+
+def check_prompts(prompts, limit: int) -> None:
+  """Raises InputError unless each prompt has 1 to `limit` ids."""
+  for prompt in prompts:
+    if not len(prompt):
+      raise InputError(
+        "the prompt is empty; give some text, for instance --prompt='The '"
+      )
+    if len(prompt) > limit:
+      raise InputError(
+        f"the prompt has {len(prompt)} tokens and the model {limit} positions;"
+        " shorten it"
+      )
+
+
+def generate_text(
+  model: Model,
+  params,
+  tokenizer,
+  prompts: list[str],
+  num_tokens: int,
+  sampling: Sampling,
+  seed: int = 0,
+  stop: tuple[str, ...] = (),
+  show=None,
+) -> list[str]:
+  """Returns what follows each prompt, up to a stop string or the separator.
+
+  Args:
+    show: called with each new piece of the first row's text as it comes; a
+      piece is held back while it could still turn out to begin a stop string
+      or end inside a character.
+  """
+  ids = [tokenizer.encode(p) for p in prompts]
+  made = [[] for _ in prompts]
+  texts, is_done = [""] * len(prompts), [False] * len(prompts)
+  shown = 0
+  # The model may have more rows of embedding than the tokenizer has tokens.
+  vocab_size = min(model.config.vocab_size, tokenizer.vocab_size)
+  chunks = generate(model, params, ids, num_tokens, sampling, seed, vocab_size)
+  for chunk in chunks:
+    for row, new in enumerate(chunk):
+      if not is_done[row]:
+        made[row].extend(new.tolist())
+        texts[row], is_done[row] = _cut(ids[row], made[row], tokenizer, stop)
+    if show is not None:
+      end = len(texts[0])
+      if not is_done[0]:
+        end = _safe_length(texts[0], stop)
+      if end > shown:
+        show(texts[0][shown:end])
+        shown = end
+    if all(is_done):
+      break
+  if show is not None and len(texts[0]) > shown:
+    show(texts[0][shown:])
+  return texts
+
+
+def _cut(prompt, ids: list[int], tokenizer, stop) -> tuple[str, bool]:
+  """Returns (the text of ids after those of the prompt, whether it ended)."""
+  is_done = False
+  if tokenizer.separator_id in ids:
+    ids, is_done = ids[: ids.index(tokenizer.separator_id)], True
+  # Decoded with the prompt, for some decoders strip the first space of a text.
+  start = tokenizer.decode(prompt)
+  whole = tokenizer.decode([*prompt, *ids])
+  text = whole[len(os.path.commonprefix([start, whole])) :]
+  ends = [text.find(s) for s in stop if s and s in text]
+  return (text[: min(ends)], True) if ends else (text, is_done)
+
+
+def _safe_length(text: str, stop) -> int:
+  end = len(text.rstrip("\ufffd"))
+  held = [
+    size
+    for s in stop
+    for size in range(1, len(s))
+    if text[:end].endswith(s[:size])
+  ]
+  return end - max(held, default=0)

@@ -1,0 +1,116 @@
+"""Evaluation: mean loss, perplexity and bits per byte over a prepared set."""
+
+import functools
+import math
+
+import jax
+
+from gpt_jax import sharding
+from gpt_jax.config import InputError
+from gpt_jax.data import pipeline
+from gpt_jax.machine import processes, runtime
+from gpt_jax.objective import make_eval_step
+
+
+def check_memory(model, tokens: int, mesh) -> None:
+  """Raises InputError where a batch cannot fit, before it is allocated.
+
+  Args:
+    tokens: in the batch, over all devices.
+  """
+  there, devices = runtime.memory_bytes(mesh)
+  # Ids, targets and mask, and one layer's input.
+  width = 4 * model.config.model_dim
+  needed = tokens * (12 + width) // mesh.size * devices
+  if there is not None and needed > there:
+    raise InputError(
+      f"a batch of {tokens:,} tokens needs {needed / 2**30:,.1f} GiB or more "
+      f"and there are {there / 2**30:,.1f}; take a smaller "
+      "train.global_batch_size or data.seq_len"
+    )
+
+
+def score(
+  model,
+  params,
+  tokens,
+  *,
+  seq_len: int,
+  batch_size: int,
+  packing: str,
+  num_loss_chunks: int,
+  mesh,
+  max_batches: int | None = None,
+  show=None,
+) -> dict[str, float]:
+  """Returns {"loss", "perplexity", "bits_per_byte", "num_tokens"}.
+
+  Every id but the first is predicted once, from what precedes it in its
+  sequence of seq_len. Bits per byte charge the whole text: a token that
+  nothing predicted costs as much as a blind guess, log2 of the vocabulary.
+
+  Args:
+    tokens: TokenSet.
+    max_batches: stop early; bits_per_byte is then left out.
+    show: called with (batches done, batches) now and then.
+  """
+  check_memory(model, batch_size * seq_len, mesh)
+  evaluate = compile_eval_step(model, num_loss_chunks)
+  placement = sharding.batch_sharding(mesh, model.rules)
+  rows = sharding.local_rows(placement, (batch_size, seq_len))
+  nats, count, pending = 0.0, 0.0, None
+  total = pipeline.num_eval_batches(tokens, seq_len, batch_size)
+  total = min(total, max_batches or total)
+  batches = pipeline.eval_batches(
+    tokens, seq_len, batch_size, packing, rows, max_batches
+  )
+  devices = mesh.local_devices
+  is_simulated = len(devices) > 1 and devices[0].platform == "cpu"
+  with jax.set_mesh(mesh):
+    for index, batch in enumerate(batches):
+      batch = sharding.place_batch(batch, placement, rows, batch_size)
+      new = evaluate(params, batch)
+      if is_simulated:
+        # Two such programs at once can each hold threads that the other needs.
+        jax.block_until_ready(new)
+      if pending is not None:
+        nats, count = nats + float(pending[0]), count + float(pending[1])
+        processes.mark()
+      pending = new
+      if show is not None and index % 20 == 0:
+        show(index, total)
+  if pending is not None:
+    nats, count = nats + float(pending[0]), count + float(pending[1])
+  loss = nats / max(count, 1.0)
+  result = {
+    "loss": loss,
+    "perplexity": math.exp(min(loss, 700.0)),
+    "num_tokens": int(count),
+  }
+  if max_batches is None or total < max_batches:
+    blind = max(0.0, tokens.num_tokens - count) * math.log(tokens.vocab_size)
+    bits = (nats + blind) / math.log(2)
+    result["bits_per_byte"] = bits / max(tokens.num_bytes, 1)
+  return result
+
+
+@functools.cache
+def compile_eval_step(model, num_chunks: int):
+  """Returns the jitted evaluation step, one for each model."""
+  return jax.jit(make_eval_step(model, num_chunks))
+
+
+def compressed_bits_per_byte(text: bytes) -> dict[str, float]:
+  """Returns bits per byte of what zlib -9 and xz -9 make of a text."""
+  import lzma
+  import zlib
+
+  # A dictionary as long as the text finds all that the preset's 64 MiB would,
+  # without taking ten times that in memory.
+  window = min(max(len(text), 1 << 12), 64 << 20)
+  best = [{"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": window}]
+  sizes = {
+    "zlib -9": len(zlib.compress(text, 9)),
+    "xz -9": len(lzma.compress(text, filters=best)),
+  }
+  return {name: 8 * size / len(text) for name, size in sizes.items()}

@@ -1,0 +1,239 @@
+"""A step by arithmetic alone: where nothing compiles, and before it does.
+
+State and gradients are exact, from the declarations and the rules; the rest is
+what a decoder of this form keeps, reads and exchanges. It ranks what is worth
+compiling, and is all there is for GPUs and for a CPU.
+"""
+
+import dataclasses
+import math
+
+from jax.sharding import AbstractMesh, AxisType
+
+from gpt_jax import config as config_lib
+from gpt_jax import flops, sharding
+from gpt_jax.config import Config
+from gpt_jax.lab.plan import memory as memory_lib
+from gpt_jax.lab.plan.roofline import Terms, links_along
+from gpt_jax.machine.chips import Topology
+from gpt_jax.models import build_model
+from gpt_jax.training import optim
+from gpt_jax.training import state as state_lib
+
+# A CPU has no published peak here: one core with 512-bit vectors, both units.
+CPU_FLOPS, CPU_BYTES = 1e11, 2e10
+ITEM = {"float32": 4, "bfloat16": 2}
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+  """Memory and time of a step by arithmetic."""
+
+  memory: memory_lib.Memory
+  terms: Terms
+
+
+@dataclasses.dataclass(frozen=True)
+class AbstractBuilt:
+  """A state on a mesh that has no devices; as aot.Built where it is read."""
+
+  config: Config
+  mesh: AbstractMesh
+  abstract: object
+
+
+def build(config: Config, num_devices: int) -> AbstractBuilt:
+  """Returns the abstract state of a config.
+
+  Raises:
+    InputError: the mesh does not match, or a parameter cannot be placed.
+  """
+  sizes = sharding.mesh_sizes(config.mesh, num_devices)
+  mesh = AbstractMesh(
+    tuple(sizes),
+    sharding.AXES,
+    axis_types=(AxisType.Auto,) * len(sharding.AXES),
+  )
+  model = build_model(config.model, config.mesh.rules)
+  _, specs = model.abstract_params()
+  tx = optim.build_optimizer(config.optim, specs)
+  abstract = state_lib.abstract_state(model, tx, config, mesh)
+  return AbstractBuilt(config, mesh, abstract)
+
+
+def estimate(config: Config, topology: Topology, built=None) -> Estimate:
+  """Returns the Estimate of one step."""
+  built = built or build(config, topology.num_devices)
+  return Estimate(
+    estimate_memory(built, topology), estimate_terms(built, topology)
+  )
+
+
+def available_bytes(topology: Topology) -> int | None:
+  """Returns what a program on one device can have, None for a CPU."""
+  if topology.chip is None:
+    return None
+  return topology.chip.hbm_bytes // topology.chip.devices
+
+
+def _tokens(built) -> tuple[int, int]:
+  """Returns tokens of one microbatch and of one step, on one device."""
+  c, shape = built.config, built.mesh.shape
+  table = sharding.RULES[c.mesh.rules]
+  parts = math.prod(shape[a] for a in (*table["batch"], *table["length"]))
+  step = c.train.global_batch_size * c.data.seq_len // parts
+  return max(step // c.train.num_microbatches, 1), max(step, 1)
+
+
+def estimate_memory(built, topology: Topology) -> memory_lib.Memory:
+  """Returns the Memory of a step: state exact, the rest by formula."""
+  c, m, shape = built.config, built.config.model, built.mesh.shape
+  tensor, item = shape["tensor"], ITEM[m.compute_dtype]
+  micro, _ = _tokens(built)
+  D, F, L = m.model_dim, flops.active_mlp_dim(m) // tensor, m.num_layers
+  H = config_lib.head_dim(m)
+  q = m.num_heads * H // tensor
+  kv = max(config_lib.num_kv_heads(m) // tensor, 1) * H
+  gates = 2 if m.mlp == "swiglu" else 1
+  whole = 4 * D + 2 * q + 2 * kv + (gates + 1) * F
+  each = {"block": D, "qkv": q + 2 * kv, "attn": q, "mlp": gates * F}
+  word, names = config_lib.remat_policy(m)
+  kept = {
+    "none": whole + 2 * D,
+    "dots": D + q + 2 * kv + D + gates * F + D,
+    "full": D,
+    "save": D * ("block" not in names) + sum(each[n] for n in names),
+    "offload": D * ("block" not in names),
+  }[word]
+  if not _has_kernel(m, topology):
+    # Scores of one layer at least; of all where nothing is made again.
+    scores = m.num_heads // tensor * c.data.seq_len * (4 + item)
+    layers = L if word in ("none", "dots") else 1
+    kept_scores = scores * micro * layers
+  else:
+    kept_scores = 0
+  vocab = config_lib.padded_vocab_size(m) // tensor
+  logits = 3 * 4 * vocab * micro // c.train.num_loss_chunks
+  # One layer's weights and the next one's, whole but for tensor and expert.
+  gathered = 2 * _layer_parameters(m) // tensor // shape["expert"] * item
+  kinds = {
+    "parameters": memory_lib.shard_bytes(built.abstract.params),
+    "moments": memory_lib.shard_bytes(built.abstract.opt_state),
+    "gradients": memory_lib.gradient_bytes(built),
+    "activations": kept * item * micro * L,
+    "temporaries": 3 * whole * item * micro + kept_scores + logits + gathered,
+  }
+  origin = dict.fromkeys(kinds, "estimated")
+  origin |= {"parameters": "exact", "moments": "exact"}
+  peak = sum(kinds.values())
+  return memory_lib.Memory(kinds, origin, peak, available_bytes(topology))
+
+
+def estimate_terms(built, topology: Topology) -> Terms:
+  """Returns the Terms of a step by formula."""
+  c, m, shape = built.config, built.config.model, built.mesh.shape
+  micro, step = _tokens(built)
+  tensor, item = shape["tensor"], ITEM[m.compute_dtype]
+  compute = hardware_flops(c, topology) * step / tensor
+  params = sum(flops.count_parameters(m).values())
+  parts = c.train.num_microbatches
+  # Weights are read in forward and backward, and made again in between.
+  reads = 2 if config_lib.remat_policy(m)[0] == "none" else 3
+  state = memory_lib.shard_bytes(built.abstract)
+  D, L = m.model_dim, m.num_layers
+  moved = reads * parts * params * item / tensor
+  moved += 2 * state + 2 * memory_lib.gradient_bytes(built)
+  moved += 30 * L * D * step * item
+  chip = topology.chip
+  if chip is None:
+    rate, bandwidth = CPU_FLOPS * 8 / item / 2, CPU_BYTES
+    links = network = float("inf")
+    inside = 1
+  else:
+    rate = chip.tflops * 1e12 / chip.devices
+    bandwidth = chip.hbm_gbps * 1e9 / chip.devices
+    count = sum(links_along(n, topology) for n in topology.shape)
+    count = 1 if chip.torus_dims == 0 else max(count, 1)
+    links = count * chip.link_gbps * 1e9 / chip.devices
+    network = chip.dcn_gbps * 1e9 / chip.devices
+    inside = topology.num_devices // topology.num_slices
+  part = lambda n: (n - 1) / n
+  fsdp, copies = shape["fsdp"], shape["data"]
+  item_grad = ITEM[m.grad_dtype]
+  gather = reads * parts * params * item / tensor * part(fsdp)
+  scatter = parts * params * item_grad / tensor * part(fsdp)
+  copied = 2 * params * item_grad / tensor / fsdp * part(copies) * parts
+  # Two sums over tensor in each of forward, backward and what is made again.
+  across = 2 * reads * 2 * L * D * step * item * part(tensor)
+  keys = 2 * config_lib.num_kv_heads(m) * config_lib.head_dim(m) * item
+  spread = reads * L * keys * step * shape["seq"] * part(shape["seq"])
+  near = gather + scatter + across + spread
+  far = 0.0
+  if inside >= topology.num_devices:
+    near += copied
+  elif chip is not None and chip.platform == "gpu" and copies == 1:
+    far = (gather + scatter) / chip.host_chips
+  else:
+    far = copied
+  compute_seconds, hbm_seconds = compute / rate, moved / bandwidth
+  return Terms(
+    compute=compute_seconds,
+    hbm=hbm_seconds,
+    ops=max(compute_seconds, hbm_seconds),
+    ici=near / links,
+    dcn=far / network,
+  )
+
+
+def _has_kernel(model, topology: Topology) -> bool:
+  """Returns whether attention never keeps all scores."""
+  if model.attention == "auto":
+    return topology.platform != "cpu"
+  return model.attention != "dense"
+
+
+def _layer_parameters(model) -> int:
+  count = flops.count_parameters(model)
+  return (count["hidden"] + count["residual"]) // model.num_layers
+
+
+def hardware_flops(config: Config, topology: Topology) -> float:
+  """Returns FLOPs per token that a device does, what it makes again included.
+
+  A kernel does half of the causal scores, and all of them twice in backward.
+  """
+  m, T = config.model, config.data.seq_len
+  width = m.num_heads * config_lib.head_dim(m)
+  scores = 4 * m.num_layers * width * T
+  if _has_kernel(m, topology):
+    scores /= 2
+  total = flops.train_flops_per_token(m, T)
+  matrices = (total - 12 * m.num_layers * width * T) / 3
+  count = flops.count_active_parameters(m)
+  blocks = 2 * (count["hidden"] + count["residual"])
+  word, names = config_lib.remat_policy(m)
+  again, again_scores = {
+    "none": (0.0, 0.0),
+    "dots": (0.0, 1.0),
+    "full": (1.0, 1.0),
+    "save": (1.0, 0.0 if "attn" in names else 1.0),
+    "offload": (1.0, 0.0 if "attn" in names else 1.0),
+  }[word]
+  if word in ("save", "offload"):
+    D, F = m.model_dim, flops.active_mlp_dim(m)
+    q = width
+    kv = config_lib.num_kv_heads(m) * config_lib.head_dim(m)
+    gates = 2 if m.mlp == "swiglu" else 1
+    saved = 2 * D * (q + 2 * kv) * ("qkv" in names)
+    saved += 2 * D * gates * F * ("mlp" in names)
+    again -= saved * m.num_layers / blocks
+  if word != "none":
+    # What a block ends with need not be made again for its own gradients.
+    F = flops.active_mlp_dim(m)
+    again -= 2 * m.model_dim * F * m.num_layers / blocks
+  loss = 0.0
+  if config.train.num_loss_chunks > 1:
+    loss = 2 * config_lib.padded_vocab_size(m) * m.model_dim
+  return (
+    3 * matrices + max(again, 0) * blocks + (3 + again_scores) * scores + loss
+  )

@@ -1,0 +1,193 @@
+"""The real train step, compiled for devices that are not here.
+
+Nothing is modelled: the mesh, the abstract state and the jitted step are those
+of a run, and the TPU compiler answers what it would answer on the slice.
+"""
+
+import contextlib
+import dataclasses
+import re
+
+import jax
+from jax.experimental.compilation_cache import compilation_cache
+
+from gpt_jax import files, sharding
+from gpt_jax.config import Config, InputError
+from gpt_jax.machine import runtime
+from gpt_jax.machine.chips import Topology
+from gpt_jax.models import build_model
+from gpt_jax.training import optim, preflight
+from gpt_jax.training import state as state_lib
+from gpt_jax.training import step as step_lib
+
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+@dataclasses.dataclass(frozen=True)
+class Built:
+  """A step before it is compiled: what a run has when it gets there."""
+
+  config: Config
+  mesh: jax.sharding.Mesh
+  model: object
+  abstract: object
+  step: object
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+  """What the compiler said.
+
+  Attributes:
+    text: the HLO after all passes.
+    memory: its memory analysis, bytes on a device.
+    seconds: what compiling took.
+  """
+
+  text: str
+  memory: object
+  seconds: float
+
+  @property
+  def peak_bytes(self) -> int:
+    m = self.memory
+    return (
+      m.argument_size_in_bytes
+      + m.output_size_in_bytes
+      - m.alias_size_in_bytes
+      + m.temp_size_in_bytes
+    )
+
+
+class OutOfMemory(Exception):
+  """The compiler refused: more memory than a device has.
+
+  Attributes:
+    needed: bytes, as the compiler counts them; None if it did not say.
+    available: bytes that it would give.
+    sentence: its own words, the first line.
+  """
+
+  def __init__(self, needed, available, sentence: str):
+    super().__init__(sentence)
+    self.needed, self.available = needed, available
+    self.sentence = sentence
+
+
+def resolve_vocab(config: Config) -> Config:
+  """Returns the config with model.vocab_size known, from the tokenizer's word.
+
+  Raises:
+    InputError: the word alone does not tell.
+  """
+  if config.model.vocab_size is not None:
+    return config
+  word, _, size = config.data.tokenizer.partition(":")
+  if word == "bpe" and size.isdigit():
+    known = int(size)
+  elif word == "bytes":
+    known = 257
+  else:
+    raise InputError(
+      f"the vocabulary of data.tokenizer={config.data.tokenizer} is known only "
+      "once data is prepared; give --config.model.vocab_size=N"
+    )
+  model = dataclasses.replace(config.model, vocab_size=known)
+  return dataclasses.replace(config, model=model)
+
+
+def find_devices(topology: Topology) -> list:
+  """Returns the devices of a TPU topology, as its compiler names them.
+
+  Raises:
+    InputError: libtpu is not installed, or does not accept the topology.
+  """
+  from jax.experimental import topologies
+
+  slices = {}
+  if topology.num_slices > 1:
+    slices["num_slices"] = topology.num_slices
+  try:
+    with runtime.hush_stderr():
+      found = topologies.get_topology_desc(
+        platform="tpu", topology_name=topology.name, **slices
+      )
+  except Exception as error:  # the plugin's own kinds
+    said = str(error).splitlines()[0]
+    if "libtpu" in said or "No such" in said or "not found" in said.lower():
+      raise InputError(
+        "plans for TPUs need their compiler, which is not installed here: "
+        f"in the folder of this project, {files.pip('tpu')} ({said})"
+      ) from None
+    raise InputError(
+      f"the compiler does not accept topology {topology.name}: {said}"
+    ) from None
+  return found.devices
+
+
+def build(config: Config, devices, platform: str) -> Built:
+  """Returns the step of a config on a mesh of these devices.
+
+  Raises:
+    InputError: as a run's own checks do: mesh, batch, sharding.
+  """
+  mesh = sharding.make_mesh(config.mesh, devices)
+  preflight.check_batch(config, mesh)
+  model = build_model(config.model, config.mesh.rules, platform)
+  _, specs = model.abstract_params()
+  tx = optim.build_optimizer(config.optim, specs)
+  schedule = optim.build_schedule(config.optim, config.train.num_steps)
+  abstract = state_lib.abstract_state(model, tx, config, mesh)
+  step = step_lib.make_train_step(model, tx, schedule, config)
+  return Built(config, mesh, model, abstract, step)
+
+
+def compile_built(built: Built) -> Compiled:
+  """Compiles the step.
+
+  Raises:
+    OutOfMemory: it does not fit.
+  """
+  config, mesh = built.config, built.mesh
+  place = sharding.batch_sharding(mesh, config.mesh.rules)
+  try:
+    with _without_cache(), runtime.hush_stderr():
+      compiled, seconds, _ = step_lib.compile_step(
+        built.step, built.abstract, config, mesh, place
+      )
+  except jax.errors.JaxRuntimeError as error:
+    refusal = read_refusal(str(error))
+    if refusal is None:
+      raise
+    raise refusal from None
+  return Compiled(compiled.as_text(), compiled.memory_analysis(), seconds)
+
+
+@contextlib.contextmanager
+def _without_cache():
+  """Compiles anew: what is kept of a step is of no use without its chips."""
+  key = "jax_enable_compilation_cache"
+  old = getattr(jax.config, key)
+  jax.config.update(key, False)
+  compilation_cache.reset_cache()
+  try:
+    yield
+  finally:
+    jax.config.update(key, old)
+    compilation_cache.reset_cache()
+
+
+def read_refusal(text: str) -> OutOfMemory | None:
+  """Returns what a compiler's error says about memory, None if nothing."""
+  if "RESOURCE_EXHAUSTED" not in text and "Ran out of memory" not in text:
+    return None
+  size = r"([\d.]+)([KMGT]?)i?B?"
+  number = lambda n, unit: int(float(n) * _UNITS[unit])
+  found = re.search(rf"Used {size} of {size} hbm", text)
+  if not found:
+    found = re.search(rf"\({size}\) exceeds available HBM \({size}\)", text)
+  needed, available = None, None
+  if found:
+    needed, available = number(*found.group(1, 2)), number(*found.group(3, 4))
+  lines = [line for line in text.splitlines() if "Ran out" in line]
+  return OutOfMemory(needed, available, (lines or text.splitlines())[0])

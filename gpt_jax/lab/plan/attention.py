@@ -1,0 +1,303 @@
+"""Every attention kernel against a naive one: gpt_jax.lab.plan.attention.
+
+The reference is numpy in float64, its gradients by hand, and shares nothing
+with what it judges. A leak is a gradient that reaches a token of another
+document, or a later one, and must be zero exactly.
+"""
+
+import argparse
+import dataclasses
+import sys
+
+from gpt_jax import cli
+from gpt_jax.config import InputError
+from gpt_jax.machine import runtime
+
+SHAPE = dict(B=2, N=4, H=64)
+# Name -> (word of model.attention, platform, mesh, model.seq_attention, T).
+KERNELS = {
+  "dense": ("dense", "cpu", {}, "gather", 512),
+  "dense, 8 devices": (
+    "dense",
+    "cpu",
+    dict(data=2, seq=2, tensor=2),
+    "gather",
+    512,
+  ),
+  "blocks": ("blocks", "cpu", {}, "gather", 512),
+  "blocks, 8 devices": (
+    "blocks",
+    "cpu",
+    dict(data=2, fsdp=1, tensor=4),
+    "gather",
+    512,
+  ),
+  "blocks, keys gathered": ("blocks", "cpu", dict(seq=8), "gather", 512),
+  "blocks, ring": ("blocks", "cpu", dict(seq=8), "ring", 512),
+  "splash": ("splash", "interpreted", {}, "gather", 512),
+  "splash, 8 devices": (
+    "splash",
+    "interpreted",
+    dict(fsdp=2, tensor=4),
+    "gather",
+    512,
+  ),
+  "splash, keys gathered": (
+    "splash",
+    "interpreted",
+    dict(data=2, seq=2, tensor=2),
+    "gather",
+    512,
+  ),
+  "splash, ring": (
+    "splash",
+    "interpreted",
+    dict(data=2, seq=2, tensor=2),
+    "ring",
+    512,
+  ),
+}
+# Name -> (changes of the model section, whether documents are packed).
+FEATURES = {
+  "plain": ({}, False),
+  "window": (dict(sliding_window=100), False),
+  "soft-cap": (dict(attn_softcap=2.0), False),
+  "grouped": (dict(num_kv_heads=2), False),
+  "segments": ({}, True),
+  "all": (
+    dict(sliding_window=100, attn_softcap=2.0, num_kv_heads=1),
+    True,
+  ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+  """Largest absolute errors; entries of the arrays are of order one.
+
+  Attributes:
+    forward: of y.
+    backward: of the gradients of q, k and v.
+    leak: largest gradient that reaches what must not be seen.
+  """
+
+  forward: float
+  backward: float
+  leak: float
+
+
+def naive(q, k, v, dy, window, softcap, segments_BT):
+  """Returns (y, dq, dk, dv) in float64 of arrays as Attention has them."""
+  import numpy as np
+
+  q, k, v, dy = (np.asarray(x, np.float64) for x in (q, k, v, dy))
+  T, scale = q.shape[3], q.shape[-1] ** -0.5
+  s = np.einsum("bkgth,bksh->bkgts", q, k) * scale
+  slope = np.ones_like(s)
+  if softcap is not None:
+    slope = 1 - np.tanh(s / softcap) ** 2
+    s = softcap * np.tanh(s / softcap)
+  t, u = np.mgrid[:T, :T]
+  mask = (u <= t) & (True if window is None else t - u < window)
+  mask = np.broadcast_to(mask, (q.shape[0], T, T))
+  if segments_BT is not None:
+    mask = mask & (segments_BT[:, :, None] == segments_BT[:, None])
+  s = np.where(mask[:, None, None], s, -np.inf)
+  p = np.exp(s - s.max(-1, keepdims=True))
+  p /= p.sum(-1, keepdims=True)
+  y = np.einsum("bkgts,bksh->bkgth", p, v)
+  dv = np.einsum("bkgts,bkgth->bksh", p, dy)
+  dp = np.einsum("bkgth,bksh->bkgts", dy, v)
+  ds = p * (dp - (p * dp).sum(-1, keepdims=True)) * slope * scale
+  dq = np.einsum("bkgts,bksh->bkgth", ds, k)
+  return y, dq, np.einsum("bkgts,bkgth->bksh", ds, q), dv
+
+
+def make_inputs(num_kv_heads: int, length: int, is_packed: bool):
+  """Returns (q, k, v, dy, segments_BT or None), numpy float32."""
+  import numpy as np
+
+  rng = np.random.default_rng(0)
+  B, N, H, K = *SHAPE.values(), num_kv_heads
+  queries, keys = (B, K, N // K, length, H), (B, K, length, H)
+  shapes = queries, keys, keys, queries
+  arrays = [rng.normal(size=s).astype(np.float32) for s in shapes]
+  segments = None
+  if is_packed:
+    borders = np.array([[length // 3, length // 2], [5, length - 70]])
+    slots = np.arange(length)
+    segments = (slots >= borders[..., None]).sum(1).astype(np.int32)
+  return *arrays, segments
+
+
+def make_attention(kernel: str, changes: dict, devices=None):
+  """Returns (mesh, f(q, k, v, dy, segments_BT) -> (y, dq, dk, dv)), in order.
+
+  Args:
+    devices: TPUs to be for, here or not; None for simulated ones.
+  """
+  import jax
+  import jax.numpy as jnp
+  import numpy as np
+
+  from configs import base
+  from gpt_jax import config as config_lib
+  from gpt_jax import sharding
+  from gpt_jax.models import attend
+  from gpt_jax.models.attention import mask_of
+  from gpt_jax.models.transformer import Context
+
+  word, platform, axes, how, T = KERNELS[kernel]
+  model = config_lib.freeze(base.get_config()).model
+  model = dataclasses.replace(
+    model, attention=word, seq_attention=how, num_heads=SHAPE["N"], **changes
+  )
+  section = base.get_config().mesh
+  section.update(dict.fromkeys(sharding.AXES, 1) | axes)
+  count = int(np.prod([section[a] for a in sharding.AXES]))
+  mesh = sharding.make_mesh(
+    config_lib.MeshConfig(**section),
+    (devices or jax.devices("cpu"))[:count],
+  )
+  if devices:
+    platform = "tpu"
+  parts = section.seq
+  order = sharding.zigzag(T, parts) if word != "dense" else np.arange(T)
+
+  @jax.jit
+  def run(q, k, v, dy, segments_BT):
+    if segments_BT is not None:
+      segments_BT = segments_BT[:, order]
+    slots_1T = jnp.asarray(order)[None]
+    context = Context(
+      kernel=word,
+      platform=platform,
+      slots_BT=slots_1T,
+      is_ordered=parts == 1,
+      segments_BT=segments_BT,
+      mask_BTS=mask_of(slots_1T, slots_1T, model.sliding_window, segments_BT)
+      if word == "dense"
+      else None,
+    )
+    f = lambda q, k, v: attend.attend(q, k, v, context, model, "standard")
+    arrays = q[:, :, :, order], k[:, :, order], v[:, :, order]
+    y, back = jax.vjp(f, *arrays)
+    dq, dk, dv = back(dy[:, :, :, order])
+    home = np.argsort(order)
+    return y[:, :, :, home], dq[:, :, :, home], dk[:, :, home], dv[:, :, home]
+
+  return mesh, run
+
+
+def compile_for_tpu(kernel: str, feature: str) -> None:
+  """Compiles a kernel with its gradient for TPUs that need not be here.
+
+  Raises:
+    InputError: there is no TPU compiler here.
+  """
+  import jax
+  import jax.numpy as jnp
+  from jax.sharding import NamedSharding
+  from jax.sharding import PartitionSpec as P
+
+  from gpt_jax.lab.plan import aot
+  from gpt_jax.machine import chips
+
+  changes, is_packed = FEATURES[feature]
+  K, T = changes.get("num_kv_heads", SHAPE["N"]), KERNELS[kernel][-1]
+  devices = aot.find_devices(chips.parse_topology("v5e:2x4", 1))
+  mesh, run = make_attention(kernel, changes, list(devices))
+  *arrays, segments = make_inputs(K, T, is_packed)
+  place = NamedSharding(mesh, P())
+  describe = lambda x, dtype: jax.ShapeDtypeStruct(
+    x.shape, dtype, sharding=place
+  )
+  arrays = [describe(x, jnp.bfloat16) for x in arrays]
+  if segments is not None:
+    segments = describe(segments, jnp.int32)
+  with jax.set_mesh(mesh):
+    run.lower(*arrays, segments).compile()
+
+
+def compare(kernel: str, feature: str) -> Result:
+  """Returns how far a kernel is from the reference."""
+  import jax
+  import numpy as np
+
+  changes, is_packed = FEATURES[feature]
+  T = KERNELS[kernel][-1]
+  K = changes.get("num_kv_heads", SHAPE["N"])
+  q, k, v, dy, segments = make_inputs(K, T, is_packed)
+  mesh, run = make_attention(kernel, changes)
+
+  def attention(*arrays):
+    with jax.set_mesh(mesh):
+      return [np.asarray(x) for x in run(*arrays)]
+
+  window, softcap = map(changes.get, ("sliding_window", "attn_softcap"))
+  wanted = naive(q, k, v, dy, window, softcap, segments)
+  y, *grads = attention(q, k, v, dy, segments)
+  error = lambda a, b: float(np.abs(a - b).max())
+  backward = max(map(error, grads, wanted[1:]))
+
+  # Only some tokens' outputs count; the others' keys must not be felt.
+  if segments is None:
+    asked = np.zeros((SHAPE["B"], T), bool)
+    asked[:, : T // 2] = True
+    told = asked
+  else:
+    asked = told = segments == 1
+  only = np.where(asked[:, None, None, :, None], dy, 0)
+  _, dq, dk, dv = attention(q, k, v, only, segments)
+  others = ~told[:, None, :, None]
+  leak = max(float(np.abs(np.where(others, x, 0)).max()) for x in (dk, dv))
+  leak = max(leak, float(np.abs(np.where(others[:, None], dq, 0)).max()))
+  assert np.abs(dk).max() > 0
+  return Result(error(y, wanted[0]), backward, leak)
+
+
+def main(argv: list[str]) -> int:
+  parser = argparse.ArgumentParser(
+    prog="python -m gpt_jax.lab.plan.attention",
+    description="Every attention kernel against a naive one: largest absolute "
+    "errors in float32, and leaks.",
+  )
+  parser.add_argument(
+    "--only", default="", metavar="WORD", help="kernels that have this in them"
+  )
+  parser.add_argument(
+    "--tpu",
+    action="store_true",
+    help="compile the TPU kernels, which needs libtpu and no TPU",
+  )
+  args = parser.parse_args(argv)
+  chosen = [name for name in KERNELS if args.only in name]
+  if not chosen:
+    raise InputError(
+      f"--only={args.only!r} is in no kernel's name; they are: "
+      f"{'; '.join(KERNELS)}"
+    )
+  runtime.start(8)
+  if args.tpu:
+    runtime.start_tpu_compiler()
+    for kernel in chosen:
+      if KERNELS[kernel][0] == "splash":
+        for feature in FEATURES:
+          compile_for_tpu(kernel, feature)
+          print(f"{kernel:24} {feature:9} compiled for TPU: yes", flush=True)
+    return 0
+  print(f"{'kernel':24} {'feature':9} {'forward':>9} {'gradient':>9} leak")
+  worst = 0.0
+  for kernel in chosen:
+    for feature in FEATURES:
+      r = compare(kernel, feature)
+      worst = max(worst, r.leak)
+      line = f"{kernel:24} {feature:9} {r.forward:9.1e} {r.backward:9.1e}"
+      print(f"{line} {r.leak:.0e}" if r.leak else f"{line} 0", flush=True)
+  if not args.only:
+    print("cudnn: not run here, there is no GPU")
+  return int(worst > 0)
+
+
+if __name__ == "__main__":
+  cli.run(main, sys.argv[1:])

@@ -1,0 +1,347 @@
+"""What a compiled step does: FLOPs, bytes of HBM, bytes between chips.
+
+Every figure is of one device and one step. Where the text leaves a choice the
+smaller figure is taken, for the roofline that is made of them must not promise
+too little speed.
+"""
+
+import dataclasses
+import math
+import re
+
+import numpy as np
+
+from gpt_jax.lab.plan import collectives, hlo
+from gpt_jax.lab.plan.collectives import Collective
+
+# What moves no bytes, or whose bytes are counted where they are used.
+FREE = (
+  "parameter",
+  "constant",
+  "tuple",
+  "get-tuple-element",
+  "bitcast",
+  "while",
+  "conditional",
+  "call",
+  "opt-barrier",
+  "optimization-barrier",
+  "after-all",
+  "partition-id",
+  "replica-id",
+  "iota",
+  "add-dependency",
+  "send-done",
+  "recv",
+  "recv-done",
+)
+_SLICES = ("dynamic-slice", "slice", "gather")
+
+
+@dataclasses.dataclass(frozen=True)
+class Op:
+  """One instruction that runs, with what it costs each time.
+
+  Attributes:
+    count: times a step.
+    flops: of matrix products, each time.
+    bytes: read from and written to HBM, each time.
+    is_async: whether other ops run meanwhile.
+  """
+
+  name: str
+  op_name: str
+  count: float
+  flops: float
+  bytes: float
+  is_async: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+  """What a step does on one device.
+
+  Attributes:
+    unknown_loops: names of loops whose trip count could not be read; they are
+      counted once.
+  """
+
+  ops: list[Op]
+  collectives: list[Collective]
+  unknown_loops: list[str]
+
+  @property
+  def flops(self) -> float:
+    return sum(op.count * op.flops for op in self.ops)
+
+  @property
+  def hbm_bytes(self) -> float:
+    return sum(op.count * op.bytes for op in self.ops)
+
+
+def measure(module: hlo.Module, num_devices: int, causal: float) -> Cost:
+  """Returns the Cost of a module.
+
+  Args:
+    causal: the part of the scores that attention kernels must compute.
+  """
+  ops, found, unknown = [], {}, []
+
+  def visit(name: str, count: float):
+    computation = module.computations[name]
+    for instruction in computation.instructions.values():
+      opcode = instruction.opcode
+      if opcode == "while":
+        trips = hlo.trip_count(module, instruction, computation)
+        if not trips:
+          unknown.append(instruction.name)
+        visit(instruction.called("body"), count * max(trips, 1))
+      elif opcode == "call":
+        visit(instruction.called("to_apply"), count)
+      elif opcode == "conditional":
+        branches = re.findall(
+          r"%([\w.\-]+)",
+          instruction.attribute("branch_computations")
+          or instruction.attribute("true_computation")
+          + instruction.attribute("false_computation"),
+        )
+        # Which is taken is not known; ring attention takes half.
+        for branch in branches:
+          visit(branch, count / len(branches))
+      if opcode in FREE:
+        continue
+      for kind, key, entry in collectives.find(
+        module, computation, instruction, num_devices
+      ):
+        found.setdefault((name, key), (kind, count, *entry))
+      ops.append(
+        Op(
+          name=instruction.name,
+          op_name=instruction.op_name,
+          count=count,
+          flops=_flops(module, computation, instruction, causal),
+          bytes=_hbm_bytes(module, computation, instruction),
+          is_async=opcode.endswith(("-start", "-done")),
+        )
+      )
+
+  visit(module.entry, 1)
+  return Cost(ops, [Collective(*e) for e in found.values()], unknown)
+
+
+# FLOPs
+
+
+def _flops(module, computation, instruction, causal: float) -> float:
+  opcode = instruction.opcode
+  if opcode == "dot":
+    return _dot_flops(computation, instruction)
+  if opcode == "convolution":
+    return _convolution_flops(computation, instruction)
+  if opcode in ("fusion", "async-start"):
+    inner = module.computations.get(instruction.called("calls"))
+    if inner is None:
+      return 0.0
+    parts = inner.instructions.values()
+    return sum(_flops(module, inner, i, causal) for i in parts)
+  if opcode == "custom-call":
+    return _kernel_flops(computation, instruction) * causal
+  return 0.0
+
+
+def _dims(computation, name: str) -> tuple[int, ...]:
+  return computation.instructions[name].arrays[0].dims
+
+
+def _dot_flops(computation, instruction) -> float:
+  left = _dims(computation, instruction.operands[0])
+  axes = re.findall(r"\d+", instruction.attribute("lhs_contracting_dims"))
+  contracted = math.prod(left[int(a)] for a in axes)
+  return 2.0 * math.prod(instruction.arrays[0].dims) * contracted
+
+
+def _convolution_flops(computation, instruction) -> float:
+  """A TPU's matrix products are convolutions, batch dims made windows.
+
+  Multiplications with padding, or with the holes that dilation makes, are not
+  counted, as no hardware does them.
+  """
+  left, right = (_dims(computation, n) for n in instruction.operands[:2])
+  out = instruction.arrays[0].dims
+  label = instruction.attribute("dim_labels")
+  of_left, rest = label.split("_")
+  of_right, of_out = rest.split("->")
+  window = _read_window(instruction.attribute("window"))
+  flops = 2.0 * right[of_right.index("i")]
+  flops *= out[of_out.index("b")] * out[of_out.index("f")]
+  for spatial, (size, stride, low, dilate, right_dilate) in window.items():
+    mark = str(spatial)
+    flops *= _count_pairs(
+      out[of_out.index(mark)],
+      left[of_left.index(mark)],
+      size,
+      stride,
+      low,
+      dilate,
+      right_dilate,
+    )
+  for mark in re.findall(r"\d", of_out):
+    if int(mark) not in window:
+      flops *= out[of_out.index(mark)]
+  return flops
+
+
+def _read_window(text: str) -> dict[int, tuple[int, ...]]:
+  """Returns {spatial dim: (size, stride, low padding, dilations)}."""
+  words = dict(re.findall(r"(\w+)=([\dx_\-]+)", text))
+  if "size" not in words:
+    return {}
+  sizes = [int(n) for n in words["size"].split("x")]
+  read = lambda key, default: [
+    int(n) for n in words.get(key, "x".join([default] * len(sizes))).split("x")
+  ]
+  pads = words.get("pad", "x".join(["0_0"] * len(sizes))).split("x")
+  low = [int(p.split("_")[0]) for p in pads]
+  columns = zip(
+    sizes,
+    read("stride", "1"),
+    low,
+    read("lhs_dilate", "1"),
+    read("rhs_dilate", "1"),
+    strict=True,
+  )
+  return dict(enumerate(columns))
+
+
+def _count_pairs(out, size_in, size, stride, low, dilate, right_dilate) -> int:
+  """Returns how many (output, kernel tap) pairs meet a real input element."""
+  at = np.arange(out)[:, None] * stride - low
+  at = at + np.arange(size)[None, :] * right_dilate
+  is_real = (at >= 0) & (at <= (size_in - 1) * dilate) & (at % dilate == 0)
+  return int(is_real.sum())
+
+
+def _kernel_flops(computation, instruction) -> float:
+  """FLOPs of an attention kernel over all scores.
+
+  Forward makes 2 products, the gradient of queries 3, that of keys and values
+  4, all three gradients together 5 (Dao et al. 2022, with scores recomputed).
+  """
+  if "tpu_custom_call" not in instruction.attributes:
+    return 0.0
+  name = instruction.op_name.lower() + instruction.name.lower()
+  if not re.search(r"splash|flash|attention", name):
+    return 0.0
+  arrays = [
+    computation.instructions[n].arrays[0]
+    for n in instruction.operands
+    if n in computation.instructions
+    and len(computation.instructions[n].arrays) == 1
+  ]
+  # What says which blocks to skip comes first, and is of integers.
+  shapes = [
+    a.dims
+    for a in arrays
+    if a.dtype in ("bf16", "f16", "f32") and len(a.dims) >= 3
+  ]
+  if len(shapes) < 2:
+    return 0.0
+  queries, keys = shapes[0], shapes[1]
+  rows = math.prod(queries[:-2])
+  one = 2.0 * rows * queries[-2] * keys[-2] * queries[-1]
+  products = 2
+  if "dkv" in name:
+    fused = len(instruction.arrays) >= 3 or "fused" in name
+    products = 5 if fused else 4
+  elif "dq" in name:
+    products = 3
+  return one * products
+
+
+# Bytes of HBM
+
+
+def _hbm_bytes(module, computation, instruction) -> float:
+  """Bytes that an op reads from and writes to HBM, each array once."""
+  opcode = instruction.opcode
+  if opcode in (*FREE, "send") or opcode.endswith("-done"):
+    return 0.0
+  if opcode in collectives.KINDS or opcode.startswith(collectives.KINDS):
+    return 0.0
+  if opcode == "custom-call" and "tpu_custom_call" not in (
+    instruction.attributes
+  ):
+    return 0.0
+  inner = None
+  if opcode in ("fusion", "async-start"):
+    inner = module.computations.get(instruction.called("calls"))
+    if inner is None or collectives.is_in(inner):
+      return 0.0
+  total = 0.0
+  for index, name in enumerate(instruction.operands):
+    source = computation.instructions.get(name)
+    if source is None or len(source.arrays) != 1:
+      continue
+    array = source.arrays[0]
+    if array.space == 0:
+      total += _read_bytes(instruction, inner, index, array)
+  if opcode in ("copy-start", "slice-start"):
+    # (to, from, context), or with the operand first: the result is what moves.
+    moved = instruction.arrays[0]
+    is_written = moved.space == 0
+    return total / max(len(instruction.operands), 1) + (
+      moved.bytes if is_written and opcode == "copy-start" else 0.0
+    )
+  return total + _written_bytes(instruction, inner)
+
+
+def _read_bytes(instruction, inner, index: int, array) -> float:
+  if inner is None:
+    if instruction.opcode in _SLICES:
+      return instruction.bytes if index == 0 else 0.0
+    if instruction.opcode in ("dynamic-update-slice", "scatter"):
+      return 0.0 if index == 0 else array.bytes
+    return array.bytes
+  parameter = inner.parameter(index)
+  if parameter is None:
+    return 0.0
+  users, read = inner.users(), 0.0
+  waiting = [parameter.name]
+  while waiting:
+    name = waiting.pop()
+    for user in users.get(name, []):
+      if user.opcode in ("bitcast", "copy", "reshape"):
+        waiting.append(user.name)
+      elif user.opcode in _SLICES and user.operands[0] == name:
+        read += user.bytes
+      elif user.opcode == "dynamic-update-slice" and user.operands[0] == name:
+        continue
+      else:
+        return array.bytes
+  return min(read, array.bytes)
+
+
+def _written_bytes(instruction, inner) -> float:
+  outputs = [instruction]
+  if inner is not None:
+    root = inner.root
+    names = root.operands if root.opcode == "tuple" else [root.name]
+    outputs = [inner.instructions[n] for n in names]
+    if len(outputs) != len(instruction.arrays):
+      return 0.0
+  elif instruction.is_tuple:
+    return sum(a.bytes for a in instruction.arrays if a.space == 0)
+  total = 0.0
+  owner = inner.instructions if inner is not None else None
+  for array, output in zip(instruction.arrays, outputs, strict=True):
+    if array.space != 0:
+      continue
+    while owner and output.opcode == "bitcast" and output.operands[0] in owner:
+      output = owner[output.operands[0]]
+    if output.opcode == "dynamic-update-slice" and owner is not None:
+      total += owner[output.operands[1]].bytes
+    elif output.opcode == "dynamic-update-slice":
+      continue  # the update was counted as it was read
+    elif output.opcode != "parameter":
+      total += array.bytes
+  return total

@@ -1,0 +1,198 @@
+"""Predicted speed beside published: gpt_jax.lab.plan.published --help.
+
+Plans the runs of configs/published.py on their slices and sets each prediction,
+an upper bound, beside what was measured by others. Both are in one unit,
+TFLOP/s on a chip by the formula that the source used, for the sources' formulas
+have changed and differ by up to a seventh.
+"""
+
+import dataclasses
+import json
+import os
+import statistics
+import sys
+
+from gpt_jax import cli
+from gpt_jax import config as config_lib
+from gpt_jax.config import InputError
+from gpt_jax.machine import chips, runtime
+
+CONFIG = "configs/published.py"
+_MAXTEXT = "https://github.com/AI-Hypercomputer/maxtext/blob/"
+_RECIPES = "https://github.com/AI-Hypercomputer/tpu-recipes/blob/"
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """One published run.
+
+  Attributes:
+    topology: its slice.
+    tflops: measured TFLOP/s on a chip by `formula`, or None.
+    tokens_per_second: measured, on a chip, or None.
+    formula: a key of FORMULAS.
+    source: where the figure stands.
+  """
+
+  topology: str
+  tflops: float | None
+  tokens_per_second: float | None
+  formula: str
+  source: str
+
+
+_V5E = _MAXTEXT + "76bd53b0/MaxText/configs/v5e/README.md"
+_V5P = _MAXTEXT + "76bd53b0/MaxText/configs/v5p/README.md"
+ROWS = {
+  "v5e-16b": Row("v5e:16x16", 120, None, "halved", _V5E),
+  "v5e-32b": Row("v5e:16x16", 132, None, "halved", _V5E),
+  "v5e-64b": Row("v5e:16x16", 118, None, "halved", _V5E),
+  "v5e-128b": Row("v5e:16x16", 110, None, "halved", _V5E),
+  "v5p-32b": Row("v5p:4x4x4", 328, None, "halved", _V5P),
+  "v5p-64b": Row("v5p:4x4x4", 323, None, "halved", _V5P),
+  "v5p-128b": Row("v5p:4x8x8", 316, None, "halved", _V5P),
+  "v5p-512b": Row("v5p:8x8x8", 294, None, "halved", _V5P),
+  "v5p-1024b": Row("v5p:8x16x16", 297, None, "halved", _V5P),
+  "v5p-llama2-70b": Row(
+    "v5p:4x8x8",
+    None,
+    692,
+    "halved",
+    _MAXTEXT + "20a91e12/docs/reference/models/tiering.md",
+  ),
+  "v6e-llama3-8b": Row(
+    "v6e:16x16",
+    None,
+    7207.3,
+    "full",
+    _RECIPES + "a9e09290/training/trillium/Llama3.1-8B-MaxText/v6e-256",
+  ),
+  "v6e-llama3-70b": Row(
+    "v6e:16x16",
+    None,
+    960.2,
+    "full",
+    _RECIPES + "3596002a/training/trillium/Llama3.1-70B-MaxText/v6e-256",
+  ),
+}
+
+
+def flops_per_token(model: config_lib.ModelConfig, seq_len: int, formula: str):
+  """Returns FLOPs of a trained token by a source's formula.
+
+  halved: 6 N with the input embedding, attention as far as the mask lets it
+  (MaxText to May 2024). full: 6 N without it, attention as if nothing were
+  masked (MaxText to July 2025; the ledger's own).
+  """
+  from gpt_jax import flops
+
+  full = flops.train_flops_per_token(model, seq_len)
+  if formula == "full":
+    return full
+  width = model.num_heads * config_lib.head_dim(model)
+  idle = 6 * model.vocab_size * model.model_dim
+  return full + idle - 6 * model.num_layers * width * seq_len
+
+
+def main(argv: list[str]) -> int:
+  parser = cli.build_parser(
+    "lab.plan.published",
+    "Plans runs whose speed is published; predicted beside measured.",
+    needs_config=False,
+  )
+  parser.add_argument(
+    "--row",
+    action="append",
+    metavar="NAME",
+    help=f"only this one; may be given again: {', '.join(ROWS)}",
+  )
+  parser.add_argument(
+    "--out", metavar="DIR", help="folder to write published.json into"
+  )
+  args, overrides = cli.parse(parser, argv)
+  for name in args.row or []:
+    if name not in ROWS:
+      raise InputError(f"no row {name!r}; there are {', '.join(ROWS)}")
+  runtime.start(args.devices)
+  runtime.start_tpu_compiler()
+
+  print(
+    "predicted from the compiled step, an upper bound; measured by others\n"
+    "MFU and TFLOP/s on a chip, both by the source's formula\n"
+  )
+  print(_LINE.format("run", "slice", "MFU", "MFU", "", "bound", ""))
+  print(_LINE.format("", "", "pred.", "meas.", "ratio", "by", "remat"))
+  found = []
+  for name in args.row or ROWS:
+    found.append(compare(name, overrides))
+    print(_text(found[-1]), flush=True)
+  ratios = [row["ratio"] for row in found if row["ratio"]]
+  if ratios:
+    print(
+      f"\n{len(ratios)} runs: median ratio {statistics.median(ratios):.2f}, "
+      f"least {min(ratios):.2f}, largest {max(ratios):.2f}"
+    )
+  if args.out:
+    os.makedirs(args.out, exist_ok=True)
+    with open(os.path.join(args.out, "published.json"), "w") as file:
+      json.dump(found, file, indent=1)
+  return int(any(ratio < 1 for ratio in ratios))
+
+
+_LINE = "{:15} {:12} {:>6} {:>6} {:>6}  {:8} {}"
+
+
+def _text(row: dict) -> str:
+  if row["ratio"] is None:
+    return f"{row['run']:15} {row['slice']:12} {row['refusal']}"
+  percent = lambda part: f"{100 * part:.1f}"
+  return _LINE.format(
+    row["run"],
+    row["slice"],
+    percent(row["mfu_predicted"]),
+    percent(row["mfu_measured"]),
+    f"{row['ratio']:.2f}",
+    row["binding"],
+    row["remat"],
+  )
+
+
+def compare(name: str, overrides: dict[str, str]) -> dict:
+  """Returns a row of published.json: predicted and measured."""
+  from gpt_jax.lab.plan import planner
+
+  row = ROWS[name]
+  config = config_lib.freeze(cli.load_config(f"{CONFIG}:{name}", overrides))
+  topology = chips.parse_topology(row.topology, 1)
+  plan = planner.make(config, topology)
+  found = {
+    "run": name,
+    "slice": row.topology,
+    "remat": config.model.remat,
+    "formula": row.formula,
+    "source": row.source,
+    "memory": plan["memory"],
+    "compile_seconds": plan["compile_seconds"],
+    "ratio": None,
+  }
+  if not plan["memory"]["fits"]:
+    needed, there = (plan["memory"][k] / 2**30 for k in ("peak", "available"))
+    refusal = f"does not fit: {needed:.1f} of {there:.1f} GiB"
+    return found | {"refusal": refusal}
+  per_token = flops_per_token(config.model, config.data.seq_len, row.formula)
+  speed = plan["roofline"]["tokens_per_second_per_chip"]
+  measured = row.tokens_per_second or row.tflops * 1e12 / per_token
+  peak = topology.chip.tflops * 1e12
+  return found | {
+    "roofline": plan["roofline"],
+    "tokens_per_second_predicted": speed,
+    "tokens_per_second_measured": measured,
+    "mfu_predicted": speed * per_token / peak,
+    "mfu_measured": measured * per_token / peak,
+    "ratio": speed / measured,
+    "binding": plan["roofline"]["binding"],
+  }
+
+
+if __name__ == "__main__":
+  cli.run(main, sys.argv[1:])

@@ -1,0 +1,235 @@
+"""Two runs, or two sets of seeds: python -m gpt_jax.lab.sweep.compare A B.
+
+A thin door over workdirs: what their configs differ in, their losses side by
+side, and over seeds that both have the verdict of lab/sweep/paired.py, in the
+unit that lab/sweep/losses.py finds for them. Reads alone, without jax.
+"""
+
+import math
+import os
+import statistics
+import sys
+
+from gpt_jax import cli, files
+from gpt_jax import config as config_lib
+from gpt_jax.config import InputError
+from gpt_jax.lab.sweep import folder, losses, paired
+from gpt_jax.lab.sweep.cells import diff
+from gpt_jax.machine import console
+from gpt_jax.runs import metrics, plot, workdir
+
+# Lines of the table of losses.
+LINES = 12
+COLORS = ("#3b82c4", "#d1602f")
+
+
+def main(argv: list[str]) -> int:
+  parser = cli.build_parser(
+    "lab.sweep.compare",
+    "Config, curves and final losses of two runs; over seeds that both have,\n"
+    "whether one is better.",
+    needs_config=False,
+  )
+  add = parser.add_argument
+  add("a", nargs="?", metavar="A", help="workdir, or a glob of several seeds")
+  add("b", nargs="?", metavar="B", help="the same")
+  add("--out", metavar="FILE.svg", help="write the curves here")
+  args, overrides = cli.parse(parser, argv)
+  if overrides:
+    raise InputError("lab.sweep.compare takes two workdirs and no config key")
+  if args.a is None or args.b is None:
+    raise InputError("lab.sweep.compare takes two workdirs, or two globs: A B")
+  sets = [_read(args.a), _read(args.b)]
+  data = {
+    workdir.read_record(run.path)["data_fingerprint"]
+    for runs in sets
+    for run in runs
+  }
+  ended = [run for runs in sets for run in runs if run.final]
+  unit, why = losses.find_unit(ended) if ended else (losses.NATS, "")
+  lines = [
+    f"A is {args.a}",
+    f"B is {args.b}",
+    "",
+    *_config_lines(sets),
+    *(["data: not the same prepared set", ""] if len(data) > 1 else []),
+    *_batch_lines(sets),
+    *_curve_lines(sets, unit == losses.NATS),
+    *_final_lines(sets, unit),
+    *_verdict_lines(sets, unit, why),
+  ]
+  if args.out:
+    svg = _draw(sets, [args.a, args.b])
+    files.write_text(os.path.abspath(args.out), svg)
+    lines.append(f"written to {args.out}")
+  print("\n".join(map(console.plain, lines)))
+  return 0
+
+
+def _read(pattern: str) -> list[folder.State]:
+  """Returns the runs of a workdir or a glob.
+
+  Raises:
+    InputError: none is there, one cannot be read, or they differ in more than
+      the seed.
+  """
+  pattern = files.user_path("a workdir", pattern)
+  found = [path for path in files.expand_glob(pattern) if os.path.isdir(path)]
+  if not found:
+    raise InputError(f"{pattern} matches no folder; give a workdir or a glob")
+  runs = []
+  for path in found:
+    workdir.read_config(path)  # says what is wrong with it
+    runs.append(folder.read_path(path))
+  flats = [config_lib.flatten(run.config) for run in runs]
+  for path, flat in zip(found, flats, strict=True):
+    changed = [key for key in diff(flats[0], flat) if key != "seed"]
+    if changed:
+      raise InputError(
+        f"{path} differs from {found[0]} in {', '.join(changed)}; the runs of "
+        "one side may differ in the seed alone"
+      )
+  seeds = [run.seed for run in runs]
+  for seed in seeds:
+    if seeds.count(seed) > 1:
+      twice = [p for p, s in zip(found, seeds, strict=True) if s == seed]
+      raise InputError(
+        f"{' and '.join(twice[:2])} have both seed {seed}; leave one out"
+      )
+  return runs
+
+
+def _config_lines(sets) -> list[str]:
+  flats = [config_lib.flatten(runs[0].config) for runs in sets]
+  changed = diff(*flats, is_all=True)
+  if min(len(runs) for runs in sets) > 1 or len(sets[0]) != len(sets[1]):
+    changed.pop("seed", None)
+  if not changed:
+    return ["config: the same", ""]
+  rows = [("config", "A", "B")]
+  for key, values in changed.items():
+    note = "  (changes no result)" if config_lib.is_free(key) else ""
+    rows.append((key, str(values[0]), str(values[1]) + note))
+  return [*_columns(rows), ""]
+
+
+def _batch_lines(sets) -> list[str]:
+  """Returns whether runs of one seed were given the same batches."""
+  hashes = [
+    {
+      run.seed: {
+        r["step"]: r[metrics.BATCH_HASH]
+        for r in run.rows
+        if metrics.BATCH_HASH in r
+      }
+      for run in runs
+    }
+    for runs in sets
+  ]
+  lines = []
+  for seed in sorted(hashes[0].keys() & hashes[1].keys()):
+    a, b = hashes[0][seed], hashes[1][seed]
+    shared = sorted(a.keys() & b.keys())
+    away = next((step for step in shared if a[step] != b[step]), None)
+    if away is not None:
+      lines.append(f"seed {seed}: other batches from step {away:,} on")
+    elif shared:
+      lines.append(f"seed {seed}: the same batches at {len(shared):,} steps")
+  return [*lines, ""] if lines else []
+
+
+def _curve_lines(sets, is_comparable: bool) -> list[str]:
+  curves = [_mean_curve(runs) for runs in sets]
+  shared = sorted(set(curves[0]) & set(curves[1]))
+  if not shared:
+    return ["their logs have no step in common", ""]
+  count = min(LINES, len(shared))
+  last = len(shared) - 1
+  at = [shared[round(i * last / max(count - 1, 1))] for i in range(count)]
+  rows = [("step", "A", "B", "B - A")]
+  for step in at:
+    a, b = curves[0][step], curves[1][step]
+    rows.append((f"{step:,}", f"{a:.4f}", f"{b:.4f}", f"{b - a:+.4f}"))
+  if not is_comparable:  # losses a token of other tokens
+    rows = [row[:3] for row in rows]
+  return [*_columns(rows, is_right=True), ""]
+
+
+def _mean_curve(runs) -> dict[int, float]:
+  """Returns {step: mean of train/loss} of steps that all runs have logged."""
+  curves = [
+    {
+      r["step"]: r[metrics.LOSS]
+      for r in run.rows
+      if folder.number(r, metrics.LOSS) is not None
+    }
+    for run in runs
+  ]
+  steps = set.intersection(*(set(curve) for curve in curves))
+  return {s: statistics.fmean(c[s] for c in curves) for s in steps}
+
+
+def _final_lines(sets, unit: str) -> list[str]:
+  lines = []
+  for letter, runs in zip("AB", sets, strict=True):
+    for run in runs:
+      end = f"at step {run.step:,} of {run.total:,}"
+      if run.word == folder.DIVERGED:
+        end = f"diverged, {end}"
+      elif run.final is not None:
+        end = f"{run.final[0]} {run.final[1]:.4f}"
+        if unit == losses.BITS:
+          end += f", {run.bits:.4f} {unit}"
+      elif run.loss is not None:
+        end += f", last logged training loss {run.loss:.4f}"
+      lines.append(f"{letter} seed {run.seed}: {end}  ({run.id})")
+  return lines
+
+
+def _verdict_lines(sets, unit: str, why: str) -> list[str]:
+  if not unit:
+    return [f"no verdict: {why}"]
+  pair = []
+  for letter, runs in zip("AB", sets, strict=True):
+    found = {r.seed: losses.value(r, unit) for r in runs if r.final}
+    lost = [r.seed for r in runs if r.word == folder.DIVERGED]
+    pair.append((letter, found | dict.fromkeys(lost, math.inf)))
+  shown = "" if unit == losses.NATS else unit
+  (found,) = paired.judge([paired.pair(*pair, shown)])
+  return [found.sentence]
+
+
+def _draw(sets, names) -> str:
+  layers = []
+  for color, runs, name in zip(COLORS, sets, names, strict=True):
+    name = os.path.basename(os.path.normpath(name))[:22]
+    for index, run in enumerate(runs):
+      points = [
+        (r["step"], r[metrics.LOSS])
+        for r in run.rows
+        if (folder.number(r, metrics.LOSS) or 0) > 0
+      ]
+      if points:
+        layers.append(
+          plot.Layer("line", points, color, None if index else name)
+        )
+  if not layers:
+    raise InputError("neither run has logged a loss, so there is no curve")
+  return plot.draw_layers(
+    "training loss", "step", "nats per token", layers, "y"
+  )
+
+
+def _columns(rows, is_right: bool = False) -> list[str]:
+  widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+  side = ">" if is_right else "<"
+  return [
+    "  ".join(
+      f"{word:{side}{width}}" for word, width in zip(row, widths, strict=True)
+    ).rstrip()
+    for row in rows
+  ]
+
+
+if __name__ == "__main__":
+  cli.run(main, sys.argv[1:])

@@ -1,0 +1,149 @@
+"""One config at other widths and depths, and short runs of its members.
+
+The learning rate of a run is an argument of the compiled step, so that a grid
+of rates and seeds compiles once a size.
+"""
+
+import dataclasses
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gpt_jax import config as config_lib
+from gpt_jax import sharding
+from gpt_jax.config import Config, InputError
+from gpt_jax.data import pipeline, store
+from gpt_jax.inference import scoring
+from gpt_jax.models import build_model
+from gpt_jax.training import optim, preflight
+from gpt_jax.training import state as state_lib
+from gpt_jax.training import step as step_lib
+
+# What grows with the width beside the MLP.
+GROWING = ("heads", "head_dim")
+
+
+def at_width(config: Config, width: int, growing: str = "heads") -> Config:
+  """Returns the config at another width, the MLP in proportion.
+
+  Args:
+    growing: heads (they keep their width) or head_dim (they keep their
+      number; base_head_dim is that of the config, where it has none).
+
+  Raises:
+    InputError: heads of that width do not divide it.
+  """
+  m = config.model
+  H, D = config_lib.head_dim(m), m.model_dim
+  changes = {"model_dim": width, "mlp_dim": round(m.mlp_dim * width / D)}
+  if growing == "heads":
+    if m.num_heads * width % D or config_lib.num_kv_heads(m) * width % D:
+      raise InputError(
+        f"width {width} is {width / D:g} times model.model_dim {D}, which "
+        f"does not give whole numbers of heads for {m.num_heads} there"
+      )
+    changes["num_heads"] = m.num_heads * width // D
+    if m.num_kv_heads is not None:
+      changes["num_kv_heads"] = m.num_kv_heads * width // D
+  else:
+    if H * width % D:
+      raise InputError(
+        f"width {width} is {width / D:g} times model.model_dim {D}, which "
+        f"does not give heads of a whole width for {H} there"
+      )
+    changes["base_head_dim"] = m.base_head_dim or H
+    if m.head_dim is not None:
+      changes["head_dim"] = H * width // D
+  return dataclasses.replace(config, model=dataclasses.replace(m, **changes))
+
+
+def at_depth(config: Config, num_layers: int) -> Config:
+  """Returns the config with another number of blocks."""
+  model = dataclasses.replace(config.model, num_layers=num_layers)
+  return dataclasses.replace(config, model=model)
+
+
+def prepare(config: Config, say=print) -> tuple[Config, store.PreparedData]:
+  """Returns (config with its vocabulary known, the data)."""
+  prepared = store.prepare(config.data, say)
+  return preflight.resolve_vocab(config, prepared), prepared
+
+
+class Member:
+  """A model of a family, to be trained at any rate from any seed.
+
+  Args:
+    config: vocab_size filled in; its schedule is followed, its rate is not.
+
+  Attributes:
+    compile_seconds: of the step.
+  """
+
+  def __init__(self, config: Config, prepared: store.PreparedData):
+    self.config, self.prepared = config, prepared
+    self.mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
+    platform = self.mesh.devices.flat[0].platform
+    self.model = build_model(config.model, config.mesh.rules, platform)
+    _, specs = self.model.abstract_params()
+    self.tx = optim.build_optimizer(config.optim, specs)
+    unit = optim.build_schedule(
+      dataclasses.replace(config.optim, learning_rate=1.0),
+      config.train.num_steps,
+    )
+
+    def step(state, batch, rate):
+      schedule = lambda count: rate * unit(count)
+      one = step_lib.make_train_step(self.model, self.tx, schedule, config)
+      return one(state, batch)
+
+    def start(seed):
+      params, zero = state_lib.init_params(self.model, seed), jnp.int32(0)
+      return state_lib.TrainState(
+        zero, params, self.tx.init(params), zero, zero
+      )
+
+    self.start = jax.jit(start)
+    began = time.perf_counter()
+    state = jax.eval_shape(start, np.uint32(0))
+    jitted = jax.jit(step, donate_argnums=0)
+    example = {k: _abstract(v) for k, v in self.batch(0, 0).items()}
+    self.step = jitted.lower(state, example, np.float32(0)).compile()
+    self.compile_seconds = time.perf_counter() - began
+
+  def train(self, seed: int, rate: float) -> float:
+    """Returns the validation loss of a whole run, inf if it is not finite."""
+    c, state = self.config, self.start(np.uint32(seed))
+    batches = self.batches(seed)
+    for _ in range(c.train.num_steps):
+      state, _ = self.step(state, next(batches), np.float32(rate))
+    (tokens,) = self.prepared.valid.values()
+    loss = scoring.score(
+      self.model,
+      state.params,
+      tokens,
+      seq_len=c.data.seq_len,
+      batch_size=c.train.global_batch_size,
+      packing=c.data.packing,
+      num_loss_chunks=c.train.num_loss_chunks,
+      mesh=self.mesh,
+      max_batches=c.eval.num_batches,
+    )["loss"]
+    return loss if np.isfinite(loss) else float("inf")
+
+  def batch(self, seed: int, index: int) -> dict:
+    """Returns the batch of a step, as training with that seed reads it."""
+    return next(self.batches(seed, index))
+
+  def batches(self, seed: int, first: int = 0):
+    """Returns an iterator over training batches."""
+    size = self.config.train.global_batch_size
+    rows = np.arange(size)
+    return pipeline.make_train_iterator(
+      self.prepared, self.config.data, seed, size, rows, first
+    )
+
+
+def _abstract(x):
+  return jax.ShapeDtypeStruct(x.shape, x.dtype)

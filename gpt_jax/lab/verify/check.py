@@ -1,0 +1,131 @@
+"""Whether a command of gpt_jax.train can start elsewhere: no jax, no download.
+
+launch/tpu_vm.sh and launch/gke.sh call it before anything is requested that
+costs. Only committed files go along to the machines: a relative path must be
+one, and an absolute path is theirs and is named, for it cannot be looked at.
+"""
+
+import os
+import subprocess
+import sys
+
+from gpt_jax import cli, files
+from gpt_jax import config as config_lib
+from gpt_jax.config import Config, InputError
+from gpt_jax.data import sources, tokenizer
+from gpt_jax.machine import console
+
+# Passes over the text above which a run is said to repeat it.
+MAX_EPOCHS = 20
+# Bytes of text in a token, about, by the kind of tokenizer.
+BYTES_PER_TOKEN = {"bytes": 1.0, "chars": 1.0}
+OTHER_BYTES_PER_TOKEN = 4.0
+
+
+def main(argv: list[str]) -> int:
+  parser = cli.build_parser(
+    "lab.verify.check",
+    "Checks config, source and tokenizer of a run that other machines will do:"
+    "\nthe arguments are those of gpt_jax.train.",
+  )
+  parser.add_argument("--workdir", metavar="DIR", help="as gpt_jax.train's")
+  args, overrides = cli.parse(parser, argv)
+  config = config_lib.freeze(cli.load_config(args.config, overrides))
+  _require_there("--config", args.config.partition(":")[0])
+  for line in [*check_tokenizer(config), *check_source(config)]:
+    print(console.plain(line))
+  return 0
+
+
+def check_tokenizer(config: Config) -> list[str]:
+  """Returns what cannot be checked here.
+
+  Raises:
+    InputError: the tokenizer cannot be read, or is not that of a machine.
+  """
+  kind, path = tokenizer.parse_spec(config.data.tokenizer)
+  if kind not in ("gpt2", "hf"):
+    return []
+  if os.path.isabs(path):
+    return [f"not checked: data.tokenizer is at {path} on the machines"]
+  tokenizer.identity(config.data.tokenizer)
+  _require_there("data.tokenizer", path)
+  return []
+
+
+def check_source(config: Config) -> list[str]:
+  """Returns what cannot be checked here, and how often text is repeated.
+
+  Raises:
+    InputError: there is no such source, or not on the machines.
+  """
+  lines, total = [], 0.0
+  specs = [config.data.source]
+  specs += [config.data.valid_source] if config.data.valid_source else []
+  for mixture in specs:
+    for _, spec in sources.parse_mixture(mixture):
+      kind, _, path = spec.partition(":")
+      if kind in ("text", "jsonl") and os.path.isabs(path):
+        lines.append(f"not checked: {spec} is read on the machines")
+        total = float("inf")
+      elif kind in ("text", "jsonl"):
+        found = sources.open_source(spec)
+        for _, file in found._files:
+          _require_there(spec, file)
+        total += (found.num_bytes() or float("inf")) * (mixture == specs[0])
+      elif kind == "interpreter":
+        total += (sources.open_source(spec).num_bytes() or 0) * (
+          mixture == specs[0]
+        )
+      else:
+        lines.append(f"not checked: {spec} is fetched on the machines")
+        total = float("inf")
+  t = config.train
+  tokens = config_lib.count_sequences(t, t.num_steps) * config.data.seq_len
+  kind = config.data.tokenizer.partition(":")[0]
+  per_token = BYTES_PER_TOKEN.get(kind, OTHER_BYTES_PER_TOKEN)
+  epochs = tokens * per_token / max(total, 1.0)
+  if epochs > MAX_EPOCHS:
+    lines.append(
+      f"warning: {t.num_steps:,} steps are {tokens:.3g} tokens, and "
+      f"{config.data.source} has about {total / per_token:.3g}: each is seen "
+      f"about {epochs:,.0f} times; give data.source=... with more text, or "
+      "fewer steps"
+    )
+  return lines
+
+
+def _require_there(name: str, path: str) -> None:
+  """Raises InputError unless a file goes along to the machines."""
+  root = _root()
+  if root is None:
+    return
+  full = os.path.realpath(files.user_path(name, path))
+  if not full.startswith(root + os.sep):
+    raise InputError(
+      f"{name} names {path}, which is outside of the repo; what is not in it "
+      "does not go along: commit it, or give its absolute path on the machines"
+    )
+  found = subprocess.run(
+    ["git", "-C", root, "ls-files", "--error-unmatch", "--", full],
+    capture_output=True,
+  )
+  if found.returncode:
+    raise InputError(
+      f"{name} names {path}, which is not committed; only what is committed "
+      "goes along: commit it, or give its absolute path on the machines"
+    )
+
+
+def _root() -> str | None:
+  here = os.path.dirname(os.path.abspath(__file__))
+  words = ["git", "-C", here, "rev-parse", "--show-toplevel"]
+  try:
+    found = subprocess.run(words, capture_output=True, text=True)
+  except OSError:
+    return None
+  return os.path.realpath(found.stdout.strip()) if found.stdout else None
+
+
+if __name__ == "__main__":
+  cli.run(main, sys.argv[1:])

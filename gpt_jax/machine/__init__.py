@@ -1,0 +1,1 @@
+"""On what machine? Devices, processes, signals, terminals, known chips."""

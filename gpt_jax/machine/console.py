@@ -1,0 +1,193 @@
+"""What a person sees of a run: a table, a live bar or plain lines.
+
+On a terminal the bar stays on the last line; elsewhere a line under 100
+characters appears every few seconds, however fast the steps are.
+"""
+
+import contextlib
+import os
+import re
+import sys
+import time
+
+from gpt_jax.machine import runtime
+
+# Seconds between plain lines where no terminal watches.
+INTERVAL = 10.0
+_CONTROLS = re.compile(
+  "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]"
+)
+
+
+class Console:
+  """Prints to standard output; silent where `is_speaking` is false."""
+
+  def __init__(self, is_speaking: bool = True):
+    self.is_speaking = is_speaking
+    self.is_live = is_speaking and runtime.is_terminal(sys.stdout)
+    self.bar = None
+    self.last_line = float("-inf")
+
+  def say(self, line: str = "") -> None:
+    """Prints a line, above the bar if there is one."""
+    if not self.is_speaking:
+      return
+    if self.bar is not None:
+      self.bar.console.print(line, markup=False, highlight=False)
+    else:
+      print(line, flush=True)
+
+  def table(self, rows: list[tuple[str, str]]) -> None:
+    """Prints names and values in two columns."""
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+      self.say(f"  {name:<{width}}  {value}")
+
+  def progress(
+    self,
+    step: int,
+    total: int,
+    loss: float,
+    rates: dict,
+    left: float | None = None,
+  ) -> None:
+    """Shows how far a run is; `rates` as Meter.rates gives them.
+
+    Args:
+      left: seconds to the end, None while nothing can be said of it.
+    """
+    if not self.is_speaking:
+      return
+    line = progress_line(step, total, loss, rates, left)
+    if self.is_live:
+      self._show(step, total, line)
+    elif time.monotonic() - self.last_line >= INTERVAL or step == total:
+      self.last_line = time.monotonic()
+      print(line, flush=True)
+
+  def wait(self, line: str) -> None:
+    """Prints a line about something long, once every INTERVAL."""
+    if time.monotonic() - self.last_line >= INTERVAL:
+      self.last_line = time.monotonic()
+      self.say(line)
+
+  def close(self) -> None:
+    """Takes the bar away."""
+    if self.bar is not None:
+      self.bar.stop()
+      self.bar = None
+
+  def _show(self, step: int, total: int, line: str) -> None:
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    if self.bar is None:
+      self.bar = Progress(
+        BarColumn(bar_width=20),
+        TextColumn("{task.description}", markup=False),
+        auto_refresh=False,
+      )
+      self.task = self.bar.add_task(line, total=total)
+      self.bar.start()
+    self.bar.update(self.task, completed=step, description=line, refresh=True)
+
+
+def progress_line(
+  step: int,
+  total: int,
+  loss: float,
+  rates: dict,
+  left: float | None = None,
+) -> str:
+  """Returns "step 1,200/2,000  loss 1.8321  21,450 tok/s  ..."."""
+  # A loss that has run away must not fill the line with digits.
+  shown = f"{loss:.4f}" if abs(loss) < 1e5 else f"{loss:.3e}"
+  words = [f"step {step:,}/{total:,}", f"loss {shown}"]
+  if rates:
+    speed = rates["perf/tokens_per_second"]
+    words.append(
+      f"{speed:,.0f} tok/s" if speed < 1e8 else f"{format_count(speed)} tok/s"
+    )
+    if "perf/mfu" in rates:
+      words.append(f"mfu {100 * rates['perf/mfu']:.1f}%")
+  if left is not None:
+    words.append(f"{format_seconds(left)} left")
+  return "  ".join(words)
+
+
+def plain(text: str) -> str:
+  """Returns a text on one line, control characters written as escapes.
+
+  Names and errors that others wrote could otherwise steer the terminal.
+  """
+  shown = lambda c: " " if c.isspace() else repr(c)[1:-1]
+  return "".join(c if c.isprintable() else shown(c) for c in text)
+
+
+def tell(line: str, is_error: bool = True) -> None:
+  """Prints a plain line, to standard error unless told otherwise.
+
+  A stream that is closed, full or a broken pipe loses this line and those
+  that follow, and decides nothing else.
+  """
+  stream = sys.stderr if is_error else sys.stdout
+  try:
+    stream.write(plain(line) + "\n")
+    stream.flush()
+  except (OSError, ValueError, AttributeError):
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+      # What is still in its buffer would fail again where the command ends.
+      null = os.open(os.devnull, os.O_WRONLY)
+      os.dup2(null, stream.fileno())
+      os.close(null)
+
+
+def wrap_text(text: str, width: int = 90) -> list[str]:
+  """Returns lines to show: none longer, no control characters.
+
+  What an untrained model writes could otherwise steer the terminal.
+  """
+  lines = []
+  for line in text.strip("\n").splitlines():
+    line = line.expandtabs(2)
+    line = "".join(c if c.isprintable() else "\ufffd" for c in line)
+    lines += [line[i : i + width] for i in range(0, len(line) or 1, width)]
+  return lines
+
+
+def escape_controls(text: str) -> str:
+  """Returns text that cannot steer a terminal; lines and tabs stay.
+
+  Escaped as Python writes them ("\\x1b") are the control characters C0 and
+  C1 and those that turn the direction of text, which can hide a part of it.
+  """
+  return _CONTROLS.sub(lambda c: repr(c[0])[1:-1], text)
+
+
+def format_seconds(seconds: float) -> str:
+  """Returns "42 s", "3 min 05 s", "2 h 10 min" or "12 days"."""
+  seconds = round(seconds)
+  if seconds < 60:
+    return f"{seconds} s"
+  if seconds < 3600:
+    return f"{seconds // 60} min {seconds % 60:02d} s"
+  if seconds < 100 * 3600:
+    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+  return f"{seconds // 86400:,} days"
+
+
+def format_bytes(count: float) -> str:
+  """Returns "1.4 MiB"."""
+  for unit in ("B", "KiB", "MiB", "GiB"):
+    if count < 1024:
+      return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+    count /= 1024
+  return f"{count:.1f} TiB"
+
+
+def format_count(count: float) -> str:
+  """Returns "12.3 M" style figures."""
+  for unit in ("", " k", " M", " B", " T"):
+    if abs(count) < 1000:
+      return f"{count:.0f}" if not unit else f"{count:.2f}{unit}"
+    count /= 1000
+  return f"{count:.2f}e15"

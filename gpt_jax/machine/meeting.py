@@ -1,0 +1,358 @@
+"""How the processes of a run meet, and compare what they were started with.
+
+Process 0 waits at the coordinator's port for the others. What comes there may
+be anybody's: a greeting counts where it is whole and signed with what this
+run's processes know, GPT_JAX_SECRET or else the address as they were given it;
+all else is passed over, at once or after SOON, and holds nobody up. Without a
+secret that keeps out what comes by mistake, not who knows this file.
+"""
+
+import contextlib
+import hashlib
+import hmac
+import importlib.metadata
+import ipaddress
+import json
+import pathlib
+import platform
+import selectors
+import socket
+import threading
+import time
+
+from gpt_jax import files
+from gpt_jax.config import InputError
+from gpt_jax.machine import runtime
+
+MAGIC = "gpt_jax processes 2"
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+# Seconds for what takes milliseconds, where the other side is well.
+SOON = 5.0
+# Seconds after which a machine that is gone without a word counts as lost.
+KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 6}
+# Bytes of a greeting, which holds a config.
+MAX_GREETING = 1 << 20
+# Connections that may be unfinished at a time, beside those that are awaited.
+MAX_GUESTS = 64
+
+
+def meet(place: runtime.Place, facts: dict) -> dict[int, "Line"]:
+  """Returns the connections: to all others for process 0, to it for others.
+
+  Raises:
+    InputError: one of them did not come in time, or was started otherwise.
+  """
+  deadline = time.monotonic() + place.join_seconds
+  if place.index == 0:
+    return _gather(place, facts, deadline)
+  return {0: _call(place, facts, deadline)}
+
+
+def own_facts() -> dict:
+  """Returns what must be the same everywhere, beyond what the user gave."""
+  digest = hashlib.sha256()
+  root = pathlib.Path(__file__).parents[1]
+  for path in sorted(root.rglob("*.py")):
+    digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
+  return {
+    "the code of gpt_jax": digest.hexdigest()[:12],
+    "Python": ".".join(platform.python_version_tuple()[:2]),
+    **{name: importlib.metadata.version(name) for name in PACKAGES},
+  }
+
+
+def _differences(index: int, theirs: dict, ours: dict) -> list[str]:
+  """Returns clauses on how process `index` was started otherwise than 0."""
+  names = [*ours, *(name for name in theirs if name not in ours)]
+  absent = "absent"
+  return [
+    f"{name} ({theirs.get(name, absent)!r} in process {index}, "
+    f"{ours.get(name, absent)!r} in process 0)"
+    for name in names
+    if theirs.get(name, absent) != ours.get(name, absent)
+  ]
+
+
+def refusal_of(everyone: dict[int, dict]) -> str | None:
+  """Returns a sentence where processes differ from process 0, else None."""
+  for index in sorted(everyone):
+    clauses = _differences(index, everyone[index], everyone[0])
+    if clauses:
+      more = len(clauses) - 5
+      return (
+        "the processes were started differently: "
+        + "; ".join(clauses[:5])
+        + (f"; and {more} more" if more > 0 else "")
+        + "; start all of them with the same command and code"
+      )
+  return None
+
+
+def _sign(place: runtime.Place, index: int, count: int, facts: dict) -> str:
+  """Returns what only a process of this run says."""
+  body = json.dumps([MAGIC, index, count, facts], sort_keys=True)
+  key = place.secret or place.address
+  return hmac.new(key.encode(), body.encode(), hashlib.sha256).hexdigest()
+
+
+def _read_greeting(place: runtime.Place, text: bytes) -> tuple | None:
+  """Returns (index, count, facts) of a greeting; None where it is none."""
+  try:
+    hello = files.parse_json(text, is_bounded=False)
+  except files.Damage:
+    return None
+  if not isinstance(hello, dict) or hello.get("magic") != MAGIC:
+    return None
+  index, count = hello.get("index"), hello.get("count")
+  facts, proof = hello.get("facts"), hello.get("proof")
+  if type(index) is not int or type(count) is not int:
+    return None
+  if not isinstance(facts, dict) or not isinstance(proof, str):
+    return None
+  wanted = _sign(place, index, count, facts)
+  if not hmac.compare_digest(proof.encode(errors="replace"), wanted.encode()):
+    return None
+  return (index, count, facts) if 0 < index < count else None
+
+
+class _Guest:
+  """Who has connected and not yet greeted.
+
+  Attributes:
+    until: when it is not waited for any more.
+  """
+
+  def __init__(self, link: socket.socket):
+    link.setblocking(False)
+    self.link, self.text = link, b""
+    self.until = time.monotonic() + SOON
+
+  def read(self) -> bytes | None:
+    """Returns the greeting's line once it is whole, b"" where none can come."""
+    try:
+      data = self.link.recv(1 << 16)
+    except BlockingIOError:
+      return None
+    except OSError:
+      return b""
+    self.text += data
+    if b"\n" in data:
+      return self.text.partition(b"\n")[0]
+    is_hopeless = self.text[:1] != b"{" or len(self.text) > MAX_GREETING
+    return b"" if not data or is_hopeless else None
+
+
+def _gather(place, facts: dict, deadline: float) -> dict[int, "Line"]:
+  """Process 0's side: waits for the others and compares."""
+  lines, everyone = {}, {0: facts}
+  refusal, num_passed = None, 0
+  with _listen(place) as server, selectors.DefaultSelector() as selector:
+    server.setblocking(False)
+    selector.register(server, selectors.EVENT_READ)
+    guests: dict[socket.socket, _Guest] = {}
+
+    def dismiss(guest: _Guest) -> None:
+      selector.unregister(guest.link)
+      del guests[guest.link]
+      guest.link.close()
+
+    while len(lines) < place.count - 1 and refusal is None:
+      now = time.monotonic()
+      if now >= deadline:
+        refusal = _missing_sentence(place, lines, num_passed)
+        break
+      for guest in [g for g in guests.values() if now > g.until]:
+        num_passed += 1
+        dismiss(guest)
+      for key, _ in selector.select(min(0.2, deadline - now)):
+        if key.fileobj is server:
+          with contextlib.suppress(OSError):
+            link = server.accept()[0]
+            guests[link] = _Guest(link)
+            selector.register(link, selectors.EVENT_READ)
+          if len(guests) > place.count + MAX_GUESTS:
+            num_passed += 1
+            dismiss(next(iter(guests.values())))  # a flood: the oldest
+          continue
+        guest = guests.get(key.fileobj)
+        text = None if guest is None else guest.read()
+        if text is None:
+          continue
+        hello = _read_greeting(place, text)
+        if hello is None:
+          num_passed += 1
+          dismiss(guest)
+          continue
+        selector.unregister(guest.link)
+        line = Line(guests.pop(guest.link).link)
+        k, count, theirs = hello
+        if count != place.count:
+          refusal = (
+            f"process {k} was started as one of {count} processes and process "
+            f"0 as one of {place.count}; the number must be the same"
+          )
+        elif k in lines:
+          refusal = (
+            f"two processes were started as process {k} of {place.count}; each "
+            "must have an index of its own"
+          )
+        else:
+          lines[k], everyone[k] = line, theirs
+          continue
+        with contextlib.suppress(OSError):
+          line.write({"refusal": refusal})
+    for guest in list(guests.values()):
+      dismiss(guest)
+  refusal = refusal or refusal_of(everyone)
+  for line in lines.values():
+    with contextlib.suppress(OSError):
+      line.write({"refusal": refusal})
+  if refusal:
+    raise InputError(refusal)
+  return lines
+
+
+def _missing_sentence(place, lines: dict, num_passed: int) -> str:
+  missing = [k for k in range(1, place.count) if k not in lines]
+  named = ", ".join(map(str, missing[:8]))
+  more = ", ..." if len(missing) > 8 else ""
+  passed = (
+    f"; {num_passed:,} connections that were not theirs, or had another "
+    "GPT_JAX_SECRET or address of the coordinator, were passed over"
+    if num_passed
+    else ""
+  )
+  return (
+    f"{len(missing)} of {place.count} processes did not come to "
+    f"{place.address} within {place.join_seconds:g} s (missing: "
+    f"{named}{more}){passed}; see what became of them, or give them longer "
+    "with GPT_JAX_JOIN_SECONDS"
+  )
+
+
+def bind_host(place: runtime.Place) -> str:
+  """Returns the address that process 0 listens at; "" is every one.
+
+  That of the coordinator where it is one of this machine's. A name that means
+  this machine to itself alone (127.0.1.1 of /etc/hosts) is not.
+  """
+  if place.bind is not None:
+    return place.bind.rpartition(":")[0].strip("[]")
+  try:
+    found = socket.getaddrinfo(place.host, 0, type=socket.SOCK_STREAM)
+    family, _, _, _, (host, *_) = found[0]
+    is_named = place.host not in ("localhost", host)
+    if is_named and ipaddress.ip_address(host).is_loopback:
+      return ""
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+      probe.bind((host, 0))
+  except (OSError, ValueError):
+    return ""
+  return host
+
+
+def _listen(place) -> socket.socket:
+  host = bind_host(place)
+  port = (place.bind or place.address).rpartition(":")[2]
+  try:
+    if host in ("", "::") and socket.has_dualstack_ipv6():
+      return socket.create_server(
+        ("", int(port)), family=socket.AF_INET6, dualstack_ipv6=True
+      )
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, int(port)), family=family)
+  except (OSError, ValueError, OverflowError) as error:
+    raise InputError(
+      f"process 0 cannot open port {port} for the other processes: "
+      f"{getattr(error, 'strerror', None) or error}; give a free one in the "
+      "address of the coordinator"
+    ) from None
+
+
+def _call(place, facts: dict, deadline: float) -> "Line":
+  """The other processes' side: finds process 0 and waits for its word."""
+  hello = {
+    "magic": MAGIC,
+    "index": place.index,
+    "count": place.count,
+    "facts": facts,
+    "proof": _sign(place, place.index, place.count, facts),
+  }
+  reason = "nothing answers"
+  while True:
+    left = deadline - time.monotonic()
+    if left <= 0:
+      raise InputError(
+        f"process {place.index} of {place.count} got no answer from process 0 "
+        f"at {place.address} within {place.join_seconds:g} s ({reason}); see "
+        "whether it runs and can be reached, or wait longer with "
+        "GPT_JAX_JOIN_SECONDS"
+      )
+    try:
+      link = socket.create_connection((place.host, place.port), min(left, SOON))
+      line = Line(link)
+      line.write(hello)
+      # Its own sentence names who is missing: it is worth a moment more.
+      refusal = line.read(max(0.01, left) + 2)["refusal"]
+      if not isinstance(refusal, str | None):
+        raise TypeError
+    except TimeoutError:
+      reason = "it does not answer"
+    except (ConnectionAbortedError, ConnectionResetError):
+      reason = (
+        "it closes the connection: GPT_JAX_SECRET and "
+        "JAX_COORDINATOR_ADDRESS must be the same in all processes"
+      )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+      reason = (
+        getattr(error, "strerror", None) or "something else answers there"
+      )
+    else:
+      if refusal:
+        raise InputError(refusal)
+      return line
+    time.sleep(min(0.2, max(0.0, left)))
+
+
+class Line:
+  """A connection on which each message is a line of JSON."""
+
+  def __init__(self, link: socket.socket):
+    self.link = link
+    self.left = b""
+    self._writing = threading.Lock()
+    link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in KEEPALIVE.items():
+      if hasattr(socket, name):
+        link.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+  def write(self, message: dict) -> None:
+    with self._writing:
+      self.link.settimeout(SOON)
+      self.link.sendall(json.dumps(message).encode() + b"\n")
+
+  def read(self, seconds: float) -> dict:
+    """Returns the next message; ConnectionError where none can come."""
+    deadline = time.monotonic() + seconds
+    while True:
+      messages = self.receive(max(0.01, deadline - time.monotonic()), 1)
+      if messages:
+        return messages[0]
+
+  def receive(self, seconds: float, limit: int | None = None) -> list[dict]:
+    """Returns the messages that are whole after one read."""
+    self.link.settimeout(seconds)
+    if b"\n" not in self.left:
+      data = self.link.recv(1 << 16)
+      if not data or len(self.left) > 1 << 24:
+        raise ConnectionResetError("closed")
+      self.left += data
+    *whole, self.left = self.left.split(b"\n")
+    if limit is not None and len(whole) > limit:
+      self.left = b"\n".join([*whole[limit:], self.left])
+      whole = whole[:limit]
+    return [files.parse_json(text, is_bounded=False) for text in whole]
+
+  def close(self) -> None:
+    self.link.close()

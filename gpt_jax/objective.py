@@ -1,0 +1,99 @@
+"""What is minimised: the batch, its loss, and the hash that names it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gpt_jax import sharding
+from gpt_jax.config import Config
+from gpt_jax.models import Model
+from gpt_jax.ops import cross_entropy
+
+
+def abstract_batch(config: Config, batch_place):
+  """Returns a global batch as ShapeDtypeStructs laid out as `batch_place`."""
+  shape = (config.train.global_batch_size, config.data.seq_len)
+  leaf = lambda dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=batch_place)
+  batch = {"tokens": leaf(np.int32), "targets": leaf(np.int32)}
+  batch["mask"] = leaf(np.float32)
+  if config.data.packing == "documents":
+    batch |= {"segments": leaf(np.int32), "positions": leaf(np.int32)}
+  return batch
+
+
+def make_loss(model: Model, num_chunks: int, has_z: bool = False):
+  """Returns loss(params, batch, key) -> (nats, number of targets, balance, z).
+
+  Sums over the batch; balance, of how experts are loaded (models/moe.py), is a
+  sum over layers too, and None without experts; z is losses.squared_log_z,
+  None without has_z.
+
+  A batch holds tokens, targets (B, T) int32; where documents are packed also
+  positions, segments int32 and mask float32.
+
+  Args:
+    num_chunks: parts of the vocabulary, of which one at a time is scored.
+  """
+
+  def loss(params, batch, key=None):
+    length, parts = batch["tokens"].shape[1], sharding.axis_size("seq")
+    slots_1T = None
+    if parts > 1 and model.can_reorder(length, key is not None):
+      batch, slots_1T = sharding.balance(batch, length, parts, model.rules)
+    targets_BT, mask_BT = batch["targets"], batch.get("mask")
+    out, balance_B = model.apply(
+      params,
+      batch["tokens"],
+      batch.get("positions"),
+      batch.get("segments"),
+      key=key,
+      slots_1T=slots_1T,
+      is_headless=num_chunks > 1,
+      needs_balance=True,
+    )
+    balance = None if balance_B is None else balance_B.sum()
+    if num_chunks == 1:
+      z = cross_entropy.squared_log_z(out, mask_BT) if has_z else None
+      return *cross_entropy.cross_entropy(out, targets_BT, mask_BT), balance, z
+    if mask_BT is None:
+      mask_BT = jnp.ones(targets_BT.shape, jnp.float32)
+    nats, count, *z = cross_entropy.chunked_cross_entropy(
+      *out,
+      targets_BT,
+      mask_BT,
+      model.cap_logits,
+      num_chunks,
+      model.rules,
+      model.config.grad_dtype,
+      has_z,
+    )
+    return nats, count, balance, z[0] if has_z else None
+
+  return loss
+
+
+def hash_batch(batch):
+  """Returns a uint32 of the tokens and targets of a global batch, in order.
+
+  A sum over all places, of whole numbers that wrap: the same however the batch
+  lies on devices.
+  """
+  total = jnp.uint32(0)
+  for name in ("tokens", "targets"):
+    ids_BT = batch[name].astype(jnp.uint32)
+    place_BT = jnp.arange(ids_BT.size, dtype=jnp.uint32).reshape(ids_BT.shape)
+    # The finisher of MurmurHash3, twice: of the place, then of both.
+    total = 31 * total + _mix(ids_BT ^ _mix(place_BT + 1)).sum(dtype=jnp.uint32)
+  return total
+
+
+def _mix(x):
+  x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+  x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+  return x ^ (x >> 16)
+
+
+def make_eval_step(model: Model, num_chunks: int):
+  """Returns step(params, batch) -> (sum of nats, number of targets)."""
+  loss = make_loss(model, num_chunks)
+  return lambda params, batch: loss(params, batch)[:2]

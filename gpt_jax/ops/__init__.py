@@ -1,0 +1,1 @@
+"""How is it computed, and differentiated? Gradients written by hand."""

@@ -1,0 +1,252 @@
+"""Losses over logits: sums in float32 with the count that they are over.
+
+Sums, not means, so that microbatches, devices and evaluation batches add up
+to the same figure whatever the split.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from gpt_jax import sharding
+from gpt_jax.config import InputError
+from gpt_jax.ops.matmul import multiply, multiply_over_rows
+
+
+def cross_entropy(logits_BTV, targets_BT, mask_BT=None):
+  """Returns (sum of negative log-likelihoods in nats, number of targets).
+
+  Args:
+    logits_BTV: float32.
+    targets_BT: int32 ids below V.
+    mask_BT: float32 weight of each target; None counts all.
+  """
+  log_z_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
+  picked = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)
+  nll_BT = log_z_BT - picked[..., 0]
+  if mask_BT is None:
+    return nll_BT.sum(), jnp.float32(nll_BT.size)
+  return (nll_BT * mask_BT).sum(), mask_BT.sum()
+
+
+def squared_log_z(logits_BTV, mask_BT=None):
+  """Returns the sum of (log of softmax's denominator)^2, the z-loss.
+
+  It keeps logits from drifting together (Chowdhery et al. 2022, 5).
+
+  Args: as cross_entropy's.
+  """
+  square_BT = jnp.square(jax.nn.logsumexp(logits_BTV, axis=-1))
+  return (square_BT if mask_BT is None else square_BT * mask_BT).sum()
+
+
+def chunked_cross_entropy(
+  x_BTD,
+  w_VD,
+  targets_BT,
+  mask_BT,
+  cap,
+  num_chunks: int,
+  rules,
+  grad_dtype,
+  has_z: bool = False,
+):
+  """Returns cross_entropy of logits that never exist as a whole.
+
+  On one device a part of the tokens is scored at a time and its gradient is
+  made along with it, as in Hsu et al. 2024 (Liger), so that no product is made
+  twice. On a mesh, and where z-loss needs a gradient of its own, parts of the
+  vocabulary are: a device that keeps a part of w_VD then never needs more than
+  one part of the whole, and the gradient of a part is complete and summed over
+  devices once. That costs one product more, a quarter of what the head takes
+  with its gradients.
+
+  Args:
+    x_BTD: what the logits are the product of, with w_VD as it is kept.
+    w_VD: with V a multiple of num_chunks times the mesh's tensor axis.
+    mask_BT: float32 weight of each target.
+    cap: function of (logits_BTR, ids_R), elementwise, to what counts.
+    rules: word of sharding.RULES.
+    grad_dtype: that w's gradient is produced and summed over devices in.
+    has_z: return squared_log_z too, last.
+
+  Raises:
+    InputError: V does not divide.
+  """
+  shards = sharding.axes_size(rules, "vocab")
+  if w_VD.shape[0] % (num_chunks * shards):
+    raise InputError(
+      f"train.num_loss_chunks is {num_chunks}; times {shards} devices that "
+      "split the vocabulary it must divide its "
+      f"{w_VD.shape[0]} rows (model.vocab_size, padded to "
+      "model.vocab_multiple)"
+    )
+  arrays = x_BTD, w_VD, targets_BT, mask_BT
+  mesh = jax.sharding.get_abstract_mesh()
+  if not has_z and (mesh.empty or mesh.size == 1):
+    return _by_tokens(*arrays, cap, num_chunks, grad_dtype), mask_BT.sum()
+  return _by_vocab(*arrays, cap, num_chunks, rules, grad_dtype, has_z)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+def _by_tokens(x_BTD, w_VD, targets_BT, mask_BT, cap, num_chunks, grad_dtype):
+  """Returns the sum of nats alone."""
+  w = w_VD.astype(x_BTD.dtype)
+
+  def one(nats, part):
+    raw_RV = jnp.einsum(
+      "RD,VD->RV", part[0], w, preferred_element_type=jnp.float32
+    )
+    logits_RV = cap(raw_RV, jnp.arange(w.shape[0]))
+    return nats + cross_entropy(logits_RV, *part[1:])[0], None
+
+  parts = _token_parts(num_chunks, x_BTD, targets_BT, mask_BT)
+  return jax.lax.scan(one, jnp.float32(0), parts)[0]
+
+
+def _token_parts(num_chunks: int, x_BTD, *arrays_BT):
+  """Returns (x_CRD, arrays_CR): tokens in equal parts, those added masked."""
+  count = x_BTD.shape[0] * x_BTD.shape[1]
+  size = -(-count // num_chunks)
+
+  def cut(a, rows):
+    flat = a.reshape(count, *rows)
+    short = size * num_chunks - count
+    flat = jnp.pad(flat, [(0, short)] + [(0, 0)] * len(rows))
+    return flat.reshape(num_chunks, size, *rows)
+
+  return cut(x_BTD, x_BTD.shape[2:]), *(cut(a, ()) for a in arrays_BT)
+
+
+def _by_tokens_forward(
+  x_BTD, w_VD, targets_BT, mask_BT, cap, num_chunks, grad_dtype
+):
+  w = w_VD.astype(x_BTD.dtype)
+  ids_V = jnp.arange(w.shape[0])
+
+  def one(carry, part):
+    nats, dw_VD = carry
+    x_RD, targets_R, mask_R = part
+    raw_RV = jnp.einsum(
+      "RD,VD->RV", x_RD, w, preferred_element_type=jnp.float32
+    )
+    logits_RV, uncap = jax.vjp(lambda raw: cap(raw, ids_V), raw_RV)
+    log_z_R = jax.nn.logsumexp(logits_RV, axis=-1)
+    is_target_RV = targets_R[:, None] == ids_V
+    picked_R = jnp.take_along_axis(logits_RV, targets_R[:, None], -1)[:, 0]
+    p_RV = jnp.exp(logits_RV - log_z_R[:, None])
+    (draw_RV,) = uncap((p_RV - is_target_RV) * mask_R[:, None])
+    draw_RV = draw_RV.astype(x_RD.dtype)
+    dx_RD = multiply("RV,VD->RD", draw_RV, w, x_RD.dtype)
+    dw_VD += multiply_over_rows(draw_RV, x_RD, 1, 1, jnp.float32)
+    nats += ((log_z_R - picked_R) * mask_R).sum()
+    return (nats, dw_VD), dx_RD
+
+  start = jnp.float32(0), jnp.zeros(w.shape, jnp.float32)
+  parts = _token_parts(num_chunks, x_BTD, targets_BT, mask_BT)
+  (nats, dw_VD), dx_CRD = jax.lax.scan(one, start, parts)
+  flat = dx_CRD.reshape(-1, x_BTD.shape[-1])
+  dx_BTD = flat[: targets_BT.size].reshape(x_BTD.shape)
+  return nats, (dx_BTD, dw_VD.astype(grad_dtype), w_VD)
+
+
+def _by_tokens_backward(cap, num_chunks, grad_dtype, kept, grad):
+  dx_BTD, dw_VD, w_VD = kept
+  dx_BTD = (dx_BTD * grad).astype(dx_BTD.dtype)
+  return dx_BTD, (dw_VD * grad).astype(w_VD.dtype), None, None
+
+
+_by_tokens.defvjp(_by_tokens_forward, _by_tokens_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7, 8))
+def _by_vocab(*arguments):
+  """Returns as chunked_cross_entropy; running maximum and sum as in Milakov
+  and Gimelshein 2018, and backward makes each part again.
+  """
+  return _by_vocab_forward(*arguments)[0]
+
+
+def _rows(w_VD, index, num_chunks: int, rules: str, dtype):
+  """Returns (w_RD as `dtype`, ids_R): part `index` of the vocabulary.
+
+  Of every device's own rows a part, so that all have the same to do.
+  """
+  V, D = w_VD.shape
+  shards = sharding.axes_size(rules, "vocab")
+  split = w_VD.reshape(shards, num_chunks, -1, D)
+  w_RD = jax.lax.dynamic_index_in_dim(split, index, 1, False).reshape(-1, D)
+  w_RD = sharding.constrain(w_RD.astype(dtype), ("vocab", "residual"), rules)
+  ids = jnp.arange(V).reshape(shards, num_chunks, -1)
+  ids_R = jax.lax.dynamic_index_in_dim(ids, index, 1, False).reshape(-1)
+  return w_RD, ids_R
+
+
+def _by_vocab_forward(
+  x_BTD, w_VD, targets_BT, mask_BT, cap, num_chunks, rules, grad_dtype, has_z
+):
+  def one(carry, index):
+    top_BT, total_BT, picked_BT = carry
+    w_RD, ids_R = _rows(w_VD, index, num_chunks, rules, x_BTD.dtype)
+    raw_BTR = jnp.einsum(
+      "BTD,RD->BTR", x_BTD, w_RD, preferred_element_type=jnp.float32
+    )
+    raw_BTR = sharding.constrain(raw_BTR, ("batch", "length", "vocab"), rules)
+    logits_BTR = cap(raw_BTR, ids_R)
+    higher_BT = jnp.maximum(top_BT, logits_BTR.max(-1))
+    new_BT = jnp.exp(logits_BTR - higher_BT[..., None]).sum(-1)
+    total_BT = total_BT * jnp.exp(top_BT - higher_BT) + new_BT
+    is_target_BTR = targets_BT[..., None] == ids_R
+    picked_BT += jnp.where(is_target_BTR, logits_BTR, 0).sum(-1)
+    return (higher_BT, total_BT, picked_BT), None
+
+  zero_BT = jnp.zeros(targets_BT.shape, jnp.float32)
+  start = (zero_BT - jnp.inf, zero_BT, zero_BT)
+  carry, _ = jax.lax.scan(one, start, jnp.arange(num_chunks))
+  log_z_BT = carry[0] + jnp.log(carry[1])
+  nll_BT = log_z_BT - carry[2]
+  loss = (nll_BT * mask_BT).sum(), mask_BT.sum()
+  if has_z:
+    loss = *loss, (jnp.square(log_z_BT) * mask_BT).sum()
+  return loss, (x_BTD, w_VD, targets_BT, mask_BT, log_z_BT)
+
+
+def _by_vocab_backward(cap, num_chunks, rules, grad_dtype, has_z, kept, grads):
+  x_BTD, w_VD, targets_BT, mask_BT, log_z_BT = kept
+  weight_BT1 = (grads[0] * mask_BT)[..., None]
+  if has_z:
+    z_BT1 = (grads[2] * mask_BT * 2 * log_z_BT)[..., None]
+
+  def one(dx_BTD, index):
+    w_RD, ids_R = _rows(w_VD, index, num_chunks, rules, x_BTD.dtype)
+    raw_BTR = jnp.einsum(
+      "BTD,RD->BTR", x_BTD, w_RD, preferred_element_type=jnp.float32
+    )
+    raw_BTR = sharding.constrain(raw_BTR, ("batch", "length", "vocab"), rules)
+    logits_BTR, uncap = jax.vjp(lambda raw: cap(raw, ids_R), raw_BTR)
+    p_BTR = jnp.exp(logits_BTR - log_z_BT[..., None])
+    is_target_BTR = targets_BT[..., None] == ids_R
+    by_logits_BTR = (p_BTR - is_target_BTR) * weight_BT1
+    if has_z:
+      by_logits_BTR += p_BTR * z_BT1
+    (draw_BTR,) = uncap(by_logits_BTR)
+    draw_BTR = draw_BTR.astype(x_BTD.dtype)
+    dx_BTD += jnp.einsum(
+      "BTR,RD->BTD", draw_BTR, w_RD, preferred_element_type=jnp.float32
+    )
+    dx_BTD = sharding.constrain(dx_BTD, ("batch", "length", "residual"), rules)
+    dw_RD = jnp.einsum(
+      "BTR,BTD->RD", draw_BTR, x_BTD, preferred_element_type=grad_dtype
+    )
+    dw_RD = sharding.constrain(dw_RD, ("vocab", "embed"), rules)
+    return dx_BTD, dw_RD.astype(w_VD.dtype)
+
+  zero_BTD = jnp.zeros(x_BTD.shape, jnp.float32)
+  dx_BTD, dw = jax.lax.scan(one, zero_BTD, jnp.arange(num_chunks))
+  shards = sharding.axes_size(rules, "vocab")
+  dw = dw.reshape(num_chunks, shards, -1, w_VD.shape[1]).swapaxes(0, 1)
+  return dx_BTD.astype(x_BTD.dtype), dw.reshape(w_VD.shape), None, None
+
+
+_by_vocab.defvjp(_by_vocab_forward, _by_vocab_backward)

@@ -1,0 +1,145 @@
+"""Matrix products of activations and kept matrices, with their gradients.
+
+One einsum each, but on a CPU the form decides: its library has bfloat16
+kernels only for products that contract the last dim of their left side and
+give float32; whatever else is asked for is multiplied in float32, at half the
+speed, or not at all (configs/LOG.md).
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.experimental.layout import Layout, with_layout_constraint
+
+from gpt_jax.ops import quantized
+
+# What recomputation saves of products goes by this name: it does not see into
+# a function with a gradient of its own.
+PRODUCT = "product"
+# Rows of a token or two of each sequence.
+FEW_ROWS = 64
+
+
+def product(equation: str, x, w, grad_dtype: str, out_dtype=None):
+  """Returns einsum(equation, x, w as x's type), w being a kept parameter.
+
+  Where w is kept in another type than that of x, its gradient is produced, and
+  so summed over devices, in grad_dtype instead of rounded to the type of x.
+
+  Args:
+    equation: "LD,DF->LF" or "LD,FD->LF", where L, D and F are one letter or
+      more.
+    w: or quantized.Quantized, which has no gradient.
+    out_dtype: of the result; None for that of x.
+  """
+  out_dtype = jnp.dtype(out_dtype or x.dtype)
+  if isinstance(w, quantized.Quantized):
+    return quantized.multiply(x, w, out_dtype)
+  y = _product(equation, x, w, grad_dtype, out_dtype)
+  return checkpoint_name(y, PRODUCT)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3, 4))
+def _product(equation, x, w, grad_dtype, out_dtype):
+  return multiply(equation, x, w.astype(x.dtype), out_dtype)
+
+
+def _product_forward(equation, x, w, grad_dtype, out_dtype):
+  return _product(equation, x, w, grad_dtype, out_dtype), (x, w)
+
+
+def _product_backward(equation, grad_dtype, out_dtype, kept, dy):
+  x, w = kept
+  dy = dy.astype(x.dtype)
+  operands, result = equation.split("->")
+  of_x, of_w = operands.split(",")
+  dx = multiply(f"{result},{of_w}->{of_x}", dy, w.astype(x.dtype), x.dtype)
+  num_in = sum(letter not in result for letter in of_x)
+  num_out = len(of_w) - num_in
+  if of_w.endswith(of_x[-num_in:]):
+    dw = multiply_over_rows(dy, x, num_out, num_in, grad_dtype)
+  else:
+    dw = multiply_over_rows(x, dy, num_in, num_out, grad_dtype)
+  return dx, dw.astype(w.dtype)
+
+
+_product.defvjp(_product_forward, _product_backward)
+
+
+def multiply(equation: str, x, w, out_dtype):
+  """Returns einsum(equation, x, w) in out_dtype, summed in float32."""
+  plain = functools.partial(
+    jnp.einsum, equation, preferred_element_type=out_dtype
+  )
+  if x.dtype == jnp.float32:
+    return plain(x, w)
+  operands, result = equation.split("->")
+  of_x, of_w = operands.split(",")
+  num_rows = math.prod(
+    size for letter, size in zip(of_x, x.shape, strict=True) if letter in result
+  )
+  lead, outs = (
+    "".join(a for a in letters if a in result) for letters in (of_x, of_w)
+  )
+
+  def on_cpu(x, w):
+    # Two rows take a tenth of the time of one.
+    rows = jnp.concatenate([x, x]) if num_rows == 1 else x
+    if num_rows <= FEW_ROWS and of_w.startswith(outs):
+      # A large w would be transposed first.
+      turned = f"{of_w},{of_x}->{outs}{lead}"
+      y = jnp.einsum(turned, w, rows, preferred_element_type=jnp.float32)
+      y = jnp.einsum(f"{outs}{lead}->{result}", y)
+    else:
+      y = jnp.einsum(equation, rows, w, preferred_element_type=jnp.float32)
+    return y[: len(x)].astype(out_dtype)
+
+  return jax.lax.platform_dependent(x, w, cpu=on_cpu, default=plain)
+
+
+def multiply_over_rows(x, y, num_x: int, num_y: int, out_dtype):
+  """Returns the sum over all leading dims of x times y, in out_dtype.
+
+  Args:
+    x, y: of one type and the same leading dims.
+    num_x, num_y: number of last dims of each that the result has.
+  """
+  lead, x_dims = x.shape[: x.ndim - num_x], x.shape[x.ndim - num_x :]
+  y_dims = y.shape[y.ndim - num_y :]
+  letters = "ABCDEFGHIJ"[: len(lead)]
+  of_x, of_y = "XYZ"[:num_x], "UVW"[:num_y]
+
+  def plain(x, y):
+    return jnp.einsum(
+      f"{letters}{of_x},{letters}{of_y}->{of_x}{of_y}",
+      x,
+      y,
+      preferred_element_type=out_dtype,
+    )
+
+  def on_cpu(x, y):
+    x_LX, y_LY = (a.reshape(math.prod(lead), -1) for a in (x, y))
+    # The narrower is the cheaper to lay out anew.
+    if x_LX.shape[1] <= y_LY.shape[1]:
+      out_XY = _by_columns(x_LX, y_LY)
+    else:
+      out_XY = _by_columns(y_LY, x_LX).T
+    return out_XY.reshape(*x_dims, *y_dims).astype(out_dtype)
+
+  mesh = jax.sharding.get_abstract_mesh()
+  is_spread = not mesh.empty and mesh.size > 1  # a layout is of a whole array
+  if is_spread or x.dtype == jnp.float32:
+    return plain(x, y)
+  return jax.lax.platform_dependent(x, y, cpu=on_cpu, default=plain)
+
+
+def _by_columns(x_LX, y_LY):
+  """Returns x.T @ y in float32, x.T and the result laid out row by row."""
+  by_rows = lambda a: with_layout_constraint(a, Layout((0, 1)))
+  out_XY = jnp.einsum(
+    "XL,LY->XY", by_rows(x_LX.T), y_LY, preferred_element_type=jnp.float32
+  )
+  return by_rows(out_XY)

@@ -1,0 +1,190 @@
+"""Whether a step on disk is what was saved: its files, its record, its bits.
+
+Orbax restores flipped bits, other dtypes and another run's arrays without a
+word, and opens whatever lies where a file is expected. Each step therefore has
+a sealed record of its leaves' shapes and checksums beside the arrays.
+"""
+
+import concurrent.futures
+import contextlib
+import os
+import stat
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from gpt_jax import files, tree
+from gpt_jax.files import Damage
+from gpt_jax.runs import storage
+
+# Hexadecimal digits that tree.checksum gives to a leaf.
+DIGITS = 16
+# Bytes of a file of a step that is no data of arrays.
+MAX_BYTES = 256 << 20
+# What the record says of the run that saved, and what to call it.
+FACTS = {
+  "config_fingerprint": "config",
+  "data_fingerprint": "prepared data",
+  "tokenizer_fingerprint": "tokenizer",
+}
+
+
+class Checksum:
+  """tree.checksum and a look for NaN, compiled once for each kind of leaf.
+
+  A state has hundreds of leaves and a dozen kinds: one program for the whole
+  state takes longer to compile (0.6 s against 0.4 s at 61 leaves) and no less
+  to run.
+  """
+
+  def __init__(self):
+    self._compiled = {}
+
+  def __call__(self, leaves) -> tuple[list[str], list[bool]]:
+    """Returns each leaf's hexadecimal checksum, and whether it is finite."""
+    rows = [self._compile(leaf)(leaf) for leaf in jax.tree.leaves(leaves)]
+    rows = np.concatenate(jax.device_get(rows)).astype("<u4")
+    return [row[:2].tobytes().hex() for row in rows], [*map(bool, rows[:, 2])]
+
+  @contextlib.contextmanager
+  def compiled_beside(self, abstract):
+    """Compiles while the body, mostly waiting for the disk, runs."""
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+      compiling = pool.submit(self.compile, abstract)
+      yield
+      compiling.result()
+
+  def compile(self, abstract) -> None:
+    """Compiles what leaves of these shapes and shardings need."""
+    for leaf in jax.tree.leaves(abstract):
+      self._compile(leaf)
+
+  def _compile(self, leaf):
+    key = leaf.shape, leaf.dtype, leaf.sharding
+    if key not in self._compiled:
+      place = None
+      if isinstance(leaf.sharding, NamedSharding):
+        # Every process reads the result.
+        place = NamedSharding(leaf.sharding.mesh, P())
+      function = jax.jit(_inspect_leaf, out_shardings=place)
+      abstract = jax.ShapeDtypeStruct(
+        leaf.shape, leaf.dtype, sharding=leaf.sharding
+      )
+      self._compiled[key] = function.lower(abstract).compile()
+    return self._compiled[key]
+
+
+def _inspect_leaf(x):
+  """Returns uint32[1, 3]: tree.checksum, and 1 where all of it is finite."""
+  is_finite = jnp.bool_(True)
+  if jnp.issubdtype(x.dtype, jnp.inexact):
+    is_finite = jnp.isfinite(x).all()
+  flag = is_finite.astype(jnp.uint32).reshape(1, 1)
+  return jnp.concatenate([tree.checksum([x]), flag], axis=1)
+
+
+def check_files(directory: str, step: int) -> None:
+  """Raises Damage unless a step's folder holds nothing but files of its own.
+
+  Opening a pipe would wait for ever, and reading a device never end: each
+  entry is looked at before Orbax opens it.
+  """
+  top = os.path.join(directory, str(step))
+  home = os.path.realpath(top)
+  folders = [top]
+  while folders:
+    folder = folders.pop()
+    try:
+      with os.scandir(folder) as entries:
+        for entry in entries:
+          name = os.path.relpath(entry.path, top)
+          if entry.is_symlink():
+            target = os.path.realpath(entry.path)
+            if os.path.commonpath([home, target]) != home:
+              raise Damage(f"{name} is a link that leads outside of the step")
+          found = entry.stat()
+          if stat.S_ISDIR(found.st_mode):
+            if entry.is_symlink():
+              raise Damage(f"{name} is a link to a folder")
+            folders.append(entry.path)
+            continue
+          try:
+            files.require_regular(found)
+          except Damage as damage:
+            raise Damage(f"{name} {damage}") from None
+          is_data = os.path.basename(folder) == "d"
+          if found.st_size > MAX_BYTES and not is_data:
+            raise Damage(f"{name} is larger than {MAX_BYTES:,} bytes")
+    except OSError as error:
+      name = os.path.relpath(error.filename or folder, top)
+      raise Damage(f"{name} cannot be read: {error.strerror}") from None
+
+
+def check_opens(directory: str, step: int) -> None:
+  """Raises Damage unless a step can be opened and holds all of its leaves.
+
+  Reads its record and its index, and no array.
+  """
+  meta = read_meta(directory, step)
+  missing = meta["shapes"].keys() - storage.list_leaves(directory, step)
+  if missing:
+    raise Damage(f"its arrays lack {some(sorted(missing))}")
+
+
+def read_meta(directory: str, step: int) -> dict:
+  """Returns the record of a step, once its files have been looked at.
+
+  Raises:
+    Damage: it cannot be read, or is not as it was sealed.
+  """
+  check_files(directory, step)
+  path = os.path.join(directory, str(step), storage.META, "metadata")
+  name = f"{storage.META}/metadata"
+  try:
+    meta = files.read_json(path, MAX_BYTES)
+  except Damage as damage:
+    raise Damage(f"{name} {damage}") from None
+  try:
+    if meta != files.seal(meta) or meta["step"] != step:
+      raise Damage(f"{name} does not match its own digest")
+    rows_by_name(meta)
+  except Damage:
+    raise
+  except (ValueError, KeyError, TypeError, AttributeError):
+    raise Damage(f"{name} is not the record of a step") from None
+  return meta
+
+
+def is_good(meta: dict) -> bool:
+  """Returns whether a state is one to go on from, as far as it was noted."""
+  return not meta.get("nonfinite") and not meta.get("is_skipping", False)
+
+
+def find_stranger(meta: dict, facts: dict) -> str | None:
+  """Returns a clause where a step is of another run, else None.
+
+  Args:
+    meta: record of the step; of earlier versions it lacks some FACTS.
+    facts: of the run that it lies in.
+  """
+  for key, name in FACTS.items():
+    there, here = meta.get(key), facts.get(key)
+    if there is not None and here is not None and there != here:
+      return f"its {name} is {str(there)[:12]} and the run's {here[:12]}"
+  return None
+
+
+def rows_by_name(meta: dict) -> dict[str, str]:
+  """Returns {"a/b": checksum} of a record."""
+  text, names = meta["checksum"], meta["shapes"]
+  rows = [text[i : i + DIGITS] for i in range(0, len(text), DIGITS)]
+  return dict(zip(names, rows, strict=True))
+
+
+def some(names: list[str]) -> str:
+  """Returns the first three of names, and how many more there are."""
+  more = len(names) - 3
+  return ", ".join(names[:3]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,329 @@
+"""The run contract: what a workdir holds and how a finished run is opened.
+
+config.json    resolved config, commit, versions, fingerprints
+metrics.jsonl  one object a row
+tokenizer.json, checkpoints/, samples/, plots/, tensorboard/, profile/
+"""
+
+import contextlib
+import importlib.metadata
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+
+import gpt_jax
+from gpt_jax import config as config_lib
+from gpt_jax import files
+from gpt_jax.config import Config, InputError
+from gpt_jax.machine import runtime
+
+# Keys that what reads a finished run may change.
+OVERRIDABLE = ("mesh.", "data.dir")
+# Seconds until a shared disk shows everywhere what one machine wrote.
+SHARED_SECONDS = 60.0
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def write_config(
+  workdir: str,
+  config: Config,
+  data_fingerprint: str,
+  tokenizer_fingerprint: str | None,
+) -> None:
+  """Writes config.json, atomically, sealed by a digest of all of it.
+
+  Args:
+    tokenizer_fingerprint: None in a branch of a run that recorded none.
+  """
+  record = {
+    "config": config_lib.flatten(config),
+    "fingerprint": config_lib.fingerprint(config),
+    "data_fingerprint": data_fingerprint,
+    "tokenizer_fingerprint": tokenizer_fingerprint,
+    "commit": find_commit(),
+    "versions": {
+      "gpt_jax": gpt_jax.__version__,
+      "python": sys.version.split()[0],
+      **{name: importlib.metadata.version(name) for name in PACKAGES},
+    },
+  }
+  text = json.dumps(files.seal(record), indent=2) + "\n"
+  files.write_text(os.path.join(workdir, "config.json"), text)
+
+
+def read_record(workdir: str) -> dict:
+  """Returns config.json.
+
+  Raises:
+    InputError: there is no run in this folder, or its record is damaged.
+  """
+  path = os.path.join(workdir, "config.json")
+  try:
+    record = files.read_json(path)
+  except files.Damage as error:
+    if not os.path.lexists(path):
+      what = "is not a folder" if os.path.exists(workdir) else "does not exist"
+      what = "has no config.json" if os.path.isdir(workdir) else what
+      raise InputError(
+        f"{workdir} {what}; give the --workdir of a training run"
+      ) from None
+    raise _damaged(path, str(error)) from None
+  texts = "data_fingerprint", "fingerprint"
+  if not (
+    isinstance(record, dict)
+    and isinstance(record.get("config"), dict)
+    and all(isinstance(record.get(name), str) for name in texts)
+  ):
+    raise _damaged(path, "is not the JSON that a run writes")
+  # Runs of earlier versions are not sealed: see read_config.
+  if "digest" in record and record != files.seal(record):
+    raise _damaged(path, "does not match its own digest")
+  return record
+
+
+def _damaged(path: str, clause: str) -> InputError:
+  return InputError(
+    f"{path} is damaged: it {clause}; put back what the run has written, or "
+    "give another --workdir"
+  )
+
+
+def read_values(workdir: str) -> dict:
+  """Returns a run's config as nested values, as cli.load_config gives a file's.
+
+  Raises:
+    InputError: as read_record; or the values are of another version, or not
+      those that the run was started with.
+  """
+  path = os.path.join(workdir, "config.json")
+  record = read_record(workdir)
+  nested: dict = {}
+  for dotted, value in (config_lib.ADDED | record["config"]).items():
+    node = nested
+    *sections, key = dotted.split(".")
+    for section in sections:
+      node = node.setdefault(section, {})
+      if not isinstance(node, dict):
+        raise _damaged(path, f"holds {dotted} below a value")
+    node[key] = value
+  try:
+    config = config_lib.freeze(nested)
+  except InputError as error:
+    commit = record.get("commit")
+    hint = f"; the run is of commit {commit}, which reads it" if commit else ""
+    raise InputError(f"{path}: {error}{hint}") from None
+  is_sealed = "digest" in record
+  if not is_sealed and record["fingerprint"] != config_lib.fingerprint(config):
+    raise _damaged(path, "does not match its own fingerprint")
+  return nested
+
+
+def read_config(
+  workdir: str, overrides: dict[str, str] | None = None
+) -> Config:
+  """Returns the config of a run; overrides may change OVERRIDABLE keys.
+
+  Raises:
+    InputError: as read_values, or a key cannot be changed.
+  """
+  from gpt_jax import cli
+
+  values = read_values(workdir)
+  for dotted, text in (overrides or {}).items():
+    if dotted in config_lib.KEYS and not dotted.startswith(OVERRIDABLE):
+      raise InputError(
+        f"{dotted} is part of the run in {workdir} and cannot be changed "
+        "here; mesh.* and data.dir can"
+      )
+    cli.set_key(values, dotted, text)
+  return config_lib.freeze(values)
+
+
+def read_tokenizer(workdir: str):
+  """Returns the tokenizer of a run.
+
+  Raises:
+    InputError: it is missing, damaged, or not the one that the run was
+      trained with.
+  """
+  from gpt_jax.data import tokenizer as tokenizer_lib
+
+  path = os.path.join(workdir, "tokenizer.json")
+  tokenizer = tokenizer_lib.load(path)
+  recorded = read_record(workdir).get("tokenizer_fingerprint")
+  if recorded is not None and recorded != tokenizer.fingerprint():
+    raise InputError(
+      f"{path} is another tokenizer ({tokenizer.name}, {tokenizer.vocab_size} "
+      f"tokens, {tokenizer.fingerprint()[:12]}) than this run was trained with "
+      f"({recorded[:12]} in config.json); put that one back"
+    )
+  return tokenizer
+
+
+def facts_of(config: Config, prepared) -> dict[str, str]:
+  """Returns what each checkpoint says of its run: see integrity.FACTS."""
+  return {
+    "config_fingerprint": config_lib.fingerprint(config),
+    "data_fingerprint": prepared.fingerprint,
+    "tokenizer_fingerprint": prepared.tokenizer.fingerprint(),
+  }
+
+
+def read_facts(workdir: str) -> dict[str, str | None]:
+  """Returns what config.json says of a run's checkpoints, as facts_of does.
+
+  Nothing of a folder without config.json, and None where an earlier version
+  did not record it.
+  """
+  if not os.path.lexists(os.path.join(workdir, "config.json")):
+    return {}
+  record = read_record(workdir)
+  return {
+    "config_fingerprint": record["fingerprint"],
+    "data_fingerprint": record["data_fingerprint"],
+    "tokenizer_fingerprint": record.get("tokenizer_fingerprint"),
+  }
+
+
+def check_same_run(workdir: str, config: Config, data_fingerprint: str) -> None:
+  """Raises InputError if config, data or tokenizer made another run."""
+  record = read_record(workdir)
+  keys = config_lib.differing_keys(read_config(workdir), config)
+  if keys:
+    raise InputError(
+      f"{workdir} was made with another config: {'; '.join(keys)}; give "
+      "another --workdir"
+    )
+  if record["data_fingerprint"] != data_fingerprint:
+    raise InputError(
+      f"{workdir} was trained on other data (prepared set "
+      f"{record['data_fingerprint'][:12]} there, {data_fingerprint[:12]} here);"
+      " give another --workdir"
+    )
+  read_tokenizer(workdir)
+
+
+# Of files, where lab's modules look for it.
+write_text = files.write_text
+
+
+def await_file(path: str) -> None:
+  """Returns once a file is seen that process 0 has written.
+
+  Raises:
+    InputError: it does not appear: this machine has another disk there.
+  """
+  deadline = time.monotonic() + SHARED_SECONDS
+  while not os.path.isfile(path):
+    if time.monotonic() > deadline:
+      raise InputError(
+        f"{path} was written by process 0 and is not seen here on "
+        f"{socket.gethostname()}; --workdir must be on a disk that all "
+        "processes share"
+      )
+    # Listed anew: a network disk may remember for a while that it was absent.
+    with contextlib.suppress(OSError):
+      os.listdir(os.path.dirname(path))
+    time.sleep(0.1)
+
+
+def find_commit(source: str = gpt_jax.__file__) -> str | None:
+  """Returns the commit of this package, "+" if files of it were changed.
+
+  That of a repository which tracks the package's __init__.py, as a
+  clone does; else what `git archive` wrote into _commit.txt; else None. An
+  installed package may lie inside of somebody else's repository.
+
+  Args:
+    source: the package's __init__.py.
+  """
+  here = os.path.dirname(os.path.abspath(source))
+  top = os.path.dirname(here)
+  # GIT_DIR and others name a repository wherever the command runs.
+  environment = runtime.environment_without("GIT_")
+  git = lambda *words: subprocess.run(
+    ["git", "-C", top, *words],
+    capture_output=True,
+    text=True,
+    timeout=10,
+    env=environment,
+    errors="replace",
+  )
+  try:
+    found = git("rev-parse", "--show-toplevel", "HEAD")
+    lines = found.stdout.splitlines()
+    tracked = git("ls-files", "--error-unmatch", "--", os.path.abspath(source))
+    is_ours = (
+      found.returncode == tracked.returncode == 0
+      and len(lines) == 2
+      and os.path.realpath(lines[0]) == os.path.realpath(top)
+    )
+    if is_ours:
+      changed = git("status", "--porcelain", "--untracked-files=no").stdout
+      return lines[1] + ("+" if changed.strip() else "")
+  except (OSError, subprocess.TimeoutExpired):
+    pass
+  try:
+    archived = files.read_text(os.path.join(here, "_commit.txt"), 1 << 10)
+  except files.Damage:
+    return None
+  is_commit = re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", archived.strip())
+  return archived.strip() if is_commit else None
+
+
+def open_run(
+  workdir: str,
+  overrides: dict[str, str] | None = None,
+  say=print,
+  weights: str = "full",
+  average: str | None = None,
+  step: int | None = None,
+):
+  """Returns (config, model, params, tokenizer, mesh) of a run to read from.
+
+  The mesh is the config's where it fits the devices here, else all devices
+  along `data`.
+
+  Args:
+    weights: word of config.WEIGHTS.
+    average, step: as in checkpoint.restore_params.
+  """
+  import dataclasses
+
+  import jax
+
+  from gpt_jax import sharding
+  from gpt_jax.models import build_model
+  from gpt_jax.runs import checkpoint
+
+  checkpoint.read_average(average)
+  config = read_config(workdir, overrides)
+  named = [k for k in overrides or {} if k.startswith("mesh.")]
+  try:
+    mesh = sharding.make_mesh(config.mesh)
+  except InputError:
+    if named:
+      raise
+    alone = dict.fromkeys(sharding.AXES, 1) | {"data": -1}
+    config = dataclasses.replace(
+      config, mesh=dataclasses.replace(config.mesh, **alone)
+    )
+    mesh = sharding.make_mesh(config.mesh)
+  tokenizer = read_tokenizer(workdir)
+  platform = mesh.devices.flat[0].platform
+  model = build_model(config.model, config.mesh.rules, platform, weights)
+  shapes, specs = model.abstract_params()
+  placed = sharding.shardings_of(shapes, specs, config.mesh.rules, mesh)
+  abstract = jax.tree.map(
+    lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
+    shapes,
+    placed,
+  )
+  params = checkpoint.restore_params(
+    workdir, abstract, say, average, read_facts(workdir), step=step
+  )
+  return config, model, params, tokenizer, mesh

@@ -1,0 +1,1 @@
+"""How is it learned? State, step, loop and what is reported of it."""

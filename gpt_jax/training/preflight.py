@@ -1,0 +1,251 @@
+"""What is checked and told before a run starts."""
+
+import dataclasses
+import math
+import os
+
+import jax
+import numpy as np
+
+from gpt_jax import config as config_lib
+from gpt_jax import flops, sharding, tree
+from gpt_jax.config import Config, InputError
+from gpt_jax.data import store
+from gpt_jax.machine import chips, console, runtime
+from gpt_jax.runs import checkpoint, metrics
+from gpt_jax.runs import workdir as workdir_lib
+
+# Below these an eps no longer keeps float32 from dividing by next to nothing.
+TINY_EPS, TINY_NORM_EPS = 1e-20, 1e-12
+
+
+def resolve_vocab(config: Config, prepared: store.PreparedData) -> Config:
+  """Returns the config with model.vocab_size known and sufficient."""
+  size = config.model.vocab_size
+  if size is None:
+    model = dataclasses.replace(config.model, vocab_size=prepared.vocab_size)
+    return dataclasses.replace(config, model=model)
+  if size < prepared.vocab_size:
+    raise InputError(
+      f"model.vocab_size is {size} and the tokenizer "
+      f"{config.data.tokenizer!r} has {prepared.vocab_size} tokens; raise it, "
+      "or leave it None to take the tokenizer's"
+    )
+  return config
+
+
+def check_prompt(config: Config, tokenizer, say) -> None:
+  """Raises InputError unless sample.prompt has a length that the model takes.
+
+  Design choice: a prompt that the vocabulary cannot encode is a line for `say`
+  and no more. The prompt may be the config file's and the vocabulary the
+  text's own (chars), and a run is not refused for what decorates it.
+  """
+  if not config.sample.every_steps:
+    return
+  text = config.sample.prompt
+  try:
+    size = len(tokenizer.encode(text))
+  except InputError as error:
+    say(f"no samples will be written: sample.prompt is {text!r}, and {error}")
+    return
+  if not 0 < size <= config.model.max_len:
+    raise InputError(
+      f"sample.prompt has {size} tokens; it must have 1 to model.max_len "
+      f"{config.model.max_len}"
+    )
+
+
+def check_init(workdir: str, tokenizer) -> None:
+  """Raises InputError unless a run of this tokenizer has saved something there.
+
+  Shapes alone would not tell: two vocabularies of one size fit one table.
+  """
+  if not checkpoint.list_steps(os.path.join(workdir, "checkpoints")):
+    raise InputError(
+      f"train.init_from is {workdir!r}, which holds no checkpoint; give the "
+      "workdir of a run that has saved one"
+    )
+  there = workdir_lib.read_tokenizer(workdir)
+  if there.fingerprint() != tokenizer.fingerprint():
+    raise InputError(
+      f"train.init_from is {workdir!r}, whose parameters know the tokens of "
+      f"another tokenizer ({there.name}, {there.vocab_size} tokens there; "
+      f"{tokenizer.name}, {tokenizer.vocab_size} here); set "
+      f"data.tokenizer=hf:{workdir}/tokenizer.json to keep its vocabulary"
+    )
+
+
+def check_batch(config: Config, mesh) -> None:
+  """Raises InputError unless batches divide over the mesh."""
+  table = sharding.RULES[config.mesh.rules]
+  where = ""
+  if jax.process_count() > 1:
+    where = f", on {mesh.size} devices of {jax.process_count()} processes,"
+  part = config.train.global_batch_size // config.train.num_microbatches
+  shards = int(np.prod([mesh.shape[a] for a in table["batch"]]))
+  axes = " x ".join(table["batch"])
+  if part % shards:
+    raise InputError(
+      f"a microbatch has {part} sequences, which mesh {axes} = {shards}"
+      f"{where} does not divide; change train.global_batch_size or "
+      "train.num_microbatches"
+    )
+  pieces = int(np.prod([mesh.shape[a] for a in table["length"]]))
+  if config.data.seq_len % pieces:
+    raise InputError(
+      f"data.seq_len is {config.data.seq_len}, which mesh.seq {pieces} does "
+      "not divide"
+    )
+
+
+def suggest_finite(config: Config) -> str:
+  """Returns what to change where updates are not finite, likeliest first."""
+  c = config
+  if c.model.norm_eps < TINY_NORM_EPS:
+    return (
+      f"model.norm_eps=1e-5: it is {c.model.norm_eps:g}, and a row of zeros is "
+      "divided by its root"
+    )
+  if c.optim.optimizer in config_lib.ADAMS and c.optim.eps < TINY_EPS:
+    return (
+      f"optim.eps=1e-8: it is {c.optim.eps:g}, and moments that small are "
+      "divided by it"
+    )
+  found = [f"an optim.learning_rate below {c.optim.learning_rate:g}"]
+  if c.optim.clip_norm is None:
+    found.append("optim.clip_norm set")
+  if c.optim.weight_decay * c.optim.learning_rate > 1:
+    found.append(f"an optim.weight_decay below {c.optim.weight_decay:g}")
+  if "bfloat16" in (c.model.compute_dtype, c.model.grad_dtype):
+    found.append("model.compute_dtype and model.grad_dtype float32")
+  *most, last = found
+  return f"{', '.join(most)} or {last}" if most else last
+
+
+def describe_lost_updates(config: Config) -> str | None:
+  """Returns a sentence where bfloat16 parameters are too coarse for the rate.
+
+  Half of bfloat16's last bit is at least 2^-9 of a number; an update below
+  that is rounded away each time. The optimizers other than sgd move a
+  parameter by about the rate.
+  """
+  c, rate = config, config.optim.learning_rate
+  is_coarse = c.model.param_dtype == "bfloat16" and c.optim.optimizer != "sgd"
+  least = c.model.init_std / 2**9
+  if not is_coarse or not rate or rate >= least:
+    return None
+  return (
+    f"model.param_dtype is bfloat16, which rounds away updates below 1/512 of "
+    f"a parameter: at optim.learning_rate {rate:g} those of model.init_std "
+    f"{c.model.init_std:g} do not move (from {least:.1g} on they do); float32 "
+    "has no such limit"
+  )
+
+
+def check_memory(config: Config, mesh, abstract) -> None:
+  """Raises InputError where a step cannot fit, before anything is allocated.
+
+  Counted is what no setting avoids: the state, gradients, the batch, and of
+  each block what enters it. The compiler's figure is larger.
+
+  Args:
+    abstract: state_lib.abstract_state on that mesh.
+  """
+  there, devices = runtime.memory_bytes(mesh)
+  if there is None:
+    return
+  shard = lambda leaf: int(
+    np.prod(leaf.sharding.shard_shape(leaf.shape), dtype=np.float64)
+  )
+  sizes = lambda t: [shard(x) * x.dtype.itemsize for x in jax.tree.leaves(t)]
+  state, grads = sum(sizes(abstract)), sum(sizes(abstract.params))
+  c, table = config, sharding.RULES[config.mesh.rules]
+  parts = [mesh.shape[a] for a in (*table["batch"], *table["length"])]
+  tokens = c.train.global_batch_size * c.data.seq_len // math.prod(parts)
+  kept = tokens // c.train.num_microbatches * c.model.num_layers
+  kept *= c.model.model_dim * np.dtype(c.model.compute_dtype).itemsize
+  needed = (state + grads + kept + 12 * tokens) * devices
+  if needed > there:
+    size = console.format_bytes
+    where = "this machine" if devices > 1 or _is_cpu(mesh) else "a device"
+    raise InputError(
+      f"a step needs {size(needed)} or more ({size(state * devices)} of state, "
+      f"{size(12 * tokens * devices)} of ids, {size(kept * devices)} of "
+      f"activations) and {where} has {size(there)}; take a smaller "
+      "train.global_batch_size, more train.num_microbatches, a smaller model "
+      "or a larger mesh"
+    )
+
+
+def _is_cpu(mesh) -> bool:
+  return mesh.devices.flat[0].platform == "cpu"
+
+
+def describe(config: Config, mesh, abstract, prepared) -> list[tuple[str, str]]:
+  """Returns the rows of the table that a run starts with."""
+  c = config
+  count = sum(flops.count_parameters(c.model).values())
+  state_bytes = tree.count_bytes(abstract)
+  local = sum(
+    int(np.prod(leaf.sharding.shard_shape(leaf.shape), dtype=np.int64))
+    * leaf.dtype.itemsize
+    for leaf in jax.tree.leaves(abstract)
+  )
+  sequences = config_lib.count_sequences(c.train, c.train.num_steps)
+  tokens = sequences * c.data.seq_len
+  ramp = "up to " if c.train.batch_ramp != "none" else ""
+  per_token = flops.train_flops_per_token(c.model, c.data.seq_len)
+  table = sharding.RULES[c.mesh.rules]
+  splits = [mesh.shape[a] for a in (*table["batch"], *table["length"])]
+  micro = c.train.global_batch_size // c.train.num_microbatches
+  passing = flops.estimate_passing_bytes(
+    c.model, micro * c.data.seq_len // int(np.prod(splits))
+  )
+  active = ""
+  if c.model.num_experts is not None:
+    met = sum(flops.count_active_parameters(c.model).values())
+    active = f", {met:,} for each token"
+  train_ids = sum(t.num_ids for _, t in prepared.train)
+  size = console.format_bytes
+  return [
+    (
+      "parameters",
+      f"{count:,} ({size(tree.count_bytes(abstract.params))} "
+      f"{c.model.param_dtype}){active}",
+    ),
+    (
+      "state",
+      f"{size(state_bytes)} with moments; {size(local)} on each device",
+    ),
+    (
+      "data",
+      f"{train_ids:,} tokens to train on, vocabulary {c.model.vocab_size:,}, "
+      f"{c.data.packing} of {c.data.seq_len}",
+    ),
+    (
+      "run",
+      f"{c.train.num_steps:,} steps x {ramp}{c.train.global_batch_size} "
+      "sequences ="
+      f" {tokens:,} tokens ({tokens / train_ids:.2f} epochs)",
+    ),
+    (
+      "compute",
+      f"{console.format_count(per_token)} FLOPs a token, "
+      f"{per_token * tokens:.2e} in all",
+    ),
+    (
+      "mesh",
+      f"{sharding.describe_mesh(mesh)} ({mesh.devices.flat[0].device_kind})",
+    ),
+    ("memory", f"about {size(local + passing)} on each device"),
+  ]
+
+
+def device_peak(mesh) -> float | None:
+  """Returns the peak FLOP/s of all devices of the mesh, None if unknown."""
+  device = mesh.devices.flat[0]
+  if device.platform == "cpu":
+    return metrics.measure_cpu_peak()
+  known = chips.peak_flops(device.device_kind)
+  return known * mesh.size if known else None

@@ -1,0 +1,65 @@
+"""Recompute a step that a run has done, and compare it bit for bit.
+
+A run is a function of its config, data and devices. A step that comes out
+otherwise a second time was computed by a faulty device, or depends on
+something that it should not.
+"""
+
+from gpt_jax import exits
+from gpt_jax.config import InputError
+from gpt_jax.runs import checkpoint, integrity
+
+
+def replay(step: int, total: int, keeper, recompute, say) -> int:
+  """Recomputes a step twice and says whether the bits agree.
+
+  Args:
+    step: to recompute, counted from 1.
+    total: steps of the run.
+    keeper: the run's Checkpointer; where it holds the step, the state that
+      was saved is compared too.
+    recompute: returns (step that it began at, state after `step`).
+    say: takes the line that says the result.
+
+  Returns:
+    0, or exits.CORRUPT where the bits differ.
+
+  Raises:
+    InputError: the run has no such step.
+  """
+  if not 1 <= step <= total:
+    raise InputError(
+      f"--replay is {step}; it must be a step of the run, from 1 to {total}"
+    )
+  checksum, found = integrity.Checksum(), []
+  for _ in range(2):
+    begun, state = recompute()
+    found.append(name_rows(state, checksum))
+  compared = "twice"
+  stored = checkpoint.read_checksums(keeper.directory, step)
+  if stored is not None:
+    found.append(stored)
+    compared = "twice, and compared with its checkpoint"
+  line = f"step {step:,} recomputed from step {begun:,} {compared}: "
+  odd = [name for name in found[0] if len({rows[name] for rows in found}) > 1]
+  if not odd:
+    say(f"{line}all {len(found[0])} arrays agree bit for bit")
+    return 0
+  where = (
+    "the two differ from each other"
+    if found[0] != found[1]
+    else "both differ from the checkpoint"
+  )
+  say(
+    f"{line}{where} in {integrity.some(odd)}; a device is faulty, or the run "
+    "was made on other devices or by another version"
+  )
+  return exits.CORRUPT
+
+
+def name_rows(state, checksum) -> dict[str, str]:
+  """Returns {"a/b": checksum} of a state."""
+  from gpt_jax import tree
+
+  names = tree.flatten_with_names(state)
+  return dict(zip(names, checksum(state)[0], strict=True))

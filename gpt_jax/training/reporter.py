@@ -1,0 +1,431 @@
+"""What happens around the steps of a run: rows, evaluations, samples, report.
+
+An evaluation or sample that is due comes before the checkpoint of its step, so
+that a run which is resumed from that checkpoint has them; one that a signal
+put off is caught up on when the run goes on.
+"""
+
+import math
+import os
+import time
+
+import jax
+
+from gpt_jax import config as config_lib
+from gpt_jax import flops
+from gpt_jax.config import Config
+from gpt_jax.data import store
+from gpt_jax.inference import generation, scoring
+from gpt_jax.machine import console, processes
+from gpt_jax.runs import goodput, metrics, plot
+from gpt_jax.runs import workdir as workdir_lib
+from gpt_jax.training import preflight
+
+# A validation text up to this size is also compressed, for comparison.
+YARDSTICK_BYTES = 64 << 20
+
+
+class Diverged(Exception):
+  """Too many updates in a row, or the last loss, were not finite.
+
+  Args:
+    step: steps that were done.
+  """
+
+  def __init__(self, step: int, message: str):
+    super().__init__(message)
+    self.step = step
+
+
+class Reporter:
+  """Writes and says what a run does; the loop calls it in order.
+
+  Args:
+    config: vocab_size filled in.
+    first: steps that are done when this process begins.
+    clock: of this process; what earlier ones spent is added to it.
+    seal: of the rows that were written when `first` was saved, if known.
+  """
+
+  def __init__(
+    self,
+    config: Config,
+    workdir: str,
+    first: int,
+    screen: console.Console,
+    model,
+    mesh,
+    prepared: store.PreparedData,
+    clock: goodput.Clock,
+    seal: list | None = None,
+  ):
+    self.config, self.workdir, self.first = config, workdir, first
+    self.screen, self.model, self.mesh = screen, model, mesh
+    self.prepared = prepared
+    self.writers = None
+    self.is_writing = processes.index() == 0
+    self.clock = clock
+    self.time_left = metrics.TimeLeft()
+    total = config.train.num_steps
+    if self.is_writing:
+      has_curve = os.path.exists(self._curve_path())
+      # A report that was cut short is made again, and its rows with it.
+      is_cut = lambda row: (
+        row["step"] == total and any(name.startswith("eval/") for name in row)
+      )
+      self.writers = metrics.Writers(
+        workdir,
+        first,
+        config.train.wandb_project,
+        is_dropped=lambda row: not has_curve and is_cut(row),
+        say=screen.say,
+        seal=seal,
+      )
+      if has_curve and first < total:
+        os.remove(self._curve_path())  # of an end that is to come again
+      clock.go_on(self.writers.carried)
+    self.meter = metrics.Meter(
+      config.train.global_batch_size * config.data.seq_len,
+      flops.train_flops_per_token(config.model, config.data.seq_len),
+      preflight.device_peak(mesh) if self.is_writing else None,
+      is_measured=mesh.devices.flat[0].platform == "cpu",
+    )
+    self.is_profiling = False
+    self.sample_fault = None
+    self.skipped_in_row = 0
+
+  def finish(self, step: int, result: dict, is_forced: bool = False) -> None:
+    """Waits for the result of a step; logs it if it is its turn.
+
+    Args:
+      result: metrics of the train step, on the device.
+      is_forced: fetched before another step was dispatched, so that the time
+        since the last fetch says nothing of a step.
+
+    Raises:
+      Diverged: more than train.max_nonfinite_steps in a row were skipped, or
+        the last steps of the run were.
+    """
+    values = {k: float(v) for k, v in jax.device_get(result).items()}
+    processes.mark()
+    if not is_forced:
+      self.meter.mark()
+    t = self.config.train
+    skipped = self.skipped_in_row = int(values["skipped_in_row"])
+    if skipped:
+      self._list_skipped(step, values)
+    is_bad_end = skipped > 1 or not math.isfinite(values["loss"])
+    if skipped > t.max_nonfinite_steps or (step == t.num_steps and is_bad_end):
+      kind = "not finite"
+      if t.spike_factor is not None:
+        kind = f"not finite, or spikes above {t.spike_factor:g} times the mean,"
+      what = "update was" if skipped == 1 else f"{skipped} updates were"
+      raise Diverged(
+        step,
+        f"the last {what} {kind} and skipped; stopped at step {step:,}",
+      )
+    if not self.is_logged(step):
+      return
+    row = {
+      metrics.LOSS: values["loss"],
+      metrics.GRAD_NORM: values["grad_norm"],
+      metrics.LEARNING_RATE: values["learning_rate"],
+      metrics.NUM_SKIPPED: values["num_skipped"],
+      metrics.TOKENS: config_lib.count_sequences(t, step)
+      * self.config.data.seq_len,
+      metrics.BATCH_HASH: int(values["batch_hash"]),
+    }
+    if "balance_loss" in values:
+      row[metrics.BALANCE_LOSS] = values["balance_loss"]
+    if "z_loss" in values:
+      row[metrics.Z_LOSS] = values["z_loss"]
+    rates = self.meter.rates()
+    self._write(step, row | rates)
+    each = self.time_left.note(step, time.perf_counter())
+    left = None if each is None else (t.num_steps - step) * each
+    self.screen.progress(step, t.num_steps, values["loss"], rates, left)
+
+  def _list_skipped(self, step: int, values: dict) -> None:
+    """Writes the row of a skipped update, and says it."""
+    is_spike = bool(values.get("is_spike", 0))
+    row = {metrics.SKIPPED_SPIKE if is_spike else metrics.SKIPPED_NONFINITE: 1}
+    norm, loss = values["grad_norm"], values["loss"]
+    if is_spike:
+      row[metrics.GRAD_NORM] = norm
+    if "batch_hash" in values:
+      row[metrics.BATCH_HASH] = int(values["batch_hash"])
+    self._write(step, row)
+    why = "a spike" if is_spike else "not finite"
+    self.screen.say(
+      f"step {step:,}: its update is skipped, {why} (gradient norm {norm:.3g}, "
+      f"loss {loss:.4g})"
+    )
+
+  def note_rollback(self, failed: int, num_passed: int) -> None:
+    """Writes the row of a rollback to the first step of this reporter.
+
+    Args:
+      failed: the step that the run had come to.
+      num_passed: sequences of the order of data passed over so far.
+    """
+    row = {metrics.ROLLED_BACK_FROM: failed, metrics.PASSED: num_passed}
+    if self.is_writing:
+      # A run that was killed after a rollback and comes to it again has it.
+      rows = metrics.read_rows(os.path.join(self.workdir, "metrics.jsonl"))
+      if any(row.items() <= each.items() for each in rows):
+        return
+    self._write(self.first, row)
+
+  def seal_rows(self) -> list | None:
+    """Returns the seal of all rows so far, where they are written."""
+    return self.writers and self.writers.seal.value()
+
+  def set_batch(self, size: int) -> None:
+    """Notes the sequences of the steps that follow."""
+    self.meter.tokens_per_step = size * self.config.data.seq_len
+    self.time_left = metrics.TimeLeft()
+    self.meter.restart()
+
+  def is_logged(self, step: int) -> bool:
+    """Returns whether a row is written of this step."""
+    t = self.config.train
+    every = t.log_every_steps
+    is_turn = every > 0 and step % every == 0
+    return is_turn or step in (1, t.num_steps)
+
+  def is_watched(self, step: int) -> bool:
+    """Returns whether telemetry is due at this step; at the first it is."""
+    every = self.config.train.telemetry_every_steps
+    return every > 0 and (step % every == 0 or step == 1)
+
+  def watch(self, step: int, seen: dict) -> None:
+    """Writes the telemetry of a step."""
+    seen = jax.device_get(seen)
+    self._write(step, {k: float(v) for k, v in seen.items()})
+
+  def is_due(self, step: int) -> bool:
+    """Returns whether an evaluation or a sample is due after this step."""
+    c = self.config
+    every = (c.eval.every_steps, c.sample.every_steps)
+    return any(n and step % n == 0 for n in every)
+
+  def report_on(self, step: int, state) -> None:
+    """Evaluates on some batches, and samples, where it is due."""
+    with self.clock.spend("evaluation"):
+      self._report_on(step, state)
+
+  def _report_on(self, step: int, state) -> None:
+    c = self.config
+    if c.eval.every_steps and step % c.eval.every_steps == 0:
+      for name, tokens in self.prepared.valid.items():
+        result = self._score(state.params, tokens, c.eval.num_batches)
+        row = {metrics.eval_name(name, "loss"): result["loss"]}
+        line = f"step {step:,}: {name} loss {result['loss']:.4f}"
+        if state.ema is not None:
+          result = self._score(state.ema, tokens, c.eval.num_batches)
+          row[metrics.eval_name(name, "ema_loss")] = result["loss"]
+          line += f", of the average {result['loss']:.4f}"
+        self._write(step, row)
+        self.screen.say(line)
+    if c.sample.every_steps and step % c.sample.every_steps == 0:
+      self._sample(step, state)
+
+  def catch_up(self, state) -> None:
+    """Does what was due at the first step and was put off by a signal."""
+
+    def is_there() -> bool:
+      rows = metrics.read_rows(os.path.join(self.workdir, "metrics.jsonl"))
+      names = [k for r in rows if r["step"] == self.first for k in r]
+      return any(name.startswith("eval/") for name in names)
+
+    # At the end the report is to come, of the whole set.
+    is_due = 0 < self.first < self.config.train.num_steps
+    is_due = is_due and self.is_due(self.first)
+    if is_due and not processes.share(is_there):
+      self.report_on(self.first, state)
+
+  def report(self, state, seconds: float, is_stopped=lambda: False) -> None:
+    """Ends a run: whole validation set, sample, curve, where things are.
+
+    The curve is written last: it marks that all of it was done.
+
+    Args:
+      seconds: what this process took.
+      is_stopped: asked between the parts; the rest is left out where true.
+
+    Raises:
+      Diverged: the loss on a validation set is not finite.
+    """
+    with self.clock.spend("evaluation"):
+      self._report(state, seconds, is_stopped)
+
+  def _report(self, state, seconds: float, is_stopped) -> None:
+    c, total = self.config, self.config.train.num_steps
+    self.screen.close()
+    done = (
+      f"trained {total:,} steps"
+      if not self.first
+      else (f"trained steps {self.first + 1:,} to {total:,}")
+    )
+    if self.first < total:
+      self.screen.say(f"{done} in {console.format_seconds(seconds)}")
+    for name, tokens in self.prepared.valid.items():
+      if tokens.num_ids < 2 or is_stopped():
+        continue
+      self.screen.say(f"evaluating all of {name} ...")
+      result = self._score(state.params, tokens, None)
+      self._write(
+        total, {metrics.eval_name(name, k): v for k, v in result.items()}
+      )
+      self.screen.say(
+        f"{name}: loss {result['loss']:.4f}, perplexity "
+        f"{result['perplexity']:.2f}, over all {result['num_tokens']:,} tokens"
+      )
+      if self.is_writing:
+        self.screen.table(self._yardstick(result, tokens))
+      if state.ema is not None:
+        loss = self._score(state.ema, tokens, None)["loss"]
+        self._write(total, {metrics.eval_name(name, "ema_loss"): loss})
+        self.screen.say(f"{name}: loss {loss:.4f} of the moving average")
+      if not math.isfinite(result["loss"]):
+        raise Diverged(total, f"the loss on {name} is {result['loss']}")
+    self._say_noise_scale()
+    if c.sample.every_steps and not is_stopped():
+      text = self._sample(total, state)
+      if text is not None:
+        self.screen.say("sample:")
+        for line in console.wrap_text(c.sample.prompt + text):
+          self.screen.say(f"  | {line}")
+    if is_stopped():
+      return
+    self._plot()
+    self.screen.say(f"time: {self.clock.describe()}")
+    self.screen.say(f"everything is in {self.workdir}:")
+    rows = [
+      ("checkpoints/", f"the last is step {total:,}"),
+      ("plots/loss.svg", "the loss curve"),
+      ("metrics.jsonl", "every logged figure; also in tensorboard/"),
+    ]
+    if c.sample.every_steps:
+      rows.append(("samples/", "generated text"))
+    self.screen.table(rows)
+
+  def has_reported(self) -> bool:
+    """Returns whether `report` came to its end."""
+    return processes.share(lambda: os.path.exists(self._curve_path()))
+
+  def profile(self, index: int) -> None:
+    """Starts and stops the profiler around the steps asked for.
+
+    Args:
+      index: steps done, over all of the run.
+    """
+    t = self.config.train
+    # Three steps settle first, where there are as many.
+    start = min(self.first + 3, t.num_steps - 1)
+    if t.profile_steps and index == start and self.is_writing:
+      jax.profiler.start_trace(os.path.join(self.workdir, "profile"))
+      self.is_profiling = True
+    elif index == start + t.profile_steps:
+      self.end_profile()
+
+  def end_profile(self) -> None:
+    """Writes the profile if one is being taken."""
+    if self.is_profiling:
+      self.is_profiling = False
+      jax.profiler.stop_trace()
+      self.screen.say(f"the profile is in {self.workdir}/profile")
+
+  def close(self) -> None:
+    """Takes the bar away and closes the files."""
+    self.screen.close()
+    self.end_profile()
+    if self.writers is not None:
+      self.writers.close()
+
+  def _score(self, params, tokens, num_batches: int | None):
+    c = self.config
+    # As large a batch as training holds at once.
+    parts = c.train.num_microbatches
+    return scoring.score(
+      self.model,
+      params,
+      tokens,
+      seq_len=c.data.seq_len,
+      batch_size=c.train.global_batch_size // parts,
+      packing=c.data.packing,
+      num_loss_chunks=c.train.num_loss_chunks,
+      mesh=self.mesh,
+      max_batches=num_batches and num_batches * parts,
+      show=lambda done, of: self.screen.wait(
+        f"evaluated {done:,} of {of:,} batches"
+      ),
+    )
+
+  def _say_noise_scale(self) -> None:
+    if self.writers is None:
+      return
+    scale = metrics.noise_scale(metrics.read_rows(self.writers.path))
+    if scale is not None:
+      size = self.config.train.global_batch_size
+      self.screen.say(
+        f"gradient noise scale: about {scale:,.0f} sequences, of which a batch "
+        f"has {size:,}; much larger ones would gain little"
+      )
+
+  def _yardstick(self, result: dict, tokens) -> list[tuple[str, str]]:
+    rows = [("bits per byte", f"{result['bits_per_byte']:.3f}")]
+    if tokens.num_bytes <= YARDSTICK_BYTES:
+      ids = tokens.read(0, tokens.num_ids)
+      tokenizer = self.prepared.tokenizer
+      text = tokenizer.decode_bytes(ids[ids != tokenizer.separator_id])
+      for name, bits in scoring.compressed_bits_per_byte(text).items():
+        rows.append((name, f"{bits:.3f} on the same text"))
+    return rows
+
+  def _sample(self, step: int, state) -> str | None:
+    """Writes what follows sample.prompt; returns it, or None.
+
+    Whatever goes wrong is a line, said once: a sample is for the eye, and a
+    run that ended here would end here again when it is resumed.
+    """
+    s = self.config.sample
+    try:
+      (text,) = generation.generate_text(
+        self.model,
+        state.params,
+        self.prepared.tokenizer,
+        [s.prompt],
+        s.num_tokens,
+        generation.Sampling(temperature=s.temperature),
+        seed=self.config.seed,
+      )
+      if self.writers is not None:
+        path = os.path.join(self.workdir, "samples", f"step-{step:06d}.txt")
+        workdir_lib.write_text(path, s.prompt + text)
+    except Exception as error:
+      why = " ".join(str(error).split()) or type(error).__name__
+      if why != self.sample_fault:
+        self.screen.say(f"step {step:,}: no sample of sample.prompt: {why}")
+      self.sample_fault = why
+      return None
+    return text
+
+  def _curve_path(self) -> str:
+    return os.path.join(self.workdir, "plots", "loss.svg")
+
+  def _plot(self) -> None:
+    if self.writers is None:
+      return
+    rows = metrics.read_rows(self.writers.path)
+    curve = lambda name: [(r["step"], r[name]) for r in rows if name in r]
+    curves = {metrics.LOSS: curve(metrics.LOSS)}
+    for name in self.prepared.valid:
+      loss = metrics.eval_name(name, "loss")
+      curves[loss] = curve(loss)
+    svg = plot.draw_curves("loss, nats per token", "step", curves)
+    workdir_lib.write_text(self._curve_path(), svg)
+
+  def _write(self, step: int, values: dict) -> None:
+    if self.writers is not None:
+      self.writers.write(step, values | self.clock.row())

@@ -1,0 +1,129 @@
+"""The training state, and how it comes to be: sharded from the first byte.
+
+Shapes are evaluated abstractly, shardings follow from the declarations, and
+one compiled function then makes every leaf in its place. Each parameter's
+numbers come from the seed and its own name alone, so that the same seed gives
+the same parameters on any mesh.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from gpt_jax import sharding, tree
+from gpt_jax.config import Config
+from gpt_jax.models import Model
+from gpt_jax.parametrization import init_param
+from gpt_jax.training import optim
+
+
+class TrainState(struct.PyTreeNode):
+  """Everything that a step reads and writes.
+
+  Attributes:
+    step: int32, optimizer steps done, skipped ones included.
+    params: tree of param_dtype.
+    opt_state: the optimizer's.
+    num_skipped: int32, updates skipped in the whole run.
+    skipped_in_row: int32, of those, how many just now in a row.
+    ema: tree like params, float32, their moving average; None without
+      train.ema_decay.
+    norm_mean: {"mean": float32, "count": int32} of the gradient norms of
+      updates that were not skipped; None without train.spike_factor.
+  """
+
+  step: jax.Array
+  params: Any
+  opt_state: Any
+  num_skipped: jax.Array
+  skipped_in_row: jax.Array
+  ema: Any = None
+  norm_mean: Any = None
+
+
+def init_params(model: Model, seed):
+  """Returns initial parameters; a leaf's numbers depend on seed and name."""
+  shapes, specs = model.abstract_params()
+  c, root = model.config, jax.random.key(seed)
+
+  def init(name, leaf, spec):
+    key = tree.key_for(root, name)
+    one = lambda key, shape: init_param(key, spec, shape, leaf.dtype, c)
+    if spec.axes[0] != "layers":
+      return one(key, leaf.shape)
+    fold = jax.vmap(lambda i: jax.random.fold_in(key, i))
+    keys = fold(jnp.arange(leaf.shape[0]))
+    return jax.vmap(lambda k: one(k, leaf.shape[1:]))(keys)
+
+  return tree.map_with_names(init, shapes, specs)
+
+
+def abstract_state(model: Model, tx, config: Config, mesh: Mesh) -> TrainState:
+  """Returns the TrainState of ShapeDtypeStructs with their shardings.
+
+  Raises:
+    InputError: a parameter cannot be placed on this mesh.
+  """
+  shapes, specs = model.abstract_params()
+  opt_shapes = jax.eval_shape(tx.init, shapes)
+  opt_specs = optim.state_specs(opt_shapes, shapes, specs)
+  rules = config.mesh.rules
+  place = lambda leaf, s: jax.ShapeDtypeStruct(
+    leaf.shape, leaf.dtype, sharding=s
+  )
+  sharded = lambda a, specs: jax.tree.map(
+    place, a, sharding.shardings_of(a, specs, rules, mesh)
+  )
+  scalar = jax.ShapeDtypeStruct(
+    (), jnp.int32, sharding=NamedSharding(mesh, P())
+  )
+  params, ema, norm_mean = sharded(shapes, specs), None, None
+  if config.train.ema_decay is not None:
+    ema = sharded(jax.eval_shape(_as_float32, shapes), specs)
+  if config.train.spike_factor is not None:
+    number = jax.ShapeDtypeStruct((), jnp.float32, sharding=scalar.sharding)
+    norm_mean = {"mean": number, "count": scalar}
+  return TrainState(
+    step=scalar,
+    params=params,
+    opt_state=sharded(opt_shapes, opt_specs),
+    num_skipped=scalar,
+    skipped_in_row=scalar,
+    ema=ema,
+    norm_mean=norm_mean,
+  )
+
+
+def init_state(model: Model, tx, config: Config, mesh: Mesh) -> TrainState:
+  """Returns a fresh state on the mesh; no leaf is ever whole on one device."""
+  abstract = abstract_state(model, tx, config, mesh)
+
+  def init(seed):
+    params = init_params(model, seed)
+    zero, ema, norm_mean = jnp.int32(0), None, None
+    if config.train.spike_factor is not None:
+      norm_mean = {"mean": jnp.float32(0), "count": zero}
+    if config.train.ema_decay is not None:
+      ema = _as_float32(params)
+    moments = tx.init(params)
+    return TrainState(zero, params, moments, zero, zero, ema, norm_mean)
+
+  shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+  with jax.set_mesh(mesh):
+    return jax.jit(init, out_shardings=shardings)(np.uint32(config.seed))
+
+
+def replace_params(state: TrainState, params) -> TrainState:
+  """Returns a state that starts from other parameters."""
+  ema = None if state.ema is None else jax.jit(_as_float32)(params)
+  return state.replace(params=params, ema=ema)
+
+
+def _as_float32(params):
+  # A copy even of float32: the step gives both away.
+  return jax.tree.map(lambda p: jnp.array(p, jnp.float32), params)

@@ -1,0 +1,222 @@
+"""One optimizer step, as a pure function.
+
+A step whose loss or gradient is not finite changes nothing but the counters.
+What is written is finite too, at any rate or eps: moments by the bound on the
+gradient's norm, parameters because a new value that is not finite leaves the
+old one in its place.
+"""
+
+import time
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gpt_jax import objective, tree
+from gpt_jax.config import Config
+from gpt_jax.models import Model
+from gpt_jax.training import optim
+from gpt_jax.training.state import TrainState
+
+# Squares of gradients below it, and momentum's sum of them over 10^7 steps, are
+# finite in float32 and bfloat16, even divided by an eps of 1e-4 times (muP). So
+# moments need no look of their own.
+MAX_GRAD_NORM = 1e15
+# Updates before a norm can be called a spike: those of a start are large.
+SPIKE_HISTORY = 20
+
+
+def make_train_step(model: Model, tx, schedule, config: Config):
+  """Returns step(state, batch) -> (state, metrics), to be jitted and donated.
+
+  metrics: loss (mean nats per target), grad_norm (before clipping),
+  learning_rate, num_skipped, skipped_in_row; float32 scalars. With experts
+  also balance_loss (mean over layers, unweighted; 1 is even), which is no part
+  of loss; with train.z_loss_weight also z_loss, likewise. With
+  train.spike_factor is_spike, and batch_hash, by which a skipped batch is
+  listed.
+  """
+  z_weight = config.train.z_loss_weight
+  num_chunks = config.train.num_loss_chunks
+  loss_sum = objective.make_loss(model, num_chunks, z_weight > 0)
+  parts, ema_decay = config.train.num_microbatches, config.train.ema_decay
+  spike_factor = config.train.spike_factor
+
+  def grads_of(params, batch, key):
+    total = jnp.float32(batch["targets"].size)
+    if "mask" in batch:
+      total = jnp.maximum(batch["mask"].sum(), 1.0)
+
+    num_rows = batch["targets"].shape[0]
+
+    def mean(params, part, key):
+      nats, _, balance, z = loss_sum(params, part, key)
+      seen = {"loss": nats / total}
+      total_loss = seen["loss"]
+      if z is not None:
+        seen["z_loss"] = z / total
+        total_loss += z_weight * seen["z_loss"]
+      if balance is None:
+        return total_loss, seen
+      balance /= num_rows
+      seen["balance_loss"] = balance / model.config.num_layers
+      weight = model.config.router_balance_weight
+      return total_loss + weight * balance, seen
+
+    grad = jax.grad(mean, has_aux=True)
+    if parts == 1:
+      return grad(params, batch, key)
+    params = model.take_apart(params)
+    # Strided, so that each part is spread over all devices as the whole is.
+    split = jax.tree.map(
+      lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch
+    )
+
+    def add(carry, index_and_part):
+      index, part = index_and_part
+      part_key = None if key is None else jax.random.fold_in(key, index)
+      new = grad(params, part, part_key)
+      return jax.tree.map(jnp.add, carry, new), None
+
+    zeros = lambda p: jnp.zeros(p.shape, jnp.float32)
+    names = ["loss"]
+    if model.config.num_experts is not None:
+      names.append("balance_loss")
+    if z_weight > 0:
+      names.append("z_loss")
+    seen = {name: jnp.float32(0) for name in names}
+    zero = (jax.tree.map(zeros, params), seen)
+    sums, seen = jax.lax.scan(add, zero, (jnp.arange(parts), split))[0]
+    return model.put_together(sums), seen
+
+  def train_step(state: TrainState, batch):
+    key = None
+    if model.config.dropout_rate > 0:
+      key = tree.key_for(jax.random.key(config.seed), "dropout")
+      key = jax.random.fold_in(key, state.step)
+    grads, seen = grads_of(state.params, batch, key)
+    # Sums in float32, whatever the parameters are kept in.
+    grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
+    norm = optax.tree.norm(grads)
+    grads = optim.clip_by_global_norm(grads, norm, config.optim.clip_norm)
+    rate = schedule(state.step)
+    # False of NaN too.
+    is_good = jnp.isfinite(seen["loss"]) & (norm < MAX_GRAD_NORM)
+
+    def change(grads, *old):
+      kept = None
+      if ema_decay is not None:
+        # At first a mean of all so far, in effect: the start is soon forgotten.
+        kept = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
+      return update(tx, grads, old, rate, kept)
+
+    seen_mean, is_spike = state.norm_mean, None
+    if spike_factor is not None:
+      is_spike = is_good & _is_spike(norm, seen_mean, spike_factor)
+      is_good &= ~is_spike
+      seen_mean = _add_norm(seen_mean, norm, is_good)
+
+    old = state.params, state.opt_state, state.ema
+    if model.platform == "cpu":
+      # In a branch they change in place; a choice for each leaf copies moments
+      # first. Elsewhere a branch would make the host wait.
+      params, opt_state, ema = jax.lax.cond(
+        is_good, change, lambda grads, *old: old, grads, *old
+      )
+    else:
+      keep = lambda new, old: jnp.where(is_good, new, old)
+      params, opt_state, ema = jax.tree.map(keep, change(grads, *old), old)
+    skipped = 1 - is_good.astype(jnp.int32)
+    state = TrainState(
+      step=state.step + 1,
+      params=params,
+      opt_state=opt_state,
+      num_skipped=state.num_skipped + skipped,
+      skipped_in_row=(state.skipped_in_row + skipped) * skipped,
+      ema=ema,
+      norm_mean=seen_mean,
+    )
+    metrics = {
+      **seen,
+      "grad_norm": norm,
+      "learning_rate": rate,
+      "num_skipped": state.num_skipped,
+      "skipped_in_row": state.skipped_in_row,
+    }
+    if is_spike is not None:
+      metrics["is_spike"] = is_spike.astype(jnp.float32)
+      metrics["batch_hash"] = objective.hash_batch(batch)
+    return state, metrics
+
+  return train_step
+
+
+def _is_spike(norm, norm_mean, factor: float):
+  is_known = norm_mean["count"] >= SPIKE_HISTORY
+  return is_known & (norm > factor * norm_mean["mean"])
+
+
+def _add_norm(norm_mean, norm, is_good):
+  """Returns norm_mean with one more norm, where it is_good.
+
+  The mean of all at first, then of about the last 5 SPIKE_HISTORY. A skipped
+  norm is left out, or a few spikes would let the next ones through.
+  """
+  count = norm_mean["count"] + is_good.astype(jnp.int32)
+  part = 1 / jnp.clip(count, 1, 5 * SPIKE_HISTORY)
+  moved = norm_mean["mean"] + part * (norm - norm_mean["mean"])
+  return {"mean": jnp.where(is_good, moved, norm_mean["mean"]), "count": count}
+
+
+def update(tx, grads, old, rate, ema_decay):
+  """Returns (params, opt_state, ema) after one update of `old`.
+
+  Args:
+    old: (params, opt_state, ema); ema may be None.
+    rate, ema_decay: float32 scalars; ema_decay is None without ema.
+  """
+  params, opt_state, ema = old
+  directions, opt_state = tx.update(grads, opt_state, params)
+  move = lambda p, d: (p - rate * d).astype(p.dtype)
+  params = jax.tree.map(move, params, directions)
+  if ema is not None:
+    average = lambda e, p: e + (1 - ema_decay) * (p - e)
+    ema = jax.tree.map(average, ema, params)
+  params, ema = keep_finite((params, ema), (old[0], old[2]))
+  return params, opt_state, ema
+
+
+def keep_finite(new, old):
+  """Returns `new`, but `old` in each place where `new` is not finite.
+
+  Design choice: place by place. A verdict on the whole state would need it
+  twice in memory, or a second pass over it; this is a comparison within the
+  pass that writes, and changes no finite value.
+  """
+  keep = lambda n, o: jnp.where(jnp.isfinite(n), n, o)
+  return jax.tree.map(keep, new, old)
+
+
+def lower_step(step_function, abstract, config: Config, mesh, batch_place):
+  """Returns the jitted step, donating its state, before it is compiled."""
+  batch = objective.abstract_batch(config, batch_place)
+  shardings = jax.tree.map(lambda x: x.sharding, abstract)
+  with jax.set_mesh(mesh):
+    jitted = jax.jit(
+      step_function, donate_argnums=0, out_shardings=(shardings, None)
+    )
+    return jitted.lower(abstract, batch)
+
+
+def compile_step(step_function, abstract, config: Config, mesh, batch_place):
+  """Returns (compiled step, seconds, peak bytes on a device or 0)."""
+  start = time.perf_counter()
+  lowered = lower_step(step_function, abstract, config, mesh, batch_place)
+  with jax.set_mesh(mesh):
+    compiled = lowered.compile()
+  seconds = time.perf_counter() - start
+  memory = compiled.memory_analysis()
+  peak = 0
+  if memory is not None:
+    peak = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+  return compiled, seconds, peak

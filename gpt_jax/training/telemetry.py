@@ -1,0 +1,171 @@
+"""What is seen of a run now and then, to tell why one goes wrong.
+
+Largest scores and logits, the size of activations and updates by layer,
+gradients by role: from a pass of its own over the batch that the next step
+takes, so that the train step is the same program with and without. It
+costs 1.3 steps (configs/LOG.md): every hundredth step, 1.3 percent.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gpt_jax import tree
+from gpt_jax.config import Config
+from gpt_jax.models import Model
+from gpt_jax.objective import make_loss
+from gpt_jax.parametrization import ROLES
+from gpt_jax.training import optim
+
+PREFIX = "telemetry/"
+
+
+def make_watch(model: Model, tx, schedule, config: Config):
+  """Returns watch(state, batch) -> {name: float32 scalar}, to be jitted.
+
+  Names, all of them after PREFIX, LL a layer from 00:
+    attn_logit_max/LL  largest score before a soft-cap, of what is not masked
+    logit_max          largest absolute logit
+    attn_rms/LL, mlp_rms/LL  what the sublayers put out
+    embed_rms, residual_rms  the stream before the first block, after the last
+    update_rms/LL, update_rms/ROLE  the step's change of a parameter: of those
+      of a layer, and of those of a role outside of the blocks
+    grad_norm/ROLE     before clipping
+    grad_square, grad_variance  of metrics.noise_scale, over the two halves of
+      what is looked at (McCandlish et al. 2018, appendix A.1), where its rows
+      are even in number; in sequences
+
+  One microbatch of the batch is looked at, without dropout.
+  """
+  z_weight = config.train.z_loss_weight
+  loss_sum = make_loss(model, config.train.num_loss_chunks, z_weight > 0)
+  parts = config.train.num_microbatches
+
+  def watch(state, batch):
+    batch = jax.tree.map(lambda x: x[::parts], batch)
+    _, specs = model.abstract_params()
+
+    def mean(params, batch):
+      nats, count, balance, z = loss_sum(params, batch)
+      count = jnp.maximum(count, 1.0)
+      total = nats / count
+      if z is not None:
+        total += z_weight * z / count
+      if balance is not None:
+        weight = model.config.router_balance_weight
+        total += weight * balance / batch["targets"].shape[0]
+      return total
+
+    grads, found = _grads(mean, state.params, batch)
+    norm = optax.tree.norm(grads)
+    clipped = optim.clip_by_global_norm(grads, norm, config.optim.clip_norm)
+    directions, _ = tx.update(clipped, state.opt_state, state.params)
+    rate = schedule(state.step)
+    updates = jax.tree.map(lambda d: rate * d, directions)
+    for role in ROLES:
+      of_role = [
+        g
+        for g, s in zip(
+          jax.tree.leaves(grads), jax.tree.leaves(specs), strict=True
+        )
+        if s.role == role
+      ]
+      if of_role:
+        found[f"grad_norm/{role}"] = optax.tree.norm(of_role)
+    return found | _updates(updates, specs) | _activations(state.params, batch)
+
+  def _activations(params, batch):
+    out, taps = model.apply_tapped(
+      params,
+      batch["tokens"],
+      batch.get("positions"),
+      batch.get("segments"),
+      is_headless=True,
+    )
+    found = {"logit_max": _largest_logit(model, *out)}
+    for name in ("embed", "residual"):
+      found[f"{name}_rms"] = _rms(taps[name])
+    for layer in range(model.config.num_layers):
+      found[f"attn_logit_max/{layer:02}"] = taps["score_max"][layer]
+      for name in ("attn", "mlp"):
+        found[f"{name}_rms/{layer:02}"] = _rms(taps[name][layer])
+    return found
+
+  def named(state, batch):
+    return {
+      PREFIX + name: value.astype(jnp.float32)
+      for name, value in watch(state, batch).items()
+    }
+
+  return named
+
+
+def _grads(mean, params, batch):
+  """Returns (gradient of mean(params, batch) float32, its noise)."""
+
+  def one(part):
+    grads = jax.grad(mean)(params, part)
+    return jax.tree.map(lambda g: g.astype(jnp.float32), grads)
+
+  rows = batch["targets"].shape[0]
+  if rows % 2:
+    return one(batch), {}
+  halves = jax.tree.map(
+    lambda x: x.reshape(-1, 2, *x.shape[1:]).swapaxes(0, 1), batch
+  )
+  zeros = lambda p: jnp.zeros(p.shape, jnp.float32)
+
+  def add(carry, half):
+    total, square = carry
+    new = one(half)
+    total = jax.tree.map(lambda t, n: t + n / 2, total, new)
+    return (total, square + optax.tree.norm(new, squared=True) / 2), None
+
+  start = jax.tree.map(zeros, params), jnp.float32(0)
+  (grads, of_halves), _ = jax.lax.scan(add, start, halves)
+  of_whole = optax.tree.norm(grads, squared=True)
+  return grads, {
+    "grad_square": 2 * of_whole - of_halves,
+    "grad_variance": rows * (of_halves - of_whole),
+  }
+
+
+def _updates(updates, specs) -> dict:
+  """Returns the RMS of updates by layer, and by role outside of blocks."""
+  squares, counts = {}, {}
+
+  def add(name, square, count):
+    squares[name] = squares.get(name, 0) + square
+    counts[name] = counts.get(name, 0) + count
+
+  leaves = tree.flatten_with_names(updates)
+  for name, spec in tree.flatten_with_names(specs).items():
+    x = jnp.square(leaves[name])
+    if spec.axes[0] != "layers":
+      add(spec.role, x.sum(), x.size)
+      continue
+    by_layer = x.reshape(x.shape[0], -1).sum(1)
+    for layer in range(x.shape[0]):
+      add(f"{layer:02}", by_layer[layer], x.size // x.shape[0])
+  return {
+    f"update_rms/{name}": jnp.sqrt(squares[name] / counts[name])
+    for name in squares
+  }
+
+
+def _rms(x):
+  return jnp.sqrt(jnp.square(x.astype(jnp.float32)).mean())
+
+
+def _largest_logit(model: Model, x_BTD, w_VD):
+  """Returns the largest |logit|, made a position of all rows at a time."""
+  V = model.config.vocab_size
+
+  def one(x_BD):
+    logits_BV = jnp.einsum(
+      "BD,VD->BV", x_BD, w_VD[:V], preferred_element_type=jnp.float32
+    )
+    logits_BV = model.cap_logits(logits_BV, jnp.arange(V))
+    return jnp.abs(logits_BV).max()
+
+  return jax.lax.map(one, x_BTD.swapaxes(0, 1), batch_size=64).max()

@@ -1,0 +1,50 @@
+"""The process's memory, in a process of its own: glibc's settings stay."""
+
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+HOLES = """
+import ctypes
+from gpt_jax import runtime
+
+def read_resident():
+  with open("/proc/self/statm") as statm:
+    return int(statm.read().split()[1]) * 4096
+
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+libc.malloc.argtypes = [ctypes.c_size_t]
+libc.free.argtypes = [ctypes.c_void_p]
+libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+runtime.keep_freed_memory()
+size = 1 << 16
+blocks = [libc.malloc(size) for _ in range(1000)]
+for block in blocks:
+  libc.memset(block, 1, size)
+for block in blocks[1::2]:
+  libc.free(block)
+holed = read_resident()
+if {is_called}:
+  runtime.give_back_memory()
+given = holed - read_resident()
+behind = [libc.malloc(size) > max(blocks) for _ in range(100)]
+print(sum(behind) > 90, given > 400 * size)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of glibc alone")
+@pytest.mark.parametrize("is_called", [True, False])
+def test_what_is_allocated_next_lies_behind_the_holes(is_called):
+  code = HOLES.format(is_called=is_called)
+  run = subprocess.run(
+    [sys.executable, "-c", code],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  assert run.stdout.split() == [str(is_called)] * 2
