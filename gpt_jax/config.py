@@ -9,12 +9,10 @@ half a second.
 
 import dataclasses
 import difflib
-import hashlib
-import json
 import math
 import typing
 
-from gpt_jax import files
+from gpt_jax import digest, files
 from gpt_jax.exits import InputError as InputError
 
 
@@ -348,8 +346,7 @@ def fingerprint(config: Config) -> str:
     for key, value in flatten(config).items()
     if not is_free(key) and not is_as_before(key, value)
   }
-  canonical = json.dumps(kept, sort_keys=True)
-  return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+  return digest.of_json(kept)[:16]
 
 
 def is_free(key: str) -> bool:

@@ -11,7 +11,6 @@ a regular file") that the caller puts into its own sentence.
 
 import contextlib
 import glob
-import hashlib
 import json
 import math
 import os
@@ -19,6 +18,7 @@ import re
 import stat
 import sys
 
+from gpt_jax import digest
 from gpt_jax.exits import InputError
 
 # Bytes of a file that is read whole, unless the caller knows better.
@@ -249,8 +249,7 @@ def parse_json(data: bytes | str, is_bounded: bool = True):
 def seal(record: dict) -> dict:
   """Returns a record of JSON with the digest of its other entries."""
   rest = {key: value for key, value in record.items() if key != "digest"}
-  digest = hashlib.sha256(json.dumps(rest, sort_keys=True).encode())
-  return rest | {"digest": digest.hexdigest()[:16]}
+  return rest | {"digest": digest.of_json(rest)[:16]}
 
 
 def write_text(path: str, text: str) -> None:

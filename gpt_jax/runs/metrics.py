@@ -6,13 +6,12 @@ TensorBoard, and W&B where asked for, repeat it.
 """
 
 import errno
-import hashlib
 import importlib.util
 import math
 import os
 import time
 
-from gpt_jax import files
+from gpt_jax import digest, files
 from gpt_jax.config import InputError
 from gpt_jax.runs import rows as rows_lib
 
@@ -307,5 +306,5 @@ def _start_wandb(project: str, workdir: str):
 
   # The folder names the run, so that a resumed one stays one run there too.
   name = os.path.abspath(workdir)
-  key = hashlib.sha256(name.encode()).hexdigest()[:16]
+  key = digest.of_text(name)[:16]
   return wandb.init(project=project, dir=workdir, id=key, resume="allow")

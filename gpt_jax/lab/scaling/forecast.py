@@ -9,14 +9,13 @@ would forge one can, so that a commit, or another's copy, is what dates it.
 
 import dataclasses
 import datetime
-import hashlib
 import json
 import math
 import os
 
 import numpy as np
 
-from gpt_jax import files
+from gpt_jax import digest, files
 from gpt_jax import flops as flops_lib
 from gpt_jax.config import InputError
 from gpt_jax.lab.scaling import frontier, parametric, rolling
@@ -197,8 +196,7 @@ def check_new(path: str) -> None:
 
 def checksum(record: dict) -> str:
   """Returns the SHA-256 of a prediction, its own checksum left out."""
-  kept = {k: v for k, v in record.items() if k != "checksum"}
-  return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+  return digest.seal_of(record, "checksum")
 
 
 def load(path: str) -> dict:

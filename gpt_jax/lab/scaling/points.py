@@ -7,7 +7,6 @@ would not be seen in them.
 
 import csv
 import dataclasses
-import hashlib
 import io
 import math
 import os
@@ -15,7 +14,7 @@ import os
 import numpy as np
 
 from gpt_jax import config as config_lib
-from gpt_jax import files
+from gpt_jax import digest, files
 from gpt_jax import flops as flops_lib
 from gpt_jax.config import InputError
 from gpt_jax.lab.scaling import units
@@ -115,7 +114,7 @@ class Points:
     """
     values = np.stack([self.params, self.tokens, self.loss])
     values = values[:, np.lexsort(values)]
-    return hashlib.sha256(values.astype("<f8").tobytes()).hexdigest()
+    return digest.of_bytes(values.astype("<f8").tobytes())
 
 
 def name_some(names: list[str]) -> str:

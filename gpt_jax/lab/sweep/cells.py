@@ -9,14 +9,12 @@ unless it equals a straight run.
 
 import dataclasses
 import functools
-import hashlib
-import json
 import operator
 import os
 import shlex
 
 import gpt_jax
-from gpt_jax import cli
+from gpt_jax import cli, digest
 from gpt_jax import config as config_lib
 from gpt_jax.config import Config, InputError
 from gpt_jax.data import sources, tokenizer
@@ -255,12 +253,8 @@ def _resolve(cell: _Asked, base, start, overrides, code, place) -> Cell:
 
 def make_id(config: Config, data: str, code: str) -> str:
   """Returns what names a run: config without free keys, text, sources."""
-  return _hash([config_lib.fingerprint(config), data, code])[:ID_DIGITS]
-
-
-def _hash(content) -> str:
-  text = json.dumps(content, sort_keys=True)
-  return hashlib.sha256(text.encode()).hexdigest()
+  content = [config_lib.fingerprint(config), data, code]
+  return digest.of_json(content)[:ID_DIGITS]
 
 
 @functools.cache
@@ -283,7 +277,8 @@ def data_identity(data: config_lib.DataConfig) -> tuple[str, str]:
   # Weights change what is trained on alone.
   valid = [[found for _, found in content[-1]], how]
   whole = [content, tokenizer.identity(data.tokenizer)]
-  return _hash(whole)[:ID_DIGITS], _hash(valid)[:ID_DIGITS]
+  ids = digest.of_json(whole), digest.of_json(valid)
+  return ids[0][:ID_DIGITS], ids[1][:ID_DIGITS]
 
 
 @functools.cache
@@ -298,9 +293,9 @@ def code_version() -> str:
     for file in sorted(f for f in files if f.endswith(".py")):
       path = os.path.join(folder, file)
       with open(path, "rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-      rows.append((os.path.relpath(path, root).replace(os.sep, "/"), digest))
-  return _hash(rows)[:ID_DIGITS]
+        found = digest.of_file(stream)
+      rows.append((os.path.relpath(path, root).replace(os.sep, "/"), found))
+  return digest.of_json(rows)[:ID_DIGITS]
 
 
 def _check_distinct(cells: list[Cell], file: str) -> None:

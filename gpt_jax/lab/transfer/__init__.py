@@ -7,14 +7,13 @@ command goes on from there, and a value added to the grid runs alone.
 """
 
 import dataclasses
-import hashlib
 import json
 import math
 import os
 import statistics
 import time
 
-from gpt_jax import cli
+from gpt_jax import cli, digest
 from gpt_jax import config as config_lib
 from gpt_jax.config import Config, InputError
 from gpt_jax.machine import runtime
@@ -167,7 +166,7 @@ def identify(config: Config, data: str, power: float, seed: int) -> str:
   optim = dataclasses.replace(config.optim, learning_rate=2.0**power)
   config = dataclasses.replace(config, optim=optim, seed=seed)
   text = f"{config_lib.fingerprint(config)} {data} {config.eval.num_batches}"
-  return hashlib.sha256(text.encode()).hexdigest()[:16]
+  return digest.of_text(text)[:16]
 
 
 def read(path: str) -> dict[str, Cell]:

@@ -1,0 +1,33 @@
+"""SHA-256 of what is stored, in hexadecimal digits.
+
+Names, seals and fingerprints on disk are made here: a change of these bytes
+orphans every prepared folder and every run, so tests pin the digests.
+"""
+
+import hashlib
+import json
+
+
+def of_bytes(data: bytes) -> str:
+  """Returns the digest of bytes."""
+  return hashlib.sha256(data).hexdigest()
+
+
+def of_text(text: str) -> str:
+  """Returns the digest of a text in UTF-8."""
+  return of_bytes(text.encode())
+
+
+def of_json(content) -> str:
+  """Returns the digest of a JSON value; the order of keys does not matter."""
+  return of_text(json.dumps(content, sort_keys=True))
+
+
+def of_file(file) -> str:
+  """Returns the digest of a file that is open to read bytes."""
+  return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def seal_of(record: dict, key: str) -> str:
+  """Returns the digest of a record without its entry `key`, the seal itself."""
+  return of_json({name: v for name, v in record.items() if name != key})
