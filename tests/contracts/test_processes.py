@@ -370,7 +370,7 @@ def environment(monkeypatch):
 def test_nothing_set_is_one_process_and_leaves_jax_alone(environment):
   assert environment() is None
   code = (
-    "import sys; from gpt_jax import processes; processes.join({});"
+    "import sys; from gpt_jax.machine import processes; processes.join({});"
     "assert processes.share(lambda: 3) == 3 and 'jax' not in sys.modules"
   )
   subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -9,7 +9,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[2]
 HOLES = """
 import ctypes
-from gpt_jax import runtime
+from gpt_jax.machine import runtime
 
 def read_resident():
   with open("/proc/self/statm") as statm:

@@ -72,7 +72,7 @@ def test_no_signal_whose_default_is_to_end_is_left_out():
 def test_a_timer_of_a_library_does_not_stop_a_run():
   # In a process of its own: libtpu's handlers are not Python's to put back.
   program = (
-    "import os, signal, time; from gpt_jax import signals; "
+    "import os, signal, time; from gpt_jax.machine import signals; "
     "stop, heard = signals.Stop('the command'), []; stop.wait_for(); "
     "timers = signal.SIGALRM, signal.SIGVTALRM, signal.SIGPROF; "
     "[signal.signal(n, lambda n, _: heard.append(n)) for n in timers]; "
@@ -160,7 +160,8 @@ def test_handlers_are_put_back():
 
 TALK = """
 import os, sys
-from gpt_jax import cli, streams
+from gpt_jax import cli
+from gpt_jax.machine import streams
 streams.READER_SECONDS = streams._Unfailing.patience = 0.05
 def main(argv):
   opened = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT)
@@ -260,7 +261,7 @@ def test_what_is_for_printing_ends_with_a_code_that_says_so(
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_what_is_said_last_is_written_before_a_hard_end(unbuffered):
   program = (
-    "import os, sys; from gpt_jax import streams; streams.hold(True); "
+    "import os, sys; from gpt_jax.machine import streams; streams.hold(True); "
     "print('said', file=sys.stderr); os._exit(3)"
   )
   ended = subprocess.run(

@@ -139,9 +139,9 @@ def hang_in_a_pipe(*args, **more):
   os.open(os.environ["PIPE"], os.O_RDONLY)
 
 def main(argv):
-  from gpt_jax import runtime
+  from gpt_jax.machine import runtime
   runtime.start()
-  from gpt_jax import checkpoint
+  from gpt_jax.runs import checkpoint
   from gpt_jax.data import pipeline
   WHAT
   return train.main(argv)
@@ -186,7 +186,7 @@ def test_a_file_system_that_hangs_ends_the_run_and_is_named(
 )
 def test_only_a_process_that_is_ending_is_held_to_its_end(last, code):
   program = (
-    "import threading, time; from gpt_jax import watchdog; "
+    "import threading, time; from gpt_jax.machine import watchdog; "
     "thread = threading.Thread(target=time.sleep, args=(60,)); "
     f"watchdog.bound_exit(9, .2); {last}"
   )

@@ -723,10 +723,10 @@ def test_a_full_disk_keeps_the_older_step_and_says_so(small_disk):
 KILLED_RUNS = """
 import os, signal, sys, time
 sys.path.insert(0, sys.argv[1])
-from gpt_jax import runtime
+from gpt_jax.machine import runtime
 runtime.start()
 import jax, jax.numpy as jnp
-from gpt_jax import checkpoint, storage
+from gpt_jax.runs import checkpoint, storage
 from gpt_jax.config import CheckpointConfig
 
 folder, num_kills = sys.argv[2], 5

@@ -101,7 +101,7 @@ def test_a_holder_on_another_machine_that_is_alive_is_kept(disk, tmp_path):
 
 HOLD = """
 import sys, time
-from gpt_jax import lock
+from gpt_jax.runs import lock
 held = lock.hold(sys.argv[1])
 print("held", flush=True)
 time.sleep(60)

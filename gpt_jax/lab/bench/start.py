@@ -77,7 +77,8 @@ def run(config: Config, args) -> int:
 
 def import_line(modules: str) -> str:
   """Returns Python that imports modules as a verb does."""
-  return f"from gpt_jax import runtime; runtime.start(); import {modules}"
+  start = "from gpt_jax.machine import runtime; runtime.start()"
+  return f"{start}; import {modules}"
 
 
 def time_python(*words: str) -> float:
