@@ -10,6 +10,7 @@ half a second.
 import dataclasses
 import difflib
 import math
+import re
 import typing
 
 from gpt_jax import digest, files
@@ -191,6 +192,15 @@ CHOICES = {
   "optim.schedule": ("cosine", "linear", "inverse_sqrt", "constant", "wsd"),
   "mesh.rules": ("standard", "replicated"),
   "checkpoint.resume": ("auto", "must", "never"),
+}
+
+# Kinds of data.tokenizer, and what follows their colon.
+TOKENIZERS = {
+  "bytes": None,
+  "chars": None,
+  "bpe": "SIZE",
+  "gpt2": "PATH",
+  "hf": "PATH",
 }
 
 # Keys that are paths, of which ~ is expanded.
@@ -466,6 +476,7 @@ def _check(c: Config) -> None:
       f"model.position='rope' turns pairs, so the head width must be even; "
       f"it is {head_dim(m)}"
     )
+  tokenizer_spec(c.data.tokenizer)
   rope_scaling(m)
   remat_policy(m)
   if m.num_experts is not None:
@@ -616,6 +627,30 @@ def num_kv_heads(model: ModelConfig) -> int:
 def padded_vocab_size(model: ModelConfig) -> int:
   """Returns the rows of the embedding: vocab_size up to vocab_multiple."""
   return -(-model.vocab_size // model.vocab_multiple) * model.vocab_multiple
+
+
+def tokenizer_spec(spec: str) -> tuple[str, str]:
+  """Returns (kind, argument) of data.tokenizer, such as ("bpe", "4096").
+
+  Raises:
+    InputError: the kind is unknown, or its size or path is missing or wrong.
+  """
+  kind, colon, argument = spec.partition(":")
+  form = TOKENIZERS.get(kind)
+  is_known = kind in TOKENIZERS and bool(colon) == bool(form)
+  if not is_known or (form == "PATH" and not argument):
+    kinds = [f"{k}:{v}" if v else k for k, v in TOKENIZERS.items()]
+    raise InputError(
+      f"data.tokenizer is {spec!r}; it must be one of {', '.join(kinds)}"
+    )
+  if form == "SIZE":
+    is_number = re.fullmatch("[0-9]{1,9}", argument)
+    if not is_number or not 257 <= int(argument) <= 1 << 20:
+      raise InputError(
+        f"data.tokenizer is {spec!r}; the size of a bpe vocabulary must be a "
+        "whole number from 257 (256 bytes and the separator) to 1048576"
+      )
+  return kind, argument
 
 
 def rope_scaling(model: ModelConfig) -> tuple[str, tuple[float, ...]]:

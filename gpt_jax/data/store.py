@@ -31,12 +31,14 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from gpt_jax import files
+from gpt_jax import config, files
 from gpt_jax.config import DataConfig, InputError
-from gpt_jax.data import integrity, overlap, sources, tokenizer
+from gpt_jax.data import integrity, overlap, sources, tokenizers
 from gpt_jax.data import manifest as manifest_lib
 from gpt_jax.data.manifest import FORMAT, SPLITS
 from gpt_jax.data.splitting import Part
+from gpt_jax.data.tokenizers.bpe import train_bpe
+from gpt_jax.data.tokenizers.plain import CharTokenizer
 from gpt_jax.machine import runtime
 
 # Ids in a shard at most.
@@ -211,7 +213,7 @@ class PreparedData:
   folders: list[str]
 
   @functools.cached_property
-  def tokenizer(self) -> tokenizer.Tokenizer:
+  def tokenizer(self) -> tokenizers.Tokenizer:
     """The tokenizer that all sets share, loaded when first asked for."""
     return _load_tokenizer(self.folders[0])
 
@@ -377,7 +379,7 @@ def say_overlap(
 
 def prepare_text(
   path_or_spec: str,
-  encoder: tokenizer.Tokenizer,
+  encoder: tokenizers.Tokenizer,
   dir: str,
   split: str = "document",
   say: Callable[[str], None] = print,
@@ -436,7 +438,7 @@ def _check_tokenizer_file(path: str, manifest: dict, verify: str) -> None:
     integrity.check_file(os.path.join(path, "tokenizer.json"), expected)
 
 
-def _load_tokenizer(path: str) -> tokenizer.Tokenizer:
+def _load_tokenizer(path: str) -> tokenizers.Tokenizer:
   """Returns the tokenizer of a prepared folder.
 
   Raises:
@@ -444,7 +446,7 @@ def _load_tokenizer(path: str) -> tokenizer.Tokenizer:
   """
   noted = manifest_lib.read(path)["tokenizer"]
   file = os.path.join(path, "tokenizer.json")
-  encoder = tokenizer.load(file)
+  encoder = tokenizers.load(file)
   found = {
     "fingerprint": encoder.fingerprint(),
     "vocab_size": encoder.vocab_size,
@@ -499,7 +501,7 @@ def check_length(token_set: TokenSet, seq_len: int) -> None:
     )
 
 
-def check_vocab(token_set: TokenSet, encoder: tokenizer.Tokenizer) -> None:
+def check_vocab(token_set: TokenSet, encoder: tokenizers.Tokenizer) -> None:
   """Raises InputError where a set was made with another tokenizer."""
   if token_set.tokenizer_fingerprint != encoder.fingerprint():
     raise InputError(
@@ -523,14 +525,14 @@ class _Job:
   """
 
   dir: str
-  build: Callable[[], tuple[tokenizer.Tokenizer, dict]]
+  build: Callable[[], tuple[tokenizers.Tokenizer, dict]]
   say: Callable[[str], None]
   verify: str
   may_make: bool = True
   is_apart: bool = False
 
   @functools.cached_property
-  def encoder(self) -> tuple[tokenizer.Tokenizer, dict]:
+  def encoder(self) -> tuple[tokenizers.Tokenizer, dict]:
     return self.build()
 
   def find(self, name: str) -> str:
@@ -544,16 +546,16 @@ class _Job:
 def _prepare_parts(
   parts, data: DataConfig, say, may_make: bool
 ) -> list[dict[str, TokenSet]]:
-  identity = tokenizer.identity(data.tokenizer)
-  if tokenizer.is_trained(data.tokenizer):
+  identity = tokenizers.identity(data.tokenizer)
+  if tokenizers.is_trained(data.tokenizer):
     rows = [(p.source.fingerprint(), p.role) for p in parts]
     identity = _sha256([identity, rows, data.split, data.valid_frac])
   names = [_folder_name(part, data.tokenizer, identity) for part in parts]
 
   def build():
-    if not tokenizer.is_trained(data.tokenizer):
-      encoder = tokenizer.build_tokenizer(data.tokenizer)
-      for line in tokenizer.remarks(encoder):
+    if not tokenizers.is_trained(data.tokenizer):
+      encoder = tokenizers.build_tokenizer(data.tokenizer)
+      for line in tokenizers.remarks(encoder):
         say(line)
       return encoder, {}
     for name in names:
@@ -562,7 +564,7 @@ def _prepare_parts(
         job.is_apart = path.endswith(APART)
         notes = manifest_lib.read(path)["tokenizer"]["notes"]
         return _load_tokenizer(path), notes
-    trained = _train_tokenizer(data.tokenizer, parts, say)
+    trained = train_tokenizer(data.tokenizer, parts, say)
     # The vocabulary was learned on what was brought to one side, too.
     job.is_apart = any(part.num_moved for part in parts)
     return trained
@@ -586,8 +588,8 @@ def _folder_name(part: Part, spec: str, identity: str) -> str:
       identity,
     ]
   )
-  kind, _, size = spec.partition(":")
-  word = kind + size if kind == "bpe" else kind
+  kind, argument = config.tokenizer_spec(spec)
+  word = kind + argument if kind == "bpe" else kind
   return f"{_slug(part.source.spec)}-{word}-{key[:12]}"
 
 
@@ -822,9 +824,9 @@ class _SplitWriter:
     }
 
 
-def _train_tokenizer(spec: str, parts: list[Part], say):
+def train_tokenizer(spec: str, parts: list[Part], say):
   """Returns (tokenizer, notes) of a vocabulary made from the parts' text."""
-  kind = tokenizer.parse_spec(spec)[0]
+  kind = config.tokenizer_spec(spec)[0]
   with _Progress("reading", parts, say) as progress:
     for part in parts:
       part.survey(progress.add)
@@ -836,7 +838,7 @@ def _train_tokenizer(spec: str, parts: list[Part], say):
         seen[np.frombuffer(piece.encode("utf-32-le"), "<u4")] = True
       characters = [chr(code) for code in np.flatnonzero(seen)]
       _check_any(parts, characters)
-      return tokenizer.CharTokenizer(characters, spec), {}
+      return CharTokenizer(characters, spec), {}
     kept, notes = _sample(
       piece
       for split, piece in _all_pieces(parts, progress.add)
@@ -844,8 +846,8 @@ def _train_tokenizer(spec: str, parts: list[Part], say):
     )
   _check_any(parts, kept)
   is_shown = runtime.is_terminal(sys.stderr)
-  encoder = tokenizer.train_bpe(spec, kept, is_shown)
-  wanted = int(spec.partition(":")[2])
+  encoder = train_bpe(spec, kept, is_shown)
+  wanted = tokenizers.find_vocab_size(spec)
   if encoder.vocab_size < wanted:
     say(f"the text has pairs for {encoder.vocab_size} of {wanted} tokens only")
   return encoder, notes

@@ -150,10 +150,10 @@ def read_tokenizer(workdir: str):
     InputError: it is missing, damaged, or not the one that the run was
       trained with.
   """
-  from gpt_jax.data import tokenizer as tokenizer_lib
+  from gpt_jax.data import tokenizers
 
   path = os.path.join(workdir, "tokenizer.json")
-  tokenizer = tokenizer_lib.load(path)
+  tokenizer = tokenizers.load(path)
   recorded = read_record(workdir).get("tokenizer_fingerprint")
   if recorded is not None and recorded != tokenizer.fingerprint():
     raise InputError(

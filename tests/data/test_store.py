@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from gpt_jax.config import InputError
-from gpt_jax.data import sources, splitting, store, tokenizer
+from gpt_jax.data import sources, splitting, store, tokenizers
+from gpt_jax.data.tokenizers.plain import ByteTokenizer, CharTokenizer
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -295,7 +296,7 @@ def test_a_mixture_shares_one_tokenizer(corpus, tmp_path, monkeypatch):
     assert [weight for weight, _ in prepared.train] == [0.75, 0.25]
     assert len(prepared.valid) == 2
     for folder in prepared.folders:
-      loaded = tokenizer.load(f"{folder}/tokenizer.json")
+      loaded = tokenizers.load(f"{folder}/tokenizer.json")
       assert loaded.fingerprint() == prepared.tokenizer.fingerprint()
     assert "ß" in prepared.tokenizer.decode(stream(prepared.train[1][1]))
     # A set that is lost is made again with the vocabulary that is there.
@@ -303,7 +304,7 @@ def test_a_mixture_shares_one_tokenizer(corpus, tmp_path, monkeypatch):
     before = prepared.fingerprint
     _remove(lost)
     with monkeypatch.context() as patch:
-      patch.setattr(store, "_train_tokenizer", None)
+      patch.setattr(store, "train_tokenizer", None)
       assert store.prepare(data, say=quiet).fingerprint == before
 
 
@@ -328,7 +329,7 @@ def test_shards_are_read_across_their_borders(corpus, monkeypatch):
 
 
 def test_large_vocabularies_take_four_bytes(corpus, monkeypatch):
-  class Wide(tokenizer.ByteTokenizer):
+  class Wide(ByteTokenizer):
     def __init__(self):
       super().__init__()
       self.vocab_size = 1 << 17
@@ -336,7 +337,7 @@ def test_large_vocabularies_take_four_bytes(corpus, monkeypatch):
     def encode(self, text):
       return super().encode(text) + 100_000
 
-  monkeypatch.setattr(tokenizer, "build_tokenizer", lambda spec: Wide())
+  monkeypatch.setattr(tokenizers, "build_tokenizer", lambda spec: Wide())
   prepared = store.prepare(corpus(TEXTS), say=quiet)
   token_set = prepared.train[0][1]
   manifest = json.loads(
@@ -550,7 +551,7 @@ def test_a_kill_at_any_moment_leaves_a_whole_set_or_none(corpus):
 def test_any_text_is_prepared_for_a_given_tokenizer(tmp_path):
   path = tmp_path / "a[1].txt"
   path.write_text("some text")
-  encoder = tokenizer.ByteTokenizer()
+  encoder = ByteTokenizer()
   folder = str(tmp_path / "prepared")
   found = store.prepare_text(str(path), encoder, folder, say=quiet)
   assert stream(found).tolist() == [256, *b"some text"]
@@ -558,7 +559,7 @@ def test_any_text_is_prepared_for_a_given_tokenizer(tmp_path):
   assert same.fingerprint == found.fingerprint
   plain = store.prepare_text(str(path), encoder, folder, "tail", say=quiet)
   assert stream(plain).tolist() == [*b"some text"]
-  chars = tokenizer.CharTokenizer("abc")
+  chars = CharTokenizer("abc")
   with pytest.raises(InputError, match="'s' at position 0"):
     store.prepare_text(str(path), chars, folder, say=quiet)
   with pytest.raises(InputError, match="no file matches"):
@@ -570,7 +571,7 @@ def test_a_set_of_another_vocabulary_is_refused(corpus):
   token_set = prepared.train[0][1]
   store.check_vocab(token_set, prepared.tokenizer)
   with pytest.raises(InputError, match="257 tokens.* than chars .of 2"):
-    store.check_vocab(token_set, tokenizer.CharTokenizer("ab"))
+    store.check_vocab(token_set, CharTokenizer("ab"))
 
 
 def test_a_sample_for_training_is_bounded_and_spread(monkeypatch):

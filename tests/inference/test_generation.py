@@ -11,7 +11,7 @@ from configs import base
 from gpt_jax import config as config_lib
 from gpt_jax import tree
 from gpt_jax.config import InputError
-from gpt_jax.data.tokenizer import ByteTokenizer, CharTokenizer
+from gpt_jax.data.tokenizers.plain import ByteTokenizer, CharTokenizer
 from gpt_jax.inference import generation
 from gpt_jax.models import build_model
 

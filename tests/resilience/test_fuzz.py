@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from gpt_jax import cli
 from gpt_jax import config as config_lib
-from gpt_jax.data import sources, store, tokenizer
+from gpt_jax.data import sources, store, tokenizers
 from gpt_jax.exits import InputError
 from gpt_jax.lab.sweep import cells
 from gpt_jax.machine import chips
@@ -207,8 +207,8 @@ def tokenizer_file(place):
   def target(data):
     path = place.write("tokenizer.json", data)
     for build in (
-      lambda: tokenizer.load(path),
-      lambda: tokenizer.build_tokenizer(f"hf:{path}"),
+      lambda: tokenizers.load(path),
+      lambda: tokenizers.build_tokenizer(f"hf:{path}"),
     ):
       try:
         found = build()

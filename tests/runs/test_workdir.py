@@ -10,7 +10,7 @@ import pytest
 
 from gpt_jax import cli, config, files
 from gpt_jax.config import InputError
-from gpt_jax.data import tokenizer as tokenizer_lib
+from gpt_jax.data.tokenizers.plain import ByteTokenizer, CharTokenizer
 from gpt_jax.runs import workdir
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -150,15 +150,13 @@ def test_a_hostile_record_is_one_sentence(tmp_path, name):
 def test_a_tokenizer_of_another_run_is_refused_by_name(
   tmp_path, frozen, record
 ):
-  own = tokenizer_lib.ByteTokenizer("bytes")
+  own = ByteTokenizer("bytes")
   record["tokenizer_fingerprint"] = own.fingerprint()
   read(tmp_path, files.seal(record))
   path = tmp_path / "tokenizer.json"
   path.write_text(own.to_json())
   assert workdir.read_tokenizer(str(tmp_path)).name == "bytes"
-  other = tokenizer_lib.CharTokenizer(
-    "".join(map(chr, range(32, 127))), "chars"
-  )
+  other = CharTokenizer("".join(map(chr, range(32, 127))), "chars")
   path.write_text(other.to_json())
   said = "tokenizer.json is another tokenizer .chars"
   with pytest.raises(InputError, match=said):

@@ -10,8 +10,9 @@ import time
 
 import numpy as np
 
+from gpt_jax import config as config_lib
 from gpt_jax.config import Config, InputError
-from gpt_jax.data import sources, store, tokenizer
+from gpt_jax.data import sources, store, tokenizers
 from gpt_jax.lab.bench import machine, report, worker
 from gpt_jax.lab.bench.samples import Row
 
@@ -27,7 +28,7 @@ WORDS = (
 
 
 def run(config: Config, args) -> int:
-  kind = tokenizer.parse_spec(config.data.tokenizer)[0]
+  kind, _ = config_lib.tokenizer_spec(config.data.tokenizer)
   if kind not in ("bpe", "gpt2", "hf"):
     raise InputError(
       f"data.tokenizer is {config.data.tokenizer!r}; preparation is timed with "
@@ -80,7 +81,7 @@ def prepare(config: Config, folder: str, spec: str | None = None):
 
 def fixed_spec(config: Config, prepared, folder: str) -> str:
   """Returns a spec of the same vocabulary that needs no learning."""
-  if not tokenizer.is_trained(config.data.tokenizer):
+  if not tokenizers.is_trained(config.data.tokenizer):
     return config.data.tokenizer
   with open(prepared.tokenizer_path, encoding="utf-8") as file:
     library = json.load(file)["library"]
@@ -146,11 +147,11 @@ def read_texts(config: Config, encoder) -> list[str]:
 
 def alone_tokenizers(prepared):
   """Returns texts -> number of ids, by the library alone on all cores."""
-  import tokenizers
+  from tokenizers import Tokenizer
 
   with open(prepared.tokenizer_path, encoding="utf-8") as file:
     library = json.load(file)["library"]
-  one = tokenizers.Tokenizer.from_str(json.dumps(library))
+  one = Tokenizer.from_str(json.dumps(library))
   # Separators that a text spells are text, as in preparation.
   one.encode_special_tokens = True
 

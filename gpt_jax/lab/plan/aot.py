@@ -13,6 +13,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from gpt_jax import files, sharding
 from gpt_jax.config import Config, InputError
+from gpt_jax.data import tokenizers
 from gpt_jax.machine import runtime
 from gpt_jax.machine.chips import Topology
 from gpt_jax.models import build_model
@@ -82,12 +83,8 @@ def resolve_vocab(config: Config) -> Config:
   """
   if config.model.vocab_size is not None:
     return config
-  word, _, size = config.data.tokenizer.partition(":")
-  if word == "bpe" and size.isdigit():
-    known = int(size)
-  elif word == "bytes":
-    known = 257
-  else:
+  known = tokenizers.find_vocab_size(config.data.tokenizer)
+  if known is None:
     raise InputError(
       f"the vocabulary of data.tokenizer={config.data.tokenizer} is known only "
       "once data is prepared; give --config.model.vocab_size=N"

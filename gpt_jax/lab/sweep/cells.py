@@ -17,7 +17,7 @@ import gpt_jax
 from gpt_jax import cli, digest
 from gpt_jax import config as config_lib
 from gpt_jax.config import Config, InputError
-from gpt_jax.data import sources, tokenizer
+from gpt_jax.data import sources, tokenizers
 
 ID_DIGITS = 12
 # Keys that may differ between a branch and its trunk, as long as their rates
@@ -276,7 +276,7 @@ def data_identity(data: config_lib.DataConfig) -> tuple[str, str]:
   how = [] if data.valid_source else [data.split, data.valid_frac]
   # Weights change what is trained on alone.
   valid = [[found for _, found in content[-1]], how]
-  whole = [content, tokenizer.identity(data.tokenizer)]
+  whole = [content, tokenizers.identity(data.tokenizer)]
   ids = digest.of_json(whole), digest.of_json(valid)
   return ids[0][:ID_DIGITS], ids[1][:ID_DIGITS]
 

@@ -6,7 +6,7 @@ is the same, bits per byte can be compared; where it is not, nothing can.
 """
 
 from gpt_jax.config import DataConfig, InputError
-from gpt_jax.data import sources, tokenizer
+from gpt_jax.data import sources, tokenizers
 from gpt_jax.lab.sweep.folder import State
 from gpt_jax.runs import metrics, workdir
 
@@ -60,7 +60,7 @@ def text_key(data: DataConfig) -> tuple:
 
 
 def _tokenizer_key(data: DataConfig) -> tuple:
-  trained_on = data.source if tokenizer.is_trained(data.tokenizer) else ""
+  trained_on = data.source if tokenizers.is_trained(data.tokenizer) else ""
   return data.tokenizer, trained_on
 
 

@@ -13,6 +13,7 @@ import statistics
 from gpt_jax import config as config_lib
 from gpt_jax import exits, flops
 from gpt_jax.config import Config, InputError
+from gpt_jax.data import tokenizers
 from gpt_jax.lab.sweep import branches, folder
 from gpt_jax.lab.sweep.cells import Cell, Sweep, diff_text
 from gpt_jax.machine import chips, console, runtime
@@ -161,10 +162,7 @@ def with_vocab(config: Config, root: str | None) -> Config:
   m, data = config.model, config.data
   if m.vocab_size is not None:
     return config
-  word, _, size = data.tokenizer.partition(":")
-  known = {"bytes": 257, "gpt2": 50257}.get(word)
-  if word == "bpe" and size.isdigit():
-    known = int(size)
+  known = tokenizers.find_vocab_size(data.tokenizer)
   if known is None and root is not None:
     for cell_id in folder.list_ids(root):
       other = folder.read(root, cell_id).config

@@ -12,7 +12,7 @@ import sys
 from gpt_jax import cli, files
 from gpt_jax import config as config_lib
 from gpt_jax.config import Config, InputError
-from gpt_jax.data import sources, tokenizer
+from gpt_jax.data import sources, tokenizers
 from gpt_jax.machine import console
 
 # Passes over the text above which a run is said to repeat it.
@@ -43,12 +43,12 @@ def check_tokenizer(config: Config) -> list[str]:
   Raises:
     InputError: the tokenizer cannot be read, or is not that of a machine.
   """
-  kind, path = tokenizer.parse_spec(config.data.tokenizer)
+  kind, path = config_lib.tokenizer_spec(config.data.tokenizer)
   if kind not in ("gpt2", "hf"):
     return []
   if os.path.isabs(path):
     return [f"not checked: data.tokenizer is at {path} on the machines"]
-  tokenizer.identity(config.data.tokenizer)
+  tokenizers.identity(config.data.tokenizer)
   _require_there("data.tokenizer", path)
   return []
 
@@ -82,7 +82,7 @@ def check_source(config: Config) -> list[str]:
         total = float("inf")
   t = config.train
   tokens = config_lib.count_sequences(t, t.num_steps) * config.data.seq_len
-  kind = config.data.tokenizer.partition(":")[0]
+  kind, _ = config_lib.tokenizer_spec(config.data.tokenizer)
   per_token = BYTES_PER_TOKEN.get(kind, OTHER_BYTES_PER_TOKEN)
   epochs = tokens * per_token / max(total, 1.0)
   if epochs > MAX_EPOCHS:

@@ -1,9 +1,9 @@
-"""The `tokenizers` library, and what a tokenizer.json may ask of it.
+"""The `tokenizers` library, and limits on what a tokenizer.json may demand.
 
-Such a file comes from others and is a program: it may panic, expand a letter
-into a megabyte, or number its tokens up to 2^32. What it asks for is bounded
-here before any text is encoded; the library bounds its own regular
-expressions (Oniguruma stops after 10 million retries, and panics).
+Such a file comes from a third party and is a program: it can make the library
+panic, expand a letter into a megabyte, or number its tokens up to 2^32. Its
+demands are checked here before any text is encoded. Regular expressions are
+limited by the library itself: Oniguruma panics after 10 million retries.
 """
 
 import base64
@@ -11,18 +11,21 @@ import contextlib
 import json
 import re
 
+from gpt_jax import digest, files
 from gpt_jax.exits import InputError
 
-# A vocabulary's ids may leave gaps up to its number of tokens and this.
+# Bytes of a vocabulary file at most; a million tokens take 60 MB.
+MAX_FILE_BYTES = 1 << 28
+# Ids may skip at most as many numbers as there are tokens, plus this.
 MAX_GAP = 1024
-# Characters of a replacement, prefix or suffix.
+# Characters of a replacement, prefix or suffix at most.
 MAX_STRING = 1024
-# Characters that normalizing or decoding may make of one. Normal form KC makes
-# 18 of U+FDFA, and the table of T5 33 bytes.
+# Characters that a normalizer or decoder may make of one character. NFKC makes
+# 18 of U+FDFA, and T5's table 33 bytes.
 MAX_GROWTH = 128
 
-# End tokens, the first that is there. The names after these are compared
-# without brackets: a begin token separates as well as an end token.
+# End tokens, the preferred ones first. If there is none, names are compared
+# without their brackets; a begin token separates as well as an end token.
 SEPARATORS = ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>")
 _SEPARATOR_NAMES = (
   *("endoftext", "/s", "eos", "end_of_text", "end_of_sentence", "eos_token"),
@@ -32,12 +35,45 @@ _SEPARATOR_NAMES = (
 )
 
 
+def read_bytes(path: str) -> bytes:
+  """Returns the content of a vocabulary file.
+
+  Raises:
+    InputError: it is missing, not a regular file, or above MAX_FILE_BYTES.
+  """
+  try:
+    return files.read_bytes(path, MAX_FILE_BYTES)
+  except files.Damage as damage:
+    raise InputError(
+      f"cannot read the vocabulary file {path} of data.tokenizer: it {damage}"
+    ) from None
+
+
+def hash_files(paths: list[str]) -> str:
+  """Returns the digest of the digests of files, in the order given."""
+  found = [bytes.fromhex(digest.of_bytes(read_bytes(path))) for path in paths]
+  return digest.of_bytes(b"".join(found))
+
+
+def byte_characters() -> list[str]:
+  """Returns the character that byte-level BPE writes for each byte.
+
+  Printable bytes stand for themselves, the others for U+0100 and onwards
+  (Radford et al. 2019, encoder.py).
+  """
+  shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
+  hidden = [b for b in range(256) if b not in shown]
+  code = {b: b for b in shown}
+  code.update({b: 256 + i for i, b in enumerate(hidden)})
+  return [chr(code[b]) for b in range(256)]
+
+
 @contextlib.contextmanager
 def guard(what: str):
-  """Raises InputError, "<what>: <why>", for whatever the library raises.
+  """Turns what the library raises into InputError("<what>: <why>").
 
-  Its panics (PanicException, a class that cannot be imported) derive from
-  BaseException alone.
+  Its panics are of a class that cannot be imported, PanicException, whose only
+  base is BaseException.
   """
   try:
     yield
@@ -52,15 +88,15 @@ def guard(what: str):
 
 
 def build(library: dict, name: str):
-  """Returns the library's tokenizer of a tokenizer.json.
+  """Returns the library's tokenizer for a tokenizer.json.
 
   Args:
-    library: the file's content, as parsed.
-    name: what it is called in errors.
+    library: the parsed content of the file.
+    name: what errors call it.
 
   Raises:
-    InputError: the library refuses it, or it asks for what MAX_GAP,
-      MAX_STRING and MAX_GROWTH exclude.
+    InputError: the library refuses it, or it exceeds MAX_GAP, MAX_STRING or
+      MAX_GROWTH.
   """
   from tokenizers import Tokenizer
 
@@ -90,26 +126,26 @@ def build(library: dict, name: str):
 
 
 def special_tokens(library: dict) -> list[str]:
-  """Returns the added tokens that are special."""
+  """Returns the added tokens that are marked as special."""
   return [t["content"] for t in library["added_tokens"] if t["special"]]
 
 
 def find_separator(library: dict) -> str | None:
-  """Returns the token that ends documents, None where none is known.
+  """Returns the token that ends documents, or None if no token is known to.
 
-  Only special tokens count: an ordinary token of the same characters is text.
+  Only special tokens count: an ordinary token with these characters is text.
   """
   special = special_tokens(library)
   for word in SEPARATORS:
     if word in special:
       return word
-  # The first of a name counts.
+  # If two tokens reduce to one name, take the first: a dict keeps the last.
   named = {_bare(word): word for word in reversed(special)}
   return next((named[n] for n in _SEPARATOR_NAMES if n in named), None)
 
 
 def has_gpt2_rules(library: dict) -> bool:
-  """Returns whether text is cut into words by GPT-2's regular expression."""
+  """Returns whether GPT-2's regular expression splits the text into words."""
   rules = library.get("pre_tokenizer") or {}
   return (
     not library.get("normalizer")
@@ -120,17 +156,17 @@ def has_gpt2_rules(library: dict) -> bool:
 
 
 def is_byte_level(library: dict) -> bool:
-  """Returns whether tokens spell bytes, and decoding joins them."""
+  """Returns whether each token stands for bytes that decoding concatenates."""
   return [step["type"] for step in _steps(library, "decoder")] == ["ByteLevel"]
 
 
 def _bare(word: str) -> str:
-  """Returns "end_of_sentence" of "<｜end▁of▁sentence｜>"."""
+  """Returns "end_of_sentence" for "<｜end▁of▁sentence｜>"."""
   return re.sub(r"[\s▁-]", "_", word.strip("<>[]|｜ ")).lower()
 
 
 def _steps(library: dict, part: str) -> list[dict]:
-  """Returns the steps of a normalizer or decoder, sequences flattened."""
+  """Returns the steps of a normalizer or decoder, with sequences flattened."""
   inner = {"normalizer": "normalizers", "decoder": "decoders"}[part]
   todo, steps = [library.get(part)], []
   while todo:
@@ -160,7 +196,7 @@ def _check_steps(library: dict, wrong: str) -> None:
 
 
 def _strings(node, key: str = ""):
-  """Yields (key, text) of all texts but tables and regular expressions."""
+  """Yields (key, text) of every string but tables and regular expressions."""
   if isinstance(node, str):
     yield key, node
   elif isinstance(node, dict):
@@ -173,19 +209,19 @@ def _strings(node, key: str = ""):
 
 
 def _growth(steps: list[dict]) -> int:
-  """Returns how many characters the steps make of one, at most.
+  """Returns an upper bound on the characters that the steps make of one.
 
-  Steps multiply where a later one may match what an earlier one has written:
-  its pattern shares a character with that, or is a regular expression.
+  Growth multiplies where a step may match the output of an earlier step: its
+  pattern is a regular expression, or shares a character with that output.
   """
-  written = []  # (characters, or None for any; growth up to there)
+  written = []  # (output of a step, None for any text; growth up to it)
   for step in steps:
     pattern, factor, content = None, 1, None
     if step["type"] == "Replace":
       content = step["content"]
       pattern = step["pattern"].get("String") or None
       factor = -(-len(content) // len(pattern or "x"))
-      # A pattern that matches nothing at all adds to what is there.
+      # A pattern that matches the empty string adds to the text.
       factor += pattern is None and len(content) > 1
     elif step["type"] == "Prepend":
       content = step["prepend"]
@@ -204,9 +240,10 @@ def _growth(steps: list[dict]) -> int:
 
 
 def _longest_mapped(charsmap: str) -> int:
-  """Returns the bytes of the longest text of a table of SentencePiece.
+  """Returns the length in bytes of the longest text in a SentencePiece table.
 
-  The table is the size of a trie in bytes, the trie, and texts that end in 0.
+  The table holds the size of a trie (4 bytes), the trie, and texts that end
+  in 0.
   """
   table = base64.b64decode(charsmap)
   texts = table[4 + int.from_bytes(table[:4], "little") :]

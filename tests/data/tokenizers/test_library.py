@@ -8,7 +8,12 @@ import time
 
 import pytest
 
-from gpt_jax.data import library, tokenizer
+from gpt_jax import config
+from gpt_jax.data import tokenizers
+from gpt_jax.data.tokenizers import library, stored
+from gpt_jax.data.tokenizers.bpe import train_bpe
+from gpt_jax.data.tokenizers.plain import ByteTokenizer
+from gpt_jax.data.tokenizers.subword import LibraryTokenizer
 from gpt_jax.exits import InputError
 
 HTML = "<p>old <s>price</s> new</p>\n"
@@ -29,7 +34,7 @@ def added(word: str, i: int, special: bool = True) -> dict:
 @pytest.fixture(scope="module")
 def html():
   """A tokenizer.json in whose vocabulary </s> is an ordinary token."""
-  encoder = tokenizer.train_bpe("bpe:272", [HTML * 50])
+  encoder = train_bpe("bpe:272", [HTML * 50])
   content = json.loads(encoder.to_json())["library"]
   content["added_tokens"] = []
   vocab = content["model"]["vocab"]
@@ -46,7 +51,7 @@ def build(html, tmp_path):
     content = copy.deepcopy(html)
     content["model"] |= changes.pop("model", {})
     (tmp_path / "tokenizer.json").write_text(json.dumps(content | changes))
-    return tokenizer.build_tokenizer(f"hf:{tmp_path}")
+    return tokenizers.build_tokenizer(f"hf:{tmp_path}")
 
   return make
 
@@ -75,8 +80,8 @@ def test_a_separator_is_a_special_token_and_never_text(build, html):
 
 def test_what_a_tokenizer_does_to_text_is_told(build, html):
   special = [added("<eos>", len(html["model"]["vocab"]))]
-  assert tokenizer.remarks(build(added_tokens=special)) == []
-  (line,) = tokenizer.remarks(build())
+  assert tokenizers.remarks(build(added_tokens=special)) == []
+  (line,) = tokenizers.remarks(build())
   assert "no end token" in line and "special tokens: none" in line
   for normalizer, words in (
     ({"type": "Lowercase"}, "'Word' comes back as 'word'"),
@@ -92,7 +97,9 @@ def test_what_a_tokenizer_does_to_text_is_told(build, html):
       "'a  b' comes back as 'a b'",
     ),
   ):
-    told = tokenizer.remarks(build(added_tokens=special, normalizer=normalizer))
+    told = tokenizers.remarks(
+      build(added_tokens=special, normalizer=normalizer)
+    )
     assert len(told) == 1 and words in told[0], normalizer
 
 
@@ -202,21 +209,21 @@ def test_no_file_in_place_of_a_tokenizer_hangs_or_fills_memory(
     path.symlink_to("/dev/zero" if what == "zero" else tmp_path / "nowhere")
   with pytest.raises(InputError) as refused:
     if read == "load":
-      tokenizer.load(path)
+      tokenizers.load(path)
     else:
-      tokenizer.build_tokenizer(read + str(path))
+      tokenizers.build_tokenizer(read + str(path))
   assert str(path) in str(refused.value)
 
 
 def test_a_home_folder_is_expanded(build, tmp_path, monkeypatch):
   build()
   monkeypatch.setenv("HOME", str(tmp_path))
-  assert tokenizer.build_tokenizer("hf:~/tokenizer.json").vocab_size > 256
-  assert tokenizer.identity("hf:~") == tokenizer.identity(f"hf:{tmp_path}")
+  assert tokenizers.build_tokenizer("hf:~/tokenizer.json").vocab_size > 256
+  assert tokenizers.identity("hf:~") == tokenizers.identity(f"hf:{tmp_path}")
   with pytest.raises(InputError, match="~nobody-here"):
-    tokenizer.build_tokenizer("gpt2:~nobody-here/x")
+    tokenizers.build_tokenizer("gpt2:~nobody-here/x")
   with pytest.raises(InputError, match="addresses"):
-    tokenizer.build_tokenizer("hf:gs://bucket/tokenizer.json")
+    tokenizers.build_tokenizer("hf:gs://bucket/tokenizer.json")
 
 
 WRONG_CONTENT = (
@@ -237,9 +244,9 @@ WRONG_CONTENT = (
 @pytest.mark.parametrize("change", WRONG_CONTENT, ids=str)
 def test_a_damaged_tokenizer_of_a_run_is_a_sentence(build, change):
   content = json.loads(build().to_json())
-  tokenizer.from_json(json.dumps(content))
+  stored.from_json(json.dumps(content))
   with pytest.raises(InputError):
-    tokenizer.from_json(json.dumps(content | change))
+    stored.from_json(json.dumps(content | change))
 
 
 def test_the_fingerprint_tells_all_that_changes_ids_or_text(build):
@@ -249,19 +256,19 @@ def test_the_fingerprint_tells_all_that_changes_ids_or_text(build):
     build(decoder=None),
     build(model={"byte_fallback": True}),
     build(pre_tokenizer=None),
-    tokenizer.LibraryTokenizer(plain._library, plain.name, 5),
+    LibraryTokenizer(plain._library, plain.name, 5),
   ]
   prints = {encoder.fingerprint() for encoder in [plain, *changed]}
   assert len(prints) == 6
   # Cuts follow from the rules, not from a name that the print leaves out.
   for name in ("bpe:272", "hf:x"):
-    other = tokenizer.LibraryTokenizer(plain._library, name, None)
+    other = LibraryTokenizer(plain._library, name, None)
     assert other._cuts == plain._cuts
     assert other.fingerprint() == plain.fingerprint()
 
 
 def test_a_byte_that_is_no_utf8_is_named_as_such(build):
-  for encoder in (tokenizer.ByteTokenizer(), build()):
+  for encoder in (ByteTokenizer(), build()):
     with pytest.raises(InputError, match="byte 0xe9 at position 3, which is"):
       encoder.encode(os.fsdecode(b"caf\xe9"))
     with pytest.raises(InputError, match="half of a surrogate pair"):
@@ -271,4 +278,4 @@ def test_a_byte_that_is_no_utf8_is_named_as_such(build):
 @pytest.mark.parametrize("spec", ["bpe:²", "bpe:" + "9" * 5000, "bpe:-300"])
 def test_sizes_that_are_no_numbers_are_refused(spec):
   with pytest.raises(InputError, match="whole number from 257"):
-    tokenizer.parse_spec(spec)
+    config.tokenizer_spec(spec)

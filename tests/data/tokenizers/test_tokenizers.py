@@ -1,15 +1,17 @@
 """Tokenizers: text comes back, cuts change nothing, bad vocabularies say so."""
 
 import json
-import os
 import pickle
-import shutil
 
 import numpy as np
 import pytest
 
+from gpt_jax import config
 from gpt_jax.config import InputError
-from gpt_jax.data import sources, tokenizer
+from gpt_jax.data import tokenizers
+from gpt_jax.data.tokenizers import subword
+from gpt_jax.data.tokenizers.bpe import train_bpe
+from gpt_jax.data.tokenizers.plain import ByteTokenizer, CharTokenizer
 
 TEXT = (
   "def f(x):\n  return x + 1  # 国语 naïve\n\nIt's the end.\nOne more line 42\n"
@@ -18,21 +20,13 @@ TEXT = (
 
 
 @pytest.fixture(scope="module")
-def shared():
-  folder = os.environ.get("GPT_JAX_TEST_DATA")
-  if not folder:
-    pytest.skip("GPT_JAX_TEST_DATA is not set")
-  return folder
-
-
-@pytest.fixture(scope="module")
 def bpe():
-  return tokenizer.train_bpe("bpe:320", [TEXT])
+  return train_bpe("bpe:320", [TEXT])
 
 
 def test_every_kind_gives_back_what_it_encoded(bpe):
-  chars = tokenizer.CharTokenizer(TEXT)
-  for encoder in (tokenizer.ByteTokenizer(), chars, bpe):
+  chars = CharTokenizer(TEXT)
+  for encoder in (ByteTokenizer(), chars, bpe):
     ids = encoder.encode(TEXT)
     assert ids.dtype == np.uint32 and ids.ndim == 1
     assert ids.max() < encoder.vocab_size
@@ -45,15 +39,15 @@ def test_text_never_becomes_a_separator(bpe):
   assert bpe.vocab_size == 320 and bpe.separator_id == 319
   assert bpe.separator_id not in bpe.encode("a<|endoftext|>b")
   assert bpe.decode([bpe.separator_id]) == ""
-  assert tokenizer.ByteTokenizer().decode([256, 65, 256]) == "A"
+  assert ByteTokenizer().decode([256, 65, 256]) == "A"
 
 
 def test_broken_utf8_decodes_to_a_mark():
-  assert tokenizer.ByteTokenizer().decode([0xE5, 65]) == "\ufffdA"
+  assert ByteTokenizer().decode([0xE5, 65]) == "\ufffdA"
 
 
 def test_cutting_a_stream_changes_no_token(bpe, monkeypatch):
-  monkeypatch.setattr(tokenizer, "PIECE_LEN", 64)
+  monkeypatch.setattr(subword, "PIECE_LEN", 64)
   stream = [TEXT[i : i + 37] for i in range(0, len(TEXT), 37)]
   pieces = list(bpe.split(stream))
   assert "".join(pieces) == TEXT and len(pieces) > 20
@@ -75,7 +69,7 @@ def test_a_vocabulary_that_marks_line_starts_is_never_cut(tmp_path):
   inner.train_from_iterator([TEXT], trainer)
   path = tmp_path / "tokenizer.json"
   inner.save(str(path))
-  encoder = tokenizer.build_tokenizer(f"hf:{path}")
+  encoder = tokenizers.build_tokenizer(f"hf:{path}")
   assert encoder.separator_id == inner.token_to_id("</s>")
   assert list(encoder.split([TEXT, TEXT])) == [TEXT + TEXT]
 
@@ -84,48 +78,48 @@ def test_hf_file_of_a_byte_level_vocabulary_agrees(bpe, tmp_path):
   library = json.loads(bpe.to_json())["library"]
   (tmp_path / "tokenizer.json").write_text(json.dumps(library))
   for path in (tmp_path, tmp_path / "tokenizer.json"):
-    encoder = tokenizer.build_tokenizer(f"hf:{path}")
+    encoder = tokenizers.build_tokenizer(f"hf:{path}")
     assert np.array_equal(encoder.encode(TEXT), bpe.encode(TEXT))
     assert encoder.separator_id == bpe.separator_id
 
 
 def test_saved_tokenizers_are_the_same_when_loaded(bpe, tmp_path):
-  chars = tokenizer.CharTokenizer("héello国")
-  for encoder in (tokenizer.ByteTokenizer(), chars, bpe):
+  chars = CharTokenizer("héello国")
+  for encoder in (ByteTokenizer(), chars, bpe):
     path = tmp_path / "tokenizer.json"
     path.write_text(encoder.to_json(), encoding="utf-8")
-    for again in (tokenizer.load(path), pickle.loads(pickle.dumps(encoder))):
+    for again in (tokenizers.load(path), pickle.loads(pickle.dumps(encoder))):
       assert again.fingerprint() == encoder.fingerprint()
       assert again.name == encoder.name
       assert again.separator_id == encoder.separator_id
       assert np.array_equal(again.encode("hello"), encoder.encode("hello"))
-  other = tokenizer.CharTokenizer("hélo")
+  other = CharTokenizer("hélo")
   assert other.fingerprint() != chars.fingerprint()
 
 
 def test_training_twice_gives_one_vocabulary(bpe):
-  again = tokenizer.train_bpe("bpe:320", [TEXT])
+  again = train_bpe("bpe:320", [TEXT])
   assert again.fingerprint() == bpe.fingerprint()
-  other = tokenizer.train_bpe("bpe:320", [TEXT.upper()])
+  other = train_bpe("bpe:320", [TEXT.upper()])
   assert other.fingerprint() != bpe.fingerprint()
 
 
 def test_unknown_character_is_named_with_its_place():
-  encoder = tokenizer.CharTokenizer("abc")
+  encoder = CharTokenizer("abc")
   assert encoder.encode("cab").tolist() == [2, 0, 1]
   with pytest.raises(InputError, match=r"'国' at position 2 .* 3 characters"):
     encoder.encode("ab国")
 
 
 def test_half_a_surrogate_pair_is_refused(bpe):
-  chars = tokenizer.CharTokenizer("abc")
-  for encoder in (tokenizer.ByteTokenizer(), chars, bpe):
+  chars = CharTokenizer("abc")
+  for encoder in (ByteTokenizer(), chars, bpe):
     with pytest.raises(InputError, match="surrogate"):
       encoder.encode("a\ud800")
 
 
 def test_ids_outside_the_vocabulary_are_refused(bpe):
-  for encoder in (tokenizer.ByteTokenizer(), bpe):
+  for encoder in (ByteTokenizer(), bpe):
     for bad in (-1, encoder.vocab_size):
       with pytest.raises(InputError, match=f"id {bad} is outside"):
         encoder.decode([0, bad])
@@ -136,80 +130,21 @@ def test_ids_outside_the_vocabulary_are_refused(bpe):
 )
 def test_wrong_specs_are_refused(spec):
   with pytest.raises(InputError, match="data.tokenizer is"):
-    tokenizer.parse_spec(spec)
-
-
-def test_gpt2_counts_tiny_shakespeare_as_published(shared):
-  path = os.path.join(shared, "tinyshakespeare", "input.txt")
-  with open(path, encoding="utf-8") as file:
-    text = file.read()
-  cut = len(text) * 9 // 10
-  folder = os.path.join(shared, "gpt2_bpe")
-  forms = [folder, os.path.join(folder, "gpt2.tiktoken")]
-  first, second = [tokenizer.build_tokenizer(f"gpt2:{p}") for p in forms]
-  assert first.fingerprint() == second.fingerprint()
-  for encoder in (first, second):
-    assert (encoder.vocab_size, encoder.separator_id) == (50257, 50256)
-    train = np.concatenate(
-      encoder.encode_batch(list(encoder.split([text[:cut]])))
-    )
-    valid = encoder.encode(text[cut:])
-    assert (len(train), len(valid)) == (301_966, 36_059)
-    assert encoder.decode_bytes(train) == text[:cut].encode()
-
-
-def test_gpt2_survives_any_unicode(shared):
-  encoder = tokenizer.build_tokenizer(f"gpt2:{shared}/gpt2_bpe")
-  poems = sources.open_source(f"jsonl:{shared}/tang_poetry/*.json#paragraphs")
-  text = "\n".join("".join(d.pieces) for d in poems.documents())[:50_000]
-  ids = encoder.encode(text + TEXT)
-  assert encoder.decode(ids) == text + TEXT
-
-
-def test_damaged_gpt2_vocabularies_are_refused(shared, tmp_path):
-  source = os.path.join(shared, "gpt2_bpe")
-  for name in ("encoder.json", "vocab.bpe"):
-    shutil.copyfile(os.path.join(source, name), tmp_path / name)
-  spec = f"gpt2:{tmp_path}"
-  before = tokenizer.identity(spec)
-  merges = (tmp_path / "vocab.bpe").read_text(encoding="utf-8")
-  (tmp_path / "vocab.bpe").write_text(merges[: len(merges) // 2] + "\nx y z")
-  assert tokenizer.identity(spec) != before
-  with pytest.raises(InputError, match=r"vocab.bpe, line \d+ is"):
-    tokenizer.build_tokenizer(spec)
-  short = "\n".join(merges.split("\n")[:1000])
-  (tmp_path / "vocab.bpe").write_text(short, encoding="utf-8")
-  with pytest.raises(InputError, match="gives 999 merges"):
-    tokenizer.build_tokenizer(spec)
-  (tmp_path / "encoder.json").write_text('{"a": 0')
-  with pytest.raises(InputError, match="encoder.json is not a vocabulary"):
-    tokenizer.build_tokenizer(spec)
-  (tmp_path / "encoder.json").unlink()
-  with pytest.raises(InputError, match="holds no GPT-2 vocabulary"):
-    tokenizer.build_tokenizer(spec)
-  ranks = tmp_path / "gpt2.tiktoken"
-  with open(os.path.join(source, "gpt2.tiktoken"), "rb") as file:
-    lines = file.read().splitlines()
-  ranks.write_bytes(b"\n".join(lines[:300]))
-  with pytest.raises(InputError, match="holds 300 ranks"):
-    tokenizer.build_tokenizer(f"gpt2:{ranks}")
-  ranks.write_bytes(b"IQ== 0\nrubbish\n")
-  with pytest.raises(InputError, match="line 2 is b'rubbish'"):
-    tokenizer.build_tokenizer(f"gpt2:{ranks}")
+    config.tokenizer_spec(spec)
 
 
 def test_files_that_are_no_tokenizer_are_refused(tmp_path):
   with pytest.raises(InputError, match="does not exist"):
-    tokenizer.build_tokenizer(f"gpt2:{tmp_path}/nowhere")
+    tokenizers.build_tokenizer(f"gpt2:{tmp_path}/nowhere")
   with pytest.raises(InputError, match="cannot read"):
-    tokenizer.identity(f"hf:{tmp_path}/nowhere.json")
+    tokenizers.identity(f"hf:{tmp_path}/nowhere.json")
   path = tmp_path / "tokenizer.json"
   for content in ("[]", "{}", '{"model": {}, "added_tokens": []}', "\x00"):
     path.write_text(content)
     with pytest.raises(InputError):
-      tokenizer.build_tokenizer(f"hf:{path}")
+      tokenizers.build_tokenizer(f"hf:{path}")
     with pytest.raises(InputError, match="tokenizer"):
-      tokenizer.load(path)
+      tokenizers.load(path)
   path.write_bytes(b"\xff\xfe")
   with pytest.raises(InputError, match="cannot read the tokenizer"):
-    tokenizer.load(path)
+    tokenizers.load(path)

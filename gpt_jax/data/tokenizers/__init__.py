@@ -1,0 +1,105 @@
+"""Text to token ids and back: bytes, characters, byte-pair encodings.
+
+A new kind is a word in `config.TOKENIZERS`, and an entry of BUILDERS where its
+vocabulary is given, or a branch of `vocabulary.train_tokenizer` where it is
+learned from the corpus.
+"""
+
+import itertools
+
+from gpt_jax import config
+from gpt_jax.data.tokenizers import gpt2, hf
+from gpt_jax.data.tokenizers import library as library_lib
+from gpt_jax.data.tokenizers.plain import ByteTokenizer
+from gpt_jax.data.tokenizers.protocol import Tokenizer
+from gpt_jax.data.tokenizers.stored import load as load
+from gpt_jax.data.tokenizers.subword import LibraryTokenizer
+from gpt_jax.exits import InputError
+
+# {kind: function of (argument, spec) that returns the tokenizer}
+BUILDERS = {
+  "bytes": lambda argument, spec: ByteTokenizer(spec),
+  "gpt2": gpt2.read,
+  "hf": hf.read,
+}
+# {kind: function of the argument that returns the files of its vocabulary}
+FILES = {"gpt2": gpt2.find_files, "hf": hf.find_files}
+
+# Texts that normalizers, decoders or small vocabularies often change.
+_PROBES = (
+  *("Word", "déjà", "e\u0301", "ﬁve", "a  b", "a\tb", "a\n\nb", " a", "a "),
+  *("x ,y", "do n't", "“a”", "a…", "a\xa0b", "Ⅳ", "國", "🙂"),
+)
+
+
+def is_trained(spec: str) -> bool:
+  """Returns whether the vocabulary is learned from the corpus."""
+  return config.tokenizer_spec(spec)[0] not in BUILDERS
+
+
+def find_vocab_size(spec: str) -> int | None:
+  """Returns V as far as the spec alone tells, else None.
+
+  For bpe:SIZE this is SIZE; a corpus with too few pairs gives less.
+  """
+  kind, argument = config.tokenizer_spec(spec)
+  if kind == "bpe":
+    return int(argument)
+  return {"bytes": 257, "gpt2": gpt2.VOCAB_SIZE}.get(kind)
+
+
+def identity(spec: str) -> str:
+  """Returns a name of the vocabulary that is known before it is built.
+
+  This is the spec, or the digest of the vocabulary's files. It is cheap to
+  compute and needs no library.
+
+  Raises:
+    InputError: the spec is wrong or a file does not exist.
+  """
+  kind, argument = config.tokenizer_spec(spec)
+  if kind in FILES:
+    return f"{kind}:{library_lib.hash_files(FILES[kind](argument))}"
+  return spec
+
+
+def build_tokenizer(spec: str) -> Tokenizer:
+  """Returns the tokenizer of a spec that does not need the corpus.
+
+  Raises:
+    InputError: the vocabulary is missing, truncated or something else.
+  """
+  kind, argument = config.tokenizer_spec(spec)
+  if kind not in BUILDERS:
+    raise InputError(f"data.tokenizer {spec!r} is made from a corpus")
+  return BUILDERS[kind](argument, spec)
+
+
+def remarks(tokenizer: Tokenizer) -> list[str]:
+  """Returns warnings about a tokenizer of a third party.
+
+  It may have no separator, or may not reproduce the text that it encodes.
+  """
+  if not isinstance(tokenizer, LibraryTokenizer):
+    return []
+  lines = []
+  if tokenizer.separator_id is None:
+    special = itertools.islice(tokenizer.special_tokens(), 8)
+    found = ", ".join(map(repr, special)) or "none"
+    lines.append(
+      f"{tokenizer.name} has no end token that is known here (its special "
+      f"tokens: {found}): documents follow each other without a separator"
+    )
+  for probe in _PROBES:
+    try:
+      back = tokenizer.decode(tokenizer.encode(probe))
+    except InputError:
+      continue
+    if back != probe:
+      lines.append(
+        f"{tokenizer.name} changes text: {probe!r} comes back as {back!r}; "
+        "losses and bits per byte are of the changed text, and compare with "
+        "no other tokenizer's"
+      )
+      break
+  return lines

@@ -1,0 +1,48 @@
+"""hf:PATH: a tokenizer.json, of the library or of a run of this project."""
+
+import os
+
+from gpt_jax import files
+from gpt_jax.data.tokenizers import library as library_lib
+from gpt_jax.data.tokenizers import stored
+from gpt_jax.data.tokenizers.protocol import Tokenizer
+from gpt_jax.data.tokenizers.subword import LibraryTokenizer
+from gpt_jax.exits import InputError
+
+
+def find_files(path: str) -> list[str]:
+  """Returns [the tokenizer.json] that PATH names, itself or as its folder."""
+  path = files.user_path("data.tokenizer", path)
+  file = os.path.join(path, "tokenizer.json") if os.path.isdir(path) else path
+  return [file]
+
+
+def read(path: str, spec: str) -> Tokenizer:
+  """Returns the tokenizer of hf:PATH.
+
+  Raises:
+    InputError: there is no such file, or it is not a tokenizer.json.
+  """
+  (file,) = find_files(path)
+  data = library_lib.read_bytes(file)
+  why = ""
+  try:
+    library = files.parse_json(data)
+    if "gpt_jax_tokenizer" in library:  # from the workdir of a run
+      return stored.load(file)
+    is_known = isinstance(library["model"], dict)
+    is_known = is_known and isinstance(library["added_tokens"], list)
+  except files.Damage as damage:
+    is_known, why = False, f" (it {damage})"
+  except (TypeError, LookupError, AttributeError):
+    is_known = False
+  if not is_known:
+    raise InputError(
+      f"{file} is not a tokenizer.json{why}; it must be a JSON object with a "
+      "model and added_tokens"
+    )
+  encoder = LibraryTokenizer(library, spec, None)
+  # Look the separator up by its text: the library renumbers added tokens whose
+  # id in the file is wrong.
+  encoder.separator_id = encoder.id_of(library_lib.find_separator(library))
+  return encoder

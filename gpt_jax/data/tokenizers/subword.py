@@ -1,0 +1,200 @@
+"""A tokenizer of the `tokenizers` library: bpe:, gpt2: and hf:."""
+
+import re
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from gpt_jax import digest
+from gpt_jax.data.tokenizers import library as library_lib
+from gpt_jax.data.tokenizers.protocol import check_ids, dump, encode_utf8
+from gpt_jax.exits import InputError
+
+# Characters of a piece that is encoded on its own: long enough to make the cost
+# of a call negligible, short enough that a batch keeps every core busy.
+PIECE_LEN = 1 << 15
+
+
+class LibraryTokenizer:
+  """Encodes and decodes as a tokenizer.json says.
+
+  Args:
+    library: the parsed content of a tokenizer.json.
+    name: the spec that it came from.
+    separator_id: the id that is written before documents, or None.
+  """
+
+  def __init__(self, library: dict, name: str, separator_id: int | None):
+    self.name = name
+    self.separator_id = separator_id
+    self._library = library
+    self._inner = library_lib.build(library, name)
+    vocab = self._inner.get_vocab(with_added_tokens=True)
+    self.vocab_size = max(vocab.values()) + 1
+    if separator_id is not None and (
+      type(separator_id) is not int or not 0 <= separator_id < self.vocab_size
+    ):
+      raise InputError(
+        f"the separator of {name} has the id {separator_id!r}; it must be one "
+        f"of its {self.vocab_size} tokens"
+      )
+    self._token_bytes = None
+    self._cuts = self._find_safe_cuts()
+
+  def encode(self, text: str) -> np.ndarray:
+    return self.encode_batch([text])[0]
+
+  def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
+    try:
+      with library_lib.guard(f"{self.name} cannot encode the text"):
+        found = self._inner.encode_batch_fast(texts, add_special_tokens=False)
+    except InputError:
+      # A surrogate is the likely cause, and has a better sentence.
+      for text in texts:
+        encode_utf8(text)
+      raise
+    return [np.array(encoding.ids, np.uint32) for encoding in found]
+
+  def split(self, pieces: Iterable[str]) -> Iterator[str]:
+    if not self._cuts:
+      whole = "".join(pieces)
+      if whole:
+        yield whole
+      return
+    rest = ""
+    for piece in pieces:
+      rest += piece
+      start = 0
+      while len(rest) - start > PIECE_LEN:
+        cut = self._find_cut(rest, start)
+        if cut is None:
+          break
+        yield rest[start:cut]
+        start = cut
+      rest = rest[start:]
+    if rest:
+      yield rest
+
+  def decode(self, ids) -> str:
+    return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+  def decode_bytes(self, ids) -> bytes:
+    ids = check_ids(ids, self.vocab_size).tolist()
+    if not library_lib.is_byte_level(self._library):
+      ids = [i for i in ids if i != self.separator_id]
+      with library_lib.guard(f"{self.name} cannot decode these ids"):
+        text = self._inner.decode(ids, skip_special_tokens=False)
+      return text.encode("utf-8")
+    if self._token_bytes is None:
+      self._token_bytes = self._list_token_bytes()
+    return b"".join([self._token_bytes[i] for i in ids])
+
+  def fingerprint(self) -> str:
+    content = {"library": self._library, "separator_id": self.separator_id}
+    return digest.of_json(content)
+
+  def to_json(self) -> str:
+    content = {
+      "kind": "library",
+      "separator_id": self.separator_id,
+      "library": self._library,
+    }
+    return dump(self, content)
+
+  def id_of(self, token: str | None) -> int | None:
+    """Returns the id of a token, or None if it is not in the vocabulary."""
+    return None if token is None else self._inner.token_to_id(token)
+
+  def special_tokens(self) -> list[str]:
+    """Returns the added tokens that are marked as special."""
+    return library_lib.special_tokens(self._library)
+
+  def __getstate__(self):
+    return {k: v for k, v in self.__dict__.items() if k != "_inner"}
+
+  def __setstate__(self, state):
+    self.__dict__.update(state)
+    self._inner = library_lib.build(self._library, self.name)
+
+  def _list_token_bytes(self) -> list[bytes]:
+    """Returns the bytes of each token of a byte-level vocabulary."""
+    byte_of = {c: byte for byte, c in enumerate(library_lib.byte_characters())}
+    added = {t["content"] for t in self._library["added_tokens"]}
+    table = [b""] * self.vocab_size
+    for token, i in self._inner.get_vocab(with_added_tokens=True).items():
+      if i == self.separator_id:
+        continue
+      if token in added or any(char not in byte_of for char in token):
+        table[i] = token.encode("utf-8")
+      else:
+        table[i] = bytes(byte_of[char] for char in token)
+    return table
+
+  def _find_safe_cuts(self) -> str:
+    """Returns the characters ("\\n", " ") at which text may be cut.
+
+    A cut is made after a newline or before a space that stands alone between
+    two characters that are not whitespace. Whether such a cut changes tokens
+    depends on the rules of the vocabulary, so it is tried on examples.
+    """
+    for token in self._library["added_tokens"]:
+      if token["special"]:
+        continue
+      is_wide = token["lstrip"] or token["rstrip"]
+      if is_wide or re.search(r"\s", token["content"]):
+        return ""
+    at_newlines = (
+      ("ends here.\n", "Then 12 more"),
+      ("x = f(y);\n", "_z'll 3.5"),
+      ("國。\n", "é\r\n--"),
+      ("word\n", "word"),
+    )
+    if any(not self._concatenates(a, b) for a, b in at_newlines):
+      return ""
+    # Examples cannot cover every rule about spaces, so cut at spaces only under
+    # GPT-2's regular expression, where a word takes its leading space along.
+    at_spaces = (("one", " two"), ("x;", " 'll"), ("7", " 8"), ("國", " (a"))
+    is_gpt2 = library_lib.has_gpt2_rules(self._library)
+    if is_gpt2 and all(self._concatenates(a, b) for a, b in at_spaces):
+      return "\n "
+    return "\n"
+
+  def _concatenates(self, a: str, b: str) -> bool:
+    """Returns whether the ids of a + b are those of a, then those of b."""
+    try:
+      left, right, both = self.encode_batch([a, b, a + b])
+    except InputError:  # the vocabulary lacks these letters
+      return False
+    return np.array_equal(np.concatenate([left, right]), both)
+
+  def _find_cut(self, text: str, start: int) -> int | None:
+    """Returns where the piece that begins at `start` ends.
+
+    This is the last safe cut within PIECE_LEN characters, else the first safe
+    cut beyond, else None.
+    """
+    stop = start + PIECE_LEN
+    for mark in self._cuts:
+      after = 1 if mark == "\n" else 0
+      at = text.rfind(mark, start + 1, stop)
+      while at > start:
+        if _is_lone(text, at):
+          return at + after
+        at = text.rfind(mark, start + 1, at)
+    for mark in self._cuts:
+      after = 1 if mark == "\n" else 0
+      at = text.find(mark, stop)
+      while at >= 0:
+        if _is_lone(text, at):
+          return at + after
+        at = text.find(mark, at + 1)
+    return None
+
+
+def _is_lone(text: str, at: int) -> bool:
+  """Returns whether neither neighbour of text[at] is whitespace."""
+  return (
+    0 < at < len(text) - 1
+    and not text[at - 1].isspace()
+    and not text[at + 1].isspace()
+  )
