@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from gpt_jax.data import sources
+from gpt_jax.data.sources.document import Source
 
 
 @dataclasses.dataclass
@@ -30,7 +30,7 @@ class Part:
     is_made: whether it was prepared now, and not found.
   """
 
-  source: sources.Source
+  source: Source
   role: str
   split: str
   valid_frac: float

@@ -594,7 +594,7 @@ def _folder_name(part: Part, spec: str, identity: str) -> str:
 
 
 def _slug(spec: str) -> str:
-  scheme, _, rest = spec.partition(":")
+  scheme, rest = sources.parse_spec(spec)
   words = re.findall(r"[A-Za-z0-9]+", rest.partition("#")[0])
   return "-".join([scheme, *words[-3:]]).lower()[:48]
 

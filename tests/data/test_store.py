@@ -16,6 +16,8 @@ import pytest
 
 from gpt_jax.config import InputError
 from gpt_jax.data import sources, splitting, store, tokenizers
+from gpt_jax.data.sources import document
+from gpt_jax.data.sources.interpreter import InterpreterSource
 from gpt_jax.data.tokenizers.plain import ByteTokenizer, CharTokenizer
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -125,7 +127,7 @@ def test_a_tail_is_cut_as_nanogpt_cuts_it(corpus):
 
 @pytest.mark.parametrize("frac, kept", [(0.1, 9), (0.9, 1), (0.3, 7), (0.7, 3)])
 def test_a_tail_is_not_lost_to_rounding(corpus, monkeypatch, frac, kept):
-  monkeypatch.setattr(sources, "BLOCK", 3)
+  monkeypatch.setattr(document, "BLOCK", 3)
   data = corpus(["0123456789"] * 2, split="tail", valid_frac=frac)
   prepared = store.prepare(data, say=quiet)
   train, valid = prepared.train[0][1], prepared.valid["valid"]
@@ -198,7 +200,7 @@ def test_a_split_of_different_texts_is_as_it_was(corpus):
   prepared = store.prepare(corpus(TEXTS, valid_frac=0.3), say=quiet)
   names = [f"{i:03d}.txt" for i in range(40)]
   # The default corpus is divided by name alone, whatever repeats.
-  assert not sources.InterpreterSource.is_divided_by_text
+  assert not InterpreterSource.is_divided_by_text
   held = [n for n in names if splitting.unit_hash(n) < 0.3]
   assert prepared.valid["valid"].num_documents == len(held)
   assert not prepared.folders[0].endswith("-apart")

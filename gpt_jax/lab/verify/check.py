@@ -64,13 +64,13 @@ def check_source(config: Config) -> list[str]:
   specs += [config.data.valid_source] if config.data.valid_source else []
   for mixture in specs:
     for _, spec in sources.parse_mixture(mixture):
-      kind, _, path = spec.partition(":")
+      kind, path = sources.parse_spec(spec)
       if kind in ("text", "jsonl") and os.path.isabs(path):
         lines.append(f"not checked: {spec} is read on the machines")
         total = float("inf")
       elif kind in ("text", "jsonl"):
         found = sources.open_source(spec)
-        for _, file in found._files:
+        for _, file in found.files:
           _require_there(spec, file)
         total += (found.num_bytes() or float("inf")) * (mixture == specs[0])
       elif kind == "interpreter":

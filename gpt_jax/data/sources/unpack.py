@@ -1,7 +1,8 @@
-"""Bytes of text files, unpacked by what they begin with.
+"""The bytes of text files, decompressed.
 
-gzip, zstd, xz and bz2 are known by their first bytes, whatever the file is
-called; files that hold no text (tables, archives) are named for what they are.
+gzip, zstd, xz and bz2 are recognized by their first bytes, whatever the name of
+the file. Files that hold no text (tables, archives) are refused with a sentence
+that says what they are.
 """
 
 import bz2
@@ -15,7 +16,7 @@ from collections.abc import Iterator
 from gpt_jax import files
 from gpt_jax.exits import InputError
 
-# What a name ends with where its file is packed.
+# Suffixes of compressed files.
 SUFFIXES = {".gz": "gzip", ".zst": "zstd", ".xz": "xz", ".bz2": "bz2"}
 
 _PACKED = {
@@ -49,19 +50,19 @@ _FOREIGN = {
   rb"\xff\xfe|\xfe\xff": "UTF-16 text, which is not read; convert it to UTF-8",
 }
 
-# zstd's largest window, which --long=31 asks for.
+# zstd's largest window, used by files that `zstd --long=31` wrote.
 _MAX_WINDOW = 1 << 31
-# Bytes given to zstd at once: each may become 32 KiB.
+# Bytes given to zstd at once; it may expand each to 32 KiB.
 _ZSTD_BYTES = 1 << 12
 
 
 def is_table(path: str) -> bool:
-  """Returns whether a file is a table, as its name says."""
+  """Returns whether a file is a table, going by its name."""
   return bare_name(path).lower().endswith(tuple(_TABLES))
 
 
 def refuse_table(path: str) -> None:
-  """Raises InputError where a file is a table, as its name says."""
+  """Raises InputError if a file is a table, going by its name."""
   bare = bare_name(path).lower()
   for suffix, kind in _TABLES.items():
     if bare.endswith(suffix):
@@ -69,22 +70,23 @@ def refuse_table(path: str) -> None:
 
 
 def is_packed(path: str) -> bool:
-  """Returns whether a file is packed, as its name says."""
+  """Returns whether a file is compressed, going by its name."""
   return path.endswith(tuple(SUFFIXES))
 
 
 def bare_name(path: str) -> str:
-  """Returns a path without the suffix of packing."""
+  """Returns a path without the suffix of a compressed file."""
   for suffix in SUFFIXES:
     path = path.removesuffix(suffix)
   return path
 
 
 def read_blocks(path: str, size: int) -> Iterator[bytes]:
-  """Yields what a file holds, unpacked, in blocks of at most `size` bytes.
+  """Yields the decompressed content of a file in blocks of <= `size` bytes.
 
   Raises:
-    InputError: it cannot be read, is cut short, or is known to hold no text.
+    InputError: it cannot be read, is truncated, or is of a format that holds no
+      text.
   """
   try:
     with files.open_bytes(path) as file:
@@ -118,7 +120,7 @@ def _unpacked(file, path: str, size: int) -> Iterator[bytes]:
     "xz": lambda: lzma.LZMAFile(file),
     "bz2": lambda: bz2.BZ2File(file),
   }[kind]()
-  # The first block is long enough to be looked at.
+  # The first block must be long enough for the patterns of _FOREIGN.
   for wanted in itertools.chain([max(size, 512)], itertools.repeat(size)):
     try:
       block = stream.read(wanted)
@@ -132,7 +134,7 @@ def _unpacked(file, path: str, size: int) -> Iterator[bytes]:
 
 
 def _unpack_zstd(file, path: str) -> Iterator[bytes]:
-  # A stream reader would pass over a missing end in silence.
+  # zstandard's stream reader does not notice that the end is missing.
   import zstandard
 
   unpacker, whole = None, False

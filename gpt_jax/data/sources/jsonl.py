@@ -1,0 +1,144 @@
+"""jsonl:GLOB[#FIELD]: one document for each JSON line, or list element."""
+
+import itertools
+import re
+from collections.abc import Iterator
+
+from gpt_jax import files
+from gpt_jax.data.sources import document, paths, unpack
+from gpt_jax.data.sources.document import BOM, Document, slice_text
+from gpt_jax.exits import InputError
+
+# Bytes of one line at most.
+MAX_LINE_BYTES = 1 << 28
+# Bytes of a JSON list at most, which is read whole.
+MAX_LIST_BYTES = 1 << 30
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+class JsonSource:
+  """A field of JSON records, in files that may be compressed.
+
+  A file that begins with a bracket is one list and is read whole; any other
+  file is read line by line. A field that is a list of strings is joined with
+  newlines.
+  """
+
+  is_divided_by_text = True
+
+  def __init__(self, spec: str, argument: str):
+    self.spec = spec
+    pattern, self._field = paths.split_field(argument)
+    self.files = paths.find_files(pattern)
+    for _, path in self.files:
+      unpack.refuse_table(path)
+
+  def fingerprint(self) -> str:
+    return paths.identify(f"jsonl#{self._field}", self.files)
+
+  def num_bytes(self) -> int | None:
+    return paths.count_bytes(self.files)
+
+  def documents(self) -> Iterator[Document]:
+    for name, path in self.files:
+      for number, value in _read_values(path):
+        text = self._text(value, f"{path}, document {number}")
+        if text:
+          yield Document(f"{name}:{number}", slice_text(text))
+
+  def _text(self, value, where: str) -> str:
+    if not isinstance(value, dict):
+      raise InputError(
+        f"{where} is {document.kind_of(value)}; it must be an object with a "
+        f"field {self._field!r}"
+      )
+    if self._field not in value:
+      raise InputError(
+        f"{where} has no field {self._field!r}; it has "
+        f"{', '.join(map(repr, value)) or 'none'}: name one after the path as "
+        "#FIELD"
+      )
+    text = value[self._field]
+    if isinstance(text, list) and all(isinstance(t, str) for t in text):
+      text = "\n".join(text)
+    if not isinstance(text, str):
+      raise InputError(
+        f"{where}: field {self._field!r} is {document.kind_of(text, '')}; it "
+        "must be a string or a list of strings"
+      )
+    if _SURROGATE.search(text):
+      raise InputError(
+        f"{where}: field {self._field!r} holds half of a surrogate pair at "
+        f"character {_SURROGATE.search(text).start()}; it must be valid Unicode"
+      )
+    return text.removeprefix(BOM)
+
+
+def _read_values(path: str) -> Iterator[tuple[int, object]]:
+  """Yields (number of the line or element, its value)."""
+  blocks = _drop_bom(unpack.read_blocks(path, document.BLOCK))
+  first = next(blocks, b"")
+  while first and not first.strip() and len(first) < 16 * document.BLOCK:
+    block = next(blocks, None)
+    if block is None:
+      return
+    first += block
+  blocks = itertools.chain([first], blocks)
+  if first.lstrip()[:1] == b"[":
+    data = _join(blocks, path)
+    # Lines that are lists each are not one list: parsing says so.
+    yield from enumerate(_parse_json(data, path), 1)
+    return
+  for number, line in enumerate(_split_lines(blocks, path), 1):
+    if line.strip():
+      yield number, _parse_json(line, f"{path}, line {number}")
+
+
+def _drop_bom(blocks: Iterator[bytes]) -> Iterator[bytes]:
+  yield next(blocks, b"").removeprefix(BOM.encode())
+  yield from blocks
+
+
+def _join(blocks, path: str) -> bytes:
+  parts, size = [], 0
+  for block in blocks:
+    parts.append(block)
+    size += len(block)
+    if size > MAX_LIST_BYTES:
+      raise InputError(
+        f"{path} is a JSON list of more than {MAX_LIST_BYTES:,} bytes, which "
+        "would be read whole; write it as JSON lines, an element a line"
+      )
+  return b"".join(parts)
+
+
+def _split_lines(blocks, path: str) -> Iterator[bytes]:
+  # Only b"\n" ends a line of JSON. The parts of a line are joined once, when
+  # it is whole, so a long line takes linear time.
+  parts, size, number = [], 0, 1
+  for block in blocks:
+    *lines, last = block.split(b"\n")
+    for line in lines:
+      yield b"".join([*parts, line])
+      parts, size, number = [], 0, number + 1
+    parts.append(last)
+    size += len(last)
+    if size > MAX_LINE_BYTES:
+      raise InputError(
+        f"{path}, line {number} has more than {MAX_LINE_BYTES:,} bytes; a "
+        "document that long must be divided, or given as text:GLOB"
+      )
+  yield b"".join(parts)
+
+
+def _parse_json(data: bytes, where: str):
+  text = document.decode(data, where)
+  try:
+    return files.parse_json(text, is_bounded=False)
+  except files.Damage as damage:
+    if str(damage).startswith("is not JSON"):
+      raise InputError(f"{where} {damage}") from None
+    raise InputError(
+      f"{where} is not JSON that can be read: it {damage}"
+    ) from None

@@ -1,0 +1,157 @@
+"""The files that a pattern names, and how a set of files is identified."""
+
+import glob
+import os
+import re
+
+from gpt_jax import digest, files
+from gpt_jax.data.sources import unpack
+from gpt_jax.exits import InputError
+
+
+def find_files(pattern: str) -> list[tuple[str, str]]:
+  """Returns sorted (name, path) of the files that match a pattern.
+
+  Names are relative to the folder before the first wildcard.
+
+  Raises:
+    InputError: nothing matches, or something that is not a regular file.
+  """
+  pattern = files.user_path("data.source", pattern)
+  if os.path.isdir(pattern):
+    raise InputError(
+      f"{pattern} is a directory; name files, such as "
+      f"{os.path.join(pattern, '**', '*.txt')}"
+    )
+  root, paths = _expand(pattern)
+  paths = sorted(p for p in paths if not os.path.isdir(p))
+  if not paths:
+    raise InputError(
+      f"no file matches {pattern!r} (from {_current_folder()}); give the path "
+      "of at least one file"
+    )
+  for path in paths:
+    if not os.path.isfile(path):
+      raise InputError(f"{path} is not a regular file")
+  names = [os.path.relpath(p, root).replace(os.sep, "/") for p in paths]
+  return sorted(zip(names, paths, strict=True))
+
+
+def split_field(argument: str) -> tuple[str, str]:
+  """Returns (GLOB, FIELD) of GLOB[#FIELD]; FIELD is "text" by default.
+
+  A path may contain "#" too: the first split whose GLOB matches a file wins.
+  """
+  argument = files.user_path("data.source", argument)
+  whole = (argument, "text")
+  cut = [
+    (argument[: found.start()], argument[found.end() :] or "text")
+    for found in re.finditer("#", argument)
+    if found.start()
+  ]
+  for pattern, field in [whole, *cut]:
+    if os.path.lexists(pattern) and not os.path.isdir(pattern):
+      return pattern, field
+  for pattern, field in cut:
+    if not os.path.isdir(pattern) and _expand(pattern)[1]:
+      return pattern, field
+  return whole if not cut or _expand(argument)[1] else cut[-1]
+
+
+def identify(kind: str, found: list[tuple[str, str]]) -> str:
+  """Returns a digest of the names, sizes and modification times of files.
+
+  Raises:
+    InputError: a file is gone.
+  """
+  try:
+    stats = [(name, os.stat(path)) for name, path in found]
+  except OSError as error:
+    raise InputError(
+      f"cannot read {error.filename}: {error.strerror}"
+    ) from None
+  rows = [(name, s.st_size, s.st_mtime_ns) for name, s in stats]
+  return digest.of_json([kind, rows])
+
+
+def identify_content(found: list[tuple[str, str]]) -> str:
+  """Returns a digest of the names and contents of files, which it reads.
+
+  Raises:
+    InputError: a file cannot be read.
+  """
+  rows = []
+  for name, path in found:
+    try:
+      with files.open_bytes(path) as file:
+        rows.append((name, digest.of_file(file)))
+    except files.Damage as damage:
+      raise InputError(f"cannot read {path}: it {damage}") from None
+    except OSError as error:
+      raise InputError(f"cannot read {path}: {error.strerror}") from None
+  return digest.of_json(["content", rows])
+
+
+def count_bytes(found: list[tuple[str, str]]) -> int | None:
+  """Returns the total size of files; None if one is compressed or gone."""
+  if any(unpack.is_packed(path) for _, path in found):
+    return None
+  try:
+    return sum(os.path.getsize(path) for _, path in found)
+  except OSError:
+    return None
+
+
+def _expand(pattern: str) -> tuple[str, list[str]]:
+  """Returns (the folder before the first wildcard, the paths that match).
+
+  A path that exists is not a pattern: a folder [1] means itself and never 1.
+  After the first wildcard a bracket can mean either; if both readings match
+  different files, this is an error rather than a guess.
+  """
+  if os.path.lexists(pattern):
+    return os.path.dirname(pattern) or ".", [pattern]
+  parts = pattern.split("/")
+  place = 0
+  while place < len(parts) - 1 and _is_fixed(parts, place):
+    place += 1
+  root = "/".join(parts[:place]) or ("/" if pattern[0] == "/" else ".")
+  fixed = "".join(part + "/" for part in parts[:place])
+  rest = "/".join(parts[place:])
+  found = _glob(fixed, rest)
+  if "[" in rest:
+    literal = _glob(fixed, rest.replace("[", "[[]"))
+    if found and literal and set(found) != set(literal):
+      raise InputError(
+        f"{pattern!r} means {found[0]} where brackets hold a choice of "
+        f"characters and {literal[0]} where they stand for themselves; write "
+        "[[] for a bracket that stands for itself"
+      )
+    found = found or literal
+  return root, found
+
+
+def _is_fixed(parts: list[str], place: int) -> bool:
+  """Returns whether a part of a path has no wildcard, or exists as written."""
+  part = parts[place]
+  if not glob.has_magic(part):
+    return True
+  path = "/".join(parts[: place + 1])
+  return not re.search(r"[*?]", part) and os.path.lexists(path)
+
+
+def _glob(fixed: str, rest: str) -> list[str]:
+  try:
+    return glob.glob(glob.escape(fixed) + rest, recursive=True)
+  except RecursionError:
+    raise InputError(
+      f"data.source has {rest.count('/')} folders below each other; give a "
+      "shorter path"
+    ) from None
+
+
+def _current_folder() -> str:
+  try:
+    return os.getcwd()
+  except OSError:
+    return "a folder that was removed"

@@ -1,0 +1,55 @@
+"""text:GLOB: one document for each file of UTF-8, compressed or not."""
+
+import codecs
+import itertools
+import os
+from collections.abc import Iterator
+
+from gpt_jax.data.sources import document, paths, unpack
+from gpt_jax.data.sources.document import BOM, Document
+from gpt_jax.exits import InputError
+
+
+class TextSource:
+  """Files of text, taken as they are."""
+
+  is_divided_by_text = True
+
+  def __init__(self, spec: str, pattern: str):
+    self.spec = spec
+    self.files = paths.find_files(pattern)
+    # A table among other files may be text to learn from, as in a source tree.
+    if all(unpack.is_table(path) for _, path in self.files):
+      unpack.refuse_table(self.files[0][1])
+
+  def fingerprint(self) -> str:
+    return paths.identify("text", self.files)
+
+  def num_bytes(self) -> int | None:
+    return paths.count_bytes(self.files)
+
+  def documents(self) -> Iterator[Document]:
+    for name, path in self.files:
+      if os.path.getsize(path):
+        yield Document(name, _read_text(path))
+
+
+def _read_text(path: str) -> Iterator[str]:
+  decoder = codecs.getincrementaldecoder("utf-8")()
+  start = 0  # offset of the bytes that the decoder has not used yet
+  is_first = True
+  blocks = unpack.read_blocks(path, document.BLOCK)
+  for block in itertools.chain(blocks, [b""]):
+    held = len(decoder.getstate()[0])
+    try:
+      text = decoder.decode(block, final=not block)
+    except UnicodeDecodeError as error:
+      raise InputError(
+        f"{path} is not UTF-8: byte {error.object[error.start]:#04x} at "
+        f"offset {start - held + error.start}; convert it to UTF-8"
+      ) from None
+    start += len(block)
+    if text and is_first:
+      text, is_first = text.removeprefix(BOM), False
+    if text:
+      yield text

@@ -1,0 +1,118 @@
+"""The table of sources: mixtures, specs, and what is not one."""
+
+import random
+
+import pytest
+
+from gpt_jax.config import InputError
+from gpt_jax.data import sources
+from gpt_jax.data.sources import text
+
+
+def read(spec: str) -> dict[str, str]:
+  found = sources.open_source(spec).documents()
+  return {d.name: "".join(d.pieces) for d in found}
+
+
+def test_a_mixture_is_split_only_before_sources():
+  parse = sources.parse_mixture
+  assert parse("interpreter") == [(1.0, "interpreter")]
+  mixed = parse("3*text:a,b/{x,y}.txt, 1*interpreter")
+  assert mixed == [(0.75, "text:a,b/{x,y}.txt"), (0.25, "interpreter")]
+  assert parse("text:a,jsonl:b#c") == [(0.5, "text:a"), (0.5, "jsonl:b#c")]
+  assert parse(".5*tfds:a:train,.5*hf:b")[1] == (0.5, "hf:b")
+
+
+@pytest.mark.parametrize("spec", ["", "a.txt", "csv:a", "0.5*csv:a", "text"])
+def test_unknown_schemes_list_the_known_ones(spec):
+  with pytest.raises(InputError, match="interpreter, text:GLOB, jsonl:GLOB"):
+    sources.parse_mixture(spec)
+
+
+@pytest.mark.parametrize("weight", ["0", "-1"])
+def test_weights_must_be_positive(weight):
+  with pytest.raises(InputError, match="must be above 0"):
+    sources.parse_mixture(f"{weight}*interpreter")
+
+
+@pytest.mark.parametrize(
+  "spec, said",
+  [
+    ("text:gs://bucket/x.txt", "gs://bucket/x.txt.*addresses are not read"),
+    ("jsonl:https://a.b/c.jsonl#d", "addresses are not read"),
+    ("s3://a/b", "addresses are not read"),
+    ("tfds:gs://a/b", "addresses are not read"),
+    ("hf:https://a.b/c", "addresses are not read"),
+    ("text: ", "is not a source of text"),
+    ("text:a\0b", "NUL"),
+    ("text:a\udcff.txt", "not UTF-8"),
+    ("text:" + "**/" * 3000 + "x", "folders below each other"),
+    ("1e999*interpreter", "must be above 0 and finite"),
+    ("1e308*interpreter,1e-300*text:x", "differ too much"),
+  ],
+)
+def test_what_cannot_be_a_source_is_one_sentence(spec, said):
+  with pytest.raises(InputError, match=said):
+    for _, source in sources.parse_mixture(spec):
+      sources.open_source(source)
+
+
+def test_a_path_without_a_scheme_is_told_what_was_meant(tmp_path):
+  (tmp_path / "a.txt").write_text("x")
+  (tmp_path / "a.jsonl").write_text("{}")
+  for path, meant in (
+    (tmp_path, f"text:{tmp_path}/[*][*]/[*].txt"),
+    (tmp_path / "a.txt", f"text:{tmp_path}/a.txt"),
+    (tmp_path / "a.jsonl", f"jsonl:{tmp_path}/a.jsonl"),
+  ):
+    for parse in (sources.parse_mixture, sources.open_source):
+      with pytest.raises(InputError, match=f"did you mean {meant}"):
+        parse(str(path))
+
+
+def test_a_source_is_one_entry_of_a_table(monkeypatch):
+  class Upper(text.TextSource):
+    pass
+
+  monkeypatch.setitem(sources.SOURCES, "upper", (Upper, "GLOB"))
+  spec = f"2*interpreter, upper:{__file__}"
+  (_, first), (_, second) = sources.parse_mixture(spec)
+  assert isinstance(sources.open_source(second), Upper)
+  assert sources.spec_of(second) == second
+  with pytest.raises(InputError, match="interpreter, .*upper:GLOB"):
+    sources.parse_mixture("uper:x")
+
+
+def test_mutated_specs_and_lines_end_in_a_sentence(tmp_path):
+  (tmp_path / "a#[1].jsonl").write_text('{"text": "x"}\n')
+  seed = f"0.5*jsonl:{tmp_path}/a#[1].jsonl#text,text:{tmp_path}/*,interpreter"
+  line = b'{"text": "one", "n": [1, 2.5e3, true, null], "o": {"text": "x"}}'
+  dice = random.Random(0)
+  parts = [
+    *"*?[]#:,~/.\0\udcff\n%-+\\ ",
+    "e999*",
+    "://",
+    "text:",
+    "9" * 400,
+  ]
+  path = tmp_path / "m.jsonl"
+  for _ in range(300):
+    at = dice.randrange(len(seed))
+    spec = seed[:at] + dice.choice(parts) + seed[at + dice.randrange(6) :]
+    try:
+      for _, source in sources.parse_mixture(spec):
+        if source != "interpreter":
+          opened = sources.open_source(source)
+          opened.fingerprint(), opened.num_bytes()
+    except InputError:
+      pass
+    changed = bytearray(line)
+    at = dice.randrange(len(line))
+    changed[at : at + dice.randrange(4)] = dice.choice(
+      [b"[" * 3000, b"9" * 6000, b"\xff", b"\\ud800", b"\0", b'"', b"}", b"{"]
+    )
+    path.write_bytes(bytes(changed) + b"\n" + line)
+    try:
+      read(f"jsonl:{path}#{dice.choice(['text', 'n', 'o'])}")
+    except InputError:
+      pass
