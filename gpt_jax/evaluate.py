@@ -36,7 +36,8 @@ def main(argv: list[str]) -> int:
   processes.join({"the arguments": argv})
 
   from gpt_jax import sharding
-  from gpt_jax.data import sources, store
+  from gpt_jax.data import folders, prepare, sources
+  from gpt_jax.data.shards import check_vocab
   from gpt_jax.inference import scoring
   from gpt_jax.runs import workdir
 
@@ -63,11 +64,11 @@ def main(argv: list[str]) -> int:
         f"the run in {args.workdir} holds no text back; name some with --data"
       )
   elif os.path.lexists(os.path.join(path, "manifest.json")):
-    sets = store.open_prepared(path, config.data.verify)
+    sets = folders.open_prepared(path, config.data.verify)
     sets = {name: tokens for name, tokens in sets.items() if tokens.num_ids}
   else:
     tokens = processes.in_turn(
-      lambda: store.prepare_text(
+      lambda: prepare.prepare_text(
         path,
         tokenizer,
         config.data.dir,
@@ -82,7 +83,7 @@ def main(argv: list[str]) -> int:
   found = {name: tokens.fingerprint for name, tokens in sets.items()}
   processes.agree("the prepared text", found)
   for name, tokens in sets.items():
-    store.check_vocab(tokens, tokenizer)
+    check_vocab(tokens, tokenizer)
     if tokens.num_ids < 2:
       raise InputError(
         f"{name} has {tokens.num_ids} token; it must have 2 or more, for the "
@@ -123,7 +124,7 @@ def _own_sets(workdir: str, data, overrides: dict, note) -> dict:
   Raises:
     InputError: they are not there, or the text is no longer what it was.
   """
-  from gpt_jax.data import store
+  from gpt_jax.data.prepare import prepare_data
   from gpt_jax.runs import workdir as workdir_lib
 
   inside = os.path.normpath(data.dir)
@@ -131,7 +132,7 @@ def _own_sets(workdir: str, data, overrides: dict, note) -> dict:
   texts = {data.source, data.valid_source or "interpreter"}
   is_own = is_inside and texts == {"interpreter"}
   may_make = is_own or "data.dir" in overrides
-  prepared = store.prepare(data, note, ("valid",), may_make)
+  prepared = prepare_data(data, note, ("valid",), may_make)
   expected = workdir_lib.read_record(workdir)["data_fingerprint"]
   if prepared.fingerprint != expected:
     raise InputError(

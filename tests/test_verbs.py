@@ -21,7 +21,7 @@ import jax
 import pytest
 
 from gpt_jax import exits, files
-from gpt_jax.data import store
+from gpt_jax.data.prepare import prepare_data
 from gpt_jax.inference import generation, scoring
 from gpt_jax.lab.scaling import points
 from gpt_jax.machine import console
@@ -357,7 +357,7 @@ def test_batch_size_and_devices_do_not_change_the_figure(
   few = scoring.score(
     model,
     params,
-    store.prepare(config.data, lambda line: None).valid["valid"],
+    prepare_data(config.data, lambda line: None).valid["valid"],
     seq_len=32,
     batch_size=8,
     packing="stream",

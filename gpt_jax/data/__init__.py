@@ -1,7 +1,7 @@
-"""On what is it learned: text sources, tokenizers, prepared shards, batches.
+"""The data of a run: text sources, tokenizers, prepared shards, batches.
 
-The room is read in the order tokenizer, unpack, sources, manifest, integrity,
-store, order, pipeline. No iterator state exists anywhere: a batch is a pure
-function of (seed, step), so that a resumed run, or one on another number of
-processes, reads the same.
+To follow a token, read sources, tokenizers, splitting, vocabulary, shards,
+writing, prepare, order, batches. There is no iterator state: a batch is a pure
+function of (seed, step), so a resumed run, or one on another number of
+processes, reads the same batches.
 """

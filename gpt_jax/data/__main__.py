@@ -1,8 +1,7 @@
 """Prepares a config's text and prints what was prepared.
 
-The questionable decision: training prepares by itself what is missing, so this
-door adds the time of the day at which it happens, --verify, and a look at how
-the text was divided.
+Training prepares missing text by itself. This command does it at another time,
+adds --verify, and shows how the text was divided.
 """
 
 from gpt_jax import cli, config
@@ -14,25 +13,25 @@ def main(argv: list[str]) -> int:
   parser.add_argument(
     "--verify",
     action="store_true",
-    help="read all prepared files again and check their hashes, and all text, "
-    "whether it is still what was prepared",
+    help="read all prepared files again and check their hashes, and read all "
+    "sources again and check that their text is what was prepared",
   )
   args, overrides = cli.parse(parser, argv)
   frozen = config.freeze(cli.load_config(args.config, overrides))
 
-  from gpt_jax.data import store
+  from gpt_jax.data import folders, overlap, prepare, shards
 
-  prepared = store.prepare(frozen.data, splits=())
+  prepared = prepare.prepare_data(frozen.data, splits=())
   for _, token_set in prepared.train:
-    store.check_length(token_set, frozen.data.seq_len)
+    shards.check_length(token_set, frozen.data.seq_len)
   if args.verify:
     for folder in prepared.folders:
-      store.verify(folder)
-    store.verify_text(frozen.data, prepared)
+      folders.verify_folder(folder)
+    prepare.verify_text(frozen.data, prepared)
   train = [token_set for _, token_set in prepared.train]
-  store.say_overlap(train, list(prepared.valid.values()), print)
+  overlap.report(train, list(prepared.valid.values()), print)
   for folder in prepared.folders:
-    note = store.share_note(folder)
+    note = folders.describe_share(folder)
     if note:
       print(f"{folder}: {note}")
   _print_table(prepared)

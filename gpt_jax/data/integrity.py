@@ -1,48 +1,52 @@
-"""Are the files of a prepared set what was written? Their hashes, in threads.
+"""Checks that the files of a prepared set are what was written, by hash.
 
-A small set is hashed each time it is opened. A large one is hashed in threads
-while the program compiles, and nobody reads an id before the verdict; that
-its files were right is remembered by size and times of change, in the cache
-folder of this machine. Design choice: the time of the last change of the
-inode counts too, which no program can set back, so an edit that restores
-size and date is found as well. Not found is a bit that the disk itself loses
-in a large file; data.verify=open hashes all, each time.
+A small set is hashed whenever it is opened. A large set is hashed in threads
+while the program compiles, and no id is read before the result. A good result
+is cached on this machine, with the size and times of each file, and is valid
+until one of these changes.
+
+Design choice: the inode's change time is compared too. No program can set it
+back, so an edit that restores size and date is detected as well. What goes
+unnoticed is a bit of a large file that flips on the disk itself; with
+data.verify=open every file is hashed each time.
 """
 
 import contextlib
-import hashlib
 import json
 import os
 import queue
 import threading
 
-from gpt_jax import files
+from gpt_jax import digest, files
 from gpt_jax.data import manifest as manifest_lib
 from gpt_jax.exits import InputError
 from gpt_jax.machine import runtime
 
-# Bytes below which a set is hashed at each opening.
+# Bytes of a split below which its files are hashed whenever it is opened.
 SMALL_BYTES = 64 << 20
-# Threads that hash; more would wait for the disk.
+# Threads that hash; more than this would only wait for the disk.
 MAX_THREADS = 8
+# Hexadecimal digits in the name of a cached result.
+_NAME_DIGITS = 32
 
 
 class Check:
-  """The verdict on the files of one split, awaited before they are read.
+  """The check of the files of one split, which readers wait for.
 
   Args:
     folder: the prepared folder.
-    hashes: sha256 hex of each file, by its name.
-    verify: word of data.verify.
+    hashes: {file name: its SHA-256 hex digest}.
+    verify: as data.verify.
 
   Attributes:
-    is_over: whether the verdict is known; under "never" there is none.
+    is_over: whether the result is known; under "never" there is no check.
+    num_bytes: total size of the files, unless verify is "never".
   """
 
   def __init__(self, folder: str, hashes: dict[str, str], verify: str):
     self._folder = folder
     self._hashes = hashes
-    self._is_remembering = False
+    self._is_cached = False
     self._error = None
     self._threads = []
     self.is_over = verify == "never"
@@ -54,14 +58,14 @@ class Check:
       self.start()
       self.wait()
       return
-    self._is_remembering = True
-    self.is_over = self._is_remembered()
+    self._is_cached = True
+    self.is_over = self._is_in_cache()
 
   def start(self) -> bool:
-    """Begins to hash where that is still to be done, and returns at once.
+    """Starts hashing in threads if that is still to be done.
 
     Returns:
-      Whether it has begun now.
+      Whether this call has started it.
     """
     if self.is_over or self._threads:
       return False
@@ -70,7 +74,7 @@ class Check:
       waiting.put(item)
     count = min(MAX_THREADS, os.cpu_count() or 1, len(self._hashes))
     self._before = self._stamps()
-    # Daemons: a run that is stopped does not wait for them.
+    # Daemon threads, so that a run that ends does not wait for them.
     self._threads = [
       threading.Thread(target=self._hash, args=(waiting,), daemon=True)
       for _ in range(count)
@@ -80,7 +84,7 @@ class Check:
     return True
 
   def wait(self) -> None:
-    """Returns once the files are known to be right.
+    """Waits until the files are known to be intact.
 
     Raises:
       InputError: one is not; it is named.
@@ -90,13 +94,13 @@ class Check:
       for thread in self._threads:
         thread.join()
       self.is_over = True
-      if self._error is None and self._is_remembering:
-        self._remember()
+      if self._error is None and self._is_cached:
+        self._store()
     if self._error is not None:
       raise InputError(self._error)
 
   def __getstate__(self):
-    # Another process reads what this one has found right.
+    # The other process relies on the result of this one.
     self.wait()
     return self.__dict__ | {"_threads": []}
 
@@ -107,44 +111,45 @@ class Check:
         check_file(os.path.join(self._folder, name), expected)
     except queue.Empty:
       pass
-    except Exception as error:  # anything else would leave no verdict
+    except Exception as error:  # a thread that dies must leave a result
       self._error = str(error)
 
-  def _stamps(self) -> dict[str, list[int]]:
+  def _stamps(self) -> dict[str, list]:
+    """Returns {file name: [expected hash, size, times, inode]}."""
     stamps = {}
-    for name, digest in self._hashes.items():
+    for name, expected in self._hashes.items():
       with contextlib.suppress(OSError):
         s = os.stat(os.path.join(self._folder, name))
         times = [s.st_mtime_ns, s.st_ctime_ns, s.st_ino]
-        stamps[name] = [digest, s.st_size, *times]
+        stamps[name] = [expected, s.st_size, *times]
     return stamps
 
-  def _memory(self) -> str:
+  def _cache_path(self) -> str:
     names = [os.path.realpath(self._folder), sorted(self._hashes)]
-    key = hashlib.sha256(json.dumps(names).encode()).hexdigest()[:32]
-    return os.path.join(runtime.cache_dir(), "verified", f"{key}.json")
+    name = digest.of_json(names)[:_NAME_DIGITS]
+    return os.path.join(runtime.cache_dir(), "verified", f"{name}.json")
 
-  def _is_remembered(self) -> bool:
+  def _is_in_cache(self) -> bool:
     try:
-      content = files.read_json(self._memory())
+      content = files.read_json(self._cache_path())
     except files.Damage:
       return False
-    # Sealed by being written whole: a changed entry matches no file.
     stamps = self._stamps()
     return len(stamps) == len(self._hashes) and content == _sealed(stamps)
 
-  def _remember(self) -> None:
+  def _store(self) -> None:
     stamps = self._stamps()
+    # A file that changed while it was hashed has no result.
     if stamps == self._before and len(stamps) == len(self._hashes):
       with contextlib.suppress(OSError):
-        files.write_text(self._memory(), json.dumps(_sealed(stamps)))
+        files.write_text(self._cache_path(), json.dumps(_sealed(stamps)))
 
 
 def check_file(path: str, expected: str) -> None:
-  """Raises InputError unless a file has the sha256 that is expected."""
+  """Raises InputError unless a file has the expected SHA-256."""
   try:
     with files.open_bytes(path) as stream:
-      found = hashlib.file_digest(stream, "sha256").hexdigest()
+      found = digest.of_file(stream)
   except files.Damage as damage:
     raise InputError(f"{path} {damage}; {manifest_lib.REMEDY}") from None
   except OSError as error:
@@ -157,7 +162,7 @@ def check_file(path: str, expected: str) -> None:
 
 
 def check_size(path: str, expected: int) -> None:
-  """Raises InputError unless a regular file has the size that is expected."""
+  """Raises InputError unless a path is a regular file of the expected size."""
   try:
     with files.open_bytes(path) as stream:
       found = os.fstat(stream.fileno()).st_size
@@ -174,8 +179,4 @@ def check_size(path: str, expected: int) -> None:
 
 
 def _sealed(stamps: dict) -> dict:
-  text = json.dumps(stamps, sort_keys=True)
-  return {
-    "files": stamps,
-    "seal": hashlib.sha256(text.encode()).hexdigest(),
-  }
+  return {"files": stamps, "seal": digest.of_json(stamps)}

@@ -1,35 +1,39 @@
-"""manifest.json of a prepared set: its schema, its seal, how it is read.
+"""manifest.json of a prepared folder: its schema, its seal, how it is read.
 
-Every field is of one type, file names are plain names inside the folder, and
-"seal" is a digest of all other keys. A manifest of before seals has none; it
-is believed as far as its counts agree with each other and with its files. A
-seal tells damage and edits; whoever forges it can forge the text as well.
+File names are plain names inside the folder, and "seal" is a digest of all
+other keys. Earlier versions wrote no seal; such a manifest is accepted if its
+counts agree with each other and with its files. The seal detects damage and
+edits, not forgery: whoever can forge it can forge the text as well.
 """
 
-import hashlib
 import json
 import os
 import re
 
-from gpt_jax import files
+from gpt_jax import digest, files
 from gpt_jax.exits import InputError
 
 FORMAT = 1
 SPLITS = ("train", "valid")
+# Hexadecimal digits of "key", which the folder's name ends with.
+KEY_DIGITS = 12
 
 REMEDY = "remove its folder, and it is prepared again"
 
-# Names that stay inside the folder on every file system.
+# Names that cannot point outside the folder on any file system.
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,120}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_KEY = re.compile(r"[0-9a-f]{12}")
+_KEY = re.compile(rf"[0-9a-f]{{{KEY_DIGITS}}}")
 
 
 class _Maybe:
-  """Marks a key of the schema that older versions did not write."""
+  """Marks a key of the schema that earlier versions did not write."""
 
   def __init__(self, rule):
     self.rule = rule
+
+
+# A rule returns None for a valid value, else what the value must be.
 
 
 def _count(value) -> str | None:
@@ -112,7 +116,7 @@ _SCHEMA = {
     "sha256": _Maybe(_digest),
   },
   "dtype": _one_of("uint16", "uint32"),
-  # What the folder's name ends with, and the hash of the text it was made of.
+  # The end of the folder's name, and the digest of the text.
   "key": _Maybe(_key),
   "text_sha256": _Maybe(_digest),
   "seal": _Maybe(_digest),
@@ -120,10 +124,10 @@ _SCHEMA = {
 
 
 def read(folder: str) -> dict:
-  """Returns the manifest of a prepared folder, checked.
+  """Returns the checked manifest of a prepared folder.
 
   Raises:
-    InputError: there is none, or it is damaged, edited or of another format.
+    InputError: it is missing, damaged, edited or of another format.
   """
   path = os.path.join(folder, "manifest.json")
   try:
@@ -139,10 +143,13 @@ def read(folder: str) -> dict:
 
 
 def check(content, path: str) -> dict:
-  """Returns a parsed manifest; `path` names it in errors.
+  """Returns a parsed manifest once it is checked.
+
+  Args:
+    path: what errors call it.
 
   Raises:
-    InputError: it does not match the schema, its counts or its seal.
+    InputError: it contradicts the schema, its own counts or its seal.
   """
   if type(content) is not dict or "format" not in content:
     raise InputError(f"{path} is damaged: it has no 'format'; {REMEDY}")
@@ -162,15 +169,13 @@ def check(content, path: str) -> dict:
 
 
 def sealed(content: dict) -> dict:
-  """Returns a manifest with its seal."""
+  """Returns a manifest with the seal added."""
   return content | {"seal": find_seal(content)}
 
 
 def find_seal(content: dict) -> str:
-  """Returns the sha256 hex over all keys but "seal"."""
-  kept = {key: value for key, value in content.items() if key != "seal"}
-  text = json.dumps(kept, sort_keys=True)
-  return hashlib.sha256(text.encode()).hexdigest()
+  """Returns the digest of all keys but "seal"."""
+  return digest.seal_of(content, "seal")
 
 
 def dump(content: dict) -> str:
@@ -178,13 +183,18 @@ def dump(content: dict) -> str:
   return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
 
+def dtype_of(vocab_size: int) -> str:
+  """Returns the narrowest dtype that ids below vocab_size fit in."""
+  return "uint16" if vocab_size <= 1 << 16 else "uint32"
+
+
 def num_ids(split: dict) -> int:
-  """Returns the ids of a split's entry, separators counted."""
+  """Returns the number of ids of a split's entry, separators included."""
   return sum(shard["num_ids"] for shard in split["shards"])
 
 
 def _find_fault(value, rule, where: str) -> str | None:
-  """Returns what does not match the schema, None where all does."""
+  """Returns what contradicts the schema, or None."""
   if isinstance(rule, list):
     if type(value) is not list:
       return f"{where} is {_show(value)}; it must be a list"
@@ -215,12 +225,12 @@ def _find_fault(value, rule, where: str) -> str | None:
 
 
 def _find_contradiction(content: dict) -> str | None:
-  """Returns how two fields contradict each other, None where none do."""
+  """Returns how two fields contradict each other, or None."""
   tokenizer = content["tokenizer"]
   vocab_size, separator_id = tokenizer["vocab_size"], tokenizer["separator_id"]
   if separator_id is not None and separator_id >= vocab_size:
     return f"its separator {separator_id} is outside the vocabulary"
-  dtype = "uint16" if vocab_size <= 1 << 16 else "uint32"
+  dtype = dtype_of(vocab_size)
   if content["dtype"] != dtype:
     return (
       f"its dtype is {content['dtype']}, which for {vocab_size} tokens is "

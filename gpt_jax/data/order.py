@@ -1,12 +1,13 @@
 """The order of reading: a pure function of (seed, global sample index).
 
-The questionable decision: no shuffle buffer and no list of indices. A set's
-windows are permuted by a Feistel network, and a mixture's turns follow from
-counting, so sample 10^12 costs what sample 0 costs and resuming needs no seek.
+Design choice: no shuffle buffer and no list of indices. A Feistel network
+permutes the windows of a set, and counting decides which set of a mixture a
+sample comes from, so sample 10^12 costs as much as sample 0 and resuming needs
+no seek.
 
-What holds, and is tested: in every epoch of a set each window comes exactly
-once; epochs differ; after n samples each set was taken its share of n, within
-one for each level of splitting; nothing depends on how many processes read.
+Tested: each epoch of a set contains each window exactly once; epochs differ;
+the first n samples contain n times the share of each set, within one for each
+level of splitting; the number of processes does not matter.
 """
 
 import functools
@@ -26,10 +27,10 @@ _MASK = (1 << 64) - 1
 
 
 def count_windows(num_ids: int, seq_len: int) -> int:
-  """Returns the windows of an epoch: T ids each, and one more as a target.
+  """Returns the number of windows in an epoch, of T ids and a last target.
 
-  A long set gives up one window, so that the borders of all others can move
-  from epoch to epoch by up to two lengths.
+  In a long set one window less is used, so that the borders of the others can
+  shift by up to 2 T ids from epoch to epoch.
   """
   windows = max(0, num_ids - 1) // seq_len
   return windows - 1 if windows > 64 else windows
@@ -38,13 +39,13 @@ def count_windows(num_ids: int, seq_len: int) -> int:
 def locate(
   weights: list[float], num_windows: list[int], seed: int, g: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Returns (set, epoch, window) of global samples, int64, shaped as g.
+  """Returns (set, epoch, window) of global samples, int64, shaped like g.
 
   Args:
     weights: the share of each set; they sum to 1.
-    num_windows: the windows of each set in an epoch.
+    num_windows: the number of windows in an epoch of each set.
     seed: the run's seed.
-    g: sample indices, step * global_batch_size + row.
+    g: global sample indices, step * global_batch_size + row.
   """
   g = np.asarray(g, np.int64)
   which, count = _take_turns(weights, g)
@@ -58,7 +59,7 @@ def locate(
 
 
 def shift(seed: int, k: int, epoch: np.ndarray, slack: int) -> np.ndarray:
-  """Returns where window 0 of an epoch of set k begins, in [0, slack]."""
+  """Returns the first id of window 0 in an epoch of set k, in [0, slack]."""
   if slack == 0:
     return np.zeros_like(epoch)
   key = _mix(epoch.astype(np.uint64) + _key(seed, k, -1))
@@ -68,7 +69,7 @@ def shift(seed: int, k: int, epoch: np.ndarray, slack: int) -> np.ndarray:
 def starts(
   weights: list[float], num_ids: list[int], seq_len: int, seed: int, g
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Returns (set, first id) of the window that each global sample reads."""
+  """Returns (set, first id) of the window of each global sample, as locate."""
   windows = [count_windows(n, seq_len) for n in num_ids]
   which, epoch, window = locate(weights, windows, seed, g)
   first = window * seq_len
@@ -81,11 +82,11 @@ def starts(
 def permute(
   i: np.ndarray, n: int, seed: int, k: int, epoch: np.ndarray
 ) -> np.ndarray:
-  """Returns the places of i under set k's permutation of range(n).
+  """Returns the image of i under set k's permutation of range(n).
 
-  An alternating Feistel network on an a-by-b grid with a * b < n + a, walked
-  until it lands below n (Black and Rogaway 2002): a bijection for every n,
-  and hardly ever a second walk.
+  An alternating Feistel network on an a-by-b grid, applied again while the
+  result is not below n (cycle walking, Black and Rogaway 2002). This is a
+  bijection for every n. Since a * b < n + a, a second pass is rare.
   """
   a = max(1, int(np.sqrt(n)))
   b = -(-n // a)
@@ -122,7 +123,7 @@ def _round_keys(seed: int, k: int) -> np.ndarray:
 
 @functools.lru_cache
 def _key(seed: int, k: int, r: int) -> np.uint64:
-  # Python integers, since numpy warns where a scalar product wraps round.
+  # Python integers: numpy warns if a scalar product overflows.
   x = seed & _MASK
   for word in (k + 1, r + 2):
     x = ((x + word) * _GOLDEN) & _MASK
@@ -133,7 +134,7 @@ def _key(seed: int, k: int, r: int) -> np.uint64:
 
 
 def _take_turns(weights: list[float], g: np.ndarray):
-  """Returns (set, how many samples that set gave before), as int64."""
+  """Returns (set, number of earlier samples from that set) of g, int64."""
   which = np.zeros_like(g)
   count = g.copy()
   _split_turns(weights, 0, np.ones(g.shape, bool), which, count)
@@ -141,10 +142,16 @@ def _take_turns(weights: list[float], g: np.ndarray):
 
 
 def _split_turns(weights, first: int, mine, which, count) -> None:
-  """Divides the samples `mine`, counted in `count`, over weights, in halves.
+  """Assigns the samples `mine` to sets, by halving the list of weights.
 
-  Of n samples the left half gets floor(n W / 2^20), so each half's own count
-  is exact and needs no memory of what came before.
+  Of the first n samples, the left half of the sets gets floor(n W / 2^20), with
+  W its share times 2^20. The count of each half thus follows from n alone.
+
+  Args:
+    first: the set that weights[0] belongs to.
+    mine: bool, the samples that these sets share.
+    which: written: the set of each sample.
+    count: read and written: the index of each sample among those of its sets.
   """
   if len(weights) == 1:
     which[mine] = first
@@ -166,6 +173,6 @@ def _split_turns(weights, first: int, mine, which, count) -> None:
 
 
 def _scaled(n: np.ndarray, share: int) -> np.ndarray:
-  # (n * share) >> 20 without leaving int64 for any n.
+  # (n * share) >> 20, in parts that do not overflow int64 for any n.
   low = (1 << SHARE_BITS) - 1
   return (n >> SHARE_BITS) * share + (((n & low) * share) >> SHARE_BITS)

@@ -1,30 +1,65 @@
-"""Is held-out text also trained on? Documents are compared by their ids."""
+"""Held-out documents that are also trained on, found by comparing ids."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
-# Ids read at once.
+# Ids that are read at once.
 _BLOCK = 1 << 22
-# Ids by which a longer document is known, with its length.
+# A document is compared by its length and at most this many first ids.
 _MAX_IDS = 1 << 24
+# Ids and documents up to which a comparison is quick enough for every start.
+_QUICK_IDS = 1 << 25
+_QUICK_DOCUMENTS = 1 << 17
 
 
 def count(train, valid) -> tuple[int, int, float]:
   """Returns how much of the held-out text is in a train set too.
 
   Args:
-    train, valid: TokenSets of one tokenizer.
+    train, valid: lists of TokenSets with one tokenizer.
 
   Returns:
-    (documents that are in both, documents held out, the first's share of the
-    ids held out).
+    (held-out documents that are in both, all held-out documents, share of the
+    held-out ids that is in both).
   """
   held, lens = _hashes(valid)
-  seen, _ = _hashes(train)
-  is_both = np.isin(held, seen)
+  trained, _ = _hashes(train)
+  is_both = np.isin(held, trained)
   share = lens[is_both].sum() / max(1, lens.sum())
   return int(is_both.sum()), len(held), float(share)
+
+
+def is_quick(token_sets) -> bool:
+  """Returns whether `count` over these sets takes well under a second."""
+  return (
+    sum(s.num_ids for s in token_sets) <= _QUICK_IDS
+    and sum(s.num_documents for s in token_sets) <= _QUICK_DOCUMENTS
+  )
+
+
+def report(
+  train, valid, say: Callable[[str], None], least: float = 0.0
+) -> None:
+  """Says how many held-out documents are also trained on, if any are.
+
+  Args:
+    train, valid: lists of TokenSets with one tokenizer.
+    say: receives the line.
+    least: the share of the held-out ids below which nothing is said.
+  """
+  found, total, share = count(train, valid)
+  if not found or share < least:
+    return
+  line = (
+    f"{found:,} of {total:,} held-out documents are also in the text "
+    f"to train on ({share:.2%} of the tokens), so validation losses are too low"
+  )
+  if len(train) > 1 or train[0].folder != valid[0].folder:
+    line += "; give each text in one source only"
+  elif not train[0].is_apart:
+    line += f"; remove {train[0].folder}, and they are brought to one side"
+  say(line)
 
 
 def _hashes(token_sets) -> tuple[np.ndarray, np.ndarray]:
@@ -48,6 +83,7 @@ def _hash_documents(token_set) -> Iterator[tuple[int, int]]:
       a, b = int(borders[k]) - low, int(borders[k + 1]) - low
       if a < b and ids[a] == token_set.separator_id:
         a += 1
-      # Python's own hash: 64 bits, and only compared within this process.
+      # Python's hash is fast and 64 bits wide. It differs between processes,
+      # but these hashes do not leave this one.
       yield hash((b - a, ids[a:b].tobytes())), b - a
     i = j

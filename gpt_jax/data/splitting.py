@@ -1,8 +1,8 @@
-"""Which text is held back: whole documents by a hash of their names, or tails.
+"""Which text is held out: documents, by a hash of their names, or tails.
 
-Equal texts never fall on both sides: a document whose text was there before
-goes where the first one went. To know them costs one more reading of the
-text and 17 bytes a document.
+Equal texts are never on both sides: a document that repeats an earlier text
+goes to the split of the first one. Finding them costs one more pass over the
+text and 17 bytes of memory for each document.
 """
 
 import array
@@ -22,12 +22,12 @@ class Part:
 
   Attributes:
     source: where the text comes from.
-    role: "split" divides it; "train" and "valid" take all of it.
-    split: document or tail; one document alone is divided by its tail.
-    valid_frac: the fraction that "split" holds back.
-    num_moved: documents that went to the other side, where an equal one is.
-    notes: lines to say of how it was divided.
-    is_made: whether it was prepared now, and not found.
+    role: "split" divides the text; "train" and "valid" take all of it.
+    split: "document" or "tail"; a single document is divided by its tail.
+    valid_frac: the fraction that is held out if role is "split".
+    num_moved: documents that moved to the split of an equal document.
+    notes: remarks for the user on how the text was divided.
+    is_made: whether its folder was written by this process.
   """
 
   source: Source
@@ -37,14 +37,18 @@ class Part:
   num_moved: int = 0
   notes: list[str] = dataclasses.field(default_factory=list)
   is_made: bool = False
-  # Found by reading: is each document held back, under split="document"; the
-  # characters of each document's train side under "tail".
+  # Filled by `survey`. For split="document": whether each document is held out.
+  # For split="tail": how many characters of each document are trained on.
   _is_valid: np.ndarray | None = None
   _train_lens: array.array | None = None
   _digest: object = None
 
   def survey(self, add: Callable[[str], None]) -> None:
-    """Reads what dividing needs to know; `add` is given each piece read."""
+    """Reads the text to decide how it is divided, unless that is known.
+
+    Args:
+      add: called with each piece that is read.
+    """
     if self.role != "split" or self.valid_frac == 0:
       return
     if self.split == "document" and self._is_valid is None:
@@ -53,17 +57,17 @@ class Part:
       self._train_lens = self._count_train_lens(add)
 
   def pieces(self) -> Iterator[tuple[str, Iterator[tuple[str, str]]]]:
-    """Yields (document name, its (split, piece)s in order)."""
+    """Yields (document name, [(split, piece)] in order, as an iterator)."""
     self._digest = hashlib.sha256()
     for i, document in enumerate(self.source.documents()):
-      yield document.name, self._tagged(i, self._noted(document.pieces))
+      yield document.name, self._tagged(i, self._hashed(document.pieces))
 
   def text_sha256(self) -> str:
-    """Returns the sha256 hex of all text that `pieces` has yielded."""
+    """Returns the SHA-256 hex digest of the text that `pieces` has yielded."""
     return self._digest.hexdigest()
 
   def read_text_sha256(self) -> str:
-    """Returns what text_sha256 would be now, by reading the source."""
+    """Returns the SHA-256 hex digest of the source's text, by reading it."""
     for _, tagged in self.pieces():
       for _ in tagged:
         pass
@@ -80,20 +84,20 @@ class Part:
     for piece in pieces:
       yield split, piece
 
-  def _noted(self, pieces: Iterator[str]) -> Iterator[str]:
+  def _hashed(self, pieces: Iterator[str]) -> Iterator[str]:
     num_bytes = 0
     for piece in pieces:
       data = piece.encode()
       num_bytes += len(data)
       self._digest.update(data)
       yield piece
-    # Where a document ends is part of the text.
+    # The digest also covers where documents end.
     if num_bytes:
       self._digest.update(num_bytes.to_bytes(8, "little"))
 
   def _count_train_lens(self, add) -> array.array:
     lens = array.array("q")
-    # Exact decimals: 0.9 * 10 must not become 8.999.
+    # Decimals are exact: with floats, (1 - 0.9) * 10 is below 1.
     kept = 1 - decimal.Decimal(repr(self.valid_frac))
     for document in self.source.documents():
       num_chars = 0
@@ -104,7 +108,10 @@ class Part:
     return lens
 
   def _choose(self, add) -> np.ndarray | None:
-    """Returns (documents,) bool, which are held back; None: by its tail."""
+    """Returns which documents are held out, bool (documents,).
+
+    None if there is one document only, which is divided by its tail.
+    """
     units, texts = array.array("d"), array.array("Q")
     has_text = bytearray()
     for document in self.source.documents():
@@ -113,7 +120,7 @@ class Part:
         digest.update(piece.encode())
         size += len(piece)
         add(piece)
-      # A name is the same on every machine; an index would shift with files.
+      # By name, not by index: a new file must not move other documents.
       units.append(unit_hash(document.name))
       texts.append(int.from_bytes(digest.digest(), "little"))
       has_text.append(size > 0)
@@ -148,13 +155,18 @@ class Part:
 
 
 def unit_hash(name: str) -> float:
-  """Returns a number in [0, 1) that is the same for a name everywhere."""
+  """Returns a number in [0, 1) that depends on nothing but the name."""
   digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
   return int.from_bytes(digest[:8], "big") / 2**64
 
 
 def _both_sides(is_valid: np.ndarray, units: np.ndarray) -> np.ndarray:
-  """Returns sides of which none is empty: at most one document changes."""
+  """Returns is_valid with both sides filled, by moving at most one document.
+
+  Args:
+    is_valid: (documents,) bool.
+    units: (documents,) unit_hash of their names.
+  """
   if is_valid.all():
     is_valid = is_valid.copy()
     is_valid[units.argmax()] = False

@@ -7,7 +7,7 @@ import jax
 
 from gpt_jax import sharding
 from gpt_jax.config import InputError
-from gpt_jax.data import pipeline
+from gpt_jax.data.batches import eval_batches, num_eval_batches
 from gpt_jax.machine import processes, runtime
 from gpt_jax.objective import make_eval_step
 
@@ -59,9 +59,9 @@ def score(
   placement = sharding.batch_sharding(mesh, model.rules)
   rows = sharding.local_rows(placement, (batch_size, seq_len))
   nats, count, pending = 0.0, 0.0, None
-  total = pipeline.num_eval_batches(tokens, seq_len, batch_size)
+  total = num_eval_batches(tokens, seq_len, batch_size)
   total = min(total, max_batches or total)
-  batches = pipeline.eval_batches(
+  batches = eval_batches(
     tokens, seq_len, batch_size, packing, rows, max_batches
   )
   devices = mesh.local_devices

@@ -17,7 +17,9 @@ import numpy as np
 from gpt_jax import config as config_lib
 from gpt_jax import exits, objective, sharding
 from gpt_jax.config import Config, InputError
-from gpt_jax.data import pipeline, store
+from gpt_jax.data import batches as batches_lib
+from gpt_jax.data.prepare import prepare_data
+from gpt_jax.data.shards import check_length
 from gpt_jax.machine import console, processes, runtime, signals
 from gpt_jax.models import build_model
 from gpt_jax.runs import checkpoint, goodput, lock, metrics
@@ -98,7 +100,7 @@ def _train(
 
   # Data and model
   with clock.spend("data"):
-    prepared = processes.in_turn(lambda: store.prepare(config.data, screen.say))
+    prepared = processes.in_turn(lambda: prepare_data(config.data, screen.say))
   processes.agree("the prepared data", prepared.fingerprint)
   runtime.give_back_memory()
   mesh = sharding.make_mesh(config.mesh)
@@ -107,7 +109,7 @@ def _train(
   config = preflight.resolve_vocab(config, prepared)
   preflight.check_prompt(config, prepared.tokenizer, screen.say)
   for _, tokens in prepared.train:
-    store.check_length(tokens, config.data.seq_len)
+    check_length(tokens, config.data.seq_len)
 
   def check_run() -> None:
     if is_resumed or os.path.exists(record):
@@ -157,7 +159,7 @@ def _train(
 
   def read_batches(stage: Stage, step: int, passed: int):
     offset = count(step) + passed - step * stage.size
-    return pipeline.make_train_iterator(
+    return batches_lib.make_train_iterator(
       prepared, config.data, config.seed, stage.size, stage.rows, step, offset
     )
 

@@ -10,7 +10,7 @@ import numpy as np
 from gpt_jax import config as config_lib
 from gpt_jax import flops, sharding, tree
 from gpt_jax.config import Config, InputError
-from gpt_jax.data import store
+from gpt_jax.data.prepare import PreparedData
 from gpt_jax.machine import chips, console, runtime
 from gpt_jax.runs import checkpoint, metrics
 from gpt_jax.runs import workdir as workdir_lib
@@ -19,7 +19,7 @@ from gpt_jax.runs import workdir as workdir_lib
 TINY_EPS, TINY_NORM_EPS = 1e-20, 1e-12
 
 
-def resolve_vocab(config: Config, prepared: store.PreparedData) -> Config:
+def resolve_vocab(config: Config, prepared: PreparedData) -> Config:
   """Returns the config with model.vocab_size known and sufficient."""
   size = config.model.vocab_size
   if size is None:

@@ -14,7 +14,7 @@ import jax
 from gpt_jax import config as config_lib
 from gpt_jax import flops
 from gpt_jax.config import Config
-from gpt_jax.data import store
+from gpt_jax.data.prepare import PreparedData
 from gpt_jax.inference import generation, scoring
 from gpt_jax.machine import console, processes
 from gpt_jax.runs import goodput, metrics, plot
@@ -55,7 +55,7 @@ class Reporter:
     screen: console.Console,
     model,
     mesh,
-    prepared: store.PreparedData,
+    prepared: PreparedData,
     clock: goodput.Clock,
     seal: list | None = None,
   ):

@@ -168,7 +168,7 @@ def test_launch_scripts_import_nothing():
 def test_the_checks_see_what_they_forbid():
   upwards = "from gpt_jax.training import step\n"
   assert order_faults("config", upwards)
-  assert order_faults("models", "def f():\n  from gpt_jax.data import store")
+  assert order_faults("models", "def f():\n  from gpt_jax.data import shards")
   assert not order_faults("lab", upwards)
   assert habit_faults("training", "import os\nx = os.environ['A']")
   assert habit_faults("training", "from tensorflow import keras")

@@ -142,7 +142,7 @@ def main(argv):
   from gpt_jax.machine import runtime
   runtime.start()
   from gpt_jax.runs import checkpoint
-  from gpt_jax.data import pipeline
+  from gpt_jax.data import batches
   WHAT
   return train.main(argv)
 
@@ -150,7 +150,7 @@ cli.run(main, is_run=True)
 """
 HANGS = {
   "save": "checkpoint.Checkpointer.save = hang_in_a_pipe",
-  "read": "pipeline.make_train_iterator = lambda *a: iter(hang_in_a_pipe, 0)",
+  "read": "batches.make_train_iterator = lambda *a: iter(hang_in_a_pipe, 0)",
 }
 
 

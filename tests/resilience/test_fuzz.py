@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from gpt_jax import cli
 from gpt_jax import config as config_lib
-from gpt_jax.data import sources, store, tokenizers
+from gpt_jax.data import folders, sources, tokenizers
+from gpt_jax.data.prepare import prepare_data
 from gpt_jax.exits import InputError
 from gpt_jax.lab.sweep import cells
 from gpt_jax.machine import chips
@@ -111,7 +112,7 @@ class Place:
     config = config_lib.freeze(
       cli.load_config("configs/tiny.py", self.overrides)
     )
-    made = store.prepare(config.data, lambda line: None)
+    made = prepare_data(config.data, lambda line: None)
     self.prepared = pathlib.Path(made.folders[0])
     self.manifest = json.loads((self.prepared / "manifest.json").read_text())
     self.tokenizer = json.loads((self.prepared / "tokenizer.json").read_text())
@@ -188,7 +189,7 @@ def manifest(place):
     path = place.prepared / "manifest.json"
     path.write_bytes(data)
     try:
-      for found in store.open_prepared(str(place.prepared)).values():
+      for found in folders.open_prepared(str(place.prepared)).values():
         found.read(0, found.num_ids)
     finally:
       path.write_bytes(whole)

@@ -12,7 +12,9 @@ import numpy as np
 
 from gpt_jax import config as config_lib
 from gpt_jax.config import Config, InputError
-from gpt_jax.data import sources, store, tokenizers
+from gpt_jax.data import sources, tokenizers
+from gpt_jax.data.prepare import prepare_data
+from gpt_jax.data.shards import check_length
 from gpt_jax.lab.bench import machine, report, worker
 from gpt_jax.lab.bench.samples import Row
 
@@ -76,7 +78,7 @@ def prepare(config: Config, folder: str, spec: str | None = None):
   data = dataclasses.replace(
     config.data, dir=folder, tokenizer=spec or config.data.tokenizer
   )
-  return store.prepare(data, lambda line: None)
+  return prepare_data(data, lambda line: None)
 
 
 def fixed_spec(config: Config, prepared, folder: str) -> str:
@@ -183,16 +185,16 @@ def alone_tiktoken(encoder):
 
 def time_loader(config: Config, prepared, length: int, repeats: int):
   """Returns tokens/s of each repeat, None where the text is too short."""
-  from gpt_jax.data import pipeline
+  from gpt_jax.data.batches import make_train_iterator
 
   data = dataclasses.replace(config.data, seq_len=length)
   try:
     for _, token_set in prepared.train:
-      store.check_length(token_set, length)
+      check_length(token_set, length)
   except InputError:
     return None
   size = LOADER_TOKENS // length
-  batches = pipeline.make_train_iterator(
+  batches = make_train_iterator(
     prepared, data, config.seed, size, np.arange(size), 0
   )
   for _ in range(32):  # more than is read ahead

@@ -205,14 +205,13 @@ def random_batches(config: Config, num_rows: int):
 
 
 def _read_batches(train: Train, prepared_dir: str):
-  from gpt_jax.data import pipeline, store
+  from gpt_jax.data.batches import make_train_iterator
+  from gpt_jax.data.prepare import prepare_data
 
   c = train.config
   data = dataclasses.replace(c.data, dir=prepared_dir)
-  prepared = store.prepare(data, lambda line: None)
-  return pipeline.make_train_iterator(
-    prepared, data, c.seed, train.size, train.rows, 0
-  )
+  prepared = prepare_data(data, lambda line: None)
+  return make_train_iterator(prepared, data, c.seed, train.size, train.rows, 0)
 
 
 def _describe(config: Config, mesh) -> dict:

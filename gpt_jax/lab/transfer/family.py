@@ -14,7 +14,8 @@ import numpy as np
 from gpt_jax import config as config_lib
 from gpt_jax import sharding
 from gpt_jax.config import Config, InputError
-from gpt_jax.data import pipeline, store
+from gpt_jax.data.batches import make_train_iterator
+from gpt_jax.data.prepare import PreparedData, prepare_data
 from gpt_jax.inference import scoring
 from gpt_jax.models import build_model
 from gpt_jax.training import optim, preflight
@@ -65,9 +66,9 @@ def at_depth(config: Config, num_layers: int) -> Config:
   return dataclasses.replace(config, model=model)
 
 
-def prepare(config: Config, say=print) -> tuple[Config, store.PreparedData]:
+def prepare(config: Config, say=print) -> tuple[Config, PreparedData]:
   """Returns (config with its vocabulary known, the data)."""
-  prepared = store.prepare(config.data, say)
+  prepared = prepare_data(config.data, say)
   return preflight.resolve_vocab(config, prepared), prepared
 
 
@@ -81,7 +82,7 @@ class Member:
     compile_seconds: of the step.
   """
 
-  def __init__(self, config: Config, prepared: store.PreparedData):
+  def __init__(self, config: Config, prepared: PreparedData):
     self.config, self.prepared = config, prepared
     self.mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
     platform = self.mesh.devices.flat[0].platform
@@ -140,7 +141,7 @@ class Member:
     """Returns an iterator over training batches."""
     size = self.config.train.global_batch_size
     rows = np.arange(size)
-    return pipeline.make_train_iterator(
+    return make_train_iterator(
       self.prepared, self.config.data, seed, size, rows, first
     )
 

@@ -231,11 +231,12 @@ def losses_of(config: config_lib.Config) -> list[float]:
   import jax
 
   from gpt_jax import sharding
-  from gpt_jax.data import pipeline, store
+  from gpt_jax.data.batches import make_train_iterator
+  from gpt_jax.data.prepare import prepare_data
   from gpt_jax.models import build_model
   from gpt_jax.training import optim, preflight, state, step
 
-  prepared = store.prepare(config.data, lambda line: None)
+  prepared = prepare_data(config.data, lambda line: None)
   config = preflight.resolve_vocab(config, prepared)
   sizes = [getattr(config.mesh, axis) for axis in sharding.AXES]
   mesh = sharding.make_mesh(config.mesh, jax.devices()[: math.prod(sizes)])
@@ -254,7 +255,7 @@ def losses_of(config: config_lib.Config) -> list[float]:
   )
   size = config.train.global_batch_size
   rows = sharding.local_rows(place, (size, config.data.seq_len))
-  batches = pipeline.make_train_iterator(
+  batches = make_train_iterator(
     prepared, config.data, config.seed, size, rows, 0
   )
   now, losses = state.init_state(model, tx, config, mesh), []

@@ -1,15 +1,15 @@
-"""Batches: a pure function of (seed, step), read ahead by grain.
+"""Batches: a pure function of (seed, step), prefetched by grain.
 
-The questionable decision: grain only reads ahead. The order is ours, element
-i is the batch of step i, so there is no iterator state to save, and a start at
-any step, on any number of processes, gives the same global batch.
+Design choice: grain only prefetches. data/order.py decides the order, and
+element i is the batch of step i, so there is no iterator state to save: a start
+at any step, on any number of processes, gives the same global batch.
 
-A batch is a dict of numpy arrays, with b rows and T ids each:
+A batch is a dict of numpy arrays of b rows and T columns:
   tokens, targets (b, T) int32: targets[t] is the id after tokens[t].
   mask (b, T) float32: 1 where the target counts in the loss, else 0.
-  segments, positions (b, T) int32, under packing="documents" only: the number
-    of the document within the window, and the place within it. A document that
-    began before the window starts at position 0.
+  segments, positions (b, T) int32, under packing="documents" only: the index
+    of the document within the window, and the position within that document.
+    A document that began before the window starts at position 0.
 """
 
 from collections.abc import Iterator
@@ -17,14 +17,16 @@ from collections.abc import Iterator
 import numpy as np
 
 from gpt_jax.config import DataConfig, InputError
-from gpt_jax.data import order, store
+from gpt_jax.data import order
+from gpt_jax.data.prepare import PreparedData
+from gpt_jax.data.shards import TokenSet, check_length
 from gpt_jax.machine import runtime
 
 Batch = dict[str, np.ndarray]
 
 
 def batch_at(
-  sets: list[store.TokenSet],
+  sets: list[TokenSet],
   weights: list[float],
   seed: int,
   step: int,
@@ -37,15 +39,16 @@ def batch_at(
   """Returns the given rows of the global batch of a step.
 
   Args:
-    sets: what is read.
+    sets: the train sets.
     weights: the share of each set; they sum to 1.
     seed: the run's seed.
     step: counted from 0.
-    rows: (b,) rows of the global batch, this process's own.
+    rows: (b,) rows of the global batch that this process reads.
     seq_len: T.
-    packing: stream or documents.
+    packing: "stream" or "documents".
     global_batch_size: rows of the global batch.
-    offset: sequences that came before step 0, less if batches were smaller.
+    offset: sequences to skip before step 0. Under a batch ramp it is negative:
+      earlier, smaller batches have read fewer than step * global_batch_size.
 
   Raises:
     InputError: a file holds an id outside the vocabulary.
@@ -67,7 +70,7 @@ def batch_at(
 
 
 def make_train_iterator(
-  prepared: store.PreparedData,
+  prepared: PreparedData,
   data: DataConfig,
   seed: int,
   global_batch_size: int,
@@ -75,10 +78,10 @@ def make_train_iterator(
   start_step: int,
   offset: int = 0,
 ) -> Iterator[Batch]:
-  """Returns an endless iterator over batches from start_step on.
+  """Returns an endless iterator over the batches from start_step on.
 
   Args:
-    prepared: what is read.
+    prepared: the prepared data of the run.
     data: the config's section: seq_len, packing, num_workers.
     seed: the run's seed.
     global_batch_size: rows of the global batch.
@@ -93,7 +96,7 @@ def make_train_iterator(
 
   sets = [token_set for _, token_set in prepared.train]
   for token_set in sets:
-    store.check_length(token_set, data.seq_len)
+    check_length(token_set, data.seq_len)
   batches = _Batches(
     sets,
     [weight for weight, _ in prepared.train],
@@ -104,7 +107,7 @@ def make_train_iterator(
     global_batch_size,
     offset,
   )
-  # Two threads hide the disk; more only contend for the interpreter.
+  # Two threads hide the latency of the disk; more contend for the GIL.
   ahead = grain.ReadOptions(num_threads=2, prefetch_buffer_size=16)
   dataset = grain.MapDataset.source(batches)[start_step:]
   dataset = dataset.to_iter_dataset(ahead)
@@ -113,7 +116,7 @@ def make_train_iterator(
 
     runtime.quiet_tokenizers()
     if not flags.FLAGS.is_parsed():
-      # Grain's workers read absl flags, which nobody parses here.
+      # Grain's workers read absl flags, which this project does not parse.
       flags.FLAGS.mark_as_parsed()
     workers = grain.MultiprocessingOptions(num_workers=data.num_workers)
     dataset = dataset.mp_prefetch(workers)
@@ -121,7 +124,7 @@ def make_train_iterator(
 
 
 def eval_batches(
-  token_set: store.TokenSet,
+  token_set: TokenSet,
   seq_len: int,
   batch_size: int,
   packing: str,
@@ -130,16 +133,16 @@ def eval_batches(
 ) -> Iterator[Batch]:
   """Yields a whole set in order; each id but the first is a target once.
 
-  Windows do not overlap. Batches are always full: what is missing at the end
-  is padded with id 0 and mask 0.
+  Windows do not overlap. Batches are always full: the last ones are padded with
+  id 0 and mask 0.
 
   Args:
-    token_set: what is read.
+    token_set: the set to read.
     seq_len: T.
     batch_size: rows of the global batch.
-    packing: stream or documents; as in training.
+    packing: "stream" or "documents", as in training.
     rows: (b,) rows of the global batch that this process reads.
-    max_batches: stop after as many; None reads all.
+    max_batches: stop after this number of batches; None reads all.
   """
   windows = _count_eval_windows(token_set, seq_len)
   rows = np.asarray(rows, np.int64)
@@ -149,18 +152,18 @@ def eval_batches(
 
 
 def num_eval_batches(
-  token_set: store.TokenSet,
+  token_set: TokenSet,
   seq_len: int,
   batch_size: int,
   max_batches: int | None = None,
 ) -> int:
-  """Returns how many batches `eval_batches` yields."""
+  """Returns the number of batches that `eval_batches` yields."""
   count = -(-_count_eval_windows(token_set, seq_len) // batch_size)
   return count if max_batches is None else min(count, max_batches)
 
 
 class _Batches:
-  """Element i is the batch of step i; what grain calls a data source."""
+  """A grain data source: element i is the batch of step i."""
 
   def __init__(self, *arguments):
     self._arguments = arguments
@@ -173,7 +176,7 @@ class _Batches:
     return batch_at(sets, weights, seed, int(step), *rest)
 
 
-def _count_eval_windows(token_set: store.TokenSet, seq_len: int) -> int:
+def _count_eval_windows(token_set: TokenSet, seq_len: int) -> int:
   return -(-max(0, token_set.num_ids - 1) // seq_len)
 
 
@@ -205,8 +208,8 @@ def _add_documents(batch: Batch, token_set, first, seq_len: int) -> None:
   began = np.maximum.accumulate(np.where(inside, place, 0), axis=1)
   batch["segments"] = np.cumsum(inside, axis=1, dtype=np.int32)
   batch["positions"] = (place - began).astype(np.int32)
-  # What a document begins with cannot be told from the one before it; that it
-  # ends, which is what a separator says, can.
+  # Mask a document's first token, which the previous document cannot predict,
+  # but not the separator, which says that the previous document ends.
   is_text = batch["targets"] != token_set.separator_id
   batch["mask"][is_start[:, 1:] & is_text] = 0
 

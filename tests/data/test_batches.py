@@ -9,7 +9,9 @@ import pytest
 from configs import base
 from gpt_jax import config
 from gpt_jax.config import DataConfig, InputError
-from gpt_jax.data import pipeline, store
+from gpt_jax.data import batches, folders
+from gpt_jax.data.prepare import prepare_data
+from gpt_jax.data.shards import check_length
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +35,7 @@ def make(tmp_path_factory):
       "num_workers": 0,
     }
     data = DataConfig(**(values | changes))
-    return store.prepare(data, say=lambda line: None), data
+    return prepare_data(data, say=lambda line: None), data
 
   return build
 
@@ -53,7 +55,7 @@ def stream(token_set):
 def batch(prepared, step, rows, packing="stream", size=8):
   sets = [s for _, s in prepared.train]
   weights = [w for w, _ in prepared.train]
-  return pipeline.batch_at(sets, weights, 0, step, rows, 8, packing, size)
+  return batches.batch_at(sets, weights, 0, step, rows, 8, packing, size)
 
 
 def test_a_ramp_leaves_no_sequence_out_and_reads_none_twice(letters):
@@ -68,7 +70,7 @@ def test_a_ramp_leaves_no_sequence_out_and_reads_none_twice(letters):
   for step in range(9):
     size = [s for first, s in config.batch_stages(t) if first <= step][-1]
     offset = config.count_sequences(t, step) - step * size
-    one = pipeline.batch_at(
+    one = batches.batch_at(
       sets, [1.0], 0, step, np.arange(size), 8, "stream", size, offset
     )
     ramped.append(one["tokens"])
@@ -156,7 +158,7 @@ def test_a_mixture_reads_each_set_by_its_weight(make):
   rows = np.arange(8)
   count = 0
   for step in range(100):
-    found = pipeline.batch_at(sets, [0.25, 0.75], 0, step, rows, 8, "stream", 8)
+    found = batches.batch_at(sets, [0.25, 0.75], 0, step, rows, 8, "stream", 8)
     kinds = [set(row) - {256} for row in found["tokens"]]
     assert all(len(kind) == 1 for kind in kinds)
     count += sum(kind == {ord("a")} for kind in kinds)
@@ -169,7 +171,7 @@ def test_the_iterator_starts_at_any_step_without_state(letters, workers):
   data = DataConfig(**(vars(data) | {"num_workers": workers}))
   rows = np.arange(4, 8)
   for start in (3,) if workers else (0, 3):  # starting workers takes seconds
-    found = pipeline.make_train_iterator(prepared, data, 0, 8, rows, start)
+    found = batches.make_train_iterator(prepared, data, 0, 8, rows, start)
     for step, got in enumerate(itertools.islice(found, 4), start):
       wanted = batch(prepared, step, rows)
       assert set(got) == set(wanted)
@@ -180,9 +182,9 @@ def test_the_iterator_starts_at_any_step_without_state(letters, workers):
 
 def test_a_corpus_shorter_than_one_sequence_is_refused(make):
   prepared, data = make(["abcdefg"])
-  store.check_length(prepared.train[0][1], 7)
+  check_length(prepared.train[0][1], 7)
   with pytest.raises(InputError, match="has 8 ids, .* data.seq_len 8"):
-    pipeline.make_train_iterator(prepared, data, 0, 8, np.arange(8), 0)
+    batches.make_train_iterator(prepared, data, 0, 8, np.arange(8), 0)
 
 
 def test_unknown_packing_is_refused(letters):
@@ -195,14 +197,14 @@ def test_unknown_packing_is_refused(letters):
 def test_evaluation_predicts_each_id_once(letters, packing, seq_len):
   token_set = letters[0].train[0][1]
   ids = stream(token_set)
-  batches = list(
-    pipeline.eval_batches(token_set, seq_len, 4, packing, np.arange(4))
+  found = list(
+    batches.eval_batches(token_set, seq_len, 4, packing, np.arange(4))
   )
-  assert len(batches) == pipeline.num_eval_batches(token_set, seq_len, 4)
+  assert len(found) == batches.num_eval_batches(token_set, seq_len, 4)
   seen = []
-  for found in batches:
-    assert found["tokens"].shape == (4, seq_len)
-    seen.append(found["targets"][found["mask"] == 1])
+  for one in found:
+    assert one["tokens"].shape == (4, seq_len)
+    seen.append(one["targets"][one["mask"] == 1])
   seen = np.concatenate(seen)
   wanted = ids[1:]
   assert np.array_equal(seen, wanted)
@@ -213,7 +215,7 @@ def test_evaluation_rows_of_two_processes_make_the_whole(letters):
   token_set = letters[0].train[0][1]
 
   def run(rows):
-    return list(pipeline.eval_batches(token_set, 8, 4, "documents", rows, 100))
+    return list(batches.eval_batches(token_set, 8, 4, "documents", rows, 100))
 
   parts = [run(np.arange(2)), run(np.arange(2, 4))]
   for whole, a, b in zip(run(np.arange(4)), *parts, strict=True):
@@ -223,15 +225,15 @@ def test_evaluation_rows_of_two_processes_make_the_whole(letters):
 
 def test_evaluation_stops_where_it_is_told(letters):
   token_set = letters[0].train[0][1]
-  found = pipeline.eval_batches(token_set, 8, 4, "stream", np.arange(4), 2)
+  found = batches.eval_batches(token_set, 8, 4, "stream", np.arange(4), 2)
   assert len(list(found)) == 2
-  assert pipeline.num_eval_batches(token_set, 8, 4, 2) == 2
-  assert pipeline.num_eval_batches(token_set, 8, 4, 10**9) > 2
+  assert batches.num_eval_batches(token_set, 8, 4, 2) == 2
+  assert batches.num_eval_batches(token_set, 8, 4, 10**9) > 2
 
 
 def test_an_empty_set_has_no_batches(make):
   prepared, _ = make(["abc"])
-  empty = store.open_prepared(prepared.folders[0])["valid"]
-  assert pipeline.num_eval_batches(empty, 8, 4) == 0
+  empty = folders.open_prepared(prepared.folders[0])["valid"]
+  assert batches.num_eval_batches(empty, 8, 4) == 0
   rows = np.arange(4)
-  assert not list(pipeline.eval_batches(empty, 8, 4, "stream", rows))
+  assert not list(batches.eval_batches(empty, 8, 4, "stream", rows))

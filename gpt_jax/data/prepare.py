@@ -1,0 +1,251 @@
+"""Prepares the text of a config: finds its prepared folders, or writes them."""
+
+import dataclasses
+import functools
+import json
+import os
+from collections.abc import Callable
+
+from gpt_jax import digest, files
+from gpt_jax.config import DataConfig
+from gpt_jax.data import folders, overlap, sources, tokenizers, vocabulary
+from gpt_jax.data import manifest as manifest_lib
+from gpt_jax.data.manifest import SPLITS
+from gpt_jax.data.shards import TokenSet
+from gpt_jax.data.splitting import Part
+from gpt_jax.data.tokenizers.protocol import Tokenizer
+from gpt_jax.data.writing import Job, find_or_write
+from gpt_jax.exits import InputError
+
+# Share of the held-out ids above which a start mentions an overlap.
+OVERLAP_SHARE = 1e-3
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedData:
+  """What a run reads.
+
+  Attributes:
+    train: (weight, set) of each source; the weights sum to 1.
+    valid: held-out sets by name ("valid" if there is one); empty sets are left
+      out.
+    folders: the prepared folders of these sets.
+  """
+
+  train: list[tuple[float, TokenSet]]
+  valid: dict[str, TokenSet]
+  folders: list[str]
+
+  @functools.cached_property
+  def tokenizer(self) -> Tokenizer:
+    """The tokenizer that all sets share, loaded on first use."""
+    return folders.load_tokenizer(self.folders[0])
+
+  @property
+  def tokenizer_path(self) -> str:
+    """The file that `tokenizers.load` reads."""
+    return os.path.join(self.folders[0], "tokenizer.json")
+
+  @property
+  def vocab_size(self) -> int:
+    return self.train[0][1].vocab_size
+
+  @property
+  def separator_id(self) -> int | None:
+    return self.train[0][1].separator_id
+
+  @property
+  def fingerprint(self) -> str:
+    """The SHA-256 hex digest of all ids, held-out sets included."""
+    train = [token_set.fingerprint for _, token_set in self.train]
+    valid = {name: s.fingerprint for name, s in self.valid.items()}
+    # Not digest.of_json, which sorts keys: runs have stored this digest with
+    # the held-out sets in the order of the sources.
+    return digest.of_text(json.dumps([train, valid]))
+
+
+def prepare_data(
+  data: DataConfig,
+  say: Callable[[str], None] = print,
+  splits: tuple[str, ...] = SPLITS,
+  may_make: bool = True,
+) -> PreparedData:
+  """Returns the prepared data of a config; missing folders are written first.
+
+  Several processes may call it at once: one of them prepares, the others wait.
+
+  Args:
+    data: the config's section.
+    say: receives lines of progress, and one for each folder that is written.
+    splits: the splits that will be read; large files of these are hashed in
+      threads from now on.
+    may_make: whether to write missing folders, which reads the text.
+
+  Raises:
+    InputError: a source, the tokenizer or a folder cannot be used, or a folder
+      is missing and may not be written.
+  """
+  mixture = sources.parse_mixture(data.source)
+  dir = files.user_path("data.dir", data.dir)
+  data = dataclasses.replace(data, dir=dir)
+  parts = list_parts(data)
+  made = _prepare_parts(parts, data, say, may_make)
+  _check_one_tokenizer(made)
+  train = [(weight, made[i]["train"]) for i, (weight, _) in enumerate(mixture)]
+  prepared = PreparedData(
+    train, _name_valid_sets(parts, made), [p["train"].folder for p in made]
+  )
+  trained, held = [s for _, s in train], list(prepared.valid.values())
+  # Documents of one source are in one split, unless an earlier version divided
+  # them; several sources may share documents.
+  may_overlap = len(parts) > 1 or not made[0]["train"].is_apart
+  if "train" in splits and held and may_overlap:
+    is_new = any(part.is_made for part in parts)
+    if is_new or overlap.is_quick([*trained, *held]):
+      overlap.report(trained, held, say, OVERLAP_SHARE)
+  read = [*(trained if "train" in splits else [])]
+  read += held if "valid" in splits else []
+  for token_set in read:
+    if token_set.check.start():
+      size = token_set.check.num_bytes / 1e9
+      say(f"checking the hashes of {token_set.name}, {size:.1f} GB, meanwhile")
+  return prepared
+
+
+def prepare_text(
+  path_or_spec: str,
+  encoder: Tokenizer,
+  dir: str,
+  split: str = "document",
+  say: Callable[[str], None] = print,
+  verify: str = "once",
+) -> TokenSet:
+  """Returns one source, or the file at a plain path, as one set.
+
+  Args:
+    path_or_spec: "text:a/*.txt", or just "a.txt"; "a.jsonl" is read as records.
+    encoder: the tokenizer of the run that will read the set.
+    dir: where prepared folders lie.
+    split: "document" writes separators between documents, "tail" does not.
+    say: receives lines of progress.
+    verify: as data.verify.
+
+  Raises:
+    InputError: the text is missing, or the tokenizer cannot encode it.
+  """
+  spec = sources.spec_of(path_or_spec)
+  part = Part(sources.open_source(spec), "valid", split, 0.0)
+  name = folders.name_folder(part, encoder.name, encoder.fingerprint())
+  dir = files.user_path("data.dir", dir)
+  job = Job(dir, lambda: (encoder, {}), say, verify)
+  return find_or_write(job, part, name)["valid"]
+
+
+def verify_text(
+  data: DataConfig, prepared: PreparedData, say: Callable[[str], None] = print
+) -> None:
+  """Reads the sources again and compares their text with what was prepared.
+
+  Raises:
+    InputError: a text differs, although sizes and dates of its files agree.
+  """
+  for part, folder in zip(list_parts(data), prepared.folders, strict=True):
+    noted = manifest_lib.read(folder).get("text_sha256")
+    if noted is None:
+      say(
+        f"{folder} was prepared by an older version, which noted no hash of "
+        f"its text: whether {part.source.spec} has changed is not known"
+      )
+    elif part.read_text_sha256() != noted:
+      raise InputError(
+        f"{part.source.spec} does not hold the text that {folder} was made "
+        "of, though the sizes and dates of its files agree; remove that "
+        "folder, and it is prepared again"
+      )
+
+
+def list_parts(data: DataConfig) -> list[Part]:
+  """Returns the parts of a config, in the order of PreparedData.folders.
+
+  Raises:
+    InputError: a source cannot be opened, or data.valid_frac leaves no text.
+  """
+  opened = [
+    sources.open_source(spec) for _, spec in sources.parse_mixture(data.source)
+  ]
+  if not 0 <= data.valid_frac < 1:
+    raise InputError(
+      f"data.valid_frac is {data.valid_frac}; it must be at least 0 and below "
+      "1, so that something is left to train on"
+    )
+  how = (data.split, data.valid_frac)
+  if data.valid_source is None:
+    return [Part(source, "split", *how) for source in opened]
+  return [Part(source, "train", *how) for source in opened] + [
+    Part(sources.open_source(spec), "valid", *how)
+    for _, spec in sources.parse_mixture(data.valid_source)
+  ]
+
+
+def _prepare_parts(
+  parts: list[Part], data: DataConfig, say, may_make: bool
+) -> list[dict[str, TokenSet]]:
+  """Returns {split: set} of each part, with one tokenizer for all of them."""
+  identity = tokenizers.identity(data.tokenizer)
+  is_trained = tokenizers.is_trained(data.tokenizer)
+  if is_trained:
+    rows = [(p.source.fingerprint(), p.role) for p in parts]
+    identity = digest.of_json([identity, rows, data.split, data.valid_frac])
+  names = [folders.name_folder(p, data.tokenizer, identity) for p in parts]
+
+  def build():
+    if not is_trained:
+      encoder = tokenizers.build_tokenizer(data.tokenizer)
+      for line in tokenizers.remarks(encoder):
+        say(line)
+      return encoder, {}
+    for name in names:
+      path = folders.find_folder(data.dir, name)
+      if folders.is_prepared(path):
+        job.is_apart = path.endswith(folders.APART)
+        notes = manifest_lib.read(path)["tokenizer"]["notes"]
+        return folders.load_tokenizer(path), notes
+    trained = vocabulary.train_tokenizer(data.tokenizer, parts, say)
+    # Documents that moved changed the training text of the vocabulary, too.
+    job.is_apart = any(part.num_moved for part in parts)
+    return trained
+
+  job = Job(data.dir, build, say, data.verify, may_make)
+  return [
+    find_or_write(job, part, name)
+    for part, name in zip(parts, names, strict=True)
+  ]
+
+
+def _check_one_tokenizer(made: list[dict[str, TokenSet]]) -> None:
+  first = made[0]["train"]
+  for sets in made[1:]:
+    other = sets["train"]
+    if other.tokenizer_fingerprint != first.tokenizer_fingerprint:
+      raise InputError(
+        f"{other.folder} was made with another tokenizer than {first.folder}, "
+        "which it is mixed with; remove both, and they are prepared again"
+      )
+
+
+def _name_valid_sets(
+  parts: list[Part], made: list[dict[str, TokenSet]]
+) -> dict[str, TokenSet]:
+  """Returns the held-out sets by names that are short and distinct."""
+  held = [
+    (folders.slug(part.source.spec), sets["valid"])
+    for part, sets in zip(parts, made, strict=True)
+    if sets["valid"].num_ids
+  ]
+  if len(held) == 1:
+    return {"valid": held[0][1]}
+  slugs = [slug for slug, _ in held]
+  return {
+    slug if slugs.count(slug) == 1 else f"{slug}-{i}": token_set
+    for i, (slug, token_set) in enumerate(held)
+  }

@@ -1,0 +1,279 @@
+"""Shards: the ids of a split on disk, memory-mapped to read.
+
+A split is SPLIT-NNNNN.bin (ids, uint16 or uint32, little endian) and
+SPLIT.offsets.bin (int64, where each document starts in the stream of ids).
+"""
+
+import array
+import bisect
+import hashlib
+import itertools
+import os
+
+import numpy as np
+
+from gpt_jax import digest
+from gpt_jax.data import integrity
+from gpt_jax.data import manifest as manifest_lib
+from gpt_jax.data.progress import count_bytes
+from gpt_jax.data.tokenizers.protocol import Tokenizer
+from gpt_jax.exits import InputError
+
+# Ids in a shard at most.
+SHARD_IDS = 1 << 26
+# Offsets that are checked at once (8 MiB), so that memory use stays flat.
+_OFFSETS_BLOCK = 1 << 20
+
+
+class TokenSet:
+  """One split of a prepared folder: a stream of ids, mapped and not loaded.
+
+  Opening checks the sizes of its files and, as data.verify says, their hashes.
+  No id is read before the hashes have been found right. A set can be pickled
+  for other processes.
+
+  Attributes:
+    name: "folder/split".
+    num_ids: ids in the stream, separators included.
+    num_tokens: ids in the stream without separators.
+    num_documents: documents in the stream.
+    num_bytes: length of the text in UTF-8.
+    vocab_size: V; reading raises InputError if an id is not below V.
+    separator_id: the tokenizer's, or None; written only by split="document".
+    tokenizer_fingerprint: of the tokenizer that encoded the text.
+    is_apart: whether equal documents of the source are in the same split.
+    fingerprint: SHA-256 hex digest of the hashes of its files.
+    check: the integrity check that reading waits for.
+  """
+
+  def __init__(self, folder: str, split: str, manifest: dict, verify: str):
+    content = manifest["splits"][split]
+    self.name = f"{os.path.basename(os.path.abspath(folder))}/{split}"
+    self.folder = folder
+    self.num_tokens = content["num_tokens"]
+    self.num_documents = content["num_documents"]
+    self.num_bytes = content["num_bytes"]
+    self.vocab_size = manifest["tokenizer"]["vocab_size"]
+    self.separator_id = manifest["tokenizer"]["separator_id"]
+    self.tokenizer_fingerprint = manifest["tokenizer"]["fingerprint"]
+    self.is_apart = "text_sha256" in manifest
+    self._dtype = np.dtype(manifest["dtype"]).newbyteorder("<")
+    self._files = [shard["file"] for shard in content["shards"]]
+    self._offsets_file = content["offsets"]["file"]
+    sizes = [shard["num_ids"] for shard in content["shards"]]
+    self._borders = [0, *itertools.accumulate(sizes)]
+    self.num_ids = self._borders[-1]
+    hashes = [shard["sha256"] for shard in content["shards"]]
+    hashes.append(content["offsets"]["sha256"])
+    self.fingerprint = digest.of_json(
+      [split, hashes, self.tokenizer_fingerprint]
+    )
+    self._maps = {}
+    for file, size in zip(self._files, sizes, strict=True):
+      path = os.path.join(folder, file)
+      integrity.check_size(path, size * self._dtype.itemsize)
+    path = os.path.join(folder, self._offsets_file)
+    integrity.check_size(path, 8 * self.num_documents)
+    names = [*self._files, self._offsets_file]
+    self.check = integrity.Check(
+      folder, dict(zip(names, hashes, strict=True)), verify
+    )
+
+  def read(self, start: int, stop: int) -> np.ndarray:
+    """Returns ids [start, stop) of the stream, int32.
+
+    Raises:
+      InputError: an id is not below vocab_size, so the file is damaged.
+      IndexError: the range is not inside the stream.
+    """
+    return self.read_windows([start], stop - start)[0]
+
+  def read_windows(self, starts, length: int) -> np.ndarray:
+    """Returns ids [s, s + length) for each s in starts, int32 (b, length)."""
+    out = np.empty((len(starts), length), self._dtype)
+    for row, start in enumerate(starts):
+      stop = start + length
+      if not 0 <= start <= stop <= self.num_ids:
+        raise IndexError(
+          f"ids {start} to {stop} reach outside {self.name} of {self.num_ids}"
+        )
+      shard = bisect.bisect_right(self._borders, start) - 1
+      done = 0
+      while done < length:
+        base, end = self._borders[shard], self._borders[shard + 1]
+        low = start + done - base
+        part = self._shard(shard)[low : low + min(length - done, end - base)]
+        out[row, done : done + len(part)] = part
+        done += len(part)
+        shard += 1
+    if out.size and out.max() >= self.vocab_size:
+      self._raise_bad_id(out, starts)
+    return out.astype(np.int32)
+
+  @property
+  def document_starts(self) -> np.ndarray:
+    """Where each document starts in the stream: int64, ascending.
+
+    Raises:
+      InputError: they do not ascend, so the file is damaged.
+    """
+    is_new = self._offsets_file not in self._maps
+    starts = self._map(self._offsets_file, np.dtype("<i8"))
+    if is_new:
+      self._check_offsets(starts)
+    return starts
+
+  def __getstate__(self):
+    return self.__dict__ | {"_maps": {}}
+
+  def _shard(self, i: int) -> np.ndarray:
+    return self._map(self._files[i], self._dtype)
+
+  def _map(self, file: str, dtype: np.dtype) -> np.ndarray:
+    if file not in self._maps:
+      self.check.wait()
+      path = os.path.join(self.folder, file)
+      try:
+        if os.path.getsize(path) == 0:
+          self._maps[file] = np.empty(0, dtype)
+        else:
+          # View the map as a plain array: slicing np.memmap costs microseconds.
+          mapped = np.memmap(path, dtype, mode="r")
+          self._maps[file] = np.asarray(mapped).view(np.ndarray)
+      except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
+    return self._maps[file]
+
+  def _check_offsets(self, starts: np.ndarray) -> None:
+    is_good = not len(starts) or (starts[0] == 0 and starts[-1] <= self.num_ids)
+    for at in range(0, len(starts), _OFFSETS_BLOCK):
+      part = starts[at : at + _OFFSETS_BLOCK + 1]
+      is_good = is_good and bool((part[1:] >= part[:-1]).all())
+    if not is_good:
+      del self._maps[self._offsets_file]
+      path = os.path.join(self.folder, self._offsets_file)
+      raise InputError(
+        f"{path} is damaged: its offsets must ascend from 0 to at most "
+        f"{self.num_ids}; {manifest_lib.REMEDY}"
+      )
+
+  def _raise_bad_id(self, ids: np.ndarray, starts) -> None:
+    row, column = np.unravel_index(int(ids.argmax()), ids.shape)
+    at = int(starts[row]) + int(column)
+    shard = bisect.bisect_right(self._borders, at) - 1
+    path = os.path.join(self.folder, self._files[shard])
+    raise InputError(
+      f"{path} holds id {ids[row, column]} at {at - self._borders[shard]}, "
+      f"outside the vocabulary of {self.vocab_size}; the file is damaged: "
+      "remove its folder, and it is prepared again"
+    )
+
+
+def check_length(token_set: TokenSet, seq_len: int) -> None:
+  """Raises InputError if a set is shorter than T ids and a target."""
+  if token_set.num_ids < seq_len + 1:
+    raise InputError(
+      f"{token_set.name} has {token_set.num_ids:,} ids, fewer than one "
+      f"sequence of data.seq_len {seq_len} and its target; give more text or "
+      "shorten data.seq_len"
+    )
+
+
+def check_vocab(token_set: TokenSet, encoder: Tokenizer) -> None:
+  """Raises InputError if another tokenizer encoded the set."""
+  if token_set.tokenizer_fingerprint != encoder.fingerprint():
+    raise InputError(
+      f"{token_set.name} was prepared with another tokenizer (of "
+      f"{token_set.vocab_size} tokens) than {encoder.name} (of "
+      f"{encoder.vocab_size}); prepare its text again with this one"
+    )
+
+
+class SplitWriter:
+  """Writes the shards and offsets of one split, and counts what it writes.
+
+  Args:
+    folder: where the files go.
+    split: what their names begin with.
+    dtype: "uint16" or "uint32".
+    separator_id: the id that is written before each document, or None.
+  """
+
+  def __init__(
+    self, folder: str, split: str, dtype: str, separator_id: int | None
+  ):
+    self._folder = folder
+    self._split = split
+    self._dtype = np.dtype(dtype).newbyteorder("<")
+    self._separator_id = separator_id
+    self._shards = []
+    self._file = None
+    self._digest = None
+    self._in_shard = 0
+    self._num_ids = 0
+    self._offsets = array.array("q")
+    self._num_bytes = 0
+    self._num_separators = 0
+
+  def write(self, ids: np.ndarray, text: str, is_first: bool) -> None:
+    """Appends the ids of a piece of text.
+
+    Args:
+      is_first: whether the piece begins a document.
+    """
+    if is_first:
+      self._offsets.append(self._num_ids)
+      if self._separator_id is not None:
+        self._append(np.array([self._separator_id]))
+        self._num_separators += 1
+    self._num_bytes += count_bytes(text)
+    self._append(ids)
+
+  def finish(self) -> dict:
+    """Closes the files; returns the entry of this split in the manifest."""
+    self._close_shard()
+    offsets = np.array(self._offsets, "<i8").tobytes()
+    name = f"{self._split}.offsets.bin"
+    with open(os.path.join(self._folder, name), "wb") as file:
+      file.write(offsets)
+      file.flush()
+      os.fsync(file.fileno())
+    return {
+      "num_tokens": self._num_ids - self._num_separators,
+      "num_separators": self._num_separators,
+      "num_documents": len(self._offsets),
+      "num_bytes": self._num_bytes,
+      "shards": self._shards,
+      "offsets": {"file": name, "sha256": digest.of_bytes(offsets)},
+    }
+
+  def _append(self, ids: np.ndarray) -> None:
+    ids = ids.astype(self._dtype)
+    while len(ids):
+      if self._file is None:
+        name = f"{self._split}-{len(self._shards):05d}.bin"
+        path = os.path.join(self._folder, name)
+        self._file = open(path, "wb", buffering=1 << 20)
+        self._digest = hashlib.sha256()
+        self._in_shard = 0
+        self._shards.append({"file": name})
+      part, ids = np.split(ids, [SHARD_IDS - self._in_shard])
+      data = part.tobytes()
+      self._file.write(data)
+      self._digest.update(data)
+      self._in_shard += len(part)
+      self._num_ids += len(part)
+      if self._in_shard == SHARD_IDS:
+        self._close_shard()
+
+  def _close_shard(self) -> None:
+    if self._file is None:
+      return
+    with self._file as file:
+      file.flush()
+      os.fsync(file.fileno())
+    self._file = None
+    self._shards[-1] |= {
+      "num_ids": self._in_shard,
+      "sha256": self._digest.hexdigest(),
+    }

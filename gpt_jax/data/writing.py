@@ -1,0 +1,216 @@
+"""Writes a prepared folder: the text of a part, encoded, and its manifest.
+
+Design choice: the text is read two or three times (to count, to learn a
+vocabulary, to encode) rather than held, which keeps memory use flat for
+corpora of any size.
+"""
+
+import dataclasses
+import errno
+import functools
+import itertools
+import operator
+import os
+import shutil
+from collections.abc import Callable
+
+from gpt_jax import digest, files
+from gpt_jax.data import folders, locks
+from gpt_jax.data import manifest as manifest_lib
+from gpt_jax.data.manifest import FORMAT, SPLITS
+from gpt_jax.data.progress import Progress
+from gpt_jax.data.shards import SplitWriter, TokenSet
+from gpt_jax.data.splitting import Part
+from gpt_jax.data.tokenizers.protocol import Tokenizer
+from gpt_jax.exits import InputError
+
+# Characters that are encoded in one call.
+BATCH_CHARS = 1 << 21
+
+
+@dataclasses.dataclass
+class Job:
+  """What the parts of one preparation share.
+
+  Attributes:
+    dir: where prepared folders lie.
+    build: returns the tokenizer and notes on it for the manifest; called when
+      a folder must be written.
+    say: receives lines of progress.
+    verify: as data.verify.
+    may_make: whether missing folders are written.
+    is_apart: whether the vocabulary was learned from text of which documents
+      were moved to the split of an equal one.
+  """
+
+  dir: str
+  build: Callable[[], tuple[Tokenizer, dict]]
+  say: Callable[[str], None]
+  verify: str
+  may_make: bool = True
+  is_apart: bool = False
+
+  @functools.cached_property
+  def encoder(self) -> tuple[Tokenizer, dict]:
+    return self.build()
+
+
+def find_or_write(job: Job, part: Part, name: str) -> dict[str, TokenSet]:
+  """Returns the sets of a part, which is written first if it is missing.
+
+  Args:
+    name: of the folder.
+
+  Raises:
+    InputError: it is missing and may not be written, is another set, or cannot
+      be written.
+  """
+  path = folders.find_folder(job.dir, name)
+  if not folders.is_prepared(path):
+    if not job.may_make:
+      raise InputError(
+        f"{path} is not there; to read {part.source.spec} and prepare it "
+        f"again, give the folder: --config.data.dir={job.dir}"
+      )
+    try:
+      os.makedirs(job.dir, exist_ok=True)
+      lock = os.path.join(job.dir, f".lock-{name}")
+      with locks.lock(lock, name, job.say) as is_held:
+        locks.remove_stale(job.dir, name, is_held)
+        # Another process may have written it while this one waited.
+        path = folders.find_folder(job.dir, name)
+        if not folders.is_prepared(path):
+          path = write_folder(job, part, name)
+    except OSError as error:
+      raise _explain(error, job.dir) from error
+  folders.require_same(path, part, name)
+  return folders.open_prepared(path, job.verify)
+
+
+def write_folder(job: Job, part: Part, name: str) -> str:
+  """Writes the folder of a part; returns its path, which may end in APART.
+
+  Raises:
+    InputError: the text is empty, cannot be encoded, or changed meanwhile.
+    OSError: the disk is full or cannot be written.
+  """
+  identity = part.source.fingerprint()
+  encoder, notes = job.encoder
+  path = os.path.join(job.dir, name)
+  temporary = locks.temporary_path(job.dir, name)
+  os.makedirs(temporary)
+  try:
+    splits = _write_splits(temporary, part, encoder, job.say)
+    key = name[-manifest_lib.KEY_DIGITS :]
+    _write_manifest(temporary, part, encoder, notes, splits, key)
+    if part.source.fingerprint() != identity:
+      raise InputError(
+        f"{part.source.spec} changed while it was read; start again when it is "
+        "whole"
+      )
+    if job.is_apart or part.num_moved:
+      path += folders.APART
+    locks.publish(temporary, path)
+  except BaseException:
+    shutil.rmtree(temporary, ignore_errors=True)
+    raise
+  counts = [splits[split]["num_tokens"] for split in SPLITS]
+  shown = [f"{n:,} {s}" for n, s in zip(counts, SPLITS, strict=True) if n]
+  line = f"prepared {' + '.join(shown)} tokens ({encoder.name}) in {path}"
+  job.say("; ".join(filter(None, [line, folders.describe_share(path)])))
+  for note in part.notes:
+    job.say(note)
+  part.is_made = True
+  return path
+
+
+def _write_splits(folder: str, part: Part, encoder: Tokenizer, say) -> dict:
+  """Encodes a part into shards; returns {split: entry of the manifest}."""
+  dtype = manifest_lib.dtype_of(encoder.vocab_size)
+  with Progress("reading", [part.source], say) as progress:
+    part.survey(progress.add)
+  separator_id = encoder.separator_id if part.split == "document" else None
+  writers = {s: SplitWriter(folder, s, dtype, separator_id) for s in SPLITS}
+  queue, num_chars = [], 0
+
+  def flush():
+    encoded = encoder.encode_batch([text for _, _, text in queue])
+    for (split, is_first, text), ids in zip(queue, encoded, strict=True):
+      writers[split].write(ids, text, is_first)
+      progress.add(text)
+    queue.clear()
+
+  with Progress("encoding", [part.source], say) as progress:
+    for _, tagged in part.pieces():
+      for split, group in itertools.groupby(tagged, operator.itemgetter(0)):
+        is_first = True
+        for text in encoder.split(piece for _, piece in group):
+          queue.append((split, is_first, text))
+          is_first = False
+          num_chars += len(text)
+          if num_chars >= BATCH_CHARS:
+            flush()
+            num_chars = 0
+    if queue:
+      flush()
+  splits = {split: writer.finish() for split, writer in writers.items()}
+  _require_text(part, splits)
+  return splits
+
+
+def _write_manifest(
+  folder: str, part: Part, encoder: Tokenizer, notes: dict, splits, key: str
+) -> None:
+  """Writes tokenizer.json and manifest.json, and flushes the folder."""
+  tokenizer = encoder.to_json()
+  files.write_text(os.path.join(folder, "tokenizer.json"), tokenizer)
+  manifest = {
+    "format": FORMAT,
+    "key": key,
+    "source": part.source.spec,
+    "role": part.role,
+    "split": part.split,
+    "valid_frac": part.valid_frac,
+    "tokenizer": {
+      "spec": encoder.name,
+      "fingerprint": encoder.fingerprint(),
+      "vocab_size": encoder.vocab_size,
+      "separator_id": encoder.separator_id,
+      "notes": notes,
+      "sha256": digest.of_text(tokenizer),
+    },
+    "dtype": manifest_lib.dtype_of(encoder.vocab_size),
+    "text_sha256": part.text_sha256(),
+    "splits": splits,
+  }
+  text = manifest_lib.dump(manifest_lib.sealed(manifest))
+  files.write_text(os.path.join(folder, "manifest.json"), text)
+  locks.sync(folder)
+
+
+def _require_text(part: Part, splits: dict) -> None:
+  spec = part.source.spec
+  if not any(split["num_tokens"] for split in splits.values()):
+    raise InputError(f"the corpus {spec} is empty: no document holds any text")
+  if part.role == "split" and not splits["train"]["num_tokens"]:
+    raise InputError(
+      f"{spec} leaves no text to train on with data.valid_frac "
+      f"{part.valid_frac}; give more text or lower data.valid_frac"
+    )
+
+
+def _explain(error: OSError, dir: str) -> InputError:
+  """Returns an error of the disk as a sentence that says what to change."""
+  if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    return InputError(
+      f"no space is left in {dir} for the prepared text; free some, or set "
+      "data.dir to another disk"
+    )
+  inside = os.path.abspath(dir)
+  path = error.filename
+  if isinstance(path, str) and not os.path.abspath(path).startswith(inside):
+    return InputError(f"cannot read {path}: {error.strerror}")
+  return InputError(
+    f"cannot write in {dir}: {error.strerror}; set data.dir to a folder "
+    "that can be written"
+  )
