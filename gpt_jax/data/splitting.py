@@ -98,13 +98,13 @@ class Part:
   def _count_train_lens(self, add) -> array.array:
     lens = array.array("q")
     # Decimals are exact: with floats, (1 - 0.9) * 10 is below 1.
-    kept = 1 - decimal.Decimal(repr(self.valid_frac))
+    train_frac = 1 - decimal.Decimal(repr(self.valid_frac))
     for document in self.source.documents():
       num_chars = 0
       for piece in document.pieces:
         num_chars += len(piece)
         add(piece)
-      lens.append(int(num_chars * kept))
+      lens.append(int(num_chars * train_frac))
     return lens
 
   def _choose(self, add) -> np.ndarray | None:
@@ -125,9 +125,9 @@ class Part:
       texts.append(int.from_bytes(digest.digest(), "little"))
       has_text.append(size > 0)
     units, texts = np.array(units), np.array(texts, np.uint64)
-    kept = np.flatnonzero(np.frombuffer(has_text, np.uint8))
+    filled = np.flatnonzero(np.frombuffer(has_text, np.uint8))
     _, first, group = np.unique(
-      texts[kept], return_index=True, return_inverse=True
+      texts[filled], return_index=True, return_inverse=True
     )
     if len(first) == 1:
       self.split = "tail"
@@ -137,15 +137,16 @@ class Part:
       )
       return None
     is_valid = units < self.valid_frac
-    if not len(kept):
+    if not len(filled):
       return is_valid
     if not self.source.is_divided_by_text:
       return _both_sides(is_valid, units)
-    sides = is_valid[kept]
-    by_name = _both_sides(sides, units[kept])
-    together = _both_sides(by_name[first], units[kept][first])[group]
+    sides = is_valid[filled]
+    by_name = _both_sides(sides, units[filled])
+    # Each document takes the side of the first one with the same text.
+    together = _both_sides(by_name[first], units[filled][first])[group]
     self.num_moved = int((together != by_name).sum())
-    is_valid[kept] = together
+    is_valid[filled] = together
     if self.num_moved:
       self.notes.append(
         f"{self.source.spec}: {self.num_moved:,} documents repeat a text of "

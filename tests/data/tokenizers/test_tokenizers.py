@@ -6,6 +6,7 @@ import pickle
 import numpy as np
 import pytest
 
+from configs import base
 from gpt_jax import config
 from gpt_jax.config import InputError
 from gpt_jax.data import tokenizers
@@ -123,6 +124,32 @@ def test_ids_outside_the_vocabulary_are_refused(bpe):
     for bad in (-1, encoder.vocab_size):
       with pytest.raises(InputError, match=f"id {bad} is outside"):
         encoder.decode([0, bad])
+
+
+def test_every_kind_of_the_config_is_built_or_learned():
+  assert set(tokenizers.FILES) < set(tokenizers.BUILDERS)
+  learned = {"chars", "bpe"}
+  assert set(tokenizers.BUILDERS) | learned == set(config.TOKENIZERS)
+  for spec in ("chars", "bpe:300"):
+    assert tokenizers.is_trained(spec)
+    with pytest.raises(InputError, match="made from a corpus"):
+      tokenizers.build_tokenizer(spec)
+
+
+def test_a_wrong_spec_is_refused_before_anything_is_read():
+  c = base.get_config()
+  config.freeze(c)
+  c.data.tokenizer = "words"
+  with pytest.raises(InputError, match="data.tokenizer is 'words'; .* bpe:SIZ"):
+    config.freeze(c)
+
+
+def test_a_spec_tells_the_vocabulary_as_far_as_it_can():
+  find = tokenizers.find_vocab_size
+  found = [find(spec) for spec in ("bytes", "bpe:4096", "gpt2:nowhere")]
+  assert found == [257, 4096, 50257]
+  assert find("bytes") == ByteTokenizer().vocab_size
+  assert find("chars") is None and find("hf:nowhere") is None
 
 
 @pytest.mark.parametrize(
