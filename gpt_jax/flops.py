@@ -10,6 +10,9 @@ import dataclasses
 from gpt_jax import config as config_lib
 from gpt_jax.config import ModelConfig
 
+# Bytes of a number.
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
+
 
 @dataclasses.dataclass(frozen=True)
 class Convention:
@@ -154,7 +157,7 @@ def estimate_passing_bytes(model: ModelConfig, tokens: int) -> int:
   Args:
     tokens: tokens in one microbatch on the device.
   """
-  item = {"float32": 4, "bfloat16": 2}
+  item = DTYPE_BYTES
   c = item[model.compute_dtype]
   D, F, L = model.model_dim, active_mlp_dim(model), model.num_layers
   gradients = sum(count_parameters(model).values()) * item[model.param_dtype]

@@ -1,10 +1,10 @@
-"""What will it cost, and does it hold? Questions about runs, as commands."""
+"""Plans, benchmarks, sweeps and studies of runs, as commands."""
 
 import sys
 
 from gpt_jax import exits
 
-# Commands that have moved, and where to.
+# Commands that have moved -> their new names.
 MOVED = {
   "attention": "plan.attention",
   "check": "verify.check",
@@ -17,7 +17,7 @@ MOVED = {
 
 
 class _Moved:
-  """Says where a command has gone, in place of "No module named"."""
+  """Names the new command in place of the error "No module named"."""
 
   @staticmethod
   def find_spec(name: str, path=None, target=None):

@@ -20,7 +20,13 @@ import pytest
 
 from gpt_jax import cli, config, files, flops
 from gpt_jax.config import InputError
-from gpt_jax.lab.scaling import forecast, frontier, isoflop, parametric
+from gpt_jax.lab.scaling import (
+  forecast,
+  frontier,
+  isoflop,
+  minimise,
+  parametric,
+)
 from gpt_jax.lab.scaling import points as points_lib
 from gpt_jax.runs import metrics, workdir
 
@@ -126,7 +132,7 @@ def test_no_other_minimiser_finds_less(published_runs):
   rows = [(fit.theta, np.ones((1, len(z))))]
   rows += list(zip(fit.thetas, fit.weights[:, None], strict=True))
   for theta, weights in rows:
-    problem = parametric._Problem(x - x.mean(), y - y.mean(), z, weights)
+    problem = minimise._Problem(x - x.mean(), y - y.mean(), z, weights)
     start = theta - np.array(
       [theta[3] * x.mean(), theta[4] * y.mean(), 0, 0, 0]
     )
@@ -150,7 +156,7 @@ def test_the_mean_in_place_of_the_sum_stops_short(published_runs):
   starts = list(itertools.product((0, 10), (5, 10), (0, 0.5), (0.5,), (0.5,)))
   found = {}
   for name, scale in (("sum", 1.0), ("mean", 1 / len(z))):
-    problem = parametric._Problem(x, y, z, np.full((1, len(z)), scale))
+    problem = minimise._Problem(x, y, z, np.full((1, len(z)), scale))
     runs = [
       optimize.minimize(
         lambda p, problem=problem: tuple(v[0] for v in problem.value(p[None])),
@@ -168,15 +174,15 @@ def test_the_mean_in_place_of_the_sum_stops_short(published_runs):
   assert found["mean"][0] > 1.2 * 1.01828e-3
   assert abs(found["mean"][1] - (0.3473, 0.3672)).max() > 0.05
   # Ours is not ended by a scale.
-  starts = parametric.make_starts(x, y, z)
+  starts = minimise.make_starts(x, y, z)
   weights = np.full((len(starts), len(z)), 1 / len(z))
-  _, values = parametric.minimise(starts, x, y, z, weights)
+  _, values = minimise.minimise(starts, x, y, z, weights)
   assert values.min() * len(z) <= 1.01828e-3
 
 
 def test_gradients_are_those_of_the_objective():
   x, y, z = np.log(make_runs(30, 0.01))
-  problem = parametric._Problem(x, y, z, np.ones((1, 30)))
+  problem = minimise._Problem(x, y, z, np.ones((1, 30)))
   p = (TRUTH + 0.02)[None]
   _, gradient = problem.value(p)
   for i in range(5):
@@ -190,7 +196,7 @@ def test_the_objective_is_the_sum_of_huber_losses():
   r = abs(parametric.log_predict(TRUTH, x, y) - z)
   huber = np.where(r <= 1e-3, r**2 / 2, 1e-3 * (r - 0.5e-3))
   assert (r > 1e-3).any() and (r < 1e-3).any()
-  problem = parametric._Problem(x, y, z, np.ones((1, 30)))
+  problem = minimise._Problem(x, y, z, np.ones((1, 30)))
   assert problem.value(TRUTH[None])[0][0] == pytest.approx(huber.sum())
 
 
@@ -268,7 +274,7 @@ def test_the_same_seed_gives_the_same_resamples():
   assert (first.thetas == second.thetas).all()
   assert (first.thetas != other.thetas).any()
   # What each holds, not when it is worked on, decides a resample's fit.
-  alone, _ = parametric.minimise(
+  alone, _ = minimise.minimise(
     first.theta[None], *np.log(runs), first.weights[7:8]
   )
   assert np.allclose(alone[0], first.thetas[7], atol=1e-6)

@@ -18,7 +18,7 @@ from gpt_jax import config as config_lib
 from gpt_jax.data import folders, sources, tokenizers
 from gpt_jax.data.prepare import prepare_data
 from gpt_jax.exits import InputError
-from gpt_jax.lab.sweep import cells
+from gpt_jax.lab.sweep import asked
 from gpt_jax.machine import chips
 from gpt_jax.runs import checkpoint, metrics
 
@@ -273,7 +273,7 @@ def sweep_file(place):
     path = place.write(
       "swept.py", "\n".join(lines).encode("utf-8", "surrogatepass")
     )
-    cells.load(path, {})
+    asked.load(path, {})
 
   return st.lists(call, max_size=3), target
 

@@ -1,8 +1,9 @@
-"""How fast is it, beside the prediction and beside what else one could take?
+"""How fast is it, against the prediction and against other libraries?
 
 python -m gpt_jax.lab.bench SUBJECT. A thin door: subject, flags and config are
-read and checked before anything that computes is imported. Whatever is timed
-then runs in a process of its own, with nothing of another in it.
+read and checked before anything that computes is imported. What is timed runs
+in a process of its own. From a notebook: train.measure(config) and likewise
+for the other subjects; report.lines(found) is the table.
 """
 
 import importlib
@@ -14,62 +15,17 @@ from gpt_jax.config import InputError
 from gpt_jax.machine import runtime
 
 SUBJECTS = {
-  "train": "a training step: compiled and donated as in training",
+  "train": "a training step, compiled as in training",
   "decode": "prefill, and the loop that makes tokens one by one",
   "data": "text to shards, and shards to batches",
   "start": "from typing a command to its first step",
   "memory": "attention and cross-entropy, in parts and at once",
 }
 PEERS = ("torch", "transformers")
-# Measurements of which the median counts, where nothing else is asked for.
-REPEATS = 5
 
 
 def main(argv: list[str]) -> int:
-  words = "\n".join(f"  {name:8}{what}" for name, what in SUBJECTS.items())
-  parser = cli.build_parser(
-    "lab.bench",
-    "Times one subject: what was predicted, what was measured, their ratio."
-    f"\n\nsubjects:\n{words}",
-  )
-  parser.add_argument(
-    "subject", nargs="?", metavar="SUBJECT", help="what to time, the first word"
-  )
-  parser.add_argument(
-    "--peer",
-    metavar="NAME",
-    help=f"time {' or '.join(PEERS)} in alternation (extra `peers`)",
-  )
-  parser.add_argument(
-    "--repeats",
-    type=int,
-    metavar="N",
-    help="measurements, of which the median counts (default 5; 25 of steps "
-    "so short that several are taken at a time)",
-  )
-  parser.add_argument(
-    "--steps",
-    type=int,
-    metavar="N",
-    help="train: steps in a measurement (default: a third of a second's)",
-  )
-  parser.add_argument(
-    "--batch",
-    default="1,8",
-    metavar="N,...",
-    help="decode: rows at a time (default %(default)s)",
-  )
-  parser.add_argument(
-    "--tokens",
-    type=int,
-    default=128,
-    metavar="N",
-    help="decode: tokens made of each row (default %(default)s)",
-  )
-  cli.add_weights(parser)
-  parser.add_argument(
-    "--out", metavar="DIR", help="folder to write bench.json into"
-  )
+  parser = _build_parser()
   is_named = bool(argv) and not argv[0].startswith("-")
   if not is_named and not {"--help", "-h", "--version"} & set(argv):
     raise InputError(
@@ -82,20 +38,100 @@ def main(argv: list[str]) -> int:
     )
   args, overrides = cli.parse(parser, argv)
   _check(args)
-  if args.subject != "train":
-    args.repeats = args.repeats or REPEATS
+  batch_sizes = _batch_sizes_of(args.batch)
   config = config_lib.freeze(cli.load_config(args.config, overrides))
   runtime.start(args.devices)
 
-  from gpt_jax.lab.bench import machine, worker
+  from gpt_jax.lab.bench import machine, report, worker
 
-  args.load = machine.read_load()
+  load = machine.read_load()
+  values = {
+    "train": {"num_steps": args.steps, "peer": args.peer},
+    "decode": {
+      "batch_sizes": batch_sizes,
+      "num_tokens": args.tokens,
+      "weights": args.weights,
+      "peer": args.peer,
+    },
+    "data": {"num_steps": args.steps},
+    "start": {},
+    "memory": {},
+  }[args.subject]
+  if args.repeats is not None:
+    values["repeats"] = args.repeats
+  if args.subject != "memory":
+    values["devices"] = args.devices
   subject = importlib.import_module(f"gpt_jax.lab.bench.{args.subject}")
   try:
-    return subject.run(config, args)
+    found = subject.measure(config, **values)
   except worker.Failed as error:
     print(f"gpt_jax: {error}", file=sys.stderr)
     return 1
+  about = report.describe(found, args.config, load)
+  print("\n".join(report.lines(found, about)))
+  if args.out is not None:
+    print(f"\nwritten to {report.write(found, about, args.out)}")
+  for line in found.remarks:
+    print(line)
+  return 0
+
+
+def _build_parser():
+  words = "\n".join(f"  {name:8}{what}" for name, what in SUBJECTS.items())
+  parser = cli.build_parser(
+    "lab.bench",
+    "Times one subject: what was predicted, what was measured, their ratio."
+    f"\n\nsubjects:\n{words}",
+  )
+  parser.add_argument(
+    "subject", nargs="?", metavar="SUBJECT", help="what to time, the first word"
+  )
+  parser.add_argument(
+    "--peer",
+    metavar="NAME",
+    help=f"also time {' or '.join(PEERS)}, in alternation (extra `peers`)",
+  )
+  parser.add_argument(
+    "--repeats",
+    type=int,
+    metavar="N",
+    help="number of measurements, whose median counts (default 5; 25 for train "
+    "if a measurement has several steps)",
+  )
+  parser.add_argument(
+    "--steps",
+    type=int,
+    metavar="N",
+    help="train: steps in a measurement (default: as many as fit in 1/3 s)",
+  )
+  parser.add_argument(
+    "--batch",
+    default="1,8",
+    metavar="N,...",
+    help="decode: batch sizes to time (default %(default)s)",
+  )
+  parser.add_argument(
+    "--tokens",
+    type=int,
+    default=128,
+    metavar="N",
+    help="decode: tokens to make for each sequence (default %(default)s)",
+  )
+  cli.add_weights(parser)
+  parser.add_argument("--out", metavar="DIR", help="folder for bench.json")
+  return parser
+
+
+def _batch_sizes_of(text: str) -> list[int]:
+  try:
+    sizes = [int(word) for word in text.split(",")]
+  except ValueError:
+    sizes = [0]
+  if min(sizes) < 1:
+    raise InputError(
+      "--batch must be whole numbers of 1 or more, joined by commas: 1,8"
+    )
+  return sizes
 
 
 def _check(args) -> None:
@@ -103,14 +139,6 @@ def _check(args) -> None:
     value = getattr(args, name)
     if value is not None and value < 1:
       raise InputError(f"--{name} is {value}; it must be 1 or more")
-  try:
-    args.batch = [int(word) for word in args.batch.split(",")]
-  except ValueError:
-    args.batch = [0]
-  if min(args.batch) < 1:
-    raise InputError(
-      "--batch must be whole numbers of 1 or more, joined by commas: 1,8"
-    )
   if args.peer is None:
     return
   if args.peer not in PEERS:

@@ -1,4 +1,4 @@
-"""The data subject: text to shards, shards to batches, and who waits."""
+"""The data subject: text to shards, shards to batches, and waits for data."""
 
 import dataclasses
 import itertools
@@ -15,21 +15,39 @@ from gpt_jax.config import Config, InputError
 from gpt_jax.data import sources, tokenizers
 from gpt_jax.data.prepare import prepare_data
 from gpt_jax.data.shards import check_length
-from gpt_jax.lab.bench import machine, report, worker
-from gpt_jax.lab.bench.samples import Row
+from gpt_jax.lab.bench import machine, worker
+from gpt_jax.lab.bench.samples import REPEATS, Measurement, Row
 
-# T of the loader's rows; a batch has so many tokens, whatever its T.
+# Sequence lengths of the loader's batches; every batch has LOADER_TOKENS.
 LOADER_LENS = (1024, 8192)
 LOADER_TOKENS = 1 << 16
 LOADER_SECONDS = 1.0
-# How GPT-2 cuts text into words (Radford et al. 2019), for tiktoken, which has
-# to be told; the tokenizers library has it built in.
+# How GPT-2 cuts text into words (Radford et al. 2019), for tiktoken. The
+# tokenizers library has this pattern built in.
 WORDS = (
   r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 )
 
 
-def run(config: Config, args) -> int:
+def measure(
+  config: Config,
+  repeats: int = REPEATS,
+  num_steps: int | None = None,
+  devices: int | None = None,
+  say=print,
+) -> Measurement:
+  """Times preparation, the loader, and steps that read their data.
+
+  Args:
+    config: frozen, with a byte-pair tokenizer.
+    num_steps: in a measurement; None takes about a second's.
+    devices: number of simulated devices, or None.
+    say: takes lines about what is being done.
+
+  Raises:
+    InputError: the tokenizer is of another kind, or the text is too short.
+    worker.Failed: the process that trains ended.
+  """
   kind, _ = config_lib.tokenizer_spec(config.data.tokenizer)
   if kind not in ("bpe", "gpt2", "hf"):
     raise InputError(
@@ -37,19 +55,19 @@ def run(config: Config, args) -> int:
       "a byte-pair one: bpe:SIZE, gpt2:PATH or hf:PATH"
     )
   with tempfile.TemporaryDirectory() as folder:
-    print("preparing once, which learns the vocabulary ...", flush=True)
+    say("preparing once, which learns the vocabulary ...")
     prepared = prepare(config, os.path.join(folder, "first"))
     spec = fixed_spec(config, prepared, folder)
-    rows = time_preparation(config, spec, prepared, folder, args.repeats)
+    rows = time_preparation(config, spec, prepared, folder, repeats)
     speeds = {}
     for length in LOADER_LENS:
-      speeds[length] = time_loader(config, prepared, length, args.repeats)
+      speeds[length] = time_loader(config, prepared, length, repeats)
       name = f"loader T={length}, tokens/s"
       if speeds[length] is None:
-        print(f"{name}: not measured, the text is too short")
+        say(f"{name}: not measured, the text is too short")
       else:
         rows.append(Row(name, "", speeds[length]))
-    fed = time_fed_steps(config, prepared, folder, args)
+    fed = time_fed_steps(config, prepared, folder, repeats, num_steps, devices)
   tokens = config.train.global_batch_size * config.data.seq_len
   step = statistics.median(fed["seconds"])
   milliseconds = [1e3 * s for s in fed["seconds"]]
@@ -62,15 +80,13 @@ def run(config: Config, args) -> int:
       rows.append(
         Row(f"loader, T={length}, of what steps take", "times", times)
       )
-  report.publish(
+  return Measurement(
     "data",
     fed["config"],
-    args,
     rows,
     about={"num_tokens": prepared.train[0][1].num_tokens},
     packages=("grain", "tokenizers", "tiktoken"),
   )
-  return 0
 
 
 def prepare(config: Config, folder: str, spec: str | None = None):
@@ -82,7 +98,7 @@ def prepare(config: Config, folder: str, spec: str | None = None):
 
 
 def fixed_spec(config: Config, prepared, folder: str) -> str:
-  """Returns a spec of the same vocabulary that needs no learning."""
+  """Returns a tokenizer spec of the same vocabulary, already trained."""
   if not tokenizers.is_trained(config.data.tokenizer):
     return config.data.tokenizer
   with open(prepared.tokenizer_path, encoding="utf-8") as file:
@@ -94,7 +110,7 @@ def fixed_spec(config: Config, prepared, folder: str) -> str:
 
 
 def time_preparation(config, spec: str, prepared, folder, repeats: int):
-  """Returns rows of preparation and of tokenizers alone on the same text."""
+  """Returns rows of preparation, and of tokenizers alone on the same text."""
   encoder = prepared.tokenizer
   texts = read_texts(config, encoder)
   count = sum(len(ids) for ids in encoder.encode_batch(texts))
@@ -103,7 +119,7 @@ def time_preparation(config, spec: str, prepared, folder, repeats: int):
   if pair is not None:
     alone["tiktoken"] = pair
   seconds = {name: [] for name in ("ours", *alone)}
-  # In alternation, as a machine's speed drifts.
+  # In alternation, because a machine's speed drifts.
   for index in range(repeats):
     where = os.path.join(folder, f"again{index}")
     start = time.perf_counter()
@@ -139,7 +155,7 @@ def time_preparation(config, spec: str, prepared, folder, repeats: int):
 
 
 def read_texts(config: Config, encoder) -> list[str]:
-  """Returns all the text in the pieces in which preparation encodes it."""
+  """Returns all the text, in the pieces that preparation encodes."""
   texts = []
   for _, spec in sources.parse_mixture(config.data.source):
     for document in sources.open_source(spec).documents():
@@ -148,13 +164,13 @@ def read_texts(config: Config, encoder) -> list[str]:
 
 
 def alone_tokenizers(prepared):
-  """Returns texts -> number of ids, by the library alone on all cores."""
+  """Returns a function: texts -> number of ids, by tokenizers alone."""
   from tokenizers import Tokenizer
 
   with open(prepared.tokenizer_path, encoding="utf-8") as file:
     library = json.load(file)["library"]
   one = Tokenizer.from_str(json.dumps(library))
-  # Separators that a text spells are text, as in preparation.
+  # A separator's name within a text is text, as in preparation.
   one.encode_special_tokens = True
 
   def encode(texts) -> int:
@@ -165,7 +181,7 @@ def alone_tokenizers(prepared):
 
 
 def alone_tiktoken(encoder):
-  """Returns the same by tiktoken with the same merges, None without it."""
+  """Returns the same function by tiktoken with the same merges, or None."""
   try:
     import tiktoken
   except ModuleNotFoundError:
@@ -184,7 +200,7 @@ def alone_tiktoken(encoder):
 
 
 def time_loader(config: Config, prepared, length: int, repeats: int):
-  """Returns tokens/s of each repeat, None where the text is too short."""
+  """Returns tokens/s of each repeat; None where the text is too short."""
   from gpt_jax.data.batches import make_train_iterator
 
   data = dataclasses.replace(config.data, seq_len=length)
@@ -197,7 +213,7 @@ def time_loader(config: Config, prepared, length: int, repeats: int):
   batches = make_train_iterator(
     prepared, data, config.seed, size, np.arange(size), 0
   )
-  for _ in range(32):  # more than is read ahead
+  for _ in range(32):  # more batches than the loader reads ahead
     next(batches)
   speeds = []
   for _ in range(repeats):
@@ -210,8 +226,10 @@ def time_loader(config: Config, prepared, length: int, repeats: int):
   return speeds
 
 
-def time_fed_steps(config: Config, prepared, folder: str, args) -> dict:
-  """Returns medians of step and wait in repeats of a real, fed loop."""
+def time_fed_steps(
+  config: Config, prepared, folder: str, repeats: int, num_steps, devices
+) -> dict:
+  """Returns seconds per step, and of its wait for data, of each repeat."""
   if config.model.vocab_size is None:
     model = dataclasses.replace(config.model, vocab_size=prepared.vocab_size)
     config = dataclasses.replace(config, model=model)
@@ -222,11 +240,11 @@ def time_fed_steps(config: Config, prepared, folder: str, args) -> dict:
     )
   first = os.path.join(folder, "first")
   with worker.Worker(
-    "gpt_jax", "train", config, args.devices, prepared_dir=first
+    "gpt_jax", "train", config, devices, prepared_dir=first
   ) as one:
     once = one.ask(do="run", count=3)["seconds"]
-    count = args.steps or min(max(round(1 / min(once)), 3), 100)
-    found = [one.ask(do="run", count=count) for _ in range(args.repeats)]
+    count = num_steps or min(max(round(1 / min(once)), 3), 100)
+    found = [one.ask(do="run", count=count) for _ in range(repeats)]
   return {
     "config": config,
     "seconds": [statistics.median(one["seconds"]) for one in found],

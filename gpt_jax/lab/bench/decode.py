@@ -1,72 +1,94 @@
-"""The decode subject: prefill apart, then tokens a second of the loop."""
+"""The decode subject: prefill, and tokens per second of the loop after it."""
 
 from gpt_jax import config as config_lib
 from gpt_jax import flops
 from gpt_jax.config import Config, InputError
-from gpt_jax.lab.bench import duel, report
-from gpt_jax.lab.bench.samples import Pairs, Row
+from gpt_jax.lab.bench import duel
+from gpt_jax.lab.bench.samples import REPEATS, Measurement, Pairs, Row
 from gpt_jax.lab.bench.train import check_vocab
 
 PROMPT_LEN = 64
-# The loop is timed from its first chunk on.
+# The loop is timed after its first chunk of tokens, so it needs some more.
 LEAST_TOKENS = 32
-ITEM = {"float32": 4, "bfloat16": 2}
 
 
-def run(config: Config, args) -> int:
+def measure(
+  config: Config,
+  batch_sizes: list[int] | tuple[int, ...] = (1, 8),
+  num_tokens: int = 128,
+  weights: str = "full",
+  peer: str | None = None,
+  repeats: int = REPEATS,
+  devices: int | None = None,
+) -> Measurement:
+  """Times greedy generation.
+
+  Args:
+    config: frozen, with a known vocabulary.
+    num_tokens: made for each sequence.
+    weights: how matrices are stored, as generate's --weights.
+    peer: a name of peers.NAMES to time in alternation, or None.
+    devices: number of simulated devices, or None.
+
+  Raises:
+    InputError: num_tokens does not fit, the vocabulary is not known, or the
+      peer cannot be built.
+    worker.Failed: the process of gpt_jax ended.
+  """
   check_vocab(config)
   prompt_len = min(PROMPT_LEN, config.model.max_len // 2)
   room = config.model.max_len - prompt_len
-  if not LEAST_TOKENS <= args.tokens <= room:
+  if not LEAST_TOKENS <= num_tokens <= room:
     raise InputError(
-      f"--tokens is {args.tokens}; it must be {LEAST_TOKENS} to {room}, what "
+      f"--tokens is {num_tokens}; it must be {LEAST_TOKENS} to {room}, what "
       f"model.max_len {config.model.max_len} leaves after a prompt of "
       f"{prompt_len}"
     )
-  options = {"prompt_len": prompt_len, "num_tokens": args.tokens}
+  options = {"prompt_len": prompt_len, "num_tokens": num_tokens}
   rows, pairs = [], []
-  trial = {"do": "run", "batch_size": args.batch[0]}
-  ours = {"weights": args.weights}
-  with duel.Duel(config, "decode", args, trial, ours, **options) as both:
+  trial = {"do": "run", "batch_size": batch_sizes[0]}
+  ours = {"weights": weights}
+  with duel.Duel(
+    config, "decode", peer, devices, trial, ours, **options
+  ) as both:
     found = {}
-    for size in args.batch:
+    for size in batch_sizes:
       plan = dict.fromkeys(
         ["gpt_jax", *both.rivals], {"do": "run", "batch_size": size}
       )
       both.round(plan)  # compiles, and warms up
-      found[size] = [both.round(plan) for _ in range(args.repeats)]
+      found[size] = [both.round(plan) for _ in range(repeats)]
     prediction = both.ours.ask(do="predict")
     built = both.ours.built
   rates = prediction["rates"]
   for size, rounds in found.items():
     ours = [answers["gpt_jax"] for answers in rounds]
     rows += make_rows(
-      config, size, prompt_len, args.tokens, args.weights, ours, built, rates
+      config, size, prompt_len, num_tokens, weights, ours, built, rates
     )
-    if args.peer is not None:
+    if peer is not None:
       pairs += make_pairs(size, rounds, both)
   about = built | {
     "rates": rates,
     "prompt_len": prompt_len,
-    "num_tokens": args.tokens,
-    "weights": args.weights,
+    "num_tokens": num_tokens,
+    "weights": weights,
     "idle_share": both.idle_share,
     "waiting": both.waiting,
   }
-  packages = ("torch", "transformers") if args.peer else ()
-  report.publish("decode", config, args, rows, pairs, about, packages)
-  return 0
+  packages = ("torch", "transformers") if peer else ()
+  return Measurement("decode", config, rows, pairs, about, packages)
 
 
 def make_rows(config, size, prompt_len, num_tokens, word, ours, built, rates):
-  """Returns rows of one batch size, beside what the machine allows.
+  """Returns rows of one batch size with predictions by the machine's rates.
 
-  A step reads every weight once, and what is cached; its arithmetic is two
-  FLOPs a weight and row.
+  A step reads every weight and the cache once, and does two FLOPs for each
+  weight and sequence.
   """
   m = config.model
   count = sum(flops.count_active_parameters(m).values())
-  cached = flops.cache_bytes_per_token(m, ITEM[m.compute_dtype])
+  cached = flops.cache_bytes_per_token(m, flops.DTYPE_BYTES[m.compute_dtype])
   slots = prompt_len + num_tokens / 2
   weights = built["weight_bytes"]
   moved = weights + size * slots * cached
@@ -74,7 +96,8 @@ def make_rows(config, size, prompt_len, num_tokens, word, ours, built, rates):
   step = prefill = None
   if rates["flops"] is not None:
     step = max(moved / rates["bytes"], 2 * count * size / rates["flops"])
-    # Only the last token of a row is scored; a third of training's FLOPs.
+    # Forward FLOPs are a third of training's; the head scores the last token
+    # of each sequence only.
     scored = m.model_dim * config_lib.padded_vocab_size(m)
     work = flops.train_flops_per_token(m, prompt_len) / 3 - 2 * scored
     prefill = work * prompt + 2 * scored * size
@@ -88,7 +111,7 @@ def make_rows(config, size, prompt_len, num_tokens, word, ours, built, rates):
       "ms",
       [1e3 * s for s in first],
       prefill and 1e3 * prefill,
-      f"{prompt_len} tokens a row",
+      f"{prompt_len} tokens per sequence",
     ),
     Row(
       name + "prefill tokens/s",
@@ -114,7 +137,7 @@ def make_rows(config, size, prompt_len, num_tokens, word, ours, built, rates):
       "GB/s",
       [weights / s / 1e9 for s in steps],
       rates["bytes"] and rates["bytes"] / 1e9,
-      f"{weights / 1e6:,.1f} MB a token, weights {word}; "
+      f"{weights / 1e6:,.1f} MB per token, weights {word}; "
       "ratio = share of bandwidth",
     ),
   ]
@@ -122,7 +145,7 @@ def make_rows(config, size, prompt_len, num_tokens, word, ours, built, rates):
 
 
 def make_pairs(size: int, rounds, both) -> list[Pairs]:
-  """Returns Pairs of the loop, of prefill and of the whole."""
+  """Returns Pairs for the loop, for prefill and for both together."""
   of = {
     "a token": lambda one: 1e3 * one["loop"] / one["loop_tokens"],
     "prefill": lambda one: 1e3 * one["prefill"],

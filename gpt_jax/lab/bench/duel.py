@@ -1,7 +1,7 @@
-"""Ours and peers in alternation: A B A B, each in a process of its own.
+"""Times gpt_jax and peers in alternation, each in a process of its own.
 
-A machine's speed drifts by more than what separates two programs, so only a
-pair that ran one after the other is compared, and the median of such pairs.
+A machine's speed drifts by more than two programs differ. So only runs that
+follow one another are compared, and the median of such pairs is reported.
 """
 
 import contextlib
@@ -11,53 +11,63 @@ import time
 from gpt_jax.config import Config, InputError
 from gpt_jax.lab.bench import peers, worker
 
-# Peers leave the GPU's memory to each other only if none takes all of it.
+# Without this, jax would reserve most of the GPU's memory and leave peers none.
 SHARED = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-# How a peer's threads may wait for each other. Spinning, as OpenMP does of
-# itself, is faster where the machine is free and twenty times slower where it
-# is not, so each peer gets what a trial shows to be faster.
+# How a peer's OpenMP threads wait for each other. Spinning, the default, is
+# faster on a free machine and twenty times slower on a busy one, so each peer
+# gets the one that is faster in a trial.
 WAITING = {"spin": {}, "sleep": {"OMP_WAIT_POLICY": "PASSIVE"}}
-# About so long is a trial, of three times or more.
+# Length of a trial, which repeats its command three times or more.
 TRIAL_SECONDS = 5.0
 # An idle process that takes more of a core than this disturbs the other.
 MAX_IDLE_SHARE = 0.05
 
 
 class Duel:
-  """Workers of ours and of a peer.
+  """The workers of gpt_jax and of a peer.
 
   Attributes:
-    ours: always there.
-    rivals: {name: Worker} of peers that could be built.
-    failed: {name: why it could not}.
-    waiting: {name: word of WAITING} of those rivals.
-    idle_share: the most of a core that one took while it was to wait.
+    ours: the worker of gpt_jax.
+    rivals: {name: Worker} of the peer's forms that could be built.
+    failed: {name: why the others could not be built, or failed}.
+    waiting: {name: key of WAITING} of the rivals.
+    idle_share: the largest part of a core that a worker took while it should
+      have waited.
   """
 
   def __init__(
-    self, config: Config, subject: str, args, trial, ours=(), **options
+    self,
+    config: Config,
+    subject: str,
+    peer: str | None,
+    devices: int | None,
+    trial: dict,
+    ours=(),
+    **options,
   ):
-    """Builds all of them.
+    """Builds all workers.
 
     Args:
-      trial: a short command, by which a peer's way of waiting is chosen.
-      ours: further options of the subject that a peer has not.
+      peer: a name of peers.NAMES; None builds gpt_jax alone.
+      devices: number of simulated devices of gpt_jax, or None.
+      trial: a short command, to choose how a peer's threads wait.
+      ours: options of the subject that a peer does not have.
       options: of the subject.
     """
     self.waiting = {}
     self.stack = contextlib.ExitStack()
     self.rivals, self.failed, self.idle_share = {}, {}, 0.0
     names = ()
-    if args.peer is not None:
-      peers.check(config, args.peer, subject)
-      names = peers.NAMES[args.peer]
+    if peer is not None:
+      peers.check(config, peer, subject)
+      names = peers.NAMES[peer]
     with self.stack:
       self.ours = self.stack.enter_context(
         worker.Worker(
           "gpt_jax",
           subject,
           config,
-          args.devices,
+          devices,
           SHARED if names else None,
           **options,
           **dict(ours),
@@ -84,22 +94,22 @@ class Duel:
         )
 
   def ask(self, who: str, **command) -> dict:
-    """Returns a worker's answer, and notes what it took while it waited."""
+    """Returns a worker's answer, and records how busy it was before."""
     one = self.ours if who == "gpt_jax" else self.rivals[who]
     answer = one.ask(**command)
     idle = answer["idle"]
-    # What is shorter says nothing: threads take a moment to lie down.
+    # Threads take a moment to fall asleep, so shorter waits say nothing.
     if idle["seconds"] > 0.2:
       share = idle["processor_seconds"] / idle["seconds"]
       self.idle_share = max(self.idle_share, share)
     return answer
 
   def round(self, commands: dict[str, dict]) -> dict[str, dict]:
-    """Returns every worker's answer, asked one after the other."""
+    """Returns {name: answer}, the workers asked one after the other."""
     return self.each(lambda name: self.ask(name, **commands[name]))
 
   def each(self, work) -> dict:
-    """Returns {name: work(name)}; a rival that fails is left out from then."""
+    """Returns {name: work(name)}; a rival that fails is dropped."""
     results = {}
     for name in ["gpt_jax", *self.rivals]:
       try:
@@ -119,7 +129,7 @@ class Duel:
 
 
 def build_faster(name: str, subject: str, config: Config, trial, options):
-  """Returns (word of WAITING, Worker) of what is faster in a trial."""
+  """Returns (key of WAITING, Worker), the faster in a trial."""
   best = None
   for word, variables in WAITING.items():
     one = worker.Worker(name, subject, config, variables=variables, **options)
@@ -143,7 +153,7 @@ def build_faster(name: str, subject: str, config: Config, trial, options):
 
 
 def time_trial(one, trial) -> float:
-  """Returns the median of what a trial took."""
+  """Returns the median seconds of a trial."""
   seconds = []
   while len(seconds) < 3 or (sum(seconds) < TRIAL_SECONDS and len(seconds) < 9):
     start = time.perf_counter()

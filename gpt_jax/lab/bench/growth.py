@@ -1,12 +1,13 @@
 """How a step's cost grows: python -m gpt_jax.lab.bench.growth.
 
-Time and temporary memory of the real step against width, layers, sequence
-length, batch and vocabulary, one at a time from a small base, beside what the
-ledger says. Both are relative to the base, so that what is compared is growth
-and not a machine's speed.
+Measures time and temporary memory of the real step as width, layers, sequence
+length, batch or vocabulary grows from a small base, and compares them with the
+ledger. Both are relative to the base, so that growth is compared and not the
+machine's speed. From a notebook: measure(config).
 """
 
 import dataclasses
+import functools
 import json
 import os
 import statistics
@@ -17,7 +18,7 @@ from gpt_jax import config as config_lib
 from gpt_jax.config import Config, InputError
 from gpt_jax.machine import runtime
 
-# Axis -> what the base is multiplied by.
+# Axis -> factors by which the base is multiplied.
 AXES = {
   "width": (1, 2, 3, 4),
   "layers": (1, 2, 3, 4),
@@ -25,7 +26,7 @@ AXES = {
   "batch": (1, 2, 4, 8),
   "vocabulary": (1, 4, 8, 16),
 }
-# A measurement takes at least so long, and at most so many steps for that.
+# A measurement lasts at least LEAST_SECONDS, or has MOST_STEPS steps.
 LEAST_SECONDS, MOST_STEPS = 1.0, 50
 _LINE = "{:10} {:>8} {:>10} {:>8} {:>8} {:>11} {:>8} {:>8}"
 
@@ -35,13 +36,13 @@ class Point:
   """One step as it was measured.
 
   Attributes:
-    axis: of AXES.
-    value: along it.
-    milliseconds: of a step, the median.
-    spread: (least, most) of the repeats.
-    temporary_bytes: beyond the state, as compiled.
-    flops: of a step, by the ledger.
-    bytes: passing through a step, by the ledger.
+    axis: a key of AXES.
+    value: the size along the axis.
+    milliseconds: median of the steps.
+    spread: (least, most) milliseconds of a step.
+    temporary_bytes: memory beyond the state, as compiled.
+    flops: FLOPs of a step, by the ledger.
+    bytes: bytes that pass through a step, by the ledger.
   """
 
   axis: str
@@ -56,7 +57,7 @@ class Point:
 def main(argv: list[str]) -> int:
   parser = cli.build_parser(
     "lab.bench.growth",
-    "Time and memory of a step against the sizes of a model, and the ledger's.",
+    "Time and memory of a step as a model grows, against the ledger.",
   )
   parser.set_defaults(config="configs/bench.py:growth")
   parser.add_argument(
@@ -70,7 +71,8 @@ def main(argv: list[str]) -> int:
     type=int,
     default=5,
     metavar="N",
-    help="steps measured at least; the median counts (default %(default)s)",
+    help="least number of steps to time; the median counts (default "
+    "%(default)s)",
   )
   parser.add_argument(
     "--out", metavar="DIR", help="folder to write growth.json and plots into"
@@ -91,9 +93,13 @@ def main(argv: list[str]) -> int:
       "--config.model.vocab_size"
     )
   runtime.start(args.devices)
-  points = measure(base, axes, args.repeats)
+  head = ("axis", "value", "ms", "grows", "ledger", "MiB", "grows", "ledger")
+  print(_LINE.format(*head))
+  say = functools.partial(print, flush=True)
+  points = measure(base, axes, args.repeats, say)
   if args.out:
-    write(points, base, args)
+    names = write(points, base, args.out)
+    print(f"written to {args.out}: {', '.join(names)}")
   return 0
 
 
@@ -101,7 +107,7 @@ def grow(base: Config, axis: str, factor: int) -> tuple[int, Config]:
   """Returns (value along the axis, config) of `factor` times the base."""
   m, d, t = base.model, base.data, base.train
   if axis == "width":
-    # Heads keep their width and grow in number, as in larger models.
+    # The number of heads grows, not their width, as in larger models.
     m = dataclasses.replace(
       m,
       model_dim=m.model_dim * factor,
@@ -132,7 +138,7 @@ def predict(config: Config, platform: str) -> tuple[int, int]:
 
   tokens = config.train.global_batch_size * config.data.seq_len
   work = flops.train_flops_per_token(config.model, config.data.seq_len)
-  # Scores reach as far as a row is long; a kernel other than dense keeps none.
+  # Only the dense kernel stores scores, of T positions for each token.
   reach = config.data.seq_len
   if attend.choose(config.model, platform, reach) != "dense":
     reach = 1
@@ -141,22 +147,29 @@ def predict(config: Config, platform: str) -> tuple[int, int]:
   return work * tokens, flops.estimate_passing_bytes(model, tokens // parts)
 
 
-def measure(base: Config, axes: list[str], repeats: int) -> list[Point]:
-  """Returns the points of each axis, the base first; prints them."""
-  head = ("axis", "value", "ms", "grows", "ledger", "MiB", "grows", "ledger")
-  print(_LINE.format(*head))
+def measure(
+  base: Config, axes: list[str] | None = None, repeats: int = 5, say=print
+) -> list[Point]:
+  """Returns the points of each axis, the base first.
+
+  Args:
+    base: frozen, with a known vocabulary.
+    axes: keys of AXES; None takes all.
+    repeats: steps that are timed at least.
+    say: takes a line for each point.
+  """
   points, known = [], None
-  for axis in axes:
+  for axis in axes or AXES:
     for factor in AXES[axis]:
       value, config = grow(base, axis, factor)
       if factor == 1 and known is not None:
-        # The base is one step, whichever axis it is a point of.
+        # All axes share the base.
         point = dataclasses.replace(known, axis=axis, value=value)
       else:
         point = measure_one(axis, value, config, repeats)
       known = known or point
       points.append(point)
-      print(describe(point, known), flush=True)
+      say(describe(point, known))
   return points
 
 
@@ -166,8 +179,8 @@ def measure_one(axis: str, value: int, config: Config, repeats: int) -> Point:
 
   subject = ours.Train(config)
   first = min(subject.run(3)["seconds"])
-  # Of a short step more are taken: the base, which all else is relative to,
-  # is one.
+  # Short steps are timed more often, above all the base, to which all other
+  # points are relative.
   count = max(repeats, min(int(LEAST_SECONDS / first), MOST_STEPS))
   found = [1e3 * s for s in subject.run(count)["seconds"]]
   spread = min(found), max(found)
@@ -207,7 +220,7 @@ def describe(point: Point, base: Point) -> str:
 
 
 def draw(axis: str, points: list[Point]) -> str:
-  """Returns an SVG of growth along an axis, the ledger's drawn in."""
+  """Returns an SVG of growth along an axis, with the ledger's."""
   from gpt_jax.runs import plot
 
   names = ("time", "time, ledger", "memory", "memory, ledger")
@@ -222,8 +235,8 @@ def draw(axis: str, points: list[Point]) -> str:
   return plot.draw_layers(title, axis, "times the base", layers)
 
 
-def write(points: list[Point], base: Config, args) -> None:
-  """Writes growth.json and a plot for each axis."""
+def write(points: list[Point], base: Config, folder: str) -> list[str]:
+  """Writes growth.json and a plot for each axis; returns their names."""
   from gpt_jax.lab.bench import machine
   from gpt_jax.runs import workdir
 
@@ -233,13 +246,13 @@ def write(points: list[Point], base: Config, args) -> None:
     "points": [dataclasses.asdict(point) for point in points],
   }
   text = json.dumps(content, indent=1) + "\n"
-  workdir.write_text(os.path.join(args.out, "growth.json"), text)
+  workdir.write_text(os.path.join(folder, "growth.json"), text)
   names = ["growth.json"]
   for axis in dict.fromkeys(point.axis for point in points):
     svg = draw(axis, [p for p in points if p.axis == axis])
     names.append(f"growth-{axis}.svg")
-    workdir.write_text(os.path.join(args.out, names[-1]), svg)
-  print(f"written to {args.out}: {', '.join(names)}")
+    workdir.write_text(os.path.join(folder, names[-1]), svg)
+  return names
 
 
 if __name__ == "__main__":

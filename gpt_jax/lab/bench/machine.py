@@ -1,7 +1,7 @@
-"""Which machine a figure is of, and how fast it can be.
+"""Describes this machine, and how fast it can be.
 
-A chip's rates are those of its sheet, from the table of chips; a CPU has none
-to quote, so its own matrix product and its own copy are timed.
+An accelerator's peak rates come from the table of chips. No peaks are published
+for CPUs in general, so a matmul and a copy are timed.
 """
 
 import concurrent.futures
@@ -21,7 +21,7 @@ PRODUCT_SIZE = 2048
 
 
 def describe(packages=()) -> dict:
-  """Returns processor, cores, versions and date, without importing them."""
+  """Returns processor, cores, versions and date, without importing packages."""
   names, flags = set(), set()
   if os.path.exists("/proc/cpuinfo"):
     with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
@@ -72,7 +72,7 @@ def find_rates(device, dtype: str, count: int) -> dict:
 
   Args:
     device: a jax device, one of `count`.
-    dtype: what a CPU multiplies.
+    dtype: of the matmul that is timed on a CPU.
   """
   chip = find_chip(device.device_kind)
   if chip is not None:
@@ -95,9 +95,9 @@ def find_rates(device, dtype: str, count: int) -> dict:
 
 
 def measure_product(dtype: str) -> float:
-  """Returns the FLOP/s of a square matrix product in jax, the best of many.
+  """Returns the FLOP/s of a square matmul in jax, the best of several.
 
-  Summed and given in float32, as the fastest form is.
+  It accumulates in float32 and returns float32, which is the fastest form.
   """
   import jax
   import jax.numpy as jnp
@@ -112,7 +112,7 @@ def measure_product(dtype: str) -> float:
 
 
 def measure_copy() -> float:
-  """Returns bytes/s that a copy on all cores moves: read and written."""
+  """Returns bytes/s, read plus written, of a copy on all cores."""
   import numpy as np
 
   parts = count_cores()

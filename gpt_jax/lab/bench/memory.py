@@ -1,10 +1,9 @@
 """The memory subject: attention and cross-entropy, in parts and at once.
 
-The two places where a naive form holds an array that grows faster than the
-model's own: all scores (T x T for each head), all logits (T x V). Each is
-compiled with its gradient here, and for one chip of a TPU by its compiler;
-the forms are run here in alternation, in this one process, since both are
-ours.
+In these two the naive form holds an array that grows faster than the model's
+own: all scores (T x T for each head) and all logits (T x V). Each is compiled
+with its gradient for this machine and, where the compiler is installed, for one
+TPU chip. Both forms run here in alternation, in this process.
 """
 
 import dataclasses
@@ -20,8 +19,7 @@ from jax.sharding import PartitionSpec as P
 from gpt_jax import config as config_lib
 from gpt_jax import sharding
 from gpt_jax.config import Config, InputError
-from gpt_jax.lab.bench import report
-from gpt_jax.lab.bench.samples import Row
+from gpt_jax.lab.bench.samples import REPEATS, Measurement, Row
 from gpt_jax.lab.bench.train import check_vocab
 from gpt_jax.lab.plan import aot
 from gpt_jax.machine import chips, runtime
@@ -32,11 +30,21 @@ from gpt_jax.models.transformer import Context
 from gpt_jax.ops import cross_entropy
 from gpt_jax.ops.matmul import product
 
-TOPOLOGY = "v5e:2x4"  # of which one chip is compiled for
+# One chip of this slice is compiled for.
+TOPOLOGY = "v5e:2x4"
 NOTE = "predicted: the naive form"
 
 
-def run(config: Config, args) -> int:
+def measure(config: Config, repeats: int = REPEATS, say=print) -> Measurement:
+  """Compares memory and time of both forms of attention and of the loss.
+
+  Args:
+    config: frozen, with a known vocabulary and a loss in chunks.
+    say: takes a line if there is no TPU compiler.
+
+  Raises:
+    InputError: the config does not compute the loss in parts.
+  """
   check_vocab(config)
   if config.train.num_loss_chunks == 1:
     raise InputError(
@@ -50,7 +58,7 @@ def run(config: Config, args) -> int:
   rows = []
   pieces = {"attention": make_attention, "cross-entropy": make_loss}
   f, arguments = make_loss(config, "cpu", False)
-  jax.eval_shape(f, *arguments)  # parts that do not divide are told at once
+  jax.eval_shape(f, *arguments)  # an error of shapes comes before any compile
   for name, make in pieces.items():
     naive, parts = (
       compile_piece(
@@ -59,7 +67,7 @@ def run(config: Config, args) -> int:
       for is_naive in (True, False)
     )
     rows.append(make_row(f"{name}, temporaries", naive, parts))
-    seconds = time_in_turns(naive, parts, args.repeats)
+    seconds = time_in_turns(naive, parts, repeats)
     milliseconds = [1e3 * s for s in seconds[1]]
     rows.append(
       Row(
@@ -70,9 +78,9 @@ def run(config: Config, args) -> int:
         NOTE,
       )
     )
-  rows += compile_for_tpu(config, pieces)
-  report.publish("memory", config, args, rows, about={"compiled_for": TOPOLOGY})
-  return 0
+  rows += compile_for_tpu(config, pieces, say)
+  about = {"compiled_for": TOPOLOGY}
+  return Measurement("memory", config, rows, about=about)
 
 
 def make_attention(config: Config, platform: str, is_naive: bool):
@@ -135,7 +143,7 @@ def make_loss(config: Config, platform: str, is_naive: bool):
 
 
 def compile_piece(f, arguments, mesh):
-  """Returns f compiled for the mesh, of arguments that it holds whole."""
+  """Returns f compiled for a mesh, its arguments replicated."""
   place = NamedSharding(mesh, P())
   put = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place)
   with jax.set_mesh(mesh):
@@ -148,7 +156,7 @@ def make_row(name: str, naive, parts) -> Row:
 
 
 def time_in_turns(naive, parts, repeats: int):
-  """Returns (seconds of naive, of parts), each a list over the repeats."""
+  """Returns ([seconds of naive], [seconds of parts]), one of each repeat."""
   random = np.random.default_rng(0)
 
   def fill(shape, dtype):
@@ -166,18 +174,18 @@ def time_in_turns(naive, parts, repeats: int):
     for one, found in zip((naive, parts), seconds, strict=True):
       start = time.perf_counter()
       jax.block_until_ready(one(*arrays))
-      if index:  # the first is to warm up
+      if index:  # the first run warms up
         found.append(time.perf_counter() - start)
   return seconds
 
 
-def compile_for_tpu(config: Config, pieces) -> list[Row]:
-  """Returns rows of one TPU chip; none, with a line, without its compiler."""
+def compile_for_tpu(config: Config, pieces, say) -> list[Row]:
+  """Returns rows for one TPU chip; [] without its compiler."""
   runtime.start_tpu_compiler()
   try:
     devices = aot.find_devices(chips.parse_topology(TOPOLOGY, 1))
   except InputError as error:
-    print(f"not compiled for TPU: {error}")
+    say(f"not compiled for TPU: {error}")
     return []
   section = dataclasses.replace(
     config.mesh, data=1, fsdp=1, expert=1, seq=1, tensor=1

@@ -1,7 +1,7 @@
-"""What is timed of ours, built as training and generating build it.
+"""Our train step and our decoding, built for timing as a run builds them.
 
-Imports jax, flax, optax and ml_collections alone, so that a step can be timed
-on a machine that has nothing else.
+Imports only jax, flax, optax and ml_collections, so that a step can be timed on
+a machine without the other dependencies.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ import time
 import jax
 import numpy as np
 
-from gpt_jax import sharding, tree
+from gpt_jax import flops, sharding, tree
 from gpt_jax.config import Config
 from gpt_jax.inference import generation
 from gpt_jax.lab.bench import machine
@@ -22,7 +22,7 @@ from gpt_jax.training import optim
 from gpt_jax.training import state as state_lib
 from gpt_jax.training import step as step_lib
 
-# Batches of random tokens that take turns.
+# Number of random batches, which are fed in turn.
 NUM_BATCHES = 4
 
 
@@ -32,7 +32,7 @@ def build(who: str, subject: str, config: Config, **options):
 
 
 class Train:
-  """The train step, fed and waited for as the training loop does it."""
+  """The train step, fed and awaited as in the training loop."""
 
   def __init__(self, config: Config, prepared_dir: str | None = None):
     started = time.perf_counter()
@@ -76,7 +76,7 @@ class Train:
     }
 
   def run(self, count: int) -> dict:
-    """Returns the seconds of each of `count` steps, and those of waiting."""
+    """Returns the seconds of each of `count` steps, and of each data wait."""
     seconds, waits, pending = [], [], None
     with jax.set_mesh(self.mesh):
       start = time.perf_counter()
@@ -101,7 +101,7 @@ class Train:
     return {"seconds": seconds, "waits": waits, "loss": self.loss}
 
   def predict(self) -> dict:
-    """Returns the machine's rates and the seconds of a step by them."""
+    """Returns the machine's rates, and a step's seconds predicted by them."""
     rates = _rates(self.config, self.mesh)
     if rates["flops"] is None:
       return {"rates": rates, "compute": None, "memory": None}
@@ -137,9 +137,9 @@ class Decode:
     }
 
   def run(self, batch_size: int) -> dict:
-    """Returns seconds of prefill, of the loop and of all, and their tokens.
+    """Returns seconds of prefill, of the loop and of both, and loop tokens.
 
-    The loop is counted from its first chunk on, which prefill comes before.
+    The loop is timed after its first chunk, which includes a prefill.
     """
     shape = (batch_size, self.prompt_len)
     V = self.config.model.vocab_size
@@ -185,7 +185,7 @@ class Decode:
 
 
 def random_batches(config: Config, num_rows: int):
-  """Yields batches of random tokens for ever, NUM_BATCHES of them in turn."""
+  """Yields NUM_BATCHES batches of random tokens in turn, forever."""
   random = np.random.default_rng(0)
   shape = (num_rows, config.data.seq_len)
   batches = []
@@ -241,8 +241,8 @@ def _bound(config: Config, mesh, rates: dict) -> dict:
   terms = analytic.estimate_terms(built, topology)
   if chip is not None:
     return {"compute": terms.compute, "memory": terms.hbm}
-  # The formula has rates of its own for a CPU; these were measured.
-  item = analytic.ITEM[config.model.compute_dtype]
+  # Replaces the estimate's assumed CPU rates by the measured ones.
+  item = flops.DTYPE_BYTES[config.model.compute_dtype]
   rate = analytic.CPU_FLOPS * 8 / item / 2
   return {
     "compute": terms.compute * rate * count / rates["flops"],
@@ -251,9 +251,9 @@ def _bound(config: Config, mesh, rates: dict) -> dict:
 
 
 def _read_bytes(unstacked, model) -> int:
-  """Returns bytes of weights that making one token reads.
+  """Returns the bytes of weights that are read to make one token.
 
-  All of them, but for tables of which only a row is looked up.
+  Embedding tables, of which a token reads one row, are left out.
   """
   total = 0
   has_head = "unembed" in unstacked

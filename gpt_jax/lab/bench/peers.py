@@ -1,9 +1,9 @@
-"""The same model by what a user would pick instead: torch, transformers.
+"""The same model in torch and in transformers, to compare speed with.
 
-A plain GPT in torch with its fused attention and its fused AdamW, as it stands
-and compiled; GPT-2 and Llama of transformers, trained and sampled. Each is
-given what it is fastest with: all cores, tensor cores in float32 too, padded
-vocabularies where ours has them, no search for an end of text.
+A plain GPT in torch with fused attention and fused AdamW, eager and compiled;
+GPT-2 and Llama of transformers, trained and sampled. Each peer gets its fastest
+settings: all cores, TF32 matmuls, a vocabulary padded as ours is, and no check
+for the end of text.
 """
 
 import importlib.util
@@ -78,7 +78,7 @@ def build(who: str, subject: str, config: Config, **options):
   import torch
 
   torch.set_num_threads(machine.count_cores())
-  # As XLA multiplies float32 on a GPU.
+  # TF32, as XLA uses for float32 on a GPU.
   torch.set_float32_matmul_precision("high")
   torch.manual_seed(config.seed)
   device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -131,7 +131,7 @@ class Train:
     return {**_describe(self.device), "compile_seconds": self.compile_seconds}
 
   def turn(self, index: int) -> float:
-    """Does one step; returns its loss, which waits for it."""
+    """Takes one step; returns its loss, which waits for the step to end."""
     import torch
 
     ids = self.batches[index % NUM_BATCHES].to(self.device, non_blocking=True)
@@ -166,7 +166,7 @@ class Decode:
     if config.model.compute_dtype == "bfloat16":
       model = model.to(torch.bfloat16)
     self.model = model.eval()
-    # Random weights know no end of text; looking for one would cost time.
+    # Random weights do not predict the end of text; checking costs time.
     self.model.generation_config.eos_token_id = None
     self.model.generation_config.pad_token_id = 0
     self.config, self.device = config, device
@@ -176,7 +176,7 @@ class Decode:
     return _describe(self.device)
 
   def run(self, batch_size: int) -> dict:
-    """Returns seconds of prefill, of the loop and of all, and their tokens."""
+    """Returns seconds of prefill, of the loop and of both, and loop tokens."""
     import torch
 
     shape = (batch_size, self.prompt_len)

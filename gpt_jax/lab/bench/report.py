@@ -6,57 +6,66 @@ import os
 from gpt_jax import config as config_lib
 from gpt_jax.config import Config
 from gpt_jax.lab.bench import machine
-from gpt_jax.lab.bench.samples import Pairs, Row, format_number
+from gpt_jax.lab.bench.samples import Measurement, Pairs, Row, format_number
 from gpt_jax.runs import workdir
 
 _LINE = "{:34} {:>10} {:>10}  {:23} {:>7}"
 
 
-def publish(
-  subject: str,
-  config: Config,
-  args,
-  rows: list[Row],
-  pairs: list[Pairs] = (),
-  about: dict | None = None,
-  packages=(),
-) -> None:
-  """Prints a measurement, and writes it where --out asks for it.
+def describe(found: Measurement, config_file: str, load: float) -> dict:
+  """Returns what bench.json says about a measurement besides its figures.
 
   Args:
-    about: what else there is to say: {"mesh": ..., "rates": ..., ...}.
-    packages: whose versions matter beside ours.
+    config_file: what the config was loaded from.
+    load: processes that ran on this machine before, see machine.read_load.
   """
-  about = about or {}
-  here = machine.describe(packages) | {"load": args.load}
-  print(f"{subject} of {args.config}: {describe_model(config)}")
-  for line in (*machine_lines(here, about, config), *table(rows)):
-    print(line)
-  for name, word in about.get("waiting", {}).items():
-    print(f"{name}: its threads {word} while they wait, the faster in a trial")
-  for pair in pairs:
-    print()
-    for line in pair_lines(pair):
-      print(line)
-  if args.out is None:
-    return
-  content = {
-    "subject": subject,
-    "config_file": args.config,
-    "config": config_lib.flatten(config),
+  return {
+    "subject": found.subject,
+    "config_file": config_file,
+    "config": config_lib.flatten(found.config),
     "commit": workdir.find_commit(),
-    "machine": here,
-    **about,
-    "rows": [row.to_json() for row in rows],
-    "pairs": [pair.to_json() for pair in pairs],
+    "machine": machine.describe(found.packages) | {"load": load},
+    **found.about,
   }
-  path = os.path.join(args.out, "bench.json")
+
+
+def lines(found: Measurement, about: dict) -> list[str]:
+  """Returns a measurement as text.
+
+  Args:
+    about: of describe.
+  """
+  model = describe_model(found.config)
+  text = [f"{found.subject} of {about['config_file']}: {model}"]
+  text += machine_lines(about["machine"], found.about, found.config)
+  text += table(found.rows)
+  for name, word in found.about.get("waiting", {}).items():
+    text.append(
+      f"{name}: its threads {word} while they wait, the faster in a trial"
+    )
+  for pairs in found.pairs:
+    text += ["", *pair_lines(pairs)]
+  return text
+
+
+def write(found: Measurement, about: dict, folder: str) -> str:
+  """Writes bench.json into a folder; returns its path.
+
+  Args:
+    about: of describe.
+  """
+  content = {
+    **about,
+    "rows": [row.to_json() for row in found.rows],
+    "pairs": [pair.to_json() for pair in found.pairs],
+  }
+  path = os.path.join(folder, "bench.json")
   workdir.write_text(path, json.dumps(content, indent=1) + "\n")
-  print(f"\nwritten to {path}")
+  return path
 
 
 def describe_model(config: Config) -> str:
-  """Returns one line of sizes and precision."""
+  """Returns a line with the model's sizes and precision."""
   m = config.model
   return (
     f"{m.num_layers} layers, {m.num_heads} heads, width {m.model_dim}, "
@@ -84,7 +93,7 @@ def machine_lines(here: dict, about: dict, config: Config) -> list[str]:
   if about.get("rates"):
     lines.append(f"  rates      {rates_line(about['rates'])}")
   if here["load"] > 0.5:
-    words = f"{here['load']:.1f} processes, none of them ours"
+    words = f"{here['load']:.1f} other processes were running"
     lines.append(f"  load       before it, {words}: spreads and medians suffer")
   return [*lines, f"  date       {here['date']}"]
 
@@ -99,7 +108,7 @@ def rates_line(rates: dict) -> str:
 
 
 def table(rows: list[Row]) -> list[str]:
-  """Returns lines: predicted, measured with its spread, and their ratio."""
+  """Returns a table of predicted, measured with its spread, and their ratio."""
   lines = [
     "",
     _LINE.format(
@@ -123,7 +132,7 @@ def table(rows: list[Row]) -> list[str]:
 
 
 def pair_lines(pairs: Pairs) -> list[str]:
-  """Returns lines: every round, then the median ratios and the best peer."""
+  """Returns a table of all rounds, the median ratios and the best peer."""
   names = list(pairs.peers)
   width = max([12, *map(len, names)])
   cell = lambda text: f"{text:>{width}}"

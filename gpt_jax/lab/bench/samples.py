@@ -1,19 +1,25 @@
-"""What repeats of one measurement say: the median, and how far they spread."""
+"""Repeated measurements: their median, and how far they spread."""
 
 import dataclasses
 import statistics
 
+from gpt_jax.config import Config
+
+# Measurements of which the median counts, unless the caller asks for more.
+REPEATS = 5
+
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """One measured quantity beside what was predicted.
+  """One measured quantity and its prediction.
 
   Attributes:
     name: of the quantity.
     unit: of its numbers.
-    values: of the repeats, in their order.
-    predicted: from the ledger, the roofline or another's speed; None without.
-    note: what the prediction is.
+    values: one of each repeat, in order.
+    predicted: by the ledger, the roofline or the speed of another program;
+      None without a prediction.
+    note: says what the prediction is.
   """
 
   name: str
@@ -47,14 +53,14 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Pairs:
-  """Alternating measurements of ours and of peers, round by round.
+  """Measurements of gpt_jax and of peers in alternation, round by round.
 
   Attributes:
-    quantity: what is compared; less of it is better.
+    quantity: what is compared; less is better.
     unit: of its numbers.
-    ours: one number a round.
-    peers: {name: one number a round}.
-    failed: {name: why there are none}.
+    ours: one number of each round.
+    peers: {name: one number of each round}.
+    failed: {name: why this peer has no numbers}.
   """
 
   quantity: str
@@ -65,12 +71,12 @@ class Pairs:
 
   @property
   def best(self) -> str | None:
-    """Returns the peer of the lowest median, None if all have failed."""
+    """Returns the peer with the lowest median, None if all failed."""
     median = lambda name: statistics.median(self.peers[name])
     return min(self.peers, key=median, default=None)
 
   def ratios(self, name: str) -> list[float]:
-    """Returns how many times faster ours was, in each round."""
+    """Returns how many times faster gpt_jax was, in each round."""
     pairs = zip(self.peers[name], self.ours, strict=True)
     return [theirs / ours for theirs, ours in pairs]
 
@@ -94,8 +100,31 @@ class Pairs:
     }
 
 
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+  """What one subject measured.
+
+  Attributes:
+    subject: "train", "decode", ...
+    config: of the model that was timed.
+    rows: quantities with their predictions.
+    pairs: comparisons with peers.
+    about: further facts for bench.json: {"mesh": ..., "rates": ..., ...}.
+    packages: names of packages whose versions matter for the figures.
+    remarks: lines that follow the table.
+  """
+
+  subject: str
+  config: Config
+  rows: list[Row]
+  pairs: list[Pairs] = dataclasses.field(default_factory=list)
+  about: dict = dataclasses.field(default_factory=dict)
+  packages: tuple[str, ...] = ()
+  remarks: list[str] = dataclasses.field(default_factory=list)
+
+
 def format_number(value: float) -> str:
-  """Returns about four digits of a number."""
+  """Returns a number with about four digits."""
   size = abs(value)
   digits = 0 if size >= 1000 else 1 if size >= 100 else 2 if size >= 1 else 4
   return f"{value:,.{digits}f}"

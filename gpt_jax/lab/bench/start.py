@@ -1,6 +1,6 @@
-"""The start subject: imports, the first compile, the start after it.
+"""The start subject: imports, the first start, and later starts from a cache.
 
-Every figure is of a process of its own that has just begun.
+Every figure is measured in a fresh process.
 """
 
 import collections
@@ -12,8 +12,13 @@ import tempfile
 import time
 
 from gpt_jax.config import Config
-from gpt_jax.lab.bench import report, worker
-from gpt_jax.lab.bench.samples import Row, format_number
+from gpt_jax.lab.bench import worker
+from gpt_jax.lab.bench.samples import (
+  REPEATS,
+  Measurement,
+  Row,
+  format_number,
+)
 from gpt_jax.lab.bench.train import check_vocab
 
 VERBS = ("train", "generate", "evaluate")
@@ -23,14 +28,22 @@ LOADED = {
   "generate": "gpt_jax.inference.generation, gpt_jax.runs.workdir",
   "evaluate": "gpt_jax.inference.scoring, gpt_jax.runs.workdir",
 }
-# Packages named in the table of what dominates.
+# Packages that are named as the slowest to import.
 MOST_NAMED = 8
 _IMPORT_LINE = re.compile(r"import time:\s+(\d+) \|\s+\d+ \| \s*([\w.]+)")
 
 
-def run(config: Config, args) -> int:
+def measure(
+  config: Config, repeats: int = REPEATS, devices: int | None = None
+) -> Measurement:
+  """Times imports and starts.
+
+  Args:
+    config: frozen, with a known vocabulary.
+    devices: number of simulated devices, or None.
+  """
   check_vocab(config)
-  repeat = lambda words: [time_python(*words) for _ in range(args.repeats)]
+  repeat = lambda words: [time_python(*words) for _ in range(repeats)]
   rows = [Row("python alone", "s", repeat(["-c", ""]))]
   for verb in VERBS:
     words = ["-m", f"gpt_jax.{verb}", "--help"]
@@ -40,13 +53,11 @@ def run(config: Config, args) -> int:
     code = ["-c", import_line(modules)]
     rows.append(Row(f"import what {verb} needs", "s", repeat(code)))
   parts = time_imports(LOADED["train"])
-  # The first start has nothing cached; it is measured as often as the rest.
-  first = [start_once(config, args.devices, None) for _ in range(args.repeats)]
+  # A first start has no compiled program in its cache.
+  first = [start_once(config, devices, None) for _ in range(repeats)]
   with tempfile.TemporaryDirectory() as cache:
-    start_once(config, args.devices, cache)
-    later = [
-      start_once(config, args.devices, cache) for _ in range(args.repeats)
-    ]
+    start_once(config, devices, cache)
+    later = [start_once(config, devices, cache) for _ in range(repeats)]
   for name, found in (("first", first), ("cached", later)):
     for part in found[0]:
       values = [one[part] for one in found]
@@ -55,34 +66,42 @@ def run(config: Config, args) -> int:
     name: {p: statistics.median(one[p] for one in found) for p in found[0]}
     for name, found in (("first", first), ("cached", later))
   }
-  report.publish(
+  return Measurement(
     "start",
     config,
-    args,
     rows,
     about={"imports_seconds": parts, "starts_seconds": dominating},
     packages=("orbax-checkpoint", "grain", "tokenizers"),
+    remarks=_remark(parts, dominating),
   )
-  print("\nwhat dominates importing what train needs (in itself, by package):")
+
+
+def _remark(parts: dict, dominating: dict) -> list[str]:
+  """Returns lines on the slowest imports and the slowest part of a start."""
+  lines = [
+    "",
+    "slowest imports of train, each package without its own imports:",
+  ]
   whole = sum(parts.values())
   for name in list(parts)[:MOST_NAMED]:
     share = f"{100 * parts[name] / whole:5.1f} %"
-    print(f"  {name:24} {format_number(parts[name]):>8} s  {share}")
+    lines.append(f"  {name:24} {format_number(parts[name]):>8} s  {share}")
   for name, seconds in dominating.items():
     most = max((p for p in seconds if p != "in all"), key=seconds.get)
     share = seconds[most] / seconds["in all"]
-    print(f"the {name} start: {most} takes {share:.0%} of it")
-  return 0
+    lines.append(f"the {name} start: {most} takes {share:.0%} of it")
+  return lines
 
 
 def import_line(modules: str) -> str:
   """Returns Python that imports modules as a verb does."""
-  start = "from gpt_jax.machine import runtime; runtime.start()"
-  return f"{start}; import {modules}"
+  return (
+    f"from gpt_jax.machine import runtime; runtime.start(); import {modules}"
+  )
 
 
 def time_python(*words: str) -> float:
-  """Returns seconds of a python with these words, from start to end."""
+  """Returns the seconds that python takes with these arguments."""
   start = time.perf_counter()
   subprocess.run(
     [sys.executable, *words],
@@ -94,7 +113,7 @@ def time_python(*words: str) -> float:
 
 
 def time_imports(modules: str) -> dict[str, float]:
-  """Returns {package: seconds in its own modules}, the longest first."""
+  """Returns {package: seconds in its own modules}, the slowest first."""
   found = subprocess.run(
     [sys.executable, "-X", "importtime", "-c", import_line(modules)],
     check=True,
@@ -105,7 +124,7 @@ def time_imports(modules: str) -> dict[str, float]:
 
 
 def sum_imports(text: str) -> dict[str, float]:
-  """Returns what `python -X importtime` said, summed by package."""
+  """Returns {package: seconds} of the output of `python -X importtime`."""
   seconds = collections.Counter()
   for microseconds, name in _IMPORT_LINE.findall(text):
     seconds[name.partition(".")[0]] += int(microseconds) / 1e6
@@ -113,10 +132,10 @@ def sum_imports(text: str) -> dict[str, float]:
 
 
 def start_once(config: Config, devices, cache: str | None) -> dict[str, float]:
-  """Returns seconds of each part of a start to its first step.
+  """Returns {part: seconds} of a start up to its first step.
 
   Args:
-    cache: the folder of compiled programs; None begins with an empty one.
+    cache: folder of compiled programs; None takes an empty one.
   """
   if cache is None:
     with tempfile.TemporaryDirectory() as empty:

@@ -1,28 +1,47 @@
-"""The train subject: milliseconds a step, tokens a second, MFU."""
+"""The train subject: milliseconds per step, tokens per second, MFU."""
 
 import statistics
 
 from gpt_jax import flops
 from gpt_jax.config import Config, InputError
-from gpt_jax.lab import bench
-from gpt_jax.lab.bench import duel, report
-from gpt_jax.lab.bench.samples import Pairs, Row
+from gpt_jax.lab.bench import duel
+from gpt_jax.lab.bench.samples import REPEATS, Measurement, Pairs, Row
 
-# Where --steps is not given: a measurement takes about so many seconds. Short
-# and many: a machine's slow spells then spoil few of them.
+# Length of a measurement where no number of steps is given. Short and many, so
+# that a machine's slow spells spoil few of them.
 SECONDS = 0.33
 MOST_STEPS = 100
 SHORT_REPEATS = 25
-# Steps before any is measured, where they are short.
+# Steps before the first measurement, where steps are short.
 WARM_STEPS = 3
 
 
-def run(config: Config, args) -> int:
+def measure(
+  config: Config,
+  repeats: int | None = None,
+  num_steps: int | None = None,
+  peer: str | None = None,
+  devices: int | None = None,
+) -> Measurement:
+  """Times the training step.
+
+  Args:
+    config: frozen, with a known vocabulary.
+    repeats: measurements; None takes 5, or 25 of several steps each.
+    num_steps: in a measurement; None takes as many as fit in SECONDS.
+    peer: a name of peers.NAMES to time in alternation, or None.
+    devices: number of simulated devices, or None.
+
+  Raises:
+    InputError: the vocabulary is not known, or the peer cannot be built.
+    worker.Failed: the process of gpt_jax ended.
+  """
   check_vocab(config)
-  with duel.Duel(config, "train", args, {"do": "run", "count": 1}) as both:
-    plan = both.each(lambda name: warm_up(both, name, args.steps))
+  trial = {"do": "run", "count": 1}
+  with duel.Duel(config, "train", peer, devices, trial) as both:
+    plan = both.each(lambda name: warm_up(both, name, num_steps))
     is_short = plan["gpt_jax"]["count"] > 1
-    repeats = args.repeats or (SHORT_REPEATS if is_short else bench.REPEATS)
+    repeats = repeats or (SHORT_REPEATS if is_short else REPEATS)
     rounds = [both.round(plan) for _ in range(repeats)]
     prediction = both.ours.ask(do="predict")
     built = both.ours.built
@@ -31,7 +50,7 @@ def run(config: Config, args) -> int:
   ]
   ours = step_ms("gpt_jax")
   pairs = []
-  if args.peer is not None:
+  if peer is not None:
     peers = {name: step_ms(name) for name in both.rivals}
     pairs.append(Pairs("a step", "ms", ours, peers, both.failed))
   about = built | {
@@ -41,23 +60,25 @@ def run(config: Config, args) -> int:
     "waiting": both.waiting,
   }
   packages = {None: (), "torch": ("torch",)}
-  report.publish(
+  remarks = []
+  if both.idle_share > duel.MAX_IDLE_SHARE:
+    share = f"{both.idle_share:.0%}"
+    remarks.append(
+      f"careful: a process that was to wait took {share} of a core"
+    )
+  return Measurement(
     "train",
     config,
-    args,
     make_rows(config, ours, prediction, built),
     pairs,
     about,
-    packages.get(args.peer, ("torch", "transformers")),
+    packages.get(peer, ("torch", "transformers")),
+    remarks,
   )
-  if both.idle_share > duel.MAX_IDLE_SHARE:
-    share = f"{both.idle_share:.0%}"
-    print(f"careful: a process that was to wait took {share} of a core")
-  return 0
 
 
 def check_vocab(config: Config) -> None:
-  """Raises InputError where only text would say how large the vocabulary is."""
+  """Raises InputError where the vocabulary is known only from the text."""
   if config.model.vocab_size is None:
     raise InputError(
       "model.vocab_size is None and no text is read here; set "
@@ -66,7 +87,7 @@ def check_vocab(config: Config) -> None:
 
 
 def warm_up(both, name: str, steps: int | None) -> dict:
-  """Runs a worker warm; returns the command of one measurement."""
+  """Warms a worker up; returns the command of one measurement."""
   first = both.ask(name, do="run", count=1)["seconds"][0]
   if first < 10 * SECONDS:
     first = min(both.ask(name, do="run", count=WARM_STEPS)["seconds"])
@@ -75,7 +96,7 @@ def warm_up(both, name: str, steps: int | None) -> dict:
 
 
 def make_rows(config: Config, ours_ms, prediction, built) -> list[Row]:
-  """Returns rows of one step, beside the roofline and the ledger."""
+  """Returns rows of one step with predictions of roofline and ledger."""
   tokens = config.train.global_batch_size * config.data.seq_len
   work = flops.train_flops_per_token(config.model, config.data.seq_len)
   rates = prediction["rates"]

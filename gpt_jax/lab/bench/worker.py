@@ -1,8 +1,8 @@
-"""A process that is timed: it builds, then runs when it is told to.
+"""A process that is timed: it builds its subject, then runs on command.
 
-One JSON object a line each way. Between two commands it waits in a read and
-takes no processor time, so that whoever runs meanwhile has the whole machine;
-it says how much it took all the same.
+Commands and answers are lines of JSON. Between two commands the process blocks
+in a read, so that another worker has the whole machine. Each answer says how
+much processor time it used while it waited.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from gpt_jax import config as config_lib
 from gpt_jax.config import Config, InputError
 from gpt_jax.machine import runtime
 
-# Who is timed -> the module that builds it.
+# Program that is timed -> module that builds it.
 BUILDERS = {
   "gpt_jax": "ours",
   "torch eager": "peers",
@@ -29,20 +29,19 @@ BUILDERS = {
   "transformers": "peers",
 }
 
-# Shown of what a worker of ours wrote before it failed.
+# Characters of a failed worker's log that are shown.
 LOG_CHARS = 4000
 
 
 class Failed(Exception):
-  """A worker could not do what it was told; the message is one line."""
+  """A worker could not do a command; the message is one line."""
 
 
 class Worker:
-  """The other end of a worker.
+  """A worker process, as its parent sees it.
 
-  Raises:
-    InputError: from any method, where it says what the user can mend.
-    Failed: from any method, where it ended otherwise.
+  Every method may raise InputError if the user can fix the cause, and Failed if
+  the worker ended otherwise.
   """
 
   def __init__(
@@ -104,7 +103,7 @@ class Worker:
     return f"{self.who} ended with code {code}"
 
   def _tell_log(self) -> None:
-    """Shows what ours last wrote; a peer that cannot run is no fault here."""
+    """Prints the end of our worker's log. A peer may fail without notice."""
     if self.who == "gpt_jax":
       self.log.seek(0)
       text = self.log.read().decode(errors="replace")
@@ -115,7 +114,7 @@ class Worker:
     if self.process.poll() is None:
       self.process.kill()
     self.process.wait()
-    with contextlib.suppress(BrokenPipeError):  # what it did not read is left
+    with contextlib.suppress(BrokenPipeError):  # a command it never read
       self.process.stdin.close()
     self.process.stdout.close()
     self.log.close()
@@ -128,11 +127,11 @@ class Worker:
 
 
 def serve(lines, answer) -> None:
-  """Builds what the first line asks for and does what the others say.
+  """Builds the subject of the first line, and runs the commands of the others.
 
   Args:
     lines: JSON texts.
-    answer: takes the dict that answers each.
+    answer: takes the answer to each, a dict.
   """
   first = json.loads(next(lines))
   if first["who"] == "gpt_jax":
@@ -159,7 +158,7 @@ def serve(lines, answer) -> None:
 
 
 def main() -> None:
-  # What libraries print must not come between the answers.
+  # Libraries print to stdout; send that to stderr, away from the answers.
   channel = os.fdopen(os.dup(sys.stdout.fileno()), "w")
   os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
 
@@ -171,7 +170,7 @@ def main() -> None:
     serve(iter(sys.stdin.readline, ""), answer)
   except InputError as error:
     answer({"input_error": str(error)})
-  except Exception as error:  # of a peer's libraries: all kinds
+  except Exception as error:  # a peer's libraries raise any class
     traceback.print_exc()
     first = (str(error).strip().splitlines() or [""])[0]
     answer({"failed": f"{type(error).__name__}: {first}"[:300]})

@@ -1,8 +1,9 @@
-"""A step by arithmetic alone: where nothing compiles, and before it does.
+"""Estimates a step's memory and time by arithmetic, without compiling.
 
-State and gradients are exact, from the declarations and the rules; the rest is
-what a decoder of this form keeps, reads and exchanges. It ranks what is worth
-compiling, and is all there is for GPUs and for a CPU.
+State and gradients are exact: they follow from the parameters' declarations and
+the sharding rules. The rest are formulas for what a decoder of this form
+stores, reads and exchanges. Searches use the estimate to choose what to
+compile; plans for GPUs and CPUs have nothing else.
 """
 
 import dataclasses
@@ -20,9 +21,9 @@ from gpt_jax.models import build_model
 from gpt_jax.training import optim
 from gpt_jax.training import state as state_lib
 
-# A CPU has no published peak here: one core with 512-bit vectors, both units.
+# No peak is published for the CPU at hand. This is one core with two units of
+# 512-bit vectors.
 CPU_FLOPS, CPU_BYTES = 1e11, 2e10
-ITEM = {"float32": 4, "bfloat16": 2}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Estimate:
 
 @dataclasses.dataclass(frozen=True)
 class AbstractBuilt:
-  """A state on a mesh that has no devices; as aot.Built where it is read."""
+  """A state on a mesh without devices; has the fields of aot.Built in use."""
 
   config: Config
   mesh: AbstractMesh
@@ -70,14 +71,14 @@ def estimate(config: Config, topology: Topology, built=None) -> Estimate:
 
 
 def available_bytes(topology: Topology) -> int | None:
-  """Returns what a program on one device can have, None for a CPU."""
+  """Returns the bytes that a program may take of a device, None for a CPU."""
   if topology.chip is None:
     return None
   return topology.chip.hbm_bytes // topology.chip.devices
 
 
 def _tokens(built) -> tuple[int, int]:
-  """Returns tokens of one microbatch and of one step, on one device."""
+  """Returns (tokens of a microbatch, tokens of a step) on one device."""
   c, shape = built.config, built.mesh.shape
   table = sharding.RULES[c.mesh.rules]
   parts = math.prod(shape[a] for a in (*table["batch"], *table["length"]))
@@ -86,9 +87,9 @@ def _tokens(built) -> tuple[int, int]:
 
 
 def estimate_memory(built, topology: Topology) -> memory_lib.Memory:
-  """Returns the Memory of a step: state exact, the rest by formula."""
+  """Returns the Memory of a step; all but the state is by formula."""
   c, m, shape = built.config, built.config.model, built.mesh.shape
-  tensor, item = shape["tensor"], ITEM[m.compute_dtype]
+  tensor, item = shape["tensor"], flops.DTYPE_BYTES[m.compute_dtype]
   micro, _ = _tokens(built)
   D, F, L = m.model_dim, flops.active_mlp_dim(m) // tensor, m.num_layers
   H = config_lib.head_dim(m)
@@ -106,7 +107,7 @@ def estimate_memory(built, topology: Topology) -> memory_lib.Memory:
     "offload": D * ("block" not in names),
   }[word]
   if not _has_kernel(m, topology):
-    # Scores of one layer at least; of all where nothing is made again.
+    # Scores of one layer, or of all layers where backward recomputes nothing.
     scores = m.num_heads // tensor * c.data.seq_len * (4 + item)
     layers = L if word in ("none", "dots") else 1
     kept_scores = scores * micro * layers
@@ -114,7 +115,7 @@ def estimate_memory(built, topology: Topology) -> memory_lib.Memory:
     kept_scores = 0
   vocab = config_lib.padded_vocab_size(m) // tensor
   logits = 3 * 4 * vocab * micro // c.train.num_loss_chunks
-  # One layer's weights and the next one's, whole but for tensor and expert.
+  # Weights gathered over fsdp: those of one layer and, prefetched, the next.
   gathered = 2 * _layer_parameters(m) // tensor // shape["expert"] * item
   kinds = {
     "parameters": memory_lib.shard_bytes(built.abstract.params),
@@ -133,11 +134,11 @@ def estimate_terms(built, topology: Topology) -> Terms:
   """Returns the Terms of a step by formula."""
   c, m, shape = built.config, built.config.model, built.mesh.shape
   micro, step = _tokens(built)
-  tensor, item = shape["tensor"], ITEM[m.compute_dtype]
+  tensor, item = shape["tensor"], flops.DTYPE_BYTES[m.compute_dtype]
   compute = hardware_flops(c, topology) * step / tensor
   params = sum(flops.count_parameters(m).values())
   parts = c.train.num_microbatches
-  # Weights are read in forward and backward, and made again in between.
+  # Weights are read in forward, in backward and when it recomputes.
   reads = 2 if config_lib.remat_policy(m)[0] == "none" else 3
   state = memory_lib.shard_bytes(built.abstract)
   D, L = m.model_dim, m.num_layers
@@ -159,11 +160,11 @@ def estimate_terms(built, topology: Topology) -> Terms:
     inside = topology.num_devices // topology.num_slices
   part = lambda n: (n - 1) / n
   fsdp, copies = shape["fsdp"], shape["data"]
-  item_grad = ITEM[m.grad_dtype]
+  item_grad = flops.DTYPE_BYTES[m.grad_dtype]
   gather = reads * parts * params * item / tensor * part(fsdp)
   scatter = parts * params * item_grad / tensor * part(fsdp)
   copied = 2 * params * item_grad / tensor / fsdp * part(copies) * parts
-  # Two sums over tensor in each of forward, backward and what is made again.
+  # Two all-reduces over tensor per layer in each of these passes.
   across = 2 * reads * 2 * L * D * step * item * part(tensor)
   keys = 2 * config_lib.num_kv_heads(m) * config_lib.head_dim(m) * item
   spread = reads * L * keys * step * shape["seq"] * part(shape["seq"])
@@ -186,7 +187,7 @@ def estimate_terms(built, topology: Topology) -> Terms:
 
 
 def _has_kernel(model, topology: Topology) -> bool:
-  """Returns whether attention never keeps all scores."""
+  """Returns whether the attention kernel never stores all scores."""
   if model.attention == "auto":
     return topology.platform != "cpu"
   return model.attention != "dense"
@@ -198,9 +199,9 @@ def _layer_parameters(model) -> int:
 
 
 def hardware_flops(config: Config, topology: Topology) -> float:
-  """Returns FLOPs per token that a device does, what it makes again included.
+  """Returns the FLOPs per token that devices do, recomputation included.
 
-  A kernel does half of the causal scores, and all of them twice in backward.
+  A kernel computes half of the scores, those that a causal mask leaves.
   """
   m, T = config.model, config.data.seq_len
   width = m.num_heads * config_lib.head_dim(m)
@@ -228,7 +229,8 @@ def hardware_flops(config: Config, topology: Topology) -> float:
     saved += 2 * D * gates * F * ("mlp" in names)
     again -= saved * m.num_layers / blocks
   if word != "none":
-    # What a block ends with need not be made again for its own gradients.
+    # The last matmul of a block is not recomputed: its output is not needed for
+    # gradients of the block.
     F = flops.active_mlp_dim(m)
     again -= 2 * m.model_dim * F * m.num_layers / blocks
   loss = 0.0

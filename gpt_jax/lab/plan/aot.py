@@ -1,7 +1,7 @@
-"""The real train step, compiled for devices that are not here.
+"""Compiles the real train step for devices that are not here.
 
-Nothing is modelled: the mesh, the abstract state and the jitted step are those
-of a run, and the TPU compiler answers what it would answer on the slice.
+Mesh, abstract state and jitted step are those of a run, and the TPU compiler
+gives the answer that it would give on the slice.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 @dataclasses.dataclass(frozen=True)
 class Built:
-  """A step before it is compiled: what a run has when it gets there."""
+  """A train step before it is compiled, and what it is made of."""
 
   config: Config
   mesh: jax.sharding.Mesh
@@ -37,12 +37,12 @@ class Built:
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-  """What the compiler said.
+  """A compiled step.
 
   Attributes:
     text: the HLO after all passes.
-    memory: its memory analysis, bytes on a device.
-    seconds: what compiling took.
+    memory: the compiler's memory analysis, in bytes on a device.
+    seconds: compile time.
   """
 
   text: str
@@ -61,12 +61,12 @@ class Compiled:
 
 
 class OutOfMemory(Exception):
-  """The compiler refused: more memory than a device has.
+  """The compiler refused a step that needs more memory than a device has.
 
   Attributes:
-    needed: bytes, as the compiler counts them; None if it did not say.
-    available: bytes that it would give.
-    sentence: its own words, the first line.
+    needed: bytes by the compiler's count; None if it did not say.
+    available: bytes that it would allow, or None.
+    sentence: the first line of its message.
   """
 
   def __init__(self, needed, available, sentence: str):
@@ -76,10 +76,10 @@ class OutOfMemory(Exception):
 
 
 def resolve_vocab(config: Config) -> Config:
-  """Returns the config with model.vocab_size known, from the tokenizer's word.
+  """Returns the config with model.vocab_size filled in from data.tokenizer.
 
   Raises:
-    InputError: the word alone does not tell.
+    InputError: the tokenizer's spec does not say how large it is.
   """
   if config.model.vocab_size is not None:
     return config
@@ -94,7 +94,7 @@ def resolve_vocab(config: Config) -> Config:
 
 
 def find_devices(topology: Topology) -> list:
-  """Returns the devices of a TPU topology, as its compiler names them.
+  """Returns the compiler's devices for a TPU topology.
 
   Raises:
     InputError: libtpu is not installed, or does not accept the topology.
@@ -109,7 +109,7 @@ def find_devices(topology: Topology) -> list:
       found = topologies.get_topology_desc(
         platform="tpu", topology_name=topology.name, **slices
       )
-  except Exception as error:  # the plugin's own kinds
+  except Exception as error:  # the plugin raises classes of its own
     said = str(error).splitlines()[0]
     if "libtpu" in said or "No such" in said or "not found" in said.lower():
       raise InputError(
@@ -126,7 +126,7 @@ def build(config: Config, devices, platform: str) -> Built:
   """Returns the step of a config on a mesh of these devices.
 
   Raises:
-    InputError: as a run's own checks do: mesh, batch, sharding.
+    InputError: mesh, batch or sharding do not fit, as in a run.
   """
   mesh = sharding.make_mesh(config.mesh, devices)
   preflight.check_batch(config, mesh)
@@ -162,7 +162,7 @@ def compile_built(built: Built) -> Compiled:
 
 @contextlib.contextmanager
 def _without_cache():
-  """Compiles anew: what is kept of a step is of no use without its chips."""
+  """Turns the compilation cache off: entries need their chips to be read."""
   key = "jax_enable_compilation_cache"
   old = getattr(jax.config, key)
   jax.config.update(key, False)
@@ -175,7 +175,7 @@ def _without_cache():
 
 
 def read_refusal(text: str) -> OutOfMemory | None:
-  """Returns what a compiler's error says about memory, None if nothing."""
+  """Returns OutOfMemory from a compiler's error, None for other errors."""
   if "RESOURCE_EXHAUSTED" not in text and "Ran out of memory" not in text:
     return None
   size = r"([\d.]+)([KMGT]?)i?B?"

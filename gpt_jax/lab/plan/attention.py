@@ -1,8 +1,9 @@
-"""Every attention kernel against a naive one: gpt_jax.lab.plan.attention.
+"""Compares attention kernels with a naive one: gpt_jax.lab.plan.attention.
 
-The reference is numpy in float64, its gradients by hand, and shares nothing
-with what it judges. A leak is a gradient that reaches a token of another
-document, or a later one, and must be zero exactly.
+The reference is numpy in float64 with gradients by hand, and shares no code
+with the kernels. A leak is a gradient that reaches a later token, or one of
+another document; it must be exactly zero. From a notebook: compare(kernel,
+feature).
 """
 
 import argparse
@@ -288,15 +289,20 @@ def main(argv: list[str]) -> int:
     return 0
   print(f"{'kernel':24} {'feature':9} {'forward':>9} {'gradient':>9} leak")
   worst = 0.0
-  for kernel in chosen:
-    for feature in FEATURES:
-      r = compare(kernel, feature)
-      worst = max(worst, r.leak)
-      line = f"{kernel:24} {feature:9} {r.forward:9.1e} {r.backward:9.1e}"
-      print(f"{line} {r.leak:.0e}" if r.leak else f"{line} 0", flush=True)
+  for kernel, feature, r in compare_all(chosen):
+    worst = max(worst, r.leak)
+    line = f"{kernel:24} {feature:9} {r.forward:9.1e} {r.backward:9.1e}"
+    print(f"{line} {r.leak:.0e}" if r.leak else f"{line} 0", flush=True)
   if not args.only:
     print("cudnn: not run here, there is no GPU")
   return int(worst > 0)
+
+
+def compare_all(kernels=tuple(KERNELS)):
+  """Yields (kernel, feature, Result) of kernels with every feature."""
+  for kernel in kernels:
+    for feature in FEATURES:
+      yield kernel, feature, compare(kernel, feature)
 
 
 if __name__ == "__main__":

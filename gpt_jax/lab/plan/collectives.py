@@ -1,7 +1,7 @@
-"""Exchanges between devices, found in compiled HLO.
+"""Finds the collectives in compiled HLO.
 
-They come as instructions, inside fusions, split over several fusions, and,
-between slices, as sends to the multi-slice runtime.
+A collective may be an instruction, inside a fusion, split over several fusions
+or, between slices, a send to the multi-slice runtime.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ KINDS = (
   "ragged-all-to-all",
   "collective-broadcast",
 )
-# What the multi-slice runtime is asked for, by what a send is marked with.
+# Mark of a send to the multi-slice runtime -> the collective that it is.
 _BETWEEN = {
   "ALL_REDUCE": "all-reduce",
   "ALL_GATHER": "all-gather",
@@ -33,14 +33,15 @@ class Collective:
   """One collective.
 
   Attributes:
-    kind: a word of KINDS.
-    count: times a step.
-    bytes: of the whole array: gathered, or before it is reduced; for
-      all-to-all and permute what one device sends.
-    groups: device indices that exchange; for a permute (source, target) pairs.
-    op_name: where in the program it is from.
-    slices: how many slices exchange over the network, each device with its
-      counterparts; 0 inside a slice, where `groups` says who.
+    kind: one of KINDS.
+    count: times per step.
+    bytes: of the whole array, after a gather or before a reduction; of what
+      one device sends in an all-to-all or a permute.
+    groups: lists of device indices that exchange; for a permute (source,
+      target) pairs.
+    op_name: the place in the program that it comes from.
+    slices: number of slices that exchange over the network, each device with
+      its counterparts; 0 within a slice, where `groups` says who exchanges.
   """
 
   kind: str
@@ -52,6 +53,7 @@ class Collective:
 
 
 def is_in(computation) -> bool:
+  """Returns whether a computation has a collective."""
   return any(
     i.opcode.removesuffix("-start") in KINDS
     for i in computation.instructions.values()
@@ -59,11 +61,11 @@ def is_in(computation) -> bool:
 
 
 def find(module, computation, instruction, num_devices: int):
-  """Yields (kind, key, (bytes, groups, op_name)) of those in an instruction.
+  """Yields (kind, key, (bytes, groups, op_name)) of an instruction.
 
   The TPU compiler splits a collective over several fusions that share a
-  channel; the key makes them one. An all-reduce of which a fusion keeps a
-  slice is a reduce-scatter.
+  channel; these get the same key. A fusion that takes a slice of an all-reduce
+  is a reduce-scatter.
   """
   opcode = instruction.opcode
   if opcode in ("fusion", "async-start"):
@@ -105,10 +107,10 @@ def find(module, computation, instruction, num_devices: int):
 
 
 def _between_slices(computation, instruction):
-  """Returns (kind, key, entry) of a send to the same devices elsewhere.
+  """Returns (kind, key, entry) of a send to counterparts in other slices.
 
-  The runtime's targets are {1,2}x{0:3}: slices, counted from 1, times devices
-  of each.
+  The runtime writes targets as {1,2}x{0:3}: slices, counted from 1, times the
+  devices of each.
   """
   marks = instruction.attributes
   word = re.search(r'_xla_megascale_transfer_type="(\w+)"', marks)

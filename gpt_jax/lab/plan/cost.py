@@ -1,8 +1,7 @@
-"""What a compiled step does: FLOPs, bytes of HBM, bytes between chips.
+"""Counts what a compiled step does: FLOPs, HBM bytes, bytes between chips.
 
-Every figure is of one device and one step. Where the text leaves a choice the
-smaller figure is taken, for the roofline that is made of them must not promise
-too little speed.
+All figures are for one device and one step. Where the HLO leaves two readings,
+the smaller figure is taken, so that the roofline stays an upper bound of speed.
 """
 
 import dataclasses
@@ -14,7 +13,7 @@ import numpy as np
 from gpt_jax.lab.plan import collectives, hlo
 from gpt_jax.lab.plan.collectives import Collective
 
-# What moves no bytes, or whose bytes are counted where they are used.
+# Opcodes that move no bytes, or whose bytes are counted where they are used.
 FREE = (
   "parameter",
   "constant",
@@ -40,13 +39,13 @@ _SLICES = ("dynamic-slice", "slice", "gather")
 
 @dataclasses.dataclass(frozen=True)
 class Op:
-  """One instruction that runs, with what it costs each time.
+  """One instruction that runs, with its cost each time.
 
   Attributes:
-    count: times a step.
-    flops: of matrix products, each time.
+    count: times per step.
+    flops: of matmuls, each time.
     bytes: read from and written to HBM, each time.
-    is_async: whether other ops run meanwhile.
+    is_async: whether other ops run at the same time.
   """
 
   name: str
@@ -62,8 +61,8 @@ class Cost:
   """What a step does on one device.
 
   Attributes:
-    unknown_loops: names of loops whose trip count could not be read; they are
-      counted once.
+    unknown_loops: names of loops whose trip count could not be read. Their
+      bodies are counted once.
   """
 
   ops: list[Op]
@@ -83,7 +82,7 @@ def measure(module: hlo.Module, num_devices: int, causal: float) -> Cost:
   """Returns the Cost of a module.
 
   Args:
-    causal: the part of the scores that attention kernels must compute.
+    causal: the part of all scores that attention kernels must compute.
   """
   ops, found, unknown = [], {}, []
 
@@ -105,7 +104,8 @@ def measure(module: hlo.Module, num_devices: int, causal: float) -> Cost:
           or instruction.attribute("true_computation")
           + instruction.attribute("false_computation"),
         )
-        # Which is taken is not known; ring attention takes half.
+        # Which branch is taken is not known; in ring attention it is half of
+        # the time one, half of the time the other.
         for branch in branches:
           visit(branch, count / len(branches))
       if opcode in FREE:
@@ -161,10 +161,10 @@ def _dot_flops(computation, instruction) -> float:
 
 
 def _convolution_flops(computation, instruction) -> float:
-  """A TPU's matrix products are convolutions, batch dims made windows.
+  """Returns FLOPs of a convolution, which is how TPUs write matmuls.
 
-  Multiplications with padding, or with the holes that dilation makes, are not
-  counted, as no hardware does them.
+  Batch dims become window dims. Multiplications by padding and by the zeros of
+  dilation are not counted, because the hardware skips them.
   """
   left, right = (_dims(computation, n) for n in instruction.operands[:2])
   out = instruction.arrays[0].dims
@@ -214,7 +214,7 @@ def _read_window(text: str) -> dict[int, tuple[int, ...]]:
 
 
 def _count_pairs(out, size_in, size, stride, low, dilate, right_dilate) -> int:
-  """Returns how many (output, kernel tap) pairs meet a real input element."""
+  """Returns the number of (output, kernel tap) pairs on an input element."""
   at = np.arange(out)[:, None] * stride - low
   at = at + np.arange(size)[None, :] * right_dilate
   is_real = (at >= 0) & (at <= (size_in - 1) * dilate) & (at % dilate == 0)
@@ -222,10 +222,10 @@ def _count_pairs(out, size_in, size, stride, low, dilate, right_dilate) -> int:
 
 
 def _kernel_flops(computation, instruction) -> float:
-  """FLOPs of an attention kernel over all scores.
+  """Returns FLOPs of an attention kernel over all scores.
 
-  Forward makes 2 products, the gradient of queries 3, that of keys and values
-  4, all three gradients together 5 (Dao et al. 2022, with scores recomputed).
+  Forward has 2 matmuls, the gradient of queries 3, that of keys and values 4,
+  all gradients in one kernel 5 (Dao et al. 2022, which recomputes scores).
   """
   if "tpu_custom_call" not in instruction.attributes:
     return 0.0
@@ -238,7 +238,7 @@ def _kernel_flops(computation, instruction) -> float:
     if n in computation.instructions
     and len(computation.instructions[n].arrays) == 1
   ]
-  # What says which blocks to skip comes first, and is of integers.
+  # Integer operands say which blocks to skip.
   shapes = [
     a.dims
     for a in arrays
@@ -262,7 +262,7 @@ def _kernel_flops(computation, instruction) -> float:
 
 
 def _hbm_bytes(module, computation, instruction) -> float:
-  """Bytes that an op reads from and writes to HBM, each array once."""
+  """Returns bytes that an op reads from and writes to HBM, each array once."""
   opcode = instruction.opcode
   if opcode in (*FREE, "send") or opcode.endswith("-done"):
     return 0.0
@@ -286,7 +286,7 @@ def _hbm_bytes(module, computation, instruction) -> float:
     if array.space == 0:
       total += _read_bytes(instruction, inner, index, array)
   if opcode in ("copy-start", "slice-start"):
-    # (to, from, context), or with the operand first: the result is what moves.
+    # The result is (to, from, context); its first array is what moves.
     moved = instruction.arrays[0]
     is_written = moved.space == 0
     return total / max(len(instruction.operands), 1) + (
@@ -341,7 +341,7 @@ def _written_bytes(instruction, inner) -> float:
     if output.opcode == "dynamic-update-slice" and owner is not None:
       total += owner[output.operands[1]].bytes
     elif output.opcode == "dynamic-update-slice":
-      continue  # the update was counted as it was read
+      continue  # the update was counted when it was read
     elif output.opcode != "parameter":
       total += array.bytes
   return total

@@ -1,8 +1,8 @@
-"""Compiled HLO, read from its text: instructions, loops, groups of devices.
+"""Parses the text of compiled HLO: instructions, loops, groups of devices.
 
-The text is the compiler's own account of the step after partitioning, fusion
-and scheduling, so nothing here is a model of the step. A loop's trip count is
-found by evaluating its counter, for the TPU compiler does not write it down.
+The text is the compiler's program after partitioning, fusion and scheduling.
+The TPU compiler does not write down how often a loop runs, so its counter is
+evaluated.
 """
 
 import dataclasses
@@ -11,6 +11,7 @@ import re
 
 import numpy as np
 
+# Bytes of an element, by HLO's names of types.
 ITEM_BYTES = {
   "pred": 1,
   "s4": 0.5,
@@ -40,7 +41,7 @@ class Array:
   """One array of an instruction's result.
 
   Attributes:
-    space: memory space; 0 is HBM, 1 the TPU's vector memory.
+    space: memory space: 0 is HBM, 1 the TPU's vector memory.
   """
 
   dtype: str
@@ -94,6 +95,8 @@ class Instruction:
 
 @dataclasses.dataclass
 class Computation:
+  """A named list of instructions, as a loop's body or a fusion has one."""
+
   name: str
   instructions: dict[str, Instruction]
 
@@ -128,7 +131,7 @@ class Module:
 
   Attributes:
     computations: {name: Computation}.
-    entry: name of the one that runs.
+    entry: name of the computation that the program starts with.
   """
 
   computations: dict[str, Computation]
@@ -200,7 +203,7 @@ def _closing(text: str, start: int) -> int:
 
 
 def trip_count(module: Module, loop: Instruction, parent: Computation) -> int:
-  """Returns how often a while runs its body; 0 where that cannot be read."""
+  """Returns how often a while loop runs its body, 0 where unknown."""
   known = re.search(r'known_trip_count":?\{"n":"(\d+)"', loop.attributes)
   if known:
     return int(known[1])
@@ -208,7 +211,8 @@ def trip_count(module: Module, loop: Instruction, parent: Computation) -> int:
   body = module.computations[loop.called("body")]
   state = parent.instructions.get(loop.operands[0])
   start = lambda i: _element(module, parent, state, i, {})
-  # Values that the body hands on unchanged keep what they started with.
+  # The condition compares a counter with a bound; both are elements of the
+  # loop's state, or constants.
   compare = condition.root
   if compare.opcode != "compare":
     compare, condition, start = _unwrap(module, condition, compare, start)
@@ -243,7 +247,7 @@ def trip_count(module: Module, loop: Instruction, parent: Computation) -> int:
 
 
 def _unwrap(module, condition, root, start):
-  """A comparison inside a fusion, its parameters read through to the state."""
+  """Returns a comparison inside a fusion, its parameters replaced."""
   inner = module.computations.get(root.called("calls"))
   if inner is None or inner.root.opcode != "compare":
     return None, condition, start
@@ -257,7 +261,7 @@ def _unwrap(module, condition, root, start):
 
 
 def _index_read(computation: Computation, name: str) -> int | None:
-  """Returns which element of the loop's state `name` is, or None."""
+  """Returns the index of `name` in the loop's state, or None."""
   for _ in range(8):
     instruction = computation.instructions.get(name)
     if instruction is None:
@@ -291,7 +295,7 @@ def _value(module, computation, name: str, bound: dict, depth: int = 0):
   """Returns the integer that a scalar instruction yields, or None.
 
   Args:
-    bound: {element of the loop's state, or parameter: its value}.
+    bound: {index in the loop's state, or ("parameter", index): value}.
   """
   instruction = computation.instructions.get(name)
   if instruction is None or depth > 12:
@@ -333,9 +337,9 @@ def _value(module, computation, name: str, bound: dict, depth: int = 0):
 def read_groups(text: str, num_devices: int) -> list[list[int]]:
   """Returns the groups of devices of `replica_groups=TEXT`.
 
-  Three forms: {{0,1},{2,3}}; [2,2]<=[4] or [2,2]<=[2,2]T(1,0), rows of ids
-  0, 1, ... shaped and transposed; mesh['a'=2,'b'=2] {'b'}, the groups along
-  the named axes. {} is all devices in one group.
+  There are three forms. {{0,1},{2,3}} lists groups; {} is one group of all
+  devices. [2,2]<=[4] and [2,2]<=[2,2]T(1,0) reshape and transpose the ids 0, 1,
+  ...; each row is a group. mesh['a'=2,'b'=2] {'b'} groups along named axes.
   """
   if text.startswith("mesh"):
     return _mesh_groups(text)

@@ -1,8 +1,8 @@
-"""What a device's memory holds while it steps, by kind.
+"""Splits the memory of a device during a step by kind.
 
-The sum and the state are the compiler's; gradients follow from the state's
-shardings, activations are read from the loops of the compiled step where it
-scans over layers, and temporaries are what is left.
+The compiler gives the sum and the state. Gradients follow from the state's
+shardings, activations are read from the compiled loop over layers, and
+temporaries are the rest.
 """
 
 import dataclasses
@@ -21,9 +21,9 @@ class Memory:
   Attributes:
     kinds: {kind: bytes}; they add up to `peak`.
     origin: {kind: "exact" | "compiled" | "derived" | "estimated"}.
-    peak: of all, where the device holds most.
-    available: what a program can have, None if unknown.
-    host: bytes of the host's memory that the device uses, offloaded.
+    peak: bytes in all at the moment of the most use.
+    available: bytes that a program may take, None if unknown.
+    host: bytes that are offloaded to the host's memory.
   """
 
   kinds: dict[str, int]
@@ -38,7 +38,7 @@ class Memory:
 
 
 def shard_bytes(tree, dtype=None) -> int:
-  """Returns bytes of one device's part of a tree of abstract arrays."""
+  """Returns the bytes of one device's shards of a tree of abstract arrays."""
   total = 0
   for leaf in jax.tree.leaves(tree):
     shape = leaf.sharding.shard_shape(leaf.shape)
@@ -47,7 +47,7 @@ def shard_bytes(tree, dtype=None) -> int:
 
 
 def gradient_bytes(built) -> int:
-  """Returns bytes of one device's gradients, kept whole before the update."""
+  """Returns the bytes of one device's gradients."""
   is_summed = built.config.train.num_microbatches > 1
   kept = "float32" if is_summed else built.config.model.param_dtype
   return shard_bytes(built.abstract.params, kept)
@@ -75,7 +75,7 @@ def split(built, compiled, module: hlo.Module, available) -> Memory:
   origin |= {"parameters": "exact", "moments": "exact"}
   origin["batch and padding"] = "compiled"
   if not found:
-    # Unrolled layers leave no stacked arrays to be told by.
+    # Without a scan over layers there are no stacked arrays to recognise.
     del kinds["activations"], origin["activations"]
     kinds["activations and temporaries"] = kinds.pop("temporaries")
     origin["activations and temporaries"] = origin.pop("temporaries")
@@ -84,9 +84,10 @@ def split(built, compiled, module: hlo.Module, available) -> Memory:
 
 
 def activation_bytes(module: hlo.Module, num_layers: int) -> int:
-  """Returns bytes that forward's loop over layers leaves for backward.
+  """Returns bytes that the forward loop over layers stores for backward.
 
-  They are arrays of num_layers rows in the loop's state that its body changes.
+  These are arrays with a first dim of num_layers in the loop's state that the
+  body changes.
   """
   best = 0
   for computation in module.computations.values():

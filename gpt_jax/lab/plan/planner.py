@@ -1,6 +1,6 @@
-"""One plan: compile or estimate, measure, and find what would fit.
+"""Makes one plan: compiles or estimates a step and measures it.
 
-The plan is a plain dict, which plan.json is; report.py makes text of it.
+A plan is a plain dict, the content of plan.json; table.py makes text of it.
 """
 
 import dataclasses
@@ -22,7 +22,8 @@ from gpt_jax.lab.plan import (
 )
 from gpt_jax.machine import chips
 
-# What a host writes to storage that all hosts share; nobody publishes it.
+# Bytes/s that a host writes to shared storage. An assumption: no figure is
+# published.
 HOST_BYTES_PER_SECOND = 1e9
 
 
@@ -56,8 +57,8 @@ def make(config: Config, topology: chips.Topology) -> dict:
   terms = roofline.bound(costs, traffic, topology)
   return plan | {
     "compile_seconds": round(compiled.seconds, 1),
-    # The compiler refuses what does not fit; where it accepts more than there
-    # is by its own sum, the sum counts twice what is reused.
+    # The compiler refuses a step that does not fit. If it accepts one whose sum
+    # is larger than the memory, the sum counts reused memory twice.
     "memory": _memory(kept) | {"fits": True},
     "collectives": [dataclasses.asdict(t) for t in traffic],
     "hardware_flops": costs.flops * topology.num_devices,
@@ -133,7 +134,7 @@ def _memory(found: memory.Memory) -> dict:
 
 
 def _refused(config: Config, topology, error: aot.OutOfMemory) -> dict:
-  """The part of a plan that is known of a step that does not fit."""
+  """Returns the part of a plan that is known if the step does not fit."""
   found = analytic.estimate(config, topology)
   kinds = _memory(found.memory)
   return {
@@ -155,11 +156,11 @@ def _refused(config: Config, topology, error: aot.OutOfMemory) -> dict:
 def _roofline(
   terms: roofline.Terms, config: Config, topology, hardware_flops: float
 ) -> dict:
-  """Returns the bound and what to expect, as plan.json has them.
+  """Returns the bound and the expected speed, as plan.json has them.
 
-  mfu: model FLOPs, visible scores only; hfu: all that the hardware does, what
-  it recomputes included. Neither can exceed 1. expected: the bound times the
-  median ratio of roofline.RATIOS; None for a CPU.
+  mfu counts model FLOPs with visible scores only, hfu all FLOPs that the
+  hardware does, recomputation included; neither can exceed 1. `expected` is the
+  bound times the median of roofline.RATIOS; None for a CPU.
   """
   tokens = config.train.global_batch_size * config.data.seq_len
   masked = flops.masked_flops_per_token(config.model, config.data.seq_len)
@@ -190,7 +191,7 @@ def _roofline(
 
 
 def write(plan: dict, folder: str) -> None:
-  """Writes plan.json into a folder, whole or not at all."""
+  """Writes plan.json into a folder, completely or not at all."""
   os.makedirs(folder, exist_ok=True)
   path = os.path.join(folder, "plan.json")
   with open(path + ".new", "w") as file:

@@ -1,9 +1,9 @@
-"""Predicted speed beside published: gpt_jax.lab.plan.published --help.
+"""Predicted speed against published: gpt_jax.lab.plan.published --help.
 
-Plans the runs of configs/published.py on their slices and sets each prediction,
-an upper bound, beside what was measured by others. Both are in one unit,
-TFLOP/s on a chip by the formula that the source used, for the sources' formulas
-have changed and differ by up to a seventh.
+Plans the runs of configs/published.py on their slices and compares each
+prediction, an upper bound, with the speed that its source measured. Both are in
+TFLOP/s per chip by the source's own formula for FLOPs; formulas differ by up to
+a seventh. From a notebook: compare("v5e-16b").
 """
 
 import dataclasses
@@ -27,11 +27,11 @@ class Row:
   """One published run.
 
   Attributes:
-    topology: its slice.
-    tflops: measured TFLOP/s on a chip by `formula`, or None.
-    tokens_per_second: measured, on a chip, or None.
-    formula: a key of FORMULAS.
-    source: where the figure stands.
+    topology: the slice of the run.
+    tflops: measured TFLOP/s per chip by `formula`, or None.
+    tokens_per_second: measured per chip, or None.
+    formula: "halved" or "full", see flops_per_token.
+    source: address of the page that has the figure.
   """
 
   topology: str
@@ -78,11 +78,11 @@ ROWS = {
 
 
 def flops_per_token(model: config_lib.ModelConfig, seq_len: int, formula: str):
-  """Returns FLOPs of a trained token by a source's formula.
+  """Returns training FLOPs per token by a source's formula.
 
-  halved: 6 N with the input embedding, attention as far as the mask lets it
-  (MaxText to May 2024). full: 6 N without it, attention as if nothing were
-  masked (MaxText to July 2025; the ledger's own).
+  halved: 6 N with the input embedding, and the half of attention that a causal
+  mask leaves (MaxText until May 2024). full: 6 N without the input embedding,
+  and all of attention (MaxText until July 2025; also our ledger).
   """
   from gpt_jax import flops
 
@@ -97,14 +97,14 @@ def flops_per_token(model: config_lib.ModelConfig, seq_len: int, formula: str):
 def main(argv: list[str]) -> int:
   parser = cli.build_parser(
     "lab.plan.published",
-    "Plans runs whose speed is published; predicted beside measured.",
+    "Plans runs whose speed is published; compares predicted with measured.",
     needs_config=False,
   )
   parser.add_argument(
     "--row",
     action="append",
     metavar="NAME",
-    help=f"only this one; may be given again: {', '.join(ROWS)}",
+    help=f"only this run; may be repeated: {', '.join(ROWS)}",
   )
   parser.add_argument(
     "--out", metavar="DIR", help="folder to write published.json into"
@@ -117,8 +117,8 @@ def main(argv: list[str]) -> int:
   runtime.start_tpu_compiler()
 
   print(
-    "predicted from the compiled step, an upper bound; measured by others\n"
-    "MFU and TFLOP/s on a chip, both by the source's formula\n"
+    "predicted from the compiled step, an upper bound; measured by the source\n"
+    "MFU by the source's formula\n"
   )
   print(_LINE.format("run", "slice", "MFU", "MFU", "", "bound", ""))
   print(_LINE.format("", "", "pred.", "meas.", "ratio", "by", "remat"))
@@ -157,12 +157,19 @@ def _text(row: dict) -> str:
   )
 
 
-def compare(name: str, overrides: dict[str, str]) -> dict:
-  """Returns a row of published.json: predicted and measured."""
+def compare(name: str, overrides: dict[str, str] | None = None) -> dict:
+  """Returns a row of published.json: predicted and measured.
+
+  Args:
+    name: a key of ROWS.
+    overrides: {config key: value}.
+  """
   from gpt_jax.lab.plan import planner
 
   row = ROWS[name]
-  config = config_lib.freeze(cli.load_config(f"{CONFIG}:{name}", overrides))
+  config = config_lib.freeze(
+    cli.load_config(f"{CONFIG}:{name}", overrides or {})
+  )
   topology = chips.parse_topology(row.topology, 1)
   plan = planner.make(config, topology)
   found = {

@@ -1,7 +1,7 @@
-"""The nearest change that makes a step fit, where it does not.
+"""Finds the smallest change that makes a step fit into memory.
 
-Changes are tried alone in the order of what they cost, then one on top of the
-other, then larger slices. None changes what is learned but moments in bfloat16.
+Changes are tried one by one, the cheapest first, then together, then with
+larger slices. Only moments in bfloat16 change what is learned.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ from gpt_jax.config import Config, InputError
 from gpt_jax.lab.plan import analytic
 from gpt_jax.machine import chips
 
-# So many suggestions are compiled before a larger slice is named by estimate.
+# Suggestions that are compiled; after that an estimate is enough.
 TRIES = 3
 
 
@@ -30,7 +30,7 @@ def change(config: Config, values: dict) -> Config:
 
 
 def list_changes(config: Config, topology) -> list[dict]:
-  """Returns {"section.key": value} that each lower memory, cheapest first."""
+  """Returns changes {"section.key": value} that save memory, cheapest first."""
   m, t = config.model, config.train
   names = sharding.AXES
   sizes = sharding.mesh_sizes(config.mesh, topology.num_devices)
@@ -77,16 +77,15 @@ def list_larger(config: Config, topology) -> list:
 
 
 def find(plan: dict, config: Config, topology, make, say) -> dict | None:
-  """Returns {"flags", "bytes", "basis"}, None if nothing known here fits.
+  """Returns {"flags", "bytes", "basis"}, None if no known change fits.
 
   Args:
-    plan: of the config, which does not fit.
-    make: function of (config, topology) to a plan, by which a suggestion is
-      verified on TPUs.
-    say: function of a line, for what takes long.
+    plan: of the config that does not fit.
+    make: (config, topology) -> plan, to verify a suggestion for TPUs.
+    say: takes lines about what is being done.
   """
   needed, available = plan["memory"]["peak"], plan["memory"]["available"]
-  # How the compiler's figure compares with the estimate for the same config.
+  # Corrects estimates by the compiler's figure for this config.
   ratio = needed / analytic.estimate(config, topology).memory.peak
   tries = 0
   for values, where in _in_order(config, topology):
@@ -119,8 +118,7 @@ def _in_order(config: Config, topology):
     yield values, topology
   together = {}
   for values in singles:
-    # Of two that set one key, as the microbatches do, the first is enough
-    # until all kinds of change are there.
+    # Of changes to the same key, such as microbatches, only the first joins.
     if not set(values) & set(together):
       together |= values
       yield dict(together), topology

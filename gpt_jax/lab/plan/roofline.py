@@ -1,9 +1,8 @@
-"""How fast a step can be: compute, HBM, links and network, each at its peak.
+"""Bounds the speed of a step by compute, HBM, links and network at their peaks.
 
-A bound, not a guess. Ops run one after another, and each takes at least its
-arithmetic or its memory traffic at the published rates, whichever is longer;
-traffic between chips may hide behind them entirely. So a run is never faster
-than this says if the table of chips is right.
+Ops run one after another. Each takes at least its FLOPs or its HBM bytes at the
+published rates, whichever is longer. Traffic between chips may overlap with ops
+completely. So no run is faster than this bound, if the table of chips is right.
 """
 
 import dataclasses
@@ -13,8 +12,7 @@ from gpt_jax.lab.plan.collectives import Collective
 from gpt_jax.lab.plan.cost import Cost
 from gpt_jax.machine.chips import Topology
 
-# Predicted over measured speed of the runs in published.py, as it found them;
-# lab/README.md has the runs.
+# Predicted over measured speed of the runs in published.py, sorted.
 RATIOS = (
   1.07,
   1.07,
@@ -37,11 +35,11 @@ class Traffic:
 
   Attributes:
     axis: mesh axes joined by "+".
-    count: a step.
-    bytes: that one chip receives in a step, inside its slice and from others.
+    count: times per step.
+    bytes: that one chip receives in a step, from its slice and from others.
     ici_seconds: at the rate of the links along those axes.
-    dcn_seconds: at the rate of the chip's part of the network.
-    link_seconds: ici_seconds times the links used.
+    dcn_seconds: at the chip's share of the network between slices.
+    link_seconds: ici_seconds times the number of links used.
   """
 
   kind: str
@@ -55,14 +53,14 @@ class Traffic:
 
 @dataclasses.dataclass(frozen=True)
 class Terms:
-  """Seconds of a step by what bounds them.
+  """Lower bounds of a step's seconds.
 
   Attributes:
-    compute: all FLOPs at the peak.
-    hbm: all bytes at the peak.
-    ops: sum over ops of the longer of the two.
-    ici: the busiest links.
-    dcn: the network between slices.
+    compute: by all FLOPs at the peak.
+    hbm: by all HBM bytes at the peak.
+    ops: by both, the longer of the two for each op.
+    ici: by the busiest links.
+    dcn: by the network between slices.
   """
 
   compute: float
@@ -77,12 +75,12 @@ class Terms:
 
   @property
   def rank(self) -> float:
-    """Returns seconds to rank settings by: little of what could hide does."""
+    """Returns seconds to rank settings by: traffic overlaps only partly."""
     return self.step + 0.2 * (self.hbm + self.ici + self.dcn)
 
   @property
   def binding(self) -> str:
-    """Returns compute, hbm, ici or dcn."""
+    """Returns the largest bound: "compute", "hbm", "ici" or "dcn"."""
     chip = "compute" if self.compute >= self.hbm else "hbm"
     terms = {chip: max(self.ops, self.hbm), "ici": self.ici, "dcn": self.dcn}
     return max(terms, key=terms.get)
@@ -108,7 +106,7 @@ def bound(cost: Cost, traffic: list[Traffic], topology: Topology) -> Terms:
 
 
 def busiest_links(traffic: list[Traffic], topology: Topology) -> float:
-  """Returns seconds that links need: of the busiest axis, or of all at once."""
+  """Returns seconds of links: of the busiest axis, or of all together."""
   by_axis = {}
   for t in traffic:
     by_axis[t.axis] = by_axis.get(t.axis, 0.0) + t.ici_seconds
@@ -118,11 +116,12 @@ def busiest_links(traffic: list[Traffic], topology: Topology) -> float:
 
 
 def links_along(size: int, topology: Topology) -> int:
-  """Returns links that every chip has along a torus dim of `size` chips.
+  """Returns the links of a chip along a torus dim of `size` chips.
 
-  A ring gives two; where the ends are not joined, theirs is one. On 2-D slices
-  a dim of 16 is a ring, on 3-D ones all dims are once each is a multiple of 4
-  (docs.cloud.google.com/tpu/docs/v5p, /v5e).
+  A ring gives two. Without a link between its ends, the chips there have one,
+  which bounds the others. On 2-D slices a dim of 16 is a ring; on 3-D slices
+  all dims are, if each is a multiple of 4 (docs.cloud.google.com/tpu/docs/v5p,
+  /v5e).
   """
   chip = topology.chip
   if chip.torus_dims == 0:
@@ -177,7 +176,7 @@ def _unravel(index: int, sizes) -> tuple[int, ...]:
 def _one(collective: Collective, mesh, topology: Topology):
   """Returns (axes, bytes a chip receives, (ici, dcn seconds, links))."""
   if collective.slices:
-    # Only `data` joins slices: sharding.make_mesh sees to it.
+    # sharding.make_mesh lets only `data` cross slices.
     part = (collective.slices - 1) / collective.slices
     part *= {"all-reduce": 2, "collective-permute": 2}.get(collective.kind, 1)
     size = part * collective.bytes
@@ -188,7 +187,7 @@ def _one(collective: Collective, mesh, topology: Topology):
     pairs = [p for p in collective.groups if p[0] != p[1]]
     if not pairs:
       return "", 0.0, (0.0, 0.0, 0)
-    # Pairs that share an axis differ along it and along it alone.
+    # All pairs of a permute differ along the same axis, so one is enough.
     axis = axes_of(pairs[0], mesh)
     is_cross = any(_slice(devices[a]) != _slice(devices[b]) for a, b in pairs)
     rate, links = _rate(pairs[0], devices, topology)
@@ -200,7 +199,7 @@ def _one(collective: Collective, mesh, topology: Topology):
   chips = {(_slice(devices[i]), tuple(devices[i].coords)) for i in group}
   slices = len({c[0] for c in chips})
   inside = len(chips) // slices
-  # Devices of one chip that are in different groups share its links.
+  # Devices of one chip in different groups share its links.
   share = topology.chip.devices * len(chips) / len(group)
   size = collective.bytes
   if collective.kind == "all-to-all":
@@ -230,7 +229,7 @@ def _slice(device) -> int:
 
 
 def _extents(members, devices) -> list[int]:
-  """Returns how many places the members have along each torus dim."""
+  """Returns the number of chips of a group along each torus dim."""
   home = _slice(devices[members[0]])
   coords = [devices[i].coords for i in members if _slice(devices[i]) == home]
   return [len(set(column)) for column in zip(*coords, strict=True)]
@@ -245,5 +244,5 @@ def _rate(members, devices, topology: Topology) -> tuple[float, int]:
     for count, size in zip(_extents(members, devices), shape, strict=True)
     if count > 1
   )
-  # Two devices of one chip meet inside it.
+  # Two devices of one chip need no links.
   return (link * links, links) if links else (math.inf, 0)

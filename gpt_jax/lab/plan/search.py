@@ -1,8 +1,8 @@
-"""The fastest settings for a config on a slice, as far as can be predicted.
+"""Finds the settings that are predicted to be fastest on a slice.
 
-What a run learns stays as it is: the mesh, microbatches, recomputation and
-parts of the loss are chosen, the global batch is not. All settings are judged
-by arithmetic, and the best of them are then compiled until the time is up.
+It chooses mesh, microbatches, remat policy and loss chunks, none of which
+changes what a run learns. All settings are ranked by arithmetic; the best are
+compiled until the time is up.
 """
 
 import dataclasses
@@ -14,10 +14,10 @@ from gpt_jax.config import Config, InputError
 from gpt_jax.lab.plan import analytic, planner
 
 REMAT = ("none", "dots", "save:qkv+attn", "save:attn", "full")
-# How much of the memory an estimate may fill and still be worth compiling.
+# An estimate may exceed the memory by this factor and is still compiled.
 SLACK = 1.1
 ROWS = 8
-# From here on attention over a sequence is worth splitting.
+# Sequence length from which on the seq axis is tried.
 LONG = 32_768
 
 
@@ -32,14 +32,15 @@ class Setting:
 
 
 def run(config: Config, topology, seconds: float, typed, say) -> dict:
-  """Returns the plan of the best setting, the others under "search".
+  """Returns the plan of the best setting, with the others under "search".
 
   Args:
-    seconds: of compiling; the one begun is finished.
+    seconds: how long to compile; a compile that has begun is finished.
     typed: words of the command line that name the config.
+    say: takes lines about what is being done.
 
   Raises:
-    InputError: no setting fits even by the estimate.
+    InputError: no setting fits.
   """
   started = time.monotonic()
   settings = list_settings(config, topology)
@@ -93,7 +94,7 @@ def run(config: Config, topology, seconds: float, typed, say) -> dict:
 
 
 def list_settings(config: Config, topology) -> list[Setting]:
-  """Returns every setting that divides, each with its estimate."""
+  """Returns all settings whose sizes divide, each with its estimate."""
   found = []
   for sizes in _mesh_shapes(config, topology):
     mesh = dataclasses.replace(config.mesh, **sizes)
@@ -116,11 +117,11 @@ def list_settings(config: Config, topology) -> list[Setting]:
 
 
 def _compile_best(likely, topology, deadline: float, say) -> list:
-  """Compiles from the best on, each refusal telling what it outweighs."""
+  """Returns [(setting, plan)], compiled from the best estimate on."""
   plans, refused = [], []
   best = float("inf")
   for index, setting in enumerate(likely):
-    # What keeps more than something that did not fit does not fit either.
+    # A setting that needs more than one that did not fit does not fit either.
     if any(setting.peak >= peak for peak in refused):
       continue
     if plans and (time.monotonic() > deadline or len(plans) >= ROWS):
@@ -139,14 +140,14 @@ def _compile_best(likely, topology, deadline: float, say) -> list:
       say(f"     needs {plan['memory']['peak'] / 2**30:.1f} GiB")
       continue
     step = plan["roofline"]["step"]
-    # Estimates are compared with estimates: this one's says what to beat.
+    # Settings are ranked by estimates, so the estimate is what to beat.
     best = min(best, setting.rank)
     say(f"     {1000 * step:,.0f} ms, {plan['memory']['peak'] / 2**30:.1f} GiB")
   return plans
 
 
 def _mesh_shapes(config: Config, topology) -> list[dict[str, int]]:
-  """Returns sizes of mesh axes that multiply to the devices."""
+  """Returns sizes of mesh axes whose product is the number of devices."""
   devices, found = topology.num_devices, []
   heads = config_lib.num_kv_heads(config.model)
   slices = topology.num_slices if topology.platform == "tpu" else 1
@@ -174,7 +175,7 @@ def _mesh_shapes(config: Config, topology) -> list[dict[str, int]]:
 
 
 def _rest(config: Config, sizes: dict[str, int]):
-  """Yields (microbatches, remat, loss chunks) that divide."""
+  """Yields (microbatches, remat, loss chunks) that divide the batch."""
   t = config.train
   shards = sizes["data"] * sizes["fsdp"] * sizes["expert"]
   if t.global_batch_size % shards:
@@ -199,7 +200,7 @@ def _rest(config: Config, sizes: dict[str, int]):
 
 
 def _flags(old: Config, new: Config) -> str:
-  """Returns the flags that make `new` of `old`."""
+  """Returns the flags that turn `old` into `new`."""
   a, b = config_lib.flatten(old), config_lib.flatten(new)
   names = [f"mesh.{axis}" for axis in sharding.AXES]
   changed = [k for k in b if a[k] != b[k] or (k in names and a[k] == -1)]

@@ -1,7 +1,8 @@
 """One config on several slices: python -m gpt_jax.lab.plan.slices --help.
 
-The batch grows with the slice, so that every chip has the same tokens to do
-and what changes is how far the state is spread.
+The batch grows with the slice, so that every chip has the same number of tokens
+and only the sharding of the state changes. From a notebook: make(config,
+topologies).
 """
 
 import dataclasses
@@ -14,6 +15,8 @@ from gpt_jax import config as config_lib
 from gpt_jax.config import InputError
 from gpt_jax.machine import chips, runtime
 
+# Kinds of memory that the table shows.
+KINDS = ("parameters", "moments", "gradients", "activations", "temporaries")
 _LINE = "{:12} {:>6} {:>10} {:>10} {:>10} {:>11} {:>11} {:>10} {:>6} {:>7}"
 
 
@@ -26,8 +29,8 @@ def main(argv: list[str]) -> int:
     "--topologies",
     required=True,
     metavar="CHIP:SHAPE,...",
-    help="slices, the first the one that train.global_batch_size is for; on "
-    "the others it grows with the chips",
+    help="slices; train.global_batch_size is for the first and grows with the "
+    "chips on the others",
   )
   parser.add_argument(
     "--out",
@@ -46,20 +49,34 @@ def main(argv: list[str]) -> int:
   runtime.start(args.devices)
   runtime.start_tpu_compiler()
 
-  from gpt_jax.lab.plan import aot, planner
+  from gpt_jax.lab.plan import aot
 
   config = aot.resolve_vocab(config)
-  names = ("parameters", "moments", "gradients", "activations", "temporaries")
-  print(_LINE.format("slice", "chips", *names, "in all", "of HBM", "MFU"))
+  print(_LINE.format("slice", "chips", *KINDS, "in all", "of HBM", "MFU"))
   plans = []
+  for plan in make(config, topologies):
+    plans.append(plan)
+    print(_row(plan), flush=True)
+  if args.out:
+    write(plans, args.config, args.out)
+    print(f"written to {args.out}: slices.json, memory.svg")
+  return 0
+
+
+def make(config, topologies: list[chips.Topology]):
+  """Yields the plan of a config on each slice, of planner.make.
+
+  Args:
+    config: frozen, with a known vocabulary; its batch is for the first slice.
+
+  Raises:
+    InputError: the batch does not grow to a whole number.
+  """
+  from gpt_jax.lab.plan import planner
+
   for topology in topologies:
     grown = _with_batch(config, topologies[0], topology)
-    plan = planner.make(grown, topology)
-    plans.append(plan)
-    print(_row(plan, names), flush=True)
-  if args.out:
-    _write(plans, names, args.config, args.out)
-  return 0
+    yield planner.make(grown, topology)
 
 
 def _with_batch(config, first: chips.Topology, topology: chips.Topology):
@@ -77,7 +94,7 @@ def _with_batch(config, first: chips.Topology, topology: chips.Topology):
   return dataclasses.replace(config, train=train)
 
 
-def _row(plan: dict, names) -> str:
+def _row(plan: dict) -> str:
   from gpt_jax.machine import console
 
   memory, where = plan["memory"], plan["topology"]
@@ -86,14 +103,15 @@ def _row(plan: dict, names) -> str:
   return _LINE.format(
     where["name"],
     where["chips"],
-    *(size(memory["kinds"].get(name, 0)) for name in names),
+    *(size(memory["kinds"].get(name, 0)) for name in KINDS),
     size(memory["peak"]) if memory["fits"] else "too much",
     f"{100 * memory['peak'] / memory['available']:.0f} %",
     f"{100 * mfu:.1f} %" if mfu else "-",
   )
 
 
-def _write(plans: list[dict], names, title: str, folder: str) -> None:
+def write(plans: list[dict], title: str, folder: str) -> None:
+  """Writes slices.json and memory.svg into a folder."""
   from gpt_jax.runs import plot, workdir
 
   text = json.dumps(plans, indent=1)
@@ -109,7 +127,7 @@ def _write(plans: list[dict], names, title: str, folder: str) -> None:
       name,
       is_dashed=name == "gradients",
     )
-    for name, color in zip(names, plot.COLORS, strict=False)
+    for name, color in zip(KINDS, plot.COLORS, strict=False)
   ]
   whole = curve(lambda p: p["memory"]["peak"])
   layers.append(plot.Layer("line", whole, plot.COLORS[-1], "in all"))
@@ -117,7 +135,6 @@ def _write(plans: list[dict], names, title: str, folder: str) -> None:
     f"{title}: memory of each chip", "chips", "GiB", layers
   )
   workdir.write_text(os.path.join(folder, "memory.svg"), svg)
-  print(f"written to {folder}: slices.json, memory.svg")
 
 
 if __name__ == "__main__":

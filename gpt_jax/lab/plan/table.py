@@ -1,4 +1,4 @@
-"""A plan as text: what a person reads before spending chip-hours."""
+"""A plan as text."""
 
 from gpt_jax.lab.plan import roofline
 from gpt_jax.machine import console
@@ -13,7 +13,7 @@ _MARKS = {
 
 
 def say(line: str = "") -> None:
-  """Prints a line at once."""
+  """Prints a line immediately."""
   _SCREEN.say(line)
 
 
@@ -187,7 +187,7 @@ def _time_and_price(run: dict, price: float | None) -> str:
 
 
 def _flops_lines(plan: dict) -> list[str]:
-  """FLOPs a token by each convention, and shares of the peak that are <= 1."""
+  """Returns FLOPs per token by each convention, and shares of the peak."""
   r = plan["roofline"]
   hardware = plan["hardware_flops"] / plan["tokens_per_step"]
   share = lambda part: f"{100 * part:.1f} %"

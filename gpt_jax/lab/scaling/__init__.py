@@ -1,7 +1,10 @@
 """Scaling laws of finished runs: python -m gpt_jax.lab.scaling --help.
 
-A thin door. Nothing is written before all is computed, and jax is never
-imported: a fit needs numpy, and Student's t of scipy.
+A thin door. Nothing is written before everything is computed, and jax is never
+imported: fits need numpy and scipy. From a notebook:
+
+  runs = points.read_workdirs("runs/grid-*", None, "6N")
+  study.analyse(runs).found
 """
 
 import json
@@ -12,7 +15,8 @@ import tempfile
 from gpt_jax import cli
 from gpt_jax.config import InputError, require_choice
 
-# Flags that name columns, but for --loss, which names a metric of workdirs too.
+# Flags that name columns of the CSV alone. --loss names a metric of workdirs,
+# too.
 _COLUMNS = ("params", "tokens", "flops", "budgets")
 
 
@@ -28,33 +32,53 @@ def main(argv: list[str]) -> int:
     return _score(args)
   _check(args)
 
+  from gpt_jax.lab.scaling import forecast, study
+
   points = _read_points(args)
-  found, fit, isoflop = _fit(args, points)
-
-  from gpt_jax.lab.scaling import findings, forecast
-
-  written = _write(args.out, found, points, fit, isoflop) if args.out else []
+  needs = (args.at, args.hold_above, args.register)
+  found = study.analyse(
+    points,
+    form=args.form,
+    num_resamples=args.bootstraps,
+    seed=args.seed,
+    at=_budgets_of(args.at),
+    tolerance=args.budget_tolerance,
+    hold_above=args.hold_above,
+    is_fit_required=any(needs),
+  )
+  written = study.write(found, args.out) if args.out else []
   record = None
   if args.register is not None:
     record = forecast.register(
-      args.register, fit, points, args.at_params, args.at_tokens, args.seed
+      args.register,
+      found.fit,
+      points,
+      args.at_params,
+      args.at_tokens,
+      args.seed,
     )
-  print("\n".join(findings.lines(found)))
+  print("\n".join(found.lines()))
   if record is not None:
-    print(
-      f"\nregistered in {args.register}: N {record['params']:.4g}, D "
-      f"{record['tokens']:.4g}, {record['flops']:.3g} FLOPs, "
-      f"{record['times_largest_fitted_flops']:.2f} times the largest fitted\n"
-      f"  loss {record['predicted']:.4f}, {record['level']} % prediction "
-      f"interval {record['low']:.4f} to {record['high']:.4f}"
-    )
-    said = forecast.describe_widening(
-      record["widening"], record["times_largest_fitted_flops"]
-    )
-    print("\n".join(f"  {words}" for words in said))
+    _print_prediction(args.register, record)
   if args.out:
     print(f"\nwritten to {args.out}: {', '.join(written)}")
   return 0
+
+
+def _print_prediction(path: str, record: dict) -> None:
+  from gpt_jax.lab.scaling import forecast
+
+  print(
+    f"\nregistered in {path}: N {record['params']:.4g}, D "
+    f"{record['tokens']:.4g}, {record['flops']:.3g} FLOPs, "
+    f"{record['times_largest_fitted_flops']:.2f} times the largest fitted\n"
+    f"  loss {record['predicted']:.4f}, {record['level']} % prediction "
+    f"interval {record['low']:.4f} to {record['high']:.4f}"
+  )
+  said = forecast.describe_widening(
+    record["widening"], record["times_largest_fitted_flops"]
+  )
+  print("\n".join(f"  {words}" for words in said))
 
 
 def _build_parser():
@@ -62,35 +86,42 @@ def _build_parser():
     "lab.scaling",
     "Fits scaling laws to finished runs: loss = E + A/N^alpha + B/D^beta by\n"
     "the published objective (Hoffmann et al. 2022; Besiroglu et al. 2024),\n"
-    "IsoFLOP parabolas, the compute-optimal frontier, all with intervals.",
+    "IsoFLOP parabolas and the compute-optimal frontier, with intervals.",
     needs_config=False,
   )
-  add = parser.add_argument
-  add("--csv", metavar="FILE", help="runs, one a row below a header line")
-  add("--workdirs", metavar="GLOB", help="runs, one a folder: 'runs/grid-*'")
+  _add_sources(parser.add_argument)
+  _add_fits(parser.add_argument)
+  _add_predictions(parser.add_argument)
+  return parser
+
+
+def _add_sources(add) -> None:
+  """Adds the flags that say where the runs are."""
+  add("--csv", metavar="FILE", help="a CSV file with a row for each run")
+  add("--workdirs", metavar="GLOB", help="folders of runs: 'runs/grid-*'")
   add(
     "--loss",
     metavar="COLUMN",
-    help="the CSV's losses; of workdirs the metric, eval/<set>/loss, where "
-    "they have several",
+    help="the CSV's column of losses; for workdirs that were evaluated on "
+    "several sets the metric, eval/<set>/loss",
   )
-  add("--params", metavar="COLUMN", help="the CSV's parameters N")
-  add("--tokens", metavar="COLUMN", help="the CSV's tokens D")
+  add("--params", metavar="COLUMN", help="the CSV's column of parameters N")
+  add("--tokens", metavar="COLUMN", help="the CSV's column of tokens D")
   add(
     "--flops",
     metavar="COLUMN",
-    help="the CSV's FLOPs C; of N, D and C two are enough: C = 6 N D",
+    help="the CSV's column of FLOPs C; two of N, D and C are enough: C = 6 N D",
   )
   add(
     "--trust-units",
     action="store_true",
-    help="fit a table whose columns do not look like parameters, tokens, FLOPs "
+    help="fit even if the columns do not look like parameters, tokens, FLOPs "
     "and nats",
   )
   add(
     "--convention",
     metavar="NAME",
-    help="what N and C count of workdirs: 6N (the default), 6N-no-embed, "
+    help="what N and C of workdirs count: 6N (the default), 6N-no-embed, "
     "6N-no-embed+head, 6N-no-embed+attention, 6N+attention, "
     "6N+attention-causal",
   )
@@ -99,67 +130,81 @@ def _build_parser():
     type=int,
     default=0,
     metavar="K",
-    help="leave out the K highest losses (default %(default)s)",
+    help="leave out the runs of the K highest losses (default %(default)s)",
   )
+
+
+def _add_fits(add) -> None:
+  """Adds the flags that say what is fitted, and how."""
   add(
     "--form",
     default="both",
     metavar="NAME",
-    help="parametric, isoflop, or both (default), where IsoFLOP is left out "
-    "if there are no budgets",
+    help="parametric, isoflop, or both (default); both leaves out IsoFLOP "
+    "where runs share no budgets",
   )
-  add("--budgets", metavar="COLUMN", help="numbers that name a run's budget")
+  add(
+    "--budgets",
+    metavar="COLUMN",
+    help="the CSV's column of numbers that name each run's compute budget",
+  )
   add(
     "--budget-tolerance",
     type=float,
     metavar="FRAC",
     help="without --budgets: runs whose FLOPs are within this fraction of the "
-    "least are of one budget (default 0.1)",
+    "least share a budget (default 0.1)",
   )
   add(
     "--at",
     metavar="C,...",
-    help="FLOPs to give the frontier at (default: the largest of the runs, "
-    "and ten times it)",
+    help="FLOPs at which to give the frontier (default: the largest of the "
+    "runs, and ten times that)",
   )
   add(
     "--bootstraps",
     type=int,
     default=1000,
     metavar="N",
-    help="resamples that intervals are made of (default %(default)s)",
+    help="number of resamples for intervals (default %(default)s)",
   )
-  add("--seed", type=int, default=0, help="of resamples (default %(default)s)")
+  add(
+    "--seed", type=int, default=0, help="of the resamples (default %(default)s)"
+  )
   add(
     "--hold-above",
     type=float,
     metavar="FLOPS",
-    help="also fit the runs up to it alone, and predict those above",
+    help="also fit only the runs of at most these FLOPs, and predict the rest",
   )
-  add(
-    "--register",
-    metavar="FILE",
-    help="write the prediction of a run of these sizes, before it is done:",
-  )
-  add("--at-params", type=float, metavar="N", help="its parameters")
-  add("--at-tokens", type=float, metavar="D", help="its tokens")
-  add(
-    "--score",
-    metavar="FILE",
-    help="set a registered prediction beside what was measured, by one of:",
-  )
-  add("--measured", type=float, metavar="LOSS", help="this loss")
-  add("--workdir", metavar="DIR", help="the finished run")
   add(
     "--out",
     metavar="DIR",
     help="folder for scaling.json and figures (with --score: score.json)",
   )
-  return parser
+
+
+def _add_predictions(add) -> None:
+  """Adds the flags that register and score a prediction."""
+  add(
+    "--register",
+    metavar="FILE",
+    help="write a prediction of a run that is not done yet; needs --at-params "
+    "and --at-tokens",
+  )
+  add("--at-params", type=float, metavar="N", help="the run's parameters")
+  add("--at-tokens", type=float, metavar="D", help="the run's tokens")
+  add(
+    "--score",
+    metavar="FILE",
+    help="compare a registered prediction with --measured or --workdir",
+  )
+  add("--measured", type=float, metavar="LOSS", help="the measured loss")
+  add("--workdir", metavar="DIR", help="folder of the finished run")
 
 
 def _check(args) -> None:
-  """Refuses flags that do not go together, before anything is read."""
+  """Raises InputError for bad or contradictory flags, before any reading."""
   from gpt_jax.lab.scaling import forecast
 
   if (args.csv is None) == (args.workdirs is None):
@@ -239,7 +284,7 @@ def _budgets_of(text: str | None) -> list[float]:
 
 
 def _check_folder(flag: str, folder: str | None) -> None:
-  """Raises InputError where a folder cannot be written to, before the work."""
+  """Raises InputError where a folder cannot be written to."""
   if folder is None:
     return
   at = os.path.abspath(folder)
@@ -270,83 +315,9 @@ def _read_points(args):
   return points.drop_highest(args.drop_highest)
 
 
-def _fit(args, points):
-  """Returns (findings, parametric fit or None, IsoFLOP analysis or None)."""
-  from gpt_jax.lab.scaling import (
-    findings,
-    forecast,
-    frontier,
-    isoflop,
-    line,
-    parametric,
-  )
-
-  found = {
-    "points": findings.describe_points(points),
-    "num_resamples": args.bootstraps,
-    "seed": args.seed,
-  }
-  fit = curves = None
-  if args.form != "isoflop":
-    top = float(points.flops.max())
-    budgets = _budgets_of(args.at) or [top, 10 * top]
-    try:
-      fit = parametric.fit(
-        points.params, points.tokens, points.loss, args.bootstraps, args.seed
-      )
-      found["parametric"] = findings.describe_fit(fit, points, budgets)
-      if found["parametric"]["frontier"]:
-        found["conventions"] = frontier.compare_conventions(fit, points)
-    except InputError as error:
-      found["line"] = line.fit(points)
-      needs = (args.at, args.hold_above, args.register)
-      if found["line"] is None or args.form == "parametric" or any(needs):
-        raise
-      found["no_parametric"] = str(error)
-  if args.form != "parametric":
-    tolerance = args.budget_tolerance or 0.1
-    try:
-      curves = isoflop.fit(points, tolerance, args.bootstraps, args.seed)
-      found["isoflop"] = findings.describe_isoflop(curves, points)
-    except InputError as error:
-      if args.form == "isoflop" or args.budgets is not None:
-        raise
-      found["no_isoflop"] = str(error)
-  if args.hold_above is not None:
-    found["held_out"] = forecast.hold_out(
-      points, args.hold_above, args.bootstraps, args.seed
-    )
-  return found, fit, curves
-
-
-def _write(folder, found, points, fit, isoflop) -> list[str]:
-  """Writes scaling.json and figures; returns their names."""
-  from gpt_jax.lab.scaling import findings
-  from gpt_jax.runs import workdir
-
-  files = findings.figures(found, points, fit, isoflop)
-  whole = _without_nan(found | {"sentence": findings.sentence(found)})
-  files = {"scaling.json": json.dumps(whole, indent=1) + "\n"} | files
-  for name, content in files.items():
-    workdir.write_text(os.path.join(os.path.abspath(folder), name), content)
-  return list(files)
-
-
-def _without_nan(value):
-  """Returns JSON that every reader takes: what is not known is null."""
-  if isinstance(value, dict):
-    return {k: _without_nan(v) for k, v in value.items()}
-  if isinstance(value, list | tuple):
-    return [_without_nan(v) for v in value]
-  if isinstance(value, float) and not math.isfinite(value):
-    return None
-  return value
-
-
 def _score(args) -> int:
-  """Scores a registered prediction."""
+  """Scores a registered prediction; returns the exit code."""
   from gpt_jax.lab.scaling import forecast
-  from gpt_jax.lab.scaling import points as points_lib
   from gpt_jax.runs import workdir
 
   for name in ("csv", "workdirs", "register", "hold_above", "at"):
@@ -364,11 +335,7 @@ def _score(args) -> int:
   record = forecast.load(args.score)
   measured = args.measured
   if args.workdir is not None:
-    run = points_lib.read_workdir(args.workdir, args.loss)
-    if isinstance(run, str):
-      raise InputError(f"{run}; it is scored when it is finished")
-    forecast.check_run(record, run, args.score, args.workdir)
-    measured = run["loss"]
+    measured = forecast.measure(record, args.workdir, args.loss, args.score)
   if not (math.isfinite(measured) and measured > 0):
     raise InputError(
       f"--measured is {measured}; a loss is a finite number above 0"

@@ -1,10 +1,11 @@
 """Predictions of runs: held out, registered before a run, scored after it.
 
-A prediction's interval is of a run, not of the curve: to the resampled curves a
-residual of the fit is added, widened for the coefficients that the fit took,
-and the whole by what rolling hold-outs measured (rolling.py). A
-registered file carries a checksum, which shows that it was altered; whoever
-would forge one can, so that a commit, or another's copy, is what dates it.
+A prediction's interval is for a run, not for the curve: each resampled curve
+gets a residual of the fit added, scaled up for the degrees of freedom that the
+fit used, and the interval is widened by what rolling hold-outs measured
+(rolling.py).
+A registered file carries a checksum, which shows changes made by mistake. It
+does not stop a forger: only a commit, or someone else's copy, proves the date.
 """
 
 import dataclasses
@@ -23,13 +24,12 @@ from gpt_jax.lab.scaling import points as points_lib
 from gpt_jax.lab.scaling.points import Points
 from gpt_jax.runs import workdir
 
-# How far a run's N and D may be from those that were registered.
+# Relative difference that a run's N and D may have from the registered ones.
 _SAME = 0.01
-# A prediction's compute over the largest fitted, in units of what hold-outs
-# reach.
+# A prediction may extrapolate at most this many times as far as hold-outs did.
 _TOO_FAR = 10.0
 _MAX_RESIDUALS = 200
-# Of a registered file.
+# Largest size of a registered file.
 _MAX_BYTES = 1 << 20
 _NUMBERS = (
   "params tokens flops predicted low high level times_largest_fitted_flops "
@@ -44,15 +44,15 @@ def predict(fit: parametric.Fit, params, tokens, factor: float = 1.0):
 
   Args:
     params, tokens: [P].
-    factor: that intervals are widened by, of rolling.measure; 1 knows noise
-      alone.
+    factor: by which intervals are widened, see rolling.measure; 1 allows for
+      noise alone.
   """
   x, y = np.log(params), np.log(tokens)
   central = np.exp(parametric.log_predict(fit.theta, x, y))
   count = len(fit.residuals)
   wide = math.sqrt(count / (count - parametric.NUM_COEFFICIENTS))
-  # Every resample with every residual (or 200 quantiles of them), so that
-  # neither a draw nor the order of the runs moves the interval.
+  # Every resample is combined with every residual (or with 200 quantiles of
+  # them), so that the interval depends on no random draw or order of runs.
   noise = np.sort(fit.residuals)
   if count > _MAX_RESIDUALS:
     levels = (np.arange(_MAX_RESIDUALS) + 0.5) / _MAX_RESIDUALS
@@ -64,7 +64,7 @@ def predict(fit: parametric.Fit, params, tokens, factor: float = 1.0):
       for column in spread.T
     ]
   )
-  # About the prediction, which percentiles of a skewed bootstrap may not hold.
+  # Percentiles of a skewed bootstrap may leave out the prediction itself.
   low = np.minimum(pairs[:, 0] - np.log(central), 0)
   high = np.maximum(pairs[:, 1] - np.log(central), 0)
   return (
@@ -75,10 +75,16 @@ def predict(fit: parametric.Fit, params, tokens, factor: float = 1.0):
 
 
 def hold_out(points: Points, above: float, num_resamples: int, seed: int):
-  """Returns the fit below a compute and its errors above it, as a dict.
+  """Fits the runs up to a compute, and predicts the others.
+
+  Args:
+    above: FLOPs; runs of more are predicted.
+
+  Returns:
+    The errors, the widening and a row for each predicted run, as a dict.
 
   Raises:
-    InputError: no run lies above, or too few below.
+    InputError: no run has more FLOPs, or too few have less.
   """
   is_above = points.flops > above
   if not is_above.any():
@@ -130,9 +136,8 @@ def register(
   """Writes a prediction of one run and returns it.
 
   Raises:
-    InputError: the file is there already, the fit does not determine its
-      exponents, or the run is so far from those fitted that nothing vouches for
-      the prediction.
+    InputError: the file exists, the fit does not determine its exponents, or
+      the run is too far from those fitted.
   """
   check_new(path)
   unknown = parametric.undetermined(fit.theta, points.params, points.tokens)
@@ -186,7 +191,7 @@ def register(
 
 
 def check_new(path: str) -> None:
-  """Raises InputError where a prediction would overwrite a file."""
+  """Raises InputError where a file of this name exists."""
   if os.path.exists(path):
     raise InputError(
       f"{path} is there already; a prediction is registered once: give "
@@ -195,7 +200,7 @@ def check_new(path: str) -> None:
 
 
 def checksum(record: dict) -> str:
-  """Returns the SHA-256 of a prediction, its own checksum left out."""
+  """Returns the SHA-256 of a prediction without its own checksum."""
   return digest.seal_of(record, "checksum")
 
 
@@ -203,7 +208,7 @@ def load(path: str) -> dict:
   """Returns a registered prediction.
 
   Raises:
-    InputError: it cannot be read, or is not what was registered.
+    InputError: the file cannot be read, or was changed since.
   """
   try:
     record = files.read_json(path, _MAX_BYTES)
@@ -228,7 +233,7 @@ def load(path: str) -> dict:
 
 
 def _fault_of(record) -> str | None:
-  """Returns what a prediction lacks that scoring needs, as a clause."""
+  """Returns why a prediction cannot be scored, as a clause, or None."""
   if not isinstance(record, dict):
     return "it is no JSON object"
   for name in (*_NUMBERS, *_WORDS):
@@ -251,12 +256,30 @@ def _fault_of(record) -> str | None:
   return None
 
 
+def measure(record: dict, folder: str, metric: str | None, path: str) -> float:
+  """Returns the loss of the finished run that a prediction is about.
+
+  Args:
+    folder: workdir of the run.
+    metric: as of points.read_workdir.
+    path: of the prediction, for error sentences.
+
+  Raises:
+    InputError: the run is not finished, or is not the one that was predicted.
+  """
+  run = points_lib.read_workdir(folder, metric)
+  if isinstance(run, str):
+    raise InputError(f"{run}; it is scored when it is finished")
+  check_run(record, run, path, folder)
+  return run["loss"]
+
+
 def check_run(record: dict, run: dict, path: str, folder: str) -> None:
   """Raises InputError unless a run is the one that was predicted.
 
   Args:
-    run: of points.read_workdir.
-    path, folder: of the prediction and the run, for the sentence.
+    run: as points.read_workdir returns it.
+    path, folder: of the prediction and of the run, for error sentences.
   """
   if record["convention"] not in flops_lib.CONVENTIONS:
     raise InputError(
@@ -280,7 +303,7 @@ def check_run(record: dict, run: dict, path: str, folder: str) -> None:
       f"metrics.jsonl has no {points_lib.TIME}, so that it cannot be called "
       f"later than {path}; give --measured"
     )
-  # By the run's own rows, which a copy keeps: files are as young as the copy.
+  # Dated by the run's own rows: a copy has files of its own age.
   if run["began"] < datetime.datetime.fromisoformat(registered).timestamp():
     raise InputError(
       f"{folder} was started before {path} was registered ({registered}); what "
@@ -289,11 +312,11 @@ def check_run(record: dict, run: dict, path: str, folder: str) -> None:
 
 
 def describe_widening(widening: dict, times: float) -> list[str]:
-  """Returns sentences on what vouches for a prediction's interval.
+  """Returns sentences on how far a prediction's interval was tested.
 
   Args:
-    widening: rolling.Widening, as a dict.
-    times: the prediction's compute over the largest fitted.
+    widening: a rolling.Widening as a dict.
+    times: the prediction's compute over the largest fitted compute.
   """
   if not widening["num_fits"]:
     said = [
@@ -324,7 +347,7 @@ def describe_widening(widening: dict, times: float) -> list[str]:
 
 
 def score(record: dict, measured: float) -> dict:
-  """Returns a prediction set beside what was measured."""
+  """Returns a prediction compared with the measured loss."""
   return {
     "measured": measured,
     "predicted": record["predicted"],

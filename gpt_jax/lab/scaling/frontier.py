@@ -1,8 +1,8 @@
 """The compute-optimal frontier of a parametric fit, under any FLOP convention.
 
-A convention need not make FLOPs per token proportional to N: attention and an
-uncounted head grow otherwise. They are fitted as c N^g over the runs' models,
-and the frontier of C = c N^g D is exact for that; 6 N is c = 6, g = 1.
+FLOPs per token need not be proportional to N: attention, or a head that N does
+not count, grow differently. They are fitted as c N^g over the runs' models, and
+the frontier of C = c N^g D is exact. The convention 6 N has c = 6, g = 1.
 """
 
 import statistics
@@ -11,7 +11,7 @@ import numpy as np
 
 from gpt_jax.lab.scaling import parametric
 
-# Of intervals, in percent.
+# Level of all intervals, in percent.
 LEVEL = 95
 _TAILS = (0.5 - LEVEL / 200, 0.5 + LEVEL / 200)
 _NORMAL = statistics.NormalDist()
@@ -26,17 +26,17 @@ def interval(samples) -> tuple[float, float]:
 def corrected_interval(value, samples, left_out) -> tuple[float, float]:
   """Returns (low, high) by BCa: percentiles corrected for bias and skew.
 
-  In simulations plain percentiles of B held the truth too often, and basic
-  intervals of all seven too seldom (lab/README.md). Efron 1987, section 3.
+  Efron 1987, section 3. In simulations plain percentile intervals of B held the
+  truth too often, and basic intervals of all seven coefficients too seldom.
 
   Args:
     value: the estimate.
-    samples: [S], of resamples; NaNs are left out.
-    left_out: [J], of the points without each one.
+    samples: [S], the estimates of resamples; NaNs are left out.
+    left_out: [J], the estimates without each point.
   """
   samples = np.asarray(samples, float)
   samples = samples[~np.isnan(samples)]
-  # Without one of a few points, A or B may be beyond any float.
+  # With few points, A or B may overflow when one is left out.
   left_out = np.asarray(left_out, float)
   left_out = left_out[np.isfinite(left_out)]
   influence = left_out.mean() - left_out if len(left_out) else left_out
@@ -82,13 +82,13 @@ def exponent(theta, g: float = 1.0):
 def optimum(theta, flops: float, cost: tuple[float, float] = (6.0, 1.0)):
   """Returns (N*, D*, loss) [...] of thetas [..., 5] at one compute.
 
-  The least E + A/N^alpha + B/D^beta where c N^g D = C has alpha A N^-alpha =
-  g beta B D^-beta.
+  At the least E + A/N^alpha + B/D^beta subject to c N^g D = C, alpha A N^-alpha
+  equals g beta B D^-beta.
   """
   c, g = cost
   a, b, e, alpha, beta = (theta[..., i] for i in range(5))
   log_c = np.log(flops) - np.log(c)
-  # A resample whose loss does not fall with N or D has no optimum: NaN.
+  # A resample whose loss does not fall with N or D gives NaN.
   with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
     share = np.log(alpha) + a - np.log(g * beta) - b
     log_n = (share + beta * log_c) / (alpha + g * beta)
@@ -98,7 +98,7 @@ def optimum(theta, flops: float, cost: tuple[float, float] = (6.0, 1.0)):
 
 
 def frontier(fit: parametric.Fit, budgets, cost) -> list[dict]:
-  """Returns a row for each compute budget, with intervals."""
+  """Returns the optimum at each compute budget, with intervals."""
   rows = []
   for flops in budgets:
     parts = zip(
@@ -117,9 +117,9 @@ def frontier(fit: parametric.Fit, budgets, cost) -> list[dict]:
 
 
 def compare_conventions(fit: parametric.Fit, points) -> list[dict]:
-  """Returns how the exponent a moves with what is counted.
+  """Returns the exponent a by each convention of counting N and C.
 
-  Each convention's N is fitted anew, with the same resamples, so that the
+  Each convention's N gets a fit of its own with the same resamples, so that the
   interval of a shift is that of a paired difference.
   """
   rows, fits = [], {}
@@ -153,18 +153,18 @@ def compare_conventions(fit: parametric.Fit, points) -> list[dict]:
 
 
 def degrees_of(fit: parametric.Fit) -> int:
-  """Returns how many points a fit has beyond its coefficients."""
+  """Returns a fit's degrees of freedom: points less coefficients."""
   return len(fit.residuals) - parametric.NUM_COEFFICIENTS
 
 
 def estimate(value, samples, left_out=None, degrees=None) -> dict:
   """Returns {"value", "low", "high", "error"} of a bootstrapped figure.
 
-  By corrected_interval where it is known without each point, else by interval.
-
   Args:
-    degrees: of freedom that the residuals have, P less coefficients; the
-      interval is widened by small_sample_factor. None leaves it as it is.
+    left_out: estimates without each point, for corrected_interval; without them
+      the interval is that of plain percentiles.
+    degrees: of freedom of the residuals. The interval is widened by
+      small_sample_factor; None leaves it as it is.
   """
   samples = np.asarray(samples, float)
   samples = samples[~np.isnan(samples)]
@@ -178,8 +178,8 @@ def estimate(value, samples, left_out=None, degrees=None) -> dict:
     low, high = widen(float(value), low, high, small_sample_factor(degrees))
   error = float("nan")
   if len(samples) > 1:
-    # A resample may lack the points that a term shows in; then A has no bound,
-    # and the deviation is that of the samples' middle.
+    # A resample may lack the points that show a term; then A has no bound, and
+    # the error is taken from the middle 68 % of the samples.
     with np.errstate(over="ignore", invalid="ignore"):
       middle = np.quantile(samples, (_NORMAL.cdf(-1), _NORMAL.cdf(1)))
       error = float(
@@ -198,18 +198,17 @@ def no_estimate(why: str) -> dict:
 
 
 def student(degrees: int) -> float:
-  """Returns the half-width of Student's interval, in deviations."""
+  """Returns the half-width of a Student interval, in standard errors."""
   from scipy import special
 
   return float(special.stdtrit(degrees, _TAILS[1]))
 
 
 def small_sample_factor(degrees: int) -> float:
-  """Returns what a bootstrap's interval lacks with few degrees of freedom.
+  """Returns by what factor a bootstrap interval of few points is too small.
 
-  Its spread is that of residuals, which a fit of k coefficients to n points
-  makes smaller by sqrt((n - k) / n), and its quantiles are of a known spread,
-  not Student's.
+  A fit of k coefficients to n points shrinks its residuals by sqrt((n - k) /
+  n), and a bootstrap's quantiles are normal where Student's would be right.
   """
   count = degrees + parametric.NUM_COEFFICIENTS
   wide = student(degrees) / _NORMAL.inv_cdf(_TAILS[1])
@@ -217,9 +216,9 @@ def small_sample_factor(degrees: int) -> float:
 
 
 def widen(value: float, low: float, high: float, factor: float):
-  """Returns (low, high) that much further from a value.
+  """Returns (low, high), `factor` times as far from the value.
 
-  By ratio where all are above 0: A and B span powers of ten.
+  Distances are ratios where all are positive, as A and B span powers of ten.
   """
   if value > 0 and low > 0 and np.isfinite(high):
     with np.errstate(over="ignore"):

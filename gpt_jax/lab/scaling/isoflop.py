@@ -1,9 +1,10 @@
 """IsoFLOP analysis: a parabola for each budget, a power law through the minima.
 
-Resamples draw residuals, not runs: a budget has a handful of runs at chosen
-sizes, and a draw with replacement would often leave fewer sizes than a parabola
-needs. They are drawn from all budgets together, relative to the loss, so that
-budgets of three runs, which a parabola meets exactly, are uncertain too.
+Design choice: the bootstrap resamples residuals, not runs. A budget has a
+handful of runs at chosen sizes, and resampled runs would often have fewer sizes
+than a parabola needs. Residuals, relative to the loss, are drawn from all
+budgets together, so that budgets of three runs, which a parabola fits exactly,
+get an uncertainty too.
 """
 
 import dataclasses
@@ -13,16 +14,16 @@ import numpy as np
 from gpt_jax.config import InputError
 from gpt_jax.lab.scaling import frontier
 
-# A parabola's coefficients.
+# Number of a parabola's coefficients.
 _ORDER = 3
 _MIN_BUDGETS = 2
-# Sizes over that of the least loss, or under it, that a window keeps.
+# A window keeps sizes within this factor of the size with the least loss.
 _WINDOWS = (10.0, 5.0, 3.0, 2.0)
-# A window keeps at least so many of a budget's runs.
+# A window keeps at least this number of a budget's runs.
 _MIN_WINDOW = 4
-# p of the terms beyond a parabola, below which it does not fit.
+# A parabola is rejected if the p value of higher terms is below this.
 _SURE = 0.01
-# The highest of those terms.
+# Degree of the highest of these terms.
 _HIGHEST = 4
 
 
@@ -31,13 +32,14 @@ class Budget:
   """The runs of one compute budget.
 
   Attributes:
-    flops: geometric mean of theirs.
+    flops: geometric mean of the runs' FLOPs.
     rows: indices of the runs.
-    curve: [3], loss = curve @ (x^2, x, 1), x = log N - center.
+    curve: [3], loss = curve @ (x^2, x, 1) with x = log N - center.
     center: mean of log N.
-    log_params: of the minimum.
+    log_params: log N at the minimum.
     loss: at the minimum.
-    log_params_samples: [S], of resamples; NaN where one has no minimum inside.
+    log_params_samples: [S], the same of resamples; NaN where a resample has no
+      minimum within the sizes.
   """
 
   flops: float
@@ -54,7 +56,7 @@ def group(flops, tolerance: float, budgets=None) -> list[np.ndarray]:
 
   Args:
     flops: [P].
-    tolerance: runs within this fraction of a group's least belong to it.
+    tolerance: a group has runs within this fraction above its least FLOPs.
     budgets: [P] values that name each run's budget instead, or None.
   """
   if budgets is not None:
@@ -72,10 +74,14 @@ def group(flops, tolerance: float, budgets=None) -> list[np.ndarray]:
 def fit(points, tolerance: float, num_resamples: int, seed: int) -> dict:
   """Returns {"budgets", "left_out", "laws", "window"}.
 
-  budgets are of class Budget; left_out are {"flops", "num_sizes", "why"}; laws
-  are {"params", "tokens": {"log_scale", "exponent", ...}} of scale C^exponent,
-  with intervals and samples; window is of choose_window. The order of the
-  points changes nothing.
+  The order of the points changes nothing.
+
+  Returns:
+    budgets: a list of Budget.
+    left_out: [{"flops", "num_sizes", "why"}, ...] of budgets without a minimum.
+    laws: {"params", "tokens": {"log_scale", "exponent", ...}}, the power laws
+      scale C^exponent with intervals and samples.
+    window: see choose_window.
 
   Raises:
     InputError: fewer than two budgets have a minimum inside their sizes.
@@ -126,22 +132,22 @@ def fit(points, tolerance: float, num_resamples: int, seed: int) -> dict:
 
 
 def choose_window(groups, log_n, loss) -> tuple[dict, list[np.ndarray]]:
-  """Returns the sizes that a parabola can describe, and each budget's runs.
+  """Returns the window of sizes that parabolas can describe, and its runs.
 
-  Loss is no parabola in log N far from its minimum, where it rises as a power
-  on one side and by another on the other: a parabola over decades puts the
-  minimum elsewhere. The widest window is taken in which cubic and quartic
-  terms are not sure, by F over all budgets.
+  Far from its minimum the loss is not a parabola in log N: it rises by
+  different powers on both sides, and a parabola over decades misplaces the
+  minimum. The widest window is taken in which an F test over all budgets does
+  not find cubic and quartic terms.
 
   Args:
     groups: [[indices of runs] for each budget].
     log_n, loss: [P].
 
   Returns:
-    {"p_whole", "factor", "p", "num_outside"}: p of those terms over all sizes;
-    the window's factor, None for all sizes, p within it (NaN where no budget
-    has runs enough for a test) and how many runs are outside. And the groups
-    within the window.
+    A dict and the groups within the window. The dict has p_whole, the p value
+    over all sizes; factor of the window, None for all sizes; p within it, NaN
+    where no budget has enough runs for a test; and num_outside, the number of
+    runs outside.
   """
   whole = _lack_of_fit(groups, log_n, loss)
   found = {
@@ -163,14 +169,14 @@ def choose_window(groups, log_n, loss) -> tuple[dict, list[np.ndarray]]:
 
 
 def _near(rows, log_n, loss, factor: float) -> np.ndarray:
-  """Returns the runs within a factor of the size that has the least loss."""
+  """Returns the runs within a factor of the size with the least loss."""
   away = abs(log_n[rows] - log_n[rows[np.argmin(loss[rows])]])
   reach = max(np.log(factor), np.sort(away)[:_MIN_WINDOW][-1])
   return rows[away <= reach + 1e-9]
 
 
 def _lack_of_fit(groups, log_n, loss) -> float:
-  """Returns p of cubic and quartic terms in every budget, NaN untested."""
+  """Returns p of cubic and quartic terms over all budgets, NaN untested."""
   from scipy import special
 
   square, higher, terms, degrees = 0.0, 0.0, 0, 0
@@ -185,14 +191,14 @@ def _lack_of_fit(groups, log_n, loss) -> float:
     terms, degrees = terms + order - 2, degrees + len(x) - order - 1
   if not terms:
     return float("nan")
-  # Below float's rounding there is nothing to tell.
+  # Residuals at the level of rounding are taken as that.
   higher = max(higher, degrees * 1e-24)
   ratio = (max(square - higher, 0.0) / terms) / (higher / degrees)
   return float(special.fdtrc(terms, degrees, ratio))
 
 
 def _pool_residuals(groups, log_n, loss) -> np.ndarray:
-  """Returns relative residuals of all budgets, widened for what a fit takes."""
+  """Returns relative residuals of all budgets, scaled by degrees of freedom."""
   pool = []
   for rows in groups:
     if len(rows) <= _ORDER:
@@ -205,7 +211,7 @@ def _pool_residuals(groups, log_n, loss) -> np.ndarray:
 
 
 def _fit_budget(flops, rows, log_n, loss, pool, num_resamples, rng):
-  """Returns a Budget, or a sentence that says why it has no minimum."""
+  """Returns a Budget, or why it has no minimum, as a sentence."""
   center = float(log_n.mean())
   x = log_n - center
   design = np.stack([x**2, x, np.ones_like(x)], 1)
@@ -238,7 +244,7 @@ def _fit_budget(flops, rows, log_n, loss, pool, num_resamples, rng):
 
 
 def _minima(curves, x) -> np.ndarray:
-  """Returns the minima [S] of parabolas [S, 3]; NaN outside of x."""
+  """Returns the minima [S] of parabolas [S, 3]; NaN outside the range of x."""
   bend, slope = curves[:, 0], curves[:, 1]
   is_up = bend > 0
   at = np.where(is_up, -slope / np.where(is_up, 2 * bend, 1), np.nan)
@@ -272,9 +278,9 @@ def _fit_laws(budgets, points, num_resamples) -> dict:
 
 
 def _line(x, y):
-  """Returns slopes [S] and levels [S] of lines through [S, M], NaNs apart.
+  """Returns slopes [S] and levels [S] of lines through [S, M] without NaNs.
 
-  A resample that keeps fewer than two budgets has none.
+  NaN for a resample with fewer than two budgets.
   """
   there = ~np.isnan(y)
   count = there.sum(1)

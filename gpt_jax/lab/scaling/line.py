@@ -1,19 +1,20 @@
-"""What runs on one line in (log N, log D) do determine.
+"""Fits runs that lie on one line in (log N, log D).
 
-D = 20 N, or a list of compute-optimal runs: the parametric form cannot be
-fitted, but the line's own exponents can, and the loss as a power of compute
-along it. Intervals are Student's t, for such lists are short.
+Such are runs with D = 20 N, or a list of compute-optimal runs. They do not
+determine the parametric form, but the exponents of the line, and the loss as a
+power of compute along it. Intervals are Student's t because such lists are
+short.
 """
 
 import numpy as np
 
 from gpt_jax.lab.scaling import frontier, parametric
 
-# Of the exponent of C, that are tried.
+# Exponents of C that are tried.
 _EXPONENTS = np.geomspace(1e-3, 2, 2000)
-# E, K and the exponent.
+# E, K and gamma.
 _NUM_COEFFICIENTS = 3
-# The largest compute over the least.
+# The largest compute must be this many times the least.
 _MIN_SPAN = 2.0
 
 
@@ -21,9 +22,10 @@ def fit(points) -> dict | None:
   """Returns the exponents along a line, and the loss against compute.
 
   Returns:
-    {"num_points", "params", "tokens", "E", "gamma": estimates, "scale": K} of
-    N ~ C^params, D ~ C^tokens and loss = E + K / C^gamma, or None where the
-    runs are on no line along which compute varies, or fewer than four.
+    None if there are fewer than four runs, they lie on no line, or compute
+    hardly varies along it. Else {"num_points", "params", "tokens", "E",
+    "gamma": estimates, "scale": K, "root_mean_square"} of N ~ C^params,
+    D ~ C^tokens and loss = E + K / C^gamma.
   """
   if len({*zip(points.params, points.tokens, strict=True)}) < 4:
     return None
@@ -56,10 +58,10 @@ def _slope(x, y) -> dict:
 
 
 def _loss(log_c, loss) -> dict:
-  """Returns E, K and gamma by relative least squares, and their intervals.
+  """Returns E, K and gamma by relative least squares, with intervals.
 
-  The interval of gamma holds every value whose best sum of squares F does not
-  refuse; that of E, the E of those.
+  The interval of gamma has all values whose least sum of squares an F test does
+  not reject; the interval of E has the E of these.
   """
   sums, levels, scales = [], [], []
   center = log_c.mean()
@@ -106,6 +108,7 @@ def _loss(log_c, loss) -> dict:
 
 
 def _unknown(value) -> dict:
+  """Returns the estimate of a value without an interval."""
   return {
     "value": float(value),
     "low": float("nan"),

@@ -1,8 +1,7 @@
 """Finished runs as points of a scaling law: parameters, tokens, FLOPs, loss.
 
-They come from a CSV file's columns or from workdirs. Every value is checked
-before any is used: one cell that is no number moves every coefficient, and
-would not be seen in them.
+They come from columns of a CSV file or from workdirs. Every value is checked
+first: one bad cell would change every coefficient without being noticed.
 """
 
 import csv
@@ -20,7 +19,7 @@ from gpt_jax.config import InputError
 from gpt_jax.lab.scaling import units
 from gpt_jax.runs import metrics, workdir
 
-# How many rows a sentence names.
+# An error sentence names at most this number of rows.
 _MAX_NAMED = 5
 # When a row of metrics.jsonl was written.
 TIME = "time/unix"
@@ -28,20 +27,20 @@ TIME = "time/unix"
 
 @dataclasses.dataclass(frozen=True)
 class Points:
-  """P runs, one an element of each array, all values positive and finite.
+  """P runs, an element of each array for each; values are positive and finite.
 
   Attributes:
     params, tokens, flops, loss: [P].
     names: [P], "line 7" or a workdir.
-    source: what they were read from.
-    convention: a name of flops.CONVENTIONS, or "as given" where parameters,
-      tokens and FLOPs were all given.
-    counts: {convention: ([P] params, [P] FLOPs per token)}, all that can be
-      computed; "as given" and "6N" without the models' shapes.
-    budgets: [P] values of a column that says which runs had one budget, or
+    source: the file or the glob that they were read from.
+    convention: a key of flops.CONVENTIONS, or "as given" if parameters, tokens
+      and FLOPs were all columns.
+    counts: {convention: ([P] params, [P] FLOPs per token)} for all conventions
+      that can be computed; a CSV file has only "as given" and "6N".
+    budgets: [P] values of the column that names each run's compute budget, or
       None.
-    num_found: runs that the source holds, those left out too.
-    left_out: sentences that name those.
+    num_found: number of runs in the source, with those left out.
+    left_out: sentences that name the runs left out.
   """
 
   params: np.ndarray
@@ -60,7 +59,11 @@ class Points:
     return len(self.loss)
 
   def take(self, kept, *why: str) -> "Points":
-    """Returns the points at indices or a mask, with reasons for the others."""
+    """Returns the points at indices or a mask.
+
+    Args:
+      why: sentences on the points left out.
+    """
     kept = np.arange(len(self))[kept]
     return dataclasses.replace(
       self,
@@ -88,10 +91,10 @@ class Points:
     return self.take(kept, f"the {count} highest losses")
 
   def without_copies(self) -> "Points":
-    """Returns the points with those of equal N, D, C and loss counted once.
+    """Returns the points without repeats of the same N, D, C and loss.
 
-    Losses of two runs, even of one config with two seeds, differ in their last
-    digits. Equal ones are one run twice, and would narrow every interval.
+    Losses of different runs, even of one config with two seeds, differ in their
+    last digits. Equal ones are one run twice, which would narrow all intervals.
     """
     first: dict[tuple, int] = {}
     copies: dict[int, list[str]] = {}
@@ -118,7 +121,7 @@ class Points:
 
 
 def name_some(names: list[str]) -> str:
-  """Returns the first of names, and how many more there are."""
+  """Returns the first names and the number of the others."""
   more = len(names) - _MAX_NAMED
   return ", ".join(names[:_MAX_NAMED]) + (f" and {more} more" * (more > 0))
 
@@ -131,7 +134,7 @@ def read_csv(
   Args:
     columns: {"loss", "params", "tokens", "flops", "budgets": name or None}.
       Two of params, tokens and flops are enough: C = 6 N D gives the third.
-    is_trusted: pass over what units.require_plausible would refuse.
+    is_trusted: skip units.require_plausible.
 
   Raises:
     InputError: the file cannot be read, a column is not there, a value is not
@@ -203,7 +206,7 @@ def _check_columns(wanted: dict[str, str]) -> None:
 def _read_rows(path: str):
   """Returns ([(line, cells)], header), blank lines left out."""
   try:
-    # A spreadsheet's mark of the byte order is no part of the first name.
+    # Spreadsheets write a byte order mark before the first name.
     text = files.read_text(path).removeprefix("\ufeff")
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     rows, start = [], 1
@@ -270,17 +273,17 @@ def _fault_of(text: str, value: float | None) -> str | None:
 def read_workdirs(pattern: str, metric: str | None, convention: str) -> Points:
   """Returns the points of finished runs.
 
-  N is counted by flops.py, D is progress/tokens and the loss is that of the
-  evaluation that ends a run, over the whole set.
+  N is counted by flops.py, D is progress/tokens, and the loss is that of the
+  evaluation over the whole set that ends a run.
 
   Args:
-    pattern: glob of workdirs; files that match are passed over.
-    metric: "eval/<set>/loss"; None where the runs have one such.
-    convention: a name of flops.CONVENTIONS.
+    pattern: glob of workdirs; files that match are ignored.
+    metric: "eval/<set>/loss"; None if runs were evaluated on one set.
+    convention: a key of flops.CONVENTIONS.
 
   Raises:
-    InputError: none matches, none is finished, a record is damaged or of an
-      older version, a loss is not finite.
+    InputError: no workdir matches, none is finished, a record is damaged or of
+      an older version, or a loss is not finite.
   """
   pattern = files.user_path("--workdirs", pattern)
   found = [f for f in files.expand_glob(pattern) if os.path.isdir(f)]
@@ -325,8 +328,8 @@ def read_workdirs(pattern: str, metric: str | None, convention: str) -> Points:
 def read_workdir(folder: str, metric: str | None) -> dict | str:
   """Returns a run's {"model", "seq_len", "tokens", "loss", "began"}.
 
-  A sentence where the run has not been finished. began is the time of its
-  first row, in seconds since 1970, None where the rows carry none.
+  `began` is the time of its first row in seconds since 1970, None if rows have
+  no times. For a run that is not finished, returns a sentence that says so.
   """
   is_cell = os.path.exists(os.path.join(folder, "cell.json"))
   if is_cell and not os.path.exists(os.path.join(folder, "config.json")):

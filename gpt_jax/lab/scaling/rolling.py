@@ -1,10 +1,10 @@
-"""Rolling hold-outs: how far off are predictions of larger runs, measured.
+"""Rolling hold-outs: measures how far off predictions of larger runs are.
 
-A fit's own residuals know noise, not that the form may be wrong beyond the
-runs. So runs below a compute are fitted and those above predicted, at several
-computes, and intervals are widened until they hold as many of those losses as
-they say (split conformal prediction with the interval's half-width as the
-scale; Papadopoulos et al. 2002).
+A fit's residuals show noise, but not whether the form is wrong beyond the runs.
+So runs up to some compute are fitted and the larger ones predicted, for several
+computes. Intervals are widened until they hold as many of these losses as their
+level says (split conformal prediction with the interval's half-width as scale;
+Papadopoulos et al. 2002).
 """
 
 import dataclasses
@@ -15,23 +15,23 @@ from gpt_jax.config import InputError
 from gpt_jax.lab.scaling import frontier, parametric
 
 _MAX_CUTS = 6
-# Runs below a cut, of distinct N and D.
+# Least number of runs below a cut, of distinct N and D.
 _MIN_RUNS = 10
 _NUM_RESAMPLES = 100
 
 
 @dataclasses.dataclass(frozen=True)
 class Widening:
-  """What hold-outs say of predictions.
+  """How much hold-outs widen the intervals of predictions.
 
   Attributes:
-    factor: 1 or more, of the half-widths of noise's intervals.
-    times: the largest compute that was predicted over the largest fitted.
-    num_fits: cuts.
-    num_losses: losses that were predicted, of all cuts.
-    inside_noise: the fraction inside noise's intervals.
-    inside: the fraction inside widened ones, each cut's by the factor of the
-      other cuts; NaN with one cut.
+    factor: of the half-widths of intervals for noise alone; 1 or more.
+    times: the largest predicted compute over the largest fitted, of all cuts.
+    num_fits: number of cuts.
+    num_losses: number of predicted losses, over all cuts.
+    inside_noise: fraction of losses inside intervals for noise alone.
+    inside: fraction inside widened intervals, each cut's widened by the factor
+      of the other cuts; NaN with one cut.
   """
 
   factor: float
@@ -42,12 +42,12 @@ class Widening:
   inside: float
 
 
-# No run could be held out.
+# Where no run could be held out.
 NONE = Widening(1.0, 1.0, 0, 0, float("nan"), float("nan"))
 
 
 def measure(points, predict, seed: int) -> Widening:
-  """Returns the widening that rolling hold-outs of points ask for.
+  """Returns the Widening by rolling hold-outs of points.
 
   Args:
     predict: (fit, params, tokens) -> (loss, low, high [P]).
@@ -83,7 +83,7 @@ def measure(points, predict, seed: int) -> Widening:
 
 
 def _cuts(points) -> list[np.ndarray]:
-  """Returns masks [P] of the runs below each compute."""
+  """Returns masks [P] of the runs below each cut in compute."""
   low, high = points.flops.min(), points.flops.max()
   cuts = []
   for flops in np.geomspace(low, high, _MAX_CUTS + 2)[1:-1]:
@@ -96,14 +96,14 @@ def _cuts(points) -> list[np.ndarray]:
 
 
 def _scores(value, low, high, rest) -> np.ndarray:
-  """Returns [P] errors of log loss over the half-width on their side."""
+  """Returns [P] errors of log loss in half-widths of their side."""
   error = np.log(rest.loss / value)
   half = np.where(error > 0, np.log(high / value), np.log(value / low))
   return abs(error) / np.maximum(half, 1e-9)
 
 
 def _factor(scores: list[np.ndarray]) -> float:
-  """Returns the quantile of scores, each cut with the same weight."""
+  """Returns the quantile of scores at the level; cuts weigh the same."""
   weights = np.concatenate([np.full(len(s), 1 / len(s)) for s in scores])
   values = np.concatenate(scores)
   order = np.argsort(values)

@@ -1,8 +1,8 @@
-"""Are a table's columns in parameters, tokens, FLOPs and nats?
+"""Checks that a table's columns are in parameters, tokens, FLOPs and nats.
 
-A fit takes any units, and its exponents look right in most of them. So columns
-are held against what training runs can be: C near 6 N D, tokens and parameters
-of like size, losses that a model can have.
+A fit accepts any units, and its exponents look right in most. So columns are
+compared with what training runs have: C near 6 N D, a usual number of tokens
+per parameter, losses that a model can reach.
 """
 
 import math
@@ -12,23 +12,23 @@ import numpy as np
 
 from gpt_jax.config import InputError
 
-# Of C / (6 N D), the median of the runs. Attention and heads that are not
-# counted in N make it up to 2 or 3 for small models.
+# Bounds of the median of C / (6 N D). Attention, and heads that N does not
+# count, make it up to 2 or 3 for small models.
 _COST = (0.4, 4.0)
-# Of one run's C / (6 N D) against that median.
+# Largest factor between one run's C / (6 N D) and the median.
 _APART = 10.0
-# Of D / N, the median of the runs: 5 to 200 in published tables.
+# Bounds of the median of D / N, which is 5 to 200 in published tables.
 _TOKENS_PER_PARAMETER = (0.2, 2e4)
 _LEAST_PARAMS, _LEAST_FLOPS = 1e3, 1e9
-# Nats per token. A uniform guess among a million tokens has 13.8; text has more
-# than 0.4 per byte.
+# Bounds in nats per token. A uniform guess among a million tokens has 13.8;
+# text has more than 0.4 per byte.
 _LOSSES = (0.05, 13.8)
 
 _TRUST = "or give --trust-units"
 _SCALES = {3: "thousands", 6: "millions", 9: "billions", 12: "trillions"}
 _PREFIXES = {3: "kilo", 6: "mega", 9: "giga", 12: "tera", 15: "peta", 18: "exa"}
 _PETAFLOP_DAY = 8.64e19
-# Parts of a column's name that say another unit, or another role.
+# Words in a column's name that indicate another unit or role.
 _NAMES = {
   "loss": {
     "bits": "in bits; multiply it by ln 2 = 0.6931, for nats",
@@ -51,14 +51,14 @@ _NAMES = {
 
 
 def require_plausible(values: dict, columns: dict, names, source: str) -> None:
-  """Raises InputError where columns cannot be what they are given as.
+  """Raises InputError where columns are not what they are given as.
 
   Args:
     values: {"params", "tokens", "flops", "loss": [P]}; one of the first three
       may have been computed from the others.
-    columns: {the same: the column's name}, of those that the table holds.
+    columns: {key of values: column's name} of the columns that were given.
     names: [P] of the runs.
-    source: the table, for the sentence.
+    source: name of the table, for error sentences.
   """
   for role, hints in _NAMES.items():
     if role not in columns:
@@ -79,7 +79,7 @@ def require_plausible(values: dict, columns: dict, names, source: str) -> None:
 def _check_losses(loss, source) -> None:
   low, high = _LOSSES
   middle, count = float(np.median(loss)), int((loss > high).sum())
-  # One such row is an outlier, which the report names.
+  # A single such row is an outlier, which the report names.
   if count > max(1, len(loss) / 10):
     raise InputError(
       f"{source}: {count} of {len(loss)} losses are above {high} nats, which a "
@@ -113,7 +113,7 @@ def _check_cost(params, tokens, flops, names, source) -> None:
 
 
 def _guess_cost(ratio: float, params, tokens) -> str:
-  """Returns what would make C / (6 N D) what it is, and what to do."""
+  """Returns a guess why C / (6 N D) is off, and what to do."""
   if 0.4 < ratio * _PETAFLOP_DAY < 4:
     return "C is in petaflop-days; multiply it by 8.64e19"
   for part, why in ((3, "2 N D, the forward pass alone"), (6, "N D alone")):
@@ -124,7 +124,7 @@ def _guess_cost(ratio: float, params, tokens) -> str:
     prefix = _PREFIXES[-power]
     return f"C is in {prefix}FLOPs; multiply it by 1e{-power}"
   if power > 0:
-    # Of the two, what is too small to be of a run.
+    # The one that is too small for a run is probably in other units.
     n, d = (_power_of(float(np.median(v)) / 1e9) for v in (params, tokens))
     size = f"N or D is 1e{power} times too small"
     if power in _SCALES and n <= -power < d:
@@ -143,7 +143,7 @@ def _guess_cost(ratio: float, params, tokens) -> str:
 
 
 def _power_of(ratio: float) -> int:
-  """Returns the multiple of 3 that is a ratio's power of ten; 0 for none."""
+  """Returns a ratio's power of ten if near a multiple of 3, else 0."""
   exact = math.log10(ratio)
   power = 3 * round(exact / 3)
   return power if abs(exact - power) < 0.7 else 0

@@ -1,22 +1,31 @@
 """Many runs of one config: python -m gpt_jax.lab.sweep VERB.
 
-A thin door: verb, flags and the config file's sweep(add) are read and checked
-before anything is run or written.
+A thin door: it checks verb, flags and the config file's sweep(add) before
+anything is run or written. From a notebook:
+
+  sweep = asked.load("configs/x.py", {})
+  plan.make(sweep), run.run(sweep, root), listing.read(sweep, root),
+  report.make(sweep, root)
 """
 
+import json
 import os
+import shlex
 import sys
 
-from gpt_jax import cli
+from gpt_jax import cli, exits
 from gpt_jax import config as config_lib
 from gpt_jax.config import InputError
-from gpt_jax.machine import runtime
+from gpt_jax.machine import console, runtime
+
+# Lines of --emit that are printed too.
+SHOWN = 3
 
 VERBS = {
-  "plan": "what it will cost, a row a cell; nothing is written",
-  "run": "run what is not done, each cell in a process of its own",
-  "list": "state, final loss, age, reason of failure",
-  "report": "one HTML file with curves, table, comparisons; a CSV beside it",
+  "plan": "what each cell will cost; writes nothing",
+  "run": "run the cells that are not done, each in its own process",
+  "list": "each cell's state, final loss, age, reason of failure",
+  "report": "one HTML file with curves, table, comparisons; CSV beside it",
 }
 
 
@@ -33,30 +42,94 @@ def main(argv: list[str]) -> int:
   _check(args, overrides)
   runtime.start()
 
-  from gpt_jax.lab.sweep import cells
+  from gpt_jax.lab.sweep import asked
 
   sweep = None
   if args.config is not None:
-    sweep = cells.load(args.config, overrides, args.code, args.devices)
-  root = args.workdir
+    sweep = asked.load(args.config, overrides, args.code, args.devices)
   if args.verb == "plan":
-    from gpt_jax.lab.sweep import plan
-
-    return plan.run(sweep, root, args)
+    return _plan(sweep, args)
   if args.verb == "run":
-    from gpt_jax.lab.sweep import run
+    os.makedirs(args.workdir, exist_ok=True)
+    return _emit(sweep, args) if args.emit else _run(sweep, args)
+  if not os.path.isdir(args.workdir):
+    raise InputError(
+      f"{args.workdir} does not exist; give the --workdir of a sweep"
+    )
+  return _list(sweep, args) if args.verb == "list" else _report(sweep, args)
 
-    os.makedirs(root, exist_ok=True)
-    return (run.emit if args.emit else run.run)(sweep, root, args)
-  if not os.path.isdir(root):
-    raise InputError(f"{root} does not exist; give the --workdir of a sweep")
-  if args.verb == "list":
-    from gpt_jax.lab.sweep import listing
 
-    return listing.run(sweep, root, args)
+def _plan(sweep, args) -> int:
+  from gpt_jax.lab.sweep import plan
+
+  limits = plan.Limits(args.memory, args.topology, args.devices, args.measure)
+  bills = plan.make(sweep, args.workdir, limits)
+  workers = 1 if args.topology else args.workers
+  _print(plan.lines(sweep, bills, workers))
+  return exits.DOES_NOT_FIT if plan.find_faults(sweep, bills) else 0
+
+
+def _run(sweep, args) -> int:
+  from gpt_jax.lab.sweep import run
+
+  return run.run(
+    sweep,
+    args.workdir,
+    num_workers=args.workers,
+    only=_split(args.only),
+    is_retried=args.retry,
+    memory=args.memory,
+  ).code
+
+
+def _emit(sweep, args) -> int:
+  from gpt_jax.lab.sweep import run
+
+  lines, later = run.emit(
+    sweep, args.workdir, args.emit, _split(args.only), args.retry
+  )
+  for line in lines[:SHOWN]:
+    run.say(f"python -m gpt_jax.train {line}")
+  if len(lines) > SHOWN:
+    run.say(f"# and {len(lines) - SHOWN} more")
+  run.say(f"# {len(lines)} cells in {args.emit}; as jobs of SLURM:")
+  run.say(f"# bash launch/slurm.sh --cells={shlex.quote(args.emit)} --")
+  if later:
+    names = ", ".join(f"{c.id} {c.title}" for c in later)
+    run.say(f"# when their trunks are there, --emit again for {names}")
+  return 0
+
+
+def _list(sweep, args) -> int:
+  from gpt_jax.lab.sweep import listing
+
+  found = listing.read(sweep, args.workdir)
+  if args.json:
+    print(json.dumps(listing.rows(found), indent=1))
+  else:
+    _print(listing.lines(found))
+  return 0
+
+
+def _report(sweep, args) -> int:
   from gpt_jax.lab.sweep import report
 
-  return report.run(sweep, root, args)
+  out = args.out or os.path.join(args.workdir, "report.html")
+  found = report.make(sweep, args.workdir, args.baseline, os.path.dirname(out))
+  tables = report.write(found, out)
+  names = ", ".join(map(os.path.basename, tables))
+  sentences = [one.sentence for one in found.comparisons]
+  _print([*sentences, f"written to {out} and {names}"])
+  return 0
+
+
+def _print(lines) -> None:
+  for line in lines:
+    print(console.plain(line))
+
+
+def _split(words: str | None) -> list[str] | None:
+  return None if words is None else words.split(",")
 
 
 def _build_parser():
@@ -79,47 +152,47 @@ def _build_parser():
     type=int,
     default=1,
     metavar="N",
-    help="run: cells at a time (default %(default)s)",
+    help="run: number of cells at a time (default %(default)s)",
   )
-  add("--only", metavar="ID,...", help="run: these cells alone")
+  add("--only", metavar="ID,...", help="run: only these cells")
   add(
     "--retry",
     action="store_true",
-    help="run: also cells that failed, which are passed over otherwise",
+    help="run: run cells that failed, too",
   )
   add(
     "--emit",
     metavar="FILE",
-    help="run: run nothing; write a line of arguments a cell, for "
-    "launch/slurm.sh --cells=FILE, and print the commands",
+    help="run: run nothing; write each cell's arguments as a line of FILE, for "
+    "launch/slurm.sh --cells=FILE",
   )
   add(
     "--memory",
     type=float,
     metavar="GIB",
-    help="run, plan: what one cell may take (default: all of this machine's)",
+    help="run, plan: memory of one cell (default: all of this machine's)",
   )
   add(
     "--topology",
     metavar="CHIP:SHAPE",
-    help="plan: for this slice, as lab.plan does, instead of this machine",
+    help="plan: for this TPU slice, as lab.plan does, not for this machine",
   )
   add(
     "--measure",
     type=int,
     default=3,
     metavar="N",
-    help="plan: shapes to time a step of (default %(default)s)",
+    help="plan: number of shapes to time a step of (default %(default)s)",
   )
   add(
     "--code",
     metavar="HASH",
-    help="name cells by these sources, which list shows, and not today's",
+    help="make ids with this code version, which list shows, not today's",
   )
   add(
     "--baseline",
     metavar="NAME",
-    help="report: what the others are compared with (default: the first)",
+    help="report: the group to compare the others with (default: the first)",
   )
   add("--out", metavar="FILE", help="report: default ROOT/report.html")
   add("--json", action="store_true", help="list: as JSON")

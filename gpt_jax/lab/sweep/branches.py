@@ -1,10 +1,11 @@
-"""Branches: a cell that starts from another's checkpoint.
+"""Starts a branch: a cell that begins at another cell's checkpoint.
 
 A branch gets a copy of its trunk's folder as it was at that step, with its own
-config, and goes on like any run that was stopped. The result is that of a
-straight run, bit for bit, for the schedules are the same up to there: this is
-checked, and is why a branch needs no id of its own. Copied, not linked: a file
-of two runs would be damaged in both.
+config, and is resumed like any run that was stopped. Its result equals a run
+from step 0, bit for bit, because the learning rates are the same up to there:
+check_rates makes sure. That is why a branch needs no id of its own.
+Design choice: the checkpoint is copied, not linked, so that damage to one run
+does not damage the other.
 """
 
 import dataclasses
@@ -21,7 +22,7 @@ from gpt_jax.runs import workdir
 
 
 def check_rates(cells: list[Cell]) -> None:
-  """Raises InputError where a branch's rates differ from its trunk's."""
+  """Raises InputError where a branch's learning rates are not its trunk's."""
   branches = [c for c in cells if c.trunk is not None]
   if not branches:
     return
@@ -30,7 +31,7 @@ def check_rates(cells: list[Cell]) -> None:
 
   from gpt_jax.training import optim
 
-  # A GPU is the workers'.
+  # Leave the GPU to the workers.
   jax.config.update("jax_platforms", "cpu")
 
   by_id = {c.id: c for c in cells}
@@ -58,7 +59,7 @@ def check_rates(cells: list[Cell]) -> None:
 
 
 def start_step(root: str, cell: Cell) -> int:
-  """Returns the step that a cell would begin at, as its trunk is now."""
+  """Returns the step that a cell would begin at if started now."""
   if cell.trunk is None:
     return 0
   trunk, step = cell.trunk
@@ -67,15 +68,15 @@ def start_step(root: str, cell: Cell) -> int:
 
 
 def is_ready(root: str, cell: Cell) -> bool:
-  """Returns whether the step that a cell branches from is there."""
+  """Returns whether its trunk has the checkpoint that a cell starts from."""
   return start_step(root, cell) == cell.trunk[1]
 
 
 def start(root: str, cell: Cell) -> int:
-  """Gives a cell its trunk's folder; returns the step that it begins at.
+  """Copies its trunk's checkpoint to a cell; returns the step it begins at.
 
-  The newest that the trunk has kept up to the step asked for: the way there is
-  the same. 0 where it has none, and the cell is run from its beginning.
+  That is the newest checkpoint up to the step asked for: training to there is
+  the same for both. 0 where there is none, and the cell runs from step 0.
   """
   path = folder.path_of(root, cell.id)
   if folder.list_steps(path):
@@ -86,7 +87,7 @@ def start(root: str, cell: Cell) -> int:
   source = folder.path_of(root, cell.trunk[0])
   record = workdir.read_record(source)
   rows = folder.read_rows(source)
-  # What ends a run is evaluated over the whole set: not on the way.
+  # Drop evaluations over a whole set: only the end of a run has one.
   is_end = lambda row: any(k.endswith("/num_tokens") for k in row)
   lines = [
     json.dumps(r) + "\n" for r in rows if r["step"] <= step and not is_end(r)
@@ -108,7 +109,8 @@ def start(root: str, cell: Cell) -> int:
     record["data_fingerprint"],
     record.get("tokenizer_fingerprint"),
   )
-  # Last, and renamed when whole: a run goes on where there is a checkpoint.
+  # The checkpoint comes last and is renamed when complete: a run resumes where
+  # it finds one.
   checkpoints = os.path.join(path, "checkpoints")
   temporary = os.path.join(checkpoints, f"{step}.copied")
   shutil.rmtree(temporary, ignore_errors=True)
@@ -119,7 +121,7 @@ def start(root: str, cell: Cell) -> int:
 
 
 def _give_to(config, path: str) -> None:
-  """Writes into the record of a copied step that it is of another run now."""
+  """Gives a copied checkpoint's record the fingerprint of its new run."""
   try:
     meta = files.read_json(path)
   except files.Damage as error:

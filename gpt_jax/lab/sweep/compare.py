@@ -1,10 +1,12 @@
 """Two runs, or two sets of seeds: python -m gpt_jax.lab.sweep.compare A B.
 
-A thin door over workdirs: what their configs differ in, their losses side by
-side, and over seeds that both have the verdict of lab/sweep/paired.py, in the
-unit that lab/sweep/losses.py finds for them. Reads alone, without jax.
+Shows where their configs differ, their losses side by side and, over seeds that
+both have, the verdict of lab/sweep/paired.py in the unit that
+lab/sweep/losses.py finds. Only reads, and imports no jax. From a notebook:
+compare(a, b).
 """
 
+import dataclasses
 import math
 import os
 import statistics
@@ -39,31 +41,79 @@ def main(argv: list[str]) -> int:
     raise InputError("lab.sweep.compare takes two workdirs and no config key")
   if args.a is None or args.b is None:
     raise InputError("lab.sweep.compare takes two workdirs, or two globs: A B")
-  sets = [_read(args.a), _read(args.b)]
-  data = {
-    workdir.read_record(run.path)["data_fingerprint"]
-    for runs in sets
-    for run in runs
-  }
-  ended = [run for runs in sets for run in runs if run.final]
+  found = compare(args.a, args.b)
+  text = lines(found)
+  if args.out:
+    files.write_text(os.path.abspath(args.out), draw(found))
+    text.append(f"written to {args.out}")
+  print("\n".join(map(console.plain, text)))
+  return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+  """Two sets of runs, compared.
+
+  Attributes:
+    names: the workdirs or globs of A and B.
+    sets: the runs of A and of B.
+    changed: {config key: (value in A, value in B)}, free keys included.
+    is_same_data: whether all runs have the same prepared set.
+    unit: of losses, see losses.find_unit; "" where they cannot be compared.
+    verdict: of B against A, paired by seed; None where `unit` is "".
+    why: why there is no verdict.
+  """
+
+  names: tuple[str, str]
+  sets: tuple[list[folder.State], list[folder.State]]
+  changed: dict[str, tuple]
+  is_same_data: bool
+  unit: str
+  verdict: paired.Comparison | None
+  why: str
+
+
+def compare(a: str, b: str) -> Pair:
+  """Returns two sets of runs compared. Reads alone.
+
+  Args:
+    a, b: a workdir, or a glob of runs that differ only in the seed.
+
+  Raises:
+    InputError: a side has no run, one that cannot be read, or runs that differ
+      in more than the seed.
+  """
+  sets = _read(a), _read(b)
+  runs = [*sets[0], *sets[1]]
+  data = {workdir.read_record(run.path)["data_fingerprint"] for run in runs}
+  ended = [run for run in runs if run.final]
   unit, why = losses.find_unit(ended) if ended else (losses.NATS, "")
-  lines = [
-    f"A is {args.a}",
-    f"B is {args.b}",
+  return Pair(
+    names=(a, b),
+    sets=sets,
+    changed=_changed(sets),
+    is_same_data=len(data) == 1,
+    unit=unit,
+    verdict=_verdict(sets, unit) if unit else None,
+    why=why,
+  )
+
+
+def lines(found: Pair) -> list[str]:
+  """Returns a comparison as text."""
+  sets, unit = found.sets, found.unit
+  end = found.verdict.sentence if unit else f"no verdict: {found.why}"
+  return [
+    f"A is {found.names[0]}",
+    f"B is {found.names[1]}",
     "",
-    *_config_lines(sets),
-    *(["data: not the same prepared set", ""] if len(data) > 1 else []),
+    *_config_lines(found.changed),
+    *([] if found.is_same_data else ["data: not the same prepared set", ""]),
     *_batch_lines(sets),
     *_curve_lines(sets, unit == losses.NATS),
     *_final_lines(sets, unit),
-    *_verdict_lines(sets, unit, why),
+    end,
   ]
-  if args.out:
-    svg = _draw(sets, [args.a, args.b])
-    files.write_text(os.path.abspath(args.out), svg)
-    lines.append(f"written to {args.out}")
-  print("\n".join(map(console.plain, lines)))
-  return 0
 
 
 def _read(pattern: str) -> list[folder.State]:
@@ -99,11 +149,15 @@ def _read(pattern: str) -> list[folder.State]:
   return runs
 
 
-def _config_lines(sets) -> list[str]:
+def _changed(sets) -> dict[str, tuple]:
   flats = [config_lib.flatten(runs[0].config) for runs in sets]
   changed = diff(*flats, is_all=True)
   if min(len(runs) for runs in sets) > 1 or len(sets[0]) != len(sets[1]):
     changed.pop("seed", None)
+  return changed
+
+
+def _config_lines(changed: dict[str, tuple]) -> list[str]:
   if not changed:
     return ["config: the same", ""]
   rows = [("config", "A", "B")]
@@ -114,7 +168,7 @@ def _config_lines(sets) -> list[str]:
 
 
 def _batch_lines(sets) -> list[str]:
-  """Returns whether runs of one seed were given the same batches."""
+  """Returns lines that say whether runs of one seed saw the same batches."""
   hashes = [
     {
       run.seed: {
@@ -150,7 +204,7 @@ def _curve_lines(sets, is_comparable: bool) -> list[str]:
   for step in at:
     a, b = curves[0][step], curves[1][step]
     rows.append((f"{step:,}", f"{a:.4f}", f"{b:.4f}", f"{b - a:+.4f}"))
-  if not is_comparable:  # losses a token of other tokens
+  if not is_comparable:  # losses per token, of different tokens
     rows = [row[:3] for row in rows]
   return [*_columns(rows, is_right=True), ""]
 
@@ -186,9 +240,7 @@ def _final_lines(sets, unit: str) -> list[str]:
   return lines
 
 
-def _verdict_lines(sets, unit: str, why: str) -> list[str]:
-  if not unit:
-    return [f"no verdict: {why}"]
+def _verdict(sets, unit: str) -> paired.Comparison:
   pair = []
   for letter, runs in zip("AB", sets, strict=True):
     found = {r.seed: losses.value(r, unit) for r in runs if r.final}
@@ -196,10 +248,16 @@ def _verdict_lines(sets, unit: str, why: str) -> list[str]:
     pair.append((letter, found | dict.fromkeys(lost, math.inf)))
   shown = "" if unit == losses.NATS else unit
   (found,) = paired.judge([paired.pair(*pair, shown)])
-  return [found.sentence]
+  return found
 
 
-def _draw(sets, names) -> str:
+def draw(found: Pair) -> str:
+  """Returns the SVG of the training losses of all runs.
+
+  Raises:
+    InputError: no run has logged a loss.
+  """
+  sets, names = found.sets, found.names
   layers = []
   for color, runs, name in zip(COLORS, sets, names, strict=True):
     name = os.path.basename(os.path.normpath(name))[:22]

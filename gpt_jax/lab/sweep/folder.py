@@ -1,13 +1,13 @@
-"""A cell's folder, which is all that is known of the cell.
+"""A cell's folder, which holds all that is known of the cell.
 
-ROOT/cells/ID is the workdir of a run, with three files of the sweep's:
+ROOT/cells/ID is the workdir of a run, with three more files:
 
-cell.json     what was asked for
-running.json  who runs it, touched while it runs
+cell.json     what the sweep asked for
+running.json  the process that runs the cell, touched every 5 s
 ended.json    how its last process ended
 
-Nothing is kept elsewhere, so that folders copied from another machine's ROOT
-are that machine's results.
+Nothing is stored elsewhere: copying folders from another machine's ROOT merges
+its results.
 """
 
 import contextlib
@@ -27,34 +27,36 @@ from gpt_jax.lab.sweep.cells import Cell
 from gpt_jax.machine import console
 from gpt_jax.runs import metrics, workdir
 
-# Seconds between touches of running.json, and after which they are missed.
+# Seconds between touches of running.json, and after which the process that
+# should touch it counts as gone.
 BEAT_SECONDS, STALE_SECONDS = 5.0, 120.0
 WAITING, RUNNING, STOPPED = "waiting", "running", "stopped"
 DONE, FAILED, UNREADABLE = "done", "failed", "unreadable"
 DIVERGED = "diverged"
-# Process ids are positive and fit a C int.
+# A process id fits a C int.
 MAX_PID = 2**31 - 1
 
 
 @dataclasses.dataclass(frozen=True)
 class State:
-  """What a folder says of its cell.
+  """What a folder says about its cell.
 
   Attributes:
     id: the folder's name.
     path: the folder.
-    word: one of the above.
-    step, total: done and in all; 0 where nothing is there.
-    rows: of metrics.jsonl.
-    loss: of training, in its last row; None where that was not finite.
-    final: (metric, value) that the run ended with; None before its end, and
-      where there is no finite evaluation.
-    bits: bits per byte that it ended with, None as final is.
-    changed: seconds since the epoch of its last sign, None if there is none.
-    reason: why it failed, or where it runs.
-    record: cell.json; empty where there is none.
-    ended: ended.json; empty where there is none.
-    config: None before there is one.
+    word: the state, WAITING to DIVERGED.
+    step, total: steps done and in all; 0 where they are not known.
+    rows: the rows of metrics.jsonl.
+    loss: the last training loss; None where it was not finite.
+    final: (metric, value) at the end of the run; None before the end, and
+      where the last evaluation was not finite.
+    bits: bits per byte at the end of the run, or None.
+    changed: when one of its files last changed, in seconds since the epoch;
+      None without files.
+    reason: why the cell failed, or where it runs.
+    record: content of cell.json; empty where there is none.
+    ended: content of ended.json; empty where there is none.
+    config: frozen; None where there is none yet.
   """
 
   id: str
@@ -78,9 +80,9 @@ class State:
 
   @property
   def is_passed_over(self) -> bool:
-    """Whether `run` leaves it alone unless --retry asks for it.
+    """Whether `run` passes the cell over without --retry.
 
-    A job of a cluster that only seems to have diverged is gone on with.
+    A cluster's job that was cut off on a loss that is not finite is resumed.
     """
     is_sure = bool(self.ended) or self.step >= self.total
     words = (FAILED, UNREADABLE, *([DIVERGED] if is_sure else []))
@@ -88,7 +90,7 @@ class State:
 
   @property
   def seconds(self) -> float | None:
-    """What its last process took."""
+    """How long its last process took."""
     return self.ended.get("seconds")
 
   @property
@@ -102,7 +104,7 @@ def path_of(root: str, cell_id: str) -> str:
 
 
 def list_ids(root: str) -> list[str]:
-  """Returns the ids of all folders of a sweep, in the order of the sweep."""
+  """Returns the ids of all folders in ROOT, in the order of the sweep."""
   folder = os.path.join(root, "cells")
   if not os.path.isdir(folder):
     return []
@@ -112,7 +114,7 @@ def list_ids(root: str) -> list[str]:
 
 
 def read(root: str, cell_id: str) -> State:
-  """Returns the State of a cell; one that is not there yet waits."""
+  """Returns the State of a cell: WAITING where it has no folder."""
   return read_path(path_of(root, cell_id))
 
 
@@ -163,7 +165,7 @@ def read_path(path: str) -> State:
     reason = ended.get("reason", "")
   elif is_begun:
     word = STOPPED
-    # A job of a cluster keeps neither running.json nor ended.json.
+    # A cluster's job writes neither running.json nor ended.json.
     if changed and time.time() - changed < STALE_SECONDS and not ended:
       word, reason = RUNNING, "its figures are fresh"
     elif not ended and _is_lost(rows):
@@ -187,12 +189,12 @@ def read_path(path: str) -> State:
 
 
 def is_done(root: str, cell_id: str) -> bool:
-  """Returns whether a cell has come to its end."""
+  """Returns whether a cell is done."""
   return read(root, cell_id).word == DONE
 
 
 def list_steps(path: str) -> list[int]:
-  """Returns the committed steps of a run, as checkpoint.py names folders."""
+  """Returns the steps of a run's complete checkpoints, from folder names."""
   folder = os.path.join(path, "checkpoints")
   if not os.path.isdir(folder):
     return []
@@ -202,34 +204,34 @@ def list_steps(path: str) -> list[int]:
 
 
 def read_rows(path: str) -> list[dict]:
-  """Returns the rows of a run's metrics.jsonl that have a step."""
+  """Returns the rows of a run's metrics.jsonl that hold a step."""
   rows = metrics.read_rows(os.path.join(path, "metrics.jsonl"))
   is_step = lambda value: type(value) is int and value >= 0
   return [r for r in rows if isinstance(r, dict) and is_step(r.get("step"))]
 
 
 def number(row: dict, key: str) -> float | None:
-  """Returns a value of a row, None where it is no finite number."""
+  """Returns a row's value, None where it is missing or no finite number."""
   value = row.get(key)
   is_number = type(value) in (int, float) and math.isfinite(value)
   return value if is_number else None
 
 
 def last_loss(rows: list[dict]) -> float | None:
-  """Returns the training loss of the last row of training.
+  """Returns the loss of the last training row, None where it has none.
 
-  None where that has none: what is not finite is not written.
+  A loss that is not finite is not written to a row.
   """
   trained = [r for r in rows if any(key in r for key in _TRAINED)]
   return number(trained[-1], metrics.LOSS) if trained else None
 
 
-# Any of these is in a row of training, its loss being finite or not.
+# A training row has at least one of these, even if its loss is not finite.
 _TRAINED = (metrics.LOSS, metrics.LEARNING_RATE, metrics.NUM_SKIPPED)
 
 
 def _is_lost(rows: list[dict]) -> bool:
-  """Returns whether the last row of training has no finite loss."""
+  """Returns whether the last training row has no finite loss."""
   is_trained = any(key in row for row in rows for key in _TRAINED)
   return is_trained and last_loss(rows) is None
 
@@ -239,9 +241,9 @@ def final_loss(
 ) -> tuple[tuple[str, float] | None, float | None, str]:
   """Returns ((metric, loss), bits per byte, fault) of a finished run.
 
-  The loss is that of the evaluation over a whole set that ends a run, of the
-  first set by name; of a run that evaluates nothing, the last of training.
-  Where that evaluation is not finite there is no loss, and a fault says so.
+  A run ends with an evaluation over whole sets; the loss is that of the first
+  set by name. A run that never evaluates has its last training loss. Where
+  that value is not finite the loss is None, and the fault says so.
   """
   end: dict = {}
   for row in rows:
@@ -259,7 +261,7 @@ def final_loss(
       return None, None, f"{name} is not finite at the end"
     return (name, loss), bits, ""
   if any(k.startswith("eval/") for row in rows for k in row):
-    return None, None, ""  # its last evaluation is missing
+    return None, None, ""  # the last evaluation is missing
   loss = number(end, metrics.LOSS)
   if loss is None:
     return None, None, f"{metrics.LOSS} is not finite at the end"
@@ -267,10 +269,11 @@ def final_loss(
 
 
 def claim(root: str, cell: Cell) -> bool:
-  """Makes the folder and marks it as run from here; False where it is held.
+  """Marks a cell as run by this process; False where another runs it.
 
-  One claim at a time, by a lock on ROOT/.claims. Where the disk has no locks,
-  two that claim within a moment may both get the cell; a line says so.
+  A lock on ROOT/.claims lets one process claim at a time. On a disk without
+  locks two processes that claim at the same moment may both get the cell; a
+  warning says so.
   """
   path = path_of(root, cell.id)
   os.makedirs(path, exist_ok=True)
@@ -295,19 +298,19 @@ def _say_no_locks(root: str, why: str) -> None:
 
 
 def hold(path: str, pid: int) -> None:
-  """Says which process runs a cell."""
+  """Records which process runs a cell."""
   host = socket.gethostname()
   _write(path, "running.json", {"pid": pid, "host": host})
 
 
 def beat(path: str) -> None:
-  """Says that the cell is still run."""
+  """Records that the cell still runs."""
   with contextlib.suppress(FileNotFoundError):
     os.utime(os.path.join(path, "running.json"))
 
 
 def release(path: str, ended: dict | None) -> None:
-  """Says that the cell is run no more, and how its process ended."""
+  """Records that the cell runs no more, and how its process ended."""
   if ended is not None:
     _write(path, "ended.json", ended)
   with contextlib.suppress(FileNotFoundError):
@@ -315,13 +318,13 @@ def release(path: str, ended: dict | None) -> None:
 
 
 def forget_end(path: str) -> None:
-  """Removes what is known of an earlier end."""
+  """Removes the record of an earlier end."""
   with contextlib.suppress(FileNotFoundError):
     os.remove(os.path.join(path, "ended.json"))
 
 
 def _holder(path: str, held: dict) -> str:
-  """Returns where a cell is being run, "" if it is not."""
+  """Returns which process runs a cell, "" if none does."""
   pid, host = held.get("pid"), held.get("host")
   if type(pid) is not int or not 0 < pid <= MAX_PID or type(host) is not str:
     return ""
@@ -343,7 +346,7 @@ def _is_alive(pid: int) -> bool:
     return True
   try:
     with open(f"/proc/{pid}/cmdline", "rb") as file:
-      # A number is given again: to something else.
+      # The kernel may have given the id to another program.
       return b"gpt_jax" in file.read()
   except OSError:
     return True
@@ -354,7 +357,7 @@ def _has_reported(path: str) -> bool:
 
 
 def _check_own(record: dict, config: Config) -> str:
-  """Returns what is wrong with a finished run that is not its cell's."""
+  """Returns how a finished run's config differs from its cell's, or ""."""
   if not record:
     return ""
   there = config_lib.flatten(config)
@@ -387,14 +390,15 @@ def _config_of(record: dict) -> Config:
   return config_lib.freeze(nested)
 
 
-# Types of the fields of cell.json that are read again.
+# Types of the fields of cell.json that are read.
 _CELL = {"id": str, "name": str, "place": int, "values": dict, "config": dict}
 _CELL |= {"data": str, "code": str}
 
 
 def _read_cell(path: str) -> tuple[dict, str]:
-  """Returns (cell.json, ""); ({}, why) where it is damaged, both empty where
-  there is none.
+  """Returns (content of cell.json, "").
+
+  ({}, why) where the file is damaged, ({}, "") where there is none.
   """
   try:
     record = files.read_json(os.path.join(path, "cell.json"))
@@ -416,7 +420,7 @@ def _read_cell(path: str) -> tuple[dict, str]:
 
 
 def _read_ended(path: str) -> dict:
-  """Returns ended.json, {} where there is none that `run` has written."""
+  """Returns the content of ended.json, {} where `run` has written none."""
   ended = _read(path, "ended.json")
   reason, seconds = ended.get("reason", ""), ended.get("seconds", 0)
   is_sound = type(ended.get("code")) is int and type(reason) is str

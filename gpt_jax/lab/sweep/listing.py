@@ -1,12 +1,10 @@
-"""How the cells of a sweep stand: one line each."""
+"""How the cells of a sweep stand, one line for each."""
 
 import dataclasses
-import json
 import time
 
-from gpt_jax.lab.sweep import cells as cells_lib
-from gpt_jax.lab.sweep import folder
-from gpt_jax.lab.sweep.cells import Sweep
+from gpt_jax.lab.sweep import folder, identity
+from gpt_jax.lab.sweep.cells import Refusal, Sweep
 from gpt_jax.machine import console
 
 _ROW = "{:12}  {:10} {:>15}  {:>8}  {:>14}  {}"
@@ -15,10 +13,10 @@ _ROW = "{:12}  {:10} {:>15}  {:>8}  {:>14}  {}"
 def states_of(
   sweep: Sweep | None, root: str
 ) -> tuple[list[folder.State], dict[str, str]]:
-  """Returns the states of a sweep, or of all that is in ROOT, and their titles.
+  """Returns the states of a sweep's cells, and {cell id: title}.
 
   Args:
-    sweep: None where no config file is given.
+    sweep: None takes all cells that are in ROOT.
   """
   if sweep is None:
     states = [folder.read(root, cell_id) for cell_id in folder.list_ids(root)]
@@ -44,61 +42,82 @@ def title_of(state: folder.State) -> str:
   return f"{state.name} seed {state.seed}"
 
 
-def run(sweep: Sweep | None, root: str, args) -> int:
-  """Prints the list; returns the exit code."""
+@dataclasses.dataclass(frozen=True)
+class Listing:
+  """The cells of a sweep, as their folders say they stand.
+
+  Attributes:
+    states: of the cells.
+    titles: {cell id: name and seed}.
+    refused: cells whose values cannot be used.
+  """
+
+  states: list[folder.State]
+  titles: dict[str, str]
+  refused: list[Refusal]
+
+
+def read(sweep: Sweep | None, root: str) -> Listing:
+  """Returns the Listing of a sweep, or of all cells in ROOT if it is None."""
   states, titles = states_of(sweep, root)
-  refused = sweep.refused if sweep else []
-  if args.json:
-    rows = [_row(s, titles[s.id]) for s in states]
-    rows += [
-      {"id": None, "name": r.title, "state": "refused", "reason": r.reason}
-      for r in refused
-    ]
-    print(json.dumps(rows, indent=1))
-    return 0
-  say = lambda line: print(console.plain(line))
-  say(_ROW.format("cell", "state", "step", "loss", "age", "what"))
-  today, other = cells_lib.code_version(), 0
-  for state in states:
-    notes = [state.reason] if state.reason else []
-    if (
-      state.word in (folder.RUNNING, folder.STOPPED) and state.loss is not None
-    ):
-      notes.append(f"training loss {state.loss:.4f}")
+  return Listing(states, titles, sweep.refused if sweep else [])
+
+
+def rows(found: Listing) -> list[dict]:
+  """Returns a flat dict for each cell, in JSON's types."""
+  listed = [_row(s, found.titles[s.id]) for s in found.states]
+  return listed + [
+    {"id": None, "name": r.title, "state": "refused", "reason": r.reason}
+    for r in found.refused
+  ]
+
+
+def lines(found: Listing) -> list[str]:
+  """Returns the listing as text: a line for each cell, and the counts."""
+  text = [_ROW.format("cell", "state", "step", "loss", "age", "what")]
+  today, num_other = identity.code_version(), 0
+  for state in found.states:
     code = state.record.get("code")
-    if code not in (None, today):
-      other += 1
-      notes.append(f"code {code}")
-    trunk = state.record.get("trunk")
-    if trunk:
-      notes.append(f"from step {trunk[1]:,} of {trunk[0]}")
-    what = "; ".join([titles[state.id], *notes])
-    say(
+    is_other = code not in (None, today)
+    num_other += is_other
+    text.append(
       _ROW.format(
         state.id,
         state.word,
         f"{state.step:,}/{state.total:,}" if state.total else "-",
         f"{state.final[1]:.4f}" if state.final else "-",
         age_of(state),
-        what,
+        "; ".join([found.titles[state.id], *_notes(state, is_other)]),
       )
     )
-  for one in refused:
-    say(
-      _ROW.format("-", "refused", "-", "-", "-", f"{one.title}; {one.reason}")
-    )
-  words = [s.word for s in states] + ["refused"] * len(refused)
+  for one in found.refused:
+    what = f"{one.title}; {one.reason}"
+    text.append(_ROW.format("-", "refused", "-", "-", "-", what))
+  words = [s.word for s in found.states] + ["refused"] * len(found.refused)
   order = [folder.DONE, folder.RUNNING, folder.STOPPED, folder.WAITING]
   order += [folder.DIVERGED, folder.FAILED, folder.UNREADABLE, "refused"]
   counts = [f"{words.count(w)} {w}" for w in order if w in words]
-  say(f"{len(words)} cells: {', '.join(counts) or 'none'}")
-  if other:
-    say(f"{other} of other sources than today's, whose code is {today}")
-  return 0
+  text.append(f"{len(words)} cells: {', '.join(counts) or 'none'}")
+  if num_other:
+    text.append(f"{num_other} of other code than today's, which is {today}")
+  return text
+
+
+def _notes(state: folder.State, is_other_code: bool) -> list[str]:
+  notes = [state.reason] if state.reason else []
+  is_midway = state.word in (folder.RUNNING, folder.STOPPED)
+  if is_midway and state.loss is not None:
+    notes.append(f"training loss {state.loss:.4f}")
+  if is_other_code:
+    notes.append(f"code {state.record['code']}")
+  trunk = state.record.get("trunk")
+  if trunk:
+    notes.append(f"from step {trunk[1]:,} of {trunk[0]}")
+  return notes
 
 
 def age_of(state: folder.State) -> str:
-  """Returns how long ago a cell gave its last sign."""
+  """Returns the time since a cell's files last changed, as text."""
   if state.changed is None:
     return "-"
   return console.format_seconds(max(0, time.time() - state.changed))

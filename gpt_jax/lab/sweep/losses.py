@@ -1,8 +1,8 @@
 """Which losses may be compared, and in what unit.
 
-A loss a token means the same in two runs only where both predict the same
-tokens of the same text, from contexts of the same length. Where the text alone
-is the same, bits per byte can be compared; where it is not, nothing can.
+Nats per token mean the same in two runs only if both predict the same tokens of
+the same text, from contexts of the same length. If only the text is the same,
+bits per byte can be compared; if it is not, nothing can.
 """
 
 from gpt_jax.config import DataConfig, InputError
@@ -16,7 +16,7 @@ NATS, BITS = "nats per token", "bits per byte"
 def find_unit(states: list[State]) -> tuple[str, str]:
   """Returns (NATS or BITS, "") for runs that have ended with a loss.
 
-  ("", why) where no unit makes their losses comparable, why being a clause.
+  ("", why) where no unit makes their losses comparable; `why` is a clause.
   """
   names = sorted({s.final[0] for s in states})
   if len(names) > 1:
@@ -45,14 +45,14 @@ def find_unit(states: list[State]) -> tuple[str, str]:
 
 
 def value(state: State, unit: str) -> float:
-  """Returns what a run ended with, in a unit of find_unit."""
+  """Returns a run's final loss in a unit of find_unit."""
   return state.bits if unit == BITS else state.final[1]
 
 
 def text_key(data: DataConfig) -> tuple:
-  """Returns what names the validation text as a config does.
+  """Returns the config's words that say which text validates a run.
 
-  Weights of a mixture change what is trained on alone.
+  Weights of a mixture are left out: they change the training data alone.
   """
   if data.valid_source is not None:
     return (_specs(data.valid_source),)

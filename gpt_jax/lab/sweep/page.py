@@ -1,7 +1,8 @@
-"""The report as one HTML file: no network, light or dark as the reader has it.
+"""The report as one HTML file, which loads nothing from a network.
 
-Whatever comes from a config, a name or an error passes through html.escape;
-the script sorts the table and holds no data.
+It follows the reader's light or dark theme. Everything that comes from a
+config, a name or an error passes through html.escape. The script only sorts the
+table and holds no data.
 """
 
 import dataclasses
@@ -13,7 +14,7 @@ from gpt_jax.lab.sweep import losses, paired
 from gpt_jax.machine import console
 from gpt_jax.runs import plot
 
-# Pixels for names of report.LEGEND_CHARS.
+# Pixels for a name of figures.LEGEND_CHARS.
 LEGEND_WIDTH = 250
 
 _STYLE = """
@@ -81,10 +82,10 @@ class Value:
   """One field of the table.
 
   Attributes:
-    text: shown.
-    key: sorted by; None sorts by the text.
-    link: relative address of what it names.
-    kind: class of its style.
+    text: the text that is shown.
+    key: the value that the column is sorted by; None sorts by the text.
+    link: relative address that the text links to.
+    kind: CSS class.
   """
 
   text: str
@@ -108,7 +109,7 @@ def write(
   branches: list[str],
   common: list[tuple[str, str]],
 ) -> str:
-  """Returns the page."""
+  """Returns the page, its sections in this order; empty ones are left out."""
   parts = [f"<h1>{_e(title)}</h1>", _facts(facts)]
   if troubles:
     parts += ["<h2>What did not work</h2>", _troubles(troubles)]
@@ -172,11 +173,11 @@ def _facts(rows) -> str:
 
 
 def _figure(svg: str, number: int) -> str:
-  """Returns a figure of plot.py in the page's colors, of the page's width."""
+  """Returns an SVG of plot.py in the page's colors and width."""
   size = re.search(r'width="(\d+)" height="(\d+)"', svg)
   if size is None:
     return ""
-  # The legend is to the right of what is drawn; without one nothing is.
+  # A legend stands to the right of the figure.
   has_legend = f'x="{plot.WIDTH + 8}"' in svg
   width = plot.WIDTH + (LEGEND_WIDTH if has_legend else 0)
   svg = svg.replace(

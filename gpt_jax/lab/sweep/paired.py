@@ -1,20 +1,21 @@
-"""Is one set of runs better than another? Paired by seed, and honest.
+"""Is one set of runs better than another? A paired t test over seeds.
 
-A seed decides the initial weights and the order of the data, and moves both
-runs of a pair alike, so the differences of pairs spread less than the runs do.
-Their mean has a t interval; of several comparisons p and interval are corrected
-together by Holm (1979), so that an interval excludes zero exactly where the
-verdict says that there is a difference.
+A seed decides the initial weights and the order of the data, and so moves both
+runs of a pair in the same direction: differences of pairs spread less than
+losses do. The mean difference gets a t interval. When several comparisons are
+made together, p values and intervals are corrected by Holm (1979), so that an
+interval excludes zero exactly where the verdict says that there is a
+difference.
 With fewer than two pairs there is no spread to judge by, hence no verdict. A
-run that diverged has no loss: its set is called diverged, for the mean of
-those that are left would be a mean of survivors.
+set in which a run diverged gets the verdict "diverged": a mean of the other
+seeds would be a mean of survivors.
 """
 
 import dataclasses
 import math
 import statistics
 
-# Of verdicts and intervals, over all comparisons that are made together.
+# Confidence of verdicts and intervals, over all comparisons made together.
 LEVEL = 0.95
 BETTER, WORSE, SAME = "better", "worse", "not distinguishable"
 NO_VERDICT = "no verdict"
@@ -23,19 +24,21 @@ DIVERGED = "diverged"
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-  """One set of runs against a baseline; losses, so that less is better.
+  """A set of runs compared with a baseline by loss: less is better.
 
   Attributes:
-    name, baseline: of the sets.
-    seeds: that both have.
-    mean: of the differences, this less the baseline; None without a pair.
+    name, baseline: the names of the two sets.
+    seeds: the seeds that both sets have.
+    mean: mean difference of losses, this set less the baseline; None without a
+      pair.
     spread: standard error of the mean; None without two pairs.
-    low, high: interval of the mean, corrected as p is; None without a verdict.
-    p: two-sided, of this comparison alone; None without a verdict.
+    low, high: interval of the mean, corrected like p; None without a verdict.
+    p: two-sided p value of this comparison alone; None without a verdict.
     adjusted: p by Holm, over the comparisons made together.
-    verdict: one of the words above, DIVERGED with its seeds counted.
-    why: why there is no verdict.
-    unit: of the losses, "" where they are nats per token.
+    verdict: BETTER, WORSE, SAME, NO_VERDICT, or DIVERGED with the number of
+      seeds that did.
+    why: the reason where there is no verdict.
+    unit: of the losses; "" means nats per token.
   """
 
   name: str
@@ -80,20 +83,20 @@ def compare(
   baseline: tuple[str, dict[int, float]],
   others: list[tuple[str, dict[int, float]]],
 ) -> list[Comparison]:
-  """Returns a Comparison of each of the others with the baseline.
+  """Returns each of the other sets compared with the baseline.
 
   Args:
     baseline: (name, {seed: loss}); the loss of a run that diverged is inf.
-    others: the same of each set.
+    others: the same for each of the other sets.
   """
   return judge([pair(baseline, other) for other in others])
 
 
 def pair(baseline, other, unit: str = "") -> Comparison:
-  """Returns a Comparison that has p and no verdict yet, see judge.
+  """Returns a Comparison with its p but without a verdict, see judge.
 
   Args:
-    baseline, other: as compare takes them.
+    baseline, other: (name, {seed: loss}), as in compare.
     unit: see Comparison.
   """
   (base_name, a), (name, b) = baseline, other
@@ -109,13 +112,15 @@ def pair(baseline, other, unit: str = "") -> Comparison:
   if n < 2:
     return make(mean=mean, why="it takes two seeds that both have finished")
   spread = statistics.stdev(differences) / math.sqrt(n)
-  # Rounding alone spreads a little what is the same for every seed.
+  # Equal differences still spread by rounding.
   if spread <= 1e-12 * max(abs(mean), *map(abs, a.values())):
     if mean == 0:
       return make(mean=0.0, spread=0.0, p=1.0)
     why = "all seeds differ by the same, so that they are not independent"
     return make(mean=mean, why=why)
-  p = 2 * t_cdf(-abs(mean) / spread, n - 1)
+  from scipy import special
+
+  p = 2 * float(special.stdtr(n - 1, -abs(mean) / spread))
   return make(mean=mean, spread=spread, p=p)
 
 
@@ -128,7 +133,9 @@ def _count(losses: dict[int, float]) -> str:
 
 
 def judge(found: list[Comparison]) -> list[Comparison]:
-  """Returns the comparisons with p corrected, intervals and verdicts."""
+  """Returns the comparisons with corrected p, intervals and verdicts."""
+  from scipy import special
+
   factors = iter(holm_factors([c.p for c in found if c.p is not None]))
   out = []
   for one in found:
@@ -139,7 +146,8 @@ def judge(found: list[Comparison]) -> list[Comparison]:
       if p < 1 - LEVEL:
         verdict = BETTER if one.mean < 0 else WORSE
       tail = (1 - LEVEL) / factor / 2
-      half = t_quantile(1 - tail, len(one.seeds) - 1) * one.spread
+      degrees = len(one.seeds) - 1
+      half = -float(special.stdtrit(degrees, tail)) * one.spread
       low, high = one.mean - half, one.mean + half
       one = dataclasses.replace(
         one, adjusted=p, verdict=verdict, low=low, high=high
@@ -149,16 +157,17 @@ def judge(found: list[Comparison]) -> list[Comparison]:
 
 
 def holm(ps: list[float]) -> list[float]:
-  """Returns p values that hold together: the k-th least times n - k + 1."""
+  """Returns p values corrected by Holm (1979): the k-th least times n-k+1."""
   factors = holm_factors(ps)
   return [min(1.0, p * f) for p, f in zip(ps, factors, strict=True)]
 
 
 def holm_factors(ps: list[float]) -> list[float]:
-  """Returns what Holm multiplies each p by, from 1 to their number.
+  """Returns the factor, from 1 to n, by which Holm multiplies each of n ps.
 
-  The k-th least by n - k + 1, and by more where one before it would else end
-  above it. An interval at 1 - (1 - LEVEL) / factor agrees with the corrected p.
+  The k-th least p is multiplied by n - k + 1, or by more where the corrected
+  value would fall below that of a lesser p. An interval of confidence
+  1 - (1 - LEVEL) / factor agrees with the corrected p.
   """
   order = sorted(range(len(ps)), key=lambda i: ps[i])
   out, highest = [1.0] * len(ps), 0.0
@@ -167,55 +176,3 @@ def holm_factors(ps: list[float]) -> list[float]:
     highest = max(highest, ps[i] * own)
     out[i] = max(own, highest / ps[i]) if ps[i] else own
   return out
-
-
-def t_cdf(t: float, freedom: int) -> float:
-  """Returns P(T <= t) of Student's distribution."""
-  x = freedom / (freedom + t * t)
-  tail = 0.5 * _incomplete_beta(freedom / 2, 0.5, x)
-  return 1 - tail if t > 0 else tail
-
-
-def t_quantile(p: float, freedom: int) -> float:
-  """Returns the t with P(T <= t) = p, for p of at least 1/2."""
-  low, high = 0.0, 1.0
-  while t_cdf(high, freedom) < p:
-    high *= 2
-  for _ in range(60):
-    middle = (low + high) / 2
-    if t_cdf(middle, freedom) < p:
-      low = middle
-    else:
-      high = middle
-  return high
-
-
-def _incomplete_beta(a: float, b: float, x: float) -> float:
-  """Returns I_x(a, b) by Lentz's continued fraction (DLMF 8.17.22)."""
-  if x <= 0 or x >= 1:
-    return float(x >= 1)
-  if x > (a + 1) / (a + b + 2):
-    return 1 - _incomplete_beta(b, a, 1 - x)
-  front = math.exp(
-    math.lgamma(a + b)
-    - math.lgamma(a)
-    - math.lgamma(b)
-    + a * math.log(x)
-    + b * math.log1p(-x)
-  )
-  tiny = 1e-300
-  f, c, d = 1.0, 1.0, 0.0
-  for i in range(300):
-    m = i // 2
-    if i == 0:
-      term = 1.0
-    elif i % 2 == 0:
-      term = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
-    else:
-      term = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
-    d = 1 / ((1 + term * d) or tiny)
-    c = (1 + term / c) or tiny
-    f *= c * d
-    if abs(1 - c * d) < 1e-15:
-      break
-  return front * (f - 1) / a

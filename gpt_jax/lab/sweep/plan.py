@@ -1,9 +1,9 @@
-"""What a sweep will cost: a row a cell, before anything is spent.
+"""What a sweep will cost, cell by cell, before anything is run.
 
-Hours are steps times the seconds of a step, measured here for a few shapes and
-scaled by FLOPs to the others, and what a process takes to its first step;
-evaluations and checkpoints are left out. With a topology they are those of the
-planner, which no run beats.
+A cell's time is the start of a process plus its steps times the seconds of a
+step. A step is timed on this machine for a few shapes and scaled by FLOPs to
+the others; evaluations and checkpoints are left out. With a topology, times
+are the planner's, which are a lower bound.
 """
 
 import dataclasses
@@ -11,19 +11,18 @@ import os
 import statistics
 
 from gpt_jax import config as config_lib
-from gpt_jax import exits, flops
+from gpt_jax import flops
 from gpt_jax.config import Config, InputError
 from gpt_jax.data import tokenizers
 from gpt_jax.lab.sweep import branches, folder
 from gpt_jax.lab.sweep.cells import Cell, Sweep, diff_text
 from gpt_jax.machine import chips, console, runtime
 
-ITEM = {"float32": 4, "bfloat16": 2}
-# What a process of training takes before there is a model, on a CPU.
+# Memory of a training process on a CPU before it builds a model.
 PROCESS_BYTES = 400 << 20
-# Numbers that an optimizer keeps of each parameter.
+# Moments that an optimizer stores for each parameter; 2 for all others.
 MOMENTS = {"lion": 1, "sgd": 1, "adafactor": 0}
-# Seconds of steps that a shape is measured for.
+# Seconds for which the steps of a shape are timed.
 MEASURED_SECONDS = 2.0
 
 
@@ -32,12 +31,14 @@ class Bill:
   """What one cell will take.
 
   Attributes:
-    params, tokens, flops: tokens and FLOPs of what is left to do.
-    bytes: of memory, of one device with a topology.
-    hours: None where it does not fit.
-    fault: why it does not fit, "" if it does.
-    steps: left to do, of whole batches; a ramp counts as fewer.
-    saved: FLOPs that its trunk does for it.
+    params: number of parameters.
+    tokens, flops: of the steps that are left to do.
+    bytes: memory of the process, or of one device with a topology.
+    hours: None where the cell does not fit.
+    fault: why the cell does not fit, "" if it does.
+    steps: steps left to do, in whole batches: steps of a smaller batch count
+      in part.
+    saved: FLOPs of the steps that its trunk does for it.
   """
 
   params: int
@@ -50,24 +51,68 @@ class Bill:
   saved: float
 
 
-def run(sweep: Sweep, root: str | None, args) -> int:
-  """Prints the plan; returns the exit code. Writes nothing."""
+@dataclasses.dataclass(frozen=True)
+class Limits:
+  """Where cells are to run, and how their plan is made.
+
+  Attributes:
+    memory: GiB that one cell may take; None is all that this machine has.
+    topology: the slice to plan for, as lab.plan takes it; None is this machine.
+    devices: the value of --devices of each cell, or None.
+    num_measured: how many shapes a step is timed for.
+  """
+
+  memory: float | None = None
+  topology: str | None = None
+  devices: int | None = None
+  num_measured: int = 3
+
+
+def make(
+  sweep: Sweep, root: str | None = None, limits: Limits | None = None
+) -> dict[str, Bill]:
+  """Returns {cell id: Bill} of the cells that are not done.
+
+  Times steps on this machine, or compiles them for limits.topology; writes
+  nothing.
+
+  Args:
+    root: the folder of the sweep, to leave out what is done there; may be None.
+
+  Raises:
+    InputError: a branch's learning rates differ from its trunk's, or a
+      vocabulary is not known before its text is prepared.
+  """
   branches.check_rates(sweep.cells)
   done = {c.id for c in sweep.cells if root and folder.is_done(root, c.id)}
   todo = [c for c in sweep.cells if c.id not in done]
-  bills = make_bills(todo, root, args)
+  return _make_bills(todo, root, limits or Limits())
+
+
+def find_faults(sweep: Sweep, bills: dict[str, Bill]) -> list[tuple[str, str]]:
+  """Returns (title, reason) of what is refused and of what does not fit."""
+  refused = [(one.title, one.reason) for one in sweep.refused]
+  planned = [(c.title, bills[c.id].fault) for c in sweep.cells if c.id in bills]
+  return refused + [pair for pair in planned if pair[1]]
+
+
+def lines(sweep: Sweep, bills: dict[str, Bill], workers: int = 1) -> list[str]:
+  """Returns the plan as text: a row for each cell, and the sum.
+
+  Args:
+    workers: number of cells that share this machine; 1 with a topology.
+  """
   width = max([len(_what(c, sweep)) for c in sweep.cells] or [4])
   form = f"{{:12}}  {{:{width}}}  {{:>9}}  {{:>9}}  {{:>9}}  {{:>10}}  {{:>9}}"
-  say = lambda line: print(console.plain(line))
-  say(
+  text = [
     form.format(
       "cell", "what", "params", "tokens", "FLOPs", "memory", "time"
     ).rstrip()
-  )
+  ]
   for cell in sweep.cells:
     what = _what(cell, sweep)
-    if cell.id in done:
-      say(f"{cell.id:12}  {what:{width}}  done")
+    if cell.id not in bills:
+      text.append(f"{cell.id:12}  {what:{width}}  done")
       continue
     bill = bills[cell.id]
     line = form.format(
@@ -81,45 +126,41 @@ def run(sweep: Sweep, root: str | None, args) -> int:
     )
     if cell.trunk is not None:
       line += f"  from step {cell.trunk[1]:,} of {cell.trunk[0]}"
-    say(line)
-  print("\n".join(_total(sweep, todo, bills, args)))
-  for one in sweep.refused:
-    say(f"refused: {one.title}: {one.reason}")
-  unfit = [c for c in todo if bills[c.id].fault]
-  for cell in unfit:
-    say(f"refused: {cell.title}: {bills[cell.id].fault}")
-  return exits.DOES_NOT_FIT if unfit or sweep.refused else 0
+    text.append(line)
+  text += _total(sweep, bills, workers)
+  faults = find_faults(sweep, bills)
+  return text + [f"refused: {title}: {why}" for title, why in faults]
 
 
 def _what(cell: Cell, sweep: Sweep) -> str:
-  """Returns the cell's name, with what changed where that does not say it."""
+  """Returns the cell's title, with its changed keys if its name has none."""
   changed = diff_text(cell, sweep.cells[0])
   if "=" in cell.name or not changed:
     return cell.title
   return f"{cell.title}: {changed}"
 
 
-def _total(sweep: Sweep, todo, bills, args) -> list[str]:
-  todo = [c for c in todo if not bills[c.id].fault]
+def _total(sweep: Sweep, bills: dict[str, Bill], workers: int) -> list[str]:
+  todo = [c for c in sweep.cells if c.id in bills and not bills[c.id].fault]
   hours = sum(bills[c.id].hours or 0 for c in todo)
   spent = sum(bills[c.id].flops for c in todo)
-  lines = [
+  text = [
     f"in all {len(todo)} of {len(sweep.cells)} cells to run, {spent:.2e} FLOPs,"
     f" {_time(hours)} of one worker"
   ]
-  if args.workers > 1 and args.topology is None:
+  if workers > 1:
     # They share the machine: two at once are no faster than one after another.
-    lines[0] += f"; {args.workers} workers share this machine"
+    text[0] += f"; {workers} workers share this machine"
   trunks = {c.trunk[0] for c in todo if c.trunk is not None}
   leaves = [bills[c.id] for c in todo if c.id not in trunks]
   straight = sum(b.flops + b.saved for b in leaves)
   if trunks and straight > spent:
     share = 100 * (straight - spent) / straight
-    lines.append(
+    text.append(
       f"without their trunk, the {len(leaves)} others would take {straight:.2e}"
       f" FLOPs: branches save {share:.0f} %"
     )
-  return lines
+  return text
 
 
 def _time(hours: float) -> str:
@@ -128,21 +169,18 @@ def _time(hours: float) -> str:
   return console.format_seconds(hours * 3600)
 
 
-def make_bills(cells: list[Cell], root: str | None, args) -> dict[str, Bill]:
-  """Returns {cell id: Bill}, measuring or planning what is needed.
-
-  Raises:
-    InputError: a vocabulary is not known before its text is prepared.
-  """
+def _make_bills(
+  cells: list[Cell], root: str | None, limits: Limits
+) -> dict[str, Bill]:
   configs = {c.id: with_vocab(c.config, root) for c in cells}
   shapes = {c.id: shape_of(configs[c.id]) for c in cells}
-  bills = {c.id: _bill(c, configs[c.id], args) for c in cells}
-  if args.topology is not None:
-    return _planned(cells, configs, bills, args)
+  bills = {c.id: _bill(c, configs[c.id], limits) for c in cells}
+  if limits.topology is not None:
+    return _planned(cells, configs, bills, limits)
   fitting = {
     shapes[c.id]: configs[c.id] for c in cells if not bills[c.id].fault
   }
-  seconds, start = measure(fitting, args)
+  seconds, start = measure(fitting, limits.num_measured, limits.devices)
   for cell in cells:
     bill = bills[cell.id]
     if not bill.fault:
@@ -152,12 +190,13 @@ def make_bills(cells: list[Cell], root: str | None, args) -> dict[str, Bill]:
 
 
 def with_vocab(config: Config, root: str | None) -> Config:
-  """Returns the config with model.vocab_size known.
+  """Returns the config with model.vocab_size filled in.
 
-  From the tokenizer's word, or from another cell on the same text.
+  The tokenizer's spec gives it, or a cell of ROOT on the same text that has
+  begun.
 
   Raises:
-    InputError: neither tells.
+    InputError: neither does.
   """
   m, data = config.model, config.data
   if m.vocab_size is not None:
@@ -184,7 +223,7 @@ def with_vocab(config: Config, root: str | None) -> Config:
 
 
 def shape_of(config: Config) -> tuple:
-  """Returns what decides the seconds of a step."""
+  """Returns the config's values that decide how long a step takes."""
   flat = config_lib.flatten(config)
   words = ("data.seq_len", "data.packing", "train.global_batch_size")
   words += ("train.num_microbatches", "train.num_loss_chunks")
@@ -203,19 +242,20 @@ def step_flops(config: Config) -> float:
 
 
 def count_bytes(config: Config) -> int:
-  """Returns about how many bytes training needs, as one process on a CPU."""
+  """Returns an estimate of a training process's memory on a CPU, in bytes."""
   m, t = config.model, config.train
   params = sum(flops.count_parameters(m).values())
   moments = MOMENTS.get(config.optim.optimizer, 2)
   state = params * (
-    ITEM[m.param_dtype] + moments * ITEM[config.optim.moment_dtype]
+    flops.DTYPE_BYTES[m.param_dtype]
+    + moments * flops.DTYPE_BYTES[config.optim.moment_dtype]
   )
   micro = t.global_batch_size // t.num_microbatches * config.data.seq_len
   return PROCESS_BYTES + state + flops.estimate_passing_bytes(m, micro)
 
 
 def machine_bytes() -> int | None:
-  """Returns the memory that this machine, or this container, has."""
+  """Returns the bytes of memory of this machine, or of this container."""
   found = []
   with open("/proc/meminfo") as file:
     for line in file:
@@ -230,18 +270,26 @@ def machine_bytes() -> int | None:
   return min(found, default=None)
 
 
-def available_bytes(args) -> int | None:
-  """Returns what one worker may take, None where nothing is known."""
-  if args.memory is not None:
-    return int(args.memory * 2**30)
+def available_bytes(memory: float | None) -> int | None:
+  """Returns the bytes that one worker may take, None where they are unknown.
+
+  Args:
+    memory: GiB, if limited.
+  """
+  if memory is not None:
+    return int(memory * 2**30)
   if runtime.find_accelerator() or not os.path.exists("/proc/meminfo"):
     return None
   return machine_bytes()
 
 
-def fault_of(config: Config, args) -> str:
-  """Returns why a config cannot run here, "" if it seems that it can."""
-  needed, there = count_bytes(config), available_bytes(args)
+def fault_of(config: Config, memory: float | None) -> str:
+  """Returns why a config does not fit here, "" if it seems to fit.
+
+  Args:
+    memory: GiB that it may take, if limited.
+  """
+  needed, there = count_bytes(config), available_bytes(memory)
   if there is None or needed <= there:
     return ""
   size = console.format_bytes
@@ -250,7 +298,7 @@ def fault_of(config: Config, args) -> str:
   )
 
 
-def _bill(cell: Cell, config: Config, args) -> Bill:
+def _bill(cell: Cell, config: Config, limits: Limits) -> Bill:
   t = config.train
   skipped = cell.trunk[1] if cell.trunk else 0
   left = config_lib.count_sequences(t, t.num_steps)
@@ -262,15 +310,16 @@ def _bill(cell: Cell, config: Config, args) -> Bill:
     flops=steps * step_flops(config),
     bytes=count_bytes(config),
     hours=None,
-    fault="" if args.topology is not None else fault_of(config, args),
+    fault="" if limits.topology else fault_of(config, limits.memory),
     steps=steps,
     saved=skipped * step_flops(config),
   )
 
 
-def _planned(cells, configs, bills, args) -> dict[str, Bill]:
-  topology = chips.parse_topology(args.topology, 1)
-  runtime.start(args.devices)
+def _planned(cells, configs, bills, limits: Limits) -> dict[str, Bill]:
+  """Returns the bills with memory and hours of the planner."""
+  topology = chips.parse_topology(limits.topology, 1)
+  runtime.start(limits.devices)
   if topology.platform == "tpu":
     runtime.start_tpu_compiler()
   from gpt_jax.lab.plan import planner
@@ -297,17 +346,19 @@ def _planned(cells, configs, bills, args) -> dict[str, Bill]:
   return bills
 
 
-def measure(shapes: dict, args) -> tuple[dict, float]:
-  """Returns ({shape: seconds of a step}, seconds to a first step).
+def measure(
+  shapes: dict[tuple, Config], num_measured: int, devices: int | None
+) -> tuple[dict[tuple, float], float]:
+  """Returns ({shape: seconds of a step}, seconds to the first step).
 
-  args.measure shapes are timed, the least and the greatest among them, each
-  in a process of its own; the others by their FLOPs over the rate of the
-  nearest.
+  `num_measured` shapes are timed, the smallest and the largest among them,
+  each in a process of its own. The others get their FLOPs over the FLOP/s of
+  the timed shape that is nearest in size.
   """
   from gpt_jax.lab.bench.worker import Failed, Worker
 
   order = sorted(shapes, key=lambda s: step_flops(shapes[s]))
-  count = min(args.measure, len(order))
+  count = min(num_measured, len(order))
   picked = {
     order[round(i * (len(order) - 1) / max(count - 1, 1))]
     for i in reversed(range(count))
@@ -316,7 +367,7 @@ def measure(shapes: dict, args) -> tuple[dict, float]:
   for shape in sorted(picked, key=order.index):
     config = shapes[shape]
     try:
-      with Worker("gpt_jax", "train", config, args.devices) as worker:
+      with Worker("gpt_jax", "train", config, devices) as worker:
         starts.append(worker.built["ready_seconds"])
         trial = worker.ask(do="run", count=3)["seconds"][-1]
         steps = max(3, min(200, round(MEASURED_SECONDS / trial)))

@@ -1,12 +1,16 @@
 """Does the best learning rate stay as a model grows? gpt_jax.lab.transfer.
 
-Short runs over a grid of parametrizations, widths (or depths), rates and
-seeds, and where the loss over the validation text is least. A step compiles
-once a size. Every run is a line of transfer.jsonl as soon as it ends; the same
-command goes on from there, and a value added to the grid runs alone.
+Trains short runs over a grid of parametrizations, widths (or depths), rates and
+seeds, and finds where the validation loss is least. The step is compiled once
+for each size. A run that ends becomes a line of transfer.jsonl; the same
+command goes on from there, and a value added to the grid adds only its own
+runs.
+From a notebook: run(config, words, axis, sizes, powers, seeds, folder), then
+verdict(cells, word).
 """
 
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -30,10 +34,10 @@ class Cell:
   Attributes:
     word: the parametrization.
     size: the width, or the number of blocks.
-    power: of two, the learning rate.
+    power: the learning rate is 2^power.
     seed: of parameters and data order.
-    loss: nats per token of the validation text; inf where it is not finite.
-    identity: of the config, the data and what is evaluated.
+    loss: validation loss in nats per token; inf where it is not finite.
+    identity: hash of config, data and number of evaluated batches.
   """
 
   word: str
@@ -54,7 +58,7 @@ def main(argv: list[str]) -> int:
     "--widths", metavar="D,...", help=f"model.model_dim (default {WIDTHS})"
   )
   parser.add_argument(
-    "--depths", metavar="L,...", help="model.num_layers instead"
+    "--depths", metavar="L,...", help="model.num_layers, in place of widths"
   )
   parser.add_argument(
     "--powers",
@@ -72,7 +76,7 @@ def main(argv: list[str]) -> int:
     help="(default %(default)s)",
   )
   parser.add_argument(
-    "--out", metavar="DIR", help="folder of transfer.jsonl and the figures"
+    "--out", metavar="DIR", help="folder for transfer.jsonl and the figures"
   )
   args, overrides = cli.parse(parser, argv)
   if args.out is None:
@@ -94,9 +98,11 @@ def main(argv: list[str]) -> int:
     )
   config = config_lib.freeze(cli.load_config(args.config, overrides))
   runtime.start(args.devices)
-  cells = run(config, words, axis, sizes, powers, seeds, args.out)
+  say = functools.partial(print, flush=True)
+  cells = run(config, words, axis, sizes, powers, seeds, args.out, say)
   print(describe(cells, axis))
-  write(cells, config, axis, args.out)
+  names = write(cells, config, axis, args.out)
+  print(f"written to {args.out}: {', '.join(names)}")
   return 0
 
 
@@ -110,8 +116,29 @@ def numbers(flag: str, text: str) -> list[int]:
     ) from None
 
 
-def run(config: Config, words, axis, sizes, powers, seeds, out) -> list[Cell]:
-  """Returns the cells of the grid; those that are known are not run again."""
+def run(
+  config: Config,
+  words: list[str],
+  axis: str,
+  sizes: list[int],
+  powers: list[float],
+  seeds: list[int],
+  folder: str,
+  say=print,
+) -> list[Cell]:
+  """Returns the cells of a grid; cells found in the folder are not run again.
+
+  Args:
+    words: values of model.parametrization.
+    axis: width | depth.
+    powers: learning rates, as powers of two.
+    folder: where transfer.jsonl is read and continued.
+    say: takes lines about what is being done.
+
+  Raises:
+    InputError: a size or parametrization is not possible, or there is no
+      validation text.
+  """
   from gpt_jax.lab.transfer import family
   from gpt_jax.training import preflight
 
@@ -123,19 +150,19 @@ def run(config: Config, words, axis, sizes, powers, seeds, out) -> list[Cell]:
       model = dataclasses.replace(sized.model, parametrization=word)
       sized = dataclasses.replace(sized, model=model)
       plans.append((word, size, sized))
-  # Checked as a config of that parametrization, before any is run.
+  # Every config is checked before the first is run.
   for _, _, sized in plans:
     config_lib.freeze(dataclasses.asdict(sized))
-  _, prepared = family.prepare(config)
+  _, prepared = family.prepare(config, say)
   if not prepared.valid:
     raise InputError(
       "data.valid_frac is 0 and data.valid_source None; rates are compared by "
       "the loss of a validation text"
     )
-  path = os.path.join(out, "transfer.jsonl")
+  path = os.path.join(folder, "transfer.jsonl")
   known = read(path)
   total, found = len(plans) * len(powers) * len(seeds), []
-  os.makedirs(out, exist_ok=True)
+  os.makedirs(folder, exist_ok=True)
   for word, size, sized in plans:
     member = None
     for power in powers:
@@ -152,17 +179,16 @@ def run(config: Config, words, axis, sizes, powers, seeds, out) -> list[Cell]:
           cell = Cell(word, size, power, seed, loss, name)
           with open(path, "a") as file:
             file.write(json.dumps(dataclasses.asdict(cell)) + "\n")
-          print(
+          say(
             f"{len(found) + 1} of {total}: {word} {axis} {size:,} rate "
-            f"2^{power} seed {seed}: loss {loss:.4f}, {seconds:.1f} s",
-            flush=True,
+            f"2^{power} seed {seed}: loss {loss:.4f}, {seconds:.1f} s"
           )
         found.append(cell)
   return found
 
 
 def identify(config: Config, data: str, power: float, seed: int) -> str:
-  """Returns 16 hex digits that name a run."""
+  """Returns a run's identity, 16 hex digits."""
   optim = dataclasses.replace(config.optim, learning_rate=2.0**power)
   config = dataclasses.replace(config, optim=optim, seed=seed)
   text = f"{config_lib.fingerprint(config)} {data} {config.eval.num_batches}"
@@ -170,7 +196,7 @@ def identify(config: Config, data: str, power: float, seed: int) -> str:
 
 
 def read(path: str) -> dict[str, Cell]:
-  """Returns {identity: cell} of a transfer.jsonl; a cut last line is lost."""
+  """Returns {identity: cell} of a transfer.jsonl, without a cut last line."""
   from gpt_jax.runs import rows
 
   return {row["identity"]: Cell(**row) for row in rows.read_objects(path)}
@@ -192,9 +218,9 @@ def best(cells: list[Cell], word: str, size: int) -> float:
 
 
 def between(cells: list[Cell], word: str, size: int) -> float:
-  """Returns where a parabola through the best power and its neighbours is low.
+  """Returns the best power by a parabola through it and its neighbours.
 
-  The best itself at the grid's edge, or beside a loss that is not finite.
+  The best power itself at the grid's edge, or beside a loss that is not finite.
   """
   row, middle = means(cells, word, size), best(cells, word, size)
   powers = sorted(row)
@@ -209,12 +235,14 @@ def between(cells: list[Cell], word: str, size: int) -> float:
 
 
 def verdict(cells: list[Cell], word: str) -> dict:
-  """Returns how far the best rate moves, and whether wider is ever worse.
+  """Returns how far the best rate moves, and whether larger is ever worse.
 
-  moved: steps of the grid between the least and the greatest best rate.
-  between: of each size, the best power by a parabola.
-  worse: [(size, next size, by how much)] where the mean loss rises at the
-    rate that is best for the first size.
+  Returns:
+    best: the best power of each size.
+    moved: steps of the grid between the least and the greatest of them.
+    between: the best power of each size by a parabola.
+    worse: [(size, next size, rise)] where the mean loss rises from one size to
+      the next, at the best rate of the first size.
   """
   sizes = sorted({c.size for c in cells if c.word == word})
   bests = [best(cells, word, size) for size in sizes]
@@ -230,7 +258,7 @@ def verdict(cells: list[Cell], word: str) -> dict:
 
 
 def describe(cells: list[Cell], axis: str) -> str:
-  """Returns a table for each parametrization, and what they say."""
+  """Returns a table and a verdict for each parametrization."""
   lines = []
   for word in dict.fromkeys(c.word for c in cells):
     sizes = sorted({c.size for c in cells if c.word == word})
@@ -265,7 +293,7 @@ def describe(cells: list[Cell], axis: str) -> str:
 
 
 def draw(cells: list[Cell], word: str, axis: str) -> str:
-  """Returns an SVG: loss against rate, a line a size."""
+  """Returns an SVG of loss against rate, a line for each size."""
   from gpt_jax.runs import plot
 
   sizes = sorted({c.size for c in cells if c.word == word})
@@ -281,8 +309,14 @@ def draw(cells: list[Cell], word: str, axis: str) -> str:
   return plot.draw_layers(word, "learning rate", "validation loss", layers)
 
 
-def write(cells: list[Cell], config: Config, axis: str, out: str) -> None:
-  """Writes transfer.json and a figure for each parametrization."""
+def write(
+  cells: list[Cell], config: Config, axis: str, folder: str
+) -> list[str]:
+  """Writes transfer.json and a figure for each parametrization.
+
+  Returns:
+    The names of the files.
+  """
   from gpt_jax.runs import workdir
 
   words = list(dict.fromkeys(c.word for c in cells))
@@ -293,9 +327,9 @@ def write(cells: list[Cell], config: Config, axis: str, out: str) -> None:
     "verdicts": {word: verdict(cells, word) for word in words},
   }
   text = json.dumps(content, indent=1) + "\n"
-  workdir.write_text(os.path.join(out, "transfer.json"), text)
+  workdir.write_text(os.path.join(folder, "transfer.json"), text)
   names = ["transfer.json"]
   for word in words:
     names.append(f"transfer-{word}.svg")
-    workdir.write_text(os.path.join(out, names[-1]), draw(cells, word, axis))
-  print(f"written to {out}: {', '.join(names)}")
+    workdir.write_text(os.path.join(folder, names[-1]), draw(cells, word, axis))
+  return names

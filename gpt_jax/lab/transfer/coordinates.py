@@ -1,18 +1,20 @@
 """Do activations keep their size as a model grows? lab.transfer.coordinates.
 
-The coordinate check (Yang et al. 2022, D.1): a few steps are taken at several
-widths, or depths, with one learning rate, and after each the mean absolute
-value of what flows is taken on a batch that is never trained on. What a
-parametrization promises is that it is the same at every size: a power of the
-size with an exponent near zero. The exponent of how far each has moved since
-the start is printed beside it: a model may also keep its activations by not
-learning.
+The coordinate check (Yang et al. 2022, D.1). Models of several widths, or
+depths, take a few steps at one learning rate. After each step the mean absolute
+activation is measured on a batch that is never trained on. A parametrization
+promises that it does not depend on the size: as a power of the size it has an
+exponent near zero. The exponent of the change since the start is printed too,
+because activations also stay the same in a model that does not learn.
 
-Logits that begin as a sum of unrelated terms, which muP lets fall as
-1 / sqrt(width), outlast the first steps, as does what blocks add, which begins
-as one that CompleteP lets fall as 1 / sqrt(depth): those count from half of the
-steps on. With an output matrix that starts at zero (model.unembed_init_std)
-logits start at zero too, and count from the first step on.
+At the start logits are a sum of unrelated terms, which under muP falls as
+1 / sqrt(width), and this part outlasts the first steps. The sum over blocks
+falls as 1 / sqrt(depth) under CompleteP in the same way. So logits, and over
+depth the residual stream, are judged by the second half of the steps. If the
+output matrix starts at zero (model.unembed_init_std), so do the logits, which
+are then judged from the first step on.
+
+From a notebook: check(config, axis, sizes, steps), then judged(traces, axis).
 """
 
 import dataclasses
@@ -28,9 +30,9 @@ from gpt_jax.machine import runtime
 
 TAPS = ("embed", "attn", "mlp", "residual", "logits")
 WIDTHS, DEPTHS = "64,128,256,512,1024", "2,4,8,16,32"
-# Axis -> taps of which the second half of the steps counts.
+# Axis -> taps that are judged by the second half of the steps.
 LATE = {"width": ("logits",), "depth": ("logits", "residual")}
-# The batch that is looked at, by the step that would train on it.
+# Activations are measured on the batch of this step, which is never trained on.
 PROBE = 10_000
 # How far from zero an exponent may be.
 TOLERANCE = 0.1
@@ -38,15 +40,13 @@ TOLERANCE = 0.1
 
 @dataclasses.dataclass(frozen=True)
 class Trace:
-  """What was seen at one size.
+  """Activations of one size; all values are means over seeds.
 
   Attributes:
     size: the width, or the number of blocks.
     levels: tap -> mean absolute value before the first step and after each.
     moves: tap -> mean absolute change since before the first step.
-    losses: of each step.
-
-  All are means over seeds.
+    losses: the training loss of each step.
   """
 
   size: int
@@ -67,13 +67,13 @@ def main(argv: list[str]) -> int:
   parser.add_argument(
     "--depths",
     metavar="L,...",
-    help=f"model.num_layers instead; such as {DEPTHS}",
+    help=f"model.num_layers, in place of widths; such as {DEPTHS}",
   )
   parser.add_argument(
     "--growing",
     default="heads",
     metavar="WHAT",
-    help="heads (more of them) or head_dim (wider) with width (default "
+    help="what grows with width: heads (more of them) or head_dim (default "
     "%(default)s)",
   )
   parser.add_argument(
@@ -81,17 +81,18 @@ def main(argv: list[str]) -> int:
     type=int,
     default=10,
     metavar="N",
-    help="steps, at the full rate from the first (default %(default)s)",
+    help="steps to take, without warm-up (default %(default)s)",
   )
   parser.add_argument(
     "--seeds",
     type=int,
     default=4,
     metavar="N",
-    help="averaged over: config.seed and those after it (default %(default)s)",
+    help="number of seeds to average over, from config.seed on (default "
+    "%(default)s)",
   )
   parser.add_argument(
-    "--out", metavar="DIR", help="folder to write the figures and a plot into"
+    "--out", metavar="DIR", help="folder for coordinates.json and a figure"
   )
   args, overrides = cli.parse(parser, argv)
   for flag in ("steps", "seeds"):
@@ -111,11 +112,12 @@ def main(argv: list[str]) -> int:
   print(describe(traces, config, axis))
   if args.out:
     write(traces, config, axis, args.out)
+    print(f"written to {args.out}: coordinates.json, coordinates.svg")
   return 0 if is_flat(traces, axis) else 1
 
 
 def parse_sizes(flag: str, text: str) -> list[int]:
-  """Returns the sizes of "64,128"; at least two, all different."""
+  """Returns the sizes of "64,128": two or more, in order."""
   try:
     sizes = sorted({int(word) for word in text.split(",")})
   except ValueError:
@@ -141,8 +143,10 @@ def check(
 
   Args:
     axis: width | depth.
-    steps: taken at the config's learning rate, without warm-up.
-    growing: with the width: heads | head_dim.
+    steps: to take at the config's learning rate, without warm-up.
+    seeds: number of seeds to average over, from config.seed on.
+    growing: heads | head_dim, see family.at_width.
+    say: takes lines about what is being done.
   """
   from gpt_jax.lab.transfer import family
 
@@ -156,7 +160,7 @@ def check(
     "width": lambda size: family.at_width(config, size, growing),
     "depth": lambda size: family.at_depth(config, size),
   }[axis]
-  members = [grow(size) for size in sizes]  # refused before any is run
+  members = [grow(size) for size in sizes]  # all are checked before any runs
   _, prepared = family.prepare(config, say)
   traces = []
   for size, member in zip(sizes, members, strict=True):
@@ -167,7 +171,7 @@ def check(
 
 
 def trace(size: int, config: Config, prepared, steps: int, seeds: int) -> Trace:
-  """Returns what is seen of one model over its first steps."""
+  """Returns the Trace of one model over its first steps."""
   import jax
   import jax.numpy as jnp
 
@@ -213,7 +217,7 @@ def trace(size: int, config: Config, prepared, steps: int, seeds: int) -> Trace:
 
 
 def exponent(sizes: list[int], values: list[float]) -> float:
-  """Returns k of values ~ sizes^k, least squares of the logarithms."""
+  """Returns k of values ~ sizes^k, by least squares of the logarithms."""
   if not all(v > 0 and math.isfinite(v) for v in values):
     return math.nan
   x, y = [math.log(s) for s in sizes], [math.log(v) for v in values]
@@ -223,7 +227,11 @@ def exponent(sizes: list[int], values: list[float]) -> float:
 
 
 def exponents(traces: list[Trace], what: str = "levels") -> dict[str, list]:
-  """Returns tap -> exponent before the first step and after each."""
+  """Returns tap -> exponents before the first step and after each.
+
+  Args:
+    what: "levels" or "moves", see Trace.
+  """
   sizes = [t.size for t in traces]
   rows = {tap: [getattr(t, what)[tap] for t in traces] for tap in TAPS}
   return {
@@ -233,9 +241,10 @@ def exponents(traces: list[Trace], what: str = "levels") -> dict[str, list]:
 
 
 def judged(traces: list[Trace], axis: str) -> dict[str, float]:
-  """Returns tap -> the exponent farthest from zero; of LATE, the late one.
+  """Returns tap -> the exponent farthest from zero.
 
-  What starts at zero counts from after the first step on, LATE or not.
+  Taps of LATE are judged by the second half of the steps; a tap that starts at
+  zero is judged from the first step on.
   """
   found = {}
   for tap, row in exponents(traces).items():
@@ -248,7 +257,7 @@ def judged(traces: list[Trace], axis: str) -> dict[str, float]:
 
 
 def is_flat(traces: list[Trace], axis: str) -> bool:
-  """Returns whether all of `judged` are within TOLERANCE of zero."""
+  """Returns whether all exponents of `judged` are within TOLERANCE of zero."""
   return all(abs(k) <= TOLERANCE for k in judged(traces, axis).values())
 
 
@@ -279,7 +288,7 @@ def describe(traces: list[Trace], config: Config, axis: str) -> str:
 
 
 def draw(traces: list[Trace], title: str, axis: str) -> str:
-  """Returns an SVG: each tap against size, a line for each step's time."""
+  """Returns an SVG of taps against size at the start, step 1 and the end."""
   from gpt_jax.runs import plot
 
   steps = len(traces[0].losses)
@@ -316,7 +325,6 @@ def write(traces: list[Trace], config: Config, axis: str, out: str) -> None:
   )
   svg = draw(traces, title, axis)
   workdir.write_text(os.path.join(out, "coordinates.svg"), svg)
-  print(f"written to {out}: coordinates.json, coordinates.svg")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""One config at other widths and depths, and short runs of its members.
+"""One config at other widths and depths, and short runs of these models.
 
-The learning rate of a run is an argument of the compiled step, so that a grid
-of rates and seeds compiles once a size.
+The learning rate is an argument of the compiled step, so that a grid of rates
+and seeds compiles once for each size.
 """
 
 import dataclasses
@@ -22,19 +22,19 @@ from gpt_jax.training import optim, preflight
 from gpt_jax.training import state as state_lib
 from gpt_jax.training import step as step_lib
 
-# What grows with the width beside the MLP.
+# How attention grows with the width: more heads, or wider ones.
 GROWING = ("heads", "head_dim")
 
 
 def at_width(config: Config, width: int, growing: str = "heads") -> Config:
-  """Returns the config at another width, the MLP in proportion.
+  """Returns the config at another width, its MLP in proportion.
 
   Args:
-    growing: heads (they keep their width) or head_dim (they keep their
-      number; base_head_dim is that of the config, where it has none).
+    growing: "heads" makes more heads; "head_dim" makes them wider, and sets
+      base_head_dim to the config's head width where it is not set.
 
   Raises:
-    InputError: heads of that width do not divide it.
+    InputError: the width does not give whole heads.
   """
   m = config.model
   H, D = config_lib.head_dim(m), m.model_dim
@@ -67,19 +67,19 @@ def at_depth(config: Config, num_layers: int) -> Config:
 
 
 def prepare(config: Config, say=print) -> tuple[Config, PreparedData]:
-  """Returns (config with its vocabulary known, the data)."""
+  """Returns (config with its vocabulary filled in, prepared data)."""
   prepared = prepare_data(config.data, say)
   return preflight.resolve_vocab(config, prepared), prepared
 
 
 class Member:
-  """A model of a family, to be trained at any rate from any seed.
+  """One size of a model, to be trained at any rate from any seed.
 
   Args:
-    config: vocab_size filled in; its schedule is followed, its rate is not.
+    config: with a known vocabulary. Its schedule is used, its rate is not.
 
   Attributes:
-    compile_seconds: of the step.
+    compile_seconds: how long the step took to compile.
   """
 
   def __init__(self, config: Config, prepared: PreparedData):
@@ -114,7 +114,7 @@ class Member:
     self.compile_seconds = time.perf_counter() - began
 
   def train(self, seed: int, rate: float) -> float:
-    """Returns the validation loss of a whole run, inf if it is not finite."""
+    """Trains a whole run; returns its validation loss, inf if not finite."""
     c, state = self.config, self.start(np.uint32(seed))
     batches = self.batches(seed)
     for _ in range(c.train.num_steps):
@@ -134,7 +134,7 @@ class Member:
     return loss if np.isfinite(loss) else float("inf")
 
   def batch(self, seed: int, index: int) -> dict:
-    """Returns the batch of a step, as training with that seed reads it."""
+    """Returns the batch of a step in the data order of a seed."""
     return next(self.batches(seed, index))
 
   def batches(self, seed: int, first: int = 0):

@@ -1,10 +1,12 @@
-"""The same losses however a run is spread: python -m gpt_jax.lab.verify --help.
+"""Do all meshes give the same losses? python -m gpt_jax.lab.verify --help.
 
-One table of a small run's first losses on simulated devices in one process and
-in several real processes, each row beside one device. A thin door: jax is
-imported once the flags have been read.
+Trains a small run on many meshes of simulated devices in one process, and of
+several real processes, and compares its losses with those of one device. A thin
+door: jax is imported once the flags have been read. From a notebook:
+measure(folder).
 """
 
+import dataclasses
 import math
 import os
 import subprocess
@@ -47,10 +49,10 @@ SMALL = {
 MODELS = {
   "gpt": {},
   "grouped": {"model.num_kv_heads": "4", "train.num_loss_chunks": "3"},
-  # With seed 0 two experts come so close for some token that rounding decides.
+  # With seed 0 two experts nearly tie for a token: rounding would choose.
   "experts": {"model.num_experts": "8", "model.mlp": "swiglu", "seed": "1"},
 }
-# model, mesh, what else
+# (model, mesh, further overrides)
 MESHES = [
   ("gpt", {"data": 8}, {}),
   ("gpt", {"fsdp": 8}, {}),
@@ -73,7 +75,7 @@ MESHES = [
   ("grouped", {"seq": 4}, {"model.seq_attention": "ring"}),
   ("grouped", {"data": 2, "seq": 4}, {"model.seq_attention": "ring"}),
 ]
-# Real processes with a device each: how many, and their mesh.
+# Real processes with a device each: (number of processes, mesh).
 PROCESSES = [
   (1, {}),
   (2, {"data": 2}),
@@ -81,101 +83,125 @@ PROCESSES = [
   (4, {"data": 2, "fsdp": 2}),
   (4, {"tensor": 4}),
 ]
-# One of two is killed after KILL_STEP of a longer run, and four go on.
-# Rounding grows as training goes on: the longer run has a gentler rate.
+# A longer run: one of two processes is killed after KILL_STEP, and four resume.
+# Rounding errors grow with training, so this run has a smaller rate.
 LONG_STEPS, SAVE_STEPS, KILL_STEP, LONG_RATE = 60, 10, 15, "1e-3"
 
 
 def main(argv: list[str]) -> int:
   parser = cli.build_parser(
     "lab.verify",
-    f"The losses of {STEPS} steps on many meshes, beside one device's.",
+    f"Compares {STEPS} losses on many meshes with those of one device.",
     needs_config=False,
   )
   args, overrides = cli.parse(parser, argv)
   build_config("", **overrides)
   runtime.start(args.devices or DEVICES)
+  print(
+    f"first and last loss of {STEPS} steps, and the largest relative "
+    f"difference to one\ndevice's, which may be {TOLERANCE:.0e}"
+  )
+  print(ROW.format("model", "mesh", "first", "last", "difference", ""))
+  rows = []
   with tempfile.TemporaryDirectory() as folder:
-    return verify(folder, overrides)
+    for row in measure(folder, overrides):
+      rows.append(row)
+      print(row.line(), flush=True)
+  num_wrong = sum(row.is_wrong for row in rows)
+  print(f"{len(rows) - num_wrong} of {len(rows)} rows agree")
+  return int(num_wrong > 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """A run on one mesh, compared with one device.
+
+  Attributes:
+    model: a key of MODELS.
+    mesh: {axis: size} of the axes larger than 1.
+    words: what else is special about the run.
+    losses: of each step.
+    difference: the largest relative difference to one device's losses; inf
+      where the run logged fewer steps.
+  """
+
+  model: str
+  mesh: dict[str, int]
+  words: str
+  losses: list[float]
+  difference: float
+
+  @property
+  def is_wrong(self) -> bool:
+    return not self.difference <= TOLERANCE
+
+  def line(self) -> str:
+    """Returns the row as text."""
+    return ROW.format(
+      self.model,
+      " x ".join(f"{a} {n}" for a, n in self.mesh.items()) or "one device",
+      f"{self.losses[0]:.6f}" if self.losses else "-",
+      f"{self.losses[-1]:.6f}" if self.losses else "-",
+      f"{self.difference:.1e}",
+      self.words + ("  WRONG" if self.is_wrong else ""),
+    ).rstrip()
 
 
 def build_config(folder: str, **values: str) -> config_lib.Config:
-  """Returns the small run's config with its data kept in `folder`."""
+  """Returns the config of the small run, its data prepared in `folder`."""
   config = cli.load_config(
     "configs/base.py", SMALL | {"data.dir": folder} | values
   )
   return config_lib.freeze(config)
 
 
-def verify(folder: str, overrides: dict[str, str]) -> int:
-  """Prints the table; returns 1 where a row is not as one device's, else 0."""
-  print(
-    f"first and last loss of {STEPS} steps, and the largest relative "
-    f"difference to one\ndevice's, which may be {TOLERANCE:.0e}"
-  )
-  table = _Table()
-  rows = [(model, {}, {}) for model in MODELS] + MESHES
+def measure(folder: str, overrides: dict[str, str] | None = None):
+  """Yields a Row for every mesh, the runs on one device first.
+
+  Args:
+    folder: for data and for the runs of real processes.
+    overrides: {config key: value} of all runs.
+  """
+  overrides = overrides or {}
   references = {}
-  for model, mesh, others in rows:
+  for model, mesh, others in [(m, {}, {}) for m in MODELS] + MESHES:
     values = overrides | MODELS[model] | others | _mesh_keys(mesh)
     losses = losses_of(build_config(folder, **values))
     reference = references.setdefault(model, losses)
     words = ", ".join(f"{k.split('.')[1]} {v}" for k, v in others.items())
-    table.add(model, mesh, words, losses, reference)
-  for count, mesh in PROCESSES:
+    yield _row(model, mesh, words, losses, reference)
+  for index, (count, mesh) in enumerate(PROCESSES):
     values = overrides | _mesh_keys(mesh)
-    workdir = os.path.join(folder, f"run{len(table.differences)}")
+    workdir = os.path.join(folder, f"run{index}")
     team = start_team(workdir, folder, values, count)
     losses = end_team(team, workdir)
     words = "1 process" if count == 1 else f"{count} processes"
-    table.add("gpt", mesh, words, losses, references["gpt"])
+    yield _row("gpt", mesh, words, losses, references["gpt"])
+  yield _measure_killed(folder, overrides)
 
-  long = overrides | {
+
+def _measure_killed(folder: str, overrides: dict[str, str]) -> Row:
+  """Returns the Row of a run that loses a process and resumes on four."""
+  values = overrides | {
     "train.num_steps": str(LONG_STEPS),
     "optim.learning_rate": LONG_RATE,
     "checkpoint.every_steps": str(SAVE_STEPS),
   }
-  reference = losses_of(build_config(folder, **long | _mesh_keys({})))
+  reference = losses_of(build_config(folder, **values | _mesh_keys({})))
   workdir = os.path.join(folder, "killed")
-  team = start_team(workdir, folder, long | _mesh_keys({"fsdp": 2}), 2)
+  team = start_team(workdir, folder, values | _mesh_keys({"fsdp": 2}), 2)
   kill_one(team, workdir)
-  team = start_team(workdir, folder, long | _mesh_keys({"fsdp": 4}), 4)
-  table.add(
-    "gpt",
-    {"fsdp": 4},
-    f"2 processes, 1 killed, then 4; {LONG_STEPS} steps",
-    end_team(team, workdir),
-    reference,
-  )
-  num_rows, num_wrong = len(table.differences), table.num_wrong
-  print(f"{num_rows - num_wrong} of {num_rows} rows agree")
-  return int(num_wrong > 0)
+  team = start_team(workdir, folder, values | _mesh_keys({"fsdp": 4}), 4)
+  words = f"2 processes, 1 killed, then 4; {LONG_STEPS} steps"
+  return _row("gpt", {"fsdp": 4}, words, end_team(team, workdir), reference)
 
 
-class _Table:
-  """Prints rows as they come and counts those that are wrong."""
-
-  def __init__(self):
-    self.differences, self.num_wrong = [], 0
-    print(ROW.format("model", "mesh", "first", "last", "difference", ""))
-
-  def add(self, model, mesh, words, losses, reference) -> None:
-    difference = math.inf
-    if len(losses) == len(reference):
-      pairs = zip(losses, reference, strict=True)
-      difference = max(abs(a / b - 1) for a, b in pairs)
-    is_wrong = not difference <= TOLERANCE
-    self.differences.append(difference)
-    self.num_wrong += is_wrong
-    line = ROW.format(
-      model,
-      " x ".join(f"{a} {n}" for a, n in mesh.items()) or "one device",
-      f"{losses[0]:.6f}" if losses else "-",
-      f"{losses[-1]:.6f}" if losses else "-",
-      f"{difference:.1e}",
-      words + ("  WRONG" if is_wrong else ""),
-    )
-    print(line.rstrip(), flush=True)
+def _row(model, mesh, words, losses, reference) -> Row:
+  difference = math.inf
+  if len(losses) == len(reference):
+    pairs = zip(losses, reference, strict=True)
+    difference = max(abs(a / b - 1) for a, b in pairs)
+  return Row(model, mesh, words, losses, difference)
 
 
 def _mesh_keys(mesh: dict[str, int]) -> dict[str, str]:
@@ -184,7 +210,7 @@ def _mesh_keys(mesh: dict[str, int]) -> dict[str, str]:
 
 
 def start_team(workdir: str, folder: str, values: dict[str, str], count: int):
-  """Returns `count` processes of one training run that has just begun."""
+  """Starts a training run of `count` processes; returns the processes."""
   values = SMALL | {"data.dir": folder} | values
   command = [sys.executable, "-m", "gpt_jax.train", "--config=configs/base.py"]
   command += [f"--config.{key}={value}" for key, value in values.items()]
@@ -202,14 +228,14 @@ def start_team(workdir: str, folder: str, values: dict[str, str], count: int):
 
 
 def end_team(team, workdir: str) -> list[float]:
-  """Returns the logged losses once every process has ended."""
+  """Waits for every process; returns the logged losses."""
   for process in team:
     process.wait()
   return [row[1] for row in read_losses(workdir)]
 
 
 def kill_one(team, workdir: str) -> None:
-  """Kills the last process once KILL_STEP is logged, and waits for all."""
+  """Kills the last process once KILL_STEP is logged; waits for all."""
   while team[-1].poll() is None:
     if any(step >= KILL_STEP for step, _ in read_losses(workdir)):
       team[-1].kill()
@@ -219,7 +245,7 @@ def kill_one(team, workdir: str) -> None:
 
 
 def read_losses(workdir: str) -> list[tuple[int, float]]:
-  """Returns (step, loss) of every step that a run has logged."""
+  """Returns [(step, loss), ...] of the steps that a run has logged."""
   from gpt_jax.runs import metrics
 
   rows = metrics.read_rows(os.path.join(workdir, "metrics.jsonl"))
@@ -227,7 +253,7 @@ def read_losses(workdir: str) -> list[tuple[int, float]]:
 
 
 def losses_of(config: config_lib.Config) -> list[float]:
-  """Returns the loss of each step on as many devices as the mesh asks for."""
+  """Returns the loss of each step on a mesh of this process's devices."""
   import jax
 
   from gpt_jax import sharding

@@ -1,8 +1,9 @@
-"""Whether a command of gpt_jax.train can start elsewhere: no jax, no download.
+"""Can a command of gpt_jax.train start on other machines? Without jax.
 
-launch/tpu_vm.sh and launch/gke.sh call it before anything is requested that
-costs. Only committed files go along to the machines: a relative path must be
-one, and an absolute path is theirs and is named, for it cannot be looked at.
+launch/tpu_vm.sh and launch/gke.sh ask before they request anything that costs
+money. Only committed files are copied to the machines: a relative path must
+name one. An absolute path is on the machines and cannot be checked here, so it
+is reported. Nothing is downloaded.
 """
 
 import os
@@ -15,9 +16,9 @@ from gpt_jax.config import Config, InputError
 from gpt_jax.data import sources, tokenizers
 from gpt_jax.machine import console
 
-# Passes over the text above which a run is said to repeat it.
+# A run of more epochs than this gets a warning.
 MAX_EPOCHS = 20
-# Bytes of text in a token, about, by the kind of tokenizer.
+# Average bytes of text per token, by the kind of tokenizer.
 BYTES_PER_TOKEN = {"bytes": 1.0, "chars": 1.0}
 OTHER_BYTES_PER_TOKEN = 4.0
 
@@ -25,23 +26,33 @@ OTHER_BYTES_PER_TOKEN = 4.0
 def main(argv: list[str]) -> int:
   parser = cli.build_parser(
     "lab.verify.check",
-    "Checks config, source and tokenizer of a run that other machines will do:"
-    "\nthe arguments are those of gpt_jax.train.",
+    "Checks config, source and tokenizer of a run on other machines.\nThe "
+    "arguments are those of gpt_jax.train.",
   )
   parser.add_argument("--workdir", metavar="DIR", help="as gpt_jax.train's")
   args, overrides = cli.parse(parser, argv)
   config = config_lib.freeze(cli.load_config(args.config, overrides))
   _require_there("--config", args.config.partition(":")[0])
-  for line in [*check_tokenizer(config), *check_source(config)]:
+  for line in check(config):
     print(console.plain(line))
   return 0
 
 
-def check_tokenizer(config: Config) -> list[str]:
-  """Returns what cannot be checked here.
+def check(config: Config) -> list[str]:
+  """Returns warnings, and what of a config cannot be checked here.
 
   Raises:
-    InputError: the tokenizer cannot be read, or is not that of a machine.
+    InputError: a source or tokenizer is not there, or would not be on the
+      machines.
+  """
+  return [*check_tokenizer(config), *check_source(config)]
+
+
+def check_tokenizer(config: Config) -> list[str]:
+  """Returns lines on what cannot be checked here.
+
+  Raises:
+    InputError: the tokenizer cannot be read, or is not committed.
   """
   kind, path = config_lib.tokenizer_spec(config.data.tokenizer)
   if kind not in ("gpt2", "hf"):
@@ -54,10 +65,10 @@ def check_tokenizer(config: Config) -> list[str]:
 
 
 def check_source(config: Config) -> list[str]:
-  """Returns what cannot be checked here, and how often text is repeated.
+  """Returns lines on what cannot be checked here, and on repeated text.
 
   Raises:
-    InputError: there is no such source, or not on the machines.
+    InputError: a source is not there, or is not committed.
   """
   lines, total = [], 0.0
   specs = [config.data.source]
@@ -96,7 +107,7 @@ def check_source(config: Config) -> list[str]:
 
 
 def _require_there(name: str, path: str) -> None:
-  """Raises InputError unless a file goes along to the machines."""
+  """Raises InputError unless a file is committed."""
   root = _root()
   if root is None:
     return

@@ -1,0 +1,60 @@
+"""What names a cell: a hash of all that decides its result.
+
+That is the config without its free keys, the text that it is trained and
+validated on, and the code of this package without lab/. So the same run has
+the same id in every sweep and on every machine. Where a cell starts from is no
+part of its id: a branch is refused unless it equals a run from step 0.
+"""
+
+import functools
+import os
+
+import gpt_jax
+from gpt_jax import config as config_lib
+from gpt_jax import digest
+from gpt_jax.config import Config
+from gpt_jax.data import sources, tokenizers
+from gpt_jax.lab.sweep import syntax
+
+ID_DIGITS = 12
+
+
+def make_id(config: Config, data: str, code: str) -> str:
+  """Returns a run's id: a hash of config, text and code."""
+  content = [config_lib.fingerprint(config), data, code]
+  return digest.of_json(content)[:ID_DIGITS]
+
+
+@functools.cache
+def data_identity(data: config_lib.DataConfig) -> tuple[str, str]:
+  """Returns (hash of text, split and tokenizer; hash of validation text).
+
+  The second says which losses may be compared, see losses.find_unit.
+  Design choice: the text is hashed, not the data prepared from it. An id must
+  be known before anything is prepared, and stay the same afterwards.
+  """
+  specs = [data.source] + ([data.valid_source] if data.valid_source else [])
+  content = [
+    [
+      (weight, sources.content_identity(sources.open_source(spec)))
+      for weight, spec in sources.parse_mixture(mixture)
+    ]
+    for mixture in specs
+  ]
+  how = [] if data.valid_source else [data.split, data.valid_frac]
+  # Weights of a mixture change the training data, not the validation text.
+  valid = [[found for _, found in content[-1]], how]
+  whole = [content, tokenizers.identity(data.tokenizer)]
+  ids = digest.of_json(whole), digest.of_json(valid)
+  return ids[0][:ID_DIGITS], ids[1][:ID_DIGITS]
+
+
+@functools.cache
+def code_version() -> str:
+  """Returns a hash of what the package without lab/ computes, see syntax.py.
+
+  Unchanged by comments, docstrings, formatting, and by which file a definition
+  is in; changed by any other constant, name, operator or default value.
+  """
+  root = os.path.dirname(os.path.abspath(gpt_jax.__file__))
+  return syntax.hash_package(root, without=("lab",))[:ID_DIGITS]
