@@ -7,6 +7,7 @@ import pytest
 
 from gpt_jax import cli, files
 from gpt_jax import config as config_lib
+from gpt_jax.lab.sweep import compare, losses
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -42,6 +43,19 @@ def make(tmp_path):
     return str(path)
 
   return run
+
+
+def test_a_comparison_is_data_and_prints_nothing(make, capsys):
+  sides = [
+    [make(f"{side}{seed}", loss + seed / 10, seed=str(seed)) for seed in (0, 1)]
+    for side, loss in (("a", 2.0), ("b", 2.5))
+  ]
+  found = compare.compare(*(path[0][:-1] + "*" for path in sides))
+  assert [len(runs) for runs in found.sets] == [2, 2]
+  assert found.changed == {} and found.is_same_data
+  assert found.unit == losses.NATS and found.verdict.seeds == (0, 1)
+  assert found.verdict.mean == pytest.approx(0.5)
+  assert capsys.readouterr().out == ""
 
 
 def test_two_runs_are_set_side_by_side(make, call_verb, tmp_path):

@@ -26,6 +26,7 @@ from gpt_jax.lab.scaling import (
   isoflop,
   minimise,
   parametric,
+  study,
 )
 from gpt_jax.lab.scaling import points as points_lib
 from gpt_jax.runs import metrics, workdir
@@ -399,6 +400,17 @@ def make_points(params, tokens, loss) -> points_lib.Points:
     num_found=count,
     left_out=(),
   )
+
+
+def test_a_study_is_data_and_prints_nothing(capsys, tmp_path):
+  points = make_points(*make_runs(25, 0.005))
+  found = study.analyse(points, "parametric", num_resamples=20, hold_above=None)
+  fitted = found.found["parametric"]["coefficients"]
+  assert set(fitted) == {*parametric.NAMES, "a", "b"}
+  assert found.fit is not None and found.curves is None
+  assert found.lines()[-1].startswith("Fitted to 25 runs")
+  assert "scaling.json" in study.write(found, str(tmp_path))
+  assert capsys.readouterr().out == ""
 
 
 def test_a_budget_without_a_minimum_is_named_and_left_out(tmp_path, call_verb):

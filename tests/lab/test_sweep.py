@@ -32,10 +32,12 @@ from gpt_jax.lab.sweep import (
   folder,
   groups,
   identity,
+  listing,
   losses,
   paired,
   plan,
   pool,
+  report,
   syntax,
   tables,
   trunks,
@@ -439,6 +441,31 @@ class Steady:
 
   def __exit__(self, *_):
     pass
+
+
+def test_verbs_are_functions_that_return_data_and_print_nothing(
+  write, tmp_path, monkeypatch, capsys
+):
+  monkeypatch.setattr("gpt_jax.lab.bench.worker.Worker", Steady)
+  lines = [
+    'add("a", seeds=range(3))',
+    'add("b", {"optim.learning_rate": 0.2}, seeds=range(3))',
+  ]
+  sweep, root = load(write(*lines)), str(tmp_path / "root")
+  *done, last = sweep.cells
+  for index, cell in enumerate(done):
+    make_run(root, cell, (3.0, 2.0 + 0.1 * (cell.name == "b") + index / 50))
+  (bill,) = plan.make(sweep, root).values()
+  assert bill.steps == last.config.train.num_steps and bill.hours > 0
+  states = [row["state"] for row in listing.rows(listing.read(sweep, root))]
+  assert states == [folder.DONE] * 5 + [folder.WAITING]
+  found = report.make(sweep, root)
+  assert [group.name for group in found.groups] == ["a", "b"]
+  (comparison,) = found.comparisons
+  assert comparison.seeds == (0, 1) and comparison.mean > 0
+  assert found.html.startswith("<!doctype html>") and found.csv.count("\n") == 6
+  assert not os.path.exists(os.path.join(root, "report.html"))
+  assert capsys.readouterr().out == ""
 
 
 def test_a_plan_is_the_bill_of_what_is_left(

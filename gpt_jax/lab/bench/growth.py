@@ -33,7 +33,7 @@ _LINE = "{:10} {:>8} {:>10} {:>8} {:>8} {:>11} {:>8} {:>8}"
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-  """One step as it was measured.
+  """A measured step of one size.
 
   Attributes:
     axis: a key of AXES.

@@ -7,7 +7,7 @@ import numpy as np
 from gpt_jax.lab.scaling import frontier, minimise, parametric
 
 _NAMES = (*parametric.NAMES, "a", "b")
-# At most so many outliers are named.
+# At most this number of outliers is named.
 _MOST_OUTLIERS = 12
 # An outlier's log residual, if it is also 8 times the usual one.
 _OUTLIER = 0.22

@@ -12,7 +12,7 @@ _MOST_NAMED = 12
 
 
 def figures(found: dict, points, fit, isoflop) -> dict[str, str]:
-  """Returns {file name: SVG} of what was fitted."""
+  """Returns {file name: SVG} of the fits that were made."""
   drawn = {}
   if fit is not None:
     drawn["residuals.svg"] = _draw_residuals(points, fit)

@@ -16,7 +16,7 @@ from gpt_jax.lab.scaling.minimise import (
 )
 
 NAMES = ("A", "B", "E", "alpha", "beta")
-# Jackknife fits: at most so many parts are left out in turn.
+# Largest number of jackknife fits; with more points each leaves out several.
 _MAX_LEFT_OUT = 400
 
 # Runs whose deviation across the best line in (log N, log D) is less than this

@@ -90,7 +90,7 @@ def make(
 
 
 def find_faults(sweep: Sweep, bills: dict[str, Bill]) -> list[tuple[str, str]]:
-  """Returns (title, reason) of what is refused and of what does not fit."""
+  """Returns (title, reason) of cells that are refused or do not fit."""
   refused = [(one.title, one.reason) for one in sweep.refused]
   planned = [(c.title, bills[c.id].fault) for c in sweep.cells if c.id in bills]
   return refused + [pair for pair in planned if pair[1]]

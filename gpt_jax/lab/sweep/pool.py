@@ -207,7 +207,7 @@ class Pool:
   def _seconds_left(self) -> float | None:
     """Returns the time left, judged by finished cells; None without one.
 
-    A cell takes the time of its steps and of what comes before and after them.
+    A cell takes the time of its steps, and some before and after them.
     Both are medians of cells that ran beside as many workers as now.
     """
     if not self.rates:

@@ -22,8 +22,7 @@ _SCOPES += (ast.DictComp, ast.GeneratorExp)
 # Statements that hold no other statement, and so no import.
 _SIMPLE = (ast.Assign, ast.AnnAssign, ast.AugAssign, ast.Expr, ast.Return)
 _SIMPLE += (ast.Raise, ast.Assert, ast.Delete)
-# Fields that hold no part of what is computed, or exist in some versions of
-# Python only.
+# Fields that change no result, or that only some versions of Python have.
 _IGNORED = {"ctx", "kind", "type_comment", "type_ignores", "type_params"}
 _IGNORED |= {"returns"}
 
@@ -278,7 +277,7 @@ class _Writer:
     return _HOLE
 
   def _dotted(self, node) -> str | None:
-    """Returns the dotted name of what a node refers to, None as above."""
+    """Returns the dotted name that a node refers to, None as above."""
     if isinstance(node, ast.Name):
       if any(node.id in scope for scope in self.scopes):
         return None
