@@ -14,8 +14,13 @@ import re
 
 from gpt_jax import digest
 
-# Where a reference goes; no source holds this character.
+# Stands for a reference until it is filled in. repr() writes this character as
+# an escape, so no text holds it.
 _HOLE = "\0"
+# Each round fills references with the hashes of the round before; the first
+# fills in names alone. With N rounds two definitions of the same name and text
+# get different hashes if what they refer to, N - 1 levels deep, differs.
+_ROUNDS = 4
 _DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 _SCOPES = (*_DEFINITIONS[:2], ast.Lambda, ast.ListComp, ast.SetComp)
 _SCOPES += (ast.DictComp, ast.GeneratorExp)
@@ -40,12 +45,11 @@ def hash_package(root: str, without: tuple[str, ...] = ()) -> str:
     for name, module in modules.items()
     for index in range(len(module.groups))
   }
-  names = {place: writer.by_name() for place, writer in writers.items()}
-  hashes = {place: digest.of_text(text) for place, text in names.items()}
-  whole = [
-    digest.of_text(writer.by_content(hashes)) for writer in writers.values()
-  ]
-  return digest.of_text("\n".join(sorted(whole)))
+  hashes = dict.fromkeys(writers, "")
+  for _ in range(_ROUNDS):
+    texts = {place: w.filled(hashes) for place, w in writers.items()}
+    hashes = {place: digest.of_text(text) for place, text in texts.items()}
+  return digest.of_text("\n".join(sorted(hashes.values())))
 
 
 def _read_modules(root: str, without) -> dict[str, "_Module"]:
@@ -186,8 +190,7 @@ def _is_silent(statement: ast.stmt) -> bool:
 class _Writer:
   """Serialises one group of statements.
 
-  References to the package's own definitions are put in last: by their names
-  first, which gives every group a hash, and then by those hashes.
+  References to the package's own definitions are left open, see filled.
 
   Args:
     modules: of the package.
@@ -205,17 +208,12 @@ class _Writer:
     self.references: list[tuple[str, list[tuple[str, int]]]] = []
     self.text = " ".join(map(self._write, module.groups[index]))
 
-  def by_name(self) -> str:
-    return self._filled([f"<{name}>" for name, _ in self.references])
-
-  def by_content(self, hashes: dict[tuple[str, int], str]) -> str:
-    return self._filled(
+  def filled(self, hashes: dict[tuple[str, int], str]) -> str:
+    """Returns the text, each reference as a name and the hash it has here."""
+    words = (
       f"<{name} {sorted(hashes[place] for place in places)}>"
       for name, places in self.references
     )
-
-  def _filled(self, words) -> str:
-    words = iter(words)
     return re.sub(_HOLE, lambda _: next(words), self.text)
 
   def _write(self, value) -> str:
