@@ -253,6 +253,20 @@ def test_the_code_version_is_of_what_computes(what, tmp_path):
   assert (after == before) == (what in SAME_CODE)
 
 
+def test_a_call_of_a_function_of_the_same_text_is_another_call(tmp_path):
+  hashes = []
+  for module in ("one", "two"):
+    folder = tmp_path / module / "pkg"
+    folder.mkdir(parents=True)
+    for name, value in (("one", 1), ("two", 2)):
+      text = f"def base():\n  return {value}\n\n\ndef f():\n  return base()\n"
+      (folder / f"{name}.py").write_text(text)
+    text = f"from pkg.{module} import f\n\n\ndef g():\n  return f()\n"
+    (folder / "main.py").write_text(text)
+    hashes.append(syntax.hash_package(str(folder)))
+  assert hashes[0] != hashes[1]
+
+
 def test_assignments_to_one_name_are_hashed_in_their_order(tmp_path):
   twice = ("BASE = 1.0\nBASE = 2.0", "BASE = 2.0\nBASE = 1.0")
   one, other = (
