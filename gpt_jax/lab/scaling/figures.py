@@ -52,7 +52,7 @@ def _draw_fit(found, points, fit) -> str:
     i = int(np.flatnonzero(points.params == size)[0])
     span = _span(points.flops.min(), points.flops.max())
     tokens = span / (cost[0] * size ** cost[1])
-    # A model is drawn where runs like it could be: no curve from far off.
+    # Draw the curve of a size only where its tokens are near those of the runs.
     span, tokens = (
       v[tokens >= points.tokens.min() / 2] for v in (span, tokens)
     )
