@@ -144,7 +144,8 @@ def _serve() -> None:
   from gpt_jax.machine import runtime
 
   runtime.start()
-  for name in ("train", "evaluate", "generate", "loop", "workdir", "decode"):
+  rooms = ("training.loop", "runs.workdir", "inference.generation")
+  for name in ("train", "evaluate", "generate", *rooms):
     importlib.import_module(f"gpt_jax.{name}")
   for name in ("orbax.checkpoint", "tensorboardX.event_file_writer"):
     importlib.import_module(name)
