@@ -1,4 +1,4 @@
-"""The worked example of CONTRIBUTING.md passes as it stands."""
+"""The worked example of docs/mechanism.md passes as it stands."""
 
 import os
 import pathlib
@@ -10,7 +10,7 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
-TEXT = (ROOT / "CONTRIBUTING.md").read_text()
+TEXT = (ROOT / "docs" / "mechanism.md").read_text()
 BATTERY = "tests/contracts/test_optimizers.py"
 
 

@@ -279,8 +279,8 @@ def test_the_expected_figure_is_the_bound_by_the_measured_ratio(
   assert (result.returncode, result.stderr) == (0, "")
   plan = json.loads((tmp_path / "plan.json").read_text())
   r = plan["roofline"]
-  # The ratios are those that lab/README.md lists.
-  text = (ROOT / "gpt_jax" / "lab" / "README.md").read_text()
+  # The ratios are those that docs/performance.md lists.
+  text = (ROOT / "docs" / "performance.md").read_text()
   rows = re.findall(r"^\| .* % \| [\d.]+ % \| ([\d.]+) \|", text, re.M)
   assert sorted(map(float, rows)) == list(roofline.RATIOS)
   assert r["expected"]["ratio"] == statistics.median(roofline.RATIOS)
