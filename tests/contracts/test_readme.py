@@ -4,6 +4,7 @@ Each check is a function from text to faults, so that a control can give it a
 text with the fault that it is there to find.
 """
 
+import ast
 import contextlib
 import functools
 import importlib
@@ -305,6 +306,15 @@ def test_the_layout_lists_every_file_and_no_other():
   assert layout_faults(LAYOUT.read_text()) == []
 
 
+def test_the_order_of_rooms_is_the_one_that_is_held():
+  contract = ROOT / "tests" / "contracts" / "test_architecture.py"
+  held = re.search(r"^LAYERS = (\[.*?^\])", contract.read_text(), re.S | re.M)
+  part = LAYOUT.read_text().split("\n## Every file\n")[0]
+  rows = re.findall(r"^\| (`gpt_jax/.*?) \|", part, re.M)
+  told = [re.findall(r"`gpt_jax/(\w+)", row) for row in rows]
+  assert told == ast.literal_eval(held[1])[:-1]  # without __main__
+
+
 def test_every_page_is_in_the_list_of_pages():
   text = (ROOT / "docs" / "README.md").read_text()
   for page in (ROOT / "docs").glob("*.md"):
@@ -319,6 +329,14 @@ def test_the_readme_is_one_screen_and_quotes_the_first_run():
   lines = iter(whole.splitlines())
   for line in quoted.splitlines():
     assert line in lines, f"not in the first run, or not in its order: {line}"
+
+
+def test_the_example_of_a_config_loads(tmp_path):
+  text = (ROOT / "docs" / "configs.md").read_text()
+  (example,) = blocks(text, "python")
+  (tmp_path / "mine.py").write_text(example)
+  path = str(tmp_path / "mine.py")
+  assert config.freeze(cli.load_config(path, {})).model.num_layers == 6
 
 
 def test_the_table_of_exit_codes_is_complete():
@@ -461,7 +479,8 @@ def house(tmp_path_factory):
 
 def run_in(folder: pathlib.Path, words: list[str]) -> str:
   env = os.environ | {"PYTHONPATH": str(ROOT), "HOME": str(folder)}
-  env.pop("XLA_FLAGS", None)
+  # As in conftest.py, without its 8 devices.
+  env["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
   result = subprocess.run(
     [sys.executable, "-m", *words],
     cwd=folder,
