@@ -42,10 +42,15 @@ def get_config() -> ConfigDict:
   # stream (sequences run on across documents) or documents (attention, and
   # the loss, stop at document borders).
   data.packing = "stream"
+  # causal (every token from those before it) | prefix_lm (a prefix of random
+  # length sees both ways, and what follows it is predicted).
+  data.objective = "causal"
   # Reader processes; 0 reads in threads of this process.
   data.num_workers = 0
 
   model = config.model = ConfigDict()
+  # What kind of model (gpt_jax/models): decoder, which continues a text.
+  model.family = "decoder"
   # Blocks (L).
   model.num_layers = 4
   # Residual width (D).
@@ -74,6 +79,8 @@ def get_config() -> ConfigDict:
   model.position = "learned"
   # Base of the rotary wavelengths.
   model.rope_theta = 10_000.0
+  # That of local layers, which are then not scaled; None: as all others.
+  model.local_rope_theta = placeholder(float)
   # none | linear:FACTOR | llama3:FACTOR:ORIGINAL_LEN
   model.rope_scaling = "none"
   # gelu_tanh | gelu (exact) | swiglu | relu_squared
@@ -96,8 +103,11 @@ def get_config() -> ConfigDict:
   model.attn_softcap = placeholder(float)
   # The same for the logits.
   model.logit_softcap = placeholder(float)
-  # A query sees this many last positions, itself included; None sees all.
+  # A query of a local layer sees this many last positions, itself included.
   model.sliding_window = placeholder(int)
+  # Which layers are local: uniform (all where there is a window, else none), or
+  # kinds in the order of the layers, which repeat, as in 5*local+global.
+  model.layer_pattern = "uniform"
   # Probability of dropping embeddings, attention weights, sublayer outputs.
   model.dropout_rate = 0.0
   # Standard deviation of initial weights; those that write to the residual

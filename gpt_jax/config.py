@@ -28,11 +28,13 @@ class DataConfig:
   verify: str
   seq_len: int
   packing: str
+  objective: str
   num_workers: int
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
+  family: str
   num_layers: int
   model_dim: int
   num_heads: int
@@ -47,6 +49,7 @@ class ModelConfig:
   norm_eps: float
   position: str
   rope_theta: float
+  local_rope_theta: float | None
   rope_scaling: str
   mlp: str
   num_experts: int | None
@@ -58,6 +61,7 @@ class ModelConfig:
   attn_softcap: float | None
   logit_softcap: float | None
   sliding_window: int | None
+  layer_pattern: str
   dropout_rate: float
   init_std: float
   unembed_init_std: float | None
@@ -176,7 +180,9 @@ WEIGHTS = ("full", "int8", "int4")
 CHOICES = {
   "data.split": ("document", "tail"),
   "data.packing": ("stream", "documents"),
+  "data.objective": ("causal", "prefix_lm"),
   "data.verify": ("once", "open", "never"),
+  "model.family": ("decoder",),
   "model.norm": ("layernorm", "rmsnorm"),
   "model.norm_placement": ("pre", "post"),
   "model.position": ("learned", "rope", "alibi", "none"),
@@ -231,6 +237,7 @@ RANGES = {
   "model.vocab_multiple": (1, MAX_INT32),
   "model.norm_eps": (0.0, 1.0),
   "model.rope_theta": (1.0, None),
+  "model.local_rope_theta": (1.0, None),
   "model.attn_softcap": (1e-6, None),
   "model.logit_softcap": (1e-6, None),
   "model.sliding_window": (1, MAX_INT32),
@@ -322,6 +329,10 @@ ADDED = {
   "data.verify": "once",
   "train.spike_factor": None,
   "train.max_rollbacks": 0,
+  "model.family": "decoder",
+  "data.objective": "causal",
+  "model.layer_pattern": "uniform",
+  "model.local_rope_theta": None,
 }
 
 
@@ -479,6 +490,7 @@ def _check(c: Config) -> None:
   tokenizer_spec(c.data.tokenizer)
   rope_scaling(m)
   remat_policy(m)
+  _check_layers(m)
   if m.num_experts is not None:
     if m.experts_per_token > m.num_experts:
       raise InputError(
@@ -527,6 +539,7 @@ def _check(c: Config) -> None:
     )
   _check_parametrization(c)
   _check_attention(c)
+  _check_objective(c)
   sizes = dataclasses.asdict(c.mesh)
   axes = {k: v for k, v in sizes.items() if k != "rules"}
   zero = [f"mesh.{k}" for k, v in axes.items() if v == 0]
@@ -537,6 +550,29 @@ def _check(c: Config) -> None:
   if sum(v == -1 for v in axes.values()) > 1:
     named = ", ".join(f"mesh.{k}" for k, v in axes.items() if v == -1)
     raise InputError(f"{named} are all -1; only one axis can take the rest")
+
+
+def _check_layers(m: ModelConfig) -> None:
+  """Refuses a pattern of layers that lacks its window, and the reverse."""
+  has_local = "local" in layer_kinds(m)
+  if has_local and m.sliding_window is None:
+    raise InputError(
+      f"model.layer_pattern is {m.layer_pattern!r} and model.sliding_window is "
+      "None; give the window of the local layers"
+    )
+  if m.sliding_window is not None and not has_local:
+    raise InputError(
+      f"model.sliding_window is {m.sliding_window} and model.layer_pattern is "
+      f"{m.layer_pattern!r}, which has no local layer; leave it uniform, or "
+      "name local layers"
+    )
+  if m.local_rope_theta is not None and not (
+    has_local and m.position == "rope"
+  ):
+    raise InputError(
+      f"model.local_rope_theta is {m.local_rope_theta:g}; it is the rope base "
+      "of local layers, and there are none, or position is not rope"
+    )
 
 
 def _check_parametrization(c: Config) -> None:
@@ -602,6 +638,28 @@ def _check_attention(c: Config) -> None:
     )
 
 
+def _check_objective(c: Config) -> None:
+  """Refuses an objective that the model or the data cannot carry."""
+  if c.data.objective != "prefix_lm":
+    return
+  asked = "data.objective is prefix_lm, whose prefixes see both ways,"
+  if c.data.packing == "documents":
+    raise InputError(
+      f"{asked} and data.packing is documents; a prefix is that of a whole "
+      "sequence: leave it stream"
+    )
+  if c.model.attention in ("splash", "cudnn"):
+    raise InputError(
+      f"{asked} and model.attention is {c.model.attention}, which has no "
+      "prefixes; take auto, dense or blocks"
+    )
+  if c.model.position == "alibi" or c.model.sliding_window is not None:
+    raise InputError(
+      f"{asked} and the model has ALiBi or a sliding window, which go by "
+      "distance; it must have neither"
+    )
+
+
 def cudnn_fault(model: ModelConfig) -> str | None:
   """Returns why cuDNN cannot attend for this model, None if it can."""
   H = head_dim(model)
@@ -651,6 +709,50 @@ def tokenizer_spec(spec: str) -> tuple[str, str]:
         "whole number from 257 (256 bytes and the separator) to 1048576"
       )
   return kind, argument
+
+
+def layer_kinds(model: ModelConfig) -> tuple[str, ...]:
+  """Returns the kind of each layer, global or local.
+
+  A local layer sees model.sliding_window slots. With model.layer_pattern
+  "uniform" all layers are local where there is a window, and global where
+  there is none.
+
+  Raises:
+    InputError: the pattern cannot be read.
+  """
+  pattern, depth = model.layer_pattern, model.num_layers
+  if pattern == "uniform":
+    kind = "global" if model.sliding_window is None else "local"
+    return (kind,) * depth
+  kinds = []
+  for part in pattern.split("+"):
+    count, star, kind = part.rpartition("*")
+    is_count = count.isdecimal() and len(count) <= 6 and int(count) > 0
+    if kind not in ("global", "local") or (star and not is_count):
+      raise InputError(
+        f"model.layer_pattern is {pattern!r}; it must be uniform, or kinds in "
+        "the order of the layers, global and local, which repeat: local+global "
+        "or 5*local+global"
+      )
+    number = int(count) if star else 1
+    if len(kinds) + number > depth:
+      raise InputError(
+        f"model.layer_pattern is {pattern!r} and model.num_layers is {depth}; "
+        "the pattern must not be longer than the model"
+      )
+    kinds += [kind] * number
+  return tuple(kinds[layer % len(kinds)] for layer in range(depth))
+
+
+def layer_period(model: ModelConfig) -> int:
+  """Returns the number of layers after which the kinds repeat."""
+  kinds = layer_kinds(model)
+  return next(
+    n
+    for n in range(1, len(kinds) + 1)
+    if all(kinds[i] == kinds[i % n] for i in range(len(kinds)))
+  )
 
 
 def rope_scaling(model: ModelConfig) -> tuple[str, tuple[float, ...]]:

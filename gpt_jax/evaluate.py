@@ -36,7 +36,6 @@ def main(argv: list[str]) -> int:
   processes.join({"the arguments": argv})
 
   from gpt_jax import sharding
-  from gpt_jax.data import folders, prepare, sources
   from gpt_jax.data.shards import check_vocab
   from gpt_jax.inference import scoring
   from gpt_jax.runs import workdir
@@ -52,6 +51,50 @@ def main(argv: list[str]) -> int:
     args.workdir, overrides, note, args.weights, args.average, args.step
   )
   params = model.round_weights(params)
+  sets = _find_sets(args, config, tokenizer, overrides, note)
+  table = sharding.RULES[config.mesh.rules]
+  shards = math.prod(mesh.shape[axis] for axis in table["batch"])
+  found = {name: tokens.fingerprint for name, tokens in sets.items()}
+  processes.agree("the prepared text", found)
+  for name, tokens in sets.items():
+    check_vocab(tokens, tokenizer)
+    if tokens.num_ids < 2:
+      raise InputError(
+        f"{name} has {tokens.num_ids} token; it must have 2 or more, for the "
+        "first is never predicted"
+      )
+    result = scoring.score(
+      model,
+      params,
+      tokens,
+      seq_len=config.data.seq_len,
+      # The devices here need not divide the batch of the run.
+      batch_size=-(-config.train.global_batch_size // shards) * shards,
+      packing=config.data.packing,
+      num_loss_chunks=config.train.num_loss_chunks,
+      mesh=mesh,
+      objective=config.data.objective,
+    )
+    if not is_speaking:
+      continue
+    if args.json:
+      print(json.dumps({"set": name, **result}))
+    else:
+      bits = ""
+      if "bits_per_byte" in result:
+        bits = f"bits per byte {result['bits_per_byte']:.4f}, "
+      print(
+        f"{name}: loss {result['loss']:.4f}, perplexity "
+        f"{result['perplexity']:.2f}, {bits}over {result['num_tokens']:,} "
+        "tokens"
+      )
+  return 0
+
+
+def _find_sets(args, config, tokenizer, overrides: dict, note) -> dict:
+  """Returns the sets that are to be scored, by name."""
+  from gpt_jax.data import folders, prepare, sources
+
   path = args.data
   if path is not None and not sources.is_spec(path):
     path = files.user_path("--data", path)
@@ -78,39 +121,7 @@ def main(argv: list[str]) -> int:
       )
     )
     sets = {args.data: tokens}
-  table = sharding.RULES[config.mesh.rules]
-  shards = math.prod(mesh.shape[axis] for axis in table["batch"])
-  found = {name: tokens.fingerprint for name, tokens in sets.items()}
-  processes.agree("the prepared text", found)
-  for name, tokens in sets.items():
-    check_vocab(tokens, tokenizer)
-    if tokens.num_ids < 2:
-      raise InputError(
-        f"{name} has {tokens.num_ids} token; it must have 2 or more, for the "
-        "first is never predicted"
-      )
-    result = scoring.score(
-      model,
-      params,
-      tokens,
-      seq_len=config.data.seq_len,
-      # The devices here need not divide the batch of the run.
-      batch_size=-(-config.train.global_batch_size // shards) * shards,
-      packing=config.data.packing,
-      num_loss_chunks=config.train.num_loss_chunks,
-      mesh=mesh,
-    )
-    if not is_speaking:
-      continue
-    if args.json:
-      print(json.dumps({"set": name, **result}))
-    else:
-      print(
-        f"{name}: loss {result['loss']:.4f}, perplexity "
-        f"{result['perplexity']:.2f}, bits per byte "
-        f"{result['bits_per_byte']:.4f}, over {result['num_tokens']:,} tokens"
-      )
-  return 0
+  return sets
 
 
 def _own_sets(workdir: str, data, overrides: dict, note) -> dict:

@@ -9,6 +9,7 @@ import dataclasses
 
 from gpt_jax import config as config_lib
 from gpt_jax.config import ModelConfig
+from gpt_jax.ops import visibility
 
 # Bytes of a number.
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
@@ -112,15 +113,20 @@ def masked_flops_per_token(model: ModelConfig, seq_len: int) -> int:
   """
   width = model.num_heads * config_lib.head_dim(model)
   scores = 12 * model.num_layers * width * seq_len
-  hidden = 1 - causal_part(seq_len, model.sliding_window)
+  hidden = 1 - visible_part(model, seq_len)
   return int(train_flops_per_token(model, seq_len) - hidden * scores)
 
 
-def causal_part(seq_len: int, window: int | None) -> float:
-  """Returns the part of all scores that a causal kernel cannot skip."""
-  if window is None or window >= seq_len:
-    return 0.5
-  return window * (seq_len - window / 2) / seq_len**2
+def visible_part(model: ModelConfig, seq_len: int) -> float:
+  """Returns the part of all layers' scores that kernels cannot skip."""
+  kinds = config_lib.layer_kinds(model)
+  part = {
+    kind: visibility.visible_part(visibility.rule_of(model, kind), seq_len)
+    for kind in set(kinds)
+  }
+  if len(part) == 1:
+    return part[kinds[0]]
+  return sum(part[kind] for kind in kinds) / len(kinds)
 
 
 def count_by_convention(
@@ -142,10 +148,18 @@ def count_by_convention(
   return params, 6 * params + scores
 
 
-def cache_bytes_per_token(model: ModelConfig, itemsize: int) -> int:
-  """Returns bytes of keys and values that one cached token takes."""
+def cache_bytes(model: ModelConfig, num_tokens: float, itemsize: int) -> float:
+  """Returns bytes of the keys and values of a row of num_tokens tokens.
+
+  A local layer holds no more of them than its window.
+  """
   K, H = config_lib.num_kv_heads(model), config_lib.head_dim(model)
-  return 2 * model.num_layers * K * H * itemsize
+  window = model.sliding_window
+  slots = sum(
+    min(num_tokens, window) if kind == "local" else num_tokens
+    for kind in config_lib.layer_kinds(model)
+  )
+  return 2 * slots * K * H * itemsize
 
 
 def estimate_passing_bytes(model: ModelConfig, tokens: int) -> int:

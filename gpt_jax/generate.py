@@ -7,7 +7,7 @@ from gpt_jax.config import InputError
 from gpt_jax.machine import console, processes, runtime
 
 
-def main(argv: list[str]) -> int:
+def _build_parser():
   parser = cli.build_parser(
     "generate",
     "Continue prompts with a trained model.",
@@ -54,6 +54,11 @@ def main(argv: list[str]) -> int:
   cli.add_weights(parser)
   cli.add_average(parser)
   cli.add_step(parser)
+  return parser
+
+
+def main(argv: list[str]) -> int:
+  parser = _build_parser()
   args, overrides = cli.parse(parser, argv)
   if not 1 <= args.num_tokens < 2**31:
     raise InputError(
@@ -89,7 +94,7 @@ def main(argv: list[str]) -> int:
     if is_speaking:
       print(line, file=sys.stderr)
 
-  _, model, params, tokenizer, mesh = workdir.open_run(
+  config, model, params, tokenizer, mesh = workdir.open_run(
     args.workdir, overrides, note, args.weights, args.average, args.step
   )
   try:
@@ -118,6 +123,7 @@ def main(argv: list[str]) -> int:
       args.seed,
       stop,
       show=show if len(prompts) == 1 else None,
+      is_prefix=config.data.objective == "prefix_lm",
     )
   if len(prompts) == 1:
     show("\n")

@@ -2,10 +2,11 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from gpt_jax import sharding
-from gpt_jax.config import Config
+from gpt_jax.config import Config, TrainConfig
+from gpt_jax.data.objectives import fields
+from gpt_jax.metric_names import BALANCE_LOSS, LOSS, Z_LOSS
 from gpt_jax.models import Model
 from gpt_jax.ops import cross_entropy
 
@@ -14,11 +15,47 @@ def abstract_batch(config: Config, batch_place):
   """Returns a global batch as ShapeDtypeStructs laid out as `batch_place`."""
   shape = (config.train.global_batch_size, config.data.seq_len)
   leaf = lambda dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=batch_place)
-  batch = {"tokens": leaf(np.int32), "targets": leaf(np.int32)}
-  batch["mask"] = leaf(np.float32)
-  if config.data.packing == "documents":
-    batch |= {"segments": leaf(np.int32), "positions": leaf(np.int32)}
-  return batch
+  return {k: leaf(dtype) for k, dtype in fields(config.data).items()}
+
+
+def make_objective(model: Model, train: TrainConfig):
+  """Returns objective(params, batch, key, totals) -> (minimised, sums).
+
+  minimised is the mean loss over targets, with train.z_loss_weight times the
+  z-loss and model.router_balance_weight times the experts' balance. sums is a
+  dict by public metric name of what is added over microbatches: LOSS (mean
+  nats per target), with a z-loss Z_LOSS, with experts BALANCE_LOSS (mean over
+  layers; 1 is even). Both are unweighted and no part of LOSS.
+
+  totals is what `count_totals` returns for the global batch, of which `batch`
+  may be one microbatch.
+  """
+  z_weight = train.z_loss_weight
+  sum_loss = make_loss(model, train.num_loss_chunks, z_weight > 0)
+
+  def objective(params, batch, key, totals):
+    num_targets, num_rows = totals
+    nats, _, balance, z = sum_loss(params, batch, key)
+    sums = {LOSS: nats / num_targets}
+    minimised = sums[LOSS]
+    if z is not None:
+      sums[Z_LOSS] = z / num_targets
+      minimised += z_weight * sums[Z_LOSS]
+    if balance is not None:
+      balance /= num_rows
+      sums[BALANCE_LOSS] = balance / model.config.num_layers
+      minimised += model.config.router_balance_weight * balance
+    return minimised, sums
+
+  return objective
+
+
+def count_totals(batch):
+  """Returns (number of targets, at least 1, as float32; number of rows)."""
+  num_targets = jnp.float32(batch["targets"].size)
+  if "mask" in batch:
+    num_targets = jnp.maximum(batch["mask"].sum(), 1.0)
+  return num_targets, batch["targets"].shape[0]
 
 
 def make_loss(model: Model, num_chunks: int, has_z: bool = False):
@@ -37,9 +74,9 @@ def make_loss(model: Model, num_chunks: int, has_z: bool = False):
 
   def loss(params, batch, key=None):
     length, parts = batch["tokens"].shape[1], sharding.axis_size("seq")
-    slots_1T = None
+    order_1T = None
     if parts > 1 and model.can_reorder(length, key is not None):
-      batch, slots_1T = sharding.balance(batch, length, parts, model.rules)
+      batch, order_1T = sharding.balance(batch, length, parts, model.rules)
     targets_BT, mask_BT = batch["targets"], batch.get("mask")
     out, balance_B = model.apply(
       params,
@@ -47,7 +84,8 @@ def make_loss(model: Model, num_chunks: int, has_z: bool = False):
       batch.get("positions"),
       batch.get("segments"),
       key=key,
-      slots_1T=slots_1T,
+      order_1T=order_1T,
+      slots_BT=batch.get("slots"),
       is_headless=num_chunks > 1,
       needs_balance=True,
     )

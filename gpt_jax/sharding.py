@@ -247,7 +247,7 @@ def zigzag(length: int, parts: int) -> np.ndarray:
 
 
 def balance(batch: dict, length: int, parts: int, rules: str):
-  """Returns (batch with every row in zigzag order, slots_1T)."""
+  """Returns (batch with every row in zigzag order, order_1T)."""
   order = zigzag(length, parts)
   move = lambda x: constrain(x[:, order], ("batch", "length"), rules)
   return jax.tree.map(move, batch), jnp.asarray(order)[None]

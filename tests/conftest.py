@@ -159,6 +159,7 @@ def corpus(tmp_path):
       "verify": "once",
       "seq_len": 8,
       "packing": "stream",
+      "objective": "causal",
       "num_workers": 0,
     }
     return DataConfig(**(values | changes))

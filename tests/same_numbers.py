@@ -115,7 +115,7 @@ def compare(case: str, mesh: str, old: pathlib.Path, folder) -> list[str]:
     faults.append(f"{len(found['old'][0])} losses, not 20")
   # What the commit left is opened, and gone on with.
   workdir = folder / f"{case}-{mesh}-old"
-  run(ROOT, "evaluate", devices, [f"--workdir={workdir}", "--num_batches=1"])
+  run(ROOT, "evaluate", devices, [f"--workdir={workdir}"])
   shutil.rmtree(workdir / "checkpoints" / "20")
   data = f"--config.data.dir={folder / 'data-old'}"
   run(ROOT, "train", devices, [*words, data, f"--workdir={workdir}"])

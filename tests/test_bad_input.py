@@ -21,7 +21,7 @@ from gpt_jax import config as config_lib
 from gpt_jax import exits, files
 from gpt_jax.config import InputError
 from gpt_jax.inference import generation
-from gpt_jax.runs import checkpoint, metrics
+from gpt_jax.runs import metrics, restore
 
 ROOT = pathlib.Path(__file__).parent.parent
 STEPS = [8, 16, 20]
@@ -380,7 +380,7 @@ def test_ids_beyond_the_vocabulary_end_the_run_with_the_file_named(
   words = flag("data.num_workers", workers), flag("data.verify", "never")
   result = train(kept, *words, is_kept=True)
   assert_refused(result, str(shard), "id 65535", "vocabulary of 257")
-  assert checkpoint.list_steps(str(tmp_path / "new" / "checkpoints")) == []
+  assert restore.list_steps(str(tmp_path / "new" / "checkpoints")) == []
 
 
 def test_another_config_is_refused_with_its_keys_and_values(
@@ -691,7 +691,7 @@ def test_a_disk_that_fills_while_saving_keeps_the_earlier_steps(
   result = run_verb("gpt_jax.train", *base[1], *words, f"--workdir={workdir}")
   # Whichever finds the disk full first: a step, or a row of metrics.
   assert_refused(result, str(workdir), "make room and go on")
-  steps = checkpoint.list_steps(str(workdir / "checkpoints"))
+  steps = restore.list_steps(str(workdir / "checkpoints"))
   assert 0 < len(steps) < 10
   assert call_verb("evaluate", f"--workdir={workdir}").returncode == 0
 

@@ -42,8 +42,14 @@ def test_a_token_of_8x7b_meets_12_9_billion_of_46_7_billion_parameters():
 
 
 def test_a_cached_token_of_llama_8b_takes_128_kib():
-  got = flops.cache_bytes_per_token(model_of("llama.py:8b"), 2)
-  assert got == 2 * 32 * 8 * 128 * 2 == 131_072
+  model = model_of("llama.py:8b")
+  assert flops.cache_bytes(model, 1, 2) == 2 * 32 * 8 * 128 * 2 == 131_072
+  # One of four layers is global; the others hold 100 of 1,000 tokens.
+  mixed = dataclasses.replace(
+    model, layer_pattern="3*local+global", sliding_window=100
+  )
+  part = flops.cache_bytes(mixed, 1000, 2) / flops.cache_bytes(model, 1000, 2)
+  assert part == 0.25 + 0.75 * 0.1
 
 
 @pytest.mark.parametrize("remat", ["none", "dots", "full"])

@@ -8,7 +8,7 @@ import pytest
 
 from configs import base
 from gpt_jax import config as config_lib
-from gpt_jax import parametrization, tree
+from gpt_jax import metric_names, parametrization, tree
 from gpt_jax.config import InputError
 from gpt_jax.models import build_model
 from gpt_jax.parametrization import ParamSpec
@@ -61,7 +61,7 @@ def train(config, steps: int = 3):
   losses, ids = [], tokens()
   for _ in range(steps):
     now, seen = one(now, {"tokens": ids[:, :-1], "targets": ids[:, 1:]})
-    losses.append(float(seen["loss"]))
+    losses.append(float(seen[metric_names.LOSS]))
   return losses, tree.flatten_with_names(jax.device_get(now.params))
 
 

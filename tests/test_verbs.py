@@ -25,7 +25,7 @@ from gpt_jax.data.prepare import prepare_data
 from gpt_jax.inference import generation, scoring
 from gpt_jax.lab.scaling import points
 from gpt_jax.machine import console
-from gpt_jax.runs import checkpoint, metrics, plot, rows, workdir
+from gpt_jax.runs import metrics, plot, restore, rows, workdir
 from gpt_jax.training import step as step_lib
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -552,7 +552,7 @@ def test_a_profile_is_written_and_the_run_goes_on(base, call_verb, tmp_path):
     assert "the profile is in" in result.stdout
     (trace,) = (tmp_path / name / "profile").rglob("*.xplane.pb")
     assert trace.stat().st_size > 1000
-    kept = checkpoint.list_steps(str(tmp_path / name / "checkpoints"))
+    kept = restore.list_steps(str(tmp_path / name / "checkpoints"))
     assert kept[-1] == steps
 
 
@@ -572,7 +572,7 @@ def test_a_run_that_diverges_stops_and_its_checkpoint_can_be_read(
   said = (result.stdout + result.stderr).splitlines()[-1]
   assert said.startswith("gpt_jax: the last 4 updates were not finite")
   assert "optim.learning_rate" in said and "Traceback" not in said
-  kept = checkpoint.list_steps(str(tmp_path / "run" / "checkpoints"))
+  kept = restore.list_steps(str(tmp_path / "run" / "checkpoints"))
   assert kept and f"step {kept[-1]} is saved" in said
   params = workdir.open_run(str(tmp_path / "run"))[2]
   for leaf in jax.tree.leaves(params):
@@ -608,7 +608,7 @@ def test_a_run_that_ends_in_skipped_updates_does_not_end_well(
   assert "not finite" in said and cause in said and "Traceback" not in said
   # What is there is of before the streak, and finite.
   folder = str(tmp_path / "run" / "checkpoints")
-  kept = checkpoint.list_steps(folder)
+  kept = restore.list_steps(folder)
   if "rate" not in flags[0]:
     assert kept == [] and "nothing was saved" in said
     return
@@ -635,7 +635,7 @@ def test_skipped_batches_are_listed_and_a_resume_lists_them_alike(
     words = [*flags, f"--workdir={tmp_path / name}"]
     result = call_verb("train", *words)
     if name == "resumed":
-      for kept in checkpoint.list_steps(str(tmp_path / name / "checkpoints")):
+      for kept in restore.list_steps(str(tmp_path / name / "checkpoints")):
         if kept > 5:
           shutil.rmtree(tmp_path / name / "checkpoints" / str(kept))
       shutil.rmtree(tmp_path / name / "plots", ignore_errors=True)
@@ -701,7 +701,7 @@ def test_a_run_rolls_back_past_the_batches_that_it_failed_on(
   for kept in (entries[0]["step"], entries[-1]["step"], 11):
     name = f"cut-{kept}"
     shutil.copytree(tmp_path / "rolled", tmp_path / name)
-    for step in checkpoint.list_steps(str(tmp_path / name / "checkpoints")):
+    for step in restore.list_steps(str(tmp_path / name / "checkpoints")):
       if step > kept:
         shutil.rmtree(tmp_path / name / "checkpoints" / str(step))
     shutil.rmtree(tmp_path / name / "plots")
@@ -721,7 +721,7 @@ def logged_rows(rows, name):
 
 def checksums(path):
   folder = str(path / "checkpoints")
-  return checkpoint.read_checksums(folder, checkpoint.list_steps(folder)[-1])
+  return restore.read_checksums(folder, restore.list_steps(folder)[-1])
 
 
 def test_bfloat16_parameters_that_do_not_move_are_told(

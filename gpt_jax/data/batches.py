@@ -4,12 +4,8 @@ Design choice: grain only prefetches. data/order.py decides the order, and
 element i is the batch of step i, so there is no iterator state to save: a start
 at any step, on any number of processes, gives the same global batch.
 
-A batch is a dict of numpy arrays of b rows and T columns:
-  tokens, targets (b, T) int32: targets[t] is the id after tokens[t].
-  mask (b, T) float32: 1 where the target counts in the loss, else 0.
-  segments, positions (b, T) int32, under packing="documents" only: the index
-    of the document within the window, and the position within that document.
-    A document that began before the window starts at position 0.
+A batch is a dict of numpy arrays (b, T), as objectives.fields lists them. A
+document that began before a window has its position 0 where the window starts.
 """
 
 from collections.abc import Iterator
@@ -17,7 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from gpt_jax.config import DataConfig, InputError
-from gpt_jax.data import order
+from gpt_jax.data import objectives, order
 from gpt_jax.data.prepare import PreparedData
 from gpt_jax.data.shards import TokenSet, check_length
 from gpt_jax.machine import runtime
@@ -35,6 +31,7 @@ def batch_at(
   packing: str,
   global_batch_size: int,
   offset: int = 0,
+  objective: str = "causal",
 ) -> Batch:
   """Returns the given rows of the global batch of a step.
 
@@ -49,6 +46,7 @@ def batch_at(
     global_batch_size: rows of the global batch.
     offset: sequences to skip before step 0. Under a batch ramp it is negative:
       earlier, smaller batches have read fewer than step * global_batch_size.
+    objective: word of objectives.OBJECTIVES.
 
   Raises:
     InputError: a file holds an id outside the vocabulary.
@@ -56,8 +54,9 @@ def batch_at(
   g = offset + step * global_batch_size + np.asarray(rows, np.int64)
   sizes = [token_set.num_ids for token_set in sets]
   which, first = order.starts(weights, sizes, seq_len, seed, g)
+  make = objectives.OBJECTIVES[objective]
   if len(sets) == 1:
-    return _batch(sets[0], first, seq_len, packing)
+    return make(_batch(sets[0], first, seq_len, packing), seed, g)
   out = {}
   for k, token_set in enumerate(sets):
     mine = np.flatnonzero(which == k)
@@ -66,7 +65,7 @@ def batch_at(
         if key not in out:
           out[key] = np.empty((len(g), seq_len), part.dtype)
         out[key][mine] = part
-  return out
+  return make(out, seed, g)
 
 
 def make_train_iterator(
@@ -106,6 +105,7 @@ def make_train_iterator(
     data.packing,
     global_batch_size,
     offset,
+    data.objective,
   )
   # Two threads hide the latency of the disk; more contend for the GIL.
   ahead = grain.ReadOptions(num_threads=2, prefetch_buffer_size=16)
@@ -130,6 +130,7 @@ def eval_batches(
   packing: str,
   rows: np.ndarray,
   max_batches: int | None = None,
+  objective: str = "causal",
 ) -> Iterator[Batch]:
   """Yields a whole set in order; each id but the first is a target once.
 
@@ -143,12 +144,15 @@ def eval_batches(
     packing: "stream" or "documents", as in training.
     rows: (b,) rows of the global batch that this process reads.
     max_batches: stop after this number of batches; None reads all.
+    objective: word of objectives.OBJECTIVES; its draws are those of seed 0.
   """
+  make = objectives.OBJECTIVES[objective]
   windows = _count_eval_windows(token_set, seq_len)
   rows = np.asarray(rows, np.int64)
   for i in range(num_eval_batches(token_set, seq_len, batch_size, max_batches)):
     window = i * batch_size + rows
-    yield _padded_batch(token_set, window, windows, seq_len, packing)
+    batch = _padded_batch(token_set, window, windows, seq_len, packing)
+    yield make(batch, 0, window)
 
 
 def num_eval_batches(

@@ -122,17 +122,29 @@ def filter_logits(logits_BV, sampling: Sampling):
 
 
 @functools.partial(jax.jit, static_argnames=("model", "num_slots"))
-def prefill(params, tokens_BP, lengths_B, *, model: Model, num_slots: int):
+def prefill(
+  params, tokens_BP, lengths_B, prefix_B=None, *, model: Model, num_slots: int
+):
   """Returns (cache, logits_BV of each row's last token).
 
   Args:
-    params: from Model.unstack.
+    params: from Model.prepare_for_decoding.
     tokens_BP: prompts, padded on the right.
     lengths_B: tokens of each prompt, 1 or more.
+    prefix_B: int32, tokens of each prompt that see each other; None for none.
   """
+  slots_BP = None
+  if prefix_B is not None:
+    order_P = jnp.arange(tokens_BP.shape[1])
+    slots_BP = jnp.maximum(order_P, prefix_B[:, None] - 1)
   cache = model.init_cache(tokens_BP.shape[0], num_slots)
   logits_B1V, cache = model.apply_cached(
-    params, tokens_BP, cache, jnp.zeros_like(lengths_B), lengths_B - 1
+    params,
+    tokens_BP,
+    cache,
+    jnp.zeros_like(lengths_B),
+    lengths_B - 1,
+    slots_BP,
   )
   return cache, logits_B1V[:, 0]
 
@@ -177,8 +189,9 @@ def decode_chunk(
 
 
 _sample = jax.jit(sample, static_argnames=("sampling", "vocab_size"))
-_unstack = jax.jit(
-  lambda params, model: model.unstack(params), static_argnames=("model",)
+_prepare = jax.jit(
+  lambda params, model: model.prepare_for_decoding(params),
+  static_argnames=("model",),
 )
 
 
@@ -190,6 +203,7 @@ def generate(
   sampling: Sampling,
   seed: int = 0,
   vocab_size: int | None = None,
+  is_prefix: bool = False,
 ):
   """Yields ids_BC, chunk after chunk, until num_tokens have come.
 
@@ -201,41 +215,42 @@ def generate(
       generating.
     prompts: id sequences, none empty.
     vocab_size: ids from here on are never drawn; None for the model's.
+    is_prefix: whether the tokens of a prompt see each other, as a model that
+      was trained with data.objective=prefix_lm expects.
 
   Raises:
     InputError: a prompt is empty or longer than the model's positions, there
       are more than MAX_TOKENS to make, or the logits are not finite.
   """
-  if not 0 <= num_tokens <= MAX_TOKENS:
-    raise InputError(
-      f"num_tokens is {num_tokens}; it must be at most {MAX_TOKENS}"
-    )
-  limit, vocab_size = (
-    model.config.max_len,
-    vocab_size or model.config.vocab_size,
-  )
+  _check_number(num_tokens)
+  limit = model.config.max_len
+  vocab_size = vocab_size or model.config.vocab_size
   check_prompts(prompts, limit)
   rows = [np.asarray(p, np.int32) for p in prompts]
-  unstacked = _unstack(params, model)
+  prefixes = np.array([len(r) for r in rows], np.int32)
+  prepared = _prepare(params, model)
   key = jax.random.key(seed)
   left = num_tokens
   while left > 0:
-    rows = [r if len(r) <= limit else r[-max(1, limit // 2) :] for r in rows]
+    rows, prefixes = _cut_to(limit, rows, prefixes)
     longest = max(len(r) for r in rows)
     width = min(-(-longest // ROUND) * ROUND, limit)
     num_slots = min(-(-(longest + left) // ROUND) * ROUND, limit)
-    tokens_BP = np.zeros((len(rows), width), np.int32)
-    for index, row in enumerate(rows):
-      tokens_BP[index, : len(row)] = row
+    tokens_BP = np.stack([np.pad(r, (0, width - len(r))) for r in rows])
     lengths = np.array([len(r) for r in rows], np.int32)
     cache, logits_BV = prefill(
-      unstacked, tokens_BP, lengths, model=model, num_slots=num_slots
+      prepared,
+      tokens_BP,
+      lengths,
+      prefixes if is_prefix else None,
+      model=model,
+      num_slots=num_slots,
     )
     while left > 0:
       free = num_slots - int(lengths.max())
       if free:
         cache, logits_BV, ids = decode_chunk(
-          unstacked,
+          prepared,
           cache,
           logits_BV,
           lengths,
@@ -255,18 +270,37 @@ def generate(
         )
         ids = sharding.fetch(ids)[:, None]
       processes.mark()
-      if (ids < 0).any():
-        raise InputError(
-          "the model's logits are NaN or infinite: the parameters are those of "
-          "a run that diverged, or compute_dtype overflows; read an earlier "
-          "checkpoint, or train anew with a lower optim.learning_rate"
-        )
+      _check_ids(ids)
       yield ids
       rows = [np.append(r, new) for r, new in zip(rows, ids, strict=True)]
       lengths = lengths + ids.shape[1]
       left -= ids.shape[1]
       if not free:
         break
+
+
+def _cut_to(limit: int, rows: list, prefixes):
+  """Returns (rows, prefixes); a row longer than limit keeps its last half."""
+  half = max(1, limit // 2)
+  cuts = [0 if len(r) <= limit else len(r) - half for r in rows]
+  rows = [r[cut:] for r, cut in zip(rows, cuts, strict=True)]
+  return rows, np.maximum(prefixes - np.array(cuts, np.int32), 1)
+
+
+def _check_number(num_tokens: int) -> None:
+  if not 0 <= num_tokens <= MAX_TOKENS:
+    raise InputError(
+      f"num_tokens is {num_tokens}; it must be at most {MAX_TOKENS}"
+    )
+
+
+def _check_ids(ids) -> None:
+  if (ids < 0).any():
+    raise InputError(
+      "the model's logits are NaN or infinite: the parameters are those of "
+      "a run that diverged, or compute_dtype overflows; read an earlier "
+      "checkpoint, or train anew with a lower optim.learning_rate"
+    )
 
 
 def check_prompts(prompts, limit: int) -> None:
@@ -293,6 +327,7 @@ def generate_text(
   seed: int = 0,
   stop: tuple[str, ...] = (),
   show=None,
+  is_prefix: bool = False,
 ) -> list[str]:
   """Returns what follows each prompt, up to a stop string or the separator.
 
@@ -300,6 +335,7 @@ def generate_text(
     show: called with each new piece of the first row's text as it comes; a
       piece is held back while it could still turn out to begin a stop string
       or end inside a character.
+    is_prefix: as of generate.
   """
   ids = [tokenizer.encode(p) for p in prompts]
   made = [[] for _ in prompts]
@@ -307,7 +343,9 @@ def generate_text(
   shown = 0
   # The model may have more rows of embedding than the tokenizer has tokens.
   vocab_size = min(model.config.vocab_size, tokenizer.vocab_size)
-  chunks = generate(model, params, ids, num_tokens, sampling, seed, vocab_size)
+  chunks = generate(
+    model, params, ids, num_tokens, sampling, seed, vocab_size, is_prefix
+  )
   for chunk in chunks:
     for row, new in enumerate(chunk):
       if not is_done[row]:

@@ -42,6 +42,7 @@ def score(
   mesh,
   max_batches: int | None = None,
   show=None,
+  objective: str = "causal",
 ) -> dict[str, float]:
   """Returns {"loss", "perplexity", "bits_per_byte", "num_tokens"}.
 
@@ -53,6 +54,8 @@ def score(
     tokens: TokenSet.
     max_batches: stop early; bits_per_byte is then left out.
     show: called with (batches done, batches) now and then.
+    objective: word of data.objective; of prefix_lm only what follows a prefix
+      is predicted, and bits per byte are left out.
   """
   check_memory(model, batch_size * seq_len, mesh)
   evaluate = compile_eval_step(model, num_loss_chunks)
@@ -62,7 +65,7 @@ def score(
   total = num_eval_batches(tokens, seq_len, batch_size)
   total = min(total, max_batches or total)
   batches = eval_batches(
-    tokens, seq_len, batch_size, packing, rows, max_batches
+    tokens, seq_len, batch_size, packing, rows, max_batches, objective
   )
   devices = mesh.local_devices
   is_simulated = len(devices) > 1 and devices[0].platform == "cpu"
@@ -87,7 +90,8 @@ def score(
     "perplexity": math.exp(min(loss, 700.0)),
     "num_tokens": int(count),
   }
-  if max_batches is None or total < max_batches:
+  is_whole = max_batches is None or total < max_batches
+  if is_whole and objective == "causal":
     blind = max(0.0, tokens.num_tokens - count) * math.log(tokens.vocab_size)
     bits = (nats + blind) / math.log(2)
     result["bits_per_byte"] = bits / max(tokens.num_bytes, 1)

@@ -26,6 +26,7 @@ from gpt_jax.config import InputError, ModelConfig
 from gpt_jax.models.layers import dropout
 from gpt_jax.ops import blockwise
 from gpt_jax.ops.ring import ring
+from gpt_jax.ops.visibility import MASK_VALUE, TokenPositions
 from gpt_jax.parametrization import attention_multiplier
 
 # Rows on a CPU from which blocks are faster than dense (configs/LOG.md).
@@ -55,6 +56,7 @@ def choose(
   length: int,
   is_cached: bool = False,
   is_dropping: bool = False,
+  is_prefixed: bool = False,
 ) -> str:
   """Returns the kernel of one forward pass.
 
@@ -63,15 +65,16 @@ def choose(
     length: T of the rows.
     is_cached: whether keys come from a cache; those are read densely.
     is_dropping: whether attention weights are dropped.
+    is_prefixed: whether rows have prefixes, each its own slots.
   """
   if is_cached or is_dropping or config.position == "alibi":
     return "dense"
   if config.attention != "auto":
     return config.attention
-  if platform in ("tpu", INTERPRETED):
+  if platform in ("tpu", INTERPRETED) and not is_prefixed:
     return "splash"
   is_split = sharding.axis_size("seq") > 1
-  if platform == "gpu" and not is_split:
+  if platform == "gpu" and not is_split and not is_prefixed:
     return "dense" if config_lib.cudnn_fault(config) else "cudnn"
   if is_split or length >= MIN_BLOCKS_LEN:
     return "blocks"
@@ -92,11 +95,10 @@ def attend(
   if context.kernel == "dense":
     y_BKGTH = dense(q_BKGTH, k_BKSH, v_BKSH, context, config, key)
     return checkpoint_name(y_BKGTH, "attn")
-  rule = blockwise.Rule(config.sliding_window, config.attn_softcap)
   local = functools.partial(
     _local,
     kernel=context.kernel,
-    rule=rule,
+    rule=context.rule,
     is_ordered=context.is_ordered,
     interpret=context.platform == INTERPRETED,
   )
@@ -110,17 +112,16 @@ def attend(
 def dense(q_BKGTH, k_BKSH, v_BKSH, context, config: ModelConfig, key=None):
   """All scores at once, softmax in float32; q comes scaled."""
   s_BKGTS = blockwise.einsum("BKGTH,BKSH->BKGTS", q_BKGTH, k_BKSH)
-  if config.attn_softcap is not None:
-    s_BKGTS = config.attn_softcap * jnp.tanh(s_BKGTS / config.attn_softcap)
+  s_BKGTS = blockwise.softcap(context.rule, s_BKGTS)
   if config.position == "alibi":  # Press et al. 2021
     s_BKGTS += context.alibi_BKGTS
-  s_BKGTS = jnp.where(context.mask_BTS[:, None, None], s_BKGTS, -1e30)
+  s_BKGTS = jnp.where(context.mask_BTS[:, None, None], s_BKGTS, MASK_VALUE)
   p_BKGTS = jax.nn.softmax(s_BKGTS, axis=-1).astype(v_BKSH.dtype)
   p_BKGTS = dropout(p_BKGTS, config.dropout_rate, key, "weights")
   return jnp.einsum("BKGTS,BKSH->BKGTH", p_BKGTS, v_BKSH)
 
 
-def _spread(local, q, k, v, slots_1T, segments_BT, how: str, rules: str, mesh):
+def _spread(local, q, k, v, slots_BT, segments_BT, how: str, rules: str, mesh):
   """Runs `local` on every device's own rows, heads and part of the sequence."""
   B, K, G, T, _ = q.shape
   table = sharding.RULES[rules]
@@ -134,15 +135,16 @@ def _spread(local, q, k, v, slots_1T, segments_BT, how: str, rules: str, mesh):
     k, v = (jnp.repeat(x, G, axis=1) for x in (k, v))
     q = q.reshape(B, K * G, 1, *q.shape[3:])
   (axis,) = length or (None,)
+  slots_spec = P() if slots_BT.shape[0] == 1 else P(batch)
   own = functools.partial(local, axis=axis, size=count("length"), how=how)
   k_spec, q_spec = P(batch, heads, length), P(batch, heads, None, length)
   ids_spec = None if segments_BT is None else P(batch)
   y = jax.shard_map(
     own,
-    in_specs=(q_spec, k_spec, k_spec, P(), ids_spec),
+    in_specs=(q_spec, k_spec, k_spec, slots_spec, ids_spec),
     out_specs=q_spec,
     check_vma=False,
-  )(q, k, v, slots_1T, segments_BT)
+  )(q, k, v, slots_BT, segments_BT)
   return y.reshape(B, K, G, T, -1)
 
 
@@ -150,7 +152,7 @@ def _local(
   q,
   k,
   v,
-  slots_1T,
+  slots_BT,
   segments_BT,
   *,
   kernel: str,
@@ -164,7 +166,7 @@ def _local(
   """Attention of a device's own queries; returns y of q's shape.
 
   Args:
-    slots_1T, segments_BT: of the whole rows.
+    slots_BT, segments_BT: of the whole rows.
     axis, size: mesh axis that the sequence is split over; None and 1 if none.
     how: gather | ring.
   """
@@ -172,7 +174,7 @@ def _local(
     from gpt_jax.ops import splash  # Pallas takes half a second to import
 
   T = q.shape[3]
-  whole = blockwise.Places(slots_1T[0], segments_BT)
+  whole = TokenPositions(slots_BT, segments_BT)
   if axis is None:
     if kernel == "splash" and is_ordered:
       return splash.whole(q, k, v, segments_BT, rule, interpret)
@@ -201,14 +203,17 @@ def cudnn(q_BKGTH, k_BKSH, v_BKSH, segments_BT, rule):
   mask = None
   if segments_BT is not None:
     mask = segments_BT[:, None, :, None] == segments_BT[:, None, None]
-  window = None if rule.window is None else (rule.window - 1, 0)
+  window = None
+  if rule.window is not None:
+    before = rule.window - 1
+    window = (before, 0 if rule.is_causal else before)
   y_BTNH = jax.nn.dot_product_attention(
     q_BKGTH.reshape(B, K * G, T, H).swapaxes(1, 2),
     k_BKSH.swapaxes(1, 2),
     v_BKSH.swapaxes(1, 2),
     mask=mask,
     scale=1.0,
-    is_causal=True,
+    is_causal=rule.is_causal,
     local_window_size=window,
     implementation="cudnn",
   )

@@ -1,4 +1,4 @@
-"""Attention: positions, masks, grouped queries, the cache of keys and values.
+"""Attention: projections, positions, grouped queries.
 
 Heads come before time, (B, K, G, T, H): matrix products over trailing dims are
 what every back end does best. Causality is by slot, the index of a token in
@@ -13,22 +13,23 @@ from jax.ad_checkpoint import checkpoint_name
 from gpt_jax import config as config_lib
 from gpt_jax import sharding
 from gpt_jax.config import ModelConfig
+from gpt_jax.models import cache as cache_lib
 from gpt_jax.models.attend import attend
-from gpt_jax.models.layers import (
-  declare,
+from gpt_jax.models.declare import declare
+from gpt_jax.models.positions import rotate
+from gpt_jax.ops import visibility
+from gpt_jax.ops.norm import rms_normalize
+from gpt_jax.ops.projection import (
   project,
-  project_together,
-  project_wide,
-  rms_normalize,
+  project_each,
+  project_fused,
   shift,
 )
+from gpt_jax.ops.visibility import TokenPositions
 from gpt_jax.parametrization import attention_multiplier
 
-# Queries', keys' and values' matrices side by side, as decoding keeps them.
-WIDE = "qkv"
-# Llama 3's rotary scaling: wavelengths over ORIGINAL_LEN / LOW are stretched,
-# those under ORIGINAL_LEN / HIGH are kept (Dubey et al. 2024, appendix).
-LLAMA3_LOW, LLAMA3_HIGH = 1.0, 4.0
+# Queries', keys' and values' matrices in one, as decoding stores them.
+FUSED = "qkv"
 
 
 class Attention(nn.Module):
@@ -50,10 +51,10 @@ class Attention(nn.Module):
     c, D = self.config, x_BTD.shape[-1]
     N, K, H = c.num_heads, config_lib.num_kv_heads(c), config_lib.head_dim(c)
     n, k = ("heads", "head_dim"), ("kv_heads", "head_dim")
-    if self.has_variable("params", WIDE):
-      q_BTNH, k_BTKH, v_BTKH = project_wide(
+    if self.has_variable("params", FUSED):
+      q_BTNH, k_BTKH, v_BTKH = project_fused(
         x_BTD,
-        self.get_variable("params", WIDE),
+        self.get_variable("params", FUSED),
         [(N, H), (K, H), (K, H)],
         c.grad_dtype,
       )
@@ -61,7 +62,7 @@ class Attention(nn.Module):
       w_q_DNH = declare(self, "q", (D, N, H), ("embed", *n), "hidden")
       w_k_DKH = declare(self, "k", (D, K, H), ("embed", *k), "hidden")
       w_v_DKH = declare(self, "v", (D, K, H), ("embed", *k), "hidden")
-      q_BTNH, k_BTKH, v_BTKH = project_together(
+      q_BTNH, k_BTKH, v_BTKH = project_each(
         x_BTD, [w_q_DNH, w_k_DKH, w_v_DKH], c.grad_dtype
       )
     if c.bias:
@@ -87,9 +88,9 @@ class Attention(nn.Module):
     q_BKGTH = q_BTNH.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
     k_BKSH, v_BKSH = k_BTKH.swapaxes(1, 2), v_BTKH.swapaxes(1, 2)
     if cache is not None:
-      k_BKSH = write_slots(cache[0], k_BKSH, context.start_B)
-      v_BKSH = write_slots(cache[1], v_BKSH, context.start_B)
-      cache = (k_BKSH, v_BKSH)
+      (k_BKSH, v_BKSH), cache = cache_lib.update(
+        cache, (k_BKSH, v_BKSH), context.kind, context.start_B, context.end_B
+      )
     if context.kernel == "dense":  # the others place keys themselves
       keys = ("batch", "kv_heads", "key_length", "head_dim")
       k_BKSH = sharding.constrain(k_BKSH, keys, self.rules)
@@ -111,23 +112,6 @@ class Attention(nn.Module):
     return y_BTD, cache
 
 
-def mask_of(slots_BT, keys_1S, window, segments_BT):
-  """Returns mask_BTS: which slots a query may see (B is 1 where all agree).
-
-  Args:
-    slots_BT: index of each query in its row, int32 (1 or B, T).
-    keys_1S: slots of the keys at hand.
-    window: number of last slots that are seen, or None for all.
-    segments_BT: document of each slot, where documents are packed; S == T.
-  """
-  mask_BTS = keys_1S <= slots_BT[..., None]
-  if window is not None:
-    mask_BTS &= keys_1S > slots_BT[..., None] - window
-  if segments_BT is not None:
-    mask_BTS &= segments_BT[:, :, None] == segments_BT[:, None, :]
-  return mask_BTS
-
-
 def largest_score(q_BKGTH, k_BKSH, context, config: ModelConfig):
   """Returns the largest score that is not masked, before any soft-cap.
 
@@ -143,59 +127,12 @@ def largest_score(q_BKGTH, k_BKSH, context, config: ModelConfig):
       "BKGH,BKSH->BKGS", q_BKGH, k_BKSH, preferred_element_type=jnp.float32
     )
     slot_B1 = jax.lax.dynamic_index_in_dim(context.slots_BT, i, 1)
-    mask_BS = mask_of(slot_B1, context.slots_BT, config.sliding_window, None)
-    mask_BS = mask_BS[:, 0]
+    own_B1 = None
     if segments_BT is not None:
       own_B1 = jax.lax.dynamic_index_in_dim(segments_BT, i, 1)
-      mask_BS &= own_B1 == segments_BT
+    query = TokenPositions(slot_B1, own_B1)
+    keys = TokenPositions(context.slots_BT, segments_BT)
+    mask_BS = visibility.visible(context.rule, query, keys)[:, 0]
     return jnp.where(mask_BS[:, None, None], s_BKGS, -jnp.inf).max()
 
   return scale * jax.lax.map(one, jnp.arange(T), batch_size=64).max()
-
-
-def alibi_of(slots_BT, keys_1S, num_heads: int, num_kv_heads: int):
-  """Returns the linear biases (B, K, G, T, S): -slope times the distance.
-
-  Slopes are 2^(-8 i / n) for n heads; where n is no power of two, those of the
-  power below, then every other one of the power above (Press et al. 2021).
-  """
-  power = 2 ** (num_heads.bit_length() - 1)
-  slopes = [2 ** (-8 * (i + 1) / power) for i in range(power)]
-  finer = [2 ** (-4 * (i + 1) / power) for i in range(0, 2 * power, 2)]
-  slopes += finer[: num_heads - power]
-  slopes_KG = jnp.array(slopes).reshape(num_kv_heads, -1)
-  distance = slots_BT[..., None] - keys_1S
-  return -slopes_KG[None, :, :, None, None] * distance[:, None, None]
-
-
-def rope_of(positions_BT, config: ModelConfig):
-  """Returns (cos, sin), each (B, T, 1, H/2) float32 (Su et al. 2021)."""
-  H = config_lib.head_dim(config)
-  rate_H = config.rope_theta ** (-jnp.arange(0, H, 2, dtype=jnp.float32) / H)
-  word, numbers = config_lib.rope_scaling(config)
-  if word == "linear":  # Chen et al. 2023
-    rate_H /= numbers[0]
-  elif word == "llama3":
-    factor, original = numbers
-    turns = original * rate_H / (2 * jnp.pi)
-    keep = (turns - LLAMA3_LOW) / (LLAMA3_HIGH - LLAMA3_LOW)
-    keep = jnp.clip(keep, 0.0, 1.0)
-    rate_H = keep * rate_H + (1 - keep) * rate_H / factor
-  angle = positions_BT[..., None, None].astype(jnp.float32) * rate_H
-  return jnp.cos(angle), jnp.sin(angle)
-
-
-def rotate(x_BTNH, rope):
-  """Turns pairs (i, i + H/2) of every head by its angle."""
-  cos, sin = rope
-  a, b = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
-  turned = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
-  return turned.astype(x_BTNH.dtype)
-
-
-def write_slots(cache_BKSH, new_BKTH, start_B):
-  """Returns the cache with T new slots of each row written from start_B."""
-  write = lambda row, new, start: jax.lax.dynamic_update_slice(
-    row, new.astype(row.dtype), (0, start, 0)
-  )
-  return jax.vmap(write)(cache_BKSH, new_BKTH, start_B)

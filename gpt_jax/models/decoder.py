@@ -4,7 +4,7 @@ Parameters are always stacked over layers, so that scanned and unrolled runs
 share checkpoints; the unrolled form takes them apart at the door.
 """
 
-import dataclasses
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -13,12 +13,18 @@ import jax.numpy as jnp
 from gpt_jax import config as config_lib
 from gpt_jax import sharding
 from gpt_jax.config import ModelConfig
+from gpt_jax.models import cache as cache_lib
 from gpt_jax.models.attend import choose
-from gpt_jax.models.attention import alibi_of, mask_of, rope_of
-from gpt_jax.models.layers import Norm, declare, dropout
-from gpt_jax.models.transformer import Context, rematerialised
-from gpt_jax.ops import quantized
+from gpt_jax.models.attention import FUSED
+from gpt_jax.models.block import Context
+from gpt_jax.models.declare import declare
+from gpt_jax.models.layers import Norm, dropout
+from gpt_jax.models.positions import alibi_of, rope_of
+from gpt_jax.models.stack import rematerialised
+from gpt_jax.ops import quantized, visibility
 from gpt_jax.ops.matmul import product
+from gpt_jax.ops.projection import fuse_qkv
+from gpt_jax.ops.visibility import TokenPositions
 from gpt_jax.parametrization import readout_multiplier
 
 
@@ -32,10 +38,19 @@ class Decoder(nn.Module):
     platform: cpu, gpu or tpu, what attention's kernel is chosen for.
   """
 
+  STACKS: ClassVar = ("blocks",)
+  can_generate: ClassVar = True
+
   config: ModelConfig
   rules: str = "standard"
   is_stacked: bool = True
   platform: str = "cpu"
+
+  @staticmethod
+  def prepare(params, specs):
+    """Returns both with the projections of q, k and v fused into one."""
+    fused = lambda ws: fuse_qkv(ws, axis=1)
+    return _fuse(params, fused), _fuse(specs, lambda each: each[0])
 
   @nn.compact
   def __call__(
@@ -47,7 +62,8 @@ class Decoder(nn.Module):
     start_B=None,
     only_B=None,
     key=None,
-    slots_1T=None,
+    order_1T=None,
+    slots_BT=None,
     is_headless=False,
     needs_balance=False,
   ):
@@ -66,8 +82,10 @@ class Decoder(nn.Module):
       only_B: int32, the one token of each row whose logits are wanted; the
         result then has T = 1. None wants all.
       key: dropout key; None drops nothing.
-      slots_1T: index of each token in its row, where the rows are not in order
+      order_1T: index of each token in its row, where the rows are not in order
         (sharding over seq reorders them); None: they are.
+      slots_BT: of tokens in rows that have prefixes (ops/visibility.py); None
+        is the index of each token.
       needs_balance: return (result, balance_B) of a model with experts: the
         sum over layers of moe.balance_of.
       is_headless: return (x_BTD, w_VD) instead, what the logits are the
@@ -75,39 +93,28 @@ class Decoder(nn.Module):
     """
     c = self.config
     T = tokens_BT.shape[1]
-    slots_BT = jnp.arange(T)[None] if slots_1T is None else slots_1T
+    is_prefixed, is_ordered = slots_BT is not None, order_1T is None
+    order_BT = jnp.arange(T)[None] if is_ordered else order_1T
     if cache is not None:
-      slots_BT = slots_BT + start_B[:, None]
+      order_BT = order_BT + start_B[:, None]
     if positions_BT is None:
-      positions_BT = slots_BT
-    S = T if cache is None else cache[0][0].shape[2]
-    kernel = choose(
-      c,
-      self.platform,
-      T,
-      is_cached=cache is not None,
-      is_dropping=key is not None and c.dropout_rate > 0,
-    )
-    keys_1S = jnp.arange(S)[None] if slots_1T is None else slots_1T
-    mask_BTS = None
-    if kernel == "dense":
-      mask_BTS = mask_of(slots_BT, keys_1S, c.sliding_window, segments_BT)
-    context = Context(
-      kernel=kernel,
-      platform=self.platform,
-      slots_BT=slots_BT,
-      is_ordered=slots_1T is None,
-      segments_BT=segments_BT,
-      mask_BTS=mask_BTS,
-      rope=rope_of(positions_BT, c) if c.position == "rope" else None,
-      alibi_BKGTS=alibi_of(
-        slots_BT, keys_1S, c.num_heads, config_lib.num_kv_heads(c)
+      positions_BT = order_BT
+    if not is_prefixed:
+      slots_BT = order_BT
+    contexts = {
+      kind: self.context_of(
+        kind,
+        TokenPositions(slots_BT, segments_BT),
+        positions_BT,
+        cache,
+        start_B,
+        only_B,
+        is_ordered=is_ordered and not is_prefixed,
+        is_prefixed=is_prefixed,
+        is_dropping=key is not None and c.dropout_rate > 0,
       )
-      if c.position == "alibi"
-      else None,
-      start_B=start_B,
-    )
-
+      for kind in set(config_lib.layer_kinds(c))
+    }
     embed = Embedding(c, name="embed")
     x_BTD = embed(tokens_BT, positions_BT)
     self.sow("taps", "embed_out", x_BTD)
@@ -115,53 +122,167 @@ class Decoder(nn.Module):
     x_BTD = sharding.constrain(
       x_BTD, ("batch", "residual_length", "residual"), self.rules
     )
-    x_BTD, cache, balance_B = self.blocks(x_BTD, context, cache, key)
+    x_BTD, cache, balance_B = self.blocks(x_BTD, contexts, cache, key)
     self.sow("taps", "residual_out", x_BTD)
     if c.norm_placement == "pre":
       x_BTD = Norm(c, name="final_norm")(x_BTD)
     if only_B is not None:
       x_BTD = jnp.take_along_axis(x_BTD, only_B[:, None, None], axis=1)
 
+    out = self.read_out(x_BTD, embed, is_headless)
+    if cache is not None:
+      out = out, cache
+    return (out, balance_B) if needs_balance else out
+
+  def read_out(self, x_BTD, embed: "Embedding", is_headless: bool):
+    """Returns logits_BTV, or (x_BTD, w_VD) that they are the product of."""
+    c = self.config
     readout = readout_multiplier(c)
     x_BTD = x_BTD if readout == 1 else readout * x_BTD
     w_VD = embed.table_VD
     if not c.tied_embeddings or self.has_variable("params", "unembed"):
       w_VD = unembedding(self)
-    finish = lambda out: (out, balance_B) if needs_balance else out
     if is_headless:
-      return finish((x_BTD, w_VD))
+      return x_BTD, w_VD
     logits_BTV = product("BTD,VD->BTV", x_BTD, w_VD, c.grad_dtype, jnp.float32)
     logits_BTV = sharding.constrain(
       logits_BTV, ("batch", "length", "vocab"), self.rules
     )
-    logits_BTV = cap_logits(logits_BTV, jnp.arange(logits_BTV.shape[-1]), c)
-    return finish(logits_BTV if cache is None else (logits_BTV, cache))
+    return cap_logits(logits_BTV, jnp.arange(logits_BTV.shape[-1]), c)
 
-  def blocks(self, x_BTD, context, cache, key):
+  def context_of(
+    self,
+    kind: str,
+    at: TokenPositions,
+    positions_BT,
+    cache,
+    start_B,
+    only_B,
+    is_ordered: bool,
+    is_prefixed: bool,
+    is_dropping: bool,
+  ) -> Context:
+    """Returns what the layers of a kind read in this forward pass."""
+    c, T = self.config, at.slots_BT.shape[1]
+    keys, end_B = at, None
+    if cache is not None:
+      end_B = start_B + (T if only_B is None else only_B + 1)
+      size = cache[config_lib.layer_kinds(c).index(kind)][0].shape[2]
+      slots_BS = cache_lib.key_slots(kind, size, T, start_B, end_B)
+      keys = TokenPositions(slots_BS)
+    kernel = choose(
+      c,
+      self.platform,
+      T,
+      is_cached=cache is not None,
+      is_dropping=is_dropping,
+      is_prefixed=is_prefixed,
+    )
+    rule = visibility.rule_of(c, kind)
+    mask_BTS = alibi_BKGTS = rope = None
+    if kernel == "dense":
+      mask_BTS = visibility.visible(rule, at, keys)
+    if c.position == "rope":
+      rope = rope_of(positions_BT, c, kind)
+    if c.position == "alibi":
+      alibi_BKGTS = alibi_of(
+        at.slots_BT, keys.slots_BT, c.num_heads, config_lib.num_kv_heads(c)
+      )
+    return Context(
+      kind=kind,
+      rule=rule,
+      kernel=kernel,
+      platform=self.platform,
+      slots_BT=at.slots_BT,
+      is_ordered=is_ordered,
+      segments_BT=at.segments_BT,
+      mask_BTS=mask_BTS,
+      rope=rope,
+      alibi_BKGTS=alibi_BKGTS,
+      start_B=start_B,
+      end_B=end_B,
+    )
+
+  def blocks(self, x_BTD, contexts, cache, key):
     """Runs all blocks; returns (x_BTD, cache, balance_B)."""
     c = self.config
+    kinds = config_lib.layer_kinds(c)
     block = rematerialised(c, self.is_stacked)
-    if self.is_stacked:
-      scan = nn.scan(
-        block,
-        variable_axes={"params": 0, "taps": 0},
-        split_rngs={"params": True},
-        in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
-        length=c.num_layers,
-      )(c, self.rules, name="blocks")
-      layers = jnp.arange(c.num_layers)
-      x_BTD, (_, balance_LB) = scan(x_BTD, layers, context, None, key)
-      has_experts = c.num_experts is not None
-      return x_BTD, None, balance_LB.sum(0) if has_experts else None
+    if self.is_initializing():
+      kinds = kinds[:1]  # all have the same parameters
+    elif self.is_stacked:
+      return self.scan_blocks(block, x_BTD, contexts, key)
     caches, balances = [], []
-    for layer in range(c.num_layers):
+    for layer, kind in enumerate(kinds):
       x_BTD, (kept, balance_B) = block(c, self.rules, name=f"blocks_{layer}")(
-        x_BTD, layer, context, None if cache is None else cache[layer], key
+        x_BTD,
+        layer,
+        contexts[kind],
+        None if cache is None else cache[layer],
+        key,
       )
       caches.append(kept)
       balances.append(balance_B)
     balance_B = None if c.num_experts is None else sum(balances)
     return x_BTD, None if cache is None else caches, balance_B
+
+  def scan_blocks(self, block, x_BTD, contexts, key):
+    """Runs blocks whose parameters are stacked: a scan over their periods.
+
+    Layers that are left over when the periods are done follow one by one.
+    Returns (x_BTD, None, balance_B).
+    """
+    c = self.config
+    kinds, period = config_lib.layer_kinds(c), config_lib.layer_period(c)
+    stacked = self.get_variable("params", "blocks")
+    has_taps = self.is_mutable_collection("taps")
+
+    def one(x_BTD, layer, params, kind):
+      module = block(c, self.rules, parent=None)
+      args = x_BTD, layer, contexts[kind], None, key
+      if not has_taps:
+        x_BTD, (_, balance_B) = module.apply({"params": params}, *args)
+        return x_BTD, (balance_B, None)
+      (x_BTD, (_, balance_B)), kept = module.apply(
+        {"params": params}, *args, mutable=["taps"]
+      )
+      return x_BTD, (balance_B, kept["taps"])
+
+    def some(x_BTD, layers_and_params):
+      layers, params = layers_and_params
+      outs = []
+      for i, kind in enumerate(kinds[:period]):
+        own = jax.tree.map(lambda p, i=i: p[i], (layers, params))
+        x_BTD, out = one(x_BTD, *own, kind)
+        outs.append(out)
+      return x_BTD, jax.tree.map(lambda *x: jnp.stack(x), *outs)
+
+    layers, whole = jnp.arange(c.num_layers), c.num_layers // period * period
+    if period == 1:
+      run = lambda x_BTD, own: one(x_BTD, *own, kinds[0])
+      x_BTD, outs = jax.lax.scan(run, x_BTD, (layers, stacked))
+    else:
+      group = lambda p: p[:whole].reshape(-1, period, *p.shape[1:])
+      x_BTD, outs = jax.lax.scan(
+        some, x_BTD, jax.tree.map(group, (layers, stacked))
+      )
+      outs = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), outs)
+    for layer in range(whole, c.num_layers):
+      own = jax.tree.map(lambda p, i=layer: p[i], (layers, stacked))
+      x_BTD, out = one(x_BTD, *own, kinds[layer])
+      outs = jax.tree.map(lambda x, y: jnp.append(x, y[None], 0), outs, out)
+    balance_LB, taps = outs
+    if has_taps:
+      self.put_variable("taps", "blocks", taps)
+    return x_BTD, None, None if c.num_experts is None else balance_LB.sum(0)
+
+
+def _fuse(tree: dict, join) -> dict:
+  blocks = dict(tree["blocks"])
+  attn = dict(blocks["attn"])
+  attn[FUSED] = join([attn.pop(name) for name in "qkv"])
+  blocks["attn"] = attn
+  return {**tree, "blocks": blocks}
 
 
 class Embedding(nn.Module):
@@ -208,20 +329,3 @@ def cap_logits(logits_BTV, ids_V, config: ModelConfig):
   if config_lib.padded_vocab_size(config) > config.vocab_size:
     logits_BTV = jnp.where(ids_V < config.vocab_size, logits_BTV, -1e30)
   return logits_BTV
-
-
-def init_cache(config: ModelConfig, batch_size: int, num_slots: int, dtype):
-  """Returns an empty cache: a list over layers of (k_BKSH, v_BKSH) zeros."""
-  K, H = config_lib.num_kv_heads(config), config_lib.head_dim(config)
-  shape = (batch_size, K, num_slots, H)
-  empty = lambda: jnp.zeros(shape, dtype)
-  return [(empty(), empty()) for _ in range(config.num_layers)]
-
-
-def abstract_decoder(config: ModelConfig):
-  """Returns the boxed abstract parameters (leaves Declared), without memory."""
-  # The kernel makes no parameters; this one asks nothing of the platform.
-  model = Decoder(dataclasses.replace(config, attention="dense"))
-  tokens = jnp.zeros((1, 1), jnp.int32)
-  init = lambda key: model.init(key, tokens)["params"]
-  return jax.eval_shape(init, jax.random.key(0))

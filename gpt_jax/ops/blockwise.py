@@ -1,87 +1,67 @@
-"""Block-wise causal attention in JAX: scores exist a block at a time.
+"""Block-wise attention in JAX: scores exist one block at a time.
 
-Flash attention's algebra (Dao et al. 2022): forward keeps the logarithm of each
-row's softmax sum, from which backward makes the weights again. Two forms of
-one function. `strips` is for whole rows in order: unrolled, what causality and
-window hide is left out at trace time, and a few heads at a time go through, so
-that scores stay in a CPU's cache. `tiles_forward` and `tiles_backward` are for
-tokens in any order, and for lengths that no unrolling can hold: loops that
-skip a hidden pair of blocks when they meet it. Statistics are float32; queries
-come scaled.
+The algebra is FlashAttention-2's (Dao 2023, algorithms 1 and 2): forward saves
+L = m + log(l), the log-sum-exp of each row of scores, and backward recomputes
+P = exp(S - L) from it. Two forms of one function:
+
+  strips  whole rows in order, unrolled: pairs of blocks that the rule hides
+          are left out at trace time, and a few heads are computed at a time so
+          that their scores stay in a CPU's cache
+  tiles   tokens in any order and of any length, in loops that skip a hidden
+          pair of blocks at run time
+
+Softmax statistics are float32. Queries come scaled.
 """
 
 import functools
 import math
-import typing
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-HIDDEN = -1e30
+from gpt_jax.ops import visibility
+from gpt_jax.ops.visibility import (
+  KEY_PADDING,
+  MASK_VALUE,
+  QUERY_PADDING,
+  Rule,
+  TokenPositions,
+  any_visible,
+  slots_visible,
+  visible_keys,
+  visible_queries,
+)
+
 # Longest rows that are unrolled; length from which blocks are larger; scores
 # of one block of rows that fit a core's cache (configs/LOG.md).
 MAX_STRIPS_LEN = 4096
 LONG = 512
 SMALL_BLOCK, LARGE_BLOCK = 64, 128
 CACHED_SCORES = 2**18
-# Side of a tile, and the slots of added queries, which see nothing, and of
-# added keys, which nothing sees.
+# Side of a tile.
 TILE = 512
-BEFORE, AFTER = -1, 2**30
-
-
-class Rule(typing.NamedTuple):
-  """What is static about scores.
-
-  Attributes:
-    window: number of last slots that a query sees, or None for all.
-    softcap: scores pass cap * tanh(score / cap), or None.
-  """
-
-  window: int | None
-  softcap: float | None
-
-
-class Places(typing.NamedTuple):
-  """Where tokens are: index in the row, and document.
-
-  Attributes:
-    slots_T: int32, the same for all rows.
-    segments_BT: int32, or None where a row is one document.
-  """
-
-  slots_T: jax.Array
-  segments_BT: jax.Array | None
 
 
 def einsum(equation: str, a, b):
   return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32)
 
 
-def visible(rule: Rule, q_slots_T, k_slots_S):
-  """Returns mask_TS by slots alone."""
-  distance_TS = q_slots_T[:, None] - k_slots_S[None]
-  mask_TS = distance_TS >= 0
-  if rule.window is not None:
-    mask_TS &= distance_TS < rule.window
-  return mask_TS
-
-
-def cap(rule: Rule, scores):
+def softcap(rule: Rule, scores):
+  """Returns cap * tanh(scores / cap), or the scores where there is no cap."""
   if rule.softcap is None:
     return scores
   return rule.softcap * jnp.tanh(scores / rule.softcap)
 
 
-def uncap(rule: Rule, capped, d_capped):
-  """Returns the gradient of scores of that of capped scores."""
+def softcap_gradient(rule: Rule, capped, d_capped):
+  """Returns the gradient of scores: d_capped * (1 - tanh^2)."""
   if rule.softcap is None:
     return d_capped
   return d_capped * (1 - jnp.square(capped / rule.softcap))
 
 
-# Whole rows in order, unrolled. Z is rows times key heads.
+# Strips: whole rows in order, unrolled. Z = B * K, sequences times key heads.
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -94,24 +74,10 @@ def block_of(length: int) -> int:
   return SMALL_BLOCK if length <= LONG else LARGE_BLOCK
 
 
-def _seen(rule: Rule, start: int, stop: int) -> slice:
-  """Returns the keys that queries start:stop may see."""
-  low = 0 if rule.window is None else max(0, start - rule.window + 1)
-  return slice(low, stop)
-
-
-def _seers(rule: Rule, start: int, stop: int, length: int) -> slice:
-  """Returns the queries that may see keys start:stop."""
-  if rule.window is None:
-    return slice(start, length)
-  return slice(start, min(length, stop - 1 + rule.window))
-
-
 def _strip_mask(rule: Rule, rows: slice, keys: slice, segments_ZT):
   """Returns (mask_1TS or mask_ZTS) of queries `rows` and `keys`."""
-  mask = visible(
-    rule, jnp.arange(rows.start, rows.stop), jnp.arange(keys.start, keys.stop)
-  )[None]
+  slots = lambda part: jnp.arange(part.start, part.stop)[None]
+  mask = slots_visible(rule, slots(rows), slots(keys))
   if segments_ZT is not None:
     mask &= segments_ZT[:, rows, None] == segments_ZT[:, None, keys]
   return mask
@@ -123,10 +89,10 @@ def _strips_forward(q_BKGTH, k_BKSH, v_BKSH, segments_BT, rule):
     block, ys, lses = block_of(T), [], []
     for start in range(0, T, block):
       rows = slice(start, min(start + block, T))
-      keys = _seen(rule, rows.start, rows.stop)
+      keys = visible_keys(rule, rows.start, rows.stop, T)
       s_ZGTS = einsum("ZGTH,ZSH->ZGTS", q_ZGTH[:, :, rows], k_ZSH[:, keys])
       mask = _strip_mask(rule, rows, keys, segments_ZT)[:, None]
-      s_ZGTS = jnp.where(mask, cap(rule, s_ZGTS), HIDDEN)
+      s_ZGTS = jnp.where(mask, softcap(rule, s_ZGTS), MASK_VALUE)
       top_ZGT1 = s_ZGTS.max(-1, keepdims=True)
       p_ZGTS = jnp.exp(s_ZGTS - top_ZGT1)
       sum_ZGT1 = p_ZGTS.sum(-1, keepdims=True)
@@ -151,23 +117,23 @@ def _strips_backward(rule, kept, dy_BKGTH):
   transposed for the same reason.
   """
 
-  def some(q_ZGTH, k_ZSH, v_ZSH, dy_ZGTH, lse_ZGT, away_ZGT, segments_ZT=None):
+  def some(q_ZGTH, k_ZSH, v_ZSH, dy_ZGTH, lse_ZGT, delta_ZGT, segments_ZT=None):
     Z, G, T, H = q_ZGTH.shape
     block, dks, dvs = block_of(T), [], []
     k_ZHS = k_ZSH.swapaxes(1, 2)
     dq_ZGHT = jnp.zeros((Z, G, H, T), jnp.float32)
     for start in range(0, T, block):
       keys = slice(start, min(start + block, T))
-      rows = _seers(rule, keys.start, keys.stop, T)
+      rows = visible_queries(rule, keys.start, keys.stop, T)
       q, dy = q_ZGTH[:, :, rows], dy_ZGTH[:, :, rows]
-      s_ZGST = cap(rule, einsum("ZSH,ZGTH->ZGST", k_ZSH[:, keys], q))
+      s_ZGST = softcap(rule, einsum("ZSH,ZGTH->ZGST", k_ZSH[:, keys], q))
       mask = _strip_mask(rule, rows, keys, segments_ZT).swapaxes(1, 2)[:, None]
       p_ZGST = jnp.exp(s_ZGST - lse_ZGT[:, :, None, rows])
       p_ZGST = jnp.where(mask, p_ZGST, 0)
       dvs.append(einsum("ZGST,ZGTH->ZSH", p_ZGST.astype(dy.dtype), dy))
       dp_ZGST = einsum("ZSH,ZGTH->ZGST", v_ZSH[:, keys], dy)
-      ds_ZGST = p_ZGST * (dp_ZGST - away_ZGT[:, :, None, rows])
-      ds_ZGST = uncap(rule, s_ZGST, ds_ZGST).astype(q.dtype)
+      ds_ZGST = p_ZGST * (dp_ZGST - delta_ZGT[:, :, None, rows])
+      ds_ZGST = softcap_gradient(rule, s_ZGST, ds_ZGST).astype(q.dtype)
       dks.append(einsum("ZGST,ZGTH->ZSH", ds_ZGST, q))
       more = einsum("ZHS,ZGST->ZGHT", k_ZHS[:, :, keys], ds_ZGST)
       dq_ZGHT = dq_ZGHT.at[..., rows].add(more)
@@ -176,15 +142,15 @@ def _strips_backward(rule, kept, dy_BKGTH):
     return dq_ZGTH, dk_ZSH, jnp.concatenate(dvs, 1).astype(v_ZSH.dtype)
 
   q, k, v, segments_BT, y, lse = kept
-  away = away_of(y, dy_BKGTH)
-  dq, dk, dv = _in_parts(some, segments_BT, q, k, v, dy_BKGTH, lse, away)
+  delta = delta_of(y, dy_BKGTH)
+  dq, dk, dv = _in_parts(some, segments_BT, q, k, v, dy_BKGTH, lse, delta)
   return dq.reshape(q.shape), dk.reshape(k.shape), dv.reshape(v.shape), None
 
 
 strips.defvjp(_strips_forward, _strips_backward)
 
 
-def away_of(y_BKGTH, dy_BKGTH):
+def delta_of(y_BKGTH, dy_BKGTH):
   """Returns sum over H of y dy: what a softmax's gradient is taken from.
 
   As a product with ones: a CPU's compiler would draw a sum into the product
@@ -210,12 +176,23 @@ def _in_parts(some, segments_BT, *arrays):
   return jax.tree.map(lambda x: x.reshape(B * K, *x.shape[2:]), done)
 
 
-# Tokens in any order, by loops.
+# Tiles: tokens in any order, in loops.
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
-def tiles(q_BKGTH, k_BKSH, v_BKSH, q_at: Places, k_at: Places, rule: Rule):
-  """Returns y_BKGTH; each query's own slot must be among the keys."""
+def tiles(
+  q_BKGTH,
+  k_BKSH,
+  v_BKSH,
+  q_at: TokenPositions,
+  k_at: TokenPositions,
+  rule: Rule,
+):
+  """Returns y_BKGTH of tokens in any order.
+
+  Args:
+    q_at, k_at: TokenPositions; each query must see some key.
+  """
   return _tiles_forward(q_BKGTH, k_BKSH, v_BKSH, q_at, k_at, rule)[0]
 
 
@@ -244,42 +221,46 @@ def merge(y, lse, more_y, more_lse):
   return y, top + jnp.log(total)
 
 
-def tiles_forward(q, k, v, q_at: Places, k_at: Places, rule: Rule):
-  """Returns (y_BKGTH float32, lse_BKGT); a row without keys has lse HIDDEN.
+def tiles_forward(
+  q, k, v, q_at: TokenPositions, k_at: TokenPositions, rule: Rule
+):
+  """Returns (y_BKGTH float32, lse_BKGT); a row without keys has lse MASK_VALUE.
 
   Args:
     q: q_BKGTH, scaled.
     k: k_BKSH; v: v_BKSH.
-    q_at, k_at: places of queries and of keys.
+    q_at, k_at: TokenPositions of queries and of keys.
   """
   T, S = q.shape[3], k.shape[2]
-  q, q_at, size = _padded(q, 3, q_at, T, BEFORE)
-  k, k_at, width = _padded(k, 2, k_at, S, AFTER)
-  v = _padded(v, 2, k_at, S, AFTER)[0]
+  q, q_at, size = _padded(q, 3, q_at, T, QUERY_PADDING)
+  k, k_at, width = _padded(k, 2, k_at, S, KEY_PADDING)
+  v = _padded(v, 2, k_at, S, KEY_PADDING)[0]
 
   def rows(_, i):
     q_i, at_i = _part(q, 3, q_at, i, size)
     zero = jnp.zeros(q_i.shape, jnp.float32)
-    start = (zero, jnp.zeros(q_i.shape[:-1], jnp.float32) + HIDDEN)
+    start = (zero, jnp.zeros(q_i.shape[:-1], jnp.float32) + MASK_VALUE)
 
     def add(j, carry):
       k_j, at_j = _part(k, 2, k_at, j, width)
       v_j, _ = _part(v, 2, k_at, j, width)
 
       def seen():
-        s = cap(rule, einsum("BKGTH,BKSH->BKGTS", q_i, k_j))
+        s = softcap(rule, einsum("BKGTH,BKSH->BKGTS", q_i, k_j))
         mask = _tile_mask(rule, at_i, at_j)
-        s = jnp.where(mask, s, HIDDEN)
+        s = jnp.where(mask, s, MASK_VALUE)
         top = s.max(-1)
         p = jnp.where(mask, jnp.exp(s - top[..., None]), 0)
         total = p.sum(-1)
         y = einsum("BKGTS,BKSH->BKGTH", p.astype(v.dtype), v_j)
         y /= jnp.maximum(total, 1e-30)[..., None]
-        lse = jnp.where(total > 0, top + jnp.log(total), HIDDEN)
+        lse = jnp.where(total > 0, top + jnp.log(total), MASK_VALUE)
         return merge(*carry, y, lse)
 
       return jax.lax.cond(
-        is_seen(rule, at_i.slots_T, at_j.slots_T), seen, lambda: carry
+        any_visible(rule, at_i.slots_BT, at_j.slots_BT),
+        seen,
+        lambda: carry,
       )
 
     return None, jax.lax.fori_loop(0, k.shape[2] // width, add, start)
@@ -296,12 +277,12 @@ def tiles_backward(q, k, v, q_at, k_at, rule, y, dy, lse):
     y, lse: y_BKGTH and lse_BKGT over all keys, of which these may be some.
     dy: gradient of y.
   """
-  away = away_of(y, dy)
+  delta = delta_of(y, dy)
   T, S = q.shape[3], k.shape[2]
-  more = [_padded(x, 3, q_at, T, BEFORE)[0] for x in (dy, lse, away)]
-  q, q_at, size = _padded(q, 3, q_at, T, BEFORE)
-  v = _padded(v, 2, k_at, S, AFTER)[0]
-  k, k_at, width = _padded(k, 2, k_at, S, AFTER)
+  more = [_padded(x, 3, q_at, T, QUERY_PADDING)[0] for x in (dy, lse, delta)]
+  q, q_at, size = _padded(q, 3, q_at, T, QUERY_PADDING)
+  v = _padded(v, 2, k_at, S, KEY_PADDING)[0]
+  k, k_at, width = _padded(k, 2, k_at, S, KEY_PADDING)
 
   def keys(dq, j):
     k_j, at_j = _part(k, 2, k_at, j, width)
@@ -309,22 +290,26 @@ def tiles_backward(q, k, v, q_at, k_at, rule, y, dy, lse):
 
     def add(i, carry):
       q_i, at_i = _part(q, 3, q_at, i, size)
-      dy_i, lse_i, away_i = (_part(x, 3, q_at, i, size)[0] for x in more)
+      dy_i, lse_i, delta_i = (_part(x, 3, q_at, i, size)[0] for x in more)
 
       def seen():
-        s = cap(rule, einsum("BKGTH,BKSH->BKGTS", q_i, k_j))
+        s = softcap(rule, einsum("BKGTH,BKSH->BKGTS", q_i, k_j))
         mask = _tile_mask(rule, at_i, at_j)
         p = jnp.where(mask, jnp.exp(s - lse_i[..., None]), 0)
         dv_j = einsum("BKGTS,BKGTH->BKSH", p.astype(dy.dtype), dy_i)
         dp = einsum("BKGTH,BKSH->BKGTS", dy_i, v_j)
-        ds = uncap(rule, s, p * (dp - away_i[..., None])).astype(q.dtype)
+        ds = softcap_gradient(rule, s, p * (dp - delta_i[..., None])).astype(
+          q.dtype
+        )
         dk_j = einsum("BKGTS,BKGTH->BKSH", ds, q_i)
         return einsum("BKGTS,BKSH->BKGTH", ds, k_j), dk_j, dv_j
 
       # The whole of dq stays out of the branches, which would copy it.
       nothing = lambda: (jnp.zeros(q_i.shape, jnp.float32), zero, zero)
       dq_i, dk_j, dv_j = jax.lax.cond(
-        is_seen(rule, at_i.slots_T, at_j.slots_T), seen, nothing
+        any_visible(rule, at_i.slots_BT, at_j.slots_BT),
+        seen,
+        nothing,
       )
       dq, dk, dv = carry
       dq_i += jax.lax.dynamic_slice_in_dim(dq, i * size, size, 3)
@@ -343,24 +328,8 @@ def tiles_backward(q, k, v, q_at, k_at, rule, y, dy, lse):
   return dq[:, :, :, :T], dk, dv
 
 
-def is_seen(rule: Rule, q_slots_T, k_slots_S):
-  """Returns whether any of these queries may see any of these keys.
-
-  By the extremes of both, so that it costs nothing; tiles of contiguous slots
-  make it exact.
-  """
-  first, last = q_slots_T.min(), q_slots_T.max()
-  if rule.window is None:
-    return last >= k_slots_S.min()
-  lowest, highest = k_slots_S.min(), k_slots_S.max()
-  return (last >= lowest) & (first - highest < rule.window)
-
-
-def _tile_mask(rule: Rule, q_at: Places, k_at: Places):
-  mask = visible(rule, q_at.slots_T, k_at.slots_T)[None]
-  if q_at.segments_BT is not None:
-    mask &= q_at.segments_BT[:, :, None] == k_at.segments_BT[:, None]
-  return mask[:, None, None]
+def _tile_mask(rule: Rule, q_at: TokenPositions, k_at: TokenPositions):
+  return visibility.visible(rule, q_at, k_at)[:, None, None]
 
 
 def tile_of(length: int) -> int:
@@ -368,11 +337,11 @@ def tile_of(length: int) -> int:
   return min(TILE, 1 << max(3, math.ceil(math.log2(length))))
 
 
-def _padded(x, axis: int, at: Places, length: int, slot: int):
-  """Returns (x, places, tile), the length a multiple of the tile.
+def _padded(x, axis: int, at: TokenPositions, length: int, slot: int):
+  """Returns (x, positions, tile), the length a multiple of the tile.
 
   Args:
-    slot: of what is added.
+    slot: of the padding.
   """
   tile = tile_of(length)
   short = -length % tile
@@ -381,23 +350,18 @@ def _padded(x, axis: int, at: Places, length: int, slot: int):
   widths = [(0, 0)] * x.ndim
   widths[axis] = (0, short)
   x = jnp.pad(x, widths)
-  if at.slots_T.shape[0] == length:
-    pad = lambda a, v: jnp.pad(
-      a, [(0, 0)] * (a.ndim - 1) + [(0, short)], constant_values=v
-    )
+  if at.slots_BT.shape[1] == length:
+    pad = lambda a, v: jnp.pad(a, [(0, 0), (0, short)], constant_values=v)
     segments_BT = at.segments_BT
     if segments_BT is not None:
       segments_BT = pad(segments_BT, -1)
-    at = Places(pad(at.slots_T, slot), segments_BT)
+    at = TokenPositions(pad(at.slots_BT, slot), segments_BT)
   return x, at, tile
 
 
-def _part(x, axis: int, at: Places, index, size: int):
-  """Returns part `index` of x and of its places."""
+def _part(x, axis: int, at: TokenPositions, index, size: int):
+  """Returns part `index` of x and of its positions."""
   cut = lambda a, axis: jax.lax.dynamic_slice_in_dim(
     a, index * size, size, axis
   )
-  segments_BT = at.segments_BT
-  if segments_BT is not None:
-    segments_BT = cut(segments_BT, 1)
-  return cut(x, axis), Places(cut(at.slots_T, 0), segments_BT)
+  return cut(x, axis), jax.tree.map(lambda a: cut(a, 1), at)

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from gpt_jax.ops import blockwise
+from gpt_jax.ops import blockwise, visibility
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7))
@@ -26,9 +26,9 @@ def ring(q_BKGTH, k_BKTH, v_BKTH, at, rule, axis: str, size: int, inner):
   """Returns y_BKGTH; inside shard_map, all arrays being a device's own.
 
   Args:
-    at: blocks.Places of these tokens.
+    at: visibility.TokenPositions of these tokens.
     axis, size: of the mesh, along which the rows are split.
-    inner: (forward, backward) with the signatures of blocks.tiles_*.
+    inner: (forward, backward) with the signatures of blockwise.tiles_*.
   """
   return _forward(q_BKGTH, k_BKTH, v_BKTH, at, rule, axis, size, inner)[0]
 
@@ -46,7 +46,7 @@ def _forward(q, k, v, at, rule, axis, size, inner):
     return (*blockwise.merge(y, lse, *more), coming), None
 
   y = jnp.zeros(q.shape, jnp.float32)
-  lse = jnp.full(q.shape[:-1], blockwise.HIDDEN, jnp.float32)
+  lse = jnp.full(q.shape[:-1], visibility.MASK_VALUE, jnp.float32)
   # One loop of all turns, the last pass of which only brings the keys home:
   # a turn of its own for either end would compile every kernel three times.
   carry = (y, lse, (k, v, at))

@@ -8,6 +8,7 @@ one form serves whole rows, rows split over seq, and the turns of a ring.
 """
 
 import functools
+import operator
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +21,8 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 )
 
 from gpt_jax.config import InputError
-from gpt_jax.ops import blockwise
-from gpt_jax.ops.blockwise import Places, Rule
+from gpt_jax.ops import blockwise, visibility
+from gpt_jax.ops.visibility import Rule, TokenPositions
 
 # Registers are this wide; lengths are whole multiples of it.
 LANES = 128
@@ -34,28 +35,39 @@ def whole(q_BKGTH, k_BKSH, v_BKSH, segments_BT, rule: Rule, interpret: bool):
   """Returns y_BKGTH of whole rows in order, of any length."""
   T = q_BKGTH.shape[3]
   short = -T % LANES
-  if short:  # what is added comes last, where no token sees it
+  if short:
+    # Padding comes last, where a causal rule hides it; else documents do.
+    if segments_BT is None and not rule.is_causal:
+      segments_BT = jnp.zeros((q_BKGTH.shape[0], T), jnp.int32)
     pad = lambda x: jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, short), (0, 0)])
     q_BKGTH, k_BKSH, v_BKSH = map(pad, (q_BKGTH, k_BKSH, v_BKSH))
     if segments_BT is not None:
       segments_BT = jnp.pad(
         segments_BT, ((0, 0), (0, short)), constant_values=-1
       )
-  at = Places(jnp.arange(T + short), segments_BT)
-  attend = make(rule, at.slots_T, 0, T + short, T + short, interpret)
+  at = TokenPositions(jnp.arange(T + short)[None], segments_BT)
+  attend = make(rule, at.slots_BT[0], 0, T + short, T + short, interpret)
   return _over_rows(attend, q_BKGTH, k_BKSH, v_BKSH, at, at)[:, :, :, :T]
 
 
-def part(q_BKGTH, k_BKSH, v_BKSH, own: Places, all_: Places, rule, interpret):
+def part(
+  q_BKGTH,
+  k_BKSH,
+  v_BKSH,
+  own: TokenPositions,
+  all_: TokenPositions,
+  rule,
+  interpret,
+):
   """Returns y_BKGTH of a device's own queries, with all keys gathered.
 
   Args:
-    own: places of T queries: two runs of consecutive slots, ascending.
-    all_: places of the keys in runs of the same length.
+    own: TokenPositions of T queries: two runs of consecutive slots, ascending.
+    all_: those of the keys, in runs of the same length.
   """
   T, S = q_BKGTH.shape[3], k_BKSH.shape[2]
   run = _check_run(T)
-  order = jnp.argsort(all_.slots_T[::run])
+  order = jnp.argsort(all_.slots_BT[0, ::run])
 
   def sort(x, axis):
     shape = x.shape
@@ -64,13 +76,13 @@ def part(q_BKGTH, k_BKSH, v_BKSH, own: Places, all_: Places, rule, interpret):
 
   k_BKSH, v_BKSH = sort(k_BKSH, 2), sort(v_BKSH, 2)
   if all_.segments_BT is not None:
-    all_ = Places(all_.slots_T, sort(all_.segments_BT, 1))
-  attend = make(rule, own.slots_T, 0, S, run, interpret)
+    all_ = TokenPositions(all_.slots_BT, sort(all_.segments_BT, 1))
+  attend = make(rule, own.slots_BT[0], 0, S, run, interpret)
   return _over_rows(attend, q_BKGTH, k_BKSH, v_BKSH, own, all_)
 
 
 def ring_inner(interpret: bool):
-  """Returns (forward, backward) for ring.ring, as blocks.tiles_* are."""
+  """Returns (forward, backward) for ring.ring, as blockwise.tiles_* are."""
   return (
     functools.partial(_turn_forward, interpret=interpret),
     functools.partial(_turn_backward, interpret=interpret),
@@ -81,18 +93,19 @@ def _turn_forward(q, k, v, q_at, k_at, rule, interpret):
   done = None
   for k_r, v_r, at in _runs(k, v, k_at):
     S = k_r.shape[2]
-    attend = make(rule, q_at.slots_T, at.slots_T[0], S, S, interpret, True)
+    slots_T, first = q_at.slots_BT[0], at.slots_BT[0, 0]
+    attend = make(rule, slots_T, first, S, S, interpret, True)
     y, (lse,) = _over_rows(attend, q, k_r, v_r, q_at, at)
     # Rows that see none of these keys: 0/0, and the logarithm of 0.
-    is_seen = lse > blockwise.HIDDEN
+    is_seen = lse > visibility.MASK_VALUE
     y = jnp.where(is_seen[..., None], y.astype(jnp.float32), 0)
-    lse = jnp.where(is_seen, lse, blockwise.HIDDEN)
+    lse = jnp.where(is_seen, lse, visibility.MASK_VALUE)
     done = (y, lse) if done is None else blockwise.merge(*done, y, lse)
   return done
 
 
 def _turn_backward(q, k, v, q_at, k_at, rule, y, dy, lse, interpret):
-  """As blocks.tiles_backward, by the library's own backward kernels.
+  """As blockwise.tiles_backward, by the library's own backward kernels.
 
   They are not public: its public gradient would take the softmax sum of these
   keys alone, where a turn of the ring needs that of all.
@@ -102,7 +115,8 @@ def _turn_backward(q, k, v, q_at, k_at, rule, y, dy, lse, interpret):
   flat = lambda x: x.reshape(B, K * G, *x.shape[3:])
   for k_r, v_r, at in _runs(k, v, k_at):
     S = k_r.shape[2]
-    attend = make(rule, q_at.slots_T, at.slots_T[0], S, S, interpret)
+    slots_T, first = q_at.slots_BT[0], at.slots_BT[0, 0]
+    attend = make(rule, slots_T, first, S, S, interpret)
     options = {k: v for k, v in attend.kwargs.items()}
 
     def row(q, k, v, y, lse, dy, q_ids, k_ids, attend=attend, options=options):
@@ -121,15 +135,15 @@ def _turn_backward(q, k, v, q_at, k_at, rule, y, dy, lse, interpret):
   return dq.reshape(q.shape), join(dks), join(dvs)
 
 
-def _runs(k, v, at: Places):
-  """Yields (k, v, places) of the two runs of a device's keys."""
+def _runs(k, v, at: TokenPositions):
+  """Yields (k, v, positions) of the two runs of a device's keys."""
   run = _check_run(k.shape[2])
   for keys in (slice(0, run), slice(run, 2 * run)):
     segments_BT = at.segments_BT
     if segments_BT is not None:
       segments_BT = segments_BT[:, keys]
-    places = Places(at.slots_T[keys], segments_BT)
-    yield k[:, :, keys], v[:, :, keys], places
+    own = TokenPositions(at.slots_BT[:, keys], segments_BT)
+    yield k[:, :, keys], v[:, :, keys], own
 
 
 def _check_run(length: int) -> int:
@@ -143,7 +157,7 @@ def _check_run(length: int) -> int:
   return length // 2
 
 
-def _over_rows(attend, q, k, v, q_at: Places, k_at: Places):
+def _over_rows(attend, q, k, v, q_at: TokenPositions, k_at: TokenPositions):
   B, K, G, T, H = q.shape
 
   def row(q, k, v, q_ids, k_ids):
@@ -157,15 +171,18 @@ def _over_rows(attend, q, k, v, q_at: Places, k_at: Places):
 
 
 @functools.cache
-def _mask_function(window):
+def _mask_function(is_causal: bool, window: int | None):
   """Returns the kernels' mask: of one identity, so that they compile once."""
 
   def mask(q_slots, k_slots):
-    if window is None:
-      return q_slots >= k_slots
-    return (q_slots >= k_slots) & (q_slots - k_slots < window)
+    parts = [q_slots >= k_slots] if is_causal else []
+    if window is not None:
+      parts.append(q_slots - k_slots < window)
+      if not is_causal:
+        parts.append(k_slots - q_slots < window)
+    return functools.reduce(operator.and_, parts)
 
-  return mask
+  return mask if is_causal or window is not None else None
 
 
 def make(
@@ -190,31 +207,19 @@ def make(
     s for s in sides if all(n % s == 0 for n in lengths)
   )
   size_q, size_k = pick(SIDES_Q, run), pick(SIDES_K, num_keys)
+  mask_function = _mask_function(rule.is_causal, rule.window)
   # Relative to the keys, which the kernels count from 0.
   slots_T = jnp.asarray(slots_T - first_key, jnp.int32)
+  ids_T = None if mask_function is None else slots_T
   first_Q = slots_T[::size_q]
   last_Q = slots_T[size_q - 1 :: size_q]
   num_q, num_k = T // size_q, num_keys // size_k
 
-  # Forward and dq: of each block of queries, the blocks of keys low..high.
-  high_Q = jnp.minimum(last_Q // size_k, num_k - 1)
-  low_Q, width = jnp.zeros_like(high_Q), num_k
-  if rule.window is not None:
-    low_Q = jnp.maximum(first_Q - rule.window + 1, 0) // size_k
-    width = min(num_k, -(-(size_q + rule.window) // size_k) + 1)
-  steps_QK = low_Q[:, None] + jnp.arange(width)
-  by_queries = _mask_info(steps_QK, high_Q[:, None], num_k, slots_T)
-
-  # dkv: of each block of keys, the blocks of queries low..high.
-  starts_K = jnp.arange(num_k) * size_k
-  low_K = (last_Q[:, None] < starts_K).sum(0)
-  high_K, height = jnp.full_like(low_K, num_q - 1), num_q
-  if rule.window is not None:
-    beyond_K = starts_K + size_k - 1 + rule.window
-    high_K = (first_Q[:, None] < beyond_K).sum(0) - 1
-    height = min(num_q, -(-(size_k + rule.window) // size_q) + 2)
-  steps_QK = low_K + jnp.arange(height)[:, None]
-  by_keys = _mask_info(steps_QK, high_K[None], num_q, slots_T)
+  sizes = size_q, size_k, num_q, num_k
+  steps_QK, high_Q = _visited_keys(rule, first_Q, last_Q, *sizes)
+  by_queries = _mask_info(steps_QK, high_Q[:, None], num_k, ids_T)
+  steps_QK, high_K = _visiting_queries(rule, first_Q, last_Q, *sizes)
+  by_keys = _mask_info(steps_QK, high_K[None], num_q, ids_T)
 
   compute = min(size_k, SIDES_Q[0])
   return kernels.SplashAttentionKernel(
@@ -236,18 +241,57 @@ def make(
     mask_value=kernels.DEFAULT_MASK_VALUE,
     attn_logits_soft_cap=rule.softcap,
     residual_checkpoint_name=None if save_residuals else "attn",
-    mask_function=_mask_function(rule.window),
+    mask_function=mask_function,
     interpret=interpret,
   )
 
 
-def _mask_info(steps, high, count: int, slots_T):
+def _visited_keys(rule, first_Q, last_Q, size_q, size_k, num_q, num_k):
+  """Returns (steps_QK, high_Q) of forward and dq.
+
+  Each block of queries visits the blocks of keys low, low + 1, ... high.
+  """
+  low_Q, high_Q = jnp.zeros_like(first_Q), jnp.full_like(last_Q, num_k - 1)
+  width, reach = num_k, rule.window
+  if rule.is_causal:
+    high_Q = jnp.minimum(last_Q // size_k, num_k - 1)
+  if reach is not None:
+    low_Q = jnp.maximum(first_Q - reach + 1, 0) // size_k
+    sides = 1 if rule.is_causal else 2
+    width = min(num_k, -(-(size_q + sides * reach) // size_k) + 1)
+    if not rule.is_causal:
+      high_Q = jnp.minimum((last_Q + reach - 1) // size_k, num_k - 1)
+  return low_Q[:, None] + jnp.arange(width), high_Q
+
+
+def _visiting_queries(rule, first_Q, last_Q, size_q, size_k, num_q, num_k):
+  """Returns (steps_QK, high_K) of dkv.
+
+  Each block of keys is visited by the blocks of queries low, low + 1, ... high.
+  """
+  reach, starts_K = rule.window, jnp.arange(num_k) * size_k
+  # Slots below 0 are those of queries before the first key.
+  first_K = starts_K if rule.is_causal else jnp.full_like(starts_K, -(2**30))
+  if reach is not None and not rule.is_causal:
+    first_K = starts_K - reach + 1
+  low_K = (last_Q[:, None] < first_K).sum(0)
+  high_K, height = jnp.full_like(low_K, num_q - 1), num_q
+  if reach is not None:
+    beyond_K = starts_K + size_k - 1 + reach
+    high_K = (first_Q[:, None] < beyond_K).sum(0) - 1
+    sides = 1 if rule.is_causal else 2
+    height = min(num_q, -(-(size_k + sides * reach) // size_q) + 2)
+  return low_K + jnp.arange(height)[:, None], high_K
+
+
+def _mask_info(steps, high, count: int, ids_T):
   """Returns the library's record of which blocks to visit.
 
   Args:
     steps: what each visit would read, low, low + 1, ...
     high: the last that is to be read; the visits after it stay there.
     count: of blocks.
+    ids_T: slots of the queries, for a mask function; None without one.
   """
   is_read = (steps <= high) & (high >= 0)
   steps = jnp.clip(jnp.minimum(steps, high), 0, count - 1)
@@ -256,5 +300,5 @@ def _mask_info(steps, high, count: int, slots_T):
     mask_next=None,
     block_mask=is_read.astype(jnp.int8)[None],
     partial_mask_blocks=None,
-    q_sequence=slots_T,
+    q_sequence=ids_T,
   )

@@ -15,17 +15,14 @@ import os
 import threading
 
 import jax
-import numpy as np
 
 from gpt_jax import files, tree
 from gpt_jax.config import CheckpointConfig, InputError
 from gpt_jax.files import Damage
 from gpt_jax.machine import processes
-from gpt_jax.runs import integrity, storage
+from gpt_jax.runs import integrity, restore, storage
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-# Steps are int32.
-MAX_STEP = 2**31 - 1
 
 
 class Checkpointer:
@@ -63,7 +60,7 @@ class Checkpointer:
 
   def steps(self) -> list[int]:
     """Returns the steps that are committed on disk, oldest first."""
-    return list_steps(self.directory)
+    return restore.list_steps(self.directory)
 
   def latest_step(self) -> int | None:
     """Returns the newest committed step."""
@@ -188,7 +185,7 @@ class Checkpointer:
     self,
     abstract_state,
     step: int | None = None,
-    before: int = MAX_STEP + 1,
+    before: int = restore.MAX_STEP + 1,
   ):
     """Returns (state, meta) of the newest step that can be read.
 
@@ -209,7 +206,7 @@ class Checkpointer:
       raise InputError(f"{self.directory} holds no checkpoint")
     with self._checksum.compiled_beside(abstract_state):
       found, leaves, meta = next(
-        _read_newest(
+        restore.read_newest(
           self.directory, wanted, flat, "", self._checksum, self.say, self.meta
         )
       )
@@ -274,7 +271,7 @@ def choose_resume(directory: str, resume: str) -> str:
     InputError: resume is "must" and nothing is there, or "never" and
       something is.
   """
-  steps = list_steps(directory)
+  steps = restore.list_steps(directory)
   if resume == "must" and not steps:
     raise InputError(
       f"checkpoint.resume is must and {directory} holds no checkpoint; give "
@@ -288,247 +285,9 @@ def choose_resume(directory: str, resume: str) -> str:
   return "restore" if steps else "fresh"
 
 
-def restore_params(
-  workdir: str,
-  abstract_params,
-  say=print,
-  average: str | None = None,
-  facts: dict | None = None,
-  step: int | None = None,
-):
-  """Returns the parameters of another run; its optimizer state stays unread.
-
-  Args:
-    workdir: the other run's.
-    abstract_params: tree of ShapeDtypeStructs with shardings on any mesh.
-    say: takes the line about a step that could not be read.
-    average: "ema" reads the moving average instead, "last:N" the mean of the N
-      newest steps that can be read; None neither.
-    facts: of integrity.FACTS, what the other run's config.json says of it.
-    step: the one to read; None for the newest that can be read.
-
-  Raises:
-    InputError: no step can be read, there are no N, or the parameters have
-      other shapes or are of another run.
-  """
-  directory = os.path.abspath(os.path.join(workdir, "checkpoints"))
-  word, number = read_average(average)
-  folder, wanted = "params", abstract_params
-  if word == "ema":
-    folder = "ema"
-    wanted = jax.tree.map(
-      lambda p: jax.ShapeDtypeStruct(p.shape, np.float32, sharding=p.sharding),
-      abstract_params,
-    )
-  flat = {
-    f"{folder}/{name}": leaf
-    for name, leaf in tree.flatten_with_names(wanted).items()
-  }
-  steps = processes.share(lambda: _committed(workdir, directory))
-  if step is not None:
-    if step not in steps:
-      there = ", ".join(map(str, steps))
-      raise InputError(
-        f"--step is {step} and {workdir} holds the steps {there}; name one"
-      )
-    if number > 1:
-      raise InputError(
-        f"--step names one checkpoint and --average={average} several; give "
-        "one of the two"
-      )
-    steps = [step]
-  if number > len(steps):
-    raise InputError(
-      f"--average is {average} and {workdir} holds {len(steps)} checkpoints "
-      "(checkpoint.keep_last)"
-    )
-  checksum = integrity.Checksum()
-  found = _read_newest(
-    directory, steps, flat, f"{folder}/", checksum, say, facts or {}
-  )
-  with checksum.compiled_beside(wanted):
-    _, leaves, _ = next(found)
-  for count in range(2, number + 1):
-    _, others, _ = next(found, (None, None, None))
-    if others is None:
-      raise InputError(
-        f"--average is {average} and only {count - 1} of the checkpoints in "
-        f"{workdir} can be read"
-      )
-    leaves = _moved(leaves, others, 1 / count)
-  cast = lambda leaf, like: leaf.astype(like.dtype)
-  whole = jax.tree.unflatten(jax.tree.structure(abstract_params), leaves)
-  return jax.tree.map(cast, whole, abstract_params)
-
-
-def read_average(average: str | None) -> tuple[str, int]:
-  """Returns ("last", N) or ("ema", 1) of what --average says."""
-  if average is None:
-    return "last", 1
-  word, _, number = average.partition(":")
-  if average == "ema":
-    return "ema", 1
-  is_number = number.isascii() and number.isdecimal() and len(number) <= 10
-  if word == "last" and is_number and int(number) > 0:
-    return "last", int(number)
-  raise InputError(
-    f"--average is {average!r}; it must be ema or last:N, of the N newest "
-    "checkpoints"
-  )
-
-
-@jax.jit
-def _moved(leaves, others, part):
-  """Returns leaves moved towards others by a part, in float32."""
-  wide = lambda x: x.astype(np.float32)
-  return [
-    wide(a) + part * (wide(b) - wide(a))
-    for a, b in zip(leaves, others, strict=True)
-  ]
-
-
-def load_meta(workdir: str) -> dict:
-  """Returns what was saved beside the arrays of the newest committed step.
-
-  Raises:
-    InputError: there is no step, or its record cannot be read.
-  """
-  directory = os.path.abspath(os.path.join(workdir, "checkpoints"))
-  step = _committed(workdir, directory)[-1]
-  try:
-    return integrity.read_meta(directory, step)
-  except Damage as damage:
-    raise InputError(
-      f"step {step} in {directory} cannot be read: {damage}"
-    ) from None
-
-
-def read_checksums(directory: str, step: int) -> dict[str, str] | None:
-  """Returns {"a/b": checksum} of a step, or None where it cannot be read."""
-
-  def read():
-    try:
-      return integrity.rows_by_name(integrity.read_meta(directory, step))
-    except Damage:
-      return None
-
-  return processes.share(read)
-
-
 def preload() -> None:
   """Starts to import Orbax in the background."""
   threading.Thread(target=storage.import_orbax, daemon=True).start()
-
-
-def list_steps(directory: str) -> list[int]:
-  """Returns the steps that are committed in a folder, oldest first.
-
-  Folders named by other numbers than a run can count to are none.
-  """
-  try:
-    names = os.listdir(directory)
-  except FileNotFoundError:
-    return []
-  except OSError as error:
-    raise InputError(
-      f"{directory} cannot be read as a folder of checkpoints: {error.strerror}"
-    ) from None
-  is_number = lambda n: n.isascii() and n.isdecimal() and len(n) <= 10
-  steps = (int(n) for n in names if is_number(n) and n == str(int(n)))
-  return sorted(step for step in steps if step <= MAX_STEP)
-
-
-def _committed(workdir: str, directory: str) -> list[int]:
-  steps = list_steps(directory)
-  if not steps:
-    what = "holds no checkpoint" if os.path.isdir(workdir) else "does not exist"
-    raise InputError(
-      f"{workdir} {what}; give the workdir of a run that has saved one"
-    )
-  return steps
-
-
-def _read_newest(directory, steps, flat, prefix, checksum, say, facts):
-  """Yields (step, leaves, meta) of the steps that can be read, newest first.
-
-  Raises InputError at the end where there were none.
-  """
-  faults, is_none, unsaid = [], True, None
-  for step in sorted(steps, reverse=True):
-    if unsaid is not None:
-      say(f"{unsaid}; trying step {step}")
-      unsaid = None
-    try:
-      found = _read(directory, step, flat, prefix, checksum, facts)
-    except Damage as damage:
-      unsaid = f"step {step} in {directory} cannot be read: {damage}"
-      faults.append(unsaid)
-      continue
-    yield step, *found
-    is_none = False
-  if is_none:
-    raise InputError(
-      f"no checkpoint can be read: {'; '.join(faults)}; give another workdir, "
-      "or move that folder away to start afresh"
-    )
-
-
-def _read(directory, step, flat, prefix, checksum, facts):
-  """Returns (leaves in the order of `flat`, meta)."""
-  meta = _agree(lambda: integrity.read_meta(directory, step))
-  here = f"step {step} in {directory}"
-  clause = integrity.find_stranger(meta, facts)
-  if clause is not None:
-    raise InputError(
-      f"{here} is of another run: {clause}; put the run's own step back, or "
-      "move that folder away"
-    )
-  there = {k: v for k, v in meta["shapes"].items() if k.startswith(prefix)}
-  if not there and prefix == "ema/":
-    raise InputError(
-      f"{here} holds no moving average; train with train.ema_decay"
-    )
-  differing = tree.diff_shapes(there, tree.describe_shapes(flat))
-  if differing:
-    more = len(differing) - 3
-    raise InputError(
-      f"{here} is of another model: "
-      + "; ".join(differing[:3])
-      + (f"; and {more} more" if more > 0 else "")
-    )
-  wrong = [name for name in meta.get("nonfinite", ()) if name in flat]
-  if wrong:
-    raise Damage(f"{integrity.some(wrong)} is not finite")
-  leaves = _agree(lambda: storage.read_arrays(directory, step, flat))
-  saved = integrity.rows_by_name(meta)
-  # Met first: gloo waits 30 seconds for a process that reads more slowly.
-  processes.agree("the checkpoint to restore", step)
-  found = dict(zip(flat, checksum(leaves)[0], strict=True))
-  wrong = [name for name in flat if found[name] != saved[name]]
-  if wrong:
-    raise Damage(f"the checksum of {integrity.some(wrong)} does not match")
-  return leaves, meta
-
-
-def _agree(read):
-  """Returns read(), or raises Damage on all processes if it does on one.
-
-  A process that went on alone would wait for ever in the next collective.
-  """
-  damage = result = None
-  try:
-    result = read()
-  except Damage as error:
-    damage = error
-  if jax.process_count() > 1:
-    from jax.experimental import multihost_utils
-
-    is_damaged = multihost_utils.process_allgather(np.array(damage is not None))
-    if damage is None and is_damaged.any():
-      damage = Damage("another process cannot read it")
-  if damage is not None:
-    raise damage
-  return result
 
 
 def _is_disk_full(error: BaseException | None) -> bool:

@@ -13,42 +13,68 @@ import time
 
 from gpt_jax import digest, files
 from gpt_jax.config import InputError
+from gpt_jax.metric_names import (
+  BALANCE_LOSS as BALANCE_LOSS,
+)
+from gpt_jax.metric_names import (
+  BATCH_HASH as BATCH_HASH,
+)
+from gpt_jax.metric_names import (
+  DATA_WAIT as DATA_WAIT,
+)
+from gpt_jax.metric_names import (
+  GRAD_NORM as GRAD_NORM,
+)
+from gpt_jax.metric_names import (
+  GRAD_SQUARE as GRAD_SQUARE,
+)
+from gpt_jax.metric_names import (
+  GRAD_VARIANCE as GRAD_VARIANCE,
+)
+from gpt_jax.metric_names import (
+  LEARNING_RATE as LEARNING_RATE,
+)
+from gpt_jax.metric_names import (
+  LOSS as LOSS,
+)
+from gpt_jax.metric_names import (
+  MFU as MFU,
+)
+from gpt_jax.metric_names import (
+  NUM_SKIPPED as NUM_SKIPPED,
+)
+from gpt_jax.metric_names import (
+  PASSED as PASSED,
+)
+from gpt_jax.metric_names import (
+  ROLLED_BACK_FROM as ROLLED_BACK_FROM,
+)
+from gpt_jax.metric_names import (
+  SKIPPED_NONFINITE as SKIPPED_NONFINITE,
+)
+from gpt_jax.metric_names import (
+  SKIPPED_SPIKE as SKIPPED_SPIKE,
+)
+from gpt_jax.metric_names import (
+  STEP_SECONDS as STEP_SECONDS,
+)
+from gpt_jax.metric_names import (
+  TOKENS as TOKENS,
+)
+from gpt_jax.metric_names import (
+  TOKENS_PER_SECOND as TOKENS_PER_SECOND,
+)
+from gpt_jax.metric_names import (
+  Z_LOSS as Z_LOSS,
+)
+from gpt_jax.metric_names import eval_name as eval_name
 from gpt_jax.runs import rows as rows_lib
 
 read_rows = rows_lib.read_rows
 without_time = rows_lib.without_time
 
-LOSS = "train/loss"
-BALANCE_LOSS = "train/balance_loss"
-Z_LOSS = "train/z_loss"
-GRAD_NORM = "train/grad_norm"
-LEARNING_RATE = "train/learning_rate"
-NUM_SKIPPED = "train/num_skipped"
-# The ledger of skipped updates: a row for each, with one of the two set to 1.
-SKIPPED_NONFINITE = "train/skipped_nonfinite"
-SKIPPED_SPIKE = "train/skipped_spike"
-# A rollback: at the step gone back to, the step that the run had come to, and
-# the sequences of the order of data that are passed over so far.
-ROLLED_BACK_FROM = "train/rolled_back_from"
-PASSED = "data/sequences_passed"
-TOKENS_PER_SECOND = "perf/tokens_per_second"
-STEP_SECONDS = "perf/step_seconds"
-MFU = "perf/mfu"
-DATA_WAIT = "perf/data_wait_seconds"
-TOKENS = "progress/tokens"
-BATCH_HASH = "data/batch_hash"
-# Of telemetry: |gradient|^2 and the sum of its variances over sequences, both
-# unbiased, and so of use as means alone.
-GRAD_SQUARE = "telemetry/grad_square"
-GRAD_VARIANCE = "telemetry/grad_variance"
-
 # Seconds after which TensorBoard's file is brought up to date.
 BOARD_SECONDS = 30.0
-
-
-def eval_name(name: str, quantity: str) -> str:
-  """Returns "eval/<set>/<quantity>"."""
-  return f"eval/{name}/{quantity}"
 
 
 def noise_scale(rows: list[dict]) -> float | None:

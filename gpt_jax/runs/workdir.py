@@ -290,7 +290,7 @@ def open_run(
 
   Args:
     weights: word of config.WEIGHTS.
-    average, step: as in checkpoint.restore_params.
+    average, step: as in restore.restore_params.
   """
   import dataclasses
 
@@ -298,9 +298,9 @@ def open_run(
 
   from gpt_jax import sharding
   from gpt_jax.models import build_model
-  from gpt_jax.runs import checkpoint
+  from gpt_jax.runs import restore
 
-  checkpoint.read_average(average)
+  restore.read_average(average)
   config = read_config(workdir, overrides)
   named = [k for k in overrides or {} if k.startswith("mesh.")]
   try:
@@ -323,7 +323,7 @@ def open_run(
     shapes,
     placed,
   )
-  params = checkpoint.restore_params(
+  params = restore.restore_params(
     workdir, abstract, say, average, read_facts(workdir), step=step
   )
   return config, model, params, tokenizer, mesh

@@ -1,6 +1,5 @@
 """What is checked and told before a run starts."""
 
-import dataclasses
 import math
 import os
 
@@ -10,28 +9,12 @@ import numpy as np
 from gpt_jax import config as config_lib
 from gpt_jax import flops, sharding, tree
 from gpt_jax.config import Config, InputError
-from gpt_jax.data.prepare import PreparedData
 from gpt_jax.machine import chips, console, runtime
-from gpt_jax.runs import checkpoint, metrics
+from gpt_jax.runs import metrics, restore
 from gpt_jax.runs import workdir as workdir_lib
 
 # Below these an eps no longer keeps float32 from dividing by next to nothing.
 TINY_EPS, TINY_NORM_EPS = 1e-20, 1e-12
-
-
-def resolve_vocab(config: Config, prepared: PreparedData) -> Config:
-  """Returns the config with model.vocab_size known and sufficient."""
-  size = config.model.vocab_size
-  if size is None:
-    model = dataclasses.replace(config.model, vocab_size=prepared.vocab_size)
-    return dataclasses.replace(config, model=model)
-  if size < prepared.vocab_size:
-    raise InputError(
-      f"model.vocab_size is {size} and the tokenizer "
-      f"{config.data.tokenizer!r} has {prepared.vocab_size} tokens; raise it, "
-      "or leave it None to take the tokenizer's"
-    )
-  return config
 
 
 def check_prompt(config: Config, tokenizer, say) -> None:
@@ -61,7 +44,7 @@ def check_init(workdir: str, tokenizer) -> None:
 
   Shapes alone would not tell: two vocabularies of one size fit one table.
   """
-  if not checkpoint.list_steps(os.path.join(workdir, "checkpoints")):
+  if not restore.list_steps(os.path.join(workdir, "checkpoints")):
     raise InputError(
       f"train.init_from is {workdir!r}, which holds no checkpoint; give the "
       "workdir of a run that has saved one"

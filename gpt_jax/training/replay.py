@@ -7,7 +7,7 @@ something that it should not.
 
 from gpt_jax import exits
 from gpt_jax.config import InputError
-from gpt_jax.runs import checkpoint, integrity
+from gpt_jax.runs import integrity, restore
 
 
 def replay(step: int, total: int, keeper, recompute, say) -> int:
@@ -36,7 +36,7 @@ def replay(step: int, total: int, keeper, recompute, say) -> int:
     begun, state = recompute()
     found.append(name_rows(state, checksum))
   compared = "twice"
-  stored = checkpoint.read_checksums(keeper.directory, step)
+  stored = restore.read_checksums(keeper.directory, step)
   if stored is not None:
     found.append(stored)
     compared = "twice, and compared with its checkpoint"

@@ -20,6 +20,7 @@ from gpt_jax.machine import console, processes
 from gpt_jax.runs import goodput, metrics, plot
 from gpt_jax.runs import workdir as workdir_lib
 from gpt_jax.training import preflight
+from gpt_jax.training import step as step_lib
 
 # A validation text up to this size is also compressed, for comparison.
 YARDSTICK_BYTES = 64 << 20
@@ -111,10 +112,10 @@ class Reporter:
     if not is_forced:
       self.meter.mark()
     t = self.config.train
-    skipped = self.skipped_in_row = int(values["skipped_in_row"])
+    skipped = self.skipped_in_row = int(values[step_lib.SKIPPED_IN_ROW])
     if skipped:
       self._list_skipped(step, values)
-    is_bad_end = skipped > 1 or not math.isfinite(values["loss"])
+    is_bad_end = skipped > 1 or not math.isfinite(values[metrics.LOSS])
     if skipped > t.max_nonfinite_steps or (step == t.num_steps and is_bad_end):
       kind = "not finite"
       if t.spike_factor is not None:
@@ -126,34 +127,26 @@ class Reporter:
       )
     if not self.is_logged(step):
       return
-    row = {
-      metrics.LOSS: values["loss"],
-      metrics.GRAD_NORM: values["grad_norm"],
-      metrics.LEARNING_RATE: values["learning_rate"],
-      metrics.NUM_SKIPPED: values["num_skipped"],
-      metrics.TOKENS: config_lib.count_sequences(t, step)
-      * self.config.data.seq_len,
-      metrics.BATCH_HASH: int(values["batch_hash"]),
-    }
-    if "balance_loss" in values:
-      row[metrics.BALANCE_LOSS] = values["balance_loss"]
-    if "z_loss" in values:
-      row[metrics.Z_LOSS] = values["z_loss"]
+    # What has a public name is a column.
+    row = {name: value for name, value in values.items() if "/" in name}
+    row[metrics.BATCH_HASH] = int(values[metrics.BATCH_HASH])
+    done = config_lib.count_sequences(t, step)
+    row[metrics.TOKENS] = done * self.config.data.seq_len
     rates = self.meter.rates()
     self._write(step, row | rates)
     each = self.time_left.note(step, time.perf_counter())
     left = None if each is None else (t.num_steps - step) * each
-    self.screen.progress(step, t.num_steps, values["loss"], rates, left)
+    self.screen.progress(step, t.num_steps, values[metrics.LOSS], rates, left)
 
   def _list_skipped(self, step: int, values: dict) -> None:
     """Writes the row of a skipped update, and says it."""
-    is_spike = bool(values.get("is_spike", 0))
+    is_spike = bool(values.get(step_lib.IS_SPIKE, 0))
     row = {metrics.SKIPPED_SPIKE if is_spike else metrics.SKIPPED_NONFINITE: 1}
-    norm, loss = values["grad_norm"], values["loss"]
+    norm, loss = values[metrics.GRAD_NORM], values[metrics.LOSS]
     if is_spike:
       row[metrics.GRAD_NORM] = norm
-    if "batch_hash" in values:
-      row[metrics.BATCH_HASH] = int(values["batch_hash"])
+    if metrics.BATCH_HASH in values:
+      row[metrics.BATCH_HASH] = int(values[metrics.BATCH_HASH])
     self._write(step, row)
     why = "a spike" if is_spike else "not finite"
     self.screen.say(
@@ -360,6 +353,7 @@ class Reporter:
       show=lambda done, of: self.screen.wait(
         f"evaluated {done:,} of {of:,} batches"
       ),
+      objective=c.data.objective,
     )
 
   def _say_noise_scale(self) -> None:
@@ -374,6 +368,8 @@ class Reporter:
       )
 
   def _yardstick(self, result: dict, tokens) -> list[tuple[str, str]]:
+    if "bits_per_byte" not in result:
+      return []
     rows = [("bits per byte", f"{result['bits_per_byte']:.3f}")]
     if tokens.num_bytes <= YARDSTICK_BYTES:
       ids = tokens.read(0, tokens.num_ids)
@@ -399,6 +395,7 @@ class Reporter:
         s.num_tokens,
         generation.Sampling(temperature=s.temperature),
         seed=self.config.seed,
+        is_prefix=self.config.data.objective == "prefix_lm",
       )
       if self.writers is not None:
         path = os.path.join(self.workdir, "samples", f"step-{step:06d}.txt")

@@ -14,6 +14,13 @@ import optax
 
 from gpt_jax import objective, tree
 from gpt_jax.config import Config
+from gpt_jax.metric_names import (
+  BATCH_HASH,
+  GRAD_NORM,
+  LEARNING_RATE,
+  LOSS,
+  NUM_SKIPPED,
+)
 from gpt_jax.models import Model
 from gpt_jax.training import optim
 from gpt_jax.training.state import TrainState
@@ -22,51 +29,25 @@ from gpt_jax.training.state import TrainState
 # finite in float32 and bfloat16, even divided by an eps of 1e-4 times (muP). So
 # moments need no look of their own.
 MAX_GRAD_NORM = 1e15
+# Metrics of a step that are no rows of their own.
+SKIPPED_IN_ROW, IS_SPIKE = "skipped_in_row", "is_spike"
 # Updates before a norm can be called a spike: those of a start are large.
 SPIKE_HISTORY = 20
 
 
-def make_train_step(model: Model, tx, schedule, config: Config):
-  """Returns step(state, batch) -> (state, metrics), to be jitted and donated.
+def make_gradient(model: Model, config: Config):
+  """Returns gradient(params, batch, key) -> (gradient, objective's sums).
 
-  metrics: loss (mean nats per target), grad_norm (before clipping),
-  learning_rate, num_skipped, skipped_in_row; float32 scalars. With experts
-  also balance_loss (mean over layers, unweighted; 1 is even), which is no part
-  of loss; with train.z_loss_weight also z_loss, likewise. With
-  train.spike_factor is_spike, and batch_hash, by which a skipped batch is
-  listed.
+  Of the mean over the whole batch, in train.num_microbatches parts.
   """
-  z_weight = config.train.z_loss_weight
-  num_chunks = config.train.num_loss_chunks
-  loss_sum = objective.make_loss(model, num_chunks, z_weight > 0)
-  parts, ema_decay = config.train.num_microbatches, config.train.ema_decay
-  spike_factor = config.train.spike_factor
+  minimise = objective.make_objective(model, config.train)
+  grad, parts = jax.grad(minimise, has_aux=True), config.train.num_microbatches
 
-  def grads_of(params, batch, key):
-    total = jnp.float32(batch["targets"].size)
-    if "mask" in batch:
-      total = jnp.maximum(batch["mask"].sum(), 1.0)
-
-    num_rows = batch["targets"].shape[0]
-
-    def mean(params, part, key):
-      nats, _, balance, z = loss_sum(params, part, key)
-      seen = {"loss": nats / total}
-      total_loss = seen["loss"]
-      if z is not None:
-        seen["z_loss"] = z / total
-        total_loss += z_weight * seen["z_loss"]
-      if balance is None:
-        return total_loss, seen
-      balance /= num_rows
-      seen["balance_loss"] = balance / model.config.num_layers
-      weight = model.config.router_balance_weight
-      return total_loss + weight * balance, seen
-
-    grad = jax.grad(mean, has_aux=True)
+  def gradient(params, batch, key):
+    totals = objective.count_totals(batch)
     if parts == 1:
-      return grad(params, batch, key)
-    params = model.take_apart(params)
+      return grad(params, batch, key, totals)
+    params = model.unstack_layers(params)
     # Strided, so that each part is spread over all devices as the whole is.
     split = jax.tree.map(
       lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch
@@ -75,33 +56,43 @@ def make_train_step(model: Model, tx, schedule, config: Config):
     def add(carry, index_and_part):
       index, part = index_and_part
       part_key = None if key is None else jax.random.fold_in(key, index)
-      new = grad(params, part, part_key)
+      new = grad(params, part, part_key, totals)
       return jax.tree.map(jnp.add, carry, new), None
 
-    zeros = lambda p: jnp.zeros(p.shape, jnp.float32)
-    names = ["loss"]
-    if model.config.num_experts is not None:
-      names.append("balance_loss")
-    if z_weight > 0:
-      names.append("z_loss")
-    seen = {name: jnp.float32(0) for name in names}
-    zero = (jax.tree.map(zeros, params), seen)
-    sums, seen = jax.lax.scan(add, zero, (jnp.arange(parts), split))[0]
-    return model.put_together(sums), seen
+    one = jax.tree.map(lambda x: x[0], split)
+    like = jax.eval_shape(grad, params, one, key, totals)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), like)
+    sums, metrics = jax.lax.scan(add, zeros, (jnp.arange(parts), split))[0]
+    return model.stack_layers(sums), metrics
+
+  return gradient
+
+
+def make_train_step(model: Model, tx, schedule, config: Config):
+  """Returns step(state, batch) -> (state, metrics), to be jitted and donated.
+
+  metrics, float32 scalars by public name: the sums of the objective, GRAD_NORM
+  (before clipping), LEARNING_RATE, NUM_SKIPPED; SKIPPED_IN_ROW; with
+  train.spike_factor IS_SPIKE, and BATCH_HASH, by which a skipped batch is
+  listed.
+  """
+  gradient = make_gradient(model, config)
+  ema_decay = config.train.ema_decay
+  spike_factor = config.train.spike_factor
 
   def train_step(state: TrainState, batch):
     key = None
     if model.config.dropout_rate > 0:
       key = tree.key_for(jax.random.key(config.seed), "dropout")
       key = jax.random.fold_in(key, state.step)
-    grads, seen = grads_of(state.params, batch, key)
+    grads, sums = gradient(state.params, batch, key)
     # Sums in float32, whatever the parameters are kept in.
     grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
     norm = optax.tree.norm(grads)
     grads = optim.clip_by_global_norm(grads, norm, config.optim.clip_norm)
     rate = schedule(state.step)
     # False of NaN too.
-    is_good = jnp.isfinite(seen["loss"]) & (norm < MAX_GRAD_NORM)
+    is_good = jnp.isfinite(sums[LOSS]) & (norm < MAX_GRAD_NORM)
 
     def change(grads, *old):
       kept = None
@@ -137,15 +128,15 @@ def make_train_step(model: Model, tx, schedule, config: Config):
       norm_mean=seen_mean,
     )
     metrics = {
-      **seen,
-      "grad_norm": norm,
-      "learning_rate": rate,
-      "num_skipped": state.num_skipped,
-      "skipped_in_row": state.skipped_in_row,
+      **sums,
+      GRAD_NORM: norm,
+      LEARNING_RATE: rate,
+      NUM_SKIPPED: state.num_skipped,
+      SKIPPED_IN_ROW: state.skipped_in_row,
     }
     if is_spike is not None:
-      metrics["is_spike"] = is_spike.astype(jnp.float32)
-      metrics["batch_hash"] = objective.hash_batch(batch)
+      metrics[IS_SPIKE] = is_spike.astype(jnp.float32)
+      metrics[BATCH_HASH] = objective.hash_batch(batch)
     return state, metrics
 
   return train_step

@@ -10,10 +10,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gpt_jax import tree
+from gpt_jax import objective, tree
 from gpt_jax.config import Config
 from gpt_jax.models import Model
-from gpt_jax.objective import make_loss
 from gpt_jax.parametrization import ROLES
 from gpt_jax.training import optim
 
@@ -37,8 +36,7 @@ def make_watch(model: Model, tx, schedule, config: Config):
 
   One microbatch of the batch is looked at, without dropout.
   """
-  z_weight = config.train.z_loss_weight
-  loss_sum = make_loss(model, config.train.num_loss_chunks, z_weight > 0)
+  minimise = objective.make_objective(model, config.train)
   parts = config.train.num_microbatches
 
   def watch(state, batch):
@@ -46,15 +44,7 @@ def make_watch(model: Model, tx, schedule, config: Config):
     _, specs = model.abstract_params()
 
     def mean(params, batch):
-      nats, count, balance, z = loss_sum(params, batch)
-      count = jnp.maximum(count, 1.0)
-      total = nats / count
-      if z is not None:
-        total += z_weight * z / count
-      if balance is not None:
-        weight = model.config.router_balance_weight
-        total += weight * balance / batch["targets"].shape[0]
-      return total
+      return minimise(params, batch, None, objective.count_totals(batch))[0]
 
     grads, found = _grads(mean, state.params, batch)
     norm = optax.tree.norm(grads)

@@ -13,10 +13,11 @@ ROOT = pathlib.Path(__file__).parents[2]
 # Rooms and modules of the hall, in the order of the house: a module imports
 # from lower layers, and from its own layer only to the left.
 LAYERS = [
-  ["exits", "digest", "files", "config", "tree"],
+  ["exits", "digest", "files", "config", "tree", "metric_names"],
   ["machine"],
-  ["cli", "sharding", "parametrization", "flops"],
+  ["cli", "sharding", "parametrization"],
   ["ops"],
+  ["flops"],
   ["models", "data"],
   ["objective"],
   ["runs"],

@@ -30,6 +30,8 @@ COUNTS = {
   "llama.py:1b": (128_256, 1_235_814_400),
   "llama.py:8b": (128_256, 8_030_261_248),
   "llama.py:70b": (128_256, 70_553_706_496),
+  "local_global.py:laptop": (None, None),
+  "local_global.py:1b": (128_256, 1_235_814_400),
   "moe.py:laptop": (None, None),
   "moe.py:8x7b": (32_000, 46_702_792_704),
   "article.py": (None, None),

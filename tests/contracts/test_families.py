@@ -49,6 +49,22 @@ FORMS = {
   "blocks_window": dict(
     attention="blocks", sliding_window=4, attn_softcap=5.0, num_kv_heads=1
   ),
+  # Two periods and a layer that is left over.
+  "local_global": dict(
+    num_layers=5,
+    layer_pattern="local+global",
+    sliding_window=4,
+    position="rope",
+    local_rope_theta=100.0,
+    num_kv_heads=2,
+  ),
+  "local_global_blocks": dict(
+    num_layers=4,
+    layer_pattern="2*local+global",
+    sliding_window=5,
+    attention="blocks",
+    num_experts=3,
+  ),
   "bfloat16": dict(compute_dtype="bfloat16", bias=True),
   "moe": dict(
     norm="rmsnorm",
@@ -207,6 +223,54 @@ def test_a_packed_document_scores_as_it_does_alone(form):
     assert not np.allclose(shifted[:, 6:], alone, atol=1e-3)  # the control
 
 
+PREFIXES = [
+  form
+  for form, changes in FORMS.items()
+  if changes.get("position") != "alibi" and "sliding_window" not in changes
+]
+
+
+@pytest.mark.parametrize("form", PREFIXES)
+def test_a_prefix_sees_itself_both_ways_and_nothing_later(form):
+  model, params = make(form)
+  influence = functools.partial(embedded_influence, model, params)
+  slots = jnp.maximum(jnp.arange(T), 6 - 1)[None]
+  prefix = dict(slots_BT=slots)
+  assert influence(5, 0, **prefix) > 0.0
+  assert influence(6, 5, **prefix) == 0.0
+  assert influence(6, 0, **prefix) == 0.0
+  assert influence(0, 9, **prefix) > 0.0
+  assert influence(5, 0) == 0.0  # the control: without one it does not
+
+
+@pytest.mark.parametrize("form", ["gpt2", "llama", "bfloat16"])
+def test_a_prompt_is_read_as_the_prefix_that_training_saw(form):
+  model, params = make(form)
+  tokens, lengths = tokens_of(), jnp.array([5, 3])
+  slots = jnp.maximum(jnp.arange(T), lengths[:, None] - 1)
+  full = apply(model, params, tokens, slots_BT=slots)
+  prepared = model.prepare_for_decoding(params)
+  cache = model.init_cache(2, T)
+  logits, cache = apply_cached(
+    model,
+    prepared,
+    tokens[:, :8],
+    cache,
+    jnp.zeros(2, jnp.int32),
+    lengths - 1,
+    slots[:, :8],
+  )
+  rows, worst = jnp.arange(2), []
+  for offset in range(8):
+    at = lengths - 1 + offset
+    worst.append(np.abs(logits[:, 0, :61] - full[rows, at, :61]).max())
+    step = tokens[rows, at + 1][:, None]
+    logits, cache = apply_cached(model, prepared, step, cache, at + 1)
+  assert max(worst) < closeness(form)["atol"], worst
+  causal = apply(model, params, tokens)
+  assert np.abs(causal - full)[:, :8, :61].max() > 1e-2  # the control
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_scanned_layers_equal_unrolled_ones(form):
   model, params = make(form)
@@ -274,7 +338,7 @@ def test_cached_decoding_equals_the_full_forward_pass(form):
   model, params = make(form)
   tokens, lengths = tokens_of(), jnp.array([5, 3])
   full = apply(model, params, tokens)
-  unstacked = model.unstack(params)
+  unstacked = model.prepare_for_decoding(params)
   cache = model.init_cache(2, T)
   padded = jnp.where(jnp.arange(8) < lengths[:, None], tokens[:, :8], 0)
   logits, cache = apply_cached(

@@ -12,7 +12,7 @@ import pytest
 
 from configs import base
 from gpt_jax import config as config_lib
-from gpt_jax import tree
+from gpt_jax import metric_names, tree
 from gpt_jax.models import build_model
 from gpt_jax.training import optim, state, step
 
@@ -125,7 +125,7 @@ def losses_of(form: str, seed: int = 0) -> list[float]:
     ids = np.random.default_rng(index).integers(0, 100, (4, 17), np.int32)
     batch = {"tokens": ids[:, :-1], "targets": ids[:, 1:]}
     now, result = train_step(now, batch)
-    seen.append(float(result["loss"]))
+    seen.append(float(result[metric_names.LOSS]))
   return seen
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from configs import base
 from gpt_jax import config as config_lib
-from gpt_jax import sharding, tree
+from gpt_jax import metric_names, sharding, tree
 from gpt_jax.config import InputError
 from gpt_jax.models import build_model
 from gpt_jax.parametrization import ParamSpec
@@ -114,7 +114,7 @@ def losses_of(
       if extra is not None:
         batch |= extra(ids)
       now, result = train_step(now, jax.device_put(batch, place))
-      losses.append(float(result["loss"]))
+      losses.append(float(result[metric_names.LOSS]))
   return np.array(losses)
 
 
@@ -186,6 +186,7 @@ SEEN = {
   "all": {},
   "window": dict(sliding_window=5, attn_softcap=4.0),
   "grouped": dict(num_kv_heads=4),
+  "local and global": dict(layer_pattern="local+global", sliding_window=5),
 }
 
 
@@ -213,6 +214,7 @@ def losses_in_order(seen: str, extra=None):
     ("all", "data 2 x seq 4"),
     ("window", "data 2 x seq 4"),
     ("grouped", "seq 2 x tensor 4"),
+    ("local and global", "data 2 x seq 4"),
   ],
 )
 def test_a_row_split_over_devices_has_the_same_losses(seen, name, how):

@@ -23,8 +23,9 @@ from conftest import user_env
 
 from gpt_jax import exits
 from gpt_jax.config import InputError
-from gpt_jax.machine import meeting, processes, runtime
-from gpt_jax.runs import checkpoint, metrics
+from gpt_jax.machine import channel as channel_lib
+from gpt_jax.machine import meeting, runtime
+from gpt_jax.runs import metrics, restore
 
 ROOT = pathlib.Path(__file__).parents[2]
 # Enough that a signal lands before the end.
@@ -67,7 +68,7 @@ class Team:
 
   def await_checkpoint(self, workdir, step: int) -> None:
     deadline = time.monotonic() + 240
-    while step not in checkpoint.list_steps(str(workdir / "checkpoints")):
+    while step not in restore.list_steps(str(workdir / "checkpoints")):
       if any(process.poll() is not None for process in self.running):
         raise AssertionError(self.end())
       assert time.monotonic() < deadline, "no checkpoint came"
@@ -194,7 +195,7 @@ def test_a_signal_to_one_stops_all_at_one_step(flags, alone, tmp_path):
   said = last_line(outs[0])
   assert said.startswith("stopped at step ") and outs[1] == ""
   step = int(said.split()[3])
-  assert checkpoint.list_steps(str(tmp_path / "checkpoints"))[-1] == step
+  assert restore.list_steps(str(tmp_path / "checkpoints"))[-1] == step
   assert max(logged(tmp_path)) == step < STEPS
   assert "Traceback" not in "".join(errs)
 
@@ -468,7 +469,7 @@ def met(count: int) -> list:
 
   def meet(index):
     place = a_place(index, count, port, 10.0)
-    channels[index] = processes._Channel(place, meeting.meet(place, {}))
+    channels[index] = channel_lib.Channel(place, meeting.meet(place, {}))
     channels[index].start()
 
   run_all(meet, count)

@@ -19,7 +19,7 @@ from conftest import user_env
 from gpt_jax import exits, sharding, tree
 from gpt_jax.machine import signals
 from gpt_jax.models import build_model
-from gpt_jax.runs import checkpoint, metrics
+from gpt_jax.runs import checkpoint, metrics, restore
 from gpt_jax.runs import workdir as workdir_lib
 from gpt_jax.training import optim, state
 
@@ -59,7 +59,7 @@ def start_and_kill(flags, workdir, step: int, sent=signal.SIGKILL, **more):
   )
   folder = workdir / "checkpoints"
   deadline = time.monotonic() + 90
-  keeper = lambda: checkpoint.list_steps(str(folder))
+  keeper = lambda: restore.list_steps(str(folder))
   while step not in keeper():
     assert process.poll() is None, process.stdout.read()
     assert time.monotonic() < deadline, "no checkpoint came"
@@ -159,7 +159,7 @@ def test_a_signal_saves_says_how_to_go_on_and_exits(
   assert last.startswith("stopped at step ") and "--workdir" in last
   assert "Traceback" not in output
   step = int(last.split()[3].replace(",", ""))
-  assert checkpoint.list_steps(str(workdir / "checkpoints"))[-1] == step
+  assert restore.list_steps(str(workdir / "checkpoints"))[-1] == step
 
 
 def test_only_a_second_ctrl_c_gives_up_saving(monkeypatch):
@@ -197,7 +197,7 @@ def test_a_signal_saves_though_nobody_listens_any_more(small_run, tmp_path):
   os.close(writer)
   assert code == exits.PREEMPTED
   rows = metrics.read_rows(str(workdir / "metrics.jsonl"))
-  saved = checkpoint.list_steps(str(workdir / "checkpoints"))[-1]
+  saved = restore.list_steps(str(workdir / "checkpoints"))[-1]
   assert 40 <= saved == max(row["step"] for row in rows) < 200
 
 

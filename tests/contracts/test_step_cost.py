@@ -10,11 +10,11 @@ import pathlib
 import jax
 import pytest
 
-from gpt_jax import cli, flops, sharding
+from gpt_jax import cli, flops
 from gpt_jax import config as config_lib
 from gpt_jax.lab.plan import aot, cost, hlo
 from gpt_jax.machine import chips
-from gpt_jax.training import step
+from gpt_jax.training import build
 
 ROOT = pathlib.Path(__file__).parents[2]
 # An array that is made in a step counts as large from here.
@@ -69,20 +69,17 @@ MEANT = (
 )
 
 
-def build(case: str, devices, platform: str, **changes) -> aot.Built:
+def assemble(case: str, devices, platform: str, **changes):
   path, values = CASES[case]
   values = {k: str(v) for k, v in (SMALL | values | changes).items()}
   config = config_lib.freeze(cli.load_config(f"{ROOT}/configs/{path}", values))
-  return aot.build(config, devices, platform)
+  return build.assemble(config, devices, platform)
 
 
 def count_asked(case: str, **changes) -> tuple[int, int]:
   """Returns (FLOPs, bytes) of a step before it is compiled, all devices."""
-  built = build(case, jax.devices()[:4], "cpu", **changes)
-  place = sharding.batch_sharding(built.mesh, built.config.mesh.rules)
-  found = step.lower_step(
-    built.step, built.abstract, built.config, built.mesh, place
-  ).cost_analysis()
+  built = assemble(case, jax.devices()[:4], "cpu", **changes)
+  found = built.lower_step().cost_analysis()
   return round(found["flops"]), round(found["bytes accessed"])
 
 
@@ -105,9 +102,9 @@ def test_a_step_that_keeps_float32_asks_for_more():
 def count_compiled(case: str, **changes) -> tuple[int, int, int]:
   """Returns (FLOPs, bytes of HBM, arrays of LARGE bytes that are made)."""
   topology = chips.parse_topology("v5e:2x2", 1)
-  built = build(case, aot.find_devices(topology), "tpu", **changes)
-  module = hlo.parse(aot.compile_built(built).text)
-  scores = flops.causal_part(built.config.data.seq_len, None)
+  built = assemble(case, aot.find_devices(topology), "tpu", **changes)
+  module = hlo.parse(aot.compile_step(built).text)
+  scores = flops.visible_part(built.config.model, built.config.data.seq_len)
   found = cost.measure(module, topology.num_devices, scores)
   return round(found.flops), round(found.hbm_bytes), count_large(module)
 

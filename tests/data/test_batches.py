@@ -9,7 +9,7 @@ import pytest
 from configs import base
 from gpt_jax import config
 from gpt_jax.config import DataConfig, InputError
-from gpt_jax.data import batches, folders
+from gpt_jax.data import batches, folders, objectives
 from gpt_jax.data.prepare import prepare_data
 from gpt_jax.data.shards import check_length
 
@@ -32,6 +32,7 @@ def make(tmp_path_factory):
       "verify": "once",
       "seq_len": 8,
       "packing": "stream",
+      "objective": "causal",
       "num_workers": 0,
     }
     data = DataConfig(**(values | changes))
@@ -163,6 +164,37 @@ def test_a_mixture_reads_each_set_by_its_weight(make):
     assert all(len(kind) == 1 for kind in kinds)
     count += sum(kind == {ord("a")} for kind in kinds)
   assert abs(count - 200) <= 2
+
+
+def test_a_prefix_is_drawn_for_each_sequence_whatever_batch_it_is_in(letters):
+  prepared, data = letters
+  sets, T = [s for _, s in prepared.train], 8
+
+  def make(step, rows, size=8, seed=0):
+    return batches.batch_at(
+      sets, [1.0], seed, step, rows, T, "stream", size, 0, "prefix_lm"
+    )
+
+  whole = make(0, np.arange(64), size=64)
+  plain = batch(prepared, 0, np.arange(64), size=64)
+  assert np.array_equal(whole["tokens"], plain["tokens"])
+  assert {k: v.dtype for k, v in whole.items()} == {
+    k: np.dtype(d)
+    for k, d in objectives.fields(
+      DataConfig(**(vars(data) | {"objective": "prefix_lm"}))
+    ).items()
+  }
+  lengths = (whole["slots"] == whole["slots"][:, :1]).sum(1)
+  assert set(lengths) == set(range(1, T))
+  for row, length in enumerate(lengths):
+    seen = np.maximum(np.arange(T), length - 1)
+    assert np.array_equal(whole["slots"][row], seen)
+    assert np.array_equal(whole["mask"][row], np.arange(T) >= length - 1)
+  part = make(3, np.arange(2, 5))
+  for key, values in part.items():
+    assert np.array_equal(values, whole[key][26:29]), key
+  other = make(0, np.arange(64), size=64, seed=1)  # the control
+  assert not np.array_equal(other["slots"], whole["slots"])
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -251,7 +251,7 @@ def test_prompts_that_cannot_be_continued_are_refused(made):
 @pytest.mark.parametrize("position", ["rope", "learned"])
 def test_decoding_reads_matrices_in_the_type_that_they_multiply(position):
   model, params = make(compute_dtype="bfloat16", position=position)
-  ready = model.unstack(params)
+  ready = model.prepare_for_decoding(params)
   # Rows of a table are summed with learned positions as they are kept.
   is_summed = position == "learned"
   table, head = ready["embed"]["tokens"], ready.get("unembed")
@@ -265,7 +265,7 @@ def test_decoding_reads_matrices_in_the_type_that_they_multiply(position):
 def last_logits(model, params, rows):
   """Returns the cached logits of the last of 30 tokens: 29 read, then one."""
   tokens = np.random.default_rng(1).integers(0, 256, (rows, 30))
-  ready = model.unstack(params)
+  ready = model.prepare_for_decoding(params)
   cache = model.init_cache(rows, 30)
   start = jnp.zeros(rows, jnp.int32)
   _, cache = model.apply_cached(ready, tokens[:, :29], cache, start)
@@ -295,7 +295,7 @@ def test_few_bits_take_a_quarter_and_an_eighth():
   size = lambda weights: sum(
     leaf.nbytes
     for name, leaf in tree.flatten_with_names(
-      dataclasses.replace(model, weights=weights).unstack(params)
+      dataclasses.replace(model, weights=weights).prepare_for_decoding(params)
     ).items()
     if "blocks" in name
   )

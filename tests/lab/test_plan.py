@@ -15,6 +15,7 @@ import pytest
 
 from gpt_jax import cli, flops, sharding
 from gpt_jax import config as config_lib
+from gpt_jax.data import tokenizers
 from gpt_jax.lab.plan import (
   analytic,
   aot,
@@ -26,7 +27,7 @@ from gpt_jax.lab.plan import (
   roofline,
 )
 from gpt_jax.machine import chips
-from gpt_jax.training import state
+from gpt_jax.training import build, state
 
 ROOT = pathlib.Path(__file__).parents[2]
 SMALL = {
@@ -61,8 +62,8 @@ def make_config(**changed) -> config_lib.Config:
 def compiled(tpu_compiler):
   """(Built, Compiled, Module) of a small step for eight chips of v5e."""
   topology = chips.parse_topology("v5e:2x4", 1)
-  built = aot.build(make_config(), aot.find_devices(topology), "tpu")
-  done = aot.compile_built(built)
+  built = build.assemble(make_config(), aot.find_devices(topology), "tpu")
+  done = aot.compile_step(built)
   return built, done, hlo.parse(done.text)
 
 
@@ -204,7 +205,7 @@ def test_the_vocabulary_is_known_from_the_tokenizers_word():
   plain = make_config()
   model = dataclasses.replace(plain.model, vocab_size=None)
   of = lambda word: (
-    aot.resolve_vocab(
+    tokenizers.resolve_vocab(
       dataclasses.replace(
         plain, model=model, data=dataclasses.replace(plain.data, tokenizer=word)
       )
@@ -250,7 +251,7 @@ def test_no_plan_has_a_share_of_the_peak_above_one(name):
   mesh = jax.sharding.AbstractMesh(tuple(sizes), sharding.AXES)
   # Without a state there are fewer bytes to move: a bound that is stricter.
   none = state.TrainState(*[{}] * 5)
-  built = analytic.AbstractBuilt(config, mesh, none)
+  built = build.Assembly(config, mesh, None, None, None, none)
   size = config.train.global_batch_size * config.data.seq_len
   for form in SHAPED.values():
     changed = remedy.change(config, form)

@@ -45,7 +45,7 @@ from gpt_jax.lab.sweep import (
 )
 from gpt_jax.lab.sweep import run as run_lib
 from gpt_jax.machine import console
-from gpt_jax.runs import checkpoint
+from gpt_jax.runs import restore
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -1421,12 +1421,12 @@ def test_a_branch_equals_a_straight_run_bit_for_bit(write, tmp_path):
   process = start("run", f"--config={write(decay % '')}", f"--workdir={other}")
   assert process.wait(timeout=200) == 0
   straight = folder.path_of(str(other), branch.id)
-  a, b = (checkpoint.load_meta(p) for p in (states[1].path, straight))
+  a, b = (restore.load_meta(p) for p in (states[1].path, straight))
   assert a["step"] == b["step"] == 20 and a["checksum"] == b["checksum"]
   assert losses_of(states[1].path) == losses_of(straight)
   assert states[1].final == folder.read_path(straight).final
   # The control: the trunk's own end is another state.
-  assert checkpoint.load_meta(states[0].path)["checksum"] != a["checksum"]
+  assert restore.load_meta(states[0].path)["checksum"] != a["checksum"]
 
   # Finished, it says so at once: without jax, which takes a second to import.
   write(trunk, decay % ', branch_from=("trunk", 8)')

@@ -15,7 +15,7 @@ from gpt_jax.config import InputError
 from gpt_jax.lab.plan import attention as lab
 from gpt_jax.models import attend, build_model
 from gpt_jax.ops import blockwise
-from gpt_jax.ops.blockwise import Places, Rule
+from gpt_jax.ops.visibility import Rule, TokenPositions
 
 # Errors are absolute, of entries of order one in float32.
 FORWARD, BACKWARD = 5e-6, 2e-5
@@ -36,6 +36,19 @@ CASES = [
   ("splash, keys gathered", "all"),
   ("splash, ring", "segments"),
   ("splash, ring", "all"),
+  ("dense", "both ways, all"),
+  ("blocks", "both ways"),
+  ("blocks", "both ways, all"),
+  ("blocks, 8 devices", "both ways, window"),
+  ("blocks, keys gathered", "both ways, all"),
+  ("blocks, ring", "both ways"),
+  ("blocks, ring", "both ways, all"),
+  ("splash", "both ways"),
+  ("splash", "both ways, all"),
+  ("splash, 8 devices", "both ways, window"),
+  ("splash, keys gathered", "both ways, all"),
+  ("splash, ring", "both ways"),
+  ("splash, ring", "both ways, all"),
 ]
 
 
@@ -74,8 +87,8 @@ def test_kernels_compile_for_tpus(kernel, monkeypatch):
 
 
 def test_the_comparison_sees_another_window_and_a_leak(monkeypatch):
-  changes, packed = lab.FEATURES["all"]
-  wrong = lambda *a, **k: naive(*a[:4], a[4] - 1, *a[5:])
+  narrower = lambda rule: rule._replace(window=rule.window - 1)
+  wrong = lambda *a: naive(*a[:4], narrower(a[4]), *a[5:])
   naive = lab.naive
   monkeypatch.setattr(lab, "naive", wrong)
   assert lab.compare("blocks", "all").forward > 1e-3
@@ -90,10 +103,10 @@ def test_the_comparison_sees_another_window_and_a_leak(monkeypatch):
 @pytest.mark.parametrize("length", [1, 63, 100, 700])
 def test_blocks_serve_every_length(length):
   q, k, v, dy, _ = lab.make_inputs(2, length, False)
-  wanted = lab.naive(q, k, v, dy, 50, None, None)
-  at = Places(jnp.arange(length), None)
+  wanted = lab.naive(q, k, v, dy, Rule(window=50), None)
+  at = TokenPositions(jnp.arange(length)[None], None)
   scaled = lambda f: lambda q, *a: f(q * q.shape[-1] ** -0.5, *a)
-  rule = Rule(50, None)
+  rule = Rule(window=50)
   for f in (
     lambda q, k, v: blockwise.strips(q, k, v, None, rule),
     lambda q, k, v: blockwise.tiles(q, k, v, at, at, rule),
@@ -105,10 +118,10 @@ def test_blocks_serve_every_length(length):
 
 def test_tiles_serve_any_order_of_tokens():
   q, k, v, dy, segments = lab.make_inputs(4, 600, True)
-  wanted = lab.naive(q, k, v, dy, None, 3.0, segments)
+  wanted = lab.naive(q, k, v, dy, Rule(softcap=3.0), segments)
   order = np.random.default_rng(1).permutation(600)
-  at = Places(jnp.asarray(order), jnp.asarray(segments[:, order]))
-  f = lambda q, k, v: blockwise.tiles(q / 8, k, v, at, at, Rule(None, 3.0))
+  at = TokenPositions(jnp.asarray(order)[None], jnp.asarray(segments[:, order]))
+  f = lambda q, k, v: blockwise.tiles(q / 8, k, v, at, at, Rule(softcap=3.0))
   y, back = jax.vjp(f, q[:, :, :, order], k[:, :, order], v[:, :, order])
   grads = back(jnp.asarray(dy[:, :, :, order]))
   np.testing.assert_allclose(y, wanted[0][:, :, :, order], atol=FORWARD)
@@ -167,7 +180,7 @@ def test_a_ring_holds_no_more_when_it_and_the_row_are_longer():
       )
     )
     order = jnp.asarray(sharding.zigzag(length, parts))[None]
-    loss = lambda p, t: jnp.square(model.apply(p, t, slots_1T=order)).sum()
+    loss = lambda p, t: jnp.square(model.apply(p, t, order_1T=order)).sum()
     place = sharding.batch_sharding(mesh, "standard")
     tokens = jax.ShapeDtypeStruct((1, length), jnp.int32, sharding=place)
     with jax.set_mesh(mesh):
@@ -236,12 +249,12 @@ def test_kernels_of_other_platforms_are_refused_when_the_model_is_built():
 
 
 def test_a_part_of_a_row_too_short_for_splash_is_refused():
-  lanes = Places(jnp.arange(64), None)
+  lanes = TokenPositions(jnp.arange(64)[None], None)
   x = jnp.zeros((1, 1, 64, 8))
   from gpt_jax.ops import splash
 
   with pytest.raises(InputError, match="64 tokens.*multiple of 256"):
-    splash.part(x[:, :, None], x, x, lanes, lanes, Rule(None, None), True)
+    splash.part(x[:, :, None], x, x, lanes, lanes, Rule(), True)
 
 
 def test_interpreted_splash_trains_a_model_as_dense_does():

@@ -19,6 +19,7 @@ from gpt_jax.config import InputError
 from gpt_jax.lab.plan import aot
 from gpt_jax.machine import chips, runtime
 from gpt_jax.models import build_model, moe
+from gpt_jax.ops import grouped
 
 B, T, D, F, E, A = 2, 12, 16, 24, 5, 2
 
@@ -80,7 +81,7 @@ def largest_gap(ours, theirs) -> float:
 
 @pytest.mark.parametrize("case", SIZES)
 def test_a_grouped_product_is_each_row_with_its_own_matrix(case):
-  ours = lambda x, w, s: moe.grouped(x, w, s, "float32", 1, ())
+  ours = lambda x, w, s: grouped.grouped(x, w, s, "float32", 1, ())
   assert (
     largest_gap(
       grouped_and_gradients(jax.jit(ours), *SIZES[case]),
@@ -93,7 +94,7 @@ def test_a_grouped_product_is_each_row_with_its_own_matrix(case):
 def test_a_grouped_product_with_other_groups_would_be_seen():
   rows, sizes_E = SIZES["all rows"]
   moved = sizes_E.at[0].add(1).at[1].add(-1)
-  ours = lambda x, w, s: moe.grouped(x, w, s, "float32", 1, ())
+  ours = lambda x, w, s: grouped.grouped(x, w, s, "float32", 1, ())
   for a, b in zip(
     grouped_and_gradients(ours, rows, moved),
     grouped_and_gradients(by_loop, rows, sizes_E),
@@ -108,14 +109,14 @@ def test_blocks_and_ragged_dot_agree(case):
   x, w, dy = draws(1, (rows, D), (E, D, F), (rows, F))
   n = int(sizes_E.sum())
   np.testing.assert_allclose(
-    jax.jit(moe.times_by_blocks)(x, w, sizes_E)[:n],
+    jax.jit(grouped.times_by_blocks)(x, w, sizes_E)[:n],
     jax.lax.ragged_dot(x, w, sizes_E)[:n],
     rtol=1e-4,
     atol=1e-4,
   )
   (dw,) = jax.vjp(lambda w: jax.lax.ragged_dot(x, w, sizes_E), w)[1](dy)
-  outer = jax.jit(moe.outer_by_blocks, static_argnums=(3, 4))
-  for most in (moe.CPU_BLOCK, moe.BLOCK):
+  outer = jax.jit(grouped.outer_by_blocks, static_argnums=(3, 4))
+  for most in (grouped.CPU_BLOCK, grouped.BLOCK):
     np.testing.assert_allclose(
       outer(x, dy, sizes_E, "float32", most), dw, rtol=1e-4, atol=1e-4
     )
@@ -125,7 +126,7 @@ def test_numbers_in_rows_of_no_group_go_nowhere():
   rows, sizes_E = SIZES["some rows in no group"]
   x, w = draws(0, (rows, D), (E, D, F))
   bad = x.at[int(sizes_E.sum()) :].set(jnp.nan)
-  ours = lambda x, w: moe.grouped(x, w, sizes_E, "float32", 1, ())
+  ours = lambda x, w: grouped.grouped(x, w, sizes_E, "float32", 1, ())
   y, pull = jax.vjp(ours, bad, w)
   dx, dw = pull(jnp.ones_like(y))
   assert all(np.isfinite(a).all() for a in (y, dx, dw))

@@ -20,7 +20,7 @@ from gpt_jax.data.prepare import prepare_data
 from gpt_jax.exits import InputError
 from gpt_jax.lab.sweep import asked
 from gpt_jax.machine import chips
-from gpt_jax.runs import checkpoint, metrics
+from gpt_jax.runs import metrics, restore
 
 # Seconds that each target is tried for by `-m soak`.
 SOAK_SECONDS = float(os.environ.get("GPT_JAX_FUZZ_SECONDS", "300"))
@@ -247,7 +247,7 @@ def topology(place):
 
 
 def average(place):
-  return changed_text("ema", "last:3", "last:10"), checkpoint.read_average
+  return changed_text("ema", "last:3", "last:10"), restore.read_average
 
 
 def sweep_file(place):

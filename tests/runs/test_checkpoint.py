@@ -21,7 +21,7 @@ from jax.sharding import PartitionSpec as P
 
 from gpt_jax import tree
 from gpt_jax.config import CheckpointConfig, InputError
-from gpt_jax.runs import checkpoint, integrity, storage
+from gpt_jax.runs import checkpoint, integrity, restore, storage
 
 ROOT = pathlib.Path(__file__).parents[2]
 SECTION = CheckpointConfig(
@@ -133,7 +133,7 @@ def test_a_saved_state_comes_back_with_its_facts(folder):
   assert meta["shapes"] == tree.describe_shapes(state)
   rows = np.asarray(tree.checksum(state)).astype("<u4")
   assert meta["checksum"] == rows.tobytes().hex()
-  assert checkpoint.load_meta(os.path.dirname(folder)) == meta
+  assert restore.load_meta(os.path.dirname(folder)) == meta
   with pytest.raises(AssertionError):
     assert_same(found, make_state(4))
 
@@ -189,7 +189,7 @@ def test_parameters_alone_are_restored_into_another_run(folder):
   mesh = make_mesh(2, 4)
   abstract = abstract_of(make_state(mesh=mesh).params)
   workdir = os.path.dirname(folder)
-  found = checkpoint.restore_params(workdir, abstract)
+  found = restore.restore_params(workdir, abstract)
   assert_same(found, make_state(20).params)
   assert found["norm"].sharding.mesh == mesh
 
@@ -198,7 +198,7 @@ def test_the_mean_of_the_newest_steps_is_read(folder):
   save(folder, 10, 20, 60, keep_last=3)
   abstract = abstract_of(make_state(mesh=make_mesh(2, 4)).params)
   workdir = os.path.dirname(folder)
-  read = lambda word: checkpoint.restore_params(workdir, abstract, average=word)
+  read = lambda word: restore.restore_params(workdir, abstract, average=word)
   assert_same(read("last:2"), make_state(40).params)
   assert_same(read("last:3"), make_state(30).params)
   assert_same(read("last:1"), make_state(60).params)
@@ -222,14 +222,14 @@ def test_parameters_are_verified_apart_from_the_optimizer_state(folder):
   save(folder, 10, state=state)
   abstract, workdir = abstract_of(state), os.path.dirname(folder)
   undo = flip_bit(folder, 10, moment[4])
-  found = checkpoint.restore_params(workdir, abstract.params)
+  found = restore.restore_params(workdir, abstract.params)
   assert_same(found, state.params)
   with pytest.raises(InputError, match=r"checksum of opt_state/0/mu/mlp/in "):
     keeper_of(folder).restore(abstract)
   undo()
   flip_bit(folder, 10, state.params["mlp"]["out"][4])
   with pytest.raises(InputError, match=r"checksum of params/mlp/out does not"):
-    checkpoint.restore_params(workdir, abstract.params)
+    restore.restore_params(workdir, abstract.params)
 
 
 @pytest.mark.parametrize(
@@ -246,7 +246,7 @@ def test_a_path_is_never_taken_for_a_pattern(tmp_path, name):
   save(folder, 40)  # another manager, as when the run goes on
   workdir = os.path.dirname(folder)
   params = abstract_of(make_state().params)
-  assert_same(checkpoint.restore_params(workdir, params), make_state(40).params)
+  assert_same(restore.restore_params(workdir, params), make_state(40).params)
 
 
 def test_a_save_is_opened_before_an_older_step_is_deleted(folder, monkeypatch):
@@ -282,7 +282,7 @@ def test_the_newest_good_step_outlives_those_of_a_run_gone_bad(folder):
   bad = bad.replace(params=params)
   save(folder, 10, 20, keep_last=1)
   save(folder, 30, 40, state=bad, keep_last=1)
-  assert checkpoint.list_steps(folder) == [20, 40]
+  assert restore.list_steps(folder) == [20, 40]
   lines = []
   found, meta = keeper_of(folder, lines.append).restore(abstract_of(bad))
   assert meta["step"] == 20
@@ -290,14 +290,14 @@ def test_the_newest_good_step_outlives_those_of_a_run_gone_bad(folder):
   (line,) = lines
   assert "step 40" in line and "params/norm is not finite" in line
   save(folder, 50, keep_last=1)
-  assert checkpoint.list_steps(folder) == [50]
+  assert restore.list_steps(folder) == [50]
   # Parameters that nobody has updated do not push out an older step either.
   skipping = {"w": jnp.ones(3), "skipped_in_row": jnp.int32(4)}
   save(folder, 60, 70, state=skipping, keep_last=1)
-  assert checkpoint.list_steps(folder) == [50, 70]
+  assert restore.list_steps(folder) == [50, 70]
   is_good = {"w": jnp.ones(3), "skipped_in_row": jnp.int32(0)}
   save(folder, 80, state=is_good, keep_last=1)
-  assert checkpoint.list_steps(folder) == [80]
+  assert restore.list_steps(folder) == [80]
 
 
 def test_averages_pass_over_what_cannot_be_read(folder):
@@ -307,7 +307,7 @@ def test_averages_pass_over_what_cannot_be_read(folder):
   (pathlib.Path(folder) / "70" / "meta" / "metadata").write_text("no")
   truncate_data(pathlib.Path(folder, "20"))
   lines = []
-  read = lambda word: checkpoint.restore_params(
+  read = lambda word: restore.restore_params(
     workdir, params, lines.append, word
   )
   assert_same(read("last:2"), make_state(35).params)
@@ -322,9 +322,9 @@ def test_a_folder_with_a_number_beyond_counting_is_no_step(folder):
   save(folder, 10)
   for name in ("9" * 20, "9" * 200, str(2**31), "²"):
     os.makedirs(os.path.join(folder, name))
-  assert checkpoint.list_steps(folder) == [10]
+  assert restore.list_steps(folder) == [10]
   save(folder, 20, keep_last=1)
-  assert checkpoint.list_steps(folder) == [20]
+  assert restore.list_steps(folder) == [20]
 
 
 def test_a_step_of_another_run_is_refused_by_name(folder):
@@ -342,7 +342,7 @@ def test_a_step_of_another_run_is_refused_by_name(folder):
     with pytest.raises(InputError, match=match):
       make(**others).restore(abstract)
     with pytest.raises(InputError, match=match):
-      checkpoint.restore_params(workdir, abstract.params, facts=others)
+      restore.restore_params(workdir, abstract.params, facts=others)
   assert make(**facts).restore(abstract)[1]["step"] == 10
   # What an earlier version wrote says nothing of its run, and is read.
   save(folder, 20)
@@ -595,7 +595,7 @@ def test_another_model_is_refused_by_its_leaves(folder, other, clause):
   assert text.startswith(f"step 20 in {folder} is of another model: ")
   assert text.count(" there and ") == 3 and " more" in text
   with pytest.raises(InputError) as caught:
-    checkpoint.restore_params(os.path.dirname(folder), abstract.params)
+    restore.restore_params(os.path.dirname(folder), abstract.params)
   assert clause in str(caught.value)
   assert lines == []  # not damage: no older step is tried
 
@@ -650,16 +650,16 @@ def test_a_workdir_without_checkpoints_is_a_sentence(tmp_path):
     (tmp_path / "no", "does not exist"),
   ]:
     with pytest.raises(InputError, match=clause):
-      checkpoint.restore_params(str(workdir), abstract)
+      restore.restore_params(str(workdir), abstract)
     with pytest.raises(InputError, match=clause):
-      checkpoint.load_meta(str(workdir))
+      restore.load_meta(str(workdir))
 
 
 def test_a_damaged_record_is_a_sentence(folder):
   save(folder, 10)
   change_meta(pathlib.Path(folder, "10"))
   with pytest.raises(InputError, match="step 10 in .* its own digest"):
-    checkpoint.load_meta(os.path.dirname(folder))
+    restore.load_meta(os.path.dirname(folder))
 
 
 def test_a_step_is_never_written_over(folder):
@@ -726,7 +726,7 @@ sys.path.insert(0, sys.argv[1])
 from gpt_jax.machine import runtime
 runtime.start()
 import jax, jax.numpy as jnp
-from gpt_jax.runs import checkpoint, storage
+from gpt_jax.runs import checkpoint, storage, restore
 from gpt_jax.config import CheckpointConfig
 
 folder, num_kills = sys.argv[2], 5

@@ -9,7 +9,7 @@ import pytest
 
 from configs import base
 from gpt_jax import config as config_lib
-from gpt_jax import objective, tree
+from gpt_jax import metric_names, objective, tree
 from gpt_jax.models import build_model
 from gpt_jax.ops import cross_entropy
 from gpt_jax.training import optim, state, step
@@ -56,7 +56,7 @@ def test_a_loss_that_is_not_finite_changes_only_the_counters():
   now, _ = train_step(now, batch_of(0))
   mask = np.full((4, 16), np.inf, np.float32)
   after, result = train_step(now, batch_of(1, mask))
-  assert not np.isfinite(float(result["loss"]))
+  assert not np.isfinite(float(result[metric_names.LOSS]))
   for part in ("params", "opt_state"):
     old = tree.flatten_with_names(getattr(now, part))
     new = tree.flatten_with_names(getattr(after, part))
@@ -73,8 +73,8 @@ def test_a_loss_that_is_not_finite_changes_only_the_counters():
 def test_a_gradient_whose_square_no_float_holds_changes_only_the_counters():
   train_step, now = make(small_config(z_loss_weight=1e18))
   after, result = train_step(now, batch_of(0))
-  assert np.isfinite(float(result["loss"]))
-  assert step.MAX_GRAD_NORM < float(result["grad_norm"]) < 1e38
+  assert np.isfinite(float(result[metric_names.LOSS]))
+  assert step.MAX_GRAD_NORM < float(result[metric_names.GRAD_NORM]) < 1e38
   assert int(after.num_skipped) == 1
   for part in ("params", "opt_state"):
     old = tree.flatten_with_names(getattr(now, part))
@@ -90,22 +90,26 @@ def test_a_spike_is_skipped_once_norms_are_known_and_no_mean_forgets_it():
   usual = batch_of(0)
   for _ in range(step.SPIKE_HISTORY):
     now, result = train_step(now, usual)
-    assert not result["is_spike"]
+    assert not result[step.IS_SPIKE]
   # Parameters as they never are, for one step: the gradient is far larger.
   wild = now.replace(params=jax.tree.map(lambda p: 30 * p, now.params))
   after, result = train_step(wild, usual)
-  assert result["is_spike"] and np.isfinite(float(result["loss"]))
-  assert float(result["grad_norm"]) > 3 * float(now.norm_mean["mean"])
+  assert result[step.IS_SPIKE] and np.isfinite(float(result[metric_names.LOSS]))
+  assert float(result[metric_names.GRAD_NORM]) > 3 * float(
+    now.norm_mean["mean"]
+  )
   assert int(after.num_skipped) == int(after.skipped_in_row) == 1
   for name, old in tree.flatten_with_names(wild.params).items():
     new = tree.flatten_with_names(after.params)[name]
     np.testing.assert_array_equal(old, new, name)
   assert float(after.norm_mean["mean"]) == float(now.norm_mean["mean"])
-  assert int(result["batch_hash"]) == int(objective.hash_batch(usual))
+  assert int(result[metric_names.BATCH_HASH]) == int(
+    objective.hash_batch(usual)
+  )
   # The control: with little history it is let through.
   young = wild.replace(norm_mean={**now.norm_mean, "count": jnp.int32(19)})
   after, result = train_step(young, usual)
-  assert not result["is_spike"] and int(after.num_skipped) == 0
+  assert not result[step.IS_SPIKE] and int(after.num_skipped) == 0
 
 
 def test_the_same_batch_again_and_again_is_learned():
@@ -113,7 +117,7 @@ def test_the_same_batch_again_and_again_is_learned():
   seen = []
   for _ in range(20):
     now, result = train_step(now, batch_of(0))
-    seen.append(float(result["loss"]))
+    seen.append(float(result[metric_names.LOSS]))
   assert seen[-1] < seen[0] - 0.5
 
 
@@ -126,10 +130,12 @@ def test_masked_targets_do_not_count():
   _, a = train_step(now, batch)
   batch["targets"] = np.where(mask > 0, batch["targets"], 7)
   _, b = train_step(now, batch)
-  assert float(a["loss"]) == float(b["loss"])
+  assert float(a[metric_names.LOSS]) == float(b[metric_names.LOSS])
   batch["targets"] = np.where(mask > 0, 7, batch["targets"])
   _, c = train_step(now, batch)
-  assert float(a["loss"]) != float(c["loss"])  # the control
+  assert float(a[metric_names.LOSS]) != float(
+    c[metric_names.LOSS]
+  )  # the control
 
 
 def test_microbatches_with_unequal_masks_average_over_targets():
@@ -140,7 +146,9 @@ def test_microbatches_with_unequal_masks_average_over_targets():
   for parts in (1, 2, 4):
     train_step, now = make(small_config(num_microbatches=parts))
     after, result = train_step(now, batch_of(0, mask))
-    results.append((float(result["loss"]), float(result["grad_norm"])))
+    results.append(
+      (float(result[metric_names.LOSS]), float(result[metric_names.GRAD_NORM]))
+    )
   np.testing.assert_allclose(results[1], results[0], rtol=1e-5)
   np.testing.assert_allclose(results[2], results[0], rtol=1e-5)
 
@@ -185,13 +193,15 @@ def test_the_z_loss_draws_logits_in_and_is_no_part_of_the_loss(parts, chunks):
       now, result = train_step(now, batch_of(0))
       found.append(result)
     seen[weight] = found
-  assert seen[0.0][0]["loss"] == pytest.approx(float(seen[1.0][0]["loss"]))
-  assert "z_loss" not in seen[0.0][0]
-  z = [float(result["z_loss"]) for result in seen[1.0]]
+  assert seen[0.0][0][metric_names.LOSS] == pytest.approx(
+    float(seen[1.0][0][metric_names.LOSS])
+  )
+  assert metric_names.Z_LOSS not in seen[0.0][0]
+  z = [float(result[metric_names.Z_LOSS]) for result in seen[1.0]]
   # Logits near zero: the denominator is the vocabulary.
   assert z[0] == pytest.approx(np.log(50) ** 2, rel=0.05)
   assert z[-1] < z[0]
-  norms = [float(seen[w][0]["grad_norm"]) for w in (0.0, 1.0)]
+  norms = [float(seen[w][0][metric_names.GRAD_NORM]) for w in (0.0, 1.0)]
   assert abs(norms[0] - norms[1]) > 1e-3
 
 

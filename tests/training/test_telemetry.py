@@ -10,7 +10,8 @@ import pytest
 from configs import base
 from gpt_jax import config as config_lib
 from gpt_jax.models import attention, build_model
-from gpt_jax.models.transformer import Context
+from gpt_jax.models.block import Context
+from gpt_jax.ops.visibility import Rule
 from gpt_jax.runs import metrics
 from gpt_jax.training import optim, state, step, telemetry
 
@@ -55,7 +56,7 @@ def test_figures_are_those_of_the_step_that_follows(scan):
   after, result = one(now, batch)
   roles = [v for k, v in seen.items() if k.startswith("telemetry/grad_norm")]
   total = float(np.sqrt(np.square(roles).sum()))
-  assert total == pytest.approx(float(result["grad_norm"]), rel=1e-5)
+  assert total == pytest.approx(float(result["train/grad_norm"]), rel=1e-5)
   change = jax.tree.map(
     lambda a, b: np.asarray(a - b), now.params, after.params
   )
@@ -105,6 +106,8 @@ def test_the_largest_score_is_one_that_is_seen(window, is_packed):
   scores = np.einsum("bkgth,bksh->bkgts", q, k) * 8**-0.5
   expected = np.where(mask[:, None, None], scores, -np.inf).max()
   context = Context(
+    kind="local",
+    rule=Rule(window=window),
     kernel="dense",
     platform="cpu",
     slots_BT=jnp.arange(T)[None],

@@ -5,9 +5,11 @@ vocabulary is given, or a branch of `vocabulary.train_tokenizer` where it is
 learned from the corpus.
 """
 
+import dataclasses
 import itertools
 
-from gpt_jax import config
+from gpt_jax import config as config_lib
+from gpt_jax.config import Config
 from gpt_jax.data.tokenizers import gpt2, hf
 from gpt_jax.data.tokenizers import library as library_lib
 from gpt_jax.data.tokenizers.plain import ByteTokenizer
@@ -34,7 +36,7 @@ _PROBES = (
 
 def is_trained(spec: str) -> bool:
   """Returns whether the vocabulary is learned from the corpus."""
-  return config.tokenizer_spec(spec)[0] not in BUILDERS
+  return config_lib.tokenizer_spec(spec)[0] not in BUILDERS
 
 
 def find_vocab_size(spec: str) -> int | None:
@@ -42,10 +44,39 @@ def find_vocab_size(spec: str) -> int | None:
 
   For bpe:SIZE this is SIZE; a corpus with too few pairs gives less.
   """
-  kind, argument = config.tokenizer_spec(spec)
+  kind, argument = config_lib.tokenizer_spec(spec)
   if kind == "bpe":
     return int(argument)
   return {"bytes": 257, "gpt2": gpt2.VOCAB_SIZE}.get(kind)
+
+
+def resolve_vocab(config: Config, size: int | None = None) -> Config:
+  """Returns the config with model.vocab_size known and sufficient.
+
+  Args:
+    size: tokens of the prepared data's tokenizer; None takes what the
+      tokenizer's name alone tells, before data is prepared.
+
+  Raises:
+    InputError: the name alone does not tell, or model.vocab_size is too small.
+  """
+  asked, name = config.model.vocab_size, config.data.tokenizer
+  if size is None:
+    size = find_vocab_size(name)
+  if asked is not None:
+    if size is not None and asked < size:
+      raise InputError(
+        f"model.vocab_size is {asked} and the tokenizer {name!r} has {size} "
+        "tokens; raise it, or leave it None to take the tokenizer's"
+      )
+    return config
+  if size is None:
+    raise InputError(
+      f"the vocabulary of data.tokenizer={name} is known only once data is "
+      "prepared; give --config.model.vocab_size=N"
+    )
+  model = dataclasses.replace(config.model, vocab_size=size)
+  return dataclasses.replace(config, model=model)
 
 
 def identity(spec: str) -> str:
@@ -57,7 +88,7 @@ def identity(spec: str) -> str:
   Raises:
     InputError: the spec is wrong or a file does not exist.
   """
-  kind, argument = config.tokenizer_spec(spec)
+  kind, argument = config_lib.tokenizer_spec(spec)
   if kind in FILES:
     return f"{kind}:{library_lib.hash_files(FILES[kind](argument))}"
   return spec
@@ -69,7 +100,7 @@ def build_tokenizer(spec: str) -> Tokenizer:
   Raises:
     InputError: the vocabulary is missing, truncated or something else.
   """
-  kind, argument = config.tokenizer_spec(spec)
+  kind, argument = config_lib.tokenizer_spec(spec)
   if kind not in BUILDERS:
     raise InputError(f"data.tokenizer {spec!r} is made from a corpus")
   return BUILDERS[kind](argument, spec)

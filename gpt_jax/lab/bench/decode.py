@@ -88,10 +88,10 @@ def make_rows(config, size, prompt_len, num_tokens, word, ours, built, rates):
   """
   m = config.model
   count = sum(flops.count_active_parameters(m).values())
-  cached = flops.cache_bytes_per_token(m, flops.DTYPE_BYTES[m.compute_dtype])
   slots = prompt_len + num_tokens / 2
+  cached = flops.cache_bytes(m, slots, flops.DTYPE_BYTES[m.compute_dtype])
   weights = built["weight_bytes"]
-  moved = weights + size * slots * cached
+  moved = weights + size * cached
   prompt = size * prompt_len
   step = prefill = None
   if rates["flops"] is not None:

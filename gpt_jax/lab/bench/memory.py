@@ -24,11 +24,11 @@ from gpt_jax.lab.bench.train import check_vocab
 from gpt_jax.lab.plan import aot
 from gpt_jax.machine import chips, runtime
 from gpt_jax.models import attend
-from gpt_jax.models.attention import mask_of
+from gpt_jax.models.block import Context
 from gpt_jax.models.decoder import cap_logits
-from gpt_jax.models.transformer import Context
-from gpt_jax.ops import cross_entropy
+from gpt_jax.ops import cross_entropy, visibility
 from gpt_jax.ops.matmul import product
+from gpt_jax.ops.visibility import TokenPositions
 
 # One chip of this slice is compiled for.
 TOPOLOGY = "v5e:2x4"
@@ -92,14 +92,16 @@ def make_attention(config: Config, platform: str, is_naive: bool):
   kernel = "dense" if is_naive else attend.choose(m, platform, T)
 
   def f(q, k, v, dy):
-    slots_1T = jnp.arange(T)[None]
-    mask = mask_of(slots_1T, slots_1T, m.sliding_window, None)
+    kind = config_lib.layer_kinds(m)[0]
+    rule, at = visibility.rule_of(m, kind), TokenPositions(jnp.arange(T)[None])
     context = Context(
+      kind=kind,
+      rule=rule,
       kernel=kernel,
       platform=platform,
-      slots_BT=slots_1T,
+      slots_BT=at.slots_BT,
       is_ordered=True,
-      mask_BTS=mask if is_naive else None,
+      mask_BTS=visibility.visible(rule, at, at) if is_naive else None,
     )
     function = lambda *a: attend.attend(*a, context, m, config.mesh.rules)
     y, back = jax.vjp(function, q, k, v)

@@ -10,7 +10,7 @@ import time
 import jax
 import numpy as np
 
-from gpt_jax import flops, sharding, tree
+from gpt_jax import flops, metric_names, sharding, tree
 from gpt_jax.config import Config
 from gpt_jax.inference import generation
 from gpt_jax.lab.bench import machine
@@ -18,9 +18,8 @@ from gpt_jax.lab.plan import analytic
 from gpt_jax.machine import runtime
 from gpt_jax.machine.chips import Topology
 from gpt_jax.models import build_model
-from gpt_jax.training import optim
+from gpt_jax.training import build as build_lib
 from gpt_jax.training import state as state_lib
-from gpt_jax.training import step as step_lib
 
 # Number of random batches, which are fed in turn.
 NUM_BATCHES = 4
@@ -37,26 +36,19 @@ class Train:
   def __init__(self, config: Config, prepared_dir: str | None = None):
     started = time.perf_counter()
     self.config = config
-    self.mesh = sharding.make_mesh(config.mesh)
-    device = self.mesh.devices.flat[0]
-    model = build_model(config.model, config.mesh.rules, device.platform)
-    _, specs = model.abstract_params()
-    tx = optim.build_optimizer(config.optim, specs)
-    schedule = optim.build_schedule(config.optim, config.train.num_steps)
-    abstract = state_lib.abstract_state(model, tx, config, self.mesh)
-    self.place = sharding.batch_sharding(self.mesh, config.mesh.rules)
-    self.size = config.train.global_batch_size
-    shape = (self.size, config.data.seq_len)
-    self.rows = sharding.local_rows(self.place, shape)
-    step = step_lib.make_train_step(model, tx, schedule, config)
-    self.build_seconds = time.perf_counter() - started
-    self.step, self.compile_seconds, self.peak = step_lib.compile_step(
-      step, abstract, config, self.mesh, self.place
+    run = build_lib.assemble(config)
+    self.mesh, self.place, self.rows = (
+      run.mesh,
+      run.batch_place,
+      run.local_rows(),
     )
+    self.size = config.train.global_batch_size
+    self.build_seconds = time.perf_counter() - started
+    self.step, self.compile_seconds, self.peak = run.compile_step()
     memory = self.step.memory_analysis()
     self.temporary_bytes = memory.temp_size_in_bytes if memory else 0
     started = time.perf_counter()
-    self.state = state_lib.init_state(model, tx, config, self.mesh)
+    self.state = run.init_state()
     jax.block_until_ready(self.state)
     self.init_seconds = time.perf_counter() - started
     runtime.give_back_memory()
@@ -83,7 +75,7 @@ class Train:
 
       def finish(result) -> None:
         nonlocal start
-        self.loss = float(result["loss"])
+        self.loss = float(result[metric_names.LOSS])
         now = time.perf_counter()
         seconds.append(now - start)
         start = now
@@ -126,7 +118,9 @@ class Decode:
     )
     with jax.set_mesh(self.mesh):
       self.params = jax.block_until_ready(init(np.uint32(config.seed)))
-      self.unstacked = jax.eval_shape(self.model.unstack, self.params)
+      self.unstacked = jax.eval_shape(
+        self.model.prepare_for_decoding, self.params
+      )
     self.prompt_len = prompt_len
     self.random = np.random.default_rng(0)
 
@@ -171,7 +165,7 @@ class Decode:
     lengths = np.full(len(prompts), self.prompt_len, np.int32)
     with jax.set_mesh(self.mesh):
       unstacked = jax.block_until_ready(
-        generation._unstack(self.params, self.model)
+        generation._prepare(self.params, self.model)
       )
       start = time.perf_counter()
       out = generation.prefill(
@@ -235,7 +229,7 @@ def _rates(config: Config, mesh) -> dict:
 def _bound(config: Config, mesh, rates: dict) -> dict:
   """Returns seconds of arithmetic and of memory traffic of a step."""
   device, count = mesh.devices.flat[0], mesh.devices.size
-  built = analytic.build(config, count)
+  built = analytic.assemble(config, count)
   chip = machine.find_chip(device.device_kind)
   topology = Topology(device.device_kind, chip, (count,), 1)
   terms = analytic.estimate_terms(built, topology)

@@ -88,9 +88,10 @@ def make(config, topology, is_search=False, minutes=10.0, typed=(), say=print):
     typed: the words of the command line that name the config.
     say: takes lines about what is being done.
   """
-  from gpt_jax.lab.plan import aot, planner, remedy, search, table
+  from gpt_jax.data import tokenizers
+  from gpt_jax.lab.plan import planner, remedy, search, table
 
-  config = aot.resolve_vocab(config)
+  config = tokenizers.resolve_vocab(config)
   if is_search:
     return search.run(config, topology, minutes * 60, typed, say)
   say(table.heading(config, topology))

@@ -17,9 +17,8 @@ from gpt_jax.config import Config
 from gpt_jax.lab.plan import memory as memory_lib
 from gpt_jax.lab.plan.roofline import Terms, links_along
 from gpt_jax.machine.chips import Topology
-from gpt_jax.models import build_model
-from gpt_jax.training import optim
-from gpt_jax.training import state as state_lib
+from gpt_jax.training import build
+from gpt_jax.training.build import Assembly
 
 # No peak is published for the CPU at hand. This is one core with two units of
 # 512-bit vectors.
@@ -34,17 +33,8 @@ class Estimate:
   terms: Terms
 
 
-@dataclasses.dataclass(frozen=True)
-class AbstractBuilt:
-  """A state on a mesh without devices; has the fields of aot.Built in use."""
-
-  config: Config
-  mesh: AbstractMesh
-  abstract: object
-
-
-def build(config: Config, num_devices: int) -> AbstractBuilt:
-  """Returns the abstract state of a config.
+def assemble(config: Config, num_devices: int) -> Assembly:
+  """Returns what a run computes with, on a mesh without devices.
 
   Raises:
     InputError: the mesh does not match, or a parameter cannot be placed.
@@ -55,16 +45,12 @@ def build(config: Config, num_devices: int) -> AbstractBuilt:
     sharding.AXES,
     axis_types=(AxisType.Auto,) * len(sharding.AXES),
   )
-  model = build_model(config.model, config.mesh.rules)
-  _, specs = model.abstract_params()
-  tx = optim.build_optimizer(config.optim, specs)
-  abstract = state_lib.abstract_state(model, tx, config, mesh)
-  return AbstractBuilt(config, mesh, abstract)
+  return build.assemble(config, mesh=mesh)
 
 
 def estimate(config: Config, topology: Topology, built=None) -> Estimate:
   """Returns the Estimate of one step."""
-  built = built or build(config, topology.num_devices)
+  built = built or assemble(config, topology.num_devices)
   return Estimate(
     estimate_memory(built, topology), estimate_terms(built, topology)
   )

@@ -11,28 +11,13 @@ import re
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
-from gpt_jax import files, sharding
-from gpt_jax.config import Config, InputError
-from gpt_jax.data import tokenizers
+from gpt_jax import files
+from gpt_jax.config import InputError
 from gpt_jax.machine import runtime
 from gpt_jax.machine.chips import Topology
-from gpt_jax.models import build_model
-from gpt_jax.training import optim, preflight
-from gpt_jax.training import state as state_lib
-from gpt_jax.training import step as step_lib
+from gpt_jax.training.build import Assembly
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-
-
-@dataclasses.dataclass(frozen=True)
-class Built:
-  """A train step before it is compiled, and what it is made of."""
-
-  config: Config
-  mesh: jax.sharding.Mesh
-  model: object
-  abstract: object
-  step: object
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,24 +60,6 @@ class OutOfMemory(Exception):
     self.sentence = sentence
 
 
-def resolve_vocab(config: Config) -> Config:
-  """Returns the config with model.vocab_size filled in from data.tokenizer.
-
-  Raises:
-    InputError: the tokenizer's spec does not say how large it is.
-  """
-  if config.model.vocab_size is not None:
-    return config
-  known = tokenizers.find_vocab_size(config.data.tokenizer)
-  if known is None:
-    raise InputError(
-      f"the vocabulary of data.tokenizer={config.data.tokenizer} is known only "
-      "once data is prepared; give --config.model.vocab_size=N"
-    )
-  model = dataclasses.replace(config.model, vocab_size=known)
-  return dataclasses.replace(config, model=model)
-
-
 def find_devices(topology: Topology) -> list:
   """Returns the compiler's devices for a TPU topology.
 
@@ -122,36 +89,15 @@ def find_devices(topology: Topology) -> list:
   return found.devices
 
 
-def build(config: Config, devices, platform: str) -> Built:
-  """Returns the step of a config on a mesh of these devices.
-
-  Raises:
-    InputError: mesh, batch or sharding do not fit, as in a run.
-  """
-  mesh = sharding.make_mesh(config.mesh, devices)
-  preflight.check_batch(config, mesh)
-  model = build_model(config.model, config.mesh.rules, platform)
-  _, specs = model.abstract_params()
-  tx = optim.build_optimizer(config.optim, specs)
-  schedule = optim.build_schedule(config.optim, config.train.num_steps)
-  abstract = state_lib.abstract_state(model, tx, config, mesh)
-  step = step_lib.make_train_step(model, tx, schedule, config)
-  return Built(config, mesh, model, abstract, step)
-
-
-def compile_built(built: Built) -> Compiled:
-  """Compiles the step.
+def compile_step(assembly: Assembly) -> Compiled:
+  """Compiles the train step.
 
   Raises:
     OutOfMemory: it does not fit.
   """
-  config, mesh = built.config, built.mesh
-  place = sharding.batch_sharding(mesh, config.mesh.rules)
   try:
     with _without_cache(), runtime.hush_stderr():
-      compiled, seconds, _ = step_lib.compile_step(
-        built.step, built.abstract, config, mesh, place
-      )
+      compiled, seconds, _ = assembly.compile_step()
   except jax.errors.JaxRuntimeError as error:
     refusal = read_refusal(str(error))
     if refusal is None:

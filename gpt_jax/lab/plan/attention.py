@@ -13,6 +13,8 @@ import sys
 from gpt_jax import cli
 from gpt_jax.config import InputError
 from gpt_jax.machine import runtime
+from gpt_jax.ops import visibility
+from gpt_jax.ops.visibility import Rule, TokenPositions
 
 SHAPE = dict(B=2, N=4, H=64)
 # Name -> (word of model.attention, platform, mesh, model.seq_attention, T).
@@ -58,17 +60,17 @@ KERNELS = {
     512,
   ),
 }
-# Name -> (changes of the model section, whether documents are packed).
+# Name -> (rule, key heads, whether documents are packed).
 FEATURES = {
-  "plain": ({}, False),
-  "window": (dict(sliding_window=100), False),
-  "soft-cap": (dict(attn_softcap=2.0), False),
-  "grouped": (dict(num_kv_heads=2), False),
-  "segments": ({}, True),
-  "all": (
-    dict(sliding_window=100, attn_softcap=2.0, num_kv_heads=1),
-    True,
-  ),
+  "plain": (Rule(), SHAPE["N"], False),
+  "window": (Rule(window=100), SHAPE["N"], False),
+  "soft-cap": (Rule(softcap=2.0), SHAPE["N"], False),
+  "grouped": (Rule(), 2, False),
+  "segments": (Rule(), SHAPE["N"], True),
+  "all": (Rule(window=100, softcap=2.0), 1, True),
+  "both ways": (Rule(is_causal=False), SHAPE["N"], False),
+  "both ways, window": (Rule(False, window=100), 2, False),
+  "both ways, all": (Rule(False, 100, 2.0), 1, True),
 }
 
 
@@ -87,7 +89,21 @@ class Result:
   leak: float
 
 
-def naive(q, k, v, dy, window, softcap, segments_BT):
+def visible(rule: Rule, length: int, num_rows: int, segments_BT):
+  """Returns mask_BTS, numpy: what the rule and the documents let see."""
+  import numpy as np
+
+  t, s = np.mgrid[:length, :length]
+  mask = (s <= t) | (not rule.is_causal)
+  if rule.window is not None:
+    mask &= abs(t - s) < rule.window
+  mask = np.broadcast_to(mask, (num_rows, length, length))
+  if segments_BT is not None:
+    mask = mask & (segments_BT[:, :, None] == segments_BT[:, None])
+  return mask
+
+
+def naive(q, k, v, dy, rule: Rule, segments_BT):
   """Returns (y, dq, dk, dv) in float64 of arrays as Attention has them."""
   import numpy as np
 
@@ -95,14 +111,10 @@ def naive(q, k, v, dy, window, softcap, segments_BT):
   T, scale = q.shape[3], q.shape[-1] ** -0.5
   s = np.einsum("bkgth,bksh->bkgts", q, k) * scale
   slope = np.ones_like(s)
-  if softcap is not None:
-    slope = 1 - np.tanh(s / softcap) ** 2
-    s = softcap * np.tanh(s / softcap)
-  t, u = np.mgrid[:T, :T]
-  mask = (u <= t) & (True if window is None else t - u < window)
-  mask = np.broadcast_to(mask, (q.shape[0], T, T))
-  if segments_BT is not None:
-    mask = mask & (segments_BT[:, :, None] == segments_BT[:, None])
+  if rule.softcap is not None:
+    slope = 1 - np.tanh(s / rule.softcap) ** 2
+    s = rule.softcap * np.tanh(s / rule.softcap)
+  mask = visible(rule, T, len(q), segments_BT)
   s = np.where(mask[:, None, None], s, -np.inf)
   p = np.exp(s - s.max(-1, keepdims=True))
   p /= p.sum(-1, keepdims=True)
@@ -131,7 +143,7 @@ def make_inputs(num_kv_heads: int, length: int, is_packed: bool):
   return *arrays, segments
 
 
-def make_attention(kernel: str, changes: dict, devices=None):
+def make_attention(kernel: str, rule: Rule, devices=None):
   """Returns (mesh, f(q, k, v, dy, segments_BT) -> (y, dq, dk, dv)), in order.
 
   Args:
@@ -145,13 +157,12 @@ def make_attention(kernel: str, changes: dict, devices=None):
   from gpt_jax import config as config_lib
   from gpt_jax import sharding
   from gpt_jax.models import attend
-  from gpt_jax.models.attention import mask_of
-  from gpt_jax.models.transformer import Context
+  from gpt_jax.models.block import Context
 
   word, platform, axes, how, T = KERNELS[kernel]
   model = config_lib.freeze(base.get_config()).model
   model = dataclasses.replace(
-    model, attention=word, seq_attention=how, num_heads=SHAPE["N"], **changes
+    model, attention=word, seq_attention=how, num_heads=SHAPE["N"]
   )
   section = base.get_config().mesh
   section.update(dict.fromkeys(sharding.AXES, 1) | axes)
@@ -163,22 +174,23 @@ def make_attention(kernel: str, changes: dict, devices=None):
   if devices:
     platform = "tpu"
   parts = section.seq
-  order = sharding.zigzag(T, parts) if word != "dense" else np.arange(T)
+  is_zigzag = word != "dense" and rule.is_causal
+  order = sharding.zigzag(T, parts) if is_zigzag else np.arange(T)
 
   @jax.jit
   def run(q, k, v, dy, segments_BT):
     if segments_BT is not None:
       segments_BT = segments_BT[:, order]
-    slots_1T = jnp.asarray(order)[None]
+    at = TokenPositions(jnp.asarray(order)[None], segments_BT)
     context = Context(
+      kind="global",
+      rule=rule,
       kernel=word,
       platform=platform,
-      slots_BT=slots_1T,
+      slots_BT=at.slots_BT,
       is_ordered=parts == 1,
       segments_BT=segments_BT,
-      mask_BTS=mask_of(slots_1T, slots_1T, model.sliding_window, segments_BT)
-      if word == "dense"
-      else None,
+      mask_BTS=visibility.visible(rule, at, at) if word == "dense" else None,
     )
     f = lambda q, k, v: attend.attend(q, k, v, context, model, "standard")
     arrays = q[:, :, :, order], k[:, :, order], v[:, :, order]
@@ -204,10 +216,9 @@ def compile_for_tpu(kernel: str, feature: str) -> None:
   from gpt_jax.lab.plan import aot
   from gpt_jax.machine import chips
 
-  changes, is_packed = FEATURES[feature]
-  K, T = changes.get("num_kv_heads", SHAPE["N"]), KERNELS[kernel][-1]
+  (rule, K, is_packed), T = FEATURES[feature], KERNELS[kernel][-1]
   devices = aot.find_devices(chips.parse_topology("v5e:2x4", 1))
-  mesh, run = make_attention(kernel, changes, list(devices))
+  mesh, run = make_attention(kernel, rule, list(devices))
   *arrays, segments = make_inputs(K, T, is_packed)
   place = NamedSharding(mesh, P())
   describe = lambda x, dtype: jax.ShapeDtypeStruct(
@@ -225,18 +236,15 @@ def compare(kernel: str, feature: str) -> Result:
   import jax
   import numpy as np
 
-  changes, is_packed = FEATURES[feature]
-  T = KERNELS[kernel][-1]
-  K = changes.get("num_kv_heads", SHAPE["N"])
+  (rule, K, is_packed), T = FEATURES[feature], KERNELS[kernel][-1]
   q, k, v, dy, segments = make_inputs(K, T, is_packed)
-  mesh, run = make_attention(kernel, changes)
+  mesh, run = make_attention(kernel, rule)
 
   def attention(*arrays):
     with jax.set_mesh(mesh):
       return [np.asarray(x) for x in run(*arrays)]
 
-  window, softcap = map(changes.get, ("sliding_window", "attn_softcap"))
-  wanted = naive(q, k, v, dy, window, softcap, segments)
+  wanted = naive(q, k, v, dy, rule, segments)
   y, *grads = attention(q, k, v, dy, segments)
   error = lambda a, b: float(np.abs(a - b).max())
   backward = max(map(error, grads, wanted[1:]))
@@ -245,14 +253,16 @@ def compare(kernel: str, feature: str) -> Result:
   if segments is None:
     asked = np.zeros((SHAPE["B"], T), bool)
     asked[:, : T // 2] = True
-    told = asked
   else:
-    asked = told = segments == 1
+    asked = segments == 1
+  mask = visible(rule, T, SHAPE["B"], segments)
+  told = (mask & asked[:, :, None]).any(1)
   only = np.where(asked[:, None, None, :, None], dy, 0)
   _, dq, dk, dv = attention(q, k, v, only, segments)
   others = ~told[:, None, :, None]
   leak = max(float(np.abs(np.where(others, x, 0)).max()) for x in (dk, dv))
-  leak = max(leak, float(np.abs(np.where(others[:, None], dq, 0)).max()))
+  idle = ~asked[:, None, None, :, None]
+  leak = max(leak, float(np.abs(np.where(idle, dq, 0)).max()))
   assert np.abs(dk).max() > 0
   return Result(error(y, wanted[0]), backward, leak)
 

@@ -21,6 +21,7 @@ from gpt_jax.lab.plan import (
   roofline,
 )
 from gpt_jax.machine import chips
+from gpt_jax.training import build
 
 # Bytes/s that a host writes to shared storage. An assumption: no figure is
 # published.
@@ -41,14 +42,14 @@ def make(config: Config, topology: chips.Topology) -> dict:
       f"{topology.name} has {len(devices)} devices for the compiler and "
       f"{topology.num_devices} in the table of chips"
     )
-  built = aot.build(config, devices, "tpu")
+  built = build.assemble(config, devices, "tpu")
   plan = _frame(config, topology, built, "compiled")
   try:
-    compiled = aot.compile_built(built)
+    compiled = aot.compile_step(built)
   except aot.OutOfMemory as error:
     return plan | _refused(config, topology, error)
   module = hlo.parse(compiled.text)
-  scores = flops.causal_part(config.data.seq_len, config.model.sliding_window)
+  scores = flops.visible_part(config.model, config.data.seq_len)
   costs = cost.measure(module, topology.num_devices, scores)
   traffic = roofline.measure_traffic(costs.collectives, built.mesh, topology)
   kept = memory.split(
@@ -70,7 +71,7 @@ def make(config: Config, topology: chips.Topology) -> dict:
 
 
 def _estimated(config: Config, topology: chips.Topology) -> dict:
-  built = analytic.build(config, topology.num_devices)
+  built = analytic.assemble(config, topology.num_devices)
   plan = _frame(config, topology, built, "estimated")
   found = analytic.estimate(config, topology, built)
   done = analytic.hardware_flops(config, topology) * plan["tokens_per_step"]

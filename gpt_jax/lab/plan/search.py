@@ -100,7 +100,7 @@ def list_settings(config: Config, topology) -> list[Setting]:
     mesh = dataclasses.replace(config.mesh, **sizes)
     changed = dataclasses.replace(config, mesh=mesh)
     try:
-      built = analytic.build(changed, topology.num_devices)
+      built = analytic.assemble(changed, topology.num_devices)
     except InputError:
       continue
     for parts, remat, chunks in _rest(config, sizes):

@@ -49,9 +49,9 @@ def main(argv: list[str]) -> int:
   runtime.start(args.devices)
   runtime.start_tpu_compiler()
 
-  from gpt_jax.lab.plan import aot
+  from gpt_jax.data import tokenizers
 
-  config = aot.resolve_vocab(config)
+  config = tokenizers.resolve_vocab(config)
   print(_LINE.format("slice", "chips", *KINDS, "in all", "of HBM", "MFU"))
   plans = []
   for plan in make(config, topologies):

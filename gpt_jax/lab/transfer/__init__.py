@@ -139,8 +139,8 @@ def run(
     InputError: a size or parametrization is not possible, or there is no
       validation text.
   """
+  from gpt_jax.data import tokenizers
   from gpt_jax.lab.transfer import family
-  from gpt_jax.training import preflight
 
   grow = {"width": family.at_width, "depth": family.at_depth}[axis]
   plans = []
@@ -171,7 +171,7 @@ def run(
         cell = known.get(name)
         if cell is None:
           if member is None:
-            resolved = preflight.resolve_vocab(sized, prepared)
+            resolved = tokenizers.resolve_vocab(sized, prepared.vocab_size)
             member = family.Member(resolved, prepared)
           began = time.perf_counter()
           loss = member.train(seed, 2.0**power)

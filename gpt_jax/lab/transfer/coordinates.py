@@ -23,7 +23,7 @@ import math
 import os
 import sys
 
-from gpt_jax import cli
+from gpt_jax import cli, metric_names
 from gpt_jax import config as config_lib
 from gpt_jax.config import Config, InputError
 from gpt_jax.machine import runtime
@@ -175,10 +175,10 @@ def trace(size: int, config: Config, prepared, steps: int, seeds: int) -> Trace:
   import jax
   import jax.numpy as jnp
 
+  from gpt_jax.data import tokenizers
   from gpt_jax.lab.transfer import family
-  from gpt_jax.training import preflight
 
-  config = preflight.resolve_vocab(config, prepared)
+  config = tokenizers.resolve_vocab(config, prepared.vocab_size)
   member = family.Member(config, prepared)
   probe = member.batch(config.seed, PROBE)["tokens"]
   V = config.model.vocab_size
@@ -203,7 +203,7 @@ def trace(size: int, config: Config, prepared, steps: int, seeds: int) -> Trace:
       state, result = member.step(
         state, next(batches), config.optim.learning_rate
       )
-      losses.append(result["loss"])
+      losses.append(result[metric_names.LOSS])
       seen.append(sizes_of(look(state.params), start))
     return jax.device_get((seen, losses))
 

@@ -12,15 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from gpt_jax import config as config_lib
-from gpt_jax import sharding
 from gpt_jax.config import Config, InputError
+from gpt_jax.data import tokenizers
 from gpt_jax.data.batches import make_train_iterator
 from gpt_jax.data.prepare import PreparedData, prepare_data
 from gpt_jax.inference import scoring
-from gpt_jax.models import build_model
-from gpt_jax.training import optim, preflight
+from gpt_jax.training import build
 from gpt_jax.training import state as state_lib
-from gpt_jax.training import step as step_lib
 
 # How attention grows with the width: more heads, or wider ones.
 GROWING = ("heads", "head_dim")
@@ -69,7 +67,7 @@ def at_depth(config: Config, num_layers: int) -> Config:
 def prepare(config: Config, say=print) -> tuple[Config, PreparedData]:
   """Returns (config with its vocabulary filled in, prepared data)."""
   prepared = prepare_data(config.data, say)
-  return preflight.resolve_vocab(config, prepared), prepared
+  return tokenizers.resolve_vocab(config, prepared.vocab_size), prepared
 
 
 class Member:
@@ -84,20 +82,16 @@ class Member:
 
   def __init__(self, config: Config, prepared: PreparedData):
     self.config, self.prepared = config, prepared
-    self.mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
-    platform = self.mesh.devices.flat[0].platform
-    self.model = build_model(config.model, config.mesh.rules, platform)
-    _, specs = self.model.abstract_params()
-    self.tx = optim.build_optimizer(config.optim, specs)
-    unit = optim.build_schedule(
-      dataclasses.replace(config.optim, learning_rate=1.0),
-      config.train.num_steps,
+    unit = dataclasses.replace(
+      config, optim=dataclasses.replace(config.optim, learning_rate=1.0)
     )
+    run = build.assemble(unit, jax.devices()[:1])
+    self.mesh, self.model, self.tx = run.mesh, run.model, run.tx
 
     def step(state, batch, rate):
-      schedule = lambda count: rate * unit(count)
-      one = step_lib.make_train_step(self.model, self.tx, schedule, config)
-      return one(state, batch)
+      schedule = lambda count: rate * run.schedule(count)
+      at_rate = dataclasses.replace(run, schedule=schedule, config=config)
+      return at_rate.make_step()(state, batch)
 
     def start(seed):
       params, zero = state_lib.init_params(self.model, seed), jnp.int32(0)
@@ -130,6 +124,7 @@ class Member:
       num_loss_chunks=c.train.num_loss_chunks,
       mesh=self.mesh,
       max_batches=c.eval.num_batches,
+      objective=c.data.objective,
     )["loss"]
     return loss if np.isfinite(loss) else float("inf")
 

@@ -256,37 +256,25 @@ def losses_of(config: config_lib.Config) -> list[float]:
   """Returns the loss of each step on a mesh of this process's devices."""
   import jax
 
-  from gpt_jax import sharding
+  from gpt_jax import metric_names, sharding
   from gpt_jax.data.batches import make_train_iterator
   from gpt_jax.data.prepare import prepare_data
-  from gpt_jax.models import build_model
-  from gpt_jax.training import optim, preflight, state, step
+  from gpt_jax.data.tokenizers import resolve_vocab
+  from gpt_jax.training import build
 
   prepared = prepare_data(config.data, lambda line: None)
-  config = preflight.resolve_vocab(config, prepared)
+  config = resolve_vocab(config, prepared.vocab_size)
   sizes = [getattr(config.mesh, axis) for axis in sharding.AXES]
-  mesh = sharding.make_mesh(config.mesh, jax.devices()[: math.prod(sizes)])
-  platform = mesh.devices.flat[0].platform
-  model = build_model(config.model, config.mesh.rules, platform)
-  tx = optim.build_optimizer(config.optim, model.abstract_params()[1])
-  schedule = optim.build_schedule(config.optim, config.train.num_steps)
-  abstract = state.abstract_state(model, tx, config, mesh)
-  place = sharding.batch_sharding(mesh, config.mesh.rules)
-  train_step, _, _ = step.compile_step(
-    step.make_train_step(model, tx, schedule, config),
-    abstract,
-    config,
-    mesh,
-    place,
-  )
-  size = config.train.global_batch_size
-  rows = sharding.local_rows(place, (size, config.data.seq_len))
+  run = build.assemble(config, jax.devices()[: math.prod(sizes)])
+  train_step, _, _ = run.compile_step()
+  size, rows = config.train.global_batch_size, run.local_rows()
   batches = make_train_iterator(
     prepared, config.data, config.seed, size, rows, 0
   )
-  now, losses = state.init_state(model, tx, config, mesh), []
-  with jax.set_mesh(mesh):
+  now, losses = run.init_state(), []
+  with jax.set_mesh(run.mesh):
     for _ in range(config.train.num_steps):
-      now, result = train_step(now, jax.device_put(next(batches), place))
-      losses.append(float(result["loss"]))
+      batch = jax.device_put(next(batches), run.batch_place)
+      now, result = train_step(now, batch)
+      losses.append(float(result[metric_names.LOSS]))
   return losses

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpt_jax.models import layers
+from gpt_jax.ops.activation import ACTIVATIONS, activate
+from gpt_jax.ops.norm import normalize
 
 
 def numbers(*shape, seed=0):
@@ -22,7 +23,7 @@ def plain_norm(x, scale, is_centred):
 @pytest.mark.parametrize("is_centred", [True, False])
 def test_gradients_of_a_norm_are_those_of_its_formula(is_centred):
   x, scale, dy = numbers(3, 5, 32), numbers(32, seed=1), numbers(3, 5, 32)
-  ours = lambda x, scale: layers.normalize(x, scale, 1e-5, is_centred)
+  ours = lambda x, scale: normalize(x, scale, 1e-5, is_centred)
   plain = lambda x, scale: plain_norm(x, scale, is_centred)
   grads = lambda f: jax.vjp(f, x, scale)[1](dy)
   np.testing.assert_allclose(ours(x, scale), plain(x, scale), atol=1e-5)
@@ -50,7 +51,7 @@ def sides_of(word, dtype=jnp.float32):
 def test_gradients_of_a_nonlinearity_are_those_of_its_formula(word):
   sides = sides_of(word)
   grads = lambda f: jax.vjp(f, *sides)[1](jnp.ones(1001))
-  ours = lambda w: lambda *xs: layers.activate(layers.ACTIVATIONS[w], *xs)
+  ours = lambda w: lambda *xs: activate(ACTIVATIONS[w], *xs)
   for a, b in zip(grads(ours(word)), grads(FORMULAS[word]), strict=True):
     np.testing.assert_allclose(a, b, atol=1e-5)
   for other in FORMULAS:
@@ -60,7 +61,7 @@ def test_gradients_of_a_nonlinearity_are_those_of_its_formula(word):
 
 @pytest.mark.parametrize("word", FORMULAS)
 def test_a_nonlinearity_in_bfloat16_is_rounded_once(word):
-  assert layers.ACTIVATIONS.keys() == FORMULAS.keys()
+  assert ACTIVATIONS.keys() == FORMULAS.keys()
   sides = sides_of(word, jnp.bfloat16)
   exact = FORMULAS[word](*[x.astype(jnp.float32) for x in sides])
   half_step = np.abs(exact) / 256 + 1e-6
@@ -70,16 +71,19 @@ def test_a_nonlinearity_in_bfloat16_is_rounded_once(word):
     assert y.dtype == jnp.bfloat16
     return (np.abs(y.astype(jnp.float32) - exact) > half_step).mean()
 
-  activation = layers.ACTIVATIONS[word]
-  assert share_of_wrong(lambda *xs: layers.activate(activation, *xs)) == 0
+  activation = ACTIVATIONS[word]
+  assert share_of_wrong(lambda *xs: activate(activation, *xs)) == 0
   if word != "relu_squared":  # one product, which is rounded once anyway
     assert share_of_wrong(FORMULAS[word]) > 0.01
 
 
 def test_both_keep_the_type_of_what_they_are_given():
   x = numbers(4, 32).astype(jnp.bfloat16)
-  loss = lambda x, scale: layers.normalize(
-    layers.activate(layers.ACTIVATIONS["gelu_tanh"], x), scale, 1e-5, True
+  loss = lambda x, scale: normalize(
+    activate(ACTIVATIONS["gelu_tanh"], x),
+    scale,
+    1e-5,
+    True,
   ).sum(dtype=jnp.float32)
   dx, dscale = jax.grad(loss, (0, 1))(x, numbers(32))
   assert dx.dtype == jnp.bfloat16 and dscale.dtype == jnp.float32

@@ -1,0 +1,93 @@
+"""The cache of keys and values that decoding reads.
+
+A global layer's cache holds a slot for each token of the row. A local layer's
+is a ring of as many slots as its window: token t lies at t mod S, where the
+token that leaves the window was.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from gpt_jax import config as config_lib
+from gpt_jax.config import ModelConfig
+
+# Slot of what a ring does not hold yet: no query sees it.
+EMPTY = 2**30
+
+
+def init_cache(config: ModelConfig, batch_size: int, num_slots: int, dtype):
+  """Returns an empty cache: a list over layers of (k_BKSH, v_BKSH) zeros."""
+  K, H = config_lib.num_kv_heads(config), config_lib.head_dim(config)
+
+  def empty(kind: str):
+    S = num_slots
+    if kind == "local":
+      S = min(S, config.sliding_window)
+    return jnp.zeros((batch_size, K, S, H), dtype)
+
+  kinds = config_lib.layer_kinds(config)
+  return [(empty(kind), empty(kind)) for kind in kinds]
+
+
+def key_slots(kind: str, size: int, num_new: int, start_B, end_B):
+  """Returns slots_BS of the keys that `update` gives to attend to.
+
+  Args:
+    size: S of the layer's cache.
+    num_new: T, tokens that are written.
+    start_B, end_B: int32, tokens of each row before and after.
+  """
+  if kind == "global":
+    return jnp.arange(size)[None]
+  if num_new == 1:
+    return _ring_slots(size, end_B)
+  new_BT = start_B[:, None] + jnp.arange(num_new)
+  return jnp.concatenate([_ring_slots(size, start_B), new_BT], axis=1)
+
+
+def update(cache, new, kind: str, start_B, end_B):
+  """Returns ((k_BKSH, v_BKSH) to attend to, the layer's cache afterwards).
+
+  Args:
+    cache: (k_BKSH, v_BKSH) of the layer.
+    new: (k_BKTH, v_BKTH) of tokens start_B, start_B + 1, ...
+    kind: of the layer.
+    end_B: tokens of each row afterwards; what comes after them in `new` is
+      padding.
+  """
+  if kind == "global":
+    cache = tuple(
+      _write(c, x, start_B) for c, x in zip(cache, new, strict=True)
+    )
+    return cache, cache
+  kept = tuple(
+    _write_ring(c, x, start_B, end_B) for c, x in zip(cache, new, strict=True)
+  )
+  if new[0].shape[2] == 1:  # the token that it replaces is out of the window
+    return kept, kept
+  join = lambda c, x: jnp.concatenate([c, x.astype(c.dtype)], axis=2)
+  return tuple(map(join, cache, new)), kept
+
+
+def _write(cache_BKSH, new_BKTH, start_B):
+  write = lambda row, new, start: jax.lax.dynamic_update_slice(
+    row, new.astype(row.dtype), (0, start, 0)
+  )
+  return jax.vmap(write)(cache_BKSH, new_BKTH, start_B)
+
+
+def _ring_slots(size: int, end_B):
+  """Returns slots_BS of what a ring holds of the first end_B tokens."""
+  last_B1 = end_B[:, None] - 1
+  slots_BS = last_B1 - (last_B1 - jnp.arange(size)) % size
+  return jnp.where(slots_BS < 0, EMPTY, slots_BS)
+
+
+def _write_ring(cache_BKSH, new_BKTH, start_B, end_B):
+  slots_BS = _ring_slots(cache_BKSH.shape[2], end_B)
+  index_BS = slots_BS - start_B[:, None]
+  is_new_BS = (index_BS >= 0) & (slots_BS < EMPTY)
+  index_BS = jnp.where(is_new_BS, index_BS, 0)
+  pick = lambda new_KTH, index_S: new_KTH[:, index_S]
+  new_BKSH = jax.vmap(pick)(new_BKTH, index_BS).astype(cache_BKSH.dtype)
+  return jnp.where(is_new_BS[:, None, :, None], new_BKSH, cache_BKSH)

@@ -1,0 +1,51 @@
+"""Parameters, each declared in one line: name, shape, logical axes, role.
+
+Where a parameter lies on a mesh and how it starts follow from that line
+(sharding.py, parametrization.py).
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from gpt_jax.ops.quantized import Quantized
+from gpt_jax.parametrization import ROLES, ParamSpec, init_param, specify
+
+
+class Declared(struct.PyTreeNode, nn.meta.AxisMetadata):
+  """A parameter in its box: the value and what was declared of it."""
+
+  value: jax.Array
+  spec: ParamSpec = struct.field(pytree_node=False)
+
+  def unbox(self):
+    return self.value
+
+  def replace_boxed(self, val):
+    return self.replace(value=val)
+
+  def add_axis(self, index, params):
+    return self.replace(spec=self.spec.stacked())
+
+  def remove_axis(self, index, params):
+    return self.replace(spec=self.spec.with_axes(self.spec.axes[1:]))
+
+
+def declare(module: nn.Module, name: str, shape, axes, role: str):
+  """Returns the parameter `name` as it is kept, declared once here."""
+  config = module.config
+  if module.has_variable("params", name):
+    kept = module.get_variable("params", name)
+    if isinstance(kept, Quantized):  # of a shape of its own
+      return kept
+  if role not in ROLES:
+    raise ValueError(f"{name} has role {role!r}; roles are {', '.join(ROLES)}")
+  is_in_block = "/".join(module.path).startswith("blocks")
+  spec = specify(axes, role, config, is_in_block)
+
+  def init(key):
+    dtype = jnp.dtype(config.param_dtype)
+    return Declared(init_param(key, spec, shape, dtype, config), spec)
+
+  return module.param(name, init)

@@ -1,0 +1,193 @@
+"""A model as functions: what training, decoding and studies call.
+
+A family is a Linen module (models/__init__.py) with these class attributes:
+  STACKS        names of its stacks of layers, "blocks"
+  can_generate  whether it continues a text; then its __call__ takes a cache
+and a static method
+  prepare(params, specs) -> (params, specs)  in the form that decoding reads
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from gpt_jax import sharding
+from gpt_jax.config import ModelConfig
+from gpt_jax.models import attend, decoder, stack
+from gpt_jax.models import cache as cache_lib
+from gpt_jax.models.declare import Declared
+from gpt_jax.ops import quantized
+
+# Roles of matrices. Tables are rounded to 8 bits at least: an error in a row
+# is an error in every use of a rare token.
+TABLES = ("embed", "unembed")
+MATRICES = ("hidden", "residual", *TABLES)
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  """A model as functions. Parameters are plain trees, stacked over layers.
+
+  Attributes:
+    module: the family's Linen module.
+    config: its section, vocab_size filled in.
+    rules: word of sharding.RULES.
+    platform: cpu, gpu or tpu, what attention's kernel is chosen for.
+    weights: word of config.WEIGHTS, of what prepare_for_decoding returns.
+  """
+
+  module: Any
+  config: ModelConfig
+  rules: str
+  platform: str
+  weights: str = "full"
+
+  @property
+  def can_generate(self) -> bool:
+    """Whether the model continues a text token by token."""
+    return self.module.can_generate
+
+  def abstract_params(self):
+    """Returns (tree of ShapeDtypeStruct, the same tree of ParamSpec)."""
+    boxed = stack.abstract_params(self.module, self.config)
+    is_box = lambda x: isinstance(x, Declared)
+    shapes = jax.tree.map(lambda b: b.value, boxed, is_leaf=is_box)
+    specs = jax.tree.map(lambda b: b.spec, boxed, is_leaf=is_box)
+    return shapes, specs
+
+  def unstack_layers(self, params):
+    """Returns the parameters as `apply` reads them; it takes both forms.
+
+    Where layers are not scanned each becomes a tree of its own. Several calls
+    share what was unstacked once, and so do their gradients.
+    """
+    if self.config.scan_layers:
+      return params
+    return stack.unstack_layers(params, self.module.STACKS)
+
+  def stack_layers(self, unstacked):
+    """Returns what unstack_layers was given."""
+    if self.config.scan_layers:
+      return unstacked
+    return stack.stack_layers(unstacked, self.module.STACKS)
+
+  def apply(self, params, tokens_BT, positions_BT=None, segments_BT=None, **kw):
+    """Returns logits_BTV float32; `kw` are the module's other arguments."""
+    is_stacked = self.config.scan_layers
+    module = self.module(
+      self.config, self.rules, is_stacked=is_stacked, platform=self.platform
+    )
+    params = self.unstack_layers(params)
+    return module.apply(
+      {"params": params}, tokens_BT, positions_BT, segments_BT, **kw
+    )
+
+  def apply_tapped(self, params, tokens_BT, *args, **kw):
+    """Returns (what apply returns, taps); apply itself saves none of them.
+
+    taps: embed and residual (before the last norm) of shape (B, T, D), attn
+    and mlp (the sublayers' outputs) of (L, B, T, D), and score_max (L,), the
+    largest attention score.
+    """
+    out, saved = self.apply(params, tokens_BT, *args, mutable=["taps"], **kw)
+    saved = stack.stack_layers(saved["taps"], self.module.STACKS)
+    blocks = saved["blocks"]
+    named = {"embed": saved["embed_out"], "residual": saved["residual_out"]}
+    named |= {"attn": blocks["attn_out"], "mlp": blocks["mlp_out"]}
+    named["score_max"] = blocks["attn"]["score_max"]
+    return out, {name: value for name, (value,) in named.items()}
+
+  def can_reorder(self, length: int, is_dropping: bool) -> bool:
+    """Returns whether rows are worth reordering where they are split.
+
+    Dense attention has nothing to balance, and dropout draws by place.
+    """
+    word = attend.choose(
+      self.config, self.platform, length, is_dropping=is_dropping
+    )
+    return word != "dense" and not is_dropping
+
+  def cap_logits(self, logits_BTV, ids_V):
+    """Returns what becomes of x_BTD times rows `ids_V` of w_VD."""
+    return decoder.cap_logits(logits_BTV, ids_V, self.config)
+
+  def prepare_for_decoding(self, params):
+    """Returns the parameters in the form that apply_cached reads.
+
+    Layer by layer; matrices in the type that they are multiplied in, or in
+    int8 or int4, since reading them is what a token costs.
+    """
+    c = self.config
+    is_full = self.weights == "full"
+    cast = lambda p, spec, is_stacked: p.astype(c.compute_dtype)
+    table = params["embed"]["tokens"]
+    prepared, specs = params, self.abstract_params()[1]
+    if sharding.axis_size("tensor") == 1:
+      prepared, specs = self.module.prepare(params, specs)
+    form = cast if is_full else self._quantize
+    ready = _map_matrices(form, prepared, specs)
+    if is_full and c.position == "learned":
+      # Rows of the table are summed with positions in the type they are
+      # stored in.
+      low = ready["embed"]["tokens"]
+      ready["embed"] = params["embed"]
+      if c.tied_embeddings and low.dtype != table.dtype:
+        ready["unembed"] = low
+    return stack.unstack_layers(ready, self.module.STACKS)
+
+  def round_weights(self, params):
+    """Returns the parameters rounded to `weights`, stored in their own type."""
+    if self.weights == "full":
+      return params
+
+    def form(p, spec, is_stacked):
+      restore = lambda w: quantized.restore(w, spec.role, p.shape[is_stacked:])
+      small = self._quantize(p, spec, is_stacked)
+      whole = jax.vmap(restore)(small) if is_stacked else restore(small)
+      return whole.astype(p.dtype)
+
+    return _map_matrices(form, params, self.abstract_params()[1])
+
+  def _quantize(self, p, spec, is_stacked: bool):
+    num_bits = 8 if spec.role in TABLES else int(self.weights[3:])
+    one = lambda w: quantized.quantize(w, spec.role, num_bits)
+    return jax.vmap(one)(p) if is_stacked else one(p)
+
+  def init_cache(self, batch_size: int, num_slots: int):
+    """Returns an empty cache for `num_slots` tokens in each row."""
+    # A CPU makes its products with a cache in float32 whatever it holds.
+    is_wide = self.platform == "cpu"
+    dtype = "float32" if is_wide else self.config.compute_dtype
+    return cache_lib.init_cache(self.config, batch_size, num_slots, dtype)
+
+  def apply_cached(
+    self, prepared, tokens_BT, cache, start_B, only_B=None, slots_BT=None
+  ):
+    """Returns (logits_BTV, cache) for tokens that follow what is cached.
+
+    Args:
+      prepared: parameters from prepare_for_decoding.
+      tokens_BT: the next T tokens of every row.
+      cache: from init_cache or an earlier call.
+      start_B: int32, how many tokens each row has cached.
+      only_B: int32, the one token of each row whose logits are wanted.
+      slots_BT: as Decoder's; the prompt of a prefix language model.
+    """
+    module = self.module(self.config, self.rules, is_stacked=False)
+    return module.apply(
+      {"params": prepared},
+      tokens_BT,
+      cache=cache,
+      start_B=start_B,
+      only_B=only_B,
+      slots_BT=slots_BT,
+    )
+
+
+def _map_matrices(form, params, specs):
+  def one(p, spec):
+    is_stacked = spec.axes[0] == "layers"
+    return form(p, spec, is_stacked) if spec.role in MATRICES else p
+
+  return jax.tree.map(one, params, specs)

@@ -1,0 +1,80 @@
+"""The nonlinearities of an MLP, computed in float32 and rounded once.
+
+Design choice: each has its derivative written out, in a form that shares no
+subexpression with its value. Of a derivative found by the compiler, forward
+saves the intermediate values, and reading them back takes longer than computing
+them again.
+"""
+
+import functools
+import math
+import typing
+
+import jax
+import jax.numpy as jnp
+
+
+class Activation(typing.NamedTuple):
+  """A nonlinearity of x, or of a gate and x.
+
+  Attributes:
+    value: what it is.
+    slopes: its derivatives by each, in another form than value's: the compiler
+      would find the same one and keep what forward made, and reading that back
+      takes longer than making it again.
+  """
+
+  value: typing.Callable
+  slopes: typing.Callable
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def activate(activation: Activation, *xs):
+  """Returns it of arrays of one type, computed in float32, as that type."""
+  y = activation.value(*[x.astype(jnp.float32) for x in xs])
+  return y.astype(xs[0].dtype)
+
+
+def _activate_backward(activation, xs, dy):
+  slopes = activation.slopes(*[x.astype(jnp.float32) for x in xs])
+  dy = dy.astype(jnp.float32)
+  return tuple(
+    (dy * s).astype(x.dtype) for x, s in zip(xs, slopes, strict=True)
+  )
+
+
+activate.defvjp(lambda a, *xs: (activate(a, *xs), xs), _activate_backward)
+
+
+def _gelu_tanh_slopes(x):
+  a, b = math.sqrt(2 / math.pi), 0.044715
+  square = x * x
+  tanh = jnp.tanh(a * x * (1 + b * square))
+  slope = a * (1 + 3 * b * square) * (1 - tanh * tanh)
+  return (0.5 * (1 + tanh + x * slope),)
+
+
+def _gelu_slopes(x):
+  density = jnp.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
+  return (0.5 * (1 + jax.lax.erf(x / math.sqrt(2))) + x * density,)
+
+
+def _swiglu_slopes(gate, x):
+  share = 0.5 * (1 + jnp.tanh(0.5 * gate))
+  return x * share * (1 + gate * (1 - share)), gate * share
+
+
+# By word of model.mlp: Hendrycks and Gimpel 2016 (2 and 1), So et al. 2021,
+# Shazeer 2020.
+ACTIVATIONS = {
+  "gelu_tanh": Activation(
+    functools.partial(jax.nn.gelu, approximate=True), _gelu_tanh_slopes
+  ),
+  "gelu": Activation(
+    functools.partial(jax.nn.gelu, approximate=False), _gelu_slopes
+  ),
+  "relu_squared": Activation(
+    lambda x: jnp.square(jax.nn.relu(x)), lambda x: (2 * jax.nn.relu(x),)
+  ),
+  "swiglu": Activation(lambda gate, x: jax.nn.silu(gate) * x, _swiglu_slopes),
+}

@@ -1,0 +1,165 @@
+"""Matrix products of groups of rows, each group with its own matrix.
+
+P rows sorted by group, E groups. Without a kernel, XLA multiplies every row
+with every group's matrix: E times the work. It has none on a CPU, and on a TPU
+(libtpu of jax 0.10.2 and 0.12) one for the product and none for the gradient of
+its matrices. A loop over blocks of rows of one group does what is needed, and
+part of a block more for each group.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+
+# Rows of a block, at most, where a product goes by blocks: on a CPU what its
+# cache holds, elsewhere what outweighs reading and writing a matrix of sums.
+CPU_BLOCK, BLOCK = 128, 1024
+# At least, where there are so many.
+MIN_BLOCK = 32
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def take_rows(x_TD, index_P, inverse_P, copies: int):
+  """Returns x_TD with each row `copies` times, put in another order.
+
+  Backward takes rows too, in place of a scatter, whose sums a GPU would do in
+  any order.
+
+  Args:
+    index_P: of the P = T * copies rows, which one comes where.
+    inverse_P: its inverse.
+  """
+  return x_TD[index_P // copies]
+
+
+def _take_forward(x_TD, index_P, inverse_P, copies):
+  return x_TD[index_P // copies], inverse_P
+
+
+def _take_backward(copies, inverse_P, dy_PD):
+  dx_TAD = dy_PD[inverse_P].reshape(-1, copies, dy_PD.shape[-1])
+  return dx_TAD.sum(1), None, None
+
+
+take_rows.defvjp(_take_forward, _take_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def grouped(x_PD, w_EDF, sizes_E, grad_dtype: str, dim: int, axes: tuple):
+  """Returns y_PF: the first sizes[0] rows times w[0], the next times w[1], ...
+
+  Rows beyond the groups are zero. As in `layers.product`, the gradient of w is
+  produced in grad_dtype, and so it is summed over `axes`.
+
+  Args:
+    w_EDF: as it is kept.
+    dim, axes: mesh axes that this dim of w_EDF is split over.
+  """
+  return _grouped_forward(x_PD, w_EDF, sizes_E, grad_dtype, dim, axes)[0]
+
+
+def _grouped_forward(x_PD, w_EDF, sizes_E, grad_dtype, dim, axes):
+  whole_EDF = _whole(w_EDF, x_PD.dtype, dim, axes)
+  return _times(x_PD, whole_EDF, sizes_E), (x_PD, w_EDF, sizes_E)
+
+
+def _grouped_backward(grad_dtype, dim, axes, kept, dy_PF):
+  x_PD, w_EDF, sizes_E = kept
+  whole_EDF = _whole(w_EDF, x_PD.dtype, dim, axes)
+  dx_PD = _times(dy_PF, whole_EDF.swapaxes(1, 2), sizes_E)
+  outer = functools.partial(outer_by_blocks, dtype=grad_dtype)
+  dw_EDF = jax.lax.platform_dependent(
+    x_PD,
+    dy_PF,
+    sizes_E,
+    cpu=functools.partial(outer, most=CPU_BLOCK),
+    default=functools.partial(outer, most=BLOCK),
+  )
+  if axes:
+    dw_EDF = jax.lax.psum_scatter(
+      dw_EDF, axes, scatter_dimension=dim, tiled=True
+    )
+  return dx_PD, dw_EDF.astype(w_EDF.dtype), None
+
+
+grouped.defvjp(_grouped_forward, _grouped_backward)
+
+
+def _whole(w_EDF, dtype, dim: int, axes: tuple):
+  w_EDF = w_EDF.astype(dtype)
+  if axes:
+    w_EDF = jax.lax.all_gather(w_EDF, axes, axis=dim, tiled=True)
+  return w_EDF
+
+
+def _times(x_PD, w_EDF, sizes_E):
+  y_PF = jax.lax.platform_dependent(
+    x_PD, w_EDF, sizes_E, cpu=times_by_blocks, default=jax.lax.ragged_dot
+  )
+  # What a kernel leaves in rows of no group is not to be relied on.
+  is_in_P = jnp.arange(x_PD.shape[0]) < sizes_E.sum()
+  return jnp.where(is_in_P[:, None], y_PF, 0)
+
+
+# Without a kernel, XLA multiplies every row with every expert's matrix: E times
+# the work. It has none on a CPU, and on a TPU (libtpu of jax 0.10.2 and 0.12)
+# one for the product and none for the gradient of its matrices. A loop over
+# blocks of rows that have one expert does what is to be done and a part of a
+# block a group more.
+
+
+def times_by_blocks(x_PD, w_EDF, sizes_E):
+  """Returns ragged_dot(x_PD, w_EDF, sizes_E) but for rows of no group."""
+  P, F = x_PD.shape[0], w_EDF.shape[2]
+  size, total, block_of = _blocks(P, sizes_E, CPU_BLOCK)
+  x_PD = jnp.pad(x_PD, ((0, size), (0, 0)))
+
+  # A block's rows beyond its group are written anew by the next.
+  def one(i, y_PF):
+    e, start, _ = block_of(i)
+    x = jax.lax.dynamic_slice_in_dim(x_PD, start, size)
+    w_DF = jax.lax.dynamic_index_in_dim(w_EDF, e, keepdims=False)
+    return jax.lax.dynamic_update_slice_in_dim(y_PF, x @ w_DF, start, 0)
+
+  y_PF = jnp.zeros((P + size, F), x_PD.dtype)
+  return jax.lax.fori_loop(0, total, one, y_PF)[:P]
+
+
+def outer_by_blocks(x_PD, dy_PF, sizes_E, dtype, most=CPU_BLOCK):
+  """Returns dw_EDF, the sum over each group's rows of x times dy.
+
+  Args:
+    most: rows of a block.
+  """
+  E, D, F = sizes_E.size, x_PD.shape[1], dy_PF.shape[1]
+  size, total, block_of = _blocks(x_PD.shape[0], sizes_E, most)
+  x_PD, dy_PF = (jnp.pad(a, ((0, size), (0, 0))) for a in (x_PD, dy_PF))
+
+  def one(i, dw_EDF):
+    e, start, end = block_of(i)
+    x = jax.lax.dynamic_slice_in_dim(x_PD, start, size)
+    x = jnp.where((start + jnp.arange(size) < end)[:, None], x, 0)
+    dy = jax.lax.dynamic_slice_in_dim(dy_PF, start, size)
+    new = jnp.einsum("PD,PF->DF", x, dy, preferred_element_type=dtype)
+    old = jax.lax.dynamic_index_in_dim(dw_EDF, e, keepdims=False)
+    return jax.lax.dynamic_update_index_in_dim(dw_EDF, old + new, e, 0)
+
+  dw_EDF = jnp.zeros((E, D, F), dtype)
+  return jax.lax.fori_loop(0, total, one, dw_EDF)
+
+
+def _blocks(num_rows: int, sizes_E, most: int):
+  """Returns (rows of a block, number of blocks, block -> (e, start, end))."""
+  size = 2 ** round(math.log2(max(1, num_rows / sizes_E.size)))
+  size = min(max(size, MIN_BLOCK), most, num_rows)
+  blocks_E = -(-sizes_E // size)
+  last_E, end_E = jnp.cumsum(blocks_E), jnp.cumsum(sizes_E)
+
+  def block_of(i):
+    e = (last_E <= i).sum()
+    within = i - (last_E[e] - blocks_E[e])
+    return e, end_E[e] - sizes_E[e] + within * size, end_E[e]
+
+  return size, last_E[-1], block_of

@@ -1,0 +1,79 @@
+"""Projections of activations by stored matrices, and their biases.
+
+They run as 2-D matrix products over B * T rows: on a CPU that is twice as fast
+as a product over three dims, elsewhere it is the same.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gpt_jax import sharding
+from gpt_jax.ops.matmul import product
+from gpt_jax.ops.quantized import Quantized
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def shift(x, bias, grad_dtype: str):
+  """Returns x plus a kept bias over its last dims; gradients as in product."""
+  return x + bias.astype(x.dtype)
+
+
+def _shift_backward(grad_dtype, bias, dy):
+  lead = tuple(range(dy.ndim - bias.ndim))
+  return dy, dy.sum(lead, dtype=grad_dtype).astype(bias.dtype)
+
+
+shift.defvjp(
+  lambda x, bias, grad_dtype: (shift(x, bias, grad_dtype), bias),
+  _shift_backward,
+)
+
+
+def project(x, w, grad_dtype: str, num_in: int = 1):
+  """Contracts the last `num_in` dims of x with the first of the kept w."""
+  lead, rows = x.shape[: x.ndim - num_in], math.prod(x.shape[x.ndim - num_in :])
+  if isinstance(w, Quantized):
+    y = product("BD,DF->BF", x.reshape(-1, rows), w, grad_dtype)
+    return y.reshape(*lead, *w.outs)
+  out = w.shape[num_in:]
+  if sharding.axis_size("seq") > 1:
+    # Merging B with a T that is split over devices would gather it.
+    leads = "BTS"[: len(lead)]
+    ins, outs = "DE"[:num_in], "NHG"[: len(out)]
+    return product(f"{leads}{ins},{ins}{outs}->{leads}{outs}", x, w, grad_dtype)
+  x, w = x.reshape(-1, rows), w.reshape(rows, -1)
+  y = product("BD,DF->BF", x, w, grad_dtype)
+  return y.reshape(*lead, *out)
+
+
+def project_each(x, ws: list, grad_dtype: str):
+  """Returns [project(x, w) for w in ws], as one product where that is local.
+
+  One wide product is a third faster than three narrow ones on a CPU; heads
+  that are split over devices would have to be moved to lie side by side.
+  """
+  if sharding.axis_size("tensor") > 1:
+    return [project(x, w, grad_dtype) for w in ws]
+  return project_fused(x, fuse_qkv(ws), [w.shape[1:] for w in ws], grad_dtype)
+
+
+def fuse_qkv(ws: list, axis: int = 0):
+  """Returns matrices whose inputs are dim `axis` as one, outputs in a row."""
+  lead = ws[0].shape[: axis + 1]
+  return jnp.concatenate([w.reshape(*lead, -1) for w in ws], axis=-1)
+
+
+def project_fused(x, wide, outs: list, grad_dtype: str):
+  """Returns the parts of x times what fuse_qkv returned.
+
+  Args:
+    outs: what dims each part's last has.
+  """
+  ends = np.cumsum([math.prod(out) for out in outs])
+  parts = jnp.split(project(x, wide, grad_dtype), ends[:-1], axis=-1)
+  shapes = [(*x.shape[:-1], *out) for out in outs]
+  return [p.reshape(s) for p, s in zip(parts, shapes, strict=True)]

@@ -1,0 +1,110 @@
+"""A run, assembled: the one place where a config and devices become a step.
+
+Training, the planner, benchmarks, studies and tests all begin with `assemble`,
+so that what is planned or timed is what is trained.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+from gpt_jax import config as config_lib
+from gpt_jax import sharding
+from gpt_jax.config import Config
+from gpt_jax.models import Model, build_model
+from gpt_jax.training import optim, preflight, telemetry
+from gpt_jax.training import state as state_lib
+from gpt_jax.training import step as step_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class Assembly:
+  """What a run computes with, before anything is computed.
+
+  Attributes:
+    config: model.vocab_size is known.
+    mesh: of the devices; an AbstractMesh where there are none.
+    model: for the platform of the devices.
+    tx: the optimizer.
+    schedule: step -> learning rate.
+    abstract: TrainState of ShapeDtypeStructs with their shardings.
+  """
+
+  config: Config
+  mesh: Any
+  model: Model
+  tx: Any
+  schedule: Any
+  abstract: state_lib.TrainState
+
+  @property
+  def batch_place(self):
+    """The sharding of (B, T) batches."""
+    return sharding.batch_sharding(self.mesh, self.config.mesh.rules)
+
+  def local_rows(self) -> np.ndarray:
+    """Returns the rows of the global batch that this process reads."""
+    shape = self.config.train.global_batch_size, self.config.data.seq_len
+    return sharding.local_rows(self.batch_place, shape)
+
+  def at_step(self, step: int) -> "Assembly":
+    """Returns the assembly for the batch size that a step has."""
+    config = config_lib.at_step(self.config, step)
+    return dataclasses.replace(self, config=config)
+
+  def init_state(self) -> state_lib.TrainState:
+    """Returns a fresh state on the mesh."""
+    return state_lib.init_state(self.model, self.tx, self.config, self.mesh)
+
+  def make_step(self):
+    """Returns step(state, batch) -> (state, metrics), to be compiled."""
+    return step_lib.make_train_step(
+      self.model, self.tx, self.schedule, self.config
+    )
+
+  def lower_step(self):
+    """Returns the jitted step, donating its state, before it is compiled."""
+    return step_lib.lower_step(
+      self.make_step(), self.abstract, self.config, self.mesh, self.batch_place
+    )
+
+  def compile_step(self):
+    """Returns (compiled step, seconds, peak bytes on a device or 0)."""
+    return step_lib.compile_step(
+      self.make_step(), self.abstract, self.config, self.mesh, self.batch_place
+    )
+
+  def make_watch(self):
+    """Returns the telemetry pass (state, batch) -> values, jitted."""
+    return jax.jit(
+      telemetry.make_watch(self.model, self.tx, self.schedule, self.config)
+    )
+
+
+def assemble(
+  config: Config, devices=None, platform: str | None = None, mesh=None
+) -> Assembly:
+  """Returns what a run of this config computes with.
+
+  Args:
+    config: model.vocab_size is known (tokenizers.resolve_vocab).
+    devices: to build the mesh of; None for all that are here.
+    platform: that the model's kernels are for; None for the devices' own.
+    mesh: in place of devices, for instance an AbstractMesh.
+
+  Raises:
+    InputError: mesh, batch and model do not go together.
+  """
+  if mesh is None:
+    mesh = sharding.make_mesh(config.mesh, devices)
+    platform = platform or mesh.devices.flat[0].platform
+    for step, _ in config_lib.batch_stages(config.train):
+      preflight.check_batch(config_lib.at_step(config, step), mesh)
+  model = build_model(config.model, config.mesh.rules, platform or "cpu")
+  _, specs = model.abstract_params()
+  tx = optim.build_optimizer(config.optim, specs)
+  schedule = optim.build_schedule(config.optim, config.train.num_steps)
+  abstract = state_lib.abstract_state(model, tx, config, mesh)
+  return Assembly(config, mesh, model, tx, schedule, abstract)

@@ -1,0 +1,260 @@
+"""A run up to its first step: what is prepared, checked, compiled and read."""
+
+import concurrent.futures
+import os
+import typing
+
+import jax
+import numpy as np
+
+from gpt_jax import config as config_lib
+from gpt_jax import sharding
+from gpt_jax.config import Config, InputError
+from gpt_jax.data import batches as batches_lib
+from gpt_jax.data import tokenizers
+from gpt_jax.data.prepare import prepare_data
+from gpt_jax.data.shards import check_length
+from gpt_jax.machine import console, processes, runtime
+from gpt_jax.runs import checkpoint, goodput, metrics, restore
+from gpt_jax.runs import workdir as workdir_lib
+from gpt_jax.training import build, preflight, rollback
+from gpt_jax.training import state as state_lib
+from gpt_jax.training.reporter import Reporter
+
+
+class Stage(typing.NamedTuple):
+  """What runs while the batch has one size.
+
+  Attributes:
+    size: sequences of the global batch.
+    rows: the rows of it that this process reads.
+    watch: the telemetry pass.
+    step: the compiled train step.
+    seconds: compile time.
+    peak: bytes that the step needs on a device, or 0.
+  """
+
+  size: int
+  rows: np.ndarray
+  watch: typing.Callable
+  step: typing.Callable
+  seconds: float
+  peak: int
+
+
+class Setup:
+  """A run up to its first step: data, checks, compiled step, state.
+
+  Args:
+    config: frozen; model.vocab_size may still be None.
+    workdir: the run's folder.
+    screen: where lines are said.
+    clock: of this process.
+    is_replay: whether a step is recomputed and nothing is written.
+
+  Attributes:
+    config: model.vocab_size is known.
+    prepared: the data.
+    assembly: what the run computes with (build.py).
+    keeper: the run's Checkpointer.
+    stages: {first step: sequences of the batch from there on}.
+    is_resumed: whether there is a checkpoint to go on from.
+  """
+
+  def __init__(
+    self,
+    config: Config,
+    workdir: str,
+    screen: console.Console,
+    clock: goodput.Clock,
+    is_replay: bool,
+  ):
+    self.workdir, self.screen, self.clock = workdir, screen, clock
+    self.folder = os.path.join(workdir, "checkpoints")
+    self.record = os.path.join(workdir, "config.json")
+    metrics.check_wandb(config.train.wandb_project)
+    self.is_resumed = processes.share(lambda: self._look(config, is_replay))
+    checkpoint.preload()
+    self._prepare(config)
+    self._check_against_record()
+    self.assembly = build.assemble(self.config)
+    self.mesh, self.abstract = self.assembly.mesh, self.assembly.abstract
+    preflight.check_memory(self.config, self.mesh, self.abstract)
+    self._describe()
+    self.keeper = checkpoint.Checkpointer(
+      self.folder,
+      self.config.checkpoint,
+      workdir_lib.facts_of(self.config, self.prepared),
+      say=screen.say,
+    )
+    self.stages = dict(config_lib.batch_stages(self.config.train))
+
+  # Prepare
+
+  def _look(self, config: Config, is_replay: bool) -> bool:
+    how = checkpoint.choose_resume(self.folder, config.checkpoint.resume)
+    if how == "restore" or is_replay:
+      workdir_lib.read_record(self.workdir)
+    return how == "restore"
+
+  def _prepare(self, config: Config) -> None:
+    say = self.screen.say
+    with self.clock.spend("data"):
+      self.prepared = processes.in_turn(lambda: prepare_data(config.data, say))
+    processes.agree("the prepared data", self.prepared.fingerprint)
+    runtime.give_back_memory()
+    # A mesh that the batches do not fit is said before what data shows.
+    mesh = sharding.make_mesh(config.mesh)
+    for step, _ in config_lib.batch_stages(config.train):
+      preflight.check_batch(config_lib.at_step(config, step), mesh)
+    self.config = tokenizers.resolve_vocab(config, self.prepared.vocab_size)
+    preflight.check_prompt(self.config, self.prepared.tokenizer, say)
+    for _, tokens in self.prepared.train:
+      check_length(tokens, config.data.seq_len)
+
+  def _check_against_record(self) -> None:
+    def check() -> None:
+      if self.is_resumed or os.path.exists(self.record):
+        workdir_lib.check_same_run(
+          self.workdir, self.config, self.prepared.fingerprint
+        )
+
+    processes.share(check)
+    source = self.config.train.init_from
+    if source is not None and not self.is_resumed:
+      tokenizer = self.prepared.tokenizer
+      processes.share(lambda: preflight.check_init(source, tokenizer))
+
+  def _describe(self) -> None:
+    self.screen.say(f"gpt_jax: training in {self.workdir}")
+    self.screen.table(
+      preflight.describe(self.config, self.mesh, self.abstract, self.prepared)
+    )
+    lost = preflight.describe_lost_updates(self.config)
+    if lost:
+      self.screen.say(lost)
+
+  # Compile, and make or read the state
+
+  def build_stage(self, step: int) -> Stage:
+    """Returns what runs from this step until the batch changes its size."""
+    now = self.assembly.at_step(step)
+    return Stage(
+      now.config.train.global_batch_size,
+      now.local_rows(),
+      now.make_watch(),
+      *now.compile_step(),
+    )
+
+  def count(self, step: int) -> int:
+    """Returns the sequences of the first `step` steps."""
+    return config_lib.count_sequences(self.config.train, step)
+
+  def read_batches(self, stage: Stage, step: int, num_passed: int):
+    """Returns an iterator over this process's rows, from a step on.
+
+    Args:
+      num_passed: sequences that rollbacks pass over.
+    """
+    return batches_lib.make_train_iterator(
+      self.prepared,
+      self.config.data,
+      self.config.seed,
+      stage.size,
+      stage.rows,
+      step,
+      self.count(step) + num_passed - step * stage.size,
+    )
+
+  def place(self, batch: dict, stage: Stage) -> dict:
+    """Returns the global batch, of which this process gives its rows."""
+    return sharding.place_batch(
+      batch, self.assembly.batch_place, stage.rows, stage.size
+    )
+
+  def recompute(self, step: int):
+    """Returns (step begun at, state after `step`), reporting nothing."""
+    if any(s < step for s in processes.share(self.keeper.steps)):
+      state, _ = self.keeper.restore(self.abstract, before=step)
+    elif self.config.train.init_from is not None:
+      raise InputError(
+        f"no checkpoint before step {step} is left in {self.workdir}, and "
+        "train.init_from may have moved on since; give a later --replay"
+      )
+    else:
+      state = self.assembly.init_state()
+    begun, stage = int(state.step), None
+    num_passed = processes.share(lambda: rollback.passed_at(self.keeper, step))
+    with jax.set_mesh(self.mesh):
+      for index in range(begun, step):
+        if stage is None or index in self.stages:
+          stage = self.build_stage(index)
+          batches = self.read_batches(stage, index, num_passed)
+        batch = self.place(next(batches), stage)
+        # One at a time: simulated devices that get ahead wait for each other.
+        state, _ = jax.block_until_ready(stage.step(state, batch))
+    return begun, state
+
+  def begin(self):
+    """Returns (state, what is stored beside it, the first stage).
+
+    The step is compiled while the state is made or read.
+    """
+    self.screen.say("compiling ...")
+    keeper, init_from = self.keeper, self.config.train.init_from
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+      expected = processes.share(keeper.latest_step) if self.is_resumed else 0
+      compiling = pool.submit(self.build_stage, expected)
+      meta = {}
+      if self.is_resumed:
+        state, meta = keeper.restore(self.abstract)
+      else:
+        pool.submit(keeper.prepare, self.abstract)
+        state = self.assembly.init_state()
+        if init_from is not None:
+          facts = processes.share(lambda: workdir_lib.read_facts(init_from))
+          params = restore.restore_params(
+            init_from, self.abstract.params, self.screen.say, facts=facts
+          )
+          state = state_lib.replace_params(state, params)
+      with self.clock.spend("compile"):
+        stage = compiling.result()
+    runtime.give_back_memory()
+    line = f"compiled in {stage.seconds:.1f} s"
+    if stage.peak:
+      needed = console.format_bytes(stage.peak)
+      line += f"; the step needs {needed} on each device"
+    self.screen.say(line)
+    return state, meta, stage
+
+  def write_record(self) -> None:
+    def write() -> None:
+      if not os.path.exists(self.record):
+        tokenizer = self.prepared.tokenizer
+        workdir_lib.write_text(
+          os.path.join(self.workdir, "tokenizer.json"), tokenizer.to_json()
+        )
+        workdir_lib.write_config(
+          self.workdir,
+          self.config,
+          self.prepared.fingerprint,
+          tokenizer.fingerprint(),
+        )
+
+    processes.share(write)
+    if processes.index() > 0:
+      workdir_lib.await_file(self.record)
+
+  def build_reporter(self, first: int, meta: dict) -> Reporter:
+    """Returns what writes the rows after step `first`; later ones go."""
+    return Reporter(
+      self.config,
+      self.workdir,
+      first,
+      self.screen,
+      self.assembly.model,
+      self.mesh,
+      self.prepared,
+      self.clock,
+      meta.get("metrics"),
+    )
