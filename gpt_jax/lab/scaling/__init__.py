@@ -169,7 +169,10 @@ def _add_fits(add) -> None:
     help="number of resamples for intervals (default %(default)s)",
   )
   add(
-    "--seed", type=int, default=0, help="of the resamples (default %(default)s)"
+    "--seed",
+    type=int,
+    default=0,
+    help="seed of the resamples (default %(default)s)",
   )
   add(
     "--hold-above",

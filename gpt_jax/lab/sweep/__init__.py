@@ -158,7 +158,7 @@ def _build_parser():
   add(
     "--retry",
     action="store_true",
-    help="run: run cells that failed, too",
+    help="run: also run cells that failed",
   )
   add(
     "--emit",

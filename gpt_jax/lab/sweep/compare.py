@@ -74,7 +74,7 @@ class Pair:
 
 
 def compare(a: str, b: str) -> Pair:
-  """Returns two sets of runs compared. Reads alone.
+  """Compares two sets of runs; writes nothing.
 
   Args:
     a, b: a workdir, or a glob of runs that differ only in the seed.

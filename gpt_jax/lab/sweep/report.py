@@ -50,7 +50,7 @@ def make(
   baseline: str | None = None,
   out_folder: str | None = None,
 ) -> Report:
-  """Returns the report of a sweep. Reads alone.
+  """Returns the report of a sweep; writes nothing.
 
   Args:
     sweep: None takes all cells that are in ROOT.
