@@ -6,15 +6,18 @@ the same id in every sweep and on every machine. Where a cell starts from is no
 part of its id: a branch is refused unless it equals a run from step 0.
 """
 
+import contextlib
 import functools
 import os
+import re
 
 import gpt_jax
 from gpt_jax import config as config_lib
-from gpt_jax import digest
+from gpt_jax import digest, files
 from gpt_jax.config import Config
 from gpt_jax.data import sources, tokenizers
 from gpt_jax.lab.sweep import syntax
+from gpt_jax.machine import runtime
 
 ID_DIGITS = 12
 
@@ -57,4 +60,32 @@ def code_version() -> str:
   is in; changed by any other constant, name, operator or default value.
   """
   root = os.path.dirname(os.path.abspath(gpt_jax.__file__))
-  return syntax.hash_package(root, without=("lab",))[:ID_DIGITS]
+  # Hashing trees takes half a second, so the result is cached by the files'
+  # contents, of which every byte counts: an entry is never out of date.
+  entry = os.path.join(runtime.cache_dir(), "code", _hash_files(root))
+  with contextlib.suppress(files.Damage):
+    known = files.read_text(entry)
+    if re.fullmatch(f"[0-9a-f]{{{ID_DIGITS}}}", known):
+      return known
+  found = syntax.hash_package(root, without=("lab",))[:ID_DIGITS]
+  with contextlib.suppress(OSError):
+    files.write_text(entry, found)
+  return found
+
+
+def _hash_files(root: str) -> str:
+  """Returns a hash of the names and texts of a package without lab/."""
+  rows = []
+  for folder, folders, names in os.walk(root):
+    folders[:] = sorted(f for f in folders if f != "__pycache__")
+    if folder == root:
+      folders.remove("lab")
+    paths = [os.path.join(folder, n) for n in names if n.endswith(".py")]
+    rows += [(os.path.relpath(p, root), _hash_file(p)) for p in sorted(paths)]
+  # How trees are hashed is a part of it.
+  return digest.of_json([rows, _hash_file(syntax.__file__)])
+
+
+def _hash_file(path: str) -> str:
+  with open(path, "rb") as file:
+    return digest.of_file(file)
