@@ -95,7 +95,7 @@ def main(argv: list[str]) -> int:
     needs_config=False,
   )
   args, overrides = cli.parse(parser, argv)
-  build_config("", **overrides)
+  build_config("unused", **overrides)  # checks the overrides first
   runtime.start(args.devices or DEVICES)
   print(
     f"first and last loss of {STEPS} steps, and the largest relative "
