@@ -1,8 +1,8 @@
 """The cache of keys and values that decoding reads.
 
-A global layer's cache holds a slot for each token of the row. A local layer's
-is a ring of as many slots as its window: token t lies at t mod S, where the
-token that leaves the window was.
+A local layer's cache is a ring of as many slots as its window: token t lies at
+t mod S, where the token that leaves the window was. A layer of any other kind
+has a slot for each token of the row.
 """
 
 import jax
@@ -37,7 +37,7 @@ def key_slots(kind: str, size: int, num_new: int, start_B, end_B):
     num_new: T, tokens that are written.
     start_B, end_B: int32, tokens of each row before and after.
   """
-  if kind == "global":
+  if kind != "local":
     return jnp.arange(size)[None]
   if num_new == 1:
     return _ring_slots(size, end_B)
@@ -55,7 +55,7 @@ def update(cache, new, kind: str, start_B, end_B):
     end_B: tokens of each row afterwards; what comes after them in `new` is
       padding.
   """
-  if kind == "global":
+  if kind != "local":
     cache = tuple(
       _write(c, x, start_B) for c, x in zip(cache, new, strict=True)
     )
