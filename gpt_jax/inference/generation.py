@@ -219,9 +219,14 @@ def generate(
       was trained with data.objective=prefix_lm expects.
 
   Raises:
-    InputError: a prompt is empty or longer than the model's positions, there
-      are more than MAX_TOKENS to make, or the logits are not finite.
+    InputError: the model's family cannot generate, a prompt is empty or longer
+      than the model's positions, there are more than MAX_TOKENS to make, or
+      the logits are not finite.
   """
+  if not model.can_generate:
+    raise InputError(
+      f"model.family is {model.config.family}, which cannot continue a text"
+    )
   _check_number(num_tokens)
   limit = model.config.max_len
   vocab_size = vocab_size or model.config.vocab_size

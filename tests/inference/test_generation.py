@@ -46,6 +46,14 @@ def run(made, prompts, num_tokens, seed=0, **sampling):
   return np.concatenate(list(chunks), axis=1)
 
 
+def test_a_family_that_cannot_generate_is_refused(made, monkeypatch):
+  model, params = made
+  run(made, [[1]], 1)  # the control
+  monkeypatch.setattr(model.module, "can_generate", False)
+  with pytest.raises(InputError, match="decoder, which cannot continue"):
+    run((model, params), [[1]], 1)
+
+
 def greedy_by_full_passes(made, prompt, num_tokens):
   model, params = made
   apply = jax.jit(model.apply)
