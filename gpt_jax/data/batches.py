@@ -54,9 +54,10 @@ def batch_at(
   g = offset + step * global_batch_size + np.asarray(rows, np.int64)
   sizes = [token_set.num_ids for token_set in sets]
   which, first = order.starts(weights, sizes, seq_len, seed, g)
-  make = objectives.OBJECTIVES[objective]
+  make, vocab_size = objectives.OBJECTIVES[objective], sets[0].vocab_size
   if len(sets) == 1:
-    return make(_batch(sets[0], first, seq_len, packing), seed, g)
+    batch = _batch(sets[0], first, seq_len, packing)
+    return make(batch, seed, g, vocab_size)
   out = {}
   for k, token_set in enumerate(sets):
     mine = np.flatnonzero(which == k)
@@ -65,7 +66,7 @@ def batch_at(
         if key not in out:
           out[key] = np.empty((len(g), seq_len), part.dtype)
         out[key][mine] = part
-  return make(out, seed, g)
+  return make(out, seed, g, vocab_size)
 
 
 def make_train_iterator(
@@ -152,7 +153,7 @@ def eval_batches(
   for i in range(num_eval_batches(token_set, seq_len, batch_size, max_batches)):
     window = i * batch_size + rows
     batch = _padded_batch(token_set, window, windows, seq_len, packing)
-    yield make(batch, 0, window)
+    yield make(batch, 0, window, token_set.vocab_size)
 
 
 def num_eval_batches(

@@ -15,12 +15,12 @@ from gpt_jax.config import DataConfig
 PREFIX_STREAM = 0x9E37
 
 
-def causal(batch: dict, seed: int, g: np.ndarray) -> dict:
+def causal(batch: dict, seed: int, g: np.ndarray, vocab_size: int) -> dict:
   """Every token is predicted from those before it."""
   return batch
 
 
-def prefix_lm(batch: dict, seed: int, g: np.ndarray) -> dict:
+def prefix_lm(batch: dict, seed: int, g: np.ndarray, vocab_size: int) -> dict:
   """A prefix whose tokens see each other, and a loss on the rest.
 
   Prefix language modelling (Raffel et al. 2020, section 3.2.1): the prefix has
@@ -29,6 +29,7 @@ def prefix_lm(batch: dict, seed: int, g: np.ndarray) -> dict:
   Args:
     batch: tokens, targets (b, T), mask.
     g: (b,) places of the sequences in the order of data.
+    vocab_size: of the tokenizer; all ids are below it.
   """
   T = batch["tokens"].shape[1]
   draw = lambda i: np.random.default_rng([PREFIX_STREAM, seed, i])

@@ -197,6 +197,23 @@ def test_a_prefix_is_drawn_for_each_sequence_whatever_batch_it_is_in(letters):
   assert not np.array_equal(other["slots"], whole["slots"])
 
 
+def test_an_objective_knows_the_vocabulary(letters, monkeypatch):
+  token_set = letters[0].train[0][1]
+
+  def last_id(batch, seed, g, vocab_size):
+    return batch | {"tokens": np.full_like(batch["tokens"], vocab_size - 1)}
+
+  monkeypatch.setitem(objectives.OBJECTIVES, "causal", last_id)
+  found = [
+    batches.batch_at([token_set], [1.0], 0, 0, np.arange(4), 8, "stream", 4),
+    batches.batch_at(
+      [token_set, token_set], [0.5, 0.5], 0, 0, np.arange(4), 8, "stream", 4
+    ),
+    next(batches.eval_batches(token_set, 8, 4, "stream", np.arange(4))),
+  ]
+  assert all((one["tokens"] == 256).all() for one in found)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_iterator_starts_at_any_step_without_state(letters, workers):
   prepared, data = letters
