@@ -70,6 +70,7 @@ def make_watch(model: Model, tx, schedule, config: Config):
       batch["tokens"],
       batch.get("positions"),
       batch.get("segments"),
+      slots_BT=batch.get("slots"),
       is_headless=True,
     )
     found = {"logit_max": _largest_logit(model, *out)}

@@ -92,6 +92,17 @@ def test_the_largest_logit_is_that_of_the_forward_pass():
   assert found == pytest.approx(float(jnp.abs(logits).max()), rel=1e-5)
 
 
+def test_activations_are_those_of_rows_with_their_prefixes():
+  watch, _, now, batch = make()
+  slots = np.maximum(np.tile(np.arange(T, dtype=np.int32), (4, 1)), 9)
+  model = build_model(config_of().model)
+  seen = float(watch(now, batch | {"slots": slots})["telemetry/logit_max"])
+  logits = model.apply(now.params, batch["tokens"], slots_BT=slots)[..., :V]
+  assert seen == pytest.approx(float(jnp.abs(logits).max()), rel=1e-5)
+  causal = float(watch(now, batch)["telemetry/logit_max"])  # the control
+  assert abs(seen - causal) > 1e-4
+
+
 @pytest.mark.parametrize("window", [None, 5])
 @pytest.mark.parametrize("is_packed", [False, True])
 def test_the_largest_score_is_one_that_is_seen(window, is_packed):
