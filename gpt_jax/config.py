@@ -284,6 +284,8 @@ RANGES = {
   "sample.temperature": (0.0, None),
 }
 
+# Kinds of layers, which model.layer_pattern names.
+LAYER_KINDS = ("global", "local")
 # What model.remat can name: the activations of a block that backward needs.
 REMAT_NAMES = ("block", "qkv", "attn", "mlp")
 # A moment in bfloat16 must move by more than half its last bit to move at all.
@@ -729,11 +731,11 @@ def layer_kinds(model: ModelConfig) -> tuple[str, ...]:
   for part in pattern.split("+"):
     count, star, kind = part.rpartition("*")
     is_count = count.isdecimal() and len(count) <= 6 and int(count) > 0
-    if kind not in ("global", "local") or (star and not is_count):
+    if kind not in LAYER_KINDS or (star and not is_count):
       raise InputError(
         f"model.layer_pattern is {pattern!r}; it must be uniform, or kinds in "
-        "the order of the layers, global and local, which repeat: local+global "
-        "or 5*local+global"
+        f"the order of the layers, of {', '.join(LAYER_KINDS)}, which repeat: "
+        "local+global or 5*local+global"
       )
     number = int(count) if star else 1
     if len(kinds) + number > depth:
