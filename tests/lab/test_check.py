@@ -6,6 +6,10 @@ import subprocess
 
 import pytest
 
+from configs import base
+from gpt_jax import config as config_lib
+from gpt_jax.data import sources
+from gpt_jax.data.sources.text import TextSource
 from gpt_jax.lab.verify import check as check_lib
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -52,6 +56,21 @@ def test_only_what_is_committed_goes_along(call_verb, tmp_path, monkeypatch):
   words = [f"--config={config}", f"--config.data.source=text:{text}"]
   result = check(call_verb, *words)
   assert result.returncode == 0 and "not checked: text:" in result.stdout
+
+
+def test_a_new_kind_of_source_is_checked_by_its_files(monkeypatch):
+  monkeypatch.setitem(sources.SOURCES, "new", (TextSource, "GLOB"))
+  monkeypatch.chdir(ROOT)
+  config = base.get_config()
+
+  def lines(source: str) -> list[str]:
+    config.data.source = source
+    return check_lib.check_source(config_lib.freeze(config))
+
+  (repeated,) = lines("new:README.md")
+  assert "is seen about" in repeated
+  assert "is read on the machines" in lines("new:/data/a.txt")[0]
+  assert "is fetched on the machines" in lines("hf:name")[0]  # the control
 
 
 def test_text_that_is_seen_too_often_is_told(call_verb):

@@ -25,6 +25,8 @@ SOURCES = {
   "tfds": (TfdsSource, "NAME[:SPLIT]"),
   "hf": (HubSource, "NAME[:SPLIT]"),
 }
+# Those whose text is fetched by name; others read files, or need none.
+HOSTED = ("tfds", "hf")
 
 _WEIGHT = r"(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 _WEIGHTED = re.compile(rf"\s*(?:(-?{_WEIGHT})\s*\*\s*)?(.*)", re.DOTALL)

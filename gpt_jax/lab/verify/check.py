@@ -76,21 +76,16 @@ def check_source(config: Config) -> list[str]:
   for mixture in specs:
     for _, spec in sources.parse_mixture(mixture):
       kind, path = sources.parse_spec(spec)
-      if kind in ("text", "jsonl") and os.path.isabs(path):
-        lines.append(f"not checked: {spec} is read on the machines")
+      if kind in sources.HOSTED or os.path.isabs(path):
+        how = "fetched" if kind in sources.HOSTED else "read"
+        lines.append(f"not checked: {spec} is {how} on the machines")
         total = float("inf")
-      elif kind in ("text", "jsonl"):
-        found = sources.open_source(spec)
-        for _, file in found.files:
-          _require_there(spec, file)
-        total += (found.num_bytes() or float("inf")) * (mixture == specs[0])
-      elif kind == "interpreter":
-        total += (sources.open_source(spec).num_bytes() or 0) * (
-          mixture == specs[0]
-        )
-      else:
-        lines.append(f"not checked: {spec} is fetched on the machines")
-        total = float("inf")
+        continue
+      found = sources.open_source(spec)
+      for _, file in found.files:
+        _require_there(spec, file)
+      if mixture == specs[0]:
+        total += found.num_bytes() or float("inf")
   t = config.train
   tokens = config_lib.count_sequences(t, t.num_steps) * config.data.seq_len
   kind, _ = config_lib.tokenizer_spec(config.data.tokenizer)
