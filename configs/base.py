@@ -2,8 +2,9 @@
 
 Config files change these values and add none; the command line changes them
 again (--config.section.key=value). `--help` prints this file's comments, so
-each key is preceded by what it means. A key that may be None is a placeholder
-of its type. Nothing else in the project holds a default.
+each key is preceded by what it means, and adds the options of a key, which
+gpt_jax/config/schema.py declares with its type. A key that may be None is a
+placeholder of its type. Nothing else in the project holds a default.
 """
 
 from ml_collections import ConfigDict
@@ -23,33 +24,33 @@ def get_config() -> ConfigDict:
   data.source = "interpreter"
   # Another source for validation; None holds back part of `source`.
   data.valid_source = placeholder(str)
-  # What is held back: document (whole documents, chosen by a hash) or tail
-  # (the end of every document, which then run on without separators).
+  # What is held back: whole documents, chosen by a hash; or the tail of every
+  # document, and then documents run on without separators.
   data.split = "document"
   # Fraction held back for validation, between 0 and 1.
   data.valid_frac = 0.1
-  # bytes | chars | bpe:SIZE (trained on the corpus) | gpt2:PATH (the folder or
-  # file of the GPT-2 vocabulary) | hf:PATH (a tokenizer.json).
+  # Cuts text into tokens. bpe is trained on the corpus; PATH of gpt2 is the
+  # folder or file of the GPT-2 vocabulary, of hf a tokenizer.json.
   data.tokenizer = "bytes"
   # Where prepared token shards are kept and found again.
   data.dir = "prepared"
-  # When the files of a prepared set are checked against their hashes: once
-  # (those of 64 MiB and more when they are new or changed on this machine,
-  # smaller ones each time), open (all, each time) or never.
+  # When the files of a prepared set are checked against their hashes. open:
+  # all, each time. once: those of 64 MiB and more when they are new or changed
+  # on this machine, smaller ones each time.
   data.verify = "once"
   # Tokens in a training sequence (T).
   data.seq_len = 256
-  # stream (sequences run on across documents) or documents (attention, and
-  # the loss, stop at document borders).
+  # Whether sequences run on across documents (stream), or attention and the
+  # loss stop at the borders of documents.
   data.packing = "stream"
-  # causal (every token from those before it) | prefix_lm (a prefix of random
-  # length sees both ways, and what follows it is predicted).
+  # What is predicted: causal, every token from those before it; prefix_lm, what
+  # follows a prefix of random length that sees both ways.
   data.objective = "causal"
   # Reader processes; 0 reads in threads of this process.
   data.num_workers = 0
 
   model = config.model = ConfigDict()
-  # What kind of model (gpt_jax/models): decoder, which continues a text.
+  # Family of the model (gpt_jax/models); a decoder continues a text.
   model.family = "decoder"
   # Blocks (L).
   model.num_layers = 4
@@ -69,21 +70,21 @@ def get_config() -> ConfigDict:
   model.vocab_size = placeholder(int)
   # Embedding rows are padded to this multiple and the padding is masked.
   model.vocab_multiple = 128
-  # layernorm | rmsnorm
+  # Normalisation of activations; rmsnorm subtracts no mean.
   model.norm = "layernorm"
-  # pre (normalise what enters a sublayer) | post (normalise the sum after it).
+  # Normalise what enters a sublayer (pre), or the sum after it (post).
   model.norm_placement = "pre"
   # Added to the variance before the root.
   model.norm_eps = 1e-5
-  # learned | rope | alibi | none
+  # How a model knows the positions of tokens.
   model.position = "learned"
   # Base of the rotary wavelengths.
   model.rope_theta = 10_000.0
   # That of local layers, which are then not scaled; None: as all others.
   model.local_rope_theta = placeholder(float)
-  # none | linear:FACTOR | llama3:FACTOR:ORIGINAL_LEN
+  # Stretches the rotary wavelengths for texts longer than trained on.
   model.rope_scaling = "none"
-  # gelu_tanh | gelu (exact) | swiglu | relu_squared
+  # Nonlinearity of the MLP; gelu_tanh approximates gelu, swiglu has a gate.
   model.mlp = "gelu_tanh"
   # Experts (E) in place of every MLP, each of width mlp_dim, without biases;
   # None is a plain MLP.
@@ -105,8 +106,8 @@ def get_config() -> ConfigDict:
   model.logit_softcap = placeholder(float)
   # A query of a local layer sees this many last positions, itself included.
   model.sliding_window = placeholder(int)
-  # Which layers are local: uniform (all where there is a window, else none), or
-  # kinds in the order of the layers, which repeat, as in 5*local+global.
+  # Which layers are local. uniform: all where there is a window, else none.
+  # Else kinds in the order of the layers, which repeat, as in 5*local+global.
   model.layer_pattern = "uniform"
   # Probability of dropping embeddings, attention weights, sublayer outputs.
   model.dropout_rate = 0.0
@@ -116,8 +117,9 @@ def get_config() -> ConfigDict:
   # That of the output matrix, where it is not tied; None is init_std. From 0
   # all tokens start level, at every width alike (Yang et al. 2022, D.2).
   model.unembed_init_std = placeholder(float)
-  # standard | mup (rates and starts that fit at base_dim fit at any width) |
-  # completep (and those of base_layers at any depth); adamw or adam.
+  # How rates and initial scales depend on the sizes. mup: those that fit at
+  # base_dim fit at any width; completep: those at base_layers also at any
+  # depth. Both need adamw or adam.
   model.parametrization = "standard"
   # Width that mup and completep change nothing at; standard ignores these
   # three. The MLP is to grow with the width, and heads in number or width.
@@ -129,19 +131,20 @@ def get_config() -> ConfigDict:
   model.base_head_dim = placeholder(int)
   # One compiled block scanned over layers, or every layer compiled.
   model.scan_layers = False
-  # What backward recomputes: none | full | dots (all but matmul outputs) |
-  # save:NAMES (all but these) | offload:NAMES (these wait in the host's memory,
-  # where the platform can). NAMES, with + between: block (what enters one),
-  # qkv, attn (attention's output), mlp (what enters its nonlinearity). On a
-  # CPU it saves memory with scan_layers alone.
+  # What backward recomputes: dots, all but matmul outputs; save, all but the
+  # NAMES; offload, the same with the NAMES in the host's memory, where the
+  # platform can. NAMES, with + between: block (a block's input), qkv, attn
+  # (attention's output), mlp (the input of its nonlinearity). On a CPU it
+  # saves memory with scan_layers only.
   model.remat = "none"
-  # Kernel of attention: auto (by platform) | dense (all scores at once) |
-  # blocks (in JAX, skips what the mask hides) | splash (TPU) | cudnn (GPU).
+  # Kernel of attention: auto chooses by platform, dense computes all scores
+  # at once, blocks (in JAX) skips what the mask hides, splash is for TPUs and
+  # cudnn for GPUs.
   model.attention = "auto"
-  # How attention spans mesh.seq: gather (every device gets all keys and
-  # values) | ring (they pass by; no device ever holds all).
+  # How attention spans mesh.seq: every device gathers all keys and values, or
+  # they pass from device to device in a ring and none ever holds all.
   model.seq_attention = "gather"
-  # Type that parameters are kept in: float32 | bfloat16.
+  # Type that parameters are stored in.
   model.param_dtype = "float32"
   # Type of activations and matmuls; the statistics of norms, softmax and loss
   # stay float32.
@@ -150,11 +153,11 @@ def get_config() -> ConfigDict:
   model.grad_dtype = "float32"
 
   optim = config.optim = ConfigDict()
-  # adamw | adam | lion | adafactor | sgd | muon (adamw for all but matrices)
+  # Rule of the updates; muon updates all but matrices by adamw.
   optim.optimizer = "adamw"
   # Peak rate.
   optim.learning_rate = 1e-3
-  # cosine | linear | inverse_sqrt | constant | wsd (warm-up, stable, decay)
+  # Shape of the rate over the steps; wsd is warm-up, stable, decay.
   optim.schedule = "cosine"
   # Steps of linear warm-up.
   optim.warmup_steps = 100
@@ -167,8 +170,7 @@ def get_config() -> ConfigDict:
   optim.beta1 = 0.9
   # Decay of the second moment.
   optim.beta2 = 0.95
-  # Type that moments are kept in: float32 | bfloat16; updates are computed in
-  # float32.
+  # Type that moments are stored in; updates are computed in float32.
   optim.moment_dtype = "float32"
   # Added to the root of the second moment.
   optim.eps = 1e-8
@@ -182,14 +184,14 @@ def get_config() -> ConfigDict:
   train.num_steps = 1000
   # Sequences in one optimizer step, over all devices and processes.
   train.global_batch_size = 32
-  # none | DIVISOR@STEPS+...: a ramp, in which the batch is divided by so much
-  # for so many steps, in turn, and then whole.
+  # A ramp of the batch size: "4@100+2@200" is a quarter of the batch for 100
+  # steps, then half for 200, then all of it.
   train.batch_ramp = "none"
-  # The batch is split in so many parts whose gradients are averaged; on a CPU
+  # The batch is split into N parts whose gradients are averaged; on a CPU
   # parts of about a thousand tokens stay in its caches.
   train.num_microbatches = 1
-  # The loss goes through tokens, or on a mesh through the vocabulary, in so
-  # many parts; above 1, the logits of a batch never exist as a whole.
+  # The loss goes through tokens, or on a mesh through the vocabulary, in N
+  # parts; above 1, the logits of a batch never exist as a whole.
   train.num_loss_chunks = 1
   # Weight of the z-loss, the mean square of the logarithm of softmax's
   # denominator, which keeps logits from drifting together; 0 has none.
@@ -201,10 +203,10 @@ def get_config() -> ConfigDict:
   # the last.
   train.log_every_steps = 10
   # Largest scores and logits, activations and updates by layer, gradients by
-  # role, every so many steps (one costs about 1.3 steps); 0 never.
+  # role, every N steps (one costs about 1.3 steps); 0 never.
   train.telemetry_every_steps = 0
-  # Every so many steps, compare the bits that devices hold in common, to find
-  # a faulty one; 0 never.
+  # Every N steps, compare the bits that devices hold in common, to find a
+  # faulty one; 0 never.
   train.check_replicas_every_steps = 0
   # This many updates in a row may be skipped, as non-finite or as spikes; then
   # the run stops, or rolls back.
@@ -215,7 +217,7 @@ def get_config() -> ConfigDict:
   # Instead of stopping, go back to the last good checkpoint and on with the
   # batches that come next (gpt_jax/training/rollback.py), at most N times.
   train.max_rollbacks = 0
-  # Profile so many steps once compiled, into the workdir; 0 profiles none.
+  # Profile N steps once compiled, into the workdir; 0 profiles none.
   train.profile_steps = 0
   # Start from the parameters of this other workdir.
   train.init_from = placeholder(str)
@@ -234,7 +236,7 @@ def get_config() -> ConfigDict:
   mesh.seq = 1
   # tensor: parts of heads, MLP width and vocabulary.
   mesh.tensor = 1
-  # Rule set that maps logical axes to mesh axes: standard | replicated
+  # Rule set that maps logical axes to mesh axes.
   mesh.rules = "standard"
 
   checkpoint = config.checkpoint = ConfigDict()
@@ -245,7 +247,8 @@ def get_config() -> ConfigDict:
   # Also keep every checkpoint whose step this divides; None or 0 keeps no
   # others.
   checkpoint.keep_every_steps = placeholder(int)
-  # auto (go on if there is something to go on from) | must | never
+  # Whether to continue the run that is in the workdir; auto does if there is
+  # one.
   checkpoint.resume = "auto"
 
   evaluation = config.eval = ConfigDict()
@@ -255,7 +258,7 @@ def get_config() -> ConfigDict:
   evaluation.num_batches = 20
 
   sample = config.sample = ConfigDict()
-  # Write a sample every so many steps, and at the end; 0 writes none.
+  # Write a sample every N steps, and at the end; 0 writes none.
   sample.every_steps = 500
   # What the sample continues.
   sample.prompt = "\n"

@@ -13,6 +13,8 @@ import re
 import sys
 import traceback
 import types
+from collections.abc import Callable
+from typing import Any
 
 import gpt_jax
 from gpt_jax import exits, files
@@ -131,7 +133,9 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
   )
 
 
-def parse(parser: argparse.ArgumentParser, argv: list[str]):
+def parse(
+  parser: argparse.ArgumentParser, argv: list[str]
+) -> tuple[argparse.Namespace, dict[str, str]]:
   """Returns (args, overrides): the verb's flags and {"a.b": "text"}.
 
   Flags whose METAVAR is DIR, FILE, GLOB or ROOT are paths, of which ~ is
@@ -150,10 +154,11 @@ def parse(parser: argparse.ArgumentParser, argv: list[str]):
   if args.devices is not None and args.devices < 1:
     raise InputError(f"--devices is {args.devices}; it must be 1 or more")
   for action in parser._actions:
-    kind = re.match("[A-Z]*", str(action.metavar or ""))[0]
+    metavar = str(action.metavar or "")
+    kind = re.sub("[^A-Z].*", "", metavar)
     value = getattr(args, action.dest, None)
     if kind in _PATHS and isinstance(value, str) and value != action.default:
-      name = (action.option_strings or [action.metavar])[0]
+      name = (*action.option_strings, metavar)[0]
       setattr(args, action.dest, files.user_path(name, value))
   overrides = {}
   while rest:
@@ -195,7 +200,7 @@ def load_config(path: str, overrides: dict[str, str]):
   return config
 
 
-def call_sweep(path: str, add) -> None:
+def call_sweep(path: str, add: Callable) -> None:
   """Calls sweep(add) of a config file.
 
   Raises:
@@ -232,12 +237,12 @@ def find_config(path: str) -> tuple[str, str]:
   return file, variant
 
 
-def set_key(config, dotted: str, text: str) -> None:
+def set_key(config: Any, dotted: str, text: str) -> None:
   """Sets one key of a ConfigDict from the command line's text."""
   if dotted not in KEYS:
     raise InputError(f"unknown config key {dotted}; {nearest_key(dotted)}")
   text = files.user_text(dotted, text)
-  value = _read_value(dotted, text, KEYS[dotted])
+  value = _read_value(dotted, text, KEYS[dotted].types)
   node = config
   *sections, key = dotted.split(".")
   for section in sections:
@@ -248,7 +253,8 @@ def set_key(config, dotted: str, text: str) -> None:
 
 
 def config_help() -> str:
-  """Returns base.py's keys with defaults and reasons, as text for --help."""
+  """Returns the keys as text for --help: values and reasons of base.py, and the
+  options of a key as its declaration lists them."""
   lines = ["config keys (--config.KEY=VALUE), with their values in base.py:"]
   section_of, reason = {"config": ""}, []
   for line in _base_source().splitlines():
@@ -264,13 +270,20 @@ def config_help() -> str:
       else:
         if value.startswith("placeholder"):
           value = "None"
-        lines.append(f"  {section_of[owner]}{key} = {value}")
+        name = section_of[owner] + key
+        lines.append(f"  {name} = {value}")
         lines.extend(f"      {r}" for r in reason)
+        if len(KEYS[name].forms) > 1:
+          lines.append(f"      {' | '.join(KEYS[name].forms)}")
     reason = []
   return "\n".join(lines)
 
 
-def run(main, argv: list[str] | None = None, is_run: bool = False) -> None:
+def run(
+  main: Callable[[list[str]], int],
+  argv: list[str] | None = None,
+  is_run: bool = False,
+) -> None:
   """Runs a verb; what the user can mend ends in one sentence and exit 2.
 
   Of several processes, one that fails ends the others too.
@@ -452,5 +465,6 @@ def _read_value(key: str, text: str, kinds: tuple[type, ...]):
       return int(number)
     return text if kind is str else kind(text)
   except (ValueError, KeyError, OverflowError):
-    wanted = {bool: "true or false", int: "a whole number", float: "a number"}
-    raise InputError(f"{key} is {text!r}; it must be {wanted[kind]}") from None
+    numbers = "a whole number" if kind is int else "a number"
+    wanted = "true or false" if kind is bool else numbers
+    raise InputError(f"{key} is {text!r}; it must be {wanted}") from None

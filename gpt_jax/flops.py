@@ -47,7 +47,7 @@ def count_parameters(model: ModelConfig) -> dict[str, int]:
     model.model_dim,
     model.mlp_dim,
     model.num_layers,
-    model.vocab_size,
+    config_lib.vocab_size(model),
   )
   N, K, H = (
     model.num_heads,
@@ -156,7 +156,7 @@ def cache_bytes(model: ModelConfig, num_tokens: float, itemsize: int) -> float:
   K, H = config_lib.num_kv_heads(model), config_lib.head_dim(model)
   window = model.sliding_window
   slots = sum(
-    min(num_tokens, window) if kind == "local" else num_tokens
+    min(num_tokens, window) if window and kind == "local" else num_tokens
     for kind in config_lib.layer_kinds(model)
   )
   return 2 * slots * K * H * itemsize
@@ -175,7 +175,7 @@ def estimate_passing_bytes(model: ModelConfig, tokens: int) -> int:
   c = item[model.compute_dtype]
   D, F, L = model.model_dim, active_mlp_dim(model), model.num_layers
   gradients = sum(count_parameters(model).values()) * item[model.param_dtype]
-  word, names = config_lib.remat_policy(model)
+  word, names = model.remat.policy, model.remat.names
   each = {"block": D, "qkv": 3 * D, "attn": D, "mlp": 2 * F}
   kept = {
     "none": 10 * D + 3 * F,

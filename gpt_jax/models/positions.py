@@ -21,7 +21,7 @@ def alibi_of(slots_BT, keys_1S, num_heads: int, num_kv_heads: int):
   finer = [2 ** (-4 * (i + 1) / power) for i in range(0, 2 * power, 2)]
   slopes += finer[: num_heads - power]
   slopes_KG = jnp.array(slopes).reshape(num_kv_heads, -1)
-  distance = slots_BT[..., None] - keys_1S
+  distance = slots_BT[..., None] - keys_1S[:, None]
   return -slopes_KG[None, :, :, None, None] * distance[:, None, None]
 
 
@@ -33,7 +33,8 @@ def rope_of(positions_BT, config: ModelConfig, kind: str = "global"):
       (Gemma 3, 2025): they see no distance that is longer than in training.
   """
   H, theta = config_lib.head_dim(config), config.rope_theta
-  word, numbers = config_lib.rope_scaling(config)
+  scaling = config.rope_scaling
+  word, numbers = scaling.mechanism, scaling.numbers
   if kind == "local" and config.local_rope_theta is not None:
     theta, word = config.local_rope_theta, "none"
   rate_H = theta ** (-jnp.arange(0, H, 2, dtype=jnp.float32) / H)
@@ -45,7 +46,8 @@ def rope_of(positions_BT, config: ModelConfig, kind: str = "global"):
     keep = (turns - LLAMA3_LOW) / (LLAMA3_HIGH - LLAMA3_LOW)
     keep = jnp.clip(keep, 0.0, 1.0)
     rate_H = keep * rate_H + (1 - keep) * rate_H / factor
-  angle = positions_BT[..., None, None].astype(jnp.float32) * rate_H
+  positions_BT11 = positions_BT[..., None, None].astype(jnp.float32)
+  angle = positions_BT11 * rate_H[None, None, None]
   return jnp.cos(angle), jnp.sin(angle)
 
 

@@ -6,7 +6,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gpt_jax import config as config_lib
 from gpt_jax.config import ModelConfig
 from gpt_jax.models.block import Block
 from gpt_jax.models.declare import Declared
@@ -15,7 +14,7 @@ from gpt_jax.ops.matmul import PRODUCT
 
 def rematerialised(config: ModelConfig, is_scanned: bool) -> type[Block]:
   """Returns the block; backward recomputes what model.remat says."""
-  word, names = config_lib.remat_policy(config)
+  word, names = config.remat.policy, config.remat.names
   if word == "none":
     return Block
   policies = jax.checkpoint_policies

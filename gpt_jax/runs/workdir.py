@@ -14,6 +14,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from typing import Any
 
 import gpt_jax
 from gpt_jax import config as config_lib
@@ -101,15 +103,10 @@ def read_values(workdir: str) -> dict:
   """
   path = os.path.join(workdir, "config.json")
   record = read_record(workdir)
-  nested: dict = {}
-  for dotted, value in (config_lib.ADDED | record["config"]).items():
-    node = nested
-    *sections, key = dotted.split(".")
-    for section in sections:
-      node = node.setdefault(section, {})
-      if not isinstance(node, dict):
-        raise _damaged(path, f"holds {dotted} below a value")
-    node[key] = value
+  try:
+    nested = config_lib.nest(record["config"])
+  except ValueError as error:
+    raise _damaged(path, str(error)) from None
   try:
     config = config_lib.freeze(nested)
   except InputError as error:
@@ -164,7 +161,7 @@ def read_tokenizer(workdir: str):
   return tokenizer
 
 
-def facts_of(config: Config, prepared) -> dict[str, str]:
+def facts_of(config: Config, prepared: Any) -> dict[str, str]:
   """Returns what each checkpoint says of its run: see integrity.FACTS."""
   return {
     "config_fingerprint": config_lib.fingerprint(config),
@@ -278,7 +275,7 @@ def find_commit(source: str = gpt_jax.__file__) -> str | None:
 def open_run(
   workdir: str,
   overrides: dict[str, str] | None = None,
-  say=print,
+  say: Callable[[str], None] = print,
   weights: str = "full",
   average: str | None = None,
   step: int | None = None,

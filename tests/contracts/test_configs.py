@@ -4,12 +4,12 @@ import ast
 import dataclasses
 import pathlib
 import re
-import time
 
 import jax
 import pytest
 
 from gpt_jax import cli, config, flops, sharding, tree
+from gpt_jax.config import schema
 from gpt_jax.models import build_model
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -70,16 +70,13 @@ def model_of(name: str, vocab_size: int | None = None):
 def test_config_builds_abstractly_and_counts_its_parameters(name):
   vocab_size, expected = COUNTS[name]
   model = model_of(name, vocab_size)
-  started = time.process_time()
   shapes, _ = build_model(model).abstract_params()
-  seconds = time.process_time() - started
   padding = config.padded_vocab_size(model) - model.vocab_size
   padding *= model.model_dim * (1 if model.tied_embeddings else 2)
   counted = tree.count_elements(shapes) - padding
   assert counted == sum(flops.count_parameters(model).values())
   if expected is not None:
     assert counted == expected
-  assert seconds < 2.0
 
 
 def test_a_changed_model_changes_its_count():
@@ -105,7 +102,6 @@ def test_dataclasses_and_base_hold_the_same_keys():
     else:
       flat[name] = value
   assert sorted(flat) == sorted(config.KEYS)
-  assert set(config.CHOICES) | set(config.RANGES) <= set(flat)
 
 
 def test_every_base_key_has_a_reason_and_help_shows_it():
@@ -113,6 +109,52 @@ def test_every_base_key_has_a_reason_and_help_shows_it():
   for key in config.KEYS:
     found = re.search(rf"^  {re.escape(key)} = .*\n      \w", text, re.M)
     assert found, f"{key} has no reason in base.py"
+
+
+def listed_options(text: str) -> dict[str, tuple[str, ...]]:
+  """Returns {key: options} of a help text."""
+  found, key = {}, None
+  for line in text.splitlines():
+    if match := re.match(r"  ([\w.]+) = ", line):
+      key = match[1]
+    elif key and re.fullmatch(r" {6}\S+( \| \S+)+", line):
+      found[key] = tuple(line.split(" | "))
+      found[key] = (found[key][0].strip(), *found[key][1:])
+  return found
+
+
+def test_help_lists_the_options_that_the_table_declares():
+  found = listed_options(cli.config_help())
+  forms = {key: line.forms for key, line in config.KEYS.items()}
+  declared = {key: words for key, words in forms.items() if len(words) > 1}
+  assert found == declared and len(found) > 20
+  # Written by hand too, a list would be said twice, and differ one day.
+  text = (ROOT / "configs" / "base.py").read_text()
+  open_sets = ("interpreter |", "tfds:NAME")  # data/sources has the table
+  by_hand = [
+    line
+    for line in text.splitlines()
+    if " | " in line and not any(words in line for words in open_sets)
+  ]
+  assert by_hand == []
+
+
+def test_options_with_parts_are_parsed_when_a_section_is_built():
+  c = load("tiny.py", **{"train.batch_ramp": "4@3+2@2"})
+  model = dataclasses.replace(
+    c.model, remat="save:qkv+attn", rope_scaling="llama3:8:16"
+  )
+  assert (model.remat.policy, model.remat.names) == ("save", ("qkv", "attn"))
+  scaling = model.rope_scaling
+  assert (scaling.mechanism, scaling.numbers) == ("llama3", (8.0, 16.0))
+  assert c.train.batch_ramp.parts == ((4, 3), (2, 2))
+  flat = config.flatten(dataclasses.replace(c, model=model))
+  assert flat["model.remat"] == "save:qkv+attn"
+  assert {type(flat[k]) for k in ("model.remat", "train.batch_ramp")} == {str}
+  again = config.freeze(dataclasses.asdict(c))
+  assert again == c and again.train.batch_ramp.parts == ((4, 3), (2, 2))
+  with pytest.raises(config.InputError, match="joined by +"):
+    dataclasses.replace(model, remat="save:")
 
 
 # What a section is called where it is read.
@@ -154,18 +196,21 @@ def unread_keys(sources: list[str]) -> list[str]:
 
 def test_every_base_key_is_read_somewhere():
   package = (ROOT / "gpt_jax").rglob("*.py")
-  sources = [p.read_text() for p in package if p.name != "config.py"]
-  # Checking a key is not reading it; what follows the checks is.
-  text = (ROOT / "gpt_jax" / "config.py").read_text()
-  sources.append(text[text.index("def head_dim(") :])
+  # Checking a key is not reading it; deriving something from it is.
+  sources = [
+    p.read_text()
+    for p in package
+    if p.parent.name != "config" or p.name == "derived.py"
+  ]
   assert unread_keys(sources) == []
   without = [s.replace("qk_norm", "other") for s in sources]
   assert unread_keys(without) == ["model.qk_norm"]  # the control
 
 
 def test_defaults_live_in_base_alone():
-  sections = [f.type for f in dataclasses.fields(config.Config)]
-  sections = [s for s in sections if dataclasses.is_dataclass(s)]
+  fields = dataclasses.fields(config.Config)
+  sections = [schema.section_type(field.type) for field in fields]
+  sections = [section for section in sections if section]
   assert len(sections) == 8
   for cls in (config.Config, *sections):
     for field in dataclasses.fields(cls):

@@ -23,7 +23,7 @@ def apply(folder: pathlib.Path, rate: str) -> None:
   (branch,) = re.findall(r"```python\n(.*?)```", TEXT, re.S)
   word = re.search(r'is the word `("\w+")`', TEXT)[1]
   for name, start, line in (
-    ("gpt_jax/config.py", '  "optim.optimizer": (', f"{word}, "),
+    ("gpt_jax/config/schema.py", "  optimizer: Literal[", f"{word}, "),
     ("gpt_jax/training/optim.py", "  optimizers = {\n", branch),
     (BATTERY, "RATES = {\n", f"  {word}: {rate},\n"),
   ):

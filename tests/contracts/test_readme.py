@@ -407,10 +407,10 @@ def test_a_link_that_leads_nowhere_is_seen():
 
 def test_a_file_that_is_not_listed_or_by_its_base_name_is_seen():
   text = LAYOUT.read_text()
-  row = re.search(r"^\| `gpt_jax/config.py` .*\n", text, re.M)[0]
+  row = re.search(r"^\| `gpt_jax/config/check.py` .*\n", text, re.M)[0]
   assert len(layout_faults(text.replace(row, ""))) == 1
   assert len(layout_faults(text.replace(row, row + row))) == 1
-  short = row.replace("gpt_jax/config.py", "config.py")
+  short = row.replace("gpt_jax/config/check.py", "check.py")
   assert len(layout_faults(text.replace(row, short))) == 2
 
 

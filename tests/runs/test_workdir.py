@@ -9,7 +9,7 @@ import subprocess
 import pytest
 
 from gpt_jax import cli, config, files
-from gpt_jax.config import InputError
+from gpt_jax.config import InputError, schema
 from gpt_jax.data.tokenizers.plain import ByteTokenizer, CharTokenizer
 from gpt_jax.runs import workdir
 
@@ -83,7 +83,8 @@ def test_a_run_of_an_earlier_commit_opens_and_keeps_its_fingerprint(
   assert config.fingerprint(found) == record["fingerprint"]
   flat = config.flatten(found)
   assert {k: flat[k] for k in record["config"]} == record["config"]
-  assert set(flat) - set(record["config"]) <= set(config.ADDED)
+  added = {key for key, line in config.KEYS.items() if line.added}
+  assert set(flat) - set(record["config"]) <= added
   # It has no seal: what its run learns is covered by the fingerprint.
   for key, value in record["config"].items():
     if not config.is_free(key):
@@ -100,7 +101,8 @@ def test_a_key_that_older_runs_lack_has_the_value_that_they_had(
   with pytest.raises(InputError, match=f"{key} is missing"):
     read(tmp_path, files.seal(record))
   before = config.fingerprint(frozen)
-  monkeypatch.setattr(config, "ADDED", {key: value})
+  line = config.KEYS[key]._replace(added=schema.Added(value))
+  monkeypatch.setitem(config.KEYS, key, line)
   assert read(tmp_path, files.seal(record)) == frozen
   assert config.fingerprint(frozen) != before
   # A run that says otherwise is believed, and has another fingerprint.
@@ -117,8 +119,10 @@ def test_a_key_that_older_runs_lack_has_the_value_that_they_had(
 
 
 def test_every_added_key_is_one_and_has_a_value_that_it_may_have():
-  for key, value in config.ADDED.items():
-    assert config._typed(key, value) == value
+  added = {k: line.added.value for k, line in config.KEYS.items() if line.added}
+  assert added
+  for key, value in added.items():
+    assert config.check_value(key, value) == value
 
 
 HOSTILE = {

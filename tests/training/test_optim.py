@@ -12,7 +12,7 @@ from gpt_jax import config
 from gpt_jax.config import InputError
 from gpt_jax.training import optim
 
-WORDS = config.CHOICES["optim.schedule"]
+WORDS = config.KEYS["optim.schedule"].options
 PEAK, WARMUP, STEPS, FINAL, DECAY = 2e-3, 10, 100, 0.1, 0.2
 # Rate at the last step, as a fraction of the peak.
 ENDS = {

@@ -84,7 +84,7 @@ def estimate_memory(built, topology: Topology) -> memory_lib.Memory:
   gates = 2 if m.mlp == "swiglu" else 1
   whole = 4 * D + 2 * q + 2 * kv + (gates + 1) * F
   each = {"block": D, "qkv": q + 2 * kv, "attn": q, "mlp": gates * F}
-  word, names = config_lib.remat_policy(m)
+  word, names = m.remat.policy, m.remat.names
   kept = {
     "none": whole + 2 * D,
     "dots": D + q + 2 * kv + D + gates * F + D,
@@ -125,7 +125,7 @@ def estimate_terms(built, topology: Topology) -> Terms:
   params = sum(flops.count_parameters(m).values())
   parts = c.train.num_microbatches
   # Weights are read in forward, in backward and when it recomputes.
-  reads = 2 if config_lib.remat_policy(m)[0] == "none" else 3
+  reads = 2 if m.remat == "none" else 3
   state = memory_lib.shard_bytes(built.abstract)
   D, L = m.model_dim, m.num_layers
   moved = reads * parts * params * item / tensor
@@ -198,7 +198,7 @@ def hardware_flops(config: Config, topology: Topology) -> float:
   matrices = (total - 12 * m.num_layers * width * T) / 3
   count = flops.count_active_parameters(m)
   blocks = 2 * (count["hidden"] + count["residual"])
-  word, names = config_lib.remat_policy(m)
+  word, names = m.remat.policy, m.remat.names
   again, again_scores = {
     "none": (0.0, 0.0),
     "dots": (0.0, 1.0),

@@ -19,6 +19,7 @@ import math
 import os
 import socket
 import time
+from typing import Any
 
 from gpt_jax import config as config_lib
 from gpt_jax import exits, files
@@ -77,6 +78,16 @@ class State:
   @property
   def name(self) -> str:
     return self.record.get("name", self.id)
+
+  def the_config(self) -> Config:
+    """Returns the config, where it is known that there is one."""
+    assert self.config is not None, f"{self.path} has no config"
+    return self.config
+
+  def the_final(self) -> tuple[str, float]:
+    """Returns (metric, value) of a run that is known to have ended."""
+    assert self.final is not None, f"{self.path} has not ended"
+    return self.final
 
   @property
   def is_passed_over(self) -> bool:
@@ -155,7 +166,7 @@ def read_path(path: str) -> State:
     final, bits, reason = final_loss(rows, total)
     if reason:
       word = DIVERGED
-    fault = _check_own(record, config)
+    fault = _check_own(record, config) if config else ""
     if fault:
       word, reason, final, bits = FAILED, fault, None, None
   elif ended and ended.get("code") not in (0, None):
@@ -212,9 +223,10 @@ def read_rows(path: str) -> list[dict]:
 
 def number(row: dict, key: str) -> float | None:
   """Returns a row's value, None where it is missing or no finite number."""
-  value = row.get(key)
-  is_number = type(value) in (int, float) and math.isfinite(value)
-  return value if is_number else None
+  value: Any = row.get(key)
+  if type(value) not in (int, float) or not math.isfinite(value):
+    return None
+  return value
 
 
 def last_loss(rows: list[dict]) -> float | None:
@@ -378,15 +390,10 @@ def _check_own(record: dict, config: Config) -> str:
 
 
 def _config_of(record: dict) -> Config:
-  nested: dict = {}
-  for dotted, value in (config_lib.ADDED | record["config"]).items():
-    *sections, key = dotted.split(".")
-    node = nested
-    for section in sections:
-      node = node.setdefault(section, {})
-      if not isinstance(node, dict):
-        raise InputError(f"its cell.json holds {dotted} below a value")
-    node[key] = value
+  try:
+    nested = config_lib.nest(record["config"])
+  except ValueError as error:
+    raise InputError(f"its cell.json {error}") from None
   return config_lib.freeze(nested)
 
 

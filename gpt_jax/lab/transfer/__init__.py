@@ -16,6 +16,7 @@ import math
 import os
 import statistics
 import time
+from collections.abc import Sequence
 
 from gpt_jax import cli, digest
 from gpt_jax import config as config_lib
@@ -94,7 +95,7 @@ def main(argv: list[str]) -> int:
     config_lib.require_choice(
       "--parametrizations",
       word,
-      config_lib.CHOICES["model.parametrization"],
+      config_lib.KEYS["model.parametrization"].options,
     )
   config = config_lib.freeze(cli.load_config(args.config, overrides))
   runtime.start(args.devices)
@@ -121,7 +122,7 @@ def run(
   words: list[str],
   axis: str,
   sizes: list[int],
-  powers: list[float],
+  powers: Sequence[float],
   seeds: list[int],
   folder: str,
   say=print,
@@ -214,7 +215,7 @@ def means(cells: list[Cell], word: str, size: int) -> dict[float, float]:
 def best(cells: list[Cell], word: str, size: int) -> float:
   """Returns the power of two of the rate with the least mean loss."""
   row = means(cells, word, size)
-  return min(row, key=row.get)
+  return min(row, key=lambda power: row[power])
 
 
 def between(cells: list[Cell], word: str, size: int) -> float:

@@ -1,0 +1,212 @@
+"""The configuration as the program sees it: frozen, typed, without defaults.
+
+`configs/base.py` holds every default, `schema.py` declares every key. `freeze`
+turns the ConfigDict into frozen sections, which functions receive one at a
+time; they are hashable, so that a compiled function can take one as a static
+argument. Values are checked here and before jax is imported, so that a mistake
+costs half a second.
+"""
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Collection, Iterable
+from typing import Any
+
+from gpt_jax import files
+from gpt_jax.config.check import (
+  ADAMS,
+  MAX_BETA2_BFLOAT16,
+  check_together,
+  cudnn_fault,
+)
+from gpt_jax.config.derived import (
+  at_step,
+  batch_stages,
+  count_sequences,
+  head_dim,
+  layer_kinds,
+  layer_period,
+  num_kv_heads,
+  padded_vocab_size,
+  tokenizer_spec,
+  vocab_size,
+)
+from gpt_jax.config.identity import (
+  differing_keys,
+  fingerprint,
+  flatten,
+  is_free,
+  nest,
+)
+from gpt_jax.config.schema import (
+  KEYS,
+  CheckpointConfig,
+  Config,
+  DataConfig,
+  EvalConfig,
+  MeshConfig,
+  ModelConfig,
+  OptimConfig,
+  SampleConfig,
+  TrainConfig,
+  section_type,
+)
+from gpt_jax.config.words import MAX_FLOAT32, TOKENIZERS, Word
+from gpt_jax.exits import InputError
+
+__all__ = [
+  "ADAMS",
+  "CheckpointConfig",
+  "Config",
+  "DataConfig",
+  "EvalConfig",
+  "InputError",
+  "KEYS",
+  "MAX_BETA2_BFLOAT16",
+  "MeshConfig",
+  "ModelConfig",
+  "OptimConfig",
+  "SampleConfig",
+  "TrainConfig",
+  "TOKENIZERS",
+  "WEIGHTS",
+  "at_step",
+  "batch_stages",
+  "check_value",
+  "count_sequences",
+  "cudnn_fault",
+  "differing_keys",
+  "fingerprint",
+  "flatten",
+  "freeze",
+  "head_dim",
+  "layer_kinds",
+  "layer_period",
+  "is_free",
+  "nearest",
+  "nearest_key",
+  "nest",
+  "num_kv_heads",
+  "padded_vocab_size",
+  "require_choice",
+  "tokenizer_spec",
+  "vocab_size",
+]
+
+# Weight formats for decoding: "full" is model.compute_dtype.
+WEIGHTS = ("full", "int8", "int4")
+
+
+def freeze(config: Any) -> Config:
+  """Returns the frozen Config of a ConfigDict (or plain nested dict).
+
+  Raises:
+    InputError: a key is unknown or missing, a value has the wrong type or is
+      out of range, or values do not go together. The sentence names the key.
+  """
+  frozen = _build(Config, dict(config), "")
+  check_together(frozen)
+  return frozen
+
+
+def nearest(word: str, words: Iterable[str]) -> str:
+  """Returns ', did you mean X?' or, where nothing is near, a list."""
+  words = list(words)
+  close = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
+  if close:
+    return f"did you mean {close[0]}?"
+  return "valid here: " + ", ".join(words)
+
+
+def nearest_key(dotted: str) -> str:
+  """Returns `nearest` over all keys; the same last word wins at once."""
+  *sections, last = dotted.split(".")
+  owners = [key for key in KEYS if key.split(".")[-1] == last]
+  if owners:
+    return f"did you mean {owners[0]}?"
+  tops = {key.split(".")[0]: key.split(".")[0] for key in KEYS}
+  words = tops | {key.split(".")[-1]: key for key in KEYS}
+  close = difflib.get_close_matches(last, words, n=1, cutoff=0.6)
+  if close:
+    return f"did you mean {words[close[0]]}?"
+  within = [key for key in KEYS if sections == key.split(".")[:-1]]
+  return "valid here: " + ", ".join(within if sections and within else tops)
+
+
+def require_choice(key: str, value: str, words: Collection[str]) -> None:
+  """Raises InputError unless `value` is one of `words`."""
+  if value not in words:
+    raise InputError(
+      f"{key} is {value!r}; it must be one of {', '.join(words)}"
+    )
+
+
+def _build(cls, values: dict, prefix: str):
+  fields = {f.name: section_type(f.type) for f in dataclasses.fields(cls)}
+  for key in values:
+    if key not in fields:
+      raise InputError(
+        f"unknown config key {prefix}{key}; {nearest_key(prefix + key)}"
+      )
+  built = {}
+  for key, section in fields.items():
+    if key not in values:
+      raise InputError(f"config key {prefix}{key} is missing")
+    value = values[key]
+    if section:
+      if not hasattr(value, "items"):
+        raise InputError(f"config section {prefix}{key} must hold keys")
+      built[key] = _build(section, dict(value.items()), f"{prefix}{key}.")
+    else:
+      built[key] = check_value(f"{prefix}{key}", value)
+  return cls(**built)
+
+
+def check_value(key: str, value: Any):
+  """Returns the value of a key as the frozen config holds it.
+
+  Raises:
+    InputError: it has the wrong type, is no option, or is out of bounds.
+  """
+  line = KEYS[key]
+  kinds = line.types
+  value = _plain(value, kinds)
+  if type(value) not in kinds:
+    names = " or ".join(
+      "None" if k is type(None) else k.__name__ for k in kinds
+    )
+    raise InputError(f"{key} is {value!r}; it must be of type {names}")
+  if line.options:
+    require_choice(key, value, line.options)
+  if line.is_path and value is not None:
+    return files.user_path(key, value)
+  if type(value) is float:
+    _check_float32(key, value)
+    value += 0.0  # of -0.0, which is the same value and another text
+  if line.bounds and value is not None:
+    low, high = line.bounds.low, line.bounds.high
+    if not (value >= low and (high is None or value <= high)):
+      bound = f"at least {low}" + ("" if high is None else f", at most {high}")
+      raise InputError(f"{key} is {value}; it must be {bound}")
+  return value
+
+
+def _plain(value, kinds: tuple[type, ...]) -> Any:
+  """Returns the text of a Word, and an int as a float where one is wanted."""
+  if isinstance(value, Word):
+    return str(value)
+  if float in kinds and type(value) is int:
+    # Python refuses to convert an integer that a float cannot hold.
+    return float(value) if abs(value) < 1 << 1023 else math.inf
+  return value
+
+
+def _check_float32(key: str, value: float) -> None:
+  if not math.isfinite(value):
+    raise InputError(f"{key} is {value}; it must be a finite number")
+  if abs(value) > MAX_FLOAT32:
+    raise InputError(
+      f"{key} is {value}, which is infinite in float32; it must be at most "
+      f"{MAX_FLOAT32:.3g}"
+    )

@@ -1,0 +1,243 @@
+"""Refuses values of the config that are fine alone and cannot work together."""
+
+import dataclasses
+
+from gpt_jax.config.derived import head_dim, layer_kinds
+from gpt_jax.config.schema import MAX_INT32, Config, ModelConfig, TrainConfig
+from gpt_jax.exits import InputError
+
+# A moment in bfloat16 must move by more than half its last bit to move at all.
+MAX_BETA2_BFLOAT16 = 0.99
+
+# Optimizers that divide by the root of a second moment and eps.
+ADAMS = ("adamw", "adam", "muon")
+
+# Optimizers that the table of parametrizations is made for: their updates are
+# of one size whatever the gradient's.
+PARAMETRIZED = ("adamw", "adam")
+
+
+def check_together(c: Config) -> None:
+  """Refuses values that are fine alone and cannot work together.
+
+  Raises:
+    InputError: the sentence names the keys.
+  """
+  m = c.model
+  if m.head_dim is None and m.model_dim % m.num_heads:
+    raise InputError(
+      f"model.num_heads is {m.num_heads}, which does not divide "
+      f"model.model_dim {m.model_dim}; change one, or set model.head_dim"
+    )
+  if m.num_kv_heads is not None and m.num_heads % m.num_kv_heads:
+    raise InputError(
+      f"model.num_kv_heads is {m.num_kv_heads}; it must divide "
+      f"model.num_heads {m.num_heads}"
+    )
+  if m.position == "rope" and head_dim(m) % 2:
+    raise InputError(
+      f"model.position='rope' turns pairs, so the head width must be even; "
+      f"it is {head_dim(m)}"
+    )
+  _check_layers(m)
+  if m.num_experts is not None:
+    if m.experts_per_token > m.num_experts:
+      raise InputError(
+        f"model.experts_per_token is {m.experts_per_token}; it must be at most "
+        f"model.num_experts {m.num_experts}"
+      )
+    if c.mesh.expert > 0 and m.num_experts % c.mesh.expert:
+      raise InputError(
+        f"mesh.expert is {c.mesh.expert}; it must divide model.num_experts "
+        f"{m.num_experts}"
+      )
+  if c.data.seq_len > m.max_len:
+    raise InputError(
+      f"data.seq_len is {c.data.seq_len}, longer than model.max_len "
+      f"{m.max_len}; raise model.max_len or shorten the sequences"
+    )
+  o, t = c.optim, c.train
+  if t.global_batch_size * c.data.seq_len > MAX_INT32:
+    raise InputError(
+      f"train.global_batch_size is {t.global_batch_size:,} and data.seq_len "
+      f"is {c.data.seq_len:,}, {t.global_batch_size * c.data.seq_len:,} tokens "
+      f"in a step; they must be at most {MAX_INT32:,}"
+    )
+  if o.warmup_steps and o.warmup_steps >= t.num_steps:
+    raise InputError(
+      f"optim.warmup_steps is {o.warmup_steps} and train.num_steps is "
+      f"{t.num_steps}; the warm-up must be shorter than the run"
+    )
+  if t.global_batch_size % t.num_microbatches:
+    raise InputError(
+      f"train.num_microbatches is {t.num_microbatches}; it must divide "
+      f"train.global_batch_size {t.global_batch_size}"
+    )
+  _check_ramp(t)
+  if o.moment_dtype == "bfloat16" and o.beta2 > MAX_BETA2_BFLOAT16:
+    raise InputError(
+      f"optim.moment_dtype is bfloat16 and optim.beta2 is {o.beta2}; changes "
+      f"of less than 1 in 256 are lost in it: beta2 must be at most "
+      f"{MAX_BETA2_BFLOAT16}"
+    )
+  if m.tied_embeddings and m.unembed_init_std is not None:
+    raise InputError(
+      f"model.unembed_init_std is {m.unembed_init_std:g} and "
+      "model.tied_embeddings is True: the output matrix is the embedding and "
+      "starts by model.init_std; untie them, or leave it None"
+    )
+  _check_parametrization(c)
+  _check_attention(c)
+  _check_objective(c)
+  sizes = dataclasses.asdict(c.mesh)
+  axes = {k: v for k, v in sizes.items() if k != "rules"}
+  zero = [f"mesh.{k}" for k, v in axes.items() if v == 0]
+  if zero:
+    raise InputError(
+      f"{zero[0]} is 0; it must be 1 or more, or -1 for the rest of the devices"
+    )
+  if sum(v == -1 for v in axes.values()) > 1:
+    named = ", ".join(f"mesh.{k}" for k, v in axes.items() if v == -1)
+    raise InputError(f"{named} are all -1; only one axis can take the rest")
+
+
+def _check_layers(m: ModelConfig) -> None:
+  """Refuses a pattern of layers that lacks its window, and the reverse."""
+  if sum(count for count, _ in m.layer_pattern.parts) > m.num_layers:
+    raise InputError(
+      f"model.layer_pattern is {m.layer_pattern!r} and model.num_layers is "
+      f"{m.num_layers}; the pattern must not be longer than the model"
+    )
+  has_local = "local" in layer_kinds(m)
+  if has_local and m.sliding_window is None:
+    raise InputError(
+      f"model.layer_pattern is {m.layer_pattern!r} and model.sliding_window is "
+      "None; give the window of the local layers"
+    )
+  if m.sliding_window is not None and not has_local:
+    raise InputError(
+      f"model.sliding_window is {m.sliding_window} and model.layer_pattern is "
+      f"{m.layer_pattern!r}, which has no local layer; leave it uniform, or "
+      "name local layers"
+    )
+  if m.local_rope_theta is not None and not (
+    has_local and m.position == "rope"
+  ):
+    raise InputError(
+      f"model.local_rope_theta is {m.local_rope_theta:g}; it is the rope base "
+      "of local layers, and there are none, or position is not rope"
+    )
+
+
+def _check_objective(c: Config) -> None:
+  """Refuses an objective that the model or the data cannot carry."""
+  if c.data.objective != "prefix_lm":
+    return
+  asked = "data.objective is prefix_lm, whose prefixes see both ways,"
+  if c.data.packing == "documents":
+    raise InputError(
+      f"{asked} and data.packing is documents; a prefix is that of a whole "
+      "sequence: leave it stream"
+    )
+  if c.model.attention in ("splash", "cudnn"):
+    raise InputError(
+      f"{asked} and model.attention is {c.model.attention}, which has no "
+      "prefixes; take auto, dense or blocks"
+    )
+  if c.model.position == "alibi" or c.model.sliding_window is not None:
+    raise InputError(
+      f"{asked} and the model has ALiBi or a sliding window, which go by "
+      "distance; it must have neither"
+    )
+
+
+def _check_ramp(t: TrainConfig) -> None:
+  """Refuses a ramp that does not go with the batch or the run's length."""
+  whole, asked = t.global_batch_size, t.batch_ramp
+  for divisor, _ in asked.parts:
+    if whole % divisor:
+      raise InputError(
+        f"train.batch_ramp is {asked!r}, and {divisor} does not divide "
+        f"train.global_batch_size {whole}"
+      )
+  steps = sum(steps for _, steps in asked.parts)
+  if steps >= t.num_steps:
+    raise InputError(
+      f"train.batch_ramp is {asked!r}, {steps:,} steps, and train.num_steps is "
+      f"{t.num_steps:,}; the ramp must be shorter than the run"
+    )
+
+
+def _check_parametrization(c: Config) -> None:
+  """Refuses a parametrization without its base, or without a rule."""
+  m, word = c.model, c.model.parametrization
+  if word == "standard":
+    return
+  asked = f"model.parametrization is {word}"
+  if m.base_dim is None:
+    raise InputError(
+      f"{asked} and model.base_dim is None; give the width that the learning "
+      "rate was found at"
+    )
+  if word == "completep" and m.base_layers is None:
+    raise InputError(
+      f"{asked} and model.base_layers is None; give the number of blocks that "
+      "the learning rate was found at"
+    )
+  if word == "completep" and m.norm_placement != "pre":
+    raise InputError(
+      f"{asked}, which scales what is added to the residual stream, and "
+      f"model.norm_placement is {m.norm_placement}; it must be pre"
+    )
+  if c.optim.optimizer not in PARAMETRIZED:
+    raise InputError(
+      f"{asked}, which has rules for {' and '.join(PARAMETRIZED)}, and "
+      f"optim.optimizer is {c.optim.optimizer}; take one of them, or standard"
+    )
+
+
+def _check_attention(c: Config) -> None:
+  """Refuses a kernel of attention that cannot do what the model asks for."""
+  m, word = c.model, c.model.attention
+  is_ring = m.seq_attention == "ring" and c.mesh.seq != 1
+  if word not in ("auto", "dense") or is_ring:
+    if word in ("auto", "dense"):
+      asked = "model.seq_attention is ring"
+    else:
+      asked = f"model.attention is {word}"
+    if m.position == "alibi":
+      raise InputError(
+        f"{asked}, which has no position='alibi'; only dense attention with "
+        "seq_attention='gather' has"
+      )
+    if m.dropout_rate > 0:
+      raise InputError(
+        f"{asked}, which cannot drop attention weights, and "
+        f"model.dropout_rate is {m.dropout_rate}; only dense attention with "
+        "seq_attention='gather' can"
+      )
+  if is_ring and word in ("dense", "cudnn"):
+    raise InputError(
+      f"model.attention is {word}, which cannot run as a ring; "
+      "seq_attention='ring' goes with auto, blocks or splash"
+    )
+  fault = cudnn_fault(m)
+  if word == "cudnn" and fault:
+    raise InputError(f"model.attention is cudnn, which {fault}")
+  if word == "cudnn" and c.mesh.seq > 1:
+    raise InputError(
+      f"model.attention is cudnn and mesh.seq is {c.mesh.seq}; it serves whole "
+      "rows alone: take auto or blocks"
+    )
+
+
+def cudnn_fault(model: ModelConfig) -> str | None:
+  """Returns why cuDNN cannot attend for this model, None if it can."""
+  H = head_dim(model)
+  if model.attn_softcap is not None:
+    return "has no soft-cap, and model.attn_softcap is set"
+  if model.compute_dtype != "bfloat16":
+    return f"needs compute_dtype='bfloat16', found {model.compute_dtype!r}"
+  if H % 8 or H > 128:
+    return f"needs a head width of 8, 16, ... or 128, found {H}"
+  return None

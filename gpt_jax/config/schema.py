@@ -1,0 +1,295 @@
+"""Every key of the config, declared once: a line of the tables below.
+
+A line holds the key's type, its options or bounds, and whether it is a path,
+free to change when a run resumes, or younger than stored runs. The value and
+the reason of each key are in configs/base.py.
+"""
+
+import dataclasses
+import types
+import typing
+from typing import Annotated, Any, Literal, NamedTuple
+
+from gpt_jax.config.words import (
+  BatchRamp,
+  LayerPattern,
+  Remat,
+  RopeScaling,
+  TokenizerSpec,
+  Word,
+)
+
+# Ids, positions, rows and steps are int32 on the devices.
+MAX_INT32 = 2**31 - 1
+# The smallest normal float32: what is smaller turns 0.
+MIN_FLOAT32 = 1.1754944e-38
+
+
+class Bounds(NamedTuple):
+  """The lowest and highest value; None is the largest of float32."""
+
+  low: float
+  high: float | None = None
+
+
+class Added(NamedTuple):
+  """The key is younger than stored runs, which did what `value` says.
+
+  A config.json without the key is read as if it held `value`; a config file
+  must have every key. While the key has this value it is no part of the
+  fingerprint, so that a run keeps its name when keys are added.
+  """
+
+  value: object
+
+
+# A path, in which ~ is expanded.
+PATH = "path"
+# Places, paces or reports a run and leaves what it learns the same, but for
+# rounding and for which dropout masks microbatches draw: a run may be resumed
+# with another value. On a section it holds for all keys of the section.
+FREE = "free"
+
+Count = Annotated[int, Bounds(1, MAX_INT32)]
+Steps = Annotated[int, Bounds(0, MAX_INT32)]
+Axis = Annotated[int, Bounds(-1, 1 << 24)]
+Frac = Annotated[float, Bounds(0.0, 1.0)]
+NotNegative = Annotated[float, Bounds(0.0)]
+Decay = Annotated[float, Bounds(0.0, 0.9999999)]
+FloatType = Literal["float32", "bfloat16"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+  """A section parses its words when it is built, by `replace` as well."""
+
+  def __post_init__(self):
+    for field in dataclasses.fields(self):
+      kind = _plain_types(field.type)[0]
+      value = getattr(self, field.name)
+      if issubclass(kind, Word) and not isinstance(value, kind):
+        object.__setattr__(self, field.name, kind(value))
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig(Section):
+  source: str
+  valid_source: str | None
+  split: Literal["document", "tail"]
+  valid_frac: Annotated[float, Bounds(0.0, 0.99)]
+  tokenizer: TokenizerSpec
+  dir: Annotated[str, PATH, FREE]
+  verify: Annotated[Literal["once", "open", "never"], FREE, Added("once")]
+  seq_len: Count
+  packing: Literal["stream", "documents"]
+  objective: Annotated[Literal["causal", "prefix_lm"], Added("causal")]
+  num_workers: Annotated[int, Bounds(0, 1024), FREE]
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig(Section):
+  family: Annotated[Literal["decoder"], Added("decoder")]
+  num_layers: Annotated[int, Bounds(1, 100_000)]
+  model_dim: Count
+  num_heads: Count
+  num_kv_heads: Count | None
+  head_dim: Count | None
+  mlp_dim: Count
+  max_len: Count
+  vocab_size: Annotated[int | None, Bounds(2, MAX_INT32)]
+  vocab_multiple: Count
+  norm: Literal["layernorm", "rmsnorm"]
+  norm_placement: Literal["pre", "post"]
+  norm_eps: Frac
+  position: Literal["learned", "rope", "alibi", "none"]
+  rope_theta: Annotated[float, Bounds(1.0)]
+  local_rope_theta: Annotated[float | None, Bounds(1.0), Added(None)]
+  rope_scaling: RopeScaling
+  mlp: Literal["gelu_tanh", "gelu", "swiglu", "relu_squared"]
+  num_experts: Annotated[int | None, Bounds(1, 1 << 20)]
+  experts_per_token: Annotated[int, Bounds(1, 1 << 20)]
+  router_balance_weight: NotNegative
+  bias: bool
+  tied_embeddings: bool
+  qk_norm: bool
+  attn_softcap: Annotated[float | None, Bounds(1e-6)]
+  logit_softcap: Annotated[float | None, Bounds(1e-6)]
+  sliding_window: Count | None
+  layer_pattern: Annotated[LayerPattern, Added("uniform")]
+  dropout_rate: Annotated[float, Bounds(0.0, 0.99)]
+  init_std: NotNegative
+  unembed_init_std: NotNegative | None
+  parametrization: Literal["standard", "mup", "completep"]
+  base_dim: Count | None
+  base_layers: Count | None
+  base_head_dim: Count | None
+  scan_layers: Annotated[bool, FREE]
+  remat: Annotated[Remat, FREE]
+  attention: Annotated[
+    Literal["auto", "dense", "blocks", "splash", "cudnn"], FREE
+  ]
+  seq_attention: Annotated[Literal["gather", "ring"], FREE]
+  param_dtype: FloatType
+  compute_dtype: FloatType
+  grad_dtype: FloatType
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig(Section):
+  optimizer: Literal["adamw", "adam", "lion", "adafactor", "sgd", "muon"]
+  learning_rate: NotNegative
+  schedule: Literal["cosine", "linear", "inverse_sqrt", "constant", "wsd"]
+  warmup_steps: Steps
+  final_rate_frac: Frac
+  decay_frac: Frac
+  beta1: Decay
+  beta2: Decay
+  moment_dtype: FloatType
+  eps: Annotated[float, Bounds(MIN_FLOAT32)]
+  weight_decay: NotNegative
+  clip_norm: Annotated[float | None, Bounds(1e-12)]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig(Section):
+  num_steps: Count
+  global_batch_size: Count
+  batch_ramp: BatchRamp
+  num_microbatches: Annotated[Count, FREE]
+  num_loss_chunks: Annotated[Count, FREE]
+  z_loss_weight: NotNegative
+  ema_decay: Decay | None
+  log_every_steps: Annotated[Steps, FREE]
+  telemetry_every_steps: Annotated[Steps, FREE]
+  check_replicas_every_steps: Annotated[Steps, FREE, Added(0)]
+  max_nonfinite_steps: Steps
+  spike_factor: Annotated[float | None, Bounds(1.0), Added(None)]
+  max_rollbacks: Annotated[int, Bounds(0, 1000), Added(0)]
+  profile_steps: Annotated[Steps, FREE]
+  init_from: Annotated[str | None, PATH]
+  wandb_project: Annotated[str | None, FREE]
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig(Section):
+  data: Axis
+  fsdp: Axis
+  expert: Axis
+  seq: Axis
+  tensor: Axis
+  rules: Literal["standard", "replicated"]
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig(Section):
+  every_steps: Steps
+  keep_last: Count
+  keep_every_steps: Steps | None
+  resume: Literal["auto", "must", "never"]
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig(Section):
+  every_steps: Steps
+  num_batches: Count
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleConfig(Section):
+  every_steps: Steps
+  prompt: str
+  num_tokens: Count
+  temperature: NotNegative
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(Section):
+  seed: Annotated[int, Bounds(0, 2**32 - 1)]
+  data: DataConfig
+  model: ModelConfig
+  optim: OptimConfig
+  train: TrainConfig
+  mesh: Annotated[MeshConfig, FREE]
+  checkpoint: Annotated[CheckpointConfig, FREE]
+  eval: Annotated[EvalConfig, FREE]
+  sample: Annotated[SampleConfig, FREE]
+
+
+class Key(NamedTuple):
+  """What a line of the tables says of a key.
+
+  Attributes:
+    types: those that the value may have, as a config file writes it.
+    options: the closed set of its values; empty where there is none.
+    forms: what --help lists: the options, or the forms of a Word.
+  """
+
+  types: tuple[type, ...]
+  options: tuple[str, ...]
+  forms: tuple[str, ...]
+  bounds: Bounds | None
+  is_path: bool
+  is_free: bool
+  added: Added | None
+
+
+def section_type(hint: Any) -> type | None:
+  """Returns the section that a field holds, None if it is a key."""
+  kind = typing.get_args(hint)[0] if _is_annotated(hint) else hint
+  return kind if dataclasses.is_dataclass(kind) else None
+
+
+def _is_annotated(hint) -> bool:
+  return typing.get_origin(hint) is Annotated
+
+
+def _plain_types(hint) -> tuple[type, ...]:
+  """Returns the types of a hint, without notes; those of options are str."""
+  if _is_annotated(hint):
+    return _plain_types(typing.get_args(hint)[0])
+  if typing.get_origin(hint) is Literal:
+    return (str,)
+  if typing.get_origin(hint) in (typing.Union, types.UnionType):
+    return sum((_plain_types(a) for a in typing.get_args(hint)), ())
+  return (hint,)
+
+
+def _notes(hint) -> list:
+  """Returns what Annotated and Literal say, of the parts of a union too."""
+  if typing.get_origin(hint) is Literal:
+    return [typing.get_args(hint)]
+  if _is_annotated(hint):
+    inner, *notes = typing.get_args(hint)
+    return _notes(inner) + notes
+  return [note for part in typing.get_args(hint) for note in _notes(part)]
+
+
+def _describe(hint, is_free: bool) -> Key:
+  kinds, notes = _plain_types(hint), _notes(hint)
+  find = lambda kind: next((n for n in notes if type(n) is kind), None)
+  options = find(tuple) or ()
+  is_word = issubclass(kinds[0], Word)
+  return Key(
+    types=(str, *kinds[1:]) if is_word else kinds,
+    options=options,
+    forms=kinds[0].FORMS if is_word else options,
+    bounds=find(Bounds),
+    is_path=PATH in notes,
+    is_free=is_free or FREE in notes,
+    added=find(Added),
+  )
+
+
+def _list_keys(cls, prefix: str = "", is_free: bool = False) -> dict[str, Key]:
+  keys = {}
+  for field in dataclasses.fields(cls):
+    name, section = prefix + field.name, section_type(field.type)
+    if section:
+      keys |= _list_keys(section, f"{name}.", FREE in _notes(field.type))
+    else:
+      keys[name] = _describe(field.type, is_free)
+  return keys
+
+
+# {"section.key": what its line says}
+KEYS = _list_keys(Config)

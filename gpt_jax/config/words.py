@@ -1,0 +1,174 @@
+"""Options that carry parts, such as "save:qkv+attn", with what they mean.
+
+Each is a str, so that config.json, fingerprints and comparisons see the text
+as it was written. The parts are attributes, parsed when the section of the
+config is built; nothing else in the package parses the text again.
+"""
+
+import math
+import re
+
+from gpt_jax.exits import InputError
+
+# The largest float32.
+MAX_FLOAT32 = 3.4028234e38
+# What model.remat can name: the activations of a block that backward needs.
+REMAT_NAMES = ("block", "qkv", "attn", "mlp")
+# Kinds of layers, which model.layer_pattern names.
+LAYER_KINDS = ("global", "local")
+# Kinds of data.tokenizer, and what follows their colon.
+TOKENIZERS = {
+  "bytes": None,
+  "chars": None,
+  "bpe": "SIZE",
+  "gpt2": "PATH",
+  "hf": "PATH",
+}
+
+
+class Word(str):
+  """The text of an option whose parts are attributes.
+
+  Attributes:
+    FORMS: the forms that the text may have, as --help prints them.
+  """
+
+  FORMS: tuple[str, ...] = ()
+
+
+class TokenizerSpec(Word):
+  """data.tokenizer.
+
+  Attributes:
+    kind: of TOKENIZERS.
+    argument: the size or the path; "" where there is none.
+  """
+
+  FORMS = tuple(f"{k}:{v}" if v else k for k, v in TOKENIZERS.items())
+  kind: str
+  argument: str
+
+  def __init__(self, text: str):
+    kind, colon, argument = text.partition(":")
+    form = TOKENIZERS.get(kind)
+    is_known = kind in TOKENIZERS and bool(colon) == bool(form)
+    if not is_known or (form == "PATH" and not argument):
+      raise InputError(
+        f"data.tokenizer is {text!r}; it must be one of {', '.join(self.FORMS)}"
+      )
+    if form == "SIZE":
+      is_number = re.fullmatch("[0-9]{1,9}", argument)
+      if not is_number or not 257 <= int(argument) <= 1 << 20:
+        raise InputError(
+          f"data.tokenizer is {text!r}; the size of a bpe vocabulary must be a "
+          "whole number from 257 (256 bytes and the separator) to 1048576"
+        )
+    self.kind, self.argument = kind, argument
+
+
+class LayerPattern(Word):
+  """model.layer_pattern.
+
+  Attributes:
+    parts: ((layers, their kind, global or local), ...); empty for uniform.
+  """
+
+  FORMS = ("uniform", "N*KIND+...")
+  parts: tuple[tuple[int, str], ...]
+
+  def __init__(self, text: str):
+    parts = []
+    for part in text.split("+") if text != "uniform" else ():
+      count, star, kind = part.rpartition("*")
+      is_count = count.isdecimal() and len(count) <= 6 and int(count) > 0
+      if kind not in LAYER_KINDS or (star and not is_count):
+        raise InputError(
+          f"model.layer_pattern is {text!r}; it must be uniform, or kinds in "
+          f"the order of the layers, of {', '.join(LAYER_KINDS)}, which "
+          "repeat: local+global or 5*local+global"
+        )
+      parts.append((int(count) if star else 1, kind))
+    self.parts = tuple(parts)
+
+
+class RopeScaling(Word):
+  """model.rope_scaling.
+
+  Attributes:
+    mechanism: none | linear | llama3.
+    numbers: (), (factor,) or (factor, original length).
+  """
+
+  FORMS = ("none", "linear:FACTOR", "llama3:FACTOR:ORIGINAL_LEN")
+  mechanism: str
+  numbers: tuple[float, ...]
+
+  def __init__(self, text: str):
+    mechanism, *numbers = text.split(":")
+    wanted = {"none": 0, "linear": 1, "llama3": 2}
+    try:
+      values = tuple(float(n) for n in numbers)
+    except ValueError:
+      values = ()
+    if (
+      mechanism not in wanted
+      or len(values) != wanted[mechanism]
+      or not all(0 < v <= MAX_FLOAT32 for v in values)
+    ):
+      raise InputError(
+        f"model.rope_scaling is {text!r}; it must be none, linear:FACTOR or "
+        "llama3:FACTOR:ORIGINAL_LEN"
+      )
+    self.mechanism, self.numbers = mechanism, values
+
+
+class Remat(Word):
+  """model.remat.
+
+  Attributes:
+    policy: none | full | dots | save | offload.
+    names: the activations that save and offload name, of REMAT_NAMES.
+  """
+
+  FORMS = ("none", "full", "dots", "save:NAMES", "offload:NAMES")
+  policy: str
+  names: tuple[str, ...]
+
+  def __init__(self, text: str):
+    policy, colon, rest = text.partition(":")
+    names = tuple(rest.split("+")) if colon else ()
+    is_whole = policy in ("none", "full", "dots") and not colon
+    is_named = policy in ("save", "offload") and set(names) <= set(REMAT_NAMES)
+    if not (is_whole or (is_named and names)):
+      raise InputError(
+        f"model.remat is {text!r}; it must be none, full, dots, save:NAMES or "
+        f"offload:NAMES, with NAMES of {', '.join(REMAT_NAMES)} joined by +"
+      )
+    self.policy, self.names = policy, names
+
+
+class BatchRamp(Word):
+  """train.batch_ramp.
+
+  Attributes:
+    parts: ((divisor of the batch, steps), ...) in order; empty for none.
+  """
+
+  FORMS = ("none", "DIVISOR@STEPS+...")
+  parts: tuple[tuple[int, int], ...]
+
+  def __init__(self, text: str):
+    parts, last = [], math.inf
+    for part in text.split("+") if text != "none" else ():
+      divisor, at, steps = part.partition("@")
+      # Ten digits hold every int32, and Python refuses to convert thousands.
+      is_whole = lambda n: n.isdecimal() and len(n) <= 10
+      numbers = [int(n) for n in (divisor, steps) if is_whole(n)]
+      if not at or len(numbers) != 2 or min(numbers) < 1 or numbers[0] >= last:
+        raise InputError(
+          f"train.batch_ramp is {text!r}; it must be none or "
+          "DIVISOR@STEPS+..., with divisors that fall, as in 4@100+2@200"
+        )
+      last = numbers[0]
+      parts.append((numbers[0], numbers[1]))
+    self.parts = tuple(parts)
