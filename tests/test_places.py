@@ -141,14 +141,17 @@ def commands(text: str) -> list[list[str]]:
   ]
 
 
-def test_shellcheck_finds_nothing_in_any_script():
-  beside = str(pathlib.Path(sys.executable).parent)
+def test_shellcheck_finds_nothing_in_any_script(tmp_path):
+  beside = str(pathlib.Path(sys.executable).parent)  # of the extra dev
   shellcheck = shutil.which("shellcheck", path=beside + os.pathsep + os.defpath)
-  if not shellcheck:
-    pytest.skip("shellcheck is not installed")
+  assert shellcheck, "the extra dev is not installed: there is no shellcheck"
   scripts = [*ROOT.glob("launch/*.sh"), *ROOT.glob("tests/**/*.sh")]
+  scripts.append(ROOT / ".ci" / "run")
   assert {ROOT / name for name in PLACES} <= set(scripts)
   subprocess.run([shellcheck, "-x", *scripts], check=True, cwd=ROOT)
+  bad = tmp_path / "bad.sh"  # the control
+  bad.write_text("#!/bin/bash\ncd $1\n")
+  assert subprocess.run([shellcheck, bad], capture_output=True).returncode
 
 
 # SLURM

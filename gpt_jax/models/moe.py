@@ -80,7 +80,9 @@ def balance_of(p_BTE, ids_BTA):
   change it.
   """
   E = p_BTE.shape[-1]
-  is_chosen_BTAE = ids_BTA[..., None] == jnp.arange(E)
+  is_chosen_BTAE = ids_BTA[..., None] == jax.lax.broadcast_to_rank(
+    jnp.arange(E), 4
+  )
   f_BE = is_chosen_BTAE.mean((1, 2), dtype=jnp.float32)
   return E * (f_BE * p_BTE.mean(1)).sum(-1)
 
@@ -158,7 +160,7 @@ def _run_local(
     .at[order_P]
     .set(jnp.arange(order_P.size), unique_indices=True)
   )
-  sizes_E = (ids_P[:, None] == jnp.arange(E)).sum(0, dtype=jnp.int32)
+  sizes_E = (ids_P[:, None] == jnp.arange(E)[None]).sum(0, dtype=jnp.int32)
 
   times = lambda x, name, dim: grouped(
     x, ws[name], sizes_E, c.grad_dtype, dim, embed_axes

@@ -133,7 +133,7 @@ def _by_tokens_forward(
     )
     logits_RV, uncap = jax.vjp(lambda raw: cap(raw, ids_V), raw_RV)
     log_z_R = jax.nn.logsumexp(logits_RV, axis=-1)
-    is_target_RV = targets_R[:, None] == ids_V
+    is_target_RV = targets_R[:, None] == ids_V[None]
     picked_R = jnp.take_along_axis(logits_RV, targets_R[:, None], -1)[:, 0]
     p_RV = jnp.exp(logits_RV - log_z_R[:, None])
     (draw_RV,) = uncap((p_RV - is_target_RV) * mask_R[:, None])
@@ -197,7 +197,7 @@ def _by_vocab_forward(
     higher_BT = jnp.maximum(top_BT, logits_BTR.max(-1))
     new_BT = jnp.exp(logits_BTR - higher_BT[..., None]).sum(-1)
     total_BT = total_BT * jnp.exp(top_BT - higher_BT) + new_BT
-    is_target_BTR = targets_BT[..., None] == ids_R
+    is_target_BTR = targets_BT[..., None] == ids_R[None, None]
     picked_BT += jnp.where(is_target_BTR, logits_BTR, 0).sum(-1)
     return (higher_BT, total_BT, picked_BT), None
 
@@ -226,7 +226,7 @@ def _by_vocab_backward(cap, num_chunks, rules, grad_dtype, has_z, kept, grads):
     raw_BTR = sharding.constrain(raw_BTR, ("batch", "length", "vocab"), rules)
     logits_BTR, uncap = jax.vjp(lambda raw: cap(raw, ids_R), raw_BTR)
     p_BTR = jnp.exp(logits_BTR - log_z_BT[..., None])
-    is_target_BTR = targets_BT[..., None] == ids_R
+    is_target_BTR = targets_BT[..., None] == ids_R[None, None]
     by_logits_BTR = (p_BTR - is_target_BTR) * weight_BT1
     if has_z:
       by_logits_BTR += p_BTR * z_BT1

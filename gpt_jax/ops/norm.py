@@ -16,12 +16,17 @@ def normalize(x, scale, eps: float, is_centred: bool):
   return _normalize(x, scale, eps, is_centred)[0]
 
 
+def _over(x, scale):
+  """Returns a scale of the last dim in float32, of the rank of x."""
+  return jax.lax.broadcast_to_rank(scale.astype(jnp.float32), x.ndim)
+
+
 def _normalize(x, scale, eps, is_centred):
   wide = x.astype(jnp.float32)
   middle = wide.mean(-1, keepdims=True) if is_centred else jnp.float32(0)
   away = wide - middle
   rate = jax.lax.rsqrt((away * away).mean(-1, keepdims=True) + eps)
-  y = away * rate * scale.astype(jnp.float32)
+  y = away * rate * _over(x, scale)
   return y.astype(x.dtype), (x, scale, middle, rate)
 
 
@@ -31,7 +36,7 @@ def _normalize_backward(eps, is_centred, kept, dy):
   dy = dy.astype(jnp.float32)
   # In float32 to the end, for a gradient of the scale is a sum over all rows.
   dscale = (dy * y).sum(tuple(range(x.ndim - 1)))
-  dy = dy * scale.astype(jnp.float32)
+  dy = dy * _over(x, scale)
   dx = dy - y * (dy * y).mean(-1, keepdims=True)
   if is_centred:
     dx -= dy.mean(-1, keepdims=True)
@@ -45,4 +50,4 @@ def rms_normalize(x, scale, eps: float):
   """RMSNorm over the last dim with a given scale, for queries and keys."""
   y = x.astype(jnp.float32)
   y = y * jax.lax.rsqrt((y * y).mean(-1, keepdims=True) + eps)
-  return (y * scale.astype(jnp.float32)).astype(x.dtype)
+  return (y * _over(x, scale)).astype(x.dtype)

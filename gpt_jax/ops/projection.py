@@ -19,7 +19,7 @@ from gpt_jax.ops.quantized import Quantized
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def shift(x, bias, grad_dtype: str):
   """Returns x plus a kept bias over its last dims; gradients as in product."""
-  return x + bias.astype(x.dtype)
+  return x + jax.lax.broadcast_to_rank(bias.astype(x.dtype), x.ndim)
 
 
 def _shift_backward(grad_dtype, bias, dy):

@@ -355,7 +355,7 @@ def test_cached_decoding_equals_the_full_forward_pass(form):
   full = apply(model, params, tokens)
   unstacked = model.prepare_for_decoding(params)
   cache = model.init_cache(2, T)
-  padded = jnp.where(jnp.arange(8) < lengths[:, None], tokens[:, :8], 0)
+  padded = jnp.where(jnp.arange(8)[None] < lengths[:, None], tokens[:, :8], 0)
   logits, cache = apply_cached(
     model, unstacked, padded, cache, jnp.zeros(2, jnp.int32), lengths - 1
   )

@@ -9,6 +9,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from conftest import guard_transfers
 
 from configs import base
 from gpt_jax import config as config_lib
@@ -119,7 +120,9 @@ def losses_of(form: str, seed: int = 0) -> list[float]:
   params = jax.jit(lambda: state.init_params(model, config.seed))()
   zero = np.int32(0)
   now = state.TrainState(zero, params, tx.init(params), zero, zero)
-  train_step = jax.jit(step.make_train_step(model, tx, schedule, config))
+  train_step = guard_transfers(
+    jax.jit(step.make_train_step(model, tx, schedule, config))
+  )
   seen = []
   for index in range(4):
     ids = np.random.default_rng(index).integers(0, 100, (4, 17), np.int32)

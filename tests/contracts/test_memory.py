@@ -149,8 +149,10 @@ def test_saved_dots_are_not_made_again(dtype):
     config = make_config({"fsdp": 8}, remat=remat, compute_dtype=dtype)
     return compile_step(config)[1].as_text().count(" dot(")
 
-  none, saved, full = map(dots, ("none", "dots", "full"))
-  assert saved == none < full
+  none = dots("none")
+  assert dots("dots") == none
+  if dtype == "float32":  # the control, of one type
+    assert none < dots("full")
 
 
 def test_moments_in_bfloat16_halve_them():

@@ -110,15 +110,15 @@ def gap(one, other) -> float:
 
 def predict(params, ids):
   def layer(x, p):
-    h = jnp.tanh(jnp.einsum("bd,dnh->bnh", x * p["scale"], p["q"]))
+    h = jnp.tanh(jnp.einsum("bd,dnh->bnh", x * p["scale"][None], p["q"]))
     x = x + jnp.einsum("bnh,nhd->bd", h, p["o"])
     weight = jax.nn.softmax(x @ p["router"])
     h = jnp.tanh(jnp.einsum("bd,edf->bef", x, p["expert_in"]))
     x = x + jnp.einsum("bef,efd,be->bd", h, p["expert_out"], weight)
-    return x + jnp.tanh(x @ p["in"] + p["in_bias"]) @ p["out"], None
+    return x + jnp.tanh(x @ p["in"] + p["in_bias"][None]) @ p["out"], None
 
   x, _ = jax.lax.scan(layer, params["embed"]["tokens"][ids], params["blocks"])
-  return x * params["final_norm"]["scale"]
+  return x * params["final_norm"]["scale"][None]
 
 
 @functools.cache
@@ -161,7 +161,7 @@ def test_the_loss_would_not_fall_with_the_sign_turned(word):
 
 
 def test_the_battery_covers_every_word():
-  assert set(RATES) == set(config.CHOICES["optim.optimizer"])
+  assert set(RATES) == set(config.KEYS["optim.optimizer"].options)
 
 
 def test_an_unknown_word_is_refused_with_the_valid_ones():

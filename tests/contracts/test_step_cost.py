@@ -1,4 +1,4 @@
-"""What a step costs stays as it was: counted, not timed.
+"""A step gets no dearer: its costs are counted, not timed.
 
 Twice: as it is asked for, before any compiler, which takes a second; and
 (slow) as a TPU's compiler makes it, the same program on every machine.
@@ -6,6 +6,7 @@ Twice: as it is asked for, before any compiler, which takes a second; and
 
 import importlib.metadata
 import pathlib
+import re
 
 import jax
 import pytest
@@ -36,14 +37,14 @@ CASES = {
   "llama": ("llama.py:laptop", {"model.vocab_size": 4096}),
   "experts": ("moe.py:laptop", {"model.vocab_size": 4096}),
 }
-# By version of jax: {case: (FLOPs, bytes read and written, op by op)}.
+# By version of jax that counted them: {case: (FLOPs, bytes, op by op)}.
 ASKED = {
-  "0.10": {
+  "0.10.2": {
     "gpt2": (331079155712, 20221952000),
     "llama": (78569308160, 6614916608),
     "experts": (50179305472, 8165102080),
   },
-  "0.12": {
+  "0.12.0.1": {
     "gpt2": (331079155712, 20221947904),
     "llama": (78569308160, 6614913536),
     "experts": (50179305472, 8165097472),
@@ -62,11 +63,55 @@ COMPILED = {
     "experts": (18761121792, 505558588, 92),
   },
 }
+# What another release of a library may add to a count by itself.
+SLACK = 1.001
 MEANT = (
   "More of anything is a step that got slower: look at what the change makes. "
   "If it is meant, or the library is new, this is the row to put here, with a "
   "line in configs/LOG.md that says what it gained:"
 )
+
+
+def nearest_row(table: dict, version: str) -> tuple[str, dict]:
+  """Returns (version, row) of the release next to `version`, the later of two.
+
+  The first part of a version in which two releases differ weighs most.
+  """
+
+  def distance(known: str):
+    numbers = lambda v: [*map(int, re.findall(r"\d+", v)), 0, 0, 0][:3]
+    a, b = numbers(known), numbers(version)
+    return [abs(m - n) for m, n in zip(a, b, strict=True)], [-m for m in a]
+
+  known = min(table, key=distance)
+  return known, table[known]
+
+
+def dearer(found: tuple[int, ...], known: tuple[int, ...], slack=1.0):
+  """Returns the counts of `found` that are above those that are known."""
+  pairs = zip(found, known, strict=True)
+  return [(new, old) for new, old in pairs if new > old * slack]
+
+
+def assert_no_dearer(case: str, found, table: dict, version: str, name: str):
+  known, row = nearest_row(table, version)
+  slack = 1.0 if version == known else SLACK
+  assert not dearer(found, row[case], slack), (
+    f"the step of {case} counted {row[case]} with {known} and counts {found} "
+    f'with {version}. {MEANT} {name}["{version}"]["{case}"] = {found}'
+  )
+
+
+def test_cheaper_passes_dearer_fails_and_the_nearest_release_judges():
+  assert not dearer((9, 20), (10, 20)) and dearer((9, 21), (10, 20))
+  assert not dearer((10_005, 1), (10_000, 1), SLACK)
+  assert dearer((10_020, 1), (10_000, 1), SLACK)
+  judge = lambda version: nearest_row(ASKED, version)[0]
+  assert [judge(v) for v in ("0.10.2", "0.10.9")] == ["0.10.2"] * 2
+  assert [judge(v) for v in ("0.11.1", "0.12.0.1")] == ["0.12.0.1"] * 2
+  with pytest.raises(AssertionError, match="a step that got slower"):
+    found = tuple(n + n // 500 for n in ASKED["0.12.0.1"]["llama"])
+    assert_no_dearer("llama", found, ASKED, "0.12.0.1", "ASKED")
 
 
 def assemble(case: str, devices, platform: str, **changes):
@@ -84,14 +129,9 @@ def count_asked(case: str, **changes) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_step_asks_for_what_it_did(case):
-  version = ".".join(jax.__version__.split(".")[:2])
+def test_a_step_asks_for_no_more_than_it_did(case):
   found = count_asked(case)
-  kept = ASKED.get(version, {}).get(case)
-  assert found == kept, (
-    f"FLOPs and bytes of the step of {case} were {kept} with jax {version} "
-    f'and are {found}. {MEANT} ASKED["{version}"]["{case}"] = {found}'
-  )
+  assert_no_dearer(case, found, ASKED, jax.__version__, "ASKED")
 
 
 def test_a_step_that_keeps_float32_asks_for_more():
@@ -126,16 +166,11 @@ def count_large(module: hlo.Module) -> int:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
-def test_a_compiled_step_costs_what_it_did(case, tpu_compiler):
+def test_a_compiled_step_costs_no_more_than_it_did(case, tpu_compiler):
   pytest.importorskip("libtpu", reason="libtpu, the TPU compiler, is absent")
   version = importlib.metadata.version("libtpu")
   found = count_compiled(case)
-  kept = COMPILED.get(version, {}).get(case)
-  assert found == kept, (
-    f"FLOPs, bytes of HBM and large arrays of the compiled step of {case} were "
-    f"{kept} with libtpu {version} and are {found}. {MEANT} "
-    f'COMPILED["{version}"]["{case}"] = {found}'
-  )
+  assert_no_dearer(case, found, COMPILED, version, "COMPILED")
 
 
 @pytest.mark.slow

@@ -120,13 +120,13 @@ def test_every_collective_is_along_known_axes(compiled):
 def test_slices_are_joined_along_data(tpu_compiler):
   two = chips.parse_topology("v5e:2x2", 2)
   devices = aot.find_devices(two)
-  mesh = aot.sharding.make_mesh(
+  mesh = sharding.make_mesh(
     make_config(mesh__data=2, mesh__fsdp=4, mesh__tensor=1).mesh, devices
   )
   sides = [{d.slice_index for d in half.flat} for half in mesh.devices]
   assert sorted(map(tuple, sides)) == [(0,), (1,)]
   with pytest.raises(config_lib.InputError) as refused:
-    aot.sharding.make_mesh(
+    sharding.make_mesh(
       make_config(mesh__data=1, mesh__fsdp=8, mesh__tensor=1).mesh, devices
     )
   assert "mesh.data is 1 and the devices are in 2 slices" in str(refused.value)

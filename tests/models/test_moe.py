@@ -69,7 +69,7 @@ def grouped_and_gradients(function, num_rows, sizes_E):
 
 def by_loop(x_PD, w_EDF, sizes_E):
   """The definition: each row with its group's matrix, zero beyond."""
-  group_P = (jnp.cumsum(sizes_E) <= jnp.arange(len(x_PD))[:, None]).sum(1)
+  group_P = (jnp.cumsum(sizes_E)[None] <= jnp.arange(len(x_PD))[:, None]).sum(1)
   one_PE = jax.nn.one_hot(group_P, E)
   return jnp.einsum("PD,EDF,PE->PF", x_PD, w_EDF, one_PE)
 
