@@ -6,6 +6,7 @@ orphans every prepared folder and every run, so tests pin the digests.
 
 import hashlib
 import json
+from typing import Any
 
 
 def of_bytes(data: bytes) -> str:
@@ -18,12 +19,12 @@ def of_text(text: str) -> str:
   return of_bytes(text.encode())
 
 
-def of_json(content) -> str:
+def of_json(content: Any) -> str:
   """Returns the digest of a JSON value; the order of keys does not matter."""
   return of_text(json.dumps(content, sort_keys=True))
 
 
-def of_file(file) -> str:
+def of_file(file: Any) -> str:
   """Returns the digest of a file that is open to read bytes."""
   return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -110,7 +110,7 @@ def make_loss(model: Model, num_chunks: int, has_z: bool = False):
   return loss
 
 
-def hash_batch(batch):
+def hash_batch(batch: dict):
   """Returns a uint32 of the tokens and targets of a global batch, in order.
 
   A sum over all places, of whole numbers that wrap: the same however the batch

@@ -27,6 +27,8 @@ that the m of the decay and the 1 / m of the rate have met already (optim.py).
 """
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -79,6 +81,7 @@ def width_ratio(model: ModelConfig) -> float:
   """Returns m, how many times as wide as its base a model is."""
   if model.parametrization == "standard":
     return 1.0
+  assert model.base_dim is not None  # config/check.py sees to it
   return model.model_dim / model.base_dim
 
 
@@ -86,10 +89,20 @@ def depth_ratio(model: ModelConfig) -> float:
   """Returns n, how many times as deep as its base a model is."""
   if model.parametrization != "completep":
     return 1.0
-  return model.num_layers / model.base_layers
+  return model.num_layers / base_layers(model)
 
 
-def specify(axes, role: str, model: ModelConfig, is_in_block: bool):
+def base_layers(model: ModelConfig) -> int:
+  assert model.base_layers is not None  # config/check.py sees to it
+  return model.base_layers
+
+
+def specify(
+  axes: tuple[str | None, ...],
+  role: str,
+  model: ModelConfig,
+  is_in_block: bool,
+):
   """Returns the ParamSpec of a parameter, by the table above.
 
   A gradient is 1 / m of what it is at the base, since the logits' is, and in
@@ -115,14 +128,20 @@ def init_std(role: str, model: ModelConfig) -> float:
   if role == "residual":
     layers = model.num_layers
     if model.parametrization == "completep":
-      layers = model.base_layers
+      layers = base_layers(model)
     std = std / (2 * layers) ** 0.5
   if role == "router":
     return std / m
   return std / m**0.5 if role in SUMMING else std
 
 
-def init_param(key, spec: ParamSpec, shape, dtype, model: ModelConfig):
+def init_param(
+  key: jax.Array,
+  spec: ParamSpec,
+  shape: Sequence[int],
+  dtype: Any,
+  model: ModelConfig,
+):
   """Returns an initial parameter of `shape`; normal, ones or zeros by role."""
   if spec.role == "norm":
     return jnp.ones(shape, dtype)

@@ -7,12 +7,14 @@ compiler propagates shardings from the few constraints that models state.
 """
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from gpt_jax.config import InputError, MeshConfig
@@ -52,7 +54,9 @@ RULES["replicated"] = {
 }
 
 
-def make_mesh(mesh: MeshConfig, devices=None) -> Mesh:
+def make_mesh(
+  mesh: MeshConfig, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
   """Returns the mesh of all devices, shaped by the config.
 
   Raises:
@@ -89,7 +93,7 @@ def mesh_sizes(mesh: MeshConfig, num_devices: int) -> list[int]:
   return sizes
 
 
-def count_slices(devices) -> int:
+def count_slices(devices: Sequence[jax.Device]) -> int:
   """Returns how many slices the TPUs are in; 1 for all other devices."""
   if devices[0].platform != "tpu":
     return 1
@@ -129,7 +133,13 @@ def describe_mesh(mesh: Mesh) -> str:
   return " x ".join(named) or "one device"
 
 
-def spec_of(name: str, axes, shape, rules: str, mesh: Mesh) -> P:
+def spec_of(
+  name: str,
+  axes: Sequence[str | None],
+  shape: Sequence[int],
+  rules: str,
+  mesh: Mesh | AbstractMesh,
+) -> P:
   """Returns the PartitionSpec of an array whose dims are named by `axes`.
 
   Args:
@@ -172,7 +182,9 @@ def spec_of(name: str, axes, shape, rules: str, mesh: Mesh) -> P:
   return P(*entries)
 
 
-def shardings_of(abstract, specs, rules: str, mesh: Mesh):
+def shardings_of(
+  abstract: Any, specs: Any, rules: str, mesh: Mesh | AbstractMesh
+):
   """Returns the tree of NamedShardings of a tree of declared arrays.
 
   Args:
@@ -187,7 +199,7 @@ def shardings_of(abstract, specs, rules: str, mesh: Mesh):
   return map_with_names(one, abstract, specs)
 
 
-def constrain(x, axes, rules: str):
+def constrain(x: jax.Array, axes: Sequence[str | None], rules: str):
   """Pins an activation's placement inside a compiled function.
 
   Without a mesh in context (jax.set_mesh) this is the identity, so that models
@@ -201,7 +213,9 @@ def constrain(x, axes, rules: str):
   return jax.lax.with_sharding_constraint(x, spec)
 
 
-def fitting_spec(axes, shape, rules: str) -> P:
+def fitting_spec(
+  axes: Sequence[str | None], shape: Sequence[int], rules: str
+) -> P:
   """Returns the spec, on the mesh in context, of an activation.
 
   A dim that does not divide is whole on every device.
@@ -260,14 +274,17 @@ def batch_sharding(mesh: Mesh, rules: str) -> NamedSharding:
   return NamedSharding(mesh, P(axes or None, length or None))
 
 
-def local_rows(placement: NamedSharding, shape) -> np.ndarray:
+def local_rows(placement: NamedSharding, shape: Sequence[int]) -> np.ndarray:
   """Returns the rows of a (B, T) batch that this process's devices hold."""
   parts = placement.addressable_devices_indices_map(tuple(shape)).values()
-  rows = {r for index in parts for r in range(*index[0].indices(shape[0]))}
+  slices = [index[0] for index in parts if index is not None]
+  rows = {r for part in slices for r in range(*part.indices(shape[0]))}
   return np.array(sorted(rows))
 
 
-def place_batch(batch: dict, placement: NamedSharding, rows, num_rows: int):
+def place_batch(
+  batch: dict, placement: NamedSharding, rows: np.ndarray, num_rows: int
+):
   """Returns global arrays of which this process gives its rows.
 
   Args:
@@ -290,7 +307,7 @@ def place_batch(batch: dict, placement: NamedSharding, rows, num_rows: int):
   return jax.tree.map(put, batch)
 
 
-def fetch(x) -> np.ndarray:
+def fetch(x: Any) -> np.ndarray:
   """Returns a global array whole, wherever its parts are.
 
   To be called by all processes.

@@ -6,13 +6,15 @@ else in the model, so that adding a tensor never shifts another's numbers.
 
 import hashlib
 import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import tree_util
 
 
-def path_name(path) -> str:
+def path_name(path: Sequence[Any]) -> str:
   """Returns "a/b/0" for a jax key path."""
   words = []
   for entry in path:
@@ -25,25 +27,25 @@ def path_name(path) -> str:
   return "/".join(words)
 
 
-def flatten_with_names(tree) -> dict:
+def flatten_with_names(tree: Any) -> dict:
   """Returns {"a/b": leaf} in jax's own order of leaves."""
   leaves, _ = tree_util.tree_flatten_with_path(tree)
   return {path_name(path): leaf for path, leaf in leaves}
 
 
-def map_with_names(function, tree, *rest):
+def map_with_names(function: Callable, tree: Any, *rest):
   """Returns the tree of function("a/b", leaf, *other leaves)."""
   return tree_util.tree_map_with_path(
     lambda path, *leaves: function(path_name(path), *leaves), tree, *rest
   )
 
 
-def count_elements(tree) -> int:
+def count_elements(tree: Any) -> int:
   """Returns the number of array elements, exact, for abstract leaves too."""
   return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
-def count_bytes(tree) -> int:
+def count_bytes(tree: Any) -> int:
   """Returns the bytes of all array elements."""
   return sum(
     math.prod(leaf.shape) * leaf.dtype.itemsize
@@ -51,7 +53,7 @@ def count_bytes(tree) -> int:
   )
 
 
-def describe_shapes(tree) -> dict[str, str]:
+def describe_shapes(tree: Any) -> dict[str, str]:
   """Returns {"a/b": "float32[3,4]"}."""
   return {
     name: f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
@@ -72,13 +74,13 @@ def diff_shapes(there: dict[str, str], here: dict[str, str]) -> list[str]:
   return clauses
 
 
-def key_for(key, name: str):
+def key_for(key: jax.Array, name: str):
   """Returns `key` folded with a name, the same on every machine."""
   digest = hashlib.sha256(name.encode()).digest()
   return jax.random.fold_in(key, int.from_bytes(digest[:4], "little"))
 
 
-def checksum(tree):
+def checksum(tree: Any):
   """Returns uint32[number of leaves, 2]: a checksum of each leaf's bits.
 
   Sums of bits times a mix of the position, modulo 2^32: integer sums do not

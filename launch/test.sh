@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Lint, format and tests: bash launch/test.sh [arguments of pytest].
+# Lint, format, types and tests: bash launch/test.sh [arguments of pytest].
 # PYTHON=python3.12 bash launch/test.sh tests on that version.
 set -euo pipefail
 CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
@@ -14,6 +14,7 @@ done < <(git ls-files '*.py' 2>/dev/null || true)
 ((${#files[@]})) || files=(.)
 "$python" -m ruff check "${files[@]}"
 "$python" -m ruff format --check "${files[@]}"
+"$python" -m ty check --quiet --python "$python"
 # The caller's -n and -m come last and win; worksteal keeps a file's tests
 # together, and with them what they compiled.
 exec "$python" -m pytest -n 2 --dist worksteal -m 'not slow and not soak' "$@"

@@ -9,6 +9,7 @@ document that began before a window has its position 0 where the window starts.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -110,7 +111,10 @@ def make_train_iterator(
   )
   # Two threads hide the latency of the disk; more contend for the GIL.
   ahead = grain.ReadOptions(num_threads=2, prefetch_buffer_size=16)
-  dataset = grain.MapDataset.source(batches)[start_step:]
+  # Design choice: len() and [] are all that grain asks for, so _Batches does
+  # not inherit from its data source.
+  source: Any = batches
+  dataset = grain.MapDataset.source(source)[start_step:]
   dataset = dataset.to_iter_dataset(ahead)
   if data.num_workers:
     from absl import flags

@@ -12,11 +12,13 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 
 
 @contextlib.contextmanager
-def lock(path: str, name: str, say: Callable[[str], None]) -> Iterator[bool]:
+def lock(
+  path: str, name: str, say: Callable[[str], None]
+) -> Generator[bool, None, None]:
   """Holds a lock that the operating system releases if the process dies.
 
   Args:

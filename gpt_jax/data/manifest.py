@@ -9,6 +9,7 @@ edits, not forgery: whoever can forge it can forge the text as well.
 import json
 import os
 import re
+from typing import Any
 
 from gpt_jax import digest, files
 from gpt_jax.exits import InputError
@@ -142,7 +143,7 @@ def read(folder: str) -> dict:
   return check(content, path)
 
 
-def check(content, path: str) -> dict:
+def check(content: Any, path: str) -> dict:
   """Returns a parsed manifest once it is checked.
 
   Args:

@@ -67,7 +67,11 @@ def shift(seed: int, k: int, epoch: np.ndarray, slack: int) -> np.ndarray:
 
 
 def starts(
-  weights: list[float], num_ids: list[int], seq_len: int, seed: int, g
+  weights: list[float],
+  num_ids: list[int],
+  seq_len: int,
+  seed: int,
+  g: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
   """Returns (set, first id) of the window of each global sample, as locate."""
   windows = [count_windows(n, seq_len) for n in num_ids]

@@ -1,6 +1,7 @@
 """Held-out documents that are also trained on, found by comparing ids."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +14,7 @@ _QUICK_IDS = 1 << 25
 _QUICK_DOCUMENTS = 1 << 17
 
 
-def count(train, valid) -> tuple[int, int, float]:
+def count(train: Any, valid: Any) -> tuple[int, int, float]:
   """Returns how much of the held-out text is in a train set too.
 
   Args:
@@ -30,7 +31,7 @@ def count(train, valid) -> tuple[int, int, float]:
   return int(is_both.sum()), len(held), float(share)
 
 
-def is_quick(token_sets) -> bool:
+def is_quick(token_sets: Any) -> bool:
   """Returns whether `count` over these sets takes well under a second."""
   return (
     sum(s.num_ids for s in token_sets) <= _QUICK_IDS
@@ -39,7 +40,7 @@ def is_quick(token_sets) -> bool:
 
 
 def report(
-  train, valid, say: Callable[[str], None], least: float = 0.0
+  train: Any, valid: Any, say: Callable[[str], None], least: float = 0.0
 ) -> None:
   """Says how many held-out documents are also trained on, if any are.
 

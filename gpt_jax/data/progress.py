@@ -2,7 +2,8 @@
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from gpt_jax.machine import runtime
 
@@ -21,7 +22,9 @@ class Progress:
     say: receives the lines.
   """
 
-  def __init__(self, doing: str, source_list, say: Callable[[str], None]):
+  def __init__(
+    self, doing: str, source_list: Sequence[Any], say: Callable[[str], None]
+  ):
     sizes = [source.num_bytes() for source in source_list]
     self._total = None if None in sizes else sum(sizes)
     what = ", ".join(source.spec for source in source_list)

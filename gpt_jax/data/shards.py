@@ -9,6 +9,7 @@ import bisect
 import hashlib
 import itertools
 import os
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -88,7 +89,9 @@ class TokenSet:
     """
     return self.read_windows([start], stop - start)[0]
 
-  def read_windows(self, starts, length: int) -> np.ndarray:
+  def read_windows(
+    self, starts: Sequence[int] | np.ndarray, length: int
+  ) -> np.ndarray:
     """Returns ids [s, s + length) for each s in starts, int32 (b, length)."""
     out = np.empty((len(starts), length), self._dtype)
     for row, start in enumerate(starts):
@@ -208,7 +211,7 @@ class SplitWriter:
     self._separator_id = separator_id
     self._shards = []
     self._file = None
-    self._digest = None
+    self._digest = hashlib.sha256()
     self._in_shard = 0
     self._num_ids = 0
     self._offsets = array.array("q")

@@ -10,6 +10,7 @@ import dataclasses
 import decimal
 import hashlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -41,7 +42,7 @@ class Part:
   # For split="tail": how many characters of each document are trained on.
   _is_valid: np.ndarray | None = None
   _train_lens: array.array | None = None
-  _digest: object = None
+  _digest: Any = None
 
   def survey(self, add: Callable[[str], None]) -> None:
     """Reads the text to decide how it is divided, unless that is known.

@@ -50,7 +50,7 @@ def train_tokenizer(
   _require_text(parts, kept)
   encoder = train_bpe(spec, kept, runtime.is_terminal(sys.stderr))
   wanted = tokenizers.find_vocab_size(spec)
-  if encoder.vocab_size < wanted:
+  if wanted is not None and encoder.vocab_size < wanted:
     say(f"the text has pairs for {encoder.vocab_size} of {wanted} tokens only")
   return encoder, notes
 

@@ -10,11 +10,14 @@ import dataclasses
 import functools
 import math
 import os
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gpt_jax import config as config_lib
 from gpt_jax import sharding
 from gpt_jax.config import InputError
 from gpt_jax.machine import processes
@@ -92,7 +95,7 @@ def sample(
   return jnp.where(jnp.isfinite(largest_B1[:, 0]), ids_B, -1).astype(jnp.int32)
 
 
-def row_keys(key, made, num_rows: int):
+def row_keys(key: jax.Array, made: int | jax.Array, num_rows: int):
   """Returns a key for each row's next draw; `made` tokens came before it."""
   now = jax.random.fold_in(key, made)
   return jax.vmap(lambda row: jax.random.fold_in(now, row))(
@@ -123,7 +126,13 @@ def filter_logits(logits_BV, sampling: Sampling):
 
 @functools.partial(jax.jit, static_argnames=("model", "num_slots"))
 def prefill(
-  params, tokens_BP, lengths_B, prefix_B=None, *, model: Model, num_slots: int
+  params: Any,
+  tokens_BP,
+  lengths_B,
+  prefix_B=None,
+  *,
+  model: Model,
+  num_slots: int,
 ):
   """Returns (cache, logits_BV of each row's last token).
 
@@ -155,17 +164,17 @@ def prefill(
   donate_argnames=("cache",),
 )
 def decode_chunk(
-  params,
-  cache,
+  params: Any,
+  cache: Any,
   logits_BV,
   lengths_B,
-  key,
-  made,
+  key: jax.Array,
+  made: jax.Array,
   *,
-  model,
-  sampling,
-  num_tokens,
-  vocab_size,
+  model: Model,
+  sampling: Sampling,
+  num_tokens: int,
+  vocab_size: int,
 ):
   """Returns (cache, logits_BV, ids_BC): `num_tokens` (C) more of every row.
 
@@ -197,7 +206,7 @@ _prepare = jax.jit(
 
 def generate(
   model: Model,
-  params,
+  params: Any,
   prompts: list,
   num_tokens: int,
   sampling: Sampling,
@@ -308,7 +317,7 @@ def _check_ids(ids) -> None:
     )
 
 
-def check_prompts(prompts, limit: int) -> None:
+def check_prompts(prompts: Sequence[Sequence[int]], limit: int) -> None:
   """Raises InputError unless each prompt has 1 to `limit` ids."""
   for prompt in prompts:
     if not len(prompt):
@@ -324,7 +333,7 @@ def check_prompts(prompts, limit: int) -> None:
 
 def generate_text(
   model: Model,
-  params,
+  params: Any,
   tokenizer,
   prompts: list[str],
   num_tokens: int,
@@ -347,7 +356,7 @@ def generate_text(
   texts, is_done = [""] * len(prompts), [False] * len(prompts)
   shown = 0
   # The model may have more rows of embedding than the tokenizer has tokens.
-  vocab_size = min(model.config.vocab_size, tokenizer.vocab_size)
+  vocab_size = min(config_lib.vocab_size(model.config), tokenizer.vocab_size)
   chunks = generate(
     model, params, ids, num_tokens, sampling, seed, vocab_size, is_prefix
   )

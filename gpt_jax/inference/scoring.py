@@ -2,6 +2,7 @@
 
 import functools
 import math
+from typing import Any
 
 import jax
 
@@ -12,7 +13,7 @@ from gpt_jax.machine import processes, runtime
 from gpt_jax.objective import make_eval_step
 
 
-def check_memory(model, tokens: int, mesh) -> None:
+def check_memory(model, tokens: int, mesh: jax.sharding.Mesh) -> None:
   """Raises InputError where a batch cannot fit, before it is allocated.
 
   Args:
@@ -32,14 +33,14 @@ def check_memory(model, tokens: int, mesh) -> None:
 
 def score(
   model,
-  params,
+  params: Any,
   tokens,
   *,
   seq_len: int,
   batch_size: int,
   packing: str,
   num_loss_chunks: int,
-  mesh,
+  mesh: jax.sharding.Mesh,
   max_batches: int | None = None,
   show=None,
   objective: str = "causal",

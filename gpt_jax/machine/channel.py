@@ -11,6 +11,8 @@ import selectors
 import sys
 import threading
 import time
+from collections.abc import Callable
+from typing import Any
 
 from gpt_jax import exits
 from gpt_jax.config import InputError
@@ -53,7 +55,7 @@ class Channel:
 
   # Called by the main thread
 
-  def share(self, make):
+  def share(self, make: Callable[[], Any]):
     self.num_shared += 1
     if self.is_hub:
       value = make()
@@ -64,7 +66,7 @@ class Channel:
       raise RuntimeError(f"value {number} came, {self.num_shared} was due")
     return value
 
-  def agree(self, name: str, value) -> None:
+  def agree(self, name: str, value: Any) -> None:
     facts = json.loads(json.dumps({name: value}))
     if not self.is_hub:
       self._tell({"given": facts})
@@ -183,6 +185,7 @@ class Channel:
       return self.passed
 
   def _vote(self, k: int, passed: int) -> None:
+    assert self.votes is not None and self.code is not None  # _ask set them
     self.votes[k] = passed
     if len(self.votes) == self.place.count:
       stop_at = max(self.votes.values()) + 1

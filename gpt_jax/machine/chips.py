@@ -177,6 +177,11 @@ class Topology:
   shape: tuple[int, ...]
   num_slices: int
 
+  def the_chip(self) -> Chip:
+    """Returns the chip, where it is known that this is not a CPU."""
+    assert self.chip is not None, f"{self.name} is a CPU, which is no chip"
+    return self.chip
+
   @property
   def num_chips(self) -> int:
     if self.chip is not None and self.chip.platform == "gpu":

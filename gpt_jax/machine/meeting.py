@@ -175,8 +175,7 @@ def _gather(place, facts: dict, deadline: float) -> dict[int, "Line"]:
             dismiss(next(iter(guests.values())))  # a flood: the oldest
           continue
         guest = guests.get(key.fileobj)
-        text = None if guest is None else guest.read()
-        if text is None:
+        if guest is None or (text := guest.read()) is None:
           continue
         hello = _read_greeting(place, text)
         if hello is None:
@@ -240,7 +239,7 @@ def bind_host(place: runtime.Place) -> str:
     return place.bind.rpartition(":")[0].strip("[]")
   try:
     found = socket.getaddrinfo(place.host, 0, type=socket.SOCK_STREAM)
-    family, _, _, _, (host, *_) = found[0]
+    family, host = found[0][0], str(found[0][4][0])
     is_named = place.host not in ("localhost", host)
     if is_named and ipaddress.ip_address(host).is_loopback:
       return ""

@@ -17,6 +17,8 @@ import json
 import os
 import signal
 import time
+from collections.abc import Callable
+from typing import Any
 
 from gpt_jax.machine import channel as channel_lib
 from gpt_jax.machine import meeting, runtime, streams, watchdog
@@ -83,7 +85,7 @@ def join(facts: dict) -> None:
   )
 
 
-def share(make):
+def share(make: Callable[[], Any]):
   """Returns what `make` returns in process 0, in every process.
 
   For whatever depends on a file, a clock or a signal and decides what all
@@ -95,7 +97,7 @@ def share(make):
   return make() if _channel is None else _channel.share(make)
 
 
-def in_turn(make):
+def in_turn(make: Callable[[], Any]):
   """Returns what `make` returns in each process; process 0's comes first.
 
   For what is kept in a folder: where processes share a disk, the others find
@@ -109,7 +111,7 @@ def in_turn(make):
   return make()
 
 
-def agree(name: str, value) -> None:
+def agree(name: str, value: Any) -> None:
   """Raises InputError in every process unless all give the same value."""
   if _channel is not None:
     _channel.agree(name, value)

@@ -15,6 +15,7 @@ import stat
 import sys
 import tempfile
 import warnings
+from typing import Any
 
 from gpt_jax.config import InputError
 
@@ -278,7 +279,7 @@ def find_accelerator() -> bool:
   )
 
 
-def memory_bytes(mesh) -> tuple[int | None, int]:
+def memory_bytes(mesh: Any) -> tuple[int | None, int]:
   """Returns (bytes of memory, devices of the mesh here that share them).
 
   An accelerator has its own; the devices of a CPU share the machine's. None
@@ -388,7 +389,7 @@ def quiet_logs() -> None:
   warnings.filterwarnings("ignore", module=r"(jax|flax|orbax|grain|absl)\b")
 
 
-def is_terminal(stream) -> bool:
+def is_terminal(stream: Any) -> bool:
   """Returns whether a person is watching this stream."""
   return stream.isatty() and os.environ.get("TERM") != "dumb"
 

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 
 from gpt_jax import exits
 from gpt_jax.machine import processes, streams
@@ -29,7 +30,7 @@ class Listener:
   when this begins are left alone. One at a time; for the main thread.
   """
 
-  def __init__(self, act):
+  def __init__(self, act: Callable[[int], None]):
     self.act = act
     self.old = {}
     self.wake, self.waker = os.pipe()
@@ -98,20 +99,20 @@ class Stop:
         return
       self.code = code
       if not self.is_waited_for:
-        self._leave()
+        self._leave(code)
     processes.ask_to_stop(code)
     streams.tell("\nstopping; Ctrl-C exits at once, without saving\n")
 
-  def _leave(self) -> None:
+  def _leave(self, code: int) -> None:
     why = f"stopped before the first step; start again with: {self.command}"
     for call in self.leaving:
       call()
     if processes.index() == 0:
       print(why)
     sys.stdout.flush()
-    processes.end(self.code, why)
+    processes.end(code, why)
     # Threads that compile would be waited for.
-    os._exit(self.code)
+    os._exit(code)
 
   def wait_for(self) -> None:
     """From here on the loop looks, and saves."""

@@ -48,7 +48,7 @@ def hold(is_comment: bool = False) -> None:
   replace_stream("stderr", 2)
   if is_comment:
     replace_stream("stdout", 1)
-  elif hasattr(sys.stdout, "reconfigure"):
+  elif isinstance(sys.stdout, io.TextIOWrapper):
     # A terminal that cannot show a character must not end a command.
     sys.stdout.reconfigure(errors="replace")
 

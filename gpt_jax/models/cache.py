@@ -20,9 +20,9 @@ def init_cache(config: ModelConfig, batch_size: int, num_slots: int, dtype):
   K, H = config_lib.num_kv_heads(config), config_lib.head_dim(config)
 
   def empty(kind: str):
-    S = num_slots
-    if kind == "local":
-      S = min(S, config.sliding_window)
+    S, window = num_slots, config.sliding_window
+    if kind == "local" and window is not None:
+      S = min(S, window)
     return jnp.zeros((batch_size, K, S, H), dtype)
 
   kinds = config_lib.layer_kinds(config)

@@ -96,6 +96,7 @@ class Decoder(nn.Module):
     is_prefixed, is_ordered = slots_BT is not None, order_1T is None
     order_BT = jnp.arange(T)[None] if is_ordered else order_1T
     if cache is not None:
+      assert start_B is not None  # it comes with a cache
       order_BT = order_BT + start_B[:, None]
     if positions_BT is None:
       positions_BT = order_BT
@@ -326,6 +327,6 @@ def cap_logits(logits_BTV, ids_V, config: ModelConfig):
   if config.logit_softcap is not None:
     cap = config.logit_softcap
     logits_BTV = cap * jnp.tanh(logits_BTV / cap)
-  if config_lib.padded_vocab_size(config) > config.vocab_size:
+  if config_lib.padded_vocab_size(config) > config_lib.vocab_size(config):
     logits_BTV = jnp.where(ids_V < config.vocab_size, logits_BTV, -1e30)
   return logits_BTV

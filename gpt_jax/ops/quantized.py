@@ -162,6 +162,7 @@ def _round4(w_GFC):
     best = tuple(
       jnp.where(is_less, a, b) for a, b in zip(found, best, strict=True)
     )
+  assert best is not None
   return best[0].astype(jnp.int8), best[1][..., 0]
 
 

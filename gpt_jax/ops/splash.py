@@ -110,7 +110,7 @@ def _turn_backward(q, k, v, q_at, k_at, rule, y, dy, lse, interpret):
   They are not public: its public gradient would take the softmax sum of these
   keys alone, where a turn of the ring needs that of all.
   """
-  dq, dks, dvs = 0.0, [], []
+  dq, dks, dvs = jnp.float32(0), [], []
   B, K, G, T, H = q.shape
   flat = lambda x: x.reshape(B, K * G, *x.shape[3:])
   for k_r, v_r, at in _runs(k, v, k_at):
@@ -261,7 +261,7 @@ def _visited_keys(rule, first_Q, last_Q, size_q, size_k, num_q, num_k):
     width = min(num_k, -(-(size_q + sides * reach) // size_k) + 1)
     if not rule.is_causal:
       high_Q = jnp.minimum((last_Q + reach - 1) // size_k, num_k - 1)
-  return low_Q[:, None] + jnp.arange(width), high_Q
+  return low_Q[:, None] + jnp.arange(width)[None], high_Q
 
 
 def _visiting_queries(rule, first_Q, last_Q, size_q, size_k, num_q, num_k):
@@ -274,14 +274,14 @@ def _visiting_queries(rule, first_Q, last_Q, size_q, size_k, num_q, num_k):
   first_K = starts_K if rule.is_causal else jnp.full_like(starts_K, -(2**30))
   if reach is not None and not rule.is_causal:
     first_K = starts_K - reach + 1
-  low_K = (last_Q[:, None] < first_K).sum(0)
+  low_K = (last_Q[:, None] < first_K[None]).sum(0)
   high_K, height = jnp.full_like(low_K, num_q - 1), num_q
   if reach is not None:
     beyond_K = starts_K + size_k - 1 + reach
-    high_K = (first_Q[:, None] < beyond_K).sum(0) - 1
+    high_K = (first_Q[:, None] < beyond_K[None]).sum(0) - 1
     sides = 1 if rule.is_causal else 2
     height = min(num_q, -(-(size_k + sides * reach) // size_q) + 2)
-  return low_K + jnp.arange(height)[:, None], high_K
+  return low_K[None] + jnp.arange(height)[:, None], high_K
 
 
 def _mask_info(steps, high, count: int, ids_T):

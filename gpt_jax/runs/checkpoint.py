@@ -13,6 +13,8 @@ import contextlib
 import errno
 import os
 import threading
+from collections.abc import Callable
+from typing import Any
 
 import jax
 
@@ -29,7 +31,11 @@ class Checkpointer:
   """Saves the state of one run, and reads it back on any mesh."""
 
   def __init__(
-    self, directory: str, checkpoint: CheckpointConfig, meta: dict, say=print
+    self,
+    directory: str,
+    checkpoint: CheckpointConfig,
+    meta: dict,
+    say: Callable[[str], None] = print,
   ):
     """Touches nothing on disk.
 
@@ -66,7 +72,7 @@ class Checkpointer:
     """Returns the newest committed step."""
     return max(self.steps(), default=None)
 
-  def save(self, step: int, state, force: bool = False) -> None:
+  def save(self, step: int, state: Any, force: bool = False) -> None:
     """Starts to save; the state may be donated as soon as this returns.
 
     Args:
@@ -110,7 +116,7 @@ class Checkpointer:
     except Exception as error:
       self._fail(error)
 
-  def prepare(self, abstract_state) -> None:
+  def prepare(self, abstract_state: Any) -> None:
     """Compiles what `save` needs, so that the first save is as short."""
     self._checksum.compile(abstract_state)
 
@@ -183,7 +189,7 @@ class Checkpointer:
 
   def restore(
     self,
-    abstract_state,
+    abstract_state: Any,
     step: int | None = None,
     before: int = restore.MAX_STEP + 1,
   ):

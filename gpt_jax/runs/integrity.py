@@ -9,6 +9,7 @@ import concurrent.futures
 import contextlib
 import os
 import stat
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -50,14 +51,14 @@ class Checksum:
     return [row[:2].tobytes().hex() for row in rows], [*map(bool, rows[:, 2])]
 
   @contextlib.contextmanager
-  def compiled_beside(self, abstract):
+  def compiled_beside(self, abstract: Any):
     """Compiles while the body, mostly waiting for the disk, runs."""
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
       compiling = pool.submit(self.compile, abstract)
       yield
       compiling.result()
 
-  def compile(self, abstract) -> None:
+  def compile(self, abstract: Any) -> None:
     """Compiles what leaves of these shapes and shardings need."""
     for leaf in jax.tree.leaves(abstract):
       self._compile(leaf)

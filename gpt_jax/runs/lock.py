@@ -16,6 +16,7 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Callable
 
 from gpt_jax import files
 from gpt_jax.exits import InputError
@@ -80,7 +81,7 @@ class Lock:
     threading.Thread(target=self._touch, daemon=True, name="lock").start()
 
 
-def hold(workdir: str, say=print) -> Lock:
+def hold(workdir: str, say: Callable[[str], None] = print) -> Lock:
   """Returns the lock of a workdir, which is made if absent.
 
   Raises:
@@ -98,9 +99,9 @@ def hold(workdir: str, say=print) -> Lock:
       for folder in made:
         os.rmdir(folder)
     if isinstance(error, OSError):
+      why = os.strerror(error.errno or errno.EIO)
       raise InputError(
-        f"--workdir {workdir} cannot be written: {os.strerror(error.errno)}; "
-        "give a folder that can"
+        f"--workdir {workdir} cannot be written: {why}; give a folder that can"
       ) from None
     raise
   lock = Lock(path, made)
@@ -127,11 +128,11 @@ def _take(workdir: str, path: str, say) -> int | None:
     handle, has_flock = _open(path) if knows_flock else (None, False)
     if not knows_flock and _create(path):
       return None
-    if has_flock and not _is_at(handle, path):
+    if handle is not None and has_flock and not _is_at(handle, path):
       os.close(handle)
       continue
     holder, changed = _read(path)
-    if has_flock and (
+    if (handle is not None and has_flock) and (
       not holder
       or holder.get("host") == socket.gethostname()
       or (changed == touched and time.monotonic() >= deadline)

@@ -10,6 +10,7 @@ import importlib.util
 import math
 import os
 import time
+from collections.abc import Callable
 
 from gpt_jax import digest, files
 from gpt_jax.config import InputError
@@ -108,7 +109,11 @@ class Meter:
   """
 
   def __init__(
-    self, tokens_per_step: int, flops_per_token: int, peak, is_measured=False
+    self,
+    tokens_per_step: int,
+    flops_per_token: int,
+    peak: float | None,
+    is_measured: bool = False,
   ):
     self.tokens_per_step = tokens_per_step
     self.flops_per_token = flops_per_token
@@ -135,6 +140,7 @@ class Meter:
     """Returns the rates since the last call; empty without a whole step."""
     if not self.steps:
       return {}
+    assert self.start is not None and self.last is not None  # a step has both
     seconds = (self.last - self.start) / self.steps
     tokens_per_second = self.tokens_per_step / seconds
     rates = {
@@ -216,9 +222,9 @@ class Writers:
     self,
     workdir: str,
     start_step: int,
-    wandb_project=None,
-    is_dropped=lambda row: False,
-    say=print,
+    wandb_project: str | None = None,
+    is_dropped: Callable[[dict], bool] = lambda row: False,
+    say: Callable[[str], None] = print,
     seal: list | None = None,
   ):
     self.path = os.path.join(workdir, "metrics.jsonl")
@@ -276,12 +282,14 @@ class _Board:
     from tensorboardX.proto import event_pb2
 
     os.makedirs(folder, exist_ok=True)
-    self.event = event_pb2.Event
+    # protobuf makes its names when it is imported.
+    self.event = event_pb2.Event  # ty: ignore[missing-attribute]
     self.file = EventsWriter(os.path.join(folder, "events"))
     self.flushed = time.monotonic()
     if start_step:
       # What an earlier process wrote from here on is hidden.
-      start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+      log = event_pb2.SessionLog  # ty: ignore[missing-attribute]
+      start = log(status=log.START)
       self._add(start_step + 1, session_log=start)
 
   def write(self, step: int, values: dict) -> None:

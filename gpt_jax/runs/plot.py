@@ -141,11 +141,12 @@ def draw_layers(
     parts.append(f'<{tag} points="{path}" {style} clip-path="url(#inside)"/>')
   step = min(18, (HEIGHT - TOP - BOTTOM) / max(1, len(legend)))
   for i, layer in enumerate(legend):
+    name = _escape(layer.name or "")
     y = TOP + 8 + i * step
     parts.append(
       f'<rect x="{WIDTH - 8}" y="{y - 8:.1f}" width="10" height="10" '
       f'fill="{layer.color}"/><text x="{WIDTH + 8}" y="{y + 1:.1f}">'
-      f"{_escape(layer.name)}</text>"
+      f"{name}</text>"
     )
   return "\n".join([*parts, "</svg>\n"])
 

@@ -1,6 +1,8 @@
 """Reading checkpoints back: every array is checked before it is believed."""
 
 import os
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -43,7 +45,9 @@ def _committed(workdir: str, directory: str) -> list[int]:
   return steps
 
 
-def read_newest(directory, steps, flat, prefix, checksum, say, facts):
+def read_newest(
+  directory, steps, flat, prefix, checksum, say: Callable[[str], None], facts
+):
   """Yields (step, leaves, meta) of the steps that can be read, newest first.
 
   Raises InputError at the end where there were none.
@@ -128,8 +132,8 @@ def _agree(read):
 
 def restore_params(
   workdir: str,
-  abstract_params,
-  say=print,
+  abstract_params: Any,
+  say: Callable[[str], None] = print,
   average: str | None = None,
   facts: dict | None = None,
   step: int | None = None,

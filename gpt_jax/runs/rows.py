@@ -10,6 +10,7 @@ import json
 import math
 import os
 import shutil
+from collections.abc import Callable, Iterable
 
 from gpt_jax import files
 from gpt_jax.exits import InputError
@@ -58,7 +59,7 @@ class Seal:
   that a digit that changed, or the rows of another run, are seen.
   """
 
-  def __init__(self, rows=()):
+  def __init__(self, rows: Iterable[dict] = ()):
     self._count, self._hash = 0, hashlib.sha256()
     for row in rows:
       self.add(row)
@@ -76,8 +77,8 @@ class Seal:
 def rewind(
   path: str,
   step: int,
-  is_dropped=lambda row: False,
-  say=print,
+  is_dropped: Callable[[dict], bool] = lambda row: False,
+  say: Callable[[str], None] = print,
   seal: list | None = None,
 ):
   """Drops the rows after `step`, atomically.

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import threading
 import traceback
+from typing import Any
 
 import jax
 
@@ -90,17 +91,21 @@ def bound_memory() -> None:
   count = "get_tensorstore_raw_bytes"
   if tensorstore is None or not hasattr(tensorstore_utils, count):
     return  # a version of Orbax that is laid out otherwise
-  module, store = _Overlay(tensorstore), _Overlay(tensorstore.KvStore)
-  module.KvStore, store.Spec = store, _make_spec
-  tensorstore_utils.ts = module
-  setattr(tensorstore_utils, count, lambda *_, **__: 0)
+  store = _Overlay(tensorstore.KvStore, Spec=_make_spec)
+  changed = {
+    "ts": _Overlay(tensorstore, KvStore=store),
+    count: lambda *_, **__: 0,
+  }
+  for name, value in changed.items():
+    setattr(tensorstore_utils, name, value)
 
 
 class _Overlay:
-  """An object, but for the attributes that are set here."""
+  """An object, but for the attributes that are given here."""
 
-  def __init__(self, below):
+  def __init__(self, below, **attributes):
     self._below = below
+    self.__dict__.update(attributes)
 
   def __getattr__(self, name: str):
     return getattr(self._below, name)
@@ -111,8 +116,7 @@ def _make_spec(spec: dict):
 
   made = tensorstore.KvStore.Spec(spec)
   if spec.keys() == {"driver", "path"} and spec["driver"] == "file":
-    made = _Overlay(made)
-    made.to_json = lambda: dict(spec)
+    return _Overlay(made, to_json=lambda: dict(spec))
   return made
 
 
@@ -137,7 +141,7 @@ def open_manager(directory: str):
   )
 
 
-def start_save(manager, step: int, flat: dict, meta: dict) -> None:
+def start_save(manager: Any, step: int, flat: dict, meta: dict) -> None:
   """Starts to save {"a/b": leaf} and the JSON beside it."""
   ocp = import_orbax()
   manager.save(

@@ -5,6 +5,7 @@ so that what is planned or timed is what is trained.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -84,7 +85,10 @@ class Assembly:
 
 
 def assemble(
-  config: Config, devices=None, platform: str | None = None, mesh=None
+  config: Config,
+  devices: Sequence[jax.Device] | None = None,
+  platform: str | None = None,
+  mesh: Any = None,
 ) -> Assembly:
   """Returns what a run of this config computes with.
 

@@ -7,6 +7,7 @@ sampling, saving) first waits for it.
 """
 
 import time
+from typing import Any
 
 import jax
 
@@ -77,15 +78,16 @@ class Loop:
     self.config, self.keeper = setup.config, setup.keeper
     self.screen, self.clock = setup.screen, setup.clock
     self.replay, self.total = replay, setup.config.train.num_steps
-    self.started, self.reporter = started, None
+    self.started = started
+    self.reporter: Any = None  # until there is a state to report on
     self.ledger = rollback.Ledger()
 
   def run(self) -> int:
     """Runs the steps that are left and reports; returns the exit code."""
-    if self.replay is not None:
-      again = lambda: self.setup.recompute(self.replay)
+    if (step := self.replay) is not None:
+      again = lambda: self.setup.recompute(step)
       return replay_lib.replay(
-        self.replay, self.total, self.keeper, again, self.screen.say
+        step, self.total, self.keeper, again, self.screen.say
       )
     state, meta, stage = self.setup.begin()
     first = int(state.step)
@@ -142,7 +144,7 @@ class Loop:
     )
     return exits.DIVERGED
 
-  def run_steps(self, state, stage: Stage, first: int):
+  def run_steps(self, state: Any, stage: Stage, first: int):
     """Returns the state after the last step, or where a signal ended it."""
     reporter, config = self.reporter, self.config
     if stage.size != config_lib.at_step(config, first).train.global_batch_size:
@@ -222,7 +224,7 @@ class Loop:
         self.keeper.save(done, state, force=True)
     self.reporter.meter.restart()
 
-  def finish(self, state) -> int:
+  def finish(self, state: Any) -> int:
     """Waits for the last save and reports; returns the exit code."""
     with self.clock.spend("save"):
       self.keeper.wait()

@@ -8,6 +8,7 @@ step's too, which computes the global norm anyway, as a metric.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -68,7 +69,9 @@ def build_schedule(optim: OptimConfig, num_steps: int) -> Callable:
   return rate
 
 
-def build_optimizer(optim: OptimConfig, specs) -> optax.GradientTransformation:
+def build_optimizer(
+  optim: OptimConfig, specs: Any
+) -> optax.GradientTransformation:
   """Returns the optimizer, whose updates are directions.
 
   update(grads, state, params) returns a tree like params; the caller computes
@@ -107,9 +110,9 @@ def _kept_as(dtype: str, tx: optax.GradientTransformation):
     is_float = lambda x: jnp.issubdtype(x.dtype, jnp.floating)
     return jax.tree.map(lambda x: x.astype(dtype) if is_float(x) else x, values)
 
-  def update(grads, state, params):
-    directions, state = tx.update(grads, cast(state, jnp.float32), params)
-    return cast(directions, jnp.float32), cast(state, dtype)
+  def update(updates, state, params=None):
+    updates, state = tx.update(updates, cast(state, jnp.float32), params)
+    return cast(updates, jnp.float32), cast(state, dtype)
 
   return optax.GradientTransformation(
     lambda params: cast(tx.init(params), dtype), update
@@ -126,15 +129,15 @@ def _by_role(adam: optax.GradientTransformation, specs):
   if all(s.rate == 1 and s.eps == 1 for s in jax.tree.leaves(specs)):
     return adam
 
-  def update(grads, state, params):
-    grads = jax.tree.map(lambda g, s: g / s.eps, grads, specs)
+  def update(updates, state, params=None):
+    grads = jax.tree.map(lambda g, s: g / s.eps, updates, specs)
     directions, state = adam.update(grads, state, params)
     return jax.tree.map(lambda d, s: d * s.rate, directions, specs), state
 
   return optax.GradientTransformation(adam.init, update)
 
 
-def clip_by_global_norm(grads, norm, max_norm: float | None):
+def clip_by_global_norm(grads: Any, norm: jax.Array, max_norm: float | None):
   """Returns grads scaled down to max_norm where their norm is above it.
 
   Args:
@@ -148,7 +151,7 @@ def clip_by_global_norm(grads, norm, max_norm: float | None):
   return jax.tree.map(lambda g: (g * scale).astype(g.dtype), grads)
 
 
-def state_specs(opt_state, params, specs):
+def state_specs(opt_state: Any, params: Any, specs: Any):
   """Returns a tree like opt_state: how each leaf is laid out.
 
   A leaf that mirrors a parameter has its ParamSpec, a factored moment has the

@@ -2,6 +2,8 @@
 
 import math
 import os
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,7 +19,7 @@ from gpt_jax.runs import workdir as workdir_lib
 TINY_EPS, TINY_NORM_EPS = 1e-20, 1e-12
 
 
-def check_prompt(config: Config, tokenizer, say) -> None:
+def check_prompt(config: Config, tokenizer, say: Callable[[str], None]) -> None:
   """Raises InputError unless sample.prompt has a length that the model takes.
 
   Design choice: a prompt that the vocabulary cannot encode is a line for `say`
@@ -59,7 +61,7 @@ def check_init(workdir: str, tokenizer) -> None:
     )
 
 
-def check_batch(config: Config, mesh) -> None:
+def check_batch(config: Config, mesh: jax.sharding.Mesh) -> None:
   """Raises InputError unless batches divide over the mesh."""
   table = sharding.RULES[config.mesh.rules]
   where = ""
@@ -126,7 +128,9 @@ def describe_lost_updates(config: Config) -> str | None:
   )
 
 
-def check_memory(config: Config, mesh, abstract) -> None:
+def check_memory(
+  config: Config, mesh: jax.sharding.Mesh, abstract: Any
+) -> None:
   """Raises InputError where a step cannot fit, before anything is allocated.
 
   Counted is what no setting avoids: the state, gradients, the batch, and of
@@ -165,7 +169,9 @@ def _is_cpu(mesh) -> bool:
   return mesh.devices.flat[0].platform == "cpu"
 
 
-def describe(config: Config, mesh, abstract, prepared) -> list[tuple[str, str]]:
+def describe(
+  config: Config, mesh: jax.sharding.Mesh, abstract: Any, prepared: Any
+) -> list[tuple[str, str]]:
   """Returns the rows of the table that a run starts with."""
   c = config
   count = sum(flops.count_parameters(c.model).values())
@@ -225,7 +231,7 @@ def describe(config: Config, mesh, abstract, prepared) -> list[tuple[str, str]]:
   ]
 
 
-def device_peak(mesh) -> float | None:
+def device_peak(mesh: jax.sharding.Mesh) -> float | None:
   """Returns the peak FLOP/s of all devices of the mesh, None if unknown."""
   device = mesh.devices.flat[0]
   if device.platform == "cpu":

@@ -5,12 +5,21 @@ otherwise a second time was computed by a faulty device, or depends on
 something that it should not.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 from gpt_jax import exits
 from gpt_jax.config import InputError
 from gpt_jax.runs import integrity, restore
 
 
-def replay(step: int, total: int, keeper, recompute, say) -> int:
+def replay(
+  step: int,
+  total: int,
+  keeper: Any,
+  recompute: Callable,
+  say: Callable[[str], None],
+) -> int:
   """Recomputes a step twice and says whether the bits agree.
 
   Args:
@@ -57,7 +66,7 @@ def replay(step: int, total: int, keeper, recompute, say) -> int:
   return exits.CORRUPT
 
 
-def name_rows(state, checksum) -> dict[str, str]:
+def name_rows(state: Any, checksum: integrity.Checksum) -> dict[str, str]:
   """Returns {"a/b": checksum} of a state."""
   from gpt_jax import tree
 

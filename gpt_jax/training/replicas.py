@@ -9,6 +9,7 @@ device where most of the replicas agree.
 
 import collections
 import functools
+from typing import Any
 
 import jax
 from jax.sharding import NamedSharding
@@ -22,7 +23,7 @@ class Corrupt(Exception):
   """Replicas differ; the message is a sentence."""
 
 
-def check(state, step: int) -> None:
+def check(state: Any, step: int) -> None:
   """Raises Corrupt, in every process, where replicas of a leaf differ.
 
   To be called by all processes at the same step. Each device reads its parts

@@ -8,6 +8,8 @@ put off is caught up on when the run goes on.
 import math
 import os
 import time
+from collections.abc import Callable
+from typing import Any
 
 import jax
 
@@ -55,7 +57,7 @@ class Reporter:
     first: int,
     screen: console.Console,
     model,
-    mesh,
+    mesh: jax.sharding.Mesh,
     prepared: PreparedData,
     clock: goodput.Clock,
     seal: list | None = None,
@@ -171,7 +173,7 @@ class Reporter:
 
   def seal_rows(self) -> list | None:
     """Returns the seal of all rows so far, where they are written."""
-    return self.writers and self.writers.seal.value()
+    return self.writers.seal.value() if self.writers else None
 
   def set_batch(self, size: int) -> None:
     """Notes the sequences of the steps that follow."""
@@ -202,7 +204,7 @@ class Reporter:
     every = (c.eval.every_steps, c.sample.every_steps)
     return any(n and step % n == 0 for n in every)
 
-  def report_on(self, step: int, state) -> None:
+  def report_on(self, step: int, state: Any) -> None:
     """Evaluates on some batches, and samples, where it is due."""
     with self.clock.spend("evaluation"):
       self._report_on(step, state)
@@ -223,7 +225,7 @@ class Reporter:
     if c.sample.every_steps and step % c.sample.every_steps == 0:
       self._sample(step, state)
 
-  def catch_up(self, state) -> None:
+  def catch_up(self, state: Any) -> None:
     """Does what was due at the first step and was put off by a signal."""
 
     def is_there() -> bool:
@@ -237,7 +239,12 @@ class Reporter:
     if is_due and not processes.share(is_there):
       self.report_on(self.first, state)
 
-  def report(self, state, seconds: float, is_stopped=lambda: False) -> None:
+  def report(
+    self,
+    state: Any,
+    seconds: float,
+    is_stopped: Callable[[], bool] = lambda: False,
+  ) -> None:
     """Ends a run: whole validation set, sample, curve, where things are.
 
     The curve is written last: it marks that all of it was done.

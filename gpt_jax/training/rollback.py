@@ -12,6 +12,8 @@ killed.
 """
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 from gpt_jax.files import Damage
 from gpt_jax.runs import integrity
@@ -44,7 +46,9 @@ class Ledger:
     """Returns what a checkpoint stores: nothing where nothing was done."""
     return {KEY: [list(e) for e in self.entries]} if self.entries else {}
 
-  def add(self, target: int, failed: int, count) -> "Ledger":
+  def add(
+    self, target: int, failed: int, count: Callable[[int], int]
+  ) -> "Ledger":
     """Returns the ledger after one more rollback.
 
     Args:
@@ -66,7 +70,7 @@ class Ledger:
     return good[-1] if good else None
 
 
-def passed_at(keeper, step: int) -> int:
+def passed_at(keeper: Any, step: int) -> int:
   """Returns the sequences passed over when a stored run did this step.
 
   Args:

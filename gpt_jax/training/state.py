@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from gpt_jax import sharding, tree
@@ -46,7 +46,7 @@ class TrainState(struct.PyTreeNode):
   norm_mean: Any = None
 
 
-def init_params(model: Model, seed):
+def init_params(model: Model, seed: int):
   """Returns initial parameters; a leaf's numbers depend on seed and name."""
   shapes, specs = model.abstract_params()
   c, root = model.config, jax.random.key(seed)
@@ -63,7 +63,9 @@ def init_params(model: Model, seed):
   return tree.map_with_names(init, shapes, specs)
 
 
-def abstract_state(model: Model, tx, config: Config, mesh: Mesh) -> TrainState:
+def abstract_state(
+  model: Model, tx, config: Config, mesh: Mesh | AbstractMesh
+) -> TrainState:
   """Returns the TrainState of ShapeDtypeStructs with their shardings.
 
   Raises:
@@ -79,7 +81,7 @@ def abstract_state(model: Model, tx, config: Config, mesh: Mesh) -> TrainState:
   sharded = lambda a, specs: jax.tree.map(
     place, a, sharding.shardings_of(a, specs, rules, mesh)
   )
-  scalar = jax.ShapeDtypeStruct(
+  scalar: Any = jax.ShapeDtypeStruct(
     (), jnp.int32, sharding=NamedSharding(mesh, P())
   )
   params, ema, norm_mean = sharded(shapes, specs), None, None
@@ -118,7 +120,7 @@ def init_state(model: Model, tx, config: Config, mesh: Mesh) -> TrainState:
     return jax.jit(init, out_shardings=shardings)(np.uint32(config.seed))
 
 
-def replace_params(state: TrainState, params) -> TrainState:
+def replace_params(state: TrainState, params: Any) -> TrainState:
   """Returns a state that starts from other parameters."""
   ema = None if state.ema is None else jax.jit(_as_float32)(params)
   return state.replace(params=params, ema=ema)

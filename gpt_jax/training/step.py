@@ -7,6 +7,8 @@ old one in its place.
 """
 
 import time
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -68,7 +70,12 @@ def make_gradient(model: Model, config: Config):
   return gradient
 
 
-def make_train_step(model: Model, tx, schedule, config: Config):
+def make_train_step(
+  model: Model,
+  tx: optax.GradientTransformation,
+  schedule: Callable,
+  config: Config,
+):
   """Returns step(state, batch) -> (state, metrics), to be jitted and donated.
 
   metrics, float32 scalars by public name: the sums of the objective, GRAD_NORM
@@ -159,7 +166,13 @@ def _add_norm(norm_mean, norm, is_good):
   return {"mean": jnp.where(is_good, moved, norm_mean["mean"]), "count": count}
 
 
-def update(tx, grads, old, rate, ema_decay):
+def update(
+  tx: optax.GradientTransformation,
+  grads: Any,
+  old: Any,
+  rate: jax.Array,
+  ema_decay: jax.Array | None,
+):
   """Returns (params, opt_state, ema) after one update of `old`.
 
   Args:
@@ -170,14 +183,14 @@ def update(tx, grads, old, rate, ema_decay):
   directions, opt_state = tx.update(grads, opt_state, params)
   move = lambda p, d: (p - rate * d).astype(p.dtype)
   params = jax.tree.map(move, params, directions)
-  if ema is not None:
+  if ema is not None and ema_decay is not None:
     average = lambda e, p: e + (1 - ema_decay) * (p - e)
     ema = jax.tree.map(average, ema, params)
   params, ema = keep_finite((params, ema), (old[0], old[2]))
   return params, opt_state, ema
 
 
-def keep_finite(new, old):
+def keep_finite(new: Any, old: Any):
   """Returns `new`, but `old` in each place where `new` is not finite.
 
   Design choice: place by place. A verdict on the whole state would need it
@@ -188,7 +201,13 @@ def keep_finite(new, old):
   return jax.tree.map(keep, new, old)
 
 
-def lower_step(step_function, abstract, config: Config, mesh, batch_place):
+def lower_step(
+  step_function: Callable,
+  abstract: Any,
+  config: Config,
+  mesh: jax.sharding.Mesh,
+  batch_place,
+):
   """Returns the jitted step, donating its state, before it is compiled."""
   batch = objective.abstract_batch(config, batch_place)
   shardings = jax.tree.map(lambda x: x.sharding, abstract)
@@ -199,7 +218,13 @@ def lower_step(step_function, abstract, config: Config, mesh, batch_place):
     return jitted.lower(abstract, batch)
 
 
-def compile_step(step_function, abstract, config: Config, mesh, batch_place):
+def compile_step(
+  step_function: Callable,
+  abstract: Any,
+  config: Config,
+  mesh: jax.sharding.Mesh,
+  batch_place,
+):
   """Returns (compiled step, seconds, peak bytes on a device or 0)."""
   start = time.perf_counter()
   lowered = lower_step(step_function, abstract, config, mesh, batch_place)

@@ -6,6 +6,8 @@ takes, so that the train step is the same program with and without. It
 costs 1.3 steps (configs/LOG.md): every hundredth step, 1.3 percent.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -19,7 +21,12 @@ from gpt_jax.training import optim
 PREFIX = "telemetry/"
 
 
-def make_watch(model: Model, tx, schedule, config: Config):
+def make_watch(
+  model: Model,
+  tx: optax.GradientTransformation,
+  schedule: Callable,
+  config: Config,
+):
   """Returns watch(state, batch) -> {name: float32 scalar}, to be jitted.
 
   Names, all of them after PREFIX, LL a layer from 00:

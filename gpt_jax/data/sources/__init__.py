@@ -44,7 +44,9 @@ def parse_mixture(mixture: str) -> list[tuple[float, str]]:
   parts = []
   border = re.compile(rf",(?=\s*(?:{_WEIGHT}\s*\*\s*)?{_beginnings()})")
   for part in border.split(mixture):
-    weight, spec = _WEIGHTED.fullmatch(part).groups()
+    found = _WEIGHTED.fullmatch(part)
+    assert found is not None  # any text matches
+    weight, spec = found.groups()
     spec = spec.strip()
     parse_spec(spec)
     value = 1.0 if weight is None else float(weight)

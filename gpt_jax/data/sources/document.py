@@ -1,8 +1,8 @@
 """What a source of text offers: named documents, streamed in bounded pieces."""
 
 import dataclasses
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
 
 from gpt_jax.exits import InputError
 
@@ -37,8 +37,10 @@ class Source(Protocol):
   """
 
   spec: str
-  files: list[tuple[str, str]]
   is_divided_by_text: bool
+
+  @property
+  def files(self) -> Sequence[tuple[str, str]]: ...
 
   def fingerprint(self) -> str:
     """Returns a digest, cheap to compute, that changes if documents may have.
@@ -78,7 +80,7 @@ def decode(data: bytes, where: str) -> str:
     ) from None
 
 
-def kind_of(value, article: str = "a JSON ") -> str:
+def kind_of(value: Any, article: str = "a JSON ") -> str:
   """Returns what a value of JSON is, for use in a sentence."""
   if value is None:
     return "null"

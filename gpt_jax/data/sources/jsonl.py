@@ -67,10 +67,10 @@ class JsonSource:
         f"{where}: field {self._field!r} is {document.kind_of(text, '')}; it "
         "must be a string or a list of strings"
       )
-    if _SURROGATE.search(text):
+    if surrogate := _SURROGATE.search(text):
       raise InputError(
         f"{where}: field {self._field!r} holds half of a surrogate pair at "
-        f"character {_SURROGATE.search(text).start()}; it must be valid Unicode"
+        f"character {surrogate.start()}; it must be valid Unicode"
       )
     return text.removeprefix(BOM)
 

@@ -3,6 +3,7 @@
 import glob
 import os
 import re
+from collections.abc import Sequence
 
 from gpt_jax import digest, files
 from gpt_jax.data.sources import unpack
@@ -74,7 +75,7 @@ def identify(kind: str, found: list[tuple[str, str]]) -> str:
   return digest.of_json([kind, rows])
 
 
-def identify_content(found: list[tuple[str, str]]) -> str:
+def identify_content(found: Sequence[tuple[str, str]]) -> str:
   """Returns a digest of the names and contents of files, which it reads.
 
   Raises:

@@ -126,7 +126,8 @@ def _unpacked(file, path: str, size: int) -> Iterator[bytes]:
       block = stream.read(wanted)
     except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
       if kind is None:
-        raise InputError(f"cannot read {path}: {error.strerror}") from None
+        why = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"cannot read {path}: {why}") from None
       raise InputError(f"{path} is not a whole {kind} file: {error}") from None
     if not block:
       return

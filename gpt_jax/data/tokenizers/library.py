@@ -110,7 +110,7 @@ def build(library: dict, name: str):
     inner.encode_special_tokens = True
   if not vocab:
     raise InputError(f"the vocabulary of {name} is empty")
-  token = max(vocab, key=vocab.get)
+  token = max(vocab, key=lambda token: vocab[token])
   if vocab[token] >= 2 * len(vocab) + MAX_GAP:
     raise InputError(
       f"{wrong}: the id of {token!r} is {vocab[token]:,} and there are "

@@ -1,6 +1,6 @@
 """Tokenizers without merges: one id for each byte, or for each character."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -15,7 +15,7 @@ class ByteTokenizer:
   def __init__(self, name: str = "bytes"):
     self.name = name
     self.vocab_size = 257
-    self.separator_id = 256
+    self.separator_id: int | None = 256
 
   def encode(self, text: str) -> np.ndarray:
     data = encode_utf8(text)
@@ -27,10 +27,10 @@ class ByteTokenizer:
   def split(self, pieces: Iterable[str]) -> Iterator[str]:
     return (piece for piece in pieces if piece)
 
-  def decode(self, ids) -> str:
+  def decode(self, ids: Sequence[int] | np.ndarray) -> str:
     return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
-  def decode_bytes(self, ids) -> bytes:
+  def decode_bytes(self, ids: Sequence[int] | np.ndarray) -> bytes:
     ids = check_ids(ids, self.vocab_size)
     return ids[ids < 256].astype(np.uint8).tobytes()
 
@@ -75,11 +75,11 @@ class CharTokenizer:
   def split(self, pieces: Iterable[str]) -> Iterator[str]:
     return (piece for piece in pieces if piece)
 
-  def decode(self, ids) -> str:
+  def decode(self, ids: Sequence[int] | np.ndarray) -> str:
     codes = self._codes[check_ids(ids, self.vocab_size)]
     return codes.astype("<u4").tobytes().decode("utf-32-le")
 
-  def decode_bytes(self, ids) -> bytes:
+  def decode_bytes(self, ids: Sequence[int] | np.ndarray) -> bytes:
     return self.decode(ids).encode("utf-8")
 
   def fingerprint(self) -> str:

@@ -6,7 +6,7 @@ writes separators. A separator decodes to the empty string.
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -47,10 +47,10 @@ class Tokenizer(Protocol):
     The ids of the whole text are the concatenated ids of these pieces.
     """
 
-  def decode(self, ids) -> str:
+  def decode(self, ids: Sequence[int] | np.ndarray) -> str:
     """Returns the text of ids; invalid UTF-8 becomes U+FFFD."""
 
-  def decode_bytes(self, ids) -> bytes:
+  def decode_bytes(self, ids: Sequence[int] | np.ndarray) -> bytes:
     """Returns the exact bytes of ids; a separator has none."""
 
   def fingerprint(self) -> str:
@@ -88,7 +88,7 @@ def encode_utf8(text: str) -> bytes:
     raise InputError(f"the text holds {what}; it must be Unicode") from None
 
 
-def check_ids(ids, vocab_size: int) -> np.ndarray:
+def check_ids(ids: Sequence[int] | np.ndarray, vocab_size: int) -> np.ndarray:
   """Returns ids as a flat int64 array.
 
   Raises:

@@ -1,7 +1,7 @@
 """A tokenizer of the `tokenizers` library: bpe:, gpt2: and hf:."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -75,10 +75,10 @@ class LibraryTokenizer:
     if rest:
       yield rest
 
-  def decode(self, ids) -> str:
+  def decode(self, ids: Sequence[int] | np.ndarray) -> str:
     return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
-  def decode_bytes(self, ids) -> bytes:
+  def decode_bytes(self, ids: Sequence[int] | np.ndarray) -> bytes:
     ids = check_ids(ids, self.vocab_size).tolist()
     if not library_lib.is_byte_level(self._library):
       ids = [i for i in ids if i != self.separator_id]

@@ -141,14 +141,14 @@ def build_faster(name: str, subject: str, config: Config, trial, options):
       if best is not None:
         best[2].close()
       raise
+    loser = one
     if best is None or seconds < best[0]:
-      best, loser = (seconds, word, one), best and best[2]
-    else:
-      loser = one
+      best, loser = (seconds, word, one), best[2] if best else None
     if loser is not None:
       loser.close()
     if one.built["platform"] != "cpu":
       break
+  assert best is not None
   return best[1:]
 
 

@@ -127,8 +127,8 @@ def grow(base: Config, axis: str, factor: int) -> tuple[int, Config]:
     t = dataclasses.replace(t, global_batch_size=t.global_batch_size * factor)
     value = t.global_batch_size
   else:
-    m = dataclasses.replace(m, vocab_size=m.vocab_size * factor)
-    value = m.vocab_size
+    m = dataclasses.replace(m, vocab_size=config_lib.vocab_size(m) * factor)
+    value = config_lib.vocab_size(m)
   return value, dataclasses.replace(base, model=m, data=d, train=t)
 
 

@@ -103,7 +103,8 @@ def make_attention(config: Config, platform: str, is_naive: bool):
       is_ordered=True,
       mask_BTS=visibility.visible(rule, at, at) if is_naive else None,
     )
-    function = lambda *a: attend.attend(*a, context, m, config.mesh.rules)
+    rules = config.mesh.rules
+    function = lambda q, k, v: attend.attend(q, k, v, context, m, rules)
     y, back = jax.vjp(function, q, k, v)
     return y, back(dy)
 

@@ -5,11 +5,13 @@ a machine without the other dependencies.
 """
 
 import dataclasses
+import math
 import time
 
 import jax
 import numpy as np
 
+from gpt_jax import config as config_lib
 from gpt_jax import flops, metric_names, sharding, tree
 from gpt_jax.config import Config
 from gpt_jax.inference import generation
@@ -69,13 +71,13 @@ class Train:
 
   def run(self, count: int) -> dict:
     """Returns the seconds of each of `count` steps, and of each data wait."""
-    seconds, waits, pending = [], [], None
+    seconds, waits, pending, loss = [], [], None, math.nan
     with jax.set_mesh(self.mesh):
       start = time.perf_counter()
 
       def finish(result) -> None:
-        nonlocal start
-        self.loss = float(result[metric_names.LOSS])
+        nonlocal start, loss
+        loss = float(result[metric_names.LOSS])
         now = time.perf_counter()
         seconds.append(now - start)
         start = now
@@ -90,7 +92,7 @@ class Train:
           finish(pending)
         pending = result
       finish(pending)
-    return {"seconds": seconds, "waits": waits, "loss": self.loss}
+    return {"seconds": seconds, "waits": waits, "loss": loss}
 
   def predict(self) -> dict:
     """Returns the machine's rates, and a step's seconds predicted by them."""
@@ -136,7 +138,7 @@ class Decode:
     The loop is timed after its first chunk, which includes a prefill.
     """
     shape = (batch_size, self.prompt_len)
-    V = self.config.model.vocab_size
+    V = config_lib.vocab_size(self.config.model)
     prompts = self.random.integers(V, size=shape, dtype=np.int32)
     sampling = generation.Sampling(temperature=0.0)
     with jax.set_mesh(self.mesh):
@@ -185,7 +187,9 @@ def random_batches(config: Config, num_rows: int):
   batches = []
   for _ in range(NUM_BATCHES):
     ids = random.integers(
-      config.model.vocab_size, size=(shape[0], shape[1] + 1), dtype=np.int32
+      config_lib.vocab_size(config.model),
+      size=(shape[0], shape[1] + 1),
+      dtype=np.int32,
     )
     batch = {"tokens": ids[:, :-1], "targets": ids[:, 1:]}
     batch["mask"] = np.ones(shape, np.float32)

@@ -125,10 +125,10 @@ def time_imports(modules: str) -> dict[str, float]:
 
 def sum_imports(text: str) -> dict[str, float]:
   """Returns {package: seconds} of the output of `python -X importtime`."""
-  seconds = collections.Counter()
+  seconds: dict[str, float] = collections.defaultdict(float)
   for microseconds, name in _IMPORT_LINE.findall(text):
     seconds[name.partition(".")[0]] += int(microseconds) / 1e6
-  return dict(seconds.most_common())
+  return dict(sorted(seconds.items(), key=lambda item: -item[1]))
 
 
 def start_once(config: Config, devices, cache: str | None) -> dict[str, float]:

@@ -64,6 +64,8 @@ class Worker:
       env=runtime.make_team(1)[0] | (variables or {}),
       text=True,
     )
+    assert self.process.stdin and self.process.stdout  # both are pipes
+    self.commands, self.answers = self.process.stdin, self.process.stdout
     try:
       self.built = self.ask(
         who=who,
@@ -80,9 +82,9 @@ class Worker:
   def ask(self, **command) -> dict:
     """Returns the answer to a command."""
     try:
-      self.process.stdin.write(json.dumps(command) + "\n")
-      self.process.stdin.flush()
-      line = self.process.stdout.readline()
+      self.commands.write(json.dumps(command) + "\n")
+      self.commands.flush()
+      line = self.answers.readline()
     except BrokenPipeError:
       line = ""
     if not line:
@@ -115,8 +117,8 @@ class Worker:
       self.process.kill()
     self.process.wait()
     with contextlib.suppress(BrokenPipeError):  # a command it never read
-      self.process.stdin.close()
-    self.process.stdout.close()
+      self.commands.close()
+    self.answers.close()
     self.log.close()
 
   def __enter__(self):

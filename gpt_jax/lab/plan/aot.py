@@ -7,6 +7,7 @@ gives the answer that it would give on the slice.
 import contextlib
 import dataclasses
 import re
+from typing import Any
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
@@ -31,7 +32,7 @@ class Compiled:
   """
 
   text: str
-  memory: object
+  memory: Any
   seconds: float
 
   @property

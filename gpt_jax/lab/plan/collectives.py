@@ -97,6 +97,7 @@ def find(module, computation, instruction, num_devices: int):
       r"\[[^ ]*|\{\{.*?\}\}|\{\})",
       text,
     )
+    assert listed, f"no groups of devices in: {text}"
     groups = hlo.read_groups(listed[1].rstrip(","), num_devices)
     if kind == "all-gather":
       size *= len(groups[0])

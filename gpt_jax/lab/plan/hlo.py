@@ -235,7 +235,7 @@ def trip_count(module: Module, loop: Instruction, parent: Computation) -> int:
       step = after[0]
     sides.append((first, step))
   (left, left_step), (right, right_step) = sides
-  if None in (left, left_step, right, right_step):
+  if left is None or right is None or left_step is None or right_step is None:
     return 0
   direction, step = compare.attribute("direction"), left_step - right_step
   gap = right - left
@@ -359,6 +359,7 @@ def read_pairs(text: str) -> list[tuple[int, int]]:
 
 def _read_iota(text: str) -> np.ndarray:
   found = re.match(r"\[([\d,]+)\](?:<=\[([\d,]+)\](?:T\(([\d,]+)\))?)?", text)
+  assert found, f"groups of devices in a form that is not known: {text}"
   numbers = lambda t: [int(n) for n in t.split(",")]
   dims = numbers(found[1])
   source = numbers(found[2]) if found[2] else [math.prod(dims)]

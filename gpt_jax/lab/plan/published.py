@@ -90,7 +90,7 @@ def flops_per_token(model: config_lib.ModelConfig, seq_len: int, formula: str):
   if formula == "full":
     return full
   width = model.num_heads * config_lib.head_dim(model)
-  idle = 6 * model.vocab_size * model.model_dim
+  idle = 6 * config_lib.vocab_size(model) * model.model_dim
   return full + idle - 6 * model.num_layers * width * seq_len
 
 
@@ -188,8 +188,8 @@ def compare(name: str, overrides: dict[str, str] | None = None) -> dict:
     return found | {"refusal": refusal}
   per_token = flops_per_token(config.model, config.data.seq_len, row.formula)
   speed = plan["roofline"]["tokens_per_second_per_chip"]
-  measured = row.tokens_per_second or row.tflops * 1e12 / per_token
-  peak = topology.chip.tflops * 1e12
+  measured = row.tokens_per_second or (row.tflops or 0.0) * 1e12 / per_token
+  peak = topology.the_chip().tflops * 1e12
   return found | {
     "roofline": plan["roofline"],
     "tokens_per_second_predicted": speed,

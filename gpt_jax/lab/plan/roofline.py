@@ -83,12 +83,12 @@ class Terms:
     """Returns the largest bound: "compute", "hbm", "ici" or "dcn"."""
     chip = "compute" if self.compute >= self.hbm else "hbm"
     terms = {chip: max(self.ops, self.hbm), "ici": self.ici, "dcn": self.dcn}
-    return max(terms, key=terms.get)
+    return max(terms, key=lambda term: terms[term])
 
 
 def bound(cost: Cost, traffic: list[Traffic], topology: Topology) -> Terms:
   """Returns the Terms of a step."""
-  chip = topology.chip
+  chip = topology.the_chip()
   peak = chip.tflops * 1e12 / chip.devices
   rate = chip.hbm_gbps * 1e9 / chip.devices
   ops = sum(
@@ -123,7 +123,7 @@ def links_along(size: int, topology: Topology) -> int:
   all dims are, if each is a multiple of 4 (docs.cloud.google.com/tpu/docs/v5p,
   /v5e).
   """
-  chip = topology.chip
+  chip = topology.the_chip()
   if chip.torus_dims == 0:
     return 1
   if size == 1:
@@ -180,7 +180,7 @@ def _one(collective: Collective, mesh, topology: Topology):
     part = (collective.slices - 1) / collective.slices
     part *= {"all-reduce": 2, "collective-permute": 2}.get(collective.kind, 1)
     size = part * collective.bytes
-    dcn = topology.chip.devices * size / _dcn(topology)
+    dcn = topology.the_chip().devices * size / _dcn(topology)
     return "data", size, (0.0, dcn, 0)
   devices = mesh.devices.flat
   if collective.kind == "collective-permute":
@@ -200,7 +200,7 @@ def _one(collective: Collective, mesh, topology: Topology):
   slices = len({c[0] for c in chips})
   inside = len(chips) // slices
   # Devices of one chip in different groups share its links.
-  share = topology.chip.devices * len(chips) / len(group)
+  share = topology.the_chip().devices * len(chips) / len(group)
   size = collective.bytes
   if collective.kind == "all-to-all":
     near = size * (inside - 1) / (inside * slices)
@@ -215,13 +215,13 @@ def _one(collective: Collective, mesh, topology: Topology):
     # Half of all data must pass the middle of the longest ring.
     longest = max(_extents(group, devices))
     way = 8 if links_along(longest, topology) == 2 else 4
-    ici = max(ici, size * longest / (way * topology.chip.link_gbps * 1e9))
+    ici = max(ici, size * longest / (way * topology.the_chip().link_gbps * 1e9))
   dcn = share * far / _dcn(topology) if far else 0.0
   return axis, near + far, (ici, dcn, links)
 
 
 def _dcn(topology: Topology) -> float:
-  return topology.chip.dcn_gbps * 1e9
+  return topology.the_chip().dcn_gbps * 1e9
 
 
 def _slice(device) -> int:
@@ -237,7 +237,7 @@ def _extents(members, devices) -> list[int]:
 
 def _rate(members, devices, topology: Topology) -> tuple[float, int]:
   """Returns (bytes/s that a chip can receive from its group, links)."""
-  link = topology.chip.link_gbps * 1e9
+  link = topology.the_chip().link_gbps * 1e9
   shape = [*topology.shape, 1, 1][:3]
   links = sum(
     links_along(size, topology)

@@ -50,7 +50,7 @@ def run(config: Config, topology, seconds: float, typed, say) -> dict:
     f"gpt_jax: {len(settings):,} settings, {len(likely):,} that may fit on "
     f"{topology.name}"
   )
-  if not likely:
+  if limit is not None and not likely:
     least = min(settings, key=lambda s: s.peak)
     raise InputError(
       f"no setting fits on {topology.name}: {least.flags} comes nearest and "

@@ -49,6 +49,7 @@ def main(argv: list[str]) -> int:
   written = study.write(found, args.out) if args.out else []
   record = None
   if args.register is not None:
+    assert found.fit is not None  # is_fit_required
     record = forecast.register(
       args.register,
       found.fit,

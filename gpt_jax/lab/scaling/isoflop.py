@@ -8,6 +8,7 @@ get an uncertainty too.
 """
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -150,7 +151,7 @@ def choose_window(groups, log_n, loss) -> tuple[dict, list[np.ndarray]]:
     runs outside.
   """
   whole = _lack_of_fit(groups, log_n, loss)
-  found = {
+  found: dict[str, Any] = {
     "p_whole": whole,
     "factor": None,
     "p": whole,

@@ -6,6 +6,8 @@ power of compute along it. Intervals are Student's t because such lists are
 short.
 """
 
+from typing import Any
+
 import numpy as np
 
 from gpt_jax.lab.scaling import frontier, parametric
@@ -79,7 +81,7 @@ def _loss(log_c, loss) -> dict:
     scales.append(scale)
   sums, levels = np.array(sums), np.array(levels)
   i = int(sums.argmin())
-  found = {
+  found: dict[str, Any] = {
     "scale": float(scales[i] * np.exp(_EXPONENTS[i] * center)),
     "E": _unknown(levels[i]),
     "gamma": _unknown(_EXPONENTS[i]),

@@ -9,6 +9,7 @@ import dataclasses
 import io
 import math
 import os
+from typing import TypeGuard
 
 import numpy as np
 
@@ -381,5 +382,5 @@ def read_workdir(folder: str, metric: str | None) -> dict | str:
   }
 
 
-def _is_number(value) -> bool:
+def _is_number(value) -> TypeGuard[int | float]:
   return isinstance(value, int | float) and not isinstance(value, bool)

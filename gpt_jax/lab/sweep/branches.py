@@ -37,7 +37,7 @@ def check_rates(cells: list[Cell]) -> None:
   by_id = {c.id: c for c in cells}
   rates = {}
   for cell in branches:
-    trunk, step = by_id[cell.trunk[0]], cell.trunk[1]
+    trunk, step = by_id[cell.the_trunk()[0]], cell.the_trunk()[1]
     pair = []
     for one in (trunk, cell):
       key = one.id, step
@@ -69,7 +69,7 @@ def start_step(root: str, cell: Cell) -> int:
 
 def is_ready(root: str, cell: Cell) -> bool:
   """Returns whether its trunk has the checkpoint that a cell starts from."""
-  return start_step(root, cell) == cell.trunk[1]
+  return start_step(root, cell) == cell.the_trunk()[1]
 
 
 def start(root: str, cell: Cell) -> int:
@@ -84,7 +84,7 @@ def start(root: str, cell: Cell) -> int:
   step = start_step(root, cell)
   if not step:
     return 0
-  source = folder.path_of(root, cell.trunk[0])
+  source = folder.path_of(root, cell.the_trunk()[0])
   record = workdir.read_record(source)
   rows = folder.read_rows(source)
   # Drop evaluations over a whole set: only the end of a run has one.

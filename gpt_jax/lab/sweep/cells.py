@@ -39,6 +39,11 @@ class Cell:
   def title(self) -> str:
     return f"{self.name} seed {self.config.seed}"
 
+  def the_trunk(self) -> tuple[str, int]:
+    """Returns the trunk, where it is known that the cell has one."""
+    assert self.trunk is not None, f"{self.title} starts from nothing"
+    return self.trunk
+
   def record(self) -> dict:
     """Returns what cell.json holds."""
     return {

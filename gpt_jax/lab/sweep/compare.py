@@ -102,7 +102,7 @@ def compare(a: str, b: str) -> Pair:
 def lines(found: Pair) -> list[str]:
   """Returns a comparison as text."""
   sets, unit = found.sets, found.unit
-  end = found.verdict.sentence if unit else f"no verdict: {found.why}"
+  end = found.verdict.sentence if found.verdict else f"no verdict: {found.why}"
   return [
     f"A is {found.names[0]}",
     f"B is {found.names[1]}",
@@ -131,7 +131,7 @@ def _read(pattern: str) -> list[folder.State]:
   for path in found:
     workdir.read_config(path)  # says what is wrong with it
     runs.append(folder.read_path(path))
-  flats = [config_lib.flatten(run.config) for run in runs]
+  flats = [config_lib.flatten(run.the_config()) for run in runs]
   for path, flat in zip(found, flats, strict=True):
     changed = [key for key in diff(flats[0], flat) if key != "seed"]
     if changed:

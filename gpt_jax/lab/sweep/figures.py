@@ -38,7 +38,7 @@ def draw_curves(
       the loss.
   """
   points = points or curve
-  finals = [s.final[1] for g in groups for s in g.ended]
+  finals = [s.the_final()[1] for g in groups for s in g.ended]
   low, high = min(finals, default=0.0), max(finals, default=1.0)
   layers = []
   for index, one in enumerate(groups):
@@ -104,7 +104,7 @@ def _kind(key: str) -> str:
 
 def curve(state: folder.State, kind: str = "") -> list[tuple[float, float]]:
   """Returns [(tokens, loss or metric), ...] of a run, thinned by means."""
-  c = state.config
+  c = state.the_config()
   tokens = lambda step: (
     config_lib.count_sequences(c.train, step) * c.data.seq_len
   )

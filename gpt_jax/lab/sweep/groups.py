@@ -28,9 +28,13 @@ class Group:
 
   def losses(self, unit: str = losses.NATS) -> dict[int, float]:
     """Returns {seed: final loss} of runs that ended; inf where one diverged."""
-    lost = [s.seed for s in self.states if s.word == folder.DIVERGED]
-    found = {s.seed: losses.value(s, unit) for s in self.ended}
-    return found | dict.fromkeys(lost, math.inf)
+    found = {
+      s.seed: losses.value(s, unit) for s in self.ended if s.seed is not None
+    }
+    for state in self.states:
+      if state.word == folder.DIVERGED and state.seed is not None:
+        found[state.seed] = math.inf
+    return found
 
   @property
   def is_sound(self) -> bool:
@@ -69,7 +73,7 @@ def asked(state: folder.State) -> dict:
 
   Its vocabulary may be None, which a run fills in once its text is prepared.
   """
-  flat = config_lib.flatten(state.config)
+  flat = config_lib.flatten(state.the_config())
   size = state.record.get("config", flat).get("model.vocab_size")
   return flat | {"model.vocab_size": size}
 

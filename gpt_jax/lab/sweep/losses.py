@@ -18,10 +18,10 @@ def find_unit(states: list[State]) -> tuple[str, str]:
 
   ("", why) where no unit makes their losses comparable; `why` is a clause.
   """
-  names = sorted({s.final[0] for s in states})
+  names = sorted({s.the_final()[0] for s in states})
   if len(names) > 1:
     return "", f"they end with different losses, {' and '.join(names)}"
-  data = [s.config.data for s in states]
+  data = [s.the_config().data for s in states]
   marks = [s.record.get("text") for s in states]
   texts = set(marks) if all(marks) else set(map(text_key, data))
   if len(texts) > 1:
@@ -46,7 +46,10 @@ def find_unit(states: list[State]) -> tuple[str, str]:
 
 def value(state: State, unit: str) -> float:
   """Returns a run's final loss in a unit of find_unit."""
-  return state.bits if unit == BITS else state.final[1]
+  if unit != BITS:
+    return state.the_final()[1]
+  assert state.bits is not None  # find_unit saw to it
+  return state.bits
 
 
 def text_key(data: DataConfig) -> tuple:

@@ -71,7 +71,7 @@ class Comparison:
     interval = f"[{self.low:+.4f}, {self.high:+.4f}]"
     return (
       f"{mean} {interval} against {self.baseline} over {pairs}: {self.verdict} "
-      f"(p = {_probability(self.adjusted)})"
+      f"(p = {_probability(self.adjusted or 0.0)})"
     )
 
 
@@ -108,9 +108,10 @@ def pair(baseline, other, unit: str = "") -> Comparison:
     return make(why=f"{base_name} diverged ({_lost(a)} of {_count(a)})")
   differences = [b[s] - a[s] for s in seeds]
   n = len(differences)
-  mean = statistics.fmean(differences) if n else None
   if n < 2:
+    mean = differences[0] if n else None
     return make(mean=mean, why="it takes two seeds that both have finished")
+  mean = statistics.fmean(differences)
   spread = statistics.stdev(differences) / math.sqrt(n)
   # Equal differences still spread by rounding.
   if spread <= 1e-12 * max(abs(mean), *map(abs, a.values())):
@@ -140,6 +141,7 @@ def judge(found: list[Comparison]) -> list[Comparison]:
   out = []
   for one in found:
     if one.p is not None:
+      assert one.mean is not None and one.spread is not None  # p follows
       factor = next(factors)
       p = min(1.0, one.p * factor)
       verdict = SAME

@@ -176,7 +176,7 @@ def _make_bills(
   shapes = {c.id: shape_of(configs[c.id]) for c in cells}
   bills = {c.id: _bill(c, configs[c.id], limits) for c in cells}
   if limits.topology is not None:
-    return _planned(cells, configs, bills, limits)
+    return _planned(cells, configs, bills, limits, limits.topology)
   fitting = {
     shapes[c.id]: configs[c.id] for c in cells if not bills[c.id].fault
   }
@@ -316,9 +316,11 @@ def _bill(cell: Cell, config: Config, limits: Limits) -> Bill:
   )
 
 
-def _planned(cells, configs, bills, limits: Limits) -> dict[str, Bill]:
+def _planned(
+  cells, configs, bills, limits: Limits, slice_name: str
+) -> dict[str, Bill]:
   """Returns the bills with memory and hours of the planner."""
-  topology = chips.parse_topology(limits.topology, 1)
+  topology = chips.parse_topology(slice_name, 1)
   runtime.start(limits.devices)
   if topology.platform == "tpu":
     runtime.start_tpu_compiler()

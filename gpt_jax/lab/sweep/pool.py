@@ -110,18 +110,20 @@ class Pool:
     held = {w.cell.id for w in self.workers} | {c.id for c in self.waiting}
     for cell in list(self.waiting):
       # No worker will bring its trunk to that step.
-      if cell.trunk[0] not in held:
+      if cell.the_trunk()[0] not in held:
         self.waiting.remove(cell)
         self.lost.append(cell)
-        word = folder.read(self.root, cell.trunk[0]).word
-        line = f"not run: {cell.id} {cell.title}: its trunk {cell.trunk[0]} is"
+        word = folder.read(self.root, cell.the_trunk()[0]).word
+        line = (
+          f"not run: {cell.id} {cell.title}: its trunk {cell.the_trunk()[0]} is"
+        )
         self.say(f"{line} {word}")
 
   def _is_ready(self, cell: Cell) -> bool:
     path = folder.path_of(self.root, cell.id)
     if folder.list_steps(path) or branches.is_ready(self.root, cell):
       return True
-    return folder.is_done(self.root, cell.trunk[0])
+    return folder.is_done(self.root, cell.the_trunk()[0])
 
   def _begin(self, cell: Cell) -> None:
     fault = ""
@@ -139,7 +141,7 @@ class Pool:
       if cell.trunk is not None and not fault:
         step = branches.start(self.root, cell)
         if step:
-          begun = f" from step {step:,} of {cell.trunk[0]}"
+          begun = f" from step {step:,} of {cell.the_trunk()[0]}"
     except InputError as error:
       fault = str(error)
     except OSError as error:
@@ -249,7 +251,7 @@ def _work(root: str, cell: Cell) -> tuple[int, float]:
   Steps in place of FLOPs where the vocabulary is not known.
   """
   there = folder.list_steps(folder.path_of(root, cell.id))
-  first = max(there, default=cell.trunk[1] if cell.trunk else 0)
+  first = max(there, default=cell.the_trunk()[1] if cell.trunk else 0)
   work = float(cell.config.train.num_steps - first)
   with contextlib.suppress(InputError):
     work *= plan.step_flops(plan.with_vocab(cell.config, root))

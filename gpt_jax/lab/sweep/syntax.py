@@ -141,7 +141,7 @@ def _imports_of(statement, home: str) -> dict[str, str]:
 def _imports_within(statement: ast.stmt, home: str) -> dict[str, str]:
   """Returns the same for all import statements within a statement."""
   found: dict[str, str] = {}
-  todo = [statement]
+  todo: list[ast.AST] = [statement]
   while todo:
     node = todo.pop()
     if isinstance(node, (ast.Import, ast.ImportFrom)):
@@ -184,7 +184,7 @@ def _locals_of(function) -> set[str]:
 def _is_silent(statement: ast.stmt) -> bool:
   """Returns whether a statement computes nothing: docstring, pass, import."""
   kind = type(statement)
-  if kind is ast.Expr:
+  if isinstance(statement, ast.Expr):
     value = statement.value
     return isinstance(value, ast.Constant) and isinstance(value.value, str)
   return kind in (ast.Pass, ast.Import, ast.ImportFrom)
@@ -253,7 +253,7 @@ class _Writer:
     parts, text = [], ""
     for part in string.values:
       if isinstance(part, ast.Constant):
-        text += part.value
+        text += str(part.value)
         continue
       parts += [repr(text)] * bool(text) + [self._write(part)]
       text = ""

@@ -69,8 +69,9 @@ def join(
       if place in trunks:
         name, step = branches[place]
         trunk = None
-        if trunks[place] is not None:
-          trunk = visit(trunks[place], (*above, place))
+        above_it = trunks[place]
+        if above_it is not None:
+          trunk = visit(above_it, (*above, place))
         if trunk is None:
           refused.append(Refusal(cell.title, f"its trunk {name!r} is refused"))
           cell = None
