@@ -39,7 +39,7 @@ class Console:
 
   def table(self, rows: list[tuple[str, str]]) -> None:
     """Prints names and values in two columns."""
-    width = max(len(name) for name, _ in rows)
+    width = max((len(name) for name, _ in rows), default=0)
     for name, value in rows:
       self.say(f"  {name:<{width}}  {value}")
 
