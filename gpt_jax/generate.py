@@ -101,7 +101,7 @@ def main(argv: list[str]) -> int:
     ids = [tokenizer.encode(prompt) for prompt in prompts]
   except InputError as error:
     raise InputError(f"--prompt cannot be encoded: {error}") from None
-  generation.check_prompts(ids, model.config.max_len)
+  generation.check_prompts(ids, model)
 
   is_terminal = sys.stdout is not None and sys.stdout.isatty()
 

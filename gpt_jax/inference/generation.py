@@ -232,14 +232,10 @@ def generate(
       than the model's positions, there are more than MAX_TOKENS to make, or
       the logits are not finite.
   """
-  if not model.can_generate:
-    raise InputError(
-      f"model.family is {model.config.family}, which cannot continue a text"
-    )
   _check_number(num_tokens)
   limit = model.config.max_len
   vocab_size = vocab_size or model.config.vocab_size
-  check_prompts(prompts, limit)
+  check_prompts(prompts, model)
   rows = [np.asarray(p, np.int32) for p in prompts]
   prefixes = np.array([len(r) for r in rows], np.int32)
   prepared = _prepare(params, model)
@@ -317,8 +313,13 @@ def _check_ids(ids) -> None:
     )
 
 
-def check_prompts(prompts: Sequence[Sequence[int]], limit: int) -> None:
-  """Raises InputError unless each prompt has 1 to `limit` ids."""
+def check_prompts(prompts: Sequence[Sequence[int]], model: Model) -> None:
+  """Raises InputError unless the model can continue prompts of these ids."""
+  limit = model.config.max_len
+  if not model.can_generate:
+    raise InputError(
+      f"model.family is {model.config.family}, which cannot continue a text"
+    )
   for prompt in prompts:
     if not len(prompt):
       raise InputError(

@@ -52,6 +52,8 @@ def test_a_family_that_cannot_generate_is_refused(made, monkeypatch):
   monkeypatch.setattr(model.module, "can_generate", False)
   with pytest.raises(InputError, match="decoder, which cannot continue"):
     run((model, params), [[1]], 1)
+  with pytest.raises(InputError, match="decoder, which cannot continue"):
+    generation.check_prompts([[1]], model)  # before a prompt is printed
 
 
 def greedy_by_full_passes(made, prompt, num_tokens):
