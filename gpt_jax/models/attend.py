@@ -1,15 +1,15 @@
-"""The one door to attention: which kernel serves, and how it meets the mesh.
+"""Which attention kernel runs, and how it runs on a mesh.
 
 | kernel | runs on | cannot |
 |---|---|---|
-| dense | all | hold long rows: all scores exist at once |
-| blocks | all, made for CPUs | ALiBi, dropout of weights |
+| dense | all | long rows: it holds all scores |
+| blocks | all, tuned for CPUs | ALiBi, dropout of weights |
 | splash | TPU | ALiBi, dropout of weights |
 | cudnn | GPU | these, soft-caps, float32, a sequence split over devices |
 
-A kernel is a function of whole arrays that the compiler cannot take apart, so
-under a mesh it runs in shard_map: rows over the batch axes, heads over tensor,
-and the sequence over seq, where keys are gathered or go round (ring.py).
+The compiler cannot partition a kernel, so on a mesh it runs in shard_map: rows
+over the batch axes, heads over tensor, and the sequence over seq, where keys
+are all-gathered or passed around a ring (ring.py).
 """
 
 import functools
@@ -31,7 +31,7 @@ from gpt_jax.parametrization import attention_multiplier
 
 # Rows on a CPU from which blocks are faster than dense (configs/LOG.md).
 MIN_BLOCKS_LEN = 64
-# A platform of its own: the TPU's kernels, interpreted; tests run them so.
+# The TPU's kernels in Pallas' interpreter, as tests run them on a CPU.
 INTERPRETED = "interpreted"
 
 
@@ -122,7 +122,7 @@ def dense(q_BKGTH, k_BKSH, v_BKSH, context, config: ModelConfig, key=None):
 
 
 def _spread(local, q, k, v, slots_BT, segments_BT, how: str, rules: str, mesh):
-  """Runs `local` on every device's own rows, heads and part of the sequence."""
+  """Runs `local` in shard_map: by rows, heads and parts of the sequence."""
   B, K, G, T, _ = q.shape
   table = sharding.RULES[rules]
   split = lambda name: tuple(a for a in table[name] if mesh.shape[a] > 1)
@@ -130,7 +130,7 @@ def _spread(local, q, k, v, slots_BT, segments_BT, how: str, rules: str, mesh):
   fits = lambda name, size: split(name) if size % count(name) == 0 else ()
   batch, heads, length = fits("batch", B), split("heads"), fits("length", T)
   if K % count("heads"):
-    # Too few key heads to share out: each query head gets a copy of its own.
+    # Key heads do not divide over the devices: repeat them for each query head.
     heads = fits("heads", K * G)
     k, v = (jnp.repeat(x, G, axis=1) for x in (k, v))
     q = q.reshape(B, K * G, 1, *q.shape[3:])

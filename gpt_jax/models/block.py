@@ -1,4 +1,4 @@
-"""The block, and what a forward pass shares between its blocks."""
+"""A block, and what the blocks of one forward pass share."""
 
 import flax.linen as nn
 import jax
@@ -15,17 +15,17 @@ from gpt_jax.parametrization import residual_multiplier
 
 
 class Context(struct.PyTreeNode):
-  """What every block of one forward pass reads.
+  """Inputs of attention that all layers of one kind share in a forward pass.
 
   Attributes:
     kind: of the layers that read this, global or local.
     rule: what their queries see.
-    kernel: dense | blocks | splash | cudnn, what attends (attend.choose).
-    platform: what it runs on.
+    kernel: dense | blocks | splash | cudnn (attend.choose).
+    platform: cpu, gpu, tpu or attend.INTERPRETED.
     slots_BT: of each query, int32 (ops/visibility.py); B may be 1.
     is_ordered: whether they are 0, 1, 2, ... in every row.
     segments_BT: document of each token, or None.
-    mask_BTS: bool, which slots each query sees; for "dense" alone, since it
+    mask_BTS: bool, which keys each query sees; for "dense" alone, since it
       grows with the square of the length.
     rope: (cos, sin) for position="rope", else None.
     alibi_BKGTS: score biases for position="alibi", else None.

@@ -14,7 +14,7 @@ from gpt_jax.parametrization import ROLES, ParamSpec, init_param, specify
 
 
 class Declared(struct.PyTreeNode, nn.meta.AxisMetadata):
-  """A parameter in its box: the value and what was declared of it."""
+  """A boxed parameter: its value and its declaration."""
 
   value: jax.Array
   spec: ParamSpec = struct.field(pytree_node=False)
@@ -33,12 +33,12 @@ class Declared(struct.PyTreeNode, nn.meta.AxisMetadata):
 
 
 def declare(module: nn.Module, name: str, shape, axes, role: str):
-  """Returns the parameter `name` as it is kept, declared once here."""
+  """Returns the parameter `name`, which is declared by this call alone."""
   config = module.config
   if module.has_variable("params", name):
-    kept = module.get_variable("params", name)
-    if isinstance(kept, Quantized):  # of a shape of its own
-      return kept
+    stored = module.get_variable("params", name)
+    if isinstance(stored, Quantized):  # it has another shape
+      return stored
   if role not in ROLES:
     raise ValueError(f"{name} has role {role!r}; roles are {', '.join(ROLES)}")
   is_in_block = "/".join(module.path).startswith("blocks")

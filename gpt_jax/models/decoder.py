@@ -1,7 +1,7 @@
 """The decoder-only transformer: embed, blocks, final norm, unembed.
 
-Parameters are always stacked over layers, so that scanned and unrolled runs
-share checkpoints; the unrolled form takes them apart at the door.
+Parameters are stored stacked over layers, so that scanned and unrolled runs
+share checkpoints; Model.apply unstacks them for the unrolled form.
 """
 
 from typing import ClassVar
@@ -22,20 +22,20 @@ from gpt_jax.models.layers import Norm, dropout
 from gpt_jax.models.positions import alibi_of, rope_of
 from gpt_jax.models.stack import rematerialised
 from gpt_jax.ops import quantized, visibility
-from gpt_jax.ops.matmul import product
+from gpt_jax.ops.matmul import matmul
 from gpt_jax.ops.projection import fuse_qkv
 from gpt_jax.ops.visibility import TokenPositions
 from gpt_jax.parametrization import readout_multiplier
 
 
 class Decoder(nn.Module):
-  """GPT (Radford et al. 2018, 2019), one implementation by mechanism.
+  """GPT (Radford et al. 2018, 2019), built from the mechanisms of the config.
 
   Attributes:
     config: model section of the config, vocab_size filled in.
-    rules: word of sharding.RULES.
-    is_stacked: whether "blocks" holds all layers in leading dims.
-    platform: cpu, gpu or tpu, what attention's kernel is chosen for.
+    rules: value of sharding.RULES.
+    is_stacked: whether "blocks" holds all layers in a leading dim.
+    platform: cpu, gpu or tpu, which the attention kernel is chosen for.
   """
 
   STACKS: ClassVar = ("blocks",)
@@ -67,16 +67,15 @@ class Decoder(nn.Module):
     is_headless=False,
     needs_balance=False,
   ):
-    """Returns logits_BTV float32, and with it what else is asked for.
+    """Returns logits_BTV float32, or (logits_BTV, cache) with a cache.
 
-    That is (logits_BTV, cache) where a cache is given.
-
-    Padded vocabulary rows come out as -1e30.
+    Logits of vocabulary padding are -1e30.
 
     Args:
       tokens_BT: int32 ids below vocab_size.
-      positions_BT: int32 below max_len; None counts from the first slot.
-      segments_BT: document of each token; attention stays inside. None: one.
+      positions_BT: int32 below max_len; None is the index in the row.
+      segments_BT: document of each token, which attends to its own alone; None
+        where a row is one document.
       cache: list over layers of (k_BKSH, v_BKSH); needs is_stacked=False.
       start_B: int32, slot of each row's first token, with a cache.
       only_B: int32, the one token of each row whose logits are wanted; the
@@ -86,10 +85,9 @@ class Decoder(nn.Module):
         (sharding over seq reorders them); None: they are.
       slots_BT: of tokens in rows that have prefixes (ops/visibility.py); None
         is the index of each token.
-      needs_balance: return (result, balance_B) of a model with experts: the
-        sum over layers of moe.balance_of.
-      is_headless: return (x_BTD, w_VD) instead, what the logits are the
-        product of; w_VD as it is kept.
+      is_headless: return (x_BTD, w_VD) in place of logits, their product.
+      needs_balance: return (result, balance_B): the load balance of experts
+        (moe.balance_of), summed over layers.
     """
     c = self.config
     T = tokens_BT.shape[1]
@@ -145,7 +143,7 @@ class Decoder(nn.Module):
       w_VD = unembedding(self)
     if is_headless:
       return x_BTD, w_VD
-    logits_BTV = product("BTD,VD->BTV", x_BTD, w_VD, c.grad_dtype, jnp.float32)
+    logits_BTV = matmul("BTD,VD->BTV", x_BTD, w_VD, c.grad_dtype, jnp.float32)
     logits_BTV = sharding.constrain(
       logits_BTV, ("batch", "length", "vocab"), self.rules
     )
@@ -301,8 +299,8 @@ class Embedding(nn.Module):
       )
 
   def __call__(self, tokens_BT, positions_BT):
-    # Rows are picked as they are kept and cast then: the gradient of a token
-    # is a sum over all its places, which bfloat16 would round at every term.
+    # Cast after the lookup: the gradient of a token's row is a sum over all its
+    # occurrences, which bfloat16 would round at every term.
     if isinstance(self.table_VD, quantized.Quantized):
       x_BTD = quantized.pick(self.table_VD, tokens_BT)
     else:

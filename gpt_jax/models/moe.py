@@ -1,17 +1,18 @@
 """A mixture of experts in place of the MLP: every token goes to A of E.
 
-No token is dropped and no expert has a capacity (Gale et al. 2022): the places
-of all tokens, A for each, are sorted by expert, and a grouped matrix product
-gives each run of rows to its own expert's matrix. Letters here: P places, the
-rows of those products; T tokens of all sequences at hand.
+Dropless (MegaBlocks, Gale et al. 2022): experts have no capacity. The P = T * A
+assignments of tokens to experts are sorted by expert, and a grouped matrix
+product multiplies each run of rows by its expert's matrix. T counts the tokens
+of all sequences here.
 
-Over devices, tokens are split over mesh axis expert as over data and fsdp.
-Devices that share experts between them gather each other's tokens, each runs
-its own experts on all of them, and what they give is summed and split again
-(reduce-scatter). An all-to-all would need buffers for the worst case, all
-tokens to one device, to be exact, so it saves no memory; it moves A (n - 1)/n
-rows a token where gathering moves n - 1, so gathering costs more for n > A
-devices along expert.
+On a mesh, tokens are sharded over axis expert as over data and fsdp. Devices
+along expert gather each other's tokens, each runs its own experts on all of
+them, and the outputs are summed and scattered back (reduce-scatter).
+
+Design choice: no all-to-all. To be exact it needs buffers for the worst case,
+all tokens on one device, so it saves no memory. It moves A (n - 1) / n rows a
+token where gathering moves n - 1, so gathering costs more for n > A devices
+along expert.
 """
 
 import functools
@@ -35,10 +36,10 @@ READS, WRITES = ("experts", "embed", "mlp"), ("experts", "mlp", "embed")
 class MoE(nn.Module):
   """Token-choice experts (Shazeer et al. 2017), gated or not, without biases.
 
-  The weights of a token's experts are their softmax probabilities, over all
-  experts in float32, divided by their sum (Jiang et al. 2024). A lone expert
-  keeps its probability (Fedus et al. 2021), which is all that its router
-  learns from.
+  The weights of a token's experts are their softmax probabilities over all
+  experts, in float32, divided by their sum (Jiang et al. 2024). With A = 1 the
+  weight is the probability itself (Fedus et al. 2021): it is the only gradient
+  that the router gets.
   """
 
   config: ModelConfig
@@ -88,12 +89,12 @@ def balance_of(p_BTE, ids_BTA):
 
 
 def run_experts(x_BTD, ids_BTA, weight_BTA, ws: dict, config, rules: str):
-  """Returns y_BTD, the weighted sum of what each token's experts make of it.
+  """Returns y_BTD, the weighted sum of the outputs of each token's experts.
 
   Args:
     ids_BTA: int32, a token's experts.
     weight_BTA: float32.
-    ws: w_EDF "in", w_EFD "out" and, for swiglu, w_EDF "gate", as kept.
+    ws: the parameters: w_EDF "in", w_EFD "out" and, for swiglu, w_EDF "gate".
   """
   local = functools.partial(_run_local, config=config)
   mesh = jax.sharding.get_abstract_mesh()
@@ -101,7 +102,7 @@ def run_experts(x_BTD, ids_BTA, weight_BTA, ws: dict, config, rules: str):
     return local(x_BTD, ids_BTA, weight_BTA, ws)
   split = lambda axes, x: sharding.fitting_spec(axes, x.shape, rules)
   tokens = split(("batch", "length", None), x_BTD)
-  kept = {
+  specs = {
     name: split(WRITES if name == "out" else READS, ws[name]) for name in ws
   }
   used = lambda name: sharding.used_axes(rules, name)
@@ -113,11 +114,11 @@ def run_experts(x_BTD, ids_BTA, weight_BTA, ws: dict, config, rules: str):
     embed_axes=used("embed"),
     mlp_axes=used("mlp"),
   )
-  # Unchecked: what is the same on all devices along an axis is so by the
-  # sums in _run_local, which the checker cannot follow into `grouped`.
+  # check_vma=False: outputs are equal along an axis because of the sums in
+  # _run_local, which the checker cannot follow into `grouped`.
   return jax.shard_map(
     local,
-    in_specs=(tokens, tokens, tokens, kept),
+    in_specs=(tokens, tokens, tokens, specs),
     out_specs=tokens,
     check_vma=False,
   )(x_BTD, ids_BTA, weight_BTA, ws)
@@ -149,7 +150,7 @@ def _run_local(
     gather = lambda x: jax.lax.all_gather(x, owners, tiled=True)
     x_TD, ids_TA, weight_TA = gather(x_TD), gather(ids_TA), gather(weight_TA)
 
-  # Own experts' places first, in the order of the experts; others' behind.
+  # Sort by expert: the device's own experts first, in order, then the rest.
   E = ws["in"].shape[0]
   first = jax.lax.axis_index(owners) * E if owners else 0
   ids_P = ids_TA.reshape(-1) - first

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from gpt_jax.config import ModelConfig
 from gpt_jax.models.block import Block
 from gpt_jax.models.declare import Declared
-from gpt_jax.ops.matmul import PRODUCT
+from gpt_jax.ops.matmul import MATMUL
 
 
 def rematerialised(config: ModelConfig, is_scanned: bool) -> type[Block]:
@@ -21,7 +21,7 @@ def rematerialised(config: ModelConfig, is_scanned: bool) -> type[Block]:
   policy = {
     "full": lambda: None,
     "dots": lambda: policies.save_from_both_policies(
-      policies.dots_saveable, policies.save_only_these_names(PRODUCT)
+      policies.dots_saveable, policies.save_only_these_names(MATMUL)
     ),
     "save": lambda: policies.save_only_these_names(*names),
     "offload": lambda: policies.save_and_offload_only_these_names(

@@ -1,9 +1,8 @@
 """The nonlinearities of an MLP, computed in float32 and rounded once.
 
-Design choice: each has its derivative written out, in a form that shares no
-subexpression with its value. Of a derivative found by the compiler, forward
-saves the intermediate values, and reading them back takes longer than computing
-them again.
+Design choice: each derivative is written out, in a form that shares no
+subexpression with the value. Otherwise the compiler would save the intermediate
+values of forward, and reading them back takes longer than recomputing them.
 """
 
 import functools
@@ -18,10 +17,8 @@ class Activation(typing.NamedTuple):
   """A nonlinearity of x, or of a gate and x.
 
   Attributes:
-    value: what it is.
-    slopes: its derivatives by each, in another form than value's: the compiler
-      would find the same one and keep what forward made, and reading that back
-      takes longer than making it again.
+    value: the function.
+    slopes: its partial derivatives, one for each argument, as a tuple.
   """
 
   value: typing.Callable
@@ -30,7 +27,7 @@ class Activation(typing.NamedTuple):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def activate(activation: Activation, *xs):
-  """Returns it of arrays of one type, computed in float32, as that type."""
+  """Returns activation.value(*xs), computed in float32, in the dtype of xs."""
   y = activation.value(*[x.astype(jnp.float32) for x in xs])
   return y.astype(xs[0].dtype)
 
@@ -64,8 +61,8 @@ def _swiglu_slopes(gate, x):
   return x * share * (1 + gate * (1 - share)), gate * share
 
 
-# By word of model.mlp: Hendrycks and Gimpel 2016 (2 and 1), So et al. 2021,
-# Shazeer 2020.
+# By value of model.mlp: Hendrycks and Gimpel 2016 (equations 2 and 1), So et
+# al. 2021, Shazeer 2020.
 ACTIVATIONS = {
   "gelu_tanh": Activation(
     functools.partial(jax.nn.gelu, approximate=True), _gelu_tanh_slopes

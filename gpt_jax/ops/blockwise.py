@@ -90,17 +90,18 @@ def _strips_forward(q_BKGTH, k_BKSH, v_BKSH, segments_BT, rule):
     for start in range(0, T, block):
       rows = slice(start, min(start + block, T))
       keys = visible_keys(rule, rows.start, rows.stop, T)
+      # S = Q K^T; P = exp(S - m); O = P V / l; L = m + log(l).
       s_ZGTS = einsum("ZGTH,ZSH->ZGTS", q_ZGTH[:, :, rows], k_ZSH[:, keys])
       mask = _strip_mask(rule, rows, keys, segments_ZT)[:, None]
       s_ZGTS = jnp.where(mask, softcap(rule, s_ZGTS), MASK_VALUE)
-      top_ZGT1 = s_ZGTS.max(-1, keepdims=True)
-      p_ZGTS = jnp.exp(s_ZGTS - top_ZGT1)
-      sum_ZGT1 = p_ZGTS.sum(-1, keepdims=True)
+      m_ZGT1 = s_ZGTS.max(-1, keepdims=True)
+      p_ZGTS = jnp.exp(s_ZGTS - m_ZGT1)
+      l_ZGT1 = p_ZGTS.sum(-1, keepdims=True)
       y_ZGTH = einsum(
         "ZGTS,ZSH->ZGTH", p_ZGTS.astype(v_ZSH.dtype), v_ZSH[:, keys]
       )
-      ys.append((y_ZGTH / sum_ZGT1).astype(q_ZGTH.dtype))
-      lses.append((top_ZGT1 + jnp.log(sum_ZGT1))[..., 0])
+      ys.append((y_ZGTH / l_ZGT1).astype(q_ZGTH.dtype))
+      lses.append((m_ZGT1 + jnp.log(l_ZGT1))[..., 0])
     return jnp.concatenate(ys, 2), jnp.concatenate(lses, 2)
 
   y, lse = _in_parts(some, segments_BT, q_BKGTH, k_BKSH, v_BKSH)
@@ -109,11 +110,11 @@ def _strips_forward(q_BKGTH, k_BKSH, v_BKSH, segments_BT, rule):
   return y_BKGTH, (q_BKGTH, k_BKSH, v_BKSH, segments_BT, y_BKGTH, lse_BKGT)
 
 
-def _strips_backward(rule, kept, dy_BKGTH):
-  """Goes by blocks of keys, with scores transposed.
+def _strips_backward(rule, saved, dy_BKGTH):
+  """FlashAttention-2's backward (Dao 2023, algorithm 2), by blocks of keys.
 
-  So every product but one contracts the last dim of its left side, the form
-  that is twice as fast on a CPU; the gradient of queries is gathered
+  Scores are transposed, so that every product but one contracts the last dim of
+  its left operand, the form that is twice as fast on a CPU; dQ is accumulated
   transposed for the same reason.
   """
 
@@ -128,6 +129,8 @@ def _strips_backward(rule, kept, dy_BKGTH):
       q, dy = q_ZGTH[:, :, rows], dy_ZGTH[:, :, rows]
       s_ZGST = softcap(rule, einsum("ZSH,ZGTH->ZGST", k_ZSH[:, keys], q))
       mask = _strip_mask(rule, rows, keys, segments_ZT).swapaxes(1, 2)[:, None]
+      # P = exp(S - L); dV = P^T dO; dP = dO V^T; dS = P * (dP - delta);
+      # dK = dS^T Q; dQ += dS K.
       p_ZGST = jnp.exp(s_ZGST - lse_ZGT[:, :, None, rows])
       p_ZGST = jnp.where(mask, p_ZGST, 0)
       dvs.append(einsum("ZGST,ZGTH->ZSH", p_ZGST.astype(dy.dtype), dy))
@@ -141,7 +144,7 @@ def _strips_backward(rule, kept, dy_BKGTH):
     dk_ZSH = jnp.concatenate(dks, 1).astype(k_ZSH.dtype)
     return dq_ZGTH, dk_ZSH, jnp.concatenate(dvs, 1).astype(v_ZSH.dtype)
 
-  q, k, v, segments_BT, y, lse = kept
+  q, k, v, segments_BT, y, lse = saved
   delta = delta_of(y, dy_BKGTH)
   dq, dk, dv = _in_parts(some, segments_BT, q, k, v, dy_BKGTH, lse, delta)
   return dq.reshape(q.shape), dk.reshape(k.shape), dv.reshape(v.shape), None
@@ -151,10 +154,10 @@ strips.defvjp(_strips_forward, _strips_backward)
 
 
 def delta_of(y_BKGTH, dy_BKGTH):
-  """Returns sum over H of y dy: what a softmax's gradient is taken from.
+  """Returns delta = rowsum(dO * O) (FlashAttention-2, algorithm 2, line 4).
 
-  As a product with ones: a CPU's compiler would draw a sum into the product
-  of scores that it is taken from, eight times as slow (configs/LOG.md).
+  Computed as a product with ones: XLA on a CPU would fuse a plain sum into the
+  product of scores, which then takes eight times as long (configs/LOG.md).
   """
   each = y_BKGTH.astype(jnp.float32) * dy_BKGTH.astype(jnp.float32)
   ones_H = jnp.ones(each.shape[-1], jnp.float32)
@@ -162,7 +165,7 @@ def delta_of(y_BKGTH, dy_BKGTH):
 
 
 def _in_parts(some, segments_BT, *arrays):
-  """Applies `some` to a few (row, key head) pairs at a time."""
+  """Maps `some` over Z = B * K, a few (sequence, key head) pairs at a time."""
   B, K, G, T = arrays[0].shape[:4]
   arrays = [x.reshape(B * K, *x.shape[2:]) for x in arrays]
   if segments_BT is not None:
@@ -203,8 +206,8 @@ def _tiles_forward(q, k, v, q_at, k_at, rule):
   return y, (q, k, v, q_at, k_at, y, lse)
 
 
-def _tiles_backward(rule, kept, dy):
-  q, k, v, q_at, k_at, y, lse = kept
+def _tiles_backward(rule, saved, dy):
+  q, k, v, q_at, k_at, y, lse = saved
   dq, dk, dv = tiles_backward(q, k, v, q_at, k_at, rule, y, dy, lse)
   return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None, None
 
@@ -213,7 +216,7 @@ tiles.defvjp(_tiles_forward, _tiles_backward)
 
 
 def merge(y, lse, more_y, more_lse):
-  """Returns (y, lse) of the union of two disjoint sets of keys, float32."""
+  """Returns (y, lse) over the union of two disjoint sets of keys, float32."""
   top = jnp.maximum(lse, more_lse)
   a, b = jnp.exp(lse - top), jnp.exp(more_lse - top)
   total = a + b
@@ -245,7 +248,7 @@ def tiles_forward(
       k_j, at_j = _part(k, 2, k_at, j, width)
       v_j, _ = _part(v, 2, k_at, j, width)
 
-      def seen():
+      def visit():
         s = softcap(rule, einsum("BKGTH,BKSH->BKGTS", q_i, k_j))
         mask = _tile_mask(rule, at_i, at_j)
         s = jnp.where(mask, s, MASK_VALUE)
@@ -259,7 +262,7 @@ def tiles_forward(
 
       return jax.lax.cond(
         any_visible(rule, at_i.slots_BT, at_j.slots_BT),
-        seen,
+        visit,
         lambda: carry,
       )
 
@@ -271,10 +274,10 @@ def tiles_forward(
 
 
 def tiles_backward(q, k, v, q_at, k_at, rule, y, dy, lse):
-  """Returns (dq, dk, dv) float32 of these keys' part in all that rows see.
+  """Returns (dq, dk, dv) float32 that come from these keys.
 
   Args:
-    y, lse: y_BKGTH and lse_BKGT over all keys, of which these may be some.
+    y, lse: y_BKGTH and lse_BKGT over all keys; k and v may be a part of them.
     dy: gradient of y.
   """
   delta = delta_of(y, dy)
@@ -292,7 +295,7 @@ def tiles_backward(q, k, v, q_at, k_at, rule, y, dy, lse):
       q_i, at_i = _part(q, 3, q_at, i, size)
       dy_i, lse_i, delta_i = (_part(x, 3, q_at, i, size)[0] for x in more)
 
-      def seen():
+      def visit():
         s = softcap(rule, einsum("BKGTH,BKSH->BKGTS", q_i, k_j))
         mask = _tile_mask(rule, at_i, at_j)
         p = jnp.where(mask, jnp.exp(s - lse_i[..., None]), 0)
@@ -304,11 +307,11 @@ def tiles_backward(q, k, v, q_at, k_at, rule, y, dy, lse):
         dk_j = einsum("BKGTS,BKGTH->BKSH", ds, q_i)
         return einsum("BKGTS,BKSH->BKGTH", ds, k_j), dk_j, dv_j
 
-      # The whole of dq stays out of the branches, which would copy it.
+      # dq stays out of the branches of cond, which would copy all of it.
       nothing = lambda: (jnp.zeros(q_i.shape, jnp.float32), zero, zero)
       dq_i, dk_j, dv_j = jax.lax.cond(
         any_visible(rule, at_i.slots_BT, at_j.slots_BT),
-        seen,
+        visit,
         nothing,
       )
       dq, dk, dv = carry
@@ -333,7 +336,7 @@ def _tile_mask(rule: Rule, q_at: TokenPositions, k_at: TokenPositions):
 
 
 def tile_of(length: int) -> int:
-  """Returns the side of tiles, a divisor of lengths that TILE divides."""
+  """Returns the side of the tiles for rows of this length."""
   return min(TILE, 1 << max(3, math.ceil(math.log2(length))))
 
 

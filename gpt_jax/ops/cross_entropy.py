@@ -1,7 +1,7 @@
-"""Losses over logits: sums in float32 with the count that they are over.
+"""Cross-entropy and z-loss: float32 sums, with the number of targets.
 
-Sums, not means, so that microbatches, devices and evaluation batches add up
-to the same figure whatever the split.
+Sums rather than means, so that microbatches, devices and evaluation batches add
+up to the same figure however the batch is split.
 """
 
 import functools
@@ -31,11 +31,12 @@ def cross_entropy(logits_BTV, targets_BT, mask_BT=None):
 
 
 def squared_log_z(logits_BTV, mask_BT=None):
-  """Returns the sum of (log of softmax's denominator)^2, the z-loss.
+  """Returns the z-loss, the sum of (log Z)^2 (Chowdhery et al. 2022, 5).
 
-  It keeps logits from drifting together (Chowdhery et al. 2022, 5).
+  Z is the denominator of the softmax. The loss keeps the logits from drifting.
 
-  Args: as cross_entropy's.
+  Args:
+    logits_BTV, mask_BT: as in cross_entropy.
   """
   square_BT = jnp.square(jax.nn.logsumexp(logits_BTV, axis=-1))
   return (square_BT if mask_BT is None else square_BT * mask_BT).sum()
@@ -52,24 +53,23 @@ def chunked_cross_entropy(
   grad_dtype,
   has_z: bool = False,
 ):
-  """Returns cross_entropy of logits that never exist as a whole.
+  """Returns cross_entropy without ever holding all logits.
 
-  On one device a part of the tokens is scored at a time and its gradient is
-  made along with it, as in Hsu et al. 2024 (Liger), so that no product is made
-  twice. On a mesh, and where z-loss needs a gradient of its own, parts of the
-  vocabulary are: a device that keeps a part of w_VD then never needs more than
-  one part of the whole, and the gradient of a part is complete and summed over
-  devices once. That costs one product more, a quarter of what the head takes
-  with its gradients.
+  On one device, chunks of tokens: forward computes the gradient of each chunk
+  with it, as in Liger (Hsu et al. 2024), so that no product is computed twice.
+  On a mesh, and with a z-loss, chunks of the vocabulary: a device that holds a
+  shard of w_VD gathers one chunk at a time, and the gradient of a chunk is
+  summed over devices once. Backward then recomputes the logits, one product
+  more: a quarter of the cost of the head with its gradients.
 
   Args:
-    x_BTD: what the logits are the product of, with w_VD as it is kept.
-    w_VD: with V a multiple of num_chunks times the mesh's tensor axis.
+    x_BTD: input of the output matrix w_VD; logits are x_BTD times w_VD.
+    w_VD: the parameter; V is a multiple of num_chunks times the tensor axis.
     mask_BT: float32 weight of each target.
-    cap: function of (logits_BTR, ids_R), elementwise, to what counts.
-    rules: word of sharding.RULES.
-    grad_dtype: that w's gradient is produced and summed over devices in.
-    has_z: return squared_log_z too, last.
+    cap: elementwise function of (logits_BTR, ids_R), such as a soft-cap.
+    rules: value of sharding.RULES.
+    grad_dtype: dtype in which w's gradient is computed and summed over devices.
+    has_z: also return squared_log_z, last.
 
   Raises:
     InputError: V does not divide.
@@ -91,7 +91,7 @@ def chunked_cross_entropy(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def _by_tokens(x_BTD, w_VD, targets_BT, mask_BT, cap, num_chunks, grad_dtype):
-  """Returns the sum of nats alone."""
+  """Returns the sum of nats, without the number of targets."""
   w = w_VD.astype(x_BTD.dtype)
 
   def one(nats, part):
@@ -106,7 +106,7 @@ def _by_tokens(x_BTD, w_VD, targets_BT, mask_BT, cap, num_chunks, grad_dtype):
 
 
 def _token_parts(num_chunks: int, x_BTD, *arrays_BT):
-  """Returns (x_CRD, arrays_CR): tokens in equal parts, those added masked."""
+  """Returns (x_CRD, arrays_CR): tokens in C equal chunks, padding masked."""
   count = x_BTD.shape[0] * x_BTD.shape[1]
   size = -(-count // num_chunks)
 
@@ -151,8 +151,8 @@ def _by_tokens_forward(
   return nats, (dx_BTD, dw_VD.astype(grad_dtype), w_VD)
 
 
-def _by_tokens_backward(cap, num_chunks, grad_dtype, kept, grad):
-  dx_BTD, dw_VD, w_VD = kept
+def _by_tokens_backward(cap, num_chunks, grad_dtype, saved, grad):
+  dx_BTD, dw_VD, w_VD = saved
   dx_BTD = (dx_BTD * grad).astype(dx_BTD.dtype)
   return dx_BTD, (dw_VD * grad).astype(w_VD.dtype), None, None
 
@@ -162,16 +162,17 @@ _by_tokens.defvjp(_by_tokens_forward, _by_tokens_backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7, 8))
 def _by_vocab(*arguments):
-  """Returns as chunked_cross_entropy; running maximum and sum as in Milakov
-  and Gimelshein 2018, and backward makes each part again.
+  """Returns what chunked_cross_entropy does, by chunks of the vocabulary.
+
+  An online softmax (Milakov and Gimelshein 2018); backward recomputes chunks.
   """
   return _by_vocab_forward(*arguments)[0]
 
 
 def _rows(w_VD, index, num_chunks: int, rules: str, dtype):
-  """Returns (w_RD as `dtype`, ids_R): part `index` of the vocabulary.
+  """Returns (w_RD as `dtype`, ids_R): chunk `index` of the vocabulary.
 
-  Of every device's own rows a part, so that all have the same to do.
+  A chunk takes the same number of rows from each device's shard.
   """
   V, D = w_VD.shape
   shards = sharding.axes_size(rules, "vocab")
@@ -212,8 +213,8 @@ def _by_vocab_forward(
   return loss, (x_BTD, w_VD, targets_BT, mask_BT, log_z_BT)
 
 
-def _by_vocab_backward(cap, num_chunks, rules, grad_dtype, has_z, kept, grads):
-  x_BTD, w_VD, targets_BT, mask_BT, log_z_BT = kept
+def _by_vocab_backward(cap, num_chunks, rules, grad_dtype, has_z, saved, grads):
+  x_BTD, w_VD, targets_BT, mask_BT, log_z_BT = saved
   weight_BT1 = (grads[0] * mask_BT)[..., None]
   if has_z:
     z_BT1 = (grads[2] * mask_BT * 2 * log_z_BT)[..., None]

@@ -1,10 +1,10 @@
 """Matrix products of groups of rows, each group with its own matrix.
 
-P rows sorted by group, E groups. Without a kernel, XLA multiplies every row
-with every group's matrix: E times the work. It has none on a CPU, and on a TPU
-(libtpu of jax 0.10.2 and 0.12) one for the product and none for the gradient of
-its matrices. A loop over blocks of rows of one group does what is needed, and
-part of a block more for each group.
+P rows sorted by group, E groups. Where XLA has no kernel for it, it multiplies
+every row with every group's matrix, E times the work: always on a CPU, and for
+the gradient of the matrices on a TPU (libtpu of jax 0.10.2 and 0.12). A loop
+over blocks of rows of one group computes what is needed, plus part of a block
+for each group.
 """
 
 import functools
@@ -13,22 +13,21 @@ import math
 import jax
 import jax.numpy as jnp
 
-# Rows of a block, at most, where a product goes by blocks: on a CPU what its
-# cache holds, elsewhere what outweighs reading and writing a matrix of sums.
+# Largest block, in rows: on a CPU what fits its cache, elsewhere enough that
+# accumulating into the E gradients costs little beside the products.
 CPU_BLOCK, BLOCK = 128, 1024
-# At least, where there are so many.
+# Smallest block, where there are enough rows.
 MIN_BLOCK = 32
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def take_rows(x_TD, index_P, inverse_P, copies: int):
-  """Returns x_TD with each row `copies` times, put in another order.
+  """Returns x_TD with each row repeated `copies` times, then permuted.
 
-  Backward takes rows too, in place of a scatter, whose sums a GPU would do in
-  any order.
+  Backward gathers as well: a scatter would add in no fixed order on a GPU.
 
   Args:
-    index_P: of the P = T * copies rows, which one comes where.
+    index_P: the permutation of the P = T * copies rows.
     inverse_P: its inverse.
   """
   return x_TD[index_P // copies]
@@ -50,12 +49,12 @@ take_rows.defvjp(_take_forward, _take_backward)
 def grouped(x_PD, w_EDF, sizes_E, grad_dtype: str, dim: int, axes: tuple):
   """Returns y_PF: the first sizes[0] rows times w[0], the next times w[1], ...
 
-  Rows beyond the groups are zero. As in `layers.product`, the gradient of w is
-  produced in grad_dtype, and so it is summed over `axes`.
+  Rows beyond the groups are zero. As in `matmul`, the gradient of w is computed
+  and summed over `axes` in grad_dtype.
 
   Args:
-    w_EDF: as it is kept.
-    dim, axes: mesh axes that this dim of w_EDF is split over.
+    w_EDF: the parameter.
+    dim, axes: the dim of w_EDF that is sharded, and the mesh axes it is over.
   """
   return _grouped_forward(x_PD, w_EDF, sizes_E, grad_dtype, dim, axes)[0]
 
@@ -65,8 +64,8 @@ def _grouped_forward(x_PD, w_EDF, sizes_E, grad_dtype, dim, axes):
   return _times(x_PD, whole_EDF, sizes_E), (x_PD, w_EDF, sizes_E)
 
 
-def _grouped_backward(grad_dtype, dim, axes, kept, dy_PF):
-  x_PD, w_EDF, sizes_E = kept
+def _grouped_backward(grad_dtype, dim, axes, saved, dy_PF):
+  x_PD, w_EDF, sizes_E = saved
   whole_EDF = _whole(w_EDF, x_PD.dtype, dim, axes)
   dx_PD = _times(dy_PF, whole_EDF.swapaxes(1, 2), sizes_E)
   outer = functools.partial(outer_by_blocks, dtype=grad_dtype)

@@ -1,9 +1,9 @@
-"""Matrix products of activations and kept matrices, with their gradients.
+"""Matrix products of activations and parameters, with their gradients.
 
-One einsum each, but on a CPU the form decides: its library has bfloat16
-kernels only for products that contract the last dim of their left side and
-give float32; whatever else is asked for is multiplied in float32, at half the
-speed, or not at all (configs/LOG.md).
+Each is one einsum. On a CPU its form decides the speed: XLA's library has
+bfloat16 kernels only for products that contract the last dim of the left
+operand and return float32; other forms are multiplied in float32, at half the
+speed (configs/LOG.md).
 """
 
 import functools
@@ -16,43 +16,43 @@ from jax.experimental.layout import Layout, with_layout_constraint
 
 from gpt_jax.ops import quantized
 
-# What recomputation saves of products goes by this name: it does not see into
-# a function with a gradient of its own.
-PRODUCT = "product"
-# Rows of a token or two of each sequence.
+# The checkpoint name of a product: a remat policy does not see into a function
+# with a custom gradient.
+MATMUL = "matmul"
+# Up to this number of rows a product is one of decoding.
 FEW_ROWS = 64
 
 
-def product(equation: str, x, w, grad_dtype: str, out_dtype=None):
-  """Returns einsum(equation, x, w as x's type), w being a kept parameter.
+def matmul(equation: str, x, w, grad_dtype: str, out_dtype=None):
+  """Returns einsum(equation, x, w cast to x's dtype), w being a parameter.
 
-  Where w is kept in another type than that of x, its gradient is produced, and
-  so summed over devices, in grad_dtype instead of rounded to the type of x.
+  The gradient of w is computed, and so summed over devices, in grad_dtype
+  rather than in the dtype of x.
 
   Args:
     equation: "LD,DF->LF" or "LD,FD->LF", where L, D and F are one letter or
       more.
-    w: or quantized.Quantized, which has no gradient.
+    w: an array, or a quantized.Quantized, which has no gradient.
     out_dtype: of the result; None for that of x.
   """
   out_dtype = jnp.dtype(out_dtype or x.dtype)
   if isinstance(w, quantized.Quantized):
     return quantized.multiply(x, w, out_dtype)
-  y = _product(equation, x, w, grad_dtype, out_dtype)
-  return checkpoint_name(y, PRODUCT)
+  y = _matmul(equation, x, w, grad_dtype, out_dtype)
+  return checkpoint_name(y, MATMUL)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3, 4))
-def _product(equation, x, w, grad_dtype, out_dtype):
+def _matmul(equation, x, w, grad_dtype, out_dtype):
   return multiply(equation, x, w.astype(x.dtype), out_dtype)
 
 
-def _product_forward(equation, x, w, grad_dtype, out_dtype):
-  return _product(equation, x, w, grad_dtype, out_dtype), (x, w)
+def _matmul_forward(equation, x, w, grad_dtype, out_dtype):
+  return _matmul(equation, x, w, grad_dtype, out_dtype), (x, w)
 
 
-def _product_backward(equation, grad_dtype, out_dtype, kept, dy):
-  x, w = kept
+def _matmul_backward(equation, grad_dtype, out_dtype, saved, dy):
+  x, w = saved
   dy = dy.astype(x.dtype)
   operands, result = equation.split("->")
   of_x, of_w = operands.split(",")
@@ -66,7 +66,7 @@ def _product_backward(equation, grad_dtype, out_dtype, kept, dy):
   return dx, dw.astype(w.dtype)
 
 
-_product.defvjp(_product_forward, _product_backward)
+_matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
 def multiply(equation: str, x, w, out_dtype):
@@ -86,12 +86,12 @@ def multiply(equation: str, x, w, out_dtype):
   )
 
   def on_cpu(x, w):
-    # Two rows take a tenth of the time of one.
+    # A product of two rows takes a tenth of the time of a product of one.
     rows = jnp.concatenate([x, x]) if num_rows == 1 else x
     if num_rows <= FEW_ROWS and of_w.startswith(outs):
-      # A large w would be transposed first.
-      turned = f"{of_w},{of_x}->{outs}{lead}"
-      y = jnp.einsum(turned, w, rows, preferred_element_type=jnp.float32)
+      # XLA would transpose w, which is large, first.
+      swapped = f"{of_w},{of_x}->{outs}{lead}"
+      y = jnp.einsum(swapped, w, rows, preferred_element_type=jnp.float32)
       y = jnp.einsum(f"{outs}{lead}->{result}", y)
     else:
       y = jnp.einsum(equation, rows, w, preferred_element_type=jnp.float32)
@@ -104,8 +104,8 @@ def multiply_over_rows(x, y, num_x: int, num_y: int, out_dtype):
   """Returns the sum over all leading dims of x times y, in out_dtype.
 
   Args:
-    x, y: of one type and the same leading dims.
-    num_x, num_y: number of last dims of each that the result has.
+    x, y: arrays of one dtype with the same leading dims.
+    num_x, num_y: number of trailing dims of each that the result keeps.
   """
   lead, x_dims = x.shape[: x.ndim - num_x], x.shape[x.ndim - num_x :]
   y_dims = y.shape[y.ndim - num_y :]
@@ -122,7 +122,7 @@ def multiply_over_rows(x, y, num_x: int, num_y: int, out_dtype):
 
   def on_cpu(x, y):
     x_LX, y_LY = (a.reshape(math.prod(lead), -1) for a in (x, y))
-    # The narrower is the cheaper to lay out anew.
+    # The narrower operand is the cheaper one to transpose in memory.
     if x_LX.shape[1] <= y_LY.shape[1]:
       out_XY = _by_columns(x_LX, y_LY)
     else:
@@ -130,14 +130,15 @@ def multiply_over_rows(x, y, num_x: int, num_y: int, out_dtype):
     return out_XY.reshape(*x_dims, *y_dims).astype(out_dtype)
 
   mesh = jax.sharding.get_abstract_mesh()
-  is_spread = not mesh.empty and mesh.size > 1  # a layout is of a whole array
-  if is_spread or x.dtype == jnp.float32:
+  # A layout constraint holds for whole arrays only.
+  is_sharded = not mesh.empty and mesh.size > 1
+  if is_sharded or x.dtype == jnp.float32:
     return plain(x, y)
   return jax.lax.platform_dependent(x, y, cpu=on_cpu, default=plain)
 
 
 def _by_columns(x_LX, y_LY):
-  """Returns x.T @ y in float32, x.T and the result laid out row by row."""
+  """Returns x.T @ y in float32, with x.T and the result in row-major layout."""
   by_rows = lambda a: with_layout_constraint(a, Layout((0, 1)))
   out_XY = jnp.einsum(
     "XL,LY->XY", by_rows(x_LX.T), y_LY, preferred_element_type=jnp.float32

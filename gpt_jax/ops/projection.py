@@ -12,13 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from gpt_jax import sharding
-from gpt_jax.ops.matmul import product
+from gpt_jax.ops.matmul import matmul
 from gpt_jax.ops.quantized import Quantized
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def shift(x, bias, grad_dtype: str):
-  """Returns x plus a kept bias over its last dims; gradients as in product."""
+  """Returns x plus a bias over its last dims; its gradient is in grad_dtype."""
   return x + jax.lax.broadcast_to_rank(bias.astype(x.dtype), x.ndim)
 
 
@@ -34,27 +34,27 @@ shift.defvjp(
 
 
 def project(x, w, grad_dtype: str, num_in: int = 1):
-  """Contracts the last `num_in` dims of x with the first of the kept w."""
+  """Contracts the last `num_in` dims of x with the first ones of w."""
   lead, rows = x.shape[: x.ndim - num_in], math.prod(x.shape[x.ndim - num_in :])
   if isinstance(w, Quantized):
-    y = product("BD,DF->BF", x.reshape(-1, rows), w, grad_dtype)
+    y = matmul("BD,DF->BF", x.reshape(-1, rows), w, grad_dtype)
     return y.reshape(*lead, *w.outs)
   out = w.shape[num_in:]
   if sharding.axis_size("seq") > 1:
     # Merging B with a T that is split over devices would gather it.
     leads = "BTS"[: len(lead)]
     ins, outs = "DE"[:num_in], "NHG"[: len(out)]
-    return product(f"{leads}{ins},{ins}{outs}->{leads}{outs}", x, w, grad_dtype)
+    return matmul(f"{leads}{ins},{ins}{outs}->{leads}{outs}", x, w, grad_dtype)
   x, w = x.reshape(-1, rows), w.reshape(rows, -1)
-  y = product("BD,DF->BF", x, w, grad_dtype)
+  y = matmul("BD,DF->BF", x, w, grad_dtype)
   return y.reshape(*lead, *out)
 
 
 def project_each(x, ws: list, grad_dtype: str):
-  """Returns [project(x, w) for w in ws], as one product where that is local.
+  """Returns [project(x, w) for w in ws], as one product where heads are local.
 
-  One wide product is a third faster than three narrow ones on a CPU; heads
-  that are split over devices would have to be moved to lie side by side.
+  One wide product is a third faster than three narrow ones on a CPU. Heads that
+  are sharded over devices would have to move to become columns of one matrix.
   """
   if sharding.axis_size("tensor") > 1:
     return [project(x, w, grad_dtype) for w in ws]
@@ -62,18 +62,19 @@ def project_each(x, ws: list, grad_dtype: str):
 
 
 def fuse_qkv(ws: list, axis: int = 0):
-  """Returns matrices whose inputs are dim `axis` as one, outputs in a row."""
+  """Returns one matrix with the outputs of all ws. Inputs are dim `axis`."""
   lead = ws[0].shape[: axis + 1]
   return jnp.concatenate([w.reshape(*lead, -1) for w in ws], axis=-1)
 
 
-def project_fused(x, wide, outs: list, grad_dtype: str):
-  """Returns the parts of x times what fuse_qkv returned.
+def project_fused(x, w, outs: list, grad_dtype: str):
+  """Returns x times each of the matrices that fuse_qkv joined.
 
   Args:
-    outs: what dims each part's last has.
+    w: from fuse_qkv.
+    outs: the output dims of each matrix.
   """
   ends = np.cumsum([math.prod(out) for out in outs])
-  parts = jnp.split(project(x, wide, grad_dtype), ends[:-1], axis=-1)
+  parts = jnp.split(project(x, w, grad_dtype), ends[:-1], axis=-1)
   shapes = [(*x.shape[:-1], *out) for out in outs]
   return [p.reshape(s) for p, s in zip(parts, shapes, strict=True)]

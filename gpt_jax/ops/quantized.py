@@ -1,11 +1,11 @@
-"""Matrices in 8 or 4 bits, for decoding: reading them is what a token takes.
+"""Matrices in int8 or int4, for decoding, which spends its time reading them.
 
-A weight is a small whole number times the scale of its output, or, in 4 bits,
-of its output and group of inputs. Accelerators multiply the numbers in the
-type of the activations. A CPU multiplies whole numbers only by whole numbers
-at speed, so there an activation goes in as two digits of base 254, 16 bits of
-its row's largest, which costs no time at batch 1: a product of two rows takes
-less than one of one (configs/LOG.md).
+A weight is an integer times a scale: in int8 one scale for each output, in int4
+one for each output and group of inputs. Accelerators multiply the integers in
+the dtype of the activations. A CPU is fast only at int8 times int8, so there an
+activation is split into two base-254 digits, 16 bits relative to the largest of
+its row. At batch 1 that costs no time: a product of two rows takes less than a
+product of one (configs/LOG.md).
 """
 
 import functools
@@ -15,12 +15,13 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-# Inputs that share a scale in 4 bits, the first that divides their number.
+# Inputs that share a scale in int4: the first size that divides their number.
 GROUPS = (64, 32)
-# Rows from which a CPU makes a matrix whole again first: of one scale an
-# output, and of more.
+# With more rows a CPU dequantizes the matrix first: with one scale for each
+# output, and with groups.
 MANY_ROWS, MANY_ROWS_GROUPED = 256, 16
-# Of the scale that holds a group's largest weight; the least error is taken.
+# Factors tried on the scale of a group's largest weight; the one of least
+# squared error is taken.
 SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8)
 
 
@@ -28,10 +29,10 @@ class Quantized(struct.PyTreeNode):
   """A matrix of F outputs and G * C inputs.
 
   Attributes:
-    values_GFC: int8; in 4 bits two outputs a byte, f in the low half, plus 8,
-      and f + F / 2 in the high half.
+    values_GFC: int8. In int4 two outputs share a byte: f, plus 8, in the low
+      half, and f + F / 2 in the high half.
     scale_GF: float32.
-    outs: the dims that the outputs had.
+    outs: the output dims of the matrix.
     num_bits: 8 or 4.
   """
 
@@ -42,10 +43,10 @@ class Quantized(struct.PyTreeNode):
 
 
 def quantize(w, role: str, num_bits: int) -> Quantized:
-  """Returns w rounded; what its dims are follows from its role.
+  """Returns w rounded; its role says which dims are outputs.
 
-  Weights lie symmetrically about 0: 8 bits by their largest, 4 bits by the
-  scale of least squared error.
+  Symmetric about 0: int8 by the largest weight, int4 by the scale of least
+  squared error.
   """
   if role in ("embed", "unembed"):
     w_FD, outs = w, w.shape[:1]
@@ -67,7 +68,7 @@ def quantize(w, role: str, num_bits: int) -> Quantized:
 
 
 def restore(w: Quantized, role: str, shape) -> jax.Array:
-  """Returns the float32 matrix of `shape` that w stands for."""
+  """Returns w dequantized: a float32 matrix of `shape`."""
   F = w.scale_GF.shape[1]
   w_GFC = jnp.concatenate(_numbers(w), axis=1) * w.scale_GF[..., None]
   w_FD = w_GFC.swapaxes(0, 1).reshape(F, -1)
@@ -75,7 +76,7 @@ def restore(w: Quantized, role: str, shape) -> jax.Array:
 
 
 def pick(w: Quantized, ids):
-  """Returns rows of a table in 8 bits, float32, with a last dim of D."""
+  """Returns rows of an int8 table, float32, with a last dim of D."""
   return w.values_GFC[0, ids] * w.scale_GF[0, ids][..., None]
 
 
@@ -112,18 +113,18 @@ def _multiply_digits(x_LGC, w: Quantized):
   x_LGC /= jnp.where(unit_L11 == 0, 1, unit_L11)
   digit_LGC = jnp.round(x_LGC)
   digits = digit_LGC, jnp.round(254 * (x_LGC - digit_LGC))
-  # The first digits of all rows, and then the second ones: Z = 2 L.
+  # Z = 2 L: the first digits of all rows, then the second digits.
   x_ZGC = jnp.concatenate(digits).astype(jnp.int8)
 
   def times(values_GFC):
     multiply = functools.partial(jnp.einsum, preferred_element_type=jnp.int32)
-    if len(values_GFC) == 1:  # one of two dims is another, faster kernel
+    if len(values_GFC) == 1:  # 2-D products have a faster kernel
       return multiply("ZC,FC->ZF", x_ZGC[:, 0], values_GFC[0])[None]
     return multiply("ZGC,GFC->GZF", x_ZGC, values_GFC)
 
   y_GZF = times(w.values_GFC)
   if w.num_bits == 4:
-    # A byte is 16 high + low, and so is a product with it.
+    # A byte is 16 * high + low, so the same holds for its products.
     low_GZF = times(w.values_GFC & 15)
     high_GZF = (y_GZF - low_GZF) >> 4
     low_GZF -= 8 * x_ZGC.sum(2, dtype=jnp.int32).T[..., None]
@@ -134,7 +135,7 @@ def _multiply_digits(x_LGC, w: Quantized):
 
 
 def _numbers(w: Quantized) -> list:
-  """Returns the whole numbers, int8, as one array or one of each half of F."""
+  """Returns the integers, int8: one array, or one for each half of F."""
   if w.num_bits == 8:
     return [w.values_GFC]
   return [(w.values_GFC & 15) - 8, w.values_GFC >> 4]
@@ -151,7 +152,7 @@ def _round4(w_GFC):
   )
   best = None
   for shrink in SHRINKS:
-    # The largest becomes -8, of which there is no other sign.
+    # int4 has no +8, so the weight of the largest magnitude maps to -8.
     scale_GF1 = _or_one(shrink * largest_GF1 / -8)
     values_GFC = jnp.clip(jnp.round(w_GFC / scale_GF1), -8, 7)
     error_GF1 = ((values_GFC * scale_GF1 - w_GFC) ** 2).sum(-1, keepdims=True)

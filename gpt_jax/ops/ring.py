@@ -1,15 +1,14 @@
-"""Ring attention: keys and values go round, no device ever holds them all.
+"""Ring attention (Liu et al. 2023): keys and values circulate over devices.
 
-Each device keeps its queries and sees one device's keys at a time, while those
-are on their way to the next (Liu et al. 2023). Partial results are merged by
-the logarithms of their softmax sums. In backward the gradients of keys and
-values travel with them, and are home after one round. What a device holds is
-in proportion to its own tokens, whatever the size of the ring.
+Each device keeps its queries. At each step it attends to one device's keys
+while sending them on to the next. Partial outputs are merged by their
+log-sum-exp. In backward the gradients of keys and values travel with them and
+are back after one round. Memory on a device grows with its own tokens alone.
 
-With tokens in order the last device would have twice the average to do and the
-first next to nothing; `sharding.zigzag` gives each an early and a late part,
-which is the same for all (Brandon et al. 2023 and the Llama 3 report have the
-idea). Nothing here depends on the order: slots travel with the keys.
+Under causality, with tokens in order, the last device would compute twice the
+average and the first next to nothing. `sharding.zigzag` gives each device an
+early and a late part, which balances them (as in Brandon et al. 2023 and the
+Llama 3 report). Nothing here depends on the order: slots travel with the keys.
 """
 
 import functools
@@ -40,15 +39,15 @@ def _pass_on(tree, axis: str, size: int):
 
 def _forward(q, k, v, at, rule, axis, size, inner):
   def turn(carry, _):
-    y, lse, guest = carry
-    coming = _pass_on(guest, axis, size)  # on its way while this one is read
-    more = inner[0](q, guest[0], guest[1], at, guest[2], rule)
-    return (*blockwise.merge(y, lse, *more), coming), None
+    y, lse, held = carry
+    arriving = _pass_on(held, axis, size)  # sent while this one is read
+    more = inner[0](q, held[0], held[1], at, held[2], rule)
+    return (*blockwise.merge(y, lse, *more), arriving), None
 
   y = jnp.zeros(q.shape, jnp.float32)
   lse = jnp.full(q.shape[:-1], visibility.MASK_VALUE, jnp.float32)
-  # One loop of all turns, the last pass of which only brings the keys home:
-  # a turn of its own for either end would compile every kernel three times.
+  # One scan over all turns, though the last only returns the keys: turns of
+  # their own for the first and last would compile every kernel three times.
   carry = (y, lse, (k, v, at))
   (y, lse, _), _ = jax.lax.scan(turn, carry, length=size)
   y = checkpoint_name(y.astype(q.dtype), "attn")
@@ -56,16 +55,16 @@ def _forward(q, k, v, at, rule, axis, size, inner):
   return y, (q, k, v, at, y, lse)
 
 
-def _backward(rule, axis, size, inner, kept, dy):
-  q, k, v, at, y, lse = kept
+def _backward(rule, axis, size, inner, saved, dy):
+  q, k, v, at, y, lse = saved
 
   def turn(carry, _):
-    dq, guest, (dk, dv) = carry
-    coming = _pass_on(guest, axis, size)
-    k, v, k_at = guest
+    dq, held, (dk, dv) = carry
+    arriving = _pass_on(held, axis, size)
+    k, v, k_at = held
     more_q, more_k, more_v = inner[1](q, k, v, at, k_at, rule, y, dy, lse)
     grads = _pass_on((dk + more_k, dv + more_v), axis, size)
-    return (dq + more_q, coming, grads), None
+    return (dq + more_q, arriving, grads), None
 
   zero = lambda x: jnp.zeros(x.shape, jnp.float32)
   carry = (zero(q), (k, v, at), (zero(k), zero(v)))

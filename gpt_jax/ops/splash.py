@@ -1,10 +1,10 @@
-"""Splash attention, the Pallas kernels for TPUs that jax.experimental holds.
+"""Splash attention: the Pallas kernels for TPUs in jax.experimental.
 
-The kernels are taken as they are; which blocks of scores they visit is made
-here from the slots of queries, in arithmetic on a few thousand integers. The
-library derives it from a mask instead, by looking at every element: 17 thousand
-million at T = 131,072. And slots may be traced values, which differ by device:
-one form serves whole rows, rows split over seq, and the turns of a ring.
+The kernels are used unchanged. Which blocks of scores they visit is computed
+here from the slots of the queries, a few thousand integers. The library derives
+it from a mask, element by element: 17 billion elements at T = 131,072. And
+slots may be traced values that differ between devices, so that one form serves
+whole rows, rows sharded over seq, and the turns of a ring.
 """
 
 import functools
@@ -96,7 +96,7 @@ def _turn_forward(q, k, v, q_at, k_at, rule, interpret):
     slots_T, first = q_at.slots_BT[0], at.slots_BT[0, 0]
     attend = make(rule, slots_T, first, S, S, interpret, True)
     y, (lse,) = _over_rows(attend, q, k_r, v_r, q_at, at)
-    # Rows that see none of these keys: 0/0, and the logarithm of 0.
+    # A query that sees none of these keys has y = 0/0 and lse = log(0).
     is_seen = lse > visibility.MASK_VALUE
     y = jnp.where(is_seen[..., None], y.astype(jnp.float32), 0)
     lse = jnp.where(is_seen, lse, visibility.MASK_VALUE)
@@ -105,10 +105,10 @@ def _turn_forward(q, k, v, q_at, k_at, rule, interpret):
 
 
 def _turn_backward(q, k, v, q_at, k_at, rule, y, dy, lse, interpret):
-  """As blockwise.tiles_backward, by the library's own backward kernels.
+  """Returns what blockwise.tiles_backward does, by the library's kernels.
 
-  They are not public: its public gradient would take the softmax sum of these
-  keys alone, where a turn of the ring needs that of all.
+  They are private: the public gradient would use the log-sum-exp of these keys
+  alone, and a turn of the ring needs that of all keys.
   """
   dq, dks, dvs = jnp.float32(0), [], []
   B, K, G, T, H = q.shape
@@ -172,7 +172,7 @@ def _over_rows(attend, q, k, v, q_at: TokenPositions, k_at: TokenPositions):
 
 @functools.cache
 def _mask_function(is_causal: bool, window: int | None):
-  """Returns the kernels' mask: of one identity, so that they compile once."""
+  """Returns the kernels' mask function, cached so that they compile once."""
 
   def mask(q_slots, k_slots):
     parts = [q_slots >= k_slots] if is_causal else []

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpt_jax.ops.matmul import multiply_over_rows, product
+from gpt_jax.ops.matmul import matmul, multiply_over_rows
 
 # Equation, and shapes of its operands.
 FORMS = {
@@ -37,7 +37,7 @@ def test_a_product_and_its_gradients_are_those_of_einsum(equation, dtype):
     return (y * weight).sum(), y
 
   def found(x, w):
-    y = product(equation, x, w, "float32", jnp.float32)
+    y = matmul(equation, x, w, "float32", jnp.float32)
     return (y * weight).sum(), y
 
   get = lambda f: jax.jit(jax.grad(f, argnums=(0, 1), has_aux=True))
@@ -54,7 +54,7 @@ def test_a_product_and_its_gradients_are_those_of_einsum(equation, dtype):
 @pytest.mark.parametrize("grad_dtype", ["float32", "bfloat16"])
 def test_gradients_of_a_matrix_come_in_the_type_asked_for(grad_dtype):
   x, w = make(FORMS["BD,DF->BF"], "bfloat16")
-  loss = lambda w: product("BD,DF->BF", x, w, grad_dtype).sum()
+  loss = lambda w: matmul("BD,DF->BF", x, w, grad_dtype).sum()
   dw = jax.grad(loss)(w * jnp.pi)
   is_rounded = bool((dw == dw.astype(jnp.bfloat16)).all())
   assert dw.dtype == jnp.float32
@@ -77,7 +77,7 @@ def test_a_cpu_multiplies_bfloat16_as_it_is():
     pytest.skip("this processor has no bfloat16 products")
 
   def step(x, w):
-    y, back = jax.vjp(lambda *a: product("BD,DF->BF", *a, "float32"), x, w)
+    y, back = jax.vjp(lambda *a: matmul("BD,DF->BF", *a, "float32"), x, w)
     return y, back(y)
 
   assert operands(step, x, w.astype(jnp.float32)) == {"bf16"}

@@ -27,7 +27,7 @@ from gpt_jax.models import attend
 from gpt_jax.models.block import Context
 from gpt_jax.models.decoder import cap_logits
 from gpt_jax.ops import cross_entropy, visibility
-from gpt_jax.ops.matmul import product
+from gpt_jax.ops.matmul import matmul
 from gpt_jax.ops.visibility import TokenPositions
 
 # One chip of this slice is compiled for.
@@ -131,7 +131,7 @@ def make_loss(config: Config, platform: str, is_naive: bool):
         config.mesh.rules,
         m.grad_dtype,
       )[0]
-    logits = product("BTD,VD->BTV", x_BTD, w_VD, m.grad_dtype, jnp.float32)
+    logits = matmul("BTD,VD->BTV", x_BTD, w_VD, m.grad_dtype, jnp.float32)
     logits = cap(logits, jnp.arange(V))
     return cross_entropy.cross_entropy(logits, targets_BT, mask_BT)[0]
 
