@@ -659,7 +659,7 @@ def test_skipped_batches_are_listed_and_a_resume_lists_them_alike(
 def test_a_run_rolls_back_past_the_batches_that_it_failed_on(
   base, call_verb, tmp_path, monkeypatch
 ):
-  # With so short a history, and at this factor, updates are spikes now and then.
+  # With so short a history, at this factor, some updates are spikes.
   monkeypatch.setattr(step_lib, "SPIKE_HISTORY", 2)
   random = numpy.random.default_rng(0)
   words = ["".join(random.choice(list("abcdef"), 5)) for _ in range(99)]

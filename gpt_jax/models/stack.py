@@ -1,6 +1,7 @@
 """Stacks of layers: one tree, or one for each layer; and what remat saves."""
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -76,8 +77,12 @@ def unstack_layers(params: dict, stacks) -> dict:
   return rest
 
 
+@functools.cache
 def abstract_params(module, config: ModelConfig):
   """Returns a family's boxed abstract parameters, stacked (leaves Declared).
+
+  Cached: tracing a model takes longer than all else of assembling a run. The
+  caller must not change the tree.
 
   Args:
     module: the family's; it makes one layer of each stack at initialisation.
