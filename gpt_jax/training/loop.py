@@ -81,6 +81,7 @@ class Loop:
     self.started = started
     self.reporter: Any = None  # until there is a state to report on
     self.ledger = rollback.Ledger()
+    self.hash_batch = jax.jit(objective.hash_batch)
 
   def run(self) -> int:
     """Runs the steps that are left and reports; returns the exit code."""
@@ -159,7 +160,6 @@ class Loop:
     is_simulated = self.setup.assembly.model.platform == "cpu"
     is_simulated &= self.setup.mesh.size > jax.process_count()
     wait = jax.block_until_ready if is_simulated else lambda x: x
-    hash_batch = jax.jit(objective.hash_batch)
     check_every = config.train.check_replicas_every_steps
     pending = None
     for index in range(first, self.total):
@@ -178,7 +178,7 @@ class Loop:
       seen = reporter.is_watched(done) and wait(stage.watch(state, batch))
       hashed = {}
       if reporter.is_logged(done):
-        hashed[metrics.BATCH_HASH] = wait(hash_batch(batch))
+        hashed[metrics.BATCH_HASH] = wait(self.hash_batch(batch))
       state, result = stage.step(state, batch)
       if pending is not None:
         reporter.finish(*pending)
