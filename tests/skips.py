@@ -62,4 +62,8 @@ class Watch:
 def pytest_configure(config) -> None:
   is_worker = hasattr(config, "workerinput")
   if os.environ.get("GPT_JAX_CI") == "1" and not is_worker:
-    config.pluginmanager.register(Watch(read_list(LIST.read_text())))
+    listed = read_list(LIST.read_text())
+    if os.environ.get("GPT_JAX_CI_WITHOUT") == "chromium":
+      # .ci/run tried to install it, could not, and has said so.
+      listed.append(("tests/lab/test_sweep.py", "chromium is not installed"))
+    config.pluginmanager.register(Watch(listed))
