@@ -281,6 +281,7 @@ def test_a_worker_that_is_killed_is_told_of():
   one.process = subprocess.Popen(
     ["sleep", "60"], stdin=pipe, stdout=pipe, text=True
   )
+  one.commands, one.answers = one.process.stdin, one.process.stdout
   one.process.kill()
   with one, pytest.raises(worker.Failed, match="eager was killed; is there"):
     one.ask(do="run", count=1)
