@@ -144,8 +144,8 @@ def prefill(
   """
   slots_BP = None
   if prefix_B is not None:
-    order_P = jnp.arange(tokens_BP.shape[1])
-    slots_BP = jnp.maximum(order_P, prefix_B[:, None] - 1)
+    order_1P = jnp.arange(tokens_BP.shape[1])[None]
+    slots_BP = jnp.maximum(order_1P, prefix_B[:, None] - 1)
   cache = model.init_cache(tokens_BP.shape[0], num_slots)
   logits_B1V, cache = model.apply_cached(
     params,

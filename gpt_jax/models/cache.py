@@ -41,7 +41,7 @@ def key_slots(kind: str, size: int, num_new: int, start_B, end_B):
     return jnp.arange(size)[None]
   if num_new == 1:
     return _ring_slots(size, end_B)
-  new_BT = start_B[:, None] + jnp.arange(num_new)
+  new_BT = start_B[:, None] + jnp.arange(num_new)[None]
   return jnp.concatenate([_ring_slots(size, start_B), new_BT], axis=1)
 
 
@@ -79,7 +79,7 @@ def _write(cache_BKSH, new_BKTH, start_B):
 def _ring_slots(size: int, end_B):
   """Returns slots_BS of what a ring holds of the first end_B tokens."""
   last_B1 = end_B[:, None] - 1
-  slots_BS = last_B1 - (last_B1 - jnp.arange(size)) % size
+  slots_BS = last_B1 - (last_B1 - jnp.arange(size)[None]) % size
   return jnp.where(slots_BS < 0, EMPTY, slots_BS)
 
 

@@ -262,7 +262,7 @@ def test_a_prefix_sees_itself_both_ways_and_nothing_later(form):
 def test_a_prompt_is_read_as_the_prefix_that_training_saw(form):
   model, params = make(form)
   tokens, lengths = tokens_of(), jnp.array([5, 3])
-  slots = jnp.maximum(jnp.arange(T), lengths[:, None] - 1)
+  slots = jnp.maximum(jnp.arange(T)[None], lengths[:, None] - 1)
   full = apply(model, params, tokens, slots_BT=slots)
   prepared = model.prepare_for_decoding(params)
   cache = model.init_cache(2, T)

@@ -275,7 +275,7 @@ def test_different_code_is_refused_by_all(flags, tmp_path):
     Team(2, "train", *words, cwd_of={1: tmp_path}), "the code of gpt_jax ("
   )
   # The control: another place of the same code is the same code.
-  shutil.copy(ROOT / "gpt_jax/ops/cross_entropy.py", tmp_path / "gpt_jax")
+  shutil.copy(ROOT / "gpt_jax" / "objective.py", tmp_path / "gpt_jax")
   own = {1: ["--config.seed=7"]}
   team = Team(2, "train", *words, cwd_of={1: tmp_path}, words_of=own)
   codes, _, errs = team.end()

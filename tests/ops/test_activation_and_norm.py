@@ -17,7 +17,11 @@ def numbers(*shape, seed=0):
 def plain_norm(x, scale, is_centred):
   if is_centred:
     x = x - x.mean(-1, keepdims=True)
-  return x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + 1e-5) * scale
+  return (
+    x
+    * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + 1e-5)
+    * scale[None, None]
+  )
 
 
 @pytest.mark.parametrize("is_centred", [True, False])
