@@ -141,7 +141,7 @@ def test_offsets_that_do_not_ascend_are_refused_even_unchecked(folder):
     flip(path, at)
     token_set = folders.open_prepared(str(folder), "never")["valid"]
     with pytest.raises(InputError, match="offsets must ascend from 0"):
-      token_set.document_starts  # noqa: B018
+      _ = token_set.document_starts
     path.write_bytes(data)
 
 
@@ -180,7 +180,7 @@ def test_another_tokenizer_beside_the_ids_is_refused(corpus, folder, tmp_path):
     folders.open_prepared(str(folder))
   prepared = PreparedData([], {}, [str(folder)])
   with pytest.raises(InputError, match="tokenizer.json holds another tokenize"):
-    prepared.tokenizer  # noqa: B018
+    _ = prepared.tokenizer
 
 
 def test_a_folder_under_the_name_of_another_is_refused(corpus):

@@ -10,8 +10,7 @@ import itertools
 
 from gpt_jax import config as config_lib
 from gpt_jax.config import Config
-from gpt_jax.data.tokenizers import gpt2, hf
-from gpt_jax.data.tokenizers import library as library_lib
+from gpt_jax.data.tokenizers import gpt2, hf, limits
 from gpt_jax.data.tokenizers.plain import ByteTokenizer
 from gpt_jax.data.tokenizers.protocol import Tokenizer
 from gpt_jax.data.tokenizers.stored import load as load
@@ -90,7 +89,7 @@ def identity(spec: str) -> str:
   """
   kind, argument = config_lib.tokenizer_spec(spec)
   if kind in FILES:
-    return f"{kind}:{library_lib.hash_files(FILES[kind](argument))}"
+    return f"{kind}:{limits.hash_files(FILES[kind](argument))}"
   return spec
 
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable
 
 from gpt_jax import config
-from gpt_jax.data.tokenizers import library as library_lib
+from gpt_jax.data.tokenizers import limits
 from gpt_jax.data.tokenizers.protocol import SEPARATOR, Tokenizer
 from gpt_jax.data.tokenizers.subword import LibraryTokenizer
 
@@ -30,9 +30,9 @@ def train_bpe(
     vocab_size=size - 1,
     min_frequency=2,
     show_progress=show_progress,
-    initial_alphabet=sorted(library_lib.byte_characters()),
+    initial_alphabet=sorted(limits.byte_characters()),
   )
-  with library_lib.guard(f"the vocabulary of {spec} cannot be learned"):
+  with limits.guard(f"the vocabulary of {spec} cannot be learned"):
     inner.train_from_iterator(pieces, trainer)
     inner.add_special_tokens([SEPARATOR])
     library = json.loads(inner.to_str())

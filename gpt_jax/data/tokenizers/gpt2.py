@@ -10,7 +10,7 @@ import os
 import numpy as np
 
 from gpt_jax import files
-from gpt_jax.data.tokenizers import library as library_lib
+from gpt_jax.data.tokenizers import limits
 from gpt_jax.data.tokenizers.protocol import SEPARATOR, Tokenizer
 from gpt_jax.data.tokenizers.subword import LibraryTokenizer
 from gpt_jax.exits import InputError
@@ -124,7 +124,7 @@ def _make_library(vocab: dict[str, int], merges: list) -> dict:
 def _read_merges(vocab_file: str, merges_file: str):
   """Returns ({token: id}, [(left, right)]) of encoder.json and vocab.bpe."""
   try:
-    vocab = files.parse_json(library_lib.read_bytes(vocab_file))
+    vocab = files.parse_json(limits.read_bytes(vocab_file))
     is_valid = all(type(i) is int for i in vocab.values())
   except (ValueError, AttributeError):
     is_valid = False
@@ -134,7 +134,7 @@ def _read_merges(vocab_file: str, merges_file: str):
       "{token: id}"
     )
   merges = []
-  text = library_lib.read_bytes(merges_file).decode("utf-8", errors="replace")
+  text = limits.read_bytes(merges_file).decode("utf-8", errors="replace")
   for number, line in enumerate(text.split("\n"), 1):
     if not line.strip() or (number == 1 and line.startswith("#version")):
       continue
@@ -156,7 +156,7 @@ def _read_ranks(path: str):
   have been merged by all lower ranks.
   """
   ranks = _parse_ranks(path)
-  chars = library_lib.byte_characters()
+  chars = limits.byte_characters()
   shown = {t: "".join(chars[b] for b in t) for t in ranks}
   merges = []
   for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
@@ -176,7 +176,7 @@ def _read_ranks(path: str):
 
 def _parse_ranks(path: str) -> dict[bytes, int]:
   ranks = {}
-  for number, line in enumerate(library_lib.read_bytes(path).splitlines(), 1):
+  for number, line in enumerate(limits.read_bytes(path).splitlines(), 1):
     try:
       token, rank = line.split()
       token = base64.b64decode(token, validate=True)

@@ -3,8 +3,7 @@
 import os
 
 from gpt_jax import files
-from gpt_jax.data.tokenizers import library as library_lib
-from gpt_jax.data.tokenizers import stored
+from gpt_jax.data.tokenizers import limits, stored
 from gpt_jax.data.tokenizers.protocol import Tokenizer
 from gpt_jax.data.tokenizers.subword import LibraryTokenizer
 from gpt_jax.exits import InputError
@@ -24,7 +23,7 @@ def read(path: str, spec: str) -> Tokenizer:
     InputError: there is no such file, or it is not a tokenizer.json.
   """
   (file,) = find_files(path)
-  data = library_lib.read_bytes(file)
+  data = limits.read_bytes(file)
   why = ""
   try:
     library = files.parse_json(data)
@@ -44,5 +43,5 @@ def read(path: str, spec: str) -> Tokenizer:
   encoder = LibraryTokenizer(library, spec, None)
   # Look the separator up by its text: the library renumbers added tokens whose
   # id in the file is wrong.
-  encoder.separator_id = encoder.id_of(library_lib.find_separator(library))
+  encoder.separator_id = encoder.id_of(limits.find_separator(library))
   return encoder

@@ -3,7 +3,7 @@
 import os
 
 from gpt_jax import files
-from gpt_jax.data.tokenizers.library import MAX_FILE_BYTES
+from gpt_jax.data.tokenizers.limits import MAX_FILE_BYTES
 from gpt_jax.data.tokenizers.plain import ByteTokenizer, CharTokenizer
 from gpt_jax.data.tokenizers.protocol import FORMAT, Tokenizer
 from gpt_jax.data.tokenizers.subword import LibraryTokenizer

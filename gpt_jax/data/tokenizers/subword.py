@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from gpt_jax import digest
-from gpt_jax.data.tokenizers import library as library_lib
+from gpt_jax.data.tokenizers import limits
 from gpt_jax.data.tokenizers.protocol import check_ids, dump, encode_utf8
 from gpt_jax.exits import InputError
 
@@ -28,7 +28,7 @@ class LibraryTokenizer:
     self.name = name
     self.separator_id = separator_id
     self._library = library
-    self._inner = library_lib.build(library, name)
+    self._inner = limits.build(library, name)
     vocab = self._inner.get_vocab(with_added_tokens=True)
     self.vocab_size = max(vocab.values()) + 1
     if separator_id is not None and (
@@ -46,7 +46,7 @@ class LibraryTokenizer:
 
   def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
     try:
-      with library_lib.guard(f"{self.name} cannot encode the text"):
+      with limits.guard(f"{self.name} cannot encode the text"):
         found = self._inner.encode_batch_fast(texts, add_special_tokens=False)
     except InputError:
       # A surrogate is the likely cause, and has a better sentence.
@@ -80,9 +80,9 @@ class LibraryTokenizer:
 
   def decode_bytes(self, ids: Sequence[int] | np.ndarray) -> bytes:
     ids = check_ids(ids, self.vocab_size).tolist()
-    if not library_lib.is_byte_level(self._library):
+    if not limits.is_byte_level(self._library):
       ids = [i for i in ids if i != self.separator_id]
-      with library_lib.guard(f"{self.name} cannot decode these ids"):
+      with limits.guard(f"{self.name} cannot decode these ids"):
         text = self._inner.decode(ids, skip_special_tokens=False)
       return text.encode("utf-8")
     if self._token_bytes is None:
@@ -107,18 +107,18 @@ class LibraryTokenizer:
 
   def special_tokens(self) -> list[str]:
     """Returns the added tokens that are marked as special."""
-    return library_lib.special_tokens(self._library)
+    return limits.special_tokens(self._library)
 
   def __getstate__(self):
     return {k: v for k, v in self.__dict__.items() if k != "_inner"}
 
   def __setstate__(self, state):
     self.__dict__.update(state)
-    self._inner = library_lib.build(self._library, self.name)
+    self._inner = limits.build(self._library, self.name)
 
   def _list_token_bytes(self) -> list[bytes]:
     """Returns the bytes of each token of a byte-level vocabulary."""
-    byte_of = {c: byte for byte, c in enumerate(library_lib.byte_characters())}
+    byte_of = {c: byte for byte, c in enumerate(limits.byte_characters())}
     added = {t["content"] for t in self._library["added_tokens"]}
     table = [b""] * self.vocab_size
     for token, i in self._inner.get_vocab(with_added_tokens=True).items():
@@ -154,7 +154,7 @@ class LibraryTokenizer:
     # Examples cannot cover every rule about spaces, so cut at spaces only under
     # GPT-2's regular expression, where a word takes its leading space along.
     at_spaces = (("one", " two"), ("x;", " 'll"), ("7", " 8"), ("國", " (a"))
-    is_gpt2 = library_lib.has_gpt2_rules(self._library)
+    is_gpt2 = limits.has_gpt2_rules(self._library)
     if is_gpt2 and all(self._concatenates(a, b) for a, b in at_spaces):
       return "\n "
     return "\n"

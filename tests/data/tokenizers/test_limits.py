@@ -10,7 +10,7 @@ import pytest
 
 from gpt_jax import config
 from gpt_jax.data import tokenizers
-from gpt_jax.data.tokenizers import library, stored
+from gpt_jax.data.tokenizers import limits, stored
 from gpt_jax.data.tokenizers.bpe import train_bpe
 from gpt_jax.data.tokenizers.plain import ByteTokenizer
 from gpt_jax.data.tokenizers.subword import LibraryTokenizer
@@ -61,7 +61,7 @@ def test_a_separator_is_a_special_token_and_never_text(build, html):
   assert build().decode(build().encode(HTML)) == HTML
   size = len(html["model"]["vocab"])
   for word in (
-    *library.SEPARATORS,
+    *limits.SEPARATORS,
     *("<|bos|>", "[SEP]", "<｜end▁of▁sentence｜>", "<|im_end|>", "[EOS]"),
     *("<EOS_TOKEN>", "<|eot_id|>", "<s>"),
   ):
@@ -189,7 +189,7 @@ def test_a_panic_of_the_library_is_a_sentence(build, case):
 
 def test_a_guard_lets_what_ends_the_process_through():
   for error in (KeyboardInterrupt, SystemExit):
-    with pytest.raises(error), library.guard("x"):
+    with pytest.raises(error), limits.guard("x"):
       raise error
 
 
