@@ -11,7 +11,7 @@ import sys
 import pytest
 from test_bad_input import assert_refused
 
-from gpt_jax import cli, files
+from gpt_jax import cli, commands, files
 from gpt_jax import config as config_lib
 from gpt_jax.config import InputError
 from gpt_jax.machine import runtime
@@ -40,13 +40,13 @@ def test_every_command_is_listed_with_a_line():
     if "\n  cli.run(" in p.read_text()
   }
   found = {name.removesuffix(".__main__") for name in found}
-  assert found - {"lab"} == set(cli.COMMANDS)
+  assert found - {"lab"} == set(commands.COMMANDS)
 
 
 def test_the_package_lists_and_runs_commands(tmp_path):
   listed = run("-m", "gpt_jax", cwd=tmp_path)
   assert listed.returncode == 0 and not listed.stderr
-  for name, line in cli.COMMANDS.items():
+  for name, line in commands.COMMANDS.items():
     assert re.search(rf"gpt_jax\.{name} +{re.escape(line)}\n", listed.stdout)
   lab = run("-m", "gpt_jax.lab", cwd=tmp_path).stdout
   assert "gpt_jax.lab.sweep " in lab and "gpt_jax.train " not in lab

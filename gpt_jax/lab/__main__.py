@@ -1,10 +1,10 @@
 """Lists the commands of the lab: python -m gpt_jax.lab."""
 
-from gpt_jax import cli
+from gpt_jax import cli, commands
 
 
 def main(argv: list[str]) -> int:
-  return cli.show_commands(argv, "lab.")
+  return commands.show_commands(argv, "lab.")
 
 
 if __name__ == "__main__":
