@@ -50,6 +50,9 @@ def test_a_cached_token_of_llama_8b_takes_128_kib():
   )
   part = flops.cache_bytes(mixed, 1000, 2) / flops.cache_bytes(model, 1000, 2)
   assert part == 0.25 + 0.75 * 0.1
+  # So with the scores that a causal kernel cannot skip: 0.095 of a local layer.
+  part = flops.visible_part(mixed, 1000)
+  assert part == pytest.approx(0.25 * 0.5 + 0.75 * 0.1 * (1 - 0.05))
 
 
 @pytest.mark.parametrize("remat", ["none", "dots", "full"])
