@@ -3,6 +3,7 @@
 import sys
 
 from gpt_jax import cli, files
+from gpt_jax import config as config_lib
 from gpt_jax.config import InputError
 from gpt_jax.machine import console, processes, runtime
 
@@ -123,7 +124,7 @@ def main(argv: list[str]) -> int:
       args.seed,
       stop,
       show=show if len(prompts) == 1 else None,
-      is_prefix=config.data.objective == "prefix_lm",
+      is_prefix=config_lib.has_prefixes(config.data),
     )
   if len(prompts) == 1:
     show("\n")

@@ -7,6 +7,8 @@ metrics.jsonl. No jax is imported here.
 LOSS = "train/loss"
 BALANCE_LOSS = "train/balance_loss"
 Z_LOSS = "train/z_loss"
+# Beside the sums of a batch: the number of targets, which divides them.
+NUM_TARGETS = "train/num_targets"
 GRAD_NORM = "train/grad_norm"
 LEARNING_RATE = "train/learning_rate"
 NUM_SKIPPED = "train/num_skipped"

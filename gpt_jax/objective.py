@@ -1,14 +1,19 @@
 """What is minimised: the batch, its loss, and the hash that names it."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 
 from gpt_jax import sharding
 from gpt_jax.config import Config, TrainConfig
 from gpt_jax.data.objectives import fields
-from gpt_jax.metric_names import BALANCE_LOSS, LOSS, Z_LOSS
+from gpt_jax.metric_names import BALANCE_LOSS, LOSS, NUM_TARGETS, Z_LOSS
 from gpt_jax.models import Model
 from gpt_jax.ops import cross_entropy
+
+# Sums of make_loss whose mean is over sequences; that of others over targets.
+PER_SEQUENCE = (BALANCE_LOSS,)
 
 
 def abstract_batch(config: Config, batch_place):
@@ -19,33 +24,39 @@ def abstract_batch(config: Config, batch_place):
 
 
 def make_objective(model: Model, train: TrainConfig):
-  """Returns objective(params, batch, key, totals) -> (minimised, sums).
+  """Returns objective(params, batch, key, totals) -> (minimised, metrics).
 
   minimised is the mean loss over targets, with train.z_loss_weight times the
-  z-loss and model.router_balance_weight times the experts' balance. sums is a
-  dict by public metric name of what is added over microbatches: LOSS (mean
-  nats per target), with a z-loss Z_LOSS, with experts BALANCE_LOSS (mean over
-  layers; 1 is even). Both are unweighted and no part of LOSS.
+  z-loss and model.router_balance_weight times the experts' balance. metrics is
+  a dict by public name of means that add up over microbatches: LOSS (nats per
+  target), with a z-loss Z_LOSS, with experts BALANCE_LOSS (mean over layers; 1
+  is even), and whatever else make_loss sums. None of them is weighted, and the
+  last two are no part of LOSS.
 
   totals is what `count_totals` returns for the global batch, of which `batch`
   may be one microbatch.
   """
-  z_weight = train.z_loss_weight
-  sum_loss = make_loss(model, train.num_loss_chunks, z_weight > 0)
+  c, weights = model.config, {}
+  if train.z_loss_weight > 0:
+    weights[Z_LOSS] = train.z_loss_weight
+  if c.num_experts is not None:
+    weights[BALANCE_LOSS] = c.router_balance_weight
+  sum_loss = make_loss(model, train.num_loss_chunks, tuple(weights))
 
   def objective(params, batch, key, totals):
     num_targets, num_rows = totals
-    nats, _, balance, z = sum_loss(params, batch, key)
-    sums = {LOSS: nats / num_targets}
-    minimised = sums[LOSS]
-    if z is not None:
-      sums[Z_LOSS] = z / num_targets
-      minimised += z_weight * sums[Z_LOSS]
-    if balance is not None:
-      balance /= num_rows
-      sums[BALANCE_LOSS] = balance / model.config.num_layers
-      minimised += model.config.router_balance_weight * balance
-    return minimised, sums
+    sums = sum_loss(params, batch, key)
+    del sums[NUM_TARGETS]  # of this microbatch; totals has that of the batch
+    metrics = {
+      name: total / (num_rows if name in PER_SEQUENCE else num_targets)
+      for name, total in sums.items()
+    }
+    minimised = metrics[LOSS]
+    for name, weight in weights.items():
+      minimised += weight * metrics[name]
+    if BALANCE_LOSS in metrics:
+      metrics[BALANCE_LOSS] /= c.num_layers
+    return minimised, metrics
 
   return objective
 
@@ -58,27 +69,33 @@ def count_totals(batch):
   return num_targets, batch["targets"].shape[0]
 
 
-def make_loss(model: Model, num_chunks: int, has_z: bool = False):
-  """Returns loss(params, batch, key) -> (nats, number of targets, balance, z).
+def make_loss(model: Model, num_chunks: int, regularizers: Sequence[str] = ()):
+  """Returns loss(params, batch, key) -> {public name: sum over the batch}.
 
-  Sums over the batch; balance, of how experts are loaded (models/moe.py), is a
-  sum over layers too, and None without experts; z is losses.squared_log_z,
-  None without has_z.
+  LOSS in nats and NUM_TARGETS, which the other sums are divided by (those of
+  PER_SEQUENCE by the number of rows). Z_LOSS (cross_entropy.squared_log_z) and
+  BALANCE_LOSS, how evenly experts are loaded (models/moe.py), summed over
+  layers too, are computed where `regularizers` names them.
 
-  A batch holds tokens, targets (B, T) int32; where documents are packed also
-  positions, segments int32 and mask float32.
+  A metric of training and evaluation is one entry of these sums, and its name
+  in metric_names.py.
+
+  A batch holds what data.objectives.fields lists; mask, segments, positions
+  and slots may be missing.
 
   Args:
     num_chunks: parts of the vocabulary, of which one at a time is scored.
+    regularizers: Z_LOSS, BALANCE_LOSS, both or neither.
   """
+  has_z, has_balance = Z_LOSS in regularizers, BALANCE_LOSS in regularizers
 
   def loss(params, batch, key=None):
     length, parts = batch["tokens"].shape[1], sharding.axis_size("seq")
-    order_1T = None
+    order_1T, sums = None, {}
     if parts > 1 and model.can_reorder(length, key is not None):
       batch, order_1T = sharding.balance(batch, length, parts, model.rules)
     targets_BT, mask_BT = batch["targets"], batch.get("mask")
-    out, balance_B = model.apply(
+    out = model.apply(
       params,
       batch["tokens"],
       batch.get("positions"),
@@ -87,25 +104,29 @@ def make_loss(model: Model, num_chunks: int, has_z: bool = False):
       order_1T=order_1T,
       slots_BT=batch.get("slots"),
       is_headless=num_chunks > 1,
-      needs_balance=True,
+      needs_balance=has_balance,
     )
-    balance = None if balance_B is None else balance_B.sum()
+    if has_balance:
+      out, balance_B = out
+      sums[BALANCE_LOSS] = balance_B.sum()
     if num_chunks == 1:
-      z = cross_entropy.squared_log_z(out, mask_BT) if has_z else None
-      return *cross_entropy.cross_entropy(out, targets_BT, mask_BT), balance, z
-    if mask_BT is None:
-      mask_BT = jnp.ones(targets_BT.shape, jnp.float32)
-    nats, count, *z = cross_entropy.chunked_cross_entropy(
-      *out,
-      targets_BT,
-      mask_BT,
-      model.cap_logits,
-      num_chunks,
-      model.rules,
-      model.config.grad_dtype,
-      has_z,
-    )
-    return nats, count, balance, z[0] if has_z else None
+      found = cross_entropy.cross_entropy(out, targets_BT, mask_BT)
+      if has_z:
+        found = *found, cross_entropy.squared_log_z(out, mask_BT)
+    else:
+      if mask_BT is None:
+        mask_BT = jnp.ones(targets_BT.shape, jnp.float32)
+      found = cross_entropy.chunked_cross_entropy(
+        *out,
+        targets_BT,
+        mask_BT,
+        model.cap_logits,
+        num_chunks,
+        model.rules,
+        model.config.grad_dtype,
+        has_z,
+      )
+    return sums | dict(zip((LOSS, NUM_TARGETS, Z_LOSS), found, strict=False))
 
   return loss
 
@@ -129,9 +150,3 @@ def _mix(x):
   x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
   x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
   return x ^ (x >> 16)
-
-
-def make_eval_step(model: Model, num_chunks: int):
-  """Returns step(params, batch) -> (sum of nats, number of targets)."""
-  loss = make_loss(model, num_chunks)
-  return lambda params, batch: loss(params, batch)[:2]

@@ -24,6 +24,7 @@ from gpt_jax.config.derived import (
   at_step,
   batch_stages,
   count_sequences,
+  has_prefixes,
   head_dim,
   layer_kinds,
   layer_period,
@@ -52,7 +53,7 @@ from gpt_jax.config.schema import (
   TrainConfig,
   section_type,
 )
-from gpt_jax.config.words import MAX_FLOAT32, TOKENIZERS, Word
+from gpt_jax.config.words import MAX_FLOAT32, OBJECTIVES, TOKENIZERS, Word
 from gpt_jax.exits import InputError
 
 __all__ = [
@@ -66,6 +67,7 @@ __all__ = [
   "MAX_BETA2_BFLOAT16",
   "MeshConfig",
   "ModelConfig",
+  "OBJECTIVES",
   "OptimConfig",
   "SampleConfig",
   "TrainConfig",
@@ -80,6 +82,7 @@ __all__ = [
   "fingerprint",
   "flatten",
   "freeze",
+  "has_prefixes",
   "head_dim",
   "layer_kinds",
   "layer_period",

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from gpt_jax.config.derived import head_dim, layer_kinds
+from gpt_jax.config.derived import has_prefixes, head_dim, layer_kinds
 from gpt_jax.config.schema import MAX_INT32, Config, ModelConfig, TrainConfig
 from gpt_jax.exits import InputError
 
@@ -131,9 +131,9 @@ def _check_layers(m: ModelConfig) -> None:
 
 def _check_objective(c: Config) -> None:
   """Refuses an objective that the model or the data cannot carry."""
-  if c.data.objective != "prefix_lm":
+  if not has_prefixes(c.data):
     return
-  asked = "data.objective is prefix_lm, whose prefixes see both ways,"
+  asked = f"data.objective is {c.data.objective}, whose prefixes see both ways,"
   if c.data.packing == "documents":
     raise InputError(
       f"{asked} and data.packing is documents; a prefix is that of a whole "

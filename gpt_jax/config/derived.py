@@ -2,8 +2,8 @@
 
 import dataclasses
 
-from gpt_jax.config.schema import Config, ModelConfig, TrainConfig
-from gpt_jax.config.words import BatchRamp, TokenizerSpec
+from gpt_jax.config.schema import Config, DataConfig, ModelConfig, TrainConfig
+from gpt_jax.config.words import OBJECTIVES, BatchRamp, TokenizerSpec
 
 
 def head_dim(model: ModelConfig) -> int:
@@ -49,6 +49,11 @@ def layer_period(model: ModelConfig) -> int:
     for n in range(1, len(kinds) + 1)
     if all(kinds[i] == kinds[i % n] for i in range(len(kinds)))
   )
+
+
+def has_prefixes(data: DataConfig) -> bool:
+  """Returns whether the objective gives each sequence a prefix."""
+  return "slots" in OBJECTIVES[data.objective].fields
 
 
 def tokenizer_spec(spec: str) -> tuple[str, str]:

@@ -11,6 +11,7 @@ import typing
 from typing import Annotated, Any, Literal, NamedTuple
 
 from gpt_jax.config.words import (
+  OBJECTIVES,
   BatchRamp,
   LayerPattern,
   Remat,
@@ -82,7 +83,7 @@ class DataConfig(Section):
   verify: Annotated[Literal["once", "open", "never"], FREE, Added("once")]
   seq_len: Count
   packing: Literal["stream", "documents"]
-  objective: Annotated[Literal["causal", "prefix_lm"], Added("causal")]
+  objective: Annotated[str, tuple(OBJECTIVES), Added("causal")]
   num_workers: Annotated[int, Bounds(0, 1024), FREE]
 
 

@@ -7,6 +7,7 @@ config is built; nothing else in the package parses the text again.
 
 import math
 import re
+from typing import NamedTuple
 
 from gpt_jax.exits import InputError
 
@@ -23,6 +24,26 @@ TOKENIZERS = {
   "bpe": "SIZE",
   "gpt2": "PATH",
   "hf": "PATH",
+}
+
+
+class Objective(NamedTuple):
+  """What an objective makes of a window of ids.
+
+  Attributes:
+    fields: int32 fields of its batches, beside tokens, targets and mask.
+    predicts_all: whether every id but the first is predicted exactly once, so
+      that the losses over a text add up to its bits per byte.
+  """
+
+  fields: tuple[str, ...]
+  predicts_all: bool
+
+
+# Options of data.objective. Batches with slots have a prefix in each sequence.
+OBJECTIVES = {
+  "causal": Objective((), predicts_all=True),
+  "prefix_lm": Objective(("slots",), predicts_all=False),
 }
 
 

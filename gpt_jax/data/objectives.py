@@ -2,13 +2,14 @@
 
 g is a sequence's place in the order of data (order.py), so that a batch is the
 same after a resume and on any number of processes. An objective is one entry of
-OBJECTIVES; `fields` lists what its batches hold.
+OBJECTIVES, and one of config.OBJECTIVES, which names the fields of its batches.
 """
 
 from collections.abc import Callable
 
 import numpy as np
 
+from gpt_jax import config as config_lib
 from gpt_jax.config import DataConfig
 
 # Separates these draws from others of the same seed.
@@ -44,7 +45,7 @@ def prefix_lm(batch: dict, seed: int, g: np.ndarray, vocab_size: int) -> dict:
   }
 
 
-# By word of data.objective.
+# By option of data.objective: what makes its batches of windows of ids.
 OBJECTIVES: dict[str, Callable] = {"causal": causal, "prefix_lm": prefix_lm}
 
 
@@ -53,11 +54,11 @@ def fields(data: DataConfig) -> dict[str, type]:
 
   tokens; targets, the id after each token; mask, 1 where a target counts in the
   loss. Where documents are packed segments, the document of each token, and
-  positions within it. With prefixes slots (ops/visibility.py).
+  positions within it. Then the objective's own: with prefixes slots
+  (ops/visibility.py).
   """
   found = {"tokens": np.int32, "targets": np.int32, "mask": np.float32}
   if data.packing == "documents":
     found |= {"segments": np.int32, "positions": np.int32}
-  if data.objective == "prefix_lm":
-    found |= {"slots": np.int32}
-  return found
+  own = config_lib.OBJECTIVES[data.objective].fields
+  return found | dict.fromkeys(own, np.int32)

@@ -6,11 +6,16 @@ from typing import Any
 
 import jax
 
+from gpt_jax import config as config_lib
+from gpt_jax import objective as objective_lib
 from gpt_jax import sharding
 from gpt_jax.config import InputError
 from gpt_jax.data.batches import eval_batches, num_eval_batches
 from gpt_jax.machine import processes, runtime
-from gpt_jax.objective import make_eval_step
+from gpt_jax.metric_names import LOSS, NUM_TARGETS
+
+# What score computes from the sums; the rest of its result are their means.
+DERIVED = ("perplexity", "num_tokens", "bits_per_byte")
 
 
 def check_memory(model, tokens: int, mesh: jax.sharding.Mesh) -> None:
@@ -45,7 +50,10 @@ def score(
   show=None,
   objective: str = "causal",
 ) -> dict[str, float]:
-  """Returns {"loss", "perplexity", "bits_per_byte", "num_tokens"}.
+  """Returns {"loss", "perplexity", "num_tokens", "bits_per_byte"}.
+
+  And the mean over targets of whatever else objective.make_loss sums, named
+  without "train/".
 
   Every id but the first is predicted once, from what precedes it in its
   sequence of seq_len. Bits per byte charge the whole text: a token that
@@ -55,14 +63,14 @@ def score(
     tokens: TokenSet.
     max_batches: stop early; bits_per_byte is then left out.
     show: called with (batches done, batches) now and then.
-    objective: word of data.objective; of prefix_lm only what follows a prefix
-      is predicted, and bits per byte are left out.
+    objective: option of data.objective. Where it does not predict all of a
+      text (after a prefix, for instance), bits_per_byte is left out.
   """
   check_memory(model, batch_size * seq_len, mesh)
   evaluate = compile_eval_step(model, num_loss_chunks)
   placement = sharding.batch_sharding(mesh, model.rules)
   rows = sharding.local_rows(placement, (batch_size, seq_len))
-  nats, count, pending = 0.0, 0.0, None
+  totals, pending = {LOSS: 0.0, NUM_TARGETS: 0.0}, None
   total = num_eval_batches(tokens, seq_len, batch_size)
   total = min(total, max_batches or total)
   batches = eval_batches(
@@ -78,31 +86,37 @@ def score(
         # Two such programs at once can each hold threads that the other needs.
         jax.block_until_ready(new)
       if pending is not None:
-        nats, count = nats + float(pending[0]), count + float(pending[1])
+        _add(totals, pending)
         processes.mark()
       pending = new
       if show is not None and index % 20 == 0:
         show(index, total)
   if pending is not None:
-    nats, count = nats + float(pending[0]), count + float(pending[1])
-  loss = nats / max(count, 1.0)
+    _add(totals, pending)
+  count = totals.pop(NUM_TARGETS)
   result = {
-    "loss": loss,
-    "perplexity": math.exp(min(loss, 700.0)),
-    "num_tokens": int(count),
+    name.removeprefix("train/"): sum_ / max(count, 1.0)
+    for name, sum_ in totals.items()
   }
+  result["perplexity"] = math.exp(min(result["loss"], 700.0))
+  result["num_tokens"] = int(count)
   is_whole = max_batches is None or total < max_batches
-  if is_whole and objective == "causal":
+  if is_whole and config_lib.OBJECTIVES[objective].predicts_all:
     blind = max(0.0, tokens.num_tokens - count) * math.log(tokens.vocab_size)
-    bits = (nats + blind) / math.log(2)
+    bits = (totals[LOSS] + blind) / math.log(2)
     result["bits_per_byte"] = bits / max(tokens.num_bytes, 1)
   return result
 
 
 @functools.cache
 def compile_eval_step(model, num_chunks: int):
-  """Returns the jitted evaluation step, one for each model."""
-  return jax.jit(make_eval_step(model, num_chunks))
+  """Returns jitted step(params, batch) -> sums, one for each model."""
+  return jax.jit(objective_lib.make_loss(model, num_chunks))
+
+
+def _add(totals: dict[str, float], sums: dict[str, jax.Array]) -> None:
+  for name, value in sums.items():
+    totals[name] = totals.get(name, 0.0) + float(value)
 
 
 def compressed_bits_per_byte(text: bytes) -> dict[str, float]:

@@ -10,7 +10,7 @@ from gpt_jax.models import attend
 from gpt_jax.models.decoder import Decoder
 from gpt_jax.models.model import Model as Model
 
-# By word of model.family: the Linen module of the whole model.
+# By option of model.family: the Linen module of the whole model.
 FAMILIES = {"decoder": Decoder}
 
 
@@ -39,3 +39,18 @@ def build_model(
     )
   module = FAMILIES[config.family]
   return Model(module, config, rules, platform, weights)
+
+
+def check_objective(family: str, objective: str) -> None:
+  """Raises InputError where a family cannot be trained with an objective.
+
+  Args:
+    family: option of model.family.
+    objective: option of data.objective.
+  """
+  able = FAMILIES[family].OBJECTIVES
+  if objective not in able:
+    raise InputError(
+      f"data.objective is {objective} and model.family is {family}, which can "
+      f"be trained with {' or '.join(able)} only; change one of them"
+    )

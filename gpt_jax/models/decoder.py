@@ -39,6 +39,7 @@ class Decoder(nn.Module):
   """
 
   STACKS: ClassVar = ("blocks",)
+  OBJECTIVES: ClassVar = ("causal", "prefix_lm")
   can_generate: ClassVar = True
 
   config: ModelConfig

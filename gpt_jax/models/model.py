@@ -2,6 +2,7 @@
 
 A family is a Linen module (models/__init__.py) with these class attributes:
   STACKS        names of its stacks of layers, "blocks"
+  OBJECTIVES    options of data.objective that it can be trained with
   can_generate  whether it continues a text; then its __call__ takes a cache
 and a static method
   prepare(params, specs) -> (params, specs)  in the form that decoding reads

@@ -14,7 +14,7 @@ import numpy as np
 from gpt_jax import config as config_lib
 from gpt_jax import sharding
 from gpt_jax.config import Config
-from gpt_jax.models import Model, build_model
+from gpt_jax.models import Model, build_model, check_objective
 from gpt_jax.training import optim, preflight, telemetry
 from gpt_jax.training import state as state_lib
 from gpt_jax.training import step as step_lib
@@ -99,8 +99,9 @@ def assemble(
     mesh: in place of devices, for instance an AbstractMesh.
 
   Raises:
-    InputError: mesh, batch and model do not go together.
+    InputError: mesh, batch, objective and model do not go together.
   """
+  check_objective(config.model.family, config.data.objective)
   if mesh is None:
     mesh = sharding.make_mesh(config.mesh, devices)
     platform = platform or mesh.devices.flat[0].platform

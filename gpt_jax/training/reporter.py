@@ -214,7 +214,11 @@ class Reporter:
     if c.eval.every_steps and step % c.eval.every_steps == 0:
       for name, tokens in self.prepared.valid.items():
         result = self._score(state.params, tokens, c.eval.num_batches)
-        row = {metrics.eval_name(name, "loss"): result["loss"]}
+        row = {
+          metrics.eval_name(name, k): v
+          for k, v in result.items()
+          if k not in scoring.DERIVED
+        }
         line = f"step {step:,}: {name} loss {result['loss']:.4f}"
         if state.ema is not None:
           result = self._score(state.ema, tokens, c.eval.num_batches)
@@ -402,7 +406,7 @@ class Reporter:
         s.num_tokens,
         generation.Sampling(temperature=s.temperature),
         seed=self.config.seed,
-        is_prefix=self.config.data.objective == "prefix_lm",
+        is_prefix=config_lib.has_prefixes(self.config.data),
       )
       if self.writers is not None:
         path = os.path.join(self.workdir, "samples", f"step-{step:06d}.txt")

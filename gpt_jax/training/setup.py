@@ -15,6 +15,7 @@ from gpt_jax.data import tokenizers
 from gpt_jax.data.prepare import prepare_data
 from gpt_jax.data.shards import check_length
 from gpt_jax.machine import console, processes, runtime
+from gpt_jax.models import check_objective
 from gpt_jax.runs import checkpoint, goodput, metrics, restore
 from gpt_jax.runs import workdir as workdir_lib
 from gpt_jax.training import build, preflight, rollback
@@ -73,6 +74,8 @@ class Setup:
     self.folder = os.path.join(workdir, "checkpoints")
     self.record = os.path.join(workdir, "config.json")
     metrics.check_wandb(config.train.wandb_project)
+    # Before data are prepared, which can take hours.
+    check_objective(config.model.family, config.data.objective)
     self.is_resumed = processes.share(lambda: self._look(config, is_replay))
     checkpoint.preload()
     self._prepare(config)
