@@ -57,8 +57,10 @@ def fields(data: DataConfig) -> dict[str, type]:
   positions within it. Then the objective's own: with prefixes slots
   (ops/visibility.py).
   """
-  found = {"tokens": np.int32, "targets": np.int32, "mask": np.float32}
+  found: dict[str, type] = {"tokens": np.int32, "targets": np.int32}
+  found["mask"] = np.float32
   if data.packing == "documents":
     found |= {"segments": np.int32, "positions": np.int32}
-  own = config_lib.OBJECTIVES[data.objective].fields
-  return found | dict.fromkeys(own, np.int32)
+  for name in config_lib.OBJECTIVES[data.objective].fields:
+    found[name] = np.int32
+  return found
