@@ -1,6 +1,6 @@
-"""What the processes of a run tell each other while they run.
+"""The messages that the processes of a run exchange while it runs.
 
-Process 0 is the hub; a thread in each process listens.
+Process 0 is the hub of a star; each process has a thread that listens.
 """
 
 import contextlib
@@ -20,28 +20,29 @@ from gpt_jax.machine import meeting, runtime, watchdog
 
 
 class Channel:
-  """What the processes tell each other while they run.
+  """This process's end of the messages; processes.py documents the calls.
 
   Attributes:
-    place: which process of how many.
-    waker: a file to write exit codes to, as signal handlers may.
+    place: index of this process, and their number.
+    waker: a pipe; an exit code written to it (a signal handler may) asks all
+      processes to stop.
   """
 
   def __init__(self, place: runtime.Place, lines: dict[int, meeting.Line]):
     self.place, self.lines = place, lines
     self.is_hub = place.index == 0
     self.lock = threading.Condition()
-    # What main waits for: shared values (with their number), verdicts.
+    # Values from process 0, each with its number in the order of calls.
     self.shared, self.num_shared = queue.SimpleQueue(), 0
     self.given = {}
-    # Stopping: calls of `check` that were passed, the call to stop at.
+    # Stopping: calls of `check` so far, the call to stop at.
     self.passed, self.stop_at, self.code = 0, None, None
     self.is_held, self.votes = False, None
     # Progress
     self.progress = watchdog.Progress(place.stuck_seconds, is_alone=False)
     self.folder = "."
     self.heard = {k: (0, time.monotonic()) for k in lines}
-    self.told = 0.0
+    self.reported = 0.0
     # Ending
     self.ending, self.is_ended = None, False
     self.done, self.is_over = set(), threading.Event()
@@ -63,7 +64,7 @@ class Channel:
       return value
     number, value = self.shared.get()
     if number != self.num_shared:
-      raise RuntimeError(f"value {number} came, {self.num_shared} was due")
+      raise RuntimeError(f"got value {number}, expected {self.num_shared}")
     return value
 
   def agree(self, name: str, value: Any) -> None:
@@ -95,7 +96,7 @@ class Channel:
       self._finish(code)
     with contextlib.suppress(OSError):
       self.lines[0].write({"end": code, "why": why})
-      # The hub says it, and ends this process by its answer.
+      # The hub prints the reason and answers with "end".
       time.sleep(meeting.SOON)
 
   def leave(self) -> None:
@@ -109,14 +110,14 @@ class Channel:
       self._tell({"done": True})
       self.is_over.wait()
 
-  # Called by the thread that listens
+  # Called by the listening thread
 
   def _serve(self) -> None:
     with selectors.DefaultSelector() as selector:
       selector.register(self.wake, selectors.EVENT_READ, None)
       for k, line in self.lines.items():
         selector.register(line.link, selectors.EVENT_READ, k)
-        # What came together with the welcome.
+        # Messages that were read together with the welcome.
         for message in line.receive(meeting.SOON) if b"\n" in line.left else []:
           self._handle(k, message)
       while not self.is_over.is_set():
@@ -158,7 +159,7 @@ class Channel:
       self._end_stuck(message["stuck"])
     elif "end" in message and self.is_hub:
       if self.ending is None:
-        # Most errors come in all processes; process 0 then says its own.
+        # Most errors occur in every process; give process 0 time for its own.
         self.ending = time.monotonic() + 1.0, k, message
     elif "end" in message:
       if message.get("is_stuck"):
@@ -203,8 +204,8 @@ class Channel:
       _, k, message = self.ending
       self._finish(message["end"], f"process {k}: {message['why']}")
     floor = self.place.stuck_seconds
-    if not self.is_hub and now - self.told > min(10.0, floor / 4):
-      self.told = now
+    if not self.is_hub and now - self.reported > min(10.0, floor / 4):
+      self.reported = now
       self._tell({"at": self.progress.step})
     progress = self.progress
     progress.tick()
@@ -215,7 +216,7 @@ class Channel:
         self.lines[0].write({"stuck": progress.waited})
       answered = time.monotonic() - self.heard[0][1] < meeting.SOON
       if answered or not progress.is_stuck(meeting.SOON):
-        return  # process 0 says it
+        return  # process 0 ends the run
     self._end_stuck(progress.waited)
 
   def _end_stuck(self, waited: float) -> None:
@@ -224,7 +225,7 @@ class Channel:
     self._finish(exits.PREEMPTED, f"{why}; {where}", is_stuck=True)
 
   def _stuck_sentence(self, waited: float) -> str:
-    """Returns who waits where; a stuck process is behind, or silent."""
+    """Returns each process's step: a stuck one is behind, or silent."""
     now = time.monotonic()
     own = f"process {self.place.index} is at step {self.progress.step:,}"
     others = []
@@ -242,43 +243,44 @@ class Channel:
     others = others[: 8 - len(more)] + more
     return (
       f"no step has ended for {waited:.0f} s: {', '.join([own, *others])}; one "
-      "of the processes is stuck; saved checkpoints are whole: start again to "
-      "go on"
+      "of the processes is stuck; saved checkpoints are intact: start again to "
+      "continue"
     )
 
   def _lose(self, k: int) -> None:
     if self.is_ended:
       return
     if self.is_hub and self.ending is not None and self.ending[1] == k:
-      return  # it has said why
+      return  # it has sent its reason
     self._finish(
       exits.PREEMPTED,
-      f"process {k} of {self.place.count} is gone without a word: killed, out "
-      "of memory, or its machine was lost; saved checkpoints are whole: start "
-      "again, with as many processes as there are now, to go on",
+      f"process {k} of {self.place.count} disappeared: killed, out of memory "
+      "or with its machine; saved checkpoints are intact: start again, with "
+      "as many processes as there are now, to continue",
     )
 
   def _finish(
     self, code: int, why: str | None = None, is_stuck: bool = False
   ) -> None:
-    """Says why and ends this process; process 0 has the others end first.
+    """Prints why and ends this process; process 0 ends the others first.
 
-    Where one is stuck, each writes what its threads are at.
+    If one of them is stuck, each writes the stacks of its threads.
     """
     with self.lock:
       is_first, self.is_ended = not self.is_ended, True
     if not is_first:
-      time.sleep(4 * meeting.SOON)  # the other thread is at it
+      time.sleep(4 * meeting.SOON)  # the other thread is ending the process
     if why is not None:
       who = "" if self.is_hub else f"process {self.place.index}: "
-      # The last word: what jax's own threads say of it after this is not heard.
+      # Silence jax's threads, which would report the same failure after this.
       with contextlib.suppress(OSError):
         own = os.dup(2)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         os.write(own, f"\ngpt_jax: {who}{why}\n".encode())
     if self.is_hub:
       self._tell({"end": code, "why": why, "is_stuck": is_stuck})
-      # Its end takes jax's coordination service along, which aborts the rest.
+      # jax's coordination service ends with process 0 and aborts the others:
+      # wait until they have closed their connections.
       deadline = time.monotonic() + meeting.SOON
       for line in self.lines.values():
         with contextlib.suppress(OSError, ValueError):
@@ -293,6 +295,6 @@ class Channel:
 
   def _tell(self, message: dict) -> None:
     for line in self.lines.values():
-      # Who is gone is noticed by the thread that listens.
+      # The listening thread notices a lost peer.
       with contextlib.suppress(OSError):
         line.write(message)

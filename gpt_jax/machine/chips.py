@@ -1,8 +1,8 @@
-"""The table of chips: what a device can do, and which slices there are.
+"""The table of chips: peak rates, memory, and the slices on offer.
 
-Every published rate that the project uses stands here, with its source. Where
-two documents differ the faster one is taken, so that a time computed from it
-is one that no run can beat.
+Every published rate that the project uses is here, with its source. Where two
+documents differ, the faster figure is used, so that a time computed from it is
+a lower bound.
 """
 
 import dataclasses
@@ -10,47 +10,38 @@ import math
 
 from gpt_jax.config import InputError
 
-# Shapes of slices that one can ask for, smallest first.
-_SHAPES_2D = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
-_SHAPES_3D = (
-  "2x2x1",
-  "2x2x2",
-  "2x2x4",
-  "2x4x4",
-  "4x4x4",
-  "4x4x8",
-  "4x8x8",
-  "8x8x8",
-  "8x8x16",
-  "8x16x16",
-  "16x16x16",
-  "16x16x24",
+# Slice shapes on offer, smallest first.
+_SHAPES_2D = tuple("2x2 2x4 4x4 4x8 8x8 8x16 16x16".split())
+_SHAPES_3D = tuple(
+  "2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8 8x8x16 8x16x16 16x16x16 "
+  "16x16x24".split()
 )
 _DOCS = "https://docs.cloud.google.com/tpu/docs/"
-_BOOK = "https://jax-ml.github.io/scaling-book/tpus/"
-GB = 10**9
+_NVIDIA = "https://www.nvidia.com/en-us/data-center/"
+_BOOK = "https://jax-ml.github.io/scaling-book/"
 
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """One chip, whole; rates are peaks, per second.
+  """A kind of chip; the rates are peaks of a whole chip.
 
   Attributes:
-    kinds: names that jax gives to a device of it.
-    devices: jax devices on a chip.
+    word: its name in a topology, "v5p".
+    kinds: its names as jax's device_kind.
+    devices: jax devices per chip.
     tflops: dense bfloat16, TFLOP/s.
     hbm_bytes: capacity.
-    hbm_gbps: GB/s between chip and HBM.
-    link_gbps: GB/s of one link to a neighbour, one way. For a GPU: all of
-      NVLink, one way.
-    torus_dims: dims of the torus that the links span; 0 where a switch joins
-      all chips of a host.
-    wraps_at: a dim of this many chips, or of a multiple of it, is a ring; for
-      2-D slices only this size is.
-    host_chips: chips on a host.
-    dcn_gbps: GB/s of a chip's part of its host's network, one way.
-    shapes: slices that one can ask for; () for any number of hosts.
-    sources: addresses.
+    hbm_gbps: HBM bandwidth, GB/s.
+    link_gbps: GB/s one way of one link to a neighbour. For a GPU: of all its
+      NVLinks together.
+    torus_dims: dims of the torus of links; 0 where a switch joins all chips of
+      a host.
+    wraps_at: a torus dim wraps around (is a ring) if its size is a multiple of
+      this; in a 2-D slice, if it is equal to this.
+    host_chips: chips per host.
+    dcn_gbps: a chip's share of its host's network, GB/s one way.
+    shapes: slice shapes on offer; () where any number of hosts will do.
+    sources: URLs.
   """
 
   word: str
@@ -87,18 +78,17 @@ def _tpu(word, kinds, tflops, hbm_gib, hbm, link, host, dcn, devices=1):
     host_chips=host,
     dcn_gbps=dcn,
     shapes=_SHAPES_2D if is_flat else _SHAPES_3D,
-    sources=(_DOCS + word, _BOOK),
+    sources=(_DOCS + word, _BOOK + "tpus"),
   )
 
 
-def _gpu(word, kinds, tflops, hbm_bytes, hbm, link, dcn, source):
-  book = "https://jax-ml.github.io/scaling-book/gpus/"
+def _gpu(word, kinds, tflops, hbm_gb, hbm, link, dcn):
   return Chip(
     word=word,
     kinds=kinds,
     devices=1,
     tflops=tflops,
-    hbm_bytes=hbm_bytes,
+    hbm_bytes=hbm_gb * 10**9,
     hbm_gbps=hbm,
     link_gbps=link,
     torus_dims=0,
@@ -106,13 +96,13 @@ def _gpu(word, kinds, tflops, hbm_bytes, hbm, link, dcn, source):
     host_chips=8,
     dcn_gbps=dcn,
     shapes=(),
-    sources=(source, book),
+    sources=(_NVIDIA + word, _BOOK + "gpus"),
   )
 
 
-# HBM of a TPU, in GiB, is what its compiler says that a program can have, a
-# little under the sheet's capacity. DCN of v5e and v6e is the pod's (6.4 and
-# 25.6 Tbps for 256 chips).
+# A TPU's HBM, in GiB, is what its compiler lets a program use, a little less
+# than the data sheet's capacity. The DCN of v5e and v6e is the pod's (6.4 and
+# 25.6 Tbps) over 256 chips.
 CHIPS = {
   chip.word: chip
   for chip in (
@@ -121,55 +111,29 @@ CHIPS = {
     _tpu("v5p", ("TPU v5", "TPU v5p"), 459, 95.74, 2765, 100, 4, 6.25),
     _tpu("v6e", ("TPU v6 lite",), 918, 31.25, 1640, 100, 8, 12.5),
     _tpu("tpu7x", ("TPU7x",), 2307, 189.5, 7380, 100, 4, 12.5, devices=2),
-    _gpu(
-      "a100",
-      ("NVIDIA A100-SXM4-80GB",),
-      312,
-      80 * GB,
-      2039,
-      300,
-      25,
-      "https://www.nvidia.com/en-us/data-center/a100/",
-    ),
-    _gpu(
-      "h100",
-      ("NVIDIA H100 80GB HBM3",),
-      989,
-      80 * GB,
-      3350,
-      450,
-      50,
-      "https://www.nvidia.com/en-us/data-center/h100/",
-    ),
-    _gpu(
-      "h200",
-      ("NVIDIA H200",),
-      989,
-      141 * GB,
-      4800,
-      450,
-      50,
-      "https://www.nvidia.com/en-us/data-center/h200/",
-    ),
+    _gpu("a100", ("NVIDIA A100-SXM4-80GB",), 312, 80, 2039, 300, 25),
+    _gpu("h100", ("NVIDIA H100 80GB HBM3",), 989, 80, 3350, 450, 50),
+    _gpu("h200", ("NVIDIA H200",), 989, 141, 4800, 450, 50),
   )
 }
-# What else a device that one meets may be: TFLOP/s of one.
+# Peak TFLOP/s per jax device, where the planner has no entry for the device or
+# counts it differently.
 _OTHER_TFLOPS = {
-  "TPU v4": 275.0,  # a run joins the chip's two cores, the compiler may not
+  "TPU v4": 275.0,  # at run time one device is both cores of a chip
   "NVIDIA A100-SXM4-40GB": 312.0,
-  "TPU v3": 61.5,  # a core; two are one chip
+  "TPU v3": 61.5,  # one of the chip's two cores
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-  """What a plan is for: slices of one shape, or hosts of GPUs, or a CPU.
+  """The devices of a plan: TPU slices of one shape, GPU hosts, or a CPU.
 
   Attributes:
-    name: as it was asked for, "v5p:8x8x8".
+    name: as the user gave it, "v5p:8x8x8".
     chip: None for a CPU.
     shape: chips along each dim of the torus; for GPUs (per host, hosts).
-    num_slices: slices that the data-centre network joins; for GPUs hosts.
+    num_slices: slices joined by the data-center network; for GPUs, hosts.
   """
 
   name: str
@@ -178,8 +142,8 @@ class Topology:
   num_slices: int
 
   def the_chip(self) -> Chip:
-    """Returns the chip, where it is known that this is not a CPU."""
-    assert self.chip is not None, f"{self.name} is a CPU, which is no chip"
+    """Returns the chip; for callers that never plan for a CPU."""
+    assert self.chip is not None, f"{self.name} is a CPU"
     return self.chip
 
   @property
@@ -211,14 +175,14 @@ def parse_topology(text: str, num_slices: int) -> Topology:
   """Returns the Topology of "v5p:8x8x8", "h100:8", "h100:8x4", "cpu:8".
 
   Raises:
-    InputError: there is none of that name; the sentence lists those that are.
+    InputError: there is no such topology; the sentence lists those there are.
   """
   word, _, size = text.partition(":")
   if num_slices < 1:
     raise InputError(f"--slices is {num_slices}; it must be 1 or more")
   if word not in CHIPS and word != "cpu":
     raise InputError(
-      f"topology {text!r} is not known; these are: {list_topologies()}"
+      f"unknown topology {text!r}; known are: {list_topologies()}"
     )
   try:
     shape = tuple(int(n) for n in size.split("x"))
@@ -228,7 +192,7 @@ def parse_topology(text: str, num_slices: int) -> Topology:
   if chip is not None and chip.shapes:
     if size not in chip.shapes:
       raise InputError(
-        f"topology {text!r} is not known; {word} has slices of "
+        f"unknown topology {text!r}; {word} has slices of "
         f"{', '.join(chip.shapes)}"
       )
     return Topology(text, chip, shape, num_slices)
@@ -236,11 +200,11 @@ def parse_topology(text: str, num_slices: int) -> Topology:
   if not is_sized or (chip and shape[0] > chip.host_chips):
     form = "cpu:N" if chip is None else f"{word}:N or {word}:8xHOSTS"
     most = "" if chip is None else f", N at most {chip.host_chips}"
-    raise InputError(f"topology {text!r} is not known; it must be {form}{most}")
+    raise InputError(f"unknown topology {text!r}; it must be {form}{most}")
   if num_slices > 1:
     raise InputError(
-      f"--slices={num_slices} is of TPU slices; several hosts of GPUs are "
-      "named by the topology, h100:8xHOSTS"
+      f"--slices={num_slices} is for TPUs; give several GPU hosts in the "
+      "topology, h100:8xHOSTS"
     )
   if chip is None:
     return Topology(text, None, shape, 1)
@@ -248,7 +212,7 @@ def parse_topology(text: str, num_slices: int) -> Topology:
 
 
 def list_topologies() -> str:
-  """Returns one line with every topology that is known."""
+  """Returns one line with every known topology."""
   groups = {}
   for chip in CHIPS.values():
     groups.setdefault(chip.shapes, []).append(chip.word)

@@ -1,7 +1,7 @@
-"""What a person sees of a run: a table, a live bar or plain lines.
+"""What a run prints: tables, and a progress bar or plain lines.
 
-On a terminal the bar stays on the last line; elsewhere a line under 100
-characters appears every few seconds, however fast the steps are.
+On a terminal the bar stays on the last line; elsewhere there is a line of
+under 100 characters every INTERVAL seconds, however fast the steps are.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ import time
 
 from gpt_jax.machine import runtime
 
-# Seconds between plain lines where no terminal watches.
+# Seconds between progress lines where there is no terminal.
 INTERVAL = 10.0
 _CONTROLS = re.compile(
   "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]"
@@ -51,10 +51,11 @@ class Console:
     rates: dict,
     left: float | None = None,
   ) -> None:
-    """Shows how far a run is; `rates` as Meter.rates gives them.
+    """Shows how far a run has come.
 
     Args:
-      left: seconds to the end, None while nothing can be said of it.
+      rates: what Meter.rates returns.
+      left: seconds to the end, None if not known yet.
     """
     if not self.is_speaking:
       return
@@ -66,13 +67,13 @@ class Console:
       print(line, flush=True)
 
   def wait(self, line: str) -> None:
-    """Prints a line about something long, once every INTERVAL."""
+    """Prints a line about a long wait, at most once per INTERVAL."""
     if time.monotonic() - self.last_line >= INTERVAL:
       self.last_line = time.monotonic()
       self.say(line)
 
   def close(self) -> None:
-    """Takes the bar away."""
+    """Removes the bar."""
     if self.bar is not None:
       self.bar.stop()
       self.bar = None
@@ -99,7 +100,7 @@ def progress_line(
   left: float | None = None,
 ) -> str:
   """Returns "step 1,200/2,000  loss 1.8321  21,450 tok/s  ..."."""
-  # A loss that has run away must not fill the line with digits.
+  # A diverged loss must not fill the line with digits.
   shown = f"{loss:.4f}" if abs(loss) < 1e5 else f"{loss:.3e}"
   words = [f"step {step:,}/{total:,}", f"loss {shown}"]
   if rates:
@@ -115,19 +116,19 @@ def progress_line(
 
 
 def plain(text: str) -> str:
-  """Returns a text on one line, control characters written as escapes.
+  """Returns the text as one line, with control characters escaped.
 
-  Names and errors that others wrote could otherwise steer the terminal.
+  Names and errors from outside could otherwise send commands to the terminal.
   """
   shown = lambda c: " " if c.isspace() else repr(c)[1:-1]
   return "".join(c if c.isprintable() else shown(c) for c in text)
 
 
 def tell(line: str, is_error: bool = True) -> None:
-  """Prints a plain line, to standard error unless told otherwise.
+  """Prints a plain line, by default to standard error; never raises.
 
-  A stream that is closed, full or a broken pipe loses this line and those
-  that follow, and decides nothing else.
+  If the stream is closed, full or a broken pipe, this line and later ones are
+  lost.
   """
   stream = sys.stderr if is_error else sys.stdout
   try:
@@ -135,16 +136,16 @@ def tell(line: str, is_error: bool = True) -> None:
     stream.flush()
   except (OSError, ValueError, AttributeError):
     with contextlib.suppress(OSError, ValueError, AttributeError):
-      # What is still in its buffer would fail again where the command ends.
+      # Flushing its buffer at exit would fail again.
       null = os.open(os.devnull, os.O_WRONLY)
       os.dup2(null, stream.fileno())
       os.close(null)
 
 
 def wrap_text(text: str, width: int = 90) -> list[str]:
-  """Returns lines to show: none longer, no control characters.
+  """Returns the text as lines of at most `width`, without control characters.
 
-  What an untrained model writes could otherwise steer the terminal.
+  An untrained model's output could otherwise send commands to the terminal.
   """
   lines = []
   for line in text.strip("\n").splitlines():
@@ -155,10 +156,11 @@ def wrap_text(text: str, width: int = 90) -> list[str]:
 
 
 def escape_controls(text: str) -> str:
-  """Returns text that cannot steer a terminal; lines and tabs stay.
+  """Returns the text with what could command a terminal escaped.
 
-  Escaped as Python writes them ("\\x1b") are the control characters C0 and
-  C1 and those that turn the direction of text, which can hide a part of it.
+  Escaped, as Python writes them ("\\x1b"), are the control characters C0 and
+  C1, except newline and tab, and those that change the direction of text,
+  which can hide a part of it.
   """
   return _CONTROLS.sub(lambda c: repr(c[0])[1:-1], text)
 

@@ -1,10 +1,10 @@
 """How the processes of a run meet, and compare what they were started with.
 
-Process 0 waits at the coordinator's port for the others. What comes there may
-be anybody's: a greeting counts where it is whole and signed with what this
-run's processes know, GPT_JAX_SECRET or else the address as they were given it;
-all else is passed over, at once or after SOON, and holds nobody up. Without a
-secret that keeps out what comes by mistake, not who knows this file.
+Process 0 listens at the coordinator's port, where anyone may connect. A
+greeting counts if it is complete and signed with the key of this run,
+GPT_JAX_SECRET or else the coordinator's address as the processes were given
+it. Anything else is dropped, at once or after SOON seconds, and delays no one.
+Without a secret this keeps out mistakes, not somebody who knows this file.
 """
 
 import contextlib
@@ -26,21 +26,21 @@ from gpt_jax.machine import runtime
 
 MAGIC = "gpt_jax processes 2"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-# Seconds for what takes milliseconds, where the other side is well.
+# Timeout, in seconds, of what takes a healthy peer milliseconds.
 SOON = 5.0
-# Seconds after which a machine that is gone without a word counts as lost.
+# TCP keepalive, in seconds: a machine that vanishes is noticed after 90.
 KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 6}
-# Bytes of a greeting, which holds a config.
+# Limit, in bytes, of a greeting, which contains a config.
 MAX_GREETING = 1 << 20
-# Connections that may be unfinished at a time, beside those that are awaited.
+# Connections without a greeting at a time, in addition to the expected ones.
 MAX_GUESTS = 64
 
 
 def meet(place: runtime.Place, facts: dict) -> dict[int, "Line"]:
-  """Returns the connections: to all others for process 0, to it for others.
+  """Returns {index: connection}: process 0 has all others, each of those it.
 
   Raises:
-    InputError: one of them did not come in time, or was started otherwise.
+    InputError: a process did not connect in time, or was started differently.
   """
   deadline = time.monotonic() + place.join_seconds
   if place.index == 0:
@@ -49,7 +49,7 @@ def meet(place: runtime.Place, facts: dict) -> dict[int, "Line"]:
 
 
 def own_facts() -> dict:
-  """Returns what must be the same everywhere, beyond what the user gave."""
+  """Returns versions that must be the same in all processes."""
   digest = hashlib.sha256()
   root = pathlib.Path(__file__).parents[1]
   for path in sorted(root.rglob("*.py")):
@@ -62,7 +62,7 @@ def own_facts() -> dict:
 
 
 def _differences(index: int, theirs: dict, ours: dict) -> list[str]:
-  """Returns clauses on how process `index` was started otherwise than 0."""
+  """Returns a clause for each difference of process `index` from process 0."""
   names = [*ours, *(name for name in theirs if name not in ours)]
   absent = "absent"
   return [
@@ -89,14 +89,14 @@ def refusal_of(everyone: dict[int, dict]) -> str | None:
 
 
 def _sign(place: runtime.Place, index: int, count: int, facts: dict) -> str:
-  """Returns what only a process of this run says."""
+  """Returns the HMAC of a greeting under the key of this run."""
   body = json.dumps([MAGIC, index, count, facts], sort_keys=True)
   key = place.secret or place.address
   return hmac.new(key.encode(), body.encode(), hashlib.sha256).hexdigest()
 
 
 def _read_greeting(place: runtime.Place, text: bytes) -> tuple | None:
-  """Returns (index, count, facts) of a greeting; None where it is none."""
+  """Returns (index, count, facts) of a greeting; None if it is not valid."""
   try:
     hello = files.parse_json(text, is_bounded=False)
   except files.Damage:
@@ -116,10 +116,10 @@ def _read_greeting(place: runtime.Place, text: bytes) -> tuple | None:
 
 
 class _Guest:
-  """Who has connected and not yet greeted.
+  """A connection that has not sent its greeting yet.
 
   Attributes:
-    until: when it is not waited for any more.
+    until: when it is dropped, on the monotonic clock.
   """
 
   def __init__(self, link: socket.socket):
@@ -128,7 +128,7 @@ class _Guest:
     self.until = time.monotonic() + SOON
 
   def read(self) -> bytes | None:
-    """Returns the greeting's line once it is whole, b"" where none can come."""
+    """Returns the greeting, None if incomplete, b"" if none can follow."""
     try:
       data = self.link.recv(1 << 16)
     except BlockingIOError:
@@ -143,9 +143,9 @@ class _Guest:
 
 
 def _gather(place, facts: dict, deadline: float) -> dict[int, "Line"]:
-  """Process 0's side: waits for the others and compares."""
+  """Process 0's side: waits for the others and compares their facts."""
   lines, everyone = {}, {0: facts}
-  refusal, num_passed = None, 0
+  refusal, num_dropped = None, 0
   with _listen(place) as server, selectors.DefaultSelector() as selector:
     server.setblocking(False)
     selector.register(server, selectors.EVENT_READ)
@@ -159,10 +159,10 @@ def _gather(place, facts: dict, deadline: float) -> dict[int, "Line"]:
     while len(lines) < place.count - 1 and refusal is None:
       now = time.monotonic()
       if now >= deadline:
-        refusal = _missing_sentence(place, lines, num_passed)
+        refusal = _missing_sentence(place, lines, num_dropped)
         break
       for guest in [g for g in guests.values() if now > g.until]:
-        num_passed += 1
+        num_dropped += 1
         dismiss(guest)
       for key, _ in selector.select(min(0.2, deadline - now)):
         if key.fileobj is server:
@@ -171,15 +171,15 @@ def _gather(place, facts: dict, deadline: float) -> dict[int, "Line"]:
             guests[link] = _Guest(link)
             selector.register(link, selectors.EVENT_READ)
           if len(guests) > place.count + MAX_GUESTS:
-            num_passed += 1
-            dismiss(next(iter(guests.values())))  # a flood: the oldest
+            num_dropped += 1
+            dismiss(next(iter(guests.values())))  # a flood: drop the oldest
           continue
         guest = guests.get(key.fileobj)
         if guest is None or (text := guest.read()) is None:
           continue
         hello = _read_greeting(place, text)
         if hello is None:
-          num_passed += 1
+          num_dropped += 1
           dismiss(guest)
           continue
         selector.unregister(guest.link)
@@ -193,7 +193,7 @@ def _gather(place, facts: dict, deadline: float) -> dict[int, "Line"]:
         elif k in lines:
           refusal = (
             f"two processes were started as process {k} of {place.count}; each "
-            "must have an index of its own"
+            "needs its own index"
           )
         else:
           lines[k], everyone[k] = line, theirs
@@ -211,29 +211,30 @@ def _gather(place, facts: dict, deadline: float) -> dict[int, "Line"]:
   return lines
 
 
-def _missing_sentence(place, lines: dict, num_passed: int) -> str:
+def _missing_sentence(place, lines: dict, num_dropped: int) -> str:
   missing = [k for k in range(1, place.count) if k not in lines]
   named = ", ".join(map(str, missing[:8]))
   more = ", ..." if len(missing) > 8 else ""
-  passed = (
-    f"; {num_passed:,} connections that were not theirs, or had another "
-    "GPT_JAX_SECRET or address of the coordinator, were passed over"
-    if num_passed
+  dropped = (
+    f"; {num_dropped:,} other connections were dropped: not of this run, or "
+    "with another GPT_JAX_SECRET or JAX_COORDINATOR_ADDRESS"
+    if num_dropped
     else ""
   )
   return (
-    f"{len(missing)} of {place.count} processes did not come to "
+    f"{len(missing)} of {place.count} processes did not connect to "
     f"{place.address} within {place.join_seconds:g} s (missing: "
-    f"{named}{more}){passed}; see what became of them, or give them longer "
-    "with GPT_JAX_JOIN_SECONDS"
+    f"{named}{more}){dropped}; check whether they run, or wait longer with "
+    "GPT_JAX_JOIN_SECONDS"
   )
 
 
 def bind_host(place: runtime.Place) -> str:
-  """Returns the address that process 0 listens at; "" is every one.
+  """Returns the address that process 0 listens at; "" for all interfaces.
 
-  That of the coordinator where it is one of this machine's. A name that means
-  this machine to itself alone (127.0.1.1 of /etc/hosts) is not.
+  The coordinator's address, if it belongs to this machine. A host name that
+  resolves to loopback (127.0.1.1 in /etc/hosts) does not count: others resolve
+  it differently.
   """
   if place.bind is not None:
     return place.bind.rpartition(":")[0].strip("[]")
@@ -263,13 +264,13 @@ def _listen(place) -> socket.socket:
   except (OSError, ValueError, OverflowError) as error:
     raise InputError(
       f"process 0 cannot open port {port} for the other processes: "
-      f"{getattr(error, 'strerror', None) or error}; give a free one in the "
-      "address of the coordinator"
+      f"{getattr(error, 'strerror', None) or error}; choose a free one in "
+      "JAX_COORDINATOR_ADDRESS"
     ) from None
 
 
 def _call(place, facts: dict, deadline: float) -> "Line":
-  """The other processes' side: finds process 0 and waits for its word."""
+  """The other processes' side: greets process 0 and waits for its answer."""
   hello = {
     "magic": MAGIC,
     "index": place.index,
@@ -283,15 +284,15 @@ def _call(place, facts: dict, deadline: float) -> "Line":
     if left <= 0:
       raise InputError(
         f"process {place.index} of {place.count} got no answer from process 0 "
-        f"at {place.address} within {place.join_seconds:g} s ({reason}); see "
-        "whether it runs and can be reached, or wait longer with "
+        f"at {place.address} within {place.join_seconds:g} s ({reason}); check "
+        "that it runs and can be reached, or wait longer with "
         "GPT_JAX_JOIN_SECONDS"
       )
     try:
       link = socket.create_connection((place.host, place.port), min(left, SOON))
       line = Line(link)
       line.write(hello)
-      # Its own sentence names who is missing: it is worth a moment more.
+      # 2 s longer than process 0 itself, whose refusal names who is missing.
       refusal = line.read(max(0.01, left) + 2)["refusal"]
       if not isinstance(refusal, str | None):
         raise TypeError
@@ -332,7 +333,11 @@ class Line:
       self.link.sendall(json.dumps(message).encode() + b"\n")
 
   def read(self, seconds: float) -> dict:
-    """Returns the next message; ConnectionError where none can come."""
+    """Returns the next message.
+
+    Raises:
+      ConnectionError: the other side has closed the connection.
+    """
     deadline = time.monotonic() + seconds
     while True:
       messages = self.receive(max(0.01, deadline - time.monotonic()), 1)
@@ -340,7 +345,7 @@ class Line:
         return messages[0]
 
   def receive(self, seconds: float, limit: int | None = None) -> list[dict]:
-    """Returns the messages that are whole after one read."""
+    """Returns the messages that are complete after at most one read."""
     self.link.settimeout(seconds)
     if b"\n" not in self.left:
       data = self.link.recv(1 << 16)
@@ -352,6 +357,3 @@ class Line:
       self.left = b"\n".join([*whole[limit:], self.left])
       whole = whole[:limit]
     return [files.parse_json(text, is_bounded=False) for text in whole]
-
-  def close(self) -> None:
-    self.link.close()

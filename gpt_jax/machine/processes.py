@@ -1,14 +1,13 @@
 """Several processes of one run: how they meet, agree, stop and end together.
 
-The processes meet (meeting.py) before jax takes the coordinator's port over,
-and keep these connections for as long as they run: process 0 is the hub, and a
-thread in each process listens.
+The processes meet (meeting.py) before jax takes over the coordinator's port,
+and keep these connections while they run (channel.py).
 
-Design choice: a channel of our own beside jax's coordination
-service. That one aborts a process from C++ where nobody answers or a peer has
-died, replaces the handler of SIGTERM, and knows nothing of a peer that is
-alive and stuck. Here all four end in a sentence, before anything is compiled
-where they can, and a step costs no message: only a signal does.
+Design choice: a channel of our own beside jax's coordination service, which
+aborts a process from C++ when a peer does not answer or has died, replaces the
+handler of SIGTERM, and does not notice a peer that is alive but stuck. Here
+each of these ends with a sentence, where possible before anything is compiled.
+A step costs no message; only a signal does.
 """
 
 import contextlib
@@ -28,33 +27,33 @@ _watchdog = None
 
 
 def index() -> int:
-  """Returns which of the processes this is; 0 is the one that writes."""
+  """Returns the index of this process; process 0 writes the files."""
   return 0 if _channel is None else _channel.place.index
 
 
 def count() -> int:
-  """Returns how many processes work on this run."""
+  """Returns the number of processes of this run."""
   return 1 if _channel is None else _channel.place.count
 
 
 def join(facts: dict) -> None:
-  """Meets the other processes of this run, if there are any.
+  """Connects to the other processes of this run, if there are any.
 
-  Called before jax has looked for devices, after what one process alone can
-  find wrong. With one process it costs nothing and leaves jax alone.
+  Call it before jax looks for devices, and after the checks that one process
+  can do alone. With one process it does nothing.
 
   Args:
-    facts: {name: value} of JSON's types, to be the same in all processes.
+    facts: {name: JSON value}; must be the same in all processes.
 
   Raises:
-    InputError: in every process: one of them did not come in time, or was
-      started with something else.
+    InputError: in every process: one of them did not connect in time, or was
+      started with other facts.
   """
   global _channel
   place = runtime.find_place()
   if place is None:
     return
-  # By way of JSON, as the others' come.
+  # Through JSON, as the facts of the others come: tuples become lists.
   facts = json.loads(json.dumps(facts | meeting.own_facts()))
   channel = channel_lib.Channel(place, meeting.meet(place, facts))
   _channel = channel
@@ -65,7 +64,7 @@ def join(facts: dict) -> None:
   import jax
 
   jax.config.update("jax_cpu_collectives_implementation", "gloo")
-  # It would replace the handler of SIGTERM; see Channel.check.
+  # The service would replace the handler of SIGTERM; see `check`.
   jax.config.update("jax_enable_preemption_service", False)
   day = 24 * 3600
   is_free = place.index == 0 and place.bind is None
@@ -79,29 +78,29 @@ def join(facts: dict) -> None:
     cluster_detection_method="deactivate",
     coordinator_bind_address=f"{host}:{place.port}" if host else None,
     initialization_timeout=max(60, int(place.join_seconds)),
-    # The channel notices a lost process, sooner and in words.
+    # The channel notices a lost process sooner, and says so.
     heartbeat_timeout_seconds=day,
     shutdown_timeout_seconds=300,
   )
 
 
 def share(make: Callable[[], Any]):
-  """Returns what `make` returns in process 0, in every process.
+  """Calls `make` in process 0 alone and returns its result in every process.
 
-  For whatever depends on a file, a clock or a signal and decides what all
-  processes do next. Only process 0 calls `make`; an error there ends all.
+  For decisions that depend on a file, a clock or a signal and that all
+  processes must take alike. An error in `make` ends all processes.
 
   Args:
-    make: returns a value of JSON's types.
+    make: returns a JSON value.
   """
   return make() if _channel is None else _channel.share(make)
 
 
 def in_turn(make: Callable[[], Any]):
-  """Returns what `make` returns in each process; process 0's comes first.
+  """Calls `make` in every process, in process 0 first; returns its result.
 
-  For what is kept in a folder: where processes share a disk, the others find
-  there what process 0 has made; where they do not, each makes its own.
+  For cached files: processes that share a disk find there what process 0 has
+  written; the others each write their own.
   """
   if index() == 0:
     made = make()
@@ -112,20 +111,20 @@ def in_turn(make: Callable[[], Any]):
 
 
 def agree(name: str, value: Any) -> None:
-  """Raises InputError in every process unless all give the same value."""
+  """Raises InputError in every process unless all pass the same value."""
   if _channel is not None:
     _channel.agree(name, value)
 
 
 def check(step: int) -> int | None:
-  """Returns the exit code to stop with now, or None: the same everywhere.
+  """Returns the exit code to stop with now, or None; the same in all processes.
 
-  To be called equally often by all processes. Where one of them was asked to
-  stop, all are held at their next call until the hub knows how far each has
-  come; then each goes on to the furthest of these calls and stops at the next.
+  All processes must call it equally often. Once one of them is asked to stop,
+  each is held at its next call until the hub knows how many calls each has
+  made; all then run to the largest of these counts and stop at the next call.
 
   Args:
-    step: what is told of this process where it is stuck.
+    step: named in the error if this process gets stuck.
   """
   if _channel is not None:
     return _channel.check(step)
@@ -135,16 +134,20 @@ def check(step: int) -> int | None:
 
 
 def ask_to_stop(code: int) -> None:
-  """Has `check` return this code soon, everywhere; for signal handlers."""
+  """Makes `check` return this code soon, in all processes.
+
+  Safe in a signal handler.
+  """
   if _channel is not None:
     os.write(_channel.waker, bytes([code]))
 
 
 def mark(is_result: bool = True) -> None:
-  """Notes that something was done: this process is waited for, not stuck.
+  """Notes that this process has made progress and is not stuck.
 
   Args:
-    is_result: a step's or a batch's, for which others wait as long.
+    is_result: a step or a batch was finished, so that the time until the next
+      one is comparable.
   """
   watched = _watchdog if _channel is None else _channel
   if watched is not None:
@@ -153,12 +156,12 @@ def mark(is_result: bool = True) -> None:
 
 @contextlib.contextmanager
 def watched(folder: str):
-  """Within it, a process that makes no progress is ended.
+  """Within this context, ends a process that makes no progress.
 
-  It counts from the first call of `mark`.
+  Time counts from the first call of `mark` or `check`.
 
   Args:
-    folder: for the stacks of a process that is stuck.
+    folder: where the stacks of a stuck process are written.
   """
   global _watchdog
   if _channel is not None:
@@ -174,24 +177,26 @@ def watched(folder: str):
 
 
 def end(code: int, why: str) -> None:
-  """Ends all processes at once, with one sentence of process 0.
+  """Ends all processes at once; process 0 prints why.
 
-  Returns only where there are none, or where process 0 does not answer: the
-  caller then says why.
+  Returns only if there is one process, or if process 0 does not answer: the
+  caller then prints why.
   """
   if _channel is not None:
     _channel.end(code, why)
 
 
 def settle() -> None:
-  """Waits a moment after an error: where a peer was lost, that is its cause,
-  and the thread that listens says so and ends this process."""
+  """Waits a moment after an error, which a lost peer may have caused.
+
+  The listening thread then reports the peer and ends this process.
+  """
   if _channel is not None:
     time.sleep(meeting.SOON)
 
 
 def leave() -> None:
-  """Waits for all processes to come to their end, and lets them go."""
+  """Waits until all processes are done, and closes the channel."""
   global _channel
   if _channel is not None:
     _channel.leave()
@@ -199,11 +204,12 @@ def leave() -> None:
 
 
 def _delay_abort() -> None:
-  """Has abort() wait for some seconds.
+  """Makes abort() wait for 6 seconds.
 
-  Where process 0 dies, jax's client aborts this process from C++ in the same
-  millisecond in which the channel sees it; the channel is to have its say.
-  The handler is the C library's sleep: it is given the signal's number, 6.
+  When process 0 dies, jax's client aborts this process from C++ within the
+  millisecond in which the channel notices; the delay lets the channel report
+  it first. The handler is the C library's sleep, called with the number of the
+  signal, SIGABRT = 6.
   """
   libc = ctypes.CDLL(None)
   libc.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]

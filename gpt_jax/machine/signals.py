@@ -1,9 +1,9 @@
-"""Every signal that tells a process to end, and what a run does with it.
+"""The signals that tell a process to end, and how a run reacts.
 
-Design choice: the handlers do nothing. Python's C handler writes the number of
-a signal to a pipe (signal.set_wakeup_fd), and a thread reads it. So a signal is
-heard while the main thread compiles or hangs, and none is lost where Python
-would swallow what a handler raises, as in jax's hook of the garbage collector.
+Design choice: the handlers do nothing. Python's C handler writes the signal's
+number to a pipe (signal.set_wakeup_fd), and a thread reads it. So a signal is
+noticed while the main thread compiles or hangs, and none is lost where Python
+swallows an exception from a handler, as in jax's garbage collector hook.
 """
 
 import os
@@ -15,19 +15,19 @@ from collections.abc import Callable
 from gpt_jax import exits
 from gpt_jax.machine import processes, streams
 
-# By which users, shells and schedulers tell a process to end. Those of faults,
-# of stopping for a while, and of a process's own timers and descriptors stay:
-# libtpu, for one, profiles itself by SIGPROF.
+# The signals by which users, shells and schedulers end a process. Signals of
+# faults, job control, timers and descriptors keep their handlers: libtpu, for
+# one, profiles itself with SIGPROF.
 NAMES = "SIGINT SIGTERM SIGHUP SIGQUIT SIGUSR1 SIGUSR2 SIGXCPU SIGPWR".split()
-# From a keyboard: the second one means at once.
+# Sent from a keyboard: the second one exits at once.
 IMPATIENT = (signal.SIGINT, signal.SIGQUIT)
 
 
 class Listener:
-  """Calls `act(number)` in a thread for each signal that comes.
+  """Calls `act(number)` in a thread for each signal that arrives.
 
-  Signals that are ignored (nohup, a shell's background) or handled already
-  when this begins are left alone. One at a time; for the main thread.
+  Signals that are already ignored (nohup, a background job) or handled are
+  left alone. Construct it in the main thread, one at a time.
   """
 
   def __init__(self, act: Callable[[int], None]):
@@ -47,7 +47,7 @@ class Listener:
     self.thread.start()
 
   def close(self) -> None:
-    """Puts the earlier handlers back."""
+    """Restores the earlier handlers."""
     for number, handler in self.old.items():
       signal.signal(number, handler)
     signal.set_wakeup_fd(self.old_waker)
@@ -66,21 +66,21 @@ class Listener:
 
 
 class Stop:
-  """Notes the first signal, for the loop to save and end.
+  """Records the first signal, so that the train loop saves and ends.
 
   A second SIGINT or SIGQUIT exits at once. A second SIGTERM does not: srun
-  passes on what SLURM has sent already to each task, and a scheduler that is
-  in a hurry has SIGKILL.
+  forwards signals that SLURM has already sent to each task, and a scheduler
+  that cannot wait has SIGKILL.
 
   A signal to one of several processes stops all of them at the same step.
-  Before the loop looks there is nothing to save, and the process ends.
+  Before `wait_for` there is nothing to save, and the process ends at once.
 
   Args:
-    command: what to type to start again.
+    command: the command that starts the run again.
 
   Attributes:
     code: exit code that a signal to this process asks for, else None.
-    leaving: what is called where it ends before the loop looks.
+    leaving: functions to call if the process ends before `wait_for`.
   """
 
   def __init__(self, command: str):
@@ -111,21 +111,21 @@ class Stop:
       print(why)
     sys.stdout.flush()
     processes.end(code, why)
-    # Threads that compile would be waited for.
+    # A normal exit would wait for threads that compile.
     os._exit(code)
 
   def wait_for(self) -> None:
-    """From here on the loop looks, and saves."""
+    """From now on a signal waits for the loop, which calls `check`."""
     with self.lock:
       self.is_waited_for = True
 
   def check(self, step: int) -> int | None:
-    """Returns the exit code to end with now, the same in all processes."""
+    """Returns the exit code to end with now, or None; see processes.check."""
     code = processes.check(step)
     return code if processes.count() > 1 else self.code
 
   def close(self) -> None:
-    """Puts the earlier handlers back."""
+    """Restores the earlier handlers."""
     self.listener.close()
 
 
@@ -134,8 +134,11 @@ def _do_nothing(number, frame) -> None:
 
 
 def _forget() -> None:
-  """In a forked child, such as a reader of data: what it is told is ignored,
-  for its parent is told too, and not taken for what the parent is told."""
+  """Makes a forked child (a data worker) ignore signals.
+
+  Its parent gets them too; the child must not write its own to the pipe that
+  it shares with the parent.
+  """
   if signal.getsignal(signal.SIGTERM) is _do_nothing:
     signal.set_wakeup_fd(-1)
 

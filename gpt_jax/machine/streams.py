@@ -1,11 +1,11 @@
-"""Standard input, output and error: always there, and never a run's end.
+"""Standard input, output and error: always open, and never the end of a run.
 
-A descriptor that was closed at the start would be given to the next file that
-is opened, and what C libraries print would go into it.
+If a descriptor were closed at the start, the next file opened would get its
+number, and C libraries would print into that file.
 
-Design choice: of a run that is kept in a folder, what is printed is a comment.
-A reader that has left (| head), a full disk or a closed terminal costs lines
-and not the run; neither does one that has stopped reading (Ctrl-S, a pager).
+Design choice: a run's results are in its folder, so what it prints is only a
+comment. A reader that has gone (| head), a full disk, a closed terminal or a
+reader that has stopped reading (Ctrl-S, a pager) costs lines, not the run.
 """
 
 import contextlib
@@ -14,19 +14,19 @@ import os
 import select
 import sys
 
-# Bytes that a pipe which can be written to takes without waiting.
+# Bytes that a pipe accepts without blocking once poll reports it writable.
 PIPE_BYTES = 4096
-# Seconds to wait for a reader, before what is printed is dropped.
+# Seconds to wait for a reader before output is dropped.
 READER_SECONDS = 5.0
 NAMES = ("stdin", "stdout", "stderr")
 
 
 def hold(is_comment: bool = False) -> None:
-  """Opens what is closed of the standard streams; call before all else.
+  """Opens those of the standard streams that are closed; call it first.
 
   Args:
-    is_comment: what goes to standard output is not what the command is for;
-      errors of writing to it are passed over, as always to standard error.
+    is_comment: standard output is not the command's result: ignore errors of
+      writing to it, as is always done for standard error.
   """
   for descriptor, name in enumerate(NAMES):
     try:
@@ -49,14 +49,14 @@ def hold(is_comment: bool = False) -> None:
   if is_comment:
     replace_stream("stdout", 1)
   elif isinstance(sys.stdout, io.TextIOWrapper):
-    # A terminal that cannot show a character must not end a command.
+    # A character that the terminal cannot encode must not end a command.
     sys.stdout.reconfigure(errors="replace")
 
 
 def replace_stream(name: str, descriptor: int) -> None:
-  """Has sys.`name` write to a descriptor, and pass over its errors.
+  """Makes sys.`name` write to a descriptor and ignore its errors.
 
-  A stream that is not a file's, such as a test's, is left alone.
+  A stream without a file descriptor, such as a test's, is left alone.
   """
   old = getattr(sys, name)
   try:
@@ -76,10 +76,10 @@ def replace_stream(name: str, descriptor: int) -> None:
 
 
 def keep_stdout_for_python() -> None:
-  """Leaves standard output to Python alone.
+  """Makes standard output Python's alone.
 
-  gloo greets there from C++ whenever processes connect, in the midst of what a
-  command prints for another to read.
+  gloo prints a greeting from C++ whenever processes connect, which would land
+  in the middle of output that another program reads.
   """
   old = sys.stdout
   with contextlib.suppress(OSError):
@@ -97,25 +97,25 @@ def keep_stdout_for_python() -> None:
 
 
 def _is_by_line(stream) -> bool:
-  """Returns whether lines go out at once; PYTHONUNBUFFERED says so too."""
+  """Returns whether lines are written at once, as with PYTHONUNBUFFERED."""
   return stream.line_buffering or stream.write_through
 
 
 def drop_output() -> None:
-  """Has standard output lead nowhere: what is buffered cannot be written."""
+  """Sends standard output to /dev/null, with what is still buffered."""
   null = os.open(os.devnull, os.O_WRONLY)
   os.dup2(null, 1)
   os.close(null)
 
 
 def tell(line: str) -> None:
-  """Writes a line to standard error, by its descriptor; never raises."""
+  """Writes a line straight to descriptor 2, standard error; never raises."""
   with contextlib.suppress(OSError):
     os.write(2, line.encode(errors="backslashreplace"))
 
 
 class _Unfailing(io.FileIO):
-  """A file of which each write succeeds, whatever becomes of the bytes."""
+  """A file whose writes always succeed, though the bytes may be dropped."""
 
   patience = READER_SECONDS
 
@@ -132,6 +132,6 @@ class _Unfailing(io.FileIO):
     poll = select.poll()
     poll.register(self.fileno(), select.POLLOUT)
     has_room = bool(poll.poll(1000 * self.patience))
-    # Once it is known to be stopped, it is not waited for again.
+    # Once the reader has stopped, do not wait for it again.
     self.patience = READER_SECONDS if has_room else 0.0
     return has_room

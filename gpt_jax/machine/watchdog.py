@@ -1,8 +1,8 @@
-"""A run that makes no progress is ended, and says where it hangs.
+"""Ends a run that makes no progress, and writes where it hangs.
 
-Waiting is counted in ticks of a thread of this process, so that the time in
-which the process was itself stopped, or the machine asleep, is none. Compiling
-is seen in the stacks of the threads: it may take PATIENCE times longer.
+A thread of this process counts the waiting time in ticks, so that time in
+which the process was stopped, or the machine asleep, does not count. Compiling
+(recognized by the stacks of the threads) may take PATIENCE times longer.
 """
 
 import faulthandler
@@ -15,31 +15,31 @@ import time
 from gpt_jax import exits
 from gpt_jax.machine import streams
 
-# Seconds between looks.
+# Seconds between checks.
 TICK = 0.5
 # A process counts as stuck after this many times the longest wait so far.
 PATIENCE = 10
-# Where jax traces, lowers and compiles.
+# The files in which jax traces, lowers and compiles.
 _COMPILERS = (
   "jax/_src/compiler.py",
   "jax/_src/interpreters/mlir.py",
   "jax/_src/interpreters/partial_eval.py",
 )
-# Seconds for writing stacks into a folder, which may be what hangs.
+# Seconds allowed for writing stacks to the folder: its disk may be what hangs.
 WRITE_SECONDS = 2.0
 
 
 class Progress:
-  """What a process has done, and how long it has done nothing.
+  """The progress of a process, and the time since its last sign of it.
 
   Args:
-    floor: seconds that it may always take.
-    is_alone: there are no others that may still compile at first.
+    floor: seconds that a process may always go without progress.
+    is_alone: there are no peers, which might compile for longer at the start.
 
   Attributes:
-    step: steps done when the loop last looked.
-    waited: seconds since something was done.
-    is_begun: something has been done; before, nothing counts as stuck.
+    step: steps done when the loop last reported.
+    waited: seconds since the last progress.
+    is_begun: there has been progress; before, the process is never stuck.
   """
 
   def __init__(self, floor: float, is_alone: bool):
@@ -49,25 +49,25 @@ class Progress:
     self.ticked = time.monotonic()
 
   def note(self, step: int | None = None) -> None:
-    """Something was done."""
+    """Records progress."""
     self.step = self.step if step is None else step
     if self.has_result:
       self.longest = max(self.longest, self.waited)
     self.waited, self.is_begun = 0.0, True
 
   def mark(self) -> None:
-    """A result has come, so that the wait for the next is like this one's."""
+    """Records a result: from now on waits show how long one may take."""
     self.note()
     self.has_result = True
 
   def tick(self) -> None:
-    """Counts the time since the last tick, of one that came late not all."""
+    """Adds the time since the last tick, at most two ticks of it."""
     now = time.monotonic()
     self.waited += min(now - self.ticked, 2 * TICK)
     self.ticked = now
 
   def is_stuck(self, extra: float = 0.0) -> bool:
-    """Returns whether it has waited too long, by `extra` seconds."""
+    """Returns whether the wait exceeds its limit by `extra` seconds."""
     if not self.is_begun:
       return False
     usual = self.longest
@@ -80,11 +80,11 @@ class Progress:
 
 
 class Watchdog:
-  """Ends a single process that is stuck.
+  """Ends this process if it gets stuck; for a run of one process.
 
   Args:
-    folder: the workdir, for the stacks.
-    seconds: that it may always take.
+    folder: the workdir, where the stacks are written.
+    seconds: for which it may always go without progress.
   """
 
   def __init__(self, folder: str, seconds: float):
@@ -106,15 +106,15 @@ class Watchdog:
       if progress.is_stuck():
         where = write_stacks(self.folder)
         streams.tell(
-          f"\ngpt_jax: nothing has come to its end for {progress.waited:.0f} "
-          f"s, since step {progress.step:,}; {where}; saved checkpoints are "
-          "whole: start again to go on\n"
+          f"\ngpt_jax: no progress for {progress.waited:.0f} s, since step "
+          f"{progress.step:,}; {where}; saved checkpoints are intact: start "
+          "again to continue\n"
         )
         os._exit(exits.PREEMPTED)
 
 
 def is_compiling() -> bool:
-  """Returns whether a thread of this process is in jax's compiler."""
+  """Returns whether a thread of this process is tracing or compiling."""
   for frame in sys._current_frames().values():
     while frame is not None:
       if frame.f_code.co_filename.endswith(_COMPILERS):
@@ -126,7 +126,7 @@ def is_compiling() -> bool:
 def write_stacks(folder: str) -> str:
   """Writes the stacks of all threads; returns a clause that says where.
 
-  Into `folder`, or to standard error where that cannot be written to.
+  They go to a file in `folder`, or to standard error if it cannot be written.
   """
   name = f"stacks-{socket.gethostname()}-{os.getpid()}.txt"
   path = os.path.join(folder, name)
@@ -144,15 +144,16 @@ def write_stacks(folder: str) -> str:
   writer.start()
   writer.join(WRITE_SECONDS)
   if is_written.is_set():
-    return f"where each thread was is in {path}"
+    return f"the stacks of its threads are in {path}"
   faulthandler.dump_traceback(2, all_threads=True)
-  return "where each thread was is told above"
+  return "the stacks of its threads are above"
 
 
 def bound_exit(code: int, seconds: float) -> None:
-  """Ends this process with `code`, should its end take longer than that.
+  """Ends this process with `code` if its exit takes longer than `seconds`.
 
-  A process that has gone on by then, as a notebook does, is left alone.
+  A process whose main thread is still running then, as in a notebook, is left
+  alone.
   """
 
   def wait() -> None:

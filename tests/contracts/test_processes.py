@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from conftest import user_env
 
-from gpt_jax import exits
+from gpt_jax import exits, metric_names
 from gpt_jax.config import InputError
 from gpt_jax.machine import channel as channel_lib
 from gpt_jax.machine import meeting, runtime
@@ -75,13 +75,13 @@ class Team:
       time.sleep(0.005)
 
 
-def logged(workdir, name: str = metrics.LOSS) -> dict[int, float]:
+def logged(workdir, name: str = metric_names.LOSS) -> dict[int, float]:
   rows = metrics.read_rows(str(workdir / "metrics.jsonl"))
   return {row["step"]: row[name] for row in rows if name in row}
 
 
 def assert_same_losses(there, here) -> None:
-  for name in (metrics.LOSS, metrics.eval_name("valid", "loss")):
+  for name in (metric_names.LOSS, metric_names.eval_name("valid", "loss")):
     a, b = logged(there, name), logged(here, name)
     assert a.keys() == b.keys() and len(a) > 1
     np.testing.assert_allclose([*b.values()], [*a.values()], rtol=1e-5)
@@ -160,9 +160,7 @@ def test_a_killed_run_of_two_is_gone_on_with_by_four(flags, alone, tmp_path):
   two.running[1].kill()
   codes, _, errs = two.end()
   assert codes == [exits.PREEMPTED, -signal.SIGKILL]
-  assert last_line(errs[0]).startswith(
-    "gpt_jax: process 1 of 2 is gone without a word"
-  )
+  assert last_line(errs[0]).startswith("gpt_jax: process 1 of 2 disappeared")
   before = logged(tmp_path)
   assert 10 <= len(before) < STEPS
   axes = ["--config.mesh.data=1", "--config.mesh.tensor=2"]
@@ -181,7 +179,7 @@ def test_the_survivors_of_process_0_end_with_a_sentence(flags, tmp_path):
   codes, _, errs = team.end()
   assert codes == [-signal.SIGKILL, exits.PREEMPTED]
   assert last_line(errs[1]).startswith(
-    "gpt_jax: process 1: process 0 of 2 is gone without a word"
+    "gpt_jax: process 1: process 0 of 2 disappeared"
   )
 
 
@@ -286,7 +284,7 @@ def test_a_coordinator_that_never_answers_is_named_in_time(flags, tmp_path):
   words = [*flags, f"--workdir={tmp_path / 'run'}"]
   for index, said in (
     (1, "process 1 of 2 got no answer from process 0 at 127.0.0.1:"),
-    (0, "1 of 2 processes did not come to 127.0.0.1:"),
+    (0, "1 of 2 processes did not connect to 127.0.0.1:"),
   ):
     team = Team(2, "train", *words, GPT_JAX_JOIN_SECONDS="2")
     other = team.running.pop(1 - index)

@@ -329,9 +329,9 @@ def test_search_names_flags_that_give_the_plan_it_found(call_verb):
 @pytest.mark.parametrize(
   "flags, said",
   [
-    (["--topology=v5q:2x2"], "'v5q:2x2' is not known; these are: v4|"),
+    (["--topology=v5q:2x2"], "unknown topology 'v5q:2x2'; known are: v4|"),
     (["--topology=v5p:3x3x3"], "v5p has slices of 2x2x1, "),
-    (["--topology=cpu:8", "--slices=2"], "--slices=2 is of TPU slices"),
+    (["--topology=cpu:8", "--slices=2"], "--slices=2 is for TPUs"),
     (["--topology=v5e:2x4", "--slices=0"], "--slices is 0"),
     (["--topology=h100:8", "--minutes=0"], "--minutes is 0"),
     (["--topology=h100:8", "--price=0"], "--price is 0"),

@@ -40,7 +40,7 @@ def test_two_devices_are_one_ironwood_chip():
 @pytest.mark.parametrize(
   "text, slices, said",
   [
-    ("v5q:8x8x8", 1, "these are: v4|v5p|tpu7x:2x2x1|"),
+    ("v5q:8x8x8", 1, "known are: v4|v5p|tpu7x:2x2x1|"),
     ("v5p:8x8", 1, "v5p has slices of 2x2x1, "),
     ("v5e:3x5", 1, "16x16"),
     ("h100:9", 1, "h100:N or h100:8xHOSTS"),

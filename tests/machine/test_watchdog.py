@@ -174,7 +174,7 @@ def test_a_file_system_that_hangs_ends_the_run_and_is_named(
   assert process.returncode == exits.PREEMPTED, process.stderr
   step = {"save": 3, "read": 0}[what]
   said = process.stderr.strip()
-  assert said.startswith("gpt_jax: nothing has come to its end for")
+  assert said.startswith("gpt_jax: no progress for")
   assert f"since step {step}" in said and said.count("\n") == 0
   (stacks,) = workdir.glob("stacks-*.txt")
   assert str(stacks) in said
