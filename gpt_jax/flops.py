@@ -1,8 +1,7 @@
 """The ledger: parameters by role, FLOPs per token, cache bytes.
 
-All of it is arithmetic on a config, so that it costs nothing and never changes
-with a compiler. Each FLOPs figure names its convention; MFU uses the PaLM one,
-which published tables use.
+All figures are arithmetic on a config, independent of the compiler. Each FLOPs
+figure names its convention; MFU uses PaLM's, as published tables do.
 """
 
 import dataclasses
@@ -11,18 +10,17 @@ from gpt_jax import config as config_lib
 from gpt_jax.config import ModelConfig
 from gpt_jax.ops import visibility
 
-# Bytes of a number.
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 
 
 @dataclasses.dataclass(frozen=True)
 class Convention:
-  """What a published N and FLOPs per token count.
+  """What published figures of N and FLOPs per token include.
 
   Attributes:
-    has_embed: N holds embeddings, looked-up positions too.
-    has_head: N holds the unembedding, a tied one once.
-    attention: share of the T x T scores whose FLOPs are counted: 0, 1/2 or 1.
+    has_embed: N includes embeddings, of learned positions too.
+    has_head: N includes the unembedding; if tied, it counts once.
+    attention: part of the T x T scores whose FLOPs are included: 0, 1/2 or 1.
   """
 
   has_embed: bool
@@ -42,7 +40,7 @@ CONVENTIONS = {
 
 
 def count_parameters(model: ModelConfig) -> dict[str, int]:
-  """Returns {role: parameters}, vocabulary padding left out."""
+  """Returns {role: number of parameters}, without vocabulary padding."""
   D, F, L, V = (
     model.model_dim,
     model.mlp_dim,
@@ -73,19 +71,19 @@ def count_parameters(model: ModelConfig) -> dict[str, int]:
 
 
 def count_active_parameters(model: ModelConfig) -> dict[str, int]:
-  """Returns {role: parameters that one token meets}: A of E experts, the rest.
+  """Returns {role: number of parameters that one token uses}.
 
-  As count_parameters where there are no experts.
+  These are A of the E experts, and everything else.
   """
   count = count_parameters(model)
   if model.num_experts is None:
     return count
-  met = dataclasses.replace(model, num_experts=model.experts_per_token)
-  return count_parameters(met) | {"router": count["router"]}
+  active = dataclasses.replace(model, num_experts=model.experts_per_token)
+  return count_parameters(active) | {"router": count["router"]}
 
 
 def active_mlp_dim(model: ModelConfig) -> int:
-  """Returns the hidden width that one token meets: A experts of mlp_dim."""
+  """Returns the MLP width that one token uses: of A experts together."""
   if model.num_experts is None:
     return model.mlp_dim
   return model.mlp_dim * model.experts_per_token
@@ -94,9 +92,9 @@ def active_mlp_dim(model: ModelConfig) -> int:
 def train_flops_per_token(model: ModelConfig, seq_len: int) -> int:
   """Returns FLOPs per trained token: 6 N + 12 L (N_heads H) T.
 
-  N counts all parameters but looked-up positions and untied input embeddings,
-  which multiply nothing (Chowdhery et al. 2022, appendix B), and experts that
-  a token is not sent to.
+  N excludes learned positions and untied input embeddings, which are looked up
+  and not multiplied (Chowdhery et al. 2022, appendix B), and the experts that a
+  token is not sent to.
   """
   count = count_active_parameters(model)
   idle = count["position"] + (0 if model.tied_embeddings else count["embed"])
@@ -106,10 +104,10 @@ def train_flops_per_token(model: ModelConfig, seq_len: int) -> int:
 
 
 def masked_flops_per_token(model: ModelConfig, seq_len: int) -> int:
-  """Returns train_flops_per_token with the visible scores only.
+  """Returns train_flops_per_token, but counts visible attention scores only.
 
-  The mask hides half of the scores or more, and attention kernels skip what it
-  hides: by this figure no utilisation exceeds that of the hardware.
+  A causal mask hides about half of the scores, and attention kernels skip them:
+  by this count utilization does not exceed the hardware's.
   """
   width = model.num_heads * config_lib.head_dim(model)
   scores = 12 * model.num_layers * width * seq_len
@@ -118,7 +116,7 @@ def masked_flops_per_token(model: ModelConfig, seq_len: int) -> int:
 
 
 def visible_part(model: ModelConfig, seq_len: int) -> float:
-  """Returns the part of all layers' scores that kernels cannot skip."""
+  """Returns the visible part of all layers' scores, which kernels compute."""
   kinds = config_lib.layer_kinds(model)
   part = {
     kind: visibility.visible_part(visibility.rule_of(model, kind), seq_len)
@@ -132,9 +130,9 @@ def visible_part(model: ModelConfig, seq_len: int) -> float:
 def count_by_convention(
   model: ModelConfig, seq_len: int, name: str
 ) -> tuple[int, int]:
-  """Returns (N, FLOPs per trained token) under a name of CONVENTIONS.
+  """Returns (N, FLOPs per trained token) under an entry of CONVENTIONS.
 
-  Of experts, those that a token meets are counted.
+  Counts only the experts that a token uses.
   """
   how, count = CONVENTIONS[name], count_active_parameters(model)
   embed, position = count["embed"], count["position"]
@@ -149,9 +147,9 @@ def count_by_convention(
 
 
 def cache_bytes(model: ModelConfig, num_tokens: float, itemsize: int) -> float:
-  """Returns bytes of the keys and values of a row of num_tokens tokens.
+  """Returns the bytes of the key/value cache of a row of num_tokens tokens.
 
-  A local layer holds no more of them than its window.
+  The cache of a local layer is no longer than its window.
   """
   K, H = config_lib.num_kv_heads(model), config_lib.head_dim(model)
   window = model.sliding_window
@@ -162,30 +160,30 @@ def cache_bytes(model: ModelConfig, num_tokens: float, itemsize: int) -> float:
   return 2 * slots * K * H * itemsize
 
 
-def estimate_passing_bytes(model: ModelConfig, tokens: int) -> int:
-  """Returns bytes that a step needs beyond its state on one device.
+def estimate_temporary_bytes(model: ModelConfig, tokens: int) -> int:
+  """Returns an estimate of the bytes that a step needs beyond its state.
 
-  An estimate to print before anything is compiled, of a whole model:
-  gradients, what backward keeps of each block (scores included), and logits.
+  For an unsharded model, before anything is compiled: gradients, each block's
+  activations for the backward pass (scores included), and logits.
 
   Args:
     tokens: tokens in one microbatch on the device.
   """
-  item = DTYPE_BYTES
-  c = item[model.compute_dtype]
+  c = DTYPE_BYTES[model.compute_dtype]
   D, F, L = model.model_dim, active_mlp_dim(model), model.num_layers
-  gradients = sum(count_parameters(model).values()) * item[model.param_dtype]
-  word, names = model.remat.policy, model.remat.names
+  count = sum(count_parameters(model).values())
+  gradients = count * DTYPE_BYTES[model.param_dtype]
+  policy, names = model.remat.policy, model.remat.names
   each = {"block": D, "qkv": 3 * D, "attn": D, "mlp": 2 * F}
-  kept = {
+  saved = {
     "none": 10 * D + 3 * F,
     "dots": 7 * D + F,
     "full": D,
     "save": D + sum(each[n] for n in names),
     "offload": D,
-  }[word]
+  }[policy]
   scores = model.num_heads * min(model.max_len, tokens) * (4 + c)
-  if word not in ("none", "dots"):
+  if policy not in ("none", "dots"):
     scores //= L
   logits = 2 * 4 * config_lib.padded_vocab_size(model)
-  return gradients + tokens * (L * (kept * c + scores) + logits)
+  return gradients + tokens * (L * (saved * c + scores) + logits)

@@ -58,8 +58,8 @@ def test_a_cached_token_of_llama_8b_takes_128_kib():
 @pytest.mark.parametrize("remat", ["none", "dots", "full"])
 def test_recomputation_lowers_the_estimate(remat):
   model = model_of("gpt2.py:124m", remat=remat)
-  need = flops.estimate_passing_bytes(model, 8 * 1024)
-  whole = flops.estimate_passing_bytes(
+  need = flops.estimate_temporary_bytes(model, 8 * 1024)
+  whole = flops.estimate_temporary_bytes(
     dataclasses.replace(model, remat="none"), 8 * 1024
   )
   assert need <= whole and (need < whole) == (remat != "none")

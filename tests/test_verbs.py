@@ -21,7 +21,7 @@ import jax
 import numpy
 import pytest
 
-from gpt_jax import exits, files, objective
+from gpt_jax import exits, files, metric_names, objective
 from gpt_jax.data import batches
 from gpt_jax.data.prepare import prepare_data
 from gpt_jax.inference import generation, scoring
@@ -377,14 +377,17 @@ def test_a_rewound_record_ends_at_its_step(tmp_path):
   path = tmp_path / "metrics.jsonl"
   writers = metrics.Writers(str(tmp_path), 0)
   for step in range(1, 8):
-    writers.write(step, {metrics.LOSS: 1 / step})
+    writers.write(step, {metric_names.LOSS: 1 / step})
   writers.close()
   with open(path, "a") as file:
     file.write('{"step": 8, "train/lo')
   assert [r["step"] for r in metrics.read_rows(str(path))] == [*range(1, 8)]
   rows.rewind(str(path), 5)
   assert [r["step"] for r in metrics.read_rows(str(path))] == [*range(1, 6)]
-  assert metrics.read_rows(str(path))[2] == {"step": 3, metrics.LOSS: 1 / 3}
+  assert metrics.read_rows(str(path))[2] == {
+    "step": 3,
+    metric_names.LOSS: 1 / 3,
+  }
   assert [p.name for p in tmp_path.glob("metrics*")] == ["metrics.jsonl"]
   rows.rewind(str(tmp_path / "none.jsonl"), 0)
   assert not (tmp_path / "none.jsonl").exists()
@@ -395,7 +398,7 @@ def test_tensorboard_reads_the_rows_and_the_rewind(tmp_path):
 
   for start in (0, 2):
     writers = metrics.Writers(str(tmp_path), start)
-    writers.write(start + 1, {metrics.LOSS: 0.5, metrics.MFU: 0.25})
+    writers.write(start + 1, {metric_names.LOSS: 0.5, metric_names.MFU: 0.25})
     writers.close()
     (path,) = (tmp_path / "tensorboard").iterdir()
     events, data = [], path.read_bytes()
@@ -409,7 +412,7 @@ def test_tensorboard_reads_the_rows_and_the_rewind(tmp_path):
     # It hides what an earlier process wrote from that step on.
     assert starts == ([start + 1] if start else [])
     values = {v.tag: v.simple_value for v in events[-1].summary.value}
-    assert values == {metrics.LOSS: 0.5, metrics.MFU: 0.25}
+    assert values == {metric_names.LOSS: 0.5, metric_names.MFU: 0.25}
     assert events[-1].step == start + 1
 
 
@@ -419,7 +422,7 @@ def test_the_curve_of_a_run_is_an_svg_with_each_curve(run):
   lines = [line.get("points") for line in root.iter(f"{SVG}polyline")]
   assert [len(points.split()) for points in lines] == [20, 1]
   words = [text.text for text in root.iter(f"{SVG}text")]
-  assert {metrics.LOSS, "eval/valid/loss"} <= set(words)
+  assert {metric_names.LOSS, "eval/valid/loss"} <= set(words)
 
 
 @pytest.mark.parametrize(
@@ -453,9 +456,9 @@ def test_a_run_of_any_length_has_a_few_marks_below_its_curve():
 @pytest.mark.parametrize("loss", [1.8321, 1e30, math.inf, math.nan, -1e300])
 def test_a_line_of_progress_stays_below_100_characters(loss):
   rates = {
-    metrics.STEP_SECONDS: 1e4,
-    metrics.TOKENS_PER_SECOND: 1e12,
-    metrics.MFU: 0.9999,
+    metric_names.STEP_SECONDS: 1e4,
+    metric_names.TOKENS_PER_SECOND: 1e12,
+    metric_names.MFU: 0.9999,
   }
   line = console.progress_line(10**8, 10**9, loss, rates)
   assert len(line) < 100 and "tok/s" in line
@@ -580,7 +583,7 @@ def test_a_run_that_diverges_stops_and_its_checkpoint_can_be_read(
   for leaf in jax.tree.leaves(params):
     assert jax.numpy.isfinite(leaf).all()
   # No row is broken by what JSON cannot say.
-  assert len(logged(tmp_path / "run", metrics.NUM_SKIPPED)) >= kept[-1]
+  assert len(logged(tmp_path / "run", metric_names.NUM_SKIPPED)) >= kept[-1]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -645,9 +648,9 @@ def test_skipped_batches_are_listed_and_a_resume_lists_them_alike(
     rows = metrics.read_rows(str(tmp_path / name / "metrics.jsonl"))
     found.append(
       [
-        (row["step"], row[metrics.BATCH_HASH], row[metrics.GRAD_NORM])
+        (row["step"], row[metric_names.BATCH_HASH], row[metric_names.GRAD_NORM])
         for row in rows
-        if metrics.SKIPPED_SPIKE in row
+        if metric_names.SKIPPED_SPIKE in row
       ]
     )
     for step, *_ in found[-1]:
@@ -687,7 +690,7 @@ def test_a_run_rolls_back_past_the_batches_that_it_failed_on(
   assert stopped.returncode == 3, stopped.stdout
   result, rows = train("rolled", rolls)
   assert result.returncode == 0, result.stdout + result.stderr
-  entries = [row for row in rows if metrics.ROLLED_BACK_FROM in row]
+  entries = [row for row in rows if metric_names.ROLLED_BACK_FROM in row]
   assert entries and "rollback 1 of 100" in result.stdout
   assert [row["step"] for row in rows] == sorted(row["step"] for row in rows)
 
@@ -697,8 +700,8 @@ def test_a_run_rolls_back_past_the_batches_that_it_failed_on(
   sets, size = [tokens for _, tokens in prepared.train], 8
   passed = 0
   for row in rows:
-    passed = row.get(metrics.PASSED, passed)
-    if metrics.LOSS in row:
+    passed = row.get(metric_names.PASSED, passed)
+    if metric_names.LOSS in row:
       expected = batches.batch_at(
         sets,
         [1.0],
@@ -710,7 +713,7 @@ def test_a_run_rolls_back_past_the_batches_that_it_failed_on(
         size,
         passed,
       )
-      assert row[metrics.BATCH_HASH] == int(objective.hash_batch(expected))
+      assert row[metric_names.BATCH_HASH] == int(objective.hash_batch(expected))
   assert passed >= size * len(entries)
 
   # Cut back to a step, as by a kill: the same rows, and the same end.
@@ -769,4 +772,6 @@ def test_a_run_begins_with_the_parameters_of_another(
   (other,) = logged(run, "eval/valid/loss").values()
   assert losses["taken"] == pytest.approx(other, abs=1e-6)
   assert losses["fresh"] > other + 0.5
-  assert logged(tmp_path / "taken", metrics.LOSS)[1] < losses["fresh"] - 0.3
+  assert (
+    logged(tmp_path / "taken", metric_names.LOSS)[1] < losses["fresh"] - 0.3
+  )

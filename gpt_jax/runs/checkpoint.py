@@ -1,12 +1,12 @@
-"""Checkpoints: what a run saves, keeps, and goes on from.
+"""Checkpoints: what a run saves, keeps and resumes from.
 
   checkpoints/500/state           the arrays, as Orbax writes them
   checkpoints/500/meta/metadata   JSON: step, facts of the run, shapes, checksum
 
-Orbax commits a step by renaming its folder, so that a folder named by a number
-is a whole save. It is not believed before it has been opened: no older step is
-deleted until the newer one has been. Arrays are stored by path name, so that
-an optimizer may change its classes and keep its files.
+Orbax commits a step by renaming its folder, so a folder named by a number is a
+complete save. It is trusted only after it has been opened: until then no older
+step is deleted. Arrays are stored by path name, so that an optimizer can
+change its classes and still read its files.
 """
 
 import contextlib
@@ -40,11 +40,11 @@ class Checkpointer:
     """Touches nothing on disk.
 
     Args:
-      directory: workdir/checkpoints, made by the first save.
+      directory: workdir/checkpoints, created by the first save.
       checkpoint: the section.
-      meta: facts of the run, of JSON's types, stored with every step; those
-        in integrity.FACTS are compared when a step is restored.
-      say: takes the line about a step that could not be read.
+      meta: facts of the run (JSON values), stored with every step; those in
+        integrity.FACTS are compared when a step is restored.
+      say: prints the line about a step that could not be read.
     """
     self.directory = os.path.abspath(directory)
     self.checkpoint = checkpoint
@@ -52,15 +52,15 @@ class Checkpointer:
     self.say = say
     self._manager = None
     self._saving = None
-    # The step that was saved and has not been opened yet.
+    # The step that was saved and not opened yet.
     self._unopened: int | None = None
     self._superseded: list[int] = []
     self._checksum = integrity.Checksum()
-    # {step: whether its state is good}, of what this process has looked at.
+    # A cache: {step: whether its state is good}.
     self._good: dict[int, bool] = {}
 
   def should_save(self, step: int) -> bool:
-    """Returns whether it is the turn of this step."""
+    """Returns whether this step is due by checkpoint.every_steps."""
     every = self.checkpoint.every_steps
     return every > 0 and step % every == 0
 
@@ -76,9 +76,9 @@ class Checkpointer:
     """Starts to save; the state may be donated as soon as this returns.
 
     Args:
-      step: what the state is named by.
+      step: names the folder.
       state: any tree of jax.Arrays.
-      force: also where it is not the turn of this step.
+      force: saves even if the step is not due.
 
     Raises:
       InputError: an earlier save failed, or this one could not begin: the
@@ -117,16 +117,16 @@ class Checkpointer:
       self._fail(error)
 
   def prepare(self, abstract_state: Any) -> None:
-    """Compiles what `save` needs, so that the first save is as short."""
+    """Compiles what `save` needs, so that the first save is as fast."""
     self._checksum.compile(abstract_state)
 
   def wait(self) -> None:
     """Returns once the last save is committed and has been opened.
 
-    Only then are the steps deleted that it supersedes.
+    Only then deletes the steps that it supersedes.
 
     Raises:
-      InputError: it failed; the sentence says which step is safe.
+      InputError: the save failed; the sentence says which step is safe.
     """
     if self._manager is None:
       return
@@ -148,14 +148,14 @@ class Checkpointer:
       raise InputError(
         f"step {step} was saved in {self.directory} and cannot be read back: "
         f"{damage}; no older step was deleted; give a --workdir on another "
-        "disk, or see who else writes there"
+        "disk, or check whether another process writes there"
       ) from None
 
   def _list_superseded(self) -> list[int]:
     """Returns the steps that checkpoint.keep_last no longer keeps.
 
-    The newest good one always stays, however many of a run that has gone bad
-    have followed it.
+    The newest good step always stays, however many bad ones a diverged run
+    has saved since.
     """
     steps, checkpoint = self.steps(), self.checkpoint
     kept = steps[-checkpoint.keep_last :]
@@ -176,12 +176,12 @@ class Checkpointer:
     return self._good[step]
 
   def good_steps(self) -> list[int]:
-    """Returns the good steps of the course taken, oldest first."""
+    """Returns the good steps that are not superseded, oldest first."""
     gone = set(self._superseded)
     return [s for s in self.steps() if s not in gone and self._is_good(s)]
 
   def close(self) -> None:
-    """Waits and ends the threads; raises what `wait` raises."""
+    """Calls `wait` and ends the threads; raises what `wait` raises."""
     try:
       self.wait()
     finally:
@@ -197,16 +197,17 @@ class Checkpointer:
 
     Args:
       abstract_state: tree of ShapeDtypeStructs with shardings on any mesh.
-      step: read this one and no other.
-      before: only steps below this one.
+      step: read this one only.
+      before: read only steps below this one.
 
     Raises:
       InputError: no step can be read, or it is of another model or run.
     """
     self.close()
     flat = tree.flatten_with_names(abstract_state)
-    wanted = [step]
-    if step is None:
+    if step is not None:
+      wanted = [step]
+    else:
       wanted = [s for s in processes.share(self.steps) if s < before]
     if not wanted:
       raise InputError(f"{self.directory} holds no checkpoint")
@@ -222,10 +223,10 @@ class Checkpointer:
     return jax.tree.unflatten(structure, leaves), meta
 
   def _set_aside(self) -> None:
-    """Renames what is newer than the restored step.
+    """Renames the steps that are newer than the restored one.
 
-    Such a step is damaged or of a course not taken. Left in place it would
-    count as newest, and what is saved from now on would be deleted as older.
+    They are damaged, or abandoned because the run went back. Left in place
+    they would count as newest, and later saves would be deleted as older.
     """
     superseded, self._superseded = self._superseded, []
 
@@ -255,12 +256,12 @@ class Checkpointer:
       ) from None
     raise InputError(
       f"step {self._saving} could not be saved in {self.directory}: "
-      f"{storage.short(error)}; {kept}; see that the disk is well and that no "
-      "other process writes there, and go on with the same command"
+      f"{storage.short(error)}; {kept}; check the disk and that no other "
+      "process writes there, and go on with the same command"
     ) from None
 
   def _drop(self) -> None:
-    """Lets the manager go; after a failed save it cannot be used again."""
+    """Closes the manager, which is unusable after a failed save."""
     manager, self._manager, self._unopened = self._manager, None, None
     if manager is not None:
       with contextlib.suppress(Exception):
@@ -268,25 +269,27 @@ class Checkpointer:
 
 
 def choose_resume(directory: str, resume: str) -> str:
-  """Returns "restore" or "fresh" for a run whose checkpoints are kept here.
+  """Returns "restore" or "fresh" for a run that saves to `directory`.
 
-  A step folder counts whether or not it can be read: a run is never started
-  afresh over one. What an interrupted first save left behind does not count.
+  A step folder counts even if it cannot be read: a run never starts afresh
+  over one. Leftovers of an interrupted first save do not count.
+
+  Args:
+    resume: checkpoint.resume, "auto", "must" or "never".
 
   Raises:
-    InputError: resume is "must" and nothing is there, or "never" and
-      something is.
+    InputError: resume is "must" and there is no step, or "never" and there is.
   """
   steps = restore.list_steps(directory)
   if resume == "must" and not steps:
     raise InputError(
       f"checkpoint.resume is must and {directory} holds no checkpoint; give "
-      "the workdir of the run to go on with, or checkpoint.resume=auto"
+      "the workdir of the run to resume, or checkpoint.resume=auto"
     )
   if resume == "never" and steps:
     raise InputError(
       f"checkpoint.resume is never and {directory} holds step {steps[-1]}; "
-      "two runs would be mixed: give another workdir, or remove that folder"
+      "two runs would be mixed up: give another workdir, or remove that folder"
     )
   return "restore" if steps else "fresh"
 

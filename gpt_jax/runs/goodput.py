@@ -1,9 +1,8 @@
-"""Where the seconds of a run went: each is of exactly one kind.
+"""Where a run's time goes: each second counts under exactly one kind.
 
-The seconds of earlier processes come from the rows that they left. What was
-done after the step that a run resumes from is done again, so all the time
-since then is lost, whatever it was spent on. Time in which no process ran is
-no part of it.
+The seconds of earlier processes come from the rows that they wrote. Work done
+after the step that a run resumes from is repeated, so all the time since then
+counts as lost, whatever it was spent on. Time without a process is not counted.
 """
 
 import contextlib
@@ -17,11 +16,11 @@ UNIX = "time/unix"
 
 
 def carry(kept: dict, seen: dict) -> dict:
-  """Returns a row whose lost seconds include what was spent after it.
+  """Returns row `kept` with the seconds spent after it added as lost.
 
   Args:
     kept: the last row up to the step that the run resumes from, {} if none.
-    seen: the last row that was there.
+    seen: the last row of the file before it was rewound.
   """
   spent = seen.get(RUN_SECONDS, 0.0) - kept.get(RUN_SECONDS, 0.0)
   if spent <= 0:
@@ -34,10 +33,10 @@ def carry(kept: dict, seen: dict) -> dict:
 
 
 class Clock:
-  """Gives each second to one kind; the first ones are of `restart`.
+  """Assigns each second to one kind, beginning with `restart`.
 
-  `restart` is everything before the first step: data and compiling apart, the
-  libraries that are loaded and the state that is made or read.
+  `restart` is all that happens before the first step except for data and
+  compiling: loading libraries, and initializing or reading the state.
   """
 
   def __init__(self):
@@ -45,7 +44,7 @@ class Clock:
     self.kind, self.since = "restart", time.perf_counter()
 
   def switch(self, kind: str) -> str:
-    """Begins another kind; returns the one that ends."""
+    """Starts to count for `kind`; returns the previous kind."""
     now = time.perf_counter()
     self.seconds[self.kind] += now - self.since
     before, self.kind, self.since = self.kind, kind, now
@@ -53,7 +52,7 @@ class Clock:
 
   @contextlib.contextmanager
   def spend(self, kind: str):
-    """Counts what is done inside as one kind."""
+    """Counts the time inside this context as `kind`."""
     before = self.switch(kind)
     try:
       yield
@@ -61,17 +60,17 @@ class Clock:
       self.switch(before)
 
   def go_on(self, row: dict) -> None:
-    """Adds what earlier processes spent, as `carry` gives it."""
+    """Adds the seconds of earlier processes, from the row of `carry`."""
     for kind in KINDS:
       self.seconds[kind] += row.get(_name(kind), 0.0)
 
   def forget(self) -> None:
-    """Begins at zero, where rows hold what was spent and are gone on from."""
+    """Starts again from zero, for a caller that then calls `go_on`."""
     self.switch(self.kind)
     self.seconds = dict.fromkeys(KINDS, 0.0)
 
   def row(self) -> dict[str, float]:
-    """Returns {"time/unix": now, "time/run_seconds": all, a kind: its own}."""
+    """Returns time/unix, time/run_seconds (the sum), time/<kind>_seconds."""
     self.switch(self.kind)
     spent = {k: round(v, 3) for k, v in self.seconds.items() if v >= 0.001}
     return {

@@ -1,8 +1,8 @@
-"""Whether a step on disk is what was saved: its files, its record, its bits.
+"""Checks that a step on disk is what was saved: files, record, bits.
 
-Orbax restores flipped bits, other dtypes and another run's arrays without a
-word, and opens whatever lies where a file is expected. Each step therefore has
-a sealed record of its leaves' shapes and checksums beside the arrays.
+Orbax silently restores flipped bits, other dtypes and another run's arrays, and
+opens anything (a pipe, a device) in place of a file. So each step has a sealed
+record with the shapes and checksums of its leaves beside the arrays.
 """
 
 import concurrent.futures
@@ -21,11 +21,11 @@ from gpt_jax import files, tree
 from gpt_jax.files import Damage
 from gpt_jax.runs import storage
 
-# Hexadecimal digits that tree.checksum gives to a leaf.
+# Hexadecimal digits of a leaf's tree.checksum.
 DIGITS = 16
-# Bytes of a file of a step that is no data of arrays.
+# Limit, in bytes, of those files of a step that are not array data.
 MAX_BYTES = 256 << 20
-# What the record says of the run that saved, and what to call it.
+# Keys of the record that identify the run, with their names in errors.
 FACTS = {
   "config_fingerprint": "config",
   "data_fingerprint": "prepared data",
@@ -34,17 +34,16 @@ FACTS = {
 
 
 class Checksum:
-  """tree.checksum and a look for NaN, compiled once for each kind of leaf.
+  """tree.checksum and a check for NaN, compiled once per kind of leaf.
 
-  A state has hundreds of leaves and a dozen kinds: one program for the whole
-  state takes longer to compile (0.6 s against 0.4 s at 61 leaves) and no less
-  to run.
+  A state has hundreds of leaves of a dozen kinds. One program for all of them
+  takes longer to compile (0.6 s against 0.4 s at 61 leaves) and runs no faster.
   """
 
   def __init__(self):
     self._compiled = {}
 
-  def __call__(self, leaves) -> tuple[list[str], list[bool]]:
+  def __call__(self, leaves: Any) -> tuple[list[str], list[bool]]:
     """Returns each leaf's hexadecimal checksum, and whether it is finite."""
     rows = [self._compile(leaf)(leaf) for leaf in jax.tree.leaves(leaves)]
     rows = np.concatenate(jax.device_get(rows)).astype("<u4")
@@ -52,14 +51,14 @@ class Checksum:
 
   @contextlib.contextmanager
   def compiled_beside(self, abstract: Any):
-    """Compiles while the body, mostly waiting for the disk, runs."""
+    """Compiles while the body runs, which mostly waits for the disk."""
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
       compiling = pool.submit(self.compile, abstract)
       yield
       compiling.result()
 
   def compile(self, abstract: Any) -> None:
-    """Compiles what leaves of these shapes and shardings need."""
+    """Compiles for the shapes, dtypes and shardings of these leaves."""
     for leaf in jax.tree.leaves(abstract):
       self._compile(leaf)
 
@@ -79,7 +78,7 @@ class Checksum:
 
 
 def _inspect_leaf(x):
-  """Returns uint32[1, 3]: tree.checksum, and 1 where all of it is finite."""
+  """Returns uint32[1, 3]: tree.checksum, and 1 if x is finite, else 0."""
   is_finite = jnp.bool_(True)
   if jnp.issubdtype(x.dtype, jnp.inexact):
     is_finite = jnp.isfinite(x).all()
@@ -88,10 +87,10 @@ def _inspect_leaf(x):
 
 
 def check_files(directory: str, step: int) -> None:
-  """Raises Damage unless a step's folder holds nothing but files of its own.
+  """Raises Damage unless a step's folder holds only regular files of its own.
 
-  Opening a pipe would wait for ever, and reading a device never end: each
-  entry is looked at before Orbax opens it.
+  Opening a pipe or reading a device might never end, so each entry is checked
+  before Orbax opens it.
   """
   top = os.path.join(directory, str(step))
   home = os.path.realpath(top)
@@ -127,7 +126,7 @@ def check_files(directory: str, step: int) -> None:
 def check_opens(directory: str, step: int) -> None:
   """Raises Damage unless a step can be opened and holds all of its leaves.
 
-  Reads its record and its index, and no array.
+  Reads its record and its index, but no array.
   """
   meta = read_meta(directory, step)
   missing = meta["shapes"].keys() - storage.list_leaves(directory, step)
@@ -136,10 +135,10 @@ def check_opens(directory: str, step: int) -> None:
 
 
 def read_meta(directory: str, step: int) -> dict:
-  """Returns the record of a step, once its files have been looked at.
+  """Returns the record of a step, after checking its files.
 
   Raises:
-    Damage: it cannot be read, or is not as it was sealed.
+    Damage: the record cannot be read, or does not match its seal.
   """
   check_files(directory, step)
   path = os.path.join(directory, str(step), storage.META, "metadata")
@@ -160,16 +159,16 @@ def read_meta(directory: str, step: int) -> dict:
 
 
 def is_good(meta: dict) -> bool:
-  """Returns whether a state is one to go on from, as far as it was noted."""
+  """Returns whether the record shows a finite state that skips no updates."""
   return not meta.get("nonfinite") and not meta.get("is_skipping", False)
 
 
 def find_stranger(meta: dict, facts: dict) -> str | None:
-  """Returns a clause where a step is of another run, else None.
+  """Returns a clause if a step is of another run, else None.
 
   Args:
-    meta: record of the step; of earlier versions it lacks some FACTS.
-    facts: of the run that it lies in.
+    meta: record of the step; those of earlier versions lack some FACTS.
+    facts: FACTS of the run in whose folder the step is.
   """
   for key, name in FACTS.items():
     there, here = meta.get(key), facts.get(key)
@@ -179,7 +178,7 @@ def find_stranger(meta: dict, facts: dict) -> str | None:
 
 
 def rows_by_name(meta: dict) -> dict[str, str]:
-  """Returns {"a/b": checksum} of a record."""
+  """Returns {"a/b": checksum} from a record."""
   text, names = meta["checksum"], meta["shapes"]
   rows = [text[i : i + DIGITS] for i in range(0, len(text), DIGITS)]
   return dict(zip(names, rows, strict=True))

@@ -1,10 +1,10 @@
-"""One process trains in a workdir at a time: a lock that its death releases.
+"""A workdir's lock: one process trains there at a time; its death releases it.
 
 W/lock.json names the holder and is locked by flock, which ends with the
 process. Network disks and mounted buckets may have no flock, or one that only
-their own machine sees; so the file is also touched every few seconds, and a
-holder on another machine is judged by that. On the same machine it is judged
-by its process id and start time.
+one machine sees. So the holder also touches the file every few seconds, which
+shows other machines that it is alive; on the same machine its process id and
+start time show that.
 """
 
 import contextlib
@@ -22,32 +22,20 @@ from gpt_jax import files
 from gpt_jax.exits import InputError
 
 NAME = "lock.json"
-# Seconds between touches; a start waits that a dying holder may end; and
-# without a touch after which a holder elsewhere is dead, where flock is absent.
 TOUCH_SECONDS = 3.0
+# How long a start waits for a holder that may be about to end.
 WAIT_SECONDS = 10.0
+# Without flock, a holder on another machine counts as dead after this time
+# without a touch.
 STALE_SECONDS = 300.0
 
-# What may lie in the folder of a run that has not begun: a scheduler's logs,
-# a sweep's notes, what a mounted disk or an interrupted start leaves.
-_OWN = {
-  NAME,
-  "config.json",
-  "metrics.jsonl",
-  "tokenizer.json",
-  "checkpoints",
-  "samples",
-  "plots",
-  "tensorboard",
-  "profile",
-  "prepared",
-  "wandb",
-  "cell.json",
-  "running.json",
-  "ended.json",
-  "log.txt",
-  "lost+found",
-}
+# What the folder of a run that has not begun may contain: a scheduler's logs, a
+# sweep's notes, leftovers of a mounted disk or an interrupted start.
+_OWN = set(
+  "config.json metrics.jsonl tokenizer.json checkpoints samples plots "
+  "tensorboard profile prepared wandb cell.json running.json ended.json "
+  "log.txt lost+found".split()
+) | {NAME}
 _OWN_ENDINGS = (".log", ".out", ".err", ".tmp")
 
 
@@ -59,7 +47,7 @@ class Lock:
     self.handle, self.is_released = None, threading.Event()
 
   def release(self) -> None:
-    """Gives the workdir back, and removes it where nothing came into it."""
+    """Releases the lock, and removes the folders that it made if empty."""
     if self.is_released.is_set():
       return
     self.is_released.set()
@@ -82,11 +70,11 @@ class Lock:
 
 
 def hold(workdir: str, say: Callable[[str], None] = print) -> Lock:
-  """Returns the lock of a workdir, which is made if absent.
+  """Returns the lock of a workdir, which is created if absent.
 
   Raises:
-    InputError: another process has it, the folder holds files of something
-      else, or nothing can be written there.
+    InputError: another process holds the lock, the folder holds other files
+      than a run's, or it cannot be written.
   """
   path = os.path.join(workdir, NAME)
   _require_place(workdir)
@@ -107,7 +95,7 @@ def hold(workdir: str, say: Callable[[str], None] = print) -> Lock:
   lock = Lock(path, made)
   lock.handle = handle
   if handle is not None:
-    # Processes that are forked must not keep it alive.
+    # A forked child must not keep the lock alive.
     os.register_at_fork(after_in_child=lambda: _forget(lock))
   lock._start()
   return lock
@@ -121,7 +109,7 @@ def _forget(lock: Lock) -> None:
 
 
 def _take(workdir: str, path: str, say) -> int | None:
-  """Returns the locked file, None where only its existence is the lock."""
+  """Returns the locked file, or None on a disk without flock."""
   deadline, is_told, touched = time.monotonic() + WAIT_SECONDS, False, None
   knows_flock = _knows_flock(workdir)
   while True:
@@ -137,8 +125,8 @@ def _take(workdir: str, path: str, say) -> int | None:
       or holder.get("host") == socket.gethostname()
       or (changed == touched and time.monotonic() >= deadline)
     ):
-      # Elsewhere it is alive if it is touched while one looks.
-      _write(handle, is_told or bool(holder), workdir, say, holder)
+      # A holder on another machine is alive if it has touched the file since.
+      _write(handle, workdir, say, holder)
       return handle
     is_free = not has_flock and handle is None and _is_dead(holder, changed)
     if handle is not None:
@@ -151,8 +139,8 @@ def _take(workdir: str, path: str, say) -> int | None:
       touched = changed
     if time.monotonic() >= deadline and not (has_flock and changed == touched):
       raise InputError(
-        f"{workdir} is in use by {_name(holder)}; end that, or wait for its "
-        "end, or give another --workdir"
+        f"{workdir} is in use by {_name(holder)}; end it, wait for it to end, "
+        "or give another --workdir"
       )
     if not is_told:
       is_told = True
@@ -161,7 +149,7 @@ def _take(workdir: str, path: str, say) -> int | None:
 
 
 def _knows_flock(workdir: str) -> bool:
-  """Returns whether this disk has flock, tried on a file of our own."""
+  """Returns whether this disk has flock, by trying it on a temporary file."""
   path = os.path.join(workdir, f"{NAME}.{socket.gethostname()}.{os.getpid()}")
   handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
   try:
@@ -187,7 +175,7 @@ def _open(path: str) -> tuple[int, bool]:
 
 
 def _is_at(handle: int, path: str) -> bool:
-  """Returns whether an open file is still the one of this name."""
+  """Returns whether an open file is still the one at this path."""
   try:
     return os.path.samestat(os.fstat(handle), os.stat(path))
   except FileNotFoundError:
@@ -195,7 +183,7 @@ def _is_at(handle: int, path: str) -> bool:
 
 
 def _create(path: str) -> bool:
-  """Makes the file with its content, at once; returns whether it did."""
+  """Creates the file with its content, atomically; False if it exists."""
   temporary = f"{path}.{socket.gethostname()}.{os.getpid()}.tmp"
   try:
     with open(temporary, "w", encoding="utf-8") as file:
@@ -220,7 +208,7 @@ def _create(path: str) -> bool:
 
 
 def _take_over(path: str, changed: float) -> None:
-  """Removes the file of a dead holder, of several that try only one."""
+  """Removes a dead holder's file; of several processes that try, one does."""
   guard = f"{path}.guard.tmp"
   try:
     os.mkdir(guard)
@@ -237,19 +225,19 @@ def _take_over(path: str, changed: float) -> None:
     os.rmdir(guard)
 
 
-def _write(handle: int, is_over: bool, workdir: str, say, holder) -> None:
-  # On a full disk the lock holds all the same, and the run says what is full.
+def _write(handle: int, workdir: str, say, holder: dict | None) -> None:
+  # On a full disk the lock is valid although the file stays empty.
   with contextlib.suppress(OSError):
     os.ftruncate(handle, 0)
     os.pwrite(handle, json.dumps(_facts()).encode(), 0)
-  if is_over and holder and not _is_me(holder):
+  if holder and not _is_me(holder):
     say(f"{workdir} was held by {_name(holder)}, which is gone: taken over")
 
 
 def _read(path: str) -> tuple[dict | None, float]:
-  """Returns (who holds it if that can be read, when it was touched)."""
+  """Returns (the holder if it can be read, when the file was touched)."""
   holder, changed = None, 0.0
-  # Opened first: a network disk then looks again when it was touched.
+  # Read before stat: opening the file makes a network disk refresh its mtime.
   with contextlib.suppress(OSError, files.Damage):
     holder = files.read_json(path, 1 << 16)
   with contextlib.suppress(OSError):
@@ -264,7 +252,7 @@ def _read(path: str) -> tuple[dict | None, float]:
 
 
 def _is_dead(holder: dict | None, changed: float) -> bool:
-  """Returns whether a holder is gone, without help of flock."""
+  """Returns whether a holder is gone, judged without flock."""
   if holder and holder["host"] == socket.gethostname():
     is_same = holder.get("boot") == _boot()
     return not is_same or holder.get("start") != _start_of(holder["pid"])
@@ -272,9 +260,8 @@ def _is_dead(holder: dict | None, changed: float) -> bool:
 
 
 def _is_me(holder: dict) -> bool:
-  return {k: holder.get(k) for k in ("host", "pid", "start")} == {
-    k: _facts()[k] for k in ("host", "pid", "start")
-  }
+  facts = _facts()
+  return all(holder.get(k) == facts[k] for k in ("host", "pid", "start"))
 
 
 def _name(holder: dict | None) -> str:
@@ -297,7 +284,7 @@ def _facts() -> dict:
 
 
 def _boot() -> str | None:
-  """Returns a word for this start of the machine, None where unknown."""
+  """Returns the id of the machine's current boot, None if unknown."""
   try:
     with open("/proc/sys/kernel/random/boot_id") as file:
       return file.read().strip()
@@ -306,7 +293,7 @@ def _boot() -> str | None:
 
 
 def _start_of(pid: int) -> str | None:
-  """Returns when a process began, in ticks; None if there is none."""
+  """Returns when a process started, in clock ticks; None if it is gone."""
   try:
     with open(f"/proc/{pid}/stat") as file:
       fields = file.read().rpartition(")")[2].split()
@@ -323,7 +310,7 @@ def _start_of(pid: int) -> str | None:
 
 
 def _make_folders(path: str, made: list[str]) -> None:
-  """Makes a folder and those above it; `made` lists them, deepest first."""
+  """Makes a folder and its parents; adds them to `made`, deepest first."""
   if os.path.isdir(path):
     return
   if os.path.lexists(path):
@@ -335,11 +322,11 @@ def _make_folders(path: str, made: list[str]) -> None:
 
 
 def _require_place(workdir: str) -> None:
-  """Raises InputError where a folder holds other things and no run."""
+  """Raises InputError if a folder holds files of something else and no run."""
   try:
     names = os.listdir(workdir)
   except OSError:
-    return  # absent, or said when it is written
+    return  # absent, or unreadable: writing to it will say so
   if "config.json" in names or "checkpoints" in names:
     return
   foreign = sorted(
@@ -354,5 +341,5 @@ def _require_place(workdir: str) -> None:
     more = f" and {len(foreign) - 1:,} more" if len(foreign) > 1 else ""
     raise InputError(
       f"--workdir {workdir} holds {foreign[0]!r}{more} and no run; give a new "
-      "or empty folder, as files of a run would be mixed with those"
+      "or empty folder, so that a run's files are not mixed with those"
     )

@@ -1,8 +1,8 @@
-"""Metric names, the rate meter, and the writers of one run.
+"""The rate meter and the writers of a run's metrics.
 
-metrics.jsonl is the record: one object a row, rewound to the step that a run
-resumes from (rows.py), so that it reads as if nothing had happened.
-TensorBoard, and W&B where asked for, repeat it.
+metrics.jsonl is the record: one JSON object per line. When a run resumes, rows
+after the restored step are removed (rows.py), so that the file reads like that
+of an uninterrupted run. TensorBoard, and W&B if configured, get copies.
 """
 
 import errno
@@ -11,80 +11,34 @@ import math
 import os
 import time
 from collections.abc import Callable
+from typing import Any
 
 from gpt_jax import digest, files
 from gpt_jax.config import InputError
 from gpt_jax.metric_names import (
-  BALANCE_LOSS as BALANCE_LOSS,
+  DATA_WAIT,
+  GRAD_SQUARE,
+  GRAD_VARIANCE,
+  MFU,
+  STEP_SECONDS,
+  TOKENS_PER_SECOND,
 )
-from gpt_jax.metric_names import (
-  BATCH_HASH as BATCH_HASH,
-)
-from gpt_jax.metric_names import (
-  DATA_WAIT as DATA_WAIT,
-)
-from gpt_jax.metric_names import (
-  GRAD_NORM as GRAD_NORM,
-)
-from gpt_jax.metric_names import (
-  GRAD_SQUARE as GRAD_SQUARE,
-)
-from gpt_jax.metric_names import (
-  GRAD_VARIANCE as GRAD_VARIANCE,
-)
-from gpt_jax.metric_names import (
-  LEARNING_RATE as LEARNING_RATE,
-)
-from gpt_jax.metric_names import (
-  LOSS as LOSS,
-)
-from gpt_jax.metric_names import (
-  MFU as MFU,
-)
-from gpt_jax.metric_names import (
-  NUM_SKIPPED as NUM_SKIPPED,
-)
-from gpt_jax.metric_names import (
-  PASSED as PASSED,
-)
-from gpt_jax.metric_names import (
-  ROLLED_BACK_FROM as ROLLED_BACK_FROM,
-)
-from gpt_jax.metric_names import (
-  SKIPPED_NONFINITE as SKIPPED_NONFINITE,
-)
-from gpt_jax.metric_names import (
-  SKIPPED_SPIKE as SKIPPED_SPIKE,
-)
-from gpt_jax.metric_names import (
-  STEP_SECONDS as STEP_SECONDS,
-)
-from gpt_jax.metric_names import (
-  TOKENS as TOKENS,
-)
-from gpt_jax.metric_names import (
-  TOKENS_PER_SECOND as TOKENS_PER_SECOND,
-)
-from gpt_jax.metric_names import (
-  Z_LOSS as Z_LOSS,
-)
-from gpt_jax.metric_names import eval_name as eval_name
 from gpt_jax.runs import rows as rows_lib
 
 read_rows = rows_lib.read_rows
 without_time = rows_lib.without_time
 
-# Seconds after which TensorBoard's file is brought up to date.
+# Seconds between flushes of TensorBoard's file.
 BOARD_SECONDS = 30.0
 
 
 def noise_scale(rows: list[dict]) -> float | None:
-  """Returns the gradient noise scale in sequences, of a run's second half.
+  """Returns the gradient noise scale, in sequences, of a run's second half.
 
-  The sum of variances over the square of the mean (McCandlish et al. 2018,
-  2.2), each a mean over steps. Batches far below it lose little by growing in
-  number of sequences, and those far above gain little. None without
-  telemetry, or where the square is lost in the noise.
+  tr(Sigma) / |G|^2 (McCandlish et al. 2018, 2.2), numerator and denominator
+  each averaged over steps. A batch far smaller can grow at little cost in
+  tokens; growing one that is far larger gains little. None without telemetry,
+  or if the estimate of |G|^2 is not positive.
   """
   seen = [row for row in rows if GRAD_SQUARE in row]
   seen = seen[len(seen) // 2 :]
@@ -94,18 +48,17 @@ def noise_scale(rows: list[dict]) -> float | None:
 
 
 class Meter:
-  """Rates over the steps between two marks, pauses left out.
+  """Measures speed over stretches of consecutive steps, without pauses.
 
-  Marks are set when a step's result has arrived, so the device is waited for;
-  whatever is not stepping (compiling, evaluating, saving) is bracketed by
-  `restart`.
+  Call `mark` when a step's result has arrived, so that the device's work is
+  included, and `restart` after compiling, evaluating, saving and other pauses.
 
   Args:
     tokens_per_step: in the global batch.
     flops_per_token: of training, see flops.py.
-    peak: FLOP/s of all devices, None if unknown: then no MFU is given.
-    is_measured: the peak is no figure of a data sheet; steps that are faster
-      show that it was measured too low, and raise it.
+    peak: FLOP/s of all devices; None if unknown, which leaves out MFU.
+    is_measured: the peak was measured, not taken from a data sheet: faster
+      steps show that it was measured too low, and raise it.
   """
 
   def __init__(
@@ -123,7 +76,7 @@ class Meter:
     self.restart()
 
   def restart(self) -> None:
-    """Forgets the time since the last mark; the next mark opens a stretch."""
+    """Discards the time since the last mark; the next mark starts anew."""
     self.start, self.last, self.steps = None, None, 0
     self.data_wait = 0.0
 
@@ -137,10 +90,10 @@ class Meter:
     self.last = now
 
   def rates(self) -> dict[str, float]:
-    """Returns the rates since the last call; empty without a whole step."""
+    """Returns the rates since the last call; {} without a complete step."""
     if not self.steps:
       return {}
-    assert self.start is not None and self.last is not None  # a step has both
+    assert self.start is not None and self.last is not None  # by `mark`
     seconds = (self.last - self.start) / self.steps
     tokens_per_second = self.tokens_per_step / seconds
     rates = {
@@ -158,13 +111,13 @@ class Meter:
 
 
 class TimeLeft:
-  """The time to the end of a run, from all that happens between its rows.
+  """Estimates seconds per step, with evaluations and saves, for the time left.
 
-  Evaluations and saves are in it. The first interval is left out: what is
-  done once, such as compiling, is in that. Older intervals count for less.
+  A decaying average over the intervals between rows. The first interval is
+  left out, because it contains one-time work such as compiling.
   """
 
-  # What an interval counts for when one more has come.
+  # Weight of an interval relative to the next one.
   DECAY = 0.9
 
   def __init__(self):
@@ -172,7 +125,7 @@ class TimeLeft:
     self.is_first = True
 
   def note(self, step: int, now: float) -> float | None:
-    """Notes that a step is done; returns seconds a step, None at first."""
+    """Notes that a step is done; returns seconds per step, None at first."""
     if self.last is not None and step > self.last[0]:
       steps, seconds = step - self.last[0], now - self.last[1]
       if not self.is_first:
@@ -184,10 +137,10 @@ class TimeLeft:
 
 
 def measure_cpu_peak() -> float:
-  """Returns the FLOP/s of a float32 matrix product here, the best of many.
+  """Returns the FLOP/s of a float32 matmul on all cores, the best of 12 runs.
 
-  A CPU has no sheet to quote a peak from; MFU there is of this figure, on all
-  cores. One that others used meanwhile is measured too low: see Meter.
+  On a CPU, whose data sheet states no peak, MFU is relative to this figure. It
+  comes out too low if other programs are using the CPU: see Meter.
   """
   import numpy as np
 
@@ -206,16 +159,14 @@ class Writers:
 
   Args:
     start_step: rows after it are dropped.
-    is_dropped: also those for which this is true, as in rows.rewind.
-    say: told what is wrong with the file that is there.
-    seal: of the rows, as the checkpoint of start_step holds it.
+    is_dropped, say, seal: as in rows.rewind.
 
   Attributes:
     carried: as rows.rewind returns it.
-    seal: rows.Seal of all rows that are there.
+    seal: rows.Seal of all rows in the file.
 
   Raises:
-    InputError: from any method, where the file cannot be written.
+    InputError: from any method, if the file cannot be written.
   """
 
   def __init__(
@@ -243,7 +194,7 @@ class Writers:
   def write(self, step: int, values: dict) -> None:
     """Appends one row; floats are written with all their digits.
 
-    What is not finite is left out: it is no number of JSON.
+    Values that are not finite are left out, as JSON cannot express them.
     """
     values = {k: v for k, v in values.items() if math.isfinite(v)}
     try:
@@ -255,7 +206,7 @@ class Writers:
     except OSError as error:
       raise _unwritable(self.path, error) from None
     if self.wandb is not None:
-      # The step is a metric of its own: W&B drops rows after a rewind.
+      # Not as W&B's own step, whose rows after a rewind it would drop.
       self.wandb.log({"step": step, **values})
 
   def close(self) -> None:
@@ -273,8 +224,8 @@ class Writers:
 class _Board:
   """An event file of TensorBoard.
 
-  Written here and not by SummaryWriter, whose thread dies on a full disk: its
-  queue is then never emptied, and the run would wait for ever.
+  Design choice: not SummaryWriter, whose thread dies on a full disk, after
+  which the run would wait forever for its queue.
   """
 
   def __init__(self, folder: str, start_step: int):
@@ -282,12 +233,12 @@ class _Board:
     from tensorboardX.proto import event_pb2
 
     os.makedirs(folder, exist_ok=True)
-    # protobuf makes its names when it is imported.
+    # protobuf defines these names at import, so the type checker misses them.
     self.event = event_pb2.Event  # ty: ignore[missing-attribute]
     self.file = EventsWriter(os.path.join(folder, "events"))
     self.flushed = time.monotonic()
     if start_step:
-      # What an earlier process wrote from here on is hidden.
+      # Hides what an earlier process wrote from this step on.
       log = event_pb2.SessionLog  # ty: ignore[missing-attribute]
       start = log(status=log.START)
       self._add(start_step + 1, session_log=start)
@@ -307,14 +258,14 @@ class _Board:
   def close(self) -> None:
     self.file.close()
 
-  def _add(self, step: int, **content) -> None:
+  def _add(self, step: int, **content: Any) -> None:
     self.file.write_event(
       self.event(step=step, wall_time=time.time(), **content)
     )
 
 
 def check_wandb(project: str | None) -> None:
-  """Raises InputError where W&B is asked for and not installed."""
+  """Raises InputError if W&B is configured but not installed."""
   if project is not None and importlib.util.find_spec("wandb") is None:
     raise InputError(
       f"train.wandb_project is {project!r} and wandb is not installed; "
@@ -331,14 +282,14 @@ def _unwritable(path: str, error: OSError) -> InputError:
   )
   return InputError(
     f"{path} cannot be written: {error.strerror}; saved checkpoints are "
-    f"whole: {remedy}"
+    f"intact: {remedy}"
   )
 
 
 def _start_wandb(project: str, workdir: str):
   import wandb
 
-  # The folder names the run, so that a resumed one stays one run there too.
+  # The id follows from the folder, so that a resumed run stays one W&B run.
   name = os.path.abspath(workdir)
   key = digest.of_text(name)[:16]
   return wandb.init(project=project, dir=workdir, id=key, resume="allow")

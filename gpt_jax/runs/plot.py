@@ -1,4 +1,4 @@
-"""Curves as an SVG file: no plotting library to install or import."""
+"""Curves as an SVG file, without a plotting library."""
 
 import dataclasses
 import math
@@ -53,13 +53,13 @@ def draw_curves(title: str, x_label: str, curves: dict[str, list]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-  """One thing in a figure, drawn over those before it.
+  """One element of a figure, drawn over the layers before it.
 
   Attributes:
-    kind: "line", "dots", "crosses", or "band", a closed outline that is filled.
-    points: [(x, y), ...]; an infinite y is at the upper edge.
-    color: any that SVG knows.
-    name: in the legend; None is left out of it.
+    kind: "line", "dots", "crosses", or "band" (a filled closed outline).
+    points: [(x, y), ...]; an infinite y is drawn at the upper edge.
+    color: any SVG color.
+    name: in the legend; None for no entry.
     is_dashed: of a line.
   """
 
@@ -73,10 +73,10 @@ class Layer:
 def draw_layers(
   title: str, x_label: str, y_label: str, layers: list[Layer], log: str = "xy"
 ) -> str:
-  """Returns an SVG of layers, the legend to the right of them.
+  """Returns an SVG of layers, with the legend to the right.
 
   Args:
-    log: the axes that are logarithmic, of the letters x and y.
+    log: the logarithmic axes: "", "x", "y" or "xy".
   """
   legend = [layer for layer in layers if layer.name]
   right = WIDTH + 20
@@ -152,7 +152,7 @@ def draw_layers(
 
 
 def shade(share: float) -> str:
-  """Returns a color from light blue (0) by violet to dark red (1)."""
+  """Returns a color from light blue (0) through violet to dark red (1)."""
   low, middle, high = (0x7F, 0xB8, 0xE6), (0x5B, 0x4F, 0xB0), (0xB2, 0x1E, 0x2B)
   pair, at = ((low, middle), 2 * share)
   if share > 0.5:
@@ -164,10 +164,10 @@ def shade(share: float) -> str:
 
 
 class _Axis:
-  """Where values of one axis go, and its ticks.
+  """One axis: the position of a value in the image, and the ticks.
 
   Args:
-    values: that must fit.
+    values: the axis covers all of them.
     is_log: logarithmic; all values are positive.
     index: 0 for x, 1 for y.
   """
@@ -230,7 +230,7 @@ def _log_ticks(low: float, high: float) -> list[float]:
 
 
 def _escape(text: str) -> str:
-  # XML has no way to write most control characters, and none for "]]>".
+  # XML cannot express most control characters, and forbids "]]>" in text.
   text = "".join(c if _is_xml(c) else "\ufffd" for c in text)
   return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 

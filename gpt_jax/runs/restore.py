@@ -1,4 +1,4 @@
-"""Reading checkpoints back: every array is checked before it is believed."""
+"""Reading checkpoints back: every array is checked against its checksum."""
 
 import os
 from collections.abc import Callable
@@ -20,7 +20,7 @@ MAX_STEP = 2**31 - 1
 def list_steps(directory: str) -> list[int]:
   """Returns the steps that are committed in a folder, oldest first.
 
-  Folders named by other numbers than a run can count to are none.
+  Ignores names that are not a step's, such as 007 or a number above int32's.
   """
   try:
     names = os.listdir(directory)
@@ -46,11 +46,24 @@ def _committed(workdir: str, directory: str) -> list[int]:
 
 
 def read_newest(
-  directory, steps, flat, prefix, checksum, say: Callable[[str], None], facts
+  directory: str,
+  steps: list[int],
+  flat: dict[str, Any],
+  prefix: str,
+  checksum: integrity.Checksum,
+  say: Callable[[str], None],
+  facts: dict,
 ):
   """Yields (step, leaves, meta) of the steps that can be read, newest first.
 
-  Raises InputError at the end where there were none.
+  Args:
+    flat: {"a/b": abstract leaf} to read.
+    prefix: of those names in the record that must match `flat`.
+    say: prints the line about a step that could not be read.
+    facts: integrity.FACTS of the run.
+
+  Raises:
+    InputError: a step is of another run or model, or none could be read.
   """
   faults, is_none, unsaid = [], True, None
   for step in sorted(steps, reverse=True):
@@ -73,7 +86,7 @@ def read_newest(
 
 
 def _read(directory, step, flat, prefix, checksum, facts):
-  """Returns (leaves in the order of `flat`, meta)."""
+  """Returns (leaves in the order of `flat`, meta); see read_newest."""
   meta = _agree(lambda: integrity.read_meta(directory, step))
   here = f"step {step} in {directory}"
   clause = integrity.find_stranger(meta, facts)
@@ -85,7 +98,7 @@ def _read(directory, step, flat, prefix, checksum, facts):
   there = {k: v for k, v in meta["shapes"].items() if k.startswith(prefix)}
   if not there and prefix == "ema/":
     raise InputError(
-      f"{here} holds no moving average; train with train.ema_decay"
+      f"{here} holds no moving average; it needs a run with train.ema_decay"
     )
   differing = tree.diff_shapes(there, tree.describe_shapes(flat))
   if differing:
@@ -100,7 +113,7 @@ def _read(directory, step, flat, prefix, checksum, facts):
     raise Damage(f"{integrity.some(wrong)} is not finite")
   leaves = _agree(lambda: storage.read_arrays(directory, step, flat))
   saved = integrity.rows_by_name(meta)
-  # Met first: gloo waits 30 seconds for a process that reads more slowly.
+  # Wait for slower readers here: gloo, in the checksum, waits only 30 seconds.
   processes.agree("the checkpoint to restore", step)
   found = dict(zip(flat, checksum(leaves)[0], strict=True))
   wrong = [name for name in flat if found[name] != saved[name]]
@@ -110,9 +123,9 @@ def _read(directory, step, flat, prefix, checksum, facts):
 
 
 def _agree(read):
-  """Returns read(), or raises Damage on all processes if it does on one.
+  """Returns read(); raises Damage in all processes if read() does in one.
 
-  A process that went on alone would wait for ever in the next collective.
+  A process that went on without the others would hang in the next collective.
   """
   damage = result = None
   try:
@@ -138,19 +151,19 @@ def restore_params(
   facts: dict | None = None,
   step: int | None = None,
 ):
-  """Returns the parameters of another run; its optimizer state stays unread.
+  """Returns the parameters of a run, without reading its optimizer state.
 
   Args:
-    workdir: the other run's.
+    workdir: of that run.
     abstract_params: tree of ShapeDtypeStructs with shardings on any mesh.
-    say: takes the line about a step that could not be read.
+    say: prints the line about a step that could not be read.
     average: "ema" reads the moving average instead, "last:N" the mean of the N
-      newest steps that can be read; None neither.
-    facts: of integrity.FACTS, what the other run's config.json says of it.
-    step: the one to read; None for the newest that can be read.
+      newest readable steps; None neither.
+    facts: integrity.FACTS of that run, from its config.json.
+    step: the step to read; None for the newest readable one.
 
   Raises:
-    InputError: no step can be read, there are no N, or the parameters have
+    InputError: no step can be read, fewer than N can, or the parameters have
       other shapes or are of another run.
   """
   directory = os.path.abspath(os.path.join(workdir, "checkpoints"))
@@ -204,7 +217,7 @@ def restore_params(
 
 
 def read_average(average: str | None) -> tuple[str, int]:
-  """Returns ("last", N) or ("ema", 1) of what --average says."""
+  """Returns ("last", N) or ("ema", 1) from the value of --average."""
   if average is None:
     return "last", 1
   word, _, number = average.partition(":")
@@ -214,14 +227,14 @@ def read_average(average: str | None) -> tuple[str, int]:
   if word == "last" and is_number and int(number) > 0:
     return "last", int(number)
   raise InputError(
-    f"--average is {average!r}; it must be ema or last:N, of the N newest "
+    f"--average is {average!r}; it must be ema, or last:N for the N newest "
     "checkpoints"
   )
 
 
 @jax.jit
 def _moved(leaves, others, part):
-  """Returns leaves moved towards others by a part, in float32."""
+  """Returns a + part * (b - a) for each leaf, in float32."""
   wide = lambda x: x.astype(np.float32)
   return [
     wide(a) + part * (wide(b) - wide(a))
@@ -229,24 +242,8 @@ def _moved(leaves, others, part):
   ]
 
 
-def load_meta(workdir: str) -> dict:
-  """Returns what was saved beside the arrays of the newest committed step.
-
-  Raises:
-    InputError: there is no step, or its record cannot be read.
-  """
-  directory = os.path.abspath(os.path.join(workdir, "checkpoints"))
-  step = _committed(workdir, directory)[-1]
-  try:
-    return integrity.read_meta(directory, step)
-  except Damage as damage:
-    raise InputError(
-      f"step {step} in {directory} cannot be read: {damage}"
-    ) from None
-
-
 def read_checksums(directory: str, step: int) -> dict[str, str] | None:
-  """Returns {"a/b": checksum} of a step, or None where it cannot be read."""
+  """Returns {"a/b": checksum} of a step, or None if it cannot be read."""
 
   def read():
     try:

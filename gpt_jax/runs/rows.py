@@ -1,8 +1,8 @@
-"""The rows of metrics.jsonl: read with care, and rewound without losing any.
+"""The rows of metrics.jsonl: reading, and rewinding when a run resumes.
 
-Only the last line of the file may be cut short, by a process that was killed
-in it. A line elsewhere that is no row means that something else has written
-there: the file is set aside as it is, and every row that can be read stays.
+Only the last line may be cut short, by a process killed while writing it. An
+invalid line elsewhere means that something else has written to the file: then
+a copy of the file is set aside, and every row that can be read stays.
 """
 
 import hashlib
@@ -16,10 +16,10 @@ from gpt_jax import files
 from gpt_jax.exits import InputError
 from gpt_jax.runs import goodput
 
-# Bytes of one line, and of a whole file.
+# Limits, in bytes, of a line and of the file.
 MAX_LINE = 1 << 20
 MAX_BYTES = 8 << 30
-# What a row says of when and how fast, which no two runs have alike.
+# Metrics of time, speed and memory, which differ when a run is repeated.
 TIMED = ("time/", "perf/", "mem/")
 
 
@@ -31,16 +31,16 @@ def without_time(row: dict) -> dict:
 def read_rows(path: str) -> list[dict]:
   """Returns the rows {"step": int, "name": finite number, ...} of a file.
 
-  Lines that are no rows are left out; a missing file has none.
+  Invalid lines are left out; a missing file has no rows.
 
   Raises:
-    InputError: it is no regular file, or too large.
+    InputError: it is not a regular file, or too large.
   """
   return [row for row, _ in _read(path)[0]]
 
 
 def read_objects(path: str) -> list[dict]:
-  """Returns the JSON objects of a file of lines, whatever they hold."""
+  """Returns the JSON objects of a file of lines, with any content."""
   found = []
   for line, _ in _lines(path):
     try:
@@ -53,10 +53,10 @@ def read_objects(path: str) -> list[dict]:
 
 
 class Seal:
-  """A running hash of the rows of a file, without what clocks say.
+  """A running hash of the rows of a file, without TIMED metrics.
 
-  Each checkpoint holds the seal of the rows that were written before it, so
-  that a digit that changed, or the rows of another run, are seen.
+  Each checkpoint stores the seal of the rows that were written before it, which
+  reveals a changed digit or the rows of another run.
   """
 
   def __init__(self, rows: Iterable[dict] = ()):
@@ -65,12 +65,12 @@ class Seal:
       self.add(row)
 
   def add(self, row: dict) -> None:
-    """Takes in the next row."""
+    """Adds the next row."""
     self._count += 1
     self._hash.update(json.dumps(without_time(row), sort_keys=True).encode())
 
   def value(self) -> list:
-    """Returns [rows, 16 hex digits], of JSON's types."""
+    """Returns [number of rows, 16 hex digits], a JSON value."""
     return [self._count, self._hash.hexdigest()[:16]]
 
 
@@ -84,13 +84,14 @@ def rewind(
   """Drops the rows after `step`, atomically.
 
   Args:
-    is_dropped: also those rows for which this is true.
-    say: told where lines are no rows, or rows are missing or others.
-    seal: Seal.value() of the rows there were when `step` was saved, if known.
+    is_dropped: drops also the rows for which this is true.
+    say: prints a line if a line is invalid, or rows are missing or changed.
+    seal: Seal.value() of the rows when `step` was saved, if known.
 
   Returns:
     (carried, seal): the last row that stays, with the seconds of dropped ones
-    as lost, {"time/...": ...} alone where none stays; the Seal of what stays.
+    added as lost (if no row stays, only those seconds); and the Seal of all
+    rows that stay.
   """
   rows, wrong, is_torn = _read(path)
   kept = [
@@ -110,7 +111,7 @@ def rewind(
       what = f"its rows are not those that were written before step {step:,} "
       what += "was saved"
     say(
-      f"{path}: {what}; the file as it was is {aside}, and all rows that could "
+      f"{path}: {what}; the original file is {aside}, and all rows that could "
       "be read stay"
     )
   carried = goodput.carry(
@@ -123,14 +124,14 @@ def rewind(
   if step and (not kept or min(row["step"] for row, _ in kept) > 1):
     where = f"begins at step {kept[0][0]['step']:,}" if kept else "has no rows"
     say(
-      f"{path} {where}, and {step:,} steps are done: earlier rows were removed "
-      "or are in another file; those of later steps are added"
+      f"{path} {where}, but {step:,} steps are done: earlier rows were removed "
+      "or are in another file; later ones are appended"
     )
   return carried, Seal(row for row, _ in kept)
 
 
 def _read(path: str):
-  """Returns ([(row, its line)], numbers of other lines, is the end torn)."""
+  """Returns ([(row, line)], numbers of invalid lines, is the end cut off)."""
   rows, wrong, is_torn = [], [], False
   for number, (line, is_whole) in enumerate(_lines(path), 1):
     row = _parse(line)
@@ -143,7 +144,7 @@ def _read(path: str):
 
 
 def _lines(path: str):
-  """Yields (line, whether it ends); a line that is too long comes as b"?"."""
+  """Yields (line, whether it is complete); b"?" for a line that is too long."""
   try:
     with files.open_bytes(path) as file:
       if os.fstat(file.fileno()).st_size > MAX_BYTES:
@@ -155,7 +156,7 @@ def _lines(path: str):
         is_whole = line.endswith(b"\n")
         yield b"?" if is_long else line, is_whole
   except files.Damage as error:
-    # A link that leads nowhere is not written through.
+    # A dangling link is an error: do not write through it.
     if not error.is_missing or os.path.islink(path):
       raise InputError(
         f"{path} {error}; it must be the file that a run has written: put it "
@@ -170,21 +171,21 @@ def _parse(line: bytes) -> dict | None:
     return None
   if not isinstance(row, dict) or type(row.get("step")) is not int:
     return None
-  # None stands for a number that was not finite.
+  # A null stands for a number that was not finite.
   row = {name: value for name, value in row.items() if value is not None}
   if not all(type(v) in (int, float) and _is_finite(v) for v in row.values()):
     return None
   return row if row["step"] >= 0 else None
 
 
-def _is_finite(value) -> bool:
+def _is_finite(value: float) -> bool:
   if type(value) is int:
     return abs(value) < files.MAX_INT
   return math.isfinite(value)
 
 
 def _set_aside(path: str) -> str:
-  """Copies a file beside itself; returns the name of the copy."""
+  """Copies a file within its folder; returns the name of the copy."""
   number = 1
   while os.path.lexists(f"{path}.damaged-{number}"):
     number += 1

@@ -1,8 +1,7 @@
-"""Arrays on disk: Orbax behind one door, kept quiet and within bounds.
+"""Arrays on disk: the only module that imports Orbax and TensorStore.
 
-Nothing else imports Orbax or TensorStore. Three habits of theirs are mended
-here: they log what they raise, they take a path for a pattern, and they leak
-memory with every save.
+It works around three of their faults: they log the errors that they raise,
+they read a path as a pattern or an address, and they leak memory at each save.
 """
 
 import functools
@@ -22,8 +21,7 @@ from gpt_jax import tree
 from gpt_jax.files import Damage
 
 STATE, META = "state", "meta"
-# Characters of a path that neither glob nor TensorStore reads as more than
-# themselves.
+# Path characters without a special meaning to glob or TensorStore.
 _PLAIN = re.compile(r"[\w ./+=,@-]*")
 
 
@@ -40,17 +38,17 @@ def import_orbax():
   return ocp
 
 
-# One of these is in the traceback or the text of whatever Orbax leaves behind.
+# Errors that Orbax leaves behind contain one of these in traceback or text.
 _SIGNS = (f"{os.sep}orbax{os.sep}", "TensorStore", "OCDBT", "loop is closed")
 
 
 @functools.cache
 def _hush_orbax() -> None:
-  """Keeps off the terminal what Orbax prints about errors that it raises.
+  """Silences what Orbax prints about errors that it also raises.
 
-  It logs them with tracebacks through absl. And after one read or write has
-  failed, it leaves the others to asyncio's log, or to end in a loop that is
-  closed, in threads of TensorStore, where Python can but print them.
+  Orbax logs their tracebacks through absl. After one read or write has failed,
+  the errors of the others end up in asyncio's log, or are printed by Python
+  because they occur in TensorStore's threads, on a closed event loop.
   """
 
   def is_not_from_orbax(record) -> bool:
@@ -78,19 +76,19 @@ def _hush_orbax() -> None:
 
 @functools.cache
 def bound_memory() -> None:
-  """Keeps saves from growing the process by 25 KiB and more each.
+  """Stops a leak of 25 KiB or more per save.
 
-  TensorStore 0.1.86 never frees the text of what it hands to Python as JSON
-  (tests/orbax_memory.py shows it by itself). Orbax asks for such JSON at each
-  save: for counters of bytes, which only its log shows, and for the address of
-  each leaf, which for a local folder is what was put in.
+  TensorStore 0.1.86 never frees the text of JSON that it returns to Python
+  (tests/orbax_memory.py reproduces this alone). At each save Orbax asks for
+  such JSON: for byte counters, which only its log shows, and for the address
+  of each leaf, which for a local folder equals the address it passed in.
   """
   from orbax.checkpoint._src.serialization import tensorstore_utils
 
   tensorstore = getattr(tensorstore_utils, "ts", None)
   count = "get_tensorstore_raw_bytes"
   if tensorstore is None or not hasattr(tensorstore_utils, count):
-    return  # a version of Orbax that is laid out otherwise
+    return  # another version of Orbax
   store = _Overlay(tensorstore.KvStore, Spec=_make_spec)
   changed = {
     "ts": _Overlay(tensorstore, KvStore=store),
@@ -101,9 +99,9 @@ def bound_memory() -> None:
 
 
 class _Overlay:
-  """An object, but for the attributes that are given here."""
+  """An object with some attributes replaced."""
 
-  def __init__(self, below, **attributes):
+  def __init__(self, below: Any, **attributes: Any):
     self._below = below
     self.__dict__.update(attributes)
 
@@ -121,10 +119,10 @@ def _make_spec(spec: dict):
 
 
 def open_manager(directory: str):
-  """Returns a CheckpointManager that deletes nothing by itself.
+  """Returns a CheckpointManager that never deletes a step on its own.
 
   Args:
-    directory: of checkpoints; made if absent.
+    directory: of checkpoints; created if absent.
   """
   ocp = import_orbax()
   os.makedirs(directory, exist_ok=True)
@@ -132,7 +130,7 @@ def open_manager(directory: str):
     plain_path(directory),
     item_handlers={STATE: _state_handler(), META: ocp.JsonCheckpointHandler()},
     options=ocp.CheckpointManagerOptions(
-      # What may go is decided once the newer step has been opened.
+      # Checkpointer.wait deletes steps once a newer one has been opened.
       preservation_policy=ocp.checkpoint_managers.EveryNSteps(1),
       cleanup_tmp_directories=True,
       save_root_metadata=False,
@@ -142,7 +140,7 @@ def open_manager(directory: str):
 
 
 def start_save(manager: Any, step: int, flat: dict, meta: dict) -> None:
-  """Starts to save {"a/b": leaf} and the JSON beside it."""
+  """Starts to save the leaves {"a/b": leaf} and their record `meta`."""
   ocp = import_orbax()
   manager.save(
     step,
@@ -157,7 +155,7 @@ def start_save(manager: Any, step: int, flat: dict, meta: dict) -> None:
 
 
 def _state_handler():
-  # Weights shrink by 7 % and take three times as long to write compressed.
+  # Compression saves 7 % of space and takes three times as long to write.
   return import_orbax().PyTreeCheckpointHandler(use_compression=False)
 
 
@@ -165,7 +163,7 @@ def read_arrays(directory: str, step: int, flat: dict) -> list:
   """Returns the leaves of a step in the order of {"a/b": abstract leaf}.
 
   Raises:
-    Damage: they cannot be read.
+    Damage: the arrays cannot be read.
   """
   ocp = import_orbax()
   item = _nest(flat)
@@ -187,9 +185,9 @@ def read_arrays(directory: str, step: int, flat: dict) -> list:
 
 
 def list_leaves(directory: str, step: int) -> set[str]:
-  """Returns the names of the arrays that a step's index holds.
+  """Returns the names of the arrays in a step's index.
 
-  Reads the index alone: a few milliseconds, whatever the size of the arrays.
+  Reads only the index: a few milliseconds, whatever the size of the arrays.
 
   Raises:
     Damage: there is no index, or it cannot be read.
@@ -216,18 +214,17 @@ def list_leaves(directory: str, step: int) -> set[str]:
   }
 
 
-# {(device, inode): path} of folders whose own path is not plain.
+# {(device, inode): alias} of folders whose own path is not plain.
 _ALIASES: dict[tuple[int, int], str] = {}
 
 
 def plain_path(directory: str) -> str:
-  """Returns a path of an existing folder that is nothing but a path.
+  """Returns a path to an existing folder without special characters.
 
-  Orbax looks for what it has written by glob, in which brackets anywhere above
-  are a pattern, and TensorStore reads some paths as addresses. Where a path
-  has such characters, it is given by a descriptor of the opened folder
-  instead. The descriptor stays open: TensorStore caches by path, so that a
-  number must not be given to another folder later.
+  Orbax finds its files by glob, to which brackets anywhere in the path are a
+  pattern, and TensorStore reads some paths as addresses. A path with such
+  characters is replaced by /proc/self/fd/N of the opened folder. The descriptor
+  stays open: TensorStore caches by path, so N must not be reused.
   """
   path = os.path.abspath(directory)
   if _PLAIN.fullmatch(path):
@@ -240,7 +237,7 @@ def plain_path(directory: str) -> str:
     return _ALIASES[key]
   alias = f"/proc/self/fd/{handle}"
   if not (os.path.isdir(alias) and os.path.samefile(alias, path)):
-    # No Linux: a link in a folder of this process alone.
+    # Not Linux: a link in a temporary folder of this process.
     alias = os.path.join(tempfile.mkdtemp(prefix="gpt_jax-"), "checkpoints")
     os.symlink(path, alias)
   _ALIASES[key] = alias

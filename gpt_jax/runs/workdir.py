@@ -1,7 +1,7 @@
 """The run contract: what a workdir holds and how a finished run is opened.
 
 config.json    resolved config, commit, versions, fingerprints
-metrics.jsonl  one object a row
+metrics.jsonl  one JSON object per line
 tokenizer.json, checkpoints/, samples/, plots/, tensorboard/, profile/
 """
 
@@ -23,9 +23,9 @@ from gpt_jax import files
 from gpt_jax.config import Config, InputError
 from gpt_jax.machine import runtime
 
-# Keys that what reads a finished run may change.
+# Keys, or prefixes of keys, that a reader of a finished run may override.
 OVERRIDABLE = ("mesh.", "data.dir")
-# Seconds until a shared disk shows everywhere what one machine wrote.
+# Seconds within which a shared disk shows one machine's file to all others.
 SHARED_SECONDS = 60.0
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -36,7 +36,7 @@ def write_config(
   data_fingerprint: str,
   tokenizer_fingerprint: str | None,
 ) -> None:
-  """Writes config.json, atomically, sealed by a digest of all of it.
+  """Writes config.json atomically, sealed by a digest of its content.
 
   Args:
     tokenizer_fingerprint: None in a branch of a run that recorded none.
@@ -81,7 +81,7 @@ def read_record(workdir: str) -> dict:
     and all(isinstance(record.get(name), str) for name in texts)
   ):
     raise _damaged(path, "is not the JSON that a run writes")
-  # Runs of earlier versions are not sealed: see read_config.
+  # Runs of earlier versions are not sealed: see read_values.
   if "digest" in record and record != files.seal(record):
     raise _damaged(path, "does not match its own digest")
   return record
@@ -89,13 +89,13 @@ def read_record(workdir: str) -> dict:
 
 def _damaged(path: str, clause: str) -> InputError:
   return InputError(
-    f"{path} is damaged: it {clause}; put back what the run has written, or "
+    f"{path} is damaged: it {clause}; restore the file that the run wrote, or "
     "give another --workdir"
   )
 
 
 def read_values(workdir: str) -> dict:
-  """Returns a run's config as nested values, as cli.load_config gives a file's.
+  """Returns a run's config as nested values, like cli.load_config.
 
   Raises:
     InputError: as read_record; or the values are of another version, or not
@@ -156,13 +156,13 @@ def read_tokenizer(workdir: str):
     raise InputError(
       f"{path} is another tokenizer ({tokenizer.name}, {tokenizer.vocab_size} "
       f"tokens, {tokenizer.fingerprint()[:12]}) than this run was trained with "
-      f"({recorded[:12]} in config.json); put that one back"
+      f"({recorded[:12]} in config.json); restore that one"
     )
   return tokenizer
 
 
 def facts_of(config: Config, prepared: Any) -> dict[str, str]:
-  """Returns what each checkpoint says of its run: see integrity.FACTS."""
+  """Returns the integrity.FACTS that each checkpoint of a run stores."""
   return {
     "config_fingerprint": config_lib.fingerprint(config),
     "data_fingerprint": prepared.fingerprint,
@@ -171,9 +171,9 @@ def facts_of(config: Config, prepared: Any) -> dict[str, str]:
 
 
 def read_facts(workdir: str) -> dict[str, str | None]:
-  """Returns what config.json says of a run's checkpoints, as facts_of does.
+  """Returns a run's integrity.FACTS from its config.json.
 
-  Nothing of a folder without config.json, and None where an earlier version
+  {} for a folder without config.json; a value is None if an earlier version
   did not record it.
   """
   if not os.path.lexists(os.path.join(workdir, "config.json")):
@@ -187,7 +187,7 @@ def read_facts(workdir: str) -> dict[str, str | None]:
 
 
 def check_same_run(workdir: str, config: Config, data_fingerprint: str) -> None:
-  """Raises InputError if config, data or tokenizer made another run."""
+  """Raises InputError if a run's config, data or tokenizer differ."""
   record = read_record(workdir)
   keys = config_lib.differing_keys(read_config(workdir), config)
   if keys:
@@ -204,15 +204,11 @@ def check_same_run(workdir: str, config: Config, data_fingerprint: str) -> None:
   read_tokenizer(workdir)
 
 
-# Of files, where lab's modules look for it.
-write_text = files.write_text
-
-
 def await_file(path: str) -> None:
-  """Returns once a file is seen that process 0 has written.
+  """Waits until a file written by process 0 appears on this machine.
 
   Raises:
-    InputError: it does not appear: this machine has another disk there.
+    InputError: it does not: the folder is not on a shared disk.
   """
   deadline = time.monotonic() + SHARED_SECONDS
   while not os.path.isfile(path):
@@ -222,25 +218,25 @@ def await_file(path: str) -> None:
         f"{socket.gethostname()}; --workdir must be on a disk that all "
         "processes share"
       )
-    # Listed anew: a network disk may remember for a while that it was absent.
+    # Listing the folder makes a network disk forget that the file was absent.
     with contextlib.suppress(OSError):
       os.listdir(os.path.dirname(path))
     time.sleep(0.1)
 
 
 def find_commit(source: str = gpt_jax.__file__) -> str | None:
-  """Returns the commit of this package, "+" if files of it were changed.
+  """Returns the commit of this package, with "+" if tracked files changed.
 
-  That of a repository which tracks the package's __init__.py, as a
-  clone does; else what `git archive` wrote into _commit.txt; else None. An
-  installed package may lie inside of somebody else's repository.
+  Read from the repository, if it tracks the package's __init__.py (an installed
+  package may lie inside another repository); else from the _commit.txt that
+  `git archive` wrote; else None.
 
   Args:
     source: the package's __init__.py.
   """
   here = os.path.dirname(os.path.abspath(source))
   top = os.path.dirname(here)
-  # GIT_DIR and others name a repository wherever the command runs.
+  # GIT_DIR and the like would select another repository.
   environment = runtime.environment_without("GIT_")
   git = lambda *words: subprocess.run(
     ["git", "-C", top, *words],
@@ -280,13 +276,14 @@ def open_run(
   average: str | None = None,
   step: int | None = None,
 ):
-  """Returns (config, model, params, tokenizer, mesh) of a run to read from.
+  """Returns (config, model, params, tokenizer, mesh) of a run, for reading.
 
-  The mesh is the config's where it fits the devices here, else all devices
-  along `data`.
+  The mesh is the config's if it fits the devices here, else all devices along
+  `data`.
 
   Args:
-    weights: word of config.WEIGHTS.
+    overrides: {"a.b": text} of OVERRIDABLE keys.
+    weights: an entry of config.WEIGHTS.
     average, step: as in restore.restore_params.
   """
   import dataclasses

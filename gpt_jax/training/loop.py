@@ -12,10 +12,10 @@ from typing import Any
 import jax
 
 from gpt_jax import config as config_lib
-from gpt_jax import exits, objective
+from gpt_jax import exits, metric_names, objective
 from gpt_jax.config import Config
 from gpt_jax.machine import console, processes, signals
-from gpt_jax.runs import goodput, lock, metrics
+from gpt_jax.runs import goodput, lock
 from gpt_jax.training import preflight, replicas, rollback
 from gpt_jax.training import replay as replay_lib
 from gpt_jax.training.reporter import Diverged
@@ -178,7 +178,7 @@ class Loop:
       seen = reporter.is_watched(done) and wait(stage.watch(state, batch))
       hashed = {}
       if reporter.is_logged(done):
-        hashed[metrics.BATCH_HASH] = wait(self.hash_batch(batch))
+        hashed[metric_names.BATCH_HASH] = wait(self.hash_batch(batch))
       state, result = stage.step(state, batch)
       if pending is not None:
         reporter.finish(*pending)

@@ -188,7 +188,7 @@ def describe(
   table = sharding.RULES[c.mesh.rules]
   splits = [mesh.shape[a] for a in (*table["batch"], *table["length"])]
   micro = c.train.global_batch_size // c.train.num_microbatches
-  passing = flops.estimate_passing_bytes(
+  passing = flops.estimate_temporary_bytes(
     c.model, micro * c.data.seq_len // int(np.prod(splits))
   )
   active = ""

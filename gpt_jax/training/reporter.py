@@ -14,13 +14,12 @@ from typing import Any
 import jax
 
 from gpt_jax import config as config_lib
-from gpt_jax import flops
+from gpt_jax import files, flops, metric_names
 from gpt_jax.config import Config
 from gpt_jax.data.prepare import PreparedData
 from gpt_jax.inference import generation, scoring
 from gpt_jax.machine import console, processes
 from gpt_jax.runs import goodput, metrics, plot
-from gpt_jax.runs import workdir as workdir_lib
 from gpt_jax.training import preflight
 from gpt_jax.training import step as step_lib
 
@@ -117,7 +116,7 @@ class Reporter:
     skipped = self.skipped_in_row = int(values[step_lib.SKIPPED_IN_ROW])
     if skipped:
       self._list_skipped(step, values)
-    is_bad_end = skipped > 1 or not math.isfinite(values[metrics.LOSS])
+    is_bad_end = skipped > 1 or not math.isfinite(values[metric_names.LOSS])
     if skipped > t.max_nonfinite_steps or (step == t.num_steps and is_bad_end):
       kind = "not finite"
       if t.spike_factor is not None:
@@ -131,24 +130,30 @@ class Reporter:
       return
     # What has a public name is a column.
     row = {name: value for name, value in values.items() if "/" in name}
-    row[metrics.BATCH_HASH] = int(values[metrics.BATCH_HASH])
+    row[metric_names.BATCH_HASH] = int(values[metric_names.BATCH_HASH])
     done = config_lib.count_sequences(t, step)
-    row[metrics.TOKENS] = done * self.config.data.seq_len
+    row[metric_names.TOKENS] = done * self.config.data.seq_len
     rates = self.meter.rates()
     self._write(step, row | rates)
     each = self.time_left.note(step, time.perf_counter())
     left = None if each is None else (t.num_steps - step) * each
-    self.screen.progress(step, t.num_steps, values[metrics.LOSS], rates, left)
+    self.screen.progress(
+      step, t.num_steps, values[metric_names.LOSS], rates, left
+    )
 
   def _list_skipped(self, step: int, values: dict) -> None:
     """Writes the row of a skipped update, and says it."""
     is_spike = bool(values.get(step_lib.IS_SPIKE, 0))
-    row = {metrics.SKIPPED_SPIKE if is_spike else metrics.SKIPPED_NONFINITE: 1}
-    norm, loss = values[metrics.GRAD_NORM], values[metrics.LOSS]
+    row = {
+      metric_names.SKIPPED_SPIKE
+      if is_spike
+      else metric_names.SKIPPED_NONFINITE: 1
+    }
+    norm, loss = values[metric_names.GRAD_NORM], values[metric_names.LOSS]
     if is_spike:
-      row[metrics.GRAD_NORM] = norm
-    if metrics.BATCH_HASH in values:
-      row[metrics.BATCH_HASH] = int(values[metrics.BATCH_HASH])
+      row[metric_names.GRAD_NORM] = norm
+    if metric_names.BATCH_HASH in values:
+      row[metric_names.BATCH_HASH] = int(values[metric_names.BATCH_HASH])
     self._write(step, row)
     why = "a spike" if is_spike else "not finite"
     self.screen.say(
@@ -163,7 +168,10 @@ class Reporter:
       failed: the step that the run had come to.
       num_passed: sequences of the order of data passed over so far.
     """
-    row = {metrics.ROLLED_BACK_FROM: failed, metrics.PASSED: num_passed}
+    row = {
+      metric_names.ROLLED_BACK_FROM: failed,
+      metric_names.PASSED: num_passed,
+    }
     if self.is_writing:
       # A run that was killed after a rollback and comes to it again has it.
       rows = metrics.read_rows(os.path.join(self.workdir, "metrics.jsonl"))
@@ -215,14 +223,14 @@ class Reporter:
       for name, tokens in self.prepared.valid.items():
         result = self._score(state.params, tokens, c.eval.num_batches)
         row = {
-          metrics.eval_name(name, k): v
+          metric_names.eval_name(name, k): v
           for k, v in result.items()
           if k not in scoring.DERIVED
         }
         line = f"step {step:,}: {name} loss {result['loss']:.4f}"
         if state.ema is not None:
           result = self._score(state.ema, tokens, c.eval.num_batches)
-          row[metrics.eval_name(name, "ema_loss")] = result["loss"]
+          row[metric_names.eval_name(name, "ema_loss")] = result["loss"]
           line += f", of the average {result['loss']:.4f}"
         self._write(step, row)
         self.screen.say(line)
@@ -279,7 +287,7 @@ class Reporter:
       self.screen.say(f"evaluating all of {name} ...")
       result = self._score(state.params, tokens, None)
       self._write(
-        total, {metrics.eval_name(name, k): v for k, v in result.items()}
+        total, {metric_names.eval_name(name, k): v for k, v in result.items()}
       )
       self.screen.say(
         f"{name}: loss {result['loss']:.4f}, perplexity "
@@ -289,7 +297,7 @@ class Reporter:
         self.screen.table(self._yardstick(result, tokens))
       if state.ema is not None:
         loss = self._score(state.ema, tokens, None)["loss"]
-        self._write(total, {metrics.eval_name(name, "ema_loss"): loss})
+        self._write(total, {metric_names.eval_name(name, "ema_loss"): loss})
         self.screen.say(f"{name}: loss {loss:.4f} of the moving average")
       if not math.isfinite(result["loss"]):
         raise Diverged(total, f"the loss on {name} is {result['loss']}")
@@ -410,7 +418,7 @@ class Reporter:
       )
       if self.writers is not None:
         path = os.path.join(self.workdir, "samples", f"step-{step:06d}.txt")
-        workdir_lib.write_text(path, s.prompt + text)
+        files.write_text(path, s.prompt + text)
     except Exception as error:
       why = " ".join(str(error).split()) or type(error).__name__
       if why != self.sample_fault:
@@ -427,12 +435,12 @@ class Reporter:
       return
     rows = metrics.read_rows(self.writers.path)
     curve = lambda name: [(r["step"], r[name]) for r in rows if name in r]
-    curves = {metrics.LOSS: curve(metrics.LOSS)}
+    curves = {metric_names.LOSS: curve(metric_names.LOSS)}
     for name in self.prepared.valid:
-      loss = metrics.eval_name(name, "loss")
+      loss = metric_names.eval_name(name, "loss")
       curves[loss] = curve(loss)
     svg = plot.draw_curves("loss, nats per token", "step", curves)
-    workdir_lib.write_text(self._curve_path(), svg)
+    files.write_text(self._curve_path(), svg)
 
   def _write(self, step: int, values: dict) -> None:
     if self.writers is not None:

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from gpt_jax import config as config_lib
-from gpt_jax import sharding
+from gpt_jax import files, sharding
 from gpt_jax.config import Config, InputError
 from gpt_jax.data import batches as batches_lib
 from gpt_jax.data import tokenizers
@@ -234,7 +234,7 @@ class Setup:
     def write() -> None:
       if not os.path.exists(self.record):
         tokenizer = self.prepared.tokenizer
-        workdir_lib.write_text(
+        files.write_text(
           os.path.join(self.workdir, "tokenizer.json"), tokenizer.to_json()
         )
         workdir_lib.write_config(

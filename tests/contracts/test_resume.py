@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from conftest import user_env
 
-from gpt_jax import exits, sharding, tree
+from gpt_jax import exits, metric_names, sharding, tree
 from gpt_jax.machine import signals
 from gpt_jax.models import build_model
 from gpt_jax.runs import checkpoint, metrics, restore
@@ -43,7 +43,7 @@ def final_leaves(workdir) -> dict[str, np.ndarray]:
   }
 
 
-def logged(workdir, name: str = metrics.LOSS) -> list[tuple[int, float]]:
+def logged(workdir, name: str = metric_names.LOSS) -> list[tuple[int, float]]:
   rows = metrics.read_rows(str(workdir / "metrics.jsonl"))
   return [(r["step"], r[name]) for r in rows if name in r]
 
@@ -97,13 +97,13 @@ def test_a_killed_and_resumed_run_is_the_straight_run_bit_for_bit(
   result = run_verb("gpt_jax.train", *flags, f"--workdir={broken}", check=0)
   assert "going on from step" in result.stdout
   assert logged(broken) == logged(straight)
-  name = metrics.eval_name("valid", "loss")
-  average = metrics.eval_name("valid", "ema_loss")
-  for each in (name, average, metrics.BATCH_HASH):
+  name = metric_names.eval_name("valid", "loss")
+  average = metric_names.eval_name("valid", "ema_loss")
+  for each in (name, average, metric_names.BATCH_HASH):
     assert logged(broken, each) == logged(straight, each)
   assert [s for s, _ in logged(straight, name)] == list(range(20, 201, 20))
   assert logged(straight, average) != logged(straight, name)
-  hashes = [value for _, value in logged(straight, metrics.BATCH_HASH)]
+  hashes = [value for _, value in logged(straight, metric_names.BATCH_HASH)]
   assert len(set(hashes)) == len(hashes) == 200  # no batch comes twice
   a, b = final_leaves(straight), final_leaves(broken)
   assert a.keys() == b.keys()

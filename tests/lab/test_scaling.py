@@ -18,7 +18,7 @@ import time
 import numpy as np
 import pytest
 
-from gpt_jax import cli, config, files, flops
+from gpt_jax import cli, config, files, flops, metric_names
 from gpt_jax.config import InputError
 from gpt_jax.lab.scaling import (
   forecast,
@@ -29,7 +29,7 @@ from gpt_jax.lab.scaling import (
   study,
 )
 from gpt_jax.lab.scaling import points as points_lib
-from gpt_jax.runs import metrics, workdir
+from gpt_jax.runs import workdir
 
 ROOT = pathlib.Path(__file__).parents[2]
 # (log A, log B, log E, alpha, beta), near the published.
@@ -536,11 +536,13 @@ def write_workdir(folder, width: int, steps: int, is_finished=True, began=None):
   params, _ = flops.count_by_convention(frozen.model, 128, "6N-no-embed")
   logs = np.log([1e4 * params, 1e4 * tokens])
   loss = float(np.exp(parametric.log_predict(TRUTH, *logs)[0]))
-  early = {"step": steps // 2, "eval/valid/loss": 9.0, metrics.TOKENS: 1}
+  early = {"step": steps // 2, "eval/valid/loss": 9.0, metric_names.TOKENS: 1}
   rows = [{"step": 1, points_lib.TIME: time.time() if began is None else began}]
-  rows.append(early | {metrics.LOSS: 9.0})
+  rows.append(early | {metric_names.LOSS: 9.0})
   if is_finished:
-    rows.append({"step": steps, metrics.LOSS: 8.0, metrics.TOKENS: tokens})
+    rows.append(
+      {"step": steps, metric_names.LOSS: 8.0, metric_names.TOKENS: tokens}
+    )
     if steps % 300 == 0:
       rows.append({"step": steps, "eval/valid/loss": 7.0})
     end = {"eval/valid/loss": loss, "eval/valid/num_tokens": 99}

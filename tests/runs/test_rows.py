@@ -5,6 +5,7 @@ import os
 
 import pytest
 
+from gpt_jax import metric_names
 from gpt_jax.config import InputError
 from gpt_jax.runs import goodput, metrics, plot, rows
 
@@ -75,7 +76,7 @@ def test_rows_that_are_gone_are_told(tmp_path):
   rows.rewind(str(path), 9, say=said.append)
   write(path, row(6), row(7))
   rows.rewind(str(path), 9, say=said.append)
-  assert "has no rows, and 9 steps are done" in said[0]
+  assert "has no rows, but 9 steps are done" in said[0]
   assert "begins at step 6" in said[1]
   write(path, row(1), row(7))
   rows.rewind(str(path), 9, say=pytest.fail)
@@ -208,7 +209,7 @@ def test_a_measured_peak_is_never_beaten(monkeypatch):
       for _ in range(2):
         meter.mark()
         now[0] += seconds
-      found.append(meter.rates()[metrics.MFU])
+      found.append(meter.rates()[metric_names.MFU])
     assert found == [0.5, most, 0.5 if is_measured else 2.0]
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from configs import base
 from gpt_jax import config as config_lib
+from gpt_jax import metric_names
 from gpt_jax.models import attention, build_model
 from gpt_jax.models.block import Context
 from gpt_jax.ops.visibility import Rule
@@ -169,8 +170,8 @@ def test_the_noise_scale_is_that_of_gradients_whose_noise_is_known():
     found = watch(jnp.ones(2), {"targets": x})
     seen.append({telemetry.PREFIX + k: float(v) for k, v in found.items()})
   means = {k: np.mean([row[k] for row in seen]) for k in seen[0]}
-  assert means[metrics.GRAD_SQUARE] == pytest.approx(0.25, rel=0.15)
-  assert means[metrics.GRAD_VARIANCE] == pytest.approx(5.0, rel=0.05)
+  assert means[metric_names.GRAD_SQUARE] == pytest.approx(0.25, rel=0.15)
+  assert means[metric_names.GRAD_VARIANCE] == pytest.approx(5.0, rel=0.05)
   # 5 / 0.25, of the second half of the rows alone.
   start = [{k: 1e6 for k in seen[0]}] * len(seen)
   assert metrics.noise_scale(start + seen) == pytest.approx(20, rel=0.2)

@@ -13,7 +13,7 @@ import os
 import statistics
 import sys
 
-from gpt_jax import cli, flops
+from gpt_jax import cli, files, flops
 from gpt_jax import config as config_lib
 from gpt_jax.config import Config, InputError
 from gpt_jax.machine import runtime
@@ -144,7 +144,7 @@ def predict(config: Config, platform: str) -> tuple[int, int]:
     reach = 1
   model = dataclasses.replace(config.model, max_len=reach)
   parts = config.train.num_microbatches
-  return work * tokens, flops.estimate_passing_bytes(model, tokens // parts)
+  return work * tokens, flops.estimate_temporary_bytes(model, tokens // parts)
 
 
 def measure(
@@ -238,7 +238,6 @@ def draw(axis: str, points: list[Point]) -> str:
 def write(points: list[Point], base: Config, folder: str) -> list[str]:
   """Writes growth.json and a plot for each axis; returns their names."""
   from gpt_jax.lab.bench import machine
-  from gpt_jax.runs import workdir
 
   content = {
     "config": config_lib.flatten(base),
@@ -246,12 +245,12 @@ def write(points: list[Point], base: Config, folder: str) -> list[str]:
     "points": [dataclasses.asdict(point) for point in points],
   }
   text = json.dumps(content, indent=1) + "\n"
-  workdir.write_text(os.path.join(folder, "growth.json"), text)
+  files.write_text(os.path.join(folder, "growth.json"), text)
   names = ["growth.json"]
   for axis in dict.fromkeys(point.axis for point in points):
     svg = draw(axis, [p for p in points if p.axis == axis])
     names.append(f"growth-{axis}.svg")
-    workdir.write_text(os.path.join(folder, names[-1]), svg)
+    files.write_text(os.path.join(folder, names[-1]), svg)
   return names
 
 

@@ -4,6 +4,7 @@ import json
 import os
 
 from gpt_jax import config as config_lib
+from gpt_jax import files
 from gpt_jax.config import Config
 from gpt_jax.lab.bench import machine
 from gpt_jax.lab.bench.samples import Measurement, Pairs, Row, format_number
@@ -60,7 +61,7 @@ def write(found: Measurement, about: dict, folder: str) -> str:
     "pairs": [pair.to_json() for pair in found.pairs],
   }
   path = os.path.join(folder, "bench.json")
-  workdir.write_text(path, json.dumps(content, indent=1) + "\n")
+  files.write_text(path, json.dumps(content, indent=1) + "\n")
   return path
 
 

@@ -10,7 +10,7 @@ import json
 import os
 import sys
 
-from gpt_jax import cli
+from gpt_jax import cli, files
 from gpt_jax import config as config_lib
 from gpt_jax.config import InputError
 from gpt_jax.machine import chips, runtime
@@ -112,10 +112,10 @@ def _row(plan: dict) -> str:
 
 def write(plans: list[dict], title: str, folder: str) -> None:
   """Writes slices.json and memory.svg into a folder."""
-  from gpt_jax.runs import plot, workdir
+  from gpt_jax.runs import plot
 
   text = json.dumps(plans, indent=1)
-  workdir.write_text(os.path.join(folder, "slices.json"), text)
+  files.write_text(os.path.join(folder, "slices.json"), text)
   chips_of = lambda p: p["topology"]["chips"]
   curve = lambda size_of: [(chips_of(p), size_of(p) / 2**30) for p in plans]
   # A gradient has the bytes of its parameter: two curves in one place.
@@ -134,7 +134,7 @@ def write(plans: list[dict], title: str, folder: str) -> None:
   svg = plot.draw_layers(
     f"{title}: memory of each chip", "chips", "GiB", layers
   )
-  workdir.write_text(os.path.join(folder, "memory.svg"), svg)
+  files.write_text(os.path.join(folder, "memory.svg"), svg)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import math
 import os
 import tempfile
 
-from gpt_jax import cli
+from gpt_jax import cli, files
 from gpt_jax.config import InputError, require_choice
 
 # Flags that name columns of the CSV alone. --loss names a metric of workdirs,
@@ -322,7 +322,6 @@ def _read_points(args):
 def _score(args) -> int:
   """Scores a registered prediction; returns the exit code."""
   from gpt_jax.lab.scaling import forecast
-  from gpt_jax.runs import workdir
 
   for name in ("csv", "workdirs", "register", "hold_above", "at"):
     if getattr(args, name) is not None:
@@ -347,7 +346,7 @@ def _score(args) -> int:
   result = forecast.score(record, measured)
   if args.out:
     path = os.path.join(os.path.abspath(args.out), "score.json")
-    workdir.write_text(path, json.dumps(result, indent=2) + "\n")
+    files.write_text(path, json.dumps(result, indent=2) + "\n")
   where = "inside" if result["is_inside"] else "outside"
   print(
     f"registered {record['registered']} from {record['num_points']} runs of at "

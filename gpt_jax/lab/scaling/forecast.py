@@ -186,7 +186,7 @@ def register(
     "registered": _now().isoformat(timespec="seconds"),
   }
   record["checksum"] = checksum(record)
-  workdir.write_text(os.path.abspath(path), json.dumps(record, indent=2) + "\n")
+  files.write_text(os.path.abspath(path), json.dumps(record, indent=2) + "\n")
   return record
 
 

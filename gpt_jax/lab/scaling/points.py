@@ -14,7 +14,7 @@ from typing import TypeGuard
 import numpy as np
 
 from gpt_jax import config as config_lib
-from gpt_jax import digest, files
+from gpt_jax import digest, files, metric_names
 from gpt_jax import flops as flops_lib
 from gpt_jax.config import InputError
 from gpt_jax.lab.scaling import units
@@ -359,13 +359,13 @@ def read_workdir(folder: str, metric: str | None) -> dict | str:
       f"{', '.join(names)}"
     )
   metric = metric or (names[0] if names else "eval/valid/loss")
-  if metric not in names or metrics.TOKENS not in end:
+  if metric not in names or metric_names.TOKENS not in end:
     if metric not in names and names:
       raise InputError(
         f"--loss={metric} is not in {path}; {config_lib.nearest(metric, names)}"
       )
     return f"{folder} has no {metric} over its whole set at step {total:,}"
-  for name, kind in ((metric, "a loss"), (metrics.TOKENS, "a count")):
+  for name, kind in ((metric, "a loss"), (metric_names.TOKENS, "a count")):
     value = end[name]
     if not (_is_number(value) and math.isfinite(value) and value > 0):
       raise InputError(
@@ -376,7 +376,7 @@ def read_workdir(folder: str, metric: str | None) -> dict | str:
   return {
     "model": config.model,
     "seq_len": config.data.seq_len,
-    "tokens": end[metrics.TOKENS],
+    "tokens": end[metric_names.TOKENS],
     "loss": end[metric],
     "began": began if _is_number(began) and math.isfinite(began) else None,
   }

@@ -9,6 +9,7 @@ import json
 import math
 import os
 
+from gpt_jax import files
 from gpt_jax.config import InputError
 from gpt_jax.lab.scaling import (
   describe,
@@ -21,7 +22,6 @@ from gpt_jax.lab.scaling import (
   text,
 )
 from gpt_jax.lab.scaling.points import Points
-from gpt_jax.runs import workdir
 
 # Runs whose FLOPs are within this fraction of the least are of one budget.
 TOLERANCE = 0.1
@@ -118,7 +118,7 @@ def write(study: Study, folder: str) -> list[str]:
   content = {"scaling.json": json.dumps(_without_nan(whole), indent=1) + "\n"}
   content |= drawn
   for name, body in content.items():
-    workdir.write_text(os.path.join(os.path.abspath(folder), name), body)
+    files.write_text(os.path.join(os.path.abspath(folder), name), body)
   return list(content)
 
 

@@ -12,13 +12,13 @@ import os
 import statistics
 import sys
 
-from gpt_jax import cli, files
+from gpt_jax import cli, files, metric_names
 from gpt_jax import config as config_lib
 from gpt_jax.config import InputError
 from gpt_jax.lab.sweep import folder, losses, paired
 from gpt_jax.lab.sweep.cells import diff
 from gpt_jax.machine import console
-from gpt_jax.runs import metrics, plot, workdir
+from gpt_jax.runs import plot, workdir
 
 # Lines of the table of losses.
 LINES = 12
@@ -172,9 +172,9 @@ def _batch_lines(sets) -> list[str]:
   hashes = [
     {
       run.seed: {
-        r["step"]: r[metrics.BATCH_HASH]
+        r["step"]: r[metric_names.BATCH_HASH]
         for r in run.rows
-        if metrics.BATCH_HASH in r
+        if metric_names.BATCH_HASH in r
       }
       for run in runs
     }
@@ -213,9 +213,9 @@ def _mean_curve(runs) -> dict[int, float]:
   """Returns {step: mean of train/loss} of steps that all runs have logged."""
   curves = [
     {
-      r["step"]: r[metrics.LOSS]
+      r["step"]: r[metric_names.LOSS]
       for r in run.rows
-      if folder.number(r, metrics.LOSS) is not None
+      if folder.number(r, metric_names.LOSS) is not None
     }
     for run in runs
   ]
@@ -263,9 +263,9 @@ def draw(found: Pair) -> str:
     name = os.path.basename(os.path.normpath(name))[:22]
     for index, run in enumerate(runs):
       points = [
-        (r["step"], r[metrics.LOSS])
+        (r["step"], r[metric_names.LOSS])
         for r in run.rows
-        if (folder.number(r, metrics.LOSS) or 0) > 0
+        if (folder.number(r, metric_names.LOSS) or 0) > 0
       ]
       if points:
         layers.append(

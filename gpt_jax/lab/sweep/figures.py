@@ -5,10 +5,11 @@ import math
 import statistics
 
 from gpt_jax import config as config_lib
+from gpt_jax import metric_names
 from gpt_jax.lab.sweep import folder, losses
 from gpt_jax.lab.sweep.cells import short_name
 from gpt_jax.lab.sweep.groups import Group, asked, drawn_loss
-from gpt_jax.runs import metrics, plot
+from gpt_jax.runs import plot
 
 # Points that a curve is thinned to, by means.
 CURVE_POINTS = 120
@@ -94,8 +95,8 @@ _FIRST = ("attn_logit_max/layers", "logit_max", "residual_rms")
 def _kind(key: str) -> str:
   """Returns the figure of a metric: NAME/layers for a layer, "" for none."""
   if not key.startswith("telemetry/") or key in (
-    metrics.GRAD_SQUARE,
-    metrics.GRAD_VARIANCE,
+    metric_names.GRAD_SQUARE,
+    metric_names.GRAD_VARIANCE,
   ):
     return ""
   name, slash, last = key.removeprefix("telemetry/").partition("/")
@@ -112,7 +113,7 @@ def curve(state: folder.State, kind: str = "") -> list[tuple[float, float]]:
   for row in state.rows:
     names = [k for k in row if kind and _kind(k) == kind]
     found = [
-      folder.number(row, k) for k in names or [metrics.LOSS] * (not kind)
+      folder.number(row, k) for k in names or [metric_names.LOSS] * (not kind)
     ]
     values = [value for value in found if value is not None]
     if values and max(values) > 0:

@@ -22,7 +22,7 @@ import time
 from typing import Any
 
 from gpt_jax import config as config_lib
-from gpt_jax import exits, files
+from gpt_jax import exits, files, metric_names
 from gpt_jax.config import Config, InputError
 from gpt_jax.lab.sweep.cells import Cell
 from gpt_jax.machine import console
@@ -235,11 +235,15 @@ def last_loss(rows: list[dict]) -> float | None:
   A loss that is not finite is not written to a row.
   """
   trained = [r for r in rows if any(key in r for key in _TRAINED)]
-  return number(trained[-1], metrics.LOSS) if trained else None
+  return number(trained[-1], metric_names.LOSS) if trained else None
 
 
 # A training row has at least one of these, even if its loss is not finite.
-_TRAINED = (metrics.LOSS, metrics.LEARNING_RATE, metrics.NUM_SKIPPED)
+_TRAINED = (
+  metric_names.LOSS,
+  metric_names.LEARNING_RATE,
+  metric_names.NUM_SKIPPED,
+)
 
 
 def _is_lost(rows: list[dict]) -> bool:
@@ -274,10 +278,10 @@ def final_loss(
     return (name, loss), bits, ""
   if any(k.startswith("eval/") for row in rows for k in row):
     return None, None, ""  # the last evaluation is missing
-  loss = number(end, metrics.LOSS)
+  loss = number(end, metric_names.LOSS)
   if loss is None:
-    return None, None, f"{metrics.LOSS} is not finite at the end"
-  return (metrics.LOSS, loss), None, ""
+    return None, None, f"{metric_names.LOSS} is not finite at the end"
+  return (metric_names.LOSS, loss), None, ""
 
 
 def claim(root: str, cell: Cell) -> bool:

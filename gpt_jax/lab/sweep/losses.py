@@ -5,10 +5,11 @@ the same text, from contexts of the same length. If only the text is the same,
 bits per byte can be compared; if it is not, nothing can.
 """
 
+from gpt_jax import metric_names
 from gpt_jax.config import DataConfig, InputError
 from gpt_jax.data import sources, tokenizers
 from gpt_jax.lab.sweep.folder import State
-from gpt_jax.runs import metrics, workdir
+from gpt_jax.runs import workdir
 
 NATS, BITS = "nats per token", "bits per byte"
 
@@ -29,7 +30,7 @@ def find_unit(states: list[State]) -> tuple[str, str]:
     return "", f"their validation texts differ{_differing(data, keys)}"
   prepared: dict = {}
   for state, one in zip(states, data, strict=True):
-    if one.valid_source is None or names == [metrics.LOSS]:
+    if one.valid_source is None or names == [metric_names.LOSS]:
       found = prepared.setdefault(_tokenizer_key(one), set())
       found.add(workdir.read_record(state.path)["data_fingerprint"])
   if any(len(found) > 1 for found in prepared.values()):

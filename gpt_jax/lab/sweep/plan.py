@@ -251,7 +251,7 @@ def count_bytes(config: Config) -> int:
     + moments * flops.DTYPE_BYTES[config.optim.moment_dtype]
   )
   micro = t.global_batch_size // t.num_microbatches * config.data.seq_len
-  return PROCESS_BYTES + state + flops.estimate_passing_bytes(m, micro)
+  return PROCESS_BYTES + state + flops.estimate_temporary_bytes(m, micro)
 
 
 def machine_bytes() -> int | None:

@@ -6,13 +6,12 @@ import signal
 import statistics
 import time
 
-from gpt_jax import exits
+from gpt_jax import exits, metric_names
 from gpt_jax.config import InputError
 from gpt_jax.lab.sweep import branches, folder, plan
 from gpt_jax.lab.sweep.cells import Cell
 from gpt_jax.lab.sweep.worker import Worker
 from gpt_jax.machine import console
-from gpt_jax.runs import metrics
 
 # Signals that stop a sweep. Its cells get SIGINT for SIGINT, else SIGTERM.
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
@@ -224,7 +223,11 @@ class Pool:
   def _learn(self, cell: Cell, ended: dict) -> None:
     """Records the time that a finished cell took."""
     rows = folder.read(self.root, cell.id).rows
-    times = [r[metrics.STEP_SECONDS] for r in rows if metrics.STEP_SECONDS in r]
+    times = [
+      r[metric_names.STEP_SECONDS]
+      for r in rows
+      if metric_names.STEP_SECONDS in r
+    ]
     if times and self.work[cell.id]:
       steps = cell.config.train.num_steps - self.first[cell.id]
       seconds = min(statistics.median(times) * steps, ended["seconds"])

@@ -18,7 +18,7 @@ import statistics
 import time
 from collections.abc import Sequence
 
-from gpt_jax import cli, digest
+from gpt_jax import cli, digest, files
 from gpt_jax import config as config_lib
 from gpt_jax.config import Config, InputError
 from gpt_jax.machine import runtime
@@ -318,7 +318,6 @@ def write(
   Returns:
     The names of the files.
   """
-  from gpt_jax.runs import workdir
 
   words = list(dict.fromkeys(c.word for c in cells))
   content = {
@@ -328,9 +327,9 @@ def write(
     "verdicts": {word: verdict(cells, word) for word in words},
   }
   text = json.dumps(content, indent=1) + "\n"
-  workdir.write_text(os.path.join(folder, "transfer.json"), text)
+  files.write_text(os.path.join(folder, "transfer.json"), text)
   names = ["transfer.json"]
   for word in words:
     names.append(f"transfer-{word}.svg")
-    workdir.write_text(os.path.join(folder, names[-1]), draw(cells, word, axis))
+    files.write_text(os.path.join(folder, names[-1]), draw(cells, word, axis))
   return names

@@ -23,7 +23,7 @@ import math
 import os
 import sys
 
-from gpt_jax import cli, metric_names
+from gpt_jax import cli, files, metric_names
 from gpt_jax import config as config_lib
 from gpt_jax.config import Config, InputError
 from gpt_jax.machine import runtime
@@ -307,7 +307,6 @@ def draw(traces: list[Trace], title: str, axis: str) -> str:
 
 def write(traces: list[Trace], config: Config, axis: str, out: str) -> None:
   """Writes coordinates.json and coordinates.svg."""
-  from gpt_jax.runs import workdir
 
   content = {
     "config": config_lib.flatten(config),
@@ -318,13 +317,13 @@ def write(traces: list[Trace], config: Config, axis: str, out: str) -> None:
     "is_flat": is_flat(traces, axis),
   }
   text = json.dumps(content, indent=1) + "\n"
-  workdir.write_text(os.path.join(out, "coordinates.json"), text)
+  files.write_text(os.path.join(out, "coordinates.json"), text)
   title = (
     f"{config.model.parametrization}: after {len(traces[0].losses)} steps; "
     "dashed: before the first and after it"
   )
   svg = draw(traces, title, axis)
-  workdir.write_text(os.path.join(out, "coordinates.svg"), svg)
+  files.write_text(os.path.join(out, "coordinates.svg"), svg)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import tempfile
 import time
 
 import gpt_jax
-from gpt_jax import cli
+from gpt_jax import cli, metric_names
 from gpt_jax import config as config_lib
 from gpt_jax.machine import runtime
 
@@ -249,7 +249,9 @@ def read_losses(workdir: str) -> list[tuple[int, float]]:
   from gpt_jax.runs import metrics
 
   rows = metrics.read_rows(os.path.join(workdir, "metrics.jsonl"))
-  return [(r["step"], r[metrics.LOSS]) for r in rows if metrics.LOSS in r]
+  return [
+    (r["step"], r[metric_names.LOSS]) for r in rows if metric_names.LOSS in r
+  ]
 
 
 def losses_of(config: config_lib.Config) -> list[float]:
