@@ -1,6 +1,6 @@
 """Lists the commands, or runs one: python -m gpt_jax train --help.
 
-Installed, it is the command gpt_jax.
+The installed command gpt_jax is this module.
 """
 
 import runpy

@@ -1,7 +1,7 @@
 """The command line of every verb: flags, --help, errors as one sentence.
 
-jax is never imported here, so that help and mistakes answer at once. Config
-keys are flags of their own (--config.section.key=value), typed by base.py.
+jax is never imported here, so that --help and errors appear at once. Each
+config key is a flag, --config.SECTION.KEY=VALUE, typed by config/schema.py.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from gpt_jax.config import KEYS, WEIGHTS, InputError, nearest, nearest_key
 from gpt_jax.machine import processes, runtime, streams, watchdog
 
 DEFAULT_CONFIG = "configs/tiny.py"
-# First words of the METAVAR of flags that are paths.
+# A flag is a path if its METAVAR begins with one of these words.
 _PATHS = ("DIR", "FILE", "GLOB", "ROOT")
 _KEY_LINE = re.compile(r"^  (?:(\w+) = )?(\w+)\.(\w+) = (.*)$")
 
@@ -36,7 +36,7 @@ def build_parser(
   """Returns the parser that all verbs share; a verb adds its own flags.
 
   Args:
-    default_config: what --help says is taken without --config.
+    default_config: what --help names as the default of --config.
   """
   parser = argparse.ArgumentParser(
     prog=f"python -m gpt_jax.{verb}",
@@ -53,30 +53,26 @@ def build_parser(
       "--config",
       default=DEFAULT_CONFIG,
       metavar="FILE[:VARIANT]",
-      help=f"config file, with a variant of it (default {default_config})",
+      help=f"config file, and a variant in it (default {default_config})",
     )
   parser.add_argument(
     "--devices",
     type=int,
     metavar="N",
-    help="pretend that this CPU is N devices",
+    help="simulate N devices on this CPU",
   )
   parser.error = _raise_input_error
   return parser
 
 
-def add_average(parser: argparse.ArgumentParser) -> None:
-  """Adds --average to a verb that reads a finished model."""
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+  """Adds --average and --step to a verb that reads a finished model."""
   parser.add_argument(
     "--average",
     metavar="ema|last:N",
-    help="read the moving average of parameters (train.ema_decay), or the "
+    help="read the moving average of the parameters (train.ema_decay), or the "
     "mean of the N newest checkpoints",
   )
-
-
-def add_step(parser: argparse.ArgumentParser) -> None:
-  """Adds --step to a verb that reads a finished model."""
   parser.add_argument(
     "--step",
     type=int,
@@ -91,7 +87,8 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
     "--weights",
     choices=WEIGHTS,
     default=WEIGHTS[0],
-    help="round matrices to so many bits (default %(default)s)",
+    help="weight format: int8 and int4 round the matrices (default "
+    "%(default)s)",
   )
 
 
@@ -100,14 +97,13 @@ def parse(
 ) -> tuple[argparse.Namespace, dict[str, str]]:
   """Returns (args, overrides): the verb's flags and {"a.b": "text"}.
 
-  Flags whose METAVAR is DIR, FILE, GLOB or ROOT are paths, of which ~ is
-  expanded.
+  ~ is expanded in flags whose METAVAR is DIR, FILE, GLOB or ROOT.
 
   Raises:
-    InputError: an argument is not known, or no path.
+    InputError: an argument is unknown, or not a valid path.
   """
   flags = [o for a in parser._actions for o in a.option_strings]
-  # Before argparse, which would miss what was mistyped and not say why.
+  # Before argparse, which would report a mistyped required flag as missing.
   for word in argv:
     flag = word.split("=")[0]
     if re.fullmatch(r"--[\w-]+", flag) and flag not in flags:
@@ -140,8 +136,8 @@ def load_config(path: str, overrides: dict[str, str]):
   """Returns the ConfigDict of `FILE[:VARIANT]` with overrides applied.
 
   Raises:
-    InputError: no such file, no such variant, an unknown key or a value that
-      is not of the key's type.
+    InputError: no such file or variant, an unknown key, or a value that does
+      not have the key's type.
   """
   file, variant = find_config(path)
   get_config = _import_file(file).get_config
@@ -181,9 +177,9 @@ def call_sweep(path: str, add: Callable) -> None:
 def find_config(path: str) -> tuple[str, str]:
   """Returns (file, variant or "") of `FILE[:VARIANT]`.
 
-  The longest name that is there wins, for a path may hold a colon. Where there
-  is none, configs/tiny.py, tiny.py and tiny are the file that came with
-  gpt_jax.
+  The longest name of an existing file wins, since a path may contain a colon.
+  If there is none, configs/tiny.py, tiny.py and tiny all name the file that
+  comes with gpt_jax.
   """
   ends = [len(path)] + [m.start() for m in re.finditer(":", path)][::-1]
   splits = [(path[:end], path[end + 1 :]) for end in ends]
@@ -200,7 +196,7 @@ def find_config(path: str) -> tuple[str, str]:
 
 
 def set_key(config: Any, dotted: str, text: str) -> None:
-  """Sets one key of a ConfigDict from the command line's text."""
+  """Sets one key of a ConfigDict from its text on the command line."""
   if dotted not in KEYS:
     raise InputError(f"unknown config key {dotted}; {nearest_key(dotted)}")
   text = files.user_text(dotted, text)
@@ -215,11 +211,14 @@ def set_key(config: Any, dotted: str, text: str) -> None:
 
 
 def config_help() -> str:
-  """Returns the keys as text for --help: values and reasons of base.py, and the
-  options of a key as its declaration lists them."""
+  """Returns the keys as text for --help, with options.
+
+  Values and reasons come from base.py, options from config/schema.py.
+  """
   lines = ["config keys (--config.KEY=VALUE), with their values in base.py:"]
   section_of, reason = {"config": ""}, []
-  for line in _base_source().splitlines():
+  source = files.read_text(os.path.join(_own_configs(), "base.py"))
+  for line in source.splitlines():
     stripped = line.strip()
     if stripped.startswith("#"):
       reason.append(stripped.lstrip("# "))
@@ -246,15 +245,15 @@ def run(
   argv: list[str] | None = None,
   is_run: bool = False,
 ) -> None:
-  """Runs a verb; what the user can mend ends in one sentence and exit 2.
+  """Runs a verb; an error that the user can mend is one sentence and exit 2.
 
-  Of several processes, one that fails ends the others too.
+  If one of several processes fails, it ends the others too.
 
   Args:
-    main: takes the words behind the verb and returns the exit code.
-    argv: those words; None: the process's own.
-    is_run: what the verb makes is in a folder, and what it prints a comment:
-      it goes on though nobody reads it.
+    main: takes the arguments of the verb and returns the exit code.
+    argv: those arguments; None: the process's own.
+    is_run: the verb's results are in a folder, so it goes on when its output
+      cannot be written.
   """
   streams.hold(is_comment=is_run)
   try:
@@ -284,14 +283,14 @@ def run(
   except OSError:
     streams.drop_output()
   if is_run:
-    # Threads of a file system that hangs would be waited for.
+    # The exit waits for threads, and one may hang on a file system.
     with contextlib.suppress(InputError):
       watchdog.bound_exit(code, runtime.stuck_seconds())
   sys.exit(code)
 
 
 def _file_sentence(error: OSError) -> str:
-  """Returns what the system says of a path, a disk or a network."""
+  """Returns the system's error about a path, a disk or a network."""
   what = error.strerror or str(error) or type(error).__name__
   if error.filename is None:
     return exits.to_line(f"cannot read or write: {what}")
@@ -301,7 +300,7 @@ def _file_sentence(error: OSError) -> str:
 
 
 def _give_up(code: int, why: str) -> int:
-  """Says why in one line, of several processes on process 0's screen."""
+  """Prints why in one line, process 0 for all processes; returns `code`."""
   if processes.index() == 0:
     print(f"gpt_jax: {why}", file=sys.stderr)
   processes.end(code, why)
@@ -309,7 +308,7 @@ def _give_up(code: int, why: str) -> int:
     line = f"gpt_jax: process {processes.index()}: {why}"
     print(line, file=sys.stderr, flush=True)
   if processes.count() > 1:
-    os._exit(code)  # nobody answers: nor would they at the end
+    os._exit(code)  # process 0 does not answer, so `leave` would wait forever
   return code
 
 
@@ -318,22 +317,18 @@ def _raise_input_error(message: str):
 
 
 def _own_configs() -> str:
-  """Returns the folder of base.py: in an installed package, or a checkout."""
+  """Returns the folder of base.py, of an installed package or a checkout."""
   package = os.path.dirname(os.path.abspath(gpt_jax.__file__))
   inside = os.path.join(package, "configs")
   beside = os.path.join(os.path.dirname(package), "configs")
   return inside if os.path.isdir(inside) else beside
 
 
-def _base_source() -> str:
-  return files.read_text(os.path.join(_own_configs(), "base.py"))
-
-
 def _name_configs() -> None:
-  """Has `from configs import base` find gpt_jax's own, wherever it is run.
+  """Makes `from configs import base` find gpt_jax's own, from any folder.
 
-  A package of that name in the current folder, or installed by another
-  project, comes behind it.
+  Another package named configs, in the current folder or installed, is
+  searched after it.
   """
   own = _own_configs()
   found = sys.modules.get("configs")
@@ -364,8 +359,8 @@ def _import_file(file: str):
   module.__file__ = file
 
   def execute():
-    # From its text, never from bytecode that is kept of it: a file that was
-    # changed within a second to one as long would be taken for the old one.
+    # From source: a .pyc is matched by mtime (1 s) and size, so after an edit
+    # of the same length within a second it would run stale.
     exec(compile(data, file, "exec", dont_inherit=True), module.__dict__)
 
   _call_foreign(file, execute)
@@ -374,11 +369,11 @@ def _import_file(file: str):
   return module
 
 
-def _call_foreign(file: str, call):
-  """Returns what the code of a config file returns.
+def _call_foreign(file: str, call: Callable[[], Any]):
+  """Returns call(), which runs code of a config file.
 
   Raises:
-    InputError: it raised anything else, or wanted to end the process.
+    InputError: the code raised an error, or tried to end the process.
   """
   try:
     return call()
@@ -392,7 +387,7 @@ def _call_foreign(file: str, call):
     raise InputError(
       f"config file {file} called {said}; it must return from get_config()"
     ) from None
-  except BaseException as error:  # somebody's code: all kinds
+  except BaseException as error:  # a user's code can raise anything
     raise InputError(_config_file_sentence(file, error)) from None
 
 

@@ -1,7 +1,7 @@
-"""SHA-256 of what is stored, in hexadecimal digits.
+"""SHA-256 digests of stored data, in hexadecimal.
 
-Names, seals and fingerprints on disk are made here: a change of these bytes
-orphans every prepared folder and every run, so tests pin the digests.
+Names, seals and fingerprints on disk come from here. A change of the hashed
+bytes would orphan every prepared folder and run, so tests pin the digests.
 """
 
 import hashlib

@@ -26,11 +26,10 @@ def main(argv: list[str]) -> int:
     "such as text:GLOB; the default is the run's own validation set",
   )
   parser.add_argument(
-    "--json", action="store_true", help="print one JSON object a set"
+    "--json", action="store_true", help="print one JSON object per set"
   )
   cli.add_weights(parser)
-  cli.add_average(parser)
-  cli.add_step(parser)
+  cli.add_checkpoint(parser)
   args, overrides = cli.parse(parser, argv)
   runtime.start(args.devices)
   processes.join({"the arguments": argv})
@@ -60,7 +59,7 @@ def main(argv: list[str]) -> int:
     check_vocab(tokens, tokenizer)
     if tokens.num_ids < 2:
       raise InputError(
-        f"{name} has {tokens.num_ids} token; it must have 2 or more, for the "
+        f"{name} has {tokens.num_ids} token; it must have 2 or more, as the "
         "first is never predicted"
       )
     result = scoring.score(
@@ -68,7 +67,7 @@ def main(argv: list[str]) -> int:
       params,
       tokens,
       seq_len=config.data.seq_len,
-      # The devices here need not divide the batch of the run.
+      # Rounded up to a multiple of the shards here.
       batch_size=-(-config.train.global_batch_size // shards) * shards,
       packing=config.data.packing,
       num_loss_chunks=config.train.num_loss_chunks,
@@ -92,7 +91,7 @@ def main(argv: list[str]) -> int:
 
 
 def _find_sets(args, config, tokenizer, overrides: dict, note) -> dict:
-  """Returns the sets that are to be scored, by name."""
+  """Returns {name: set} to score."""
   from gpt_jax.data import folders, prepare, sources
 
   path = args.data
@@ -104,7 +103,8 @@ def _find_sets(args, config, tokenizer, overrides: dict, note) -> dict:
     )
     if not sets:
       raise InputError(
-        f"the run in {args.workdir} holds no text back; name some with --data"
+        f"the run in {args.workdir} has no validation set; name a text with "
+        "--data"
       )
   elif os.path.lexists(os.path.join(path, "manifest.json")):
     sets = folders.open_prepared(path, config.data.verify)
@@ -125,15 +125,15 @@ def _find_sets(args, config, tokenizer, overrides: dict, note) -> dict:
 
 
 def _own_sets(workdir: str, data, overrides: dict, note) -> dict:
-  """Returns the validation sets that a run was trained beside, by name.
+  """Returns {name: set} of a run's validation sets.
 
-  A run may come from others, and its config.json names files to read and a
-  folder to write in. What is there is opened; text is read and prepared again
-  only where the user gives the folder, or where the text is Python's own and
-  the folder is below this one.
+  A run may come from somebody else, and its config.json names files to read
+  and a folder to write to. So text is prepared again only if the user gives
+  the folder (data.dir), or if the text is the interpreter's and the folder is
+  below the current one; otherwise prepared sets are only opened.
 
   Raises:
-    InputError: they are not there, or the text is no longer what it was.
+    InputError: the sets do not exist, or the text has changed since.
   """
   from gpt_jax.data.prepare import prepare_data
   from gpt_jax.runs import workdir as workdir_lib

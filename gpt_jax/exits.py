@@ -1,30 +1,30 @@
 """How a command ends: the exit codes, and the error that is one sentence."""
 
 FAILED = 1
-# What the user can mend: InputError, and paths or disks.
+# An error that the user can mend: InputError, or one of paths and disks.
 BAD_INPUT = 2
 # Too many updates in a row were not finite.
 DIVERGED = 3
 # A plan that does not fit its devices.
 DOES_NOT_FIT = 4
-# Devices disagree on what they hold or compute: leave one out.
+# Devices differ in what they store or compute: leave out the faulty one.
 CORRUPT = 5
 # Ended from outside, or a process was lost: start the same command again.
 PREEMPTED = 75
 INTERRUPTED = 130
-# Who read the output has left, as `| head` does: what a shell calls SIGPIPE.
+# The reader of the output has gone, as `| head` does: 128 + SIGPIPE.
 UNREAD = 141
 
 
-# Characters of a sentence at most; a value that it quotes may be of any length.
+# Characters of a sentence at most, since a quoted value may have any length.
 MAX_SENTENCE = 2_000
 
 
 class InputError(ValueError):
   """Something the user gave cannot be used; the message is one sentence.
 
-  Whatever the message quotes, it is one line of bounded length in which a
-  terminal finds nothing to obey.
+  It is a single line of bounded length without control characters, whatever
+  it quotes.
   """
 
   def __init__(self, message: object = ""):
@@ -32,8 +32,10 @@ class InputError(ValueError):
 
 
 def to_line(text: str) -> str:
-  """Returns a text as one line: control characters escaped, the middle of a
-  long text left out."""
+  """Returns the text as one line, control characters escaped.
+
+  The middle of a text beyond MAX_SENTENCE is left out.
+  """
   text = " ".join(text.splitlines())
   if len(text) > MAX_SENTENCE:
     half = MAX_SENTENCE // 2

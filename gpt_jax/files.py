@@ -1,12 +1,12 @@
-"""Paths and files that others may have written: one way to name and open them.
+"""Paths from users, and files that others may have written.
 
-Whatever this process did not just write is opened here. It must be a regular
-file, of bounded size, in UTF-8; JSON must be bounded in depth and in its
-numbers. A pipe would wait for ever, a link to /dev/zero fill the memory, deep
-lists overflow the stack and long numbers the integers.
+Every file that this process has not just written is opened here. It must be a
+regular file, of bounded size, in UTF-8; JSON must have bounded depth and
+numbers. Otherwise a pipe could block forever, a link to /dev/zero fill the
+memory, deep lists overflow the stack and long numbers overflow integers.
 
 Faults are raised as Damage, whose message is a clause ("is a named pipe, not
-a regular file") that the caller puts into its own sentence.
+a regular file") for the caller's own sentence.
 """
 
 import contextlib
@@ -17,15 +17,16 @@ import os
 import re
 import stat
 import sys
+from typing import Any
 
 from gpt_jax import digest
 from gpt_jax.exits import InputError
 
-# Bytes of a file that is read whole, unless the caller knows better.
+# Default limit, in bytes, of a file that is read whole.
 MAX_BYTES = 64 << 20
-# Containers within containers that JSON may have.
+# Limit of the nesting of JSON.
 MAX_DEPTH = 64
-# Whole numbers of JSON are below this in magnitude.
+# Limit of the magnitude of integers in JSON, exclusive.
 MAX_INT = 1 << 63
 
 _KINDS = {
@@ -42,7 +43,7 @@ class Damage(ValueError):
   """A file is not what it must be; the message is a clause that says why.
 
   Attributes:
-    is_missing: nothing is there, or a link that leads nowhere.
+    is_missing: the file does not exist, or is a dangling link.
   """
 
   def __init__(self, clause: str, is_missing: bool = False):
@@ -54,19 +55,18 @@ def user_path(name: str, path: str) -> str:
   """Returns a path that the user gave, with ~ expanded.
 
   Args:
-    name: the flag or key that it came from, for the sentence.
+    name: the flag or key that it came from, for the error.
     path: as given.
 
   Raises:
-    InputError: it is empty, of another file system, or not text.
+    InputError: it is empty, a URL, or not UTF-8 text.
   """
   if not path.strip():
     raise InputError(f"{name} is empty; it must be a path")
   if _SCHEME.match(path):
     raise InputError(
-      f"{name} is {path!r}; addresses are not read or written, only folders "
-      "and files: mount the bucket (gcsfuse, s3fs), or copy it, and give its "
-      "path here"
+      f"{name} is {path!r}; it must be a path, not a URL: mount the bucket "
+      "(gcsfuse, s3fs), or copy it, and give its path here"
     )
   if "\0" in path:
     raise InputError(f"{name} is {path!r}; a path cannot hold a NUL character")
@@ -79,8 +79,8 @@ def user_path(name: str, path: str) -> str:
     expanded = os.path.expanduser(path)
     if expanded == path:
       raise InputError(
-        f"{name} is {path!r}, and that home folder is not known here; give "
-        "the path in full"
+        f"{name} is {path!r}, and there is no such home folder here; give the "
+        "full path"
       )
     return expanded
   if not os.path.isabs(path):
@@ -89,7 +89,7 @@ def user_path(name: str, path: str) -> str:
     except OSError:
       raise InputError(
         f"{name} is {path!r}, and the current folder has been removed; change "
-        "to another, or give the path in full"
+        "to another, or give the full path"
       ) from None
     if not _is_utf8(here):
       raise InputError(
@@ -108,10 +108,10 @@ def _is_utf8(path: str) -> bool:
 
 
 def pip(extra: str = "") -> str:
-  """Returns the command that installs this project with an extra of it.
+  """Returns the command that installs this project with one of its extras.
 
-  From the folder of the project, never by its name from an index, where that
-  name may be somebody else's.
+  It installs from the project's folder, never by name from a package index,
+  where the name may belong to another project.
   """
   relative = os.path.join(".venv", "bin", "python")
   python = relative if sys.executable.endswith(relative) else "python"
@@ -121,21 +121,21 @@ def pip(extra: str = "") -> str:
 def expand_glob(pattern: str) -> list[str]:
   """Returns the sorted paths that a pattern of * ? [ ] and ** matches.
 
-  A part of it that is there as it is written is taken so, and is no pattern:
-  runs/lr[3e-4]/* are the contents of that folder.
+  A component that exists literally is not treated as a pattern:
+  runs/lr[3e-4]/* lists the contents of that folder.
   """
   root = "/" if pattern.startswith("/") else ""
   return sorted(set(_expand(root, [p for p in pattern.split("/") if p])))
 
 
 def user_text(name: str, text: str) -> str:
-  """Returns a text of the command line, whatever locale Python runs in.
+  """Returns a text from the command line as UTF-8, in any locale.
 
-  Python passes on each byte that its locale cannot decode as half of a
-  surrogate pair; the bytes of a text in UTF-8 are decoded here.
+  Python turns each byte that its locale cannot decode into a lone surrogate;
+  here those bytes are decoded as UTF-8.
 
   Args:
-    name: the flag or key that it came from, for the sentence.
+    name: the flag or key that it came from, for the error.
 
   Raises:
     InputError: its bytes are not UTF-8.
@@ -152,11 +152,11 @@ def open_bytes(path: str):
   """Returns a regular file, opened to read bytes.
 
   Raises:
-    Damage: there is none, it cannot be read, or is of another kind.
+    Damage: it is missing, cannot be read, or is not a regular file.
   """
   try:
-    # Looked at before it is opened, for opening a pipe or a device may wait
-    # or act, and again after, for it may have been replaced in between.
+    # Checked before opening, as opening a pipe or a device may block or have
+    # an effect, and again after, as the file may have been replaced.
     require_regular(os.stat(path))
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
   except FileNotFoundError:
@@ -165,7 +165,7 @@ def open_bytes(path: str):
     raise Damage("does not exist", True) from None
   except OSError as error:
     raise Damage(f"cannot be read: {error.strerror}") from None
-  except ValueError as error:  # a NUL, half of a surrogate pair
+  except ValueError as error:  # a NUL or a lone surrogate
     raise (
       error
       if isinstance(error, Damage)
@@ -184,7 +184,7 @@ def read_bytes(path: str, limit: int = MAX_BYTES) -> bytes:
   """Returns the content of a regular file of at most `limit` bytes.
 
   Raises:
-    Damage: it is missing, no regular file, or larger.
+    Damage: it is missing, not a regular file, or larger.
   """
   with open_bytes(path) as file:
     try:
@@ -221,13 +221,12 @@ def parse_json(data: bytes | str, is_bounded: bool = True):
 
   Args:
     data: UTF-8 bytes, or text.
-    is_bounded: also look at each number and at the depth. Without it NaN and
-      Infinity are read as Python writes them, and a text that cannot be parsed
-      still raises nothing but Damage.
+    is_bounded: check the depth and each number. If false, NaN and Infinity are
+      accepted as Python's json does.
 
   Raises:
-    Damage: it is not JSON, nested deeper than MAX_DEPTH, or holds a number
-      that is not finite or beyond MAX_INT.
+    Damage: it is not JSON, or (if bounded) nested deeper than MAX_DEPTH, or
+      contains a number that is not finite or beyond MAX_INT.
   """
   text = decode(data) if isinstance(data, bytes) else data
   try:
@@ -247,16 +246,16 @@ def parse_json(data: bytes | str, is_bounded: bool = True):
 
 
 def seal(record: dict) -> dict:
-  """Returns a record of JSON with the digest of its other entries."""
+  """Returns a JSON record with a digest of its other entries added."""
   rest = {key: value for key, value in record.items() if key != "digest"}
   return rest | {"digest": digest.of_json(rest)[:16]}
 
 
 def write_text(path: str, text: str) -> None:
-  """Writes a whole file or nothing, and makes its folder.
+  """Writes a file atomically, and makes its folder.
 
   Raises:
-    OSError: with the path that was asked for as its filename.
+    OSError: with `path` as its filename.
   """
   temporary = f"{path}.{os.getpid()}.tmp"
   try:
@@ -288,17 +287,17 @@ def _expand(base: str, parts: list[str]) -> list[str]:
 
 
 def require_regular(found: os.stat_result) -> None:
-  """Raises Damage that names the kind of what is not a regular file."""
+  """Raises Damage, naming the kind, if it is not a regular file."""
   if not stat.S_ISREG(found.st_mode):
     kind = _KINDS.get(stat.S_IFMT(found.st_mode), "something else")
     raise Damage(f"is {kind}, not a regular file")
 
 
 def _refuse_constant(word: str):
-  raise Damage(f"holds {word}, which is no number of JSON")
+  raise Damage(f"holds {word}, which is not a JSON number")
 
 
-def _require_bounds(value) -> None:
+def _require_bounds(value: Any) -> None:
   level, depth = [value], 0
   while level:
     depth += 1

@@ -21,7 +21,7 @@ def _build_parser():
     "--prompt",
     action="append",
     metavar="TEXT",
-    help="text to continue; several make a batch; - reads standard input",
+    help="text to continue; repeat it for a batch; - reads standard input",
   )
   parser.add_argument(
     "--num_tokens", type=int, default=200, help="default %(default)s"
@@ -30,19 +30,19 @@ def _build_parser():
     "--temperature",
     type=float,
     default=0.8,
-    help="0 takes the most likely token (default %(default)s)",
+    help="0 always takes the most likely token (default %(default)s)",
   )
   parser.add_argument(
-    "--top_k", type=int, default=0, help="only the k likeliest; 0 for all"
+    "--top_k", type=int, default=0, help="sample only the k likeliest; 0: all"
   )
   parser.add_argument(
-    "--top_p", type=float, default=1.0, help="nucleus; 1 for all"
+    "--top_p", type=float, default=1.0, help="nucleus probability; 1: all"
   )
   parser.add_argument(
     "--min_p",
     type=float,
     default=0.0,
-    help="only tokens this fraction as likely as the likeliest",
+    help="sample only tokens with this fraction of the highest probability",
   )
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument(
@@ -50,11 +50,10 @@ def _build_parser():
     action="append",
     default=[],
     metavar="TEXT",
-    help="end where this text comes; may be given again",
+    help="end when this text appears; may be repeated",
   )
   cli.add_weights(parser)
-  cli.add_average(parser)
-  cli.add_step(parser)
+  cli.add_checkpoint(parser)
   return parser
 
 
@@ -71,7 +70,7 @@ def main(argv: list[str]) -> int:
   stop = tuple(files.user_text("--stop", s) for s in args.stop)
   runtime.start(args.devices)
   processes.join({"the arguments": argv})
-  # Standard input is process 0's.
+  # Only process 0 has the standard input.
   prompts = processes.share(
     lambda: [_read_stdin() if p == "-" else p for p in typed]
   )

@@ -1,4 +1,4 @@
-"""What is minimised: the batch, its loss, and the hash that names it."""
+"""What is minimised: the batch, its loss, and the batch's hash."""
 
 from collections.abc import Sequence
 
@@ -12,12 +12,12 @@ from gpt_jax.metric_names import BALANCE_LOSS, LOSS, NUM_TARGETS, Z_LOSS
 from gpt_jax.models import Model
 from gpt_jax.ops import cross_entropy
 
-# Sums of make_loss whose mean is over sequences; that of others over targets.
+# Sums of make_loss that are averaged over sequences; the others over targets.
 PER_SEQUENCE = (BALANCE_LOSS,)
 
 
-def abstract_batch(config: Config, batch_place):
-  """Returns a global batch as ShapeDtypeStructs laid out as `batch_place`."""
+def abstract_batch(config: Config, batch_place: jax.sharding.Sharding | None):
+  """Returns a global batch as ShapeDtypeStructs with sharding `batch_place`."""
   shape = (config.train.global_batch_size, config.data.seq_len)
   leaf = lambda dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=batch_place)
   return {k: leaf(dtype) for k, dtype in fields(config.data).items()}
@@ -26,12 +26,12 @@ def abstract_batch(config: Config, batch_place):
 def make_objective(model: Model, train: TrainConfig):
   """Returns objective(params, batch, key, totals) -> (minimised, metrics).
 
-  minimised is the mean loss over targets, with train.z_loss_weight times the
-  z-loss and model.router_balance_weight times the experts' balance. metrics is
-  a dict by public name of means that add up over microbatches: LOSS (nats per
-  target), with a z-loss Z_LOSS, with experts BALANCE_LOSS (mean over layers; 1
-  is even), and whatever else make_loss sums. None of them is weighted, and the
-  last two are no part of LOSS.
+  minimised is the mean loss over targets, plus train.z_loss_weight times the
+  z-loss and model.router_balance_weight times the experts' balance loss.
+  metrics is {public name: mean}, to be added over microbatches: LOSS (nats per
+  target), Z_LOSS if it has a weight, BALANCE_LOSS with experts (mean over
+  layers; 1 is even), and any other sum of make_loss. All are unweighted;
+  Z_LOSS and BALANCE_LOSS are not part of LOSS.
 
   totals is what `count_totals` returns for the global batch, of which `batch`
   may be one microbatch.
@@ -46,7 +46,7 @@ def make_objective(model: Model, train: TrainConfig):
   def objective(params, batch, key, totals):
     num_targets, num_rows = totals
     sums = sum_loss(params, batch, key)
-    del sums[NUM_TARGETS]  # of this microbatch; totals has that of the batch
+    del sums[NUM_TARGETS]  # of the microbatch; totals has the batch's
     metrics = {
       name: total / (num_rows if name in PER_SEQUENCE else num_targets)
       for name, total in sums.items()
@@ -61,7 +61,7 @@ def make_objective(model: Model, train: TrainConfig):
   return objective
 
 
-def count_totals(batch):
+def count_totals(batch: dict):
   """Returns (number of targets, at least 1, as float32; number of rows)."""
   num_targets = jnp.float32(batch["targets"].size)
   if "mask" in batch:
@@ -72,19 +72,19 @@ def count_totals(batch):
 def make_loss(model: Model, num_chunks: int, regularizers: Sequence[str] = ()):
   """Returns loss(params, batch, key) -> {public name: sum over the batch}.
 
-  LOSS in nats and NUM_TARGETS, which the other sums are divided by (those of
-  PER_SEQUENCE by the number of rows). Z_LOSS (cross_entropy.squared_log_z) and
-  BALANCE_LOSS, how evenly experts are loaded (models/moe.py), summed over
-  layers too, are computed where `regularizers` names them.
+  LOSS in nats and NUM_TARGETS, by which the other sums are divided (those of
+  PER_SEQUENCE by the number of rows). If `regularizers` names them, also Z_LOSS
+  (cross_entropy.squared_log_z) and BALANCE_LOSS, the load balancing of experts
+  (models/moe.py), summed over layers too.
 
-  A metric of training and evaluation is one entry of these sums, and its name
-  in metric_names.py.
+  A new metric of training and evaluation is one entry of these sums, and its
+  name in metric_names.py.
 
-  A batch holds what data.objectives.fields lists; mask, segments, positions
+  A batch has the arrays of data.objectives.fields; mask, segments, positions
   and slots may be missing.
 
   Args:
-    num_chunks: parts of the vocabulary, of which one at a time is scored.
+    num_chunks: parts of the logits, computed one at a time; 1 for all at once.
     regularizers: Z_LOSS, BALANCE_LOSS, both or neither.
   """
   has_z, has_balance = Z_LOSS in regularizers, BALANCE_LOSS in regularizers
@@ -132,17 +132,17 @@ def make_loss(model: Model, num_chunks: int, regularizers: Sequence[str] = ()):
 
 
 def hash_batch(batch: dict):
-  """Returns a uint32 of the tokens and targets of a global batch, in order.
+  """Returns a uint32 hash of the tokens and targets of a global batch.
 
-  A sum over all places, of whole numbers that wrap: the same however the batch
-  lies on devices.
+  It depends on their order. A sum of integers modulo 2^32 over all positions,
+  so it is the same for any sharding of the batch.
   """
   total = jnp.uint32(0)
   for name in ("tokens", "targets"):
     ids_BT = batch[name].astype(jnp.uint32)
-    place_BT = jnp.arange(ids_BT.size, dtype=jnp.uint32).reshape(ids_BT.shape)
-    # The finisher of MurmurHash3, twice: of the place, then of both.
-    total = 31 * total + _mix(ids_BT ^ _mix(place_BT + 1)).sum(dtype=jnp.uint32)
+    index_BT = jnp.arange(ids_BT.size, dtype=jnp.uint32).reshape(ids_BT.shape)
+    # MurmurHash3's finalizer, applied to the index and then to both.
+    total = 31 * total + _mix(ids_BT ^ _mix(index_BT + 1)).sum(dtype=jnp.uint32)
   return total
 
 

@@ -1,8 +1,8 @@
-"""What a parameter's role decides: how it starts, and how it is optimised.
+"""Rules by a parameter's role: initialization, learning rate, eps, decay.
 
 Every parameter is declared once, in models/, with a shape, logical axes and a
-role; the tables here say what follows from the role, so that another
-parametrization is another table and no change to a model.
+role. The rules here follow from the role, so that a new parametrization is
+another column of this table and needs no change to a model.
 
 With m = model_dim / base_dim and n = num_layers / base_layers, for Adam:
 
@@ -10,20 +10,20 @@ With m = model_dim / base_dim and n = num_layers / base_layers, for Adam:
 |---|---|---|---|
 | hidden, residual: std | s | s / sqrt(m) | s / sqrt(m) |
 | router: std | s | s / m | s / m |
-| residual: std, further | / sqrt(2 L) | / sqrt(2 L) | / sqrt(2 base_layers) |
+| residual: std, also | / sqrt(2 L) | / sqrt(2 L) | / sqrt(2 base_layers) |
 | hidden, residual, router: rate | 1 | 1 / m | 1 / m |
 | these: weight decay | 1 | m | m |
-| eps, but of router | 1 | 1 / m | 1 / m |
-| eps in blocks, further | 1 | 1 | 1 / n |
+| eps, except router's | 1 | 1 / m | 1 / m |
+| eps in blocks, also | 1 | 1 | 1 / n |
 | attention scores | q.k / sqrt(H) | q.k sqrt(base H) / H | as mup |
 | logits | 1 | 1 / m | 1 / m |
-| what a sublayer adds | 1 | 1 | 1 / n |
+| output of a sublayer | 1 | 1 | 1 / n |
 
-mup is Yang et al. 2022 in the form that keeps the rate of embeddings and of
-the output matrix and divides logits; completep is Dey et al. 2025 with alpha
-= 1. At m = n = 1 all are one. Weight decay needs no rule of its own here: the
-step decays by rate * weight_decay, where the rate is that of embeddings, so
-that the m of the decay and the 1 / m of the rate have met already (optim.py).
+mup is Yang et al. 2022, in the form that keeps the rate of embeddings and of
+the output matrix and divides the logits; completep is Dey et al. 2025 with
+alpha = 1. At m = n = 1 all three are equal. Weight decay needs no rule here: a
+step decays by weight_decay times the unscaled rate, in which the factor m of
+the decay and 1 / m of the rate cancel (optim.py).
 """
 
 import dataclasses
@@ -46,21 +46,23 @@ ROLES = (
   "bias",  # start at zero
 )
 
-# Weight decay takes matrices only.
+# Weight decay applies to matrices only.
 DECAYED = ("embed", "position", "hidden", "residual", "router", "unembed")
-# Muon orthogonalises the matrices between two hidden widths.
+# Muon orthogonalizes the matrices between two hidden widths.
 ORTHOGONALISED = ("hidden", "residual")
-# Matrices whose sums are over a width that grows with the model's.
+# Matrices whose input width grows with the model.
 SUMMING = ("hidden", "residual", "router")
 
 
 @dataclasses.dataclass(frozen=True)
 class ParamSpec:
-  """One parameter's declaration: logical axes, a name a dim, and its role.
+  """The declaration of a parameter.
 
   Attributes:
-    rate: times the learning rate.
-    eps: times optim.eps.
+    axes: a logical name for each dim.
+    role: one of ROLES.
+    rate: multiplies the learning rate.
+    eps: multiplies optim.eps.
   """
 
   axes: tuple[str | None, ...]
@@ -73,27 +75,27 @@ class ParamSpec:
     return dataclasses.replace(self, axes=axes)
 
   def stacked(self) -> "ParamSpec":
-    """Returns the declaration of the same parameter over all layers."""
+    """Returns the declaration with a leading axis of layers."""
     return self.with_axes(("layers", *self.axes))
 
 
 def width_ratio(model: ModelConfig) -> float:
-  """Returns m, how many times as wide as its base a model is."""
+  """Returns m, the model's width over its base's; 1 under standard."""
   if model.parametrization == "standard":
     return 1.0
-  assert model.base_dim is not None  # config/check.py sees to it
+  assert model.base_dim is not None  # by config/check.py
   return model.model_dim / model.base_dim
 
 
 def depth_ratio(model: ModelConfig) -> float:
-  """Returns n, how many times as deep as its base a model is."""
+  """Returns n, the model's depth over its base's; 1 without completep."""
   if model.parametrization != "completep":
     return 1.0
   return model.num_layers / base_layers(model)
 
 
 def base_layers(model: ModelConfig) -> int:
-  assert model.base_layers is not None  # config/check.py sees to it
+  assert model.base_layers is not None  # by config/check.py
   return model.base_layers
 
 
@@ -105,9 +107,9 @@ def specify(
 ):
   """Returns the ParamSpec of a parameter, by the table above.
 
-  A gradient is 1 / m of what it is at the base, since the logits' is, and in
-  a block 1 / n, since what the block adds is; eps goes with it. The router's
-  sums over the width what is 1 / m.
+  eps scales as the gradient does: by 1 / m, like the logits, and in a block by
+  1 / n too, like the block's output. The router's gradient sums terms of 1 / m
+  over the width, so it does not shrink.
   """
   m, n = width_ratio(model), depth_ratio(model)
   rate = 1 / m if role in SUMMING else 1.0
@@ -116,11 +118,11 @@ def specify(
 
 
 def init_std(role: str, model: ModelConfig) -> float:
-  """Returns the standard deviation that a role's weights start with.
+  """Returns the standard deviation of a role's initial weights.
 
-  Weights that write to the residual stream start 1/sqrt(2 L) smaller, so that
-  the stream's variance does not grow with depth (Radford et al. 2019, 2.3);
-  where what they write is divided by the depth, it is the base's L.
+  Weights that write to the residual stream are scaled by 1/sqrt(2 L), so that
+  its variance does not grow with depth (Radford et al. 2019, 2.3). completep,
+  which scales their output with depth, uses the base's L.
   """
   std, m = model.init_std, width_ratio(model)
   if role == "unembed" and model.unembed_init_std is not None:
@@ -152,17 +154,17 @@ def init_param(
 
 
 def attention_multiplier(model: ModelConfig, head_dim: int) -> float:
-  """Returns what q.k is multiplied by, for heads of this width."""
+  """Returns the factor of q.k for heads of this width."""
   if model.parametrization == "standard" or model.base_head_dim is None:
     return head_dim**-0.5
   return model.base_head_dim**0.5 / head_dim
 
 
 def residual_multiplier(model: ModelConfig) -> float:
-  """Returns what a sublayer's output is multiplied by before it is added."""
+  """Returns the factor of a sublayer's output, applied before the addition."""
   return 1 / depth_ratio(model)
 
 
 def readout_multiplier(model: ModelConfig) -> float:
-  """Returns what the last norm's output is multiplied by before the logits."""
+  """Returns the factor of the final norm's output, which scales the logits."""
   return 1 / width_ratio(model)

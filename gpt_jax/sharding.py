@@ -1,9 +1,9 @@
-"""Where arrays live: the mesh, rule sets, and the resolver between them.
+"""Where arrays live: the mesh, and rule sets that map dims to its axes.
 
 Parameters and activations name their dims logically ("embed", "heads"); a rule
 set maps those names to mesh axes. The mesh always has all axes, most of size
-one, so that no code asks whether an axis is there. Axes are of type Auto: the
-compiler propagates shardings from the few constraints that models state.
+one, so that no code checks whether an axis exists. Axes are of type Auto: the
+compiler propagates shardings from the few constraints in the models.
 """
 
 import math
@@ -23,16 +23,16 @@ from gpt_jax.tree import map_with_names
 # Slowest links first.
 AXES = ("data", "fsdp", "expert", "seq", "tensor")
 
-# Logical name -> mesh axes. Parameter dims and activation dims have names of
-# their own where they are placed differently (embed, residual).
+# Logical name -> mesh axes. Where a parameter's dim and an activation's are
+# placed differently they have different names (embed, residual).
 RULES = {
   "standard": {
     "batch": ("data", "fsdp", "expert"),
     "length": ("seq",),
     "key_length": (),
     "residual": (),
-    # The stream between sublayers, which works on every token alone: split
-    # over tensor too (Korthikanti et al. 2022).
+    # The residual stream between sublayers, where each token is independent:
+    # also split over tensor (Korthikanti et al. 2022).
     "residual_length": ("seq", "tensor"),
     "layers": (),
     "embed": ("fsdp",),
@@ -57,7 +57,7 @@ RULES["replicated"] = {
 def make_mesh(
   mesh: MeshConfig, devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
-  """Returns the mesh of all devices, shaped by the config.
+  """Returns the mesh of `devices` (default: all), shaped by the config.
 
   Raises:
     InputError: the sizes do not multiply to the number of devices, or slices
@@ -94,17 +94,17 @@ def mesh_sizes(mesh: MeshConfig, num_devices: int) -> list[int]:
 
 
 def count_slices(devices: Sequence[jax.Device]) -> int:
-  """Returns how many slices the TPUs are in; 1 for all other devices."""
+  """Returns the number of TPU slices; 1 for all other devices."""
   if devices[0].platform != "tpu":
     return 1
   return len({getattr(d, "slice_index", None) for d in devices})
 
 
-def _arrange(sizes: list[int], devices):
-  """Returns the devices as an array of these sizes, neighbours side by side.
+def _arrange(sizes: list[int], devices: Sequence[jax.Device]):
+  """Returns the devices as an array of these sizes, neighbors side by side.
 
-  Links inside a slice form a torus, which axes follow; between slices there is
-  the slower network, which only `data` may cross: once a step, gradients.
+  Mesh axes follow the torus of links inside a slice. Only `data`, which sends
+  gradients once per step, may cross the slower network between slices.
   """
   if devices[0].platform != "tpu":
     return mesh_utils.create_device_mesh(sizes, devices)
@@ -113,7 +113,7 @@ def _arrange(sizes: list[int], devices):
   if data % slices:
     raise InputError(
       f"mesh.data is {data} and the devices are in {slices} slices; it must "
-      f"be a multiple of {slices}, for data is the axis between slices"
+      f"be a multiple of {slices}, as data is the axis between slices"
     )
   if slices == 1:
     return mesh_utils.create_device_mesh(
@@ -143,15 +143,15 @@ def spec_of(
   """Returns the PartitionSpec of an array whose dims are named by `axes`.
 
   Args:
-    name: what the errors call the array.
+    name: of the array, for errors.
     axes: a logical name or None for each dim.
     shape: sizes of the dims.
-    rules: a word of RULES.
-    mesh: whose axis sizes must divide the dims.
+    rules: a key of RULES.
+    mesh: its axis sizes must divide the dims.
 
   Raises:
-    InputError: a logical name has no rule, two dims want one mesh axis, or a
-      dim does not divide.
+    InputError: a logical name has no rule, two dims use the same mesh axis, or
+      the mesh does not divide a dim.
   """
   table = RULES[rules]
   entries, taken = [], {}
@@ -189,7 +189,7 @@ def shardings_of(
 
   Args:
     abstract: tree of ShapeDtypeStruct.
-    specs: the same tree of ParamSpec, or None for what is replicated.
+    specs: the same tree of ParamSpec, with None for replicated leaves.
   """
 
   def one(name, leaf, spec):
@@ -200,11 +200,11 @@ def shardings_of(
 
 
 def constrain(x: jax.Array, axes: Sequence[str | None], rules: str):
-  """Pins an activation's placement inside a compiled function.
+  """Constrains an activation's sharding inside a compiled function.
 
   Without a mesh in context (jax.set_mesh) this is the identity, so that models
-  run as plain functions too. A dim that does not divide (one token of a
-  decoding step over a split sequence) is left to the compiler.
+  run as plain functions too. A dim that the mesh does not divide (the single
+  token of a decoding step, with a split sequence) is replicated.
   """
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.size == 1:
@@ -216,9 +216,9 @@ def constrain(x: jax.Array, axes: Sequence[str | None], rules: str):
 def fitting_spec(
   axes: Sequence[str | None], shape: Sequence[int], rules: str
 ) -> P:
-  """Returns the spec, on the mesh in context, of an activation.
+  """Returns an activation's PartitionSpec on the mesh in context.
 
-  A dim that does not divide is whole on every device.
+  A dim that the mesh does not divide is replicated.
   """
   mesh = jax.sharding.get_abstract_mesh()
   fits = lambda axis, size: (
@@ -242,16 +242,17 @@ def axis_size(axis: str) -> int:
 
 
 def axes_size(rules: str, name: str) -> int:
-  """Returns over how many devices the mesh in context splits a logical dim."""
+  """Returns the number of parts that the mesh in context splits a dim into."""
   return math.prod(axis_size(axis) for axis in RULES[rules][name])
 
 
 def zigzag(length: int, parts: int) -> np.ndarray:
-  """Returns the order of a row's tokens that gives every part as much to see.
+  """Returns an order of tokens that balances causal attention over parts.
 
-  Part i of `parts` holds chunks i and 2 parts - 1 - i of 2 parts: under
-  causality an early chunk sees little and a late one much, and each such pair
-  the same. A row that 2 parts do not divide stays in order.
+  The row is cut into 2 * parts chunks, and part i gets chunks i and
+  2 * parts - 1 - i: early queries see few keys and late ones many, and the sum
+  is the same for each such pair. A row that 2 * parts does not divide stays in
+  order.
   """
   if length % (2 * parts):
     return np.arange(length, dtype=np.int32)
@@ -268,7 +269,7 @@ def balance(batch: dict, length: int, parts: int, rules: str):
 
 
 def batch_sharding(mesh: Mesh, rules: str) -> NamedSharding:
-  """Returns the placement of (B, T) batches."""
+  """Returns the sharding of (B, T) batches."""
   axes = tuple(a for a in RULES[rules]["batch"] if mesh.shape[a] > 1)
   length = tuple(a for a in RULES[rules]["length"] if mesh.shape[a] > 1)
   return NamedSharding(mesh, P(axes or None, length or None))
@@ -285,12 +286,12 @@ def local_rows(placement: NamedSharding, shape: Sequence[int]) -> np.ndarray:
 def place_batch(
   batch: dict, placement: NamedSharding, rows: np.ndarray, num_rows: int
 ):
-  """Returns global arrays of which this process gives its rows.
+  """Returns global arrays, made from the rows that each process has.
 
   Args:
-    batch: of (b, T) numpy arrays.
+    batch: of (b, T) numpy arrays, the rows of this process.
     placement: of the global batch.
-    rows: (b,) which rows these are, ascending, from `local_rows`.
+    rows: (b,) ascending indices of these rows, from `local_rows`.
     num_rows: B.
   """
   if placement.is_fully_addressable:
@@ -308,10 +309,8 @@ def place_batch(
 
 
 def fetch(x: Any) -> np.ndarray:
-  """Returns a global array whole, wherever its parts are.
+  """Returns a whole global array; all processes must call it together."""
 
-  To be called by all processes.
-  """
   if x.is_fully_addressable or x.is_fully_replicated:
     return np.asarray(x)
   from jax.experimental import multihost_utils

@@ -1,8 +1,9 @@
-"""Train a model, or go on with a run: python -m gpt_jax.train --help.
+"""Train a model, or resume a run: python -m gpt_jax.train --help.
 
-A thin door: flags and config are read and checked before jax is imported.
+Flags and config are read and checked before jax is imported.
 """
 
+import argparse
 import dataclasses
 import os
 import shlex
@@ -17,21 +18,21 @@ from gpt_jax.runs import workdir
 def main(argv: list[str]) -> int:
   parser = cli.build_parser(
     "train",
-    "Train a model, or go on with a run.",
+    "Train a model, or resume a run.",
     default_config=f"that of the run in --workdir, else {cli.DEFAULT_CONFIG}",
   )
   parser.add_argument(
     "--workdir",
     required=True,
     metavar="DIR",
-    help="folder of the run; a run that is there goes on where it was",
+    help="folder of the run; an existing run is resumed",
   )
   parser.set_defaults(config=None)
   parser.add_argument(
     "--replay",
     type=int,
     metavar="STEP",
-    help="recompute a step of the run that is there, twice, from its nearest "
+    help="recompute this step of an existing run twice, from the nearest "
     "checkpoint, and say whether the bits agree; writes nothing",
   )
   args, overrides = cli.parse(parser, argv)
@@ -53,8 +54,8 @@ def main(argv: list[str]) -> int:
     stop.close()
 
 
-def _read_config(args, overrides: dict[str, str]):
-  """Returns the frozen config: of --config, or of the run that is there."""
+def _read_config(args: argparse.Namespace, overrides: dict[str, str]):
+  """Returns the frozen config: of --config, else of the existing run."""
   is_there = os.path.lexists(os.path.join(args.workdir, "config.json"))
   if args.config is not None or not is_there:
     path = args.config or cli.DEFAULT_CONFIG

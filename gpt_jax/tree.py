@@ -1,7 +1,7 @@
 """Trees of arrays: path names, counts, differences, keys by name, checksums.
 
-Randomness is keyed by name: `key_for(key, "blocks/attn/q")` depends on nothing
-else in the model, so that adding a tensor never shifts another's numbers.
+Random keys are derived by name: `key_for(key, "blocks/attn/q")` depends on
+nothing else in the model, so adding a tensor never changes another's numbers.
 """
 
 import hashlib
@@ -28,12 +28,12 @@ def path_name(path: Sequence[Any]) -> str:
 
 
 def flatten_with_names(tree: Any) -> dict:
-  """Returns {"a/b": leaf} in jax's own order of leaves."""
+  """Returns {"a/b": leaf} in jax's order of leaves."""
   leaves, _ = tree_util.tree_flatten_with_path(tree)
   return {path_name(path): leaf for path, leaf in leaves}
 
 
-def map_with_names(function: Callable, tree: Any, *rest):
+def map_with_names(function: Callable, tree: Any, *rest: Any):
   """Returns the tree of function("a/b", leaf, *other leaves)."""
   return tree_util.tree_map_with_path(
     lambda path, *leaves: function(path_name(path), *leaves), tree, *rest
@@ -41,7 +41,7 @@ def map_with_names(function: Callable, tree: Any, *rest):
 
 
 def count_elements(tree: Any) -> int:
-  """Returns the number of array elements, exact, for abstract leaves too."""
+  """Returns the number of array elements, also of abstract leaves."""
   return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
@@ -54,7 +54,7 @@ def count_bytes(tree: Any) -> int:
 
 
 def describe_shapes(tree: Any) -> dict[str, str]:
-  """Returns {"a/b": "float32[3,4]"}."""
+  """Returns {"a/b": "float32[3,4]"} for a tree of arrays."""
   return {
     name: f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
     for name, leaf in flatten_with_names(tree).items()
@@ -62,7 +62,7 @@ def describe_shapes(tree: Any) -> dict[str, str]:
 
 
 def diff_shapes(there: dict[str, str], here: dict[str, str]) -> list[str]:
-  """Returns a clause for every leaf that differs between two descriptions."""
+  """Returns a clause for each difference between two describe_shapes."""
   clauses = []
   for name in sorted(there.keys() | here.keys()):
     if name not in here:
@@ -75,7 +75,7 @@ def diff_shapes(there: dict[str, str], here: dict[str, str]) -> list[str]:
 
 
 def key_for(key: jax.Array, name: str):
-  """Returns `key` folded with a name, the same on every machine."""
+  """Returns `key` with a hash of the name folded in, equal on all machines."""
   digest = hashlib.sha256(name.encode()).digest()
   return jax.random.fold_in(key, int.from_bytes(digest[:4], "little"))
 
@@ -83,10 +83,10 @@ def key_for(key: jax.Array, name: str):
 def checksum(tree: Any):
   """Returns uint32[number of leaves, 2]: a checksum of each leaf's bits.
 
-  Sums of bits times a mix of the position, modulo 2^32: integer sums do not
-  depend on their order, so that any mesh and any number of processes computes
-  the same figures, and a flipped bit anywhere always changes them (both
-  factors are odd). Leaves are arrays of any dtype of 1, 2, 4 or 8 bytes.
+  Each is a sum of the bits times an odd hash of the position, modulo 2^32.
+  Integer sums do not depend on their order, so the result is the same on any
+  mesh; since the factors are odd, a flipped bit always changes it. Leaves are
+  arrays of any dtype of 1, 2, 4 or 8 bytes.
   """
   return jnp.stack([_leaf_checksum(leaf) for leaf in jax.tree.leaves(tree)])
 

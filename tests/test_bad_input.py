@@ -18,7 +18,7 @@ import time
 import pytest
 
 from gpt_jax import config as config_lib
-from gpt_jax import exits, files
+from gpt_jax import exits, files, metric_names
 from gpt_jax.config import InputError
 from gpt_jax.inference import generation
 from gpt_jax.runs import metrics, restore
@@ -147,7 +147,7 @@ WRONG_VALUES = {
     "train.global_batch_size 8",
   ),
   "train.batch_ramp=4": ("train.batch_ramp is '4'", "DIVISOR@STEPS"),
-  "train.batch_ramp=2@5+4@5": ("'2@5+4@5'", "divisors that fall"),
+  "train.batch_ramp=2@5+4@5": ("'2@5+4@5'", "decreasing divisors"),
   "train.batch_ramp=3@5": ("3 does not divide", "train.global_batch_size 8"),
   "train.batch_ramp=2@20": ("20 steps", "shorter than the run"),
   "train.batch_ramp=2@5": ("4 sequences", "data x fsdp x expert = 8"),
@@ -492,7 +492,10 @@ def test_a_truncated_checkpoint_gives_way_to_the_one_before(
   assert "step 20" in result.stdout and "going on from step 16" in result.stdout
   # Bit for bit what it was.
   before, after = (
-    [r[metrics.LOSS] for r in metrics.read_rows(str(w / "metrics.jsonl"))[:20]]
+    [
+      r[metric_names.LOSS]
+      for r in metrics.read_rows(str(w / "metrics.jsonl"))[:20]
+    ]
     for w in (trained, workdir)
   )
   assert before == after
@@ -559,7 +562,7 @@ GENERATE = {
   ("--temperature=nan",): ("temperature is nan", "0 or more"),
   ("--weights=int3",): ("--weights", "int3", "int8"),
   ("--average=ema",): ("holds no moving average", "train.ema_decay"),
-  ("--average=last:0",): ("'last:0'", "ema or last:N"),
+  ("--average=last:0",): ("'last:0'", "ema, or last:N"),
   ("--average=last:9",): ("last:9", "holds 3 checkpoints"),
   ("--config.model.mlp_dim=3",): ("model.mlp_dim", "cannot be changed"),
   ("--config.mesh.fspd=3",): ("did you mean mesh.fsdp?",),
@@ -607,7 +610,7 @@ def test_a_run_that_held_nothing_back_asks_for_a_text(
   frac = flag("data.valid_frac", 0)
   assert train(frac, is_kept=True).returncode == 0
   result = call_verb("evaluate", f"--workdir={tmp_path / 'new'}")
-  assert_refused(result, "holds no text back", "--data")
+  assert_refused(result, "has no validation set", "--data")
 
 
 @pytest.mark.parametrize("what", ["none", "cut", "other"])
@@ -715,7 +718,7 @@ def test_metrics_that_fill_the_disk_are_whole_rows_up_to_there(disk):
   writers = metrics.Writers(str(path), 0)
   with pytest.raises(InputError, match="metrics.jsonl cannot be written"):
     for step in itertools.count():
-      writers.write(step, {metrics.LOSS: step / 3})
+      writers.write(step, {metric_names.LOSS: step / 3})
   with pytest.raises(InputError, match="cannot be written"):
     writers.close()
   rows = metrics.read_rows(str(path / "metrics.jsonl"))

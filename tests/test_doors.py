@@ -161,9 +161,9 @@ PATHS = {
 }
 WRONG = {
   "": "is empty",
-  "gs://bucket/run": "addresses are not read or written",
+  "gs://bucket/run": "must be a path, not a URL",
   "r\udcff": "is not UTF-8",
-  "~nobody-of-that-name/x": "home folder is not known here",
+  "~nobody-of-that-name/x": "no such home folder here",
 }
 
 

@@ -3,8 +3,8 @@
 `configs/base.py` holds every default, `schema.py` declares every key. `freeze`
 turns the ConfigDict into frozen sections, which functions receive one at a
 time; they are hashable, so that a compiled function can take one as a static
-argument. Values are checked here and before jax is imported, so that a mistake
-costs half a second.
+argument. Values are checked before jax is imported, so that a mistake shows
+after half a second.
 """
 
 import dataclasses
@@ -40,6 +40,12 @@ from gpt_jax.config.identity import (
   is_free,
   nest,
 )
+from gpt_jax.config.options import (
+  MAX_FLOAT32,
+  OBJECTIVES,
+  TOKENIZERS,
+  ParsedOption,
+)
 from gpt_jax.config.schema import (
   KEYS,
   CheckpointConfig,
@@ -53,49 +59,7 @@ from gpt_jax.config.schema import (
   TrainConfig,
   section_type,
 )
-from gpt_jax.config.words import MAX_FLOAT32, OBJECTIVES, TOKENIZERS, Word
 from gpt_jax.exits import InputError
-
-__all__ = [
-  "ADAMS",
-  "CheckpointConfig",
-  "Config",
-  "DataConfig",
-  "EvalConfig",
-  "InputError",
-  "KEYS",
-  "MAX_BETA2_BFLOAT16",
-  "MeshConfig",
-  "ModelConfig",
-  "OBJECTIVES",
-  "OptimConfig",
-  "SampleConfig",
-  "TrainConfig",
-  "TOKENIZERS",
-  "WEIGHTS",
-  "at_step",
-  "batch_stages",
-  "check_value",
-  "count_sequences",
-  "cudnn_fault",
-  "differing_keys",
-  "fingerprint",
-  "flatten",
-  "freeze",
-  "has_prefixes",
-  "head_dim",
-  "layer_kinds",
-  "layer_period",
-  "is_free",
-  "nearest",
-  "nearest_key",
-  "nest",
-  "num_kv_heads",
-  "padded_vocab_size",
-  "require_choice",
-  "tokenizer_spec",
-  "vocab_size",
-]
 
 # Weight formats for decoding: "full" is model.compute_dtype.
 WEIGHTS = ("full", "int8", "int4")
@@ -106,7 +70,7 @@ def freeze(config: Any) -> Config:
 
   Raises:
     InputError: a key is unknown or missing, a value has the wrong type or is
-      out of range, or values do not go together. The sentence names the key.
+      out of range, or values conflict. The sentence names the key.
   """
   frozen = _build(Config, dict(config), "")
   check_together(frozen)
@@ -114,7 +78,7 @@ def freeze(config: Any) -> Config:
 
 
 def nearest(word: str, words: Iterable[str]) -> str:
-  """Returns ', did you mean X?' or, where nothing is near, a list."""
+  """Returns "did you mean X?" or, if nothing is similar, a list of words."""
   words = list(words)
   close = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
   if close:
@@ -123,7 +87,7 @@ def nearest(word: str, words: Iterable[str]) -> str:
 
 
 def nearest_key(dotted: str) -> str:
-  """Returns `nearest` over all keys; the same last word wins at once."""
+  """Returns `nearest` over all keys, first by an equal last part."""
   *sections, last = dotted.split(".")
   owners = [key for key in KEYS if key.split(".")[-1] == last]
   if owners:
@@ -170,7 +134,7 @@ def check_value(key: str, value: Any):
   """Returns the value of a key as the frozen config holds it.
 
   Raises:
-    InputError: it has the wrong type, is no option, or is out of bounds.
+    InputError: it has the wrong type, is not an option, or is out of bounds.
   """
   line = KEYS[key]
   kinds = line.types
@@ -186,7 +150,7 @@ def check_value(key: str, value: Any):
     return files.user_path(key, value)
   if type(value) is float:
     _check_float32(key, value)
-    value += 0.0  # of -0.0, which is the same value and another text
+    value += 0.0  # -0.0 becomes 0.0, for one text and one fingerprint
   if line.bounds and value is not None:
     low, high = line.bounds.low, line.bounds.high
     if not (value >= low and (high is None or value <= high)):
@@ -195,9 +159,9 @@ def check_value(key: str, value: Any):
   return value
 
 
-def _plain(value, kinds: tuple[type, ...]) -> Any:
-  """Returns the text of a Word, and an int as a float where one is wanted."""
-  if isinstance(value, Word):
+def _plain(value: Any, kinds: tuple[type, ...]) -> Any:
+  """Returns a ParsedOption as its text, and an int as float where wanted."""
+  if isinstance(value, ParsedOption):
     return str(value)
   if float in kinds and type(value) is int:
     # Python refuses to convert an integer that a float cannot hold.

@@ -1,24 +1,30 @@
-"""Refuses values of the config that are fine alone and cannot work together."""
+"""Refuses config values that are valid alone but conflict with each other."""
 
 import dataclasses
 
 from gpt_jax.config.derived import has_prefixes, head_dim, layer_kinds
-from gpt_jax.config.schema import MAX_INT32, Config, ModelConfig, TrainConfig
+from gpt_jax.config.schema import (
+  MAX_INT32,
+  Config,
+  MeshConfig,
+  ModelConfig,
+  TrainConfig,
+)
 from gpt_jax.exits import InputError
 
-# A moment in bfloat16 must move by more than half its last bit to move at all.
+# A bfloat16 moment does not change if its update is below half its last bit.
 MAX_BETA2_BFLOAT16 = 0.99
 
-# Optimizers that divide by the root of a second moment and eps.
+# Optimizers that divide by sqrt(second moment) + eps.
 ADAMS = ("adamw", "adam", "muon")
 
-# Optimizers that the table of parametrizations is made for: their updates are
-# of one size whatever the gradient's.
+# Optimizers with rules in parametrization.py: the size of their updates does
+# not depend on the gradient's.
 PARAMETRIZED = ("adamw", "adam")
 
 
 def check_together(c: Config) -> None:
-  """Refuses values that are fine alone and cannot work together.
+  """Refuses values that are valid alone but conflict with each other.
 
   Raises:
     InputError: the sentence names the keys.
@@ -36,8 +42,8 @@ def check_together(c: Config) -> None:
     )
   if m.position == "rope" and head_dim(m) % 2:
     raise InputError(
-      f"model.position='rope' turns pairs, so the head width must be even; "
-      f"it is {head_dim(m)}"
+      f"model.position='rope' rotates pairs of dims, so the head width must be "
+      f"even; it is {head_dim(m)}"
     )
   _check_layers(m)
   if m.num_experts is not None:
@@ -61,7 +67,7 @@ def check_together(c: Config) -> None:
     raise InputError(
       f"train.global_batch_size is {t.global_batch_size:,} and data.seq_len "
       f"is {c.data.seq_len:,}, {t.global_batch_size * c.data.seq_len:,} tokens "
-      f"in a step; they must be at most {MAX_INT32:,}"
+      f"per step; they must be at most {MAX_INT32:,}"
     )
   if o.warmup_steps and o.warmup_steps >= t.num_steps:
     raise InputError(
@@ -76,20 +82,25 @@ def check_together(c: Config) -> None:
   _check_ramp(t)
   if o.moment_dtype == "bfloat16" and o.beta2 > MAX_BETA2_BFLOAT16:
     raise InputError(
-      f"optim.moment_dtype is bfloat16 and optim.beta2 is {o.beta2}; changes "
-      f"of less than 1 in 256 are lost in it: beta2 must be at most "
+      f"optim.moment_dtype is bfloat16, which loses changes of less than 1 in "
+      f"256, and optim.beta2 is {o.beta2}; beta2 must be at most "
       f"{MAX_BETA2_BFLOAT16}"
     )
   if m.tied_embeddings and m.unembed_init_std is not None:
     raise InputError(
       f"model.unembed_init_std is {m.unembed_init_std:g} and "
-      "model.tied_embeddings is True: the output matrix is the embedding and "
-      "starts by model.init_std; untie them, or leave it None"
+      "model.tied_embeddings is True: the output matrix is the embedding, "
+      "which model.init_std initializes; untie them, or leave it None"
     )
   _check_parametrization(c)
   _check_attention(c)
   _check_objective(c)
-  sizes = dataclasses.asdict(c.mesh)
+  _check_mesh(c.mesh)
+
+
+def _check_mesh(mesh: MeshConfig) -> None:
+  """Refuses axes of size 0, and more than one that takes the rest."""
+  sizes = dataclasses.asdict(mesh)
   axes = {k: v for k, v in sizes.items() if k != "rules"}
   zero = [f"mesh.{k}" for k, v in axes.items() if v == 0]
   if zero:
@@ -102,7 +113,7 @@ def check_together(c: Config) -> None:
 
 
 def _check_layers(m: ModelConfig) -> None:
-  """Refuses a pattern of layers that lacks its window, and the reverse."""
+  """Refuses local layers without a window, and a window without them."""
   if sum(count for count, _ in m.layer_pattern.parts) > m.num_layers:
     raise InputError(
       f"model.layer_pattern is {m.layer_pattern!r} and model.num_layers is "
@@ -112,7 +123,7 @@ def _check_layers(m: ModelConfig) -> None:
   if has_local and m.sliding_window is None:
     raise InputError(
       f"model.layer_pattern is {m.layer_pattern!r} and model.sliding_window is "
-      "None; give the window of the local layers"
+      "None; set it to the window of the local layers"
     )
   if m.sliding_window is not None and not has_local:
     raise InputError(
@@ -130,29 +141,31 @@ def _check_layers(m: ModelConfig) -> None:
 
 
 def _check_objective(c: Config) -> None:
-  """Refuses an objective that the model or the data cannot carry."""
+  """Refuses an objective that the model or the data does not support."""
   if not has_prefixes(c.data):
     return
-  asked = f"data.objective is {c.data.objective}, whose prefixes see both ways,"
+  asked = (
+    f"data.objective is {c.data.objective}, whose prefixes are bidirectional,"
+  )
   if c.data.packing == "documents":
     raise InputError(
-      f"{asked} and data.packing is documents; a prefix is that of a whole "
+      f"{asked} and data.packing is documents; a prefix belongs to a whole "
       "sequence: leave it stream"
     )
   if c.model.attention in ("splash", "cudnn"):
     raise InputError(
       f"{asked} and model.attention is {c.model.attention}, which has no "
-      "prefixes; take auto, dense or blocks"
+      "prefixes; use auto, dense or blocks"
     )
   if c.model.position == "alibi" or c.model.sliding_window is not None:
     raise InputError(
-      f"{asked} and the model has ALiBi or a sliding window, which go by "
+      f"{asked} and the model has ALiBi or a sliding window, which depend on "
       "distance; it must have neither"
     )
 
 
 def _check_ramp(t: TrainConfig) -> None:
-  """Refuses a ramp that does not go with the batch or the run's length."""
+  """Refuses a ramp that does not fit the batch size or the run's length."""
   whole, asked = t.global_batch_size, t.batch_ramp
   for divisor, _ in asked.parts:
     if whole % divisor:
@@ -169,46 +182,46 @@ def _check_ramp(t: TrainConfig) -> None:
 
 
 def _check_parametrization(c: Config) -> None:
-  """Refuses a parametrization without its base, or without a rule."""
-  m, word = c.model, c.model.parametrization
-  if word == "standard":
+  """Refuses a parametrization without its base, or without rules."""
+  m, chosen = c.model, c.model.parametrization
+  if chosen == "standard":
     return
-  asked = f"model.parametrization is {word}"
+  asked = f"model.parametrization is {chosen}"
   if m.base_dim is None:
     raise InputError(
-      f"{asked} and model.base_dim is None; give the width that the learning "
-      "rate was found at"
+      f"{asked} and model.base_dim is None; set it to the width at which the "
+      "learning rate was tuned"
     )
-  if word == "completep" and m.base_layers is None:
+  if chosen == "completep" and m.base_layers is None:
     raise InputError(
-      f"{asked} and model.base_layers is None; give the number of blocks that "
-      "the learning rate was found at"
+      f"{asked} and model.base_layers is None; set it to the number of layers "
+      "at which the learning rate was tuned"
     )
-  if word == "completep" and m.norm_placement != "pre":
+  if chosen == "completep" and m.norm_placement != "pre":
     raise InputError(
-      f"{asked}, which scales what is added to the residual stream, and "
+      f"{asked}, which scales each sublayer's output, and "
       f"model.norm_placement is {m.norm_placement}; it must be pre"
     )
   if c.optim.optimizer not in PARAMETRIZED:
     raise InputError(
       f"{asked}, which has rules for {' and '.join(PARAMETRIZED)}, and "
-      f"optim.optimizer is {c.optim.optimizer}; take one of them, or standard"
+      f"optim.optimizer is {c.optim.optimizer}; use one of them, or standard"
     )
 
 
 def _check_attention(c: Config) -> None:
-  """Refuses a kernel of attention that cannot do what the model asks for."""
-  m, word = c.model, c.model.attention
+  """Refuses an attention kernel that does not support the model."""
+  m, kernel = c.model, c.model.attention
   is_ring = m.seq_attention == "ring" and c.mesh.seq != 1
-  if word not in ("auto", "dense") or is_ring:
-    if word in ("auto", "dense"):
+  if kernel not in ("auto", "dense") or is_ring:
+    if kernel in ("auto", "dense"):
       asked = "model.seq_attention is ring"
     else:
-      asked = f"model.attention is {word}"
+      asked = f"model.attention is {kernel}"
     if m.position == "alibi":
       raise InputError(
-        f"{asked}, which has no position='alibi'; only dense attention with "
-        "seq_attention='gather' has"
+        f"{asked}, which does not support position='alibi'; only dense "
+        "attention with seq_attention='gather' does"
       )
     if m.dropout_rate > 0:
       raise InputError(
@@ -216,23 +229,23 @@ def _check_attention(c: Config) -> None:
         f"model.dropout_rate is {m.dropout_rate}; only dense attention with "
         "seq_attention='gather' can"
       )
-  if is_ring and word in ("dense", "cudnn"):
+  if is_ring and kernel in ("dense", "cudnn"):
     raise InputError(
-      f"model.attention is {word}, which cannot run as a ring; "
-      "seq_attention='ring' goes with auto, blocks or splash"
+      f"model.attention is {kernel}, which cannot run as a ring; "
+      "seq_attention='ring' needs auto, blocks or splash"
     )
   fault = cudnn_fault(m)
-  if word == "cudnn" and fault:
+  if kernel == "cudnn" and fault:
     raise InputError(f"model.attention is cudnn, which {fault}")
-  if word == "cudnn" and c.mesh.seq > 1:
+  if kernel == "cudnn" and c.mesh.seq > 1:
     raise InputError(
-      f"model.attention is cudnn and mesh.seq is {c.mesh.seq}; it serves whole "
-      "rows alone: take auto or blocks"
+      f"model.attention is cudnn, which needs whole rows, and mesh.seq is "
+      f"{c.mesh.seq}; use auto or blocks"
     )
 
 
 def cudnn_fault(model: ModelConfig) -> str | None:
-  """Returns why cuDNN cannot attend for this model, None if it can."""
+  """Returns why cuDNN does not support this model, None if it does."""
   H = head_dim(model)
   if model.attn_softcap is not None:
     return "has no soft-cap, and model.attn_softcap is set"

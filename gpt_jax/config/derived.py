@@ -2,8 +2,8 @@
 
 import dataclasses
 
+from gpt_jax.config.options import OBJECTIVES, BatchRamp, TokenizerSpec
 from gpt_jax.config.schema import Config, DataConfig, ModelConfig, TrainConfig
-from gpt_jax.config.words import OBJECTIVES, BatchRamp, TokenizerSpec
 
 
 def head_dim(model: ModelConfig) -> int:
@@ -17,7 +17,7 @@ def num_kv_heads(model: ModelConfig) -> int:
 
 
 def vocab_size(model: ModelConfig) -> int:
-  """Returns V, which is known once the tokenizer is."""
+  """Returns V, which the tokenizer must have set."""
   assert model.vocab_size is not None, "no tokenizer has given vocab_size"
   return model.vocab_size
 
@@ -31,8 +31,7 @@ def layer_kinds(model: ModelConfig) -> tuple[str, ...]:
   """Returns the kind of each layer, global or local.
 
   A local layer sees model.sliding_window slots. With model.layer_pattern
-  "uniform" all layers are local where there is a window, and global where
-  there is none.
+  "uniform" all layers are local if there is a window, else global.
   """
   parts, depth = model.layer_pattern.parts, model.num_layers
   if not parts:
@@ -59,8 +58,6 @@ def has_prefixes(data: DataConfig) -> bool:
 def tokenizer_spec(spec: str) -> tuple[str, str]:
   """Returns (kind, argument) of data.tokenizer, such as ("bpe", "4096").
 
-  That of a config is parsed already.
-
   Raises:
     InputError: the kind is unknown, or its size or path is missing or wrong.
   """
@@ -69,7 +66,7 @@ def tokenizer_spec(spec: str) -> tuple[str, str]:
 
 
 def batch_stages(train: TrainConfig) -> list[tuple[int, int]]:
-  """Returns [(first step, sequences in a batch)] of train.batch_ramp."""
+  """Returns [(first step, batch size)] of each stage of train.batch_ramp."""
   stages, step = [], 0
   for divisor, steps in train.batch_ramp.parts:
     stages.append((step, train.global_batch_size // divisor))
@@ -78,7 +75,7 @@ def batch_stages(train: TrainConfig) -> list[tuple[int, int]]:
 
 
 def count_sequences(train: TrainConfig, step: int) -> int:
-  """Returns the sequences of the first `step` steps."""
+  """Returns the number of sequences in the first `step` steps."""
   stages = batch_stages(train)
   ends = [first for first, _ in stages[1:]] + [step]
   return sum(
@@ -88,7 +85,7 @@ def count_sequences(train: TrainConfig, step: int) -> int:
 
 
 def at_step(config: Config, step: int) -> Config:
-  """Returns the config without a ramp, with the batch size of a step.
+  """Returns the config at a step: without a ramp, with that batch size.
 
   Keeps a microbatch no larger than at the full batch size.
   """

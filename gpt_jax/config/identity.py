@@ -1,10 +1,10 @@
-"""A config as flat keys: what is stored of it, its fingerprint, differences."""
+"""A config as flat keys: for storing, for its fingerprint, and differences."""
 
 import dataclasses
 
 from gpt_jax import digest
+from gpt_jax.config.options import ParsedOption
 from gpt_jax.config.schema import KEYS, Config
-from gpt_jax.config.words import Word
 
 
 def flatten(config: Config) -> dict:
@@ -15,17 +15,19 @@ def flatten(config: Config) -> dict:
       flat.update({f"{name}.{key}": v for key, v in value.items()})
     else:
       flat[name] = value
-  return {k: str(v) if isinstance(v, Word) else v for k, v in flat.items()}
+  return {
+    k: str(v) if isinstance(v, ParsedOption) else v for k, v in flat.items()
+  }
 
 
 def nest(flat: dict) -> dict:
   """Returns the nested values of a stored {"section.key": value}.
 
-  Keys that were added since it was stored have the values that runs had then.
+  Keys added since then get the values of schema.Added.
 
   Raises:
-    ValueError: a key lies below one that holds a value; the message reads on
-      from the name of the file.
+    ValueError: a key is below one that holds a value; the message is a clause
+      that follows the name of the file.
   """
   older = {k: key.added.value for k, key in KEYS.items() if key.added}
   nested: dict = {}
@@ -41,12 +43,12 @@ def nest(flat: dict) -> dict:
 
 
 def fingerprint(config: Config) -> str:
-  """Returns 16 hex digits that name what this config learns.
+  """Returns 16 hex digits of all that affects what this config learns.
 
-  Free keys have no part in it, nor have added keys with their older value.
+  Free keys are left out, as are added keys with the value of schema.Added.
   """
 
-  def is_part(key: str, value) -> bool:
+  def is_part(key: str, value: object) -> bool:
     added = KEYS[key].added
     return not is_free(key) and not (added and added.value == value)
 

@@ -1,8 +1,8 @@
-"""Every key of the config, declared once: a line of the tables below.
+"""Every key of the config, declared once: a line in the sections below.
 
 A line holds the key's type, its options or bounds, and whether it is a path,
-free to change when a run resumes, or younger than stored runs. The value and
-the reason of each key are in configs/base.py.
+free to change when a run resumes, or newer than stored runs. The value and the
+reason of each key are in configs/base.py.
 """
 
 import dataclasses
@@ -10,35 +10,35 @@ import types
 import typing
 from typing import Annotated, Any, Literal, NamedTuple
 
-from gpt_jax.config.words import (
+from gpt_jax.config.options import (
   OBJECTIVES,
   BatchRamp,
   LayerPattern,
+  ParsedOption,
   Remat,
   RopeScaling,
   TokenizerSpec,
-  Word,
 )
 
 # Ids, positions, rows and steps are int32 on the devices.
 MAX_INT32 = 2**31 - 1
-# The smallest normal float32: what is smaller turns 0.
+# The smallest normal float32; devices flush smaller values to 0.
 MIN_FLOAT32 = 1.1754944e-38
 
 
 class Bounds(NamedTuple):
-  """The lowest and highest value; None is the largest of float32."""
+  """The lowest and highest value; None is the largest float32."""
 
   low: float
   high: float | None = None
 
 
 class Added(NamedTuple):
-  """The key is younger than stored runs, which did what `value` says.
+  """The key is newer than some stored runs, which behaved as with `value`.
 
   A config.json without the key is read as if it held `value`; a config file
-  must have every key. While the key has this value it is no part of the
-  fingerprint, so that a run keeps its name when keys are added.
+  must have every key. A key with this value is left out of the fingerprint, so
+  that a run's fingerprint does not change when keys are added.
   """
 
   value: object
@@ -46,9 +46,9 @@ class Added(NamedTuple):
 
 # A path, in which ~ is expanded.
 PATH = "path"
-# Places, paces or reports a run and leaves what it learns the same, but for
-# rounding and for which dropout masks microbatches draw: a run may be resumed
-# with another value. On a section it holds for all keys of the section.
+# The key places, paces or reports a run without changing what it learns, except
+# for rounding and the dropout masks of microbatches: a run may be resumed with
+# another value. On a section it applies to all of the section's keys.
 FREE = "free"
 
 Count = Annotated[int, Bounds(1, MAX_INT32)]
@@ -62,13 +62,13 @@ FloatType = Literal["float32", "bfloat16"]
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-  """A section parses its words when it is built, by `replace` as well."""
+  """Turns texts into ParsedOptions when built, also by dataclasses.replace."""
 
   def __post_init__(self):
     for field in dataclasses.fields(self):
       kind = _plain_types(field.type)[0]
       value = getattr(self, field.name)
-      if issubclass(kind, Word) and not isinstance(value, kind):
+      if issubclass(kind, ParsedOption) and not isinstance(value, kind):
         object.__setattr__(self, field.name, kind(value))
 
 
@@ -217,12 +217,12 @@ class Config(Section):
 
 
 class Key(NamedTuple):
-  """What a line of the tables says of a key.
+  """The declaration of a key.
 
   Attributes:
-    types: those that the value may have, as a config file writes it.
-    options: the closed set of its values; empty where there is none.
-    forms: what --help lists: the options, or the forms of a Word.
+    types: the types that its value may have in a config file.
+    options: all values that it may have; empty if they are not a closed set.
+    forms: what --help lists: the options, or the forms of a ParsedOption.
   """
 
   types: tuple[type, ...]
@@ -245,7 +245,7 @@ def _is_annotated(hint) -> bool:
 
 
 def _plain_types(hint) -> tuple[type, ...]:
-  """Returns the types of a hint, without notes; those of options are str."""
+  """Returns the types of a hint, without annotations; str for a Literal."""
   if _is_annotated(hint):
     return _plain_types(typing.get_args(hint)[0])
   if typing.get_origin(hint) is Literal:
@@ -256,7 +256,7 @@ def _plain_types(hint) -> tuple[type, ...]:
 
 
 def _notes(hint) -> list:
-  """Returns what Annotated and Literal say, of the parts of a union too."""
+  """Returns the annotations and Literal options of a hint and its parts."""
   if typing.get_origin(hint) is Literal:
     return [typing.get_args(hint)]
   if _is_annotated(hint):
@@ -269,11 +269,11 @@ def _describe(hint, is_free: bool) -> Key:
   kinds, notes = _plain_types(hint), _notes(hint)
   find = lambda kind: next((n for n in notes if type(n) is kind), None)
   options = find(tuple) or ()
-  is_word = issubclass(kinds[0], Word)
+  is_parsed = issubclass(kinds[0], ParsedOption)
   return Key(
-    types=(str, *kinds[1:]) if is_word else kinds,
+    types=(str, *kinds[1:]) if is_parsed else kinds,
     options=options,
-    forms=kinds[0].FORMS if is_word else options,
+    forms=kinds[0].FORMS if is_parsed else options,
     bounds=find(Bounds),
     is_path=PATH in notes,
     is_free=is_free or FREE in notes,
@@ -292,5 +292,5 @@ def _list_keys(cls, prefix: str = "", is_free: bool = False) -> dict[str, Key]:
   return keys
 
 
-# {"section.key": what its line says}
+# {"section.key": its declaration}
 KEYS = _list_keys(Config)

@@ -38,11 +38,11 @@ def test_weights_must_be_positive(weight):
 @pytest.mark.parametrize(
   "spec, said",
   [
-    ("text:gs://bucket/x.txt", "gs://bucket/x.txt.*addresses are not read"),
-    ("jsonl:https://a.b/c.jsonl#d", "addresses are not read"),
-    ("s3://a/b", "addresses are not read"),
-    ("tfds:gs://a/b", "addresses are not read"),
-    ("hf:https://a.b/c", "addresses are not read"),
+    ("text:gs://bucket/x.txt", "gs://bucket/x.txt.*a path, not a URL"),
+    ("jsonl:https://a.b/c.jsonl#d", "a path, not a URL"),
+    ("s3://a/b", "a path, not a URL"),
+    ("tfds:gs://a/b", "a path, not a URL"),
+    ("hf:https://a.b/c", "a path, not a URL"),
     ("text: ", "is not a source of text"),
     ("text:a\0b", "NUL"),
     ("text:a\udcff.txt", "not UTF-8"),

@@ -1,8 +1,8 @@
-"""Options that carry parts, such as "save:qkv+attn", with what they mean.
+"""Options that consist of parts, such as "save:qkv+attn", parsed once.
 
 Each is a str, so that config.json, fingerprints and comparisons see the text
-as it was written. The parts are attributes, parsed when the section of the
-config is built; nothing else in the package parses the text again.
+as written. The parts are attributes, parsed when the config section is built;
+nothing else in the package parses the text again.
 """
 
 import math
@@ -13,11 +13,11 @@ from gpt_jax.exits import InputError
 
 # The largest float32.
 MAX_FLOAT32 = 3.4028234e38
-# What model.remat can name: the activations of a block that backward needs.
+# Names in model.remat: activations of a block that the backward pass needs.
 REMAT_NAMES = ("block", "qkv", "attn", "mlp")
-# Kinds of layers, which model.layer_pattern names.
+# Kinds of layers in model.layer_pattern.
 LAYER_KINDS = ("global", "local")
-# Kinds of data.tokenizer, and what follows their colon.
+# Kinds of data.tokenizer, and what follows the colon.
 TOKENIZERS = {
   "bytes": None,
   "chars": None,
@@ -28,41 +28,41 @@ TOKENIZERS = {
 
 
 class Objective(NamedTuple):
-  """What an objective makes of a window of ids.
+  """How an objective turns a window of ids into a batch.
 
   Attributes:
-    fields: int32 fields of its batches, beside tokens, targets and mask.
-    predicts_all: whether every id but the first is predicted exactly once, so
-      that the losses over a text add up to its bits per byte.
+    fields: int32 fields of its batches besides tokens, targets and mask.
+    predicts_all: every id except the first is predicted exactly once, so that
+      the losses over a text add up to its bits per byte.
   """
 
   fields: tuple[str, ...]
   predicts_all: bool
 
 
-# Options of data.objective. Batches with slots have a prefix in each sequence.
+# Options of data.objective; batches with slots have a prefix per sequence.
 OBJECTIVES = {
   "causal": Objective((), predicts_all=True),
   "prefix_lm": Objective(("slots",), predicts_all=False),
 }
 
 
-class Word(str):
-  """The text of an option whose parts are attributes.
+class ParsedOption(str):
+  """The text of an option; subclasses add its parts as attributes.
 
   Attributes:
-    FORMS: the forms that the text may have, as --help prints them.
+    FORMS: the forms of the text, as --help prints them.
   """
 
   FORMS: tuple[str, ...] = ()
 
 
-class TokenizerSpec(Word):
+class TokenizerSpec(ParsedOption):
   """data.tokenizer.
 
   Attributes:
-    kind: of TOKENIZERS.
-    argument: the size or the path; "" where there is none.
+    kind: a key of TOKENIZERS.
+    argument: the size or the path; "" if there is none.
   """
 
   FORMS = tuple(f"{k}:{v}" if v else k for k, v in TOKENIZERS.items())
@@ -87,11 +87,11 @@ class TokenizerSpec(Word):
     self.kind, self.argument = kind, argument
 
 
-class LayerPattern(Word):
+class LayerPattern(ParsedOption):
   """model.layer_pattern.
 
   Attributes:
-    parts: ((layers, their kind, global or local), ...); empty for uniform.
+    parts: ((number of layers, "global" or "local"), ...); () for uniform.
   """
 
   FORMS = ("uniform", "N*KIND+...")
@@ -104,15 +104,15 @@ class LayerPattern(Word):
       is_count = count.isdecimal() and len(count) <= 6 and int(count) > 0
       if kind not in LAYER_KINDS or (star and not is_count):
         raise InputError(
-          f"model.layer_pattern is {text!r}; it must be uniform, or kinds in "
-          f"the order of the layers, of {', '.join(LAYER_KINDS)}, which "
-          "repeat: local+global or 5*local+global"
+          f"model.layer_pattern is {text!r}; it must be uniform, or the kinds "
+          f"({', '.join(LAYER_KINDS)}) of layers in order, which repeat: "
+          "local+global or 5*local+global"
         )
       parts.append((int(count) if star else 1, kind))
     self.parts = tuple(parts)
 
 
-class RopeScaling(Word):
+class RopeScaling(ParsedOption):
   """model.rope_scaling.
 
   Attributes:
@@ -143,12 +143,12 @@ class RopeScaling(Word):
     self.mechanism, self.numbers = mechanism, values
 
 
-class Remat(Word):
+class Remat(ParsedOption):
   """model.remat.
 
   Attributes:
     policy: none | full | dots | save | offload.
-    names: the activations that save and offload name, of REMAT_NAMES.
+    names: the REMAT_NAMES given with save or offload.
   """
 
   FORMS = ("none", "full", "dots", "save:NAMES", "offload:NAMES")
@@ -168,11 +168,11 @@ class Remat(Word):
     self.policy, self.names = policy, names
 
 
-class BatchRamp(Word):
+class BatchRamp(ParsedOption):
   """train.batch_ramp.
 
   Attributes:
-    parts: ((divisor of the batch, steps), ...) in order; empty for none.
+    parts: ((divisor of the batch size, steps), ...) in order; () for none.
   """
 
   FORMS = ("none", "DIVISOR@STEPS+...")
@@ -182,13 +182,13 @@ class BatchRamp(Word):
     parts, last = [], math.inf
     for part in text.split("+") if text != "none" else ():
       divisor, at, steps = part.partition("@")
-      # Ten digits hold every int32, and Python refuses to convert thousands.
+      # Ten digits hold any int32; Python refuses to convert thousands.
       is_whole = lambda n: n.isdecimal() and len(n) <= 10
       numbers = [int(n) for n in (divisor, steps) if is_whole(n)]
       if not at or len(numbers) != 2 or min(numbers) < 1 or numbers[0] >= last:
         raise InputError(
           f"train.batch_ramp is {text!r}; it must be none or "
-          "DIVISOR@STEPS+..., with divisors that fall, as in 4@100+2@200"
+          "DIVISOR@STEPS+..., with decreasing divisors, as in 4@100+2@200"
         )
       last = numbers[0]
       parts.append((numbers[0], numbers[1]))
