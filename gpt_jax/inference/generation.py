@@ -1,16 +1,16 @@
 """Generation: prefill, then one compiled loop with a cache of keys and values.
 
-A cached slot is a token's place in its row, so that prompts of different
-lengths share a batch: each row writes its next token over the padding behind
-it, and nothing attends to slots beyond its own. The loop runs in chunks, so
-that text can be shown, and stop strings seen, while it goes on.
+A token's slot in the cache is its index in its row, so that prompts of
+different lengths share a batch: each row writes its next token over its
+padding, which no token attends to. The loop runs in chunks, so that text can be
+printed, and stop strings found, while it runs.
 """
 
 import dataclasses
 import functools
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -20,16 +20,17 @@ import numpy as np
 from gpt_jax import config as config_lib
 from gpt_jax import sharding
 from gpt_jax.config import InputError
+from gpt_jax.data.tokenizers.protocol import Tokenizer
 from gpt_jax.machine import processes
 from gpt_jax.models import Model
 
-# Tokens made by one call of the compiled loop.
+# Tokens drawn by one call of the compiled loop.
 CHUNK = 16
 # Prompt and cache lengths are rounded up to this, to compile fewer shapes.
 ROUND = 64
-# Draws are numbered in int32.
+# Draws are counted in int32.
 MAX_TOKENS = 2**31 - 1
-# Softmax at a temperature below float32's least normal number is argmax.
+# Below the smallest normal float32, the token of the largest logit is taken.
 MIN_TEMPERATURE = float(np.finfo(np.float32).tiny)
 MAX_TEMPERATURE = float(np.finfo(np.float32).max)
 
@@ -39,12 +40,13 @@ class Sampling:
   """How the next token is drawn: temperature, then filters, in this order.
 
   Attributes:
-    temperature: of the softmax; 0 (or less than float32 can divide by) takes
-      the most likely token.
+    temperature: of the softmax; 0 (or below MIN_TEMPERATURE) takes the most
+      likely token.
     top_k: only the k most likely tokens; 0 for all.
     top_p: the smallest set of likely tokens whose probability reaches this
       (Holtzman et al. 2020); 1 for all.
-    min_p: tokens at least this fraction as likely as the likeliest; 0: all.
+    min_p: tokens at least this fraction as likely as the likeliest; 0 for
+      all.
   """
 
   temperature: float = 1.0
@@ -62,20 +64,27 @@ class Sampling:
     for name, is_fine in ranges.items():
       if not is_fine:
         raise InputError(
-          f"{name} is {getattr(self, name)}; temperature and top_k are finite "
-          "and 0 or more, top_p in (0, 1], min_p in [0, 1]"
+          f"{name} is {getattr(self, name)}; temperature and top_k must be "
+          "finite and 0 or more, top_p in (0, 1], min_p in [0, 1]"
         )
 
 
 def sample(
-  logits_BV, keys_B, sampling: Sampling, vocab_size: int | None = None
-):
-  """Returns ids_B drawn from logits by `sampling`, a key for each row.
+  logits_BV: jax.Array,
+  keys_B: jax.Array,
+  sampling: Sampling,
+  vocab_size: int | None = None,
+) -> jax.Array:
+  """Returns int32 ids_B drawn from logits, with one key for each row.
+
+  A row whose largest logit is NaN or infinite gives -1.
 
   Args:
-    vocab_size: logits from here on are padding and never drawn; None for none.
-
-  A row whose largest logit is NaN or infinite gives -1: no token is likeliest.
+    logits_BV: float32.
+    keys_B: from row_keys.
+    sampling: temperature and filters.
+    vocab_size: ids from here on are padding and never drawn; None for no
+      padding.
   """
   V = logits_BV.shape[-1]
   if vocab_size is not None and vocab_size < V:
@@ -85,8 +94,8 @@ def sample(
   if sampling.temperature < MIN_TEMPERATURE:
     ids_B = jnp.argmax(logits_BV, axis=-1)
   else:
-    # At most 0, so that no temperature makes the likeliest overflow. What is
-    # at -inf is put back: XLA may multiply it by a reciprocal that is 0.
+    # Shifted to at most 0, so that no temperature overflows the largest. -inf
+    # is restored: XLA may multiply it by a reciprocal of 0, which gives NaN.
     temperature = min(sampling.temperature, MAX_TEMPERATURE)
     scaled_BV = (logits_BV - largest_B1) / temperature
     scaled_BV = jnp.where(logits_BV > -jnp.inf, scaled_BV, -jnp.inf)
@@ -95,16 +104,16 @@ def sample(
   return jnp.where(jnp.isfinite(largest_B1[:, 0]), ids_B, -1).astype(jnp.int32)
 
 
-def row_keys(key: jax.Array, made: int | jax.Array, num_rows: int):
-  """Returns a key for each row's next draw; `made` tokens came before it."""
+def row_keys(key: jax.Array, made: int | jax.Array, num_rows: int) -> jax.Array:
+  """Returns a key for each row's draw after `made` tokens were drawn."""
   now = jax.random.fold_in(key, made)
   return jax.vmap(lambda row: jax.random.fold_in(now, row))(
     jnp.arange(num_rows)
   )
 
 
-def filter_logits(logits_BV, sampling: Sampling):
-  """Returns logits with what top_k, top_p and min_p exclude at -inf."""
+def filter_logits(logits_BV: jax.Array, sampling: Sampling) -> jax.Array:
+  """Returns logits, -inf for tokens that top_k, top_p or min_p exclude."""
   V = logits_BV.shape[-1]
   if sampling.top_k and sampling.top_k < V:
     kth_B1 = jax.lax.top_k(logits_BV, sampling.top_k)[0][:, -1:]
@@ -112,8 +121,8 @@ def filter_logits(logits_BV, sampling: Sampling):
   if sampling.top_p < 1:
     sorted_BV = jnp.flip(jnp.sort(logits_BV, axis=-1), axis=-1)
     p_BV = jax.nn.softmax(sorted_BV, axis=-1)
-    # Included while the probability before it is short of top_p. The first
-    # always is, also where float32 rounds top_p to 0.
+    # A token is kept while the likelier ones sum to less than top_p. The first
+    # is always kept, even if float32 rounds top_p to 0.
     is_kept_BV = jnp.cumsum(p_BV, axis=-1) - p_BV < sampling.top_p
     is_kept_BV = is_kept_BV.at[:, 0].set(True)
     least_B1 = jnp.where(is_kept_BV, sorted_BV, jnp.inf).min(-1, keepdims=True)
@@ -127,9 +136,9 @@ def filter_logits(logits_BV, sampling: Sampling):
 @functools.partial(jax.jit, static_argnames=("model", "num_slots"))
 def prefill(
   params: Any,
-  tokens_BP,
-  lengths_B,
-  prefix_B=None,
+  tokens_BP: jax.Array,
+  lengths_B: jax.Array,
+  prefix_B: jax.Array | None = None,
   *,
   model: Model,
   num_slots: int,
@@ -139,8 +148,11 @@ def prefill(
   Args:
     params: from Model.prepare_for_decoding.
     tokens_BP: prompts, padded on the right.
-    lengths_B: tokens of each prompt, 1 or more.
-    prefix_B: int32, tokens of each prompt that see each other; None for none.
+    lengths_B: int32, number of tokens of each prompt, 1 or more.
+    prefix_B: int32, number of tokens at the start of each prompt that see each
+      other; None for none.
+    model: the model of `params`.
+    num_slots: slots of the cache for each row.
   """
   slots_BP = None
   if prefix_B is not None:
@@ -166,8 +178,8 @@ def prefill(
 def decode_chunk(
   params: Any,
   cache: Any,
-  logits_BV,
-  lengths_B,
+  logits_BV: jax.Array,
+  lengths_B: jax.Array,
   key: jax.Array,
   made: jax.Array,
   *,
@@ -176,10 +188,10 @@ def decode_chunk(
   num_tokens: int,
   vocab_size: int,
 ):
-  """Returns (cache, logits_BV, ids_BC): `num_tokens` (C) more of every row.
+  """Returns (cache, logits_BV, ids_BC): C = `num_tokens` more in every row.
 
-  A row's draw depends on the key, its index and how many tokens were made
-  before (`made`), so that chunks of any size draw the same.
+  A row's draw depends on the key, the row's index and the number of tokens
+  drawn before (`made`), so that chunks of any size draw the same tokens.
   """
 
   def one(carry, index):
@@ -207,30 +219,30 @@ _prepare = jax.jit(
 def generate(
   model: Model,
   params: Any,
-  prompts: list,
+  prompts: Sequence[Sequence[int] | np.ndarray],
   num_tokens: int,
   sampling: Sampling,
   seed: int = 0,
   vocab_size: int | None = None,
   is_prefix: bool = False,
-):
-  """Yields ids_BC, chunk after chunk, until num_tokens have come.
+) -> Iterator[np.ndarray]:
+  """Yields ids_BC in chunks, num_tokens in all for each row.
 
-  Rows go on past a stop; the caller cuts them. A row whose every position is
-  taken goes on from the last half of its tokens, read anew.
+  Rows run past stop strings and separators; the caller cuts them. When the
+  longest row has filled the model's positions, rows that no longer fit are cut
+  to their last half, and all rows are prefilled again.
 
   Args:
-    params: stacked, as trained; a second copy, layer by layer, is held while
+    params: stacked, as trained; a second, unstacked copy is held while
       generating.
-    prompts: id sequences, none empty.
+    prompts: the ids of each row's prompt, none empty.
     vocab_size: ids from here on are never drawn; None for the model's.
-    is_prefix: whether the tokens of a prompt see each other, as a model that
-      was trained with data.objective=prefix_lm expects.
+    is_prefix: whether the tokens of a prompt see each other, as in training
+      with prefixes (config.has_prefixes).
 
   Raises:
-    InputError: the model's family cannot generate, a prompt is empty or longer
-      than the model's positions, there are more than MAX_TOKENS to make, or
-      the logits are not finite.
+    InputError: the model cannot continue these prompts, num_tokens is above
+      MAX_TOKENS, or the logits are not finite.
   """
   _check_number(num_tokens)
   limit = model.config.max_len
@@ -273,7 +285,7 @@ def generate(
         )
         ids = sharding.fetch(ids)[:, :left]
       else:
-        # The cache is full: one token more, then read anew.
+        # The cache is full: draw one more token, then prefill again.
         keys_B = row_keys(key, num_tokens - left, len(rows))
         ids = _sample(
           logits_BV, keys_B, sampling=sampling, vocab_size=vocab_size
@@ -290,7 +302,7 @@ def generate(
 
 
 def _cut_to(limit: int, rows: list, prefixes):
-  """Returns (rows, prefixes); a row longer than limit keeps its last half."""
+  """Returns (rows, prefixes); rows above limit keep their last limit // 2."""
   half = max(1, limit // 2)
   cuts = [0 if len(r) <= limit else len(r) - half for r in rows]
   rows = [r[cut:] for r, cut in zip(rows, cuts, strict=True)]
@@ -300,20 +312,22 @@ def _cut_to(limit: int, rows: list, prefixes):
 def _check_number(num_tokens: int) -> None:
   if not 0 <= num_tokens <= MAX_TOKENS:
     raise InputError(
-      f"num_tokens is {num_tokens}; it must be at most {MAX_TOKENS}"
+      f"num_tokens is {num_tokens}; it must be from 0 to {MAX_TOKENS}"
     )
 
 
 def _check_ids(ids) -> None:
   if (ids < 0).any():
     raise InputError(
-      "the model's logits are NaN or infinite: the parameters are those of "
-      "a run that diverged, or compute_dtype overflows; read an earlier "
-      "checkpoint, or train anew with a lower optim.learning_rate"
+      "the model's logits are NaN or infinite: the parameters come from a run "
+      "that diverged, or compute_dtype overflows; use an earlier checkpoint, "
+      "or train again with a lower optim.learning_rate"
     )
 
 
-def check_prompts(prompts: Sequence[Sequence[int]], model: Model) -> None:
+def check_prompts(
+  prompts: Sequence[Sequence[int] | np.ndarray], model: Model
+) -> None:
   """Raises InputError unless the model can continue prompts of these ids."""
   limit = model.config.max_len
   if not model.can_generate:
@@ -335,22 +349,25 @@ def check_prompts(prompts: Sequence[Sequence[int]], model: Model) -> None:
 def generate_text(
   model: Model,
   params: Any,
-  tokenizer,
+  tokenizer: Tokenizer,
   prompts: list[str],
   num_tokens: int,
   sampling: Sampling,
   seed: int = 0,
   stop: tuple[str, ...] = (),
-  show=None,
+  show: Callable[[str], None] | None = None,
   is_prefix: bool = False,
 ) -> list[str]:
-  """Returns what follows each prompt, up to a stop string or the separator.
+  """Returns each prompt's continuation, up to a stop string or separator.
 
   Args:
-    show: called with each new piece of the first row's text as it comes; a
-      piece is held back while it could still turn out to begin a stop string
-      or end inside a character.
-    is_prefix: as of generate.
+    model, params, num_tokens, sampling, seed, is_prefix: as in generate.
+    tokenizer: the tokenizer of the run.
+    prompts: texts, none empty.
+    stop: strings that end a continuation; they are not part of it.
+    show: called with each new piece of the first row's text; a piece is held
+      back while it may be the start of a stop string, or end inside a
+      character.
   """
   ids = [tokenizer.encode(p) for p in prompts]
   made = [[] for _ in prompts]
@@ -381,11 +398,11 @@ def generate_text(
 
 
 def _cut(prompt, ids: list[int], tokenizer, stop) -> tuple[str, bool]:
-  """Returns (the text of ids after those of the prompt, whether it ended)."""
+  """Returns (the text that ids add to the prompt, whether it has ended)."""
   is_done = False
   if tokenizer.separator_id in ids:
     ids, is_done = ids[: ids.index(tokenizer.separator_id)], True
-  # Decoded with the prompt, for some decoders strip the first space of a text.
+  # Decoded with the prompt, because some decoders strip a text's first space.
   start = tokenizer.decode(prompt)
   whole = tokenizer.decode([*prompt, *ids])
   text = whole[len(os.path.commonprefix([start, whole])) :]
@@ -394,6 +411,7 @@ def _cut(prompt, ids: list[int], tokenizer, stop) -> tuple[str, bool]:
 
 
 def _safe_length(text: str, stop) -> int:
+  """Returns the length of the part that more tokens cannot change."""
   end = len(text.rstrip("\ufffd"))
   held = [
     size

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,18 +12,22 @@ from gpt_jax import objective as objective_lib
 from gpt_jax import sharding
 from gpt_jax.config import InputError
 from gpt_jax.data.batches import eval_batches, num_eval_batches
+from gpt_jax.data.shards import TokenSet
 from gpt_jax.machine import processes, runtime
 from gpt_jax.metric_names import LOSS, NUM_TARGETS
+from gpt_jax.models import Model
 
-# What score computes from the sums; the rest of its result are their means.
+# What score derives; the rest of its result are means of make_loss's sums.
 DERIVED = ("perplexity", "num_tokens", "bits_per_byte")
 
 
-def check_memory(model, tokens: int, mesh: jax.sharding.Mesh) -> None:
+def check_memory(model: Model, tokens: int, mesh: jax.sharding.Mesh) -> None:
   """Raises InputError where a batch cannot fit, before it is allocated.
 
   Args:
-    tokens: in the batch, over all devices.
+    model: the model that reads the batch.
+    tokens: number of tokens in the batch, over all devices.
+    mesh: the devices.
   """
   there, devices = runtime.memory_bytes(mesh)
   # Ids, targets and mask, and one layer's input.
@@ -30,16 +35,16 @@ def check_memory(model, tokens: int, mesh: jax.sharding.Mesh) -> None:
   needed = tokens * (12 + width) // mesh.size * devices
   if there is not None and needed > there:
     raise InputError(
-      f"a batch of {tokens:,} tokens needs {needed / 2**30:,.1f} GiB or more "
-      f"and there are {there / 2**30:,.1f}; take a smaller "
+      f"a batch of {tokens:,} tokens needs {needed / 2**30:,.1f} GiB or more, "
+      f"and {there / 2**30:,.1f} are available; take a smaller "
       "train.global_batch_size or data.seq_len"
     )
 
 
 def score(
-  model,
+  model: Model,
   params: Any,
-  tokens,
+  tokens: TokenSet,
   *,
   seq_len: int,
   batch_size: int,
@@ -47,22 +52,30 @@ def score(
   num_loss_chunks: int,
   mesh: jax.sharding.Mesh,
   max_batches: int | None = None,
-  show=None,
+  show: Callable[[int, int], None] | None = None,
   objective: str = "causal",
 ) -> dict[str, float]:
   """Returns {"loss", "perplexity", "num_tokens", "bits_per_byte"}.
 
-  And the mean over targets of whatever else objective.make_loss sums, named
-  without "train/".
+  Other sums of objective.make_loss are returned too, as means over targets and
+  without "train/" in their names.
 
-  Every id but the first is predicted once, from what precedes it in its
-  sequence of seq_len. Bits per byte charge the whole text: a token that
-  nothing predicted costs as much as a blind guess, log2 of the vocabulary.
+  Every id but the first is predicted once, from those before it in its
+  sequence. bits_per_byte charges the whole text: a token that nothing predicted
+  costs as much as a uniform guess, log2 of the vocabulary size.
 
   Args:
-    tokens: TokenSet.
-    max_batches: stop early; bits_per_byte is then left out.
-    show: called with (batches done, batches) now and then.
+    model: the model.
+    params: its parameters, as trained.
+    tokens: the set to score.
+    seq_len: T.
+    batch_size: rows of the global batch.
+    packing: option of data.packing.
+    num_loss_chunks: as in objective.make_loss.
+    mesh: the devices.
+    max_batches: stop after this number of batches; if that is before the end,
+      bits_per_byte is left out.
+    show: called with (batches done, batches in all) every 20 batches.
     objective: option of data.objective. Where it does not predict all of a
       text (after a prefix, for instance), bits_per_byte is left out.
   """
@@ -109,8 +122,8 @@ def score(
 
 
 @functools.cache
-def compile_eval_step(model, num_chunks: int):
-  """Returns jitted step(params, batch) -> sums, one for each model."""
+def compile_eval_step(model: Model, num_chunks: int) -> Callable:
+  """Returns jitted step(params, batch) -> sums, cached by model."""
   return jax.jit(objective_lib.make_loss(model, num_chunks))
 
 
@@ -120,12 +133,12 @@ def _add(totals: dict[str, float], sums: dict[str, jax.Array]) -> None:
 
 
 def compressed_bits_per_byte(text: bytes) -> dict[str, float]:
-  """Returns bits per byte of what zlib -9 and xz -9 make of a text."""
+  """Returns the bits per byte of a text compressed by zlib -9 and xz -9."""
   import lzma
   import zlib
 
-  # A dictionary as long as the text finds all that the preset's 64 MiB would,
-  # without taking ten times that in memory.
+  # A dictionary as long as the text finds every match that the preset's 64 MiB
+  # would. xz needs ten times the dictionary in memory.
   window = min(max(len(text), 1 << 12), 64 << 20)
   best = [{"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": window}]
   sizes = {

@@ -1,9 +1,9 @@
 """The training loop: prepare, compile, step, save, report.
 
-The order of events in a step is the protocol: the next batch is read and the
-step dispatched before the result of the last one is fetched, so that the host
-never keeps the device waiting; whatever needs the state itself (evaluating,
-sampling, saving) first waits for it.
+The order within a step matters: the next batch is read and its step dispatched
+before the previous step's result is fetched, so that the device never waits for
+the host. Whatever needs the state itself (evaluating, sampling, saving) first
+waits for the step.
 """
 
 import time
@@ -29,22 +29,23 @@ def train(
   stop: signals.Stop,
   replay: int | None = None,
 ) -> int:
-  """Runs or goes on with a run; returns the exit code.
+  """Starts or resumes a run; returns the exit code.
 
   Args:
     config: frozen; model.vocab_size may still be None.
-    workdir: the run's folder, made if absent.
-    command: what to type to go on, shown when interrupted.
-    stop: notes the signals of this process.
+    workdir: the run's folder, created if absent.
+    command: the command that resumes the run, printed when it is stopped.
+    stop: records the signals that this process receives.
     replay: recompute this step, and write nothing.
 
   Raises:
-    InputError: see the sentences; nothing is half-written.
+    InputError: the config, the data or the workdir cannot be used; nothing is
+      half-written.
   """
   screen = console.Console(processes.index() == 0)
   held = []
   try:
-    if replay is None:  # which writes nothing
+    if replay is None:  # a replay writes nothing and needs no lock
       processes.share(lambda: held.append(lock.hold(workdir, screen.say)))
       stop.leaving += [each.release for each in held]
     started, clock = time.perf_counter(), goodput.Clock()
@@ -56,14 +57,12 @@ def train(
 
 
 class Loop:
-  """The steps of a run, from the first that is left to the report.
+  """The remaining steps of a run, then its report.
 
   Args:
-    setup: of this process.
-    stop: notes the signals of this process.
-    command: what to type to go on, shown when interrupted.
+    setup: the run up to its first step.
+    stop, command, replay: as in train.
     started: time.perf_counter() when this process began with the run.
-    replay: recompute this step instead, and write nothing.
   """
 
   def __init__(
@@ -84,7 +83,7 @@ class Loop:
     self.hash_batch = jax.jit(objective.hash_batch)
 
   def run(self) -> int:
-    """Runs the steps that are left and reports; returns the exit code."""
+    """Runs the remaining steps and reports; returns the exit code."""
     if (step := self.replay) is not None:
       again = lambda: self.setup.recompute(step)
       return replay_lib.replay(
@@ -103,8 +102,8 @@ class Loop:
         f"this run is finished: all {self.total:,} steps are done"
       )
       return 0
-    # All are met here, however long each has compiled: gloo waits 30 seconds
-    # for the others of a first collective, and fails.
+    # Processes wait for each other here, however long each compiled: in the
+    # first collective gloo fails after 30 seconds.
     processes.agree("the step to go on from", first)
     self.stop.wait_for()
     self.clock.switch("step")
@@ -130,7 +129,7 @@ class Loop:
           return self.finish(state)
       except Diverged as error:
         failed, why = error.step, str(error)
-      state = None  # let go of before another is read
+      state = None  # freed before another is restored
       self.screen.close()
       self.keeper.wait()
       found = self.roll_back(failed, why)
@@ -146,17 +145,16 @@ class Loop:
     return exits.DIVERGED
 
   def run_steps(self, state: Any, stage: Stage, first: int):
-    """Returns the state after the last step, or where a signal ended it."""
+    """Returns the state after the last step, or where a signal stopped it."""
     reporter, config = self.reporter, self.config
     if stage.size != config_lib.at_step(config, first).train.global_batch_size:
-      stage = self.setup.build_stage(
-        first
-      )  # a damaged step gave way to an older one
+      # The last checkpoint is damaged, and an older one was restored.
+      stage = self.setup.build_stage(first)
     batches = self.setup.read_batches(stage, first, self.ledger.num_passed)
     reporter.set_batch(stage.size)
     reporter.catch_up(state)
-    # Simulated devices share few threads: of two programs whose devices meet at
-    # once, each can keep the other's from its meeting.
+    # Simulated devices share few threads: with two programs in flight, devices
+    # of one can wait in a collective on the threads that the other needs.
     is_simulated = self.setup.assembly.model.platform == "cpu"
     is_simulated &= self.setup.mesh.size > jax.process_count()
     wait = jax.block_until_ready if is_simulated else lambda x: x
@@ -197,7 +195,7 @@ class Loop:
     return state
 
   def _enter_stage(self, step: int):
-    """Returns (stage, its batches) where the batch becomes larger."""
+    """Returns (stage, its batches) of a step where the batch grows."""
     with self.clock.spend("compile"):
       stage = self.setup.build_stage(step)
     processes.agree("the step of a larger batch", step)
@@ -215,8 +213,8 @@ class Loop:
     is_saving = self.keeper.should_save(done) or is_last
     if code is None and not is_last:
       self.reporter.report_on(done, state)
-    # A streak of skipped updates learns nothing, and its saves would push out
-    # the last good step.
+    # During a streak of skipped updates nothing is learned, and saves would
+    # push out the last good checkpoint.
     is_stuck = self.reporter.skipped_in_row > 0 and not is_last
     if is_saving and not is_stuck or code is not None:
       self.keeper.meta["metrics"] = self.reporter.seal_rows()
@@ -246,11 +244,11 @@ class Loop:
     return code
 
   def roll_back(self, failed: int, why: str):
-    """Returns (state, its step) to go on with, or None where there is none.
+    """Returns (state, its step) to resume from, or None where there is none.
 
     Args:
-      failed: steps that were done when the run diverged.
-      why: what was wrong.
+      failed: number of steps done when the run diverged.
+      why: the reason, for the printed line.
     """
     limit = self.config.train.max_rollbacks
     if len(self.ledger.entries) >= limit:
@@ -263,7 +261,7 @@ class Loop:
     self.reporter.close()
     state, meta = self.keeper.restore(self.setup.abstract, step=target)
     self.keeper.meta |= self.ledger.meta()
-    self.clock.forget()  # the rows hold what was spent so far
+    self.clock.forget()  # the rows hold the time spent so far
     self.reporter = self.setup.build_reporter(target, meta)
     self.reporter.note_rollback(failed, self.ledger.num_passed)
     self.screen.say(

@@ -1,10 +1,10 @@
 """Schedules and optimizers.
 
-An optimizer here ends before the learning rate: `update` returns directions,
-and the train step computes params - schedule(step) * direction. The schedule
-thus follows the step counter of the run, not a count inside the optimizer,
-and a step that is skipped as non-finite does not shift it. Clipping is the
-step's too, which computes the global norm anyway, as a metric.
+An optimizer here leaves out the learning rate: `update` returns directions, and
+the train step computes params - schedule(step) * direction. The schedule thus
+follows the run's step counter, not a count inside the optimizer, and skipping a
+non-finite step does not shift it. The train step clips too, because it computes
+the global norm anyway, as a metric.
 """
 
 from collections.abc import Callable
@@ -23,17 +23,17 @@ from gpt_jax.parametrization import DECAYED, ORTHOGONALISED, ParamSpec
 # Adafactor factors a layer's moment where two dims are at least this long.
 # optax's 128 would exclude attention, whose heads are 64 or 128 wide.
 MIN_FACTORED_SIZE = 32
-# RMS of a Muon update, that of AdamW in practice (Liu et al. 2025, 2.2).
+# RMS of a Muon update: what AdamW's has in practice (Liu et al. 2025, 2.2).
 MUON_RMS = 0.2
 
 
 def build_schedule(optim: OptimConfig, num_steps: int) -> Callable:
   """Returns rate(step): int32 step, 0-based -> float32 learning rate.
 
-  The warm-up rises by equal parts from peak / (warmup_steps + 1) at step 0,
-  so that the first update is not lost at rate zero, to the peak at step
-  warmup_steps. cosine, linear and wsd reach final_rate_frac of the peak at
-  step num_steps - 1 and stay there.
+  The warm-up is linear, from peak / (warmup_steps + 1) at step 0, so that the
+  first update is not lost at a rate of zero, to the peak at step warmup_steps.
+  cosine, linear and wsd reach final_rate_frac of the peak at step num_steps - 1
+  and stay there.
 
   Raises:
     InputError: optim.schedule is unknown.
@@ -76,12 +76,13 @@ def build_optimizer(
 
   update(grads, state, params) returns a tree like params; the caller computes
   params - rate * direction, so that a positive direction lowers a parameter.
-  Decoupled weight decay is in it (weight_decay * param on the roles of
-  DECAYED; none with adam), clipping is not. No layer of a stacked parameter
-  sees another. adamw and adam follow the rate and eps of each ParamSpec.
+  Directions include decoupled weight decay (weight_decay * param for the roles
+  in DECAYED; none with adam), but no clipping. The layers of a stacked
+  parameter are updated independently. adamw and adam apply the rate and eps of
+  each ParamSpec.
 
   Args:
-    optim: its section.
+    optim: section of the config.
     specs: tree of ParamSpec with the structure of the parameters.
 
   Raises:
@@ -100,11 +101,11 @@ def build_optimizer(
     "muon": lambda: optax.chain(_muon(o.beta1, adam, specs), decay),
   }
   config.require_choice("optim.optimizer", o.optimizer, optimizers)
-  return _kept_as(o.moment_dtype, optimizers[o.optimizer]())
+  return _store_moments(o.moment_dtype, optimizers[o.optimizer]())
 
 
-def _kept_as(dtype: str, tx: optax.GradientTransformation):
-  """Returns tx with moments kept in `dtype`, computing in float32."""
+def _store_moments(dtype: str, tx: optax.GradientTransformation):
+  """Returns tx with moments stored in `dtype` and computed in float32."""
 
   def cast(values, dtype):
     is_float = lambda x: jnp.issubdtype(x.dtype, jnp.floating)
@@ -122,9 +123,10 @@ def _kept_as(dtype: str, tx: optax.GradientTransformation):
 def _by_role(adam: optax.GradientTransformation, specs):
   """Returns Adam with the rate and eps of each parameter's ParamSpec.
 
-  Adam divides by its gradient's size, so that a gradient over k is eps times
-  k. The decay, added later, is not scaled: where a rate is divided by m, what
-  decays in a step at weight_decay * m is what decays here.
+  Adam divides by the size of its gradient, so that dividing the gradient by k
+  multiplies eps by k. Weight decay is added later and is not scaled: a
+  parameter of rate 1 / m decays as it would with m times the weight_decay under
+  a learning rate divided by m.
   """
   if all(s.rate == 1 and s.eps == 1 for s in jax.tree.leaves(specs)):
     return adam
@@ -143,7 +145,7 @@ def clip_by_global_norm(grads: Any, norm: jax.Array, max_norm: float | None):
   Args:
     grads: tree.
     norm: their global norm, a float32 scalar.
-    max_norm: None leaves them alone.
+    max_norm: None leaves grads unchanged.
   """
   if max_norm is None:
     return grads
@@ -152,21 +154,23 @@ def clip_by_global_norm(grads: Any, norm: jax.Array, max_norm: float | None):
 
 
 def state_specs(opt_state: Any, params: Any, specs: Any):
-  """Returns a tree like opt_state: how each leaf is laid out.
+  """Returns a tree like opt_state of the ParamSpec of each leaf.
 
-  A leaf that mirrors a parameter has its ParamSpec, a factored moment has the
-  axes that remain of it, and whatever else (counts) has None.
+  A leaf with the shape of its parameter has that parameter's ParamSpec, a
+  factored moment has it without the axis that it is averaged over, and any
+  other leaf (such as a count) has None.
 
   Args:
-    opt_state: abstract, of build_optimizer(...).init.
-    params: abstract.
+    opt_state: abstract state, from build_optimizer(...).init.
+    params: abstract parameters.
     specs: tree of ParamSpec with the structure of params.
   """
   shapes = {k: v.shape for k, v in tree.flatten_with_names(params).items()}
   named_specs = tree.flatten_with_names(specs)
 
-  # optax.tree_map_params cannot see into a vmapped init, nor tell factors; the
-  # path of a state leaf ends in field/parameter in every optimizer.
+  # optax.tree_map_params cannot see into a vmapped init and does not recognise
+  # factored moments. The path of a leaf of any optimizer's state ends in
+  # field/parameter.
   def one(name, leaf):
     words = name.split("/")
     for i in range(1, len(words)):
@@ -182,12 +186,12 @@ def state_specs(opt_state: Any, params: Any, specs: Any):
 
 
 def _factor_spec(field: str, factor_shape, shape, spec: ParamSpec):
-  """Returns the spec of Adafactor's v_row or v_col, None for a stand-in."""
+  """Returns the spec of Adafactor's v_row or v_col, None for a placeholder."""
   if len(factor_shape) != len(shape) - 1 or field not in ("v_row", "v_col"):
     return None
   first = _num_stacked(spec)
-  # The order in which optax chooses: rows lack the longest dim, columns the
-  # one before.
+  # As in optax, v_row is averaged over the longest dim, v_col over the second
+  # longest.
   second, longest = first + np.argsort(shape[first:])[-2:]
   gone = longest if field == "v_row" else second
   if factor_shape != shape[:gone] + shape[gone + 1 :]:
@@ -196,7 +200,7 @@ def _factor_spec(field: str, factor_shape, shape, spec: ParamSpec):
 
 
 def _num_stacked(spec: ParamSpec) -> int:
-  """Returns the leading dims that only number parameters of their own."""
+  """Returns the number of leading dims that index separate matrices."""
   is_matrix = [axis not in ("layers", "experts") for axis in spec.axes]
   return is_matrix.index(True)
 
@@ -205,7 +209,7 @@ def _adafactor(specs):
   """Adafactor (Shazeer and Stern 2018) with an absolute rate, no momentum.
 
   Section 6: updates are clipped to an RMS of 1; 7.2: the moment's decay rises
-  as 1 - t^-0.8. Both work on one layer, and one expert, at a time.
+  as 1 - t^-0.8. Each layer and each expert is treated separately.
   """
   one = optax.chain(
     optax.scale_by_factored_rms(min_dim_size_to_factor=MIN_FACTORED_SIZE),
@@ -248,12 +252,11 @@ def _muon(beta: float, rest: optax.GradientTransformation, specs):
 
 
 def _matrix_dims(spec: ParamSpec) -> contrib.MuonDimensionNumbers:
-  """Returns which dims are the matrix's input and output.
+  """Returns which dims are a matrix's input and output.
 
-  Layers and experts are neither.
-
-  hidden reads the residual stream: one input dim; residual writes to it: one
-  output dim.
+  The leading dims of layers and experts are neither. A matrix of role hidden
+  reads the residual stream and has one input dim; one of role residual writes
+  to it and has one output dim.
   """
   dims = tuple(range(_num_stacked(spec), len(spec.axes)))
   split = {"hidden": 1, "residual": len(dims) - 1}[spec.role]

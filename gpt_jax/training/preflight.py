@@ -1,4 +1,4 @@
-"""What is checked and told before a run starts."""
+"""What is checked and printed before a run starts."""
 
 import math
 import os
@@ -11,20 +11,23 @@ import numpy as np
 from gpt_jax import config as config_lib
 from gpt_jax import flops, sharding, tree
 from gpt_jax.config import Config, InputError
+from gpt_jax.data.tokenizers.protocol import Tokenizer
 from gpt_jax.machine import chips, console, runtime
 from gpt_jax.runs import metrics, restore
 from gpt_jax.runs import workdir as workdir_lib
 
-# Below these an eps no longer keeps float32 from dividing by next to nothing.
+# An eps below these does not protect float32 from dividing by almost zero.
 TINY_EPS, TINY_NORM_EPS = 1e-20, 1e-12
 
 
-def check_prompt(config: Config, tokenizer, say: Callable[[str], None]) -> None:
-  """Raises InputError unless sample.prompt has a length that the model takes.
+def check_prompt(
+  config: Config, tokenizer: Tokenizer, say: Callable[[str], None]
+) -> None:
+  """Raises InputError unless sample.prompt fits the model's positions.
 
-  Design choice: a prompt that the vocabulary cannot encode is a line for `say`
-  and no more. The prompt may be the config file's and the vocabulary the
-  text's own (chars), and a run is not refused for what decorates it.
+  Design choice: for a prompt that the vocabulary cannot encode, `say` gets a
+  warning and the run goes on. The prompt may come from the config file and the
+  vocabulary from the text (chars), and samples are not worth refusing a run.
   """
   if not config.sample.every_steps:
     return
@@ -41,10 +44,10 @@ def check_prompt(config: Config, tokenizer, say: Callable[[str], None]) -> None:
     )
 
 
-def check_init(workdir: str, tokenizer) -> None:
-  """Raises InputError unless a run of this tokenizer has saved something there.
+def check_init(workdir: str, tokenizer: Tokenizer) -> None:
+  """Raises InputError unless `workdir` has a checkpoint for this tokenizer.
 
-  Shapes alone would not tell: two vocabularies of one size fit one table.
+  Shapes alone do not tell: different vocabularies of one size fit one table.
   """
   if not restore.list_steps(os.path.join(workdir, "checkpoints")):
     raise InputError(
@@ -54,8 +57,8 @@ def check_init(workdir: str, tokenizer) -> None:
   there = workdir_lib.read_tokenizer(workdir)
   if there.fingerprint() != tokenizer.fingerprint():
     raise InputError(
-      f"train.init_from is {workdir!r}, whose parameters know the tokens of "
-      f"another tokenizer ({there.name}, {there.vocab_size} tokens there; "
+      f"train.init_from is {workdir!r}, which was trained with another "
+      f"tokenizer ({there.name}, {there.vocab_size} tokens there; "
       f"{tokenizer.name}, {tokenizer.vocab_size} here); set "
       f"data.tokenizer=hf:{workdir}/tokenizer.json to keep its vocabulary"
     )
@@ -109,11 +112,11 @@ def suggest_finite(config: Config) -> str:
 
 
 def describe_lost_updates(config: Config) -> str | None:
-  """Returns a sentence where bfloat16 parameters are too coarse for the rate.
+  """Returns a warning where bfloat16 parameters are too coarse for the rate.
 
-  Half of bfloat16's last bit is at least 2^-9 of a number; an update below
-  that is rounded away each time. The optimizers other than sgd move a
-  parameter by about the rate.
+  Half a unit in bfloat16's last place is at least 2^-9 of a number; a smaller
+  update is rounded away each time. Optimizers other than sgd move a parameter
+  by about the learning rate.
   """
   c, rate = config, config.optim.learning_rate
   is_coarse = c.model.param_dtype == "bfloat16" and c.optim.optimizer != "sgd"
@@ -122,9 +125,9 @@ def describe_lost_updates(config: Config) -> str | None:
     return None
   return (
     f"model.param_dtype is bfloat16, which rounds away updates below 1/512 of "
-    f"a parameter: at optim.learning_rate {rate:g} those of model.init_std "
-    f"{c.model.init_std:g} do not move (from {least:.1g} on they do); float32 "
-    "has no such limit"
+    f"a parameter: at optim.learning_rate {rate:g} parameters as large as "
+    f"model.init_std {c.model.init_std:g} do not move (they do from "
+    f"{least:.1g} on); float32 has no such limit"
   )
 
 
@@ -133,8 +136,8 @@ def check_memory(
 ) -> None:
   """Raises InputError where a step cannot fit, before anything is allocated.
 
-  Counted is what no setting avoids: the state, gradients, the batch, and of
-  each block what enters it. The compiler's figure is larger.
+  Counts only what no setting avoids: the state, the gradients, the batch, and
+  the input of each block. The compiler's figure is larger.
 
   Args:
     abstract: state_lib.abstract_state on that mesh.
@@ -150,15 +153,15 @@ def check_memory(
   c, table = config, sharding.RULES[config.mesh.rules]
   parts = [mesh.shape[a] for a in (*table["batch"], *table["length"])]
   tokens = c.train.global_batch_size * c.data.seq_len // math.prod(parts)
-  kept = tokens // c.train.num_microbatches * c.model.num_layers
-  kept *= c.model.model_dim * np.dtype(c.model.compute_dtype).itemsize
-  needed = (state + grads + kept + 12 * tokens) * devices
+  inputs = tokens // c.train.num_microbatches * c.model.num_layers
+  inputs *= c.model.model_dim * np.dtype(c.model.compute_dtype).itemsize
+  needed = (state + grads + inputs + 12 * tokens) * devices
   if needed > there:
     size = console.format_bytes
     where = "this machine" if devices > 1 or _is_cpu(mesh) else "a device"
     raise InputError(
       f"a step needs {size(needed)} or more ({size(state * devices)} of state, "
-      f"{size(12 * tokens * devices)} of ids, {size(kept * devices)} of "
+      f"{size(12 * tokens * devices)} of ids, {size(inputs * devices)} of "
       f"activations) and {where} has {size(there)}; take a smaller "
       "train.global_batch_size, more train.num_microbatches, a smaller model "
       "or a larger mesh"
@@ -172,7 +175,7 @@ def _is_cpu(mesh) -> bool:
 def describe(
   config: Config, mesh: jax.sharding.Mesh, abstract: Any, prepared: Any
 ) -> list[tuple[str, str]]:
-  """Returns the rows of the table that a run starts with."""
+  """Returns the rows of the table that is printed when a run starts."""
   c = config
   count = sum(flops.count_parameters(c.model).values())
   state_bytes = tree.count_bytes(abstract)
@@ -193,8 +196,8 @@ def describe(
   )
   active = ""
   if c.model.num_experts is not None:
-    met = sum(flops.count_active_parameters(c.model).values())
-    active = f", {met:,} for each token"
+    num_active = sum(flops.count_active_parameters(c.model).values())
+    active = f", {num_active:,} for each token"
   train_ids = sum(t.num_ids for _, t in prepared.train)
   size = console.format_bytes
   return [

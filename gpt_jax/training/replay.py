@@ -1,14 +1,14 @@
 """Recompute a step that a run has done, and compare it bit for bit.
 
-A run is a function of its config, data and devices. A step that comes out
-otherwise a second time was computed by a faulty device, or depends on
-something that it should not.
+A run is a function of its config, data and devices. A step that gives another
+result when it is recomputed ran on a faulty device, or depends on something
+that it should not.
 """
 
 from collections.abc import Callable
 from typing import Any
 
-from gpt_jax import exits
+from gpt_jax import exits, tree
 from gpt_jax.config import InputError
 from gpt_jax.runs import integrity, restore
 
@@ -17,18 +17,18 @@ def replay(
   step: int,
   total: int,
   keeper: Any,
-  recompute: Callable,
+  recompute: Callable[[], tuple[int, Any]],
   say: Callable[[str], None],
 ) -> int:
-  """Recomputes a step twice and says whether the bits agree.
+  """Recomputes a step twice and reports whether the bits agree.
 
   Args:
-    step: to recompute, counted from 1.
-    total: steps of the run.
-    keeper: the run's Checkpointer; where it holds the step, the state that
-      was saved is compared too.
-    recompute: returns (step that it began at, state after `step`).
-    say: takes the line that says the result.
+    step: the step to recompute, counted from 1.
+    total: number of steps of the run.
+    keeper: the run's Checkpointer; if it holds the step, the saved state is
+      compared too.
+    recompute: returns (step that it started from, state after `step`).
+    say: prints the line that states the result.
 
   Returns:
     0, or exits.CORRUPT where the bits differ.
@@ -43,7 +43,8 @@ def replay(
   checksum, found = integrity.Checksum(), []
   for _ in range(2):
     begun, state = recompute()
-    found.append(name_rows(state, checksum))
+    names = tree.flatten_with_names(state)
+    found.append(dict(zip(names, checksum(state)[0], strict=True)))
   compared = "twice"
   stored = restore.read_checksums(keeper.directory, step)
   if stored is not None:
@@ -64,11 +65,3 @@ def replay(
     "was made on other devices or by another version"
   )
   return exits.CORRUPT
-
-
-def name_rows(state: Any, checksum: integrity.Checksum) -> dict[str, str]:
-  """Returns {"a/b": checksum} of a state."""
-  from gpt_jax import tree
-
-  names = tree.flatten_with_names(state)
-  return dict(zip(names, checksum(state)[0], strict=True))

@@ -2,9 +2,9 @@
 
 Devices that hold the same part of an array compute it independently, and all
 of them should hold the same bits. A chip that miscomputes, or a memory that
-loses a bit, raises nothing: training goes on with parameters that differ from
-device to device. tree.checksum of each device's part finds it, and names the
-device where most of the replicas agree.
+flips a bit, raises no error: training goes on with parameters that differ from
+device to device. Comparing the tree.checksum of each device's part finds this,
+and names the faulty device where most of the replicas agree.
 """
 
 import collections
@@ -26,19 +26,19 @@ class Corrupt(Exception):
 def check(state: Any, step: int) -> None:
   """Raises Corrupt, in every process, where replicas of a leaf differ.
 
-  To be called by all processes at the same step. Each device reads its parts
-  once and sends 8 bytes per leaf.
+  All processes must call it at the same step. Each device reads its parts once
+  and sends 8 bytes per leaf.
 
   Args:
-    state: tree of jax.Arrays; those that lie on no mesh have no replicas.
-    step: named in the sentence.
+    state: tree of jax.Arrays; those that are on no mesh have no replicas.
+    step: named in the message.
   """
   flat = {
     name: leaf
     for name, leaf in tree.flatten_with_names(state).items()
     if isinstance(leaf.sharding, NamedSharding)
   }
-  # One at a time: simulated devices that get ahead wait for each other.
+  # One at a time: simulated devices can deadlock with two programs in flight.
   tables = [jax.device_get(_sum(leaf.sharding)(leaf)) for leaf in flat.values()]
   clauses = [
     f"{name} on {device.device_kind} {device.id} of process "
@@ -60,7 +60,7 @@ def check(state: Any, step: int) -> None:
 
 @functools.lru_cache
 def _sum(sharding: NamedSharding):
-  """Returns a function of a leaf to uint32[devices of the mesh, 2]."""
+  """Returns jitted f(leaf) -> uint32 checksums (devices of the mesh, 2)."""
   mesh = sharding.mesh
   local = jax.shard_map(
     lambda x: tree.checksum([x]),

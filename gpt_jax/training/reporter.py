@@ -1,8 +1,8 @@
 """What happens around the steps of a run: rows, evaluations, samples, report.
 
 An evaluation or sample that is due comes before the checkpoint of its step, so
-that a run which is resumed from that checkpoint has them; one that a signal
-put off is caught up on when the run goes on.
+that a run resumed from that checkpoint has it already. If a signal prevents
+one, the resumed run does it first.
 """
 
 import math
@@ -19,6 +19,7 @@ from gpt_jax.config import Config
 from gpt_jax.data.prepare import PreparedData
 from gpt_jax.inference import generation, scoring
 from gpt_jax.machine import console, processes
+from gpt_jax.models import Model
 from gpt_jax.runs import goodput, metrics, plot
 from gpt_jax.training import preflight
 from gpt_jax.training import step as step_lib
@@ -28,10 +29,10 @@ YARDSTICK_BYTES = 64 << 20
 
 
 class Diverged(Exception):
-  """Too many updates in a row, or the last loss, were not finite.
+  """Too many updates in a row were skipped, or a final loss is not finite.
 
   Args:
-    step: steps that were done.
+    step: number of steps done.
   """
 
   def __init__(self, step: int, message: str):
@@ -40,13 +41,18 @@ class Diverged(Exception):
 
 
 class Reporter:
-  """Writes and says what a run does; the loop calls it in order.
+  """Writes rows and files and prints lines, as the loop's steps are done.
 
   Args:
-    config: vocab_size filled in.
-    first: steps that are done when this process begins.
-    clock: of this process; what earlier ones spent is added to it.
-    seal: of the rows that were written when `first` was saved, if known.
+    config: model.vocab_size is known.
+    workdir: the run's folder.
+    first: number of steps done when this process begins.
+    screen: prints lines and tables.
+    model: the model of the config.
+    mesh: the mesh of the state.
+    prepared: the data; its validation sets are evaluated.
+    clock: this process's time by activity; that of earlier ones is added.
+    seal: seal of the rows up to `first`, from its checkpoint; None if unknown.
   """
 
   def __init__(
@@ -55,7 +61,7 @@ class Reporter:
     workdir: str,
     first: int,
     screen: console.Console,
-    model,
+    model: Model,
     mesh: jax.sharding.Mesh,
     prepared: PreparedData,
     clock: goodput.Clock,
@@ -71,7 +77,7 @@ class Reporter:
     total = config.train.num_steps
     if self.is_writing:
       has_curve = os.path.exists(self._curve_path())
-      # A report that was cut short is made again, and its rows with it.
+      # An interrupted report is repeated, so the rows that it wrote go.
       is_cut = lambda row: (
         row["step"] == total and any(name.startswith("eval/") for name in row)
       )
@@ -84,7 +90,7 @@ class Reporter:
         seal=seal,
       )
       if has_curve and first < total:
-        os.remove(self._curve_path())  # of an end that is to come again
+        os.remove(self._curve_path())  # the run has yet to end again
       clock.go_on(self.writers.carried)
     self.meter = metrics.Meter(
       config.train.global_batch_size * config.data.seq_len,
@@ -97,12 +103,13 @@ class Reporter:
     self.skipped_in_row = 0
 
   def finish(self, step: int, result: dict, is_forced: bool = False) -> None:
-    """Waits for the result of a step; logs it if it is its turn.
+    """Waits for the result of a step; logs it if the step is logged.
 
     Args:
+      step: number of steps done, this one included.
       result: metrics of the train step, on the device.
-      is_forced: fetched before another step was dispatched, so that the time
-        since the last fetch says nothing of a step.
+      is_forced: the result is fetched before the next step is dispatched, so
+        that the time since the last fetch is not the time of a step.
 
     Raises:
       Diverged: more than train.max_nonfinite_steps in a row were skipped, or
@@ -128,7 +135,7 @@ class Reporter:
       )
     if not self.is_logged(step):
       return
-    # What has a public name is a column.
+    # Values whose name has no slash are for the loop alone.
     row = {name: value for name, value in values.items() if "/" in name}
     row[metric_names.BATCH_HASH] = int(values[metric_names.BATCH_HASH])
     done = config_lib.count_sequences(t, step)
@@ -142,7 +149,7 @@ class Reporter:
     )
 
   def _list_skipped(self, step: int, values: dict) -> None:
-    """Writes the row of a skipped update, and says it."""
+    """Writes the row of a skipped update, and prints a line."""
     is_spike = bool(values.get(step_lib.IS_SPIKE, 0))
     row = {
       metric_names.SKIPPED_SPIKE
@@ -162,42 +169,42 @@ class Reporter:
     )
 
   def note_rollback(self, failed: int, num_passed: int) -> None:
-    """Writes the row of a rollback to the first step of this reporter.
+    """Writes the row of a rollback, at the step that the run resumes from.
 
     Args:
-      failed: the step that the run had come to.
-      num_passed: sequences of the order of data passed over so far.
+      failed: number of steps done when the run diverged.
+      num_passed: sequences of the data order that are skipped so far.
     """
     row = {
       metric_names.ROLLED_BACK_FROM: failed,
       metric_names.PASSED: num_passed,
     }
     if self.is_writing:
-      # A run that was killed after a rollback and comes to it again has it.
+      # A run that was killed after a rollback repeats it, and has its row.
       rows = metrics.read_rows(os.path.join(self.workdir, "metrics.jsonl"))
       if any(row.items() <= each.items() for each in rows):
         return
     self._write(self.first, row)
 
   def seal_rows(self) -> list | None:
-    """Returns the seal of all rows so far, where they are written."""
+    """Returns the seal of all rows so far; None where none are written."""
     return self.writers.seal.value() if self.writers else None
 
   def set_batch(self, size: int) -> None:
-    """Notes the sequences of the steps that follow."""
+    """Sets the batch size of the steps that follow."""
     self.meter.tokens_per_step = size * self.config.data.seq_len
     self.time_left = metrics.TimeLeft()
     self.meter.restart()
 
   def is_logged(self, step: int) -> bool:
-    """Returns whether a row is written of this step."""
+    """Returns whether this step has a row; the first and last do."""
     t = self.config.train
     every = t.log_every_steps
     is_turn = every > 0 and step % every == 0
     return is_turn or step in (1, t.num_steps)
 
   def is_watched(self, step: int) -> bool:
-    """Returns whether telemetry is due at this step; at the first it is."""
+    """Returns whether telemetry is due at this step, as at the first."""
     every = self.config.train.telemetry_every_steps
     return every > 0 and (step % every == 0 or step == 1)
 
@@ -238,14 +245,14 @@ class Reporter:
       self._sample(step, state)
 
   def catch_up(self, state: Any) -> None:
-    """Does what was due at the first step and was put off by a signal."""
+    """Does the evaluation and sample of step `first`, if a signal did not."""
 
     def is_there() -> bool:
       rows = metrics.read_rows(os.path.join(self.workdir, "metrics.jsonl"))
       names = [k for r in rows if r["step"] == self.first for k in r]
       return any(name.startswith("eval/") for name in names)
 
-    # At the end the report is to come, of the whole set.
+    # After the last step the report evaluates the whole set instead.
     is_due = 0 < self.first < self.config.train.num_steps
     is_due = is_due and self.is_due(self.first)
     if is_due and not processes.share(is_there):
@@ -257,13 +264,15 @@ class Reporter:
     seconds: float,
     is_stopped: Callable[[], bool] = lambda: False,
   ) -> None:
-    """Ends a run: whole validation set, sample, curve, where things are.
+    """Ends a run: evaluates whole validation sets, samples, plots the loss.
 
-    The curve is written last: it marks that all of it was done.
+    The plot is written last: its file marks the report as complete.
 
     Args:
-      seconds: what this process took.
-      is_stopped: asked between the parts; the rest is left out where true.
+      state: the state after the last step.
+      seconds: duration of this process.
+      is_stopped: asked between the parts; once it is true, the rest is left
+        out.
 
     Raises:
       Diverged: the loss on a validation set is not finite.
@@ -323,17 +332,17 @@ class Reporter:
     self.screen.table(rows)
 
   def has_reported(self) -> bool:
-    """Returns whether `report` came to its end."""
+    """Returns whether `report` was completed."""
     return processes.share(lambda: os.path.exists(self._curve_path()))
 
   def profile(self, index: int) -> None:
-    """Starts and stops the profiler around the steps asked for.
+    """Starts and stops the profiler around train.profile_steps steps.
 
     Args:
-      index: steps done, over all of the run.
+      index: number of steps done, over the whole run.
     """
     t = self.config.train
-    # Three steps settle first, where there are as many.
+    # The first three steps are slower and left out, if there are more.
     start = min(self.first + 3, t.num_steps - 1)
     if t.profile_steps and index == start and self.is_writing:
       jax.profiler.start_trace(os.path.join(self.workdir, "profile"))
@@ -349,7 +358,7 @@ class Reporter:
       self.screen.say(f"the profile is in {self.workdir}/profile")
 
   def close(self) -> None:
-    """Takes the bar away and closes the files."""
+    """Removes the progress bar and closes the files."""
     self.screen.close()
     self.end_profile()
     if self.writers is not None:
@@ -357,7 +366,7 @@ class Reporter:
 
   def _score(self, params, tokens, num_batches: int | None):
     c = self.config
-    # As large a batch as training holds at once.
+    # A batch as large as a microbatch, which is known to fit.
     parts = c.train.num_microbatches
     return scoring.score(
       self.model,
@@ -382,8 +391,8 @@ class Reporter:
     if scale is not None:
       size = self.config.train.global_batch_size
       self.screen.say(
-        f"gradient noise scale: about {scale:,.0f} sequences, of which a batch "
-        f"has {size:,}; much larger ones would gain little"
+        f"gradient noise scale: about {scale:,.0f} sequences; a batch has "
+        f"{size:,}, and batches much larger than the noise scale gain little"
       )
 
   def _yardstick(self, result: dict, tokens) -> list[tuple[str, str]]:
@@ -399,10 +408,10 @@ class Reporter:
     return rows
 
   def _sample(self, step: int, state) -> str | None:
-    """Writes what follows sample.prompt; returns it, or None.
+    """Writes a continuation of sample.prompt; returns it, or None.
 
-    Whatever goes wrong is a line, said once: a sample is for the eye, and a
-    run that ended here would end here again when it is resumed.
+    Any failure prints a line, once, and the run goes on: samples only
+    illustrate, and a run that ended here would end here again when resumed.
     """
     s = self.config.sample
     try:

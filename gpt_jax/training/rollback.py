@@ -1,14 +1,14 @@
-"""Going back to a good step, and past the batches that led astray.
+"""Rollback: resume from a good step, and skip the batches that failed.
 
-As PaLM was trained (Chowdhery et al. 2022, 5.1): where the loss does not
-recover, the run goes back to a checkpoint from before, and on with the batches
-that follow the ones it failed on. Where it fails again before the next save,
-it goes back to the checkpoint before that one.
+As in the training of PaLM (Chowdhery et al. 2022, 5.1): a run whose loss does
+not recover resumes from an earlier checkpoint and skips the batches on which it
+failed. If it fails again before the next save, it resumes from the checkpoint
+before that one.
 
 Design choice: the list of rollbacks is stored in each later checkpoint, and no
-file is written at the rollback itself. A run that is killed right after one
-meets the same batches and rolls back again; it ends as if it had not been
-killed.
+file is written at the rollback itself. A run that is killed right after a
+rollback reads the same batches and rolls back again; it ends as if it had not
+been killed.
 """
 
 import dataclasses
@@ -26,24 +26,24 @@ class Ledger:
   """The rollbacks of a run so far.
 
   Attributes:
-    entries: of each, in turn, the step gone back to, the step that failed, and
-      the sequences of the order of data that all rollbacks so far pass over.
+    entries: for each rollback (the step resumed from, the step that failed, the
+      sequences of the data order that it and earlier rollbacks skip).
   """
 
   entries: tuple[tuple[int, int, int], ...] = ()
 
   @classmethod
   def of(cls, meta: dict) -> "Ledger":
-    """Returns the ledger that is stored in a checkpoint."""
+    """Returns the ledger stored in the metadata of a checkpoint."""
     return cls(tuple(tuple(entry) for entry in meta.get(KEY, ())))
 
   @property
   def num_passed(self) -> int:
-    """Sequences that are passed over."""
+    """Number of sequences of the data order that are skipped."""
     return self.entries[-1][2] if self.entries else 0
 
   def meta(self) -> dict:
-    """Returns what a checkpoint stores: nothing where nothing was done."""
+    """Returns what a checkpoint stores: nothing without a rollback."""
     return {KEY: [list(e) for e in self.entries]} if self.entries else {}
 
   def add(
@@ -52,18 +52,20 @@ class Ledger:
     """Returns the ledger after one more rollback.
 
     Args:
-      target: the step gone back to.
-      failed: steps that were done; the batches from target on are passed over.
-      count: steps -> sequences of that many steps.
+      target: the step resumed from.
+      failed: steps done at the failure; their batches from target on are
+        skipped.
+      count: returns the number of sequences in the first N steps.
     """
     passed = self.num_passed + count(failed) - count(target)
     return Ledger((*self.entries, (target, failed, passed)))
 
   def choose(self, good: list[int]) -> int | None:
-    """Returns the step to go back to, None where there is none.
+    """Returns the step to resume from, None where there is none.
 
     Args:
-      good: steps of this course whose state is good, oldest first.
+      good: saved steps whose state is good, without those that an earlier
+        rollback superseded, oldest first.
     """
     if self.entries and good and good[-1] == self.entries[-1][0]:
       good = good[-2:-1] or good  # nothing was saved since
@@ -71,7 +73,7 @@ class Ledger:
 
 
 def passed_at(keeper: Any, step: int) -> int:
-  """Returns the sequences passed over when a stored run did this step.
+  """Returns the sequences that had been skipped when a run did this step.
 
   Args:
     keeper: the run's Checkpointer.

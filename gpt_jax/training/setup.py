@@ -3,6 +3,7 @@
 import concurrent.futures
 import os
 import typing
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -24,7 +25,7 @@ from gpt_jax.training.reporter import Reporter
 
 
 class Stage(typing.NamedTuple):
-  """What runs while the batch has one size.
+  """What the loop uses while the batch has one size.
 
   Attributes:
     size: sequences of the global batch.
@@ -32,7 +33,7 @@ class Stage(typing.NamedTuple):
     watch: the telemetry pass.
     step: the compiled train step.
     seconds: compile time.
-    peak: bytes that the step needs on a device, or 0.
+    peak: bytes that the step needs on a device, 0 if unknown.
   """
 
   size: int
@@ -49,17 +50,17 @@ class Setup:
   Args:
     config: frozen; model.vocab_size may still be None.
     workdir: the run's folder.
-    screen: where lines are said.
-    clock: of this process.
+    screen: prints lines and tables.
+    clock: this process's time by activity.
     is_replay: whether a step is recomputed and nothing is written.
 
   Attributes:
     config: model.vocab_size is known.
-    prepared: the data.
-    assembly: what the run computes with (build.py).
+    prepared: the prepared data.
+    assembly: mesh, model, optimizer and abstract state (build.py).
     keeper: the run's Checkpointer.
-    stages: {first step: sequences of the batch from there on}.
-    is_resumed: whether there is a checkpoint to go on from.
+    stages: {first step: sequences of a batch from that step on}.
+    is_resumed: whether there is a checkpoint to resume from.
   """
 
   def __init__(
@@ -106,7 +107,7 @@ class Setup:
       self.prepared = processes.in_turn(lambda: prepare_data(config.data, say))
     processes.agree("the prepared data", self.prepared.fingerprint)
     runtime.give_back_memory()
-    # A mesh that the batches do not fit is said before what data shows.
+    # Report a mesh that the batches do not fit before any fault of the data.
     mesh = sharding.make_mesh(config.mesh)
     for step, _ in config_lib.batch_stages(config.train):
       preflight.check_batch(config_lib.at_step(config, step), mesh)
@@ -137,10 +138,10 @@ class Setup:
     if lost:
       self.screen.say(lost)
 
-  # Compile, and make or read the state
+  # Compile, and create or restore the state
 
   def build_stage(self, step: int) -> Stage:
-    """Returns what runs from this step until the batch changes its size."""
+    """Returns what is used from this step until the batch size changes."""
     now = self.assembly.at_step(step)
     return Stage(
       now.config.train.global_batch_size,
@@ -150,14 +151,16 @@ class Setup:
     )
 
   def count(self, step: int) -> int:
-    """Returns the sequences of the first `step` steps."""
+    """Returns the number of sequences in the first `step` steps."""
     return config_lib.count_sequences(self.config.train, step)
 
-  def read_batches(self, stage: Stage, step: int, num_passed: int):
+  def read_batches(
+    self, stage: Stage, step: int, num_passed: int
+  ) -> Iterator[batches_lib.Batch]:
     """Returns an iterator over this process's rows, from a step on.
 
     Args:
-      num_passed: sequences that rollbacks pass over.
+      num_passed: number of sequences that rollbacks skip.
     """
     return batches_lib.make_train_iterator(
       self.prepared,
@@ -170,19 +173,19 @@ class Setup:
     )
 
   def place(self, batch: dict, stage: Stage) -> dict:
-    """Returns the global batch, of which this process gives its rows."""
+    """Returns the global batch, to which this process adds its rows."""
     return sharding.place_batch(
       batch, self.assembly.batch_place, stage.rows, stage.size
     )
 
-  def recompute(self, step: int):
-    """Returns (step begun at, state after `step`), reporting nothing."""
+  def recompute(self, step: int) -> tuple[int, state_lib.TrainState]:
+    """Returns (step started from, state after `step`); writes nothing."""
     if any(s < step for s in processes.share(self.keeper.steps)):
       state, _ = self.keeper.restore(self.abstract, before=step)
     elif self.config.train.init_from is not None:
       raise InputError(
-        f"no checkpoint before step {step} is left in {self.workdir}, and "
-        "train.init_from may have moved on since; give a later --replay"
+        f"no checkpoint before step {step} is left in {self.workdir}, and the "
+        "run of train.init_from may have changed since; give a later --replay"
       )
     else:
       state = self.assembly.init_state()
@@ -194,14 +197,14 @@ class Setup:
           stage = self.build_stage(index)
           batches = self.read_batches(stage, index, num_passed)
         batch = self.place(next(batches), stage)
-        # One at a time: simulated devices that get ahead wait for each other.
+        # One at a time: simulated devices can deadlock with two in flight.
         state, _ = jax.block_until_ready(stage.step(state, batch))
     return begun, state
 
-  def begin(self):
-    """Returns (state, what is stored beside it, the first stage).
+  def begin(self) -> tuple[state_lib.TrainState, dict, Stage]:
+    """Returns (state, its checkpoint's metadata, the first stage).
 
-    The step is compiled while the state is made or read.
+    The step is compiled while the state is created or restored.
     """
     self.screen.say("compiling ...")
     keeper, init_from = self.keeper, self.config.train.init_from
@@ -231,6 +234,8 @@ class Setup:
     return state, meta, stage
 
   def write_record(self) -> None:
+    """Writes tokenizer.json and config.json if this run has none yet."""
+
     def write() -> None:
       if not os.path.exists(self.record):
         tokenizer = self.prepared.tokenizer
@@ -249,7 +254,7 @@ class Setup:
       workdir_lib.await_file(self.record)
 
   def build_reporter(self, first: int, meta: dict) -> Reporter:
-    """Returns what writes the rows after step `first`; later ones go."""
+    """Returns the reporter of steps after `first`; drops rows after it."""
     return Reporter(
       self.config,
       self.workdir,

@@ -1,9 +1,9 @@
-"""The training state, and how it comes to be: sharded from the first byte.
+"""The training state, which is created sharded.
 
-Shapes are evaluated abstractly, shardings follow from the declarations, and
-one compiled function then makes every leaf in its place. Each parameter's
-numbers come from the seed and its own name alone, so that the same seed gives
-the same parameters on any mesh.
+Shapes are evaluated abstractly, shardings follow from the declarations, and one
+compiled function then creates every leaf on its devices. A parameter's values
+depend only on the seed and its name, so that the same seed gives the same
+parameters on any mesh.
 """
 
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import struct
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -28,11 +29,10 @@ class TrainState(struct.PyTreeNode):
   Attributes:
     step: int32, optimizer steps done, skipped ones included.
     params: tree of param_dtype.
-    opt_state: the optimizer's.
+    opt_state: the optimizer's state.
     num_skipped: int32, updates skipped in the whole run.
-    skipped_in_row: int32, of those, how many just now in a row.
-    ema: tree like params, float32, their moving average; None without
-      train.ema_decay.
+    skipped_in_row: int32, updates skipped in a row up to this step.
+    ema: moving average of params, float32; None without train.ema_decay.
     norm_mean: {"mean": float32, "count": int32} of the gradient norms of
       updates that were not skipped; None without train.spike_factor.
   """
@@ -47,7 +47,7 @@ class TrainState(struct.PyTreeNode):
 
 
 def init_params(model: Model, seed: int):
-  """Returns initial parameters; a leaf's numbers depend on seed and name."""
+  """Returns initial parameters; a leaf's values depend on seed and name."""
   shapes, specs = model.abstract_params()
   c, root = model.config, jax.random.key(seed)
 
@@ -64,7 +64,10 @@ def init_params(model: Model, seed: int):
 
 
 def abstract_state(
-  model: Model, tx, config: Config, mesh: Mesh | AbstractMesh
+  model: Model,
+  tx: optax.GradientTransformation,
+  config: Config,
+  mesh: Mesh | AbstractMesh,
 ) -> TrainState:
   """Returns the TrainState of ShapeDtypeStructs with their shardings.
 
@@ -101,7 +104,9 @@ def abstract_state(
   )
 
 
-def init_state(model: Model, tx, config: Config, mesh: Mesh) -> TrainState:
+def init_state(
+  model: Model, tx: optax.GradientTransformation, config: Config, mesh: Mesh
+) -> TrainState:
   """Returns a fresh state on the mesh; no leaf is ever whole on one device."""
   abstract = abstract_state(model, tx, config, mesh)
 
@@ -121,11 +126,11 @@ def init_state(model: Model, tx, config: Config, mesh: Mesh) -> TrainState:
 
 
 def replace_params(state: TrainState, params: Any) -> TrainState:
-  """Returns a state that starts from other parameters."""
+  """Returns the state with other parameters; its average starts from them."""
   ema = None if state.ema is None else jax.jit(_as_float32)(params)
   return state.replace(params=params, ema=ema)
 
 
 def _as_float32(params):
-  # A copy even of float32: the step gives both away.
+  # Copies float32 too: the step donates both buffers.
   return jax.tree.map(lambda p: jnp.array(p, jnp.float32), params)

@@ -1,9 +1,9 @@
-"""What is seen of a run now and then, to tell why one goes wrong.
+"""Telemetry: statistics that show why a run goes wrong.
 
-Largest scores and logits, the size of activations and updates by layer,
-gradients by role: from a pass of its own over the batch that the next step
-takes, so that the train step is the same program with and without. It
-costs 1.3 steps (configs/LOG.md): every hundredth step, 1.3 percent.
+Largest attention scores and logits, RMS of activations and updates by layer,
+gradient norms by role. They come from a separate pass over the next step's
+batch, so that the train step is the same program with and without telemetry. A
+pass costs as much as 1.3 steps (configs/LOG.md): every 100 steps, 1.3 percent.
 """
 
 from collections.abc import Callable
@@ -29,19 +29,19 @@ def make_watch(
 ):
   """Returns watch(state, batch) -> {name: float32 scalar}, to be jitted.
 
-  Names, all of them after PREFIX, LL a layer from 00:
-    attn_logit_max/LL  largest score before a soft-cap, of what is not masked
+  It reads one microbatch, without dropout. Names, after PREFIX; LL is a layer,
+  from 00:
+    attn_logit_max/LL  largest unmasked attention score, before a soft-cap
     logit_max          largest absolute logit
-    attn_rms/LL, mlp_rms/LL  what the sublayers put out
-    embed_rms, residual_rms  the stream before the first block, after the last
-    update_rms/LL, update_rms/ROLE  the step's change of a parameter: of those
-      of a layer, and of those of a role outside of the blocks
+    attn_rms/LL, mlp_rms/LL  outputs of the sublayers
+    embed_rms, residual_rms  the residual stream before the first block and
+      after the last
+    update_rms/LL, update_rms/ROLE  the step's change of parameters: those of a
+      layer, and those of a role outside the blocks
     grad_norm/ROLE     before clipping
-    grad_square, grad_variance  of metrics.noise_scale, over the two halves of
-      what is looked at (McCandlish et al. 2018, appendix A.1), where its rows
-      are even in number; in sequences
-
-  One microbatch of the batch is looked at, without dropout.
+    grad_square, grad_variance  the terms of metrics.noise_scale, in sequences,
+      from the two halves of the microbatch (McCandlish et al. 2018, appendix
+      A.1); only where its number of rows is even
   """
   minimise = objective.make_objective(model, config.train)
   parts = config.train.num_microbatches
@@ -69,7 +69,8 @@ def make_watch(
       ]
       if of_role:
         found[f"grad_norm/{role}"] = optax.tree.norm(of_role)
-    return found | _updates(updates, specs) | _activations(state.params, batch)
+    found |= _updates(updates, specs) | _activations(state.params, batch)
+    return {PREFIX + name: x.astype(jnp.float32) for name, x in found.items()}
 
   def _activations(params, batch):
     out, taps = model.apply_tapped(
@@ -89,17 +90,11 @@ def make_watch(
         found[f"{name}_rms/{layer:02}"] = _rms(taps[name][layer])
     return found
 
-  def named(state, batch):
-    return {
-      PREFIX + name: value.astype(jnp.float32)
-      for name, value in watch(state, batch).items()
-    }
-
-  return named
+  return watch
 
 
 def _grads(mean, params, batch):
-  """Returns (gradient of mean(params, batch) float32, its noise)."""
+  """Returns (float32 gradient of mean(params, batch), terms of its noise)."""
 
   def one(part):
     grads = jax.grad(mean)(params, part)
@@ -129,7 +124,7 @@ def _grads(mean, params, batch):
 
 
 def _updates(updates, specs) -> dict:
-  """Returns the RMS of updates by layer, and by role outside of blocks."""
+  """Returns the RMS of updates by layer, and by role outside the blocks."""
   squares, counts = {}, {}
 
   def add(name, square, count):
@@ -156,7 +151,7 @@ def _rms(x):
 
 
 def _largest_logit(model: Model, x_BTD, w_VD):
-  """Returns the largest |logit|, made a position of all rows at a time."""
+  """Returns the largest |logit|, of 64 positions of all rows at a time."""
   V = model.config.vocab_size
 
   def one(x_BD):
