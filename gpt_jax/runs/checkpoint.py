@@ -117,7 +117,7 @@ class Checkpointer:
       self._fail(error)
 
   def prepare(self, abstract_state: Any) -> None:
-    """Compiles what `save` needs, so that the first save is as fast."""
+    """Compiles what `save` needs, so that the first save is not slower."""
     self._checksum.compile(abstract_state)
 
   def wait(self) -> None:
