@@ -22,13 +22,13 @@ GPTS = {
   "small": (6, 6, 384, 256, 64, 65, "float32"),
   "gpt2": (12, 12, 768, 256, 4, 50257, "float32"),
   "long": (12, 12, 768, 8192, 1, 50257, "float32"),
-  "gpt2-gpu": (12, 12, 768, 1024, 32, 50257, "bfloat16"),
+  "gpt2-gpu": (12, 12, 768, 1024, 64, 50257, "bfloat16"),
   "growth": (2, 4, 128, 128, 4, 1024, "float32"),
 }
 # Llama's: (layers, heads, key and value heads, width, MLP, T, B, V, precision)
 LLAMAS = {
-  "llama-1b": (16, 32, 8, 2048, 8192, 2048, 8, 128_256, "bfloat16"),
-  "llama-3b": (28, 24, 8, 3072, 8192, 2048, 4, 128_256, "bfloat16"),
+  "llama-1b": (16, 32, 8, 2048, 8192, 2048, 16, 128_256, "bfloat16"),
+  "llama-3b": (28, 24, 8, 3072, 8192, 2048, 5, 128_256, "bfloat16"),
   "15m": (6, 6, 6, 288, 768, 256, 32, 32_000, "float32"),
 }
 
@@ -48,7 +48,7 @@ def get_config(variant: str = "tiny"):
       config.data.tokenizer = "bpe:50257"
       config.model.max_len = max(1024, seq_len)
       config.model.bias = True
-      if variant == "long":
+      if variant in ("long", "gpt2-gpu"):
         config.train.num_loss_chunks = 8
     else:
       config.data.tokenizer = "chars"
@@ -70,9 +70,10 @@ def get_config(variant: str = "tiny"):
     config.model.mlp = "swiglu"
     if variant != "15m":
       config.model.rope_theta = 500_000.0
-      config.model.scan_layers = True
-      config.model.remat = "full"
       config.train.num_loss_chunks = 8
+    if variant == "llama-3b":
+      config.model.scan_layers = True  # compiles in seconds
+      config.optim.moment_dtype = "bfloat16"  # or activations do not fit
   config.model.num_heads = heads
   config.model.model_dim = width
   config.model.vocab_size = vocab_size

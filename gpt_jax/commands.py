@@ -11,6 +11,7 @@ COMMANDS = {
   "data": "prepare a config's text, which training also does itself",
   "lab.bench": "time one subject; measured beside predicted",
   "lab.bench.growth": "time and memory of a step against a model's sizes",
+  "lab.card": "the first minutes on a GPU: is it right, and how fast?",
   "lab.plan": "memory and speed of a run on given chips, before it runs",
   "lab.plan.attention": "attention kernels compared: exact, fast, small",
   "lab.plan.published": "runs of published speed, beside their plans",

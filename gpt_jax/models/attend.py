@@ -91,12 +91,13 @@ def attend(
     rules: word of sharding.RULES.
     key: dropout key, or None.
   """
-  q_BKGTH = q_BKGTH * attention_multiplier(config, q_BKGTH.shape[-1])
+  scale = attention_multiplier(config, q_BKGTH.shape[-1])
   if context.kernel == "dense":
-    y_BKGTH = dense(q_BKGTH, k_BKSH, v_BKSH, context, config, key)
+    y_BKGTH = dense(scale * q_BKGTH, k_BKSH, v_BKSH, context, config, key)
     return checkpoint_name(y_BKGTH, "attn")
   local = functools.partial(
     _local,
+    scale=scale,
     kernel=context.kernel,
     rule=context.rule,
     is_ordered=context.is_ordered,
@@ -155,6 +156,7 @@ def _local(
   slots_BT,
   segments_BT,
   *,
+  scale: float,
   kernel: str,
   rule,
   is_ordered: bool,
@@ -173,13 +175,14 @@ def _local(
   if kernel == "splash":
     from gpt_jax.ops import splash  # Pallas takes half a second to import
 
+  if kernel == "cudnn" and is_ordered and axis is None:
+    return cudnn(q, k, v, segments_BT, rule, scale)
+  q = scale * q
   T = q.shape[3]
   whole = TokenPositions(slots_BT, segments_BT)
   if axis is None:
     if kernel == "splash" and is_ordered:
       return splash.whole(q, k, v, segments_BT, rule, interpret)
-    if kernel == "cudnn" and is_ordered:
-      return cudnn(q, k, v, segments_BT, rule)
     if is_ordered and T <= blockwise.MAX_STRIPS_LEN:
       return blockwise.strips(q, k, v, segments_BT, rule)
     return blockwise.tiles(q, k, v, whole, whole, rule)
@@ -197,8 +200,8 @@ def _local(
   return blockwise.tiles(q, k, v, own, whole, rule)
 
 
-def cudnn(q_BKGTH, k_BKSH, v_BKSH, segments_BT, rule):
-  """Fused attention of cuDNN, whole rows in order; q comes scaled."""
+def cudnn(q_BKGTH, k_BKSH, v_BKSH, segments_BT, rule, scale: float):
+  """Fused attention of cuDNN, whole rows in order; it scales q itself."""
   B, K, G, T, H = q_BKGTH.shape
   mask = None
   if segments_BT is not None:
@@ -212,7 +215,7 @@ def cudnn(q_BKGTH, k_BKSH, v_BKSH, segments_BT, rule):
     k_BKSH.swapaxes(1, 2),
     v_BKSH.swapaxes(1, 2),
     mask=mask,
-    scale=1.0,
+    scale=scale,
     is_causal=rule.is_causal,
     local_window_size=window,
     implementation="cudnn",

@@ -63,7 +63,7 @@ class Attention(nn.Module):
       w_k_DKH = declare(self, "k", (D, K, H), ("embed", *k), "hidden")
       w_v_DKH = declare(self, "v", (D, K, H), ("embed", *k), "hidden")
       q_BTNH, k_BTKH, v_BTKH = project_each(
-        x_BTD, [w_q_DNH, w_k_DKH, w_v_DKH], c.grad_dtype
+        x_BTD, [w_q_DNH, w_k_DKH, w_v_DKH], c.grad_dtype, context.platform
       )
     if c.bias:
       add = lambda x, name, shape, axes: shift(

@@ -152,7 +152,7 @@ class Model:
 
   def _quantize(self, p, spec, is_stacked: bool):
     num_bits = 8 if spec.role in TABLES else int(self.weights[3:])
-    one = lambda w: quantized.quantize(w, spec.role, num_bits)
+    one = lambda w: quantized.quantize(w, spec.role, num_bits, self.platform)
     return jax.vmap(one)(p) if is_stacked else one(p)
 
   def init_cache(self, batch_size: int, num_slots: int):

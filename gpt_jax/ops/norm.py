@@ -34,14 +34,31 @@ def _normalize(x, scale, eps, is_centred):
 def _normalize_backward(eps, is_centred, saved, dy):
   x, scale, mean, rstd = saved
   y = (x.astype(jnp.float32) - mean) * rstd
-  dy = dy.astype(jnp.float32)
+  dy32 = dy.astype(jnp.float32)
   # Summed in float32: the scale's gradient is a sum over all rows.
-  dscale = (dy * y).sum(tuple(range(x.ndim - 1)))
-  dy = dy * _over(x, scale)
+  dscale = jax.lax.platform_dependent(
+    dy32,
+    y,
+    (dy, x, mean, rstd),
+    cuda=lambda dy32, y, again: recompute_dscale(*again),
+    default=lambda dy32, y, again: (dy32 * y).sum(tuple(range(y.ndim - 1))),
+  )
+  dy = dy32 * _over(x, scale)
   dx = dy - y * (dy * y).mean(-1, keepdims=True)
   if is_centred:
     dx -= dy.mean(-1, keepdims=True)
   return (dx * rstd).astype(x.dtype), dscale.astype(scale.dtype)
+
+
+def recompute_dscale(dy, x, mean, rstd):
+  """Returns the scale's gradient, recomputed from what is in memory.
+
+  Else a GPU writes dy * y in float32, to read it for this sum over rows and for
+  those over columns, which are kernels of their own.
+  """
+  dy, x = jax.lax.optimization_barrier((dy, x))
+  y = (x.astype(jnp.float32) - mean) * rstd
+  return (dy.astype(jnp.float32) * y).sum(tuple(range(x.ndim - 1)))
 
 
 normalize.defvjp(_normalize, _normalize_backward)

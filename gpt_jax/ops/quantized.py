@@ -2,10 +2,11 @@
 
 A weight is an integer times a scale: in int8 one scale for each output, in int4
 one for each output and group of inputs. Accelerators multiply the integers in
-the dtype of the activations. A CPU is fast only at int8 times int8, so there an
-activation is split into two base-254 digits, 16 bits relative to the largest of
-its row. At batch 1 that costs no time: a product of two rows takes less than a
-product of one (configs/LOG.md).
+the dtype of the activations, but a GPU one row in int4 by a kernel (gemv.py). A
+CPU is fast only at int8 times int8, so there an activation is split into two
+base-254 digits, 16 bits relative to the largest of its row. At batch 1 that
+costs no time: a product of two rows takes less than a product of one
+(configs/LOG.md).
 """
 
 import functools
@@ -34,15 +35,17 @@ class Quantized(struct.PyTreeNode):
     scale_GF: float32.
     outs: the output dims of the matrix.
     num_bits: 8 or 4.
+    platform: that the matrix is multiplied on, cpu, gpu or tpu.
   """
 
   values_GFC: jax.Array
   scale_GF: jax.Array
   outs: tuple[int, ...] = struct.field(pytree_node=False)
   num_bits: int = struct.field(pytree_node=False)
+  platform: str = struct.field(pytree_node=False)
 
 
-def quantize(w, role: str, num_bits: int) -> Quantized:
+def quantize(w, role: str, num_bits: int, platform: str) -> Quantized:
   """Returns w rounded; its role says which dims are outputs.
 
   Symmetric about 0: int8 by the largest weight, int4 by the scale of least
@@ -64,7 +67,8 @@ def quantize(w, role: str, num_bits: int) -> Quantized:
   if num_bits == 4:
     low, high = jnp.split(values_GFC, 2, axis=1)
     values_GFC = (high << 4) | (low + 8)
-  return Quantized(values_GFC.astype(jnp.int8), scale_GF, outs, num_bits)
+  values_GFC = values_GFC.astype(jnp.int8)
+  return Quantized(values_GFC, scale_GF, outs, num_bits, platform)
 
 
 def restore(w: Quantized, role: str, shape) -> jax.Array:
@@ -85,6 +89,15 @@ def multiply(x, w: Quantized, out_dtype):
   lead = x.shape[:-1]
   G, _, C = w.values_GFC.shape
   x_LGC = x.reshape(-1, G, C)
+  if w.platform == "gpu" and w.num_bits == 4 and len(x_LGC) == 1:
+    from gpt_jax.ops import gemv  # Pallas takes half a second to import
+
+    # The compiler cannot partition a kernel.
+    mesh = jax.sharding.get_abstract_mesh()
+    is_whole = mesh.empty or mesh.size == 1
+    if is_whole and gemv.can_multiply(w.values_GFC):
+      y_F = gemv.multiply(x_LGC[0], w.values_GFC, w.scale_GF)
+      return y_F.astype(out_dtype).reshape(*lead, -1)
   whole = lambda x_LGC, w: _multiply(x_LGC, w)
   is_long = len(x_LGC) > (MANY_ROWS if G == 1 else MANY_ROWS_GROUPED)
   on_cpu = whole if is_long else _multiply_digits

@@ -71,10 +71,19 @@ class Assembly:
       self.make_step(), self.abstract, self.config, self.mesh, self.batch_place
     )
 
-  def compile_step(self):
-    """Returns (compiled step, seconds, peak bytes on a device or 0)."""
+  def compile_step(self, options: dict | None = None):
+    """Returns (compiled step, seconds, peak bytes on a device or 0).
+
+    Args:
+      options: of XLA, beside those that the platform has.
+    """
     return step_lib.compile_step(
-      self.make_step(), self.abstract, self.config, self.mesh, self.batch_place
+      self.make_step(),
+      self.abstract,
+      self.config,
+      self.mesh,
+      self.batch_place,
+      options,
     )
 
   def make_watch(self):

@@ -33,6 +33,18 @@ from gpt_jax.training.state import TrainState
 MAX_GRAD_NORM = 1e15
 # Metrics of a step that are no rows of their own.
 SKIPPED_IN_ROW, IS_SPIKE = "skipped_in_row", "is_spike"
+# What XLA is asked for a step, by platform; what each gains stands in
+# docs/performance.md.
+COMPILER_OPTIONS = {
+  "gpu": {
+    # cuBLAS alone adds a bias or an addend within the product.
+    "xla_gpu_enable_triton_gemm": False,
+    # Rounds to bfloat16 where the program says so, and so writes half as much.
+    "xla_allow_excess_precision": False,
+    # Joined products of one input would be split again, by copies.
+    "xla_gpu_dot_merger_threshold_mb": 0,
+  }
+}
 # Updates before a norm can be called a spike: those of a start are large.
 SPIKE_HISTORY = 20
 
@@ -224,12 +236,18 @@ def compile_step(
   config: Config,
   mesh: jax.sharding.Mesh,
   batch_place,
+  options: dict | None = None,
 ):
-  """Returns (compiled step, seconds, peak bytes on a device or 0)."""
+  """Returns (compiled step, seconds, peak bytes on a device or 0).
+
+  Args:
+    options: of XLA, beside COMPILER_OPTIONS.
+  """
   start = time.perf_counter()
   lowered = lower_step(step_function, abstract, config, mesh, batch_place)
+  own = COMPILER_OPTIONS.get(mesh.devices.flat[0].platform, {})
   with jax.set_mesh(mesh):
-    compiled = lowered.compile()
+    compiled = lowered.compile(compiler_options=own | (options or {}) or None)
   seconds = time.perf_counter() - start
   memory = compiled.memory_analysis()
   peak = 0

@@ -34,7 +34,7 @@ def distance(a, b):
 @pytest.mark.parametrize("role", SHAPES)
 def test_a_product_is_that_of_the_rounded_matrix(role, num_bits, most):
   w = draw(*SHAPES[role])
-  small = quantized.quantize(w, role, num_bits)
+  small = quantized.quantize(w, role, num_bits, "cpu")
   whole = quantized.restore(small, role, w.shape)
   assert most / 4 < distance(whole, w) < most
   for rows in (1, 5, 40, 300):  # digits, and made whole
@@ -51,7 +51,7 @@ def test_a_product_is_that_of_the_rounded_matrix(role, num_bits, most):
 
 def test_four_bits_use_every_value_of_both_signs():
   w = draw(64, 64)
-  small = quantized.quantize(w, "hidden", 4)
+  small = quantized.quantize(w, "hidden", 4, "cpu")
   low, high = quantized._numbers(small)
   assert set(np.unique(low)) == set(np.unique(high)) == set(range(-8, 8))
 
@@ -68,12 +68,12 @@ def test_the_scale_of_four_bits_is_the_better_of_several():
 
 @pytest.mark.parametrize("num_bits", [8, 4])
 def test_zeros_and_odd_sizes_are_exact(num_bits):
-  nothing = quantized.quantize(jnp.zeros((64, 6)), "hidden", num_bits)
+  nothing = quantized.quantize(jnp.zeros((64, 6)), "hidden", num_bits, "cpu")
   out = quantized.multiply(draw(2, 64), nothing, "float32")
   np.testing.assert_array_equal(out, 0)
   still = quantized.multiply(
     jnp.zeros((2, 40)),
-    quantized.quantize(draw(40, 7), "hidden", num_bits),
+    quantized.quantize(draw(40, 7), "hidden", num_bits, "cpu"),
     "float32",
   )
   np.testing.assert_array_equal(still, 0)
@@ -81,7 +81,7 @@ def test_zeros_and_odd_sizes_are_exact(num_bits):
 
 def test_rows_of_a_table_are_those_of_the_matrix():
   w = draw(96, 256)
-  small = quantized.quantize(w, "embed", 8)
+  small = quantized.quantize(w, "embed", 8, "cpu")
   ids = jnp.array([[3, 95], [0, 7]])
   np.testing.assert_allclose(
     quantized.pick(small, ids),

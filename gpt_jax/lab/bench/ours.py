@@ -129,7 +129,7 @@ class Decode:
   def describe(self) -> dict:
     return {
       **_describe(self.config, self.mesh),
-      "weight_bytes": _read_bytes(self.unstacked, self.config.model),
+      "weight_bytes": read_bytes(self.unstacked, self.config.model),
     }
 
   def run(self, batch_size: int) -> dict:
@@ -194,9 +194,12 @@ def random_batches(config: Config, num_rows: int):
     batch = {"tokens": ids[:, :-1], "targets": ids[:, 1:]}
     batch["mask"] = np.ones(shape, np.float32)
     if config.data.packing == "documents":
+      # Four documents in each row.
+      length = -(-shape[1] // 4)
       places = np.arange(shape[1], dtype=np.int32)
-      batch["segments"] = np.zeros(shape, np.int32)
-      batch["positions"] = np.broadcast_to(places, shape).copy()
+      whole = lambda row: np.broadcast_to(row, shape).copy()
+      batch["segments"] = whole(places // length)
+      batch["positions"] = whole(places % length)
     batches.append(batch)
   while True:
     yield from batches
@@ -248,7 +251,7 @@ def _bound(config: Config, mesh, rates: dict) -> dict:
   }
 
 
-def _read_bytes(unstacked, model) -> int:
+def read_bytes(unstacked, model) -> int:
   """Returns the bytes of weights that are read to make one token.
 
   Embedding tables, of which a token reads one row, are left out.

@@ -1,0 +1,97 @@
+"""The check of a GPU: its parts at toy size, its limits, its tables."""
+
+import importlib.util
+import json
+import sys
+
+import pytest
+
+from gpt_jax.config import InputError
+from gpt_jax.lab import card
+from gpt_jax.lab.card import parts, table
+from gpt_jax.lab.plan import gpus
+from gpt_jax.machine import chips
+
+HAS_COMPILER = importlib.util.find_spec("jax_cuda13_plugin") is not None
+needs_compiler = pytest.mark.skipif(
+  not HAS_COMPILER, reason="the GPU compiler, extra plan-gpu, is not installed"
+)
+
+
+@pytest.mark.parametrize(
+  "words, sentence",
+  [
+    (["--parts=gpt3"], r"--parts names 'gpt3'; there are check, gpt2, .*flags"),
+    (["--minutes=0"], "--minutes is 0; it must be above 0 and below 1000"),
+    (["--minutes=nan"], "--minutes is nan; it must be above 0"),
+    (
+      ["--compile=h300"],
+      "--compile is 'h300'; it must be one of a100, h100, h200",
+    ),
+  ],
+)
+def test_bad_words_are_refused(words, sentence):
+  with pytest.raises(InputError, match=sentence):
+    card.main(words)
+
+
+def test_a_part_runs_at_toy_size(tmp_path, capfd):
+  assert card.main(["--toy", "--parts=gpt2", f"--out={tmp_path}"]) == 0
+  out = capfd.readouterr().out
+  row = json.loads((tmp_path / "card.jsonl").read_text())
+  assert json.loads(out.splitlines()[0]) == row
+  assert row["part"] == "gpt2" and row["device"] == "cpu"
+  assert row["tokens_per_s"] > 0 and row["steps"] == 5
+  assert f"| 64 rows | {row['step_ms']} | {row['tokens_per_s']:,} |" in out
+  assert (tmp_path / "gpt2.hlo.gz").exists()
+
+
+def test_a_part_that_hangs_is_stopped_and_said(monkeypatch, tmp_path, capfd):
+  monkeypatch.setitem(card.PARTS, "gpt2", card.Part("hangs", 5.5))
+  script = tmp_path / "python"
+  script.write_text("#!/bin/sh\nsleep 60\n")
+  script.chmod(0o755)
+  monkeypatch.setattr(sys, "executable", str(script))
+  assert card.main(["--parts=gpt2", "--minutes=1"]) == 1
+  said = capfd.readouterr()
+  assert '"error": "stopped after 6 s"' in said.out
+  assert "gpt2: stopped after 6 s" in said.err
+
+
+def test_the_table_shows_shares_errors_and_kernels():
+  about = {"part": "gpt2", "device": "card"}
+  rows = [
+    about
+    | {"row": "a", "step_ms": 70.0, "mfu": 0.4123}
+    | {"kernels": [["all", 69.0, 2], ["gemm", 40.0, 12]]},
+    about | {"row": "b", "error": "RESOURCE_EXHAUSTED: out of memory"},
+    {"part": "check", "device": "card", "row": "c", "is_right": True},
+    {"part": "check", "device": "card", "row": "d", "is_right": False},
+  ]
+  lines = table.lines(rows)
+  assert "| a | 70.0 | 41.2 % |" in lines
+  assert "| b | RESOURCE_EXHAUSTED: out of memory |  |" in lines
+  assert "     40.000 ms     12 x gemm" in lines
+  assert "check: 1 of 2 rows are right" in lines
+
+
+def test_every_chip_that_is_planned_for_has_a_target():
+  words = {w for w, chip in chips.CHIPS.items() if chip.platform == "gpu"}
+  assert words <= set(gpus.TARGETS)
+  for word in words:
+    chip, target = chips.CHIPS[word], gpus.TARGETS[word]
+    assert target.name in chip.kinds
+    assert target.bandwidth / 1e9 == pytest.approx(chip.hbm_gbps, rel=0.01)
+
+
+@pytest.mark.slow
+@needs_compiler
+@pytest.mark.parametrize("word", ["h100", "h200"])
+def test_every_program_compiles(word, tmp_path):
+  names = ",".join(card.PARTS)
+  words = [f"--compile={word}", f"--parts={names}", f"--out={tmp_path}"]
+  assert card.main(words) == 0
+  rows = (tmp_path / "card.jsonl").read_text().splitlines()
+  expected = sum(len(trials) for _, trials in parts.TRIALS.values())
+  expected += len(parts.DECODED) + len(parts.CHECKED) + 4
+  assert len(rows) == expected
