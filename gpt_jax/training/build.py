@@ -5,11 +5,12 @@ so that what is planned or timed is what is trained.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+import optax
 
 from gpt_jax import config as config_lib
 from gpt_jax import sharding
@@ -22,12 +23,12 @@ from gpt_jax.training import step as step_lib
 
 @dataclasses.dataclass(frozen=True)
 class Assembly:
-  """What a run computes with, before anything is computed.
+  """The parts of a run, before anything is computed.
 
   Attributes:
     config: model.vocab_size is known.
-    mesh: of the devices; an AbstractMesh where there are none.
-    model: for the platform of the devices.
+    mesh: a Mesh of devices, or an AbstractMesh where there are none.
+    model: built for the platform of the devices.
     tx: the optimizer.
     schedule: step -> learning rate.
     abstract: TrainState of ShapeDtypeStructs with their shardings.
@@ -36,12 +37,12 @@ class Assembly:
   config: Config
   mesh: Any
   model: Model
-  tx: Any
-  schedule: Any
+  tx: optax.GradientTransformation
+  schedule: Callable
   abstract: state_lib.TrainState
 
   @property
-  def batch_place(self):
+  def batch_place(self) -> jax.sharding.NamedSharding:
     """The sharding of (B, T) batches."""
     return sharding.batch_sharding(self.mesh, self.config.mesh.rules)
 
@@ -51,7 +52,7 @@ class Assembly:
     return sharding.local_rows(self.batch_place, shape)
 
   def at_step(self, step: int) -> "Assembly":
-    """Returns the assembly for the batch size that a step has."""
+    """Returns the assembly for the batch size of a step."""
     config = config_lib.at_step(self.config, step)
     return dataclasses.replace(self, config=config)
 
@@ -66,7 +67,7 @@ class Assembly:
     )
 
   def lower_step(self):
-    """Returns the jitted step, donating its state, before it is compiled."""
+    """Returns the step, which donates its state, lowered but not compiled."""
     return step_lib.lower_step(
       self.make_step(), self.abstract, self.config, self.mesh, self.batch_place
     )
@@ -99,13 +100,13 @@ def assemble(
   platform: str | None = None,
   mesh: Any = None,
 ) -> Assembly:
-  """Returns what a run of this config computes with.
+  """Returns the Assembly of a config.
 
   Args:
     config: model.vocab_size is known (tokenizers.resolve_vocab).
-    devices: to build the mesh of; None for all that are here.
-    platform: that the model's kernels are for; None for the devices' own.
-    mesh: in place of devices, for instance an AbstractMesh.
+    devices: devices of the mesh; None for all of them.
+    platform: selects the model's kernels; None for the platform of the devices.
+    mesh: used in place of devices, for instance an AbstractMesh.
 
   Raises:
     InputError: mesh, batch, objective and model do not go together.

@@ -1,9 +1,9 @@
 """One optimizer step, as a pure function.
 
 A step whose loss or gradient is not finite changes nothing but the counters.
-What is written is finite too, at any rate or eps: moments by the bound on the
-gradient's norm, parameters because a new value that is not finite leaves the
-old one in its place.
+What other steps write is finite too, at any learning rate and eps: the bound on
+the gradient's norm keeps the moments finite, and a parameter whose new value is
+not finite keeps its old one.
 """
 
 import time
@@ -27,11 +27,11 @@ from gpt_jax.models import Model
 from gpt_jax.training import optim
 from gpt_jax.training.state import TrainState
 
-# Squares of gradients below it, and momentum's sum of them over 10^7 steps, are
-# finite in float32 and bfloat16, even divided by an eps of 1e-4 times (muP). So
-# moments need no look of their own.
+# Below this norm moments are finite in float32 and bfloat16, and need no check:
+# squares of gradients, and momentum's sum over 10^7 steps, even where muP has
+# divided the gradient by a ParamSpec's eps of 1e-4.
 MAX_GRAD_NORM = 1e15
-# Metrics of a step that are no rows of their own.
+# Metrics of a step that are not written to metrics.jsonl.
 SKIPPED_IN_ROW, IS_SPIKE = "skipped_in_row", "is_spike"
 # What XLA is asked for a step, by platform; what each gains stands in
 # docs/performance.md.
@@ -50,9 +50,10 @@ SPIKE_HISTORY = 20
 
 
 def make_gradient(model: Model, config: Config):
-  """Returns gradient(params, batch, key) -> (gradient, objective's sums).
+  """Returns gradient(params, batch, key) -> (gradient, objective's metrics).
 
-  Of the mean over the whole batch, in train.num_microbatches parts.
+  The gradient of the mean over the whole batch, accumulated over
+  train.num_microbatches microbatches.
   """
   minimise = objective.make_objective(model, config.train)
   grad, parts = jax.grad(minimise, has_aux=True), config.train.num_microbatches
@@ -62,7 +63,7 @@ def make_gradient(model: Model, config: Config):
     if parts == 1:
       return grad(params, batch, key, totals)
     params = model.unstack_layers(params)
-    # Strided, so that each part is spread over all devices as the whole is.
+    # Strided, so that each microbatch is spread over all devices.
     split = jax.tree.map(
       lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch
     )
@@ -90,10 +91,10 @@ def make_train_step(
 ):
   """Returns step(state, batch) -> (state, metrics), to be jitted and donated.
 
-  metrics, float32 scalars by public name: the sums of the objective, GRAD_NORM
-  (before clipping), LEARNING_RATE, NUM_SKIPPED; SKIPPED_IN_ROW; with
-  train.spike_factor IS_SPIKE, and BATCH_HASH, by which a skipped batch is
-  listed.
+  metrics are scalars by name: the metrics of the objective, GRAD_NORM (before
+  clipping), LEARNING_RATE, NUM_SKIPPED and SKIPPED_IN_ROW; with
+  train.spike_factor also IS_SPIKE, and BATCH_HASH, which identifies the batch
+  of a skipped update.
   """
   gradient = make_gradient(model, config)
   ema_decay = config.train.ema_decay
@@ -105,31 +106,32 @@ def make_train_step(
       key = tree.key_for(jax.random.key(config.seed), "dropout")
       key = jax.random.fold_in(key, state.step)
     grads, sums = gradient(state.params, batch, key)
-    # Sums in float32, whatever the parameters are kept in.
+    # float32 sums, whatever the dtype of the parameters.
     grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
     norm = optax.tree.norm(grads)
     grads = optim.clip_by_global_norm(grads, norm, config.optim.clip_norm)
     rate = schedule(state.step)
-    # False of NaN too.
+    # Both comparisons are False for NaN.
     is_good = jnp.isfinite(sums[LOSS]) & (norm < MAX_GRAD_NORM)
 
     def change(grads, *old):
-      kept = None
+      decay = None
       if ema_decay is not None:
-        # At first a mean of all so far, in effect: the start is soon forgotten.
-        kept = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
-      return update(tx, grads, old, rate, kept)
+        # A smaller decay early on soon forgets the initial values.
+        decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
+      return update(tx, grads, old, rate, decay)
 
-    seen_mean, is_spike = state.norm_mean, None
+    norm_mean, is_spike = state.norm_mean, None
     if spike_factor is not None:
-      is_spike = is_good & _is_spike(norm, seen_mean, spike_factor)
+      is_spike = norm > spike_factor * norm_mean["mean"]
+      is_spike &= is_good & (norm_mean["count"] >= SPIKE_HISTORY)
       is_good &= ~is_spike
-      seen_mean = _add_norm(seen_mean, norm, is_good)
+      norm_mean = _add_norm(norm_mean, norm, is_good)
 
     old = state.params, state.opt_state, state.ema
     if model.platform == "cpu":
-      # In a branch they change in place; a choice for each leaf copies moments
-      # first. Elsewhere a branch would make the host wait.
+      # lax.cond updates in place on a CPU, where jnp.where would copy the
+      # moments. On accelerators cond forces a sync.
       params, opt_state, ema = jax.lax.cond(
         is_good, change, lambda grads, *old: old, grads, *old
       )
@@ -144,7 +146,7 @@ def make_train_step(
       num_skipped=state.num_skipped + skipped,
       skipped_in_row=(state.skipped_in_row + skipped) * skipped,
       ema=ema,
-      norm_mean=seen_mean,
+      norm_mean=norm_mean,
     )
     metrics = {
       **sums,
@@ -161,16 +163,12 @@ def make_train_step(
   return train_step
 
 
-def _is_spike(norm, norm_mean, factor: float):
-  is_known = norm_mean["count"] >= SPIKE_HISTORY
-  return is_known & (norm > factor * norm_mean["mean"])
-
-
 def _add_norm(norm_mean, norm, is_good):
-  """Returns norm_mean with one more norm, where it is_good.
+  """Returns norm_mean with one more norm, if the update is_good.
 
-  The mean of all at first, then of about the last 5 SPIKE_HISTORY. A skipped
-  norm is left out, or a few spikes would let the next ones through.
+  The mean of all norms at first, then of about the last 5 * SPIKE_HISTORY. The
+  norms of skipped updates are left out; a few spikes would otherwise raise the
+  mean and let the next ones through.
   """
   count = norm_mean["count"] + is_good.astype(jnp.int32)
   part = 1 / jnp.clip(count, 1, 5 * SPIKE_HISTORY)
@@ -203,11 +201,11 @@ def update(
 
 
 def keep_finite(new: Any, old: Any):
-  """Returns `new`, but `old` in each place where `new` is not finite.
+  """Returns `new`, but `old` in each element where `new` is not finite.
 
-  Design choice: place by place. A verdict on the whole state would need it
-  twice in memory, or a second pass over it; this is a comparison within the
-  pass that writes, and changes no finite value.
+  Design choice: element by element. A verdict on the whole state would need two
+  copies of it in memory, or a second pass over it; this comparison is part of
+  the pass that writes, and changes no finite value.
   """
   keep = lambda n, o: jnp.where(jnp.isfinite(n), n, o)
   return jax.tree.map(keep, new, old)
@@ -218,9 +216,9 @@ def lower_step(
   abstract: Any,
   config: Config,
   mesh: jax.sharding.Mesh,
-  batch_place,
-):
-  """Returns the jitted step, donating its state, before it is compiled."""
+  batch_place: jax.sharding.NamedSharding,
+) -> jax.stages.Lowered:
+  """Returns the step, which donates its state, lowered but not compiled."""
   batch = objective.abstract_batch(config, batch_place)
   shardings = jax.tree.map(lambda x: x.sharding, abstract)
   with jax.set_mesh(mesh):
