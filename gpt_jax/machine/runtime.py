@@ -1,6 +1,6 @@
 """The machine: platform, devices, place among processes, caches, quiet logs.
 
-The one reader of os.environ. `start` must run before jax is imported anywhere.
+The only reader of os.environ. `start` must run before anything imports jax.
 """
 
 import contextlib
@@ -24,17 +24,17 @@ EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-  """Which process this is, of how many, and where they meet.
+  """This process's place among the processes of a run, and where they meet.
 
   Attributes:
     address: "HOST:PORT" of process 0, as all processes know it.
-    count: how many there are, 2 or more.
-    index: which one this is, from 0.
-    local_devices: the GPUs of this machine that are this process's; None: all.
-    bind: "HOST:PORT" that process 0 listens at; None: PORT of any interface.
-    join_seconds: how long they wait for each other.
-    stuck_seconds: how long one may make no progress, at least.
-    secret: what the processes know of each other and nobody else; may be "".
+    count: number of processes, 2 or more.
+    index: of this process, from 0.
+    local_devices: this machine's GPUs that this process uses; None: all.
+    bind: "HOST:PORT" that process 0 listens at; None: see meeting.bind_host.
+    join_seconds: how long the processes wait for each other.
+    stuck_seconds: how long a process may always go without progress.
+    secret: shared by the processes of this run alone; may be "".
   """
 
   address: str
@@ -59,9 +59,9 @@ def start(devices: int | None = None) -> None:
   """Prepares the process for jax: call once, before anything imports it.
 
   Args:
-    devices: pretend that the CPU is this many devices; None leaves it alone.
+    devices: number of devices that the CPU shall appear as; None: unchanged.
   """
-  # XLA's C++ side logs about CPU features and caches to the terminal.
+  # XLA's C++ code logs about CPU features and caches to the terminal.
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
   os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
   if devices:
@@ -70,7 +70,7 @@ def start(devices: int | None = None) -> None:
     os.environ["XLA_FLAGS"] = f"{flags} {count}".strip()
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
   if not find_accelerator():
-    # An installed libtpu would look for its chips for seconds, and complain.
+    # An installed libtpu would spend seconds looking for chips, and complain.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
   # jax takes 3/4 of a GPU's memory unless told; the rest would lie idle.
   os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.93")
@@ -83,9 +83,9 @@ def start(devices: int | None = None) -> None:
 
 
 def make_team(count: int) -> list[dict[str, str]]:
-  """Returns the environments in which `count` processes here find each other.
+  """Returns the environments of `count` processes of one run on this machine.
 
-  One process gets none of the variables.
+  A single process gets none of the variables in EXPLICIT.
   """
   base = dict(os.environ)
   for name in EXPLICIT:
@@ -100,10 +100,10 @@ def make_team(count: int) -> list[dict[str, str]]:
 
 
 def find_place() -> Place | None:
-  """Returns this process's place among several; None where it is alone.
+  """Returns this process's place among several; None if it is alone.
 
-  Looked for in this order: the three variables of EXPLICIT; a step of SLURM
-  with more than one task; the hosts of a TPU.
+  Sources, in this order: the three variables of EXPLICIT; a SLURM step of more
+  than one task; the hosts of a TPU.
 
   Raises:
     InputError: a variable is missing, malformed or contradicts another.
@@ -124,7 +124,7 @@ def find_place() -> Place | None:
 
 
 def stuck_seconds() -> float:
-  """Returns how long a run may make no progress, at least."""
+  """Returns for how many seconds a run may always go without progress."""
   return _positive("GPT_JAX_STUCK_SECONDS", 600.0)
 
 
@@ -137,7 +137,7 @@ def _find_explicit():
     there = [name for name in EXPLICIT if name not in missing]
     raise InputError(
       f"{' and '.join(there)} set without {' and '.join(missing)}; several "
-      "processes need all three, one process none of them"
+      "processes need all three, a single process none of them"
     )
   address, count, index = values.values()
   host, colon, port = address.rpartition(":")
@@ -159,7 +159,7 @@ def _find_explicit():
 
 
 def _find_slurm():
-  # Only srun sets it: a batch script alone is one process.
+  # Set by srun only: a batch script without it is one process.
   if not os.environ.get("SLURM_STEP_NUM_TASKS"):
     return None
   count = _whole("SLURM_STEP_NUM_TASKS", 1)
@@ -170,8 +170,8 @@ def _find_slurm():
   port = os.environ.get("JAX_COORDINATOR_PORT")
   try:
     address = SlurmCluster.get_coordinator_address(None, port)
-    # Each task of a machine has a GPU of its own, unless SLURM shows it but
-    # one; a machine's only task has all of them.
+    # With several tasks on a machine each uses the GPU of its local id, unless
+    # SLURM shows it one GPU only; a single task uses all GPUs.
     seen = os.environ.get("CUDA_VISIBLE_DEVICES", "0,1").split(",")
     tasks = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "2").split("(")[0]
     is_shared = tasks != "1" and len(seen) > 1
@@ -203,10 +203,11 @@ def _find_tpu():
         address = kind.get_coordinator_address(wait, port)
         return address, count, kind.get_process_id(), None
   except (OSError, RuntimeError, ValueError) as error:
-    # Of the metadata server, of a name that does not come, of a list of hosts.
+    # The metadata server fails, a host name does not resolve, or the list of
+    # hosts is malformed.
     raise InputError(
       f"the hosts of this TPU cannot be found: {error}; set "
-      f"{', '.join(EXPLICIT)} instead, or JAX_PLATFORMS=cpu"
+      f"{', '.join(EXPLICIT)}, or JAX_PLATFORMS=cpu"
     ) from None
   return None
 
@@ -235,10 +236,10 @@ def _positive(name: str, default: float) -> float:
 
 
 def start_tpu_compiler() -> None:
-  """Prepares libtpu to compile for slices that are not here; after `start`.
+  """Prepares libtpu to compile for slices without a TPU; call after `start`.
 
-  It would otherwise ask the network which slice it is on, and hold a lock that
-  is there for chips, of which none are touched.
+  libtpu would otherwise query the network for its slice and hold a lock for
+  chips that are never used.
   """
   os.environ["JAX_PLATFORMS"] = "cpu"
   os.environ["TPU_SKIP_MDS_QUERY"] = "1"
@@ -249,10 +250,7 @@ def start_tpu_compiler() -> None:
 
 @contextlib.contextmanager
 def hush_stderr():
-  """Keeps what C++ writes to standard error; yields a function that reads it.
-
-  Python's own errors are raised as ever.
-  """
+  """Captures standard error, C++'s too; yields a function that returns it."""
   with tempfile.TemporaryFile() as kept:
     sys.stderr.flush()
     old = os.dup(2)
@@ -270,10 +268,10 @@ def hush_stderr():
 
 
 def find_accelerator() -> bool:
-  """Returns whether this machine has a device other than its CPU.
+  """Returns whether this machine may have a device other than its CPU.
 
-  Known by the device files of TPUs, NVIDIA's and AMD's GPUs; on a system other
-  than Linux jax is left to look for itself.
+  Looks for the device files of TPUs and of NVIDIA and AMD GPUs. On systems
+  other than Linux it is true, so that jax looks for itself.
   """
   patterns = ("accel*", "vfio/[0-9]*", "nvidia[0-9]*", "kfd", "dxg")
   return sys.platform != "linux" or any(
@@ -282,12 +280,15 @@ def find_accelerator() -> bool:
 
 
 def memory_bytes(mesh: Any) -> tuple[int | None, int]:
-  """Returns (bytes of memory, devices of the mesh here that share them).
+  """Returns (bytes of memory, number of local mesh devices that share them).
 
-  An accelerator has its own; the devices of a CPU share the machine's. None
-  where nobody says.
+  An accelerator has its own memory; the devices of a CPU share the machine's.
+  None if the size is unknown.
   """
-  local = [d for d in mesh.devices.flat if d.process_index == _process_index()]
+  import jax
+
+  here = jax.process_index()
+  local = [d for d in mesh.devices.flat if d.process_index == here]
   if local[0].platform != "cpu":
     stats = local[0].memory_stats() or {}
     return stats.get("bytes_limit"), 1
@@ -298,18 +299,12 @@ def memory_bytes(mesh: Any) -> tuple[int | None, int]:
   return (pages if pages > 0 else None), len(local)
 
 
-def _process_index() -> int:
-  import jax
-
-  return jax.process_index()
-
-
 def keep_freed_memory() -> None:
-  """Lets the C library keep what it frees, where it is glibc.
+  """Tells glibc to keep freed memory instead of returning it to the system.
 
-  A CPU step allocates its temporaries anew each time; given back to the system
-  in between, they cost a page fault for every 4 KiB: a quarter of a step. One
-  arena, for those of threads other than the main one cannot grow that far.
+  A CPU step allocates its temporaries anew; if returned in between, they cost
+  a page fault per 4 KiB: a quarter of the step's time. One arena, because those
+  of other threads than the main one cannot grow large enough.
   """
   libc = ctypes.CDLL(None)
   if sys.platform == "linux" and hasattr(libc, "mallopt"):
@@ -320,10 +315,11 @@ def keep_freed_memory() -> None:
 
 
 def give_back_memory() -> None:
-  """Returns to the system what is free now: after compiling, or other bulk.
+  """Returns free memory to the system: after compiling or other bulk work.
 
-  Compiling leaves thousands of holes between what stays, which glibc searches
-  whenever a step allocates: 5 % of a small one. So they are held, empty.
+  Compiling leaves thousands of small holes in the heap. glibc would search
+  them at each allocation, which takes 5 % of a small step, so they are
+  allocated here for good; their pages are not backed by memory.
   """
   libc = ctypes.CDLL(None)
   if sys.platform != "linux" or not hasattr(libc, "mallinfo2"):
@@ -333,9 +329,10 @@ def give_back_memory() -> None:
   libc.malloc.argtypes = [ctypes.c_size_t]
   libc.free.argtypes = [ctypes.c_void_p]
   libc.malloc_trim(0)
-  # No more than is free: another allocator, preloaded, has no order of places.
+  # At most what is free: the addresses of another (preloaded) allocator have
+  # no order that would end the loop.
   left = libc.mallinfo2().fordblks
-  # Larger than nearly any hole, so it lies behind the last one.
+  # Larger than nearly any hole, so its address is behind all of them.
   end = libc.malloc(1 << 28)
   libc.free(end)
   size = 1 << 24
@@ -349,7 +346,7 @@ def give_back_memory() -> None:
 
 
 class _MallocInfo(ctypes.Structure):
-  """What mallinfo2 of glibc 2.33 returns, in bytes or pieces."""
+  """The struct mallinfo2 of glibc 2.33; bytes or numbers of chunks."""
 
   _fields_ = [
     (name, ctypes.c_size_t)
@@ -361,14 +358,14 @@ class _MallocInfo(ctypes.Structure):
 
 
 def cache_dir() -> str:
-  """Returns the folder for what can be made again: compiled programs."""
+  """Returns the folder of compiled programs, which may be deleted any time."""
   base = os.environ.get("XDG_CACHE_HOME", "")
   if not os.path.isabs(base):
     base = os.path.expanduser("~/.cache")
   if os.path.isabs(base):
     return os.path.join(base, "gpt_jax")
-  # A user without a home or a name, as in a container. Programs are run from
-  # there: it must be nobody else's.
+  # A user without a home, as in a container. Programs from this folder are
+  # executed, so nobody else may be able to write to it.
   folder = os.path.join(tempfile.gettempdir(), f"gpt_jax-{os.getuid()}")
   with contextlib.suppress(OSError):
     os.mkdir(folder, 0o700)
@@ -380,22 +377,22 @@ def cache_dir() -> str:
 
 
 def quiet_tokenizers() -> None:
-  """Keeps the tokenizers library from warning once processes are forked."""
+  """Stops the tokenizers library from warning when a process forks."""
   os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 def quiet_logs() -> None:
-  """Keeps library chatter off the terminal; errors still come through."""
+  """Silences the logs and warnings of libraries, except for errors."""
   for name in ("absl", "jax", "orbax", "grain", "tensorstore"):
     logging.getLogger(name).setLevel(logging.ERROR)
   warnings.filterwarnings("ignore", module=r"(jax|flax|orbax|grain|absl)\b")
 
 
 def is_terminal(stream: Any) -> bool:
-  """Returns whether a person is watching this stream."""
+  """Returns whether this stream is a terminal that can show a bar."""
   return stream.isatty() and os.environ.get("TERM") != "dumb"
 
 
 def environment_without(prefix: str) -> dict[str, str]:
-  """Returns the environment, names that begin with `prefix` left out."""
+  """Returns the environment without the names that begin with `prefix`."""
   return {k: v for k, v in os.environ.items() if not k.startswith(prefix)}
