@@ -35,14 +35,14 @@ MAX_GRAD_NORM = 1e15
 SKIPPED_IN_ROW, IS_SPIKE = "skipped_in_row", "is_spike"
 # What XLA is asked for a step, by platform; what each gains stands in
 # docs/performance.md.
-COMPILER_OPTIONS = {
+COMPILER_OPTIONS: dict[str, dict[str, str | bool]] = {
   "gpu": {
     # cuBLAS alone adds a bias or an addend within the product.
     "xla_gpu_enable_triton_gemm": False,
     # Rounds to bfloat16 where the program says so, and so writes half as much.
     "xla_allow_excess_precision": False,
     # Joined products of one input would be split again, by copies.
-    "xla_gpu_dot_merger_threshold_mb": 0,
+    "xla_gpu_dot_merger_threshold_mb": "0",
   }
 }
 # Updates before a norm can be called a spike: those of a start are large.

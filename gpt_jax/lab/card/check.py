@@ -72,7 +72,7 @@ def check_steps(config: Config, setting: Setting) -> dict:
   """Returns a row: losses and gradient norms of three steps, and the CPU's."""
   # Sizes this small are not worth timing kernels for.
   is_gpu = setting.devices[0].platform == "gpu"
-  options = {"xla_gpu_autotune_level": 0} if is_gpu else None
+  options = {"xla_gpu_autotune_level": "0"} if is_gpu else None
   steps = Steps(config, setting.devices, options)
   if setting.is_compiled_only:
     return {"is_compiled": True}

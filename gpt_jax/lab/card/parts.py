@@ -41,7 +41,7 @@ TRIALS = {
       "as it is": None,
       "Triton products": {"xla_gpu_enable_triton_gemm": True},
       "excess precision": {"xla_allow_excess_precision": True},
-      "products joined": {"xla_gpu_dot_merger_threshold_mb": 64},
+      "products joined": {"xla_gpu_dot_merger_threshold_mb": "64"},
       "no CUDA graphs": {"xla_gpu_enable_command_buffer": ""},
     },
   ),
