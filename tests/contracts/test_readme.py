@@ -315,6 +315,15 @@ def test_the_order_of_rooms_is_the_one_that_is_held():
   assert told == ast.literal_eval(held[1])[:-1]  # without __main__
 
 
+def test_a_token_passes_at_most_sixty_modules():
+  part = LAYOUT.read_text().split("\n## From text to checkpoint\n")[1]
+  named = re.findall(r"^\d+\. `(.*?)`: ", part.split("\n## ")[0], re.M)
+  assert 30 < len(set(named)) == len(named) <= 60
+  assert f"{len(named)} modules" in part
+  for name in named:
+    assert (ROOT / name).is_file(), name
+
+
 def test_every_page_is_in_the_list_of_pages():
   text = (ROOT / "docs" / "README.md").read_text()
   for page in (ROOT / "docs").glob("*.md"):

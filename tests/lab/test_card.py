@@ -73,6 +73,13 @@ def test_the_table_shows_shares_errors_and_kernels():
   assert "| b | RESOURCE_EXHAUSTED: out of memory |  |" in lines
   assert "     40.000 ms     12 x gemm" in lines
   assert "check: 1 of 2 rows are right" in lines
+  compiled = {
+    "part": "check",
+    "device": "card",
+    "row": "c",
+    "is_compiled": True,
+  }
+  assert table.lines([compiled]) == ["check: 1 of 1 programs compile", ""]
 
 
 def test_every_chip_that_is_planned_for_has_a_target():

@@ -18,8 +18,10 @@ def lines(rows: list[dict]) -> list[str]:
     own = [row for row in rows if row["part"] == part]
     names = [n for n in COLUMNS if any(n in row for row in own)]
     if not names:
-      right = sum(row.get("is_right") is True for row in own)
-      out += [f"{part}: {right} of {len(own)} rows are right", ""]
+      is_compiled = any("is_compiled" in row for row in own)
+      good = sum(row.get("is_right", is_compiled) is True for row in own)
+      what = "programs compile" if is_compiled else "rows are right"
+      out += [f"{part}: {good} of {len(own)} {what}", ""]
       continue
     heads = [COLUMNS[name] for name in names]
     out.append(f"| {part} on {own[0]['device']} | {' | '.join(heads)} |")
