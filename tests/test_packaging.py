@@ -23,6 +23,7 @@ PACKAGE_OF = {"absl": "absl-py", "orbax": "orbax-checkpoint"}
 # Declared, though no import of ours names it.
 REASONS = {
   "array-record": "tensorflow-datasets reads files in its format with it",
+  "jax-cuda13-plugin": "jax finds it by itself",
   "importlib-resources": "tensorflow-datasets imports it without declaring it",
 }
 LOCKS = ("requirements.txt", "requirements-dev.txt")
@@ -152,8 +153,16 @@ def test_what_is_wrong_with_imports_is_found():
   assert not find_problems(relative, {"orbax-checkpoint"}, set())
 
 
+def test_the_gpu_compiler_is_of_the_version_of_jax():
+  wanted = [Requirement(r) for r in EXTRAS["plan-gpu"]]
+  for python in PYTHONS:
+    (plugin,) = [r for r in wanted if is_wanted(r, python)]
+    pins = resolve(read_lock("requirements.txt"), python)
+    assert str(plugin.specifier) == f"=={pins['jax']}", python
+
+
 def test_every_reason_is_for_a_declared_package():
-  assert CORE >= REASONS.keys()
+  assert CORE | OPTIONAL >= REASONS.keys()
 
 
 def test_an_installed_package_holds_every_room():

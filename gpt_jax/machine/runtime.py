@@ -235,6 +235,19 @@ def _positive(name: str, default: float) -> float:
   return value
 
 
+def start_compiler(platform: str) -> None:
+  """Prepares jax to compile for chips that are not here; after `start`.
+
+  Args:
+    platform: tpu, gpu or cpu.
+  """
+  if platform == "tpu":
+    start_tpu_compiler()
+  elif platform == "gpu":
+    # The host's own device; the compiler's devices come from the plugin.
+    os.environ["JAX_PLATFORMS"] = "cpu"
+
+
 def start_tpu_compiler() -> None:
   """Prepares libtpu to compile for slices without a TPU; call after `start`.
 

@@ -1,8 +1,9 @@
 """What a run will need and how fast it can be: python -m gpt_jax.lab.plan.
 
 A thin door: flags, config and topology are read and checked before jax is
-imported. For a TPU slice the real step is compiled, without a TPU; for GPUs
-and for a CPU the figures are estimates, and say so.
+imported. For a TPU slice or GPUs the real step is compiled, without the chips;
+for a CPU, and for GPUs without their compiler (extra plan-gpu), the figures are
+estimates, and say so.
 """
 
 import json
@@ -67,8 +68,7 @@ def main(argv: list[str]) -> int:
   topology = chips.parse_topology(args.topology, args.slices)
   config = config_lib.freeze(cli.load_config(args.config, overrides))
   runtime.start(args.devices)
-  if topology.platform == "tpu":
-    runtime.start_tpu_compiler()
+  runtime.start_compiler(topology.platform)
 
   from gpt_jax.lab.plan import table  # with rich, which a mistake need not load
 

@@ -14,6 +14,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from gpt_jax import files
 from gpt_jax.config import InputError
+from gpt_jax.lab.plan import gpus
 from gpt_jax.machine import runtime
 from gpt_jax.machine.chips import Topology
 from gpt_jax.training.build import Assembly
@@ -61,12 +62,24 @@ class OutOfMemory(Exception):
     self.sentence = sentence
 
 
+def can_compile(topology: Topology) -> bool:
+  """Returns whether a step for the topology is compiled, not estimated.
+
+  GPUs without their compiler are estimated. A TPU without it is an error.
+  """
+  if topology.platform == "gpu":
+    return gpus.has_compiler()
+  return topology.platform == "tpu"
+
+
 def find_devices(topology: Topology) -> list:
-  """Returns the compiler's devices for a TPU topology.
+  """Returns the compiler's devices for a topology.
 
   Raises:
-    InputError: libtpu is not installed, or does not accept the topology.
+    InputError: the compiler is not installed, or does not accept the topology.
   """
+  if topology.platform == "gpu":
+    return gpus.find_devices(topology)
   from jax.experimental import topologies
 
   slices = {}

@@ -68,7 +68,7 @@ def find(module, computation, instruction, num_devices: int):
   is a reduce-scatter.
   """
   opcode = instruction.opcode
-  if opcode in ("fusion", "async-start"):
+  if opcode in hlo.FUSIONS:
     called = instruction.called("calls")
     inner = module.computations.get(called)
     if inner is not None:

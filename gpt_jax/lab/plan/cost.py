@@ -35,6 +35,8 @@ FREE = (
   "recv-done",
 )
 _SLICES = ("dynamic-slice", "slice", "gather")
+# Targets of custom calls that read and write HBM.
+KERNELS = ("tpu_custom_call", "__cublas", "__cudnn", "__gpu$xla.gpu.triton")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,15 +140,48 @@ def _flops(module, computation, instruction, causal: float) -> float:
     return _dot_flops(computation, instruction)
   if opcode == "convolution":
     return _convolution_flops(computation, instruction)
-  if opcode in ("fusion", "async-start"):
+  if opcode in hlo.FUSIONS:
     inner = module.computations.get(instruction.called("calls"))
     if inner is None:
       return 0.0
     parts = inner.instructions.values()
     return sum(_flops(module, inner, i, causal) for i in parts)
   if opcode == "custom-call":
+    target = hlo.target_of(instruction)
+    if target.startswith("__cublas"):
+      return _cublas_flops(computation, instruction)
+    if target.startswith("__cudnn$fmha"):
+      return _cudnn_flops(computation, instruction) * causal
     return _kernel_flops(computation, instruction) * causal
   return 0.0
+
+
+def _cublas_flops(computation, instruction) -> float:
+  """Returns FLOPs of a product that a GPU's library makes."""
+  left = _dims(computation, instruction.operands[0])
+  listed = re.search(
+    r'"lhs_contracting_dimensions":\s*\[(.*?)\]', instruction.attributes
+  )
+  assert listed, f"no contracted dims in: {instruction.attributes[:200]}"
+  axes = [int(a) for a in re.findall(r"\d+", listed[1])]
+  contracted = math.prod(left[a] for a in axes)
+  return 2.0 * math.prod(instruction.arrays[0].dims) * contracted
+
+
+def _cudnn_flops(computation, instruction) -> float:
+  """Returns FLOPs of cuDNN's attention over all scores.
+
+  Forward has 2 products, backward 5, of which one recomputes scores.
+  """
+  text = instruction.attributes
+  listed = re.search(
+    r'"intermediate_tensor_shape":\s*\{.*?"dimensions":\s*\[(.*?)\]', text
+  )
+  assert listed, f"no shape of scores in: {text[:200]}"
+  scores = math.prod(int(n) for n in re.findall(r"\d+", listed[1]))
+  width = _dims(computation, instruction.operands[0])[-1]
+  products = 5 if "Backward" in hlo.target_of(instruction) else 2
+  return 2.0 * scores * width * products
 
 
 def _dims(computation, name: str) -> tuple[int, ...]:
@@ -268,12 +303,12 @@ def _hbm_bytes(module, computation, instruction) -> float:
     return 0.0
   if opcode in collectives.KINDS or opcode.startswith(collectives.KINDS):
     return 0.0
-  if opcode == "custom-call" and "tpu_custom_call" not in (
-    instruction.attributes
+  if opcode == "custom-call" and not hlo.target_of(instruction).startswith(
+    KERNELS
   ):
     return 0.0
   inner = None
-  if opcode in ("fusion", "async-start"):
+  if opcode in hlo.FUSIONS:
     inner = module.computations.get(instruction.called("calls"))
     if inner is None or collectives.is_in(inner):
       return 0.0
@@ -322,18 +357,23 @@ def _read_bytes(instruction, inner, index: int, array) -> float:
 
 
 def _written_bytes(instruction, inner) -> float:
-  outputs = [instruction]
+  outputs, arrays = [instruction], instruction.arrays
   if inner is not None:
     root = inner.root
     names = root.operands if root.opcode == "tuple" else [root.name]
     outputs = [inner.instructions[n] for n in names]
-    if len(outputs) != len(instruction.arrays):
+    if root.opcode == "custom-call":
+      return _results_bytes(root)
+    if instruction.opcode == "fusion-start":
+      # (operands, results, context); the results are what is written.
+      arrays = arrays[-1 - len(outputs) : -1]
+    if len(outputs) != len(arrays):
       return 0.0
   elif instruction.is_tuple:
-    return sum(a.bytes for a in instruction.arrays if a.space == 0)
+    return _results_bytes(instruction)
   total = 0.0
   owner = inner.instructions if inner is not None else None
-  for array, output in zip(instruction.arrays, outputs, strict=True):
+  for array, output in zip(arrays, outputs, strict=True):
     if array.space != 0:
       continue
     while owner and output.opcode == "bitcast" and output.operands[0] in owner:
@@ -345,3 +385,13 @@ def _written_bytes(instruction, inner) -> float:
     elif output.opcode != "parameter":
       total += array.bytes
   return total
+
+
+def _results_bytes(instruction) -> float:
+  """Returns bytes of results in HBM; a library's workspace is none."""
+  is_library = hlo.target_of(instruction).startswith("__cu")
+  return sum(
+    a.bytes
+    for a in instruction.arrays
+    if a.space == 0 and not (is_library and a.dtype in ("s8", "u8"))
+  )

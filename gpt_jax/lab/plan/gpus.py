@@ -6,11 +6,13 @@ where a real card may take cuBLAS instead.
 """
 
 import dataclasses
+import importlib.util
 
 import jax
 
+from gpt_jax import config as config_lib
 from gpt_jax import files
-from gpt_jax.config import InputError
+from gpt_jax.config import Config, InputError
 from gpt_jax.machine import runtime
 from gpt_jax.machine.chips import Topology
 
@@ -124,6 +126,45 @@ TARGETS = {
     memory=191_514_411_008,
   ),
 }
+
+
+def has_compiler() -> bool:
+  """Returns whether jax's CUDA plugin is installed."""
+  return importlib.util.find_spec("jax_cuda13_plugin") is not None
+
+
+def has_cudnn() -> bool:
+  """Returns whether the library is installed that attention compiles with."""
+  try:
+    return importlib.util.find_spec("nvidia.cudnn") is not None
+  except ModuleNotFoundError:  # there is no package `nvidia`
+    return False
+
+
+def choose_attention(config: Config) -> tuple[Config, str]:
+  """Returns (the config to compile, a remark or "").
+
+  Without cuDNN a step that would use it is compiled with `blocks`.
+
+  Raises:
+    InputError: model.attention is cudnn, which is not installed.
+  """
+  model = config.model
+  if has_cudnn() or model.attention not in ("auto", "cudnn"):
+    return config, ""
+  wanted = files.pip("cuda")
+  if model.attention == "cudnn":
+    raise InputError(
+      "model.attention is cudnn, and cuDNN is not installed here: in the "
+      f"folder of this project, {wanted}; or leave it auto"
+    )
+  if config_lib.cudnn_fault(model):
+    return config, ""
+  model = dataclasses.replace(model, attention="blocks")
+  return dataclasses.replace(config, model=model), (
+    "attention is compiled in blocks, which take more memory and time than "
+    f"cuDNN's kernel, since cuDNN is not installed: {wanted}"
+  )
 
 
 def find_devices(topology: Topology) -> list[jax.Device]:

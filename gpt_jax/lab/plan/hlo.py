@@ -31,6 +31,8 @@ ITEM_BYTES = {
   "c64": 8,
   "c128": 16,
 }
+# Opcodes of fused computations; the latter two run beside other ops.
+FUSIONS = ("fusion", "fusion-start", "async-start")
 _ARRAY = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\](\{[^{}]*\})?")
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _LINE = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
@@ -197,6 +199,11 @@ def _closing(text: str, start: int) -> int:
     if depth == 0:
       return i
   return len(text)
+
+
+def target_of(instruction: Instruction) -> str:
+  """Returns what a custom call calls, "" for other instructions."""
+  return instruction.attribute("custom_call_target").strip('"')
 
 
 # Loops

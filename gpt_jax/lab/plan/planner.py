@@ -10,12 +10,13 @@ import os
 import statistics
 
 from gpt_jax import config as config_lib
-from gpt_jax import flops, sharding, tree
+from gpt_jax import files, flops, sharding, tree
 from gpt_jax.config import Config, InputError
 from gpt_jax.lab.plan import (
   analytic,
   aot,
   cost,
+  gpus,
   hlo,
   memory,
   roofline,
@@ -34,16 +35,19 @@ def make(config: Config, topology: chips.Topology) -> dict:
   Raises:
     InputError: mesh, batch and topology do not go together.
   """
-  if topology.platform != "tpu":
+  if not aot.can_compile(topology):
     return _estimated(config, topology)
+  remark = ""
+  if topology.platform == "gpu":
+    config, remark = gpus.choose_attention(config)
   devices = aot.find_devices(topology)
   if len(devices) != topology.num_devices:
     raise InputError(
       f"{topology.name} has {len(devices)} devices for the compiler and "
       f"{topology.num_devices} in the table of chips"
     )
-  built = build.assemble(config, devices, "tpu")
-  plan = _frame(config, topology, built, "compiled")
+  built = build.assemble(config, devices, topology.platform)
+  plan = _frame(config, topology, built, "compiled") | {"remark": remark}
   try:
     compiled = aot.compile_step(built)
   except aot.OutOfMemory as error:
@@ -58,9 +62,9 @@ def make(config: Config, topology: chips.Topology) -> dict:
   terms = roofline.bound(costs, traffic, topology)
   return plan | {
     "compile_seconds": round(compiled.seconds, 1),
-    # The compiler refuses a step that does not fit. If it accepts one whose sum
-    # is larger than the memory, the sum counts reused memory twice.
-    "memory": _memory(kept) | {"fits": True},
+    # The TPU's compiler refuses a step that does not fit. If it accepts one
+    # whose sum is larger than the memory, the sum counts reused memory twice.
+    "memory": _memory(kept) | {"fits": topology.platform == "tpu" or kept.fits},
     "collectives": [dataclasses.asdict(t) for t in traffic],
     "hardware_flops": costs.flops * topology.num_devices,
     "unknown_loops": costs.unknown_loops,
@@ -72,7 +76,13 @@ def make(config: Config, topology: chips.Topology) -> dict:
 
 def _estimated(config: Config, topology: chips.Topology) -> dict:
   built = analytic.assemble(config, topology.num_devices)
-  plan = _frame(config, topology, built, "estimated")
+  remark = ""
+  if topology.platform == "gpu":
+    remark = (
+      "these are estimates: the GPU compiler is not installed here; in the "
+      f"folder of this project, {files.pip('plan-gpu')}"
+    )
+  plan = _frame(config, topology, built, "estimated") | {"remark": remark}
   found = analytic.estimate(config, topology, built)
   done = analytic.hardware_flops(config, topology) * plan["tokens_per_step"]
   return plan | {
@@ -161,7 +171,7 @@ def _roofline(
 
   mfu counts model FLOPs with visible scores only, hfu all FLOPs that the
   hardware does, recomputation included; neither can exceed 1. `expected` is the
-  bound times the median of roofline.RATIOS; None for a CPU.
+  bound times the median of its platform's roofline.RATIOS; None for a CPU.
   """
   tokens = config.train.global_batch_size * config.data.seq_len
   masked = flops.masked_flops_per_token(config.model, config.data.seq_len)
@@ -170,7 +180,7 @@ def _roofline(
   sequences = config_lib.count_sequences(t, t.num_steps)
   hours = terms.step * sequences / t.global_batch_size / 3600
   peak = topology.chip.tflops * 1e12 if topology.chip else None
-  ratio = statistics.median(roofline.RATIOS)
+  ratio = statistics.median(roofline.RATIOS.get(topology.platform, (1.0,)))
   return dataclasses.asdict(terms) | {
     "step": terms.step,
     "binding": terms.binding,

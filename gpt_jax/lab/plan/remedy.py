@@ -9,7 +9,7 @@ import dataclasses
 from gpt_jax import config as config_lib
 from gpt_jax import sharding
 from gpt_jax.config import Config, InputError
-from gpt_jax.lab.plan import analytic
+from gpt_jax.lab.plan import analytic, aot
 from gpt_jax.machine import chips
 
 # Suggestions that are compiled; after that an estimate is enough.
@@ -97,7 +97,7 @@ def find(plan: dict, config: Config, topology, make, say) -> dict | None:
     if guess > available:
       continue
     flags = _flags(values, topology, where)
-    if topology.platform != "tpu" or tries == TRIES:
+    if not aot.can_compile(topology) or tries == TRIES:
       return {"flags": flags, "bytes": int(guess), "basis": "estimated"}
     tries += 1
     say(f"does not fit; compiling with {flags} ...")

@@ -12,21 +12,13 @@ from gpt_jax.lab.plan.collectives import Collective
 from gpt_jax.lab.plan.cost import Cost
 from gpt_jax.machine.chips import Topology
 
-# Predicted over measured speed of the runs in published.py, sorted.
-RATIOS = (
-  1.07,
-  1.07,
-  1.11,
-  1.15,
-  1.17,
-  1.18,
-  1.19,
-  1.20,
-  1.21,
-  1.25,
-  1.52,
-  1.63,
-)
+# Predicted over measured speed, sorted: of the runs in published.py, and of
+# bench.py's on one H100 (docs/performance.md).
+RATIOS = {
+  "tpu": (1.07, 1.07, 1.11, 1.15, 1.17, 1.18, 1.19, 1.20, 1.21, 1.25)
+  + (1.52, 1.63),
+  "gpu": (1.44, 1.47, 1.51),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,14 +181,15 @@ def _one(collective: Collective, mesh, topology: Topology):
       return "", 0.0, (0.0, 0.0, 0)
     # All pairs of a permute differ along the same axis, so one is enough.
     axis = axes_of(pairs[0], mesh)
-    is_cross = any(_slice(devices[a]) != _slice(devices[b]) for a, b in pairs)
+    slice_of = lambda i: _place(devices[i], topology)[0]
+    is_cross = any(slice_of(a) != slice_of(b) for a, b in pairs)
     rate, links = _rate(pairs[0], devices, topology)
     if is_cross:
       return axis, collective.bytes, (0.0, collective.bytes / _dcn(topology), 0)
     return axis, collective.bytes, (collective.bytes / rate, 0.0, links)
   group = collective.groups[0]
   axis = axes_of(group, mesh)
-  chips = {(_slice(devices[i]), tuple(devices[i].coords)) for i in group}
+  chips = {_place(devices[i], topology) for i in group}
   slices = len({c[0] for c in chips})
   inside = len(chips) // slices
   # Devices of one chip in different groups share its links.
@@ -211,9 +204,9 @@ def _one(collective: Collective, mesh, topology: Topology):
     far = twice * size * (slices - 1) / slices / inside
   rate, links = _rate(group, devices, topology)
   ici = share * near / rate if near else 0.0
-  if collective.kind == "all-to-all" and near:
+  if collective.kind == "all-to-all" and near and topology.the_chip().shapes:
     # Half of all data must pass the middle of the longest ring.
-    longest = max(_extents(group, devices))
+    longest = max(_extents(group, devices, topology))
     way = 8 if links_along(longest, topology) == 2 else 4
     ici = max(ici, size * longest / (way * topology.the_chip().link_gbps * 1e9))
   dcn = share * far / _dcn(topology) if far else 0.0
@@ -224,14 +217,18 @@ def _dcn(topology: Topology) -> float:
   return topology.the_chip().dcn_gbps * 1e9
 
 
-def _slice(device) -> int:
-  return getattr(device, "slice_index", None) or 0
+def _place(device, topology: Topology) -> tuple[int, tuple[int, ...]]:
+  """Returns (slice, coordinates of its chip there); a GPU's slice is a host."""
+  if topology.platform == "gpu":
+    host, place = divmod(device.id, topology.num_chips // topology.num_slices)
+    return host, (place, 0, 0)
+  return getattr(device, "slice_index", None) or 0, tuple(device.coords)
 
 
-def _extents(members, devices) -> list[int]:
+def _extents(members, devices, topology: Topology) -> list[int]:
   """Returns the number of chips of a group along each torus dim."""
-  home = _slice(devices[members[0]])
-  coords = [devices[i].coords for i in members if _slice(devices[i]) == home]
+  places = [_place(devices[i], topology) for i in members]
+  coords = [place for slice_, place in places if slice_ == places[0][0]]
   return [len(set(column)) for column in zip(*coords, strict=True)]
 
 
@@ -241,7 +238,9 @@ def _rate(members, devices, topology: Topology) -> tuple[float, int]:
   shape = [*topology.shape, 1, 1][:3]
   links = sum(
     links_along(size, topology)
-    for count, size in zip(_extents(members, devices), shape, strict=True)
+    for count, size in zip(
+      _extents(members, devices, topology), shape, strict=True
+    )
     if count > 1
   )
   # Two devices of one chip need no links.

@@ -11,7 +11,7 @@ import time
 from gpt_jax import config as config_lib
 from gpt_jax import sharding
 from gpt_jax.config import Config, InputError
-from gpt_jax.lab.plan import analytic, planner
+from gpt_jax.lab.plan import analytic, aot, planner
 
 REMAT = ("none", "dots", "save:qkv+attn", "save:attn", "full")
 # An estimate may exceed the memory by this factor and is still compiled.
@@ -58,7 +58,7 @@ def run(config: Config, topology, seconds: float, typed, say) -> dict:
       "each device; take a larger slice"
     )
   likely.sort(key=lambda s: (s.rank, s.peak))
-  if topology.platform != "tpu":
+  if not aot.can_compile(topology):
     plans = [(s, planner.make(s.config, topology)) for s in likely[:ROWS]]
   else:
     plans = _compile_best(likely, topology, started + seconds, say)
@@ -74,7 +74,7 @@ def run(config: Config, topology, seconds: float, typed, say) -> dict:
   return plan | {
     "search": {
       "considered": len(settings),
-      "compiled": len(plans) if topology.platform == "tpu" else 0,
+      "compiled": len(plans) if aot.can_compile(topology) else 0,
       "flags": f"{command} {chosen.flags}".strip(),
       "rows": [
         {

@@ -1,6 +1,6 @@
 """A plan as text."""
 
-from gpt_jax.lab.plan import roofline
+from gpt_jax.lab.plan import aot, roofline
 from gpt_jax.machine import console
 
 _SCREEN = console.Console()
@@ -19,7 +19,7 @@ def say(line: str = "") -> None:
 
 def heading(config, topology) -> str:
   """Returns the first line, before anything is compiled."""
-  what = "compiling the step" if topology.platform == "tpu" else "estimating"
+  what = "compiling the step" if aot.can_compile(topology) else "estimating"
   return f"gpt_jax: {what} for {describe_topology(topology)} ..."
 
 
@@ -41,6 +41,8 @@ def lines(plan: dict) -> list[str]:
     found += ["", *_roofline_lines(plan)]
   if plan.get("search"):
     found += ["", *_search_lines(plan["search"])]
+  if plan.get("remark"):
+    found += ["", plan["remark"]]
   return found
 
 
@@ -161,14 +163,19 @@ def _roofline_lines(plan: dict) -> list[str]:
   found = [basis, *_columns(rows)]
   if r["expected"]:
     found += ["", *_flops_lines(plan)]
-    least, largest = min(roofline.RATIOS), max(roofline.RATIOS)
+    is_tpu = bool(plan["topology"]["chip"]["shapes"])
+    ratios = roofline.RATIOS["tpu" if is_tpu else "gpu"]
+    runs = "published TPU runs" if is_tpu else "runs on one H100"
+    where = (
+      "python -m gpt_jax.lab.plan.published"
+      if is_tpu
+      else "docs/performance.md"
+    )
     found.append(
       f"  expected: the bound times {r['expected']['ratio']:.2f}, the median "
-      f"of {len(roofline.RATIOS)} published TPU runs ({least:.2f} to "
-      f"{largest:.2f}; python -m gpt_jax.lab.plan.published)"
+      f"of {len(ratios)} {runs} ({min(ratios):.2f} to {max(ratios):.2f}; "
+      f"{where})"
     )
-    if plan["topology"]["chip"] and not plan["topology"]["chip"]["shapes"]:
-      found.append("  no published run on GPUs was compared")
   if plan["unknown_loops"]:
     found.append(
       f"  {len(plan['unknown_loops'])} loops of unknown length counted once"

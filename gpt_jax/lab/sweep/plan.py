@@ -322,8 +322,7 @@ def _planned(
   """Returns the bills with memory and hours of the planner."""
   topology = chips.parse_topology(slice_name, 1)
   runtime.start(limits.devices)
-  if topology.platform == "tpu":
-    runtime.start_tpu_compiler()
+  runtime.start_compiler(topology.platform)
   from gpt_jax.lab.plan import planner
 
   plans = {}
