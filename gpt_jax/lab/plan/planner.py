@@ -47,7 +47,8 @@ def make(config: Config, topology: chips.Topology) -> dict:
       f"{topology.num_devices} in the table of chips"
     )
   built = build.assemble(config, devices, topology.platform)
-  plan = _frame(config, topology, built, "compiled") | {"remark": remark}
+  plan: dict = _frame(config, topology, built, "compiled")
+  plan["remark"] = remark
   try:
     compiled = aot.compile_step(built)
   except aot.OutOfMemory as error:
@@ -82,7 +83,8 @@ def _estimated(config: Config, topology: chips.Topology) -> dict:
       "these are estimates: the GPU compiler is not installed here; in the "
       f"folder of this project, {files.pip('plan-gpu')}"
     )
-  plan = _frame(config, topology, built, "estimated") | {"remark": remark}
+  plan: dict = _frame(config, topology, built, "estimated")
+  plan["remark"] = remark
   found = analytic.estimate(config, topology, built)
   done = analytic.hardware_flops(config, topology) * plan["tokens_per_step"]
   return plan | {
