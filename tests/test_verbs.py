@@ -628,7 +628,7 @@ def test_skipped_batches_are_listed_and_a_resume_lists_them_alike(
   monkeypatch.setattr(step_lib, "SPIKE_HISTORY", 2)
   flags = [
     *base[1],
-    "--config.train.spike_factor=1.02",
+    "--config.train.spike_factor=1.05",
     "--config.train.num_steps=12",
     "--config.train.max_nonfinite_steps=11",
     "--config.checkpoint.every_steps=1",
@@ -676,7 +676,7 @@ def test_a_run_rolls_back_past_the_batches_that_it_failed_on(
     "--config.checkpoint.every_steps=1",
     "--config.checkpoint.keep_last=20",
     "--config.optim.learning_rate=1e-4",
-    "--config.train.spike_factor=1.02",
+    "--config.train.spike_factor=1.05",
     "--config.train.max_nonfinite_steps=0",
   ]
   rolls = "--config.train.max_rollbacks=100"

@@ -528,6 +528,7 @@ def test_in_parts_is_the_same_in_less_memory(name):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_memory_in_parts_is_measured_and_told(tmp_path, run_verb):
   keys = SMALL | {k.replace("__", "."): v for k, v in LONG.items()}
   flags = [f"--config.{key}={value}" for key, value in keys.items()]

@@ -54,6 +54,7 @@ def test_activations_are_flat_in_width_with_mup_and_grow_without(make):
 LEVEL = dict(model__tied_embeddings=False, model__unembed_init_std=0.0)
 
 
+@pytest.mark.slow
 def test_from_a_zero_output_matrix_all_are_flat_from_the_first_step(make):
   traces = coordinates.check(make(**LEVEL), "width", WIDTHS, STEPS, SEEDS)
   rows = coordinates.exponents(traces)

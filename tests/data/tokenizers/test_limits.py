@@ -222,7 +222,7 @@ def test_a_home_folder_is_expanded(build, tmp_path, monkeypatch):
   assert tokenizers.identity("hf:~") == tokenizers.identity(f"hf:{tmp_path}")
   with pytest.raises(InputError, match="~nobody-here"):
     tokenizers.build_tokenizer("gpt2:~nobody-here/x")
-  with pytest.raises(InputError, match="addresses"):
+  with pytest.raises(InputError, match="a path, not a URL"):
     tokenizers.build_tokenizer("hf:gs://bucket/tokenizer.json")
 
 
