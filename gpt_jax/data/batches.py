@@ -237,7 +237,7 @@ def _padded_batch(token_set, window, windows: int, seq_len: int, packing: str):
       np.arange(seq_len, dtype=np.int32), (len(window), 1)
     )
   whole = np.flatnonzero(is_whole)
-  parts = [(whole, seq_len)] if whole.size else []
+  parts: list = [(whole, seq_len)] if whole.size else []
   if last_len < seq_len:
     parts += [(row, last_len) for row in np.flatnonzero(window == windows - 1)]
   for at, length in parts:

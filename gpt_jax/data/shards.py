@@ -109,7 +109,7 @@ class TokenSet:
         out[row, done : done + len(part)] = part
         done += len(part)
         shard += 1
-    if out.size and out.max() >= self.vocab_size:
+    if out.size and np.max(out) >= self.vocab_size:
       self._raise_bad_id(out, starts)
     return out.astype(np.int32)
 
@@ -161,7 +161,7 @@ class TokenSet:
       )
 
   def _raise_bad_id(self, ids: np.ndarray, starts) -> None:
-    row, column = np.unravel_index(int(ids.argmax()), ids.shape)
+    row, column = np.unravel_index(int(np.argmax(ids)), ids.shape)
     at = int(starts[row]) + int(column)
     shard = bisect.bisect_right(self._borders, at) - 1
     path = os.path.join(self.folder, self._files[shard])

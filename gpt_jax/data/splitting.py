@@ -171,10 +171,10 @@ def _both_sides(is_valid: np.ndarray, units: np.ndarray) -> np.ndarray:
   """
   if is_valid.all():
     is_valid = is_valid.copy()
-    is_valid[units.argmax()] = False
+    is_valid[np.argmax(units)] = False
   elif not is_valid.any():
     is_valid = is_valid.copy()
-    is_valid[units.argmin()] = True
+    is_valid[np.argmin(units)] = True
   return is_valid
 
 

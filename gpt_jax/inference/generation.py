@@ -269,7 +269,7 @@ def generate(
       num_slots=num_slots,
     )
     while left > 0:
-      free = num_slots - int(lengths.max())
+      free = num_slots - int(np.max(lengths))
       if free:
         cache, logits_BV, ids = decode_chunk(
           prepared,

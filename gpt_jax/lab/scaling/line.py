@@ -80,7 +80,7 @@ def _loss(log_c, loss) -> dict:
     levels.append(level)
     scales.append(scale)
   sums, levels = np.array(sums), np.array(levels)
-  i = int(sums.argmin())
+  i = int(np.argmin(sums))
   found: dict[str, Any] = {
     "scale": float(scales[i] * np.exp(_EXPONENTS[i] * center)),
     "E": _unknown(levels[i]),
@@ -103,8 +103,8 @@ def _loss(log_c, loss) -> dict:
     return found
   for name, values in (("E", levels), ("gamma", _EXPONENTS)):
     found[name] |= {
-      "low": float(values[kept].min()),
-      "high": float(values[kept].max()),
+      "low": float(np.min(values[kept])),
+      "high": float(np.max(values[kept])),
     }
   return found
 

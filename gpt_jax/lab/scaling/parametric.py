@@ -255,7 +255,7 @@ def resample(params, tokens, num_resamples: int, seed: int) -> np.ndarray:
   """
   rng, P = np.random.default_rng(seed), len(params)
   _, kind = np.unique(np.stack([params, tokens]), axis=1, return_inverse=True)
-  is_kind = np.eye(kind.max() + 1)[kind.ravel()]
+  is_kind = np.eye(int(np.max(kind)) + 1)[kind.ravel()]
   weights = np.zeros((num_resamples, P))
   todo = np.arange(num_resamples)
   while len(todo):
