@@ -23,6 +23,8 @@ needs_compiler = pytest.mark.skipif(
   [
     (["--parts=gpt3"], r"--parts names 'gpt3'; there are check, gpt2, .*flags"),
     (["--minutes=0"], "--minutes is 0; it must be above 0 and below 1000"),
+    (["--toy", "--config.model.num_layers=2"], "num_layers is given, and ev"),
+    (["--parts="], "--parts names ''"),
     (["--minutes=nan"], "--minutes is nan; it must be above 0"),
     (
       ["--compile=h300"],
@@ -33,6 +35,18 @@ needs_compiler = pytest.mark.skipif(
 def test_bad_words_are_refused(words, sentence):
   with pytest.raises(InputError, match=sentence):
     card.main(words)
+
+
+def test_without_a_gpu_or_its_compiler_nothing_is_begun(monkeypatch, tmp_path):
+  monkeypatch.setattr(card.runtime, "find_accelerator", lambda: False)
+  out = tmp_path / "out"
+  with pytest.raises(InputError, match="there is no GPU here; --toy runs"):
+    card.main([f"--out={out}"])
+  monkeypatch.setattr(card.runtime, "start_compiler", lambda platform: None)
+  monkeypatch.setattr(gpus, "has_compiler", lambda: False)
+  with pytest.raises(InputError, match="needs jax's CUDA plugin.*plan-gpu"):
+    card.main(["--compile=h100", f"--out={out}"])
+  assert not out.exists()
 
 
 def test_a_part_runs_at_toy_size(tmp_path, capfd):
@@ -48,6 +62,7 @@ def test_a_part_runs_at_toy_size(tmp_path, capfd):
 
 def test_a_part_that_hangs_is_stopped_and_said(monkeypatch, tmp_path, capfd):
   monkeypatch.setitem(card.PARTS, "gpt2", card.Part("hangs", 5.5))
+  monkeypatch.setattr(card.runtime, "find_accelerator", lambda: True)
   script = tmp_path / "python"
   script.write_text("#!/bin/sh\nsleep 60\n")
   script.chmod(0o755)
@@ -73,6 +88,8 @@ def test_the_table_shows_shares_errors_and_kernels():
   assert "| b | RESOURCE_EXHAUSTED: out of memory |  |" in lines
   assert "     40.000 ms     12 x gemm" in lines
   assert "check: 1 of 2 rows are right" in lines
+  lost = {"part": "flags", "device": "card", "row": "e", "error": "no memory"}
+  assert table.lines([lost]) == ["flags: e: no memory", ""]
   compiled = {
     "part": "check",
     "device": "card",

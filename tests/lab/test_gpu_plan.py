@@ -14,17 +14,23 @@ from gpt_jax.config import InputError
 from gpt_jax.lab.plan import aot, cost, gpus, hlo, planner, roofline
 from gpt_jax.machine import chips
 
-TEXT = r"""
+TEXT = """
 HloModule small, is_scheduled=true
 
-%sliced (p.0: bf16[4,8,64], p.1: bf16[64,32], p.2: s32[]) -> (f32[8,32], s8[999]) {
+%sliced (p.0: bf16[4,8,64], p.1: bf16[64,32], p.2: s32[]) -> (f32[8,32], \
+s8[999]) {
   %p.0 = bf16[4,8,64]{2,1,0} parameter(0)
   %p.2 = s32[] parameter(2)
   %zero.1 = s32[] constant(0)
-  %part = bf16[1,8,64]{2,1,0} dynamic-slice(%p.0, %p.2, %zero.1, %zero.1), dynamic_slice_sizes={1,8,64}
+  %part = bf16[1,8,64]{2,1,0} dynamic-slice(%p.0, %p.2, %zero.1, %zero.1), \
+dynamic_slice_sizes={1,8,64}
   %rows = bf16[8,64]{1,0} bitcast(%part)
   %p.1 = bf16[64,32]{1,0} parameter(1)
-  ROOT %call.1 = (f32[8,32]{1,0}, s8[999]{0}) custom-call(%rows, %p.1), custom_call_target="__cublas$lt$matmul", backend_config={"gemm_backend_config":{"beta":0,"dot_dimension_numbers":{"lhs_batch_dimensions":[],"lhs_contracting_dimensions":["1"],"rhs_contracting_dimensions":["0"]}}}
+  ROOT %call.1 = (f32[8,32]{1,0}, s8[999]{0}) custom-call(%rows, %p.1), \
+custom_call_target="__cublas$lt$matmul", \
+backend_config={"gemm_backend_config":{"beta":0,\
+"dot_dimension_numbers":{"lhs_batch_dimensions":[],\
+"lhs_contracting_dimensions":["1"],"rhs_contracting_dimensions":["0"]}}}
 }
 
 %updated (p.3: bf16[4,8,64], p.4: s32[], p.5: bf16[8,64]) -> bf16[4,8,64] {
@@ -33,24 +39,39 @@ HloModule small, is_scheduled=true
   %p.5 = bf16[8,64]{1,0} parameter(2)
   %layer = bf16[1,8,64]{2,1,0} bitcast(%p.5)
   %zero.2 = s32[] constant(0)
-  ROOT %new = bf16[4,8,64]{2,1,0} dynamic-update-slice(%p.3, %layer, %p.4, %zero.2, %zero.2)
+  ROOT %new = bf16[4,8,64]{2,1,0} dynamic-update-slice(%p.3, %layer, %p.4, \
+%zero.2, %zero.2)
 }
 
-ENTRY %main (a: bf16[8,64], b: bf16[64,32], x: bf16[4,8,64], q: bf16[2,16,3,32]) -> f32[8,32] {
+ENTRY %main (a: bf16[8,64], b: bf16[64,32], x: bf16[4,8,64], q: \
+bf16[2,16,3,32]) -> f32[8,32] {
   %a = bf16[8,64]{1,0} parameter(0)
   %b = bf16[64,32]{1,0} parameter(1)
   %x = bf16[4,8,64]{2,1,0} parameter(2)
   %q = bf16[2,16,3,32]{3,2,1,0} parameter(3)
   %i = s32[] constant(1)
-  %whole = (f32[8,32]{1,0}, s8[4194304]{0}) custom-call(%a, %b), custom_call_target="__cublas$lt$matmul", backend_config={"gemm_backend_config":{"beta":0,"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"],"rhs_contracting_dimensions":["0"]}}}
-  %of_slice = (f32[8,32]{1,0}, s8[999]{0}) fusion(%x, %b, %i), kind=kCustom, calls=%sliced
-  %forward = (bf16[2,3,16,32]{3,1,2,0}, f32[2,3,16]{2,1,0}, u8[256]{0}) custom-call(%q, %q, %q), custom_call_target="__cudnn$fmhaSoftmax", backend_config={"cudnn_fmha_backend_config": {"intermediate_tensor_shape": {"element_type": "BF16", "dimensions": ["2", "3", "16", "16"]}}}
-  %backward = (bf16[2,3,16,32]{3,1,2,0}, u8[9999]{0}) custom-call(%q, %q, %q), custom_call_target="__cudnn$fmhaSoftmaxBackward", backend_config={"cudnn_fmha_backend_config": {"intermediate_tensor_shape": {"element_type": "BF16", "dimensions": ["2", "3", "16", "16"]}}}
-  %kept = ((bf16[4,8,64]{2,1,0}, s32[], bf16[8,64]{1,0}), bf16[4,8,64]{2,1,0}, u32[]) fusion-start(%x, %i, %a), kind=kLoop, calls=%updated
+  %whole = (f32[8,32]{1,0}, s8[4194304]{0}) custom-call(%a, %b), \
+custom_call_target="__cublas$lt$matmul", \
+backend_config={"gemm_backend_config":{"beta":0,\
+"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"],\
+"rhs_contracting_dimensions":["0"]}}}
+  %of_slice = (f32[8,32]{1,0}, s8[999]{0}) fusion(%x, %b, %i), kind=kCustom, \
+calls=%sliced
+  %forward = (bf16[2,3,16,32]{3,1,2,0}, f32[2,3,16]{2,1,0}, u8[256]{0}) \
+custom-call(%q, %q, %q), custom_call_target="__cudnn$fmhaSoftmax", \
+backend_config={"cudnn_fmha_backend_config": {"intermediate_tensor_shape": \
+{"element_type": "BF16", "dimensions": ["2", "3", "16", "16"]}}}
+  %backward = (bf16[2,3,16,32]{3,1,2,0}, u8[9999]{0}) custom-call(%q, %q, \
+%q), custom_call_target="__cudnn$fmhaSoftmaxBackward", \
+backend_config={"cudnn_fmha_backend_config": {"intermediate_tensor_shape": \
+{"element_type": "BF16", "dimensions": ["2", "3", "16", "16"]}}}
+  %kept = ((bf16[4,8,64]{2,1,0}, s32[], bf16[8,64]{1,0}), \
+bf16[4,8,64]{2,1,0}, u32[]) fusion-start(%x, %i, %a), kind=kLoop, \
+calls=%updated
   %unknown = f32[8,32]{1,0} custom-call(%a), custom_call_target="Sharding"
   ROOT %out = f32[8,32]{1,0} get-tuple-element(%whole), index=0
 }
-"""  # noqa: E501
+"""
 
 
 def costs(causal: float = 1.0) -> dict[str, cost.Op]:

@@ -6,6 +6,7 @@ is known; the tables of docs/performance.md come last. `launch/gpu_check.sh`
 calls it with jax for CUDA, flax, optax and ml_collections alone.
 """
 
+import argparse
 import dataclasses
 import json
 import os
@@ -46,7 +47,9 @@ MINUTES = 8.0
 
 def main(argv: list[str]) -> int:
   parser = cli.build_parser(
-    "lab.card", "Checks and times this project on a GPU, part by part."
+    "lab.card",
+    "Checks and times this project on a GPU, part by part.",
+    needs_config=False,
   )
   parser.add_argument(
     "--minutes",
@@ -75,8 +78,13 @@ def main(argv: list[str]) -> int:
   parser.add_argument(
     "--out", metavar="DIR", help="folder for card.jsonl, programs and profiles"
   )
-  parser.add_argument("--part", help="internal: run one part in this process")
-  args, _ = cli.parse(parser, argv)
+  parser.add_argument("--part", help=argparse.SUPPRESS)  # in this process
+  args, overrides = cli.parse(parser, argv)
+  if overrides:
+    raise InputError(
+      f"--config.{next(iter(overrides))} is given, and every part has a config "
+      "of its own (gpt_jax/lab/card/parts.py); leave it out"
+    )
   names = args.parts.split(",")
   for name in names:
     if name not in PARTS:
@@ -90,7 +98,17 @@ def main(argv: list[str]) -> int:
     raise InputError(
       f"--compile is {args.compile!r}; it must be one of {', '.join(cards)}"
     )
+  if not (args.toy or args.compile or runtime.find_accelerator()):
+    raise InputError(
+      "there is no GPU here; --toy runs every part at a small size on a CPU, "
+      "--compile=h100 compiles for a card that is not here"
+    )
   runtime.start(args.devices)
+  if args.compile:
+    runtime.start_compiler("gpu")
+    from gpt_jax.lab.plan import gpus
+
+    gpus.require_compiler()
   if args.part:
     from gpt_jax.lab.card import parts
 

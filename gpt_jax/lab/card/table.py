@@ -17,6 +17,11 @@ def lines(rows: list[dict]) -> list[str]:
   for part in dict.fromkeys(row["part"] for row in rows):
     own = [row for row in rows if row["part"] == part]
     names = [n for n in COLUMNS if any(n in row for row in own)]
+    failed = [row for row in own if row.get("error")]
+    if not names and failed:
+      out += [f"{part}: {r.get('row', 'all')}: {r['error']}" for r in failed]
+      out.append("")
+      continue
     if not names:
       is_compiled = any("is_compiled" in row for row in own)
       good = sum(row.get("is_right", is_compiled) is True for row in own)

@@ -133,6 +133,20 @@ def has_compiler() -> bool:
   return importlib.util.find_spec("jax_cuda13_plugin") is not None
 
 
+def require_compiler(said: str = "") -> None:
+  """Raises InputError unless the compiler is there and works.
+
+  Args:
+    said: the plugin's own complaint, "" for none.
+  """
+  if said or not has_compiler():
+    raise InputError(
+      "compiling for GPUs needs jax's CUDA plugin, which is not installed "
+      f"here: in the folder of this project, {files.pip('plan-gpu')}"
+      + (f" ({said})" if said else "")
+    )
+
+
 def has_cudnn() -> bool:
   """Returns whether the library is installed that attention compiles with."""
   try:
@@ -185,9 +199,6 @@ def find_devices(topology: Topology) -> list[jax.Device]:
         topology=f"1x{topology.num_slices}x{per_host}",
       )
   except Exception as error:  # the plugin raises classes of its own
-    said = str(error).splitlines()[0]
-    raise InputError(
-      "plans for GPUs need jax's CUDA plugin, which is not installed here: "
-      f"in the folder of this project, {files.pip('plan-gpu')} ({said})"
-    ) from None
+    require_compiler(str(error).splitlines()[0] or "it failed")
+    raise
   return found.devices
