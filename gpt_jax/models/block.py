@@ -1,8 +1,7 @@
-"""A block, and what the blocks of one forward pass share."""
+"""A block: sublayers around a residual, with norms."""
 
 import flax.linen as nn
 import jax
-from flax import struct
 from jax.ad_checkpoint import checkpoint_name
 
 from gpt_jax import sharding
@@ -10,41 +9,7 @@ from gpt_jax.config import ModelConfig
 from gpt_jax.models.attention import Attention
 from gpt_jax.models.layers import MLP, Norm, dropout
 from gpt_jax.models.moe import MoE
-from gpt_jax.ops.visibility import Rule
 from gpt_jax.parametrization import residual_multiplier
-
-
-class Context(struct.PyTreeNode):
-  """Inputs of attention that all layers of one kind share in a forward pass.
-
-  Attributes:
-    kind: of the layers that read this, global or local.
-    rule: what their queries see.
-    kernel: dense | blocks | splash | cudnn (attend.choose).
-    platform: cpu, gpu, tpu or attend.INTERPRETED.
-    slots_BT: of each query, int32 (ops/visibility.py); B may be 1.
-    is_ordered: whether they are 0, 1, 2, ... in every row.
-    segments_BT: document of each token, or None.
-    mask_BTS: bool, which keys each query sees; for "dense" alone, since it
-      grows with the square of the length.
-    rope: (cos, sin) for position="rope", else None.
-    alibi_BKGTS: score biases for position="alibi", else None.
-    start_B, end_B: int32, tokens of each row that are cached before and after,
-      with a cache, else None.
-  """
-
-  kind: str = struct.field(pytree_node=False)
-  rule: Rule = struct.field(pytree_node=False)
-  kernel: str = struct.field(pytree_node=False)
-  platform: str = struct.field(pytree_node=False)
-  slots_BT: jax.Array
-  is_ordered: bool = struct.field(pytree_node=False)
-  segments_BT: jax.Array | None = None
-  mask_BTS: jax.Array | None = None
-  rope: tuple | None = None
-  alibi_BKGTS: jax.Array | None = None
-  start_B: jax.Array | None = None
-  end_B: jax.Array | None = None
 
 
 class Block(nn.Module):

@@ -1,16 +1,20 @@
-"""The pieces of a block: norms, MLP, dropout."""
+"""The pieces of a model: embedding, norms, MLP, dropout, unembedding."""
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from gpt_jax import config as config_lib
 from gpt_jax import sharding, tree
 from gpt_jax.config import ModelConfig
 from gpt_jax.models.declare import declare
+from gpt_jax.ops import quantized
 from gpt_jax.ops.activation import ACTIVATIONS, activate
+from gpt_jax.ops.matmul import matmul
 from gpt_jax.ops.norm import normalize
 from gpt_jax.ops.projection import project, shift
+from gpt_jax.parametrization import readout_multiplier
 
 
 def dropout(x, rate: float, key, name: str):
@@ -19,6 +23,32 @@ def dropout(x, rate: float, key, name: str):
     return x
   keep = jax.random.bernoulli(tree.key_for(key, name), 1 - rate, x.shape)
   return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
+
+
+class Embedding(nn.Module):
+  """Token embeddings, and learned positions where the config has them."""
+
+  config: ModelConfig
+
+  def setup(self):
+    c, D = self.config, self.config.model_dim
+    V = config_lib.padded_vocab_size(c)
+    self.table_VD = declare(self, "tokens", (V, D), ("vocab", "embed"), "embed")
+    if c.position == "learned":
+      self.table_SD = declare(
+        self, "positions", (c.max_len, D), ("positions", "embed"), "position"
+      )
+
+  def __call__(self, tokens_BT, positions_BT):
+    # Cast after the lookup: the gradient of a token's row is a sum over all its
+    # occurrences, which bfloat16 would round at every term.
+    if isinstance(self.table_VD, quantized.Quantized):
+      x_BTD = quantized.pick(self.table_VD, tokens_BT)
+    else:
+      x_BTD = self.table_VD[tokens_BT]
+    if self.config.position == "learned":
+      x_BTD = x_BTD + self.table_SD[positions_BT]
+    return x_BTD.astype(self.config.compute_dtype)
 
 
 class Norm(nn.Module):
@@ -66,3 +96,40 @@ class MLP(nn.Module):
       bias_D = declare(self, "out_bias", (D,), ("norm",), "bias")
       y_BTD = shift(y_BTD, bias_D, c.grad_dtype)
     return y_BTD
+
+
+def read_out(module: nn.Module, x_BTD, table_VD, is_headless: bool):
+  """Returns logits_BTV, or (x_BTD, w_VD) that they are the product of.
+
+  Args:
+    module: the family's, whose parameter the matrix is where it is not tied.
+    table_VD: that of the embedding.
+  """
+  c = module.config
+  readout = readout_multiplier(c)
+  x_BTD = x_BTD if readout == 1 else readout * x_BTD
+  w_VD = table_VD
+  if not c.tied_embeddings or module.has_variable("params", "unembed"):
+    V, D = config_lib.padded_vocab_size(c), c.model_dim
+    w_VD = declare(module, "unembed", (V, D), ("vocab", "embed"), "unembed")
+  if is_headless:
+    return x_BTD, w_VD
+  logits_BTV = matmul("BTD,VD->BTV", x_BTD, w_VD, c.grad_dtype, jnp.float32)
+  logits_BTV = sharding.constrain(
+    logits_BTV, ("batch", "length", "vocab"), module.rules
+  )
+  return cap_logits(logits_BTV, jnp.arange(logits_BTV.shape[-1]), c)
+
+
+def cap_logits(logits_BTV, ids_V, config: ModelConfig):
+  """Returns logits after the soft-cap, those of padded rows at -1e30.
+
+  Args:
+    ids_V: which token each logit is of; some tokens, or all.
+  """
+  if config.logit_softcap is not None:
+    cap = config.logit_softcap
+    logits_BTV = cap * jnp.tanh(logits_BTV / cap)
+  if config_lib.padded_vocab_size(config) > config_lib.vocab_size(config):
+    logits_BTV = jnp.where(ids_V < config.vocab_size, logits_BTV, -1e30)
+  return logits_BTV

@@ -15,7 +15,7 @@ import jax
 
 from gpt_jax import sharding
 from gpt_jax.config import ModelConfig
-from gpt_jax.models import attend, decoder, stack
+from gpt_jax.models import attend, layers, stack
 from gpt_jax.models import cache as cache_lib
 from gpt_jax.models.declare import Declared
 from gpt_jax.ops import quantized
@@ -111,7 +111,7 @@ class Model:
 
   def cap_logits(self, logits_BTV, ids_V):
     """Returns what becomes of x_BTD times rows `ids_V` of w_VD."""
-    return decoder.cap_logits(logits_BTV, ids_V, self.config)
+    return layers.cap_logits(logits_BTV, ids_V, self.config)
 
   def prepare_for_decoding(self, params):
     """Returns the parameters in the form that apply_cached reads.

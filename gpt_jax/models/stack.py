@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from gpt_jax import config as config_lib
 from gpt_jax.config import ModelConfig
 from gpt_jax.models.block import Block
 from gpt_jax.models.declare import Declared
@@ -34,6 +35,88 @@ def rematerialised(config: ModelConfig, is_scanned: bool) -> type[Block]:
   }[word]()
   # Unrolled, the compiler would find the first computation and keep it.
   return nn.remat(Block, policy=policy, prevent_cse=not is_scanned)
+
+
+def run_blocks(module: nn.Module, x_BTD, contexts: dict, cache=None, key=None):
+  """Runs all blocks of a family's module; returns (x_BTD, cache, balance_B).
+
+  Args:
+    module: has config, rules and is_stacked, and calls this in its __call__.
+    contexts: context.build_contexts of the forward pass.
+    cache: list over layers, or None; needs is_stacked=False.
+    key: dropout key, or None.
+  """
+  c = module.config
+  kinds = config_lib.layer_kinds(c)
+  block = rematerialised(c, module.is_stacked)
+  if module.is_initializing():
+    kinds = kinds[:1]  # all have the same parameters
+  elif module.is_stacked:
+    return _scan_blocks(module, block, x_BTD, contexts, key)
+  caches, balances = [], []
+  for layer, kind in enumerate(kinds):
+    x_BTD, (kept, balance_B) = block(c, module.rules, name=f"blocks_{layer}")(
+      x_BTD,
+      layer,
+      contexts[kind],
+      None if cache is None else cache[layer],
+      key,
+    )
+    caches.append(kept)
+    balances.append(balance_B)
+  balance_B = None if c.num_experts is None else sum(balances)
+  return x_BTD, None if cache is None else caches, balance_B
+
+
+def _scan_blocks(module, block, x_BTD, contexts, key):
+  """Runs blocks whose parameters are stacked: a scan over their periods.
+
+  Layers that are left over when the periods are done follow one by one.
+  Returns (x_BTD, None, balance_B).
+  """
+  c = module.config
+  kinds, period = config_lib.layer_kinds(c), config_lib.layer_period(c)
+  stacked = module.get_variable("params", "blocks")
+  has_taps = module.is_mutable_collection("taps")
+
+  def one(x_BTD, layer, params, kind):
+    layer_module = block(c, module.rules, parent=None)
+    args = x_BTD, layer, contexts[kind], None, key
+    if not has_taps:
+      x_BTD, (_, balance_B) = layer_module.apply({"params": params}, *args)
+      return x_BTD, (balance_B, None)
+    (x_BTD, (_, balance_B)), kept = layer_module.apply(
+      {"params": params}, *args, mutable=["taps"]
+    )
+    return x_BTD, (balance_B, kept["taps"])
+
+  def some(x_BTD, layers_and_params):
+    layers, params = layers_and_params
+    outs = []
+    for i, kind in enumerate(kinds[:period]):
+      own = jax.tree.map(lambda p, i=i: p[i], (layers, params))
+      x_BTD, out = one(x_BTD, *own, kind)
+      outs.append(out)
+    return x_BTD, jax.tree.map(lambda *x: jnp.stack(x), *outs)
+
+  layers, whole = jnp.arange(c.num_layers), c.num_layers // period * period
+  if period == 1:
+    run = lambda x_BTD, own: one(x_BTD, *own, kinds[0])
+    x_BTD, outs = jax.lax.scan(run, x_BTD, (layers, stacked))
+  else:
+    group = lambda p: p[:whole].reshape(-1, period, *p.shape[1:])
+    x_BTD, outs = jax.lax.scan(
+      some, x_BTD, jax.tree.map(group, (layers, stacked))
+    )
+    outs = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), outs)
+  for layer in range(whole, c.num_layers):
+    own = jax.tree.map(lambda p, i=layer: p[i], (layers, stacked))
+    x_BTD, out = one(x_BTD, *own, kinds[layer])
+    outs = jax.tree.map(lambda x, y: jnp.append(x, y[None], 0), outs, out)
+  balance_LB, taps = outs
+  if has_taps:
+    module.put_variable("taps", "blocks", taps)
+  return x_BTD, None, None if c.num_experts is None else balance_LB.sum(0)
 
 
 def stack_layers(params: dict, stacks) -> dict:

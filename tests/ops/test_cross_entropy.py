@@ -11,7 +11,7 @@ from configs import base
 from gpt_jax import config as config_lib
 from gpt_jax import sharding
 from gpt_jax.config import InputError
-from gpt_jax.models.decoder import cap_logits
+from gpt_jax.models.layers import cap_logits
 from gpt_jax.ops import cross_entropy
 
 B, T, D, V = 8, 16, 32, 96

@@ -11,7 +11,7 @@ from configs import base
 from gpt_jax import config as config_lib
 from gpt_jax import metric_names
 from gpt_jax.models import attention, build_model
-from gpt_jax.models.block import Context
+from gpt_jax.models.context import Context
 from gpt_jax.ops.visibility import Rule
 from gpt_jax.runs import metrics
 from gpt_jax.training import optim, state, step, telemetry

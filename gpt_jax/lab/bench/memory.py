@@ -24,8 +24,8 @@ from gpt_jax.lab.bench.train import check_vocab
 from gpt_jax.lab.plan import aot
 from gpt_jax.machine import chips, runtime
 from gpt_jax.models import attend
-from gpt_jax.models.block import Context
-from gpt_jax.models.decoder import cap_logits
+from gpt_jax.models.context import Context
+from gpt_jax.models.layers import cap_logits
 from gpt_jax.ops import cross_entropy, visibility
 from gpt_jax.ops.matmul import matmul
 from gpt_jax.ops.visibility import TokenPositions

@@ -157,7 +157,7 @@ def make_attention(kernel: str, rule: Rule, devices=None):
   from gpt_jax import config as config_lib
   from gpt_jax import sharding
   from gpt_jax.models import attend
-  from gpt_jax.models.block import Context
+  from gpt_jax.models.context import Context
 
   word, platform, axes, how, T = KERNELS[kernel]
   model = config_lib.freeze(base.get_config()).model

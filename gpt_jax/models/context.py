@@ -1,0 +1,114 @@
+"""What the attention of all layers of one kind shares in a forward pass."""
+
+import jax
+from flax import struct
+
+from gpt_jax import config as config_lib
+from gpt_jax.config import ModelConfig
+from gpt_jax.models import cache as cache_lib
+from gpt_jax.models.attend import choose
+from gpt_jax.models.positions import alibi_of, rope_of
+from gpt_jax.ops import visibility
+from gpt_jax.ops.visibility import Rule, TokenPositions
+
+
+class Context(struct.PyTreeNode):
+  """Inputs of attention that all layers of one kind share in a forward pass.
+
+  Attributes:
+    kind: of the layers that read this, global or local.
+    rule: what their queries see.
+    kernel: dense | blocks | splash | cudnn (attend.choose).
+    platform: cpu, gpu, tpu or attend.INTERPRETED.
+    slots_BT: of each query, int32 (ops/visibility.py); B may be 1.
+    is_ordered: whether they are 0, 1, 2, ... in every row.
+    segments_BT: document of each token, or None.
+    mask_BTS: bool, which keys each query sees; for "dense" alone, since it
+      grows with the square of the length.
+    rope: (cos, sin) for position="rope", else None.
+    alibi_BKGTS: score biases for position="alibi", else None.
+    start_B, end_B: int32, tokens of each row that are cached before and after,
+      with a cache, else None.
+  """
+
+  kind: str = struct.field(pytree_node=False)
+  rule: Rule = struct.field(pytree_node=False)
+  kernel: str = struct.field(pytree_node=False)
+  platform: str = struct.field(pytree_node=False)
+  slots_BT: jax.Array
+  is_ordered: bool = struct.field(pytree_node=False)
+  segments_BT: jax.Array | None = None
+  mask_BTS: jax.Array | None = None
+  rope: tuple | None = None
+  alibi_BKGTS: jax.Array | None = None
+  start_B: jax.Array | None = None
+  end_B: jax.Array | None = None
+
+
+def build_contexts(
+  config: ModelConfig,
+  platform: str,
+  at: TokenPositions,
+  positions_BT,
+  cache=None,
+  start_B=None,
+  only_B=None,
+  *,
+  is_ordered: bool,
+  is_prefixed: bool = False,
+  is_dropping: bool = False,
+) -> dict[str, Context]:
+  """Returns {kind: Context} for the kinds of layers that the config has.
+
+  Args:
+    platform: cpu, gpu, tpu or attend.INTERPRETED.
+    at: slots and documents of the tokens.
+    positions_BT: what positions inside attention are computed from.
+    cache, start_B, only_B: as Decoder's.
+    is_ordered: whether slots are 0, 1, 2, ... in every row.
+    is_prefixed: whether rows have prefixes, each its own slots.
+    is_dropping: whether attention weights are dropped.
+  """
+  c, T = config, at.slots_BT.shape[1]
+  kernel = choose(
+    c,
+    platform,
+    T,
+    is_cached=cache is not None,
+    is_dropping=is_dropping,
+    is_prefixed=is_prefixed,
+  )
+
+  def one(kind: str) -> Context:
+    keys, end_B = at, None
+    if cache is not None:
+      end_B = start_B + (T if only_B is None else only_B + 1)
+      size = cache[config_lib.layer_kinds(c).index(kind)][0].shape[2]
+      slots_BS = cache_lib.key_slots(kind, size, T, start_B, end_B)
+      keys = TokenPositions(slots_BS)
+    rule = visibility.rule_of(c, kind)
+    mask_BTS = alibi_BKGTS = rope = None
+    if kernel == "dense":
+      mask_BTS = visibility.visible(rule, at, keys)
+    if c.position == "rope":
+      rope = rope_of(positions_BT, c, kind)
+    if c.position == "alibi":
+      alibi_BKGTS = alibi_of(
+        at.slots_BT, keys.slots_BT, c.num_heads, config_lib.num_kv_heads(c)
+      )
+    return Context(
+      kind=kind,
+      rule=rule,
+      kernel=kernel,
+      platform=platform,
+      slots_BT=at.slots_BT,
+      is_ordered=is_ordered,
+      segments_BT=at.segments_BT,
+      mask_BTS=mask_BTS,
+      rope=rope,
+      alibi_BKGTS=alibi_BKGTS,
+      start_B=start_B,
+      end_B=end_B,
+    )
+
+  return {kind: one(kind) for kind in set(config_lib.layer_kinds(c))}
