@@ -10,19 +10,16 @@ import subprocess
 import sys
 
 import pytest
+from harness import QUICK, ROOT, user_env
 
-# Most of the tests' time is compiling, a third of that LLVM's optimisation.
-QUICK = "--xla_backend_optimization_level=0"
 os.environ["XLA_FLAGS"] = QUICK + " --xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
 # An operation on arrays of unlike ranks is an error, in commands that tests run
 # too: it may be one axis that was left out.
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
-
 # A skip that is not listed fails a run of CI.
 pytest_plugins = ["skips"]
 
-ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 # ruff: noqa: E402 - the flags must be set first
@@ -31,7 +28,6 @@ from gpt_jax.machine import runtime
 
 runtime.start()
 
-import jax
 
 # A shell's background job and nohup start with these ignored, which children
 # inherit; the tests send them.
@@ -42,25 +38,6 @@ for number, handler in {
 }.items():
   if signal.getsignal(number) is signal.SIG_IGN:
     signal.signal(number, handler)
-
-
-def user_env() -> dict[str, str]:
-  """Returns the environment of a command that has one device."""
-  return os.environ | {"XLA_FLAGS": QUICK}
-
-
-def guard_transfers(train_step):
-  """Returns the step, which then fails if it moves arrays behind one's back.
-
-  What it is given is put on the devices first, as the loop does.
-  """
-
-  def call(now, batch):
-    now, batch = jax.device_put((now, batch))
-    with jax.transfer_guard("disallow"):
-      return train_step(now, batch)
-
-  return call
 
 
 @pytest.fixture

@@ -24,22 +24,22 @@ WHOLE = "import pytest\npytest.skip('no reason', allow_module_level=True)\n"
 
 def run(folder, source: str):
   """Returns (exit code, unlisted skips) of one file, run in this process."""
-  (folder / "tests").mkdir(exist_ok=True)
-  file = folder / "tests" / "test_places.py"
+  file = folder / "tests" / "launch" / "test_tpu_vm.py"
+  file.parent.mkdir(parents=True, exist_ok=True)
   file.write_text(source)
   watch = skips.Watch(skips.read_list(skips.LIST.read_text()))
   flags = ["-q", "-p", "no:cacheprovider", "--import-mode=importlib"]
   flags += [f"--rootdir={folder}", "-c", os.devnull, "-n", "0", str(file)]
-  sys.modules.pop("tests.test_places", None)  # of the run before
+  sys.modules.pop("tests.launch.test_tpu_vm", None)  # of the run before
   return int(pytest.main(flags, plugins=[watch])), watch.unlisted
 
 
 def test_a_skip_that_is_not_listed_fails_the_run(tmp_path):
   assert run(tmp_path, TESTS) == (0, [])
-  name = "tests/test_places.py::test_listed"
+  name = "tests/launch/test_tpu_vm.py::test_listed"
   found = [f"{name}: the tool of the day is not installed"]
   assert run(tmp_path, UNLISTED) == (1, found)
-  assert run(tmp_path, WHOLE)[1] == ["tests/test_places.py: no reason"]
+  assert run(tmp_path, WHOLE)[1] == ["tests/launch/test_tpu_vm.py: no reason"]
 
 
 @pytest.mark.parametrize("ci, code", [("1", 1), ("", 0)])

@@ -260,13 +260,9 @@ def generate(
     num_slots = min(-(-(longest + left) // ROUND) * ROUND, limit)
     tokens_BP = np.stack([np.pad(r, (0, width - len(r))) for r in rows])
     lengths = np.array([len(r) for r in rows], np.int32)
+    seen = prefixes if is_prefix else None
     cache, logits_BV = prefill(
-      prepared,
-      tokens_BP,
-      lengths,
-      prefixes if is_prefix else None,
-      model=model,
-      num_slots=num_slots,
+      prepared, tokens_BP, lengths, seen, model=model, num_slots=num_slots
     )
     while left > 0:
       free = num_slots - int(np.max(lengths))

@@ -151,14 +151,11 @@ class Reporter:
   def _list_skipped(self, step: int, values: dict) -> None:
     """Writes the row of a skipped update, and prints a line."""
     is_spike = bool(values.get(step_lib.IS_SPIKE, 0))
-    row = {
-      metric_names.SKIPPED_SPIKE
-      if is_spike
-      else metric_names.SKIPPED_NONFINITE: 1
-    }
     norm, loss = values[metric_names.GRAD_NORM], values[metric_names.LOSS]
     if is_spike:
-      row[metric_names.GRAD_NORM] = norm
+      row = {metric_names.SKIPPED_SPIKE: 1, metric_names.GRAD_NORM: norm}
+    else:
+      row = {metric_names.SKIPPED_NONFINITE: 1}
     if metric_names.BATCH_HASH in values:
       row[metric_names.BATCH_HASH] = int(values[metric_names.BATCH_HASH])
     self._write(step, row)
@@ -283,13 +280,11 @@ class Reporter:
   def _report(self, state, seconds: float, is_stopped) -> None:
     c, total = self.config, self.config.train.num_steps
     self.screen.close()
-    done = (
-      f"trained {total:,} steps"
-      if not self.first
-      else (f"trained steps {self.first + 1:,} to {total:,}")
-    )
+    done = f"{total:,} steps"
+    if self.first:
+      done = f"steps {self.first + 1:,} to {total:,}"
     if self.first < total:
-      self.screen.say(f"{done} in {console.format_seconds(seconds)}")
+      self.screen.say(f"trained {done} in {console.format_seconds(seconds)}")
     for name, tokens in self.prepared.valid.items():
       if tokens.num_ids < 2 or is_stopped():
         continue
@@ -444,10 +439,9 @@ class Reporter:
       return
     rows = metrics.read_rows(self.writers.path)
     curve = lambda name: [(r["step"], r[name]) for r in rows if name in r]
-    curves = {metric_names.LOSS: curve(metric_names.LOSS)}
-    for name in self.prepared.valid:
-      loss = metric_names.eval_name(name, "loss")
-      curves[loss] = curve(loss)
+    names = [metric_names.LOSS]
+    names += [metric_names.eval_name(n, "loss") for n in self.prepared.valid]
+    curves = {name: curve(name) for name in names}
     svg = plot.draw_curves("loss, nats per token", "step", curves)
     files.write_text(self._curve_path(), svg)
 

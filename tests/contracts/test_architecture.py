@@ -34,6 +34,8 @@ RANK = {
 }
 # Same layer, yet neither imports the other.
 APART = [{"models", "data"}, {"generate", "evaluate", "train"}]
+MAX_LINES = 450
+MAX_FUNCTION_LINES = 80
 DRAWERS = ("utils", "common", "misc", "helpers")
 
 
@@ -114,6 +116,18 @@ def habit_faults(name: str, source: str) -> list[str]:
   return faults
 
 
+def size_faults(source: str) -> list[str]:
+  """Returns the file, and functions in it, that are longer than allowed."""
+  count = len(source.splitlines())
+  faults = [f"{count} lines"] if count > MAX_LINES else []
+  for node in ast.walk(ast.parse(source)):
+    if isinstance(node, ast.FunctionDef):
+      count = node.end_lineno - node.lineno + 1
+      if count > MAX_FUNCTION_LINES:
+        faults.append(f"{node.name} has {count} lines")
+  return faults
+
+
 def sources() -> list[tuple[str, pathlib.Path]]:
   package = ROOT / "gpt_jax"
   found = []
@@ -154,6 +168,14 @@ def test_bad_habits_stay_out(name, path):
   assert habit_faults(name, path.read_text()) == []
 
 
+def test_no_file_and_no_function_is_too_long():
+  files = [path for _, path in sources()]
+  files += sorted((ROOT / "tests").rglob("*.py"))
+  assert len(files) > 200
+  faults = {f.name: size_faults(f.read_text()) for f in files}
+  assert {name: found for name, found in faults.items() if found} == {}
+
+
 def test_configs_import_nothing_but_configs():
   for path in sorted((ROOT / "configs").glob("*.py")):
     tops = {i.split(".")[0] for i in imports_of(path.read_text())}
@@ -176,9 +198,19 @@ def test_the_checks_see_what_they_forbid():
   assert habit_faults("cli", "import jax.numpy")
   assert habit_faults("training", "x = self.config.get('a', 1)")
   assert not habit_faults("training", "x = batch.get('a')")
+  assert size_faults("x = 1\n" * 451) and not size_faults("x = 1\n" * 450)
+  assert size_faults("def f():\n" + "  x = 1\n" * 80)
+  assert not size_faults("def f():\n" + "  x = 1\n" * 79)
 
 
 def test_no_two_test_modules_share_a_name():
-  """The later one would be taken for the earlier, and its tests not run."""
-  names = [path.name for path in (ROOT / "tests").rglob("*.py")]
+  """The later one would be taken for the earlier, and its tests not run.
+
+  pytest reads each conftest.py by its path; which of them an import would find
+  depends on what was collected last.
+  """
+  files = list((ROOT / "tests").rglob("*.py"))
+  names = [path.name for path in files if path.name != "conftest.py"]
   assert sorted(set(names)) == sorted(names)
+  for path in files:
+    assert "conftest" not in imports_of(path.read_text()), path

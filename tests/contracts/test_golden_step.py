@@ -9,7 +9,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from conftest import guard_transfers
+from harness import guard_transfers
 
 from configs import base
 from gpt_jax import config as config_lib

@@ -1,8 +1,4 @@
-"""One battery for every optimizer.
-
-Parameters are laid out as a model's: stacked over layers, several dims to a
-matrix, all sizes different. A new optimizer is a new word in RATES.
-"""
+"""One battery for every optimizer. A new optimizer is a new word in RATES."""
 
 import dataclasses
 import functools
@@ -12,15 +8,27 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from directions import (
+  DECAY,
+  MATRICES,
+  SIZES,
+  SPECS,
+  build,
+  compiled,
+  gap,
+  layers_gap,
+  optim_config,
+  random_tree,
+  run,
+  state_layout,
+)
 from jax.sharding import NamedSharding
 
-from configs import base
 from gpt_jax import config, sharding, tree
 from gpt_jax.config import InputError
 from gpt_jax.parametrization import ParamSpec
 from gpt_jax.training import optim, step
 
-DECAY = 0.3
 # Rates at which each learns the small problem below.
 RATES = {
   "adamw": 3e-3,
@@ -30,82 +38,6 @@ RATES = {
   "sgd": 0.1,
   "muon": 3e-3,
 }
-SIZES = dict(
-  vocab=64,
-  embed=32,
-  layers=2,
-  heads=4,
-  head_dim=40,
-  mlp=48,
-  norm=32,
-  experts=3,
-)
-DECLARED = {
-  "embed": {"tokens": (("vocab", "embed"), "embed")},
-  "blocks": {
-    "q": (("layers", "embed", "heads", "head_dim"), "hidden"),
-    "o": (("layers", "heads", "head_dim", "embed"), "residual"),
-    "in": (("layers", "embed", "mlp"), "hidden"),
-    "in_bias": (("layers", "mlp"), "bias"),
-    "out": (("layers", "mlp", "embed"), "residual"),
-    "scale": (("layers", "norm"), "norm"),
-    "router": (("layers", "embed", "experts"), "router"),
-    "expert_in": (("layers", "experts", "embed", "mlp"), "hidden"),
-    "expert_out": (("layers", "experts", "mlp", "embed"), "residual"),
-  },
-  "final_norm": {"scale": (("norm",), "norm")},
-}
-SPECS = {
-  group: {name: ParamSpec(*d) for name, d in leaves.items()}
-  for group, leaves in DECLARED.items()
-}
-MUONS = ("q", "o", "in", "out", "expert_in", "expert_out")
-MATRICES = (
-  "embed/tokens",
-  "blocks/router",
-  *(f"blocks/{name}" for name in MUONS),
-)
-
-
-def optim_config(word: str, **changes) -> config.OptimConfig:
-  return dataclasses.replace(
-    config.freeze(base.get_config()).optim,
-    optimizer=word,
-    **{"weight_decay": DECAY} | changes,
-  )
-
-
-def compiled(word: str, specs) -> optax.GradientTransformation:
-  tx = optim.build_optimizer(optim_config(word), specs)
-  return optax.GradientTransformation(jax.jit(tx.init), jax.jit(tx.update))
-
-
-@functools.cache
-def build(word: str) -> optax.GradientTransformation:
-  """Returns the optimizer of SPECS, compiled once for all tests."""
-  return compiled(word, SPECS)
-
-
-def random_tree(seed: int, scale: float = 0.2, dtype=jnp.float32):
-  rng = np.random.default_rng(seed)
-  draw = lambda spec: jnp.asarray(
-    scale * rng.standard_normal([SIZES[a] for a in spec.axes]), dtype
-  )
-  return jax.tree.map(draw, SPECS)
-
-
-def run(tx, params, grads_list):
-  """Returns the directions of each step at fixed parameters."""
-  state, directions = tx.init(params), []
-  for grads in grads_list:
-    direction, state = tx.update(grads, state, params)
-    directions.append(jax.tree.map(np.asarray, direction))
-  return directions
-
-
-def gap(one, other) -> float:
-  leaves = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
-  return np.max([np.abs(np.subtract(a, b)).max() for a, b in leaves])
 
 
 def predict(params, ids):
@@ -271,21 +203,6 @@ def test_a_wrong_mask_would_be_seen(leaf):
     check_decay("sgd", compiled("sgd", specs))
 
 
-def with_layers(change, t):
-  """Returns the tree with `change` made to each stacked leaf."""
-  return t | {"blocks": jax.tree.map(change, t["blocks"])}
-
-
-def layers_gap(tx) -> float:
-  """Returns how much of the second layer's last gradient the first sees."""
-  params, steps = random_tree(1), [random_tree(s) for s in (2, 3)]
-  grow = lambda g: g.at[1].multiply(10.0)
-  first = lambda ts: [with_layers(lambda x: x[0], t) for t in ts]
-  before = run(tx, params, steps)
-  after = run(tx, params, [steps[0], with_layers(grow, steps[1])])
-  return gap(first(before), first(after))
-
-
 @pytest.mark.parametrize("word", RATES)
 def test_stacked_layers_do_not_see_each_other(word):
   assert layers_gap(build(word)) < 1e-5
@@ -319,126 +236,12 @@ def test_experts_that_see_each_other_would_be_noticed(word):
   assert experts_gap(compiled(word, jax.tree.map(unnamed, SPECS))) > 1e-3
 
 
-def test_muon_on_stacked_layers_is_muon_on_each_alone():
-  params, steps, tx = random_tree(1), [random_tree(2)], build("muon")
-  together = run(tx, params, steps)
-  for i in range(SIZES["layers"]):
-    only = lambda t, i=i: with_layers(lambda x: x[i : i + 1], t)
-    alone = run(tx, only(params), [only(g) for g in steps])
-    assert gap([only(d) for d in together], alone) < 1e-5
-
-
 @pytest.mark.parametrize("word", ["adafactor", "muon"])
 def test_layers_that_see_each_other_would_be_noticed(word):
   unnamed = lambda spec: ParamSpec(
     tuple(None if a == "layers" else a for a in spec.axes), spec.role
   )
   assert layers_gap(compiled(word, jax.tree.map(unnamed, SPECS))) > 1e-2
-
-
-def adamw_gap(beta2: float) -> float:
-  """Returns how far five steps are from AdamW (algorithm 2) in numpy.
-
-  Loshchilov and Hutter 2019, with the decay times the rate.
-  """
-  c, tx, rate = optim_config("adamw"), build("adamw"), np.float32(1e-2)
-  params = random_tree(1)
-  expected = {
-    k: np.float64(v) for k, v in tree.flatten_with_names(params).items()
-  }
-  m, v = dict.fromkeys(expected, 0.0), dict.fromkeys(expected, 0.0)
-  state = tx.init(params)
-  for t in range(1, 6):
-    grads = random_tree(10 + t)
-    direction, state = tx.update(grads, state, params)
-    params = jax.tree.map(
-      lambda p, d: np.asarray(p) - rate * d, params, direction
-    )
-    for name, g in tree.flatten_with_names(grads).items():
-      g = np.float64(g)
-      m[name] = c.beta1 * m[name] + (1 - c.beta1) * g
-      v[name] = beta2 * v[name] + (1 - beta2) * g * g
-      step = (m[name] / (1 - c.beta1**t)) / (
-        np.sqrt(v[name] / (1 - beta2**t)) + c.eps
-      )
-      decay = c.weight_decay * expected[name] * (name in MATRICES)
-      expected[name] = expected[name] - rate * (step + decay)
-  found = tree.flatten_with_names(params)
-  return np.max([np.abs(found[k] - expected[k]).max() for k in expected])
-
-
-def test_adamw_is_the_published_algorithm():
-  assert adamw_gap(beta2=0.95) < 1e-6
-
-
-def test_another_beta_would_be_noticed():
-  assert adamw_gap(beta2=0.96) > 1e-5
-
-
-def test_adam_is_that_of_optax():
-  params, steps = random_tree(1), [random_tree(s) for s in (2, 3, 4)]
-  c = optim_config("adam")
-  theirs = optax.adam(1.0, c.beta1, c.beta2, c.eps)
-  theirs = optax.GradientTransformation(
-    jax.jit(theirs.init), jax.jit(theirs.update)
-  )
-  negated = jax.tree.map(np.negative, run(theirs, params, steps))
-  assert gap(run(build("adam"), params, steps), negated) < 1e-6
-  assert gap(run(build("lion"), params, steps), negated) > 1e-2
-
-
-def singular_values(name: str, stacked) -> np.ndarray:
-  """Returns those of each layer's matrix over 0.2 sqrt(its longer side)."""
-  rows = {"q": 32, "o": 4 * 40}.get(name, 32 if name.endswith("in") else 48)
-  experts = SIZES["experts"] if name.startswith("expert") else 1
-  matrices = np.reshape(stacked, (2 * experts, rows, -1))
-  longer = max(matrices.shape[1:])
-  values = np.linalg.svd(matrices, compute_uv=False)
-  return values / (0.2 * longer**0.5)
-
-
-@pytest.mark.parametrize("name", MUONS)
-def test_muon_returns_matrices_with_level_singular_values(name):
-  params, steps = random_tree(1), [random_tree(2), random_tree(3)]
-  for direction in run(build("muon"), params, steps):
-    decay = DECAY * params["blocks"][name]
-    values = singular_values(name, direction["blocks"][name] - decay)
-    assert 0.6 < values.min() and values.max() < 1.3
-  raw = singular_values(name, steps[0]["blocks"][name])
-  assert raw.max() > 1.5 * raw.min() and raw.max() > 1.3
-
-
-def test_muon_moves_matrices_as_far_as_adamw_in_rms():
-  params, grads = random_tree(1), random_tree(2)
-  (direction,) = run(build("muon"), params, [grads])
-  for name in MUONS:
-    update = direction["blocks"][name] - DECAY * params["blocks"][name]
-    assert 0.15 < np.sqrt(np.mean(update**2)) < 0.25
-
-
-def test_muon_treats_all_but_hidden_matrices_as_adamw():
-  params, steps = random_tree(1), [random_tree(2), random_tree(3)]
-  muon, adamw = (
-    run(build(word), params, steps)[-1] for word in ("muon", "adamw")
-  )
-  rest = lambda t: {
-    k: v
-    for k, v in tree.flatten_with_names(t).items()
-    if k.split("/")[-1] not in MUONS
-  }
-  assert gap(rest(muon), rest(adamw)) < 1e-6
-  assert gap(muon, adamw) > 1e-2
-
-
-def state_layout(word: str, specs):
-  """Returns {state leaf: (its ShapeDtypeStruct, its spec)}."""
-  params = jax.eval_shape(lambda: random_tree(1))
-  state = jax.eval_shape(build(word).init, params)
-  found = optim.state_specs(state, params, specs)
-  pairs = jax.tree.map(lambda leaf, spec: [(leaf, spec)], state, found)
-  is_pair = lambda x: isinstance(x, list)
-  leaves, _ = jax.tree_util.tree_flatten_with_path(pairs, is_leaf=is_pair)
-  return {tree.path_name(path): pair[0] for path, pair in leaves}
 
 
 def check_layout(word: str, specs) -> None:
@@ -470,33 +273,6 @@ def test_only_scalars_and_constants_are_without_spec(word, copies):
   if copies:
     held = sum(leaf.size for leaf, s in layout.values() if s is not None)
     assert held == copies * tree.count_elements(random_tree(1))
-
-
-def test_adafactor_keeps_factors_in_place_of_matrices():
-  layout = state_layout("adafactor", SPECS)
-  held = sum(leaf.size for leaf, _ in layout.values())
-  assert held < 0.15 * tree.count_elements(random_tree(1))
-  factors = {
-    "/".join(name.split("/")[-3:]): spec.axes
-    for name, (_, spec) in layout.items()
-    if spec is not None and "/v_" in name
-  }
-  assert factors == {
-    "v_row/embed/tokens": ("embed",),
-    "v_col/embed/tokens": ("vocab",),
-    "v_row/blocks/q": ("layers", "embed", "heads"),
-    "v_col/blocks/q": ("layers", "heads", "head_dim"),
-    "v_row/blocks/o": ("layers", "heads", "embed"),
-    "v_col/blocks/o": ("layers", "heads", "head_dim"),
-    "v_row/blocks/in": ("layers", "embed"),
-    "v_col/blocks/in": ("layers", "mlp"),
-    "v_row/blocks/out": ("layers", "embed"),
-    "v_col/blocks/out": ("layers", "mlp"),
-    "v_row/blocks/expert_in": ("layers", "experts", "embed"),
-    "v_col/blocks/expert_in": ("layers", "experts", "mlp"),
-    "v_row/blocks/expert_out": ("layers", "experts", "embed"),
-    "v_col/blocks/expert_out": ("layers", "experts", "mlp"),
-  }
 
 
 @pytest.mark.parametrize("word", ["adafactor", "muon"])

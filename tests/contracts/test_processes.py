@@ -5,29 +5,21 @@ of them ends all of them, in a sentence; nothing is left waiting.
 """
 
 import json
-import os
-import pathlib
-import random
 import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 
 import numpy as np
 import pytest
-from conftest import user_env
+from harness import ROOT, logged, user_env
 
 from gpt_jax import exits, metric_names
-from gpt_jax.config import InputError
-from gpt_jax.machine import channel as channel_lib
-from gpt_jax.machine import meeting, runtime
-from gpt_jax.runs import metrics, restore
+from gpt_jax.runs import restore
 
-ROOT = pathlib.Path(__file__).parents[2]
 # Enough that a signal lands before the end.
 STEPS = 30
 
@@ -73,11 +65,6 @@ class Team:
         raise AssertionError(self.end())
       assert time.monotonic() < deadline, "no checkpoint came"
       time.sleep(0.005)
-
-
-def logged(workdir, name: str = metric_names.LOSS) -> dict[int, float]:
-  rows = metrics.read_rows(str(workdir / "metrics.jsonl"))
-  return {row["step"]: row[name] for row in rows if name in row}
 
 
 def assert_same_losses(there, here) -> None:
@@ -234,9 +221,6 @@ def test_what_reads_a_run_prints_once_and_the_same(
     assert outs[0] == single and len(single) > 20
 
 
-# Refused before anything is computed
-
-
 def refused(team: Team, *said: str, seconds: float = 30) -> None:
   """All processes exit with 2 and say so in one line with all of `said`."""
   codes, outs, errs = team.end(seconds)
@@ -295,23 +279,6 @@ def test_a_coordinator_that_never_answers_is_named_in_time(flags, tmp_path):
     assert time.monotonic() - started < 10
 
 
-def test_a_port_where_something_else_answers_is_not_joined(monkeypatch):
-  with socket.create_server(("127.0.0.1", 0)) as server:
-    thread = threading.Thread(target=_greet, args=[server], daemon=True)
-    thread.start()
-    place = a_place(1, 2, server.getsockname()[1])
-    with pytest.raises(InputError, match="something else answers there"):
-      meeting.meet(place, {})
-
-
-def _greet(server) -> None:
-  while True:
-    try:
-      server.accept()[0].sendall(b"220 mail ready\r\n")
-    except OSError:
-      return
-
-
 def test_a_count_that_does_not_divide_the_batch_is_one_sentence(
   flags, tmp_path
 ):
@@ -337,201 +304,3 @@ def test_an_error_of_one_process_ends_all(flags, tmp_path):
   codes, _, errs = Team(2, "train", *words, cwd_of=cwd).end()
   assert codes == [2, 2], errs
   assert "gpt_jax: process 1: cannot write in prepared" in errs[0]
-
-
-# The environment
-
-
-def a_place(index: int, count: int, port: int, seconds: float = 1.0):
-  address = f"127.0.0.1:{port}"
-  return runtime.Place(address, count, index, None, address, seconds, 600.0, "")
-
-
-@pytest.fixture
-def environment(monkeypatch):
-  """Sets exactly these variables; returns the place found."""
-  names = [*runtime.EXPLICIT, "GPT_JAX_JOIN_SECONDS", "CUDA_VISIBLE_DEVICES"]
-  names += [n for n in os.environ if n.startswith(("SLURM_", "TPU_"))]
-
-  def find(**values):
-    for name in names:
-      monkeypatch.delenv(name, raising=False)
-    for name, value in values.items():
-      monkeypatch.setenv(name, value)
-    place = runtime.find_place()
-    for name in values:
-      monkeypatch.delenv(name)
-    return place
-
-  return find
-
-
-def test_nothing_set_is_one_process_and_leaves_jax_alone(environment):
-  assert environment() is None
-  code = (
-    "import sys; from gpt_jax.machine import processes; processes.join({});"
-    "assert processes.share(lambda: 3) == 3 and 'jax' not in sys.modules"
-  )
-  subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
-
-
-@pytest.mark.parametrize(
-  "address, count, index, said",
-  [
-    ("h:1", "2", None, "JAX_NUM_PROCESSES set without JAX_PROCESS_ID"),
-    ("h:1", "2", "2", "ids count from 0 to 1"),
-    ("h:1", "two", "0", "JAX_NUM_PROCESSES is 'two'"),
-    ("h:1", "0", "0", "JAX_NUM_PROCESSES is '0'"),
-    ("h:1", "2", "-1", "JAX_PROCESS_ID is '-1'"),
-    ("h", "2", "0", "must be HOST:PORT"),
-    ("h:99999", "2", "0", "must be HOST:PORT"),
-    (":1", "2", "0", "must be HOST:PORT"),
-  ],
-)
-def test_wrong_variables_are_one_sentence(
-  environment, address, count, index, said
-):
-  values = dict(zip(runtime.EXPLICIT, (address, count, index), strict=True))
-  with pytest.raises(InputError, match=said):
-    environment(**{k: v for k, v in values.items() if v is not None})
-
-
-def test_the_explicit_variables_are_understood(environment):
-  values = dict(zip(runtime.EXPLICIT, ("[::1]:12", "3", "2"), strict=True))
-  place = environment(**values, GPT_JAX_JOIN_SECONDS="7")
-  assert (place.host, place.port, place.count, place.index) == ("::1", 12, 3, 2)
-  assert (place.join_seconds, place.local_devices) == (7.0, None)
-  assert environment(**values | {runtime.EXPLICIT[1]: "3"}).index == 2
-  alone = dict(zip(runtime.EXPLICIT, ("h:1", "1", "0"), strict=True))
-  assert environment(**alone) is None
-
-
-SLURM = {
-  "SLURM_JOB_ID": "4097",
-  "SLURM_STEP_NODELIST": "node[07-08]",
-  "SLURM_STEP_NUM_TASKS": "4",
-  "SLURM_STEP_TASKS_PER_NODE": "2(x2)",
-  "SLURM_PROCID": "3",
-  "SLURM_LOCALID": "1",
-}
-
-
-def test_a_step_of_slurm_is_understood(environment):
-  place = environment(**SLURM)
-  assert (place.address, place.count, place.index) == ("node07:61441", 4, 3)
-  assert place.local_devices == [1]
-  # A machine's only task has all its GPUs, and one shown alone is number 0.
-  one = {"SLURM_STEP_TASKS_PER_NODE": "1(x4)"}
-  assert environment(**SLURM | one).local_devices is None
-  assert environment(**SLURM, CUDA_VISIBLE_DEVICES="5").local_devices is None
-  # A batch script, or srun with one task, is one process.
-  assert environment(**SLURM | {"SLURM_STEP_NUM_TASKS": "1"}) is None
-  rest = {k: v for k, v in SLURM.items() if k != "SLURM_STEP_NUM_TASKS"}
-  assert environment(**rest) is None
-  del rest["SLURM_STEP_NODELIST"]
-  with pytest.raises(InputError, match="SLURM_STEP_NODELIST is not set"):
-    environment(**rest, SLURM_STEP_NUM_TASKS="4")
-
-
-def test_the_hosts_of_a_tpu_are_understood(environment, monkeypatch):
-  from jax._src.clusters import cloud_tpu_cluster
-
-  # Where the variable is not set, jax asks the metadata server.
-  get = os.environ.get
-  monkeypatch.setattr(cloud_tpu_cluster, "get_tpu_env_value", get)
-  monkeypatch.setattr(cloud_tpu_cluster, "running_in_cloud_tpu_vm", True)
-  monkeypatch.setattr(runtime.glob, "glob", lambda pattern: ["/dev/accel0"])
-  monkeypatch.delenv("JAX_PLATFORMS")
-  hosts = {"TPU_WORKER_HOSTNAMES": "localhost,other", "TPU_WORKER_ID": "1"}
-  place = environment(**hosts)
-  assert (place.address, place.count, place.index) == ("localhost:8482", 2, 1)
-  assert environment(**hosts | {"TPU_WORKER_HOSTNAMES": "localhost"}) is None
-  assert environment(**hosts, JAX_PLATFORMS="cpu") is None
-
-  def fail(name):
-    raise ConnectionError("no metadata server")
-
-  monkeypatch.setattr(cloud_tpu_cluster, "get_tpu_env_value", fail)
-  with pytest.raises(InputError, match="hosts of this TPU cannot be found"):
-    environment(**hosts)
-
-
-# The channel, without jax
-
-
-def met(count: int) -> list:
-  """Returns the channels of `count` processes, all in this one."""
-  with socket.create_server(("127.0.0.1", 0)) as server:
-    port = server.getsockname()[1]
-  channels = [None] * count
-
-  def meet(index):
-    place = a_place(index, count, port, 10.0)
-    channels[index] = channel_lib.Channel(place, meeting.meet(place, {}))
-    channels[index].start()
-
-  run_all(meet, count)
-  return channels
-
-
-def run_all(function, count: int) -> None:
-  threads = [
-    threading.Thread(target=function, args=[i], daemon=True)
-    for i in range(count)
-  ]
-  for thread in threads:
-    thread.start()
-  for thread in threads:
-    thread.join(20)
-    assert not thread.is_alive()
-
-
-def calls_until_stopped(channels, asked: int) -> list[int]:
-  """Has all loop at speeds of their own; one asks to stop halfway."""
-  calls = [0] * len(channels)
-
-  def work(index):
-    order = random.Random(index)
-    while channels[index].check(calls[index]) is None:
-      calls[index] += 1
-      time.sleep(order.random() * 0.004)
-      if index == asked and calls[index] == 20:
-        os.write(channels[index].waker, bytes([75]))
-
-  run_all(work, len(channels))
-  run_all(lambda i: channels[i].leave(), len(channels))
-  return calls
-
-
-@pytest.mark.parametrize("asked", [0, 2])
-def test_all_stop_at_the_same_call(asked):
-  calls = calls_until_stopped(met(4), asked)
-  assert len(set(calls)) == 1 and calls[0] >= 20
-
-
-def test_without_being_held_they_would_stop_at_different_calls():
-  channels = met(4)
-  for channel in channels:
-    # The control: as if each stopped where the word reaches it.
-    channel._vote = lambda k, passed: None
-    channel._hold = lambda channel=channel: channel._set_stop(0, 75)
-  assert len(set(calls_until_stopped(channels, 2))) > 1
-
-
-def test_values_are_process_0s_and_differences_are_everyones():
-  channels, seen = met(3), [None] * 3
-
-  def work(index):
-    channel = channels[index]
-    values = [channel.share(lambda: [index, "word"]) for _ in range(3)]
-    channel.agree("the data", "one")
-    try:
-      channel.agree("the data", "one" if index < 2 else "two")
-    except InputError as error:
-      seen[index] = values, str(error)
-    channel.leave()
-
-  run_all(work, 3)
-  sentence = "the data ('two' in process 2, 'one' in process 0)"
-  for values, error in seen:
-    assert values == [[0, "word"]] * 3 and sentence in error

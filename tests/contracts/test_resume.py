@@ -14,7 +14,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from conftest import user_env
+from harness import user_env
 
 from gpt_jax import exits, metric_names, sharding, tree
 from gpt_jax.machine import signals

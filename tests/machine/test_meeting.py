@@ -230,3 +230,25 @@ def test_it_listens_at_the_coordinators_address(monkeypatch, host, bound):
   assert meeting.bind_host(place) == bound
   asked = dataclasses.replace(place, bind="0.0.0.0:12")
   assert meeting.bind_host(asked) == "0.0.0.0"
+
+
+def test_a_port_where_something_else_answers_is_not_joined(monkeypatch):
+  with socket.create_server(("127.0.0.1", 0)) as server:
+    thread = threading.Thread(target=_greet, args=[server], daemon=True)
+    thread.start()
+    place = a_place(1, 2, server.getsockname()[1])
+    with pytest.raises(InputError, match="something else answers there"):
+      meeting.meet(place, {})
+
+
+def _greet(server) -> None:
+  while True:
+    try:
+      server.accept()[0].sendall(b"220 mail ready\r\n")
+    except OSError:
+      return
+
+
+def a_place(index: int, count: int, port: int, seconds: float = 1.0):
+  address = f"127.0.0.1:{port}"
+  return runtime.Place(address, count, index, None, address, seconds, 600.0, "")

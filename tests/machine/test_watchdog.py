@@ -8,7 +8,7 @@ import threading
 import time
 
 import pytest
-from conftest import user_env
+from harness import user_env
 
 from gpt_jax import exits
 from gpt_jax.machine import watchdog

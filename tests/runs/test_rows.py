@@ -2,6 +2,7 @@
 
 import json
 import os
+import xml.etree.ElementTree
 
 import pytest
 
@@ -214,7 +215,6 @@ def test_a_measured_peak_is_never_beaten(monkeypatch):
 
 
 def test_an_image_is_xml_whatever_its_names():
-  import xml.etree.ElementTree
 
   name = "a\x00\x1b[31m]]><b>&\ud800\uffff\U0001f600é"
   text = plot.draw_curves(name, name, {name: [(1, 1.0), (2, 2.0)]})
@@ -284,3 +284,46 @@ def test_rows_that_are_not_those_of_the_checkpoint_are_set_aside(tmp_path):
     aside = path.with_name(said[0].split(" is ")[1].split(",")[0])
     assert aside.read_text() == wrong
     assert len(rows.read_rows(str(path))) == len(wrong.splitlines()) - 1
+
+
+def test_a_rewound_record_ends_at_its_step(tmp_path):
+  path = tmp_path / "metrics.jsonl"
+  writers = metrics.Writers(str(tmp_path), 0)
+  for step in range(1, 8):
+    writers.write(step, {metric_names.LOSS: 1 / step})
+  writers.close()
+  with open(path, "a") as file:
+    file.write('{"step": 8, "train/lo')
+  assert [r["step"] for r in metrics.read_rows(str(path))] == [*range(1, 8)]
+  rows.rewind(str(path), 5)
+  assert [r["step"] for r in metrics.read_rows(str(path))] == [*range(1, 6)]
+  assert metrics.read_rows(str(path))[2] == {
+    "step": 3,
+    metric_names.LOSS: 1 / 3,
+  }
+  assert [p.name for p in tmp_path.glob("metrics*")] == ["metrics.jsonl"]
+  rows.rewind(str(tmp_path / "none.jsonl"), 0)
+  assert not (tmp_path / "none.jsonl").exists()
+
+
+def test_tensorboard_reads_the_rows_and_the_rewind(tmp_path):
+  from tensorboardX.proto import event_pb2
+
+  for start in (0, 2):
+    writers = metrics.Writers(str(tmp_path), start)
+    writers.write(start + 1, {metric_names.LOSS: 0.5, metric_names.MFU: 0.25})
+    writers.close()
+    (path,) = (tmp_path / "tensorboard").iterdir()
+    events, data = [], path.read_bytes()
+    while data:
+      size = int.from_bytes(data[:8], "little")
+      events.append(event_pb2.Event.FromString(data[12 : 12 + size]))
+      data = data[16 + size :]
+    path.unlink()
+    assert events[0].file_version == "brain.Event:2"
+    starts = [e.step for e in events if e.session_log.status == 1]
+    # It hides what an earlier process wrote from that step on.
+    assert starts == ([start + 1] if start else [])
+    values = {v.tag: v.simple_value for v in events[-1].summary.value}
+    assert values == {metric_names.LOSS: 0.5, metric_names.MFU: 0.25}
+    assert events[-1].step == start + 1

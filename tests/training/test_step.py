@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import guard_transfers
+from harness import guard_transfers
 
 from configs import base
 from gpt_jax import config as config_lib

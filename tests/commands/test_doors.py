@@ -2,21 +2,19 @@
 
 import json
 import os
-import pathlib
 import re
 import stat
 import subprocess
 import sys
 
 import pytest
-from test_bad_input import assert_refused
+from harness import ROOT
+from refusals import assert_refused
 
 from gpt_jax import cli, commands, files
 from gpt_jax import config as config_lib
 from gpt_jax.config import InputError
 from gpt_jax.machine import runtime
-
-ROOT = pathlib.Path(__file__).parents[1]
 
 
 def run(*words, cwd=ROOT, **env):

@@ -1,0 +1,36 @@
+"""Functions that tests of several folders call; fixtures are in conftest.py."""
+
+import os
+import pathlib
+
+ROOT = pathlib.Path(__file__).parents[1]
+# Most of the tests' time is compiling, a third of that LLVM's optimisation.
+QUICK = "--xla_backend_optimization_level=0"
+
+
+def user_env() -> dict[str, str]:
+  """Returns the environment of a command that has one device."""
+  return os.environ | {"XLA_FLAGS": QUICK}
+
+
+def guard_transfers(train_step):
+  """Returns the step, which then fails if it moves arrays behind one's back.
+
+  What it is given is put on the devices first, as the loop does.
+  """
+  import jax
+
+  def call(now, batch):
+    now, batch = jax.device_put((now, batch))
+    with jax.transfer_guard("disallow"):
+      return train_step(now, batch)
+
+  return call
+
+
+def logged(workdir, name: str = "train/loss") -> dict[int, float]:
+  """Returns {step: value} of one metric of a run."""
+  from gpt_jax.runs import metrics
+
+  rows = metrics.read_rows(str(workdir / "metrics.jsonl"))
+  return {row["step"]: row[name] for row in rows if name in row}
