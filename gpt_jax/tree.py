@@ -76,8 +76,13 @@ def diff_shapes(there: dict[str, str], here: dict[str, str]) -> list[str]:
 
 def key_for(key: jax.Array, name: str):
   """Returns `key` with a hash of the name folded in, equal on all machines."""
+  return jax.random.fold_in(key, hash_name(name))
+
+
+def hash_name(name: str) -> int:
+  """Returns 32 bits of a name's SHA-256."""
   digest = hashlib.sha256(name.encode()).digest()
-  return jax.random.fold_in(key, int.from_bytes(digest[:4], "little"))
+  return int.from_bytes(digest[:4], "little")
 
 
 def checksum(tree: Any):

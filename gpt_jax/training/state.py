@@ -6,6 +6,7 @@ depend only on the seed and its name, so that the same seed gives the same
 parameters on any mesh.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -20,7 +21,7 @@ from gpt_jax import sharding, tree
 from gpt_jax.config import Config
 from gpt_jax.models import Model
 from gpt_jax.parametrization import init_param
-from gpt_jax.training import optim
+from gpt_jax.training import initial, optim
 
 
 class TrainState(struct.PyTreeNode):
@@ -110,8 +111,13 @@ def init_state(
   """Returns a fresh state on the mesh; no leaf is ever whole on one device."""
   abstract = abstract_state(model, tx, config, mesh)
 
-  def init(seed):
-    params = init_params(model, seed)
+  make_params: Callable = lambda seed: init_params(model, seed)
+  given: Any = np.uint32(config.seed)
+  if initial.is_served(model, mesh):
+    make_params, given = initial.in_chunks(model, config.seed)
+
+  def init(given):
+    params = make_params(given)
     zero, ema, norm_mean = jnp.int32(0), None, None
     if config.train.spike_factor is not None:
       norm_mean = {"mean": jnp.float32(0), "count": zero}
@@ -122,7 +128,7 @@ def init_state(
 
   shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
   with jax.set_mesh(mesh):
-    return jax.jit(init, out_shardings=shardings)(np.uint32(config.seed))
+    return jax.jit(init, out_shardings=shardings)(given)
 
 
 def replace_params(state: TrainState, params: Any) -> TrainState:
