@@ -44,13 +44,21 @@ def get_config() -> ConfigDict:
   # loss stop at the borders of documents.
   data.packing = "stream"
   # What is predicted: causal, every token from those before it; prefix_lm, what
-  # follows a prefix of random length that sees both ways.
+  # follows a prefix of random length that sees both ways; masked_lm, tokens
+  # that are chosen at random, from all others.
   data.objective = "causal"
+  # Part of a sequence's tokens that masked_lm chooses.
+  data.mask_rate = 0.15
+  # What it shows in their place: a mask, a random token, or the token itself.
+  data.mask_mix = "0.8*mask+0.1*random+0.1*keep"
+  # Whether it chooses tokens, or whole words.
+  data.mask_unit = "token"
   # Reader processes; 0 reads in threads of this process.
   data.num_workers = 0
 
   model = config.model = ConfigDict()
-  # Family of the model (gpt_jax/models); a decoder continues a text.
+  # Family of the model (gpt_jax/models); a decoder continues a text, an encoder
+  # reads it both ways.
   model.family = "decoder"
   # Blocks (L).
   model.num_layers = 4
@@ -76,15 +84,22 @@ def get_config() -> ConfigDict:
   model.norm_placement = "pre"
   # Added to the variance before the root.
   model.norm_eps = 1e-5
+  # Also normalise the embeddings; before pre-norm layers this replaces the
+  # first one's norm.
+  model.embed_norm = False
   # How a model knows the positions of tokens.
   model.position = "learned"
+  # Kinds of tokens that an encoder's embeddings tell apart, such as two for
+  # the first and the second text of a pair; None: none.
+  model.num_token_types = placeholder(int)
   # Base of the rotary wavelengths.
   model.rope_theta = 10_000.0
   # That of local layers, which are then not scaled; None: as all others.
   model.local_rope_theta = placeholder(float)
   # Stretches the rotary wavelengths for texts longer than trained on.
   model.rope_scaling = "none"
-  # Nonlinearity of the MLP; gelu_tanh approximates gelu, swiglu has a gate.
+  # Nonlinearity of the MLP; gelu_tanh approximates gelu; swiglu and geglu have
+  # a gate.
   model.mlp = "gelu_tanh"
   # Experts (E) in place of every MLP, each of width mlp_dim, without biases;
   # None is a plain MLP.
@@ -98,6 +113,9 @@ def get_config() -> ConfigDict:
   model.bias = False
   # One matrix both embeds tokens and scores them.
   model.tied_embeddings = True
+  # What precedes the output matrix: nothing, or an encoder's transform, a
+  # projection, gelu and a norm; that adds a bias to the logits.
+  model.head = "linear"
   # Normalise queries and keys over the head (RMS) before scores.
   model.qk_norm = False
   # Attention scores pass cap * tanh(score / cap); None leaves them alone.

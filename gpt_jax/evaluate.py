@@ -35,6 +35,7 @@ def main(argv: list[str]) -> int:
   processes.join({"the arguments": argv})
 
   from gpt_jax import sharding
+  from gpt_jax.data.objectives import build_task
   from gpt_jax.data.shards import check_vocab
   from gpt_jax.inference import scoring
   from gpt_jax.runs import workdir
@@ -72,7 +73,7 @@ def main(argv: list[str]) -> int:
       packing=config.data.packing,
       num_loss_chunks=config.train.num_loss_chunks,
       mesh=mesh,
-      objective=config.data.objective,
+      task=build_task(config.data, lambda: tokenizer),
     )
     if not is_speaking:
       continue

@@ -52,21 +52,28 @@ def count_parameters(model: ModelConfig) -> dict[str, int]:
     config_lib.num_kv_heads(model),
     config_lib.head_dim(model),
   )
-  is_gated = model.mlp == "swiglu"
+  is_gated = config_lib.is_gated(model)
   E = model.num_experts
   has_norm_bias = model.bias and model.norm == "layernorm"
-  num_norms = 2 * L + (model.norm_placement == "pre")
+  is_post = model.norm_placement == "post"
+  # A pre-norm model has a final norm.
+  num_norms = 2 * L + (model.embed_norm if is_post else 1)
+  has_transform = model.head == "transform"
+  num_norms += has_transform
   biases = N * H + 2 * K * H + D if model.bias else 0
   biases += F + D if model.bias and E is None else 0
+  head_biases = (V + (D if model.bias else 0)) if has_transform else 0
+  num_positions = model.max_len if model.position == "learned" else 0
+  hidden = L * D * (N * H + 2 * K * H + (E or 1) * F * (1 + is_gated))
   return {
     "embed": V * D,
-    "position": model.max_len * D if model.position == "learned" else 0,
-    "hidden": L * D * (N * H + 2 * K * H + (E or 1) * F * (1 + is_gated)),
+    "position": (num_positions + (model.num_token_types or 0)) * D,
+    "hidden": hidden + (D * D if has_transform else 0),
     "residual": L * D * (N * H + (E or 1) * F),
     "router": L * D * (E or 0),
     "unembed": 0 if model.tied_embeddings else V * D,
     "norm": num_norms * D + (2 * L * H if model.qk_norm else 0),
-    "bias": L * biases + (num_norms * D if has_norm_bias else 0),
+    "bias": L * biases + head_biases + (num_norms * D if has_norm_bias else 0),
   }
 
 

@@ -7,6 +7,8 @@ metrics.jsonl. jax is not imported here.
 LOSS = "train/loss"
 BALANCE_LOSS = "train/balance_loss"
 Z_LOSS = "train/z_loss"
+# The part of the targets that are the likeliest token of their place.
+ACCURACY = "train/accuracy"
 # The number of targets, by which the sums of a batch are divided.
 NUM_TARGETS = "train/num_targets"
 GRAD_NORM = "train/grad_norm"

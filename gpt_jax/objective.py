@@ -8,7 +8,13 @@ import jax.numpy as jnp
 from gpt_jax import sharding
 from gpt_jax.config import Config, TrainConfig
 from gpt_jax.data.objectives import fields
-from gpt_jax.metric_names import BALANCE_LOSS, LOSS, NUM_TARGETS, Z_LOSS
+from gpt_jax.metric_names import (
+  ACCURACY,
+  BALANCE_LOSS,
+  LOSS,
+  NUM_TARGETS,
+  Z_LOSS,
+)
 from gpt_jax.models import Model
 from gpt_jax.ops import cross_entropy
 
@@ -69,13 +75,19 @@ def count_totals(batch: dict):
   return num_targets, batch["targets"].shape[0]
 
 
-def make_loss(model: Model, num_chunks: int, regularizers: Sequence[str] = ()):
+def inputs_of(batch: dict) -> dict:
+  """Returns the arguments of Model.apply that a batch holds."""
+  outputs = "targets", "mask"
+  return {f"{k}_BT": array for k, array in batch.items() if k not in outputs}
+
+
+def make_loss(model: Model, num_chunks: int, others: Sequence[str] = ()):
   """Returns loss(params, batch, key) -> {public name: sum over the batch}.
 
   LOSS in nats and NUM_TARGETS, by which the other sums are divided (those of
-  PER_SEQUENCE by the number of rows). If `regularizers` names them, also Z_LOSS
-  (cross_entropy.squared_log_z) and BALANCE_LOSS, the load balancing of experts
-  (models/moe.py), summed over layers too.
+  PER_SEQUENCE by the number of rows). If `others` names them, also Z_LOSS
+  (cross_entropy.squared_log_z), BALANCE_LOSS, the load balancing of experts
+  (models/moe.py), summed over layers too, and ACCURACY.
 
   A new metric of training and evaluation is one entry of these sums, and its
   name in metric_names.py.
@@ -85,9 +97,9 @@ def make_loss(model: Model, num_chunks: int, regularizers: Sequence[str] = ()):
 
   Args:
     num_chunks: parts of the logits, computed one at a time; 1 for all at once.
-    regularizers: Z_LOSS, BALANCE_LOSS, both or neither.
+    others: any of Z_LOSS, BALANCE_LOSS, ACCURACY.
   """
-  has_z, has_balance = Z_LOSS in regularizers, BALANCE_LOSS in regularizers
+  has_z, has_balance = Z_LOSS in others, BALANCE_LOSS in others
 
   def loss(params, batch, key=None):
     length, parts = batch["tokens"].shape[1], sharding.axis_size("seq")
@@ -97,18 +109,17 @@ def make_loss(model: Model, num_chunks: int, regularizers: Sequence[str] = ()):
     targets_BT, mask_BT = batch["targets"], batch.get("mask")
     out = model.apply(
       params,
-      batch["tokens"],
-      batch.get("positions"),
-      batch.get("segments"),
+      **inputs_of(batch),
       key=key,
       order_1T=order_1T,
-      slots_BT=batch.get("slots"),
       is_headless=num_chunks > 1,
       needs_balance=has_balance,
     )
     if has_balance:
       out, balance_B = out
       sums[BALANCE_LOSS] = balance_B.sum()
+    if ACCURACY in others:
+      sums[ACCURACY] = _count_hits(model, out, targets_BT, mask_BT, num_chunks)
     if num_chunks == 1:
       found = cross_entropy.cross_entropy(out, targets_BT, mask_BT)
       if has_z:
@@ -129,6 +140,14 @@ def make_loss(model: Model, num_chunks: int, regularizers: Sequence[str] = ()):
     return sums | dict(zip((LOSS, NUM_TARGETS, Z_LOSS), found, strict=False))
 
   return loss
+
+
+def _count_hits(model: Model, out, targets_BT, mask_BT, num_chunks: int):
+  if num_chunks == 1:
+    return cross_entropy.count_hits(out, targets_BT, mask_BT)
+  return cross_entropy.chunked_count_hits(
+    *out, targets_BT, mask_BT, model.cap_logits, num_chunks, model.rules
+  )
 
 
 def hash_batch(batch: dict):

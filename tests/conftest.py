@@ -141,6 +141,8 @@ def call_verb():
 @pytest.fixture
 def corpus(tmp_path):
   """Returns a function that makes a DataConfig over written documents."""
+  from configs import base
+  from gpt_jax import config as config_lib
   from gpt_jax.config import DataConfig
 
   def build(documents, **changes):
@@ -148,18 +150,12 @@ def corpus(tmp_path):
     folder.mkdir(exist_ok=True)
     for i, text in enumerate(documents):
       (folder / f"{i:03d}.txt").write_bytes(text.encode())
-    values = {
+    values = vars(config_lib.freeze(base.get_config()).data) | {
       "source": f"text:{folder}/*.txt",
-      "valid_source": None,
-      "split": "document",
       "valid_frac": 0.1,
       "tokenizer": "bytes",
       "dir": str(tmp_path / "prepared"),
-      "verify": "once",
       "seq_len": 8,
-      "packing": "stream",
-      "objective": "causal",
-      "num_workers": 0,
     }
     return DataConfig(**(values | changes))
 

@@ -27,7 +27,9 @@ def again(monkeypatch) -> str:
   word = "prefix_again"
   entry = config_lib.OBJECTIVES["prefix_lm"]
   monkeypatch.setitem(config_lib.OBJECTIVES, word, entry)
-  monkeypatch.setitem(objectives.OBJECTIVES, word, objectives.prefix_lm)
+  monkeypatch.setitem(
+    objectives.OBJECTIVES, word, objectives.OBJECTIVES["prefix_lm"]
+  )
   monkeypatch.setattr(Decoder, "OBJECTIVES", (*Decoder.OBJECTIVES, word))
   key = "data.objective"
   line = schema.KEYS[key]._replace(options=tuple(config_lib.OBJECTIVES))

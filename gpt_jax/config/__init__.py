@@ -26,6 +26,7 @@ from gpt_jax.config.derived import (
   count_sequences,
   has_prefixes,
   head_dim,
+  is_gated,
   layer_kinds,
   layer_period,
   num_kv_heads,
@@ -41,6 +42,7 @@ from gpt_jax.config.identity import (
   nest,
 )
 from gpt_jax.config.options import (
+  FAMILIES,
   MAX_FLOAT32,
   OBJECTIVES,
   TOKENIZERS,

@@ -22,6 +22,11 @@ def vocab_size(model: ModelConfig) -> int:
   return model.vocab_size
 
 
+def is_gated(model: ModelConfig) -> bool:
+  """Returns whether the MLP has a gate, a third matrix."""
+  return model.mlp in ("swiglu", "geglu")
+
+
 def padded_vocab_size(model: ModelConfig) -> int:
   """Returns the rows of the embedding: vocab_size rounded up to a multiple."""
   return -(-vocab_size(model) // model.vocab_multiple) * model.vocab_multiple

@@ -27,6 +27,20 @@ TOKENIZERS = {
 }
 
 
+class Family(NamedTuple):
+  """What the config knows of a family of models.
+
+  Attributes:
+    is_causal: tokens see no later ones.
+  """
+
+  is_causal: bool
+
+
+# Options of model.family.
+FAMILIES = {"decoder": Family(True), "encoder": Family(False)}
+
+
 class Objective(NamedTuple):
   """How an objective turns a window of ids into a batch.
 
@@ -34,17 +48,22 @@ class Objective(NamedTuple):
     fields: int32 fields of its batches besides tokens, targets and mask.
     predicts_all: every id except the first is predicted exactly once, so that
       the losses over a text add up to its bits per byte.
+    num_marks: ids that it adds to the vocabulary, after the tokenizer's.
   """
 
   fields: tuple[str, ...]
   predicts_all: bool
+  num_marks: int = 0
 
 
 # Options of data.objective; batches with slots have a prefix per sequence.
 OBJECTIVES = {
   "causal": Objective((), predicts_all=True),
   "prefix_lm": Objective(("slots",), predicts_all=False),
+  "masked_lm": Objective((), predicts_all=False, num_marks=1),
 }
+# What becomes of a token that data.objective=masked_lm chooses.
+MASK_ACTIONS = ("mask", "random", "keep")
 
 
 class ParsedOption(str):
@@ -110,6 +129,34 @@ class LayerPattern(ParsedOption):
         )
       parts.append((int(count) if star else 1, kind))
     self.parts = tuple(parts)
+
+
+class MaskMix(ParsedOption):
+  """data.mask_mix.
+
+  Attributes:
+    shares: the probability of each of MASK_ACTIONS, in that order.
+  """
+
+  FORMS = ("SHARE*ACTION+...",)
+  shares: tuple[float, ...]
+
+  def __init__(self, text: str):
+    shares = dict.fromkeys(MASK_ACTIONS, 0.0)
+    is_valid = True
+    for part in text.split("+"):
+      share, star, action = part.rpartition("*")
+      is_number = re.fullmatch(r"[01]?\.?[0-9]{1,9}", share) is not None
+      is_valid &= action in shares and (is_number or not star)
+      if is_valid:
+        shares[action] += float(share) if star else 1.0
+    if not is_valid or abs(sum(shares.values()) - 1) > 1e-6:
+      raise InputError(
+        f"data.mask_mix is {text!r}; it must be the shares of "
+        f"{', '.join(MASK_ACTIONS)}, which sum to 1, as in "
+        "0.8*mask+0.1*random+0.1*keep"
+      )
+    self.shares = tuple(shares.values())
 
 
 class RopeScaling(ParsedOption):

@@ -11,9 +11,11 @@ import typing
 from typing import Annotated, Any, Literal, NamedTuple
 
 from gpt_jax.config.options import (
+  FAMILIES,
   OBJECTIVES,
   BatchRamp,
   LayerPattern,
+  MaskMix,
   ParsedOption,
   Remat,
   RopeScaling,
@@ -84,12 +86,15 @@ class DataConfig(Section):
   seq_len: Count
   packing: Literal["stream", "documents"]
   objective: Annotated[str, tuple(OBJECTIVES), Added("causal")]
+  mask_rate: Annotated[float, Bounds(1e-6, 1.0), Added(0.15)]
+  mask_mix: Annotated[MaskMix, Added("0.8*mask+0.1*random+0.1*keep")]
+  mask_unit: Annotated[Literal["token", "word"], Added("token")]
   num_workers: Annotated[int, Bounds(0, 1024), FREE]
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig(Section):
-  family: Annotated[Literal["decoder"], Added("decoder")]
+  family: Annotated[str, tuple(FAMILIES), Added("decoder")]
   num_layers: Annotated[int, Bounds(1, 100_000)]
   model_dim: Count
   num_heads: Count
@@ -102,16 +107,19 @@ class ModelConfig(Section):
   norm: Literal["layernorm", "rmsnorm"]
   norm_placement: Literal["pre", "post"]
   norm_eps: Frac
+  embed_norm: Annotated[bool, Added(False)]
   position: Literal["learned", "rope", "alibi", "none"]
+  num_token_types: Annotated[Count | None, Added(None)]
   rope_theta: Annotated[float, Bounds(1.0)]
   local_rope_theta: Annotated[float | None, Bounds(1.0), Added(None)]
   rope_scaling: RopeScaling
-  mlp: Literal["gelu_tanh", "gelu", "swiglu", "relu_squared"]
+  mlp: Literal["gelu_tanh", "gelu", "relu_squared", "swiglu", "geglu"]
   num_experts: Annotated[int | None, Bounds(1, 1 << 20)]
   experts_per_token: Annotated[int, Bounds(1, 1 << 20)]
   router_balance_weight: NotNegative
   bias: bool
   tied_embeddings: bool
+  head: Annotated[Literal["linear", "transform"], Added("linear")]
   qk_norm: bool
   attn_softcap: Annotated[float | None, Bounds(1e-6)]
   logit_softcap: Annotated[float | None, Bounds(1e-6)]

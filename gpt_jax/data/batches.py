@@ -32,7 +32,7 @@ def batch_at(
   packing: str,
   global_batch_size: int,
   offset: int = 0,
-  objective: str = "causal",
+  task: objectives.Task = objectives.CAUSAL,
 ) -> Batch:
   """Returns the given rows of the global batch of a step.
 
@@ -47,7 +47,7 @@ def batch_at(
     global_batch_size: rows of the global batch.
     offset: sequences to skip before step 0. Under a batch ramp it is negative:
       earlier, smaller batches have read fewer than step * global_batch_size.
-    objective: word of objectives.OBJECTIVES.
+    task: what makes the batch of windows of ids.
 
   Raises:
     InputError: a file holds an id outside the vocabulary.
@@ -55,10 +55,8 @@ def batch_at(
   g = offset + step * global_batch_size + np.asarray(rows, np.int64)
   sizes = [token_set.num_ids for token_set in sets]
   which, first = order.starts(weights, sizes, seq_len, seed, g)
-  make, vocab_size = objectives.OBJECTIVES[objective], sets[0].vocab_size
   if len(sets) == 1:
-    batch = _batch(sets[0], first, seq_len, packing)
-    return make(batch, seed, g, vocab_size)
+    return task.make(_batch(sets[0], first, seq_len, packing), seed, g)
   out = {}
   for k, token_set in enumerate(sets):
     mine = np.flatnonzero(which == k)
@@ -67,7 +65,7 @@ def batch_at(
         if key not in out:
           out[key] = np.empty((len(g), seq_len), part.dtype)
         out[key][mine] = part
-  return make(out, seed, g, vocab_size)
+  return task.make(out, seed, g)
 
 
 def make_train_iterator(
@@ -107,7 +105,7 @@ def make_train_iterator(
     data.packing,
     global_batch_size,
     offset,
-    data.objective,
+    objectives.build_task(data, lambda: prepared.tokenizer),
   )
   # Two threads hide the latency of the disk; more contend for the GIL.
   ahead = grain.ReadOptions(num_threads=2, prefetch_buffer_size=16)
@@ -135,7 +133,7 @@ def eval_batches(
   packing: str,
   rows: np.ndarray,
   max_batches: int | None = None,
-  objective: str = "causal",
+  task: objectives.Task = objectives.CAUSAL,
 ) -> Iterator[Batch]:
   """Yields a whole set in order; each id but the first is a target once.
 
@@ -149,15 +147,14 @@ def eval_batches(
     packing: "stream" or "documents", as in training.
     rows: (b,) rows of the global batch that this process reads.
     max_batches: stop after this number of batches; None reads all.
-    objective: word of objectives.OBJECTIVES; its draws are those of seed 0.
+    task: what makes batches of windows; its draws are those of seed 0.
   """
-  make = objectives.OBJECTIVES[objective]
   windows = _count_eval_windows(token_set, seq_len)
   rows = np.asarray(rows, np.int64)
   for i in range(num_eval_batches(token_set, seq_len, batch_size, max_batches)):
     window = i * batch_size + rows
     batch = _padded_batch(token_set, window, windows, seq_len, packing)
-    yield make(batch, 0, window, token_set.vocab_size)
+    yield task.make(batch, 0, window)
 
 
 def num_eval_batches(

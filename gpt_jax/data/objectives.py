@@ -5,32 +5,61 @@ same after a resume and on any number of processes. An objective is one entry of
 OBJECTIVES, and one of config.OBJECTIVES, which names the fields of its batches.
 """
 
+import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
 from gpt_jax import config as config_lib
 from gpt_jax.config import DataConfig
+from gpt_jax.data.tokenizers.protocol import Tokenizer
 
-# Separates these draws from others of the same seed.
-PREFIX_STREAM = 0x9E37
+# Separate the draws of each objective from others of the same seed.
+PREFIX_STREAM, MASK_STREAM = 0x9E37, 0x85EB
 
 
-def causal(batch: dict, seed: int, g: np.ndarray, vocab_size: int) -> dict:
+class Vocabulary(NamedTuple):
+  """What objectives know of the tokenizer.
+
+  Attributes:
+    size: its ids are below.
+    separator_id: the id before each document, or None.
+    mask_id: the id that hides a token.
+    continues_V: bool, whether a token goes on with the word before it; None
+      where the objective does not ask.
+  """
+
+  size: int
+  separator_id: int | None
+  mask_id: int
+  continues_V: np.ndarray | None = None
+
+
+class Task(NamedTuple):
+  """data.objective, ready for batches.
+
+  Attributes:
+    make: function of (batch, seed, g) that returns the batch to train on.
+      batch: tokens, targets (b, T), mask, and documents' fields; g: (b,) places
+      of the sequences in the order of data.
+    word: option of data.objective.
+  """
+
+  make: Callable[[dict, int, np.ndarray], dict]
+  word: str
+
+
+def causal(batch: dict, seed: int, g: np.ndarray) -> dict:
   """Every token is predicted from those before it."""
   return batch
 
 
-def prefix_lm(batch: dict, seed: int, g: np.ndarray, vocab_size: int) -> dict:
+def prefix_lm(batch: dict, seed: int, g: np.ndarray) -> dict:
   """A prefix whose tokens see each other, and a loss on the rest.
 
   Prefix language modelling (Raffel et al. 2020, section 3.2.1): the prefix has
   1 to T - 1 tokens, each length as likely.
-
-  Args:
-    batch: tokens, targets (b, T), mask.
-    g: (b,) places of the sequences in the order of data.
-    vocab_size: of the tokenizer; all ids are below it.
   """
   T = batch["tokens"].shape[1]
   draw = lambda i: np.random.default_rng([PREFIX_STREAM, seed, i])
@@ -45,17 +74,111 @@ def prefix_lm(batch: dict, seed: int, g: np.ndarray, vocab_size: int) -> dict:
   }
 
 
-# By option of data.objective: what makes its batches of windows of ids.
-OBJECTIVES: dict[str, Callable] = {"causal": causal, "prefix_lm": prefix_lm}
+def masked_lm(
+  batch: dict,
+  seed: int,
+  g: np.ndarray,
+  *,
+  vocabulary: Vocabulary,
+  rate: float,
+  shares: tuple[float, ...],
+) -> dict:
+  """Tokens are chosen at random, hidden, and predicted from all others.
+
+  Masked language modelling (Devlin et al. 2019, section 3.1). Of n tokens of a
+  sequence, separators left out, exactly the nearest whole number to rate * n
+  are chosen, and one at least. Whole words are chosen in random order until
+  there are as many.
+
+  Args:
+    rate: the part that is chosen.
+    shares: of the chosen, the part that becomes the mask, a random token, or
+      stays (config.MASK_ACTIONS).
+  """
+  tokens_BT = np.array(batch["tokens"])
+  targets_BT, T = tokens_BT.copy(), tokens_BT.shape[1]
+  may_BT = batch["mask"] > 0
+  if vocabulary.separator_id is not None:
+    may_BT = may_BT & (tokens_BT != vocabulary.separator_id)
+  mask_BT = np.zeros(tokens_BT.shape, np.float32)
+  for row, place in enumerate(g):
+    draw = np.random.default_rng([MASK_STREAM, seed, int(place)])
+    rank_T, action_T = draw.random(T), draw.random(T)
+    random_T = draw.integers(0, vocabulary.size, T)
+    places = np.flatnonzero(may_BT[row])
+    chosen = _choose(places, targets_BT[row], rank_T, rate, vocabulary)
+    mask_BT[row, chosen] = 1.0
+    is_masked = action_T[chosen] < shares[0]
+    is_random = ~is_masked & (action_T[chosen] < shares[0] + shares[1])
+    tokens_BT[row, chosen[is_masked]] = vocabulary.mask_id
+    tokens_BT[row, chosen[is_random]] = random_T[chosen[is_random]]
+  return batch | {"tokens": tokens_BT, "targets": targets_BT, "mask": mask_BT}
+
+
+def _choose(places, ids_T, rank_T, rate: float, vocabulary: Vocabulary):
+  """Returns the places that are hidden, of those that may be."""
+  if not places.size:
+    return places
+  count = max(1, round(rate * places.size))
+  if vocabulary.continues_V is None:
+    return places[np.argsort(rank_T[places], kind="stable")[:count]]
+  begins = ~vocabulary.continues_V[ids_T[places]]
+  begins[1:] |= np.diff(places) > 1
+  begins[0] = True
+  word = np.cumsum(begins) - 1
+  order = np.argsort(rank_T[places[begins]], kind="stable")
+  size = np.bincount(word)[order]
+  # Words until the count is reached; the last may go beyond it.
+  num_words = int(np.searchsorted(np.cumsum(size), count)) + 1
+  return places[np.isin(word, order[:num_words])]
+
+
+# By option of data.objective: function of (data section, function that returns
+# the tokenizer) that returns what makes its batches.
+OBJECTIVES: dict[str, Callable] = {
+  "causal": lambda data, tokenizer: causal,
+  "prefix_lm": lambda data, tokenizer: prefix_lm,
+  "masked_lm": lambda data, tokenizer: functools.partial(
+    masked_lm,
+    vocabulary=describe_vocabulary(tokenizer(), data.mask_unit == "word"),
+    rate=data.mask_rate,
+    shares=data.mask_mix.shares,
+  ),
+}
+CAUSAL = Task(causal, "causal")
+
+
+def build_task(data: DataConfig, tokenizer: Callable[[], Tokenizer]) -> Task:
+  """Returns the objective of a config.
+
+  Args:
+    tokenizer: returns the run's tokenizer; called where it is needed.
+  """
+  make = OBJECTIVES[data.objective](data, tokenizer)
+  return Task(make, data.objective)
+
+
+def describe_vocabulary(tokenizer: Tokenizer, has_words: bool) -> Vocabulary:
+  """Returns what objectives know of a tokenizer.
+
+  Args:
+    has_words: also find out which tokens go on with a word.
+  """
+  size, mask_id = tokenizer.vocab_size, tokenizer.mask_id
+  continues_V = None
+  if has_words:
+    continues_V = np.array([tokenizer.continues_word(i) for i in range(size)])
+  own = size if mask_id is None else mask_id
+  return Vocabulary(size, tokenizer.separator_id, own, continues_V)
 
 
 def fields(data: DataConfig) -> dict[str, type]:
   """Returns {field: dtype} of the (B, T) arrays of a batch.
 
-  tokens; targets, the id after each token; mask, 1 where a target counts in the
-  loss. Where documents are packed segments, the document of each token, and
-  positions within it. Then the objective's own: with prefixes slots
-  (ops/visibility.py).
+  tokens; targets, what is predicted at each token: the id after it, or its own;
+  mask, 1 where a target counts in the loss. Where documents are packed
+  segments, the document of each token, and positions within it. Then the
+  objective's own: with prefixes slots (ops/visibility.py).
   """
   found: dict[str, type] = {"tokens": np.int32, "targets": np.int32}
   found["mask"] = np.float32

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 
 from gpt_jax import digest, files
-from gpt_jax.config import DataConfig
+from gpt_jax.config import Config, DataConfig
 from gpt_jax.data import folders, overlap, sources, tokenizers, vocabulary
 from gpt_jax.data import manifest as manifest_lib
 from gpt_jax.data.manifest import SPLITS
@@ -49,6 +49,18 @@ class PreparedData:
   @property
   def vocab_size(self) -> int:
     return self.train[0][1].vocab_size
+
+  def resolve_vocab(self, config: Config) -> Config:
+    """Returns the config with model.vocab_size known and sufficient.
+
+    Raises:
+      InputError: model.vocab_size is too small.
+    """
+    size = self.vocab_size
+    # A tokenizer with a mask of its own needs no other.
+    if tokenizers.num_marks(config) and self.tokenizer.mask_id is None:
+      size += tokenizers.num_marks(config)
+    return tokenizers.resolve_vocab(config, size)
 
   @property
   def separator_id(self) -> int | None:

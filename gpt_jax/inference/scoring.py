@@ -11,10 +11,11 @@ from gpt_jax import config as config_lib
 from gpt_jax import objective as objective_lib
 from gpt_jax import sharding
 from gpt_jax.config import InputError
+from gpt_jax.data import objectives
 from gpt_jax.data.batches import eval_batches, num_eval_batches
 from gpt_jax.data.shards import TokenSet
 from gpt_jax.machine import processes, runtime
-from gpt_jax.metric_names import LOSS, NUM_TARGETS
+from gpt_jax.metric_names import ACCURACY, LOSS, NUM_TARGETS
 from gpt_jax.models import Model
 
 # What score derives; the rest of its result are means of make_loss's sums.
@@ -53,9 +54,12 @@ def score(
   mesh: jax.sharding.Mesh,
   max_batches: int | None = None,
   show: Callable[[int, int], None] | None = None,
-  objective: str = "causal",
+  task: objectives.Task = objectives.CAUSAL,
 ) -> dict[str, float]:
   """Returns {"loss", "perplexity", "num_tokens", "bits_per_byte"}.
+
+  Where a task does not predict all of a text, also accuracy: the part of its
+  targets that are the model's first choice, in place of bits_per_byte.
 
   Other sums of objective.make_loss are returned too, as means over targets and
   without "train/" in their names.
@@ -76,18 +80,20 @@ def score(
     max_batches: stop after this number of batches; if that is before the end,
       bits_per_byte is left out.
     show: called with (batches done, batches in all) every 20 batches.
-    objective: option of data.objective. Where it does not predict all of a
-      text (after a prefix, for instance), bits_per_byte is left out.
+    task: what makes batches of the set. Where it does not predict all of a text
+      (after a prefix, for instance), bits_per_byte is left out.
   """
   check_memory(model, batch_size * seq_len, mesh)
-  evaluate = compile_eval_step(model, num_loss_chunks)
+  how = config_lib.OBJECTIVES[task.word]
+  others = () if how.predicts_all else (ACCURACY,)
+  evaluate = compile_eval_step(model, num_loss_chunks, others)
   placement = sharding.batch_sharding(mesh, model.rules)
   rows = sharding.local_rows(placement, (batch_size, seq_len))
   totals, pending = {LOSS: 0.0, NUM_TARGETS: 0.0}, None
   total = num_eval_batches(tokens, seq_len, batch_size)
   total = min(total, max_batches or total)
   batches = eval_batches(
-    tokens, seq_len, batch_size, packing, rows, max_batches, objective
+    tokens, seq_len, batch_size, packing, rows, max_batches, task
   )
   devices = mesh.local_devices
   is_simulated = len(devices) > 1 and devices[0].platform == "cpu"
@@ -114,7 +120,7 @@ def score(
   result["perplexity"] = math.exp(min(result["loss"], 700.0))
   result["num_tokens"] = int(count)
   is_whole = max_batches is None or total < max_batches
-  if is_whole and config_lib.OBJECTIVES[objective].predicts_all:
+  if is_whole and how.predicts_all:
     blind = max(0.0, tokens.num_tokens - count) * math.log(tokens.vocab_size)
     bits = (totals[LOSS] + blind) / math.log(2)
     result["bits_per_byte"] = bits / max(tokens.num_bytes, 1)
@@ -122,9 +128,11 @@ def score(
 
 
 @functools.cache
-def compile_eval_step(model: Model, num_chunks: int) -> Callable:
-  """Returns jitted step(params, batch) -> sums, cached by model."""
-  return jax.jit(objective_lib.make_loss(model, num_chunks))
+def compile_eval_step(
+  model: Model, num_chunks: int, others: tuple[str, ...] = ()
+) -> Callable:
+  """Returns jitted step(params, batch) -> sums, cached by its arguments."""
+  return jax.jit(objective_lib.make_loss(model, num_chunks, others))
 
 
 def _add(totals: dict[str, float], sums: dict[str, jax.Array]) -> None:

@@ -2,6 +2,7 @@
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from gpt_jax import sharding
@@ -23,7 +24,7 @@ class Block(nn.Module):
     """Returns (x_BTD, (cache, balance_B)).
 
     Args:
-      layer: the index that dropout is keyed by.
+      layer: its index, which dropout is keyed by.
 
     balance_B is that of the experts (moe.balance_of), None without experts.
     """
@@ -47,7 +48,10 @@ class Block(nn.Module):
     pin = lambda x: place(x, "residual_length")
     whole = lambda x: place(x, "length")
     if c.norm_placement == "pre":
-      y, cache = attn(whole(norm_attn(x_BTD)), context, cache, key)
+      normed_BTD = norm_attn(x_BTD)
+      if c.embed_norm:  # the residual stream starts normalised
+        x_BTD = jnp.where(layer == 0, normed_BTD, x_BTD)
+      y, cache = attn(whole(normed_BTD), context, cache, key)
       self.sow("taps", "attn_out", y)
       x_BTD = pin(x_BTD + drop(y, "attn"))
       y, balance_B = mlp(whole(norm_mlp(x_BTD)))

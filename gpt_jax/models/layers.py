@@ -16,6 +16,9 @@ from gpt_jax.ops.norm import normalize
 from gpt_jax.ops.projection import project, shift
 from gpt_jax.parametrization import readout_multiplier
 
+# Columns that a bias of the logits takes beside the output matrix.
+BIAS_WIDTH = 128
+
 
 def dropout(x, rate: float, key, name: str):
   """Zeroes entries with probability `rate`; identity without a key."""
@@ -26,7 +29,7 @@ def dropout(x, rate: float, key, name: str):
 
 
 class Embedding(nn.Module):
-  """Token embeddings, and learned positions where the config has them."""
+  """Token embeddings; where the config has them, positions, types, a norm."""
 
   config: ModelConfig
 
@@ -38,8 +41,15 @@ class Embedding(nn.Module):
       self.table_SD = declare(
         self, "positions", (c.max_len, D), ("positions", "embed"), "position"
       )
+    if c.num_token_types is not None:
+      shape = c.num_token_types, D
+      self.types_XD = declare(
+        self, "types", shape, ("positions", "embed"), "position"
+      )
+    if c.embed_norm and c.norm_placement == "post":
+      self.norm = Norm(c)
 
-  def __call__(self, tokens_BT, positions_BT):
+  def __call__(self, tokens_BT, positions_BT, types_BT=None):
     # Cast after the lookup: the gradient of a token's row is a sum over all its
     # occurrences, which bfloat16 would round at every term.
     if isinstance(self.table_VD, quantized.Quantized):
@@ -48,7 +58,14 @@ class Embedding(nn.Module):
       x_BTD = self.table_VD[tokens_BT]
     if self.config.position == "learned":
       x_BTD = x_BTD + self.table_SD[positions_BT]
-    return x_BTD.astype(self.config.compute_dtype)
+    if self.config.num_token_types is not None:
+      if types_BT is None:
+        types_BT = jnp.zeros((1, 1), jnp.int32)
+      x_BTD += self.types_XD[types_BT]
+    x_BTD = x_BTD.astype(self.config.compute_dtype)
+    if self.config.embed_norm and self.config.norm_placement == "post":
+      x_BTD = self.norm(x_BTD)
+    return x_BTD
 
 
 class Norm(nn.Module):
@@ -85,7 +102,7 @@ class MLP(nn.Module):
       h_BTF = shift(h_BTF, bias_F, c.grad_dtype)
     h_BTF = checkpoint_name(h_BTF, "mlp")
     sides = [h_BTF]
-    if c.mlp == "swiglu":
+    if config_lib.is_gated(c):
       w_gate_DF = declare(self, "gate", (D, F), ("embed", "mlp"), "hidden")
       g_BTF = checkpoint_name(project(x_BTD, w_gate_DF, c.grad_dtype), "mlp")
       sides.insert(0, g_BTF)
@@ -98,6 +115,28 @@ class MLP(nn.Module):
     return y_BTD
 
 
+class Transform(nn.Module):
+  """What precedes BERT's output matrix (Devlin et al. 2019): head="transform".
+
+  A projection, gelu and a norm.
+  """
+
+  config: ModelConfig
+
+  @nn.compact
+  def __call__(self, x_BTD):
+    """Returns (x_BTD, the bias_V of the logits)."""
+    c, D = self.config, x_BTD.shape[-1]
+    w_DD = declare(self, "dense", (D, D), ("embed", "mlp"), "hidden")
+    x_BTD = project(x_BTD, w_DD, c.grad_dtype)
+    if c.bias:
+      bias_D = declare(self, "dense_bias", (D,), ("mlp",), "bias")
+      x_BTD = shift(x_BTD, bias_D, c.grad_dtype)
+    x_BTD = Norm(c, name="norm")(activate(ACTIVATIONS["gelu"], x_BTD))
+    V = config_lib.padded_vocab_size(c)
+    return x_BTD, declare(self, "bias", (V,), ("vocab",), "bias")
+
+
 def read_out(module: nn.Module, x_BTD, table_VD, is_headless: bool):
   """Returns logits_BTV, or (x_BTD, w_VD) that they are the product of.
 
@@ -105,6 +144,9 @@ def read_out(module: nn.Module, x_BTD, table_VD, is_headless: bool):
     module: the family's, whose parameter the matrix is where it is not tied.
     table_VD: that of the embedding.
   """
+  bias_V = None
+  if module.config.head == "transform":
+    x_BTD, bias_V = Transform(module.config, name="head")(x_BTD)
   c = module.config
   readout = readout_multiplier(c)
   x_BTD = x_BTD if readout == 1 else readout * x_BTD
@@ -112,12 +154,21 @@ def read_out(module: nn.Module, x_BTD, table_VD, is_headless: bool):
   if not c.tied_embeddings or module.has_variable("params", "unembed"):
     V, D = config_lib.padded_vocab_size(c), c.model_dim
     w_VD = declare(module, "unembed", (V, D), ("vocab", "embed"), "unembed")
-  if is_headless:
+  if is_headless and bias_V is None:
     return x_BTD, w_VD
+  if is_headless:
+    # The bias as columns of the matrix, whose width devices must divide.
+    one = jax.nn.one_hot(jnp.zeros((), jnp.int32), BIAS_WIDTH)
+    ones = jnp.broadcast_to(one, (*x_BTD.shape[:-1], BIAS_WIDTH))
+    x_BTD = jnp.concatenate([x_BTD, ones.astype(x_BTD.dtype)], axis=-1)
+    columns = bias_V[:, None] * one[None].astype(w_VD.dtype)
+    return x_BTD, jnp.concatenate([w_VD, columns], axis=-1)
   logits_BTV = matmul("BTD,VD->BTV", x_BTD, w_VD, c.grad_dtype, jnp.float32)
   logits_BTV = sharding.constrain(
     logits_BTV, ("batch", "length", "vocab"), module.rules
   )
+  if bias_V is not None:
+    logits_BTV += bias_V[None, None].astype(jnp.float32)
   return cap_logits(logits_BTV, jnp.arange(logits_BTV.shape[-1]), c)
 
 

@@ -3,9 +3,9 @@
 A family is a Linen module (models/__init__.py) with these class attributes:
   STACKS        names of its stacks of layers, "blocks"
   OBJECTIVES    options of data.objective that it can be trained with
-  can_generate  whether it continues a text; then its __call__ takes a cache
-and a static method
-  prepare(params, specs) -> (params, specs)  in the form that decoding reads
+  can_generate  whether it continues a text; then its __call__ takes a cache,
+                and it has a static method prepare(params, specs) -> (params,
+                specs) in the form that decoding reads
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from gpt_jax.config import ModelConfig
 from gpt_jax.models import attend, layers, stack
 from gpt_jax.models import cache as cache_lib
 from gpt_jax.models.declare import Declared
-from gpt_jax.ops import quantized
+from gpt_jax.ops import quantized, visibility
 
 # Roles of matrices. Tables are rounded to 8 bits at least: an error in a row
 # is an error in every use of a rare token.
@@ -74,12 +74,16 @@ class Model:
     return stack.stack_layers(unstacked, self.module.STACKS)
 
   def apply(self, params, tokens_BT, positions_BT=None, segments_BT=None, **kw):
-    """Returns logits_BTV float32; `kw` are the module's other arguments."""
+    """Returns logits_BTV float32; `kw` are the module's other arguments.
+
+    Those that are None are not passed on, since a family may lack them.
+    """
     is_stacked = self.config.scan_layers
     module = self.module(
       self.config, self.rules, is_stacked=is_stacked, platform=self.platform
     )
     params = self.unstack_layers(params)
+    kw = {name: value for name, value in kw.items() if value is not None}
     return module.apply(
       {"params": params}, tokens_BT, positions_BT, segments_BT, **kw
     )
@@ -102,12 +106,14 @@ class Model:
   def can_reorder(self, length: int, is_dropping: bool) -> bool:
     """Returns whether rows are worth reordering where they are split.
 
-    Dense attention has nothing to balance, and dropout draws by place.
+    Dense and bidirectional attention have nothing to balance, and dropout draws
+    by place.
     """
     word = attend.choose(
       self.config, self.platform, length, is_dropping=is_dropping
     )
-    return word != "dense" and not is_dropping
+    is_causal = visibility.rule_of(self.config).is_causal
+    return is_causal and word != "dense" and not is_dropping
 
   def cap_logits(self, logits_BTV, ids_V):
     """Returns what becomes of x_BTD times rows `ids_V` of w_VD."""

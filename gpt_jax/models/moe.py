@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from gpt_jax import config as config_lib
 from gpt_jax import sharding
 from gpt_jax.config import ModelConfig
 from gpt_jax.models.declare import declare
@@ -56,7 +57,7 @@ class MoE(nn.Module):
     w_in_EDF = declare(self, "in", (E, D, F), READS, "hidden")
     w_out_EFD = declare(self, "out", (E, F, D), WRITES, "residual")
     ws = {"in": w_in_EDF, "out": w_out_EFD}
-    if c.mlp == "swiglu":
+    if config_lib.is_gated(c):
       ws["gate"] = declare(self, "gate", (E, D, F), READS, "hidden")
 
     scores_BTE = project(x_BTD.astype(jnp.float32), w_router_DE, c.grad_dtype)
@@ -168,7 +169,7 @@ def _run_local(
   )
   x_PD = take_rows(x_TD, order_P, inverse_P, A)
   sides = [checkpoint_name(times(x_PD, "in", 1), "mlp")]
-  if c.mlp == "swiglu":
+  if config_lib.is_gated(c):
     sides.insert(0, checkpoint_name(times(x_PD, "gate", 1), "mlp"))
   h_PF = activate(ACTIVATIONS[c.mlp], *sides)
   y_PD = times(h_PF, "out", 2)

@@ -61,6 +61,12 @@ def _swiglu_slopes(gate, x):
   return x * share * (1 + gate * (1 - share)), gate * share
 
 
+def _geglu_slopes(gate, x):
+  density = jnp.exp(-0.5 * gate * gate) / math.sqrt(2 * math.pi)
+  share = 0.5 * (1 + jax.lax.erf(gate / math.sqrt(2)))
+  return x * (share + gate * density), gate * share
+
+
 # By value of model.mlp: Hendrycks and Gimpel 2016 (equations 2 and 1), So et
 # al. 2021, Shazeer 2020.
 ACTIVATIONS = {
@@ -74,4 +80,7 @@ ACTIVATIONS = {
     lambda x: jnp.square(jax.nn.relu(x)), lambda x: (2 * jax.nn.relu(x),)
   ),
   "swiglu": Activation(lambda gate, x: jax.nn.silu(gate) * x, _swiglu_slopes),
+  "geglu": Activation(
+    lambda gate, x: jax.nn.gelu(gate, approximate=False) * x, _geglu_slopes
+  ),
 }

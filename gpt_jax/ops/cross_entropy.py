@@ -43,6 +43,35 @@ def squared_log_z(logits_BTV, mask_BT=None):
   return (square_BT if mask_BT is None else square_BT * mask_BT).sum()
 
 
+def count_hits(logits_BTV, targets_BT, mask_BT=None):
+  """Returns the number of targets that no token outranks, weighted by mask."""
+  picked = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)
+  hits_BT = (picked[..., 0] >= logits_BTV.max(-1)).astype(jnp.float32)
+  return (hits_BT if mask_BT is None else hits_BT * mask_BT).sum()
+
+
+def chunked_count_hits(
+  x_BTD, w_VD, targets_BT, mask_BT, cap, num_chunks: int, rules
+):
+  """Returns count_hits by chunks of the vocabulary; arguments as below."""
+
+  def one(carry, index):
+    top_BT, picked_BT = carry
+    w_RD, ids_R = _rows(w_VD, index, num_chunks, rules, x_BTD.dtype)
+    raw_BTR = jnp.einsum(
+      "BTD,RD->BTR", x_BTD, w_RD, preferred_element_type=jnp.float32
+    )
+    logits_BTR = cap(raw_BTR, ids_R)
+    is_target_BTR = targets_BT[..., None] == ids_R[None, None]
+    picked_BT += jnp.where(is_target_BTR, logits_BTR, 0).sum(-1)
+    return (jnp.maximum(top_BT, logits_BTR.max(-1)), picked_BT), None
+
+  zero_BT = jnp.zeros(targets_BT.shape, jnp.float32)
+  start = zero_BT - jnp.inf, zero_BT
+  (top_BT, picked_BT), _ = jax.lax.scan(one, start, jnp.arange(num_chunks))
+  return ((picked_BT >= top_BT) * mask_BT).sum()
+
+
 def chunked_cross_entropy(
   x_BTD,
   w_VD,

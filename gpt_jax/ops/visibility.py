@@ -20,7 +20,7 @@ whatever arrays come in.
 
 import typing
 
-from gpt_jax.config import ModelConfig
+from gpt_jax.config import FAMILIES, ModelConfig
 
 # The score of a hidden pair: finite, so that a row of them has a softmax.
 MASK_VALUE = -1e30
@@ -57,7 +57,7 @@ class TokenPositions(typing.NamedTuple):
 def rule_of(model: ModelConfig, kind: str = "global") -> Rule:
   """Returns the rule of a layer of this kind (config.layer_kinds)."""
   window = model.sliding_window if kind == "local" else None
-  return Rule(True, window, model.attn_softcap)
+  return Rule(FAMILIES[model.family].is_causal, window, model.attn_softcap)
 
 
 def slots_visible(rule: Rule, q_slots_BT, k_slots_BS):

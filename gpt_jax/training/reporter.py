@@ -16,6 +16,7 @@ import jax
 from gpt_jax import config as config_lib
 from gpt_jax import files, flops, metric_names
 from gpt_jax.config import Config
+from gpt_jax.data.objectives import build_task
 from gpt_jax.data.prepare import PreparedData
 from gpt_jax.inference import generation, scoring
 from gpt_jax.machine import console, processes
@@ -376,7 +377,7 @@ class Reporter:
       show=lambda done, of: self.screen.wait(
         f"evaluated {done:,} of {of:,} batches"
       ),
-      objective=c.data.objective,
+      task=build_task(c.data, lambda: self.prepared.tokenizer),
     )
 
   def _say_noise_scale(self) -> None:

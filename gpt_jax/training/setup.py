@@ -12,7 +12,6 @@ from gpt_jax import config as config_lib
 from gpt_jax import files, sharding
 from gpt_jax.config import Config, InputError
 from gpt_jax.data import batches as batches_lib
-from gpt_jax.data import tokenizers
 from gpt_jax.data.prepare import prepare_data
 from gpt_jax.data.shards import check_length
 from gpt_jax.machine import console, processes, runtime
@@ -111,7 +110,7 @@ class Setup:
     mesh = sharding.make_mesh(config.mesh)
     for step, _ in config_lib.batch_stages(config.train):
       preflight.check_batch(config_lib.at_step(config, step), mesh)
-    self.config = tokenizers.resolve_vocab(config, self.prepared.vocab_size)
+    self.config = self.prepared.resolve_vocab(config)
     preflight.check_prompt(self.config, self.prepared.tokenizer, say)
     for _, tokens in self.prepared.train:
       check_length(tokens, config.data.seq_len)

@@ -74,12 +74,7 @@ def make_watch(
 
   def _activations(params, batch):
     out, taps = model.apply_tapped(
-      params,
-      batch["tokens"],
-      batch.get("positions"),
-      batch.get("segments"),
-      slots_BT=batch.get("slots"),
-      is_headless=True,
+      params, **objective.inputs_of(batch), is_headless=True
     )
     found = {"logit_max": _largest_logit(model, *out)}
     for name in ("embed", "residual"):

@@ -35,6 +35,10 @@ COUNTS = {
   "moe.py:laptop": (None, None),
   "moe.py:8x7b": (32_000, 46_702_792_704),
   "article.py": (None, None),
+  "bert.py:laptop": (None, None),
+  "bert.py:base": (30_522, 109_514_298),
+  "modernbert.py:laptop": (None, None),
+  "modernbert.py:base": (50_368, 149_655_232),
   "mup.py:64": (256, 115_008),
   "mup.py:512": (256, 6_425_088),
   "isoflop.py:small": (257, 115_072),
@@ -73,6 +77,8 @@ def test_config_builds_abstractly_and_counts_its_parameters(name):
   shapes, _ = build_model(model).abstract_params()
   padding = config.padded_vocab_size(model) - model.vocab_size
   padding *= model.model_dim * (1 if model.tied_embeddings else 2)
+  if model.head == "transform":
+    padding += config.padded_vocab_size(model) - model.vocab_size
   counted = tree.count_elements(shapes) - padding
   assert counted == sum(flops.count_parameters(model).values())
   if expected is not None:

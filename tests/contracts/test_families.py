@@ -66,6 +66,29 @@ FORMS = {
     attention="blocks",
     num_experts=3,
   ),
+  "bert": dict(
+    family="encoder",
+    norm_placement="post",
+    embed_norm=True,
+    num_token_types=2,
+    mlp="gelu",
+    bias=True,
+    head="transform",
+  ),
+  "modernbert": dict(
+    family="encoder",
+    num_layers=4,
+    layer_pattern="global+2*local",
+    sliding_window=3,
+    position="rope",
+    local_rope_theta=100.0,
+    mlp="geglu",
+    embed_norm=True,
+    head="transform",
+  ),
+  "encoder_blocks": dict(
+    family="encoder", attention="blocks", num_kv_heads=2, position="rope"
+  ),
   "bfloat16": dict(compute_dtype="bfloat16", bias=True),
   "moe": dict(
     norm="rmsnorm",
@@ -87,7 +110,7 @@ FORMS = {
 }
 
 # Families whose tokens see later ones; these continue no text.
-BOTH_WAYS = ()
+BOTH_WAYS = ("encoder",)
 CAUSAL = [f for f in FORMS if FORMS[f].get("family") not in BOTH_WAYS]
 
 
@@ -379,6 +402,7 @@ def test_parameter_count_agrees_with_the_ledger(form):
   shapes, specs = model.abstract_params()
   padding = 3 * model.config.model_dim
   padding *= 1 if model.config.tied_embeddings else 2
+  padding += 3 * (model.config.head == "transform")
   counted = tree.count_elements(shapes) - padding
   assert counted == sum(flops.count_parameters(model.config).values())
   by_role = {}
@@ -386,6 +410,9 @@ def test_parameter_count_agrees_with_the_ledger(form):
     jax.tree.leaves(shapes), jax.tree.leaves(specs), strict=True
   ):
     by_role[spec.role] = by_role.get(spec.role, 0) + leaf.size
+  by_role["bias"] = by_role.get("bias", 0) - 3 * (
+    model.config.head == "transform"
+  )
   ledger = flops.count_parameters(model.config)
   for role in ("hidden", "residual", "router", "norm", "bias", "position"):
     assert by_role.get(role, 0) == ledger[role], role

@@ -1,17 +1,20 @@
 """Batches: the same on any number of processes, masked where they must be."""
 
 import dataclasses
+import functools
 import itertools
 
 import numpy as np
 import pytest
 
 from configs import base
-from gpt_jax import config
+from gpt_jax import config as config_lib
 from gpt_jax.config import DataConfig, InputError
 from gpt_jax.data import batches, folders, objectives
 from gpt_jax.data.prepare import prepare_data
 from gpt_jax.data.shards import check_length
+
+PREFIX = objectives.Task(objectives.prefix_lm, "prefix_lm")
 
 
 @pytest.fixture(scope="module")
@@ -22,18 +25,12 @@ def make(tmp_path_factory):
     folder = tmp_path_factory.mktemp("text")
     for i, text in enumerate(documents):
       (folder / f"{i:03d}.txt").write_text(text)
-    values = {
+    values = vars(config_lib.freeze(base.get_config()).data) | {
       "source": f"text:{folder}/*.txt",
-      "valid_source": None,
-      "split": "document",
       "valid_frac": 0.0,
       "tokenizer": "bytes",
       "dir": str(folder / "prepared"),
-      "verify": "once",
       "seq_len": 8,
-      "packing": "stream",
-      "objective": "causal",
-      "num_workers": 0,
     }
     data = DataConfig(**(values | changes))
     return prepare_data(data, say=lambda line: None), data
@@ -62,22 +59,22 @@ def batch(prepared, step, rows, packing="stream", size=8):
 def test_a_ramp_leaves_no_sequence_out_and_reads_none_twice(letters):
   prepared, _ = letters
   sets = [s for _, s in prepared.train]
-  c = config.freeze(base.get_config())
+  c = config_lib.freeze(base.get_config())
   t = dataclasses.replace(
     c.train, global_batch_size=8, num_steps=9, batch_ramp="4@3+2@2"
   )
-  assert config.batch_stages(t) == [(0, 2), (3, 4), (5, 8)]
+  assert config_lib.batch_stages(t) == [(0, 2), (3, 4), (5, 8)]
   ramped = []
   for step in range(9):
-    size = [s for first, s in config.batch_stages(t) if first <= step][-1]
-    offset = config.count_sequences(t, step) - step * size
+    size = [s for first, s in config_lib.batch_stages(t) if first <= step][-1]
+    offset = config_lib.count_sequences(t, step) - step * size
     one = batches.batch_at(
       sets, [1.0], 0, step, np.arange(size), 8, "stream", size, offset
     )
     ramped.append(one["tokens"])
   assert [len(rows) for rows in ramped] == [2, 2, 2, 4, 4, 8, 8, 8, 8]
   found = np.concatenate(ramped)
-  assert len(found) == config.count_sequences(t, 9) == 46
+  assert len(found) == config_lib.count_sequences(t, 9) == 46
   whole = [batch(prepared, step, np.arange(2), size=2) for step in range(23)]
   np.testing.assert_array_equal(
     found, np.concatenate([one["tokens"] for one in whole])
@@ -85,13 +82,13 @@ def test_a_ramp_leaves_no_sequence_out_and_reads_none_twice(letters):
 
 
 def test_microbatches_of_a_ramp_are_no_larger_than_later():
-  c = config.freeze(base.get_config())
+  c = config_lib.freeze(base.get_config())
   t = dataclasses.replace(
     c.train, global_batch_size=24, num_microbatches=6, batch_ramp="8@1+4@1+2@1"
   )
   c = dataclasses.replace(c, train=t)
   sizes = lambda t: (t.global_batch_size, t.num_microbatches)
-  found = [sizes(config.at_step(c, step).train) for step in range(5)]
+  found = [sizes(config_lib.at_step(c, step).train) for step in range(5)]
   assert found == [(3, 1), (6, 2), (12, 3), (24, 6), (24, 6)]
 
 
@@ -172,7 +169,7 @@ def test_a_prefix_is_drawn_for_each_sequence_whatever_batch_it_is_in(letters):
 
   def make(step, rows, size=8, seed=0):
     return batches.batch_at(
-      sets, [1.0], seed, step, rows, T, "stream", size, 0, "prefix_lm"
+      sets, [1.0], seed, step, rows, T, "stream", size, 0, PREFIX
     )
 
   whole = make(0, np.arange(64), size=64)
@@ -197,19 +194,29 @@ def test_a_prefix_is_drawn_for_each_sequence_whatever_batch_it_is_in(letters):
   assert not np.array_equal(other["slots"], whole["slots"])
 
 
-def test_an_objective_knows_the_vocabulary(letters, monkeypatch):
+def test_a_task_makes_every_batch(letters):
   token_set = letters[0].train[0][1]
 
-  def last_id(batch, seed, g, vocab_size):
-    return batch | {"tokens": np.full_like(batch["tokens"], vocab_size - 1)}
+  def last_id(batch, seed, g):
+    return batch | {"tokens": np.full_like(batch["tokens"], 256)}
 
-  monkeypatch.setitem(objectives.OBJECTIVES, "causal", last_id)
+  task = objectives.Task(last_id, "causal")
+  read = functools.partial(
+    batches.batch_at,
+    seed=0,
+    step=0,
+    rows=np.arange(4),
+    seq_len=8,
+    packing="stream",
+    global_batch_size=4,
+    task=task,
+  )
   found = [
-    batches.batch_at([token_set], [1.0], 0, 0, np.arange(4), 8, "stream", 4),
-    batches.batch_at(
-      [token_set, token_set], [0.5, 0.5], 0, 0, np.arange(4), 8, "stream", 4
+    read([token_set], [1.0]),
+    read([token_set, token_set], [0.5, 0.5]),
+    next(
+      batches.eval_batches(token_set, 8, 4, "stream", np.arange(4), task=task)
     ),
-    next(batches.eval_batches(token_set, 8, 4, "stream", np.arange(4))),
   ]
   assert all((one["tokens"] == 256).all() for one in found)
 

@@ -49,12 +49,17 @@ def find_vocab_size(spec: str) -> int | None:
   return {"bytes": 257, "gpt2": gpt2.VOCAB_SIZE}.get(kind)
 
 
+def num_marks(config: Config) -> int:
+  """Returns the ids that the objective adds after the tokenizer's."""
+  return config_lib.OBJECTIVES[config.data.objective].num_marks
+
+
 def resolve_vocab(config: Config, size: int | None = None) -> Config:
   """Returns the config with model.vocab_size known and sufficient.
 
   Args:
-    size: tokens of the prepared data's tokenizer; None takes what the
-      tokenizer's name alone tells, before data is prepared.
+    size: tokens of the prepared data's tokenizer and marks of the objective;
+      None takes what their names alone tell, before data is prepared.
 
   Raises:
     InputError: the name alone does not tell, or model.vocab_size is too small.
@@ -62,11 +67,13 @@ def resolve_vocab(config: Config, size: int | None = None) -> Config:
   asked, name = config.model.vocab_size, config.data.tokenizer
   if size is None:
     size = find_vocab_size(name)
+    size = None if size is None else size + num_marks(config)
   if asked is not None:
+    mark = " with those that data.objective adds" if num_marks(config) else ""
     if size is not None and asked < size:
       raise InputError(
         f"model.vocab_size is {asked} and the tokenizer {name!r} has {size} "
-        "tokens; raise it, or leave it None to take the tokenizer's"
+        f"tokens{mark}; raise it, or leave it None to take the tokenizer's"
       )
     return config
   if size is None:

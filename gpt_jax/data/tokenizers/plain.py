@@ -5,7 +5,12 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from gpt_jax import digest
-from gpt_jax.data.tokenizers.protocol import check_ids, dump, encode_utf8
+from gpt_jax.data.tokenizers.protocol import (
+  begins_inside_word,
+  check_ids,
+  dump,
+  encode_utf8,
+)
 from gpt_jax.exits import InputError
 
 
@@ -16,6 +21,7 @@ class ByteTokenizer:
     self.name = name
     self.vocab_size = 257
     self.separator_id: int | None = 256
+    self.mask_id = None
 
   def encode(self, text: str) -> np.ndarray:
     data = encode_utf8(text)
@@ -34,6 +40,9 @@ class ByteTokenizer:
     ids = check_ids(ids, self.vocab_size)
     return ids[ids < 256].astype(np.uint8).tobytes()
 
+  def continues_word(self, i: int) -> bool:
+    return begins_inside_word(self.decode([i]))
+
   def fingerprint(self) -> str:
     return digest.of_json({"kind": "bytes"})
 
@@ -50,7 +59,7 @@ class CharTokenizer:
 
   def __init__(self, characters: Iterable[str], name: str = "chars"):
     self.name = name
-    self.separator_id = None
+    self.separator_id = self.mask_id = None
     self._characters = "".join(sorted(set(characters)))
     self._codes = _code_points(self._characters)
     self.vocab_size = len(self._codes)
@@ -81,6 +90,9 @@ class CharTokenizer:
 
   def decode_bytes(self, ids: Sequence[int] | np.ndarray) -> bytes:
     return self.decode(ids).encode("utf-8")
+
+  def continues_word(self, i: int) -> bool:
+    return begins_inside_word(self.decode([i]))
 
   def fingerprint(self) -> str:
     return digest.of_json({"kind": "chars", "characters": self._characters})

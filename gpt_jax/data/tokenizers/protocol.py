@@ -25,11 +25,13 @@ class Tokenizer(Protocol):
     name: the spec that it was made from, such as "bpe:4096".
     vocab_size: V; every id is below V.
     separator_id: the id that is written before each document, or None.
+    mask_id: the id of its mask token, or None; text never gives it.
   """
 
   name: str
   vocab_size: int
   separator_id: int | None
+  mask_id: int | None
 
   def encode(self, text: str) -> np.ndarray:
     """Returns the ids of a text, uint32, 1-D.
@@ -52,6 +54,12 @@ class Tokenizer(Protocol):
 
   def decode_bytes(self, ids: Sequence[int] | np.ndarray) -> bytes:
     """Returns the exact bytes of ids; a separator has none."""
+
+  def continues_word(self, i: int) -> bool:
+    """Returns whether a token, where a word stands before it, goes on with it.
+
+    A space belongs to the word after it.
+    """
 
   def fingerprint(self) -> str:
     """Returns the SHA-256 hex digest of everything that determines ids."""
@@ -86,6 +94,11 @@ def encode_utf8(text: str) -> bytes:
       "surrogate pair"
     )
     raise InputError(f"the text holds {what}; it must be Unicode") from None
+
+
+def begins_inside_word(text: str) -> bool:
+  """Returns whether a token of this text goes on with a word before it."""
+  return text[:1].isalnum() or text[:1] == "\N{REPLACEMENT CHARACTER}"
 
 
 def check_ids(ids: Sequence[int] | np.ndarray, vocab_size: int) -> np.ndarray:

@@ -7,12 +7,19 @@ import numpy as np
 
 from gpt_jax import digest
 from gpt_jax.data.tokenizers import limits
-from gpt_jax.data.tokenizers.protocol import check_ids, dump, encode_utf8
+from gpt_jax.data.tokenizers.protocol import (
+  begins_inside_word,
+  check_ids,
+  dump,
+  encode_utf8,
+)
 from gpt_jax.exits import InputError
 
 # Characters of a piece that is encoded on its own: long enough to make the cost
 # of a call negligible, short enough that a batch keeps every core busy.
 PIECE_LEN = 1 << 15
+# What mask tokens are called.
+MASKS = ("[MASK]", "<mask>")
 
 
 class LibraryTokenizer:
@@ -38,6 +45,8 @@ class LibraryTokenizer:
         f"the separator of {name} has the id {separator_id!r}; it must be one "
         f"of its {self.vocab_size} tokens"
       )
+    found = [i for i in map(self._inner.token_to_id, MASKS) if i is not None]
+    self.mask_id = found[0] if found else None
     self._token_bytes = None
     self._cuts = self._find_safe_cuts()
 
@@ -88,6 +97,14 @@ class LibraryTokenizer:
     if self._token_bytes is None:
       self._token_bytes = self._list_token_bytes()
     return b"".join([self._token_bytes[i] for i in ids])
+
+  def continues_word(self, i: int) -> bool:
+    token = self._inner.id_to_token(i) or ""
+    if self._library["model"]["type"] == "WordPiece":
+      return token.startswith("##")
+    if limits.is_byte_level(self._library):
+      token = self.decode([i])
+    return begins_inside_word(token)  # "▁" is no letter
 
   def fingerprint(self) -> str:
     content = {"library": self._library, "separator_id": self.separator_id}

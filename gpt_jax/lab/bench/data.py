@@ -230,14 +230,7 @@ def time_fed_steps(
   config: Config, prepared, folder: str, repeats: int, num_steps, devices
 ) -> dict:
   """Returns seconds per step, and of its wait for data, of each repeat."""
-  if config.model.vocab_size is None:
-    model = dataclasses.replace(config.model, vocab_size=prepared.vocab_size)
-    config = dataclasses.replace(config, model=model)
-  if config.model.vocab_size < prepared.vocab_size:
-    raise InputError(
-      f"model.vocab_size is {config.model.vocab_size} and the text has "
-      f"{prepared.vocab_size} tokens; leave it None, or raise it"
-    )
+  config = prepared.resolve_vocab(config)
   first = os.path.join(folder, "first")
   with worker.Worker(
     "gpt_jax", "train", config, devices, prepared_dir=first

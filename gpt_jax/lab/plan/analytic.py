@@ -81,7 +81,7 @@ def estimate_memory(built, topology: Topology) -> memory_lib.Memory:
   H = config_lib.head_dim(m)
   q = m.num_heads * H // tensor
   kv = max(config_lib.num_kv_heads(m) // tensor, 1) * H
-  gates = 2 if m.mlp == "swiglu" else 1
+  gates = 2 if config_lib.is_gated(m) else 1
   whole = 4 * D + 2 * q + 2 * kv + (gates + 1) * F
   each = {"block": D, "qkv": q + 2 * kv, "attn": q, "mlp": gates * F}
   word, names = m.remat.policy, m.remat.names
@@ -210,7 +210,7 @@ def hardware_flops(config: Config, topology: Topology) -> float:
     D, F = m.model_dim, flops.active_mlp_dim(m)
     q = width
     kv = config_lib.num_kv_heads(m) * config_lib.head_dim(m)
-    gates = 2 if m.mlp == "swiglu" else 1
+    gates = 2 if config_lib.is_gated(m) else 1
     saved = 2 * D * (q + 2 * kv) * ("qkv" in names)
     saved += 2 * D * gates * F * ("mlp" in names)
     again -= saved * m.num_layers / blocks

@@ -140,7 +140,6 @@ def run(
     InputError: a size or parametrization is not possible, or there is no
       validation text.
   """
-  from gpt_jax.data import tokenizers
   from gpt_jax.lab.transfer import family
 
   grow = {"width": family.at_width, "depth": family.at_depth}[axis]
@@ -172,7 +171,7 @@ def run(
         cell = known.get(name)
         if cell is None:
           if member is None:
-            resolved = tokenizers.resolve_vocab(sized, prepared.vocab_size)
+            resolved = prepared.resolve_vocab(sized)
             member = family.Member(resolved, prepared)
           began = time.perf_counter()
           loss = member.train(seed, 2.0**power)

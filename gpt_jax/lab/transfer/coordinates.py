@@ -175,10 +175,9 @@ def trace(size: int, config: Config, prepared, steps: int, seeds: int) -> Trace:
   import jax
   import jax.numpy as jnp
 
-  from gpt_jax.data import tokenizers
   from gpt_jax.lab.transfer import family
 
-  config = tokenizers.resolve_vocab(config, prepared.vocab_size)
+  config = prepared.resolve_vocab(config)
   member = family.Member(config, prepared)
   probe = member.batch(config.seed, PROBE)["tokens"]
   V = config.model.vocab_size

@@ -13,8 +13,8 @@ import numpy as np
 
 from gpt_jax import config as config_lib
 from gpt_jax.config import Config, InputError
-from gpt_jax.data import tokenizers
 from gpt_jax.data.batches import make_train_iterator
+from gpt_jax.data.objectives import build_task
 from gpt_jax.data.prepare import PreparedData, prepare_data
 from gpt_jax.inference import scoring
 from gpt_jax.training import build
@@ -67,7 +67,7 @@ def at_depth(config: Config, num_layers: int) -> Config:
 def prepare(config: Config, say=print) -> tuple[Config, PreparedData]:
   """Returns (config with its vocabulary filled in, prepared data)."""
   prepared = prepare_data(config.data, say)
-  return tokenizers.resolve_vocab(config, prepared.vocab_size), prepared
+  return prepared.resolve_vocab(config), prepared
 
 
 class Member:
@@ -124,7 +124,7 @@ class Member:
       num_loss_chunks=c.train.num_loss_chunks,
       mesh=self.mesh,
       max_batches=c.eval.num_batches,
-      objective=c.data.objective,
+      task=build_task(c.data, lambda: self.prepared.tokenizer),
     )["loss"]
     return loss if np.isfinite(loss) else float("inf")
 

@@ -261,11 +261,10 @@ def losses_of(config: config_lib.Config) -> list[float]:
   from gpt_jax import metric_names, sharding
   from gpt_jax.data.batches import make_train_iterator
   from gpt_jax.data.prepare import prepare_data
-  from gpt_jax.data.tokenizers import resolve_vocab
   from gpt_jax.training import build
 
   prepared = prepare_data(config.data, lambda line: None)
-  config = resolve_vocab(config, prepared.vocab_size)
+  config = prepared.resolve_vocab(config)
   sizes = [getattr(config.mesh, axis) for axis in sharding.AXES]
   run = build.assemble(config, jax.devices()[: math.prod(sizes)])
   train_step, _, _ = run.compile_step()

@@ -1,0 +1,88 @@
+"""The bidirectional transformer: embed, blocks, final norm, unembed.
+
+Its blocks are the decoder's, under a rule by which all tokens of a document see
+each other. What it predicts, tokens that were hidden, it predicts in place.
+"""
+
+from typing import ClassVar
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from gpt_jax import sharding
+from gpt_jax.config import ModelConfig
+from gpt_jax.models.context import build_contexts
+from gpt_jax.models.layers import Embedding, Norm, dropout, read_out
+from gpt_jax.models.stack import run_blocks
+from gpt_jax.ops.visibility import TokenPositions
+
+
+class Encoder(nn.Module):
+  """BERT (Devlin et al. 2019), built from the mechanisms of the config.
+
+  ModernBERT's form (Warner et al. 2024) is the same with other words.
+
+  Attributes:
+    config: model section of the config, vocab_size filled in.
+    rules: value of sharding.RULES.
+    is_stacked: whether "blocks" holds all layers in a leading dim.
+    platform: cpu, gpu or tpu, which the attention kernel is chosen for.
+  """
+
+  STACKS: ClassVar = ("blocks",)
+  OBJECTIVES: ClassVar = ("masked_lm",)
+  can_generate: ClassVar = False
+
+  config: ModelConfig
+  rules: str = "standard"
+  is_stacked: bool = True
+  platform: str = "cpu"
+
+  @nn.compact
+  def __call__(
+    self,
+    tokens_BT,
+    positions_BT=None,
+    segments_BT=None,
+    types_BT=None,
+    key=None,
+    is_headless=False,
+    needs_balance=False,
+  ):
+    """Returns logits_BTV float32; those of vocabulary padding are -1e30.
+
+    Args:
+      tokens_BT: int32 ids below vocab_size.
+      positions_BT: int32 below max_len; None is the index in the row.
+      segments_BT: document of each token, which attends to its own alone; None
+        where a row is one document.
+      types_BT: int32 below num_token_types; None is 0.
+      key: dropout key; None drops nothing.
+      is_headless: return (x_BTD, w_VD) in place of logits, their product.
+      needs_balance: return (result, balance_B), as Decoder.
+    """
+    c = self.config
+    slots_BT = jnp.arange(tokens_BT.shape[1])[None]
+    if positions_BT is None:
+      positions_BT = slots_BT
+    contexts = build_contexts(
+      c,
+      self.platform,
+      TokenPositions(slots_BT, segments_BT),
+      positions_BT,
+      is_ordered=True,
+      is_dropping=key is not None and c.dropout_rate > 0,
+    )
+    embed = Embedding(c, name="embed")
+    x_BTD = embed(tokens_BT, positions_BT, types_BT)
+    self.sow("taps", "embed_out", x_BTD)
+    x_BTD = dropout(x_BTD, c.dropout_rate, key, "embed")
+    x_BTD = sharding.constrain(
+      x_BTD, ("batch", "residual_length", "residual"), self.rules
+    )
+    x_BTD, _, balance_B = run_blocks(self, x_BTD, contexts, key=key)
+    self.sow("taps", "residual_out", x_BTD)
+    if c.norm_placement == "pre":
+      x_BTD = Norm(c, name="final_norm")(x_BTD)
+    out = read_out(self, x_BTD, embed.table_VD, is_headless)
+    return (out, balance_B) if needs_balance else out
