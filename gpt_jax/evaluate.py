@@ -83,6 +83,8 @@ def main(argv: list[str]) -> int:
       bits = ""
       if "bits_per_byte" in result:
         bits = f"bits per byte {result['bits_per_byte']:.4f}, "
+      if "accuracy" in result:
+        bits = f"accuracy {result['accuracy']:.4f}, "
       print(
         f"{name}: loss {result['loss']:.4f}, perplexity "
         f"{result['perplexity']:.2f}, {bits}over {result['num_tokens']:,} "

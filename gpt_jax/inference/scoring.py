@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 
 from gpt_jax import config as config_lib
 from gpt_jax import objective as objective_lib
@@ -138,6 +139,16 @@ def compile_eval_step(
 def _add(totals: dict[str, float], sums: dict[str, jax.Array]) -> None:
   for name, value in sums.items():
     totals[name] = totals.get(name, 0.0) + float(value)
+
+
+def commonest_share(tokens: TokenSet) -> float:
+  """Returns the share of a set's commonest token, separators left out.
+
+  This is the accuracy of always guessing that token.
+  """
+  ids = tokens.read(0, tokens.num_ids)
+  counts = np.bincount(ids[ids != tokens.separator_id])
+  return float(counts.max() / max(counts.sum(), 1))
 
 
 def compressed_bits_per_byte(text: bytes) -> dict[str, float]:

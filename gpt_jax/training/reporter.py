@@ -392,6 +392,10 @@ class Reporter:
       )
 
   def _yardstick(self, result: dict, tokens) -> list[tuple[str, str]]:
+    if "accuracy" in result:
+      often = scoring.commonest_share(tokens)
+      text = f"{result['accuracy']:.3f}; {often:.3f} by the commonest token"
+      return [("accuracy", text)]
     if "bits_per_byte" not in result:
       return []
     rows = [("bits per byte", f"{result['bits_per_byte']:.3f}")]

@@ -28,6 +28,15 @@ FORMS = {
     tied_embeddings=False,
   ),
   "moe": dict(bias=True, mlp="swiglu", num_experts=4),
+  "bert": dict(
+    family="encoder",
+    norm_placement="post",
+    embed_norm=True,
+    num_token_types=2,
+    mlp="gelu",
+    bias=True,
+    head="transform",
+  ),
 }
 PATHS = {
   "gpt2": """
@@ -90,11 +99,40 @@ embed/tokens float32[128,32]
 final_norm/bias float32[32]
 final_norm/scale float32[32]
 """,
+  "bert": """
+blocks/attn/k float32[2,32,4,8]
+blocks/attn/k_bias float32[2,4,8]
+blocks/attn/o float32[2,4,8,32]
+blocks/attn/o_bias float32[2,32]
+blocks/attn/q float32[2,32,4,8]
+blocks/attn/q_bias float32[2,4,8]
+blocks/attn/v float32[2,32,4,8]
+blocks/attn/v_bias float32[2,4,8]
+blocks/mlp/in float32[2,32,64]
+blocks/mlp/in_bias float32[2,64]
+blocks/mlp/out float32[2,64,32]
+blocks/mlp/out_bias float32[2,32]
+blocks/norm_attn/bias float32[2,32]
+blocks/norm_attn/scale float32[2,32]
+blocks/norm_mlp/bias float32[2,32]
+blocks/norm_mlp/scale float32[2,32]
+embed/norm/bias float32[32]
+embed/norm/scale float32[32]
+embed/positions float32[16,32]
+embed/tokens float32[128,32]
+embed/types float32[2,32]
+head/bias float32[128]
+head/dense float32[32,32]
+head/dense_bias float32[32]
+head/norm/bias float32[32]
+head/norm/scale float32[32]
+""",
 }
 LOSSES = {
   "gpt2": [5.19177, 5.05456, 5.25463, 5.01376],
   "llama": [5.05896, 5.40985, 4.91175, 5.07482],
   "moe": [5.21615, 5.46281, 5.10827, 5.33258],
+  "bert": [4.9383, 5.16676, 4.9552, 4.96781],
 }
 
 

@@ -38,6 +38,13 @@ FORMS = {
     tied_embeddings=False,
     scan_layers=True,
   ),
+  "bert": dict(
+    family="encoder",
+    norm_placement="post",
+    embed_norm=True,
+    num_token_types=2,
+    head="transform",
+  ),
   # Which experts a token goes to jumps where two scores are equal; with these
   # seeds none come as near each other as rounding on other meshes moves them.
   "moe": dict(
@@ -94,6 +101,7 @@ def losses_of(
   # Initial parameters are the same bits anywhere (a test below): made once.
   form = "gpt2" if config.model.bias else "llama"
   form = "moe" if config.model.num_experts else form
+  form = "bert" if config.model.family == "encoder" else form
   source = run_config(form, {}, num_kv_heads=config.model.num_kv_heads)
   abstract = state.abstract_state(model, tx, config, mesh)
   now = jax.tree.map(
