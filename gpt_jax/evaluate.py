@@ -80,17 +80,18 @@ def main(argv: list[str]) -> int:
     if args.json:
       print(json.dumps({"set": name, **result}))
     else:
-      bits = ""
-      if "bits_per_byte" in result:
-        bits = f"bits per byte {result['bits_per_byte']:.4f}, "
-      if "accuracy" in result:
-        bits = f"accuracy {result['accuracy']:.4f}, "
-      print(
-        f"{name}: loss {result['loss']:.4f}, perplexity "
-        f"{result['perplexity']:.2f}, {bits}over {result['num_tokens']:,} "
-        "tokens"
-      )
+      print(f"{name}: {_describe(result)}")
   return 0
+
+
+def _describe(result: dict) -> str:
+  words = {"loss": 4, "perplexity": 2, "bits_per_byte": 4, "accuracy": 4}
+  figures = [
+    f"{name.replace('_', ' ')} {result[name]:.{digits}f}"
+    for name, digits in words.items()
+    if name in result
+  ]
+  return ", ".join([*figures, f"over {result['num_tokens']:,} tokens"])
 
 
 def _find_sets(args, config, tokenizer, overrides: dict, note) -> dict:

@@ -19,6 +19,8 @@ from gpt_jax.machine import processes, runtime
 from gpt_jax.metric_names import ACCURACY, LOSS, NUM_TARGETS
 from gpt_jax.models import Model
 
+# The largest text that is compressed for comparison.
+COMPARED_BYTES = 64 << 20
 # What score derives; the rest of its result are means of make_loss's sums.
 DERIVED = ("perplexity", "num_tokens", "bits_per_byte")
 
@@ -114,18 +116,22 @@ def score(
   if pending is not None:
     _add(totals, pending)
   count = totals.pop(NUM_TARGETS)
-  result = {
-    name.removeprefix("train/"): sum_ / max(count, 1.0)
-    for name, sum_ in totals.items()
-  }
-  result["perplexity"] = math.exp(min(result["loss"], 700.0))
-  result["num_tokens"] = int(count)
+  result = _means(totals, count)
   is_whole = max_batches is None or total < max_batches
   if is_whole and how.predicts_all:
     blind = max(0.0, tokens.num_tokens - count) * math.log(tokens.vocab_size)
     bits = (totals[LOSS] + blind) / math.log(2)
     result["bits_per_byte"] = bits / max(tokens.num_bytes, 1)
   return result
+
+
+def _means(totals: dict[str, float], count: float) -> dict[str, float]:
+  means = {
+    name.removeprefix("train/"): total / max(count, 1.0)
+    for name, total in totals.items()
+  }
+  perplexity = math.exp(min(means["loss"], 700.0))
+  return means | {"perplexity": perplexity, "num_tokens": int(count)}
 
 
 @functools.cache
@@ -139,6 +145,26 @@ def compile_eval_step(
 def _add(totals: dict[str, float], sums: dict[str, jax.Array]) -> None:
   for name, value in sums.items():
     totals[name] = totals.get(name, 0.0) + float(value)
+
+
+def compare(result: dict, tokens: TokenSet, tokenizer) -> list[tuple[str, str]]:
+  """Returns rows that set a result beside what needs no model.
+
+  Bits per byte beside compressors', an accuracy beside the commonest token's.
+  """
+  if "accuracy" in result:
+    often = commonest_share(tokens)
+    text = f"{result['accuracy']:.3f}; {often:.3f} by the commonest token"
+    return [("accuracy", text)]
+  if "bits_per_byte" not in result:
+    return []
+  rows = [("bits per byte", f"{result['bits_per_byte']:.3f}")]
+  if tokens.num_bytes <= COMPARED_BYTES:
+    ids = tokens.read(0, tokens.num_ids)
+    text = tokenizer.decode_bytes(ids[ids != tokenizer.separator_id])
+    for name, bits in compressed_bits_per_byte(text).items():
+      rows.append((name, f"{bits:.3f} on the same text"))
+  return rows
 
 
 def commonest_share(tokens: TokenSet) -> float:

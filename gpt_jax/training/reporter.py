@@ -25,9 +25,6 @@ from gpt_jax.runs import goodput, metrics, plot
 from gpt_jax.training import preflight
 from gpt_jax.training import step as step_lib
 
-# A validation text up to this size is also compressed, for comparison.
-YARDSTICK_BYTES = 64 << 20
-
 
 class Diverged(Exception):
   """Too many updates in a row were skipped, or a final loss is not finite.
@@ -299,7 +296,8 @@ class Reporter:
         f"{result['perplexity']:.2f}, over all {result['num_tokens']:,} tokens"
       )
       if self.is_writing:
-        self.screen.table(self._yardstick(result, tokens))
+        tokenizer = self.prepared.tokenizer
+        self.screen.table(scoring.compare(result, tokens, tokenizer))
       if state.ema is not None:
         loss = self._score(state.ema, tokens, None)["loss"]
         self._write(total, {metric_names.eval_name(name, "ema_loss"): loss})
@@ -390,22 +388,6 @@ class Reporter:
         f"gradient noise scale: about {scale:,.0f} sequences; a batch has "
         f"{size:,}, and batches much larger than the noise scale gain little"
       )
-
-  def _yardstick(self, result: dict, tokens) -> list[tuple[str, str]]:
-    if "accuracy" in result:
-      often = scoring.commonest_share(tokens)
-      text = f"{result['accuracy']:.3f}; {often:.3f} by the commonest token"
-      return [("accuracy", text)]
-    if "bits_per_byte" not in result:
-      return []
-    rows = [("bits per byte", f"{result['bits_per_byte']:.3f}")]
-    if tokens.num_bytes <= YARDSTICK_BYTES:
-      ids = tokens.read(0, tokens.num_ids)
-      tokenizer = self.prepared.tokenizer
-      text = tokenizer.decode_bytes(ids[ids != tokenizer.separator_id])
-      for name, bits in scoring.compressed_bits_per_byte(text).items():
-        rows.append((name, f"{bits:.3f} on the same text"))
-    return rows
 
   def _sample(self, step: int, state) -> str | None:
     """Writes a continuation of sample.prompt; returns it, or None.

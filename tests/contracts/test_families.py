@@ -11,142 +11,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from forms import (
+  CAUSAL,
+  FORMS,
+  T,
+  apply,
+  apply_cached,
+  make,
+  model_config,
+  tokens_of,
+)
 
-from configs import base
-from gpt_jax import config as config_lib
 from gpt_jax import flops, tree
 from gpt_jax.models import build_model
 from gpt_jax.ops import visibility
 from gpt_jax.training import state
-
-T = 16
-SMALL = dict(
-  num_layers=3,
-  model_dim=32,
-  num_heads=4,
-  mlp_dim=48,
-  max_len=T,
-  vocab_size=61,
-  vocab_multiple=8,
-)
-FORMS = {
-  "gpt2": dict(bias=True),
-  "llama": dict(
-    norm="rmsnorm",
-    position="rope",
-    mlp="swiglu",
-    num_kv_heads=2,
-    tied_embeddings=False,
-  ),
-  "post_norm": dict(norm_placement="post", bias=True, mlp="gelu"),
-  "alibi": dict(position="alibi", num_heads=6, head_dim=8, num_kv_heads=3),
-  "no_positions": dict(position="none", mlp="relu_squared"),
-  "qk_norm": dict(qk_norm=True, position="rope", norm="rmsnorm"),
-  "softcaps": dict(attn_softcap=5.0, logit_softcap=3.0),
-  "window": dict(sliding_window=4, position="rope", num_kv_heads=1),
-  "rope_linear": dict(position="rope", rope_scaling="linear:2"),
-  "rope_llama3": dict(position="rope", rope_scaling="llama3:8:16"),
-  "blocks": dict(attention="blocks", position="rope", num_kv_heads=2),
-  "blocks_window": dict(
-    attention="blocks", sliding_window=4, attn_softcap=5.0, num_kv_heads=1
-  ),
-  # Two periods and a layer that is left over.
-  "local_global": dict(
-    num_layers=5,
-    layer_pattern="local+global",
-    sliding_window=4,
-    position="rope",
-    local_rope_theta=100.0,
-    num_kv_heads=2,
-  ),
-  "local_global_blocks": dict(
-    num_layers=4,
-    layer_pattern="2*local+global",
-    sliding_window=5,
-    attention="blocks",
-    num_experts=3,
-  ),
-  "bert": dict(
-    family="encoder",
-    norm_placement="post",
-    embed_norm=True,
-    num_token_types=2,
-    mlp="gelu",
-    bias=True,
-    head="transform",
-  ),
-  "modernbert": dict(
-    family="encoder",
-    num_layers=4,
-    layer_pattern="global+2*local",
-    sliding_window=3,
-    position="rope",
-    local_rope_theta=100.0,
-    mlp="geglu",
-    embed_norm=True,
-    head="transform",
-  ),
-  "encoder_blocks": dict(
-    family="encoder", attention="blocks", num_kv_heads=2, position="rope"
-  ),
-  "bfloat16": dict(compute_dtype="bfloat16", bias=True),
-  "moe": dict(
-    norm="rmsnorm",
-    position="rope",
-    mlp="swiglu",
-    tied_embeddings=False,
-    num_experts=4,
-  ),
-  "moe_alone": dict(num_experts=3, experts_per_token=1, bias=True),
-  "moe_post_norm": dict(num_experts=6, norm_placement="post"),
-  "mup": dict(parametrization="mup", base_dim=8, tied_embeddings=False),
-  "completep": dict(
-    parametrization="completep",
-    base_dim=16,
-    base_layers=2,
-    base_head_dim=4,
-    bias=True,
-  ),
-}
-
-# Families whose tokens see later ones; these continue no text.
-BOTH_WAYS = ("encoder",)
-CAUSAL = [f for f in FORMS if FORMS[f].get("family") not in BOTH_WAYS]
-
-
-def model_config(**changes) -> config_lib.ModelConfig:
-  config = config_lib.freeze(base.get_config()).model
-  return dataclasses.replace(config, **{**SMALL, **changes})
-
-
-@functools.cache
-def make(form: str):
-  model = build_model(model_config(**FORMS[form]))
-
-  shapes, specs = model.abstract_params()
-  rng = np.random.default_rng(0)
-
-  # Norms and biases away from one and zero, so that they are tested too.
-  def fill(leaf, spec):
-    noise = rng.normal(0, 0.05, leaf.shape) + (spec.role == "norm")
-    return jnp.asarray(noise, leaf.dtype)
-
-  return model, jax.tree.map(fill, shapes, specs)
-
-
-def tokens_of(seed: int = 0, rows: int = 2, length: int = T):
-  ids = np.random.default_rng(seed).integers(0, 61, (rows, length))
-  return ids.astype(np.int32)  # not traced where first made inside a jit
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def apply(model, *args, **kwargs):
-  return model.apply(*args, **kwargs)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def apply_cached(model, *args):
-  return model.apply_cached(*args)
 
 
 def mean_loss(model, params, tokens):

@@ -43,12 +43,14 @@ FORMULAS = {
   "gelu": lambda x: jax.nn.gelu(x, approximate=False),
   "relu_squared": lambda x: jnp.square(jax.nn.relu(x)),
   "swiglu": lambda gate, x: jax.nn.silu(gate) * x,
+  "geglu": lambda gate, x: jax.nn.gelu(gate, approximate=False) * x,
 }
+GATED = ("swiglu", "geglu")
 
 
 def sides_of(word, dtype=jnp.float32):
   x = jnp.linspace(-6, 6, 1001).astype(dtype)
-  return (x, x[::-1] + 1) if word == "swiglu" else (x,)
+  return (x, x[::-1] + 1) if word in GATED else (x,)
 
 
 @pytest.mark.parametrize("word", FORMULAS)
@@ -59,7 +61,7 @@ def test_gradients_of_a_nonlinearity_are_those_of_its_formula(word):
   for a, b in zip(grads(ours(word)), grads(FORMULAS[word]), strict=True):
     np.testing.assert_allclose(a, b, atol=1e-5)
   for other in FORMULAS:
-    if other != word and (other == "swiglu") == (word == "swiglu"):
+    if other != word and (other in GATED) == (word in GATED):
       assert np.abs(grads(ours(other))[0] - grads(ours(word))[0]).max() > 1e-4
 
 
