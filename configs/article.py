@@ -1,15 +1,28 @@
-"""The sizes that this project started from, as a language model.
+"""The sizes that this project started from, trained in two stages.
 
 Vaswani et al. (2017) in small: 2 layers, 4 heads, width 512, MLP 2048, dropout
 0.1, 512 positions, norms after the sum, ReLU's smooth successor, Adam at 1e-3.
+
+Variants: generate, a language model; masked, its first stage, an encoder that
+predicts hidden tokens. Their parameters are the same arrays, so that generate
+starts from what masked has learned (`launch/article.sh` does both):
+
+  bash launch/local.sh --config=configs/article.py:masked
+  bash launch/local.sh --config=configs/article.py:generate \
+    --config.train.init_from=runs/article-masked
 """
 
 from configs import base
 
+VARIANTS = ("masked", "generate")
 
-def get_config():
+
+def get_config(variant: str = "generate"):
+  if variant not in VARIANTS:
+    raise ValueError(f"no variant {variant!r}; there are {', '.join(VARIANTS)}")
   config = base.get_config()
-  config.data.tokenizer = "bpe:4096"
+  # One id is left for the mask, so that both stages have 4096 rows.
+  config.data.tokenizer = "bpe:4095"
   config.data.seq_len = config.model.max_len = 512
   config.model.num_layers = 2
   config.model.num_heads = 4
@@ -25,4 +38,9 @@ def get_config():
   config.optim.warmup_steps = 400
   config.train.num_steps = 4000
   config.train.global_batch_size = 16
+  config.sample.prompt = "def "
+  if variant == "masked":
+    config.model.family = "encoder"
+    config.data.objective = "masked_lm"
+    config.sample.every_steps = 0
   return config

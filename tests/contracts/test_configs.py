@@ -35,6 +35,7 @@ COUNTS = {
   "moe.py:laptop": (None, None),
   "moe.py:8x7b": (32_000, 46_702_792_704),
   "article.py": (None, None),
+  "article.py:masked": (None, None),
   "bert.py:laptop": (None, None),
   "bert.py:base": (30_522, 109_514_298),
   "modernbert.py:laptop": (None, None),

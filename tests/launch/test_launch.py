@@ -313,6 +313,7 @@ def test_ci_names_the_real_texts_where_they_are(house, tmp_path):
   assert "data own" in house.launch(GPT_JAX_TEST_DATA="own", **ci)[0]
 
 
+@pytest.mark.parametrize("script", ["study.sh", "article.sh"])
 @pytest.mark.parametrize(
   "words, sentence",
   [
@@ -321,6 +322,6 @@ def test_ci_names_the_real_texts_where_they_are(house, tmp_path):
     ([""], "takes a folder, found ''."),
   ],
 )
-def test_a_study_takes_one_folder(house, words, sentence):
-  out, err, log = house.launch(*words, script="launch/study.sh", code=1)
-  assert err == f"gpt_jax: study.sh {sentence}\n" and not out and not log
+def test_a_study_takes_one_folder(house, words, sentence, script):
+  out, err, log = house.launch(*words, script=f"launch/{script}", code=1)
+  assert err == f"gpt_jax: {script} {sentence}\n" and not out and not log
