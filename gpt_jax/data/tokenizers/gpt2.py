@@ -7,10 +7,8 @@ other names vocab.json and merges.txt, or from the ranks of a .tiktoken file.
 import base64
 import os
 
-import numpy as np
-
 from gpt_jax import files
-from gpt_jax.data.tokenizers import limits
+from gpt_jax.data.tokenizers import limits, ranked
 from gpt_jax.data.tokenizers.protocol import SEPARATOR, Tokenizer
 from gpt_jax.data.tokenizers.subword import LibraryTokenizer
 from gpt_jax.exits import InputError
@@ -162,7 +160,7 @@ def _read_ranks(path: str):
   for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
     if len(token) == 1:
       continue
-    parts = _merge_below(token, rank, ranks)
+    parts = ranked.merge_below(token, rank, ranks)
     if len(parts) != 2 or not all(part in ranks for part in parts):
       raise InputError(
         f"{path}: token {token!r} of rank {rank} joins no two tokens of lower "
@@ -193,18 +191,3 @@ def _parse_ranks(path: str) -> dict[bytes, int]:
       f"{path} holds {len(ranks)} ranks; that of GPT-2 has {VOCAB_SIZE - 1}"
     )
   return ranks
-
-
-def _merge_below(token: bytes, rank: int, ranks: dict[bytes, int]) -> list:
-  """Returns the parts of a token after all merges of a lower rank."""
-  parts = [token[i : i + 1] for i in range(len(token))]
-  while len(parts) > 2:
-    joined = [
-      ranks[a + b] if a + b in ranks else rank
-      for a, b in zip(parts, parts[1:], strict=False)
-    ]
-    i = int(np.argmin(joined)) if len(joined) > 8 else joined.index(min(joined))
-    if joined[i] >= rank:
-      break
-    parts[i : i + 2] = [parts[i] + parts[i + 1]]
-  return parts

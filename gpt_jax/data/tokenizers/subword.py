@@ -1,4 +1,7 @@
-"""A tokenizer of the `tokenizers` library: bpe:, gpt2: and hf:."""
+"""A tokenizer of the `tokenizers` library: bpe:, gpt2: and hf:.
+
+Long texts go through tiktoken where it is sure to give the same ids.
+"""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -6,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from gpt_jax import digest
-from gpt_jax.data.tokenizers import limits
+from gpt_jax.data.tokenizers import limits, ranked
 from gpt_jax.data.tokenizers.protocol import (
   begins_inside_word,
   check_ids,
@@ -18,6 +21,9 @@ from gpt_jax.exits import InputError
 # Characters of a piece that is encoded on its own: long enough to make the cost
 # of a call negligible, short enough that a batch keeps every core busy.
 PIECE_LEN = 1 << 15
+# Characters of a batch that are worth looking for the faster encoder, which
+# takes the time in which the library encodes as many.
+RANKED_CHARS = 1 << 21
 # What mask tokens are called.
 MASKS = ("[MASK]", "<mask>")
 
@@ -48,12 +54,26 @@ class LibraryTokenizer:
     found = [i for i in map(self._inner.token_to_id, MASKS) if i is not None]
     self.mask_id = found[0] if found else None
     self._token_bytes = None
+    self._ranked, self._is_ranked_sought = None, False
     self._cuts = self._find_safe_cuts()
 
   def encode(self, text: str) -> np.ndarray:
     return self.encode_batch([text])[0]
 
   def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
+    if not self._is_ranked_sought and sum(map(len, texts)) >= RANKED_CHARS:
+      self._ranked = ranked.find(self._inner)
+      self._is_ranked_sought = True
+    if self._ranked is None:
+      return self._encode_by_library(texts)
+    found = self._ranked.encode_batch(texts)
+    left = [i for i, ids in enumerate(found) if ids is None]
+    again = self._encode_by_library([texts[i] for i in left])
+    for i, ids in zip(left, again, strict=True):
+      found[i] = ids
+    return found
+
+  def _encode_by_library(self, texts: list[str]) -> list[np.ndarray]:
     try:
       with limits.guard(f"{self.name} cannot encode the text"):
         found = self._inner.encode_batch_fast(texts, add_special_tokens=False)

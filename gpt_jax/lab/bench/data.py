@@ -114,10 +114,10 @@ def time_preparation(config, spec: str, prepared, folder, repeats: int):
   encoder = prepared.tokenizer
   texts = read_texts(config, encoder)
   count = sum(len(ids) for ids in encoder.encode_batch(texts))
-  alone = {"tokenizers": alone_tokenizers(prepared)}
-  pair = alone_tiktoken(encoder)
-  if pair is not None:
-    alone["tiktoken"] = pair
+  alone = {
+    "tokenizers": alone_tokenizers(prepared),
+    "tiktoken": alone_tiktoken(encoder),
+  }
   seconds = {name: [] for name in ("ours", *alone)}
   # In alternation, because a machine's speed drifts.
   for index in range(repeats):
@@ -181,11 +181,9 @@ def alone_tokenizers(prepared):
 
 
 def alone_tiktoken(encoder):
-  """Returns the same function by tiktoken with the same merges, or None."""
-  try:
-    import tiktoken
-  except ModuleNotFoundError:
-    return None
+  """Returns the same function by tiktoken with the same merges."""
+  import tiktoken
+
   ranks = {}
   for index in range(encoder.vocab_size):
     if index != encoder.separator_id:
