@@ -156,8 +156,8 @@ def get_config() -> ConfigDict:
   # saves memory with scan_layers only.
   model.remat = "none"
   # Kernel of attention: auto chooses by platform, dense computes all scores
-  # at once, blocks (in JAX) skips what the mask hides, splash is for TPUs and
-  # cudnn for GPUs.
+  # at once, blocks (in JAX) skips what the mask hides, splash is for TPUs,
+  # cudnn and flash (packed documents, soft-caps, any width) for GPUs.
   model.attention = "auto"
   # How attention spans mesh.seq: every device gathers all keys and values, or
   # they pass from device to device in a ring and none ever holds all.

@@ -19,6 +19,7 @@ from gpt_jax.config.check import (
   MAX_BETA2_BFLOAT16,
   check_together,
   cudnn_fault,
+  flash_fault,
 )
 from gpt_jax.config.derived import (
   at_step,

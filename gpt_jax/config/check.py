@@ -152,7 +152,7 @@ def _check_objective(c: Config) -> None:
       f"{asked} and data.packing is documents; a prefix belongs to a whole "
       "sequence: leave it stream"
     )
-  if c.model.attention in ("splash", "cudnn"):
+  if c.model.attention in ("splash", "cudnn", "flash"):
     raise InputError(
       f"{asked} and model.attention is {c.model.attention}, which has no "
       "prefixes; use auto, dense or blocks"
@@ -229,28 +229,51 @@ def _check_attention(c: Config) -> None:
         f"model.dropout_rate is {m.dropout_rate}; only dense attention with "
         "seq_attention='gather' can"
       )
-  if is_ring and kernel in ("dense", "cudnn"):
+  if is_ring and kernel in ("dense", "cudnn", "flash"):
     raise InputError(
       f"model.attention is {kernel}, which cannot run as a ring; "
       "seq_attention='ring' needs auto, blocks or splash"
     )
-  fault = cudnn_fault(m)
-  if kernel == "cudnn" and fault:
-    raise InputError(f"model.attention is cudnn, which {fault}")
-  if kernel == "cudnn" and c.mesh.seq > 1:
+  if kernel not in ("cudnn", "flash"):
+    return
+  fault = flash_fault(m)
+  if kernel == "cudnn":
+    fault = cudnn_fault(m, c.data.packing == "documents")
+  if fault:
+    raise InputError(f"model.attention is {kernel}, which {fault}")
+  if c.mesh.seq > 1:
     raise InputError(
-      f"model.attention is cudnn, which needs whole rows, and mesh.seq is "
+      f"model.attention is {kernel}, which needs whole rows, and mesh.seq is "
       f"{c.mesh.seq}; use auto or blocks"
     )
 
 
-def cudnn_fault(model: ModelConfig) -> str | None:
-  """Returns why cuDNN does not support this model, None if it does."""
+def cudnn_fault(model: ModelConfig, is_packed: bool) -> str | None:
+  """Returns why cuDNN does not support this model, None if it does.
+
+  Args:
+    is_packed: whether rows hold several documents.
+  """
   H = head_dim(model)
+  if is_packed:
+    return (
+      "needs an array of T x T to keep packed documents apart, and "
+      "data.packing is documents; use auto or flash"
+    )
   if model.attn_softcap is not None:
     return "has no soft-cap, and model.attn_softcap is set"
   if model.compute_dtype != "bfloat16":
     return f"needs compute_dtype='bfloat16', found {model.compute_dtype!r}"
   if H % 8 or H > 128:
     return f"needs a head width of 8, 16, ... or 128, found {H}"
+  return None
+
+
+def flash_fault(model: ModelConfig) -> str | None:
+  """Returns why our GPU kernels do not support this model, None if they do."""
+  H = head_dim(model)
+  if model.compute_dtype == "float32":
+    return "needs compute_dtype='bfloat16', found 'float32'"
+  if H > 256:
+    return f"needs a head width of at most 256, found {H}"
   return None

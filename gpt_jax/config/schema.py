@@ -135,7 +135,7 @@ class ModelConfig(Section):
   scan_layers: Annotated[bool, FREE]
   remat: Annotated[Remat, FREE]
   attention: Annotated[
-    Literal["auto", "dense", "blocks", "splash", "cudnn"], FREE
+    Literal["auto", "dense", "blocks", "splash", "cudnn", "flash"], FREE
   ]
   seq_attention: Annotated[Literal["gather", "ring"], FREE]
   param_dtype: FloatType

@@ -5,7 +5,8 @@
 | dense | all | long rows: it holds all scores |
 | blocks | all, tuned for CPUs | ALiBi, dropout of weights |
 | splash | TPU | ALiBi, dropout of weights |
-| cudnn | GPU | these, soft-caps, float32, a sequence split over devices |
+| cudnn | GPU | these, packed documents, soft-caps, float32, a split sequence |
+| flash | GPU | ALiBi, dropout of weights, float32, a split sequence |
 
 The compiler cannot partition a kernel, so on a mesh it runs in shard_map: rows
 over the batch axes, heads over tensor, and the sequence over seq, where keys
@@ -43,9 +44,10 @@ def check(config: ModelConfig, platform: str) -> None:
       f"model.attention is splash, a TPU kernel, and this is a {platform}; "
       "leave it auto"
     )
-  if word == "cudnn" and platform != "gpu":
+  is_gpu = platform == "gpu" or (word, platform) == ("flash", INTERPRETED)
+  if word in ("cudnn", "flash") and not is_gpu:
     raise InputError(
-      f"model.attention is cudnn, a GPU kernel, and this is a {platform}; "
+      f"model.attention is {word}, a GPU kernel, and this is a {platform}; "
       "leave it auto"
     )
 
@@ -57,6 +59,7 @@ def choose(
   is_cached: bool = False,
   is_dropping: bool = False,
   is_prefixed: bool = False,
+  is_packed: bool = False,
 ) -> str:
   """Returns the kernel of one forward pass.
 
@@ -66,16 +69,22 @@ def choose(
     is_cached: whether keys come from a cache; those are read densely.
     is_dropping: whether attention weights are dropped.
     is_prefixed: whether rows have prefixes, each its own slots.
+    is_packed: whether rows hold several documents.
   """
   if is_cached or is_dropping or config.position == "alibi":
     return "dense"
   if config.attention != "auto":
+    fault = config_lib.cudnn_fault(config, is_packed)
+    if config.attention == "cudnn" and is_packed and fault:
+      raise InputError(f"model.attention is cudnn, which {fault}")
     return config.attention
   if platform in ("tpu", INTERPRETED) and not is_prefixed:
     return "splash"
   is_split = sharding.axis_size("seq") > 1
   if platform == "gpu" and not is_split and not is_prefixed:
-    return "dense" if config_lib.cudnn_fault(config) else "cudnn"
+    if not config_lib.cudnn_fault(config, is_packed):
+      return "cudnn"
+    return "dense" if config_lib.flash_fault(config) else "flash"
   if is_split or length >= MIN_BLOCKS_LEN:
     return "blocks"
   return "dense"
@@ -176,7 +185,9 @@ def _local(
     from gpt_jax.ops import splash  # Pallas takes half a second to import
 
   if kernel == "cudnn" and is_ordered and axis is None:
-    return cudnn(q, k, v, segments_BT, rule, scale)
+    return cudnn(q, k, v, rule, scale)
+  if kernel == "flash" and is_ordered and axis is None:
+    return flash(q, k, v, segments_BT, rule, scale, interpret)
   q = scale * q
   T = q.shape[3]
   whole = TokenPositions(slots_BT, segments_BT)
@@ -200,21 +211,16 @@ def _local(
   return blockwise.tiles(q, k, v, own, whole, rule)
 
 
-def cudnn(q_BKGTH, k_BKSH, v_BKSH, segments_BT, rule, scale: float):
+def cudnn(q_BKGTH, k_BKSH, v_BKSH, rule, scale: float):
   """Fused attention of cuDNN, whole rows in order; it scales q itself."""
-  B, K, G, T, H = q_BKGTH.shape
-  mask = None
-  if segments_BT is not None:
-    mask = segments_BT[:, None, :, None] == segments_BT[:, None, None]
   window = None
   if rule.window is not None:
     before = rule.window - 1
     window = (before, 0 if rule.is_causal else before)
   y_BTNH = jax.nn.dot_product_attention(
-    q_BKGTH.reshape(B, K * G, T, H).swapaxes(1, 2),
+    _heads_last(q_BKGTH),
     k_BKSH.swapaxes(1, 2),
     v_BKSH.swapaxes(1, 2),
-    mask=mask,
     scale=scale,
     is_causal=rule.is_causal,
     local_window_size=window,
@@ -222,3 +228,24 @@ def cudnn(q_BKGTH, k_BKSH, v_BKSH, segments_BT, rule, scale: float):
   )
   y_BKGTH = y_BTNH.swapaxes(1, 2).reshape(q_BKGTH.shape)
   return checkpoint_name(y_BKGTH, "attn")
+
+
+def flash(q_BKGTH, k_BKSH, v_BKSH, segments_BT, rule, scale, interpret=False):
+  """Our kernels for GPUs, whole rows in order; they scale q themselves."""
+  from gpt_jax.ops import flash  # Pallas takes half a second to import
+
+  y_BTNH = flash.flash(
+    _heads_last(q_BKGTH),
+    k_BKSH.swapaxes(1, 2),
+    v_BKSH.swapaxes(1, 2),
+    segments_BT,
+    rule,
+    scale,
+    interpret,
+  )
+  return y_BTNH.swapaxes(1, 2).reshape(q_BKGTH.shape)
+
+
+def _heads_last(q_BKGTH):
+  B, K, G, T, H = q_BKGTH.shape
+  return q_BKGTH.reshape(B, K * G, T, H).swapaxes(1, 2)

@@ -18,7 +18,7 @@ class Context(struct.PyTreeNode):
   Attributes:
     kind: of the layers that read this, global or local.
     rule: what their queries see.
-    kernel: dense | blocks | splash | cudnn (attend.choose).
+    kernel: dense | blocks | splash | cudnn | flash (attend.choose).
     platform: cpu, gpu, tpu or attend.INTERPRETED.
     slots_BT: of each query, int32 (ops/visibility.py); B may be 1.
     is_ordered: whether they are 0, 1, 2, ... in every row.
@@ -77,6 +77,7 @@ def build_contexts(
     is_cached=cache is not None,
     is_dropping=is_dropping,
     is_prefixed=is_prefixed,
+    is_packed=at.segments_BT is not None,
   )
 
   def one(kind: str) -> Context:

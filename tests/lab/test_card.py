@@ -8,7 +8,7 @@ import pytest
 
 from gpt_jax.config import InputError
 from gpt_jax.lab import card
-from gpt_jax.lab.card import parts, table
+from gpt_jax.lab.card import check, parts, table
 from gpt_jax.lab.plan import gpus
 from gpt_jax.machine import chips
 
@@ -117,5 +117,5 @@ def test_every_program_compiles(word, tmp_path):
   assert card.main(words) == 0
   rows = (tmp_path / "card.jsonl").read_text().splitlines()
   expected = sum(len(trials) for _, trials in parts.TRIALS.values())
-  expected += len(parts.DECODED) + len(parts.CHECKED) + 4
+  expected += len(parts.DECODED) + len(parts.CHECKED) + len(check.RULES)
   assert len(rows) == expected

@@ -146,18 +146,20 @@ def load(name: str, **keys) -> config_lib.Config:
   return config_lib.freeze(cli.load_config(f"configs/{name}", keys))
 
 
-def test_without_cudnn_attention_is_compiled_in_blocks_and_said(monkeypatch):
+def test_without_cudnn_attention_is_compiled_as_flash_and_said(monkeypatch):
   monkeypatch.setattr(gpus, "has_cudnn", lambda: False)
   config = load("bench.py:gpt2-gpu")
   changed, remark = gpus.choose_attention(config)
-  assert changed.model.attention == "blocks"
-  assert remark.startswith("attention is compiled in blocks, which take more")
+  assert changed.model.attention == "flash"
+  assert remark.startswith("attention is compiled with model.attention=flash")
   asked = load("bench.py:gpt2-gpu", **{"model.attention": "cudnn"})
   with pytest.raises(InputError, match="cudnn, and cuDNN is not installed"):
     gpus.choose_attention(asked)
   # cuDNN has no float32: the step would not use it.
   plain = load("bench.py:gpt2-gpu", **{"model.compute_dtype": "float32"})
   assert gpus.choose_attention(plain) == (plain, "")
+  packed = load("bench.py:gpt2-gpu", **{"data.packing": "documents"})
+  assert gpus.choose_attention(packed) == (packed, "")
   monkeypatch.setattr(gpus, "has_cudnn", lambda: True)
   assert gpus.choose_attention(config) == (config, "")
 

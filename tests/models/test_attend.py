@@ -49,6 +49,12 @@ CASES = [
   ("splash, keys gathered", "both ways, all"),
   ("splash, ring", "both ways"),
   ("splash, ring", "both ways, all"),
+  ("flash", "plain"),
+  ("flash", "segments"),
+  ("flash", "all"),
+  ("flash", "both ways, all"),
+  ("flash, 8 devices", "all"),
+  ("flash, 8 devices", "both ways"),
 ]
 
 
@@ -200,10 +206,24 @@ def test_auto_takes_the_kernel_of_the_platform():
   assert choose("cpu", 16) == "dense"
   assert choose("tpu") == "splash"
   assert choose("gpu", compute_dtype="bfloat16") == "cudnn"
-  assert choose("gpu") == "dense"  # cuDNN has no float32
+  assert choose("gpu") == "dense"  # no kernel has float32
+  half = dict(compute_dtype="bfloat16")
+  assert choose("gpu", attn_softcap=5.0, **half) == "flash"
+  assert choose("gpu", head_dim=20, **half) == "flash"
+  assert choose("gpu", head_dim=512, **half) == "dense"
   assert choose("tpu", is_cached=True) == "dense"
   assert choose("tpu", position="alibi") == "dense"
   assert choose("cpu", attention="dense") == "dense"
+
+
+def test_packed_documents_get_a_kernel_that_keeps_them_apart():
+  choose = lambda platform, **changes: attend.choose(
+    model_of(compute_dtype="bfloat16", **changes), platform, 256, is_packed=True
+  )
+  assert choose("gpu") == "flash"
+  assert (choose("tpu"), choose("cpu")) == ("splash", "blocks")
+  with pytest.raises(InputError, match="cudnn, which needs an array of T x T"):
+    choose("gpu", attention="cudnn")
 
 
 REFUSED = {
@@ -217,7 +237,21 @@ REFUSED = {
   "cudnn.*head width": dict(
     attention="cudnn", head_dim=20, compute_dtype="bfloat16"
   ),
+  "flash.*bfloat16": dict(attention="flash"),
+  "flash.*head width of at most 256": dict(
+    attention="flash", head_dim=512, compute_dtype="bfloat16"
+  ),
 }
+
+
+def test_packed_documents_and_a_kernel_that_cannot_are_refused():
+  config = base.get_config()
+  config.model.update(attention="cudnn", compute_dtype="bfloat16")
+  config_lib.freeze(config)
+  config.data.packing = "documents"
+  sentence = "cudnn, which needs an array of T x T.*documents; use auto or fla"
+  with pytest.raises(InputError, match=sentence):
+    config_lib.freeze(config)
 
 
 @pytest.mark.parametrize("sentence", REFUSED)
@@ -246,6 +280,8 @@ def test_kernels_of_other_platforms_are_refused_when_the_model_is_built():
     build_model(model_of(attention="splash"), platform="cpu")
   with pytest.raises(InputError, match="cudnn, a GPU kernel.*is a tpu"):
     build_model(model_of(attention="cudnn"), platform="tpu")
+  with pytest.raises(InputError, match="flash, a GPU kernel.*is a cpu"):
+    build_model(model_of(attention="flash"), platform="cpu")
 
 
 def test_a_part_of_a_row_too_short_for_splash_is_refused():
@@ -275,8 +311,9 @@ def test_interpreted_splash_trains_a_model_as_dense_does():
     np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-5)
 
 
-def test_cudnn_is_called_with_what_it_can_do(monkeypatch):
-  """As far as it goes without a GPU: to the custom call."""
+@pytest.fixture
+def cudnn_is_there(monkeypatch):
+  """Lets a program for cuDNN be lowered where there is no GPU."""
   from jax._src.cudnn import fused_attention_stablehlo as library
 
   for name, value in (
@@ -285,6 +322,10 @@ def test_cudnn_is_called_with_what_it_can_do(monkeypatch):
     ("is_cuda_compute_capability_equal", False),
   ):
     monkeypatch.setattr(library, name, lambda *_, value=value: value)
+
+
+def test_cudnn_is_called_with_what_it_can_do(cudnn_is_there):
+  """As far as it goes without a GPU: to the custom call."""
   config = model_of(
     attention="cudnn",
     compute_dtype="bfloat16",
@@ -294,7 +335,26 @@ def test_cudnn_is_called_with_what_it_can_do(monkeypatch):
   model = build_model(config, platform="gpu")
   params, _ = model.abstract_params()
   ids = jax.ShapeDtypeStruct((2, 128), jnp.int32)
-  loss = lambda p, t, s: model.apply(p, t, None, s).sum()
-  traced = jax.jit(jax.grad(loss)).trace(params, ids, ids)
+  loss = lambda p, t: model.apply(p, t).sum()
+  traced = jax.jit(jax.grad(loss)).trace(params, ids)
   text = traced.lower(lowering_platforms=("cuda",)).as_text()
   assert "__cudnn$fmha" in text and "Backward" in text
+
+
+def test_packed_documents_on_a_gpu_have_no_array_of_t_x_t(cudnn_is_there):
+  T = 4096
+  config = model_of(compute_dtype="bfloat16", max_len=T, position="rope")
+  model = build_model(config, platform="gpu")
+  params, _ = model.abstract_params()
+  ids = jax.ShapeDtypeStruct((1, T), jnp.int32)
+  loss = lambda p, t, s: model.apply(p, t, None, s).sum()
+  assert largest_array(jax.grad(loss), params, ids, ids) <= T * 3 * 64
+
+  def biased(x_BTNH, segments_BT):  # the control: cuDNN, as it could be called
+    mask = segments_BT[:, None, :, None] == segments_BT[:, None, None]
+    return jax.nn.dot_product_attention(
+      *[x_BTNH] * 3, mask=mask, is_causal=True, implementation="cudnn"
+    )
+
+  x_BTNH = jax.ShapeDtypeStruct((1, T, 2, 32), jnp.bfloat16)
+  assert largest_array(biased, x_BTNH, ids) >= T * T

@@ -2,8 +2,8 @@
 
 In these two the naive form holds an array that grows faster than the model's
 own: all scores (T x T for each head) and all logits (T x V). Each is compiled
-with its gradient for this machine and, where the compiler is installed, for one
-TPU chip. Both forms run here in alternation, in this process.
+with its gradient for this machine and, where the compilers are installed, for
+one TPU chip and one GPU. Both forms run here in alternation, in this process.
 """
 
 import dataclasses
@@ -30,8 +30,8 @@ from gpt_jax.ops import cross_entropy, visibility
 from gpt_jax.ops.matmul import matmul
 from gpt_jax.ops.visibility import TokenPositions
 
-# One chip of this slice is compiled for.
-TOPOLOGY = "v5e:2x4"
+# One chip of each is compiled for.
+TOPOLOGIES = "v5e:2x4", "h100:1"
 NOTE = "predicted: the naive form"
 
 
@@ -40,7 +40,7 @@ def measure(config: Config, repeats: int = REPEATS, say=print) -> Measurement:
 
   Args:
     config: frozen, with a known vocabulary and a loss in chunks.
-    say: takes a line if there is no TPU compiler.
+    say: takes a line if there is no TPU or GPU compiler.
 
   Raises:
     InputError: the config does not compute the loss in parts.
@@ -78,8 +78,9 @@ def measure(config: Config, repeats: int = REPEATS, say=print) -> Measurement:
         NOTE,
       )
     )
-  rows += compile_for_tpu(config, pieces, say)
-  about = {"compiled_for": TOPOLOGY}
+  for name in TOPOLOGIES:
+    rows += compile_for(name, config, pieces, say)
+  about = {"compiled_for": list(TOPOLOGIES)}
   return Measurement("memory", config, rows, about=about)
 
 
@@ -89,11 +90,14 @@ def make_attention(config: Config, platform: str, is_naive: bool):
   B, T = config.train.global_batch_size, config.data.seq_len
   K, H = config_lib.num_kv_heads(m), config_lib.head_dim(m)
   queries, keys = (B, K, m.num_heads // K, T, H), (B, K, T, H)
-  kernel = "dense" if is_naive else attend.choose(m, platform, T)
+  is_packed = config.data.packing == "documents"
+  kernel = attend.choose(m, platform, T, is_packed=is_packed)
+  kernel = "dense" if is_naive else kernel
 
-  def f(q, k, v, dy):
+  def f(q, k, v, dy, segments_BT=None):
     kind = config_lib.layer_kinds(m)[0]
-    rule, at = visibility.rule_of(m, kind), TokenPositions(jnp.arange(T)[None])
+    rule = visibility.rule_of(m, kind)
+    at = TokenPositions(jnp.arange(T)[None], segments_BT)
     context = Context(
       kind=kind,
       rule=rule,
@@ -101,6 +105,7 @@ def make_attention(config: Config, platform: str, is_naive: bool):
       platform=platform,
       slots_BT=at.slots_BT,
       is_ordered=True,
+      segments_BT=segments_BT,
       mask_BTS=visibility.visible(rule, at, at) if is_naive else None,
     )
     rules = config.mesh.rules
@@ -109,7 +114,10 @@ def make_attention(config: Config, platform: str, is_naive: bool):
     return y, back(dy)
 
   leaf = lambda shape: jax.ShapeDtypeStruct(shape, m.compute_dtype)
-  return f, [leaf(queries), leaf(keys), leaf(keys), leaf(queries)]
+  arguments = [leaf(queries), leaf(keys), leaf(keys), leaf(queries)]
+  if is_packed:
+    arguments.append(jax.ShapeDtypeStruct((B, T), jnp.int32))
+  return f, arguments
 
 
 def make_loss(config: Config, platform: str, is_naive: bool):
@@ -182,26 +190,28 @@ def time_in_turns(naive, parts, repeats: int):
   return seconds
 
 
-def compile_for_tpu(config: Config, pieces, say) -> list[Row]:
-  """Returns rows for one TPU chip; [] without its compiler."""
-  runtime.start_tpu_compiler()
+def compile_for(name: str, config: Config, pieces, say) -> list[Row]:
+  """Returns rows for one chip of a topology; [] without its compiler."""
+  topology = chips.parse_topology(name, 1)
+  platform, chip = topology.platform, topology.the_chip().word
   try:
-    devices = aot.find_devices(chips.parse_topology(TOPOLOGY, 1))
+    runtime.start_compiler(platform)
+    devices = aot.find_devices(topology)
   except InputError as error:
-    say(f"not compiled for TPU: {error}")
+    say(f"not compiled for {chip}: {error}")
     return []
   section = dataclasses.replace(
     config.mesh, data=1, fsdp=1, expert=1, seq=1, tensor=1
   )
   mesh = sharding.make_mesh(section, devices[:1])
-  # A TPU's kernels are for bfloat16.
+  # The kernels of TPUs and GPUs are for bfloat16.
   model = dataclasses.replace(config.model, compute_dtype="bfloat16")
   config = dataclasses.replace(config, model=model)
   rows = []
-  for name, make in pieces.items():
+  for piece, make in pieces.items():
     both = [
-      compile_piece(*make(config, "tpu", is_naive), mesh)
+      compile_piece(*make(config, platform, is_naive), mesh)
       for is_naive in (True, False)
     ]
-    rows.append(make_row(f"{name}, temporaries on v5e", *both))
+    rows.append(make_row(f"{piece}, temporaries on {chip}", *both))
   return rows

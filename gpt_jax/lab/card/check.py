@@ -22,11 +22,12 @@ RULES = {
   "attention, window": (Rule(window=96), False),
   "attention, documents": (Rule(), True),
   "attention, both ways": (Rule(is_causal=False), False),
+  "attention, soft-cap": (Rule(softcap=5.0), False),
 }
 
 
 def check_attention(name: str, setting: Setting) -> dict:
-  """Returns a row: relative errors of cuDNN's attention and its gradients."""
+  """Returns a row: relative errors of a GPU's attention and its gradients."""
   rule, is_packed = RULES[name]
   B, K, G, T, H = 2, 2, 2, 256, 64
   random = np.random.default_rng(0)
@@ -44,12 +45,19 @@ def check_attention(name: str, setting: Setting) -> dict:
 
     return jax.jit(run)
 
+  def fused_kernel(q, k, v, segments, rule):
+    if segments is None and rule.softcap is None:
+      return attend.cudnn(q, k, v, rule, scale=1.0)
+    return attend.flash(q, k, v, segments, rule, scale=1.0)
+
   device = setting.devices[0]
-  fused = value_and_grads(lambda *a: attend.cudnn(*a, scale=1.0))
+  fused = value_and_grads(fused_kernel)
   if setting.is_compiled_only:
-    one = jax.sharding.SingleDeviceSharding(device)
+    mesh = jax.sharding.Mesh([device], ("data",))
+    one = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     like = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=one)
-    fused.lower(*map(like, (q, k, v, dy))).compile()
+    with jax.set_mesh(mesh):
+      fused.lower(*map(like, (q, k, v, dy))).compile()
     return {"is_compiled": True}
   got = fused(*jax.device_put((q, k, v, dy), device))
   cpu = jax.devices("cpu")[0]

@@ -59,6 +59,14 @@ KERNELS = {
     "ring",
     512,
   ),
+  "flash": ("flash", "interpreted", {}, "gather", 192),
+  "flash, 8 devices": (
+    "flash",
+    "interpreted",
+    dict(fsdp=2, tensor=4),
+    "gather",
+    200,
+  ),
 }
 # Name -> (rule, key heads, whether documents are packed).
 FEATURES = {

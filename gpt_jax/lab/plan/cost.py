@@ -262,7 +262,8 @@ def _kernel_flops(computation, instruction) -> float:
   Forward has 2 matmuls, the gradient of queries 3, that of keys and values 4,
   all gradients in one kernel 5 (Dao et al. 2022, which recomputes scores).
   """
-  if "tpu_custom_call" not in instruction.attributes:
+  is_triton = hlo.target_of(instruction) == "__gpu$xla.gpu.triton"
+  if "tpu_custom_call" not in instruction.attributes and not is_triton:
     return 0.0
   name = instruction.op_name.lower() + instruction.name.lower()
   if not re.search(r"splash|flash|attention", name):
@@ -284,6 +285,8 @@ def _kernel_flops(computation, instruction) -> float:
   queries, keys = shapes[0], shapes[1]
   rows = math.prod(queries[:-2])
   one = 2.0 * rows * queries[-2] * keys[-2] * queries[-1]
+  if is_triton:  # ops/flash.py: q_BTNH, k_BTKH
+    one = 2.0 * math.prod(queries) * keys[1]
   products = 2
   if "dkv" in name:
     fused = len(instruction.arrays) >= 3 or "fused" in name

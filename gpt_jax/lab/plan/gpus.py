@@ -158,7 +158,7 @@ def has_cudnn() -> bool:
 def choose_attention(config: Config) -> tuple[Config, str]:
   """Returns (the config to compile, a remark or "").
 
-  Without cuDNN a step that would use it is compiled with `blocks`.
+  Without cuDNN a step that would use it is compiled with `flash`.
 
   Raises:
     InputError: model.attention is cudnn, which is not installed.
@@ -172,12 +172,12 @@ def choose_attention(config: Config) -> tuple[Config, str]:
       "model.attention is cudnn, and cuDNN is not installed here: in the "
       f"folder of this project, {wanted}; or leave it auto"
     )
-  if config_lib.cudnn_fault(model):
+  if config_lib.cudnn_fault(model, config.data.packing == "documents"):
     return config, ""
-  model = dataclasses.replace(model, attention="blocks")
+  model = dataclasses.replace(model, attention="flash")
   return dataclasses.replace(config, model=model), (
-    "attention is compiled in blocks, which take more memory and time than "
-    f"cuDNN's kernel, since cuDNN is not installed: {wanted}"
+    "attention is compiled with model.attention=flash in place of cuDNN's "
+    f"kernel, which is not installed: {wanted}"
   )
 
 
