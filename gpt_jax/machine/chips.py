@@ -82,7 +82,7 @@ def _tpu(word, kinds, tflops, hbm_gib, hbm, link, host, dcn, devices=1):
   )
 
 
-def _gpu(word, kinds, tflops, hbm_gb, hbm, link, dcn):
+def _gpu(word, kinds, tflops, hbm_gb, hbm, link, dcn, page=None):
   return Chip(
     word=word,
     kinds=kinds,
@@ -96,7 +96,7 @@ def _gpu(word, kinds, tflops, hbm_gb, hbm, link, dcn):
     host_chips=8,
     dcn_gbps=dcn,
     shapes=(),
-    sources=(_NVIDIA + word, _BOOK + "gpus"),
+    sources=(_NVIDIA + (page or word), _BOOK + "gpus"),
   )
 
 
@@ -114,6 +114,7 @@ CHIPS = {
     _gpu("a100", ("NVIDIA A100-SXM4-80GB",), 312, 80, 2039, 300, 25),
     _gpu("h100", ("NVIDIA H100 80GB HBM3",), 989, 80, 3350, 450, 50),
     _gpu("h200", ("NVIDIA H200",), 989, 141, 4800, 450, 50),
+    _gpu("b200", ("NVIDIA B200",), 2250, 180, 8000, 900, 50, "dgx-b200"),
   )
 }
 # Peak TFLOP/s per jax device, where the planner has no entry for the device or

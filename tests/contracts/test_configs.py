@@ -55,6 +55,8 @@ COUNTS = {
   "bench.py:growth": (1024, 541_312),
   "published.py:v5e-16b": (32_000, 15_831_666_688),
   "published.py:v5p-llama2-70b": (32_000, 68_976_648_192),
+  "published_gpu.py:h100-mpt-1b": (50_368, 1_315_950_592),
+  "published_gpu.py:h200-llama3-8b": (128_256, 8_030_261_248),
 }
 
 

@@ -8,10 +8,19 @@ import json
 
 import pytest
 
-from gpt_jax import cli, flops
+from gpt_jax import cli, flops, sharding
 from gpt_jax import config as config_lib
 from gpt_jax.config import InputError
-from gpt_jax.lab.plan import aot, cost, gpus, hlo, planner, roofline
+from gpt_jax.lab.plan import (
+  aot,
+  cost,
+  gpus,
+  hlo,
+  planner,
+  published,
+  remedy,
+  roofline,
+)
 from gpt_jax.machine import chips
 
 TEXT = """
@@ -172,6 +181,38 @@ def test_without_the_compiler_a_plan_is_estimated_and_says_how(monkeypatch):
   assert plan["basis"] == "estimated"
   assert "the GPU compiler is not installed here" in plan["remark"]
   assert "[plan-gpu]" in plan["remark"]
+
+
+def test_a_step_that_no_card_holds_is_sent_to_more_of_them(monkeypatch):
+  monkeypatch.setattr(gpus, "has_compiler", lambda: False)
+  where = lambda text: chips.parse_topology(text, 1)
+  names = lambda text: [t.name for t in remedy.list_larger(None, where(text))]
+  assert names("h100:4")[:3] == ["h100:8", "h100:8x2", "h100:8x4"]
+  assert names("b200:8x64") == ["b200:8x128"]
+  config = load("llama.py:70b", **{"train.global_batch_size": "64"})
+  plan = planner.make(config, where("h100:8"))
+  assert not plan["memory"]["fits"]
+  found = remedy.find(plan, config, where("h100:8"), planner.make, print)
+  assert found["flags"].startswith("--topology=h100:8x")
+  assert found["bytes"] < plan["memory"]["available"]
+
+
+def test_runs_that_are_published_have_a_config_and_need_the_compiler(
+  monkeypatch,
+):
+  monkeypatch.setattr(gpus, "has_compiler", lambda: False)
+  rows = [n for n, r in published.ROWS.items() if r.topology[0] in "hb"]
+  assert len(rows) >= 5
+  for name in rows:
+    config = load(f"published_gpu.py:{name}")
+    mesh, where = (
+      config.mesh,
+      chips.parse_topology(published.ROWS[name].topology, 1),
+    )
+    sizes = sharding.mesh_sizes(mesh, where.num_devices)
+    assert config.train.global_batch_size % (sizes[0] * sizes[1]) == 0
+  with pytest.raises(InputError, match="CUDA plugin"):
+    published.compare(rows[0])
 
 
 @pytest.mark.slow

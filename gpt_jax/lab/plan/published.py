@@ -1,9 +1,9 @@
 """Predicted speed against published: gpt_jax.lab.plan.published --help.
 
-Plans the runs of configs/published.py on their slices and compares each
-prediction, an upper bound, with the speed that its source measured. Both are in
-TFLOP/s per chip by the source's own formula for FLOPs; formulas differ by up to
-a seventh. From a notebook: compare("v5e-16b").
+Compiles the runs of configs/published.py and published_gpu.py for their slices
+and GPUs and compares each prediction, an upper bound, with the speed that its
+source measured. Both are in TFLOP/s per chip by the source's own formula for
+FLOPs; formulas differ by up to a seventh. From a notebook: compare("v5e-16b").
 """
 
 import dataclasses
@@ -17,9 +17,11 @@ from gpt_jax import config as config_lib
 from gpt_jax.config import InputError
 from gpt_jax.machine import chips, runtime
 
-CONFIG = "configs/published.py"
+# By platform.
+CONFIGS = {"tpu": "configs/published.py", "gpu": "configs/published_gpu.py"}
 _MAXTEXT = "https://github.com/AI-Hypercomputer/maxtext/blob/"
 _RECIPES = "https://github.com/AI-Hypercomputer/tpu-recipes/blob/"
+_GPU_RECIPES = "https://github.com/AI-Hypercomputer/gpu-recipes/blob/"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Row:
   """One published run.
 
   Attributes:
-    topology: the slice of the run.
+    topology: the slice or GPUs of the run.
     tflops: measured TFLOP/s per chip by `formula`, or None.
     tokens_per_second: measured per chip, or None.
     formula: "halved" or "full", see flops_per_token.
@@ -43,6 +45,17 @@ class Row:
 
 _V5E = _MAXTEXT + "76bd53b0/MaxText/configs/v5e/README.md"
 _V5P = _MAXTEXT + "76bd53b0/MaxText/configs/v5p/README.md"
+_MPT = (
+  "https://github.com/mosaicml/llm-foundry/blob/061f2c7c/"
+  "scripts/train/benchmarking/README.md"
+)
+_LLMC = "https://github.com/karpathy/llm.c"
+
+
+def _gpu(topology: str, tokens_per_second: float, source: str) -> Row:
+  return Row(topology, None, tokens_per_second, "full", source)
+
+
 ROWS = {
   "v5e-16b": Row("v5e:16x16", 120, None, "halved", _V5E),
   "v5e-32b": Row("v5e:16x16", 132, None, "halved", _V5E),
@@ -73,6 +86,31 @@ ROWS = {
     960.2,
     "full",
     _RECIPES + "3596002a/training/trillium/Llama3.1-70B-MaxText/v6e-256",
+  ),
+  "h100-gpt2-124m": _gpu("h100:8", 468_000, _LLMC),
+  "h100-gpt2-1558m": _gpu("h100:8", 46_800, _LLMC + "/discussions/677"),
+  "h100-mpt-1b": _gpu("h100:8", 45_455, _MPT),
+  "h100-mpt-3b": _gpu("h100:8", 27_046, _MPT),
+  "h100-mpt-7b": _gpu("h100:8", 10_643, _MPT),
+  "h100-mpt-13b": _gpu("h100:8", 4_717, _MPT),
+  "h100-mpt-30b": _gpu("h100:8x2", 2_263, _MPT),
+  "h100-llama2-7b": _gpu(
+    "h100:8x16",
+    10_923,
+    _GPU_RECIPES + "d57d2223/training/a3mega/llama-2-7b/"
+    "maxtext-pretraining-gke/README.md",
+  ),
+  "h200-llama3-8b": _gpu(
+    "h200:1",
+    10_471,
+    "https://github.com/KempnerInstitute/KempnerForge/blob/9f3f03a0/"
+    "benchmarks/mfu_scaling/mfu_scaling_2026-04-05.md",
+  ),
+  "h200-llama3-70b": _gpu(
+    "h200:8x32",
+    1_056,
+    _GPU_RECIPES + "0355c388/training/a3ultra/llama3-1-70b/"
+    "maxtext-pretraining-gke/README.md",
   ),
 }
 
@@ -114,7 +152,8 @@ def main(argv: list[str]) -> int:
     if name not in ROWS:
       raise InputError(f"no row {name!r}; there are {', '.join(ROWS)}")
   runtime.start(args.devices)
-  runtime.start_tpu_compiler()
+  for platform in CONFIGS:
+    runtime.start_compiler(platform)
 
   print(
     "predicted from the compiled step, an upper bound; measured by the source\n"
@@ -124,7 +163,13 @@ def main(argv: list[str]) -> int:
   print(_LINE.format("", "", "pred.", "meas.", "ratio", "by", "remat"))
   found = []
   for name in args.row or ROWS:
-    found.append(compare(name, overrides))
+    try:
+      found.append(compare(name, overrides))
+    except InputError as error:  # a compiler is not installed here
+      if args.row or overrides:
+        raise
+      print(f"{name:15} not compiled: {error}", flush=True)
+      continue
     print(_text(found[-1]), flush=True)
   ratios = [row["ratio"] for row in found if row["ratio"]]
   if ratios:
@@ -164,13 +209,14 @@ def compare(name: str, overrides: dict[str, str] | None = None) -> dict:
     name: a key of ROWS.
     overrides: {config key: value}.
   """
-  from gpt_jax.lab.plan import planner
+  from gpt_jax.lab.plan import gpus, planner
 
   row = ROWS[name]
-  config = config_lib.freeze(
-    cli.load_config(f"{CONFIG}:{name}", overrides or {})
-  )
   topology = chips.parse_topology(row.topology, 1)
+  path = CONFIGS[topology.platform]
+  config = config_lib.freeze(cli.load_config(f"{path}:{name}", overrides or {}))
+  if topology.platform == "gpu" and not gpus.has_compiler():
+    gpus.require_compiler()
   plan = planner.make(config, topology)
   found = {
     "run": name,

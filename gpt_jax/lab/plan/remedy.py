@@ -14,6 +14,8 @@ from gpt_jax.machine import chips
 
 # Suggestions that are compiled; after that an estimate is enough.
 TRIES = 3
+# The largest number of GPUs that is suggested.
+MOST_GPUS = 1024
 
 
 def change(config: Config, values: dict) -> Config:
@@ -68,12 +70,21 @@ def list_changes(config: Config, topology) -> list[dict]:
 def list_larger(config: Config, topology) -> list:
   """Returns larger topologies of the same chip, smallest first."""
   chip = topology.chip
-  if chip is None or not chip.shapes:
+  if chip is None:
     return []
-  size = topology.name.partition(":")[2]
-  larger = chip.shapes[chip.shapes.index(size) + 1 :]
-  names = [f"{chip.word}:{shape}" for shape in larger]
-  return [chips.parse_topology(n, topology.num_slices) for n in names]
+  slices = topology.num_slices
+  if chip.shapes:
+    size = topology.name.partition(":")[2]
+    larger = chip.shapes[chip.shapes.index(size) + 1 :]
+  else:
+    host, slices = chip.host_chips, 1
+    sizes = [2**i for i in range(MOST_GPUS.bit_length())]
+    larger = [
+      str(n) if n <= host else f"{host}x{n // host}"
+      for n in sizes
+      if n > topology.num_chips
+    ]
+  return [chips.parse_topology(f"{chip.word}:{n}", slices) for n in larger]
 
 
 def find(plan: dict, config: Config, topology, make, say) -> dict | None:
