@@ -28,6 +28,13 @@ def main(argv: list[str]) -> int:
   parser.add_argument(
     "--json", action="store_true", help="print one JSON object per set"
   )
+  parser.add_argument(
+    "--pseudo",
+    metavar="N",
+    type=int,
+    help="also the pseudo-perplexity of a masked language model over the first "
+    "N batches: one pass for each place of a sequence",
+  )
   cli.add_weights(parser)
   cli.add_checkpoint(parser)
   args, overrides = cli.parse(parser, argv)
@@ -36,7 +43,6 @@ def main(argv: list[str]) -> int:
 
   from gpt_jax import sharding
   from gpt_jax.data.objectives import build_task
-  from gpt_jax.data.shards import check_vocab
   from gpt_jax.inference import scoring
   from gpt_jax.runs import workdir
 
@@ -50,6 +56,8 @@ def main(argv: list[str]) -> int:
   config, model, params, tokenizer, mesh = workdir.open_run(
     args.workdir, overrides, note, args.weights, args.average, args.step
   )
+  if args.pseudo is not None:
+    _check_pseudo(args.pseudo, config.data.objective)
   params = model.round_weights(params)
   sets = _find_sets(args, config, tokenizer, overrides, note)
   table = sharding.RULES[config.mesh.rules]
@@ -57,24 +65,21 @@ def main(argv: list[str]) -> int:
   found = {name: tokens.fingerprint for name, tokens in sets.items()}
   processes.agree("the prepared text", found)
   for name, tokens in sets.items():
-    check_vocab(tokens, tokenizer)
-    if tokens.num_ids < 2:
-      raise InputError(
-        f"{name} has {tokens.num_ids} token; it must have 2 or more, as the "
-        "first is never predicted"
-      )
-    result = scoring.score(
-      model,
-      params,
-      tokens,
+    _check_set(name, tokens, tokenizer)
+    how = dict(
       seq_len=config.data.seq_len,
       # Rounded up to a multiple of the shards here.
       batch_size=-(-config.train.global_batch_size // shards) * shards,
       packing=config.data.packing,
       num_loss_chunks=config.train.num_loss_chunks,
       mesh=mesh,
-      task=build_task(config.data, lambda: tokenizer),
     )
+    task = build_task(config.data, lambda: tokenizer)
+    result = scoring.score(model, params, tokens, task=task, **how)
+    if args.pseudo:
+      result["pseudo_perplexity"] = scoring.pseudo_perplexity(
+        model, params, tokens, tokenizer, max_batches=args.pseudo, **how
+      )
     if not is_speaking:
       continue
     if args.json:
@@ -84,8 +89,30 @@ def main(argv: list[str]) -> int:
   return 0
 
 
+def _check_set(name: str, tokens, tokenizer) -> None:
+  from gpt_jax.data.shards import check_vocab
+
+  check_vocab(tokens, tokenizer)
+  if tokens.num_ids < 2:
+    raise InputError(
+      f"{name} has {tokens.num_ids} token; it must have 2 or more, as the "
+      "first is never predicted"
+    )
+
+
+def _check_pseudo(num_batches: int, objective: str) -> None:
+  if num_batches < 1:
+    raise InputError(f"--pseudo is {num_batches}; it must be 1 batch or more")
+  if objective != "masked_lm":
+    raise InputError(
+      f"--pseudo is for masked language models, and this run's data.objective "
+      f"is {objective}; its perplexity needs no other"
+    )
+
+
 def _describe(result: dict) -> str:
   words = {"loss": 4, "perplexity": 2, "bits_per_byte": 4, "accuracy": 4}
+  words["pseudo_perplexity"] = 2
   figures = [
     f"{name.replace('_', ' ')} {result[name]:.{digits}f}"
     for name, digits in words.items()

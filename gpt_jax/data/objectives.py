@@ -115,6 +115,21 @@ def masked_lm(
   return batch | {"tokens": tokens_BT, "targets": targets_BT, "mask": mask_BT}
 
 
+def mask_one(
+  batch: dict, seed: int, g: np.ndarray, *, vocabulary: Vocabulary, place: int
+) -> dict:
+  """Hides the token at one place of every row, unless it is a separator."""
+  tokens_BT = np.array(batch["tokens"])
+  may_B = batch["mask"][:, place] > 0
+  if vocabulary.separator_id is not None:
+    may_B &= tokens_BT[:, place] != vocabulary.separator_id
+  mask_BT = np.zeros(tokens_BT.shape, np.float32)
+  mask_BT[:, place] = may_B
+  targets_BT = tokens_BT.copy()
+  tokens_BT[may_B, place] = vocabulary.mask_id
+  return batch | {"tokens": tokens_BT, "targets": targets_BT, "mask": mask_BT}
+
+
 def _choose(places, ids_T, rank_T, rate: float, vocabulary: Vocabulary):
   """Returns the places that are hidden, of those that may be."""
   if not places.size:

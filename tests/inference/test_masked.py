@@ -10,7 +10,8 @@ import pytest
 
 from configs import base
 from gpt_jax import config as config_lib
-from gpt_jax import metric_names, objective
+from gpt_jax import metric_names, objective, sharding
+from gpt_jax.data.tokenizers.plain import ByteTokenizer
 from gpt_jax.inference import scoring
 from gpt_jax.models import build_model
 from gpt_jax.training import state
@@ -21,6 +22,22 @@ ENCODER = (
   "--config.model.head=transform",
   "--config.sample.every_steps=0",
 )
+
+
+def encoder(vocab_size: int):
+  return build_model(
+    dataclasses.replace(
+      config_lib.freeze(base.get_config()).model,
+      num_layers=1,
+      model_dim=32,
+      mlp_dim=64,
+      max_len=16,
+      vocab_size=vocab_size,
+      family="encoder",
+      head="transform",
+      bias=True,
+    )
+  )
 
 
 def test_an_encoder_trains_and_reports_its_accuracy_beside_the_baseline(
@@ -36,9 +53,13 @@ def test_an_encoder_trains_and_reports_its_accuracy_beside_the_baseline(
   ]
   last = [row for row in rows if "eval/valid/accuracy" in row][-1]
   assert "eval/valid/bits_per_byte" not in last
-  plain = call_verb("evaluate", f"--workdir={workdir}", "--json")
+  plain = call_verb("evaluate", f"--workdir={workdir}", "--json", "--pseudo=1")
   assert plain.returncode == 0, plain.stderr
-  assert json.loads(plain.stdout)["accuracy"] == last["eval/valid/accuracy"]
+  scored = json.loads(plain.stdout)
+  assert scored["accuracy"] == last["eval/valid/accuracy"]
+  assert 1 < scored["pseudo_perplexity"] < 257
+  none = call_verb("evaluate", f"--workdir={workdir}", "--pseudo=0")
+  assert none.returncode == 2 and "--pseudo is 0" in none.stderr
   refused = call_verb("generate", f"--workdir={workdir}", "--prompt=The")
   assert refused.returncode == 2
   assert "encoder, which cannot continue a text" in refused.stderr
@@ -69,19 +90,45 @@ def test_the_commonest_share_leaves_separators_out():
   assert scoring.commonest_share(Set()) == 3 / 5
 
 
-def test_parts_of_the_logits_give_the_loss_and_accuracy_of_the_whole():
-  config = config_lib.freeze(base.get_config()).model
-  sizes = dict(num_layers=1, model_dim=32, mlp_dim=64, max_len=16)
-  model = build_model(
-    dataclasses.replace(
-      config,
-      **sizes,
-      vocab_size=100,
-      family="encoder",
-      head="transform",
-      bias=True,
-    )
+class Few:
+  """Two windows of bytes and a separator, as a TokenSet."""
+
+  ids = np.array([256, *range(60, 92), 256, *range(5, 18)], np.int32)
+  num_ids = num_tokens = len(ids)
+  num_bytes, vocab_size, separator_id = 45, 257, 256
+
+  def read_windows(self, starts, length):
+    return np.stack([self.ids[s : s + length] for s in starts])
+
+
+def test_pseudo_perplexity_hides_each_token_alone():
+  model = encoder(vocab_size=258)
+  params = state.init_params(model, 0)
+  config = base.get_config()
+  config.mesh.data = 1
+  mesh = sharding.make_mesh(config_lib.freeze(config).mesh, jax.devices()[:1])
+  how = dict(
+    seq_len=16, batch_size=2, packing="stream", num_loss_chunks=1, mesh=mesh
   )
+  found = scoring.pseudo_perplexity(
+    model, params, Few(), ByteTokenizer(), **how
+  )
+  nats, apply = [], jax.jit(model.apply)
+  for start, length in ((0, 16), (16, 16), (32, 14)):
+    row = np.zeros((1, 16), np.int32)
+    row[0, :length] = Few.ids[start : start + length]
+    for place in range(length):
+      if row[0, place] != 256:
+        hidden = row.copy()
+        hidden[0, place] = 257
+        logits = np.asarray(apply(params, hidden))[0, place]
+        nats.append(jax.nn.logsumexp(logits) - logits[row[0, place]])
+  assert len(nats) == 44  # all but the two separators
+  assert found == pytest.approx(np.exp(np.mean(nats)), rel=1e-5)
+
+
+def test_parts_of_the_logits_give_the_loss_and_accuracy_of_the_whole():
+  model = encoder(vocab_size=100)
   params = state.init_params(model, 0)
   rng = np.random.default_rng(0)
   params["head"]["bias"] = jnp.asarray(rng.normal(0, 3, 128), jnp.float32)
