@@ -252,6 +252,11 @@ def seal(record: dict) -> dict:
 
 
 def write_text(path: str, text: str) -> None:
+  """Writes a file in UTF-8, as write_bytes does."""
+  write_bytes(path, text.encode())
+
+
+def write_bytes(path: str, data: bytes) -> None:
   """Writes a file atomically, and makes its folder.
 
   Raises:
@@ -260,8 +265,8 @@ def write_text(path: str, text: str) -> None:
   temporary = f"{path}.{os.getpid()}.tmp"
   try:
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    with open(temporary, "w", encoding="utf-8") as file:
-      file.write(text)
+    with open(temporary, "wb") as file:
+      file.write(data)
       file.flush()
       os.fsync(file.fileno())
     os.replace(temporary, path)

@@ -9,6 +9,7 @@ import dataclasses
 import glob
 import logging
 import os
+import re
 import secrets
 import socket
 import stat
@@ -387,6 +388,19 @@ def cache_dir() -> str:
   if is_ours and not found.st_mode & 0o022:
     return folder
   return tempfile.mkdtemp(prefix="gpt_jax-")
+
+
+def compile_facts() -> dict[str, str]:
+  """Returns what a program depends on here: variables, and the processor."""
+  prefixes = "XLA_", "JAX_", "LIBTPU_"
+  facts = {k: v for k, v in os.environ.items() if k.startswith(prefixes)}
+  facts |= {"python": sys.version, "processors": str(os.cpu_count())}
+  with contextlib.suppress(OSError), open("/proc/cpuinfo", "rb") as file:
+    # Of the first of them: its name and its instructions.
+    lines = file.read(1 << 14).partition(b"\n\n")[0].decode().splitlines()
+    pairs = dict(re.split(r"\s*:\s*", f"{line}:", maxsplit=1) for line in lines)
+    facts |= {key: pairs.get(key, "") for key in ("model name", "flags")}
+  return facts
 
 
 def quiet_tokenizers() -> None:

@@ -80,6 +80,11 @@ class Meter:
     self.start, self.last, self.steps = None, None, 0
     self.data_wait = 0.0
 
+  def leave_out(self, seconds: float) -> None:
+    """Leaves a pause since the last mark out of the rates."""
+    if self.start is not None:
+      self.start += seconds
+
   def mark(self) -> None:
     """Notes that one more step's result has arrived."""
     now = time.perf_counter()

@@ -27,8 +27,9 @@ _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
 def is_served(model: Model, mesh: jax.sharding.Mesh) -> bool:
   """Returns whether `in_chunks` serves: one CPU device, jax's own generator."""
-  is_usual = jax.config.jax_default_prng_impl == "threefry2x32"
-  is_usual &= bool(jax.config.jax_threefry_partitionable)
+  made: Any = jax.config  # its attributes are defined when jax is imported
+  is_usual = made.jax_default_prng_impl == "threefry2x32"
+  is_usual &= made.jax_threefry_partitionable
   return is_usual and model.platform == "cpu" and mesh.size == 1
 
 

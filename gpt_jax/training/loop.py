@@ -14,8 +14,8 @@ import jax
 from gpt_jax import config as config_lib
 from gpt_jax import exits, metric_names, objective
 from gpt_jax.config import Config
-from gpt_jax.machine import console, processes, signals
-from gpt_jax.runs import goodput, lock
+from gpt_jax.machine import console, processes, runtime, signals
+from gpt_jax.runs import checkpoint, goodput, lock
 from gpt_jax.training import preflight, replicas, rollback
 from gpt_jax.training import replay as replay_lib
 from gpt_jax.training.reporter import Diverged
@@ -166,6 +166,8 @@ class Loop:
           reporter.finish(*pending, is_forced=True)
           pending = None
         stage, batches = self._enter_stage(index)
+      if index == first + 2:
+        self._settle(state)
       waited = time.perf_counter()
       with self.clock.spend("data"):
         batch = self.setup.place(next(batches), stage)
@@ -193,6 +195,22 @@ class Loop:
         if code is not None and done < self.total:
           break
     return state
+
+  def _settle(self, state) -> None:
+    """Does what a start can put off until the row of its first step is there.
+
+    Imports and compiles what a save needs, and measures the peak for MFU.
+    """
+    jax.block_until_ready(state)
+    started = time.perf_counter()
+    with self.clock.spend("compile"):
+      self.keeper.prepare(self.setup.abstract)
+      runtime.give_back_memory()
+      if self.reporter.is_writing:
+        peak = preflight.device_peak(self.setup.mesh)
+        self.reporter.meter.peak = peak
+      checkpoint.preload()
+    self.reporter.meter.leave_out(time.perf_counter() - started)
 
   def _enter_stage(self, step: int):
     """Returns (stage, its batches) of a step where the batch grows."""

@@ -22,7 +22,6 @@ from gpt_jax.inference import generation, scoring
 from gpt_jax.machine import console, processes
 from gpt_jax.models import Model
 from gpt_jax.runs import goodput, metrics, plot
-from gpt_jax.training import preflight
 from gpt_jax.training import step as step_lib
 
 
@@ -93,7 +92,7 @@ class Reporter:
     self.meter = metrics.Meter(
       config.train.global_batch_size * config.data.seq_len,
       flops.train_flops_per_token(config.model, config.data.seq_len),
-      preflight.device_peak(mesh) if self.is_writing else None,
+      peak=None,  # the loop's to find, once the first step is done
       is_measured=mesh.devices.flat[0].platform == "cpu",
     )
     self.is_profiling = False

@@ -77,7 +77,8 @@ class Setup:
     # Before data are prepared, which can take hours.
     check_objective(config.model.family, config.data.objective)
     self.is_resumed = processes.share(lambda: self._look(config, is_replay))
-    checkpoint.preload()
+    if self.is_resumed:
+      checkpoint.preload()
     self._prepare(config)
     self._check_against_record()
     self.assembly = build.assemble(self.config)
@@ -214,7 +215,6 @@ class Setup:
       if self.is_resumed:
         state, meta = keeper.restore(self.abstract)
       else:
-        pool.submit(keeper.prepare, self.abstract)
         state = self.assembly.init_state()
         if init_from is not None:
           facts = processes.share(lambda: workdir_lib.read_facts(init_from))

@@ -6,6 +6,7 @@ the gradient's norm keeps the moments finite, and a parameter whose new value is
 not finite keeps its old one.
 """
 
+import functools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -24,7 +25,7 @@ from gpt_jax.metric_names import (
   NUM_SKIPPED,
 )
 from gpt_jax.models import Model
-from gpt_jax.training import optim
+from gpt_jax.training import optim, traced
 from gpt_jax.training.state import TrainState
 
 # Below this norm moments are finite in float32 and bfloat16, and need no check:
@@ -220,12 +221,15 @@ def lower_step(
 ) -> jax.stages.Lowered:
   """Returns the step, which donates its state, lowered but not compiled."""
   batch = objective.abstract_batch(config, batch_place)
-  shardings = jax.tree.map(lambda x: x.sharding, abstract)
   with jax.set_mesh(mesh):
-    jitted = jax.jit(
-      step_function, donate_argnums=0, out_shardings=(shardings, None)
-    )
-    return jitted.lower(abstract, batch)
+    return _jit_for(abstract)(step_function).lower(abstract, batch)
+
+
+def _jit_for(abstract: Any) -> Callable:
+  shardings = jax.tree.map(lambda x: x.sharding, abstract)
+  return functools.partial(
+    jax.jit, donate_argnums=0, out_shardings=(shardings, None)
+  )
 
 
 def compile_step(
@@ -238,11 +242,19 @@ def compile_step(
 ):
   """Returns (compiled step, seconds, peak bytes on a device or 0).
 
+  Traces the step, unless an earlier process has and traced.py stored it.
+
   Args:
     options: of XLA, beside COMPILER_OPTIONS.
   """
-  start = time.perf_counter()
-  lowered = lower_step(step_function, abstract, config, mesh, batch_place)
+  start, lowered = time.perf_counter(), None
+  if traced.is_served(mesh):
+    batch = objective.abstract_batch(config, batch_place)
+    path, jit = traced.path_of(config, mesh), _jit_for(abstract)
+    with jax.set_mesh(mesh):
+      lowered = traced.lower(path, jit, step_function, abstract, batch)
+  if lowered is None:
+    lowered = lower_step(step_function, abstract, config, mesh, batch_place)
   own = COMPILER_OPTIONS.get(mesh.devices.flat[0].platform, {})
   with jax.set_mesh(mesh):
     compiled = lowered.compile(compiler_options=own | (options or {}) or None)

@@ -214,6 +214,19 @@ def test_a_measured_peak_is_never_beaten(monkeypatch):
     assert found == [0.5, most, 0.5 if is_measured else 2.0]
 
 
+def test_a_pause_that_is_left_out_is_in_no_rate(monkeypatch):
+  now = [0.0]
+  monkeypatch.setattr(metrics.time, "perf_counter", lambda: now[0])
+  meter = metrics.Meter(100, 10, peak=None)
+  meter.leave_out(9.0)  # before anything is marked
+  for pause in (0.0, 5.0, 0.0, 7.0):
+    meter.mark()
+    now[0] += 2.0 + pause
+    meter.leave_out(pause)
+  meter.mark()
+  assert meter.rates()[metric_names.STEP_SECONDS] == 2.0
+
+
 def test_an_image_is_xml_whatever_its_names():
 
   name = "a\x00\x1b[31m]]><b>&\ud800\uffff\U0001f600é"

@@ -2,6 +2,8 @@
 
 import json
 
+from gpt_jax.training import preflight
+
 
 def test_a_run_without_bits_per_byte_is_reported_too(
   call_verb, small_run, tmp_path
@@ -19,3 +21,30 @@ def test_a_run_without_bits_per_byte_is_reported_too(
   (found,) = [row for row in map(json.loads, lines) if "eval/valid/loss" in row]
   assert "eval/valid/bits_per_byte" not in found
   assert (tmp_path / "run" / "plots" / "loss.svg").exists()
+
+
+def test_the_first_row_comes_before_what_can_wait(
+  call_verb, small_run, tmp_path, monkeypatch
+):
+  path, seen = tmp_path / "run" / "metrics.jsonl", []
+
+  def measure(mesh):
+    seen.extend(path.read_text().splitlines())
+    return 1e15
+
+  monkeypatch.setattr(preflight, "device_peak", measure)
+  done = call_verb(
+    "train",
+    *small_run,
+    "--config.optim.warmup_steps=0",
+    "--config.train.num_steps=4",
+    "--config.train.log_every_steps=1",
+    f"--workdir={tmp_path / 'run'}",
+  )
+  assert done.returncode == 0, done.stderr
+  (first,) = map(json.loads, seen)
+  assert first["step"] == 1 and "train/loss" in first
+  rows = list(map(json.loads, path.read_text().splitlines()))
+  assert any("perf/step_seconds" in row for row in rows)
+  for row in rows:
+    assert ("perf/mfu" in row) == ("perf/step_seconds" in row), row
