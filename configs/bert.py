@@ -46,6 +46,7 @@ def get_config(variant: str = "laptop"):
   config.data.seq_len = config.model.max_len = 512
   config.model.vocab_size = 30_522
   config.model.dropout_rate = 0.1
+  config.model.scan_layers = True
   config.model.compute_dtype = "bfloat16"
   config.optim.learning_rate = 1e-4
   config.optim.beta2 = 0.999

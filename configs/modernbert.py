@@ -48,6 +48,7 @@ def get_config(variant: str = "laptop"):
   config.model.vocab_size = 50_368
   # 64 tokens on each side.
   config.model.sliding_window = 65
+  config.model.scan_layers = True
   config.model.compute_dtype = "bfloat16"
   config.optim.learning_rate = 8e-4
   config.optim.warmup_steps = 2800
