@@ -10,11 +10,9 @@ Without a secret this keeps out mistakes, not somebody who knows this file.
 import contextlib
 import hashlib
 import hmac
-import importlib.metadata
 import ipaddress
 import json
 import pathlib
-import platform
 import selectors
 import socket
 import threading
@@ -50,6 +48,9 @@ def meet(place: runtime.Place, facts: dict) -> dict[int, "Line"]:
 
 def own_facts() -> dict:
   """Returns versions that must be the same in all processes."""
+  import importlib.metadata  # slow to import, and no --help needs it
+  import platform
+
   digest = hashlib.sha256()
   root = pathlib.Path(__file__).parents[1]
   for path in sorted(root.rglob("*.py")):

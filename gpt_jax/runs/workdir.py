@@ -6,12 +6,10 @@ tokenizer.json, checkpoints/, samples/, plots/, tensorboard/, profile/
 """
 
 import contextlib
-import importlib.metadata
 import json
 import os
 import re
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -41,6 +39,8 @@ def write_config(
   Args:
     tokenizer_fingerprint: None in a branch of a run that recorded none.
   """
+  import importlib.metadata  # slow to import, and no --help needs it
+
   record = {
     "config": config_lib.flatten(config),
     "fingerprint": config_lib.fingerprint(config),
@@ -234,6 +234,8 @@ def find_commit(source: str = gpt_jax.__file__) -> str | None:
   Args:
     source: the package's __init__.py.
   """
+  import subprocess
+
   here = os.path.dirname(os.path.abspath(source))
   top = os.path.dirname(here)
   # GIT_DIR and the like would select another repository.

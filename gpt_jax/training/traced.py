@@ -19,20 +19,17 @@ import contextlib
 import dataclasses
 import json
 import os
-import pathlib
 from collections.abc import Callable
-from importlib import metadata
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import export
 
-import gpt_jax
 from gpt_jax import config as config_lib
 from gpt_jax import digest, files
 from gpt_jax.config import Config, InputError
-from gpt_jax.machine import runtime
+from gpt_jax.machine import meeting, runtime
 
 # Files that are kept, the last written.
 MOST = 64
@@ -52,7 +49,6 @@ _SHARED = (
   "uses_global_constants",
   "calling_convention_version",
 )
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "ml_dtypes")
 
 
 def is_served(mesh: Any) -> bool:
@@ -66,24 +62,13 @@ def path_of(config: Config, mesh: Any) -> str:
   device = mesh.devices.flat[0]
   content = [
     {key: repr(value) for key, value in config_lib.flatten(config).items()},
-    hash_sources(),
-    {name: metadata.version(name) for name in _PACKAGES},
+    meeting.own_facts(),
     {name: repr(value) for name, value in jax.config.values.items()},
     runtime.compile_facts(),
     [device.device_kind, device.client.platform_version],
   ]
   name = digest.of_json(content)[:32]
   return os.path.join(runtime.cache_dir(), "steps", name)
-
-
-def hash_sources() -> str:
-  """Returns the digest of the package's sources."""
-  root = pathlib.Path(gpt_jax.__file__).parent
-  found = {
-    str(path.relative_to(root)): digest.of_bytes(path.read_bytes())
-    for path in root.rglob("*.py")
-  }
-  return digest.of_json(found)
 
 
 def lower(

@@ -126,8 +126,8 @@ def test_the_name_of_a_file_follows_from_all_that_decides_a_step(monkeypatch):
   names = {first, traced.path_of(other, run.mesh)}
   for change in (
     lambda patch: patch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=true"),
-    lambda patch: patch.setattr(traced, "hash_sources", lambda: "others"),
-    lambda patch: patch.setattr(traced.metadata, "version", lambda name: "9"),
+    lambda patch: patch.setattr(traced.meeting, "PACKAGES", ("jax",)),
+    lambda patch: patch.setattr(traced.meeting, "own_facts", lambda: {"a": 1}),
     lambda patch: patch.setattr(traced.runtime.os, "cpu_count", lambda: 999),
   ):
     with monkeypatch.context() as patch:
