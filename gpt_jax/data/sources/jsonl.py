@@ -67,7 +67,8 @@ class JsonSource:
         f"{where}: field {self._field!r} is {document.kind_of(text, '')}; it "
         "must be a string or a list of strings"
       )
-    if surrogate := _SURROGATE.search(text):
+    # isascii reads a flag, the search all the text.
+    if not text.isascii() and (surrogate := _SURROGATE.search(text)):
       raise InputError(
         f"{where}: field {self._field!r} holds half of a surrogate pair at "
         f"character {surrogate.start()}; it must be valid Unicode"
