@@ -101,14 +101,31 @@ def get_config() -> ConfigDict:
   # Nonlinearity of the MLP; gelu_tanh approximates gelu; swiglu and geglu have
   # a gate.
   model.mlp = "gelu_tanh"
-  # Experts (E) in place of every MLP, each of width mlp_dim, without biases;
-  # None is a plain MLP.
+  # Experts (E) in place of every MLP, without biases; None is a plain MLP.
   model.num_experts = placeholder(int)
-  # Experts that a token goes to (A); no token is ever dropped.
+  # Experts that a token goes to (A).
   model.experts_per_token = 2
+  # Hidden width of each expert; None means mlp_dim.
+  model.expert_mlp_dim = placeholder(int)
+  # Experts of the same width beside these, to which every token goes.
+  model.num_shared_experts = 0
+  # An expert takes this many times an even share of a sequence's tokens, those
+  # that come first; the others miss it. On a mesh, experts then exchange their
+  # tokens by all-to-all. None: no token is ever dropped, as in decoding.
+  model.expert_capacity_factor = placeholder(float)
+  # How the router scores experts; the chosen ones' scores, divided by their sum
+  # where there are several, are the weights of their outputs.
+  model.router_score = "softmax"
   # Weight in training of the loss, a layer, that grows as a sequence's tokens
   # crowd on few experts (1 where they spread evenly).
   model.router_balance_weight = 0.01
+  # Each expert has a bias that counts only where experts are chosen; a step
+  # lowers it by this much if the expert had more than an even share of the
+  # batch, else raises it (DeepSeek-V3 has 0.001, with sigmoid). 0: no biases.
+  model.router_bias_rate = 0.0
+  # Weight in training of the router's z-loss, a layer: the mean square of
+  # log(sum(exp(scores))), which keeps the scores small (ST-MoE has 0.001).
+  model.router_z_weight = 0.0
   # Biases in projections and, with layernorm, in the norms.
   model.bias = False
   # One matrix both embeds tokens and scores them.
@@ -124,8 +141,10 @@ def get_config() -> ConfigDict:
   model.logit_softcap = placeholder(float)
   # A query of a local layer sees this many last positions, itself included.
   model.sliding_window = placeholder(int)
-  # Which layers are local. uniform: all where there is a window, else none.
-  # Else kinds in the order of the layers, which repeat, as in 5*local+global.
+  # What each layer is: the kinds of layers in their order, which repeat, as in
+  # 5*local+global or, with experts in every second layer, dense+moe; both in
+  # one kind as local/dense. What a kind leaves open, and uniform in all layers:
+  # local where there is a window, else global; moe where there are experts.
   model.layer_pattern = "uniform"
   # Probability of dropping embeddings, attention weights, sublayer outputs.
   model.dropout_rate = 0.0

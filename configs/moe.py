@@ -1,4 +1,4 @@
-"""A mixture of experts (Shazeer et al. 2017): laptop, 8x7b.
+"""A mixture of experts (Shazeer et al. 2017): laptop, fine, 8x7b.
 
 8x7b is Mixtral's form (Jiang et al. 2024): Llama's with eight experts, of
 which a token goes to two. Its tokenizer is a file to give by its path:
@@ -6,19 +6,37 @@ which a token goes to two. Its tokenizer is a file to give by its path:
 at work for a token as llama.py:laptop, and 2.9 times as many in all:
 
   bash launch/local.sh --config=configs/moe.py:laptop
+
+fine has as many at work too, of 64 experts an eighth as wide (DeepSeekMoE, Dai
+et al. 2024): two are shared by all tokens, and a token goes to six others. The
+first layer has none. Scores are sigmoids, and biases balance the loads
+(DeepSeek-V3, 2024).
 """
 
 from configs import llama
 
+VARIANTS = ("laptop", "fine", "8x7b")
+
 
 def get_config(variant: str = "laptop"):
-  if variant not in ("laptop", "8x7b"):
-    raise ValueError(f"no variant {variant!r}; there are laptop, 8x7b")
+  if variant not in VARIANTS:
+    raise ValueError(f"no variant {variant!r}; there are {', '.join(VARIANTS)}")
   config = llama.get_config("8b" if variant == "8x7b" else "laptop")
   config.model.num_experts = 8
   config.model.experts_per_token = 2
   if variant == "laptop":
     config.model.mlp_dim = 512
+    return config
+  if variant == "fine":
+    config.model.layer_pattern = "dense+5*moe"
+    config.model.num_experts = 64
+    config.model.experts_per_token = 6
+    config.model.num_shared_experts = 2
+    config.model.expert_mlp_dim = 128
+    config.model.router_score = "sigmoid"
+    # Beside the biases, against crowds within a sequence.
+    config.model.router_balance_weight = 1e-4
+    config.model.router_bias_rate = 0.003
     return config
   config.data.seq_len = config.model.max_len = 4096
   config.model.vocab_size = 32_000

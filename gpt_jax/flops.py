@@ -41,40 +41,45 @@ CONVENTIONS = {
 
 def count_parameters(model: ModelConfig) -> dict[str, int]:
   """Returns {role: number of parameters}, without vocabulary padding."""
-  D, F, L, V = (
-    model.model_dim,
-    model.mlp_dim,
-    model.num_layers,
-    config_lib.vocab_size(model),
-  )
+  D, L, V = model.model_dim, model.num_layers, config_lib.vocab_size(model)
   N, K, H = (
     model.num_heads,
     config_lib.num_kv_heads(model),
     config_lib.head_dim(model),
   )
-  is_gated = config_lib.is_gated(model)
-  E = model.num_experts
+  num_moe = config_lib.mlp_kinds(model).count("moe")
+  E, F = model.num_experts or 0, sum_mlp_dims(model, model.num_experts or 0)
   has_norm_bias = model.bias and model.norm == "layernorm"
   is_post = model.norm_placement == "post"
   # A pre-norm model has a final norm.
   num_norms = 2 * L + (model.embed_norm if is_post else 1)
   has_transform = model.head == "transform"
   num_norms += has_transform
-  biases = N * H + 2 * K * H + D if model.bias else 0
-  biases += F + D if model.bias and E is None else 0
-  head_biases = (V + (D if model.bias else 0)) if has_transform else 0
+  biases = L * (N * H + 2 * K * H + D) if model.bias else 0
+  biases += (L - num_moe) * (model.mlp_dim + D) if model.bias else 0
+  biases += (V + (D if model.bias else 0)) if has_transform else 0
   num_positions = model.max_len if model.position == "learned" else 0
-  hidden = L * D * (N * H + 2 * K * H + (E or 1) * F * (1 + is_gated))
+  hidden = L * D * (N * H + 2 * K * H)
+  hidden += D * F * (1 + config_lib.is_gated(model))
   return {
     "embed": V * D,
     "position": (num_positions + (model.num_token_types or 0)) * D,
     "hidden": hidden + (D * D if has_transform else 0),
-    "residual": L * D * (N * H + (E or 1) * F),
-    "router": L * D * (E or 0),
+    "residual": L * D * N * H + D * F,
+    "router": num_moe * D * E,
     "unembed": 0 if model.tied_embeddings else V * D,
     "norm": num_norms * D + (2 * L * H if model.qk_norm else 0),
-    "bias": L * biases + head_biases + (num_norms * D if has_norm_bias else 0),
+    "balance": num_moe * E * (model.router_bias_rate > 0),
+    "bias": biases + (num_norms * D if has_norm_bias else 0),
   }
+
+
+def sum_mlp_dims(model: ModelConfig, num_experts: int) -> int:
+  """Returns the widths of all layers' MLPs together, with so many experts."""
+  num_moe = config_lib.mlp_kinds(model).count("moe")
+  each = num_experts + model.num_shared_experts
+  dense = (model.num_layers - num_moe) * model.mlp_dim
+  return dense + num_moe * each * config_lib.expert_mlp_dim(model)
 
 
 def count_active_parameters(model: ModelConfig) -> dict[str, int]:
@@ -86,14 +91,13 @@ def count_active_parameters(model: ModelConfig) -> dict[str, int]:
   if model.num_experts is None:
     return count
   active = dataclasses.replace(model, num_experts=model.experts_per_token)
-  return count_parameters(active) | {"router": count["router"]}
+  whole = {role: count[role] for role in ("router", "balance")}
+  return count_parameters(active) | whole
 
 
 def active_mlp_dim(model: ModelConfig) -> int:
-  """Returns the MLP width that one token uses: of A experts together."""
-  if model.num_experts is None:
-    return model.mlp_dim
-  return model.mlp_dim * model.experts_per_token
+  """Returns the MLP width that one token uses: a layer's, the mean of all."""
+  return sum_mlp_dims(model, model.experts_per_token) // model.num_layers
 
 
 def train_flops_per_token(model: ModelConfig, seq_len: int) -> int:

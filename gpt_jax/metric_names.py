@@ -9,6 +9,13 @@ BALANCE_LOSS = "train/balance_loss"
 Z_LOSS = "train/z_loss"
 # The part of the targets that are the likeliest token of their place.
 ACCURACY = "train/accuracy"
+ROUTER_Z_LOSS = "train/router_z_loss"
+# The part of the places of tokens with experts that were over a capacity.
+DROPPED = "train/dropped_frac"
+# The largest and smallest load of a layer's experts, 1 where all have the same;
+# "/00" and so on, the layer, follows.
+EXPERT_LOAD_MAX = "train/expert_load_max"
+EXPERT_LOAD_MIN = "train/expert_load_min"
 # The number of targets, by which the sums of a batch are divided.
 NUM_TARGETS = "train/num_targets"
 GRAD_NORM = "train/grad_norm"

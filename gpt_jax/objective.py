@@ -5,21 +5,28 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from gpt_jax import config as config_lib
 from gpt_jax import sharding
 from gpt_jax.config import Config, TrainConfig
 from gpt_jax.data.objectives import fields
 from gpt_jax.metric_names import (
   ACCURACY,
   BALANCE_LOSS,
+  DROPPED,
   LOSS,
   NUM_TARGETS,
+  ROUTER_Z_LOSS,
   Z_LOSS,
 )
 from gpt_jax.models import Model
 from gpt_jax.ops import cross_entropy
 
-# Sums of make_loss that are averaged over sequences; the others over targets.
-PER_SEQUENCE = (BALANCE_LOSS,)
+# The sum of make_loss that stays one: int32 tokens of each expert, by layer.
+COUNTS = "counts"
+# Sums that are averaged over sequences; the others over targets.
+PER_SEQUENCE = (BALANCE_LOSS, ROUTER_Z_LOSS, DROPPED)
+# Sums of make_loss over layers, whose mean over them is the metric.
+PER_LAYER = (BALANCE_LOSS, ROUTER_Z_LOSS, DROPPED)
 
 
 def abstract_batch(config: Config, batch_place: jax.sharding.Sharding | None):
@@ -33,11 +40,12 @@ def make_objective(model: Model, train: TrainConfig):
   """Returns objective(params, batch, key, totals) -> (minimised, metrics).
 
   minimised is the mean loss over targets, plus train.z_loss_weight times the
-  z-loss and model.router_balance_weight times the experts' balance loss.
-  metrics is {public name: mean}, to be added over microbatches: LOSS (nats per
-  target), Z_LOSS if it has a weight, BALANCE_LOSS with experts (mean over
-  layers; 1 is even), and any other sum of make_loss. All are unweighted;
-  Z_LOSS and BALANCE_LOSS are not part of LOSS.
+  z-loss, and in each layer with experts model.router_balance_weight times their
+  balance loss and model.router_z_weight times their router's z-loss. metrics is
+  {public name: mean}, to be added over microbatches: LOSS (nats per target),
+  Z_LOSS if it has a weight, with experts BALANCE_LOSS (mean over layers; 1 is
+  even), ROUTER_Z_LOSS if it has a weight, DROPPED with a capacity and COUNTS,
+  and any other sum of make_loss. All are unweighted; none is part of LOSS.
 
   totals is what `count_totals` returns for the global batch, of which `batch`
   may be one microbatch.
@@ -47,12 +55,15 @@ def make_objective(model: Model, train: TrainConfig):
     weights[Z_LOSS] = train.z_loss_weight
   if c.num_experts is not None:
     weights[BALANCE_LOSS] = c.router_balance_weight
+    if c.router_z_weight:
+      weights[ROUTER_Z_LOSS] = c.router_z_weight
   sum_loss = make_loss(model, train.num_loss_chunks, tuple(weights))
 
   def objective(params, batch, key, totals):
     num_targets, num_rows = totals
     sums = sum_loss(params, batch, key)
     del sums[NUM_TARGETS]  # of the microbatch; totals has the batch's
+    counts = {k: sums.pop(k) for k in (COUNTS,) if k in sums}
     metrics = {
       name: total / (num_rows if name in PER_SEQUENCE else num_targets)
       for name, total in sums.items()
@@ -60,9 +71,10 @@ def make_objective(model: Model, train: TrainConfig):
     minimised = metrics[LOSS]
     for name, weight in weights.items():
       minimised += weight * metrics[name]
-    if BALANCE_LOSS in metrics:
-      metrics[BALANCE_LOSS] /= c.num_layers
-    return minimised, metrics
+    for name in PER_LAYER:
+      if name in metrics:
+        metrics[name] /= config_lib.mlp_kinds(c).count("moe")
+    return minimised, metrics | counts
 
   return objective
 
@@ -86,8 +98,9 @@ def make_loss(model: Model, num_chunks: int, others: Sequence[str] = ()):
 
   LOSS in nats and NUM_TARGETS, by which the other sums are divided (those of
   PER_SEQUENCE by the number of rows). If `others` names them, also Z_LOSS
-  (cross_entropy.squared_log_z), BALANCE_LOSS, the load balancing of experts
-  (models/moe.py), summed over layers too, and ACCURACY.
+  (cross_entropy.squared_log_z), ACCURACY, BALANCE_LOSS and ROUTER_Z_LOSS
+  (models/moe.py), which are summed over layers too, and with BALANCE_LOSS the
+  COUNTS of experts and what they DROPPED.
 
   A new metric of training and evaluation is one entry of these sums, and its
   name in metric_names.py.
@@ -97,7 +110,7 @@ def make_loss(model: Model, num_chunks: int, others: Sequence[str] = ()):
 
   Args:
     num_chunks: parts of the logits, computed one at a time; 1 for all at once.
-    others: any of Z_LOSS, BALANCE_LOSS, ACCURACY.
+    others: any of Z_LOSS, BALANCE_LOSS, ROUTER_Z_LOSS, ACCURACY.
   """
   has_z, has_balance = Z_LOSS in others, BALANCE_LOSS in others
 
@@ -116,8 +129,13 @@ def make_loss(model: Model, num_chunks: int, others: Sequence[str] = ()):
       needs_balance=has_balance,
     )
     if has_balance:
-      out, balance_B = out
-      sums[BALANCE_LOSS] = balance_B.sum()
+      out, routing = out
+      sums[BALANCE_LOSS] = routing["balance_B"].sum(0).sum()
+      sums[COUNTS] = routing["count_BE"].sum(1)
+      if ROUTER_Z_LOSS in others:
+        sums[ROUTER_Z_LOSS] = routing["z_B"].sum()
+      if "dropped_B" in routing:
+        sums[DROPPED] = routing["dropped_B"].sum()
     if ACCURACY in others:
       sums[ACCURACY] = _count_hits(model, out, targets_BT, mask_BT, num_chunks)
     if num_chunks == 1:

@@ -44,8 +44,11 @@ ROLES = (
   "unembed",  # the output matrix when not tied
   "norm",  # scales of norms: start at one
   "bias",  # start at zero
+  "balance",  # biases of the choice of experts: no optimizer moves them
 )
 
+# Roles that start at a constant; the others are drawn.
+CONSTANT = {"norm": 1.0, "bias": 0.0, "balance": 0.0}
 # Weight decay applies to matrices only.
 DECAYED = ("embed", "position", "hidden", "residual", "router", "unembed")
 # Muon orthogonalizes the matrices between two hidden widths.
@@ -145,10 +148,8 @@ def init_param(
   model: ModelConfig,
 ):
   """Returns an initial parameter of `shape`; normal, ones or zeros by role."""
-  if spec.role == "norm":
-    return jnp.ones(shape, dtype)
-  if spec.role == "bias":
-    return jnp.zeros(shape, dtype)
+  if spec.role in CONSTANT:
+    return jnp.full(shape, CONSTANT[spec.role], dtype)
   scale = init_std(spec.role, model)
   return (scale * jax.random.normal(key, shape, jnp.float32)).astype(dtype)
 

@@ -91,6 +91,35 @@ FORMS = {
   ),
   "moe_alone": dict(num_experts=3, experts_per_token=1, bias=True),
   "moe_post_norm": dict(num_experts=6, norm_placement="post"),
+  # A period of several kinds with different parameters, and what is left over.
+  "moe_second": dict(
+    num_layers=6,
+    layer_pattern="dense+local/moe+2*global/dense",
+    sliding_window=5,
+    num_experts=4,
+    expert_mlp_dim=12,
+    num_shared_experts=2,
+    mlp="swiglu",
+  ),
+  # Both stacks have layers before the scan, which is over the last two.
+  "moe_first_dense": dict(
+    num_layers=5,
+    layer_pattern="dense+moe+dense+2*moe",
+    num_experts=4,
+    expert_mlp_dim=12,
+    bias=True,
+  ),
+  "moe_sigmoid": dict(
+    num_experts=4,
+    num_shared_experts=1,
+    router_score="sigmoid",
+    router_bias_rate=0.01,
+    router_z_weight=0.01,
+  ),
+  # With room for all, as cached tokens have.
+  "moe_capacity": dict(
+    num_experts=4, expert_capacity_factor=4.0, mlp="swiglu", position="rope"
+  ),
   "mup": dict(parametrization="mup", base_dim=8, tied_embeddings=False),
   "completep": dict(
     parametrization="completep",

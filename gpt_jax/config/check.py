@@ -2,7 +2,12 @@
 
 import dataclasses
 
-from gpt_jax.config.derived import has_prefixes, head_dim, layer_kinds
+from gpt_jax.config.derived import (
+  has_prefixes,
+  head_dim,
+  layer_kinds,
+  mlp_kinds,
+)
 from gpt_jax.config.schema import (
   MAX_INT32,
   Config,
@@ -46,17 +51,7 @@ def check_together(c: Config) -> None:
       f"even; it is {head_dim(m)}"
     )
   _check_layers(m)
-  if m.num_experts is not None:
-    if m.experts_per_token > m.num_experts:
-      raise InputError(
-        f"model.experts_per_token is {m.experts_per_token}; it must be at most "
-        f"model.num_experts {m.num_experts}"
-      )
-    if c.mesh.expert > 0 and m.num_experts % c.mesh.expert:
-      raise InputError(
-        f"mesh.expert is {c.mesh.expert}; it must divide model.num_experts "
-        f"{m.num_experts}"
-      )
+  _check_experts(c)
   if c.data.seq_len > m.max_len:
     raise InputError(
       f"data.seq_len is {c.data.seq_len}, longer than model.max_len "
@@ -137,6 +132,57 @@ def _check_layers(m: ModelConfig) -> None:
     raise InputError(
       f"model.local_rope_theta is {m.local_rope_theta:g}; it is the rope base "
       "of local layers, and there are none, or position is not rope"
+    )
+
+
+def _check_experts(c: Config) -> None:
+  """Refuses experts that cannot be, and settings of experts without them."""
+  m, kinds = c.model, mlp_kinds(c.model)
+  if m.num_experts is None:
+    if "moe" in kinds:
+      raise InputError(
+        f"model.layer_pattern is {m.layer_pattern!r} and model.num_experts is "
+        "None; set it to the number of experts of a moe layer"
+      )
+    for key in (
+      "expert_mlp_dim",
+      "num_shared_experts",
+      "expert_capacity_factor",
+      "router_bias_rate",
+      "router_z_weight",
+    ):
+      if getattr(m, key):
+        raise InputError(
+          f"model.{key} is {getattr(m, key)} and model.num_experts is None; "
+          "set num_experts, or leave both"
+        )
+    return
+  if "moe" not in kinds:
+    raise InputError(
+      f"model.num_experts is {m.num_experts} and model.layer_pattern is "
+      f"{m.layer_pattern!r}, all dense; name moe layers, or leave it None"
+    )
+  if m.experts_per_token > m.num_experts:
+    raise InputError(
+      f"model.experts_per_token is {m.experts_per_token}; it must be at most "
+      f"model.num_experts {m.num_experts}"
+    )
+  if m.expert_capacity_factor is not None:
+    asked = f"model.expert_capacity_factor is {m.expert_capacity_factor:g}"
+    if c.data.packing == "documents":
+      raise InputError(
+        f"{asked} and data.packing is documents, which would take each other's "
+        "places; leave it None, or packing stream"
+      )
+    if c.mesh.seq != 1:
+      raise InputError(
+        f"{asked}, which counts whole sequences, and mesh.seq is "
+        f"{c.mesh.seq}; it must be 1"
+      )
+  if c.mesh.expert > 0 and m.num_experts % c.mesh.expert:
+    raise InputError(
+      f"mesh.expert is {c.mesh.expert}; it must divide model.num_experts "
+      f"{m.num_experts}"
     )
 
 

@@ -2,7 +2,13 @@
 
 import dataclasses
 
-from gpt_jax.config.options import OBJECTIVES, BatchRamp, TokenizerSpec
+from gpt_jax.config.options import (
+  LAYER_KINDS,
+  MLP_KINDS,
+  OBJECTIVES,
+  BatchRamp,
+  TokenizerSpec,
+)
 from gpt_jax.config.schema import Config, DataConfig, ModelConfig, TrainConfig
 
 
@@ -32,27 +38,68 @@ def padded_vocab_size(model: ModelConfig) -> int:
   return -(-vocab_size(model) // model.vocab_multiple) * model.vocab_multiple
 
 
+def expert_mlp_dim(model: ModelConfig) -> int:
+  """Returns the width of an expert."""
+  return model.expert_mlp_dim or model.mlp_dim
+
+
 def layer_kinds(model: ModelConfig) -> tuple[str, ...]:
-  """Returns the kind of each layer, global or local.
+  """Returns the kind of each layer's attention, one of LAYER_KINDS.
 
-  A local layer sees model.sliding_window slots. With model.layer_pattern
-  "uniform" all layers are local if there is a window, else global.
+  A local layer sees model.sliding_window slots. Where model.layer_pattern names
+  no attention, all layers are local if there is a window, else global.
   """
-  parts, depth = model.layer_pattern.parts, model.num_layers
-  if not parts:
-    parts = ((1, "global" if model.sliding_window is None else "local"),)
-  kinds = [kind for count, kind in parts for _ in range(count)]
-  return tuple(kinds[layer % len(kinds)] for layer in range(depth))
+  other = "global" if model.sliding_window is None else "local"
+  return _words(model, LAYER_KINDS, other)
 
 
-def layer_period(model: ModelConfig) -> int:
-  """Returns the number of layers after which the kinds repeat."""
-  kinds = layer_kinds(model)
-  return next(
-    n
-    for n in range(1, len(kinds) + 1)
-    if all(kinds[i] == kinds[i % n] for i in range(len(kinds)))
-  )
+def mlp_kinds(model: ModelConfig) -> tuple[str, ...]:
+  """Returns the kind of each layer's MLP, one of MLP_KINDS."""
+  other = "dense" if model.num_experts is None else "moe"
+  return _words(model, MLP_KINDS, other)
+
+
+def _words(model: ModelConfig, words: tuple[str, ...], other: str):
+  """Returns which of `words` each layer's kind has; `other` for none."""
+  kinds = [k for n, kind in model.layer_pattern.parts for k in n * [kind]]
+  pick = lambda kind: next((w for w in kind.split("/") if w in words), other)
+  each = [pick(kind) for kind in kinds or [""]]
+  return tuple(each[layer % len(each)] for layer in range(model.num_layers))
+
+
+def layer_stacks(model: ModelConfig, name: str = "blocks") -> tuple[str, ...]:
+  """Returns the stack that holds the parameters of each layer.
+
+  One, `name`, where all layers have the same parameters. Else one for each kind
+  of parameters: blocks_dense and blocks_moe. A layer's place in its stack is
+  the number of earlier layers in it.
+  """
+  differing = [kinds for kinds in (mlp_kinds(model),) if len(set(kinds)) > 1]
+  if not differing:
+    return (name,) * model.num_layers
+  return tuple("_".join((name, *each)) for each in zip(*differing, strict=True))
+
+
+def layer_cycle(model: ModelConfig) -> tuple[int, int]:
+  """Returns (start, period): from layer `start` on, the kinds repeat.
+
+  Of all such pairs, the one with the fewest layers that a scan over periods
+  traces: those before `start`, a period, and those left over at the end.
+  """
+  kinds = list(zip(layer_kinds(model), layer_stacks(model), strict=True))
+  depth, cycles = len(kinds), []
+  if len(set(kinds)) == 1:
+    return 0, 1
+  for start in range(depth):
+    rest = kinds[start:]
+    period = next(
+      n
+      for n in range(1, len(rest) + 1)
+      if all(rest[i] == rest[i - n] for i in range(n, len(rest)))
+    )
+    num_traced = start + period + len(rest) % period
+    cycles.append((num_traced, start, period))
+  return min(cycles)[1:]
 
 
 def has_prefixes(data: DataConfig) -> bool:

@@ -15,8 +15,9 @@ from gpt_jax.exits import InputError
 MAX_FLOAT32 = 3.4028234e38
 # Names in model.remat: activations of a block that the backward pass needs.
 REMAT_NAMES = ("block", "qkv", "attn", "mlp")
-# Kinds of layers in model.layer_pattern.
+# What a layer of model.layer_pattern may be: its attention, and its MLP.
 LAYER_KINDS = ("global", "local")
+MLP_KINDS = ("dense", "moe")
 # Kinds of data.tokenizer, and what follows the colon.
 TOKENIZERS = {
   "bytes": None,
@@ -110,7 +111,8 @@ class LayerPattern(ParsedOption):
   """model.layer_pattern.
 
   Attributes:
-    parts: ((number of layers, "global" or "local"), ...); () for uniform.
+    parts: ((number of layers, kind), ...); () for uniform. A kind is one of
+      LAYER_KINDS, one of MLP_KINDS, or both joined by "/".
   """
 
   FORMS = ("uniform", "N*KIND+...")
@@ -121,11 +123,16 @@ class LayerPattern(ParsedOption):
     for part in text.split("+") if text != "uniform" else ():
       count, star, kind = part.rpartition("*")
       is_count = count.isdecimal() and len(count) <= 6 and int(count) > 0
-      if kind not in LAYER_KINDS or (star and not is_count):
+      attention, _, mlp = kind.rpartition("/")
+      is_known = kind in LAYER_KINDS or (
+        mlp in MLP_KINDS and attention in ("", *LAYER_KINDS)
+      )
+      if not is_known or kind.startswith("/") or (star and not is_count):
         raise InputError(
           f"model.layer_pattern is {text!r}; it must be uniform, or the kinds "
-          f"({', '.join(LAYER_KINDS)}) of layers in order, which repeat: "
-          "local+global or 5*local+global"
+          f"({', '.join(LAYER_KINDS)}, {', '.join(MLP_KINDS)}, or one of each "
+          "joined by /) of layers in order, which repeat: local+global, "
+          "5*local+global or dense+26*moe"
         )
       parts.append((int(count) if star else 1, kind))
     self.parts = tuple(parts)

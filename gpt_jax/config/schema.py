@@ -116,7 +116,13 @@ class ModelConfig(Section):
   mlp: Literal["gelu_tanh", "gelu", "relu_squared", "swiglu", "geglu"]
   num_experts: Annotated[int | None, Bounds(1, 1 << 20)]
   experts_per_token: Annotated[int, Bounds(1, 1 << 20)]
+  expert_mlp_dim: Annotated[Count | None, Added(None)]
+  num_shared_experts: Annotated[int, Bounds(0, 1 << 20), Added(0)]
+  expert_capacity_factor: Annotated[float | None, Bounds(1e-3), Added(None)]
+  router_score: Annotated[Literal["softmax", "sigmoid"], Added("softmax")]
   router_balance_weight: NotNegative
+  router_bias_rate: Annotated[float, Bounds(0.0), Added(0.0)]
+  router_z_weight: Annotated[float, Bounds(0.0), Added(0.0)]
   bias: bool
   tied_embeddings: bool
   head: Annotated[Literal["linear", "transform"], Added("linear")]

@@ -14,29 +14,35 @@ from gpt_jax.parametrization import residual_multiplier
 
 
 class Block(nn.Module):
-  """Attention and MLP, or experts, each around a residual, with norms."""
+  """Attention and MLP, or experts, each around a residual, with norms.
+
+  Attributes:
+    mlp_kind: one of config.MLP_KINDS.
+  """
 
   config: ModelConfig
   rules: str
+  mlp_kind: str = "dense"
 
   @nn.compact
   def __call__(self, x_BTD, layer, context, cache=None, key=None):
-    """Returns (x_BTD, (cache, balance_B)).
+    """Returns (x_BTD, (cache, routing)).
 
     Args:
       layer: its index, which dropout is keyed by.
 
-    balance_B is that of the experts (moe.balance_of), None without experts.
+    routing is that of the experts (moe.MoE), None without experts.
     """
     c = self.config
     x_BTD = checkpoint_name(x_BTD, "block")
     key = None if key is None else jax.random.fold_in(key, layer)
     attn = Attention(c, self.rules, name="attn")
-    if c.num_experts is None:
+    if self.mlp_kind == "dense":
       dense = MLP(c, self.rules, name="mlp")
       mlp = lambda x: (dense(x), None)
     else:
-      mlp = MoE(c, self.rules, name="moe")
+      moe, is_cached = MoE(c, self.rules, name="moe"), cache is not None
+      mlp = lambda x: moe(x, is_cached)
     norm_attn, norm_mlp = Norm(c, name="norm_attn"), Norm(c, name="norm_mlp")
     branch = residual_multiplier(c)
     drop = lambda x, name: dropout(
@@ -54,14 +60,14 @@ class Block(nn.Module):
       y, cache = attn(whole(normed_BTD), context, cache, key)
       self.sow("taps", "attn_out", y)
       x_BTD = pin(x_BTD + drop(y, "attn"))
-      y, balance_B = mlp(whole(norm_mlp(x_BTD)))
+      y, routing = mlp(whole(norm_mlp(x_BTD)))
       self.sow("taps", "mlp_out", y)
       x_BTD = pin(x_BTD + drop(y, "mlp"))
     else:
       y, cache = attn(whole(x_BTD), context, cache, key)
       self.sow("taps", "attn_out", y)
       x_BTD = pin(norm_attn(x_BTD + drop(y, "attn")))
-      y, balance_B = mlp(whole(x_BTD))
+      y, routing = mlp(whole(x_BTD))
       self.sow("taps", "mlp_out", y)
       x_BTD = pin(norm_mlp(x_BTD + drop(y, "mlp")))
-    return x_BTD, (cache, balance_B)
+    return x_BTD, (cache, routing)

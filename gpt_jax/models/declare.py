@@ -45,7 +45,9 @@ def declare(module: nn.Module, name: str, shape, axes, role: str):
   spec = specify(axes, role, config, is_in_block)
 
   def init(key):
-    dtype = jnp.dtype(config.param_dtype)
+    # bfloat16 would lose the small steps of a balance.
+    is_balance = role == "balance"
+    dtype = jnp.dtype("float32" if is_balance else config.param_dtype)
     return Declared(init_param(key, spec, shape, dtype, config), spec)
 
   return module.param(name, init)

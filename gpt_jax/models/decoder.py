@@ -78,8 +78,8 @@ class Decoder(nn.Module):
       slots_BT: of tokens in rows that have prefixes (ops/visibility.py); None
         is the index of each token.
       is_headless: return (x_BTD, w_VD) in place of logits, their product.
-      needs_balance: return (result, balance_B): the load balance of experts
-        (moe.balance_of), summed over layers.
+      needs_balance: return (result, routing), what stack.run_blocks says of
+        the experts.
     """
     c = self.config
     T = tokens_BT.shape[1]
@@ -111,7 +111,7 @@ class Decoder(nn.Module):
     x_BTD = sharding.constrain(
       x_BTD, ("batch", "residual_length", "residual"), self.rules
     )
-    x_BTD, cache, balance_B = run_blocks(self, x_BTD, contexts, cache, key)
+    x_BTD, cache, routing = run_blocks(self, x_BTD, contexts, cache, key)
     self.sow("taps", "residual_out", x_BTD)
     if c.norm_placement == "pre":
       x_BTD = Norm(c, name="final_norm")(x_BTD)
@@ -121,12 +121,14 @@ class Decoder(nn.Module):
     out = read_out(self, x_BTD, embed.table_VD, is_headless)
     if cache is not None:
       out = out, cache
-    return (out, balance_B) if needs_balance else out
+    return (out, routing) if needs_balance else out
 
 
 def _fuse(tree: dict, join) -> dict:
-  blocks = dict(tree["blocks"])
-  attn = dict(blocks["attn"])
-  attn[FUSED] = join([attn.pop(name) for name in "qkv"])
-  blocks["attn"] = attn
-  return {**tree, "blocks": blocks}
+  fused = dict(tree)
+  for stack in tree:
+    if stack.startswith("blocks"):
+      attn = dict(tree[stack]["attn"])
+      attn[FUSED] = join([attn.pop(name) for name in "qkv"])
+      fused[stack] = {**tree[stack], "attn": attn}
+  return fused

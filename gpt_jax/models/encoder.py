@@ -59,7 +59,7 @@ class Encoder(nn.Module):
       types_BT: int32 below num_token_types; None is 0.
       key: dropout key; None drops nothing.
       is_headless: return (x_BTD, w_VD) in place of logits, their product.
-      needs_balance: return (result, balance_B), as Decoder.
+      needs_balance: return (result, routing), as Decoder.
     """
     c = self.config
     slots_BT = jnp.arange(tokens_BT.shape[1])[None]
@@ -80,9 +80,9 @@ class Encoder(nn.Module):
     x_BTD = sharding.constrain(
       x_BTD, ("batch", "residual_length", "residual"), self.rules
     )
-    x_BTD, _, balance_B = run_blocks(self, x_BTD, contexts, key=key)
+    x_BTD, _, routing = run_blocks(self, x_BTD, contexts, key=key)
     self.sow("taps", "residual_out", x_BTD)
     if c.norm_placement == "pre":
       x_BTD = Norm(c, name="final_norm")(x_BTD)
     out = read_out(self, x_BTD, embed.table_VD, is_headless)
-    return (out, balance_B) if needs_balance else out
+    return (out, routing) if needs_balance else out

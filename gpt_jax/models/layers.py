@@ -86,33 +86,56 @@ class Norm(nn.Module):
 
 
 class MLP(nn.Module):
-  """Two projections with a nonlinearity between, or three with a gate."""
+  """Two projections with a nonlinearity between, or three with a gate.
+
+  Attributes:
+    width: F; None is mlp_dim.
+    has_bias: None is the config's.
+  """
 
   config: ModelConfig
   rules: str
+  width: int | None = None
+  has_bias: bool | None = None
 
   @nn.compact
   def __call__(self, x_BTD):
-    c, D, F = self.config, x_BTD.shape[-1], self.config.mlp_dim
-    w_in_DF = declare(self, "in", (D, F), ("embed", "mlp"), "hidden")
-    w_out_FD = declare(self, "out", (F, D), ("mlp", "embed"), "residual")
-    h_BTF = project(x_BTD, w_in_DF, c.grad_dtype)
-    if c.bias:
-      bias_F = declare(self, "in_bias", (F,), ("mlp",), "bias")
-      h_BTF = shift(h_BTF, bias_F, c.grad_dtype)
-    h_BTF = checkpoint_name(h_BTF, "mlp")
-    sides = [h_BTF]
+    c, D, F = self.config, x_BTD.shape[-1], self.width or self.config.mlp_dim
+    has_bias = c.bias if self.has_bias is None else self.has_bias
+    ws = {
+      "in": declare(self, "in", (D, F), ("embed", "mlp"), "hidden"),
+      "out": declare(self, "out", (F, D), ("mlp", "embed"), "residual"),
+    }
     if config_lib.is_gated(c):
-      w_gate_DF = declare(self, "gate", (D, F), ("embed", "mlp"), "hidden")
-      g_BTF = checkpoint_name(project(x_BTD, w_gate_DF, c.grad_dtype), "mlp")
-      sides.insert(0, g_BTF)
-    h_BTF = activate(ACTIVATIONS[c.mlp], *sides)
-    h_BTF = sharding.constrain(h_BTF, ("batch", "length", "mlp"), self.rules)
-    y_BTD = project(h_BTF, w_out_FD, c.grad_dtype)
-    if c.bias:
-      bias_D = declare(self, "out_bias", (D,), ("norm",), "bias")
-      y_BTD = shift(y_BTD, bias_D, c.grad_dtype)
-    return y_BTD
+      ws["gate"] = declare(self, "gate", (D, F), ("embed", "mlp"), "hidden")
+    biases = {}
+    if has_bias:
+      biases["in"] = declare(self, "in_bias", (F,), ("mlp",), "bias")
+      biases["out"] = declare(self, "out_bias", (D,), ("norm",), "bias")
+    return feed_forward(x_BTD, ws, biases, c, self.rules)
+
+
+def feed_forward(x_BTD, ws: dict, biases: dict, config, rules: str):
+  """Returns y_BTD of an MLP.
+
+  Args:
+    ws: w_DF "in", w_FD "out" and, with a gate, w_DF "gate".
+    biases: bias_F "in" and bias_D "out", or none.
+  """
+  c = config
+  h_BTF = project(x_BTD, ws["in"], c.grad_dtype)
+  if "in" in biases:
+    h_BTF = shift(h_BTF, biases["in"], c.grad_dtype)
+  sides = [checkpoint_name(h_BTF, "mlp")]
+  if "gate" in ws:
+    g_BTF = project(x_BTD, ws["gate"], c.grad_dtype)
+    sides.insert(0, checkpoint_name(g_BTF, "mlp"))
+  h_BTF = activate(ACTIVATIONS[c.mlp], *sides)
+  h_BTF = sharding.constrain(h_BTF, ("batch", "length", "mlp"), rules)
+  y_BTD = project(h_BTF, ws["out"], c.grad_dtype)
+  if "out" in biases:
+    y_BTD = shift(y_BTD, biases["out"], c.grad_dtype)
+  return y_BTD
 
 
 class Transform(nn.Module):

@@ -1,7 +1,8 @@
 """A model as functions: what training, decoding and studies call.
 
 A family is a Linen module (models/__init__.py) with these class attributes:
-  STACKS        names of its stacks of layers, "blocks"
+  STACKS        names of its stacks of layers, "blocks"; each is several where
+                layers have different parameters (config.layer_stacks)
   OBJECTIVES    options of data.objective that it can be trained with
   can_generate  whether it continues a text; then its __call__ takes a cache,
                 and it has a static method prepare(params, specs) -> (params,
@@ -49,6 +50,11 @@ class Model:
     """Whether the model continues a text token by token."""
     return self.module.can_generate
 
+  @property
+  def stacks(self) -> tuple[str, ...]:
+    """Names of the stacks of layers."""
+    return tuple(stack.stack_sizes(self.module, self.config))
+
   def abstract_params(self):
     """Returns (tree of ShapeDtypeStruct, the same tree of ParamSpec)."""
     boxed = stack.abstract_params(self.module, self.config)
@@ -65,13 +71,13 @@ class Model:
     """
     if self.config.scan_layers:
       return params
-    return stack.unstack_layers(params, self.module.STACKS)
+    return stack.unstack_layers(params, self.stacks)
 
   def stack_layers(self, unstacked):
     """Returns what unstack_layers was given."""
     if self.config.scan_layers:
       return unstacked
-    return stack.stack_layers(unstacked, self.module.STACKS)
+    return stack.stack_layers(unstacked, self.stacks)
 
   def apply(self, params, tokens_BT, positions_BT=None, segments_BT=None, **kw):
     """Returns logits_BTV float32; `kw` are the module's other arguments.
@@ -96,8 +102,8 @@ class Model:
     largest attention score.
     """
     out, saved = self.apply(params, tokens_BT, *args, mutable=["taps"], **kw)
-    saved = stack.stack_layers(saved["taps"], self.module.STACKS)
-    blocks = saved["blocks"]
+    saved = stack.stack_layers(saved["taps"], self.stacks)
+    blocks = stack.merge_stacks(saved, self.config)
     named = {"embed": saved["embed_out"], "residual": saved["residual_out"]}
     named |= {"attn": blocks["attn_out"], "mlp": blocks["mlp_out"]}
     named["score_max"] = blocks["attn"]["score_max"]
@@ -141,7 +147,7 @@ class Model:
       ready["embed"] = params["embed"]
       if c.tied_embeddings and low.dtype != table.dtype:
         ready["unembed"] = low
-    return stack.unstack_layers(ready, self.module.STACKS)
+    return stack.unstack_layers(ready, self.stacks)
 
   def round_weights(self, params):
     """Returns the parameters rounded to `weights`, stored in their own type."""

@@ -1,5 +1,6 @@
 """Stacks of layers: one tree, or one for each layer; and what remat saves."""
 
+import collections
 import dataclasses
 import functools
 
@@ -38,7 +39,10 @@ def rematerialised(config: ModelConfig, is_scanned: bool) -> type[Block]:
 
 
 def run_blocks(module: nn.Module, x_BTD, contexts: dict, cache=None, key=None):
-  """Runs all blocks of a family's module; returns (x_BTD, cache, balance_B).
+  """Runs all blocks of a family's module; returns (x_BTD, cache, routing).
+
+  routing is moe.MoE's, with a leading dim of the layers that have experts; None
+  without experts.
 
   Args:
     module: has config, rules and is_stacked, and calls this in its __call__.
@@ -47,76 +51,150 @@ def run_blocks(module: nn.Module, x_BTD, contexts: dict, cache=None, key=None):
     key: dropout key, or None.
   """
   c = module.config
-  kinds = config_lib.layer_kinds(c)
+  kinds, mlps = config_lib.layer_kinds(c), config_lib.mlp_kinds(c)
+  places = layer_places(c)
   block = rematerialised(c, module.is_stacked)
+  layers = range(c.num_layers)
   if module.is_initializing():
-    kinds = kinds[:1]  # all have the same parameters
+    # The others of a stack have the same parameters as its first.
+    layers = [layer for layer in layers if places[layer][1] == 0]
   elif module.is_stacked:
     return _scan_blocks(module, block, x_BTD, contexts, key)
-  caches, balances = [], []
-  for layer, kind in enumerate(kinds):
-    x_BTD, (kept, balance_B) = block(c, module.rules, name=f"blocks_{layer}")(
+  caches, routings = [], []
+  for layer in layers:
+    stack, at = places[layer]
+    own = block(c, module.rules, mlps[layer], name=f"{stack}_{at}")
+    x_BTD, (kept, routing) = own(
       x_BTD,
       layer,
-      contexts[kind],
+      contexts[kinds[layer]],
       None if cache is None else cache[layer],
       key,
     )
     caches.append(kept)
-    balances.append(balance_B)
-  balance_B = None if c.num_experts is None else sum(balances)
-  return x_BTD, None if cache is None else caches, balance_B
+    routings += [] if routing is None else [routing]
+  routing = None
+  if routings:
+    routing = jax.tree.map(lambda *x: jnp.stack(x), *routings)
+  return x_BTD, None if cache is None else caches, routing
 
 
 def _scan_blocks(module, block, x_BTD, contexts, key):
   """Runs blocks whose parameters are stacked: a scan over their periods.
 
-  Layers that are left over when the periods are done follow one by one.
-  Returns (x_BTD, None, balance_B).
+  Layers before the first period and after the last (config.layer_cycle) run one
+  by one. Returns (x_BTD, None, routing).
   """
-  c = module.config
-  kinds, period = config_lib.layer_kinds(c), config_lib.layer_period(c)
-  stacked = module.get_variable("params", "blocks")
+  c, places = module.config, layer_places(module.config)
+  kinds, mlps = config_lib.layer_kinds(c), config_lib.mlp_kinds(c)
+  start, period = config_lib.layer_cycle(c)
+  num_periods = (c.num_layers - start) // period
+  end = start + num_periods * period
+  stacks = {name: module.get_variable("params", name) for name, _ in places}
+  outs = {name: [] for name in stacks}
   has_taps = module.is_mutable_collection("taps")
+  sizes = collections.Counter(name for name, _ in places[start:][:period])
 
-  def one(x_BTD, layer, params, kind):
-    layer_module = block(c, module.rules, parent=None)
-    args = x_BTD, layer, contexts[kind], None, key
+  def one(x_BTD, layer, params, like):
+    """Runs a layer of the kinds of layer `like`."""
+    own = block(c, module.rules, mlps[like], parent=None)
+    args = x_BTD, layer, contexts[kinds[like]], None, key
     if not has_taps:
-      x_BTD, (_, balance_B) = layer_module.apply({"params": params}, *args)
-      return x_BTD, (balance_B, None)
-    (x_BTD, (_, balance_B)), kept = layer_module.apply(
+      x_BTD, (_, routing) = own.apply({"params": params}, *args)
+      return x_BTD, (routing, None)
+    (x_BTD, (_, routing)), kept = own.apply(
       {"params": params}, *args, mutable=["taps"]
     )
-    return x_BTD, (balance_B, kept["taps"])
+    return x_BTD, (routing, kept["taps"])
 
-  def some(x_BTD, layers_and_params):
-    layers, params = layers_and_params
-    outs = []
-    for i, kind in enumerate(kinds[:period]):
-      own = jax.tree.map(lambda p, i=i: p[i], (layers, params))
-      x_BTD, out = one(x_BTD, *own, kind)
-      outs.append(out)
-    return x_BTD, jax.tree.map(lambda *x: jnp.stack(x), *outs)
+  def alone(x_BTD, layer):
+    name, at = places[layer]
+    own = jax.tree.map(lambda p: p[at], stacks[name])
+    x_BTD, out = one(x_BTD, layer, own, layer)
+    outs[name].append(jax.tree.map(lambda x: x[None], out))
+    return x_BTD
 
-  layers, whole = jnp.arange(c.num_layers), c.num_layers // period * period
-  if period == 1:
-    run = lambda x_BTD, own: one(x_BTD, *own, kinds[0])
-    x_BTD, outs = jax.lax.scan(run, x_BTD, (layers, stacked))
-  else:
-    group = lambda p: p[:whole].reshape(-1, period, *p.shape[1:])
-    x_BTD, outs = jax.lax.scan(
-      some, x_BTD, jax.tree.map(group, (layers, stacked))
-    )
-    outs = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), outs)
-  for layer in range(whole, c.num_layers):
-    own = jax.tree.map(lambda p, i=layer: p[i], (layers, stacked))
-    x_BTD, out = one(x_BTD, *own, kinds[layer])
-    outs = jax.tree.map(lambda x, y: jnp.append(x, y[None], 0), outs, out)
-  balance_LB, taps = outs
-  if has_taps:
-    module.put_variable("taps", "blocks", taps)
-  return x_BTD, None, None if c.num_experts is None else balance_LB.sum(0)
+  def cycle(x_BTD, layer_and_parts):
+    first, parts = layer_and_parts
+    found = {name: [] for name in parts}
+    for i in range(period):
+      name, _ = places[start + i]
+      own, at = parts[name], len(found[name])
+      if sizes[name] > 1:
+        own = jax.tree.map(lambda p, at=at: p[at], own)
+      layer = first + i if i else first
+      x_BTD, out = one(x_BTD, layer, own, start + i)
+      found[name].append(out)
+    return x_BTD, {name: _join(jnp.stack, each) for name, each in found.items()}
+
+  for layer in range(start):
+    x_BTD = alone(x_BTD, layer)
+  firsts = dict(reversed(places[start : start + period]))
+  parts = {
+    name: _periods(stacks[name], at, sizes[name], num_periods)
+    for name, at in firsts.items()
+  }
+  x_BTD, found = jax.lax.scan(
+    cycle, x_BTD, (jnp.arange(start, end, period), parts)
+  )
+  for name, out in found.items():
+    if sizes[name] > 1:
+      out = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out)
+    outs[name].append(out)
+  for layer in range(end, c.num_layers):
+    x_BTD = alone(x_BTD, layer)
+  routing = None
+  for name, each in outs.items():
+    own, taps = _join(jnp.concatenate, each)
+    routing = own if routing is None else routing
+    if has_taps:
+      module.put_variable("taps", name, taps)
+  return x_BTD, None, routing
+
+
+def _periods(stack, first: int, size: int, num_periods: int):
+  """Returns `size` layers a period of a stack, with a leading dim of periods.
+
+  Args:
+    first: place of the first layer in the stack.
+  """
+
+  def split(p):
+    whole = num_periods * size
+    p = p if len(p) == whole else p[first : first + whole]
+    return p if size == 1 else p.reshape(-1, size, *p.shape[1:])
+
+  return jax.tree.map(split, stack)
+
+
+def _join(how, trees: list):
+  """Returns the tree of how([leaf of each tree]); of one tree, that one."""
+  if len(trees) == 1:
+    return trees[0]
+  return jax.tree.map(lambda *leaves: how(leaves), *trees)
+
+
+def layer_places(config: ModelConfig, name: str = "blocks"):
+  """Returns [(stack, place in it)] of the parameters of each layer."""
+  places, sizes = [], {}
+  for stack in config_lib.layer_stacks(config, name):
+    places.append((stack, sizes.setdefault(stack, 0)))
+    sizes[stack] += 1
+  return places
+
+
+def merge_stacks(trees: dict, config: ModelConfig):
+  """Returns one tree over all layers, in order, of {stack: tree} of "blocks".
+
+  The trees have the same structure.
+  """
+  places = layer_places(config)
+  own = {stack: trees[stack] for stack, _ in places}
+  if len(own) == 1:
+    return trees[places[0][0]]
+  pick = lambda at, *each: dict(zip(own, each, strict=True))[at[0]][at[1]]
+  join = lambda *each: jnp.stack([pick(at, *each) for at in places])
+  return jax.tree.map(join, *own.values())
 
 
 def stack_layers(params: dict, stacks) -> dict:
@@ -176,13 +254,25 @@ def abstract_params(module, config: ModelConfig):
   init = lambda key: module(plain, is_stacked=False).init(key, tokens)
   boxed = dict(jax.eval_shape(init, jax.random.key(0))["params"])
 
-  def stacked(box):
-    shape = (config.num_layers, *box.value.shape)
+  def stacked(box, size):
+    shape = (size, *box.value.shape)
     value = jax.ShapeDtypeStruct(shape, box.value.dtype)
     return box.replace(value=value, spec=box.spec.stacked())
 
   is_box = lambda x: isinstance(x, Declared)
-  for name in module.STACKS:
+  for name, size in stack_sizes(module, config).items():
     one = boxed.pop(f"{name}_0")
-    boxed[name] = jax.tree.map(stacked, one, is_leaf=is_box)
+    boxed[name] = jax.tree.map(
+      lambda box, n=size: stacked(box, n), one, is_leaf=is_box
+    )
   return boxed
+
+
+def stack_sizes(module, config: ModelConfig) -> dict[str, int]:
+  """Returns {stack: number of its layers} of a family's module."""
+  names = [
+    stack
+    for name in module.STACKS
+    for stack in config_lib.layer_stacks(config, name)
+  ]
+  return dict(collections.Counter(names))

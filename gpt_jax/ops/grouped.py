@@ -45,6 +45,36 @@ def _take_backward(copies, inverse_P, dy_PD):
 take_rows.defvjp(_take_forward, _take_backward)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def take_some(x_TD, place_S, slot_P, copies: int):
+  """Returns x_TD with rows repeated, then moved to slots: zeros where none is.
+
+  As take_rows, where some of the P = T * copies rows have no slot and some of
+  the S slots no row.
+
+  Args:
+    place_S: the row of a slot, before it is divided by copies; P for none.
+    slot_P: its inverse; S or more for none.
+  """
+  return _take_or_zero(x_TD, place_S // copies)
+
+
+def _take_or_zero(x_TD, index):
+  return x_TD.at[index].get(mode="fill", fill_value=0)
+
+
+def _some_forward(x_TD, place_S, slot_P, copies):
+  return _take_or_zero(x_TD, place_S // copies), slot_P
+
+
+def _some_backward(copies, slot_P, dy_SD):
+  dx_PD = _take_or_zero(dy_SD, slot_P)
+  return dx_PD.reshape(-1, copies, dy_SD.shape[-1]).sum(1), None, None
+
+
+take_some.defvjp(_some_forward, _some_backward)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
 def grouped(x_PD, w_EDF, sizes_E, grad_dtype: str, dim: int, axes: tuple):
   """Returns y_PF: the first sizes[0] rows times w[0], the next times w[1], ...
@@ -53,6 +83,7 @@ def grouped(x_PD, w_EDF, sizes_E, grad_dtype: str, dim: int, axes: tuple):
   and summed over `axes` in grad_dtype.
 
   Args:
+    x_PD: or x_ECD, groups of C rows each, with sizes_E None and y_ECF then.
     w_EDF: the parameter.
     dim, axes: the dim of w_EDF that is sharded, and the mesh axes it is over.
   """
@@ -68,14 +99,19 @@ def _grouped_backward(grad_dtype, dim, axes, saved, dy_PF):
   x_PD, w_EDF, sizes_E = saved
   whole_EDF = _whole(w_EDF, x_PD.dtype, dim, axes)
   dx_PD = _times(dy_PF, whole_EDF.swapaxes(1, 2), sizes_E)
-  outer = functools.partial(outer_by_blocks, dtype=grad_dtype)
-  dw_EDF = jax.lax.platform_dependent(
-    x_PD,
-    dy_PF,
-    sizes_E,
-    cpu=functools.partial(outer, most=CPU_BLOCK),
-    default=functools.partial(outer, most=BLOCK),
-  )
+  if sizes_E is None:
+    dw_EDF = jnp.einsum(
+      "ECD,ECF->EDF", x_PD, dy_PF, preferred_element_type=grad_dtype
+    )
+  else:
+    outer = functools.partial(outer_by_blocks, dtype=grad_dtype)
+    dw_EDF = jax.lax.platform_dependent(
+      x_PD,
+      dy_PF,
+      sizes_E,
+      cpu=functools.partial(outer, most=CPU_BLOCK),
+      default=functools.partial(outer, most=BLOCK),
+    )
   if axes:
     dw_EDF = jax.lax.psum_scatter(
       dw_EDF, axes, scatter_dimension=dim, tiled=True
@@ -94,6 +130,8 @@ def _whole(w_EDF, dtype, dim: int, axes: tuple):
 
 
 def _times(x_PD, w_EDF, sizes_E):
+  if sizes_E is None:
+    return jnp.einsum("ECD,EDF->ECF", x_PD, w_EDF)
   y_PF = jax.lax.platform_dependent(
     x_PD, w_EDF, sizes_E, cpu=times_by_blocks, default=jax.lax.ragged_dot
   )

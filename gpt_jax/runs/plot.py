@@ -2,6 +2,14 @@
 
 import dataclasses
 import math
+from collections.abc import Iterable
+
+from gpt_jax.metric_names import (
+  EXPERT_LOAD_MAX,
+  EXPERT_LOAD_MIN,
+  LOSS,
+  eval_name,
+)
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 720, 420, 60, 46, 34, 20
 COLORS = ("#9ec5e8", "#1f5fa8", "#c4501b", "#3b8a4e", "#7a4fa3", "#555555")
@@ -149,6 +157,51 @@ def draw_layers(
       f"{name}</text>"
     )
   return "\n".join([*parts, "</svg>\n"])
+
+
+def draw_run(rows: list[dict], sets: Iterable[str]) -> dict[str, str]:
+  """Returns {file: SVG} of a run's rows; loss.svg is the last.
+
+  Args:
+    rows: of metrics.jsonl.
+    sets: names of the validation sets.
+  """
+  curve = lambda name: [(r["step"], r[name]) for r in rows if name in r]
+  names = [LOSS, *(eval_name(name, "loss") for name in sets)]
+  loads = draw_loads(rows)
+  figures = {} if loads is None else {"expert_load.svg": loads}
+  loss = {name: curve(name) for name in names}
+  figures["loss.svg"] = draw_curves("loss, nats per token", "step", loss)
+  return figures
+
+
+def draw_loads(rows: list[dict]) -> str | None:
+  """Returns an SVG of the experts' loads over the steps, by layer.
+
+  A line for the largest load of each layer and a dashed one for the smallest;
+  1 is an even share. None where no row has any.
+
+  Args:
+    rows: of metrics.jsonl.
+  """
+  names = sorted({k for r in rows for k in r if k.startswith(EXPERT_LOAD_MAX)})
+  layers = []
+  for i, name in enumerate(names):
+    color = shade(i / max(1, len(names) - 1))
+    layer = int(name.rpartition("/")[2])
+    least = name.replace(EXPERT_LOAD_MAX, EXPERT_LOAD_MIN)
+    for what, label in ((name, f"layer {layer}"), (least, None)):
+      points = [(r["step"], r[what]) for r in rows if what in r]
+      layers.append(Layer("line", points, color, label, is_dashed=not label))
+  if not layers:
+    return None
+  return draw_layers(
+    "load of the busiest expert, and of the idlest (dashed)",
+    "step",
+    "load; 1 is an even share",
+    layers,
+    log="",
+  )
 
 
 def shade(share: float) -> str:

@@ -45,7 +45,7 @@ def in_chunks(model: Model, seed: int) -> tuple[Callable, tuple]:
   rows: dict[str, tuple[int, int]] = {}
 
   def plan(name: str, leaf: Any, spec: parametrization.ParamSpec) -> None:
-    if spec.role in ("norm", "bias"):
+    if spec.role in parametrization.CONSTANT:
       return
     key, layer_keys = fold_in(root, tree.hash_name(name)), None
     size, num_layers = math.prod(leaf.shape), 1
@@ -66,8 +66,8 @@ def in_chunks(model: Model, seed: int) -> tuple[Callable, tuple]:
 
     def take(name, leaf, spec):
       if name not in rows:
-        kind = jnp.ones if spec.role == "norm" else jnp.zeros
-        return kind(leaf.shape, leaf.dtype)
+        start = parametrization.CONSTANT[spec.role]
+        return jnp.full(leaf.shape, start, leaf.dtype)
       first, num_layers = rows[name]
       size = math.prod(leaf.shape) // num_layers
       count = num_layers * -(-size // CHUNK)

@@ -202,7 +202,7 @@ def _factor_spec(field: str, factor_shape, shape, spec: ParamSpec):
 def _num_stacked(spec: ParamSpec) -> int:
   """Returns the number of leading dims that index separate matrices."""
   is_matrix = [axis not in ("layers", "experts") for axis in spec.axes]
-  return is_matrix.index(True)
+  return [*is_matrix, True].index(True)
 
 
 def _adafactor(specs):

@@ -320,6 +320,8 @@ class Reporter:
       ("plots/loss.svg", "the loss curve"),
       ("metrics.jsonl", "every logged figure; also in tensorboard/"),
     ]
+    if c.model.num_experts is not None:
+      rows.append(("plots/expert_load.svg", "how busy experts were, by layer"))
     if c.sample.every_steps:
       rows.append(("samples/", "generated text"))
     self.screen.table(rows)
@@ -424,12 +426,8 @@ class Reporter:
     if self.writers is None:
       return
     rows = metrics.read_rows(self.writers.path)
-    curve = lambda name: [(r["step"], r[name]) for r in rows if name in r]
-    names = [metric_names.LOSS]
-    names += [metric_names.eval_name(n, "loss") for n in self.prepared.valid]
-    curves = {name: curve(name) for name in names}
-    svg = plot.draw_curves("loss, nats per token", "step", curves)
-    files.write_text(self._curve_path(), svg)
+    for name, svg in plot.draw_run(rows, self.prepared.valid).items():
+      files.write_text(os.path.join(self.workdir, "plots", name), svg)
 
   def _write(self, step: int, values: dict) -> None:
     if self.writers is not None:

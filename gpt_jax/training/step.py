@@ -15,10 +15,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gpt_jax import config as config_lib
 from gpt_jax import objective, tree
-from gpt_jax.config import Config
+from gpt_jax.config import Config, ModelConfig
 from gpt_jax.metric_names import (
   BATCH_HASH,
+  EXPERT_LOAD_MAX,
+  EXPERT_LOAD_MIN,
   GRAD_NORM,
   LEARNING_RATE,
   LOSS,
@@ -77,7 +80,9 @@ def make_gradient(model: Model, config: Config):
 
     one = jax.tree.map(lambda x: x[0], split)
     like = jax.eval_shape(grad, params, one, key, totals)
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), like)
+    is_whole = lambda x: jnp.issubdtype(x.dtype, jnp.integer)
+    wide = lambda x: x.dtype if is_whole(x) else jnp.float32
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, wide(x)), like)
     sums, metrics = jax.lax.scan(add, zeros, (jnp.arange(parts), split))[0]
     return model.stack_layers(sums), metrics
 
@@ -92,10 +97,9 @@ def make_train_step(
 ):
   """Returns step(state, batch) -> (state, metrics), to be jitted and donated.
 
-  metrics are scalars by name: the metrics of the objective, GRAD_NORM (before
-  clipping), LEARNING_RATE, NUM_SKIPPED and SKIPPED_IN_ROW; with
-  train.spike_factor also IS_SPIKE, and BATCH_HASH, which identifies the batch
-  of a skipped update.
+  metrics are scalars by name: the objective's, GRAD_NORM (before clipping),
+  LEARNING_RATE, NUM_SKIPPED, SKIPPED_IN_ROW and those of describe_load; with
+  train.spike_factor also IS_SPIKE, and BATCH_HASH, of a skipped update's batch.
   """
   gradient = make_gradient(model, config)
   ema_decay = config.train.ema_decay
@@ -107,6 +111,7 @@ def make_train_step(
       key = tree.key_for(jax.random.key(config.seed), "dropout")
       key = jax.random.fold_in(key, state.step)
     grads, sums = gradient(state.params, batch, key)
+    count_LE = sums.pop(objective.COUNTS, None)
     # float32 sums, whatever the dtype of the parameters.
     grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
     norm = optax.tree.norm(grads)
@@ -120,7 +125,8 @@ def make_train_step(
       if ema_decay is not None:
         # A smaller decay early on soon forgets the initial values.
         decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
-      return update(tx, grads, old, rate, decay)
+      settle = lambda new, old: balance_experts(model, new, old, count_LE)
+      return update(tx, grads, old, rate, decay, settle)
 
     norm_mean, is_spike = state.norm_mean, None
     if spike_factor is not None:
@@ -155,6 +161,7 @@ def make_train_step(
       LEARNING_RATE: rate,
       NUM_SKIPPED: state.num_skipped,
       SKIPPED_IN_ROW: state.skipped_in_row,
+      **describe_load(model.config, count_LE),
     }
     if is_spike is not None:
       metrics[IS_SPIKE] = is_spike.astype(jnp.float32)
@@ -183,22 +190,62 @@ def update(
   old: Any,
   rate: jax.Array,
   ema_decay: jax.Array | None,
+  settle: Callable[[Any, Any], Any] = lambda new, old: new,
 ):
   """Returns (params, opt_state, ema) after one update of `old`.
 
   Args:
     old: (params, opt_state, ema); ema may be None.
     rate, ema_decay: float32 scalars; ema_decay is None without ema.
+    settle: (new params, old params) -> params, those that no gradient moves.
   """
   params, opt_state, ema = old
   directions, opt_state = tx.update(grads, opt_state, params)
   move = lambda p, d: (p - rate * d).astype(p.dtype)
-  params = jax.tree.map(move, params, directions)
+  params = settle(jax.tree.map(move, params, directions), params)
   if ema is not None and ema_decay is not None:
     average = lambda e, p: e + (1 - ema_decay) * (p - e)
     ema = jax.tree.map(average, ema, params)
   params, ema = keep_finite((params, ema), (old[0], old[2]))
   return params, opt_state, ema
+
+
+def balance_experts(model: Model, new: Any, old: Any, count_LE):
+  """Returns params `new` with the biases of experts one step on from `old`.
+
+  b + rate * sign(even share - count) (DeepSeek-V3, 2024, 2.1.2), by the counts
+  of the whole batch: integers, so that the sign is the same on any mesh. No
+  optimizer moves these biases.
+
+  Args:
+    count_LE: int32, tokens of experts in each layer that has them.
+  """
+  rate = model.config.router_bias_rate
+  if not rate:
+    return new
+  total_L1, E = count_LE.sum(-1, keepdims=True), count_LE.shape[-1]
+  is_below_LE = count_LE < -(-total_L1 // E)
+  is_above_LE = count_LE > total_L1 // E
+  sign_LE = is_below_LE.astype(jnp.float32) - is_above_LE
+  one = lambda n, o, s: o + rate * sign_LE if s.role == "balance" else n
+  return jax.tree.map(one, new, old, model.abstract_params()[1])
+
+
+def describe_load(config: ModelConfig, count_LE) -> dict:
+  """Returns {name: largest or smallest load of a layer, 1 where it is even}.
+
+  EXPERT_LOAD_MAX and EXPERT_LOAD_MIN of each layer that has experts.
+  """
+  if count_LE is None:
+    return {}
+  kinds = config_lib.mlp_kinds(config)
+  layers = [layer for layer, kind in enumerate(kinds) if kind == "moe"]
+  found = {}
+  for layer, count_E in zip(layers, count_LE, strict=True):
+    even = count_E.sum() / count_E.size
+    found[f"{EXPERT_LOAD_MAX}/{layer:02}"] = count_E.max() / even
+    found[f"{EXPERT_LOAD_MIN}/{layer:02}"] = count_E.min() / even
+  return found
 
 
 def keep_finite(new: Any, old: Any):

@@ -33,6 +33,7 @@ COUNTS = {
   "local_global.py:laptop": (None, None),
   "local_global.py:1b": (128_256, 1_235_814_400),
   "moe.py:laptop": (None, None),
+  "moe.py:fine": (None, None),
   "moe.py:8x7b": (32_000, 46_702_792_704),
   "article.py": (None, None),
   "article.py:masked": (None, None),

@@ -58,6 +58,19 @@ FORMS = {
 }
 
 
+# Biases of 1e-3 would turn on the ties of an untrained router, which rounding
+# on other meshes decides.
+FORMS["moe_fine"] = FORMS["moe"] | dict(
+  layer_pattern="dense+moe",
+  expert_mlp_dim=32,
+  num_shared_experts=1,
+  router_score="sigmoid",
+  router_bias_rate=0.01,
+  router_z_weight=0.01,
+  expert_capacity_factor=1.25,
+)
+
+
 def run_config(form: str, mesh: dict, microbatches: int = 1, **model):
   config = base.get_config()
   with config.unlocked():
@@ -102,6 +115,7 @@ def losses_of(
   form = "gpt2" if config.model.bias else "llama"
   form = "moe" if config.model.num_experts else form
   form = "bert" if config.model.family == "encoder" else form
+  form = "moe_fine" if config.model.num_shared_experts else form
   source = run_config(form, {}, num_kv_heads=config.model.num_kv_heads)
   abstract = state.abstract_state(model, tx, config, mesh)
   now = jax.tree.map(
@@ -137,6 +151,7 @@ def reference():
     # Experts have meshes of their own below.
     pytest.param(f, n, marks=[pytest.mark.slow] * (f == "moe" and "8" in n))
     for f in FORMS
+    if f != "moe_fine"  # which counts whole sequences
     for n in MESHES
   ],
 )
@@ -151,15 +166,24 @@ def test_losses_agree_on_every_mesh_of_experts(name, reference):
   np.testing.assert_allclose(losses, reference["moe"], rtol=1e-5)
 
 
-def test_rows_that_cannot_be_split_meet_the_same_experts():
-  config = run_config("moe", dict(expert=4, tensor=2))
+@pytest.mark.parametrize("name", [n for n in EXPERT_MESHES if "seq" not in n])
+def test_limited_experts_agree_on_every_mesh(name, reference):
+  config = run_config("moe_fine", EXPERT_MESHES[name])
+  losses = losses_of(config)
+  np.testing.assert_allclose(losses, reference["moe_fine"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["moe", "moe_fine"])
+def test_rows_that_cannot_be_split_meet_the_same_experts(form):
+  config = run_config(form, dict(expert=4, tensor=2))
   mesh, model, _ = make_run(config, 8)
-  params = jax.tree.map(np.asarray, begun(run_config("moe", {}), 1).params)
+  params = jax.tree.map(np.asarray, begun(run_config(form, {}), 1).params)
   tokens = np.random.default_rng(0).integers(0, 250, (1, T)).astype(np.int32)
 
   def loss(params):
-    out, balance_B = model.apply(params, tokens, needs_balance=True)
-    return (jax.nn.log_softmax(out[..., :250]) ** 2).mean() + balance_B.sum()
+    out, routing = model.apply(params, tokens, needs_balance=True)
+    score = (jax.nn.log_softmax(out[..., :250]) ** 2).mean()
+    return score + routing["balance_B"].sum()
 
   both = jax.jit(jax.value_and_grad(loss))
   value, grads = both(params)
@@ -170,7 +194,7 @@ def test_rows_that_cannot_be_split_meet_the_same_experts():
   names = tree.flatten_with_names(grads)
   for name, grad in tree.flatten_with_names(theirs).items():
     np.testing.assert_allclose(grad, names[name], rtol=1e-3, atol=1e-5)
-    assert np.abs(grad).max() > 1e-4, name
+    assert name.endswith("moe/bias") or np.abs(grad).max() > 5e-5, name
 
 
 def test_the_expert_axis_splits_the_batch_of_any_model(reference):

@@ -189,10 +189,11 @@ def test_a_token_is_computed_as_it_would_be_alone():
 def test_balance_is_one_where_even_and_e_where_all_go_to_one():
   even = jnp.full((1, E, E), 1 / E)
   each = jnp.arange(E)[None, :, None]
-  np.testing.assert_allclose(moe.balance_of(even, each), 1.0, rtol=1e-6)
+  balance = lambda p, ids: moe.balance_of(p, moe.count_of(ids, E))
+  np.testing.assert_allclose(balance(even, each), 1.0, rtol=1e-6)
   crowd = jax.nn.one_hot(jnp.zeros((1, T), int), E)
   lone = jnp.zeros((1, T, 1), int)
-  np.testing.assert_allclose(moe.balance_of(crowd, lone), E, rtol=1e-6)
+  np.testing.assert_allclose(balance(crowd, lone), E, rtol=1e-6)
 
 
 def test_balance_pulls_tokens_off_a_crowded_expert():
@@ -200,7 +201,7 @@ def test_balance_pulls_tokens_off_a_crowded_expert():
   crowded = params | {"router": params["router"] * 0.1}
   x = jnp.abs(x)
   crowded["router"] = crowded["router"].at[:, 0].add(0.2)
-  balance = lambda p: apply(p, x)[1].mean()
+  balance = lambda p: apply(p, x)[1]["balance_B"].mean()
   start = float(balance(crowded))
   grad = jax.jit(jax.grad(balance))
   for _ in range(100):
@@ -210,8 +211,8 @@ def test_balance_pulls_tokens_off_a_crowded_expert():
 
 def test_each_sequence_has_its_own_balance():
   apply, params, x = layer()
-  both = apply(params, x)[1]
-  alone = [apply(params, x[i : i + 1])[1][0] for i in range(B)]
+  balance = lambda x: apply(params, x)[1]["balance_B"]
+  both, alone = balance(x), [balance(x[i : i + 1])[0] for i in range(B)]
   np.testing.assert_allclose(both, alone, rtol=1e-6)
   assert abs(float(both[0] - both[1])) > 1e-3
 
@@ -273,6 +274,9 @@ def test_active_parameters_are_those_of_a_model_of_so_many_experts():
   [
     ("model", dict(experts_per_token=6), "experts_per_token is 6.*at most"),
     ("mesh", dict(expert=2), "mesh.expert is 2; it must divide.*5"),
+    ("model", dict(layer_pattern="dense"), "'dense', all dense; name moe"),
+    ("model", dict(num_experts=None, layer_pattern="moe"), "None; set it to"),
+    ("model", dict(num_experts=None, num_shared_experts=1), "is 1 and.*None"),
   ],
 )
 def test_experts_that_cannot_be_are_refused(section, changes, words):
@@ -290,6 +294,9 @@ def test_a_model_without_experts_has_no_balance():
     model = build_model(model_config(num_experts=num_experts))
     apply = functools.partial(model.apply, needs_balance=True)
     params, _ = model.abstract_params()
-    logits, balance_B = jax.eval_shape(apply, params, tokens)
+    logits, routing = jax.eval_shape(apply, params, tokens)
     assert logits.shape[:2] == (B, T)
-    assert balance_B is None if num_experts is None else balance_B.shape == (B,)
+    if num_experts is None:
+      assert routing is None
+    else:
+      assert routing["balance_B"].shape == (2, B)

@@ -154,7 +154,7 @@ def estimate_terms(built, topology: Topology) -> Terms:
   across = 2 * reads * 2 * L * D * step * item * part(tensor)
   keys = 2 * config_lib.num_kv_heads(m) * config_lib.head_dim(m) * item
   spread = reads * L * keys * step * shape["seq"] * part(shape["seq"])
-  near = gather + scatter + across + spread
+  near = gather + scatter + across + spread + _exchanged(m, shape, step, reads)
   far = 0.0
   if inside >= topology.num_devices:
     near += copied
@@ -170,6 +170,20 @@ def estimate_terms(built, topology: Topology) -> Terms:
     ici=near / links,
     dcn=far / network,
   )
+
+
+def _exchanged(m, shape, tokens: int, passes: int) -> float:
+  """Returns the bytes that a device sends along axis expert in a step.
+
+  To and from the experts of each layer in each pass: every device's tokens, or
+  with a capacity the buffers of the others' experts (models/experts.py).
+  """
+  n, layers = shape["expert"], config_lib.mlp_kinds(m).count("moe")
+  rows = float(n - 1)
+  if m.expert_capacity_factor is not None:
+    rows = m.expert_capacity_factor * m.experts_per_token * (n - 1) / n
+  item = flops.DTYPE_BYTES[m.compute_dtype]
+  return 2 * passes * layers * rows * tokens * m.model_dim * item
 
 
 def _has_kernel(model, topology: Topology) -> bool:

@@ -152,7 +152,9 @@ def _mesh_shapes(config: Config, topology) -> list[dict[str, int]]:
   heads = config_lib.num_kv_heads(config.model)
   slices = topology.num_slices if topology.platform == "tpu" else 1
   tensors = [n for n in (1, 2, 4, 8, 16) if heads % n == 0]
-  seqs = [1, 2, 4, 8, 16] if config.data.seq_len >= LONG else [1]
+  is_whole = config.model.expert_capacity_factor is not None
+  is_long = config.data.seq_len >= LONG and not is_whole
+  seqs = [1, 2, 4, 8, 16] if is_long else [1]
   experts = config.mesh.expert if config.mesh.expert > 0 else 1
   for tensor in tensors:
     for seq in seqs:
