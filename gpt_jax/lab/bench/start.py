@@ -140,7 +140,9 @@ def start_once(config: Config, devices, cache: str | None) -> dict[str, float]:
   if cache is None:
     with tempfile.TemporaryDirectory() as empty:
       return start_once(config, devices, empty)
-  variables = {"JAX_COMPILATION_CACHE_DIR": cache}
+  variables = dict.fromkeys(
+    ("JAX_COMPILATION_CACHE_DIR", "XDG_CACHE_HOME"), cache
+  )
   start = time.perf_counter()
   with worker.Worker("gpt_jax", "train", config, devices, variables) as one:
     built = one.built
