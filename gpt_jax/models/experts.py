@@ -43,6 +43,7 @@ def capacity_of(config: ModelConfig, length: int) -> int | None:
   c = config
   if c.expert_capacity_factor is None:
     return None
+  assert c.num_experts is not None  # by config/check.py
   even = c.experts_per_token * length / c.num_experts
   return min(length, math.ceil(c.expert_capacity_factor * even))
 

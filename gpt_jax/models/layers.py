@@ -179,7 +179,7 @@ def read_out(module: nn.Module, x_BTD, table_VD, is_headless: bool):
     w_VD = declare(module, "unembed", (V, D), ("vocab", "embed"), "unembed")
   if is_headless and bias_V is None:
     return x_BTD, w_VD
-  if is_headless:
+  if is_headless and bias_V is not None:
     # The bias as columns of the matrix, whose width devices must divide.
     one = jax.nn.one_hot(jnp.zeros((), jnp.int32), BIAS_WIDTH)
     ones = jnp.broadcast_to(one, (*x_BTD.shape[:-1], BIAS_WIDTH))

@@ -110,7 +110,7 @@ def route(logits_BTE, bias_E, config: ModelConfig):
     biased_BTE = jax.lax.stop_gradient(p_BTE + bias_E[None, None])
     _, ids_BTA = jax.lax.top_k(biased_BTE, A)
     weight_BTA = jnp.take_along_axis(p_BTE, ids_BTA, axis=-1)
-  count_BE = count_of(ids_BTA, c.num_experts)
+  count_BE = count_of(ids_BTA, logits_BTE.shape[-1])
   routing = {
     "balance_B": balance_of(share_BTE, count_BE),
     "count_BE": count_BE,

@@ -67,11 +67,9 @@ class LibraryTokenizer:
     if self._ranked is None:
       return self._encode_by_library(texts)
     found = self._ranked.encode_batch(texts)
-    left = [i for i, ids in enumerate(found) if ids is None]
-    again = self._encode_by_library([texts[i] for i in left])
-    for i, ids in zip(left, again, strict=True):
-      found[i] = ids
-    return found
+    left = [text for text, ids in zip(texts, found, strict=True) if ids is None]
+    again = iter(self._encode_by_library(left))
+    return [next(again) if ids is None else ids for ids in found]
 
   def _encode_by_library(self, texts: list[str]) -> list[np.ndarray]:
     try:
