@@ -233,6 +233,9 @@ def get_config() -> ConfigDict:
   # Weight of the z-loss, the mean square of the logarithm of softmax's
   # denominator, which keeps logits from drifting together; 0 has none.
   train.z_loss_weight = 0.0
+  # Label smoothing: the part of each target's probability that all tokens share
+  # evenly; train/loss and every evaluation stay without it. 0 has none.
+  train.label_smoothing = 0.0
   # Decay a step of a moving average of the parameters, which is evaluated too
   # (generate and evaluate read it with --average=ema); None keeps none.
   train.ema_decay = placeholder(float)

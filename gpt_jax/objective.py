@@ -16,6 +16,7 @@ from gpt_jax.metric_names import (
   LOSS,
   NUM_TARGETS,
   ROUTER_Z_LOSS,
+  SMOOTHED_LOSS,
   Z_LOSS,
 )
 from gpt_jax.models import Model
@@ -39,13 +40,14 @@ def abstract_batch(config: Config, batch_place: jax.sharding.Sharding | None):
 def make_objective(model: Model, train: TrainConfig):
   """Returns objective(params, batch, key, totals) -> (minimised, metrics).
 
-  minimised is the mean loss over targets, plus train.z_loss_weight times the
-  z-loss, and in each layer with experts model.router_balance_weight times their
-  balance loss and model.router_z_weight times their router's z-loss. metrics is
-  {public name: mean}, to be added over microbatches: LOSS (nats per target),
-  Z_LOSS if it has a weight, with experts BALANCE_LOSS (mean over layers; 1 is
-  even), ROUTER_Z_LOSS if it has a weight, DROPPED with a capacity and COUNTS,
-  and any other sum of make_loss. All are unweighted; none is part of LOSS.
+  minimised is the mean loss over targets, smoothed by train.label_smoothing,
+  plus train.z_loss_weight times the z-loss, and in each layer with experts
+  model.router_balance_weight times their balance loss and model.router_z_weight
+  times their router's z-loss. metrics is {public name: mean}, to be added over
+  microbatches: LOSS (nats per target), SMOOTHED_LOSS with smoothing, Z_LOSS if
+  it has a weight, with experts BALANCE_LOSS (mean over layers; 1 is even),
+  ROUTER_Z_LOSS if it has a weight, DROPPED with a capacity and COUNTS, and any
+  other sum of make_loss. All are unweighted; none is part of LOSS.
 
   totals is what `count_totals` returns for the global batch, of which `batch`
   may be one microbatch.
@@ -57,7 +59,11 @@ def make_objective(model: Model, train: TrainConfig):
     weights[BALANCE_LOSS] = c.router_balance_weight
     if c.router_z_weight:
       weights[ROUTER_Z_LOSS] = c.router_z_weight
-  sum_loss = make_loss(model, train.num_loss_chunks, tuple(weights))
+  smoothing = None
+  if train.label_smoothing > 0:
+    vocab_size = config_lib.vocab_size(c)
+    smoothing = cross_entropy.Smoothing(train.label_smoothing, vocab_size)
+  sum_loss = make_loss(model, train.num_loss_chunks, tuple(weights), smoothing)
 
   def objective(params, batch, key, totals):
     num_targets, num_rows = totals
@@ -68,7 +74,7 @@ def make_objective(model: Model, train: TrainConfig):
       name: total / (num_rows if name in PER_SEQUENCE else num_targets)
       for name, total in sums.items()
     }
-    minimised = metrics[LOSS]
+    minimised = metrics[LOSS if smoothing is None else SMOOTHED_LOSS]
     for name, weight in weights.items():
       minimised += weight * metrics[name]
     for name in PER_LAYER:
@@ -93,7 +99,12 @@ def inputs_of(batch: dict) -> dict:
   return {f"{k}_BT": array for k, array in batch.items() if k not in outputs}
 
 
-def make_loss(model: Model, num_chunks: int, others: Sequence[str] = ()):
+def make_loss(
+  model: Model,
+  num_chunks: int,
+  others: Sequence[str] = (),
+  smoothing: cross_entropy.Smoothing | None = None,
+):
   """Returns loss(params, batch, key) -> {public name: sum over the batch}.
 
   LOSS in nats and NUM_TARGETS, by which the other sums are divided (those of
@@ -111,7 +122,13 @@ def make_loss(model: Model, num_chunks: int, others: Sequence[str] = ()):
   Args:
     num_chunks: parts of the logits, computed one at a time; 1 for all at once.
     others: any of Z_LOSS, BALANCE_LOSS, ROUTER_Z_LOSS, ACCURACY.
+    smoothing: also return SMOOTHED_LOSS, and LOSS without a gradient.
   """
+  # In the order in which cross_entropy returns them.
+  z_names = (Z_LOSS,) if Z_LOSS in others else ()
+  names = LOSS, NUM_TARGETS, *z_names
+  if smoothing is not None:
+    names = SMOOTHED_LOSS, NUM_TARGETS, *z_names, LOSS
   has_z, has_balance = Z_LOSS in others, BALANCE_LOSS in others
 
   def loss(params, batch, key=None):
@@ -139,9 +156,10 @@ def make_loss(model: Model, num_chunks: int, others: Sequence[str] = ()):
     if ACCURACY in others:
       sums[ACCURACY] = _count_hits(model, out, targets_BT, mask_BT, num_chunks)
     if num_chunks == 1:
-      found = cross_entropy.cross_entropy(out, targets_BT, mask_BT)
+      found = cross_entropy.cross_entropy(out, targets_BT, mask_BT, smoothing)
       if has_z:
-        found = *found, cross_entropy.squared_log_z(out, mask_BT)
+        square = cross_entropy.squared_log_z(out, mask_BT)
+        found = *found[:2], square, *found[2:]
     else:
       if mask_BT is None:
         mask_BT = jnp.ones(targets_BT.shape, jnp.float32)
@@ -154,8 +172,9 @@ def make_loss(model: Model, num_chunks: int, others: Sequence[str] = ()):
         model.rules,
         model.config.grad_dtype,
         has_z,
+        smoothing,
       )
-    return sums | dict(zip((LOSS, NUM_TARGETS, Z_LOSS), found, strict=False))
+    return sums | dict(zip(names, found, strict=True))
 
   return loss
 

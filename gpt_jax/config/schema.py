@@ -173,6 +173,7 @@ class TrainConfig(Section):
   num_microbatches: Annotated[Count, FREE]
   num_loss_chunks: Annotated[Count, FREE]
   z_loss_weight: NotNegative
+  label_smoothing: Annotated[float, Bounds(0.0, 0.99), Added(0.0)]
   ema_decay: Decay | None
   log_every_steps: Annotated[Steps, FREE]
   telemetry_every_steps: Annotated[Steps, FREE]

@@ -5,6 +5,7 @@ up to the same figure however the batch is split.
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +16,47 @@ from gpt_jax.ops.matmul import multiply, multiply_over_rows
 from gpt_jax.ops.visibility import MASK_VALUE
 
 
-def cross_entropy(logits_BTV, targets_BT, mask_BT=None):
+class Smoothing(NamedTuple):
+  """Label smoothing (Szegedy et al. 2016, section 7).
+
+  Attributes:
+    rate: the part of each target's probability that all tokens share evenly.
+    vocab_size: the number of tokens, rows of padding left out.
+  """
+
+  rate: float
+  vocab_size: int
+
+  def soften(self, is_target_V, ids_V):
+    """Returns the smoothed targets, (..., V), of one-hot ones."""
+    soft_V = (1 - self.rate) * is_target_V + self.rate / self.vocab_size
+    return jnp.where(ids_V < self.vocab_size, soft_V, 0)
+
+  def sum_real(self, logits_V, ids_V):
+    """Returns the sum over V of the logits of tokens."""
+    return jnp.where(ids_V < self.vocab_size, logits_V, 0).sum(-1)
+
+  def smooth(self, nll, picked, total):
+    """Returns smoothed nats: the cross-entropy with the smoothed targets.
+
+    They are -(1 - rate) log p(target) - rate mean(log p), which is the plain
+    nats plus rate (log p(target) - mean(log p)); log Z cancels in the brackets.
+
+    Args:
+      nll: plain nats.
+      picked: the logit of the target.
+      total: sum_real of the logits.
+    """
+    return nll + self.rate * (picked - total / self.vocab_size)
+
+
+def cross_entropy(
+  logits_BTV, targets_BT, mask_BT=None, smoothing: Smoothing | None = None
+):
   """Returns (sum of negative log-likelihoods in nats, number of targets).
+
+  With smoothing, the sum is the smoothed loss, and the plain one, which has no
+  gradient, comes last.
 
   Args:
     logits_BTV: float32.
@@ -26,9 +66,15 @@ def cross_entropy(logits_BTV, targets_BT, mask_BT=None):
   log_z_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
   picked = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)
   nll_BT = log_z_BT - picked[..., 0]
-  if mask_BT is None:
-    return nll_BT.sum(), jnp.float32(nll_BT.size)
-  return (nll_BT * mask_BT).sum(), mask_BT.sum()
+  weigh = lambda a_BT: (a_BT if mask_BT is None else a_BT * mask_BT).sum()
+  count = jnp.float32(nll_BT.size) if mask_BT is None else mask_BT.sum()
+  plain = weigh(nll_BT)
+  if smoothing is None:
+    return plain, count
+  ids_V = jnp.arange(logits_BTV.shape[-1])
+  total_BT = smoothing.sum_real(logits_BTV, ids_V)
+  smooth_BT = smoothing.smooth(nll_BT, picked[..., 0], total_BT)
+  return weigh(smooth_BT), count, jax.lax.stop_gradient(plain)
 
 
 def squared_log_z(logits_BTV, mask_BT=None):
@@ -82,6 +128,7 @@ def chunked_cross_entropy(
   rules,
   grad_dtype,
   has_z: bool = False,
+  smoothing: Smoothing | None = None,
 ):
   """Returns cross_entropy without ever holding all logits.
 
@@ -99,7 +146,8 @@ def chunked_cross_entropy(
     cap: elementwise function of (logits_BTR, ids_R), such as a soft-cap.
     rules: value of sharding.RULES.
     grad_dtype: dtype in which w's gradient is computed and summed over devices.
-    has_z: also return squared_log_z, last.
+    has_z: also return squared_log_z, third.
+    smoothing: as in cross_entropy; the plain loss comes last.
 
   Raises:
     InputError: V does not divide.
@@ -115,8 +163,11 @@ def chunked_cross_entropy(
   arrays = x_BTD, w_VD, targets_BT, mask_BT
   mesh = jax.sharding.get_abstract_mesh()
   if not has_z and (mesh.empty or mesh.size == 1):
-    return _by_tokens(*arrays, cap, num_chunks, grad_dtype), mask_BT.sum()
-  return _by_vocab(*arrays, cap, num_chunks, rules, grad_dtype, has_z)
+    found = _by_tokens(*arrays, cap, num_chunks, grad_dtype, smoothing)
+    return found[0], mask_BT.sum(), *found[1:]
+  return _by_vocab(
+    *arrays, cap, num_chunks, rules, grad_dtype, has_z, smoothing
+  )
 
 
 def logsumexp(logits_RV):
@@ -145,20 +196,31 @@ def one_pass_logsumexp(logits_RV):
   return top_R + jnp.log(total_R)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
-def _by_tokens(x_BTD, w_VD, targets_BT, mask_BT, cap, num_chunks, grad_dtype):
-  """Returns the sum of nats, without the number of targets."""
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7))
+def _by_tokens(
+  x_BTD, w_VD, targets_BT, mask_BT, cap, num_chunks, grad_dtype, smoothing
+):
+  """Returns (sum of nats,), and with smoothing the plain sum after it."""
   w = w_VD.astype(x_BTD.dtype)
 
-  def one(nats, part):
+  def one(sums, part):
     raw_RV = jnp.einsum(
       "RD,VD->RV", part[0], w, preferred_element_type=jnp.float32
     )
     logits_RV = cap(raw_RV, jnp.arange(w.shape[0]))
-    return nats + cross_entropy(logits_RV, *part[1:])[0], None
+    nats, _, *plain = cross_entropy(logits_RV, *part[1:], smoothing)
+    return _add(sums, (nats, *plain)), None
 
   parts = _token_parts(num_chunks, x_BTD, targets_BT, mask_BT)
-  return jax.lax.scan(one, jnp.float32(0), parts)[0]
+  return jax.lax.scan(one, _zeros(smoothing), parts)[0]
+
+
+def _zeros(smoothing: Smoothing | None) -> tuple:
+  return (jnp.float32(0),) * (1 if smoothing is None else 2)
+
+
+def _add(sums: tuple, new: tuple) -> tuple:
+  return tuple(a + b for a, b in zip(sums, new, strict=True))
 
 
 def _token_parts(num_chunks: int, x_BTD, *arrays_BT):
@@ -176,13 +238,13 @@ def _token_parts(num_chunks: int, x_BTD, *arrays_BT):
 
 
 def _by_tokens_forward(
-  x_BTD, w_VD, targets_BT, mask_BT, cap, num_chunks, grad_dtype
+  x_BTD, w_VD, targets_BT, mask_BT, cap, num_chunks, grad_dtype, smoothing
 ):
   w = w_VD.astype(x_BTD.dtype)
   ids_V = jnp.arange(w.shape[0])
 
   def one(carry, part):
-    nats, dw_VD = carry
+    sums, dw_VD = carry
     x_RD, targets_R, mask_R = part
     raw_RV = jnp.einsum(
       "RD,VD->RV", x_RD, w, preferred_element_type=jnp.float32
@@ -192,23 +254,31 @@ def _by_tokens_forward(
     is_target_RV = targets_R[:, None] == ids_V[None]
     picked_R = jnp.take_along_axis(logits_RV, targets_R[:, None], -1)[:, 0]
     p_RV = jnp.exp(logits_RV - log_z_R[:, None])
-    (draw_RV,) = uncap((p_RV - is_target_RV) * mask_R[:, None])
+    target_RV = is_target_RV
+    if smoothing is not None:
+      target_RV = smoothing.soften(is_target_RV, ids_V)
+    (draw_RV,) = uncap((p_RV - target_RV) * mask_R[:, None])
     draw_RV = draw_RV.astype(x_RD.dtype)
     dx_RD = multiply("RV,VD->RD", draw_RV, w, x_RD.dtype)
     dw_VD += multiply_over_rows(draw_RV, x_RD, 1, 1, jnp.float32)
-    nats += ((log_z_R - picked_R) * mask_R).sum()
-    return (nats, dw_VD), dx_RD
+    nll_R = log_z_R - picked_R
+    new = ((nll_R * mask_R).sum(),)
+    if smoothing is not None:
+      total_R = smoothing.sum_real(logits_RV, ids_V)
+      smooth_R = smoothing.smooth(nll_R, picked_R, total_R)
+      new = (smooth_R * mask_R).sum(), *new
+    return (_add(sums, new), dw_VD), dx_RD
 
-  start = jnp.float32(0), jnp.zeros(w.shape, jnp.float32)
+  start = _zeros(smoothing), jnp.zeros(w.shape, jnp.float32)
   parts = _token_parts(num_chunks, x_BTD, targets_BT, mask_BT)
-  (nats, dw_VD), dx_CRD = jax.lax.scan(one, start, parts)
+  (sums, dw_VD), dx_CRD = jax.lax.scan(one, start, parts)
   flat = dx_CRD.reshape(-1, x_BTD.shape[-1])
   dx_BTD = flat[: targets_BT.size].reshape(x_BTD.shape)
-  return nats, (dx_BTD, dw_VD.astype(grad_dtype), w_VD)
+  return sums, (dx_BTD, dw_VD.astype(grad_dtype), w_VD)
 
 
-def _by_tokens_backward(cap, num_chunks, grad_dtype, saved, grad):
-  dx_BTD, dw_VD, w_VD = saved
+def _by_tokens_backward(cap, num_chunks, grad_dtype, smoothing, saved, grads):
+  (dx_BTD, dw_VD, w_VD), grad = saved, grads[0]
   dx_BTD = (dx_BTD * grad).astype(dx_BTD.dtype)
   return dx_BTD, (dw_VD * grad).astype(w_VD.dtype), None, None
 
@@ -216,7 +286,7 @@ def _by_tokens_backward(cap, num_chunks, grad_dtype, saved, grad):
 _by_tokens.defvjp(_by_tokens_forward, _by_tokens_backward)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7, 8))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7, 8, 9))
 def _by_vocab(*arguments):
   """Returns what chunked_cross_entropy does, by chunks of the vocabulary.
 
@@ -241,10 +311,19 @@ def _rows(w_VD, index, num_chunks: int, rules: str, dtype):
 
 
 def _by_vocab_forward(
-  x_BTD, w_VD, targets_BT, mask_BT, cap, num_chunks, rules, grad_dtype, has_z
+  x_BTD,
+  w_VD,
+  targets_BT,
+  mask_BT,
+  cap,
+  num_chunks,
+  rules,
+  grad_dtype,
+  has_z,
+  smoothing,
 ):
   def one(carry, index):
-    top_BT, total_BT, picked_BT = carry
+    top_BT, total_BT, picked_BT, *real_BT = carry
     w_RD, ids_R = _rows(w_VD, index, num_chunks, rules, x_BTD.dtype)
     raw_BTR = jnp.einsum(
       "BTD,RD->BTR", x_BTD, w_RD, preferred_element_type=jnp.float32
@@ -256,20 +335,27 @@ def _by_vocab_forward(
     total_BT = total_BT * jnp.exp(top_BT - higher_BT) + new_BT
     is_target_BTR = targets_BT[..., None] == ids_R[None, None]
     picked_BT += jnp.where(is_target_BTR, logits_BTR, 0).sum(-1)
-    return (higher_BT, total_BT, picked_BT), None
+    if smoothing is not None:
+      real_BT = [real_BT[0] + smoothing.sum_real(logits_BTR, ids_R)]
+    return (higher_BT, total_BT, picked_BT, *real_BT), None
 
   zero_BT = jnp.zeros(targets_BT.shape, jnp.float32)
-  start = (zero_BT - jnp.inf, zero_BT, zero_BT)
+  start = (zero_BT - jnp.inf, *[zero_BT] * (2 if smoothing is None else 3))
   carry, _ = jax.lax.scan(one, start, jnp.arange(num_chunks))
   log_z_BT = carry[0] + jnp.log(carry[1])
   nll_BT = log_z_BT - carry[2]
   loss = (nll_BT * mask_BT).sum(), mask_BT.sum()
   if has_z:
     loss = *loss, (jnp.square(log_z_BT) * mask_BT).sum()
+  if smoothing is not None:
+    smooth_BT = smoothing.smooth(nll_BT, *carry[2:])
+    loss = (smooth_BT * mask_BT).sum(), *loss[1:], loss[0]
   return loss, (x_BTD, w_VD, targets_BT, mask_BT, log_z_BT)
 
 
-def _by_vocab_backward(cap, num_chunks, rules, grad_dtype, has_z, saved, grads):
+def _by_vocab_backward(
+  cap, num_chunks, rules, grad_dtype, has_z, smoothing, saved, grads
+):
   x_BTD, w_VD, targets_BT, mask_BT, log_z_BT = saved
   weight_BT1 = (grads[0] * mask_BT)[..., None]
   if has_z:
@@ -284,7 +370,10 @@ def _by_vocab_backward(cap, num_chunks, rules, grad_dtype, has_z, saved, grads):
     logits_BTR, uncap = jax.vjp(lambda raw: cap(raw, ids_R), raw_BTR)
     p_BTR = jnp.exp(logits_BTR - log_z_BT[..., None])
     is_target_BTR = targets_BT[..., None] == ids_R[None, None]
-    by_logits_BTR = (p_BTR - is_target_BTR) * weight_BT1
+    target_BTR = is_target_BTR
+    if smoothing is not None:
+      target_BTR = smoothing.soften(is_target_BTR, ids_R)
+    by_logits_BTR = (p_BTR - target_BTR) * weight_BT1
     if has_z:
       by_logits_BTR += p_BTR * z_BT1
     (draw_BTR,) = uncap(by_logits_BTR)

@@ -146,6 +146,75 @@ def test_on_a_mesh_it_holds_neither_the_logits_nor_the_table(mesh):
   assert table not in compiled.as_text()
 
 
+SMOOTHING = cross_entropy.Smoothing(0.1, REAL)
+
+
+def smoothed_by_formula(x, w, targets, mask, cap):
+  """-sum_v q_v log p_v with q = 0.9 of the target and 0.1 / REAL of each."""
+  raw = jnp.einsum("BTD,VD->BTV", x, w)
+  log_p = jax.nn.log_softmax(cap(raw, jnp.arange(V)))[..., :REAL]
+  q = 0.9 * jax.nn.one_hot(targets, REAL) + 0.1 / REAL
+  return -((q * log_p).sum(-1) * mask).sum()
+
+
+def in_one_piece(x, w, targets, mask, cap, smoothing):
+  logits = cap(jnp.einsum("BTD,VD->BTV", x, w), jnp.arange(V))
+  return cross_entropy.cross_entropy(logits, targets, mask, smoothing)
+
+
+def in_parts(*a, has_z, parts=4):
+  *a, cap, smoothing = a
+  return cross_entropy.chunked_cross_entropy(
+    *a, cap, parts, "standard", "float32", has_z, smoothing
+  )
+
+
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize(
+  "form",
+  [
+    in_one_piece,
+    functools.partial(in_parts, has_z=False),  # by tokens
+    functools.partial(in_parts, has_z=False, parts=3),
+    functools.partial(in_parts, has_z=True),  # by vocabulary
+  ],
+)
+def test_smoothed_targets_have_the_loss_and_gradient_of_the_formula(
+  form, softcap
+):
+  *arrays, cap = make_case(softcap=softcap)
+  expected, gradient = jax.value_and_grad(smoothed_by_formula, (0, 1))(
+    *arrays, cap
+  )
+  loss = lambda x, w: form(x, w, *arrays[2:], cap, SMOOTHING)[0]
+  found, found_gradient = jax.value_and_grad(loss, (0, 1))(*arrays[:2])
+  # Outside of a gradient, parts of tokens take another path.
+  both = found, loss(*arrays[:2])
+  np.testing.assert_allclose(both, (expected, expected), rtol=1e-6)
+  for a, b in zip(gradient, found_gradient, strict=True):
+    np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-5)
+  plain, count = form(*arrays, cap, None)[:2]
+  again = form(*arrays, cap, SMOOTHING)
+  assert float(again[-1]) == float(plain) != float(again[0])
+  assert float(again[1]) == float(count)
+
+
+def test_the_gradient_by_logits_is_softmax_less_the_smoothed_target():
+  rng = np.random.default_rng(1)
+  logits = jnp.asarray(rng.normal(0, 2, (3, 5, REAL)), jnp.float32)
+  targets = jnp.asarray(rng.integers(0, REAL, (3, 5)), jnp.int32)
+  loss = lambda a: cross_entropy.cross_entropy(a, targets, None, SMOOTHING)[0]
+  q = 0.1 / REAL + 0.9 * (np.arange(REAL) == np.asarray(targets)[..., None])
+  np.testing.assert_allclose(
+    jax.grad(loss)(logits), jax.nn.softmax(logits) - q, atol=1e-6
+  )
+  one_sum = cross_entropy.cross_entropy(logits, targets, None)
+  assert len(one_sum) == 2
+  # What is reported beside the smoothed loss has no gradient.
+  plain = lambda a: cross_entropy.cross_entropy(a, targets, None, SMOOTHING)[2]
+  assert not np.any(jax.grad(plain)(logits))
+
+
 @pytest.mark.parametrize("softcap", [None, 3.0])
 def test_the_z_loss_in_parts_is_that_of_the_whole(softcap):
   x, w, targets, mask, cap = make_case(softcap=softcap)

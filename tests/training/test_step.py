@@ -207,6 +207,20 @@ def test_the_z_loss_draws_logits_in_and_is_no_part_of_the_loss(parts, chunks):
   assert abs(norms[0] - norms[1]) > 1e-3
 
 
+@pytest.mark.parametrize("chunks", [1, 2])
+def test_smoothing_is_minimised_and_the_plain_loss_is_reported(chunks):
+  seen = {}
+  for rate in (0.0, 0.1):
+    form = dict(num_loss_chunks=chunks, num_microbatches=2, z_loss_weight=1e-3)
+    train_step, now = make(small_config(label_smoothing=rate, **form))
+    seen[rate] = train_step(now, batch_of(0))[1]
+  names = metric_names.LOSS, metric_names.SMOOTHED_LOSS, metric_names.GRAD_NORM
+  plain, smoothed, norm = (float(seen[0.1][name]) for name in names)
+  assert float(seen[0.0][names[0]]) == plain != smoothed
+  assert names[1] not in seen[0.0]
+  assert abs(float(seen[0.0][names[2]]) - norm) > 1e-3
+
+
 def test_the_average_follows_its_formula_and_no_bad_step():
   config = small_config(ema_decay=0.9)
   train_step, now = make(config)
