@@ -45,7 +45,8 @@ def get_config() -> ConfigDict:
   data.packing = "stream"
   # What is predicted: causal, every token from those before it; prefix_lm, what
   # follows a prefix of random length that sees both ways; masked_lm, tokens
-  # that are chosen at random, from all others.
+  # that are chosen at random, from all others; fill_in_the_middle, every token
+  # of documents whose middles stand at their ends.
   data.objective = "causal"
   # Part of a sequence's tokens that masked_lm chooses.
   data.mask_rate = 0.15
@@ -53,6 +54,12 @@ def get_config() -> ConfigDict:
   data.mask_mix = "0.8*mask+0.1*random+0.1*keep"
   # Whether it chooses tokens, or whole words.
   data.mask_unit = "token"
+  # Part of the documents whose middle fill_in_the_middle moves.
+  data.fim_rate = 0.5
+  # Of those, the part whose suffix stands before the prefix (SPM), not after.
+  data.fim_spm_rate = 0.5
+  # Whether a middle begins and ends between tokens, or at any character.
+  data.fim_unit = "character"
   # Reader processes; 0 reads in threads of this process.
   data.num_workers = 0
 

@@ -24,6 +24,12 @@ def _build_parser():
     help="text to continue; repeat it for a batch; - reads standard input",
   )
   parser.add_argument(
+    "--suffix",
+    metavar="TEXT",
+    help="write what stands between the prompt and this text; for a run with "
+    "data.objective=fill_in_the_middle",
+  )
+  parser.add_argument(
     "--num_tokens", type=int, default=200, help="default %(default)s"
   )
   parser.add_argument(
@@ -97,6 +103,8 @@ def main(argv: list[str]) -> int:
   config, model, params, tokenizer, mesh = workdir.open_run(
     args.workdir, overrides, note, args.weights, args.average, args.step
   )
+  if args.suffix is not None:
+    tokenizer = _ask_for_gap(config, tokenizer, args.suffix)
   try:
     ids = [tokenizer.encode(prompt) for prompt in prompts]
   except InputError as error:
@@ -131,6 +139,18 @@ def main(argv: list[str]) -> int:
     for prompt, text in zip(prompts, texts, strict=True):
       show(f"--- {prompt!r}\n{prompt}{text}\n")
   return 0
+
+
+def _ask_for_gap(config, tokenizer, suffix: str):
+  """Returns a tokenizer whose prompts are continued up to the suffix."""
+  from gpt_jax.data import infilling
+
+  if config.data.objective != "fill_in_the_middle":
+    raise InputError(
+      f"--suffix is given and the run's data.objective is "
+      f"{config.data.objective}; only a run of fill_in_the_middle fills gaps"
+    )
+  return infilling.GapTokenizer(tokenizer, files.user_text("--suffix", suffix))
 
 
 def _read_stdin() -> str:

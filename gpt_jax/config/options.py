@@ -62,6 +62,7 @@ OBJECTIVES = {
   "causal": Objective((), predicts_all=True),
   "prefix_lm": Objective(("slots",), predicts_all=False),
   "masked_lm": Objective((), predicts_all=False, num_marks=1),
+  "fill_in_the_middle": Objective((), predicts_all=False, num_marks=3),
 }
 # What becomes of a token that data.objective=masked_lm chooses.
 MASK_ACTIONS = ("mask", "random", "keep")

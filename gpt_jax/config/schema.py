@@ -89,6 +89,9 @@ class DataConfig(Section):
   mask_rate: Annotated[float, Bounds(1e-6, 1.0), Added(0.15)]
   mask_mix: Annotated[MaskMix, Added("0.8*mask+0.1*random+0.1*keep")]
   mask_unit: Annotated[Literal["token", "word"], Added("token")]
+  fim_rate: Annotated[float, Bounds(0.0, 1.0), Added(0.5)]
+  fim_spm_rate: Annotated[float, Bounds(0.0, 1.0), Added(0.5)]
+  fim_unit: Annotated[Literal["token", "character"], Added("character")]
   num_workers: Annotated[int, Bounds(0, 1024), FREE]
 
 

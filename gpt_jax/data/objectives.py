@@ -13,6 +13,7 @@ import numpy as np
 
 from gpt_jax import config as config_lib
 from gpt_jax.config import DataConfig
+from gpt_jax.data import infilling
 from gpt_jax.data.tokenizers.protocol import Tokenizer
 
 # Separate the draws of each objective from others of the same seed.
@@ -158,6 +159,9 @@ OBJECTIVES: dict[str, Callable] = {
     vocabulary=describe_vocabulary(tokenizer(), data.mask_unit == "word"),
     rate=data.mask_rate,
     shares=data.mask_mix.shares,
+  ),
+  "fill_in_the_middle": lambda data, tokenizer: infilling.build(
+    data, tokenizer()
   ),
 }
 CAUSAL = Task(causal, "causal")

@@ -56,11 +56,11 @@ class PreparedData:
     Raises:
       InputError: model.vocab_size is too small.
     """
-    size = self.vocab_size
-    # A tokenizer with a mask of its own needs no other.
-    if tokenizers.num_marks(config) and self.tokenizer.mask_id is None:
-      size += tokenizers.num_marks(config)
-    return tokenizers.resolve_vocab(config, size)
+    marks = tokenizers.num_marks(config)
+    is_masked = config.data.objective == "masked_lm"
+    if is_masked and self.tokenizer.mask_id is not None:
+      marks = 0  # a tokenizer with a mask of its own needs no other
+    return tokenizers.resolve_vocab(config, self.vocab_size + marks)
 
   @property
   def separator_id(self) -> int | None:

@@ -30,7 +30,7 @@ class Decoder(nn.Module):
   """
 
   STACKS: ClassVar = ("blocks",)
-  OBJECTIVES: ClassVar = ("causal", "prefix_lm")
+  OBJECTIVES: ClassVar = ("causal", "prefix_lm", "fill_in_the_middle")
   can_generate: ClassVar = True
 
   config: ModelConfig

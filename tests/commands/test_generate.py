@@ -128,3 +128,23 @@ def test_every_number_of_tokens_is_made_beyond_the_last_position(generate):
   # 257 ids and 32 positions: most ids of so small a model are single bytes.
   text = generate(PROMPT, "--num_tokens=100", "--temperature=0")
   assert len(text.encode()) >= 10 + 100
+
+
+def test_a_gap_is_filled_by_a_run_that_learned_it(
+  call_verb, small_run, trained, tmp_path
+):
+  objective = "--config.data.objective=fill_in_the_middle"
+  run = f"--workdir={tmp_path / 'run'}"
+  done = call_verb("train", *small_run, objective, run)
+  assert done.returncode == 0, done.stderr
+  config, model, *_ = workdir.open_run(str(tmp_path / "run"), {}, print)
+  assert model.config.vocab_size == 257 + 3
+  asked = PROMPT, "--suffix=return state", "--num_tokens=60"
+  gap = call_verb("generate", run, *asked)
+  assert (gap.returncode, gap.stderr) == (0, "")
+  assert gap.stdout.startswith("def train(")
+  other = call_verb("generate", run, *asked, "--suffix=0, 0, 0, 0, 0, 0, 0")
+  assert other.stdout != gap.stdout  # the control: the suffix is read
+  refused = call_verb("generate", f"--workdir={trained}", *asked)
+  assert refused.returncode == 2
+  assert "data.objective is causal; only a run of" in refused.stderr
