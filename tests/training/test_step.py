@@ -218,7 +218,9 @@ def test_smoothing_is_minimised_and_the_plain_loss_is_reported(chunks):
   plain, smoothed, norm = (float(seen[0.1][name]) for name in names)
   assert float(seen[0.0][names[0]]) == plain != smoothed
   assert names[1] not in seen[0.0]
-  assert abs(float(seen[0.0][names[2]]) - norm) > 1e-3
+  # The smoothed loss has nine tenths of the plain one's gradient, and little
+  # more; the reported loss has none.
+  assert 0.8 < norm / float(seen[0.0][names[2]]) < 0.99
 
 
 def test_the_average_follows_its_formula_and_no_bad_step():
