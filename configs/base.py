@@ -77,6 +77,17 @@ def get_config() -> ConfigDict:
   model.num_kv_heads = placeholder(int)
   # Width of a head (H); None means model_dim / num_heads.
   model.head_dim = placeholder(int)
+  # Latent attention (DeepSeek-V2): keys and values are projected from a vector
+  # of this width per token, which decoding caches in their place; there are no
+  # biases, and num_kv_heads is num_heads. None is plain attention.
+  model.kv_lora_rank = placeholder(int)
+  # Width that latent attention compresses queries to; None does not.
+  model.q_lora_rank = placeholder(int)
+  # Dims of its heads that are rotated, the last of head_dim. All heads share
+  # this part of a key, which is cached too; the rest has no positions.
+  model.qk_rope_head_dim = placeholder(int)
+  # Width of its heads' values; None means head_dim.
+  model.v_head_dim = placeholder(int)
   # Hidden width of the MLP (F).
   model.mlp_dim = 1024
   # Longest sequence that the model accepts; rows of learned positions.
@@ -166,7 +177,8 @@ def get_config() -> ConfigDict:
   # depth. Both need adamw or adam.
   model.parametrization = "standard"
   # Width that mup and completep change nothing at; standard ignores these
-  # three. The MLP is to grow with the width, and heads in number or width.
+  # three. The MLP and the ranks of latent attention are to grow with the width,
+  # and heads in number or width.
   model.base_dim = placeholder(int)
   # Blocks that completep changes nothing at; mup ignores it.
   model.base_layers = placeholder(int)

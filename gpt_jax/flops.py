@@ -42,11 +42,7 @@ CONVENTIONS = {
 def count_parameters(model: ModelConfig) -> dict[str, int]:
   """Returns {role: number of parameters}, without vocabulary padding."""
   D, L, V = model.model_dim, model.num_layers, config_lib.vocab_size(model)
-  N, K, H = (
-    model.num_heads,
-    config_lib.num_kv_heads(model),
-    config_lib.head_dim(model),
-  )
+  reads, writes, norms = count_attention(model)
   num_moe = config_lib.mlp_kinds(model).count("moe")
   E, F = model.num_experts or 0, sum_mlp_dims(model, model.num_experts or 0)
   has_norm_bias = model.bias and model.norm == "layernorm"
@@ -55,20 +51,20 @@ def count_parameters(model: ModelConfig) -> dict[str, int]:
   num_norms = 2 * L + (model.embed_norm if is_post else 1)
   has_transform = model.head == "transform"
   num_norms += has_transform
-  biases = L * (N * H + 2 * K * H + D) if model.bias else 0
+  has_biases = model.bias and model.kv_lora_rank is None
+  biases = L * (reads // D + D) if has_biases else 0
   biases += (L - num_moe) * (model.mlp_dim + D) if model.bias else 0
   biases += (V + (D if model.bias else 0)) if has_transform else 0
   num_positions = model.max_len if model.position == "learned" else 0
-  hidden = L * D * (N * H + 2 * K * H)
-  hidden += D * F * (1 + config_lib.is_gated(model))
+  hidden = L * reads + D * F * (1 + config_lib.is_gated(model))
   return {
     "embed": V * D,
     "position": (num_positions + (model.num_token_types or 0)) * D,
     "hidden": hidden + (D * D if has_transform else 0),
-    "residual": L * D * N * H + D * F,
+    "residual": L * writes + D * F,
     "router": num_moe * D * E,
     "unembed": 0 if model.tied_embeddings else V * D,
-    "norm": num_norms * D + (2 * L * H if model.qk_norm else 0),
+    "norm": num_norms * D + L * norms,
     "balance": num_moe * E * (model.router_bias_rate > 0),
     "bias": biases + (num_norms * D if has_norm_bias else 0),
   }
@@ -80,6 +76,36 @@ def sum_mlp_dims(model: ModelConfig, num_experts: int) -> int:
   each = num_experts + model.num_shared_experts
   dense = (model.num_layers - num_moe) * model.mlp_dim
   return dense + num_moe * each * config_lib.expert_mlp_dim(model)
+
+
+def count_attention(model: ModelConfig) -> tuple[int, int, int]:
+  """Returns one layer's parameters: (hidden, residual, norm)."""
+  D, N, H = model.model_dim, model.num_heads, config_lib.head_dim(model)
+  R, Q = model.kv_lora_rank, model.q_lora_rank
+  if R is None:
+    reads = D * (N * H + 2 * config_lib.num_kv_heads(model) * H)
+    return reads, N * H * D, 2 * H if model.qk_norm else 0
+  queries = D * N * H if Q is None else D * Q + Q * N * H
+  keys = D * (R + config_lib.rope_dim(model)) + count_up_projections(model)
+  writes = N * config_lib.value_dim(model) * D
+  return queries + keys, writes, R + (Q or 0)
+
+
+def count_up_projections(model: ModelConfig) -> int:
+  """Returns one layer's parameters that project latent keys and values."""
+  P = config_lib.head_dim(model) - config_lib.rope_dim(model)
+  width = model.num_heads * (P + config_lib.value_dim(model))
+  return (model.kv_lora_rank or 0) * width
+
+
+def score_flops_per_token(model: ModelConfig, seq_len: int) -> int:
+  """Returns FLOPs per trained token of all T x T scores: 6 L N (H + V) T.
+
+  H wide products make a score and V wide ones read it; backward doubles both.
+  With values as wide as keys this is PaLM's 12 L N H T.
+  """
+  width = config_lib.head_dim(model) + config_lib.value_dim(model)
+  return 6 * model.num_layers * model.num_heads * width * seq_len
 
 
 def count_active_parameters(model: ModelConfig) -> dict[str, int]:
@@ -103,15 +129,16 @@ def active_mlp_dim(model: ModelConfig) -> int:
 def train_flops_per_token(model: ModelConfig, seq_len: int) -> int:
   """Returns FLOPs per trained token: 6 N + 12 L (N_heads H) T.
 
+  The second term is that of score_flops_per_token.
+
   N excludes learned positions and untied input embeddings, which are looked up
   and not multiplied (Chowdhery et al. 2022, appendix B), and the experts that a
   token is not sent to.
   """
   count = count_active_parameters(model)
   idle = count["position"] + (0 if model.tied_embeddings else count["embed"])
-  width = model.num_heads * config_lib.head_dim(model)
   weights = sum(count.values()) - idle
-  return 6 * weights + 12 * model.num_layers * width * seq_len
+  return 6 * weights + score_flops_per_token(model, seq_len)
 
 
 def masked_flops_per_token(model: ModelConfig, seq_len: int) -> int:
@@ -120,8 +147,7 @@ def masked_flops_per_token(model: ModelConfig, seq_len: int) -> int:
   A causal mask hides about half of the scores, and attention kernels skip them:
   by this count utilization does not exceed the hardware's.
   """
-  width = model.num_heads * config_lib.head_dim(model)
-  scores = 12 * model.num_layers * width * seq_len
+  scores = score_flops_per_token(model, seq_len)
   hidden = 1 - visible_part(model, seq_len)
   return int(train_flops_per_token(model, seq_len) - hidden * scores)
 
@@ -152,23 +178,23 @@ def count_by_convention(
   params = body + (head if how.has_head else 0)
   if how.has_embed:
     params += position + (0 if model.tied_embeddings else embed)
-  width = model.num_heads * config_lib.head_dim(model)
-  scores = int(12 * how.attention * model.num_layers * width * seq_len)
+  scores = int(how.attention * score_flops_per_token(model, seq_len))
   return params, 6 * params + scores
 
 
 def cache_bytes(model: ModelConfig, num_tokens: float, itemsize: int) -> float:
-  """Returns the bytes of the key/value cache of a row of num_tokens tokens.
+  """Returns the bytes of the cache of a row of num_tokens tokens.
 
-  The cache of a local layer is no longer than its window.
+  Keys and values, or what latent attention projects them from. The cache of a
+  local layer is no longer than its window.
   """
-  K, H = config_lib.num_kv_heads(model), config_lib.head_dim(model)
+  width = sum(heads * dim for heads, dim in config_lib.cached_dims(model))
   window = model.sliding_window
   slots = sum(
     min(num_tokens, window) if window and kind == "local" else num_tokens
     for kind in config_lib.layer_kinds(model)
   )
-  return 2 * slots * K * H * itemsize
+  return slots * width * itemsize
 
 
 def estimate_temporary_bytes(model: ModelConfig, tokens: int) -> int:

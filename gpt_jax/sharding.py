@@ -36,6 +36,7 @@ RULES = {
     "residual_length": ("seq", "tensor"),
     "layers": (),
     "embed": ("fsdp",),
+    "latent": ("fsdp",),  # of what latent attention compresses to
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "head_dim": (),

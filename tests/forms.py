@@ -81,6 +81,30 @@ FORMS = {
   "encoder_blocks": dict(
     family="encoder", attention="blocks", num_kv_heads=2, position="rope"
   ),
+  "latent": dict(
+    position="rope",
+    head_dim=8,
+    kv_lora_rank=8,
+    qk_rope_head_dim=4,
+    v_head_dim=4,
+  ),
+  "latent_queries": dict(
+    position="rope",
+    head_dim=12,
+    kv_lora_rank=20,
+    q_lora_rank=24,
+    qk_rope_head_dim=4,
+    v_head_dim=10,
+    attention="blocks",
+    bias=True,
+  ),
+  "latent_window": dict(
+    position="rope",
+    kv_lora_rank=16,
+    qk_rope_head_dim=4,
+    sliding_window=4,
+    layer_pattern="2*local+global",
+  ),
   "bfloat16": dict(compute_dtype="bfloat16", bias=True),
   "moe": dict(
     norm="rmsnorm",

@@ -55,6 +55,36 @@ def test_a_cached_token_of_llama_8b_takes_128_kib():
   assert part == pytest.approx(0.25 * 0.5 + 0.75 * 0.1 * (1 - 0.05))
 
 
+def test_a_token_of_latent_attention_is_cached_as_one_small_vector():
+  # DeepSeek-V2-Lite's attention: 27 layers, 16 heads of 128 + 64 dims.
+  model = model_of(
+    "llama.py:8b",
+    num_layers=27,
+    model_dim=2048,
+    num_heads=16,
+    num_kv_heads=None,
+    head_dim=192,
+    kv_lora_rank=512,
+    qk_rope_head_dim=64,
+    v_head_dim=128,
+  )
+  assert flops.cache_bytes(model, 1, 2) == (512 + 64) * 2 * 27 == 31_104
+  plain = dict.fromkeys(("kv_lora_rank", "qk_rope_head_dim", "v_head_dim"))
+  plain = dataclasses.replace(model, **plain)
+  assert flops.cache_bytes(plain, 1, 2) == 2 * 16 * 192 * 2 * 27
+  # Queries, down and up; what is written back; the norm of the vector.
+  reads = 2048 * 16 * 192 + 2048 * 576 + 512 * 16 * (128 + 128)
+  assert flops.count_attention(model) == (reads, 16 * 128 * 2048, 512)
+  # Scores are 192 wide and values 128: 2 (192 + 128) T forward, thrice that.
+  scores = flops.train_flops_per_token(model, 4096) - (
+    flops.train_flops_per_token(model, 0)
+  )
+  assert scores == 27 * 16 * 3 * 2 * (192 + 128) * 4096
+  assert flops.masked_flops_per_token(
+    model, 4096
+  ) == flops.train_flops_per_token(model, 4096) - (scores // 2)
+
+
 @pytest.mark.parametrize("remat", ["none", "dots", "full"])
 def test_recomputation_lowers_the_estimate(remat):
   model = model_of("gpt2.py:124m", remat=remat)

@@ -24,6 +24,7 @@ from gpt_jax.config.check import (
 from gpt_jax.config.derived import (
   at_step,
   batch_stages,
+  cached_dims,
   count_sequences,
   expert_mlp_dim,
   has_prefixes,
@@ -35,7 +36,9 @@ from gpt_jax.config.derived import (
   mlp_kinds,
   num_kv_heads,
   padded_vocab_size,
+  rope_dim,
   tokenizer_spec,
+  value_dim,
   vocab_size,
 )
 from gpt_jax.config.identity import (

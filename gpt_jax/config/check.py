@@ -7,6 +7,8 @@ from gpt_jax.config.derived import (
   head_dim,
   layer_kinds,
   mlp_kinds,
+  rope_dim,
+  value_dim,
 )
 from gpt_jax.config.schema import (
   MAX_INT32,
@@ -45,10 +47,12 @@ def check_together(c: Config) -> None:
       f"model.num_kv_heads is {m.num_kv_heads}; it must divide "
       f"model.num_heads {m.num_heads}"
     )
-  if m.position == "rope" and head_dim(m) % 2:
+  _check_latent(m)
+  if m.position == "rope" and rope_dim(m) % 2:
+    width = "model.qk_rope_head_dim" if m.kv_lora_rank else "the head width"
     raise InputError(
-      f"model.position='rope' rotates pairs of dims, so the head width must be "
-      f"even; it is {head_dim(m)}"
+      f"model.position='rope' rotates pairs of dims, so {width} must be "
+      f"even; it is {rope_dim(m)}"
     )
   _check_layers(m)
   _check_experts(c)
@@ -105,6 +109,40 @@ def _check_mesh(mesh: MeshConfig) -> None:
   if sum(v == -1 for v in axes.values()) > 1:
     named = ", ".join(f"mesh.{k}" for k, v in axes.items() if v == -1)
     raise InputError(f"{named} are all -1; only one axis can take the rest")
+
+
+def _check_latent(m: ModelConfig) -> None:
+  """Refuses widths of latent attention that are alone or do not fit."""
+  if m.kv_lora_rank is None:
+    for key in ("q_lora_rank", "qk_rope_head_dim", "v_head_dim"):
+      if getattr(m, key) is not None:
+        raise InputError(
+          f"model.{key} is {getattr(m, key)}, a width of latent attention, and "
+          "model.kv_lora_rank is None; set both, or neither"
+        )
+    return
+  asked = f"model.kv_lora_rank is {m.kv_lora_rank}, latent attention,"
+  if m.position != "rope" or m.qk_rope_head_dim is None:
+    raise InputError(
+      f"{asked} whose positions are dims of a head that are rotated, with "
+      f"model.position {m.position} and model.qk_rope_head_dim "
+      f"{m.qk_rope_head_dim}; it needs rope, and their number"
+    )
+  if m.qk_rope_head_dim >= head_dim(m):
+    raise InputError(
+      f"model.qk_rope_head_dim is {m.qk_rope_head_dim}, a part of the head's "
+      f"{head_dim(m)} dims; it must be less, or model.head_dim more"
+    )
+  if m.num_kv_heads not in (None, m.num_heads):
+    raise InputError(
+      f"{asked} in which each query head has keys of its own, and "
+      f"model.num_kv_heads is {m.num_kv_heads}; leave it None"
+    )
+  if m.qk_norm:
+    raise InputError(
+      f"{asked} which caches keys before they are projected, and "
+      "model.qk_norm is True, a norm of what is projected; leave it False"
+    )
 
 
 def _check_layers(m: ModelConfig) -> None:
@@ -300,7 +338,7 @@ def cudnn_fault(model: ModelConfig, is_packed: bool) -> str | None:
   Args:
     is_packed: whether rows hold several documents.
   """
-  H = head_dim(model)
+  H, V = head_dim(model), value_dim(model)
   if is_packed:
     return (
       "needs an array of T x T to keep packed documents apart, and "
@@ -312,14 +350,18 @@ def cudnn_fault(model: ModelConfig, is_packed: bool) -> str | None:
     return f"needs compute_dtype='bfloat16', found {model.compute_dtype!r}"
   if H % 8 or H > 128:
     return f"needs a head width of 8, 16, ... or 128, found {H}"
+  if V > H:
+    return f"needs values no wider than keys, and they are {V} and {H} wide"
   return None
 
 
 def flash_fault(model: ModelConfig) -> str | None:
   """Returns why our GPU kernels do not support this model, None if they do."""
-  H = head_dim(model)
+  H, V = head_dim(model), value_dim(model)
   if model.compute_dtype == "float32":
     return "needs compute_dtype='bfloat16', found 'float32'"
   if H > 256:
     return f"needs a head width of at most 256, found {H}"
+  if V > H:
+    return f"needs values no wider than keys, and they are {V} and {H} wide"
   return None

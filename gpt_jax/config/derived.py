@@ -17,6 +17,27 @@ def head_dim(model: ModelConfig) -> int:
   return model.head_dim or model.model_dim // model.num_heads
 
 
+def value_dim(model: ModelConfig) -> int:
+  """Returns the width of a head's values; plain attention's is H."""
+  return model.v_head_dim or head_dim(model)
+
+
+def rope_dim(model: ModelConfig) -> int:
+  """Returns the number of a head's dims that rope rotates."""
+  return model.qk_rope_head_dim or head_dim(model)
+
+
+def cached_dims(model: ModelConfig) -> tuple[tuple[int, int], ...]:
+  """Returns (heads, width) of each array that a layer caches for a token.
+
+  Keys and values; with latent attention one array, which all heads share: the
+  compressed vector and, after it, the rotated part of the key.
+  """
+  if model.kv_lora_rank is not None:
+    return ((1, model.kv_lora_rank + rope_dim(model)),)
+  return ((num_kv_heads(model), head_dim(model)),) * 2
+
+
 def num_kv_heads(model: ModelConfig) -> int:
   """Returns K, the number of key and value heads."""
   return model.num_kv_heads or model.num_heads

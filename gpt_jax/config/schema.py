@@ -103,6 +103,10 @@ class ModelConfig(Section):
   num_heads: Count
   num_kv_heads: Count | None
   head_dim: Count | None
+  kv_lora_rank: Annotated[Count | None, Added(None)]
+  q_lora_rank: Annotated[Count | None, Added(None)]
+  qk_rope_head_dim: Annotated[Count | None, Added(None)]
+  v_head_dim: Annotated[Count | None, Added(None)]
   mlp_dim: Count
   max_len: Count
   vocab_size: Annotated[int | None, Bounds(2, MAX_INT32)]

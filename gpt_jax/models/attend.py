@@ -95,12 +95,14 @@ def attend(
 ):
   """Returns y_BKGTH, softmax attention in the dtype of q, named "attn".
 
+  Its H is that of v, which need not be that of q and k.
+
   Args:
     context: Context of the forward pass, which names the kernel.
     rules: word of sharding.RULES.
     key: dropout key, or None.
   """
-  scale = attention_multiplier(config, q_BKGTH.shape[-1])
+  scale = attention_multiplier(config, config_lib.head_dim(config))
   if context.kernel == "dense":
     y_BKGTH = dense(scale * q_BKGTH, k_BKSH, v_BKSH, context, config, key)
     return checkpoint_name(y_BKGTH, "attn")
@@ -174,7 +176,7 @@ def _local(
   size: int,
   how: str = "gather",
 ):
-  """Attention of a device's own queries; returns y of q's shape.
+  """Attention of a device's own queries; returns their y.
 
   Args:
     slots_BT, segments_BT: of the whole rows.
@@ -184,10 +186,15 @@ def _local(
   if kernel == "splash":
     from gpt_jax.ops import splash  # Pallas takes half a second to import
 
-  if kernel == "cudnn" and is_ordered and axis is None:
-    return cudnn(q, k, v, rule, scale)
-  if kernel == "flash" and is_ordered and axis is None:
-    return flash(q, k, v, segments_BT, rule, scale, interpret)
+  if kernel in ("cudnn", "flash") and is_ordered and axis is None:
+    short = q.shape[-1] - v.shape[-1]
+    if short:  # these have one width for keys and values
+      v = jnp.pad(v, [(0, 0)] * 3 + [(0, short)])
+    if kernel == "cudnn":
+      y = cudnn(q, k, v, rule, scale)
+    else:
+      y = flash(q, k, v, segments_BT, rule, scale, interpret)
+    return y[..., :-short] if short else y
   q = scale * q
   T = q.shape[3]
   whole = TokenPositions(slots_BT, segments_BT)

@@ -28,8 +28,9 @@ from gpt_jax.ops.projection import (
 from gpt_jax.ops.visibility import TokenPositions
 from gpt_jax.parametrization import attention_multiplier
 
-# Queries', keys' and values' matrices in one, as decoding stores them.
+# The matrices that read the residual stream, in one, as decoding stores them.
 FUSED = "qkv"
+READERS = ("q", "q_down", "k", "v", "kv_down")
 
 
 class Attention(nn.Module):
@@ -118,7 +119,7 @@ def largest_score(q_BKGTH, k_BKSH, context, config: ModelConfig):
   A few queries at a time, since all scores may be too many.
   """
   T = q_BKGTH.shape[3]
-  scale = attention_multiplier(config, q_BKGTH.shape[-1])
+  scale = attention_multiplier(config, config_lib.head_dim(config))
   segments_BT = context.segments_BT
 
   def one(i):

@@ -8,6 +8,7 @@ from jax.ad_checkpoint import checkpoint_name
 from gpt_jax import sharding
 from gpt_jax.config import ModelConfig
 from gpt_jax.models.attention import Attention
+from gpt_jax.models.latent import LatentAttention
 from gpt_jax.models.layers import MLP, Norm, dropout
 from gpt_jax.models.moe import MoE
 from gpt_jax.parametrization import residual_multiplier
@@ -36,7 +37,8 @@ class Block(nn.Module):
     c = self.config
     x_BTD = checkpoint_name(x_BTD, "block")
     key = None if key is None else jax.random.fold_in(key, layer)
-    attn = Attention(c, self.rules, name="attn")
+    form = Attention if c.kv_lora_rank is None else LatentAttention
+    attn = form(c, self.rules, name="attn")
     if self.mlp_kind == "dense":
       dense = MLP(c, self.rules, name="mlp")
       mlp = lambda x: (dense(x), None)

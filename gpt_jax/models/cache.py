@@ -16,17 +16,21 @@ EMPTY = 2**30
 
 
 def init_cache(config: ModelConfig, batch_size: int, num_slots: int, dtype):
-  """Returns an empty cache: a list over layers of (k_BKSH, v_BKSH) zeros."""
-  K, H = config_lib.num_kv_heads(config), config_lib.head_dim(config)
+  """Returns an empty cache: a list over layers of zeros.
+
+  Each layer's is (k_BKSH, v_BKSH), or (kv_B1SC,) of latent attention.
+  """
 
   def empty(kind: str):
     S, window = num_slots, config.sliding_window
     if kind == "local" and window is not None:
       S = min(S, window)
-    return jnp.zeros((batch_size, K, S, H), dtype)
+    return tuple(
+      jnp.zeros((batch_size, K, S, H), dtype)
+      for K, H in config_lib.cached_dims(config)
+    )
 
-  kinds = config_lib.layer_kinds(config)
-  return [(empty(kind), empty(kind)) for kind in kinds]
+  return [empty(kind) for kind in config_lib.layer_kinds(config)]
 
 
 def key_slots(kind: str, size: int, num_new: int, start_B, end_B):

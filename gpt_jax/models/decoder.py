@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from gpt_jax import sharding
 from gpt_jax.config import ModelConfig
-from gpt_jax.models.attention import FUSED
+from gpt_jax.models.attention import FUSED, READERS
 from gpt_jax.models.context import build_contexts
 from gpt_jax.models.layers import Embedding, Norm, dropout, read_out
 from gpt_jax.models.stack import run_blocks
@@ -40,7 +40,7 @@ class Decoder(nn.Module):
 
   @staticmethod
   def prepare(params, specs):
-    """Returns both with the projections of q, k and v fused into one."""
+    """Returns both with the READERS of the stream fused into one."""
     fused = lambda ws: fuse_qkv(ws, axis=1)
     return _fuse(params, fused), _fuse(specs, lambda each: each[0])
 
@@ -129,6 +129,7 @@ def _fuse(tree: dict, join) -> dict:
   for stack in tree:
     if stack.startswith("blocks"):
       attn = dict(tree[stack]["attn"])
-      attn[FUSED] = join([attn.pop(name) for name in "qkv"])
+      names = [name for name in READERS if name in attn]
+      attn[FUSED] = join([attn.pop(name) for name in names])
       fused[stack] = {**tree[stack], "attn": attn}
   return fused

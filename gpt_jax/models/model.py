@@ -157,12 +157,16 @@ class Model:
     def form(p, spec, is_stacked):
       restore = lambda w: quantized.restore(w, spec.role, p.shape[is_stacked:])
       small = self._quantize(p, spec, is_stacked)
+      if not isinstance(small, quantized.Quantized):
+        return p
       whole = jax.vmap(restore)(small) if is_stacked else restore(small)
       return whole.astype(p.dtype)
 
     return _map_matrices(form, params, self.abstract_params()[1])
 
   def _quantize(self, p, spec, is_stacked: bool):
+    if "latent" in spec.axes:  # decoding multiplies these head by head
+      return p.astype(self.config.compute_dtype)
     num_bits = 8 if spec.role in TABLES else int(self.weights[3:])
     one = lambda w: quantized.quantize(w, spec.role, num_bits, self.platform)
     return jax.vmap(one)(p) if is_stacked else one(p)

@@ -28,11 +28,13 @@ def alibi_of(slots_BT, keys_1S, num_heads: int, num_kv_heads: int):
 def rope_of(positions_BT, config: ModelConfig, kind: str = "global"):
   """Returns (cos, sin), each (B, T, 1, H/2) float32 (Su et al. 2021).
 
+  H is the number of dims that are rotated.
+
   Args:
     kind: of the layer. Local layers with a base of their own are not scaled
       (Gemma 3, 2025): they see no distance that is longer than in training.
   """
-  H, theta = config_lib.head_dim(config), config.rope_theta
+  H, theta = config_lib.rope_dim(config), config.rope_theta
   scaling = config.rope_scaling
   word, numbers = scaling.mechanism, scaling.numbers
   if kind == "local" and config.local_rope_theta is not None:

@@ -105,7 +105,7 @@ def _strips_forward(q_BKGTH, k_BKSH, v_BKSH, segments_BT, rule):
     return jnp.concatenate(ys, 2), jnp.concatenate(lses, 2)
 
   y, lse = _in_parts(some, segments_BT, q_BKGTH, k_BKSH, v_BKSH)
-  y_BKGTH = checkpoint_name(y.reshape(q_BKGTH.shape), "attn")
+  y_BKGTH = checkpoint_name(y.reshape(*q_BKGTH.shape[:-1], -1), "attn")
   lse_BKGT = checkpoint_name(lse.reshape(q_BKGTH.shape[:-1]), "attn")
   return y_BKGTH, (q_BKGTH, k_BKSH, v_BKSH, segments_BT, y_BKGTH, lse_BKGT)
 
@@ -241,7 +241,7 @@ def tiles_forward(
 
   def rows(_, i):
     q_i, at_i = _part(q, 3, q_at, i, size)
-    zero = jnp.zeros(q_i.shape, jnp.float32)
+    zero = jnp.zeros((*q_i.shape[:-1], v.shape[-1]), jnp.float32)
     start = (zero, jnp.zeros(q_i.shape[:-1], jnp.float32) + MASK_VALUE)
 
     def add(j, carry):
@@ -269,7 +269,7 @@ def tiles_forward(
     return None, jax.lax.fori_loop(0, k.shape[2] // width, add, start)
 
   _, (y, lse) = jax.lax.scan(rows, None, jnp.arange(q.shape[3] // size))
-  y = jnp.moveaxis(y, 0, 3).reshape(q.shape)[:, :, :, :T]
+  y = jnp.moveaxis(y, 0, 3).reshape(*q.shape[:-1], -1)[:, :, :, :T]
   return y, jnp.moveaxis(lse, 0, 3).reshape(q.shape[:-1])[..., :T]
 
 
@@ -308,7 +308,7 @@ def tiles_backward(q, k, v, q_at, k_at, rule, y, dy, lse):
         return einsum("BKGTS,BKSH->BKGTH", ds, k_j), dk_j, dv_j
 
       # dq stays out of the branches of cond, which would copy all of it.
-      nothing = lambda: (jnp.zeros(q_i.shape, jnp.float32), zero, zero)
+      nothing = lambda: (jnp.zeros(q_i.shape, jnp.float32), *zeros)
       dq_i, dk_j, dv_j = jax.lax.cond(
         any_visible(rule, at_i.slots_BT, at_j.slots_BT),
         visit,
@@ -319,15 +319,14 @@ def tiles_backward(q, k, v, q_at, k_at, rule, y, dy, lse):
       dq = jax.lax.dynamic_update_slice_in_dim(dq, dq_i, i * size, 3)
       return dq, dk + dk_j, dv + dv_j
 
-    zero = jnp.zeros(k_j.shape, jnp.float32)
-    dq, dk_j, dv_j = jax.lax.fori_loop(
-      0, q.shape[3] // size, add, (dq, zero, zero)
-    )
+    zeros = tuple(jnp.zeros(x.shape, jnp.float32) for x in (k_j, v_j))
+    dq, dk_j, dv_j = jax.lax.fori_loop(0, q.shape[3] // size, add, (dq, *zeros))
     return dq, (dk_j, dv_j)
 
   dq = jnp.zeros(q.shape, jnp.float32)
   dq, parts = jax.lax.scan(keys, dq, jnp.arange(k.shape[2] // width))
-  dk, dv = (jnp.moveaxis(x, 0, 2).reshape(k.shape)[:, :, :S] for x in parts)
+  join = lambda x: jnp.moveaxis(x, 0, 2).reshape(*k.shape[:3], x.shape[-1])
+  dk, dv = (join(x)[:, :, :S] for x in parts)
   return dq[:, :, :, :T], dk, dv
 
 

@@ -44,7 +44,7 @@ def _forward(q, k, v, at, rule, axis, size, inner):
     more = inner[0](q, held[0], held[1], at, held[2], rule)
     return (*blockwise.merge(y, lse, *more), arriving), None
 
-  y = jnp.zeros(q.shape, jnp.float32)
+  y = jnp.zeros((*q.shape[:-1], v.shape[-1]), jnp.float32)
   lse = jnp.full(q.shape[:-1], visibility.MASK_VALUE, jnp.float32)
   # One scan over all turns, though the last only returns the keys: turns of
   # their own for the first and last would compile every kernel three times.

@@ -63,6 +63,8 @@ WRONG_VALUES = {
   ),
   "model.num_heads=5": ("model.num_heads is 5", "model.model_dim 32"),
   "model.num_kv_heads=3": ("model.num_kv_heads is 3", "model.num_heads 4"),
+  "model.v_head_dim=8": ("model.v_head_dim is 8", "kv_lora_rank is None"),
+  "model.kv_lora_rank=8": ("model.kv_lora_rank is 8", "needs rope"),
   "train.num_microbatches=3": (
     "train.num_microbatches is 3",
     "train.global_batch_size 8",

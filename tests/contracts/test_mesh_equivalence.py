@@ -45,6 +45,16 @@ FORMS = {
     num_token_types=2,
     head="transform",
   ),
+  "latent": dict(
+    norm="rmsnorm",
+    position="rope",
+    mlp="swiglu",
+    head_dim=12,
+    kv_lora_rank=32,
+    q_lora_rank=24,
+    qk_rope_head_dim=4,
+    v_head_dim=6,
+  ),
   # Which experts a token goes to jumps where two scores are equal; with these
   # seeds none come as near each other as rounding on other meshes moves them.
   "moe": dict(
@@ -116,6 +126,7 @@ def losses_of(
   form = "moe" if config.model.num_experts else form
   form = "bert" if config.model.family == "encoder" else form
   form = "moe_fine" if config.model.num_shared_experts else form
+  form = "latent" if config.model.kv_lora_rank else form
   source = run_config(form, {}, num_kv_heads=config.model.num_kv_heads)
   abstract = state.abstract_state(model, tx, config, mesh)
   now = jax.tree.map(
@@ -282,6 +293,7 @@ def test_zigzag_gives_every_part_the_same_number_of_pairs_to_score():
     ("gpt2", {}),
     ("gpt2", dict(data=2, tensor=4)),
     ("moe", dict(expert=2, tensor=4)),
+    ("latent", {}),
   ],
 )
 def test_four_microbatches_equal_one(form, mesh, reference):

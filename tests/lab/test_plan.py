@@ -26,7 +26,7 @@ from gpt_jax.lab.plan import (
   remedy,
   roofline,
 )
-from gpt_jax.machine import chips
+from gpt_jax.machine import chips, console
 from gpt_jax.training import build, state
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -292,6 +292,8 @@ def test_the_expected_figure_is_the_bound_by_the_measured_ratio(
     assert f"= {2.5 * run['chip_hours']:,.2f} at 2.5 a chip" in result.stdout
   assert plan["checkpoint"]["bytes"] > 2 * 4 * plan["parameters"]
   assert "checkpoint" in result.stdout and "kept" in result.stdout
+  held = console.format_bytes(plan["cache_bytes_per_token"])
+  assert f"decoding    caches {held} a token" in result.stdout
 
 
 PLAN = ["--config=configs/tiny.py", "--topology=h100:8"]

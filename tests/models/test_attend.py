@@ -55,6 +55,13 @@ CASES = [
   ("flash", "both ways, all"),
   ("flash, 8 devices", "all"),
   ("flash, 8 devices", "both ways"),
+  ("blocks", lab.NARROW),
+  ("blocks, 8 devices", lab.NARROW),
+  ("blocks, keys gathered", lab.NARROW),
+  ("blocks, ring", lab.NARROW),
+  ("flash", lab.NARROW),
+  ("splash", lab.NARROW),
+  ("splash, ring", lab.NARROW),
 ]
 
 
@@ -211,6 +218,10 @@ def test_auto_takes_the_kernel_of_the_platform():
   assert choose("gpu", attn_softcap=5.0, **half) == "flash"
   assert choose("gpu", head_dim=20, **half) == "flash"
   assert choose("gpu", head_dim=512, **half) == "dense"
+  latent = dict(position="rope", kv_lora_rank=16, qk_rope_head_dim=8, **half)
+  assert choose("gpu", v_head_dim=16, **latent) == "cudnn"
+  assert choose("gpu", head_dim=192, v_head_dim=128, **latent) == "flash"
+  assert choose("gpu", v_head_dim=64, **latent) == "dense"  # wider than keys
   assert choose("tpu", is_cached=True) == "dense"
   assert choose("tpu", position="alibi") == "dense"
   assert choose("cpu", attention="dense") == "dense"
@@ -240,6 +251,14 @@ REFUSED = {
   "flash.*bfloat16": dict(attention="flash"),
   "flash.*head width of at most 256": dict(
     attention="flash", head_dim=512, compute_dtype="bfloat16"
+  ),
+  "cudnn.*values no wider than keys, and they are 128 and 64": dict(
+    attention="cudnn",
+    compute_dtype="bfloat16",
+    position="rope",
+    kv_lora_rank=16,
+    qk_rope_head_dim=16,
+    v_head_dim=128,
   ),
 }
 

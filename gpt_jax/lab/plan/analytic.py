@@ -78,16 +78,19 @@ def estimate_memory(built, topology: Topology) -> memory_lib.Memory:
   tensor, item = shape["tensor"], flops.DTYPE_BYTES[m.compute_dtype]
   micro, _ = _tokens(built)
   D, F, L = m.model_dim, flops.active_mlp_dim(m) // tensor, m.num_layers
-  H = config_lib.head_dim(m)
-  q = m.num_heads * H // tensor
-  kv = max(config_lib.num_kv_heads(m) // tensor, 1) * H
+  H, V = config_lib.head_dim(m), config_lib.value_dim(m)
+  q, y = m.num_heads * H // tensor, m.num_heads * V // tensor
+  kv = max(config_lib.num_kv_heads(m) // tensor, 1) * (H + V)
+  # What "qkv" names; latent attention saves what it projects both from.
+  small = sum(width for _, width in config_lib.cached_dims(m))
+  qkv = q + (kv if m.kv_lora_rank is None else small)
   gates = 2 if config_lib.is_gated(m) else 1
-  whole = 4 * D + 2 * q + 2 * kv + (gates + 1) * F
-  each = {"block": D, "qkv": q + 2 * kv, "attn": q, "mlp": gates * F}
+  whole = 4 * D + q + y + kv + (gates + 1) * F
+  each = {"block": D, "qkv": qkv, "attn": y, "mlp": gates * F}
   word, names = m.remat.policy, m.remat.names
   kept = {
     "none": whole + 2 * D,
-    "dots": D + q + 2 * kv + D + gates * F + D,
+    "dots": D + q + kv + D + gates * F + D,
     "full": D,
     "save": D * ("block" not in names) + sum(each[n] for n in names),
     "offload": D * ("block" not in names),
@@ -152,7 +155,8 @@ def estimate_terms(built, topology: Topology) -> Terms:
   copied = 2 * params * item_grad / tensor / fsdp * part(copies) * parts
   # Two all-reduces over tensor per layer in each of these passes.
   across = 2 * reads * 2 * L * D * step * item * part(tensor)
-  keys = 2 * config_lib.num_kv_heads(m) * config_lib.head_dim(m) * item
+  keys = config_lib.head_dim(m) + config_lib.value_dim(m)
+  keys *= config_lib.num_kv_heads(m) * item
   spread = reads * L * keys * step * shape["seq"] * part(shape["seq"])
   near = gather + scatter + across + spread + _exchanged(m, shape, step, reads)
   far = 0.0
@@ -204,12 +208,11 @@ def hardware_flops(config: Config, topology: Topology) -> float:
   A kernel computes half of the scores, those that a causal mask leaves.
   """
   m, T = config.model, config.data.seq_len
-  width = m.num_heads * config_lib.head_dim(m)
-  scores = 4 * m.num_layers * width * T
+  scores = flops.score_flops_per_token(m, T) // 3
   if _has_kernel(m, topology):
     scores /= 2
   total = flops.train_flops_per_token(m, T)
-  matrices = (total - 12 * m.num_layers * width * T) / 3
+  matrices = (total - flops.score_flops_per_token(m, T)) / 3
   count = flops.count_active_parameters(m)
   blocks = 2 * (count["hidden"] + count["residual"])
   word, names = m.remat.policy, m.remat.names
@@ -222,10 +225,9 @@ def hardware_flops(config: Config, topology: Topology) -> float:
   }[word]
   if word in ("save", "offload"):
     D, F = m.model_dim, flops.active_mlp_dim(m)
-    q = width
-    kv = config_lib.num_kv_heads(m) * config_lib.head_dim(m)
+    reads = flops.count_attention(m)[0] - flops.count_up_projections(m)
     gates = 2 if config_lib.is_gated(m) else 1
-    saved = 2 * D * (q + 2 * kv) * ("qkv" in names)
+    saved = 2 * reads * ("qkv" in names)
     saved += 2 * D * gates * F * ("mlp" in names)
     again -= saved * m.num_layers / blocks
   if word != "none":

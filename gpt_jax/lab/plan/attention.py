@@ -68,6 +68,8 @@ KERNELS = {
     200,
   ),
 }
+# The feature in which values are half as wide as keys.
+NARROW = "narrow values, all"
 # Name -> (rule, key heads, whether documents are packed).
 FEATURES = {
   "plain": (Rule(), SHAPE["N"], False),
@@ -79,6 +81,7 @@ FEATURES = {
   "both ways": (Rule(is_causal=False), SHAPE["N"], False),
   "both ways, window": (Rule(False, window=100), 2, False),
   "both ways, all": (Rule(False, 100, 2.0), 1, True),
+  NARROW: (Rule(window=100, softcap=2.0), 2, True),
 }
 
 
@@ -95,6 +98,11 @@ class Result:
   forward: float
   backward: float
   leak: float
+
+
+def value_dim_of(feature: str) -> int:
+  """Returns the width of the values."""
+  return SHAPE["H"] // 2 if feature == NARROW else SHAPE["H"]
 
 
 def visible(rule: Rule, length: int, num_rows: int, segments_BT):
@@ -134,14 +142,17 @@ def naive(q, k, v, dy, rule: Rule, segments_BT):
   return y, dq, np.einsum("bkgts,bkgth->bksh", ds, q), dv
 
 
-def make_inputs(num_kv_heads: int, length: int, is_packed: bool):
+def make_inputs(
+  num_kv_heads: int, length: int, is_packed: bool, value_dim=SHAPE["H"]
+):
   """Returns (q, k, v, dy, segments_BT or None), numpy float32."""
   import numpy as np
 
   rng = np.random.default_rng(0)
   B, N, H, K = *SHAPE.values(), num_kv_heads
   queries, keys = (B, K, N // K, length, H), (B, K, length, H)
-  shapes = queries, keys, keys, queries
+  values, outputs = ((*s[:-1], value_dim) for s in (keys, queries))
+  shapes = queries, keys, values, outputs
   arrays = [rng.normal(size=s).astype(np.float32) for s in shapes]
   segments = None
   if is_packed:
@@ -227,7 +238,7 @@ def compile_for_tpu(kernel: str, feature: str) -> None:
   (rule, K, is_packed), T = FEATURES[feature], KERNELS[kernel][-1]
   devices = aot.find_devices(chips.parse_topology("v5e:2x4", 1))
   mesh, run = make_attention(kernel, rule, list(devices))
-  *arrays, segments = make_inputs(K, T, is_packed)
+  *arrays, segments = make_inputs(K, T, is_packed, value_dim_of(feature))
   place = NamedSharding(mesh, P())
   describe = lambda x, dtype: jax.ShapeDtypeStruct(
     x.shape, dtype, sharding=place
@@ -245,7 +256,7 @@ def compare(kernel: str, feature: str) -> Result:
   import numpy as np
 
   (rule, K, is_packed), T = FEATURES[feature], KERNELS[kernel][-1]
-  q, k, v, dy, segments = make_inputs(K, T, is_packed)
+  q, k, v, dy, segments = make_inputs(K, T, is_packed, value_dim_of(feature))
   mesh, run = make_attention(kernel, rule)
 
   def attention(*arrays):

@@ -102,6 +102,10 @@ def _frame(config: Config, topology, built, basis: str) -> dict:
   tokens = t.global_batch_size * config.data.seq_len
   per_token = flops.train_flops_per_token(config.model, config.data.seq_len)
   masked = flops.masked_flops_per_token(config.model, config.data.seq_len)
+  item = flops.DTYPE_BYTES[config.model.compute_dtype]
+  cached = None
+  if built.model.can_generate:
+    cached = flops.cache_bytes(config.model, 1, item)
   chip, mesh = topology.chip, built.mesh
   state = tree.count_bytes(built.abstract)
   hosts = math.ceil(topology.num_chips / chip.host_chips) if chip else 1
@@ -120,6 +124,7 @@ def _frame(config: Config, topology, built, basis: str) -> dict:
     "parameters": sum(flops.count_parameters(config.model).values()),
     "flops_per_token": per_token,
     "masked_flops_per_token": masked,
+    "cache_bytes_per_token": cached,
     "checkpoint": {
       "bytes": state,
       "kept": config.checkpoint.keep_last,

@@ -127,9 +127,8 @@ def flops_per_token(model: config_lib.ModelConfig, seq_len: int, formula: str):
   full = flops.train_flops_per_token(model, seq_len)
   if formula == "full":
     return full
-  width = model.num_heads * config_lib.head_dim(model)
   idle = 6 * config_lib.vocab_size(model) * model.model_dim
-  return full + idle - 6 * model.num_layers * width * seq_len
+  return full + idle - flops.score_flops_per_token(model, seq_len) // 2
 
 
 def main(argv: list[str]) -> int:

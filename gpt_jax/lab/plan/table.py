@@ -66,6 +66,9 @@ def _run_lines(plan: dict) -> list[str]:
     ),
     _checkpoint_row(plan),
   ]
+  if plan["cache_bytes_per_token"] is not None:
+    held = console.format_bytes(plan["cache_bytes_per_token"])
+    rows.append(("decoding", f"caches {held} a token"))
   if plan["compile_seconds"] is not None:
     rows.append(("compiled", f"in {plan['compile_seconds']:.0f} s"))
   return _columns(rows)

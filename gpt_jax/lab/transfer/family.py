@@ -25,7 +25,7 @@ GROWING = ("heads", "head_dim")
 
 
 def at_width(config: Config, width: int, growing: str = "heads") -> Config:
-  """Returns the config at another width, its MLP in proportion.
+  """Returns the config at another width, MLP and latent ranks in proportion.
 
   Args:
     growing: "heads" makes more heads; "head_dim" makes them wider, and sets
@@ -36,7 +36,11 @@ def at_width(config: Config, width: int, growing: str = "heads") -> Config:
   """
   m = config.model
   H, D = config_lib.head_dim(m), m.model_dim
-  changes = {"model_dim": width, "mlp_dim": round(m.mlp_dim * width / D)}
+  at_ratio = lambda *keys: {
+    key: round(getattr(m, key) * width / D) for key in keys if getattr(m, key)
+  }
+  changes = {"model_dim": width}
+  changes |= at_ratio("mlp_dim", "kv_lora_rank", "q_lora_rank")
   if growing == "heads":
     if m.num_heads * width % D or config_lib.num_kv_heads(m) * width % D:
       raise InputError(
@@ -53,8 +57,7 @@ def at_width(config: Config, width: int, growing: str = "heads") -> Config:
         f"does not give heads of a whole width for {H} there"
       )
     changes["base_head_dim"] = m.base_head_dim or H
-    if m.head_dim is not None:
-      changes["head_dim"] = H * width // D
+    changes |= at_ratio("head_dim", "qk_rope_head_dim", "v_head_dim")
   return dataclasses.replace(config, model=dataclasses.replace(m, **changes))
 
 
