@@ -177,8 +177,7 @@ def get_config() -> ConfigDict:
   # depth. Both need adamw or adam.
   model.parametrization = "standard"
   # Width that mup and completep change nothing at; standard ignores these
-  # three. The MLP and the ranks of latent attention are to grow with the width,
-  # and heads in number or width.
+  # three. The MLP is to grow with the width, and heads in number or width.
   model.base_dim = placeholder(int)
   # Blocks that completep changes nothing at; mup ignores it.
   model.base_layers = placeholder(int)

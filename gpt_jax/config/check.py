@@ -286,6 +286,12 @@ def _check_parametrization(c: Config) -> None:
       f"{asked}, which scales each sublayer's output, and "
       f"model.norm_placement is {m.norm_placement}; it must be pre"
     )
+  if m.kv_lora_rank is not None:
+    raise InputError(
+      f"{asked}, which was not found to keep activations of latent attention "
+      f"level (configs/LOG.md), and model.kv_lora_rank is {m.kv_lora_rank}; "
+      "use standard"
+    )
   if c.optim.optimizer not in PARAMETRIZED:
     raise InputError(
       f"{asked}, which has rules for {' and '.join(PARAMETRIZED)}, and "

@@ -25,7 +25,7 @@ GROWING = ("heads", "head_dim")
 
 
 def at_width(config: Config, width: int, growing: str = "heads") -> Config:
-  """Returns the config at another width, MLP and latent ranks in proportion.
+  """Returns the config at another width, its MLP in proportion.
 
   Args:
     growing: "heads" makes more heads; "head_dim" makes them wider, and sets
@@ -36,11 +36,7 @@ def at_width(config: Config, width: int, growing: str = "heads") -> Config:
   """
   m = config.model
   H, D = config_lib.head_dim(m), m.model_dim
-  at_ratio = lambda *keys: {
-    key: round(getattr(m, key) * width / D) for key in keys if getattr(m, key)
-  }
-  changes = {"model_dim": width}
-  changes |= at_ratio("mlp_dim", "kv_lora_rank", "q_lora_rank")
+  changes = {"model_dim": width, "mlp_dim": round(m.mlp_dim * width / D)}
   if growing == "heads":
     if m.num_heads * width % D or config_lib.num_kv_heads(m) * width % D:
       raise InputError(
@@ -57,7 +53,8 @@ def at_width(config: Config, width: int, growing: str = "heads") -> Config:
         f"does not give heads of a whole width for {H} there"
       )
     changes["base_head_dim"] = m.base_head_dim or H
-    changes |= at_ratio("head_dim", "qk_rope_head_dim", "v_head_dim")
+    if m.head_dim is not None:
+      changes["head_dim"] = H * width // D
   return dataclasses.replace(config, model=dataclasses.replace(m, **changes))
 
 
