@@ -17,6 +17,7 @@ from gpt_jax.config import Config
 from gpt_jax.lab.plan import memory as memory_lib
 from gpt_jax.lab.plan.roofline import Terms, links_along
 from gpt_jax.machine.chips import Topology
+from gpt_jax.ops import visibility
 from gpt_jax.training import build
 from gpt_jax.training.build import Assembly
 
@@ -205,12 +206,13 @@ def _layer_parameters(model) -> int:
 def hardware_flops(config: Config, topology: Topology) -> float:
   """Returns the FLOPs per token that devices do, recomputation included.
 
-  A kernel computes half of the scores, those that a causal mask leaves.
+  A kernel computes the scores that the mask leaves; of a causal one half.
   """
   m, T = config.model, config.data.seq_len
   scores = flops.score_flops_per_token(m, T) // 3
   if _has_kernel(m, topology):
-    scores /= 2
+    is_causal = visibility.rule_of(m).is_causal
+    scores *= 0.5 if is_causal else flops.visible_part(m, T)
   total = flops.train_flops_per_token(m, T)
   matrices = (total - flops.score_flops_per_token(m, T)) / 3
   count = flops.count_active_parameters(m)
