@@ -84,6 +84,7 @@ class LatentAttention(nn.Module):
     """Returns (q_BTNH, kv_BTC), their last r dims rotated."""
     c, D, N = self.config, x_BTD.shape[-1], self.config.num_heads
     R, Q, r = c.kv_lora_rank, c.q_lora_rank, config_lib.rope_dim(c)
+    assert R is not None  # else it is not this form of attention
     heads = N, config_lib.head_dim(c)
     outs = [heads if Q is None else (Q,), (R + r,)]
     if self.has_variable("params", FUSED):
