@@ -7,6 +7,21 @@ from gpt_jax import config as config_lib
 from gpt_jax.config import InputError
 from gpt_jax.machine import console, processes, runtime
 
+# Flags that each way of answering a prompt reads, and the others do not.
+SAMPLING = ("num_tokens", "temperature", "top_k", "top_p", "min_p", "seed")
+MODES = {
+  "sampling": (*SAMPLING, "stop", "suffix"),
+  "--beams": (
+    "suffix",
+    "num_tokens",
+    "beams",
+    "length_penalty",
+    "num_best",
+    "early_stopping",
+  ),
+  "--choice": ("choice", "per_token"),
+}
+
 
 def _build_parser():
   parser = cli.build_parser(
@@ -58,14 +73,80 @@ def _build_parser():
     metavar="TEXT",
     help="end when this text appears; may be repeated",
   )
+  _add_search(parser)
   cli.add_weights(parser)
   cli.add_checkpoint(parser)
   return parser
 
 
+def _add_search(parser) -> None:
+  parser.add_argument(
+    "--beams",
+    type=int,
+    metavar="N",
+    help="draw nothing, but search for the likeliest text with N beams",
+  )
+  parser.add_argument(
+    "--length_penalty",
+    type=float,
+    default=0.0,
+    metavar="A",
+    help="with --beams: rank by log-probability / ((5 + tokens) / 6)^A "
+    "(default %(default)s)",
+  )
+  parser.add_argument(
+    "--num_best",
+    type=int,
+    default=1,
+    metavar="N",
+    help="with --beams: show the N best texts and their scores",
+  )
+  parser.add_argument(
+    "--early_stopping",
+    action="store_true",
+    help="with --beams: end when as many texts as there are beams have ended, "
+    "not when none can become better",
+  )
+  parser.add_argument(
+    "--choice",
+    action="append",
+    metavar="TEXT",
+    help="continue nothing, but rank texts by their probability after the "
+    "prompt; repeat it for each text",
+  )
+  parser.add_argument(
+    "--per_token",
+    action="store_true",
+    help="with --choice: rank by the mean log-probability of a token",
+  )
+
+
+def _mode_of(argv: list[str]) -> str:
+  """Returns the one of MODES that flags ask for.
+
+  Raises:
+    InputError: a flag was given that this mode does not read.
+  """
+  typed = [word.split("=")[0][2:] for word in argv if word[:2] == "--"]
+  asked = [m for m in ("--choice", "--beams") if m[2:] in typed]
+  mode = asked[0] if asked else "sampling"
+  for other, flags in MODES.items():
+    for flag in flags:
+      if flag in typed and flag not in MODES[mode]:
+        if asked:
+          raise InputError(
+            f"--{flag} does nothing with {mode}; leave one of them out"
+          )
+        raise InputError(
+          f"--{flag} does nothing without {other}; add {other} or leave it out"
+        )
+  return mode
+
+
 def main(argv: list[str]) -> int:
   parser = _build_parser()
   args, overrides = cli.parse(parser, argv)
+  mode = _mode_of(argv)
   if not 1 <= args.num_tokens < 2**31:
     raise InputError(
       f"--num_tokens is {args.num_tokens}; it must be from 1 to 2^31 - 1"
@@ -87,12 +168,19 @@ def main(argv: list[str]) -> int:
 
   import jax
 
-  from gpt_jax.inference import generation
+  from gpt_jax.inference import beam, choices, generation
   from gpt_jax.runs import workdir
 
   sampling = generation.Sampling(
     args.temperature, args.top_k, args.top_p, args.min_p
   )
+  if mode == "--beams":
+    settings = beam.Beam(
+      args.beams, args.length_penalty, args.num_best, args.early_stopping
+    )
+  if mode == "--choice":
+    texts = [files.user_text("--choice", text) for text in args.choice]
+    choices.check_choices(texts)
   args.workdir = files.user_path("--workdir", args.workdir)
   is_speaking = processes.index() == 0
 
@@ -118,26 +206,19 @@ def main(argv: list[str]) -> int:
       text = console.escape_controls(text) if is_terminal else text
       print(text, end="", flush=True)
 
-  if len(prompts) == 1:
-    show(prompts[0])
+  run = model, params, tokenizer, prompts
+  is_prefix = config_lib.has_prefixes(config.data)
   with jax.set_mesh(mesh):
-    texts = generation.generate_text(
-      model,
-      params,
-      tokenizer,
-      prompts,
-      args.num_tokens,
-      sampling,
-      args.seed,
-      stop,
-      show=show if len(prompts) == 1 else None,
-      is_prefix=config_lib.has_prefixes(config.data),
-    )
-  if len(prompts) == 1:
-    show("\n")
-  else:
-    for prompt, text in zip(prompts, texts, strict=True):
-      show(f"--- {prompt!r}\n{prompt}{text}\n")
+    if mode == "--choice":
+      _show_choices(
+        prompts, choices.score(*run, texts, is_prefix), args.per_token, show
+      )
+    elif mode == "--beams":
+      found = beam.search_text(*run, args.num_tokens, settings, is_prefix)
+      _show_found(prompts, found, show)
+    else:
+      options = args.num_tokens, sampling, args.seed, stop
+      _show_samples(prompts, show, run, options, is_prefix)
   return 0
 
 
@@ -151,6 +232,47 @@ def _ask_for_gap(config, tokenizer, suffix: str):
       f"{config.data.objective}; only a run of fill_in_the_middle fills gaps"
     )
   return infilling.GapTokenizer(tokenizer, files.user_text("--suffix", suffix))
+
+
+def _show_samples(prompts, show, run, options, is_prefix) -> None:
+  """Continues prompts; a single one is shown while its text is made."""
+  from gpt_jax.inference import generation
+
+  is_single = len(prompts) == 1
+  if is_single:
+    show(prompts[0])
+  texts = generation.generate_text(
+    *run, *options, show=show if is_single else None, is_prefix=is_prefix
+  )
+  if is_single:
+    show("\n")
+    return
+  for prompt, text in zip(prompts, texts, strict=True):
+    show(f"--- {prompt!r}\n{prompt}{text}\n")
+
+
+def _show_found(prompts, found, show) -> None:
+  """Shows texts that a beam search found, several with their scores."""
+  for prompt, texts in zip(prompts, found, strict=True):
+    for text, h in texts:
+      if len(texts) > 1:
+        nats = f"score {h.score:.4f}, log-probability {h.log_prob:.4f}"
+        show(f"--- {prompt!r}, {nats}, {len(h.ids)} tokens\n")
+      elif len(prompts) > 1:
+        show(f"--- {prompt!r}\n")
+      show(f"{prompt}{text}\n")
+
+
+def _show_choices(prompts, found, is_per_token: bool, show) -> None:
+  """Shows each prompt's choices, likeliest first, and their figures."""
+  from gpt_jax.inference import choices
+
+  for prompt, own in zip(prompts, found, strict=True):
+    if len(prompts) > 1:
+      show(f"--- {prompt!r}\n")
+    for one in choices.rank(own, is_per_token):
+      tokens = f"{one.num_tokens} token{'s' if one.num_tokens > 1 else ''}"
+      show(f"{one.text!r}: log-probability {one.log_prob:.4f}, {tokens}\n")
 
 
 def _read_stdin() -> str:

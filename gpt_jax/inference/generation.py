@@ -210,10 +210,38 @@ def decode_chunk(
 
 
 _sample = jax.jit(sample, static_argnames=("sampling", "vocab_size"))
-_prepare = jax.jit(
+prepare = jax.jit(
   lambda params, model: model.prepare_for_decoding(params),
   static_argnames=("model",),
 )
+
+
+def round_up(length: int) -> int:
+  """Returns a length of the few that prompts and caches are compiled for."""
+  return -(-length // ROUND) * ROUND
+
+
+def read_prompts(
+  model: Model,
+  prepared: Any,
+  rows: Sequence[np.ndarray],
+  num_slots: int,
+  prefix_B: np.ndarray | None = None,
+):
+  """Returns (cache, logits_BV of each row's last token, lengths_B).
+
+  Args:
+    prepared: from prepare.
+    rows: int32 ids of each prompt, of any lengths.
+    num_slots, prefix_B: as in prefill.
+  """
+  lengths_B = np.array([len(r) for r in rows], np.int32)
+  width = min(round_up(lengths_B.max()), model.config.max_len)
+  tokens_BP = np.stack([np.pad(r, (0, width - len(r))) for r in rows])
+  cache, logits_BV = prefill(
+    prepared, tokens_BP, lengths_B, prefix_B, model=model, num_slots=num_slots
+  )
+  return cache, logits_BV, lengths_B
 
 
 def generate(
@@ -250,19 +278,14 @@ def generate(
   check_prompts(prompts, model)
   rows = [np.asarray(p, np.int32) for p in prompts]
   prefixes = np.array([len(r) for r in rows], np.int32)
-  prepared = _prepare(params, model)
+  prepared = prepare(params, model)
   key = jax.random.key(seed)
   left = num_tokens
   while left > 0:
     rows, prefixes = _cut_to(limit, rows, prefixes)
-    longest = max(len(r) for r in rows)
-    width = min(-(-longest // ROUND) * ROUND, limit)
-    num_slots = min(-(-(longest + left) // ROUND) * ROUND, limit)
-    tokens_BP = np.stack([np.pad(r, (0, width - len(r))) for r in rows])
-    lengths = np.array([len(r) for r in rows], np.int32)
-    seen = prefixes if is_prefix else None
-    cache, logits_BV = prefill(
-      prepared, tokens_BP, lengths, seen, model=model, num_slots=num_slots
+    num_slots = min(round_up(max(map(len, rows)) + left), limit)
+    cache, logits_BV, lengths = read_prompts(
+      model, prepared, rows, num_slots, prefixes if is_prefix else None
     )
     while left > 0:
       free = num_slots - int(np.max(lengths))
@@ -288,7 +311,7 @@ def generate(
         )
         ids = sharding.fetch(ids)[:, None]
       processes.mark()
-      _check_ids(ids)
+      check_finite((ids >= 0).all())
       yield ids
       rows = [np.append(r, new) for r, new in zip(rows, ids, strict=True)]
       lengths = lengths + ids.shape[1]
@@ -312,8 +335,9 @@ def _check_number(num_tokens: int) -> None:
     )
 
 
-def _check_ids(ids) -> None:
-  if (ids < 0).any():
+def check_finite(is_finite: bool) -> None:
+  """Raises InputError unless the logits of all rows were finite."""
+  if not is_finite:
     raise InputError(
       "the model's logits are NaN or infinite: the parameters come from a run "
       "that diverged, or compute_dtype overflows; use an earlier checkpoint, "
@@ -378,7 +402,9 @@ def generate_text(
     for row, new in enumerate(chunk):
       if not is_done[row]:
         made[row].extend(new.tolist())
-        texts[row], is_done[row] = _cut(ids[row], made[row], tokenizer, stop)
+        texts[row], is_done[row] = cut_text(
+          ids[row], made[row], tokenizer, stop
+        )
     if show is not None:
       end = len(texts[0])
       if not is_done[0]:
@@ -393,7 +419,7 @@ def generate_text(
   return texts
 
 
-def _cut(prompt, ids: list[int], tokenizer, stop) -> tuple[str, bool]:
+def cut_text(prompt, ids: list[int], tokenizer, stop=()) -> tuple[str, bool]:
   """Returns (the text that ids add to the prompt, whether it has ended)."""
   is_done = False
   if tokenizer.separator_id in ids:

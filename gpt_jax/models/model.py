@@ -172,7 +172,11 @@ class Model:
     return jax.vmap(one)(p) if is_stacked else one(p)
 
   def init_cache(self, batch_size: int, num_slots: int):
-    """Returns an empty cache for `num_slots` tokens in each row."""
+    """Returns an empty cache for `num_slots` tokens in each row.
+
+    Whatever its arrays hold, their first dim is the row: beam search gathers
+    the rows that it goes on with.
+    """
     # A CPU makes its products with a cache in float32 whatever it holds.
     is_wide = self.platform == "cpu"
     dtype = "float32" if is_wide else self.config.compute_dtype

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import subprocess
 import sys
 
@@ -40,6 +41,47 @@ def test_several_prompts_are_shown_one_after_the_other(generate):
   first, second = text.split("--- 'def train('\n")[1].split("--- 'import'\n")
   assert first == generate(PROMPT, "--temperature=0")
   assert second == generate("--prompt=import", "--temperature=0")
+
+
+def test_beams_find_texts_that_are_shown_with_their_scores(generate):
+  greedy = generate(PROMPT, "--temperature=0", "--num_tokens=8")
+  small = PROMPT, "--num_tokens=8"
+  assert generate(*small, "--beams=1") == greedy
+  best = generate(*small, "--beams=3")
+  assert best.startswith("def train(") and best == generate(*small, "--beams=3")
+  shown = generate(*small, "--beams=3", "--num_best=2", "--length_penalty=1")
+  heads = re.findall(
+    r"--- 'def train\(', score (-[\d.]+), log-probability (-[\d.]+), 8 tokens",
+    shown,
+  )
+  (first, _), (second, sum_) = heads
+  assert float(first) >= float(second)
+  assert float(second) * (5 + 8) / 6 == pytest.approx(float(sum_), abs=1e-3)
+  both = generate(*small, "--prompt=import", "--beams=3")
+  assert f"--- 'def train('\n{best}--- 'import'\nimport" in both
+
+
+def test_choices_are_shown_likeliest_first(generate, call_verb, trained):
+  words = PROMPT, "--choice=self", "--choice=\x07zq", "--choice=e"
+  call = lambda *more: (
+    call_verb("generate", f"--workdir={trained}", *words, *more).stdout
+  )
+  lines = call().splitlines()
+  figures = [
+    re.fullmatch(r"'(.+)': log-probability (-[\d.]+), (\d) tokens?", line)
+    for line in lines
+  ]
+  sums = [float(f[2]) for f in figures]
+  assert sums == sorted(sums, reverse=True)
+  assert {f[1] for f in figures} == {"self", "\\x07zq", "e"}
+  means = [
+    float(re.search(r"(-[\d.]+),", line)[1]) / int(line.split()[-2])
+    for line in call("--per_token").splitlines()
+  ]
+  assert means == sorted(means, reverse=True)
+  both = call("--prompt=import")
+  assert both.startswith("--- 'def train('\n" + "\n".join(lines))
+  assert "--- 'import'\n" in both
 
 
 def test_a_stop_string_ends_the_text_before_it(generate):

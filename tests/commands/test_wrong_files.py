@@ -214,6 +214,8 @@ GENERATE = {
   ("--min_p=2",): ("min_p is 2.0", "[0, 1]"),
   ("--temperature=-1",): ("temperature is -1.0", "0 or more"),
   ("--temperature=nan",): ("temperature is nan", "0 or more"),
+  ("--prompt=abc", "--beams=2"): ("num_tokens is 200", "from 1 to 30"),
+  ("--prompt=" + 30 * "x", "--choice=word"): ("30 tokens", "choice of 4"),
   ("--weights=int3",): ("--weights", "int3", "int8"),
   ("--average=ema",): ("holds no moving average", "train.ema_decay"),
   ("--average=last:0",): ("'last:0'", "ema, or last:N"),

@@ -133,6 +133,30 @@ WRONG_WORDS = {
   ("generate", "--workdir=x", "--num_tokens=0"): ("--num_tokens is 0",),
   ("generate", "--workdir=x", "--num_tokens=a"): ("--num_tokens", "'a'"),
   ("generate", "--workdir=x", "--seed=-1"): ("--seed is -1", "from 0"),
+  ("generate", "--workdir=x", "--beams=0"): ("beams is 0", "1 or more"),
+  ("generate", "--workdir=x", "--beams=2", "--num_best=3"): (
+    "num_best is 3 and there are 2 beams",
+  ),
+  ("generate", "--workdir=x", "--beams=2", "--length_penalty=-1"): (
+    "length_penalty is -1.0",
+  ),
+  ("generate", "--workdir=x", "--beams=2", "--temperature=0.8"): (
+    "--temperature does nothing with --beams",
+  ),
+  ("generate", "--workdir=x", "--num_best=2"): (
+    "--num_best does nothing without --beams",
+  ),
+  ("generate", "--workdir=x", "--choice=a", "--beams=2"): (
+    "--beams does nothing with --choice",
+  ),
+  ("generate", "--workdir=x", "--choice=a", "--suffix=b"): (
+    "--suffix does nothing with --choice",
+  ),
+  ("generate", "--workdir=x", "--per_token"): ("without --choice",),
+  ("generate", "--workdir=x", "--choice="): ("choice 1 is empty",),
+  ("generate", "--workdir=x", "--choice=a", "--choice=a"): (
+    "the choice 'a' is given twice",
+  ),
   ("generate", "--workdir=none"): ("none does not exist", "--workdir"),
   ("generate", "--workdir=LICENSE"): ("LICENSE is not a folder",),
   ("generate", "--workdir=configs"): ("configs has no config.json",),

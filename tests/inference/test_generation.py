@@ -205,8 +205,8 @@ class Llama:
 
 
 def test_a_continuation_begins_as_it_does_in_the_whole_text():
-  assert generation._cut([1, 2], [3, 4], Llama(), ()) == (" 3 4", False)
-  assert generation._cut([1, 2], [3, 4], Llama(), (" 4",)) == (" 3", True)
+  assert generation.cut_text([1, 2], [3, 4], Llama(), ()) == (" 3 4", False)
+  assert generation.cut_text([1, 2], [3, 4], Llama(), (" 4",)) == (" 3", True)
 
 
 def test_stop_strings_and_the_separator_end_a_text(made):
@@ -229,8 +229,8 @@ def test_stop_strings_and_the_separator_end_a_text(made):
   )[0]
   assert cut == whole[: whole.find(stop)]
   assert "".join(shown) == cut
-  assert generation._cut([9], [65, 256, 66], tokenizer, ()) == ("A", True)
-  assert generation._cut([9], [65, 66], tokenizer, ()) == ("AB", False)
+  assert generation.cut_text([9], [65, 256, 66], tokenizer, ()) == ("A", True)
+  assert generation.cut_text([9], [65, 66], tokenizer, ()) == ("AB", False)
 
 
 def test_streamed_text_holds_back_what_may_become_a_stop():

@@ -167,7 +167,7 @@ class Decode:
     lengths = np.full(len(prompts), self.prompt_len, np.int32)
     with jax.set_mesh(self.mesh):
       unstacked = jax.block_until_ready(
-        generation._prepare(self.params, self.model)
+        generation.prepare(self.params, self.model)
       )
       start = time.perf_counter()
       out = generation.prefill(

@@ -1,0 +1,189 @@
+"""Choices: the log-probability of each of some texts after a prompt.
+
+Classification without a head: the prompt is read once, and the choices as the
+rows of one batch over copies of its cache.
+
+B prompts, A choices of each, T tokens of the longest.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gpt_jax import sharding
+from gpt_jax.config import InputError
+from gpt_jax.data.tokenizers.protocol import Tokenizer
+from gpt_jax.inference import generation
+from gpt_jax.models import Model
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+  """A text that a prompt may go on with.
+
+  Attributes:
+    text: of the choice.
+    log_prob: sum of the log-probabilities of its tokens, in nats.
+    num_tokens: number of them, 1 or more.
+  """
+
+  text: str
+  log_prob: float
+  num_tokens: int
+
+
+def rank(choices: Sequence[Choice], per_token: bool = False) -> list[Choice]:
+  """Returns choices, likeliest first; equal ones stay in their order.
+
+  Args:
+    per_token: compare the mean log-probability of a token, which does not
+      favour short choices.
+  """
+  size = lambda c: c.num_tokens if per_token else 1
+  return sorted(choices, key=lambda c: -c.log_prob / size(c))
+
+
+def check_choices(choices: Sequence[str]) -> None:
+  """Raises InputError unless there are choices, none empty, none twice."""
+  if not choices:
+    raise InputError("there is no choice; give one text or more")
+  for index, text in enumerate(choices):
+    if not text:
+      raise InputError(f"choice {index + 1} is empty; give some text")
+    if text in choices[:index]:
+      raise InputError(f"the choice {text!r} is given twice; give it once")
+
+
+def encode_choices(
+  tokenizer: Tokenizer, prompt: str, choices: Sequence[str]
+) -> list[np.ndarray]:
+  """Returns the ids of each choice, none empty.
+
+  They are those that follow the prompt's in the text of both, as training saw
+  it. Where a token spans the border of the two, they are the choice's own.
+  """
+  start, found = tokenizer.encode(prompt), []
+  for text in choices:
+    whole = tokenizer.encode(prompt + text)
+    ids = whole[len(start) :]
+    if not len(ids) or not np.array_equal(whole[: len(start)], start):
+      ids = tokenizer.encode(text)
+    if not len(ids):
+      raise InputError(
+        f"the choice {text!r} has no token in the vocabulary of "
+        f"{tokenizer.name}; give another text"
+      )
+    found.append(ids.astype(np.int32))
+  return found
+
+
+def check_room(prompts, choices, model: Model) -> None:
+  """Raises InputError unless each choice of ids fits after its prompt."""
+  generation.check_prompts(prompts, model)
+  limit = model.config.max_len
+  for prompt, own in zip(prompts, choices, strict=True):
+    longest = max(map(len, own))
+    # The last token is not read.
+    if len(prompt) + longest - 1 > limit:
+      raise InputError(
+        f"a prompt of {len(prompt)} tokens and a choice of {longest} are more "
+        f"than the model's {limit} positions; shorten one of them"
+      )
+
+
+@functools.partial(
+  jax.jit, static_argnames=("model",), donate_argnames=("cache",)
+)
+def _score(
+  params, cache, logits_BV, lengths_B, ids_BAT, num_BA, *, model: Model
+):
+  """Returns log_p_BA, summed over the first num_BA tokens of each choice."""
+  B, A, T = ids_BAT.shape
+  logits_BATV = jnp.repeat(logits_BV[:, None, None], A, axis=1)
+  if T > 1:
+    cache = jax.tree.map(lambda x: jnp.repeat(x, A, axis=0), cache)
+    read = ids_BAT[:, :, :-1].reshape(B * A, T - 1)
+    starts = jnp.repeat(lengths_B, A)
+    rest, _ = model.apply_cached(params, read, cache, starts)
+    rest = rest.reshape(B, A, T - 1, -1)
+    logits_BATV = jnp.concatenate([logits_BATV, rest], axis=2)
+  log_p_BATV = jax.nn.log_softmax(logits_BATV)
+  log_p_BAT = jnp.take_along_axis(log_p_BATV, ids_BAT[..., None], 3)[..., 0]
+  is_token_BAT = jnp.arange(T)[None, None] < num_BA[..., None]
+  return jnp.where(is_token_BAT, log_p_BAT, 0.0).sum(-1)
+
+
+def score_ids(
+  model: Model,
+  params: Any,
+  prompts: Sequence[Sequence[int] | np.ndarray],
+  choices: Sequence[Sequence[Sequence[int] | np.ndarray]],
+  is_prefix: bool = False,
+) -> np.ndarray:
+  """Returns float32 log_p_BA of each prompt's choices, in nats.
+
+  Args:
+    params: stacked, as trained.
+    prompts: the ids of each prompt, of any lengths, none empty.
+    choices: for each prompt the ids of A choices, none empty.
+    is_prefix: as in generation.generate.
+
+  Raises:
+    InputError: the model cannot continue these prompts, a prompt and a choice
+      are more than its positions, or the logits are not finite.
+  """
+  check_room(prompts, choices, model)
+  num_BA = np.array([[len(ids) for ids in own] for own in choices], np.int32)
+  T = int(num_BA.max())
+  pad = lambda ids: np.pad(np.asarray(ids, np.int32), (0, T - len(ids)))
+  ids_BAT = np.stack([np.stack([pad(ids) for ids in own]) for own in choices])
+  rows = [np.asarray(p, np.int32) for p in prompts]
+  lengths_B = np.array([len(r) for r in rows], np.int32)
+  # Beyond the model's positions too: a write that is cut off would move, and
+  # what is written there is padding of shorter choices.
+  num_slots = generation.round_up(lengths_B.max() + T)
+  prepared = generation.prepare(params, model)
+  cache, logits_BV, lengths_B = generation.read_prompts(
+    model, prepared, rows, num_slots, lengths_B if is_prefix else None
+  )
+  log_p_BA = sharding.fetch(
+    _score(prepared, cache, logits_BV, lengths_B, ids_BAT, num_BA, model=model)
+  )
+  generation.check_finite(bool(np.isfinite(log_p_BA).all()))
+  return log_p_BA
+
+
+def score(
+  model: Model,
+  params: Any,
+  tokenizer: Tokenizer,
+  prompts: Sequence[str],
+  choices: Sequence[str],
+  is_prefix: bool = False,
+) -> list[list[Choice]]:
+  """Returns each prompt's choices, in the order given.
+
+  Args:
+    model, params, is_prefix: as in score_ids.
+    tokenizer: the tokenizer of the run.
+    prompts, choices: texts, none empty; choices differ from each other.
+
+  Raises:
+    InputError: as in score_ids; there is no choice, or one is empty or twice.
+  """
+  check_choices(choices)
+  ids = [encode_choices(tokenizer, prompt, choices) for prompt in prompts]
+  starts = [tokenizer.encode(prompt) for prompt in prompts]
+  log_p_BA = score_ids(model, params, starts, ids, is_prefix)
+  return [
+    [
+      Choice(text, log_p, len(each))
+      for text, log_p, each in zip(choices, row, own, strict=True)
+    ]
+    for row, own in zip(log_p_BA.tolist(), ids, strict=True)
+  ]
