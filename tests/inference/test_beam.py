@@ -217,7 +217,7 @@ def test_early_stopping_takes_what_ended_first(made):
   [
     dict(position="learned"),
     dict(position="rope", num_kv_heads=2),
-    dict(position="rope", layer_pattern=("local", "global"), sliding_window=4),
+    dict(position="rope", layer_pattern="local+global", sliding_window=4),
   ],
   ids=["learned", "grouped", "local"],
 )

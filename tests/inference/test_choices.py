@@ -62,7 +62,7 @@ def figures(found):
   return np.array([[c.log_prob for c in own] for own in found])
 
 
-LOCAL = dict(layer_pattern=("local", "global"), sliding_window=3)
+LOCAL = dict(layer_pattern="local+global", sliding_window=3)
 
 
 @pytest.mark.parametrize("changes", [{}, LOCAL], ids=["learned", "local"])
