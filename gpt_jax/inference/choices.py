@@ -96,9 +96,7 @@ def check_room(prompts, choices, model: Model) -> None:
       )
 
 
-@functools.partial(
-  jax.jit, static_argnames=("model",), donate_argnames=("cache",)
-)
+@functools.partial(jax.jit, static_argnames=("model",))
 def _score(
   params, cache, logits_BV, lengths_B, ids_BAT, num_BA, *, model: Model
 ):
