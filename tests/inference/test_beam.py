@@ -89,10 +89,10 @@ def all_hypotheses(vocab_size, num_tokens, separator):
         yield (*head, last)
 
 
-@pytest.mark.parametrize("alpha", [0.0, 0.6, 2.0])
+@pytest.mark.parametrize("alpha", [0.0, 3.0])
 def test_a_wide_beam_is_an_exhaustive_search(alpha):
   made = make(vocab_size=5, position="rope")
-  prompt, separator = [1, 2, 3], 4
+  prompt, separator = [1, 2, 3], 1
   every = list(all_hypotheses(5, 4, separator))
   sums = log_probs(made, [prompt] * len(every), every)
   exact = sorted(
@@ -114,12 +114,10 @@ def test_a_wide_beam_is_an_exhaustive_search(alpha):
     assert h.score == pytest.approx(score, abs=1e-4)
     assert h.score == pytest.approx(exact[rank][0], abs=1e-4)
     assert h.has_ended == (h.ids[-1] == separator)
-  # 64 beams hold every prefix without a separator, and few are returned.
-  (best,) = beam.search(*made, [prompt], 4, beam.Beam(64, alpha, 3), separator)
-  assert [h.ids.tolist() for h in best] == [h.ids.tolist() for h in found[:3]]
   # The control: the search matters.
   (one,) = beam.search(*made, [prompt], 4, beam.Beam(1, alpha), separator)
-  assert one[0].ids.tolist() != best[0].ids.tolist()
+  assert one[0].ids.tolist() != found[0].ids.tolist()
+  assert one[0].score < found[0].score - 0.01
 
 
 @pytest.mark.parametrize("separator", [None, 7])
@@ -198,18 +196,24 @@ def test_a_prompt_finds_the_same_alone_and_among_longer_ones(made):
 
 
 def test_early_stopping_takes_what_ended_first(made):
-  prompts = prompts_of(60, seed=5)
-  whole = beam.search(*made, prompts, 30, beam.Beam(3, 1.0), 7)
-  early = beam.search(
-    *made, prompts, 30, beam.Beam(3, 1.0, early_stopping=True), 7
+  prompts, separator, alpha = prompts_of(60, seed=5), 14, 3.0
+  whole, early = (
+    beam.search(
+      *made,
+      prompts,
+      20,
+      beam.Beam(2, alpha, early_stopping=is_early),
+      separator,
+    )
+    for is_early in (False, True)
   )
   lengths = lambda found: sum(len(h.ids) for (h,) in found)
-  assert lengths(early) < lengths(whole)
-  rows = greedy(made, prompts, 30, 7)
+  assert lengths(early) < 0.7 * lengths(whole)
+  rows = greedy(made, prompts, 20, separator)
   sums = log_probs(made, prompts, rows)
   for (a,), (b,), row, s in zip(whole, early, rows, sums, strict=True):
     assert a.score >= b.score - 1e-4
-    assert b.score >= s / ((5 + len(row)) / 6) - 1e-4
+    assert b.score >= s / ((5 + len(row)) / 6) ** alpha - 1e-4
 
 
 @pytest.mark.parametrize(
