@@ -10,7 +10,7 @@ import pytest
 from gpt_jax import cli, config, parametrization
 from gpt_jax.config import InputError
 from gpt_jax.lab.transfer import coordinates, family
-from gpt_jax.models import declare, decoder, stack
+from gpt_jax.models import declare, layers, stack
 
 ROOT = pathlib.Path(__file__).parents[2]
 WIDTHS, STEPS, SEEDS = [64, 128, 256], 10, 4
@@ -80,7 +80,7 @@ def specify_without_rates(*args):
 SPECIFY = parametrization.specify
 BROKEN = {
   "rates": (declare, "specify", specify_without_rates, "residual"),
-  "readout": (decoder, "readout_multiplier", lambda c: 1.0, "logits"),
+  "readout": (layers, "readout_multiplier", lambda c: 1.0, "logits"),
   "start": (
     parametrization,
     "init_std",
