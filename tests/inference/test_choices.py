@@ -86,6 +86,13 @@ def test_a_choice_fits_up_to_the_last_position(made):
   np.testing.assert_allclose(figures(found)[1:], want, atol=2e-4)
   want = exact(made, [prompts[1]], TEXTS[:2])
   np.testing.assert_allclose(figures(found)[:1, :2], want, atol=2e-4)
+  # The longer choice of another prompt moves nothing in a row that is full.
+  ids = lambda *texts: [list(text.encode()) for text in texts]
+  both = choices.score_ids(
+    *made, ids("p" * 18, "p"), [ids("no"), ids("possibly")]
+  )
+  want = exact(made, ["p" * 18], ["no"]), exact(made, ["p"], ["possibly"])
+  np.testing.assert_allclose(both, np.concatenate(want), atol=2e-4)
   (last,) = choices.score(*made, tokenizer, prompts[:1], ["y"])
   assert np.isfinite(last[0].log_prob)
 
