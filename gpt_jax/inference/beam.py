@@ -341,7 +341,7 @@ def search(
   """
   check_room(prompts, num_tokens, model)
   separator_id = NO_SEPARATOR if separator_id is None else separator_id
-  vocab_size = vocab_size or model.config.vocab_size
+  vocab_size = vocab_size or config_lib.vocab_size(model.config)
   settings = _Settings(beam, num_tokens, separator_id, vocab_size)
   rows = [np.asarray(p, np.int32) for p in prompts]
   lengths = np.array([len(r) for r in rows], np.int32)

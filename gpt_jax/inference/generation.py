@@ -311,7 +311,7 @@ def generate(
         )
         ids = sharding.fetch(ids)[:, None]
       processes.mark()
-      check_finite((ids >= 0).all())
+      check_finite(bool((ids >= 0).all()))
       yield ids
       rows = [np.append(r, new) for r, new in zip(rows, ids, strict=True)]
       lengths = lengths + ids.shape[1]
