@@ -1,6 +1,7 @@
 """Every test sees 8 simulated CPU devices."""
 
 import contextlib
+import gc
 import importlib
 import io
 import os
@@ -23,6 +24,8 @@ pytest_plugins = ["skips"]
 sys.path.insert(0, str(ROOT))
 
 # ruff: noqa: E402 - the flags must be set first
+import jax
+
 from gpt_jax import cli
 from gpt_jax.machine import runtime
 
@@ -38,6 +41,20 @@ for number, handler in {
 }.items():
   if signal.getsignal(number) is signal.SIG_IGN:
     signal.signal(number, handler)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_mappings():
+  """Drops compiled programs long before the kernel's limit of mappings.
+
+  A program is several mappings of memory, of which a process may have 65,530;
+  at the limit XLA ends with a segmentation fault.
+  """
+  yield
+  maps = pathlib.Path("/proc/self/maps")
+  if maps.exists() and maps.read_bytes().count(b"\n") > 20_000:
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture
