@@ -38,8 +38,8 @@ def get_config(variant: str = "laptop"):
   if variant == "laptop":
     config.data.tokenizer = "bpe:4096"
     config.data.seq_len = config.model.max_len = 128
-    config.train.global_batch_size = 32
-    config.train.num_steps = 1000
+    config.train.global_batch_size = 16
+    config.train.num_steps = 500
     config.eval.every_steps = 250
     return config
   config.data.tokenizer = "hf:tokenizer.json"

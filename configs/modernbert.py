@@ -38,8 +38,10 @@ def get_config(variant: str = "laptop"):
     config.data.seq_len = config.model.max_len = 128
     config.model.sliding_window = 17
     config.optim.clip_norm = 1.0
-    config.train.global_batch_size = 32
-    config.train.num_steps = 1000
+    config.optim.learning_rate = 3e-3
+    config.optim.warmup_steps = 50
+    config.train.global_batch_size = 16
+    config.train.num_steps = 500
     config.eval.every_steps = 250
     return config
   config.data.tokenizer = "hf:tokenizer.json"

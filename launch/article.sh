@@ -25,4 +25,4 @@ short=(
   "${short[@]}"
 "$python" -m gpt_jax.evaluate --workdir="$folder/generate"
 "$python" -m gpt_jax.generate --workdir="$folder/generate" \
-  --prompt='def ' --num-tokens=100
+  --prompt='def ' --num_tokens=100

@@ -123,7 +123,7 @@ def corrupt_spans(
   sentinels: np.ndarray,
   end_id: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Returns (inputs, targets), (B, I) and (B, U): see corrupted_lengths.
+  """Returns (inputs, targets), (B, S) and (B, U): see corrupted_lengths.
 
   Args:
     ids_BL: windows of ids below every sentinel's; L at least 2.
@@ -208,11 +208,11 @@ class Denoised(NamedTuple):
   """Windows that a mixture has corrupted.
 
   Attributes:
-    inputs_BI, targets_BU: ids, padded with the end.
+    inputs_BS, targets_BU: ids, padded with the end.
     input_lengths_B, target_lengths_B: ids before the padding.
   """
 
-  inputs_BI: np.ndarray
+  inputs_BS: np.ndarray
   targets_BU: np.ndarray
   input_lengths_B: np.ndarray
   target_lengths_B: np.ndarray
@@ -245,8 +245,8 @@ def mix_denoisers(
     InputError: there are too few sentinels.
   """
   B, L = ids_BL.shape
-  I, U = mixture_lengths(L, mixture)  # noqa: E741
-  inputs_BI = np.full((B, I), end_id, ids_BL.dtype)
+  S, U = mixture_lengths(L, mixture)
+  inputs_BS = np.full((B, S), end_id, ids_BL.dtype)
   targets_BU = np.full((B, U), end_id, ids_BL.dtype)
   lengths_2B = np.zeros((2, B), np.int64)
   which_B = np.array([draw.integers(len(mixture)) for draw in draw_B])
@@ -257,7 +257,7 @@ def mix_denoisers(
       ids_BL[mine], own, density, mean_span, sentinels, end_id
     )
     lengths_2B[:, mine] = [[1 + inputs.shape[1]], [targets.shape[1]]]
-    inputs_BI[mine, 0] = modes[mode]
-    inputs_BI[mine, 1 : 1 + inputs.shape[1]] = inputs
+    inputs_BS[mine, 0] = modes[mode]
+    inputs_BS[mine, 1 : 1 + inputs.shape[1]] = inputs
     targets_BU[mine, : targets.shape[1]] = targets
-  return Denoised(inputs_BI, targets_BU, *lengths_2B)
+  return Denoised(inputs_BS, targets_BU, *lengths_2B)

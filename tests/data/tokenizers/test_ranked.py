@@ -1,5 +1,6 @@
 """tiktoken stands in for the tokenizers library only where ids are equal."""
 
+import functools
 import json
 import os
 import pickle
@@ -88,10 +89,9 @@ def assert_equal_ids(encoder, texts: list[str]):
     assert ids is not None and np.array_equal(ids, wanted), repr(text[:80])
 
 
-def find_once(encoder, found={}):  # noqa: B006
-  if id(encoder) not in found:
-    found[id(encoder)] = ranked.find(encoder._inner)
-  return found[id(encoder)]
+@functools.cache
+def find_once(encoder):
+  return ranked.find(encoder._inner)
 
 
 @pytest.mark.parametrize("name", ["bpe", "gpt2"])
