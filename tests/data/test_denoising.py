@@ -117,10 +117,10 @@ def test_ul2_mixes_its_denoisers_evenly_and_gives_back_the_text():
   L, rows = 128, 10_000
   ids = windows(rows, L)
   found = mix(ids)
-  widths = found.inputs_BI.shape[1], found.targets_BU.shape[1]
+  widths = found.inputs_BS.shape[1], found.targets_BU.shape[1]
   assert widths == denoising.mixture_lengths(L, denoising.UL2)
   for mode, members in (("R", 2), ("S", 1), ("X", 4)):
-    share = (found.inputs_BI[:, 0] == MODES[mode]).mean()
+    share = (found.inputs_BS[:, 0] == MODES[mode]).mean()
     assert share == pytest.approx(members / 7, abs=0.015)
   density = np.mean([d.density for d in denoising.UL2])
   hidden = ((found.targets_BU < V).sum(1)) - (
@@ -128,10 +128,10 @@ def test_ul2_mixes_its_denoisers_evenly_and_gives_back_the_text():
   )
   assert hidden.mean() / L == pytest.approx(density, rel=0.01)
   for row in range(300):
-    inputs = found.inputs_BI[row, 1 : found.input_lengths_B[row]]
+    inputs = found.inputs_BS[row, 1 : found.input_lengths_B[row]]
     targets = found.targets_BU[row, : found.target_lengths_B[row]]
     assert np.array_equal(denoising.rebuild(inputs, targets, DOWN), ids[row])
-    if found.inputs_BI[row, 0] == MODES["S"]:
+    if found.inputs_BS[row, 0] == MODES["S"]:
       assert np.array_equal(targets[1:-1], ids[row, -L // 4 :])
 
 
