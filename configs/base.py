@@ -98,7 +98,8 @@ def get_config() -> ConfigDict:
   model.vocab_multiple = 128
   # Normalisation of activations; rmsnorm subtracts no mean.
   model.norm = "layernorm"
-  # Normalise what enters a sublayer (pre), or the sum after it (post).
+  # Normalise what enters a sublayer (pre), also what it adds (sandwich), or the
+  # sum after it (post).
   model.norm_placement = "pre"
   # Added to the variance before the root.
   model.norm_eps = 1e-5

@@ -47,8 +47,9 @@ def count_parameters(model: ModelConfig) -> dict[str, int]:
   E, F = model.num_experts or 0, sum_mlp_dims(model, model.num_experts or 0)
   has_norm_bias = model.bias and model.norm == "layernorm"
   is_post = model.norm_placement == "post"
-  # A pre-norm model has a final norm.
+  # Without norms after the sums there is one at the end.
   num_norms = 2 * L + (model.embed_norm if is_post else 1)
+  num_norms += 2 * L if model.norm_placement == "sandwich" else 0
   has_transform = model.head == "transform"
   num_norms += has_transform
   has_biases = model.bias and model.kv_lora_rank is None

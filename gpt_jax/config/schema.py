@@ -112,7 +112,7 @@ class ModelConfig(Section):
   vocab_size: Annotated[int | None, Bounds(2, MAX_INT32)]
   vocab_multiple: Count
   norm: Literal["layernorm", "rmsnorm"]
-  norm_placement: Literal["pre", "post"]
+  norm_placement: Literal["pre", "post", "sandwich"]
   norm_eps: Frac
   embed_norm: Annotated[bool, Added(False)]
   position: Literal["learned", "rope", "alibi", "none"]

@@ -55,14 +55,19 @@ class Block(nn.Module):
     )
     pin = lambda x: place(x, "residual_length")
     whole = lambda x: place(x, "length")
-    if c.norm_placement == "pre":
+    if c.norm_placement != "post":
+      close = lambda y, name: y  # Gemma 2 (2024) normalises it again
+      if c.norm_placement == "sandwich":
+        close = lambda y, name: Norm(c, name=name)(y)
       normed_BTD = norm_attn(x_BTD)
       if c.embed_norm:  # the residual stream starts normalised
         x_BTD = jnp.where(layer == 0, normed_BTD, x_BTD)
       y, cache = attn(whole(normed_BTD), context, cache, key)
+      y = close(y, "norm_attn_out")
       self.sow("taps", "attn_out", y)
       x_BTD = pin(x_BTD + drop(y, "attn"))
       y, routing = mlp(whole(norm_mlp(x_BTD)))
+      y = close(y, "norm_mlp_out")
       self.sow("taps", "mlp_out", y)
       x_BTD = pin(x_BTD + drop(y, "mlp"))
     else:

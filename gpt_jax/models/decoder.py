@@ -113,7 +113,7 @@ class Decoder(nn.Module):
     )
     x_BTD, cache, routing = run_blocks(self, x_BTD, contexts, cache, key)
     self.sow("taps", "residual_out", x_BTD)
-    if c.norm_placement == "pre":
+    if c.norm_placement != "post":
       x_BTD = Norm(c, name="final_norm")(x_BTD)
     if only_B is not None:
       x_BTD = jnp.take_along_axis(x_BTD, only_B[:, None, None], axis=1)

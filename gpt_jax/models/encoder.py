@@ -82,7 +82,7 @@ class Encoder(nn.Module):
     )
     x_BTD, _, routing = run_blocks(self, x_BTD, contexts, key=key)
     self.sow("taps", "residual_out", x_BTD)
-    if c.norm_placement == "pre":
+    if c.norm_placement != "post":
       x_BTD = Norm(c, name="final_norm")(x_BTD)
     out = read_out(self, x_BTD, embed.table_VD, is_headless)
     return (out, routing) if needs_balance else out
