@@ -149,6 +149,9 @@ def get_config() -> ConfigDict:
   model.bias = False
   # One matrix both embeds tokens and scores them.
   model.tied_embeddings = True
+  # Tokens that are predicted at each place in training: the next, and those
+  # after it by a block each on top of the last layer. Generation uses the next.
+  model.num_future_tokens = 1
   # What precedes the output matrix: nothing, or an encoder's transform, a
   # projection, gelu and a norm; that adds a bias to the logits.
   model.head = "linear"

@@ -41,7 +41,7 @@ CONVENTIONS = {
 
 def count_parameters(model: ModelConfig) -> dict[str, int]:
   """Returns {role: number of parameters}, without vocabulary padding."""
-  D, L, V = model.model_dim, model.num_layers, config_lib.vocab_size(model)
+  D, L, V = model.model_dim, count_blocks(model), config_lib.vocab_size(model)
   reads, writes, norms = count_attention(model)
   num_moe = config_lib.mlp_kinds(model).count("moe")
   E, F = model.num_experts or 0, sum_mlp_dims(model, model.num_experts or 0)
@@ -71,11 +71,16 @@ def count_parameters(model: ModelConfig) -> dict[str, int]:
   }
 
 
+def count_blocks(model: ModelConfig) -> int:
+  """Returns the number of layers, those that predict further tokens too."""
+  return model.num_layers + model.num_future_tokens - 1
+
+
 def sum_mlp_dims(model: ModelConfig, num_experts: int) -> int:
   """Returns the widths of all layers' MLPs together, with so many experts."""
   num_moe = config_lib.mlp_kinds(model).count("moe")
   each = num_experts + model.num_shared_experts
-  dense = (model.num_layers - num_moe) * model.mlp_dim
+  dense = (count_blocks(model) - num_moe) * model.mlp_dim
   return dense + num_moe * each * config_lib.expert_mlp_dim(model)
 
 
@@ -106,7 +111,7 @@ def score_flops_per_token(model: ModelConfig, seq_len: int) -> int:
   With values as wide as keys this is PaLM's 12 L N H T.
   """
   width = config_lib.head_dim(model) + config_lib.value_dim(model)
-  return 6 * model.num_layers * model.num_heads * width * seq_len
+  return 6 * count_blocks(model) * model.num_heads * width * seq_len
 
 
 def count_active_parameters(model: ModelConfig) -> dict[str, int]:
@@ -139,6 +144,8 @@ def train_flops_per_token(model: ModelConfig, seq_len: int) -> int:
   count = count_active_parameters(model)
   idle = count["position"] + (0 if model.tied_embeddings else count["embed"])
   weights = sum(count.values()) - idle
+  table = config_lib.vocab_size(model) * model.model_dim
+  weights += (model.num_future_tokens - 1) * table  # each reads it again
   return 6 * weights + score_flops_per_token(model, seq_len)
 
 

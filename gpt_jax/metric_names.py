@@ -7,6 +7,8 @@ metrics.jsonl. jax is not imported here.
 LOSS = "train/loss"
 # What train.label_smoothing makes of LOSS, which stays the plain one.
 SMOOTHED_LOSS = "train/smoothed_loss"
+# Nats per target of the blocks that predict further tokens than the next.
+FUTURE_LOSS = "train/future_loss"
 BALANCE_LOSS = "train/balance_loss"
 Z_LOSS = "train/z_loss"
 # The part of the targets that are the likeliest token of their place.

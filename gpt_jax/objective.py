@@ -13,6 +13,7 @@ from gpt_jax.metric_names import (
   ACCURACY,
   BALANCE_LOSS,
   DROPPED,
+  FUTURE_LOSS,
   LOSS,
   NUM_TARGETS,
   ROUTER_Z_LOSS,
@@ -41,13 +42,15 @@ def make_objective(model: Model, train: TrainConfig):
   """Returns objective(params, batch, key, totals) -> (minimised, metrics).
 
   minimised is the mean loss over targets, smoothed by train.label_smoothing,
-  plus train.z_loss_weight times the z-loss, and in each layer with experts
+  plus that of each block which predicts further tokens, plus
+  train.z_loss_weight times the z-loss, and in each layer with experts
   model.router_balance_weight times their balance loss and model.router_z_weight
   times their router's z-loss. metrics is {public name: mean}, to be added over
   microbatches: LOSS (nats per target), SMOOTHED_LOSS with smoothing, Z_LOSS if
   it has a weight, with experts BALANCE_LOSS (mean over layers; 1 is even),
-  ROUTER_Z_LOSS if it has a weight, DROPPED with a capacity and COUNTS, and any
-  other sum of make_loss. All are unweighted; none is part of LOSS.
+  ROUTER_Z_LOSS if it has a weight, DROPPED with a capacity and COUNTS, with
+  model.num_future_tokens FUTURE_LOSS, the mean over those blocks, and any other
+  sum of make_loss. All are unweighted; none is part of LOSS.
 
   totals is what `count_totals` returns for the global batch, of which `batch`
   may be one microbatch.
@@ -59,6 +62,9 @@ def make_objective(model: Model, train: TrainConfig):
     weights[BALANCE_LOSS] = c.router_balance_weight
     if c.router_z_weight:
       weights[ROUTER_Z_LOSS] = c.router_z_weight
+  num_ahead = c.num_future_tokens - 1
+  if num_ahead:
+    weights[FUTURE_LOSS] = num_ahead
   smoothing = None
   if train.label_smoothing > 0:
     vocab_size = config_lib.vocab_size(c)
@@ -66,7 +72,7 @@ def make_objective(model: Model, train: TrainConfig):
   sum_loss = make_loss(model, train.num_loss_chunks, tuple(weights), smoothing)
 
   def objective(params, batch, key, totals):
-    num_targets, num_rows = totals
+    num_targets, num_rows, num_future = totals
     sums = sum_loss(params, batch, key)
     del sums[NUM_TARGETS]  # of the microbatch; totals has the batch's
     counts = {k: sums.pop(k) for k in (COUNTS,) if k in sums}
@@ -74,6 +80,8 @@ def make_objective(model: Model, train: TrainConfig):
       name: total / (num_rows if name in PER_SEQUENCE else num_targets)
       for name, total in sums.items()
     }
+    if num_ahead:
+      metrics[FUTURE_LOSS] = sums[FUTURE_LOSS] / num_future
     minimised = metrics[LOSS if smoothing is None else SMOOTHED_LOSS]
     for name, weight in weights.items():
       minimised += weight * metrics[name]
@@ -85,12 +93,37 @@ def make_objective(model: Model, train: TrainConfig):
   return objective
 
 
-def count_totals(batch: dict):
-  """Returns (number of targets, at least 1, as float32; number of rows)."""
+def count_totals(batch: dict, num_future_tokens: int = 1):
+  """Returns (number of targets, number of rows, number of future targets).
+
+  Future targets are those of model.num_future_tokens that are not the next
+  token. Both numbers of targets are float32 and at least 1.
+  """
   num_targets = jnp.float32(batch["targets"].size)
   if "mask" in batch:
     num_targets = jnp.maximum(batch["mask"].sum(), 1.0)
-  return num_targets, batch["targets"].shape[0]
+  num_future = jnp.float32(0)
+  for _, mask_BT in shift_targets(batch, num_future_tokens):
+    num_future += mask_BT.sum()
+  return num_targets, batch["targets"].shape[0], jnp.maximum(num_future, 1.0)
+
+
+def shift_targets(batch: dict, num_future_tokens: int) -> list[tuple]:
+  """Returns [(targets_BT, mask_BT)] of the tokens after the next, one by one.
+
+  The mask is 0 where such a token is in another document, or beyond the row.
+  """
+  shifted = []
+  for ahead in range(1, num_future_tokens):
+    move = lambda x, n=ahead: jnp.pad(x[:, n:], ((0, 0), (0, n)))
+    mask_BT = batch.get("mask")
+    if mask_BT is None:
+      mask_BT = jnp.ones(batch["targets"].shape, jnp.float32)
+    mask_BT = move(mask_BT)
+    if "segments" in batch:
+      mask_BT *= batch["segments"] == move(batch["segments"])
+    shifted.append((move(batch["targets"]), mask_BT))
+  return shifted
 
 
 def inputs_of(batch: dict) -> dict:
@@ -109,9 +142,10 @@ def make_loss(
 
   LOSS in nats and NUM_TARGETS, by which the other sums are divided (those of
   PER_SEQUENCE by the number of rows). If `others` names them, also Z_LOSS
-  (cross_entropy.squared_log_z), ACCURACY, BALANCE_LOSS and ROUTER_Z_LOSS
-  (models/moe.py), which are summed over layers too, and with BALANCE_LOSS the
-  COUNTS of experts and what they DROPPED.
+  (cross_entropy.squared_log_z), ACCURACY, FUTURE_LOSS (over count_totals'
+  future targets), BALANCE_LOSS and ROUTER_Z_LOSS (models/moe.py), which are
+  summed over layers too, and with BALANCE_LOSS the COUNTS of experts and what
+  they DROPPED.
 
   A new metric of training and evaluation is one entry of these sums, and its
   name in metric_names.py.
@@ -121,7 +155,7 @@ def make_loss(
 
   Args:
     num_chunks: parts of the logits, computed one at a time; 1 for all at once.
-    others: any of Z_LOSS, BALANCE_LOSS, ROUTER_Z_LOSS, ACCURACY.
+    others: any of Z_LOSS, FUTURE_LOSS, BALANCE_LOSS, ROUTER_Z_LOSS, ACCURACY.
     smoothing: also return SMOOTHED_LOSS, and LOSS without a gradient.
   """
   # In the order in which cross_entropy returns them.
@@ -130,12 +164,39 @@ def make_loss(
   if smoothing is not None:
     names = SMOOTHED_LOSS, NUM_TARGETS, *z_names, LOSS
   has_z, has_balance = Z_LOSS in others, BALANCE_LOSS in others
+  has_future = FUTURE_LOSS in others
+
+  def compare(out, targets_BT, mask_BT) -> tuple:
+    """Returns the sums of `names`."""
+    if num_chunks == 1:
+      found = cross_entropy.cross_entropy(out, targets_BT, mask_BT, smoothing)
+      if has_z:
+        square = cross_entropy.squared_log_z(out, mask_BT)
+        found = *found[:2], square, *found[2:]
+      return found
+    if mask_BT is None:
+      mask_BT = jnp.ones(targets_BT.shape, jnp.float32)
+    return cross_entropy.chunked_cross_entropy(
+      *out,
+      targets_BT,
+      mask_BT,
+      model.cap_logits,
+      num_chunks,
+      model.rules,
+      model.config.grad_dtype,
+      has_z,
+      smoothing,
+    )
 
   def loss(params, batch, key=None):
     length, parts = batch["tokens"].shape[1], sharding.axis_size("seq")
-    order_1T, sums = None, {}
+    order_1T, sums, shifted = None, {}, []
+    if has_future:
+      shifted = shift_targets(batch, model.config.num_future_tokens)
     if parts > 1 and model.can_reorder(length, key is not None):
-      batch, order_1T = sharding.balance(batch, length, parts, model.rules)
+      (batch, shifted), order_1T = sharding.balance(
+        (batch, shifted), length, parts, model.rules
+      )
     targets_BT, mask_BT = batch["targets"], batch.get("mask")
     out = model.apply(
       params,
@@ -144,7 +205,12 @@ def make_loss(
       order_1T=order_1T,
       is_headless=num_chunks > 1,
       needs_balance=has_balance,
+      needs_future=has_future or None,
     )
+    if has_future:
+      out, futures = out
+      each = zip(futures, shifted, strict=True)
+      sums[FUTURE_LOSS] = sum(compare(own, *goal)[0] for own, goal in each)
     if has_balance:
       out, routing = out
       sums[BALANCE_LOSS] = routing["balance_B"].sum(0).sum()
@@ -155,25 +221,7 @@ def make_loss(
         sums[DROPPED] = routing["dropped_B"].sum()
     if ACCURACY in others:
       sums[ACCURACY] = _count_hits(model, out, targets_BT, mask_BT, num_chunks)
-    if num_chunks == 1:
-      found = cross_entropy.cross_entropy(out, targets_BT, mask_BT, smoothing)
-      if has_z:
-        square = cross_entropy.squared_log_z(out, mask_BT)
-        found = *found[:2], square, *found[2:]
-    else:
-      if mask_BT is None:
-        mask_BT = jnp.ones(targets_BT.shape, jnp.float32)
-      found = cross_entropy.chunked_cross_entropy(
-        *out,
-        targets_BT,
-        mask_BT,
-        model.cap_logits,
-        num_chunks,
-        model.rules,
-        model.config.grad_dtype,
-        has_z,
-        smoothing,
-      )
+    found = compare(out, targets_BT, mask_BT)
     return sums | dict(zip(names, found, strict=True))
 
   return loss

@@ -262,7 +262,7 @@ def zigzag(length: int, parts: int) -> np.ndarray:
   return chunks[np.array(pairs)].reshape(-1)
 
 
-def balance(batch: dict, length: int, parts: int, rules: str):
+def balance(batch, length: int, parts: int, rules: str):
   """Returns (batch with every row in zigzag order, order_1T)."""
   order = zigzag(length, parts)
   move = lambda x: constrain(x[:, order], ("batch", "length"), rules)

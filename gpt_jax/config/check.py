@@ -10,6 +10,7 @@ from gpt_jax.config.derived import (
   rope_dim,
   value_dim,
 )
+from gpt_jax.config.options import FAMILIES
 from gpt_jax.config.schema import (
   MAX_INT32,
   Config,
@@ -226,6 +227,17 @@ def _check_experts(c: Config) -> None:
 
 def _check_objective(c: Config) -> None:
   """Refuses an objective that the model or the data does not support."""
+  ahead = c.model.num_future_tokens
+  if ahead > 1 and not FAMILIES[c.model.family].is_causal:
+    raise InputError(
+      f"model.num_future_tokens is {ahead} and model.family is "
+      f"{c.model.family}, whose tokens see those after them; leave it 1"
+    )
+  if ahead > c.data.seq_len:
+    raise InputError(
+      f"model.num_future_tokens is {ahead}; it must be at most data.seq_len "
+      f"{c.data.seq_len}"
+    )
   if not has_prefixes(c.data):
     return
   asked = (

@@ -132,6 +132,7 @@ class ModelConfig(Section):
   router_z_weight: Annotated[float, Bounds(0.0), Added(0.0)]
   bias: bool
   tied_embeddings: bool
+  num_future_tokens: Annotated[Count, Added(1)]
   head: Annotated[Literal["linear", "transform"], Added("linear")]
   qk_norm: bool
   attn_softcap: Annotated[float | None, Bounds(1e-6)]

@@ -41,7 +41,7 @@ def declare(module: nn.Module, name: str, shape, axes, role: str):
       return stored
   if role not in ROLES:
     raise ValueError(f"{name} has role {role!r}; roles are {', '.join(ROLES)}")
-  is_in_block = "/".join(module.path).startswith("blocks")
+  is_in_block = "/".join(module.path).startswith(("blocks", "future"))
   spec = specify(axes, role, config, is_in_block)
 
   def init(key):

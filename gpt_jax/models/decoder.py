@@ -13,8 +13,8 @@ from gpt_jax import sharding
 from gpt_jax.config import ModelConfig
 from gpt_jax.models.attention import FUSED, READERS
 from gpt_jax.models.context import build_contexts
-from gpt_jax.models.layers import Embedding, Norm, dropout, read_out
-from gpt_jax.models.stack import run_blocks
+from gpt_jax.models.layers import Embedding, Norm, build_read_out, dropout
+from gpt_jax.models.stack import FUTURE, look_ahead, run_blocks
 from gpt_jax.ops.projection import fuse_qkv
 from gpt_jax.ops.visibility import TokenPositions
 
@@ -40,8 +40,14 @@ class Decoder(nn.Module):
 
   @staticmethod
   def prepare(params, specs):
-    """Returns both with the READERS of the stream fused into one."""
+    """Returns both as decoding reads them.
+
+    The READERS of the stream are one matrix, and what predicts further tokens
+    than the next is left out.
+    """
     fused = lambda ws: fuse_qkv(ws, axis=1)
+    own = lambda t: {k: v for k, v in t.items() if not k.startswith(FUTURE)}
+    params, specs = own(params), own(specs)
     return _fuse(params, fused), _fuse(specs, lambda each: each[0])
 
   @nn.compact
@@ -58,6 +64,7 @@ class Decoder(nn.Module):
     slots_BT=None,
     is_headless=False,
     needs_balance=False,
+    needs_future=False,
   ):
     """Returns logits_BTV float32, or (logits_BTV, cache) with a cache.
 
@@ -80,6 +87,8 @@ class Decoder(nn.Module):
       is_headless: return (x_BTD, w_VD) in place of logits, their product.
       needs_balance: return (result, routing), what stack.run_blocks says of
         the experts.
+      needs_future: return (result, futures), a list of the same result of each
+        of the blocks that predict further tokens.
     """
     c = self.config
     T = tokens_BT.shape[1]
@@ -113,15 +122,24 @@ class Decoder(nn.Module):
     )
     x_BTD, cache, routing = run_blocks(self, x_BTD, contexts, cache, key)
     self.sow("taps", "residual_out", x_BTD)
+    futures = []
+    if needs_future or self.is_initializing():
+      futures = look_ahead(self, x_BTD, contexts, key)
     if c.norm_placement != "post":
-      x_BTD = Norm(c, name="final_norm")(x_BTD)
+      norm = Norm(c, name="final_norm")
+      x_BTD, futures = norm(x_BTD), [norm(x) for x in futures]
     if only_B is not None:
       x_BTD = jnp.take_along_axis(x_BTD, only_B[:, None, None], axis=1)
 
-    out = read_out(self, x_BTD, embed.table_VD, is_headless)
+    read_out = build_read_out(self, embed.table_VD)
+    out = read_out(x_BTD, is_headless)
     if cache is not None:
       out = out, cache
-    return (out, routing) if needs_balance else out
+    if needs_balance:
+      out = out, routing
+    if needs_future:
+      out = out, [read_out(x, is_headless) for x in futures]
+    return out
 
 
 def _fuse(tree: dict, join) -> dict:

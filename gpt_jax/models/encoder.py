@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from gpt_jax import sharding
 from gpt_jax.config import ModelConfig
 from gpt_jax.models.context import build_contexts
-from gpt_jax.models.layers import Embedding, Norm, dropout, read_out
+from gpt_jax.models.layers import Embedding, Norm, build_read_out, dropout
 from gpt_jax.models.stack import run_blocks
 from gpt_jax.ops.visibility import TokenPositions
 
@@ -84,5 +84,5 @@ class Encoder(nn.Module):
     self.sow("taps", "residual_out", x_BTD)
     if c.norm_placement != "post":
       x_BTD = Norm(c, name="final_norm")(x_BTD)
-    out = read_out(self, x_BTD, embed.table_VD, is_headless)
+    out = build_read_out(self, embed.table_VD)(x_BTD, is_headless)
     return (out, routing) if needs_balance else out

@@ -1,5 +1,7 @@
 """The pieces of a model: embedding, norms, MLP, dropout, unembedding."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -160,23 +162,32 @@ class Transform(nn.Module):
     return x_BTD, declare(self, "bias", (V,), ("vocab",), "bias")
 
 
-def read_out(module: nn.Module, x_BTD, table_VD, is_headless: bool):
-  """Returns logits_BTV, or (x_BTD, w_VD) that they are the product of.
+def build_read_out(module: nn.Module, table_VD):
+  """Returns read_out(x_BTD, is_headless) -> logits_BTV, or (x_BTD, w_VD).
+
+  Logits are the product of these two.
 
   Args:
     module: the family's, whose parameter the matrix is where it is not tied.
     table_VD: that of the embedding.
   """
-  bias_V = None
-  if module.config.head == "transform":
-    x_BTD, bias_V = Transform(module.config, name="head")(x_BTD)
-  c = module.config
-  readout = readout_multiplier(c)
-  x_BTD = x_BTD if readout == 1 else readout * x_BTD
-  w_VD = table_VD
+  c, w_VD, transform = module.config, table_VD, None
+  if c.head == "transform":
+    transform = Transform(c, name="head")
   if not c.tied_embeddings or module.has_variable("params", "unembed"):
     V, D = config_lib.padded_vocab_size(c), c.model_dim
     w_VD = declare(module, "unembed", (V, D), ("vocab", "embed"), "unembed")
+  return functools.partial(
+    _read_out, w_VD, transform, config=c, rules=module.rules
+  )
+
+
+def _read_out(w_VD, transform, x_BTD, is_headless: bool, config, rules: str):
+  c, bias_V = config, None
+  if transform is not None:
+    x_BTD, bias_V = transform(x_BTD)
+  readout = readout_multiplier(c)
+  x_BTD = x_BTD if readout == 1 else readout * x_BTD
   if is_headless and bias_V is None:
     return x_BTD, w_VD
   if is_headless and bias_V is not None:
@@ -188,7 +199,7 @@ def read_out(module: nn.Module, x_BTD, table_VD, is_headless: bool):
     return x_BTD, jnp.concatenate([w_VD, columns], axis=-1)
   logits_BTV = matmul("BTD,VD->BTV", x_BTD, w_VD, c.grad_dtype, jnp.float32)
   logits_BTV = sharding.constrain(
-    logits_BTV, ("batch", "length", "vocab"), module.rules
+    logits_BTV, ("batch", "length", "vocab"), rules
   )
   if bias_V is not None:
     logits_BTV += bias_V[None, None].astype(jnp.float32)

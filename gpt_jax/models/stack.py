@@ -14,6 +14,9 @@ from gpt_jax.models.block import Block
 from gpt_jax.models.declare import Declared
 from gpt_jax.ops.matmul import MATMUL
 
+# Blocks that predict further tokens than the next are named so, and numbered.
+FUTURE = "future"
+
 
 def rematerialised(config: ModelConfig, is_scanned: bool) -> type[Block]:
   """Returns the block; backward recomputes what model.remat says."""
@@ -77,6 +80,25 @@ def run_blocks(module: nn.Module, x_BTD, contexts: dict, cache=None, key=None):
   if routings:
     routing = jax.tree.map(lambda *x: jnp.stack(x), *routings)
   return x_BTD, None if cache is None else caches, routing
+
+
+def look_ahead(module: nn.Module, x_BTD, contexts: dict, key=None) -> list:
+  """Returns the outputs of the blocks that predict further tokens.
+
+  Each is one more layer, without experts, on top of the same trunk, for the
+  token after the next, the one after that, and so on (Gloeckle et al. 2024).
+
+  Args:
+    x_BTD: output of the last layer; the others as run_blocks'.
+  """
+  c = module.config
+  block = rematerialised(c, is_scanned=False)
+  context = contexts[config_lib.layer_kinds(c)[-1]]
+  outs = []
+  for i in range(c.num_future_tokens - 1):
+    own = block(c, module.rules, "dense", name=f"{FUTURE}_{i}")
+    outs.append(own(x_BTD, c.num_layers + i, context, None, key)[0])
+  return outs
 
 
 def _scan_blocks(module, block, x_BTD, contexts, key):

@@ -63,7 +63,7 @@ def make_gradient(model: Model, config: Config):
   grad, parts = jax.grad(minimise, has_aux=True), config.train.num_microbatches
 
   def gradient(params, batch, key):
-    totals = objective.count_totals(batch)
+    totals = objective.count_totals(batch, model.config.num_future_tokens)
     if parts == 1:
       return grad(params, batch, key, totals)
     params = model.unstack_layers(params)

@@ -51,7 +51,8 @@ def make_watch(
     _, specs = model.abstract_params()
 
     def mean(params, batch):
-      return minimise(params, batch, None, objective.count_totals(batch))[0]
+      totals = objective.count_totals(batch, model.config.num_future_tokens)
+      return minimise(params, batch, None, totals)[0]
 
     grads, found = _grads(mean, state.params, batch)
     norm = optax.tree.norm(grads)
