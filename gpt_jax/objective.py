@@ -1,5 +1,6 @@
 """What is minimised: the batch, its loss, and the batch's hash."""
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -165,28 +166,7 @@ def make_loss(
     names = SMOOTHED_LOSS, NUM_TARGETS, *z_names, LOSS
   has_z, has_balance = Z_LOSS in others, BALANCE_LOSS in others
   has_future = FUTURE_LOSS in others
-
-  def compare(out, targets_BT, mask_BT) -> tuple:
-    """Returns the sums of `names`."""
-    if num_chunks == 1:
-      found = cross_entropy.cross_entropy(out, targets_BT, mask_BT, smoothing)
-      if has_z:
-        square = cross_entropy.squared_log_z(out, mask_BT)
-        found = *found[:2], square, *found[2:]
-      return found
-    if mask_BT is None:
-      mask_BT = jnp.ones(targets_BT.shape, jnp.float32)
-    return cross_entropy.chunked_cross_entropy(
-      *out,
-      targets_BT,
-      mask_BT,
-      model.cap_logits,
-      num_chunks,
-      model.rules,
-      model.config.grad_dtype,
-      has_z,
-      smoothing,
-    )
+  compare = functools.partial(_compare, model, num_chunks, smoothing, has_z)
 
   def loss(params, batch, key=None):
     length, parts = batch["tokens"].shape[1], sharding.axis_size("seq")
@@ -225,6 +205,34 @@ def make_loss(
     return sums | dict(zip(names, found, strict=True))
 
   return loss
+
+
+def _compare(model: Model, num_chunks, smoothing, has_z, out, *goal) -> tuple:
+  """Returns what cross_entropy does of logits, or of what makes them.
+
+  Args:
+    goal: targets_BT and mask_BT, which may be None.
+  """
+  targets_BT, mask_BT = goal
+  if num_chunks == 1:
+    found = cross_entropy.cross_entropy(out, targets_BT, mask_BT, smoothing)
+    if has_z:
+      square = cross_entropy.squared_log_z(out, mask_BT)
+      found = *found[:2], square, *found[2:]
+    return found
+  if mask_BT is None:
+    mask_BT = jnp.ones(targets_BT.shape, jnp.float32)
+  return cross_entropy.chunked_cross_entropy(
+    *out,
+    targets_BT,
+    mask_BT,
+    model.cap_logits,
+    num_chunks,
+    model.rules,
+    model.config.grad_dtype,
+    has_z,
+    smoothing,
+  )
 
 
 def _count_hits(model: Model, out, targets_BT, mask_BT, num_chunks: int):

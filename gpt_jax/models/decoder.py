@@ -9,11 +9,10 @@ from typing import ClassVar
 import flax.linen as nn
 import jax.numpy as jnp
 
-from gpt_jax import sharding
 from gpt_jax.config import ModelConfig
 from gpt_jax.models.attention import FUSED, READERS
 from gpt_jax.models.context import build_contexts
-from gpt_jax.models.layers import Embedding, Norm, build_read_out, dropout
+from gpt_jax.models.layers import Embedding, Norm, build_read_out, start_stream
 from gpt_jax.models.stack import FUTURE, look_ahead, run_blocks
 from gpt_jax.ops.projection import fuse_qkv
 from gpt_jax.ops.visibility import TokenPositions
@@ -91,16 +90,12 @@ class Decoder(nn.Module):
         of the blocks that predict further tokens.
     """
     c = self.config
-    T = tokens_BT.shape[1]
     is_prefixed, is_ordered = slots_BT is not None, order_1T is None
-    order_BT = jnp.arange(T)[None] if is_ordered else order_1T
-    if cache is not None:
-      assert start_B is not None  # it comes with a cache
+    order_BT = jnp.arange(tokens_BT.shape[1])[None] if is_ordered else order_1T
+    if start_B is not None:
       order_BT = order_BT + start_B[:, None]
-    if positions_BT is None:
-      positions_BT = order_BT
-    if not is_prefixed:
-      slots_BT = order_BT
+    positions_BT = order_BT if positions_BT is None else positions_BT
+    slots_BT = slots_BT if is_prefixed else order_BT
     contexts = build_contexts(
       c,
       self.platform,
@@ -114,31 +109,25 @@ class Decoder(nn.Module):
       is_dropping=key is not None and c.dropout_rate > 0,
     )
     embed = Embedding(c, name="embed")
-    x_BTD = embed(tokens_BT, positions_BT)
-    self.sow("taps", "embed_out", x_BTD)
-    x_BTD = dropout(x_BTD, c.dropout_rate, key, "embed")
-    x_BTD = sharding.constrain(
-      x_BTD, ("batch", "residual_length", "residual"), self.rules
-    )
+    x_BTD = start_stream(self, embed(tokens_BT, positions_BT), key)
     x_BTD, cache, routing = run_blocks(self, x_BTD, contexts, cache, key)
     self.sow("taps", "residual_out", x_BTD)
-    futures = []
+    xs = [x_BTD]
     if needs_future or self.is_initializing():
-      futures = look_ahead(self, x_BTD, contexts, key)
+      xs += look_ahead(self, x_BTD, contexts, key)
     if c.norm_placement != "post":
-      norm = Norm(c, name="final_norm")
-      x_BTD, futures = norm(x_BTD), [norm(x) for x in futures]
+      xs = list(map(Norm(c, name="final_norm"), xs))
     if only_B is not None:
-      x_BTD = jnp.take_along_axis(x_BTD, only_B[:, None, None], axis=1)
+      xs[0] = jnp.take_along_axis(xs[0], only_B[:, None, None], axis=1)
 
     read_out = build_read_out(self, embed.table_VD)
-    out = read_out(x_BTD, is_headless)
+    out = read_out(xs[0], is_headless)
     if cache is not None:
       out = out, cache
     if needs_balance:
       out = out, routing
     if needs_future:
-      out = out, [read_out(x, is_headless) for x in futures]
+      out = out, [read_out(x, is_headless) for x in xs[1:]]
     return out
 
 

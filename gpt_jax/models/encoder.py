@@ -9,10 +9,9 @@ from typing import ClassVar
 import flax.linen as nn
 import jax.numpy as jnp
 
-from gpt_jax import sharding
 from gpt_jax.config import ModelConfig
 from gpt_jax.models.context import build_contexts
-from gpt_jax.models.layers import Embedding, Norm, build_read_out, dropout
+from gpt_jax.models.layers import Embedding, Norm, build_read_out, start_stream
 from gpt_jax.models.stack import run_blocks
 from gpt_jax.ops.visibility import TokenPositions
 
@@ -74,12 +73,7 @@ class Encoder(nn.Module):
       is_dropping=key is not None and c.dropout_rate > 0,
     )
     embed = Embedding(c, name="embed")
-    x_BTD = embed(tokens_BT, positions_BT, types_BT)
-    self.sow("taps", "embed_out", x_BTD)
-    x_BTD = dropout(x_BTD, c.dropout_rate, key, "embed")
-    x_BTD = sharding.constrain(
-      x_BTD, ("batch", "residual_length", "residual"), self.rules
-    )
+    x_BTD = start_stream(self, embed(tokens_BT, positions_BT, types_BT), key)
     x_BTD, _, routing = run_blocks(self, x_BTD, contexts, key=key)
     self.sow("taps", "residual_out", x_BTD)
     if c.norm_placement != "post":

@@ -70,6 +70,21 @@ class Embedding(nn.Module):
     return x_BTD
 
 
+def start_stream(module: nn.Module, x_BTD, key):
+  """Returns the residual stream that the first layer reads.
+
+  Args:
+    module: the family's.
+    x_BTD: Embedding's.
+    key: dropout key, or None.
+  """
+  module.sow("taps", "embed_out", x_BTD)
+  x_BTD = dropout(x_BTD, module.config.dropout_rate, key, "embed")
+  return sharding.constrain(
+    x_BTD, ("batch", "residual_length", "residual"), module.rules
+  )
+
+
 class Norm(nn.Module):
   """LayerNorm (Ba et al. 2016) or RMSNorm (Zhang and Sennrich 2019)."""
 
