@@ -46,7 +46,9 @@ def get_config() -> ConfigDict:
   # What is predicted: causal, every token from those before it; prefix_lm, what
   # follows a prefix of random length that sees both ways; masked_lm, tokens
   # that are chosen at random, from all others; fill_in_the_middle, every token
-  # of documents whose middles stand at their ends.
+  # of documents whose middles stand at their ends; span_corruption, spans of a
+  # sequence that marks stand for, from the rest of it (T5); ul2, the same in
+  # seven forms from short spans to the whole end (UL2).
   data.objective = "causal"
   # Part of a sequence's tokens that masked_lm chooses.
   data.mask_rate = 0.15
@@ -60,6 +62,10 @@ def get_config() -> ConfigDict:
   data.fim_spm_rate = 0.5
   # Whether a middle begins and ends between tokens, or at any character.
   data.fim_unit = "character"
+  # Part of a sequence's tokens that span_corruption hides.
+  data.noise_density = 0.15
+  # Mean length of the spans that it hides them in.
+  data.mean_span_len = 3.0
   # Reader processes; 0 reads in threads of this process.
   data.num_workers = 0
 

@@ -74,7 +74,7 @@ def main(argv: list[str]) -> int:
       num_loss_chunks=config.train.num_loss_chunks,
       mesh=mesh,
     )
-    task = build_task(config.data, lambda: tokenizer)
+    task = build_task(config, lambda: tokenizer)
     result = scoring.score(model, params, tokens, task=task, **how)
     if args.pseudo:
       result["pseudo_perplexity"] = scoring.pseudo_perplexity(

@@ -207,7 +207,7 @@ def main(argv: list[str]) -> int:
       print(text, end="", flush=True)
 
   run = model, params, tokenizer, prompts
-  is_prefix = config_lib.has_prefixes(config.data)
+  is_prefix = config_lib.has_prefixes(config)
   with jax.set_mesh(mesh):
     if mode == "--choice":
       _show_choices(

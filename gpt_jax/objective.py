@@ -34,9 +34,11 @@ PER_LAYER = (BALANCE_LOSS, ROUTER_Z_LOSS, DROPPED)
 
 def abstract_batch(config: Config, batch_place: jax.sharding.Sharding | None):
   """Returns a global batch as ShapeDtypeStructs with sharding `batch_place`."""
-  shape = (config.train.global_batch_size, config.data.seq_len)
-  leaf = lambda dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=batch_place)
-  return {k: leaf(dtype) for k, dtype in fields(config.data).items()}
+  B = config.train.global_batch_size
+  leaf = lambda field: jax.ShapeDtypeStruct(
+    (B, field.length), field.dtype, sharding=batch_place
+  )
+  return {name: leaf(field) for name, field in fields(config).items()}
 
 
 def make_objective(model: Model, train: TrainConfig):
@@ -130,7 +132,10 @@ def shift_targets(batch: dict, num_future_tokens: int) -> list[tuple]:
 def inputs_of(batch: dict) -> dict:
   """Returns the arguments of Model.apply that a batch holds."""
   outputs = "targets", "mask"
-  return {f"{k}_BT": array for k, array in batch.items() if k not in outputs}
+  dims = lambda name: "BS" if name.startswith("source") else "BT"
+  return {
+    f"{k}_{dims(k)}": array for k, array in batch.items() if k not in outputs
+  }
 
 
 def make_loss(
@@ -244,13 +249,15 @@ def _count_hits(model: Model, out, targets_BT, mask_BT, num_chunks: int):
 
 
 def hash_batch(batch: dict):
-  """Returns a uint32 hash of the tokens and targets of a global batch.
+  """Returns a uint32 hash of the ids of a global batch.
 
   It depends on their order. A sum of integers modulo 2^32 over all positions,
   so it is the same for any sharding of the batch.
   """
   total = jnp.uint32(0)
-  for name in ("tokens", "targets"):
+  for name in ("tokens", "targets", "sources"):
+    if name not in batch:
+      continue
     ids_BT = batch[name].astype(jnp.uint32)
     index_BT = jnp.arange(ids_BT.size, dtype=jnp.uint32).reshape(ids_BT.shape)
     # MurmurHash3's finalizer, applied to the index and then to both.

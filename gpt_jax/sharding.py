@@ -270,7 +270,7 @@ def balance(batch, length: int, parts: int, rules: str):
 
 
 def batch_sharding(mesh: Mesh, rules: str) -> NamedSharding:
-  """Returns the sharding of (B, T) batches."""
+  """Returns the sharding of a batch's arrays, (B, T) or (B, S)."""
   axes = tuple(a for a in RULES[rules]["batch"] if mesh.shape[a] > 1)
   length = tuple(a for a in RULES[rules]["length"] if mesh.shape[a] > 1)
   return NamedSharding(mesh, P(axes or None, length or None))

@@ -1,15 +1,21 @@
 """The objective: a new one, or a new metric, is one entry."""
 
+import dataclasses
 import json
 
+import numpy as np
 import pytest
 
 from configs import base
 from gpt_jax import config as config_lib
-from gpt_jax import objective
+from gpt_jax import objective, sharding
 from gpt_jax.config import InputError, schema
+from gpt_jax.config.options import Family
 from gpt_jax.data import objectives
+from gpt_jax.data.batches import batch_at
+from gpt_jax.data.tokenizers.plain import ByteTokenizer
 from gpt_jax.inference import generation, scoring
+from gpt_jax.lab.bench import ours
 from gpt_jax.metric_names import LOSS
 from gpt_jax.models import FAMILIES
 from gpt_jax.models.decoder import Decoder
@@ -142,3 +148,69 @@ def test_families_name_objectives_that_there_are():
   for family in FAMILIES.values():
     assert set(family.OBJECTIVES) <= set(config_lib.OBJECTIVES)
   assert set(config_lib.OBJECTIVES) == set(objectives.OBJECTIVES)
+
+
+class Windows:
+  """Random bytes, as a TokenSet of text."""
+
+  num_ids, separator_id = 5000, 256
+  document_starts = np.arange(0, 5000, 9)
+
+  def read_windows(self, starts, length):
+    ids = np.random.default_rng(0).integers(0, 256, self.num_ids, np.int32)
+    return np.stack([ids[s : s + length] for s in starts])
+
+
+# What a family that reads sources can be trained with.
+FROM_SOURCES = ("span_corruption", "ul2")
+
+
+@pytest.mark.parametrize("family", ["decoder", "reader"])
+@pytest.mark.parametrize("packing", ["stream", "documents"])
+@pytest.mark.parametrize("word", sorted(objectives.OBJECTIVES))
+def test_steps_are_compiled_for_the_batches_that_objectives_make(
+  word, packing, family, monkeypatch
+):
+  monkeypatch.setitem(config_lib.FAMILIES, "reader", Family(True, True))
+  if family == "reader" and word not in FROM_SOURCES:
+    return
+  config = base.get_config()
+  config.data.update(objective=word, seq_len=64, packing=packing)
+  config.train.global_batch_size = 4
+  config.model.vocab_size = 400
+  try:
+    frozen = config_lib.freeze(config)
+  except InputError:
+    return  # as the tests of the objective say
+  model = dataclasses.replace(frozen.model, family=family)
+  frozen = dataclasses.replace(frozen, model=model)
+  wanted = {
+    name: (leaf.shape, leaf.dtype)
+    for name, leaf in objective.abstract_batch(frozen, None).items()
+  }
+  task = objectives.build_task(frozen, ByteTokenizer)
+  read = batch_at(
+    [Windows()], [1.0], 0, 0, np.arange(4), 64, packing, 4, task=task
+  )
+  timed = next(ours.random_batches(frozen, 4))
+  for batch in (read, timed):
+    assert {k: (v.shape, v.dtype) for k, v in batch.items()} == wanted
+  names = objective.inputs_of(read)
+  has_source = "sources_BS" in names, "source_segments_BS" in names
+  assert has_source == (family == "reader",) * 2
+
+
+def test_sources_are_part_of_a_batchs_hash_and_stay_in_order():
+  ids = np.arange(32, dtype=np.int32).reshape(2, 16)
+  batch = {"tokens": ids, "targets": ids}
+  plain = int(objective.hash_batch(batch))
+  more = int(objective.hash_batch(batch | {"sources": ids[:, :5]}))
+  assert plain != more
+  swapped = objective.hash_batch(batch | {"sources": ids[::-1, :5]})
+  assert more != int(swapped)
+  moved, order_1T = sharding.balance(
+    batch | {"sources": ids[:, :5]}, 16, 2, "standard"
+  )
+  assert np.array_equal(moved["sources"], ids[:, :5])
+  assert np.array_equal(moved["tokens"], ids[:, order_1T[0]])
+  assert not np.array_equal(moved["tokens"], ids)

@@ -23,11 +23,13 @@ from gpt_jax.config.check import (
 )
 from gpt_jax.config.derived import (
   at_step,
+  batch_fields,
   batch_stages,
   cached_dims,
   count_sequences,
   expert_mlp_dim,
   has_prefixes,
+  has_source,
   head_dim,
   is_gated,
   layer_cycle,
@@ -48,9 +50,11 @@ from gpt_jax.config.identity import (
   is_free,
   nest,
 )
+from gpt_jax.config.lengths import RowLengths, denoisers, row_lengths
 from gpt_jax.config.options import (
   FAMILIES,
   MAX_FLOAT32,
+  NUM_SENTINELS,
   OBJECTIVES,
   TOKENIZERS,
   ParsedOption,

@@ -2,8 +2,8 @@
 
 import dataclasses
 
+from gpt_jax.config.check_data import check_data
 from gpt_jax.config.derived import (
-  has_prefixes,
   head_dim,
   layer_kinds,
   mlp_kinds,
@@ -57,11 +57,7 @@ def check_together(c: Config) -> None:
     )
   _check_layers(m)
   _check_experts(c)
-  if c.data.seq_len > m.max_len:
-    raise InputError(
-      f"data.seq_len is {c.data.seq_len}, longer than model.max_len "
-      f"{m.max_len}; raise model.max_len or shorten the sequences"
-    )
+  check_data(c)
   o, t = c.optim, c.train
   if t.global_batch_size * c.data.seq_len > MAX_INT32:
     raise InputError(
@@ -94,7 +90,7 @@ def check_together(c: Config) -> None:
     )
   _check_parametrization(c)
   _check_attention(c)
-  _check_objective(c)
+  _check_future(c)
   _check_mesh(c.mesh)
 
 
@@ -225,8 +221,8 @@ def _check_experts(c: Config) -> None:
     )
 
 
-def _check_objective(c: Config) -> None:
-  """Refuses an objective that the model or the data does not support."""
+def _check_future(c: Config) -> None:
+  """Refuses tokens ahead that a family or a sequence does not have."""
   ahead = c.model.num_future_tokens
   if ahead > 1 and not FAMILIES[c.model.family].is_causal:
     raise InputError(
@@ -237,26 +233,6 @@ def _check_objective(c: Config) -> None:
     raise InputError(
       f"model.num_future_tokens is {ahead}; it must be at most data.seq_len "
       f"{c.data.seq_len}"
-    )
-  if not has_prefixes(c.data):
-    return
-  asked = (
-    f"data.objective is {c.data.objective}, whose prefixes are bidirectional,"
-  )
-  if c.data.packing == "documents":
-    raise InputError(
-      f"{asked} and data.packing is documents; a prefix belongs to a whole "
-      "sequence: leave it stream"
-    )
-  if c.model.attention in ("splash", "cudnn", "flash"):
-    raise InputError(
-      f"{asked} and model.attention is {c.model.attention}, which has no "
-      "prefixes; use auto, dense or blocks"
-    )
-  if c.model.position == "alibi" or c.model.sliding_window is not None:
-    raise InputError(
-      f"{asked} and the model has ALiBi or a sliding window, which depend on "
-      "distance; it must have neither"
     )
 
 

@@ -3,13 +3,15 @@
 import dataclasses
 
 from gpt_jax.config.options import (
+  FAMILIES,
   LAYER_KINDS,
   MLP_KINDS,
   OBJECTIVES,
+  SOURCE_FIELDS,
   BatchRamp,
   TokenizerSpec,
 )
-from gpt_jax.config.schema import Config, DataConfig, ModelConfig, TrainConfig
+from gpt_jax.config.schema import Config, ModelConfig, TrainConfig
 
 
 def head_dim(model: ModelConfig) -> int:
@@ -123,9 +125,21 @@ def layer_cycle(model: ModelConfig) -> tuple[int, int]:
   return min(cycles)[1:]
 
 
-def has_prefixes(data: DataConfig) -> bool:
+def has_source(model: ModelConfig) -> bool:
+  """Returns whether the model reads a source beside the tokens it predicts."""
+  return FAMILIES[model.family].has_source
+
+
+def batch_fields(config: Config) -> tuple[str, ...]:
+  """Returns the fields of a batch that its objective adds, all int32."""
+  if has_source(config.model):
+    return SOURCE_FIELDS
+  return OBJECTIVES[config.data.objective].fields
+
+
+def has_prefixes(config: Config) -> bool:
   """Returns whether the objective gives each sequence a prefix."""
-  return "slots" in OBJECTIVES[data.objective].fields
+  return "slots" in batch_fields(config)
 
 
 def tokenizer_spec(spec: str) -> tuple[str, str]:

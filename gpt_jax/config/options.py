@@ -33,9 +33,11 @@ class Family(NamedTuple):
 
   Attributes:
     is_causal: tokens see no later ones.
+    has_source: an encoder reads a source, which the tokens see.
   """
 
   is_causal: bool
+  has_source: bool = False
 
 
 # Options of model.family.
@@ -46,7 +48,8 @@ class Objective(NamedTuple):
   """How an objective turns a window of ids into a batch.
 
   Attributes:
-    fields: int32 fields of its batches besides tokens, targets and mask.
+    fields: int32 fields of its batches besides tokens, targets and mask; a
+      family that reads a source has SOURCE_FIELDS in their place.
     predicts_all: every id except the first is predicted exactly once, so that
       the losses over a text add up to its bits per byte.
     num_marks: ids that it adds to the vocabulary, after the tokenizer's.
@@ -57,12 +60,24 @@ class Objective(NamedTuple):
   num_marks: int = 0
 
 
+# int32 fields of a batch whose sources an encoder reads: their ids, and the
+# part of the row that each id, and each token, belongs to. A token sees the
+# sources of its own part; what fills a source up is of a part without tokens.
+SOURCE_FIELDS = ("sources", "source_segments", "segments")
+# Ids that stand for hidden spans, as in T5; UL2 adds an id for each mode.
+NUM_SENTINELS = 100
+
+
 # Options of data.objective; batches with slots have a prefix per sequence.
 OBJECTIVES = {
   "causal": Objective((), predicts_all=True),
   "prefix_lm": Objective(("slots",), predicts_all=False),
   "masked_lm": Objective((), predicts_all=False, num_marks=1),
   "fill_in_the_middle": Objective((), predicts_all=False, num_marks=3),
+  "span_corruption": Objective(
+    ("slots",), predicts_all=False, num_marks=2 + NUM_SENTINELS
+  ),
+  "ul2": Objective(("slots",), predicts_all=False, num_marks=5 + NUM_SENTINELS),
 }
 # What becomes of a token that data.objective=masked_lm chooses.
 MASK_ACTIONS = ("mask", "random", "keep")

@@ -92,6 +92,8 @@ class DataConfig(Section):
   fim_rate: Annotated[float, Bounds(0.0, 1.0), Added(0.5)]
   fim_spm_rate: Annotated[float, Bounds(0.0, 1.0), Added(0.5)]
   fim_unit: Annotated[Literal["token", "character"], Added("character")]
+  noise_density: Annotated[float, Bounds(1e-6, 0.99), Added(0.15)]
+  mean_span_len: Annotated[float, Bounds(1.0), Added(3.0)]
   num_workers: Annotated[int, Bounds(0, 1024), FREE]
 
 

@@ -4,7 +4,7 @@ Design choice: grain only prefetches. data/order.py decides the order, and
 element i is the batch of step i, so there is no iterator state to save: a start
 at any step, on any number of processes, gives the same global batch.
 
-A batch is a dict of numpy arrays (b, T), as objectives.fields lists them. A
+A batch is a dict of numpy arrays of b rows, as objectives.fields lists them. A
 document that began before a window has its position 0 where the window starts.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gpt_jax.config import DataConfig, InputError
+from gpt_jax.config import Config, InputError
 from gpt_jax.data import objectives, order
 from gpt_jax.data.prepare import PreparedData
 from gpt_jax.data.shards import TokenSet, check_length
@@ -70,7 +70,7 @@ def batch_at(
 
 def make_train_iterator(
   prepared: PreparedData,
-  data: DataConfig,
+  config: Config,
   seed: int,
   global_batch_size: int,
   rows: np.ndarray,
@@ -81,8 +81,8 @@ def make_train_iterator(
 
   Args:
     prepared: the prepared data of the run.
-    data: the config's section: seq_len, packing, num_workers.
-    seed: the run's seed.
+    config: its objective, and how the section data has rows read.
+    seed: the run's seed, or another in its place.
     global_batch_size: rows of the global batch.
     rows: (b,) rows of the global batch that this process reads.
     start_step: the step of the first batch.
@@ -93,7 +93,7 @@ def make_train_iterator(
   """
   import grain
 
-  sets = [token_set for _, token_set in prepared.train]
+  data, sets = config.data, [token_set for _, token_set in prepared.train]
   for token_set in sets:
     check_length(token_set, data.seq_len)
   batches = _Batches(
@@ -105,7 +105,7 @@ def make_train_iterator(
     data.packing,
     global_batch_size,
     offset,
-    objectives.build_task(data, lambda: prepared.tokenizer),
+    objectives.build_task(config, lambda: prepared.tokenizer),
   )
   # Two threads hide the latency of the disk; more contend for the GIL.
   ahead = grain.ReadOptions(num_threads=2, prefetch_buffer_size=16)

@@ -1,4 +1,4 @@
-"""Span corruption (T5) and a mixture of denoisers (UL2), on arrays of ids.
+"""Span corruption (T5) and a mixture of denoisers (UL2).
 
 Spans of a window are replaced by sentinels, and the target lists each sentinel
 with its span (Raffel et al. 2020, section 3.1.4 and figure 2):
@@ -9,94 +9,30 @@ with its span (Raffel et al. 2020, section 3.1.4 and figure 2):
 
 Design choice: how many tokens are noise, and in how many spans, follows from
 the window's length alone, as in T5's code. So all windows of a length have
-inputs of one length and targets of one length, known before any text is read;
-only the lengths of single spans are random. The first token is never noise, the
-last always is.
+inputs of one length and targets of one length, known before any text is read
+(config/lengths.py); only the lengths of single spans are random. The first
+token is never noise, the last always is.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from gpt_jax import config as config_lib
+from gpt_jax.config import Config
+from gpt_jax.config.lengths import (
+  Denoiser,
+  RowLengths,
+  corrupted_lengths,
+  mixture_lengths,
+)
+from gpt_jax.data.marks import Marks, find_marks
 from gpt_jax.exits import InputError
 
 # Separates these draws from others of the same seed.
 STREAM = 0xC2B2
-
-
-class Lengths(NamedTuple):
-  """Numbers of tokens of a corrupted window.
-
-  Attributes:
-    noise: tokens that are hidden.
-    spans: spans that they form, each with a sentinel.
-    inputs: tokens that stay, sentinels, and the end.
-    targets: hidden tokens, sentinels, and the end.
-  """
-
-  noise: int
-  spans: int
-  inputs: int
-  targets: int
-
-
-class Denoiser(NamedTuple):
-  """A member of a mixture.
-
-  Attributes:
-    mode: name of the token that begins its inputs.
-    density: the part of the tokens that is noise.
-    mean_span: mean length of its spans; math.inf hides one span, at the end.
-  """
-
-  mode: str
-  density: float
-  mean_span: float
-
-
-# Tay et al. 2022, table 1: regular, extreme, and sequential, whose only span is
-# the last quarter. Each is as likely. Noise is divided into spans as in T5,
-# where the paper draws span lengths from a uniform or a normal distribution.
-UL2 = (
-  Denoiser("R", 0.15, 3.0),
-  Denoiser("R", 0.15, 8.0),
-  Denoiser("S", 0.25, float("inf")),
-  Denoiser("X", 0.5, 3.0),
-  Denoiser("X", 0.5, 8.0),
-  Denoiser("X", 0.15, 64.0),
-  Denoiser("X", 0.5, 64.0),
-)
-
-
-def corrupted_lengths(length: int, density: float, mean_span: float) -> Lengths:
-  """Returns the numbers of tokens that a window of `length` gives.
-
-  Args:
-    length: at least 2.
-    density: the part that is noise, above 0 and below 1; one token at least is
-      noise, and one is not.
-    mean_span: mean length of a span, 1 or more.
-  """
-  noise = min(max(round(length * density), 1), length - 1)
-  # Between two spans lies a token that stays.
-  spans = min(max(round(noise / mean_span), 1), length - noise)
-  return Lengths(noise, spans, length - noise + spans + 1, noise + spans + 1)
-
-
-def span_lengths(
-  input_len: int, density: float, mean_span: float
-) -> tuple[int, int]:
-  """Returns (length of the window that fills an input, length of its target).
-
-  Args:
-    input_len: length of the input, at least 3: a token, a sentinel, the end.
-    density, mean_span: as in corrupted_lengths.
-  """
-  length = 2
-  while corrupted_lengths(length + 1, density, mean_span).inputs <= input_len:
-    length += 1
-  return length, corrupted_lengths(length, density, mean_span).targets
 
 
 def list_sentinels(first: int, count: int, order: str) -> np.ndarray:
@@ -218,14 +154,6 @@ class Denoised(NamedTuple):
   target_lengths_B: np.ndarray
 
 
-def mixture_lengths(
-  length: int, mixture: Sequence[Denoiser]
-) -> tuple[int, int]:
-  """Returns the widths (I, U) of what mix_denoisers returns of a length."""
-  found = [corrupted_lengths(length, d.density, d.mean_span) for d in mixture]
-  return 1 + max(n.inputs for n in found), max(n.targets for n in found)
-
-
 def mix_denoisers(
   ids_BL: np.ndarray,
   draw_B: Sequence[np.random.Generator],
@@ -249,15 +177,112 @@ def mix_denoisers(
   inputs_BS = np.full((B, S), end_id, ids_BL.dtype)
   targets_BU = np.full((B, U), end_id, ids_BL.dtype)
   lengths_2B = np.zeros((2, B), np.int64)
-  which_B = np.array([draw.integers(len(mixture)) for draw in draw_B])
+  which_B = np.zeros(B, np.int64)
+  if len(mixture) > 1:
+    which_B[:] = [draw.integers(len(mixture)) for draw in draw_B]
   for k in np.unique(which_B):
     mine, (mode, density, mean_span) = np.flatnonzero(which_B == k), mixture[k]
     own = [draw_B[row] for row in mine]
     inputs, targets = corrupt_spans(
       ids_BL[mine], own, density, mean_span, sentinels, end_id
     )
-    lengths_2B[:, mine] = [[1 + inputs.shape[1]], [targets.shape[1]]]
-    inputs_BS[mine, 0] = modes[mode]
-    inputs_BS[mine, 1 : 1 + inputs.shape[1]] = inputs
+    if mode is not None:
+      inputs = np.insert(inputs, 0, modes[mode], axis=1)
+    lengths_2B[:, mine] = [[inputs.shape[1]], [targets.shape[1]]]
+    inputs_BS[mine, : inputs.shape[1]] = inputs
     targets_BU[mine, : targets.shape[1]] = targets
   return Denoised(inputs_BS, targets_BU, *lengths_2B)
+
+
+def build(config: Config, vocab_size: int) -> Callable:
+  """Returns what makes batches of span_corruption and ul2.
+
+  Args:
+    vocab_size: of the tokenizer, whose ids the marks follow.
+  """
+  mixture = config_lib.denoisers(config.data)
+  return functools.partial(
+    denoise,
+    mixture=mixture,
+    marks=find_marks(vocab_size),
+    lengths=config_lib.row_lengths(config),
+  )
+
+
+def denoise(
+  batch: dict,
+  seed: int,
+  g: np.ndarray,
+  *,
+  mixture: Sequence[Denoiser],
+  marks: Marks,
+  lengths: RowLengths,
+) -> dict:
+  """Makes inputs and targets of the tokens of each row.
+
+  A model with an encoder reads inputs as sources, and targets as tokens that
+  the start precedes. A decoder reads both in one row: inputs, which see each
+  other as a prefix does, then targets, which alone are predicted.
+
+  A window that is not full, the last one of a set, is corrupted as one of its
+  length; one of fewer than 2 ids has no targets.
+
+  Args:
+    batch, seed, g: as in objectives.Task.
+    mixture: denoisers, each as likely.
+    lengths: of the rows; a source for a model with an encoder.
+  """
+  ids_BL, B = batch["tokens"], len(g)
+  counts_B = batch["mask"].sum(1).astype(int)
+  S, T = lengths
+  width = T + 1 if S is None else S
+  inputs_BS = np.full((B, width), marks.end, np.int32)
+  targets_BT = np.full((B, T), marks.end, np.int32)
+  lengths_2B = np.zeros((2, B), np.int32)
+  for count in np.unique(counts_B[counts_B > 1]):
+    mine = np.flatnonzero(counts_B == count)
+    found = mix_denoisers(
+      ids_BL[mine, :count],
+      draws(seed, g[mine]),
+      mixture,
+      marks.sentinels,
+      marks.end,
+      marks.modes,
+    )
+    inputs_BS[mine, : found.inputs_BS.shape[1]] = found.inputs_BS
+    targets_BT[mine, : found.targets_BU.shape[1]] = found.targets_BU
+    lengths_2B[:, mine] = found.input_lengths_B, found.target_lengths_B
+  if S is None:
+    return _join(inputs_BS, targets_BT, lengths_2B)
+  place_T = np.arange(T)
+  is_shown_BS = np.arange(S) < lengths_2B[0, :, None]
+  return {
+    "tokens": np.insert(targets_BT[:, :-1], 0, marks.start, axis=1),
+    "targets": targets_BT,
+    "mask": (place_T < lengths_2B[1, :, None]).astype(np.float32),
+    "sources": inputs_BS,
+    "source_segments": (~is_shown_BS).astype(np.int32),
+    "segments": np.zeros((B, T), np.int32),
+  }
+
+
+def _join(row_BW, targets_BT, lengths_2B) -> dict:
+  """Returns batches of one row each, inputs and then targets.
+
+  Args:
+    row_BW: inputs in rows with room for the targets, W = T + 1; written.
+    targets_BT: targets, padded.
+    lengths_2B: ids of inputs and of targets.
+  """
+  for row, (begin, length) in enumerate(lengths_2B.T):
+    row_BW[row, begin : begin + length] = targets_BT[row, :length]
+  place_T = np.arange(targets_BT.shape[1], dtype=np.int32)
+  first_B1 = np.maximum(lengths_2B[0, :, None] - 1, 0)
+  last_B1 = lengths_2B.sum(0)[:, None] - 1
+  is_asked_BT = (place_T >= first_B1) & (place_T < last_B1)
+  return {
+    "tokens": row_BW[:, :-1],
+    "targets": row_BW[:, 1:],
+    "mask": is_asked_BT.astype(np.float32),
+    "slots": np.maximum(place_T, first_B1),
+  }

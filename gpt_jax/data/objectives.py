@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 from gpt_jax import config as config_lib
-from gpt_jax.config import DataConfig
-from gpt_jax.data import infilling
+from gpt_jax.config import Config
+from gpt_jax.data import denoising, infilling
 from gpt_jax.data.tokenizers.protocol import Tokenizer
 
 # Separate the draws of each objective from others of the same seed.
@@ -149,32 +149,43 @@ def _choose(places, ids_T, rank_T, rate: float, vocabulary: Vocabulary):
   return places[np.isin(word, order[:num_words])]
 
 
-# By option of data.objective: function of (data section, function that returns
-# the tokenizer) that returns what makes its batches.
-OBJECTIVES: dict[str, Callable] = {
-  "causal": lambda data, tokenizer: causal,
-  "prefix_lm": lambda data, tokenizer: prefix_lm,
-  "masked_lm": lambda data, tokenizer: functools.partial(
+def _build_masked(config: Config, tokenizer: Callable) -> Callable:
+  data = config.data
+  return functools.partial(
     masked_lm,
     vocabulary=describe_vocabulary(tokenizer(), data.mask_unit == "word"),
     rate=data.mask_rate,
     shares=data.mask_mix.shares,
+  )
+
+
+def _build_denoising(config: Config, tokenizer: Callable) -> Callable:
+  return denoising.build(config, tokenizer().vocab_size)
+
+
+# By option of data.objective: function of (config, function that returns the
+# tokenizer) that returns what makes its batches.
+OBJECTIVES: dict[str, Callable] = {
+  "causal": lambda config, tokenizer: causal,
+  "prefix_lm": lambda config, tokenizer: prefix_lm,
+  "masked_lm": _build_masked,
+  "fill_in_the_middle": lambda config, tokenizer: infilling.build(
+    config.data, tokenizer()
   ),
-  "fill_in_the_middle": lambda data, tokenizer: infilling.build(
-    data, tokenizer()
-  ),
+  "span_corruption": _build_denoising,
+  "ul2": _build_denoising,
 }
 CAUSAL = Task(causal, "causal")
 
 
-def build_task(data: DataConfig, tokenizer: Callable[[], Tokenizer]) -> Task:
+def build_task(config: Config, tokenizer: Callable[[], Tokenizer]) -> Task:
   """Returns the objective of a config.
 
   Args:
     tokenizer: returns the run's tokenizer; called where it is needed.
   """
-  make = OBJECTIVES[data.objective](data, tokenizer)
-  return Task(make, data.objective)
+  word = config.data.objective
+  return Task(OBJECTIVES[word](config, tokenizer), word)
 
 
 def describe_vocabulary(tokenizer: Tokenizer, has_words: bool) -> Vocabulary:
@@ -191,18 +202,27 @@ def describe_vocabulary(tokenizer: Tokenizer, has_words: bool) -> Vocabulary:
   return Vocabulary(size, tokenizer.separator_id, own, continues_V)
 
 
-def fields(data: DataConfig) -> dict[str, type]:
-  """Returns {field: dtype} of the (B, T) arrays of a batch.
+class Field(NamedTuple):
+  """An array of a batch, (B, length)."""
+
+  dtype: type
+  length: int
+
+
+def fields(config: Config) -> dict[str, Field]:
+  """Returns {name: Field} of the arrays of a batch.
 
   tokens; targets, what is predicted at each token: the id after it, or its own;
   mask, 1 where a target counts in the loss. Where documents are packed
   segments, the document of each token, and positions within it. Then the
-  objective's own: with prefixes slots (ops/visibility.py).
+  objective's own: with prefixes slots (ops/visibility.py); for an encoder
+  config.SOURCE_FIELDS.
   """
-  found: dict[str, type] = {"tokens": np.int32, "targets": np.int32}
-  found["mask"] = np.float32
-  if data.packing == "documents":
-    found |= {"segments": np.int32, "positions": np.int32}
-  for name in config_lib.OBJECTIVES[data.objective].fields:
-    found[name] = np.int32
+  S, T = config_lib.row_lengths(config)
+  found = {name: Field(np.int32, T) for name in ("tokens", "targets")}
+  found["mask"] = Field(np.float32, T)
+  added = ("segments", "positions") * (config.data.packing == "documents")
+  for name in (*added, *config_lib.batch_fields(config)):
+    is_source = name.startswith("source")
+    found[name] = Field(np.int32, S if is_source and S is not None else T)
   return found

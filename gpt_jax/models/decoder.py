@@ -29,7 +29,13 @@ class Decoder(nn.Module):
   """
 
   STACKS: ClassVar = ("blocks",)
-  OBJECTIVES: ClassVar = ("causal", "prefix_lm", "fill_in_the_middle")
+  OBJECTIVES: ClassVar = (
+    "causal",
+    "prefix_lm",
+    "fill_in_the_middle",
+    "span_corruption",
+    "ul2",
+  )
   can_generate: ClassVar = True
 
   config: ModelConfig

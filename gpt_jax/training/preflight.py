@@ -85,6 +85,13 @@ def check_batch(config: Config, mesh: jax.sharding.Mesh) -> None:
       f"data.seq_len is {config.data.seq_len}, which mesh.seq {pieces} does "
       "not divide"
     )
+  for length in config_lib.row_lengths(config):
+    if length is not None and length % pieces:
+      raise InputError(
+        f"data.objective {config.data.objective} makes rows of {length} of "
+        f"data.seq_len {config.data.seq_len}, which mesh.seq {pieces} does not "
+        "divide"
+      )
 
 
 def suggest_finite(config: Config) -> str:

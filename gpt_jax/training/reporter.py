@@ -376,7 +376,7 @@ class Reporter:
       show=lambda done, of: self.screen.wait(
         f"evaluated {done:,} of {of:,} batches"
       ),
-      task=build_task(c.data, lambda: self.prepared.tokenizer),
+      task=build_task(c, lambda: self.prepared.tokenizer),
     )
 
   def _say_noise_scale(self) -> None:
@@ -406,7 +406,7 @@ class Reporter:
         s.num_tokens,
         generation.Sampling(temperature=s.temperature),
         seed=self.config.seed,
-        is_prefix=config_lib.has_prefixes(self.config.data),
+        is_prefix=config_lib.has_prefixes(self.config),
       )
       if self.writers is not None:
         path = os.path.join(self.workdir, "samples", f"step-{step:06d}.txt")

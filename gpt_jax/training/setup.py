@@ -164,7 +164,7 @@ class Setup:
     """
     return batches_lib.make_train_iterator(
       self.prepared,
-      self.config.data,
+      self.config,
       self.config.seed,
       stage.size,
       stage.rows,

@@ -33,7 +33,10 @@ def make(tmp_path_factory):
       "seq_len": 8,
     }
     data = DataConfig(**(values | changes))
-    return prepare_data(data, say=lambda line: None), data
+    config = dataclasses.replace(
+      config_lib.freeze(base.get_config()), data=data
+    )
+    return prepare_data(data, say=lambda line: None), config
 
   return build
 
@@ -44,6 +47,11 @@ def letters(make):
     "".join(chr(97 + (i + j) % 26) for j in range(5 + i)) for i in range(30)
   ]
   return make(texts)
+
+
+def with_data(config, **changes):
+  data = dataclasses.replace(config.data, **changes)
+  return dataclasses.replace(config, data=data)
 
 
 def stream(token_set):
@@ -164,7 +172,7 @@ def test_a_mixture_reads_each_set_by_its_weight(make):
 
 
 def test_a_prefix_is_drawn_for_each_sequence_whatever_batch_it_is_in(letters):
-  prepared, data = letters
+  prepared, config = letters
   sets, T = [s for _, s in prepared.train], 8
 
   def make(step, rows, size=8, seed=0):
@@ -175,11 +183,10 @@ def test_a_prefix_is_drawn_for_each_sequence_whatever_batch_it_is_in(letters):
   whole = make(0, np.arange(64), size=64)
   plain = batch(prepared, 0, np.arange(64), size=64)
   assert np.array_equal(whole["tokens"], plain["tokens"])
-  assert {k: v.dtype for k, v in whole.items()} == {
-    k: np.dtype(d)
-    for k, d in objectives.fields(
-      DataConfig(**(vars(data) | {"objective": "prefix_lm"}))
-    ).items()
+  asked = with_data(config, objective="prefix_lm")
+  assert {k: (v.dtype, v.shape[1]) for k, v in whole.items()} == {
+    k: (np.dtype(dtype), length)
+    for k, (dtype, length) in objectives.fields(asked).items()
   }
   lengths = (whole["slots"] == whole["slots"][:, :1]).sum(1)
   assert set(lengths) == set(range(1, T))
@@ -223,11 +230,11 @@ def test_a_task_makes_every_batch(letters):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_iterator_starts_at_any_step_without_state(letters, workers):
-  prepared, data = letters
-  data = DataConfig(**(vars(data) | {"num_workers": workers}))
+  prepared, config = letters
+  config = with_data(config, num_workers=workers)
   rows = np.arange(4, 8)
   for start in (3,) if workers else (0, 3):  # starting workers takes seconds
-    found = batches.make_train_iterator(prepared, data, 0, 8, rows, start)
+    found = batches.make_train_iterator(prepared, config, 0, 8, rows, start)
     for step, got in enumerate(itertools.islice(found, 4), start):
       wanted = batch(prepared, step, rows)
       assert set(got) == set(wanted)
@@ -237,10 +244,10 @@ def test_the_iterator_starts_at_any_step_without_state(letters, workers):
 
 
 def test_a_corpus_shorter_than_one_sequence_is_refused(make):
-  prepared, data = make(["abcdefg"])
+  prepared, config = make(["abcdefg"])
   check_length(prepared.train[0][1], 7)
   with pytest.raises(InputError, match="has 8 ids, .* data.seq_len 8"):
-    batches.make_train_iterator(prepared, data, 0, 8, np.arange(8), 0)
+    batches.make_train_iterator(prepared, config, 0, 8, np.arange(8), 0)
 
 
 def test_unknown_packing_is_refused(letters):

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from gpt_jax.config import InputError
+from gpt_jax.config import InputError, lengths
 from gpt_jax.data import denoising
 
 V, END = 1000, 0
@@ -28,7 +28,7 @@ def corrupt(ids, density=0.15, mean_span=3.0, sentinels=DOWN, seed=0, g=None):
 def mix(ids, seed=0, g=None):
   g = np.arange(len(ids)) if g is None else g
   draw = denoising.draws(seed, g)
-  return denoising.mix_denoisers(ids, draw, denoising.UL2, DOWN, END, MODES)
+  return denoising.mix_denoisers(ids, draw, lengths.UL2, DOWN, END, MODES)
 
 
 def lengths_of_spans(targets) -> np.ndarray:
@@ -44,16 +44,16 @@ def lengths_of_spans(targets) -> np.ndarray:
 
 def test_lengths_are_those_of_t5():
   # Raffel et al.: 512 input tokens, 15 %, spans of 3, as in T5's own run.
-  assert denoising.span_lengths(512, 0.15, 3.0) == (568, 114)
+  assert lengths.span_lengths(512, 0.15, 3.0) == (568, 114)
   for density, mean_span in [(0.15, 3.0), (0.5, 3.0), (0.15, 64.0), (0.9, 1.0)]:
     for length in (2, 3, 17, 200):
       inputs, targets = corrupt(windows(3, length), density, mean_span)
-      n = denoising.corrupted_lengths(length, density, mean_span)
+      n = lengths.corrupted_lengths(length, density, mean_span)
       assert (inputs.shape, targets.shape) == ((3, n.inputs), (3, n.targets))
       assert (targets >= V).sum() == 3 * n.spans
-    raw, target_len = denoising.span_lengths(100, density, mean_span)
-    n = denoising.corrupted_lengths(raw, density, mean_span)
-    longer = denoising.corrupted_lengths(raw + 1, density, mean_span)
+    raw, target_len = lengths.span_lengths(100, density, mean_span)
+    n = lengths.corrupted_lengths(raw, density, mean_span)
+    longer = lengths.corrupted_lengths(raw + 1, density, mean_span)
     assert n.inputs <= 100 < longer.inputs and n.targets == target_len
 
 
@@ -65,7 +65,7 @@ def test_spans_have_the_distribution_of_random_divisions(
 ):
   """n items in s spans: P(k) = C(n-k-1, s-2) / C(n-1, s-1)."""
   _, targets = corrupt(windows(10_000, length), density, mean_span)
-  n = denoising.corrupted_lengths(length, density, mean_span)
+  n = lengths.corrupted_lengths(length, density, mean_span)
   found = lengths_of_spans(targets)
   hidden = (targets < V).sum() - len(targets)  # the end is no noise
   assert hidden / (10_000 * length) == pytest.approx(density, rel=0.01)
@@ -118,11 +118,11 @@ def test_ul2_mixes_its_denoisers_evenly_and_gives_back_the_text():
   ids = windows(rows, L)
   found = mix(ids)
   widths = found.inputs_BS.shape[1], found.targets_BU.shape[1]
-  assert widths == denoising.mixture_lengths(L, denoising.UL2)
+  assert widths == lengths.mixture_lengths(L, lengths.UL2)
   for mode, members in (("R", 2), ("S", 1), ("X", 4)):
     share = (found.inputs_BS[:, 0] == MODES[mode]).mean()
     assert share == pytest.approx(members / 7, abs=0.015)
-  density = np.mean([d.density for d in denoising.UL2])
+  density = np.mean([d.density for d in lengths.UL2])
   hidden = ((found.targets_BU < V).sum(1)) - (
     found.targets_BU.shape[1] - found.target_lengths_B + 1
   )

@@ -133,7 +133,7 @@ def test_packed_documents_keep_to_themselves():
 def config_with(**data):
   config = base.get_config()
   config.data.update(objective="fill_in_the_middle", **data)
-  return config_lib.freeze(config).data
+  return config_lib.freeze(config)
 
 
 def test_the_objective_is_made_from_a_config_and_travels_to_workers():

@@ -1,5 +1,6 @@
 """A prepared set is what was written, or it is refused by name."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -7,6 +8,8 @@ import pickle
 
 import pytest
 
+from configs import base
+from gpt_jax import config as config_lib
 from gpt_jax.config import InputError
 from gpt_jax.data import batches, folders, integrity
 from gpt_jax.data.prepare import PreparedData, prepare_data
@@ -85,10 +88,11 @@ def test_nothing_is_trained_on_before_the_verdict(corpus, is_large):
       corpus([], num_workers=workers), lines.append, ("train",)
     )
     assert "checking the hashes of" in lines[0] and len(lines) == 1
+    config = config_lib.freeze(base.get_config())
+    data = corpus([], num_workers=workers)
+    config = dataclasses.replace(config, data=data)
     with pytest.raises(InputError, match="train-00000.bin has sha256"):
-      found = batches.make_train_iterator(
-        prepared, corpus([], num_workers=workers), 0, 2, [0, 1], 0
-      )
+      found = batches.make_train_iterator(prepared, config, 0, 2, [0, 1], 0)
       next(found)
     with pytest.raises(InputError, match="train-00000.bin has sha256"):
       pickle.dumps(prepared.train[0][1])

@@ -208,8 +208,9 @@ def time_loader(config: Config, prepared, length: int, repeats: int):
   except InputError:
     return None
   size = LOADER_TOKENS // length
+  config = dataclasses.replace(config, data=data)
   batches = make_train_iterator(
-    prepared, data, config.seed, size, np.arange(size), 0
+    prepared, config, config.seed, size, np.arange(size), 0
   )
   for _ in range(32):  # more batches than the loader reads ahead
     next(batches)

@@ -14,6 +14,7 @@ import numpy as np
 from gpt_jax import config as config_lib
 from gpt_jax import flops, metric_names, sharding, tree
 from gpt_jax.config import Config
+from gpt_jax.data.objectives import fields
 from gpt_jax.inference import generation
 from gpt_jax.lab.bench import machine
 from gpt_jax.lab.plan import analytic
@@ -182,24 +183,25 @@ class Decode:
 
 def random_batches(config: Config, num_rows: int):
   """Yields NUM_BATCHES batches of random tokens in turn, forever."""
-  random = np.random.default_rng(0)
-  shape = (num_rows, config.data.seq_len)
-  batches = []
+  random, batches = np.random.default_rng(0), []
+  draw = lambda length: random.integers(
+    config_lib.vocab_size(config.model),
+    size=(num_rows, length),
+    dtype=np.int32,
+  )
+  wanted, T = fields(config), config_lib.row_lengths(config).target
+  # Packed rows have four documents, others one.
+  num_parts = 4 if config.data.packing == "documents" else 1
   for _ in range(NUM_BATCHES):
-    ids = random.integers(
-      config_lib.vocab_size(config.model),
-      size=(shape[0], shape[1] + 1),
-      dtype=np.int32,
-    )
+    ids = draw(T + 1)
     batch = {"tokens": ids[:, :-1], "targets": ids[:, 1:]}
-    batch["mask"] = np.ones(shape, np.float32)
-    if config.data.packing == "documents":
-      # Four documents in each row.
-      length = -(-shape[1] // 4)
-      places = np.arange(shape[1], dtype=np.int32)
-      whole = lambda row: np.broadcast_to(row, shape).copy()
-      batch["segments"] = whole(places // length)
-      batch["positions"] = whole(places % length)
+    batch["mask"] = np.ones((num_rows, T), np.float32)
+    for name in [name for name in wanted if name not in batch]:
+      S = wanted[name].length
+      part, place = np.divmod(np.arange(S, dtype=np.int32), -(-S // num_parts))
+      form = {"sources": None, "slots": np.arange(S, dtype=np.int32)}
+      row = form.get(name, part if name.endswith("segments") else place)
+      batch[name] = draw(S) if row is None else np.tile(row, (num_rows, 1))
     batches.append(batch)
   while True:
     yield from batches
@@ -212,7 +214,7 @@ def _read_batches(train: Train, prepared_dir: str):
   c = train.config
   data = dataclasses.replace(c.data, dir=prepared_dir)
   prepared = prepare_data(data, lambda line: None)
-  return make_train_iterator(prepared, data, c.seed, train.size, train.rows, 0)
+  return make_train_iterator(prepared, c, c.seed, train.size, train.rows, 0)
 
 
 def _describe(config: Config, mesh) -> dict:

@@ -124,7 +124,7 @@ class Member:
       num_loss_chunks=c.train.num_loss_chunks,
       mesh=self.mesh,
       max_batches=c.eval.num_batches,
-      task=build_task(c.data, lambda: self.prepared.tokenizer),
+      task=build_task(c, lambda: self.prepared.tokenizer),
     )["loss"]
     return loss if np.isfinite(loss) else float("inf")
 
@@ -137,7 +137,7 @@ class Member:
     size = self.config.train.global_batch_size
     rows = np.arange(size)
     return make_train_iterator(
-      self.prepared, self.config.data, seed, size, rows, first
+      self.prepared, self.config, seed, size, rows, first
     )
 
 

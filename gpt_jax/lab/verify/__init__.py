@@ -269,9 +269,7 @@ def losses_of(config: config_lib.Config) -> list[float]:
   run = build.assemble(config, jax.devices()[: math.prod(sizes)])
   train_step, _, _ = run.compile_step()
   size, rows = config.train.global_batch_size, run.local_rows()
-  batches = make_train_iterator(
-    prepared, config.data, config.seed, size, rows, 0
-  )
+  batches = make_train_iterator(prepared, config, config.seed, size, rows, 0)
   now, losses = run.init_state(), []
   with jax.set_mesh(run.mesh):
     for _ in range(config.train.num_steps):

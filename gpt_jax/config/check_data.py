@@ -1,0 +1,85 @@
+"""Refuses an objective that the data or the model does not support."""
+
+from gpt_jax.config.derived import has_prefixes
+from gpt_jax.config.lengths import denoisers, most_spans, row_lengths
+from gpt_jax.config.options import NUM_SENTINELS
+from gpt_jax.config.schema import Config, DataConfig
+from gpt_jax.exits import InputError
+
+
+def check_data(c: Config) -> None:
+  """Refuses values of the section data that conflict, or do with the model's.
+
+  Raises:
+    InputError: the sentence names the keys.
+  """
+  _check_denoising(c.data)
+  _check_lengths(c)
+  _check_prefixes(c)
+
+
+def _check_denoising(d: DataConfig) -> None:
+  """Refuses windows that cannot be corrupted."""
+  mixture = denoisers(d)
+  if not mixture:
+    return
+  asked = f"data.objective is {d.objective}"
+  if d.packing == "documents":
+    raise InputError(
+      f"{asked}, which hides spans of whole sequences, and data.packing is "
+      "documents; leave it stream"
+    )
+  if d.seq_len < 2:
+    raise InputError(
+      f"{asked}, which shows one part of a sequence and hides the other, and "
+      f"data.seq_len is {d.seq_len}; it must be 2 or more"
+    )
+  spans = most_spans(d.seq_len, mixture)
+  if spans > NUM_SENTINELS:
+    raise InputError(
+      f"{asked} and data.seq_len is {d.seq_len}, of which {spans} spans are "
+      f"hidden, and there are {NUM_SENTINELS} marks for them; take shorter "
+      "sequences or longer spans"
+    )
+
+
+def _check_lengths(c: Config) -> None:
+  """Refuses rows that are longer than the model's positions."""
+  d, most = c.data, c.model.max_len
+  rows = row_lengths(c)
+  for what, length in zip(("source", "row"), rows, strict=True):
+    if length is not None and length > most:
+      found = f"data.seq_len is {d.seq_len}"
+      if length != d.seq_len:
+        found += (
+          f", of which data.objective {d.objective} makes a {what} of {length} "
+          "tokens"
+        )
+      raise InputError(
+        f"{found}, longer than model.max_len {most}; raise model.max_len or "
+        "shorten the sequences"
+      )
+
+
+def _check_prefixes(c: Config) -> None:
+  """Refuses prefixes that the model or the packing does not support."""
+  if not has_prefixes(c):
+    return
+  asked = (
+    f"data.objective is {c.data.objective}, whose prefixes are bidirectional,"
+  )
+  if c.data.packing == "documents":
+    raise InputError(
+      f"{asked} and data.packing is documents; a prefix belongs to a whole "
+      "sequence: leave it stream"
+    )
+  if c.model.attention in ("splash", "cudnn", "flash"):
+    raise InputError(
+      f"{asked} and model.attention is {c.model.attention}, which has no "
+      "prefixes; use auto, dense or blocks"
+    )
+  if c.model.position == "alibi" or c.model.sliding_window is not None:
+    raise InputError(
+      f"{asked} and the model has ALiBi or a sliding window, which depend on "
+      "distance; it must have neither"
+    )

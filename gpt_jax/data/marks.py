@@ -1,0 +1,37 @@
+"""Ids that objectives add to the vocabulary, after the tokenizer's.
+
+Text never holds them. Those that objectives share come first, so that a model
+that was trained with one has learned them for the next.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from gpt_jax.config import NUM_SENTINELS
+
+MODES = ("R", "S", "X")
+
+
+class Marks(NamedTuple):
+  """Ids of marks.
+
+  Attributes:
+    start: begins the targets that a decoder reads.
+    end: ends inputs and targets.
+    sentinels: int32, stand for hidden spans, in the order of use.
+    modes: {mode of a denoiser: the id that begins its inputs}.
+  """
+
+  start: int
+  end: int
+  sentinels: np.ndarray
+  modes: dict[str, int]
+
+
+def find_marks(vocab_size: int) -> Marks:
+  """Returns the ids that follow a tokenizer's `vocab_size`."""
+  first = vocab_size + 2
+  sentinels = np.arange(first, first + NUM_SENTINELS, dtype=np.int32)
+  modes = {mode: first + NUM_SENTINELS + i for i, mode in enumerate(MODES)}
+  return Marks(vocab_size, vocab_size + 1, sentinels, modes)
