@@ -19,8 +19,8 @@ def get_config() -> ConfigDict:
 
   data = config.data = ConfigDict()
   # Where text comes from: interpreter | text:GLOB | jsonl:GLOB[#FIELD] |
-  # tfds:NAME[:SPLIT] | hf:NAME[:SPLIT]; several with weights make a mixture:
-  # "0.7*text:a/*.txt,0.3*interpreter".
+  # pairs:GLOB[#SOURCE#TARGET] | tfds:NAME[:SPLIT] | hf:NAME[:SPLIT]; several
+  # with weights make a mixture: "0.7*text:a/*.txt,0.3*interpreter".
   data.source = "interpreter"
   # Another source for validation; None holds back part of `source`.
   data.valid_source = placeholder(str)
@@ -40,15 +40,19 @@ def get_config() -> ConfigDict:
   data.verify = "once"
   # Tokens in a training sequence (T).
   data.seq_len = 256
+  # Tokens in a source (S) where an encoder reads it; None means seq_len.
+  data.source_len = placeholder(int)
   # Whether sequences run on across documents (stream), or attention and the
-  # loss stop at the borders of documents.
+  # loss stop at the borders of documents. A pair of sequence_to_sequence has a
+  # row of its own (stream), or shares it with as many as fit (documents).
   data.packing = "stream"
   # What is predicted: causal, every token from those before it; prefix_lm, what
   # follows a prefix of random length that sees both ways; masked_lm, tokens
   # that are chosen at random, from all others; fill_in_the_middle, every token
   # of documents whose middles stand at their ends; span_corruption, spans of a
   # sequence that marks stand for, from the rest of it (T5); ul2, the same in
-  # seven forms from short spans to the whole end (UL2).
+  # seven forms from short spans to the whole end (UL2); sequence_to_sequence,
+  # the target of a pair from its source.
   data.objective = "causal"
   # Part of a sequence's tokens that masked_lm chooses.
   data.mask_rate = 0.15

@@ -42,6 +42,7 @@ def main(argv: list[str]) -> int:
   processes.join({"the arguments": argv})
 
   from gpt_jax import sharding
+  from gpt_jax.data.batches import check_set
   from gpt_jax.data.objectives import build_task
   from gpt_jax.inference import scoring
   from gpt_jax.runs import workdir
@@ -64,8 +65,13 @@ def main(argv: list[str]) -> int:
   shards = math.prod(mesh.shape[axis] for axis in table["batch"])
   found = {name: tokens.fingerprint for name, tokens in sets.items()}
   processes.agree("the prepared text", found)
+  task = build_task(config, lambda: tokenizer)
   for name, tokens in sets.items():
     _check_set(name, tokens, tokenizer)
+    if task.pairs is not None:
+      remark = check_set(tokens, config.data.seq_len, task.pairs)
+      if remark:
+        note(remark)
     how = dict(
       seq_len=config.data.seq_len,
       # Rounded up to a multiple of the shards here.
@@ -74,7 +80,6 @@ def main(argv: list[str]) -> int:
       num_loss_chunks=config.train.num_loss_chunks,
       mesh=mesh,
     )
-    task = build_task(config, lambda: tokenizer)
     result = scoring.score(model, params, tokens, task=task, **how)
     if args.pseudo:
       result["pseudo_perplexity"] = scoring.pseudo_perplexity(

@@ -1,6 +1,6 @@
 """Refuses an objective that the data or the model does not support."""
 
-from gpt_jax.config.derived import has_prefixes
+from gpt_jax.config.derived import has_prefixes, has_source
 from gpt_jax.config.lengths import denoisers, most_spans, row_lengths
 from gpt_jax.config.options import NUM_SENTINELS
 from gpt_jax.config.schema import Config, DataConfig
@@ -14,6 +14,7 @@ def check_data(c: Config) -> None:
     InputError: the sentence names the keys.
   """
   _check_denoising(c.data)
+  _check_pairs(c)
   _check_lengths(c)
   _check_prefixes(c)
 
@@ -43,6 +44,28 @@ def _check_denoising(d: DataConfig) -> None:
     )
 
 
+def _check_pairs(c: Config) -> None:
+  """Refuses pairs that cannot be held out, and lengths that nothing has."""
+  d = c.data
+  is_paired = d.objective == "sequence_to_sequence"
+  if is_paired and d.split != "document":
+    raise InputError(
+      f"data.objective is {d.objective} and data.split is {d.split}, which "
+      "holds out the ends of texts; whole pairs are held out: leave it document"
+    )
+  if d.source_len is None or (is_paired and has_source(c.model)):
+    return
+  why = f"data.objective is {d.objective}, without a source of its own length"
+  if is_paired:
+    why = (
+      f"model.family is {c.model.family}, whose rows hold source and target "
+      "together"
+    )
+  raise InputError(
+    f"data.source_len is {d.source_len} and {why}; leave it None"
+  )
+
+
 def _check_lengths(c: Config) -> None:
   """Refuses rows that are longer than the model's positions."""
   d, most = c.data, c.model.max_len
@@ -50,7 +73,9 @@ def _check_lengths(c: Config) -> None:
   for what, length in zip(("source", "row"), rows, strict=True):
     if length is not None and length > most:
       found = f"data.seq_len is {d.seq_len}"
-      if length != d.seq_len:
+      if length == d.source_len:
+        found = f"data.source_len is {length}"
+      elif length != d.seq_len:
         found += (
           f", of which data.objective {d.objective} makes a {what} of {length} "
           "tokens"

@@ -131,10 +131,12 @@ def has_source(model: ModelConfig) -> bool:
 
 
 def batch_fields(config: Config) -> tuple[str, ...]:
-  """Returns the fields of a batch that its objective adds, all int32."""
-  if has_source(config.model):
-    return SOURCE_FIELDS
-  return OBJECTIVES[config.data.objective].fields
+  """Returns the int32 fields of a batch besides tokens and targets."""
+  is_packed = config.data.packing == "documents"
+  found = ("segments", "positions") if is_packed else ()
+  if not has_source(config.model):
+    return (*found, *OBJECTIVES[config.data.objective].fields)
+  return (*SOURCE_FIELDS, *(("positions", "source_positions") * is_packed))
 
 
 def has_prefixes(config: Config) -> bool:

@@ -70,6 +70,8 @@ class RowLengths(NamedTuple):
 def row_lengths(config: Config) -> RowLengths:
   """Returns the lengths of the rows that the objective makes."""
   data, mixture = config.data, denoisers(config.data)
+  if has_source(config.model) and not mixture:
+    return RowLengths(data.source_len or data.seq_len, data.seq_len)
   if not mixture:
     return RowLengths(None, data.seq_len)
   if has_source(config.model):

@@ -78,6 +78,7 @@ OBJECTIVES = {
     ("slots",), predicts_all=False, num_marks=2 + NUM_SENTINELS
   ),
   "ul2": Objective(("slots",), predicts_all=False, num_marks=5 + NUM_SENTINELS),
+  "sequence_to_sequence": Objective((), predicts_all=False, num_marks=2),
 }
 # What becomes of a token that data.objective=masked_lm chooses.
 MASK_ACTIONS = ("mask", "random", "keep")

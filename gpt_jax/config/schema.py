@@ -84,6 +84,7 @@ class DataConfig(Section):
   dir: Annotated[str, PATH, FREE]
   verify: Annotated[Literal["once", "open", "never"], FREE, Added("once")]
   seq_len: Count
+  source_len: Annotated[Count | None, Added(None)]
   packing: Literal["stream", "documents"]
   objective: Annotated[str, tuple(OBJECTIVES), Added("causal")]
   mask_rate: Annotated[float, Bounds(1e-6, 1.0), Added(0.15)]

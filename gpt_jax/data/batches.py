@@ -15,6 +15,7 @@ import numpy as np
 
 from gpt_jax.config import Config, InputError
 from gpt_jax.data import objectives, order
+from gpt_jax.data.pairs import Layout, describe_left_out, pair_rows
 from gpt_jax.data.prepare import PreparedData
 from gpt_jax.data.shards import TokenSet, check_length
 from gpt_jax.machine import runtime
@@ -53,17 +54,24 @@ def batch_at(
     InputError: a file holds an id outside the vocabulary.
   """
   g = offset + step * global_batch_size + np.asarray(rows, np.int64)
-  sizes = [token_set.num_ids for token_set in sets]
-  which, first = order.starts(weights, sizes, seq_len, seed, g)
+  if task.pairs is None:
+    sizes = [one.num_ids for one in sets]
+    which, place = order.starts(weights, sizes, seq_len, seed, g)
+    read = lambda k, first: _batch(sets[k], first, seq_len, packing)
+  else:
+    rows_of = [pair_rows(one, task.pairs, seed) for one in sets]
+    sizes = [one.num_rows for one in rows_of]
+    which, _, place = order.locate(weights, sizes, seed, g)
+    read = lambda k, places: rows_of[k].read(places)
   if len(sets) == 1:
-    return task.make(_batch(sets[0], first, seq_len, packing), seed, g)
+    return task.make(read(0, place), seed, g)
   out = {}
-  for k, token_set in enumerate(sets):
+  for k in range(len(sets)):
     mine = np.flatnonzero(which == k)
     if mine.size:
-      for key, part in _batch(token_set, first[mine], seq_len, packing).items():
+      for key, part in read(k, place[mine]).items():
         if key not in out:
-          out[key] = np.empty((len(g), seq_len), part.dtype)
+          out[key] = np.empty((len(g), part.shape[1]), part.dtype)
         out[key][mine] = part
   return task.make(out, seed, g)
 
@@ -94,8 +102,9 @@ def make_train_iterator(
   import grain
 
   data, sets = config.data, [token_set for _, token_set in prepared.train]
+  task = objectives.build_task(config, lambda: prepared.tokenizer)
   for token_set in sets:
-    check_length(token_set, data.seq_len)
+    check_set(token_set, data.seq_len, task.pairs)
   batches = _Batches(
     sets,
     [weight for weight, _ in prepared.train],
@@ -105,7 +114,7 @@ def make_train_iterator(
     data.packing,
     global_batch_size,
     offset,
-    objectives.build_task(config, lambda: prepared.tokenizer),
+    task,
   )
   # Two threads hide the latency of the disk; more contend for the GIL.
   ahead = grain.ReadOptions(num_threads=2, prefetch_buffer_size=16)
@@ -138,7 +147,7 @@ def eval_batches(
   """Yields a whole set in order; each id but the first is a target once.
 
   Windows do not overlap. Batches are always full: the last ones are padded with
-  id 0 and mask 0.
+  id 0 and mask 0. Of pairs, each target is predicted once.
 
   Args:
     token_set: the set to read.
@@ -149,12 +158,16 @@ def eval_batches(
     max_batches: stop after this number of batches; None reads all.
     task: what makes batches of windows; its draws are those of seed 0.
   """
-  windows = _count_eval_windows(token_set, seq_len)
   rows = np.asarray(rows, np.int64)
-  for i in range(num_eval_batches(token_set, seq_len, batch_size, max_batches)):
-    window = i * batch_size + rows
-    batch = _padded_batch(token_set, window, windows, seq_len, packing)
-    yield task.make(batch, 0, window)
+  if task.pairs is None:
+    total = _count_eval_windows(token_set, seq_len)
+    read = lambda at: _padded_batch(token_set, at, total, seq_len, packing)
+  else:
+    pairs = pair_rows(token_set, task.pairs, None)
+    total, read = pairs.num_rows, pairs.read
+  for i in range(_limit(total, batch_size, max_batches)):
+    at = i * batch_size + rows
+    yield task.make(read(at), 0, at)
 
 
 def num_eval_batches(
@@ -162,9 +175,33 @@ def num_eval_batches(
   seq_len: int,
   batch_size: int,
   max_batches: int | None = None,
+  task: objectives.Task = objectives.CAUSAL,
 ) -> int:
   """Returns the number of batches that `eval_batches` yields."""
-  count = -(-_count_eval_windows(token_set, seq_len) // batch_size)
+  if task.pairs is None:
+    total = _count_eval_windows(token_set, seq_len)
+  else:
+    total = pair_rows(token_set, task.pairs, None).num_rows
+  return _limit(total, batch_size, max_batches)
+
+
+def check_set(
+  token_set: TokenSet, seq_len: int, layout: Layout | None
+) -> str | None:
+  """Returns a sentence on what is not read of a set, None where all is.
+
+  Raises:
+    InputError: the set has no row to train on.
+  """
+  if layout is None:
+    check_length(token_set, seq_len)
+    return None
+  return describe_left_out(token_set, layout)
+
+
+def _limit(total: int, batch_size: int, max_batches: int | None) -> int:
+  """Returns the batches that hold `total` rows, at most max_batches."""
+  count = -(-total // batch_size)
   return count if max_batches is None else min(count, max_batches)
 
 

@@ -65,6 +65,10 @@ def _plain_name(value) -> str | None:
   return "the plain name of a file in this folder"
 
 
+def _two(value) -> str | None:
+  return None if type(value) is int and value == 2 else "2"
+
+
 def _fraction(value) -> str | None:
   if type(value) in (int, float) and 0 <= value < 1:
     return None
@@ -117,6 +121,8 @@ _SCHEMA = {
     "sha256": _Maybe(_digest),
   },
   "dtype": _one_of("uint16", "uint32"),
+  # Documents of an example: of pairs, which are a source and a target in turn.
+  "num_parts": _Maybe(_two),
   # The end of the folder's name, and the digest of the text.
   "key": _Maybe(_key),
   "text_sha256": _Maybe(_digest),
@@ -249,6 +255,8 @@ def _find_contradiction(content: dict) -> str | None:
       entry["num_bytes"] and entry["num_documents"]
     ):
       return f"its {split} tokens are of no text"
+    if "num_parts" in content and entry["num_documents"] % 2:
+      return f"its {split} documents are pairs, and their number is odd"
     names += [shard["file"] for shard in entry["shards"]]
     names.append(entry["offsets"]["file"])
   if len(set(names)) < len(names):

@@ -12,8 +12,9 @@ from typing import NamedTuple
 import numpy as np
 
 from gpt_jax import config as config_lib
-from gpt_jax.config import Config
-from gpt_jax.data import denoising, infilling
+from gpt_jax.config import Config, DataConfig, InputError
+from gpt_jax.data import denoising, infilling, sources
+from gpt_jax.data.pairs import Layout, build_layout
 from gpt_jax.data.tokenizers.protocol import Tokenizer
 
 # Separate the draws of each objective from others of the same seed.
@@ -45,10 +46,12 @@ class Task(NamedTuple):
       batch: tokens, targets (b, T), mask, and documents' fields; g: (b,) places
       of the sequences in the order of data.
     word: option of data.objective.
+    pairs: how pairs become the rows of a batch; None reads windows of ids.
   """
 
   make: Callable[[dict, int, np.ndarray], dict]
   word: str
+  pairs: Layout | None = None
 
 
 def causal(batch: dict, seed: int, g: np.ndarray) -> dict:
@@ -174,7 +177,10 @@ OBJECTIVES: dict[str, Callable] = {
   ),
   "span_corruption": _build_denoising,
   "ul2": _build_denoising,
+  "sequence_to_sequence": lambda config, tokenizer: causal,
 }
+# Those that read pairs: rows of their own in place of windows.
+PAIRED = ("sequence_to_sequence",)
 CAUSAL = Task(causal, "causal")
 
 
@@ -185,7 +191,34 @@ def build_task(config: Config, tokenizer: Callable[[], Tokenizer]) -> Task:
     tokenizer: returns the run's tokenizer; called where it is needed.
   """
   word = config.data.objective
-  return Task(OBJECTIVES[word](config, tokenizer), word)
+  make = OBJECTIVES[word](config, tokenizer)
+  return Task(make, word, find_layout(config, tokenizer))
+
+
+def find_layout(
+  config: Config, tokenizer: Callable[[], Tokenizer]
+) -> Layout | None:
+  """Returns how pairs become rows, None where the objective reads windows."""
+  if config.data.objective not in PAIRED:
+    return None
+  return build_layout(config, tokenizer().vocab_size)
+
+
+def check_sources(data: DataConfig) -> None:
+  """Raises InputError where the objective needs pairs, and a source has none.
+
+  Reads the names of sources alone.
+  """
+  if data.objective not in PAIRED:
+    return
+  for mixture in filter(None, (data.source, data.valid_source)):
+    for _, spec in sources.parse_mixture(mixture):
+      if not sources.is_paired(spec):
+        raise InputError(
+          f"data.objective is {data.objective}, which needs pairs, and "
+          f"{spec!r} has none; give pairs:FILE, with FILE of two columns "
+          "(.tsv) or of records with the fields source and target (.jsonl)"
+        )
 
 
 def describe_vocabulary(tokenizer: Tokenizer, has_words: bool) -> Vocabulary:
@@ -221,8 +254,7 @@ def fields(config: Config) -> dict[str, Field]:
   S, T = config_lib.row_lengths(config)
   found = {name: Field(np.int32, T) for name in ("tokens", "targets")}
   found["mask"] = Field(np.float32, T)
-  added = ("segments", "positions") * (config.data.packing == "documents")
-  for name in (*added, *config_lib.batch_fields(config)):
+  for name in config_lib.batch_fields(config):
     is_source = name.startswith("source")
     found[name] = Field(np.int32, S if is_source and S is not None else T)
   return found

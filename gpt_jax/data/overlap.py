@@ -70,7 +70,10 @@ def _hashes(token_sets) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _hash_documents(token_set) -> Iterator[tuple[int, int]]:
-  """Yields (hash, length) of each document's ids, without its separator."""
+  """Yields (hash, length) of each document's ids, without its separator.
+
+  Of pairs only sources are looked at: their targets may well be equal.
+  """
   starts = token_set.document_starts
   borders = np.append(starts, token_set.num_ids)
   i = 0
@@ -81,6 +84,8 @@ def _hash_documents(token_set) -> Iterator[tuple[int, int]]:
     high = min(int(borders[j]), low + _MAX_IDS)
     ids = token_set.read(low, high)
     for k in range(i, j):
+      if token_set.is_paired and k % 2:
+        continue
       a, b = int(borders[k]) - low, int(borders[k + 1]) - low
       if a < b and ids[a] == token_set.separator_id:
         a += 1

@@ -38,6 +38,7 @@ class TokenSet:
     num_ids: ids in the stream, separators included.
     num_tokens: ids in the stream without separators.
     num_documents: documents in the stream.
+    is_paired: whether they are sources and targets in turn.
     num_bytes: length of the text in UTF-8.
     vocab_size: V; reading raises InputError if an id is not below V.
     separator_id: the tokenizer's, or None; written only by split="document".
@@ -54,6 +55,7 @@ class TokenSet:
     self.num_tokens = content["num_tokens"]
     self.num_documents = content["num_documents"]
     self.num_bytes = content["num_bytes"]
+    self.is_paired = "num_parts" in manifest
     self.vocab_size = manifest["tokenizer"]["vocab_size"]
     self.separator_id = manifest["tokenizer"]["separator_id"]
     self.tokenizer_fingerprint = manifest["tokenizer"]["fingerprint"]

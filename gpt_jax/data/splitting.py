@@ -2,7 +2,7 @@
 
 Equal texts are never on both sides: a document that repeats an earlier text
 goes to the split of the first one. Finding them costs one more pass over the
-text and 17 bytes of memory for each document.
+text and 17 bytes of memory for each document. Of a pair its source decides.
 """
 
 import array
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from gpt_jax.data.sources.document import Source
+from gpt_jax.exits import InputError
 
 
 @dataclasses.dataclass
@@ -59,8 +60,9 @@ class Part:
 
   def pieces(self) -> Iterator[tuple[str, Iterator[tuple[str, str]]]]:
     """Yields (document name, [(split, piece)] in order, as an iterator)."""
-    self._digest = hashlib.sha256()
-    for i, document in enumerate(self.source.documents()):
+    self._digest, i = hashlib.sha256(), -1
+    for document in self.source.documents():
+      i += not document.is_target
       yield document.name, self._tagged(i, self._hashed(document.pieces))
 
   def text_sha256(self) -> str:
@@ -101,6 +103,7 @@ class Part:
     # Decimals are exact: with floats, (1 - 0.9) * 10 is below 1.
     train_frac = 1 - decimal.Decimal(repr(self.valid_frac))
     for document in self.source.documents():
+      self._require_single(document)
       num_chars = 0
       for piece in document.pieces:
         num_chars += len(piece)
@@ -108,14 +111,25 @@ class Part:
       lens.append(int(num_chars * train_frac))
     return lens
 
+  def _require_single(self, document) -> None:
+    if document.is_target:
+      raise InputError(
+        f"{self.source.spec} holds pairs, whose tails cannot be held out; take "
+        "data.split=document and pairs of several sources, or data.valid_source"
+      )
+
   def _choose(self, add) -> np.ndarray | None:
     """Returns which documents are held out, bool (documents,).
 
     None if there is one document only, which is divided by its tail.
     """
     units, texts = array.array("d"), array.array("Q")
-    has_text = bytearray()
+    has_text, document = bytearray(), None
     for document in self.source.documents():
+      if document.is_target:
+        for piece in document.pieces:
+          add(piece)
+        continue
       digest, size = hashlib.blake2b(digest_size=8), 0
       for piece in document.pieces:
         digest.update(piece.encode())
@@ -131,6 +145,7 @@ class Part:
       texts[filled], return_index=True, return_inverse=True
     )
     if len(first) == 1:
+      self._require_single(document)
       self.split = "tail"
       self.notes.append(
         f"{self.source.spec} is one document: the last {self.valid_frac:g} of "

@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Callable
 
 from gpt_jax import digest, files
-from gpt_jax.data import folders, locks
+from gpt_jax.data import folders, locks, sources
 from gpt_jax.data import manifest as manifest_lib
 from gpt_jax.data.manifest import FORMAT, SPLITS
 from gpt_jax.data.progress import Progress
@@ -183,6 +183,8 @@ def _write_manifest(
     "text_sha256": part.text_sha256(),
     "splits": splits,
   }
+  if sources.is_paired(part.source.spec):
+    manifest["num_parts"] = 2
   text = manifest_lib.dump(manifest_lib.sealed(manifest))
   files.write_text(os.path.join(folder, "manifest.json"), text)
   locks.sync(folder)

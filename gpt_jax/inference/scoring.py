@@ -14,6 +14,7 @@ from gpt_jax import sharding
 from gpt_jax.config import InputError
 from gpt_jax.data import objectives
 from gpt_jax.data.batches import eval_batches, num_eval_batches
+from gpt_jax.data.pairs import target_ids
 from gpt_jax.data.shards import TokenSet
 from gpt_jax.data.tokenizers.protocol import Tokenizer
 from gpt_jax.machine import processes, runtime
@@ -94,7 +95,7 @@ def score(
   placement = sharding.batch_sharding(mesh, model.rules)
   rows = sharding.local_rows(placement, (batch_size, seq_len))
   totals, pending = {LOSS: 0.0, NUM_TARGETS: 0.0}, None
-  total = num_eval_batches(tokens, seq_len, batch_size)
+  total = num_eval_batches(tokens, seq_len, batch_size, task=task)
   total = min(total, max_batches or total)
   batches = eval_batches(
     tokens, seq_len, batch_size, packing, rows, max_batches, task
@@ -194,9 +195,14 @@ def compare(result: dict, tokens: TokenSet, tokenizer) -> list[tuple[str, str]]:
 def commonest_share(tokens: TokenSet) -> float:
   """Returns the share of a set's commonest token, separators left out.
 
+  Of pairs the targets' alone.
+
   This is the accuracy of always guessing that token.
   """
-  ids = tokens.read(0, tokens.num_ids)
+  if tokens.is_paired:
+    ids = target_ids(tokens)
+  else:
+    ids = tokens.read(0, tokens.num_ids)
   counts = np.bincount(ids[ids != tokens.separator_id])
   return float(counts.max() / max(counts.sum(), 1))
 

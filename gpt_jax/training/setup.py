@@ -12,8 +12,8 @@ from gpt_jax import config as config_lib
 from gpt_jax import files, sharding
 from gpt_jax.config import Config, InputError
 from gpt_jax.data import batches as batches_lib
+from gpt_jax.data.objectives import check_sources, find_layout
 from gpt_jax.data.prepare import prepare_data
-from gpt_jax.data.shards import check_length
 from gpt_jax.machine import console, processes, runtime
 from gpt_jax.models import check_objective
 from gpt_jax.runs import checkpoint, goodput, metrics, restore
@@ -76,6 +76,7 @@ class Setup:
     metrics.check_wandb(config.train.wandb_project)
     # Before data are prepared, which can take hours.
     check_objective(config.model.family, config.data.objective)
+    check_sources(config.data)
     self.is_resumed = processes.share(lambda: self._look(config, is_replay))
     if self.is_resumed:
       checkpoint.preload()
@@ -113,8 +114,12 @@ class Setup:
       preflight.check_batch(config_lib.at_step(config, step), mesh)
     self.config = self.prepared.resolve_vocab(config)
     preflight.check_prompt(self.config, self.prepared.tokenizer, say)
-    for _, tokens in self.prepared.train:
-      check_length(tokens, config.data.seq_len)
+    layout = find_layout(config, lambda: self.prepared.tokenizer)
+    held = self.prepared.valid.values() if layout else ()
+    for tokens in (*(tokens for _, tokens in self.prepared.train), *held):
+      remark = batches_lib.check_set(tokens, config.data.seq_len, layout)
+      if remark:
+        say(remark)
 
   def _check_against_record(self) -> None:
     def check() -> None:

@@ -82,7 +82,7 @@ def test_an_objective_that_the_family_cannot_carry_is_refused(
 
 def test_the_commonest_share_leaves_separators_out():
   class Set:
-    num_ids, separator_id = 8, 9
+    num_ids, separator_id, is_paired = 8, 9, False
 
     def read(self, start, stop):
       return np.array([9, 1, 1, 9, 2, 1, 9, 3])[start:stop]

@@ -13,7 +13,8 @@ from gpt_jax.data.sources import paths, unpack
 from gpt_jax.data.sources.document import Source
 from gpt_jax.data.sources.hosted import HubSource, TfdsSource
 from gpt_jax.data.sources.interpreter import InterpreterSource
-from gpt_jax.data.sources.jsonl import JsonSource
+from gpt_jax.data.sources.jsonl import SUFFIXES, JsonSource
+from gpt_jax.data.sources.pairs import PairSource
 from gpt_jax.data.sources.text import TextSource
 from gpt_jax.exits import InputError
 
@@ -22,11 +23,14 @@ SOURCES = {
   "interpreter": (InterpreterSource, None),
   "text": (TextSource, "GLOB"),
   "jsonl": (JsonSource, "GLOB[#FIELD]"),
+  "pairs": (PairSource, "GLOB[#SOURCE#TARGET]"),
   "tfds": (TfdsSource, "NAME[:SPLIT]"),
   "hf": (HubSource, "NAME[:SPLIT]"),
 }
 # Those whose text is fetched by name; others read files, or need none.
 HOSTED = ("tfds", "hf")
+# Those whose documents are sources and targets in turn.
+PAIRED = ("pairs",)
 
 _WEIGHT = r"(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 _WEIGHTED = re.compile(rf"\s*(?:(-?{_WEIGHT})\s*\*\s*)?(.*)", re.DOTALL)
@@ -97,14 +101,20 @@ def is_spec(text: str) -> bool:
 def spec_of(text: str) -> str:
   """Returns a spec unchanged, and the spec of the file at a plain path.
 
-  A file whose name ends in .jsonl or .json, before the suffix of a compressed
-  file, holds records.
+  Before the suffix of a compressed file, a name that ends in .jsonl or .json is
+  of records, and one that ends in .tsv of pairs.
   """
   if is_spec(text):
     return text
   name = unpack.bare_name(text if os.path.lexists(text) else text.split("#")[0])
-  scheme = "jsonl" if name.endswith((".jsonl", ".json", ".ndjson")) else "text"
+  scheme = "jsonl" if name.endswith(SUFFIXES) else "text"
+  scheme = "pairs" if name.endswith(".tsv") else scheme
   return f"{scheme}:{text}"
+
+
+def is_paired(spec: str) -> bool:
+  """Returns whether the documents of a source are pairs."""
+  return parse_spec(spec)[0] in PAIRED
 
 
 def content_identity(source: Source) -> str:

@@ -20,10 +20,12 @@ class Document:
     name: unique within the source.
     pieces: the text in order, in pieces of at most BLOCK characters. They can
       be read once, and before the next document is requested.
+    is_target: whether it makes a pair with the document before it, its source.
   """
 
   name: str
   pieces: Iterator[str]
+  is_target: bool = False
 
 
 class Source(Protocol):

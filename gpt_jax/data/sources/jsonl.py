@@ -9,6 +9,7 @@ from gpt_jax.data.sources import document, paths, unpack
 from gpt_jax.data.sources.document import BOM, Document, slice_text
 from gpt_jax.exits import InputError
 
+SUFFIXES = (".jsonl", ".json", ".ndjson")
 # Bytes of one line at most.
 MAX_LINE_BYTES = 1 << 28
 # Bytes of a JSON list at most, which is read whole.
@@ -42,41 +43,58 @@ class JsonSource:
 
   def documents(self) -> Iterator[Document]:
     for name, path in self.files:
-      for number, value in _read_values(path):
-        text = self._text(value, f"{path}, document {number}")
+      for number, value in read_values(path):
+        where = f"{path}, document {number}"
+        hint = "name one after the path as #FIELD"
+        text = text_of(value, self._field, where, hint)
         if text:
           yield Document(f"{name}:{number}", slice_text(text))
 
-  def _text(self, value, where: str) -> str:
-    if not isinstance(value, dict):
-      raise InputError(
-        f"{where} is {document.kind_of(value)}; it must be an object with a "
-        f"field {self._field!r}"
-      )
-    if self._field not in value:
-      raise InputError(
-        f"{where} has no field {self._field!r}; it has "
-        f"{', '.join(map(repr, value)) or 'none'}: name one after the path as "
-        "#FIELD"
-      )
-    text = value[self._field]
-    if isinstance(text, list) and all(isinstance(t, str) for t in text):
-      text = "\n".join(text)
-    if not isinstance(text, str):
-      raise InputError(
-        f"{where}: field {self._field!r} is {document.kind_of(text, '')}; it "
-        "must be a string or a list of strings"
-      )
-    # isascii reads a flag, the search all the text.
-    if not text.isascii() and (surrogate := _SURROGATE.search(text)):
-      raise InputError(
-        f"{where}: field {self._field!r} holds half of a surrogate pair at "
-        f"character {surrogate.start()}; it must be valid Unicode"
-      )
-    return text.removeprefix(BOM)
+
+def text_of(value, field: str, where: str, hint: str) -> str:
+  """Returns the text in a field of a record.
+
+  Args:
+    where: what errors call the record.
+    hint: what to do where the field is missing.
+
+  Raises:
+    InputError: the value is no record, or its field no text.
+  """
+  if not isinstance(value, dict):
+    raise InputError(
+      f"{where} is {document.kind_of(value)}; it must be an object with a "
+      f"field {field!r}"
+    )
+  if field not in value:
+    raise InputError(
+      f"{where} has no field {field!r}; it has "
+      f"{', '.join(map(repr, value)) or 'none'}: {hint}"
+    )
+  text = value[field]
+  if isinstance(text, list) and all(isinstance(t, str) for t in text):
+    text = "\n".join(text)
+  if not isinstance(text, str):
+    raise InputError(
+      f"{where}: field {field!r} is {document.kind_of(text, '')}; it "
+      "must be a string or a list of strings"
+    )
+  # isascii reads a flag, the search all the text.
+  if not text.isascii() and (surrogate := _SURROGATE.search(text)):
+    raise InputError(
+      f"{where}: field {field!r} holds half of a surrogate pair at "
+      f"character {surrogate.start()}; it must be valid Unicode"
+    )
+  return text.removeprefix(BOM)
 
 
-def _read_values(path: str) -> Iterator[tuple[int, object]]:
+def read_lines(path: str) -> Iterator[tuple[int, bytes]]:
+  """Yields (number, line) of a file that may be compressed."""
+  blocks = _drop_bom(unpack.read_blocks(path, document.BLOCK))
+  yield from enumerate(_split_lines(blocks, path), 1)
+
+
+def read_values(path: str) -> Iterator[tuple[int, object]]:
   """Yields (number of the line or element, its value)."""
   blocks = _drop_bom(unpack.read_blocks(path, document.BLOCK))
   first = next(blocks, b"")

@@ -38,15 +38,15 @@ def find_files(pattern: str) -> list[tuple[str, str]]:
   return sorted(zip(names, paths, strict=True))
 
 
-def split_field(argument: str) -> tuple[str, str]:
-  """Returns (GLOB, FIELD) of GLOB[#FIELD]; FIELD is "text" by default.
+def split_field(argument: str, default: str = "text") -> tuple[str, str]:
+  """Returns (GLOB, FIELD) of GLOB[#FIELD].
 
   A path may contain "#" too: the first split whose GLOB matches a file wins.
   """
   argument = files.user_path("data.source", argument)
-  whole = (argument, "text")
+  whole = (argument, default)
   cut = [
-    (argument[: found.start()], argument[found.end() :] or "text")
+    (argument[: found.start()], argument[found.end() :] or default)
     for found in re.finditer("#", argument)
     if found.start()
   ]

@@ -1,0 +1,229 @@
+"""Pairs of a source and a target as rows: one in a row, or as many as fit.
+
+A model with an encoder reads the source and an end, and predicts the target and
+an end from a start on. A decoder reads both in one row, source, start and
+target, and predicts the target and an end. In both forms a pair takes as many
+places of a row as it has tokens to read.
+
+Pairs are never cut: one that is longer than a row is left out, and counted.
+
+Design choice: which pairs share a row is decided once, from the lengths that
+the prepared folder holds, so that the rows of a set are numbered, and their
+order is order.py's: a function of (seed, step), like that of windows.
+"""
+
+import functools
+from typing import NamedTuple
+
+import numpy as np
+
+from gpt_jax import config as config_lib
+from gpt_jax.config import Config, InputError, RowLengths
+from gpt_jax.data import order
+from gpt_jax.data.marks import find_marks
+from gpt_jax.data.shards import TokenSet
+
+# A pair looks for room in the rows, of those with room, that were begun last.
+OPEN_ROWS = 64
+
+
+class Layout(NamedTuple):
+  """How pairs become rows.
+
+  Attributes:
+    lengths: of a row; a source for a model with an encoder.
+    is_packed: whether a row holds as many pairs as fit.
+    start, end: ids of the marks.
+  """
+
+  lengths: RowLengths
+  is_packed: bool
+  start: int
+  end: int
+
+
+def build_layout(config: Config, vocab_size: int) -> Layout:
+  """Returns the layout of a config; marks follow `vocab_size` ids."""
+  is_packed = config.data.packing == "documents"
+  lengths = config_lib.row_lengths(config)
+  marks = find_marks(vocab_size)
+  return Layout(lengths, is_packed, marks.start, marks.end)
+
+
+class PairRows:
+  """The rows of a set of pairs.
+
+  Args:
+    token_set: a set whose documents are sources and targets in turn.
+    layout: how they become rows.
+    seed: pairs are put into rows in an order drawn by it; None for the set's.
+
+  Attributes:
+    num_rows: their number, which is that of an epoch.
+    num_all: pairs of the set, those that are longer than a row included.
+    pairs: the others, in the order of rows: int64 numbers within the set.
+
+  Raises:
+    InputError: the set holds no pairs, or none is short enough.
+  """
+
+  def __init__(self, token_set: TokenSet, layout: Layout, seed: int | None):
+    if not token_set.is_paired:
+      raise InputError(
+        f"{token_set.name} holds no pairs, which data.objective "
+        "sequence_to_sequence needs; prepare them from pairs:FILE"
+      )
+    self._set, self._layout = token_set, layout
+    starts = token_set.document_starts
+    borders = np.append(starts, token_set.num_ids)
+    # Separators stand before all documents, or before none.
+    self._skip = int(token_set.num_ids > token_set.num_tokens)
+    self._borders = borders
+    lengths = np.diff(borders) - self._skip
+    sizes = _sizes(lengths[::2], lengths[1::2], layout)
+    limits = [n for n in layout.lengths if n is not None]
+    fits = np.all(sizes <= limits, axis=1)
+    if len(fits) and not fits.any():
+      raise InputError(
+        f"no pair of {token_set.name} fits a row: the shortest takes "
+        f"{_say(sizes.min(0))} tokens, and a row has {_say(limits)}; raise "
+        "data.seq_len, and data.source_len where it is set"
+      )
+    self.num_all = len(fits)
+    places = np.arange(len(fits))
+    if seed is not None:
+      places = order.permute(places, len(fits), seed, 0, np.zeros_like(places))
+    self.pairs = places[fits[places]]
+    self._rows = np.arange(len(self.pairs) + 1)
+    if layout.is_packed:
+      row_of = first_fit(sizes[self.pairs], np.array(limits))
+      self.pairs = self.pairs[np.argsort(row_of, kind="stable")]
+      counts = np.bincount(row_of) if len(row_of) else row_of
+      self._rows = np.append(0, np.cumsum(counts))
+
+  @property
+  def num_rows(self) -> int:
+    return len(self._rows) - 1
+
+  def parts(self, pair: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the ids of a pair's (source, target), int32."""
+    begin, middle, end = map(int, self._borders[2 * pair : 2 * pair + 3])
+    ids = self._set.read(begin, end)
+    return ids[self._skip : middle - begin], ids[middle - begin + self._skip :]
+
+  def read(self, rows: np.ndarray) -> dict:
+    """Returns a batch of rows; those beyond the last are without targets."""
+    S, T = self._layout.lengths
+    blank = lambda length: np.zeros((len(rows), length), np.int32)
+    batch: dict = {name: blank(T) for name in ("tokens", "targets")}
+    batch["mask"] = np.zeros((len(rows), T), np.float32)
+    sides = {"": T} if S is None else {"": T, "source_": S}
+    if S is not None:
+      batch["sources"] = blank(S)
+    for side, length in sides.items():
+      if S is not None or self._layout.is_packed:
+        batch[f"{side}segments"] = blank(length)
+      if self._layout.is_packed:
+        batch[f"{side}positions"] = blank(length)
+    for at, row in enumerate(rows):
+      if row < self.num_rows:
+        one = {name: values[at] for name, values in batch.items()}
+        self._fill(one, self.pairs[self._rows[row] : self._rows[row + 1]])
+    return batch
+
+  def _fill(self, row: dict, pairs: np.ndarray) -> None:
+    """Writes pairs into a row, whose arrays are views of a batch's."""
+    start, end, t, s = self._layout.start, self._layout.end, 0, 0
+    for part, pair in enumerate(pairs):
+      source, target = self.parts(pair)
+      if "sources" in row:
+        s_end = s + len(source) + 1
+        row["sources"][s:s_end] = np.append(source, end)
+        _number(row, "source_", s, s_end, part)
+        s, source = s_end, source[:0]
+      t_end = t + len(source) + 1 + len(target)
+      row["tokens"][t:t_end] = np.concatenate([source, [start], target])
+      row["targets"][t : t_end - 1] = row["tokens"][t + 1 : t_end]
+      row["targets"][t_end - 1] = end
+      row["mask"][t + len(source) : t_end] = 1
+      _number(row, "", t, t_end, part)
+      t = t_end
+    # What follows the last target belongs to its pair, as no earlier token
+    # sees it; what follows the last source to none.
+    _number(row, "", t, None, len(pairs) - 1)
+    _number(row, "source_", s, None, len(pairs))
+
+
+def _number(row: dict, side: str, begin: int, end: int | None, part: int):
+  """Writes the segment and the positions of a part of a row, if it has them."""
+  if f"{side}segments" in row:
+    row[f"{side}segments"][begin:end] = part
+  if f"{side}positions" in row:
+    place = row[f"{side}positions"][begin:end]
+    place[:] = np.arange(len(place))
+
+
+@functools.lru_cache(maxsize=8)
+def pair_rows(token_set: TokenSet, layout: Layout, seed: int | None):
+  """Returns PairRows of its arguments, the same for the same ones."""
+  return PairRows(token_set, layout, seed)
+
+
+def describe_left_out(token_set: TokenSet, layout: Layout) -> str | None:
+  """Returns a sentence on pairs that are longer than a row, None for none.
+
+  Raises:
+    InputError: as PairRows.
+  """
+  rows = pair_rows(token_set, layout, None)
+  left_out = rows.num_all - len(rows.pairs)
+  if not left_out:
+    return None
+  return (
+    f"{left_out:,} of {rows.num_all:,} pairs of {token_set.name} are longer "
+    "than a row and left out; raise data.seq_len, and data.source_len where it "
+    "is set, to read them"
+  )
+
+
+def first_fit(sizes: np.ndarray, limits: np.ndarray) -> np.ndarray:
+  """Returns the row of each pair: the first, of those open, with room for it.
+
+  Args:
+    sizes: (P, sides) places that a pair takes, at most `limits`.
+    limits: (sides,) places of a row.
+  """
+  row_of, num_rows = np.zeros(len(sizes), np.int64), 0
+  rows, left = np.zeros(0, np.int64), np.zeros((0, len(limits)), np.int64)
+  least = sizes.min(0) if len(sizes) else limits
+  for pair, size in enumerate(sizes):
+    at = np.flatnonzero((left >= size).all(1))[:1]
+    if not at.size:
+      rows, left = np.append(rows, num_rows), np.vstack([left, limits])
+      num_rows, at = num_rows + 1, np.array([len(rows) - 1])
+    row_of[pair] = rows[at[0]]
+    left[at] -= size
+    if (left[at] < least).any():
+      rows, left = np.delete(rows, at), np.delete(left, at, 0)
+    elif len(rows) > OPEN_ROWS:
+      rows, left = rows[1:], left[1:]
+  return row_of
+
+
+def target_ids(token_set: TokenSet) -> np.ndarray:
+  """Returns the ids of all targets of a set of pairs, without separators."""
+  starts = np.append(token_set.document_starts, token_set.num_ids)
+  ids = token_set.read(0, token_set.num_ids)
+  side = np.repeat(np.arange(len(starts) - 1), np.diff(starts)) % 2
+  return ids[(side == 1) & (ids != token_set.separator_id)]
+
+
+def _sizes(source_P, target_P, layout: Layout) -> np.ndarray:
+  """Returns (P, sides): the places of a row that each pair takes."""
+  if layout.lengths.source is None:
+    return (source_P + 1 + target_P)[:, None]
+  return np.stack([source_P + 1, target_P + 1], 1)
+
+
+def _say(numbers) -> str:
+  return " and ".join(f"{int(n):,}" for n in numbers)
