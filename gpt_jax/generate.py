@@ -168,6 +168,7 @@ def main(argv: list[str]) -> int:
 
   import jax
 
+  from gpt_jax.data import objectives
   from gpt_jax.inference import beam, choices, generation
   from gpt_jax.runs import workdir
 
@@ -191,6 +192,7 @@ def main(argv: list[str]) -> int:
   config, model, params, tokenizer, mesh = workdir.open_run(
     args.workdir, overrides, note, args.weights, args.average, args.step
   )
+  tokenizer = objectives.prompting(config, tokenizer)
   if args.suffix is not None:
     tokenizer = _ask_for_gap(config, tokenizer, args.suffix)
   try:

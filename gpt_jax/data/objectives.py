@@ -7,14 +7,14 @@ OBJECTIVES, and one of config.OBJECTIVES, which names the fields of its batches.
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from gpt_jax import config as config_lib
 from gpt_jax.config import Config, DataConfig, InputError
 from gpt_jax.data import denoising, infilling, sources
-from gpt_jax.data.pairs import Layout, build_layout
+from gpt_jax.data.pairs import Layout, SourceTokenizer, build_layout
 from gpt_jax.data.tokenizers.protocol import Tokenizer
 
 # Separate the draws of each objective from others of the same seed.
@@ -202,6 +202,17 @@ def find_layout(
   if config.data.objective not in PAIRED:
     return None
   return build_layout(config, tokenizer().vocab_size)
+
+
+def prompting(config: Config, tokenizer: Tokenizer) -> Any:
+  """Returns the tokenizer whose prompts are those that the run was trained on.
+
+  Where prompts are sources it adds their mark, and knows the end of a target.
+  """
+  has_source = config_lib.has_source(config.model)
+  if not has_source and config.data.objective not in PAIRED:
+    return tokenizer
+  return SourceTokenizer(tokenizer, has_source)
 
 
 def check_sources(data: DataConfig) -> None:

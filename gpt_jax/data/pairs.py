@@ -22,6 +22,7 @@ from gpt_jax.config import Config, InputError, RowLengths
 from gpt_jax.data import order
 from gpt_jax.data.marks import find_marks
 from gpt_jax.data.shards import TokenSet
+from gpt_jax.data.tokenizers.protocol import Tokenizer
 
 # A pair looks for room in the rows, of those with room, that were begun last.
 OPEN_ROWS = 64
@@ -161,6 +162,37 @@ def _number(row: dict, side: str, begin: int, end: int | None, part: int):
   if f"{side}positions" in row:
     place = row[f"{side}positions"][begin:end]
     place[:] = np.arange(len(place))
+
+
+class SourceTokenizer:
+  """A run's tokenizer whose prompts are sources, of which targets are written.
+
+  Its other attributes are those of the run's.
+
+  Attributes:
+    vocab_size: of the ids that may be written: the run's, start and end.
+    start_id: what a decoder with an encoder reads first.
+    separator_id: the end of a target.
+  """
+
+  def __init__(self, tokenizer: Tokenizer, has_source: bool):
+    self._tokenizer = tokenizer
+    marks = find_marks(tokenizer.vocab_size)
+    self.start_id, self.separator_id = marks.start, marks.end
+    self.vocab_size = max(marks.start, marks.end) + 1
+    self._last = marks.end if has_source else marks.start
+
+  def __getattr__(self, name: str):
+    return getattr(self._tokenizer, name)
+
+  def encode(self, text: str) -> np.ndarray:
+    """Returns the ids of a source, as a model reads it in training."""
+    return np.append(self._tokenizer.encode(text), self._last)
+
+  def decode(self, ids) -> str:
+    """Returns the text of ids, marks left out."""
+    limit = self._tokenizer.vocab_size
+    return self._tokenizer.decode([i for i in ids if i < limit])
 
 
 @functools.lru_cache(maxsize=8)

@@ -16,7 +16,7 @@ import jax
 from gpt_jax import config as config_lib
 from gpt_jax import files, flops, metric_names
 from gpt_jax.config import Config
-from gpt_jax.data.objectives import build_task
+from gpt_jax.data.objectives import build_task, prompting
 from gpt_jax.data.prepare import PreparedData
 from gpt_jax.inference import generation, scoring
 from gpt_jax.machine import console, processes
@@ -401,7 +401,7 @@ class Reporter:
       (text,) = generation.generate_text(
         self.model,
         state.params,
-        self.prepared.tokenizer,
+        prompting(self.config, self.prepared.tokenizer),
         [s.prompt],
         s.num_tokens,
         generation.Sampling(temperature=s.temperature),
