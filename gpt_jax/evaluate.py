@@ -10,7 +10,7 @@ from gpt_jax.config import InputError
 from gpt_jax.machine import processes, runtime
 
 
-def main(argv: list[str]) -> int:
+def _build_parser():
   parser = cli.build_parser(
     "evaluate",
     "Loss, perplexity and bits per byte of a trained model over all of a text.",
@@ -35,15 +35,32 @@ def main(argv: list[str]) -> int:
     help="also the pseudo-perplexity of a masked language model over the first "
     "N batches: one pass for each place of a sequence",
   )
+  parser.add_argument(
+    "--generate",
+    metavar="N",
+    type=int,
+    help="also write the targets of the first N pairs: exact match, and BLEU "
+    "where sacrebleu is installed",
+  )
+  parser.add_argument(
+    "--beams",
+    metavar="N",
+    type=int,
+    help="with --generate: search for the likeliest target with N beams",
+  )
   cli.add_weights(parser)
   cli.add_checkpoint(parser)
-  args, overrides = cli.parse(parser, argv)
+  return parser
+
+
+def main(argv: list[str]) -> int:
+  args, overrides = cli.parse(_build_parser(), argv)
   runtime.start(args.devices)
   processes.join({"the arguments": argv})
 
   from gpt_jax import sharding
   from gpt_jax.data.batches import check_set
-  from gpt_jax.data.objectives import build_task
+  from gpt_jax.data.objectives import build_task, prompting
   from gpt_jax.inference import scoring
   from gpt_jax.runs import workdir
 
@@ -57,15 +74,16 @@ def main(argv: list[str]) -> int:
   config, model, params, tokenizer, mesh = workdir.open_run(
     args.workdir, overrides, note, args.weights, args.average, args.step
   )
+  task = build_task(config, lambda: tokenizer)
   if args.pseudo is not None:
     _check_pseudo(args.pseudo, config.data.objective)
+  _check_generate(args, task)
   params = model.round_weights(params)
   sets = _find_sets(args, config, tokenizer, overrides, note)
   table = sharding.RULES[config.mesh.rules]
   shards = math.prod(mesh.shape[axis] for axis in table["batch"])
   found = {name: tokens.fingerprint for name, tokens in sets.items()}
   processes.agree("the prepared text", found)
-  task = build_task(config, lambda: tokenizer)
   for name, tokens in sets.items():
     _check_set(name, tokens, tokenizer)
     if task.pairs is not None:
@@ -85,6 +103,9 @@ def main(argv: list[str]) -> int:
       result["pseudo_perplexity"] = scoring.pseudo_perplexity(
         model, params, tokens, tokenizer, max_batches=args.pseudo, **how
       )
+    if args.generate and task.pairs is not None:
+      run = model, params, tokens, prompting(config, tokenizer), task.pairs
+      result |= _generate(args, run, how)
     if not is_speaking:
       continue
     if args.json:
@@ -115,15 +136,55 @@ def _check_pseudo(num_batches: int, objective: str) -> None:
     )
 
 
+def _check_generate(args, task) -> None:
+  for name in ("generate", "beams"):
+    value = getattr(args, name)
+    if value is not None and value < 1:
+      raise InputError(f"--{name} is {value}; it must be 1 or more")
+  if args.beams is not None and args.generate is None:
+    raise InputError(
+      "--beams does nothing without --generate; add --generate=N"
+    )
+  if args.generate is not None and task.pairs is None:
+    raise InputError(
+      f"--generate is for pairs, and this run's data.objective is {task.word}; "
+      "only a run of sequence_to_sequence writes targets"
+    )
+
+
+def _generate(args, run, how: dict) -> dict[str, float]:
+  """Returns the exact match, and BLEU if it can be had, of written targets."""
+  import importlib.util
+
+  import jax
+
+  from gpt_jax.inference import targets
+
+  with jax.set_mesh(how["mesh"]):
+    found = targets.write_targets(
+      *run,
+      num_pairs=args.generate,
+      batch_size=min(how["batch_size"], args.generate),
+      num_beams=args.beams or 1,
+    )
+  result = {"num_pairs": len(found), "exact_match": targets.exact_match(found)}
+  if importlib.util.find_spec("sacrebleu") is not None:
+    result["bleu"] = targets.bleu(found)
+  return result
+
+
 def _describe(result: dict) -> str:
   words = {"loss": 4, "perplexity": 2, "bits_per_byte": 4, "accuracy": 4}
-  words["pseudo_perplexity"] = 2
+  words |= {"pseudo_perplexity": 2, "exact_match": 4, "bleu": 2}
   figures = [
     f"{name.replace('_', ' ')} {result[name]:.{digits}f}"
     for name, digits in words.items()
     if name in result
   ]
-  return ", ".join([*figures, f"over {result['num_tokens']:,} tokens"])
+  figures.append(f"over {result['num_tokens']:,} tokens")
+  if "num_pairs" in result:
+    figures.append(f"{result['num_pairs']:,} targets written")
+  return ", ".join(figures)
 
 
 def _find_sets(args, config, tokenizer, overrides: dict, note) -> dict:

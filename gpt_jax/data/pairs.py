@@ -173,6 +173,7 @@ class SourceTokenizer:
     vocab_size: of the ids that may be written: the run's, start and end.
     start_id: what a decoder with an encoder reads first.
     separator_id: the end of a target.
+    last_id: what the ids of a source end with.
   """
 
   def __init__(self, tokenizer: Tokenizer, has_source: bool):
@@ -180,14 +181,14 @@ class SourceTokenizer:
     marks = find_marks(tokenizer.vocab_size)
     self.start_id, self.separator_id = marks.start, marks.end
     self.vocab_size = max(marks.start, marks.end) + 1
-    self._last = marks.end if has_source else marks.start
+    self.last_id = marks.end if has_source else marks.start
 
   def __getattr__(self, name: str):
     return getattr(self._tokenizer, name)
 
   def encode(self, text: str) -> np.ndarray:
     """Returns the ids of a source, as a model reads it in training."""
-    return np.append(self._tokenizer.encode(text), self._last)
+    return np.append(self._tokenizer.encode(text), self.last_id)
 
   def decode(self, ids) -> str:
     """Returns the text of ids, marks left out."""

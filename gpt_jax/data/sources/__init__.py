@@ -10,6 +10,7 @@ import re
 
 from gpt_jax import files
 from gpt_jax.data.sources import paths, unpack
+from gpt_jax.data.sources.digits import DigitSource
 from gpt_jax.data.sources.document import Source
 from gpt_jax.data.sources.hosted import HubSource, TfdsSource
 from gpt_jax.data.sources.interpreter import InterpreterSource
@@ -24,13 +25,14 @@ SOURCES = {
   "text": (TextSource, "GLOB"),
   "jsonl": (JsonSource, "GLOB[#FIELD]"),
   "pairs": (PairSource, "GLOB[#SOURCE#TARGET]"),
+  "digits": (DigitSource, "RULE[:FROM-TO]"),
   "tfds": (TfdsSource, "NAME[:SPLIT]"),
   "hf": (HubSource, "NAME[:SPLIT]"),
 }
 # Those whose text is fetched by name; others read files, or need none.
 HOSTED = ("tfds", "hf")
 # Those whose documents are sources and targets in turn.
-PAIRED = ("pairs",)
+PAIRED = ("pairs", "digits")
 
 _WEIGHT = r"(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 _WEIGHTED = re.compile(rf"\s*(?:(-?{_WEIGHT})\s*\*\s*)?(.*)", re.DOTALL)

@@ -1,0 +1,114 @@
+"""Targets that a model writes for the sources of pairs, and how right they are.
+
+The likeliest target is searched for, by one beam greedily, until its end.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gpt_jax import config as config_lib
+from gpt_jax import files
+from gpt_jax.config import InputError
+from gpt_jax.data.pairs import Layout, SourceTokenizer, pair_rows
+from gpt_jax.data.shards import TokenSet
+from gpt_jax.inference import beam as beam_lib
+from gpt_jax.models import Model
+
+
+class Written(NamedTuple):
+  """A pair, and what a model wrote in the place of its target."""
+
+  source: str
+  target: str
+  written: str
+
+
+def write_targets(
+  model: Model,
+  params: Any,
+  tokens: TokenSet,
+  tokenizer: SourceTokenizer,
+  layout: Layout,
+  *,
+  num_pairs: int,
+  batch_size: int,
+  num_beams: int,
+  show: Callable[[int, int], None] | None = None,
+) -> list[Written]:
+  """Returns the first pairs of a set, each with the target that is written.
+
+  Pairs that are longer than a row of training are left out, as there.
+
+  Args:
+    tokens: a set of pairs.
+    layout: how the run reads pairs.
+    num_pairs: their number, or all if there are fewer.
+    batch_size: pairs whose targets are searched for at a time.
+    num_beams: 1 takes the likeliest token each time.
+    show: called with (pairs done, pairs in all).
+  """
+  rows = pair_rows(tokens, layout._replace(is_packed=False), None)
+  wanted = rows.pairs[:num_pairs]
+  parts = [rows.parts(int(pair)) for pair in wanted]
+  prompts = [np.append(source, tokenizer.last_id) for source, _ in parts]
+  most = _most_tokens(model, layout, prompts)
+  found = []
+  for some in _batches(prompts, batch_size):
+    hypotheses = beam_lib.search(
+      model,
+      params,
+      some,
+      most,
+      beam_lib.Beam(num_beams=num_beams),
+      tokenizer.separator_id,
+      min(tokenizer.vocab_size, config_lib.vocab_size(model.config)),
+    )
+    found += [own[0].ids for own in hypotheses]
+    if show is not None:
+      show(min(len(found), len(prompts)), len(prompts))
+  decode = tokenizer.decode
+  return [
+    Written(decode(source), decode(target), decode(ids))
+    for (source, target), ids in zip(parts, found, strict=False)
+  ]
+
+
+def _most_tokens(model: Model, layout: Layout, prompts) -> int:
+  """Returns the tokens of a target at most, its end included."""
+  most = layout.lengths.target
+  if layout.lengths.source is None:
+    # A row holds the source as well; its last token is not read.
+    most = min(most, model.config.max_len - max(map(len, prompts)) + 1)
+  return most
+
+
+def _batches(prompts: list, size: int) -> Iterator[list]:
+  """Yields batches of one size; the last is filled up by its last prompt."""
+  for at in range(0, len(prompts), size):
+    some = prompts[at : at + size]
+    yield some + [some[-1]] * (size - len(some))
+
+
+def exact_match(found: Sequence[Written]) -> float:
+  """Returns the part of the targets that were written to the letter."""
+  return float(np.mean([one.target == one.written for one in found]))
+
+
+def bleu(found: Sequence[Written]) -> float:
+  """Returns BLEU of the corpus, 0 to 100, by sacrebleu with its defaults.
+
+  Raises:
+    InputError: sacrebleu is not installed.
+  """
+  try:
+    import sacrebleu
+  except ImportError:
+    raise InputError(
+      "BLEU needs the package `sacrebleu`; in the folder of this project, "
+      f"install it with {files.pip('bleu')}"
+    ) from None
+  written = [one.written for one in found]
+  references = [[one.target for one in found]]
+  return float(sacrebleu.corpus_bleu(written, references).score)

@@ -1,0 +1,219 @@
+"""Pairs through the commands: learned, scored, and their targets written."""
+
+import json
+import sys
+import types
+
+import numpy as np
+import pytest
+
+from gpt_jax import files
+from gpt_jax.config import InputError
+from gpt_jax.inference import targets
+from gpt_jax.runs import workdir as workdir_lib
+
+# Of unlike lengths, so that batches are ragged; 14 with the control below.
+PAIRS = [
+  (f"{'abcdefgh'[i % 8] * (1 + i % 5)}{i}", f"{i}." * 2) for i in range(13)
+]
+
+
+def write(path, rows):
+  path.write_text("".join(f"{a}\t{b}\n" for a, b in rows))
+  return path
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory, small_flags, call_verb):
+  """A folder with pairs, and a decoder that has learned them by heart."""
+  folder = tmp_path_factory.mktemp("pairs")
+  flags = [
+    *small_flags(folder),
+    f"--config.data.source=pairs:{write(folder / 'a.tsv', PAIRS)}",
+    "--config.data.objective=sequence_to_sequence",
+    "--config.data.split=document",
+    "--config.data.valid_frac=0.0",
+    "--config.model.max_len=40",
+    "--config.train.num_steps=300",
+    "--config.checkpoint.every_steps=150",
+    "--config.checkpoint.keep_last=3",
+  ]
+  done = call_verb("train", *flags, f"--workdir={folder / 'run'}")
+  assert done.returncode == 0, done.stderr
+  return folder, flags
+
+
+def evaluate(call_verb, folder, *words, code=0):
+  done = call_verb("evaluate", f"--workdir={folder / 'run'}", *words)
+  assert done.returncode == code, done.stderr
+  return done.stderr if code else json.loads(done.stdout)
+
+
+def test_targets_are_written_from_sources_alone(house, call_verb):
+  folder, _ = house
+  own = f"--data={folder / 'a.tsv'}", "--json", "--generate=100"
+  found = evaluate(call_verb, folder, *own)
+  assert found["exact_match"] == 1.0 and found["num_pairs"] == 13
+  assert found["accuracy"] > 0.99 and found["loss"] < 0.1
+  assert found["num_tokens"] == sum(len(b) + 1 for _, b in PAIRS)
+  # Other targets are scored anew, and are not what is written.
+  wrong = [(a, b if i < 4 else "7") for i, (a, b) in enumerate(PAIRS)]
+  write(folder / "b.tsv", wrong)
+  other = f"--data={folder / 'b.tsv'}", "--json", "--generate=100"
+  found = evaluate(call_verb, folder, *other)
+  assert found["exact_match"] == pytest.approx(4 / 13)
+  assert found["loss"] > 1
+  few = f"--data={folder / 'b.tsv'}", "--json", "--generate=3", "--beams=3"
+  found = evaluate(call_verb, folder, *few)
+  assert found["exact_match"] == 1.0 and found["num_pairs"] == 3
+  said = call_verb(
+    "evaluate",
+    f"--workdir={folder / 'run'}",
+    f"--data={folder / 'b.tsv'}",
+    "--generate=5",
+  )
+  assert "exact match 0.8000" in said.stdout
+  assert "5 targets written" in said.stdout
+
+
+def test_a_prompt_is_a_source(house, call_verb):
+  folder, _ = house
+  done = call_verb(
+    "generate",
+    f"--workdir={folder / 'run'}",
+    f"--prompt={PAIRS[3][0]}",
+    "--temperature=0",
+  )
+  assert (done.returncode, done.stderr) == (0, "")
+  assert done.stdout == f"{PAIRS[3][0]}{PAIRS[3][1]}\n"
+
+
+def test_a_run_on_pairs_is_the_same_after_a_resume(house, call_verb, tmp_path):
+  folder, flags = house
+  flags = [*flags, "--config.data.packing=documents"]
+  ends = "--config.train.num_steps=12", "--config.checkpoint.every_steps=5"
+  whole, parts = tmp_path / "whole", tmp_path / "parts"
+  done = call_verb("train", *flags, *ends, f"--workdir={whole}")
+  assert done.returncode == 0, done.stderr
+  rows = lambda path: [
+    (row["step"], row["train/loss"], row["train/batch_hash"])
+    for row in map(
+      json.loads, (path / "metrics.jsonl").read_text().splitlines()
+    )
+    if "train/loss" in row
+  ]
+  # From the checkpoint of step 5 or 10, whose later rows are dropped.
+  call_verb("train", *flags, *ends, f"--workdir={parts}")
+  newest = sorted((parts / "checkpoints").iterdir())[-1]
+  import shutil
+
+  shutil.rmtree(newest)
+  again = call_verb("train", *flags, *ends, f"--workdir={parts}")
+  assert "going on from step" in again.stdout
+  assert rows(parts) == rows(whole) and len(rows(whole)) == 12
+  assert len({h for *_, h in rows(whole)}) == 12
+
+
+def test_what_writes_no_targets_is_refused(
+  house, call_verb, small_run, tmp_path
+):
+  folder, flags = house
+  for words, sentence in (
+    (["--generate=0"], "--generate is 0; it must be 1 or more"),
+    (["--generate=2", "--beams=0"], "--beams is 0; it must be 1 or more"),
+    (["--beams=2"], "--beams does nothing without --generate"),
+  ):
+    assert sentence in evaluate(call_verb, folder, *words, code=2)
+  text = tmp_path / "some.txt"
+  text.write_text("some text")
+  said = evaluate(call_verb, folder, f"--data={text}", code=2)
+  assert "holds no pairs, which data.objective sequence_to_sequence" in said
+  refused = call_verb(
+    "train",
+    *small_run,
+    "--config.data.objective=sequence_to_sequence",
+    "--config.data.split=document",
+    f"--workdir={tmp_path / 'run'}",
+  )
+  assert refused.returncode == 2 and "which needs pairs" in refused.stderr
+  assert not (tmp_path / "prepared").exists()
+  other = call_verb(
+    "train",
+    *flags,
+    "--config.data.objective=causal",
+    "--config.train.num_steps=6",
+    f"--workdir={tmp_path / 'run'}",
+  )
+  assert other.returncode == 0, other.stderr
+  refused = call_verb(
+    "evaluate",
+    f"--workdir={tmp_path / 'run'}",
+    f"--data={folder / 'a.tsv'}",
+    "--generate=2",
+  )
+  assert "--generate is for pairs, and this run's data.obj" in refused.stderr
+
+
+def test_a_pair_that_is_left_out_is_told(house, call_verb, tmp_path):
+  folder, flags = house
+  path = write(tmp_path / "long.tsv", [*PAIRS, ("a" * 50, "b")])
+  done = call_verb(
+    "train",
+    *flags,
+    f"--config.data.source=pairs:{path}",
+    "--config.train.num_steps=6",
+    f"--workdir={tmp_path / 'run'}",
+  )
+  assert "1 of 14 pairs of" in done.stdout and "left out" in done.stdout
+  done = call_verb(
+    "evaluate", f"--workdir={folder / 'run'}", f"--data={path}", "--generate=99"
+  )
+  assert "1 of 14 pairs of" in done.stderr
+  assert "13 targets written" in done.stdout
+
+
+def test_bleu_is_sacrebleus_or_says_what_to_install(monkeypatch):
+  found = [
+    targets.Written("s", "a b c", "a b c"),
+    targets.Written("t", "d", "e"),
+  ]
+  assert targets.exact_match(found) == 0.5
+  asked = []
+
+  def corpus_bleu(written, references):
+    asked.append((written, references))
+    return types.SimpleNamespace(score=np.float32(12.5))
+
+  fake = types.SimpleNamespace(corpus_bleu=corpus_bleu)
+  monkeypatch.setitem(sys.modules, "sacrebleu", fake)
+  assert targets.bleu(found) == 12.5
+  assert asked == [(["a b c", "e"], [["a b c", "d"]])]
+  monkeypatch.setitem(sys.modules, "sacrebleu", None)
+  with pytest.raises(InputError, match="needs the package `sacrebleu`"):
+    targets.bleu(found)
+  assert files.pip("bleu")
+
+
+def test_a_damaged_seed_of_the_decoder_writes_other_targets(house):
+  """The control: without its training the same search finds nothing."""
+  import jax
+
+  from gpt_jax.data import objectives, prepare
+  from gpt_jax.training import state
+
+  folder, _ = house
+  config, model, params, tokenizer, mesh = workdir_lib.open_run(
+    str(folder / "run"), {}, lambda line: None
+  )
+  tokens = prepare.prepare_text(
+    str(folder / "a.tsv"), tokenizer, config.data.dir, say=lambda line: None
+  )
+  run = tokens, objectives.prompting(config, tokenizer)
+  layout = objectives.find_layout(config, lambda: tokenizer)
+  how = dict(num_pairs=13, batch_size=4, num_beams=1)
+  with jax.set_mesh(mesh):
+    found = targets.write_targets(model, params, *run, layout, **how)
+    fresh = state.init_params(model, 0)
+    blank = targets.write_targets(model, fresh, *run, layout, **how)
+  assert [(w.source, w.target) for w in found] == PAIRS
+  assert targets.exact_match(found) == 1 and targets.exact_match(blank) == 0
