@@ -151,10 +151,14 @@ def test_families_name_objectives_that_there_are():
 
 
 class Windows:
-  """Random bytes, as a TokenSet of text."""
+  """Random bytes, as a TokenSet of texts and of pairs."""
 
-  num_ids, separator_id = 5000, 256
-  document_starts = np.arange(0, 5000, 9)
+  num_ids = num_tokens = 4995
+  separator_id, is_paired, name = 256, True, "random"
+  document_starts = np.arange(0, 4995, 9)[:-1]
+
+  def read(self, start, stop):
+    return self.read_windows([start], stop - start)[0]
 
   def read_windows(self, starts, length):
     ids = np.random.default_rng(0).integers(0, 256, self.num_ids, np.int32)
@@ -162,7 +166,7 @@ class Windows:
 
 
 # What a family that reads sources can be trained with.
-FROM_SOURCES = ("span_corruption", "ul2")
+FROM_SOURCES = ("span_corruption", "ul2", "sequence_to_sequence")
 
 
 @pytest.mark.parametrize("family", ["decoder", "reader"])

@@ -35,6 +35,7 @@ class Decoder(nn.Module):
     "fill_in_the_middle",
     "span_corruption",
     "ul2",
+    "sequence_to_sequence",
   )
   can_generate: ClassVar = True
 

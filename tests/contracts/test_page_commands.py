@@ -48,6 +48,14 @@ RUN_SMALL = [
   "bash launch/local.sh --devices=8 --config.mesh.data=2 "
   "--config.mesh.fsdp=2 --config.mesh.tensor=2 --workdir=runs/mesh",
   ".venv/bin/python -m gpt_jax.data --config=configs/llama.py:mini",
+  ".venv/bin/python -m gpt_jax.train --config=configs/tiny.py "
+  "--config.data.source='pairs:pairs.tsv' "
+  "--config.data.objective=sequence_to_sequence "
+  "--config.data.packing=documents --workdir=runs/pairs",
+]
+# These read what the others have left.
+RUN_LAST = [
+  ".venv/bin/python -m gpt_jax.evaluate --workdir=runs/pairs --generate=500",
 ]
 
 
@@ -64,6 +72,8 @@ def house(tmp_path_factory):
       (folder / name / f"{i}.txt").write_text(f"{name} {i}\n{text}")
   line = '{"body": "Some text of many words, number %d."}\n'
   (folder / "b.jsonl").write_text("".join(line % i for i in range(200)))
+  pairs = "".join(f"{i}\t{i % 7}\n" for i in range(80))
+  (folder / "pairs.tsv").write_text(pairs)
   # The run of the quickstart, on a text and in sizes of seconds.
   words = [*SMALL, "--config.train.num_steps=900"]
   words += ["--config.data.source=text:a/*.txt", "--workdir=runs/tiny"]
@@ -90,7 +100,7 @@ def run_in(folder: pathlib.Path, words: list[str]) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", RUN_AS_THEY_STAND + RUN_SMALL)
+@pytest.mark.parametrize("command", RUN_AS_THEY_STAND + RUN_SMALL + RUN_LAST)
 def test_commands_of_seconds_do_what_the_page_says(house, command):
   assert any(command in commands(page.read_text()) for page in PAGES)
   words = shlex.split(command)

@@ -1,18 +1,23 @@
 """Pairs through the commands: learned, scored, and their targets written."""
 
 import json
+import shutil
 import sys
 import types
 
+import jax
 import numpy as np
 import pytest
 
-from gpt_jax import files
+from gpt_jax import files, metric_names
 from gpt_jax.config import InputError
+from gpt_jax.data import objectives, prepare
 from gpt_jax.inference import targets
+from gpt_jax.runs import metrics
 from gpt_jax.runs import workdir as workdir_lib
+from gpt_jax.training import state
 
-# Of unlike lengths, so that batches are ragged; 14 with the control below.
+# Of unlike lengths, in number no multiple of a batch.
 PAIRS = [
   (f"{'abcdefgh'[i % 8] * (1 + i % 5)}{i}", f"{i}." * 2) for i in range(13)
 ]
@@ -95,18 +100,15 @@ def test_a_run_on_pairs_is_the_same_after_a_resume(house, call_verb, tmp_path):
   whole, parts = tmp_path / "whole", tmp_path / "parts"
   done = call_verb("train", *flags, *ends, f"--workdir={whole}")
   assert done.returncode == 0, done.stderr
+  names = "step", metric_names.LOSS, metric_names.BATCH_HASH
   rows = lambda path: [
-    (row["step"], row["train/loss"], row["train/batch_hash"])
-    for row in map(
-      json.loads, (path / "metrics.jsonl").read_text().splitlines()
-    )
-    if "train/loss" in row
+    [row[name] for name in names]
+    for row in metrics.read_rows(str(path / "metrics.jsonl"))
+    if metric_names.LOSS in row
   ]
   # From the checkpoint of step 5 or 10, whose later rows are dropped.
   call_verb("train", *flags, *ends, f"--workdir={parts}")
   newest = sorted((parts / "checkpoints").iterdir())[-1]
-  import shutil
-
   shutil.rmtree(newest)
   again = call_verb("train", *flags, *ends, f"--workdir={parts}")
   assert "going on from step" in again.stdout
@@ -196,11 +198,6 @@ def test_bleu_is_sacrebleus_or_says_what_to_install(monkeypatch):
 
 def test_a_damaged_seed_of_the_decoder_writes_other_targets(house):
   """The control: without its training the same search finds nothing."""
-  import jax
-
-  from gpt_jax.data import objectives, prepare
-  from gpt_jax.training import state
-
   folder, _ = house
   config, model, params, tokenizer, mesh = workdir_lib.open_run(
     str(folder / "run"), {}, lambda line: None
