@@ -190,6 +190,10 @@ class SourceTokenizer:
     """Returns the ids of a source, as a model reads it in training."""
     return np.append(self._tokenizer.encode(text), self.last_id)
 
+  def encode_target(self, text: str) -> np.ndarray:
+    """Returns the ids of a target that ends."""
+    return np.append(self._tokenizer.encode(text), self.separator_id)
+
   def decode(self, ids) -> str:
     """Returns the text of ids, marks left out."""
     limit = self._tokenizer.vocab_size

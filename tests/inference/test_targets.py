@@ -91,6 +91,18 @@ def test_a_prompt_is_a_source(house, call_verb):
   )
   assert (done.returncode, done.stderr) == (0, "")
   assert done.stdout == f"{PAIRS[3][0]}{PAIRS[3][1]}\n"
+  choices = [f"--choice={b}" for _, b in PAIRS]
+  done = call_verb(
+    "generate",
+    f"--workdir={folder / 'run'}",
+    f"--prompt={PAIRS[3][0]}",
+    *choices,
+  )
+  first, second, *_ = done.stdout.splitlines()
+  assert first.startswith(f"{PAIRS[3][1]!r}: log-probability -0.")
+  # The end counts, as it does in training.
+  assert first.endswith(f"{len(PAIRS[3][1]) + 1} tokens")
+  assert float(second.split()[2].rstrip(",")) < -2
 
 
 def test_a_run_on_pairs_is_the_same_after_a_resume(house, call_verb, tmp_path):
