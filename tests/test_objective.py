@@ -8,7 +8,7 @@ import pytest
 
 from configs import base
 from gpt_jax import config as config_lib
-from gpt_jax import objective, sharding
+from gpt_jax import objective
 from gpt_jax.config import InputError, schema
 from gpt_jax.config.options import Family
 from gpt_jax.data import objectives
