@@ -75,10 +75,13 @@ def get_config() -> ConfigDict:
 
   model = config.model = ConfigDict()
   # Family of the model (gpt_jax/models); a decoder continues a text, an encoder
-  # reads it both ways.
+  # reads it both ways, an encoder_decoder reads a source both ways and writes a
+  # target.
   model.family = "decoder"
-  # Blocks (L).
+  # Blocks (L); of an encoder_decoder, those of its decoder.
   model.num_layers = 4
+  # Blocks of its encoder; None means num_layers.
+  model.num_encoder_layers = placeholder(int)
   # Residual width (D).
   model.model_dim = 256
   # Query heads (N).
@@ -116,7 +119,12 @@ def get_config() -> ConfigDict:
   # Also normalise the embeddings; before pre-norm layers this replaces the
   # first one's norm.
   model.embed_norm = False
-  # How a model knows the positions of tokens.
+  # Multiply the embeddings by the root of the width, before positions.
+  model.scaled_embeddings = False
+  # How a model knows the positions of tokens: a table that is learned or one of
+  # sines, added to the embeddings; rope, turned queries and keys; alibi and
+  # relative, biases of the scores, which relative learns for each head and
+  # bucket of distances, the same in all layers.
   model.position = "learned"
   # Kinds of tokens that an encoder's embeddings tell apart, such as two for
   # the first and the second text of a pair; None: none.
@@ -127,8 +135,8 @@ def get_config() -> ConfigDict:
   model.local_rope_theta = placeholder(float)
   # Stretches the rotary wavelengths for texts longer than trained on.
   model.rope_scaling = "none"
-  # Nonlinearity of the MLP; gelu_tanh approximates gelu; swiglu and geglu have
-  # a gate.
+  # Nonlinearity of the MLP; gelu_tanh approximates gelu; swiglu, geglu and
+  # geglu_tanh have a gate.
   model.mlp = "gelu_tanh"
   # Experts (E) in place of every MLP, without biases; None is a plain MLP.
   model.num_experts = placeholder(int)
@@ -167,6 +175,8 @@ def get_config() -> ConfigDict:
   model.head = "linear"
   # Normalise queries and keys over the head (RMS) before scores.
   model.qk_norm = False
+  # Factor of the attention scores; None is 1 / sqrt(head_dim).
+  model.attn_scale = placeholder(float)
   # Attention scores pass cap * tanh(score / cap); None leaves them alone.
   model.attn_softcap = placeholder(float)
   # The same for the logits.

@@ -5,9 +5,10 @@ figure names its convention; MFU uses PaLM's, as published tables do.
 """
 
 import dataclasses
+from collections.abc import Callable
 
 from gpt_jax import config as config_lib
-from gpt_jax.config import ModelConfig
+from gpt_jax.config import Config, ModelConfig
 from gpt_jax.ops import visibility
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
@@ -41,39 +42,76 @@ CONVENTIONS = {
 
 def count_parameters(model: ModelConfig) -> dict[str, int]:
   """Returns {role: number of parameters}, without vocabulary padding."""
-  D, L, V = model.model_dim, count_blocks(model), config_lib.vocab_size(model)
+  D, V = model.model_dim, config_lib.vocab_size(model)
+  count = {"embed": V * D, "position": 0, "hidden": 0, "residual": 0}
+  count |= {"router": 0, "unembed": 0, "norm": 0, "balance": 0, "bias": 0}
+  for stack in config_lib.stack_configs(model):
+    for role, number in count_stack(stack).items():
+      count[role] += number
+  num_positions = model.max_len if model.position == "learned" else 0
+  count["position"] += (num_positions + (model.num_token_types or 0)) * D
+  if not model.tied_embeddings:
+    count["unembed"] = V * D
+  has_transform = model.head == "transform"
+  num_norms = has_transform
+  num_norms += model.embed_norm and model.norm_placement == "post"
+  count["norm"] += num_norms * D
+  count["bias"] += num_norms * D * _has_norm_bias(model)
+  if has_transform:
+    count["hidden"] += D * D
+    count["bias"] += V + (D if model.bias else 0)
+  return count
+
+
+def count_stack(model: ModelConfig) -> dict[str, int]:
+  """Returns {role: number of parameters} of a stack of layers.
+
+  Its biases by distance are among them, and its final norm, where there are no
+  norms after the sums.
+  """
+  D, L = model.model_dim, count_blocks(model)
   reads, writes, norms = count_attention(model)
   num_moe = config_lib.mlp_kinds(model).count("moe")
   E, F = model.num_experts or 0, sum_mlp_dims(model, model.num_experts or 0)
-  has_norm_bias = model.bias and model.norm == "layernorm"
-  is_post = model.norm_placement == "post"
-  # Without norms after the sums there is one at the end.
-  num_norms = 2 * L + (model.embed_norm if is_post else 1)
-  num_norms += 2 * L if model.norm_placement == "sandwich" else 0
-  has_transform = model.head == "transform"
-  num_norms += has_transform
+  sublayers = config_lib.num_sublayers(model)
+  attends = L * (sublayers - 1)
+  each = sublayers * (2 if model.norm_placement == "sandwich" else 1)
+  num_norms = each * L + (model.norm_placement != "post")
   has_biases = model.bias and model.kv_lora_rank is None
-  biases = L * (reads // D + D) if has_biases else 0
+  biases = attends * (reads // D + D) if has_biases else 0
   biases += (L - num_moe) * (model.mlp_dim + D) if model.bias else 0
-  biases += (V + (D if model.bias else 0)) if has_transform else 0
-  num_positions = model.max_len if model.position == "learned" else 0
-  hidden = L * reads + D * F * (1 + config_lib.is_gated(model))
+  buckets = config_lib.RELATIVE_BUCKETS * (model.position == "relative")
   return {
-    "embed": V * D,
-    "position": (num_positions + (model.num_token_types or 0)) * D,
-    "hidden": hidden + (D * D if has_transform else 0),
-    "residual": L * writes + D * F,
+    "position": buckets * model.num_heads,
+    "hidden": attends * reads + D * F * (1 + config_lib.is_gated(model)),
+    "residual": attends * writes + D * F,
     "router": num_moe * D * E,
-    "unembed": 0 if model.tied_embeddings else V * D,
-    "norm": num_norms * D + L * norms,
+    "norm": num_norms * D + attends * norms,
     "balance": num_moe * E * (model.router_bias_rate > 0),
-    "bias": biases + (num_norms * D if has_norm_bias else 0),
+    "bias": biases + num_norms * D * _has_norm_bias(model),
   }
 
 
 def count_blocks(model: ModelConfig) -> int:
   """Returns the number of layers, those that predict further tokens too."""
   return model.num_layers + model.num_future_tokens - 1
+
+
+def _has_norm_bias(model: ModelConfig) -> bool:
+  return model.bias and model.norm == "layernorm"
+
+
+def count_source_parameters(model: ModelConfig) -> int:
+  """Returns the number of parameters that a token of a source passes.
+
+  Those of the encoder, and what projects its output to keys and values.
+  """
+  if not config_lib.has_source(model):
+    return 0
+  encoder = count_stack(config_lib.stack_config(model, "encoder"))
+  width = config_lib.num_kv_heads(model) * config_lib.head_dim(model)
+  keys = 2 * width * (model.model_dim + model.bias)
+  return sum(encoder.values()) - encoder["position"] + model.num_layers * keys
 
 
 def sum_mlp_dims(model: ModelConfig, num_experts: int) -> int:
@@ -104,14 +142,40 @@ def count_up_projections(model: ModelConfig) -> int:
   return (model.kv_lora_rank or 0) * width
 
 
-def score_flops_per_token(model: ModelConfig, seq_len: int) -> int:
+def score_flops_per_token(
+  model: ModelConfig, seq_len: int, source_len: int | None = None
+) -> int:
   """Returns FLOPs per trained token of all T x T scores: 6 L N (H + V) T.
 
   H wide products make a score and V wide ones read it; backward doubles both.
   With values as wide as keys this is PaLM's 12 L N H T.
+
+  Args:
+    source_len: S, of a model that has a source; None is seq_len.
   """
   width = config_lib.head_dim(model) + config_lib.value_dim(model)
-  return 6 * count_blocks(model) * model.num_heads * width * seq_len
+  scores = sum(n for n, _ in _count_scores(model, seq_len, source_len))
+  return int(6 * model.num_heads * width * scores)
+
+
+def _count_scores(model: ModelConfig, T: int, source_len: int | None):
+  """Returns [(scores of a head and token, the part of them that is visible)].
+
+  T of each layer; with a source also S of its attention to it, and those of the
+  encoder's layers, S x S in a row of T tokens.
+  """
+  kinds = config_lib.layer_kinds(model)
+  kinds += kinds[-1:] * (model.num_future_tokens - 1)
+  part = lambda m, kind, length: visibility.visible_part(
+    visibility.rule_of(m, kind), length
+  )
+  found: list = [(T, part(model, kind, T)) for kind in kinds]
+  if config_lib.has_source(model):
+    S, encoder = source_len or T, config_lib.stack_config(model, "encoder")
+    each = config_lib.layer_kinds(encoder)
+    found += [(S * S / T, part(encoder, kind, S)) for kind in each]
+    found += [(S, 1.0)] * len(kinds)
+  return found
 
 
 def count_active_parameters(model: ModelConfig) -> dict[str, int]:
@@ -132,10 +196,13 @@ def active_mlp_dim(model: ModelConfig) -> int:
   return sum_mlp_dims(model, model.experts_per_token) // model.num_layers
 
 
-def train_flops_per_token(model: ModelConfig, seq_len: int) -> int:
+def train_flops_per_token(
+  model: ModelConfig, seq_len: int, source_len: int | None = None
+) -> int:
   """Returns FLOPs per trained token: 6 N + 12 L (N_heads H) T.
 
-  The second term is that of score_flops_per_token.
+  The second term is that of score_flops_per_token. With a source the token is
+  one of the target, and a source's tokens count S / T times for each.
 
   N excludes learned positions and untied input embeddings, which are looked up
   and not multiplied (Chowdhery et al. 2022, appendix B), and the experts that a
@@ -146,30 +213,55 @@ def train_flops_per_token(model: ModelConfig, seq_len: int) -> int:
   weights = sum(count.values()) - idle
   table = config_lib.vocab_size(model) * model.model_dim
   weights += (model.num_future_tokens - 1) * table  # each reads it again
-  return 6 * weights + score_flops_per_token(model, seq_len)
+  if source_len is not None:
+    more = count_source_parameters(model) * (source_len - seq_len)
+    weights += more // seq_len
+  return 6 * weights + score_flops_per_token(model, seq_len, source_len)
 
 
-def masked_flops_per_token(model: ModelConfig, seq_len: int) -> int:
+def masked_flops_per_token(
+  model: ModelConfig, seq_len: int, source_len: int | None = None
+) -> int:
   """Returns train_flops_per_token, but counts visible attention scores only.
 
   A causal mask hides about half of the scores, and attention kernels skip them:
   by this count utilization does not exceed the hardware's.
   """
-  scores = score_flops_per_token(model, seq_len)
-  hidden = 1 - visible_part(model, seq_len)
-  return int(train_flops_per_token(model, seq_len) - hidden * scores)
+  scores = score_flops_per_token(model, seq_len, source_len)
+  hidden = 1 - visible_part(model, seq_len, source_len)
+  total = train_flops_per_token(model, seq_len, source_len)
+  return int(total - hidden * scores)
 
 
-def visible_part(model: ModelConfig, seq_len: int) -> float:
+def train_flops_of(config: Config) -> int:
+  """Returns train_flops_per_token of each token of data.seq_len.
+
+  A run counts its tokens by these, whatever rows its objective makes of them.
+  """
+  return _by_rows(config, train_flops_per_token)
+
+
+def masked_flops_of(config: Config) -> int:
+  """Returns masked_flops_per_token of each token of data.seq_len."""
+  return _by_rows(config, masked_flops_per_token)
+
+
+def _by_rows(config: Config, per_token: Callable) -> int:
+  S, T = config_lib.row_lengths(config)
+  return per_token(config.model, T, S) * T // config.data.seq_len
+
+
+def visible_part(
+  model: ModelConfig, seq_len: int, source_len: int | None = None
+) -> float:
   """Returns the visible part of all layers' scores, which kernels compute."""
-  kinds = config_lib.layer_kinds(model)
-  part = {
-    kind: visibility.visible_part(visibility.rule_of(model, kind), seq_len)
-    for kind in set(kinds)
-  }
-  if len(part) == 1:
-    return part[kinds[0]]
-  return sum(part[kind] for kind in kinds) / len(kinds)
+  scores = _count_scores(model, seq_len, source_len)
+  parts = {part for _, part in scores}
+  if len(parts) == 1:
+    return parts.pop()
+  share = [n / seq_len for n, _ in scores]
+  visible = sum(s * part for s, (_, part) in zip(share, scores, strict=True))
+  return visible / sum(share)
 
 
 def count_by_convention(
@@ -190,11 +282,14 @@ def count_by_convention(
   return params, 6 * params + scores
 
 
-def cache_bytes(model: ModelConfig, num_tokens: float, itemsize: int) -> float:
+def cache_bytes(
+  model: ModelConfig, num_tokens: float, itemsize: int, num_source: float = 0
+) -> float:
   """Returns the bytes of the cache of a row of num_tokens tokens.
 
   Keys and values, or what latent attention projects them from. The cache of a
-  local layer is no longer than its window.
+  local layer is no longer than its window; that of a source holds all its
+  num_source tokens in every layer.
   """
   width = sum(heads * dim for heads, dim in config_lib.cached_dims(model))
   window = model.sliding_window
@@ -202,6 +297,7 @@ def cache_bytes(model: ModelConfig, num_tokens: float, itemsize: int) -> float:
     min(num_tokens, window) if window and kind == "local" else num_tokens
     for kind in config_lib.layer_kinds(model)
   )
+  slots += num_source * model.num_layers * config_lib.has_source(model)
   return slots * width * itemsize
 
 
@@ -215,7 +311,8 @@ def estimate_temporary_bytes(model: ModelConfig, tokens: int) -> int:
     tokens: tokens in one microbatch on the device.
   """
   c = DTYPE_BYTES[model.compute_dtype]
-  D, F, L = model.model_dim, active_mlp_dim(model), model.num_layers
+  D, F = model.model_dim, active_mlp_dim(model)
+  L = sum(stack.num_layers for stack in config_lib.stack_configs(model))
   count = sum(count_parameters(model).values())
   gradients = count * DTYPE_BYTES[model.param_dtype]
   policy, names = model.remat.policy, model.remat.names

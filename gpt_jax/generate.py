@@ -209,6 +209,7 @@ def main(argv: list[str]) -> int:
       print(text, end="", flush=True)
 
   run = model, params, tokenizer, prompts
+  heads = _heads_of(prompts, tokenizer)
   is_prefix = config_lib.has_prefixes(config)
   with jax.set_mesh(mesh):
     if mode == "--choice":
@@ -217,10 +218,10 @@ def main(argv: list[str]) -> int:
       )
     elif mode == "--beams":
       found = beam.search_text(*run, args.num_tokens, settings, is_prefix)
-      _show_found(prompts, found, show)
+      _show_found(prompts, heads, found, show)
     else:
       options = args.num_tokens, sampling, args.seed, stop
-      _show_samples(prompts, show, run, options, is_prefix)
+      _show_samples(prompts, heads, show, run, options, is_prefix)
   return 0
 
 
@@ -236,33 +237,45 @@ def _ask_for_gap(config, tokenizer, suffix: str):
   return infilling.GapTokenizer(tokenizer, files.user_text("--suffix", suffix))
 
 
-def _show_samples(prompts, show, run, options, is_prefix) -> None:
-  """Continues prompts; a single one is shown while its text is made."""
-  from gpt_jax.inference import generation
+def _heads_of(prompts: list[str], tokenizer) -> list[str]:
+  """Returns what texts are shown after: prompts, or nothing before targets."""
+  from gpt_jax.data.pairs import SourceTokenizer
+
+  is_target = isinstance(tokenizer, SourceTokenizer)
+  return [""] * len(prompts) if is_target else prompts
+
+
+def _show_samples(prompts, heads, show, run, options, is_prefix) -> None:
+  """Continues prompts; a single one is shown while its text is made.
+
+  Args:
+    heads: what each text is shown after: its prompt, or nothing.
+  """
+  from gpt_jax.inference import texts
 
   is_single = len(prompts) == 1
   if is_single:
-    show(prompts[0])
-  texts = generation.generate_text(
+    show(heads[0])
+  written = texts.generate_text(
     *run, *options, show=show if is_single else None, is_prefix=is_prefix
   )
   if is_single:
     show("\n")
     return
-  for prompt, text in zip(prompts, texts, strict=True):
-    show(f"--- {prompt!r}\n{prompt}{text}\n")
+  for prompt, head, text in zip(prompts, heads, written, strict=True):
+    show(f"--- {prompt!r}\n{head}{text}\n")
 
 
-def _show_found(prompts, found, show) -> None:
+def _show_found(prompts, heads, found, show) -> None:
   """Shows texts that a beam search found, several with their scores."""
-  for prompt, texts in zip(prompts, found, strict=True):
+  for prompt, head, texts in zip(prompts, heads, found, strict=True):
     for text, h in texts:
       if len(texts) > 1:
         nats = f"score {h.score:.4f}, log-probability {h.log_prob:.4f}"
         show(f"--- {prompt!r}, {nats}, {len(h.ids)} tokens\n")
       elif len(prompts) > 1:
         show(f"--- {prompt!r}\n")
-      show(f"{prompt}{text}\n")
+      show(f"{head}{text}\n")
 
 
 def _show_choices(prompts, found, is_per_token: bool, show) -> None:

@@ -33,11 +33,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from gpt_jax import config as config_lib
 from gpt_jax.config import ModelConfig
 
 ROLES = (
   "embed",  # token embeddings, and the output matrix when tied
-  "position",  # learned positions
+  "position",  # learned positions, and biases by distance
   "hidden",  # matrices that read the residual stream
   "residual",  # matrices that write to it
   "router",  # matrices that choose experts
@@ -124,8 +125,9 @@ def init_std(role: str, model: ModelConfig) -> float:
   """Returns the standard deviation of a role's initial weights.
 
   Weights that write to the residual stream are scaled by 1/sqrt(2 L), so that
-  its variance does not grow with depth (Radford et al. 2019, 2.3). completep,
-  which scales their output with depth, uses the base's L.
+  its variance does not grow with depth (Radford et al. 2019, 2.3); in an
+  encoder-decoder, whose blocks attend to a source too, by 1/sqrt(3 L).
+  completep, which scales their output with depth, uses the base's L.
   """
   std, m = model.init_std, width_ratio(model)
   if role == "unembed" and model.unembed_init_std is not None:
@@ -134,7 +136,7 @@ def init_std(role: str, model: ModelConfig) -> float:
     layers = model.num_layers
     if model.parametrization == "completep":
       layers = base_layers(model)
-    std = std / (2 * layers) ** 0.5
+    std = std / (config_lib.num_sublayers(model) * layers) ** 0.5
   if role == "router":
     return std / m
   return std / m**0.5 if role in SUMMING else std
@@ -156,6 +158,8 @@ def init_param(
 
 def attention_multiplier(model: ModelConfig, head_dim: int) -> float:
   """Returns the factor of q.k for heads of this width."""
+  if model.attn_scale is not None:
+    return model.attn_scale
   if model.parametrization == "standard" or model.base_head_dim is None:
     return head_dim**-0.5
   return model.base_head_dim**0.5 / head_dim

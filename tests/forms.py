@@ -91,6 +91,41 @@ FORMS = {
   "encoder_blocks": dict(
     family="encoder", attention="blocks", num_kv_heads=2, position="rope"
   ),
+  "relative": dict(position="relative", num_kv_heads=2),
+  "encoder_relative": dict(family="encoder", position="relative"),
+  "sines": dict(position="sinusoidal", scaled_embeddings=True, attn_scale=0.5),
+  "attention": dict(
+    family="encoder_decoder",
+    num_layers=2,
+    num_encoder_layers=3,
+    norm_placement="post",
+    position="sinusoidal",
+    scaled_embeddings=True,
+    mlp="relu",
+    bias=True,
+  ),
+  "t5": dict(
+    family="encoder_decoder",
+    norm="rmsnorm",
+    position="relative",
+    mlp="geglu_tanh",
+    attn_scale=1.0,
+    tied_embeddings=False,
+  ),
+  # Mechanisms of the other families, in both stacks.
+  "encoder_decoder_blocks": dict(
+    family="encoder_decoder",
+    num_layers=4,
+    num_encoder_layers=2,
+    attention="blocks",
+    position="rope",
+    num_kv_heads=2,
+    qk_norm=True,
+    bias=True,
+    attn_softcap=5.0,
+    layer_pattern="local+global",
+    sliding_window=4,
+  ),
   "latent": dict(
     position="rope",
     head_dim=8,
@@ -194,11 +229,79 @@ def tokens_of(seed: int = 0, rows: int = 2, length: int = T):
   return ids.astype(np.int32)  # not traced where first made inside a jit
 
 
+# Tokens of a source, and of the first of two that share a row.
+S, S_FIRST = 12, 5
+
+
+def source_of(model, rows: int = 2, documents: str = "whole") -> dict:
+  """Returns the source that a model reads beside its tokens, as arguments.
+
+  Its ids are 20, 21, ...: other than those of the tokens 0 to T - 1.
+
+  Args:
+    documents: "whole"; "packed", two documents; or "second", that one alone.
+  """
+  if not config_lib.has_source(model.config):
+    return {}
+  ids = np.arange(20, 20 + rows * S, dtype=np.int32).reshape(rows, S)
+  first, second = np.arange(S_FIRST), np.arange(S - S_FIRST)
+  tile = lambda x: np.tile(x.astype(np.int32), (rows, 1))
+  return {
+    "whole": {"sources_BS": ids},
+    "second": {"sources_BS": ids[:, S_FIRST:]},
+    "packed": {
+      "sources_BS": ids,
+      "source_segments_BS": tile(np.append(0 * first, 0 * second + 1)),
+      "source_positions_BS": tile(np.append(first, second)),
+    },
+  }[documents]
+
+
+def apply(model, params, tokens, *args, **kwargs):
+  if "sources_BS" not in kwargs:
+    kwargs = source_of(model, len(tokens)) | kwargs
+  return _apply(model, params, tokens, *args, **kwargs)
+
+
 @functools.partial(jax.jit, static_argnums=0)
-def apply(model, *args, **kwargs):
+def _apply(model, *args, **kwargs):
   return model.apply(*args, **kwargs)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def apply_cached(model, *args):
-  return model.apply_cached(*args)
+def apply_cached(model, *args, **kwargs):
+  return model.apply_cached(*args, **kwargs)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def embedded_gradient(model, params, to_slot, packing):
+  """d (squared logits at to_slot) / d embeddings, for tokens 0, 1, 2, ..."""
+  tokens = jnp.arange(T, dtype=jnp.int32)[None]
+
+  def output(table):
+    p = {**params, "embed": {**params["embed"], "tokens": table}}
+    if model.config.tied_embeddings:
+      # The output side of a tied table reads every row; keep only the input.
+      frozen = jax.lax.stop_gradient(params["embed"]["tokens"])
+      p["embed"]["tokens"] = table
+      model_ = build_model(
+        dataclasses.replace(model.config, tied_embeddings=False)
+      )
+      p["unembed"] = frozen
+      logits = model_.apply(p, tokens, **packing)
+    else:
+      logits = model.apply(p, tokens, **packing)
+    return jnp.square(logits[0, to_slot, :61]).sum()
+
+  return jax.grad(output)(params["embed"]["tokens"])
+
+
+def embedded_influence(model, params, from_slot, to_slot, **packing):
+  """How much the token at from_slot moves the logits at to_slot.
+
+  That of a source at slot s is 20 + s.
+  """
+  documents = "packed" if "segments_BT" in packing else "whole"
+  packing |= source_of(model, 1, documents)
+  grad = embedded_gradient(model, params, to_slot, packing)
+  return float(jnp.abs(grad[from_slot]).sum())

@@ -85,6 +85,39 @@ def test_a_token_of_latent_attention_is_cached_as_one_small_vector():
   ) == flops.train_flops_per_token(model, 4096) - (scores // 2)
 
 
+def test_a_source_counts_by_its_own_length():
+  model, D, V = model_of("t5.py:base"), 768, 32_128
+  # Rows of the two tables of biases, and of the embedding, are looked up.
+  weights = 247_577_856 - 2 * 32 * 12 - V * D
+  same = flops.train_flops_per_token(model, 512)
+  assert same == 6 * weights + 12 * D * (12 + 12 + 12) * 512
+  # A token of the source passes the encoder, and becomes keys and values.
+  layer = 4 * D * D + 3 * D * 2048 + 2 * D
+  source = 12 * layer + D + 12 * 2 * D * D
+  scores = 12 * D * (12 * 114 + 12 * 512 + 12 * 512**2 / 114)
+  expected = 6 * (weights - source + source * 512 / 114) + scores
+  got = flops.train_flops_per_token(model, 114, 512)
+  assert got == pytest.approx(expected, rel=1e-6) and got > 3 * same / 2
+  # Only the decoder's own scores are causal.
+  hidden = 0.5 * 12 * D * 12 * 114
+  masked = flops.masked_flops_per_token(model, 114, 512)
+  assert masked == pytest.approx(got - hidden, rel=1e-6)
+  # The window that its recipe makes rows of 512 and 114 of.
+  whole = config.freeze(cli.load_config(str(ROOT / "configs/t5.py:base"), {}))
+  assert config.row_lengths(whole) == (512, 114)
+  assert flops.train_flops_of(whole) == got * 114 // 568
+
+
+def test_a_source_is_cached_in_every_layer():
+  model = model_of("t5.py:base")
+  own = flops.cache_bytes(model, 10, 2)
+  assert own == 10 * 2 * 768 * 2 * 12
+  assert flops.cache_bytes(model, 10, 2, num_source=512) == 522 / 10 * own
+  plain = model_of("gpt2.py:124m")
+  with_source = flops.cache_bytes(plain, 10, 2, num_source=512)
+  assert with_source == flops.cache_bytes(plain, 10, 2)
+
+
 @pytest.mark.parametrize("remat", ["none", "dots", "full"])
 def test_recomputation_lowers_the_estimate(remat):
   model = model_of("gpt2.py:124m", remat=remat)

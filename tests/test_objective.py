@@ -14,7 +14,7 @@ from gpt_jax.config.options import Family
 from gpt_jax.data import objectives
 from gpt_jax.data.batches import batch_at
 from gpt_jax.data.tokenizers.plain import ByteTokenizer
-from gpt_jax.inference import generation, scoring
+from gpt_jax.inference import scoring, texts
 from gpt_jax.lab.bench import ours
 from gpt_jax.metric_names import LOSS
 from gpt_jax.models import FAMILIES
@@ -53,7 +53,7 @@ def test_a_second_objective_with_prefixes_is_one_entry_on_each_side(
     told.append(is_prefix)
     return [""]
 
-  monkeypatch.setattr(generation, "generate_text", spy)
+  monkeypatch.setattr(texts, "generate_text", spy)
   word = again if has_prefixes else "causal"
   workdir = tmp_path / "run"
   done = call_verb(

@@ -22,6 +22,8 @@ from gpt_jax.config.check import (
   flash_fault,
 )
 from gpt_jax.config.derived import (
+  RELATIVE_BUCKETS,
+  RELATIVE_REACH,
   at_step,
   batch_fields,
   batch_stages,
@@ -29,6 +31,7 @@ from gpt_jax.config.derived import (
   count_sequences,
   expert_mlp_dim,
   has_prefixes,
+  has_score_bias,
   has_source,
   head_dim,
   is_gated,
@@ -37,8 +40,11 @@ from gpt_jax.config.derived import (
   layer_stacks,
   mlp_kinds,
   num_kv_heads,
+  num_sublayers,
   padded_vocab_size,
   rope_dim,
+  stack_config,
+  stack_configs,
   tokenizer_spec,
   value_dim,
   vocab_size,

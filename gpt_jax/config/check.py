@@ -4,6 +4,8 @@ import dataclasses
 
 from gpt_jax.config.check_data import check_data
 from gpt_jax.config.derived import (
+  has_score_bias,
+  has_source,
   head_dim,
   layer_kinds,
   mlp_kinds,
@@ -57,6 +59,8 @@ def check_together(c: Config) -> None:
     )
   _check_layers(m)
   _check_experts(c)
+  _check_source(m)
+  _check_scales(m)
   check_data(c)
   o, t = c.optim, c.train
   if t.global_batch_size * c.data.seq_len > MAX_INT32:
@@ -168,6 +172,58 @@ def _check_layers(m: ModelConfig) -> None:
       f"model.local_rope_theta is {m.local_rope_theta:g}; it is the rope base "
       "of local layers, and there are none, or position is not rope"
     )
+
+
+def _check_source(m: ModelConfig) -> None:
+  """Refuses an encoder where there is none, and what its family cannot have."""
+  if not has_source(m):
+    if m.num_encoder_layers is not None:
+      raise InputError(
+        f"model.num_encoder_layers is {m.num_encoder_layers} and model.family "
+        f"is {m.family}, whose layers are model.num_layers; leave it None, or "
+        "set the family to encoder_decoder"
+      )
+    return
+  least = min(m.num_layers, m.num_encoder_layers or m.num_layers)
+  if sum(count for count, _ in m.layer_pattern.parts) > least:
+    raise InputError(
+      f"model.layer_pattern is {m.layer_pattern!r} and the encoder or the "
+      f"decoder has {least} layers; the pattern must not be longer than either"
+    )
+  if m.attention == "cudnn":
+    raise InputError(
+      "model.attention is cudnn, which cannot leave out a source's padding, "
+      "and model.family is encoder_decoder; use auto or flash"
+    )
+  for key, idle in (
+    ("num_future_tokens", 1),
+    ("num_experts", None),
+    ("kv_lora_rank", None),
+    ("parametrization", "standard"),
+  ):
+    if getattr(m, key) != idle:
+      raise InputError(
+        f"model.{key} is {getattr(m, key)} and model.family is encoder_decoder,"
+        f" for which it is not made; leave it {idle}"
+      )
+
+
+def _check_scales(m: ModelConfig) -> None:
+  """Refuses scales that do not fit the width or its parametrization."""
+  if m.position == "sinusoidal" and m.model_dim % 2:
+    raise InputError(
+      "model.position is sinusoidal, pairs of sine and cosine, and "
+      f"model.model_dim is {m.model_dim}; it must be even"
+    )
+  if m.parametrization == "standard":
+    return
+  for key, idle in (("scaled_embeddings", False), ("attn_scale", None)):
+    if getattr(m, key) != idle:
+      raise InputError(
+        f"model.{key} is {getattr(m, key)} and model.parametrization is "
+        f"{m.parametrization}, which scales by the width itself; leave it "
+        f"{idle}"
+      )
 
 
 def _check_experts(c: Config) -> None:
@@ -296,9 +352,9 @@ def _check_attention(c: Config) -> None:
       asked = "model.seq_attention is ring"
     else:
       asked = f"model.attention is {kernel}"
-    if m.position == "alibi":
+    if has_score_bias(m):
       raise InputError(
-        f"{asked}, which does not support position='alibi'; only dense "
+        f"{asked}, which does not support position={m.position!r}; only dense "
         "attention with seq_attention='gather' does"
       )
     if m.dropout_rate > 0:

@@ -1,6 +1,6 @@
 """Refuses an objective that the data or the model does not support."""
 
-from gpt_jax.config.derived import has_prefixes, has_source
+from gpt_jax.config.derived import has_prefixes, has_score_bias, has_source
 from gpt_jax.config.lengths import denoisers, most_spans, row_lengths
 from gpt_jax.config.options import NUM_SENTINELS
 from gpt_jax.config.schema import Config, DataConfig
@@ -103,8 +103,8 @@ def _check_prefixes(c: Config) -> None:
       f"{asked} and model.attention is {c.model.attention}, which has no "
       "prefixes; use auto, dense or blocks"
     )
-  if c.model.position == "alibi" or c.model.sliding_window is not None:
+  if has_score_bias(c.model) or c.model.sliding_window is not None:
     raise InputError(
-      f"{asked} and the model has ALiBi or a sliding window, which depend on "
-      "distance; it must have neither"
+      f"{asked} and the model has a sliding window or biases of scores, which "
+      "depend on distance; it must have neither"
     )

@@ -19,6 +19,42 @@ def head_dim(model: ModelConfig) -> int:
   return model.head_dim or model.model_dim // model.num_heads
 
 
+# Buckets of distances of model.position=relative, and the distance from which
+# all share one (T5).
+RELATIVE_BUCKETS, RELATIVE_REACH = 32, 128
+
+
+def stack_config(model: ModelConfig, name: str) -> ModelConfig:
+  """Returns the config of a stack of layers, "blocks" or "encoder".
+
+  The encoder of an encoder-decoder is built as the family encoder is.
+  """
+  if name != "encoder":
+    return model
+  return dataclasses.replace(
+    model,
+    family="encoder",
+    num_layers=model.num_encoder_layers or model.num_layers,
+    num_encoder_layers=None,
+  )
+
+
+def stack_configs(model: ModelConfig) -> list[ModelConfig]:
+  """Returns the config of each stack of layers."""
+  names = ("encoder", "blocks") if has_source(model) else ("blocks",)
+  return [stack_config(model, name) for name in names]
+
+
+def num_sublayers(model: ModelConfig) -> int:
+  """Returns the sublayers of a block; with cross-attention there are three."""
+  return 3 if has_source(model) else 2
+
+
+def has_score_bias(model: ModelConfig) -> bool:
+  """Returns whether positions are biases of the scores, by distance."""
+  return model.position in ("alibi", "relative")
+
+
 def value_dim(model: ModelConfig) -> int:
   """Returns the width of a head's values; plain attention's is H."""
   return model.v_head_dim or head_dim(model)
@@ -53,7 +89,7 @@ def vocab_size(model: ModelConfig) -> int:
 
 def is_gated(model: ModelConfig) -> bool:
   """Returns whether the MLP has a gate, a third matrix."""
-  return model.mlp in ("swiglu", "geglu")
+  return model.mlp in ("swiglu", "geglu", "geglu_tanh")
 
 
 def padded_vocab_size(model: ModelConfig) -> int:

@@ -32,7 +32,7 @@ class Family(NamedTuple):
   """What the config knows of a family of models.
 
   Attributes:
-    is_causal: tokens see no later ones.
+    is_causal: tokens that are predicted see no later ones.
     has_source: an encoder reads a source, which the tokens see.
   """
 
@@ -41,7 +41,11 @@ class Family(NamedTuple):
 
 
 # Options of model.family.
-FAMILIES = {"decoder": Family(True), "encoder": Family(False)}
+FAMILIES = {
+  "decoder": Family(True),
+  "encoder": Family(False),
+  "encoder_decoder": Family(True, has_source=True),
+}
 
 
 class Objective(NamedTuple):

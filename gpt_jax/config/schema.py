@@ -102,6 +102,7 @@ class DataConfig(Section):
 class ModelConfig(Section):
   family: Annotated[str, tuple(FAMILIES), Added("decoder")]
   num_layers: Annotated[int, Bounds(1, 100_000)]
+  num_encoder_layers: Annotated[int | None, Bounds(1, 100_000), Added(None)]
   model_dim: Count
   num_heads: Count
   num_kv_heads: Count | None
@@ -118,12 +119,23 @@ class ModelConfig(Section):
   norm_placement: Literal["pre", "post", "sandwich"]
   norm_eps: Frac
   embed_norm: Annotated[bool, Added(False)]
-  position: Literal["learned", "rope", "alibi", "none"]
+  scaled_embeddings: Annotated[bool, Added(False)]
+  position: Literal[
+    "learned", "sinusoidal", "rope", "alibi", "relative", "none"
+  ]
   num_token_types: Annotated[Count | None, Added(None)]
   rope_theta: Annotated[float, Bounds(1.0)]
   local_rope_theta: Annotated[float | None, Bounds(1.0), Added(None)]
   rope_scaling: RopeScaling
-  mlp: Literal["gelu_tanh", "gelu", "relu_squared", "swiglu", "geglu"]
+  mlp: Literal[
+    "gelu_tanh",
+    "gelu",
+    "relu",
+    "relu_squared",
+    "swiglu",
+    "geglu",
+    "geglu_tanh",
+  ]
   num_experts: Annotated[int | None, Bounds(1, 1 << 20)]
   experts_per_token: Annotated[int, Bounds(1, 1 << 20)]
   expert_mlp_dim: Annotated[Count | None, Added(None)]
@@ -138,6 +150,7 @@ class ModelConfig(Section):
   num_future_tokens: Annotated[Count, Added(1)]
   head: Annotated[Literal["linear", "transform"], Added("linear")]
   qk_norm: bool
+  attn_scale: Annotated[float | None, Bounds(1e-6), Added(None)]
   attn_softcap: Annotated[float | None, Bounds(1e-6)]
   logit_softcap: Annotated[float | None, Bounds(1e-6)]
   sliding_window: Count | None

@@ -14,6 +14,7 @@ import numpy as np
 from gpt_jax import config as config_lib
 from gpt_jax.config import Config, DataConfig, InputError
 from gpt_jax.data import denoising, infilling, sources
+from gpt_jax.data.marks import find_marks
 from gpt_jax.data.pairs import Layout, SourceTokenizer, build_layout
 from gpt_jax.data.tokenizers.protocol import Tokenizer
 
@@ -208,11 +209,17 @@ def prompting(config: Config, tokenizer: Tokenizer) -> Any:
   """Returns the tokenizer whose prompts are those that the run was trained on.
 
   Where prompts are sources it adds their mark, and knows the end of a target.
+  After span corruption they ask for a span that is hidden behind them.
   """
   has_source = config_lib.has_source(config.model)
   if not has_source and config.data.objective not in PAIRED:
     return tokenizer
-  return SourceTokenizer(tokenizer, has_source)
+  first = hidden = ()
+  if config_lib.denoisers(config.data):
+    marks = find_marks(tokenizer.vocab_size)
+    first = (marks.modes["S"],) if config.data.objective == "ul2" else ()
+    hidden = (int(marks.sentinels[0]),)
+  return SourceTokenizer(tokenizer, has_source, first, hidden)
 
 
 def check_sources(data: DataConfig) -> None:

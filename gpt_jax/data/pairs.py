@@ -169,17 +169,28 @@ class SourceTokenizer:
 
   Its other attributes are those of the run's.
 
+  Args:
+    first: marks before a source.
+    hidden: the mark of a span that is hidden behind it, and asked for.
+
   Attributes:
     vocab_size: of the ids that may be written: the run's, start and end.
-    start_id: what a decoder with an encoder reads first.
+    start_ids: what a decoder with an encoder reads first; () without.
     separator_id: the end of a target.
     last_id: what the ids of a source end with.
   """
 
-  def __init__(self, tokenizer: Tokenizer, has_source: bool):
-    self._tokenizer = tokenizer
+  def __init__(
+    self,
+    tokenizer: Tokenizer,
+    has_source: bool,
+    first: tuple[int, ...] = (),
+    hidden: tuple[int, ...] = (),
+  ):
+    self._tokenizer, self._first, self._hidden = tokenizer, first, hidden
     marks = find_marks(tokenizer.vocab_size)
-    self.start_id, self.separator_id = marks.start, marks.end
+    self.start_ids = (marks.start, *hidden) if has_source else ()
+    self.separator_id = marks.end
     self.vocab_size = max(marks.start, marks.end) + 1
     self.last_id = marks.end if has_source else marks.start
 
@@ -188,7 +199,8 @@ class SourceTokenizer:
 
   def encode(self, text: str) -> np.ndarray:
     """Returns the ids of a source, as a model reads it in training."""
-    return np.append(self._tokenizer.encode(text), self.last_id)
+    ids = self._tokenizer.encode(text)
+    return np.array([*self._first, *ids, *self._hidden, self.last_id], np.int32)
 
   def encode_target(self, text: str) -> np.ndarray:
     """Returns the ids of a target that ends."""

@@ -28,7 +28,7 @@ from gpt_jax import config as config_lib
 from gpt_jax import sharding
 from gpt_jax.config import InputError
 from gpt_jax.data.tokenizers.protocol import Tokenizer
-from gpt_jax.inference import generation
+from gpt_jax.inference import generation, texts
 from gpt_jax.machine import processes
 from gpt_jax.models import Model
 
@@ -324,6 +324,7 @@ def search(
   separator_id: int | None = None,
   vocab_size: int | None = None,
   is_prefix: bool = False,
+  start_ids: Sequence[int] = (),
 ) -> list[list[Hypothesis]]:
   """Returns the num_best hypotheses of each prompt, best first.
 
@@ -333,23 +334,24 @@ def search(
     num_tokens: tokens of a hypothesis that does not end.
     separator_id: the token between documents, which ends a hypothesis; its
       probability counts. None: nothing ends before num_tokens.
-    vocab_size, is_prefix: as in generation.generate.
+    vocab_size, is_prefix, start_ids: as in generation.generate.
 
   Raises:
     InputError: the model cannot continue these prompts, a prompt and
       num_tokens are more than its positions, or the logits are not finite.
   """
-  check_room(prompts, num_tokens, model)
+  generation.check_prompts(prompts, model)
+  sources, rows = generation.split_prompts(model, prompts, start_ids)
+  check_room(rows, num_tokens, model)
   separator_id = NO_SEPARATOR if separator_id is None else separator_id
   vocab_size = vocab_size or config_lib.vocab_size(model.config)
   settings = _Settings(beam, num_tokens, separator_id, vocab_size)
-  rows = [np.asarray(p, np.int32) for p in prompts]
   lengths = np.array([len(r) for r in rows], np.int32)
   limit = model.config.max_len
   num_slots = min(generation.round_up(lengths.max() + num_tokens), limit)
   prepared = generation.prepare(params, model)
   cache, logits_BV, lengths = generation.read_prompts(
-    model, prepared, rows, num_slots, lengths if is_prefix else None
+    model, prepared, rows, num_slots, lengths if is_prefix else None, sources
   )
   cache, found = _begin(cache, logits_BV, settings)
   made = 1
@@ -383,21 +385,27 @@ def search_text(
   ids = [tokenizer.encode(prompt) for prompt in prompts]
   vocab_size = min(config_lib.vocab_size(model.config), tokenizer.vocab_size)
   separator_id = tokenizer.separator_id
+  starts = texts.start_ids_of(tokenizer, model.config)
   found = search(
-    model, params, ids, num_tokens, beam, separator_id, vocab_size, is_prefix
+    model,
+    params,
+    ids,
+    num_tokens,
+    beam,
+    separator_id,
+    vocab_size,
+    is_prefix,
+    starts,
   )
-  text = lambda prompt, h: generation.cut_text(
-    prompt, h.ids.tolist(), tokenizer
-  )
+  text = lambda prompt, h: texts.cut_text(prompt, h.ids.tolist(), tokenizer)
   return [
-    [(text(prompt, h)[0], h) for h in own]
+    [(text([] if starts else prompt, h)[0], h) for h in own]
     for prompt, own in zip(ids, found, strict=True)
   ]
 
 
 def check_room(prompts, num_tokens: int, model: Model) -> None:
   """Raises InputError unless num_tokens fit after each prompt."""
-  generation.check_prompts(prompts, model)
   longest, limit = max(map(len, prompts)), model.config.max_len
   # The last token is not read.
   most = limit - longest + 1

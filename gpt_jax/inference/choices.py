@@ -19,7 +19,7 @@ from gpt_jax import sharding
 from gpt_jax.config import InputError
 from gpt_jax.data.pairs import SourceTokenizer
 from gpt_jax.data.tokenizers.protocol import Tokenizer
-from gpt_jax.inference import generation
+from gpt_jax.inference import generation, texts
 from gpt_jax.models import Model
 
 
@@ -88,7 +88,6 @@ def encode_choices(
 
 def check_room(prompts, choices, model: Model) -> None:
   """Raises InputError unless each choice of ids fits after its prompt."""
-  generation.check_prompts(prompts, model)
   limit = model.config.max_len
   for prompt, own in zip(prompts, choices, strict=True):
     longest = max(map(len, own))
@@ -126,6 +125,7 @@ def score_ids(
   prompts: Sequence[Sequence[int] | np.ndarray],
   choices: Sequence[Sequence[Sequence[int] | np.ndarray]],
   is_prefix: bool = False,
+  start_ids: Sequence[int] = (),
 ) -> np.ndarray:
   """Returns float32 log_p_BA of each prompt's choices, in nats.
 
@@ -133,25 +133,26 @@ def score_ids(
     params: stacked, as trained.
     prompts: the ids of each prompt, of any lengths, none empty.
     choices: for each prompt the ids of A choices, none empty.
-    is_prefix: as in generation.generate.
+    is_prefix, start_ids: as in generation.generate.
 
   Raises:
     InputError: the model cannot continue these prompts, a prompt and a choice
       are more than its positions, or the logits are not finite.
   """
-  check_room(prompts, choices, model)
+  generation.check_prompts(prompts, model)
+  sources, rows = generation.split_prompts(model, prompts, start_ids)
+  check_room(rows, choices, model)
   num_BA = np.array([[len(ids) for ids in own] for own in choices], np.int32)
   T = int(num_BA.max())
   pad = lambda ids: np.pad(np.asarray(ids, np.int32), (0, T - len(ids)))
   ids_BAT = np.stack([np.stack([pad(ids) for ids in own]) for own in choices])
-  rows = [np.asarray(p, np.int32) for p in prompts]
   lengths_B = np.array([len(r) for r in rows], np.int32)
   # Beyond the model's positions too: a write that is cut off would move, and
   # what is written there is padding of shorter choices.
   num_slots = generation.round_up(lengths_B.max() + T)
   prepared = generation.prepare(params, model)
   cache, logits_BV, lengths_B = generation.read_prompts(
-    model, prepared, rows, num_slots, lengths_B if is_prefix else None
+    model, prepared, rows, num_slots, lengths_B if is_prefix else None, sources
   )
   log_p_BA = sharding.fetch(
     _score(prepared, cache, logits_BV, lengths_B, ids_BAT, num_BA, model=model)
@@ -181,7 +182,8 @@ def score(
   check_choices(choices)
   ids = [encode_choices(tokenizer, prompt, choices) for prompt in prompts]
   starts = [tokenizer.encode(prompt) for prompt in prompts]
-  log_p_BA = score_ids(model, params, starts, ids, is_prefix)
+  target = texts.start_ids_of(tokenizer, model.config)
+  log_p_BA = score_ids(model, params, starts, ids, is_prefix, target)
   return [
     [
       Choice(text, log_p, len(each))

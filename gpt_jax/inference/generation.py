@@ -9,8 +9,7 @@ printed, and stop strings found, while it runs.
 import dataclasses
 import functools
 import math
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -20,7 +19,6 @@ import numpy as np
 from gpt_jax import config as config_lib
 from gpt_jax import sharding
 from gpt_jax.config import InputError
-from gpt_jax.data.tokenizers.protocol import Tokenizer
 from gpt_jax.machine import processes
 from gpt_jax.models import Model
 
@@ -139,6 +137,7 @@ def prefill(
   tokens_BP: jax.Array,
   lengths_B: jax.Array,
   prefix_B: jax.Array | None = None,
+  source: tuple[jax.Array, jax.Array] | None = None,
   *,
   model: Model,
   num_slots: int,
@@ -151,6 +150,8 @@ def prefill(
     lengths_B: int32, number of tokens of each prompt, 1 or more.
     prefix_B: int32, number of tokens at the start of each prompt that see each
       other; None for none.
+    source: (sources_BS, lengths_B) that a model with an encoder reads first,
+      padded on the right, and the number of tokens of each.
     model: the model of `params`.
     num_slots: slots of the cache for each row.
   """
@@ -158,6 +159,13 @@ def prefill(
   if prefix_B is not None:
     order_1P = jnp.arange(tokens_BP.shape[1])[None]
     slots_BP = jnp.maximum(order_1P, prefix_B[:, None] - 1)
+  read = {}
+  if source is not None:
+    sources_BS, source_lengths_B = source
+    order_1S = jnp.arange(sources_BS.shape[1])[None]
+    is_padding_BS = order_1S >= source_lengths_B[:, None]
+    read["sources_BS"] = sources_BS
+    read["source_segments_BS"] = is_padding_BS.astype(jnp.int32)
   cache = model.init_cache(tokens_BP.shape[0], num_slots)
   logits_B1V, cache = model.apply_cached(
     params,
@@ -166,6 +174,7 @@ def prefill(
     jnp.zeros_like(lengths_B),
     lengths_B - 1,
     slots_BP,
+    **read,
   )
   return cache, logits_B1V[:, 0]
 
@@ -227,6 +236,7 @@ def read_prompts(
   rows: Sequence[np.ndarray],
   num_slots: int,
   prefix_B: np.ndarray | None = None,
+  sources: Sequence[np.ndarray] | None = None,
 ):
   """Returns (cache, logits_BV of each row's last token, lengths_B).
 
@@ -234,14 +244,41 @@ def read_prompts(
     prepared: from prepare.
     rows: int32 ids of each prompt, of any lengths.
     num_slots, prefix_B: as in prefill.
+    sources: int32 ids of each row's source, for a model that reads one.
   """
-  lengths_B = np.array([len(r) for r in rows], np.int32)
-  width = min(round_up(lengths_B.max()), model.config.max_len)
-  tokens_BP = np.stack([np.pad(r, (0, width - len(r))) for r in rows])
+  limit = model.config.max_len
+
+  def pad(rows):
+    lengths_B = np.array([len(r) for r in rows], np.int32)
+    width = min(round_up(lengths_B.max()), limit)
+    return np.stack([np.pad(r, (0, width - len(r))) for r in rows]), lengths_B
+
+  tokens_BP, lengths_B = pad(rows)
+  read = None if sources is None else pad(sources)
   cache, logits_BV = prefill(
-    prepared, tokens_BP, lengths_B, prefix_B, model=model, num_slots=num_slots
+    prepared,
+    tokens_BP,
+    lengths_B,
+    prefix_B,
+    read,
+    model=model,
+    num_slots=num_slots,
   )
   return cache, logits_BV, lengths_B
+
+
+def split_prompts(model: Model, prompts: Sequence, start_ids: Sequence[int]):
+  """Returns (sources or None, the ids that each row begins with), int32.
+
+  A model that reads sources takes the prompts as such, and writes after
+  start_ids; any other goes on with the prompts.
+  """
+  as_ids = lambda each: [np.asarray(ids, np.int32) for ids in each]
+  if not config_lib.has_source(model.config):
+    return None, as_ids(prompts)
+  if not len(start_ids):
+    raise ValueError("a model that reads sources needs start_ids")
+  return as_ids(prompts), as_ids([start_ids] * len(prompts))
 
 
 def generate(
@@ -253,12 +290,14 @@ def generate(
   seed: int = 0,
   vocab_size: int | None = None,
   is_prefix: bool = False,
+  start_ids: Sequence[int] = (),
 ) -> Iterator[np.ndarray]:
   """Yields ids_BC in chunks, num_tokens in all for each row.
 
   Rows run past stop strings and separators; the caller cuts them. When the
   longest row has filled the model's positions, rows that no longer fit are cut
-  to their last half, and all rows are prefilled again.
+  to their last half, and all rows are prefilled again. A target, of a model
+  that reads prompts as sources, ends there.
 
   Args:
     params: stacked, as trained; a second, unstacked copy is held while
@@ -267,6 +306,7 @@ def generate(
     vocab_size: ids from here on are never drawn; None for the model's.
     is_prefix: whether the tokens of a prompt see each other, as in training
       with prefixes (config.has_prefixes).
+    start_ids: what a target begins with, of a model that reads sources.
 
   Raises:
     InputError: the model cannot continue these prompts, num_tokens is above
@@ -276,7 +316,9 @@ def generate(
   limit = model.config.max_len
   vocab_size = vocab_size or model.config.vocab_size
   check_prompts(prompts, model)
-  rows = [np.asarray(p, np.int32) for p in prompts]
+  sources, rows = split_prompts(model, prompts, start_ids)
+  if sources is not None:
+    num_tokens = min(num_tokens, limit - len(start_ids) + 1)
   prefixes = np.array([len(r) for r in rows], np.int32)
   prepared = prepare(params, model)
   key = jax.random.key(seed)
@@ -285,7 +327,7 @@ def generate(
     rows, prefixes = _cut_to(limit, rows, prefixes)
     num_slots = min(round_up(max(map(len, rows)) + left), limit)
     cache, logits_BV, lengths = read_prompts(
-      model, prepared, rows, num_slots, prefixes if is_prefix else None
+      model, prepared, rows, num_slots, prefixes if is_prefix else None, sources
     )
     while left > 0:
       free = num_slots - int(np.max(lengths))
@@ -364,81 +406,3 @@ def check_prompts(
         f"the prompt has {len(prompt)} tokens and the model {limit} positions;"
         " shorten it"
       )
-
-
-def generate_text(
-  model: Model,
-  params: Any,
-  tokenizer: Tokenizer,
-  prompts: list[str],
-  num_tokens: int,
-  sampling: Sampling,
-  seed: int = 0,
-  stop: tuple[str, ...] = (),
-  show: Callable[[str], None] | None = None,
-  is_prefix: bool = False,
-) -> list[str]:
-  """Returns each prompt's continuation, up to a stop string or separator.
-
-  Args:
-    model, params, num_tokens, sampling, seed, is_prefix: as in generate.
-    tokenizer: the tokenizer of the run.
-    prompts: texts, none empty.
-    stop: strings that end a continuation; they are not part of it.
-    show: called with each new piece of the first row's text; a piece is held
-      back while it may be the start of a stop string, or end inside a
-      character.
-  """
-  ids = [tokenizer.encode(p) for p in prompts]
-  made = [[] for _ in prompts]
-  texts, is_done = [""] * len(prompts), [False] * len(prompts)
-  shown = 0
-  # The model may have more rows of embedding than the tokenizer has tokens.
-  vocab_size = min(config_lib.vocab_size(model.config), tokenizer.vocab_size)
-  chunks = generate(
-    model, params, ids, num_tokens, sampling, seed, vocab_size, is_prefix
-  )
-  for chunk in chunks:
-    for row, new in enumerate(chunk):
-      if not is_done[row]:
-        made[row].extend(new.tolist())
-        texts[row], is_done[row] = cut_text(
-          ids[row], made[row], tokenizer, stop
-        )
-    if show is not None:
-      end = len(texts[0])
-      if not is_done[0]:
-        end = _safe_length(texts[0], stop)
-      if end > shown:
-        show(texts[0][shown:end])
-        shown = end
-    if all(is_done):
-      break
-  if show is not None and len(texts[0]) > shown:
-    show(texts[0][shown:])
-  return texts
-
-
-def cut_text(prompt, ids: list[int], tokenizer, stop=()) -> tuple[str, bool]:
-  """Returns (the text that ids add to the prompt, whether it has ended)."""
-  is_done = False
-  if tokenizer.separator_id in ids:
-    ids, is_done = ids[: ids.index(tokenizer.separator_id)], True
-  # Decoded with the prompt, because some decoders strip a text's first space.
-  start = tokenizer.decode(prompt)
-  whole = tokenizer.decode([*prompt, *ids])
-  text = whole[len(os.path.commonprefix([start, whole])) :]
-  ends = [text.find(s) for s in stop if s and s in text]
-  return (text[: min(ends)], True) if ends else (text, is_done)
-
-
-def _safe_length(text: str, stop) -> int:
-  """Returns the length of the part that more tokens cannot change."""
-  end = len(text.rstrip("\ufffd"))
-  held = [
-    size
-    for s in stop
-    for size in range(1, len(s))
-    if text[:end].endswith(s[:size])
-  ]
-  return end - max(held, default=0)

@@ -9,10 +9,15 @@ from gpt_jax.config import InputError, ModelConfig
 from gpt_jax.models import attend
 from gpt_jax.models.decoder import Decoder
 from gpt_jax.models.encoder import Encoder
+from gpt_jax.models.encoder_decoder import EncoderDecoder
 from gpt_jax.models.model import Model as Model
 
 # By option of model.family: the Linen module of the whole model.
-FAMILIES = {"decoder": Decoder, "encoder": Encoder}
+FAMILIES = {
+  "decoder": Decoder,
+  "encoder": Encoder,
+  "encoder_decoder": EncoderDecoder,
+}
 
 
 def build_model(

@@ -3,14 +3,15 @@
 | kernel | runs on | cannot |
 |---|---|---|
 | dense | all | long rows: it holds all scores |
-| blocks | all, tuned for CPUs | ALiBi, dropout of weights |
-| splash | TPU | ALiBi, dropout of weights |
+| blocks | all, tuned for CPUs | biases of scores, dropout of weights |
+| splash | TPU | these, attention to a source |
 | cudnn | GPU | these, packed documents, soft-caps, float32, a split sequence |
-| flash | GPU | ALiBi, dropout of weights, float32, a split sequence |
+| flash | GPU | these but documents and soft-caps |
 
 The compiler cannot partition a kernel, so on a mesh it runs in shard_map: rows
 over the batch axes, heads over tensor, and the sequence over seq, where keys
-are all-gathered or passed around a ring (ring.py).
+are all-gathered or passed around a ring (ring.py). The keys of a source are
+always gathered.
 """
 
 import functools
@@ -71,7 +72,7 @@ def choose(
     is_prefixed: whether rows have prefixes, each its own slots.
     is_packed: whether rows hold several documents.
   """
-  if is_cached or is_dropping or config.position == "alibi":
+  if is_cached or is_dropping or config_lib.has_score_bias(config):
     return "dense"
   if config.attention != "auto":
     fault = config_lib.cudnn_fault(config, is_packed)
@@ -88,6 +89,23 @@ def choose(
   if is_split or length >= MIN_BLOCKS_LEN:
     return "blocks"
   return "dense"
+
+
+def choose_cross(
+  config: ModelConfig, platform: str, length: int, needs_dense: bool
+) -> str:
+  """Returns the kernel of attention to a source, dense or blocks.
+
+  Args:
+    length: the longer of queries and source.
+    needs_dense: keys come from a cache, or weights are dropped.
+  """
+  if needs_dense or config.attention == "dense":
+    return "dense"
+  is_short = platform == "cpu" and length < MIN_BLOCKS_LEN
+  if config.attention == "auto" and is_short and sharding.axis_size("seq") == 1:
+    return "dense"
+  return "blocks"
 
 
 def attend(
@@ -107,17 +125,18 @@ def attend(
     y_BKGTH = dense(scale * q_BKGTH, k_BKSH, v_BKSH, context, config, key)
     return checkpoint_name(y_BKGTH, "attn")
   local = functools.partial(
-    _local,
+    _local if context.keys is None else _local_cross,
     scale=scale,
     kernel=context.kernel,
     rule=context.rule,
     is_ordered=context.is_ordered,
     interpret=context.platform == INTERPRETED,
   )
-  arrays = q_BKGTH, k_BKSH, v_BKSH, context.slots_BT, context.segments_BT
+  at = TokenPositions(context.slots_BT, context.segments_BT)
+  arrays = q_BKGTH, k_BKSH, v_BKSH, at, context.keys
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.size == 1:
-    return local(*arrays, axis=None, size=1)
+    return local(*arrays, axis=None, key_axis=None, size=1)
   return _spread(local, *arrays, config.seq_attention, rules, mesh)
 
 
@@ -125,15 +144,15 @@ def dense(q_BKGTH, k_BKSH, v_BKSH, context, config: ModelConfig, key=None):
   """All scores at once, softmax in float32; q comes scaled."""
   s_BKGTS = blockwise.einsum("BKGTH,BKSH->BKGTS", q_BKGTH, k_BKSH)
   s_BKGTS = blockwise.softcap(context.rule, s_BKGTS)
-  if config.position == "alibi":  # Press et al. 2021
-    s_BKGTS += context.alibi_BKGTS
+  if context.bias_BKGTS is not None:
+    s_BKGTS += context.bias_BKGTS
   s_BKGTS = jnp.where(context.mask_BTS[:, None, None], s_BKGTS, MASK_VALUE)
   p_BKGTS = jax.nn.softmax(s_BKGTS, axis=-1).astype(v_BKSH.dtype)
   p_BKGTS = dropout(p_BKGTS, config.dropout_rate, key, "weights")
   return jnp.einsum("BKGTS,BKSH->BKGTH", p_BKGTS, v_BKSH)
 
 
-def _spread(local, q, k, v, slots_BT, segments_BT, how: str, rules: str, mesh):
+def _spread(local, q, k, v, at, keys, how: str, rules: str, mesh):
   """Runs `local` in shard_map: by rows, heads and parts of the sequence."""
   B, K, G, T, _ = q.shape
   table = sharding.RULES[rules]
@@ -141,31 +160,67 @@ def _spread(local, q, k, v, slots_BT, segments_BT, how: str, rules: str, mesh):
   count = lambda name: math.prod(mesh.shape[a] for a in split(name))
   fits = lambda name, size: split(name) if size % count(name) == 0 else ()
   batch, heads, length = fits("batch", B), split("heads"), fits("length", T)
+  key_length = fits("length", k.shape[2])
   if K % count("heads"):
     # Key heads do not divide over the devices: repeat them for each query head.
     heads = fits("heads", K * G)
     k, v = (jnp.repeat(x, G, axis=1) for x in (k, v))
     q = q.reshape(B, K * G, 1, *q.shape[3:])
-  (axis,) = length or (None,)
-  slots_spec = P() if slots_BT.shape[0] == 1 else P(batch)
-  own = functools.partial(local, axis=axis, size=count("length"), how=how)
-  k_spec, q_spec = P(batch, heads, length), P(batch, heads, None, length)
-  ids_spec = None if segments_BT is None else P(batch)
+  (axis,), (key_axis,) = length or (None,), key_length or (None,)
+  own = functools.partial(
+    local, axis=axis, key_axis=key_axis, size=count("length"), how=how
+  )
+  k_spec, q_spec = P(batch, heads, key_length), P(batch, heads, None, length)
+  whole = lambda ids: P() if ids.shape[0] == 1 else P(batch)
+  at_spec, keys_spec = jax.tree.map(whole, (at, keys))
   y = jax.shard_map(
     own,
-    in_specs=(q_spec, k_spec, k_spec, slots_spec, ids_spec),
+    in_specs=(q_spec, k_spec, k_spec, at_spec, keys_spec),
     out_specs=q_spec,
     check_vma=False,
-  )(q, k, v, slots_BT, segments_BT)
+  )(q, k, v, at, keys)
   return y.reshape(B, K, G, T, -1)
+
+
+def _local_cross(
+  q,
+  k,
+  v,
+  at: TokenPositions,
+  keys: TokenPositions,
+  *,
+  scale: float,
+  rule,
+  axis,
+  key_axis,
+  **_,
+):
+  """Attention of a device's own queries to a source; returns their y.
+
+  Args:
+    at, keys: of the whole rows.
+    axis, key_axis: mesh axes that queries and source are split over, or None.
+  """
+  if axis is not None:
+    at = _own_part(at, axis, q.shape[3])
+  if key_axis is not None:
+    gather = lambda x: jax.lax.all_gather(x, key_axis, axis=2, tiled=True)
+    k, v = gather(k), gather(v)
+  return blockwise.tiles(scale * q, k, v, at, keys, rule)
+
+
+def _own_part(whole: TokenPositions, axis, length: int) -> TokenPositions:
+  start = jax.lax.axis_index(axis) * length
+  cut = lambda x: jax.lax.dynamic_slice_in_dim(x, start, length, -1)
+  return jax.tree.map(cut, whole)
 
 
 def _local(
   q,
   k,
   v,
-  slots_BT,
-  segments_BT,
+  whole: TokenPositions,
+  keys: None,
   *,
   scale: float,
   kernel: str,
@@ -173,13 +228,14 @@ def _local(
   is_ordered: bool,
   interpret: bool,
   axis,
+  key_axis,
   size: int,
   how: str = "gather",
 ):
   """Attention of a device's own queries; returns their y.
 
   Args:
-    slots_BT, segments_BT: of the whole rows.
+    whole: of the whole rows, queries and keys alike.
     axis, size: mesh axis that the sequence is split over; None and 1 if none.
     how: gather | ring.
   """
@@ -193,20 +249,17 @@ def _local(
     if kernel == "cudnn":
       y = cudnn(q, k, v, rule, scale)
     else:
-      y = flash(q, k, v, segments_BT, rule, scale, interpret)
+      y = flash(q, k, v, whole.segments_BT, rule, scale, interpret)
     return y[..., :-short] if short else y
   q = scale * q
   T = q.shape[3]
-  whole = TokenPositions(slots_BT, segments_BT)
   if axis is None:
     if kernel == "splash" and is_ordered:
-      return splash.whole(q, k, v, segments_BT, rule, interpret)
+      return splash.whole(q, k, v, whole.segments_BT, rule, interpret)
     if is_ordered and T <= blockwise.MAX_STRIPS_LEN:
-      return blockwise.strips(q, k, v, segments_BT, rule)
+      return blockwise.strips(q, k, v, whole.segments_BT, rule)
     return blockwise.tiles(q, k, v, whole, whole, rule)
-  start = jax.lax.axis_index(axis) * T
-  cut = lambda x: jax.lax.dynamic_slice_in_dim(x, start, T, -1)
-  own = jax.tree.map(cut, whole)
+  own = _own_part(whole, axis, T)
   if how == "ring":
     inner = blockwise.tiles_forward, blockwise.tiles_backward
     if kernel == "splash":

@@ -34,7 +34,7 @@ READERS = ("q", "q_down", "k", "v", "kv_down")
 
 
 class Attention(nn.Module):
-  """Causal self-attention with grouped queries (Ainslie et al. 2023)."""
+  """Self-attention with grouped queries (Ainslie et al. 2023)."""
 
   config: ModelConfig
   rules: str
@@ -101,16 +101,28 @@ class Attention(nn.Module):
       top = largest_score(q_BKGTH, k_BKSH, context, c)
       self.sow("taps", "score_max", top)
     y_BKGTH = attend(q_BKGTH, k_BKSH, v_BKSH, context, c, self.rules, key)
-    y_BTNH = y_BKGTH.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
-    y_BTNH = y_BTNH.astype(x_BTD.dtype)  # a cache may be wider
-    w_o_NHD = declare(
-      self, "o", (N, H, D), ("heads", "head_dim", "embed"), "residual"
-    )
-    y_BTD = project(y_BTNH, w_o_NHD, c.grad_dtype, num_in=2)
-    if c.bias:
-      bias_D = declare(self, "o_bias", (D,), ("norm",), "bias")
-      y_BTD = shift(y_BTD, bias_D, c.grad_dtype)
-    return y_BTD, cache
+    return project_out(self, y_BKGTH, x_BTD), cache
+
+
+def project_out(module: nn.Module, y_BKGTH, x_BTD):
+  """Returns y_BTD, what the heads add to the residual stream.
+
+  Args:
+    module: declares the matrix and the bias.
+    x_BTD: what the sublayer reads.
+  """
+  c, (B, T, D) = module.config, x_BTD.shape
+  N, H = c.num_heads, y_BKGTH.shape[-1]
+  y_BTNH = y_BKGTH.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
+  y_BTNH = y_BTNH.astype(x_BTD.dtype)  # a cache may be wider
+  w_o_NHD = declare(
+    module, "o", (N, H, D), ("heads", "head_dim", "embed"), "residual"
+  )
+  y_BTD = project(y_BTNH, w_o_NHD, c.grad_dtype, num_in=2)
+  if c.bias:
+    bias_D = declare(module, "o_bias", (D,), ("norm",), "bias")
+    y_BTD = shift(y_BTD, bias_D, c.grad_dtype)
+  return y_BTD
 
 
 def largest_score(q_BKGTH, k_BKSH, context, config: ModelConfig):

@@ -5,9 +5,11 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from gpt_jax import sharding
+from gpt_jax import sharding, tree
 from gpt_jax.config import ModelConfig
+from gpt_jax.models import cache as cache_lib
 from gpt_jax.models.attention import Attention
+from gpt_jax.models.cross import CrossAttention
 from gpt_jax.models.latent import LatentAttention
 from gpt_jax.models.layers import MLP, Norm, dropout
 from gpt_jax.models.moe import MoE
@@ -16,6 +18,8 @@ from gpt_jax.parametrization import residual_multiplier
 
 class Block(nn.Module):
   """Attention and MLP, or experts, each around a residual, with norms.
+
+  Where the context has a source, attention to it stands between the two.
 
   Attributes:
     mlp_kind: one of config.MLP_KINDS.
@@ -55,6 +59,16 @@ class Block(nn.Module):
     )
     pin = lambda x: place(x, "residual_length")
     whole = lambda x: place(x, "length")
+    has_source, source = context.cross is not None, None
+    if has_source:
+      cross = CrossAttention(c, self.rules, name="cross")
+      norm_cross = Norm(c, name="norm_cross")
+      cross_key = None if key is None else tree.key_for(key, "cross")
+      if cache is not None:
+        cache, source = cache_lib.split_source(cache)
+      attend_source = lambda x: cross(
+        whole(x), context.cross, source, cross_key
+      )
     if c.norm_placement != "post":
       close = lambda y, name: y  # Gemma 2 (2024) normalises it again
       if c.norm_placement == "sandwich":
@@ -66,6 +80,10 @@ class Block(nn.Module):
       y = close(y, "norm_attn_out")
       self.sow("taps", "attn_out", y)
       x_BTD = pin(x_BTD + drop(y, "attn"))
+      if has_source:
+        y, source = attend_source(norm_cross(x_BTD))
+        y = close(y, "norm_cross_out")
+        x_BTD = pin(x_BTD + drop(y, "cross"))
       y, routing = mlp(whole(norm_mlp(x_BTD)))
       y = close(y, "norm_mlp_out")
       self.sow("taps", "mlp_out", y)
@@ -74,7 +92,13 @@ class Block(nn.Module):
       y, cache = attn(whole(x_BTD), context, cache, key)
       self.sow("taps", "attn_out", y)
       x_BTD = pin(norm_attn(x_BTD + drop(y, "attn")))
+      if has_source:
+        y, source = attend_source(x_BTD)
+        x_BTD = pin(norm_cross(x_BTD + drop(y, "cross")))
       y, routing = mlp(whole(x_BTD))
       self.sow("taps", "mlp_out", y)
       x_BTD = pin(norm_mlp(x_BTD + drop(y, "mlp")))
+    if has_source and cache is not None:
+      ids_BS = context.cross.keys.segments_BT
+      cache = cache_lib.join_source(cache, source, ids_BS)
     return x_BTD, (cache, routing)

@@ -1,5 +1,8 @@
 """The cache of keys and values that decoding reads.
 
+Where layers attend to a source, what they read of it follows their own keys and
+values once it is read: (k_BKSH, v_BKSH) and the document of each of its tokens.
+
 A local layer's cache is a ring of as many slots as its window: token t lies at
 t mod S, where the token that leaves the window was. A layer of any other kind
 has a slot for each token of the row.
@@ -71,6 +74,19 @@ def update(cache, new, kind: str, start_B, end_B):
     return kept, kept
   join = lambda c, x: jnp.concatenate([c, x.astype(c.dtype)], axis=2)
   return tuple(map(join, cache, new)), kept
+
+
+def split_source(cache: tuple):
+  """Returns (a layer's own keys and values, those of the source it has read).
+
+  The second is None in an empty cache.
+  """
+  return cache[:2], cache[2:4] or None
+
+
+def join_source(own: tuple, source, segments_BS) -> tuple:
+  """Returns a layer's cache with the keys and values of the source."""
+  return (*own, *(x.astype(own[0].dtype) for x in source), segments_BS)
 
 
 def _write(cache_BKSH, new_BKTH, start_B):

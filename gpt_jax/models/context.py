@@ -1,13 +1,14 @@
 """What the attention of all layers of one kind shares in a forward pass."""
 
 import jax
+import jax.numpy as jnp
 from flax import struct
 
 from gpt_jax import config as config_lib
 from gpt_jax.config import ModelConfig
 from gpt_jax.models import cache as cache_lib
-from gpt_jax.models.attend import choose
-from gpt_jax.models.positions import alibi_of, rope_of
+from gpt_jax.models.attend import choose, choose_cross
+from gpt_jax.models.positions import bias_of, rope_of
 from gpt_jax.ops import visibility
 from gpt_jax.ops.visibility import Rule, TokenPositions
 
@@ -16,7 +17,8 @@ class Context(struct.PyTreeNode):
   """Inputs of attention that all layers of one kind share in a forward pass.
 
   Attributes:
-    kind: of the layers that read this, global or local.
+    kind: of the layers that read this, global or local; cross for attention
+      to a source.
     rule: what their queries see.
     kernel: dense | blocks | splash | cudnn | flash (attend.choose).
     platform: cpu, gpu, tpu or attend.INTERPRETED.
@@ -26,9 +28,14 @@ class Context(struct.PyTreeNode):
     mask_BTS: bool, which keys each query sees; for "dense" alone, since it
       grows with the square of the length.
     rope: (cos, sin) for position="rope", else None.
-    alibi_BKGTS: score biases for position="alibi", else None.
+    bias_BKGTS: what is added to the scores for position="alibi" or "relative",
+      else None.
     start_B, end_B: int32, tokens of each row that are cached before and after,
       with a cache, else None.
+    keys: TokenPositions of the keys, where they are not the queries' own.
+    source_BSD: what the keys and values of attention to a source are projected
+      from; None where a cache holds them.
+    cross: the Context of attention to a source, in layers that have it.
   """
 
   kind: str = struct.field(pytree_node=False)
@@ -40,9 +47,12 @@ class Context(struct.PyTreeNode):
   segments_BT: jax.Array | None = None
   mask_BTS: jax.Array | None = None
   rope: tuple | None = None
-  alibi_BKGTS: jax.Array | None = None
+  bias_BKGTS: jax.Array | None = None
   start_B: jax.Array | None = None
   end_B: jax.Array | None = None
+  keys: TokenPositions | None = None
+  source_BSD: jax.Array | None = None
+  cross: "Context | None" = None
 
 
 def build_contexts(
@@ -57,6 +67,8 @@ def build_contexts(
   is_ordered: bool,
   is_prefixed: bool = False,
   is_dropping: bool = False,
+  relative_XN=None,
+  cross: Context | None = None,
 ) -> dict[str, Context]:
   """Returns {kind: Context} for the kinds of layers that the config has.
 
@@ -68,6 +80,8 @@ def build_contexts(
     is_ordered: whether slots are 0, 1, 2, ... in every row.
     is_prefixed: whether rows have prefixes, each its own slots.
     is_dropping: whether attention weights are dropped.
+    relative_XN: from positions.declare_relative.
+    cross: from build_cross, where layers attend to a source too.
   """
   c, T = config, at.slots_BT.shape[1]
   kernel = choose(
@@ -88,15 +102,11 @@ def build_contexts(
       slots_BS = cache_lib.key_slots(kind, size, T, start_B, end_B)
       keys = TokenPositions(slots_BS)
     rule = visibility.rule_of(c, kind)
-    mask_BTS = alibi_BKGTS = rope = None
+    mask_BTS = rope = None
     if kernel == "dense":
       mask_BTS = visibility.visible(rule, at, keys)
     if c.position == "rope":
       rope = rope_of(positions_BT, c, kind)
-    if c.position == "alibi":
-      alibi_BKGTS = alibi_of(
-        at.slots_BT, keys.slots_BT, c.num_heads, config_lib.num_kv_heads(c)
-      )
     return Context(
       kind=kind,
       rule=rule,
@@ -107,9 +117,52 @@ def build_contexts(
       segments_BT=at.segments_BT,
       mask_BTS=mask_BTS,
       rope=rope,
-      alibi_BKGTS=alibi_BKGTS,
+      bias_BKGTS=bias_of(c, rule, at.slots_BT, keys.slots_BT, relative_XN),
       start_B=start_B,
       end_B=end_B,
+      cross=cross,
     )
 
   return {kind: one(kind) for kind in set(config_lib.layer_kinds(c))}
+
+
+def build_cross(
+  config: ModelConfig,
+  platform: str,
+  queries: TokenPositions,
+  source_BSD,
+  segments_BS,
+  *,
+  is_cached: bool,
+  is_dropping: bool,
+) -> Context:
+  """Returns the Context of attention to a source.
+
+  A query sees all tokens of the source, or those of its own document.
+
+  Args:
+    queries: slots and documents of the tokens.
+    source_BSD: the encoder's output; None where a cache holds what follows.
+    segments_BS: document of each token of the source; None sees them all.
+    is_cached: whether the pass writes or reads a cache.
+  """
+  source = segments_BS if source_BSD is None else source_BSD
+  T, S = queries.slots_BT.shape[1], source.shape[1]
+  keys = TokenPositions(jnp.arange(S)[None], segments_BS)
+  rule = Rule(is_causal=False, softcap=config.attn_softcap)
+  kernel = choose_cross(config, platform, max(T, S), is_cached or is_dropping)
+  mask_BTS = None
+  if kernel == "dense":
+    mask_BTS = visibility.visible(rule, queries, keys)
+  return Context(
+    kind="cross",
+    rule=rule,
+    kernel=kernel,
+    platform=platform,
+    slots_BT=queries.slots_BT,
+    is_ordered=True,
+    segments_BT=queries.segments_BT,
+    mask_BTS=mask_BTS,
+    keys=keys,
+    source_BSD=source_BSD,
+  )

@@ -13,6 +13,7 @@ from gpt_jax.config import ModelConfig
 from gpt_jax.models.attention import FUSED, READERS
 from gpt_jax.models.context import build_contexts
 from gpt_jax.models.layers import Embedding, Norm, build_read_out, start_stream
+from gpt_jax.models.positions import declare_relative
 from gpt_jax.models.stack import FUTURE, look_ahead, run_blocks
 from gpt_jax.ops.projection import fuse_qkv
 from gpt_jax.ops.visibility import TokenPositions
@@ -114,6 +115,7 @@ class Decoder(nn.Module):
       is_ordered=is_ordered and not is_prefixed,
       is_prefixed=is_prefixed,
       is_dropping=key is not None and c.dropout_rate > 0,
+      relative_XN=declare_relative(self, "relative"),
     )
     embed = Embedding(c, name="embed")
     x_BTD = start_stream(self, embed(tokens_BT, positions_BT), key)
@@ -141,7 +143,7 @@ class Decoder(nn.Module):
 def _fuse(tree: dict, join) -> dict:
   fused = dict(tree)
   for stack in tree:
-    if stack.startswith("blocks"):
+    if isinstance(tree[stack], dict) and "attn" in tree[stack]:
       attn = dict(tree[stack]["attn"])
       names = [name for name in READERS if name in attn]
       attn[FUSED] = join([attn.pop(name) for name in names])

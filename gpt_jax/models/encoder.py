@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from gpt_jax.config import ModelConfig
 from gpt_jax.models.context import build_contexts
 from gpt_jax.models.layers import Embedding, Norm, build_read_out, start_stream
+from gpt_jax.models.positions import declare_relative
 from gpt_jax.models.stack import run_blocks
 from gpt_jax.ops.visibility import TokenPositions
 
@@ -71,6 +72,7 @@ class Encoder(nn.Module):
       positions_BT,
       is_ordered=True,
       is_dropping=key is not None and c.dropout_rate > 0,
+      relative_XN=declare_relative(self, "relative"),
     )
     embed = Embedding(c, name="embed")
     x_BTD = start_stream(self, embed(tokens_BT, positions_BT, types_BT), key)

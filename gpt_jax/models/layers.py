@@ -11,6 +11,7 @@ from gpt_jax import config as config_lib
 from gpt_jax import sharding, tree
 from gpt_jax.config import ModelConfig
 from gpt_jax.models.declare import declare
+from gpt_jax.models.positions import sinusoids
 from gpt_jax.ops import quantized
 from gpt_jax.ops.activation import ACTIVATIONS, activate
 from gpt_jax.ops.matmul import matmul
@@ -58,8 +59,12 @@ class Embedding(nn.Module):
       x_BTD = quantized.pick(self.table_VD, tokens_BT)
     else:
       x_BTD = self.table_VD[tokens_BT]
+    if self.config.scaled_embeddings:  # Vaswani et al. 2017, section 3.4
+      x_BTD = x_BTD * self.config.model_dim**0.5
     if self.config.position == "learned":
       x_BTD = x_BTD + self.table_SD[positions_BT]
+    if self.config.position == "sinusoidal":
+      x_BTD = x_BTD + sinusoids(positions_BT, self.config.model_dim)
     if self.config.num_token_types is not None:
       if types_BT is None:
         types_BT = jnp.zeros((1, 1), jnp.int32)
@@ -70,15 +75,16 @@ class Embedding(nn.Module):
     return x_BTD
 
 
-def start_stream(module: nn.Module, x_BTD, key):
+def start_stream(module: nn.Module, x_BTD, key, name: str = "embed"):
   """Returns the residual stream that the first layer reads.
 
   Args:
     module: the family's.
     x_BTD: Embedding's.
     key: dropout key, or None.
+    name: what apply_tapped calls it.
   """
-  module.sow("taps", "embed_out", x_BTD)
+  module.sow("taps", f"{name}_out", x_BTD)
   x_BTD = dropout(x_BTD, module.config.dropout_rate, key, "embed")
   return sharding.constrain(
     x_BTD, ("batch", "residual_length", "residual"), module.rules

@@ -1,8 +1,9 @@
 """A model as functions: what training, decoding and studies call.
 
 A family is a Linen module (models/__init__.py) with these class attributes:
-  STACKS        names of its stacks of layers, "blocks"; each is several where
-                layers have different parameters (config.layer_stacks)
+  STACKS        names of its stacks of layers, "blocks" and, where it reads a
+                source, "encoder"; each is several where layers have different
+                parameters (config.layer_stacks)
   OBJECTIVES    options of data.objective that it can be trained with
   can_generate  whether it continues a text; then its __call__ takes a cache,
                 and it has a static method prepare(params, specs) -> (params,
@@ -99,14 +100,18 @@ class Model:
 
     taps: embed and residual (before the last norm) of shape (B, T, D), attn
     and mlp (the sublayers' outputs) of (L, B, T, D), and score_max (L,), the
-    largest attention score.
+    largest attention score. Where there is an encoder, also those three of it,
+    encoder_attn and so on.
     """
     out, saved = self.apply(params, tokens_BT, *args, mutable=["taps"], **kw)
     saved = stack.stack_layers(saved["taps"], self.stacks)
-    blocks = stack.merge_stacks(saved, self.config)
     named = {"embed": saved["embed_out"], "residual": saved["residual_out"]}
-    named |= {"attn": blocks["attn_out"], "mlp": blocks["mlp_out"]}
-    named["score_max"] = blocks["attn"]["score_max"]
+    for name in self.module.STACKS:
+      of = "" if name == "blocks" else f"{name}_"
+      layers = stack.merge_stacks(saved, self.config, name)
+      named[f"{of}attn"] = layers["attn_out"]
+      named[f"{of}mlp"] = layers["mlp_out"]
+      named[f"{of}score_max"] = layers["attn"]["score_max"]
     return out, {name: value for name, (value,) in named.items()}
 
   def can_reorder(self, length: int, is_dropping: bool) -> bool:
@@ -140,7 +145,7 @@ class Model:
       prepared, specs = self.module.prepare(params, specs)
     form = cast if is_full else self._quantize
     ready = _map_matrices(form, prepared, specs)
-    if is_full and c.position == "learned":
+    if is_full and c.position in ("learned", "sinusoidal"):
       # Rows of the table are summed with positions in the type they are
       # stored in.
       low = ready["embed"]["tokens"]
@@ -183,7 +188,7 @@ class Model:
     return cache_lib.init_cache(self.config, batch_size, num_slots, dtype)
 
   def apply_cached(
-    self, prepared, tokens_BT, cache, start_B, only_B=None, slots_BT=None
+    self, prepared, tokens_BT, cache, start_B, only_B=None, slots_BT=None, **kw
   ):
     """Returns (logits_BTV, cache) for tokens that follow what is cached.
 
@@ -194,15 +199,19 @@ class Model:
       start_B: int32, how many tokens each row has cached.
       only_B: int32, the one token of each row whose logits are wanted.
       slots_BT: as Decoder's; the prompt of a prefix language model.
+      kw: sources_BS and source_segments_BS, which a family that has a source
+        reads with the first tokens.
     """
     module = self.module(self.config, self.rules, is_stacked=False)
+    kw["slots_BT"] = slots_BT
+    kw = {name: value for name, value in kw.items() if value is not None}
     return module.apply(
       {"params": prepared},
       tokens_BT,
       cache=cache,
       start_B=start_B,
       only_B=only_B,
-      slots_BT=slots_BT,
+      **kw,
     )
 
 

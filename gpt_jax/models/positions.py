@@ -1,16 +1,97 @@
-"""Positions inside attention: rotary angles, and ALiBi's biases."""
+"""Positions: sines, rotary angles, and biases of the scores by distance."""
 
+import math
+
+import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 
 from gpt_jax import config as config_lib
 from gpt_jax.config import ModelConfig
+from gpt_jax.models.declare import declare
+from gpt_jax.ops.visibility import Rule
 
 # Llama 3's rotary scaling: wavelengths over ORIGINAL_LEN / LOW are stretched,
 # those under ORIGINAL_LEN / HIGH are kept (Dubey et al. 2024, appendix).
 LLAMA3_LOW, LLAMA3_HIGH = 1.0, 4.0
 
 
-def alibi_of(slots_BT, keys_1S, num_heads: int, num_kv_heads: int):
+def sinusoids(positions_BT, width: int):
+  """Returns x_BTD float32: sines and cosines of positions, in turn.
+
+  Dims 2 i and 2 i + 1 hold those of position / 10000^(2 i / D) (Vaswani et al.
+  2017, section 3.5).
+  """
+  rate_H = 10_000.0 ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
+  angle_BTH = positions_BT[..., None].astype(jnp.float32) * rate_H[None, None]
+  pairs = jnp.stack([jnp.sin(angle_BTH), jnp.cos(angle_BTH)], axis=-1)
+  return pairs.reshape(*positions_BT.shape, width)
+
+
+def bias_of(config: ModelConfig, rule: Rule, slots_BT, keys_BS, table_XN=None):
+  """Returns what is added to the scores, (B, K, G, T, S); None for nothing.
+
+  Args:
+    slots_BT, keys_BS: slots of queries and of keys; B may be 1.
+    table_XN: from declare_relative, where model.position is relative.
+  """
+  N, K = config.num_heads, config_lib.num_kv_heads(config)
+  if config.position == "alibi":
+    return alibi_of(slots_BT, keys_BS, N, K, rule.is_causal)
+  if config.position != "relative":
+    return None
+  assert table_XN is not None  # the family declares it
+  distance_BTS = keys_BS[:, None] - slots_BT[..., None]
+  bias_BTSN = relative_of(table_XN, distance_BTS, rule.is_causal)
+  bias_BNTS = jnp.moveaxis(bias_BTSN, 3, 1)
+  return bias_BNTS.reshape(len(bias_BNTS), K, N // K, *bias_BNTS.shape[2:])
+
+
+def declare_relative(module: nn.Module, name: str):
+  """Returns the table_XN of a stack's biases; None where it has none.
+
+  All layers of the stack share it (Raffel et al. 2020, section 2.1).
+  """
+  if module.config.position != "relative":
+    return None
+  shape = config_lib.RELATIVE_BUCKETS, module.config.num_heads
+  return declare(module, name, shape, (None, "heads"), "position")
+
+
+def relative_of(table_XN, distance_BTS, is_causal: bool):
+  """Returns float32 bias_BTSN, that of each distance's bucket.
+
+  Args:
+    distance_BTS: slot of the key less that of the query.
+  """
+  reach = config_lib.RELATIVE_REACH
+  buckets_R = buckets_of(np.arange(-reach, reach + 1), is_causal)
+  by_distance_RN = table_XN[buckets_R].astype(jnp.float32)
+  return by_distance_RN[jnp.clip(distance_BTS, -reach, reach) + reach]
+
+
+def buckets_of(distances, is_causal: bool) -> np.ndarray:
+  """Returns the bucket of each distance, key less query, as in T5's code.
+
+  Half of the buckets hold one distance each; the others widen with its
+  logarithm up to RELATIVE_REACH (Raffel et al. 2020, section 2.1). Both ways,
+  keys after the query have the upper half of all buckets. The margin keeps
+  distances that are on a border of two buckets in the upper one.
+  """
+  distances = np.asarray(distances)
+  count = config_lib.RELATIVE_BUCKETS // (1 if is_causal else 2)
+  away = np.maximum(-distances, 0) if is_causal else np.abs(distances)
+  exact = count // 2
+  whole = math.log(config_lib.RELATIVE_REACH / exact)
+  part = np.log(np.maximum(away, 1) / exact) / whole
+  wide = exact + np.floor(part * (count - exact) + 1e-9).astype(np.int64)
+  bucket = np.where(away < exact, away, np.minimum(wide, count - 1))
+  return bucket if is_causal else bucket + count * (distances > 0)
+
+
+def alibi_of(
+  slots_BT, keys_1S, num_heads: int, num_kv_heads: int, is_causal: bool = True
+):
   """Returns the linear biases (B, K, G, T, S): -slope times the distance.
 
   Slopes are 2^(-8 i / n) for n heads; where n is no power of two, those of the
@@ -22,6 +103,8 @@ def alibi_of(slots_BT, keys_1S, num_heads: int, num_kv_heads: int):
   slopes += finer[: num_heads - power]
   slopes_KG = jnp.array(slopes).reshape(num_kv_heads, -1)
   distance = slots_BT[..., None] - keys_1S[:, None]
+  if not is_causal:
+    distance = jnp.abs(distance)
   return -slopes_KG[None, :, :, None, None] * distance[:, None, None]
 
 

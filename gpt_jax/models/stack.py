@@ -41,8 +41,15 @@ def rematerialised(config: ModelConfig, is_scanned: bool) -> type[Block]:
   return nn.remat(Block, policy=policy, prevent_cse=not is_scanned)
 
 
-def run_blocks(module: nn.Module, x_BTD, contexts: dict, cache=None, key=None):
-  """Runs all blocks of a family's module; returns (x_BTD, cache, routing).
+def run_blocks(
+  module: nn.Module,
+  x_BTD,
+  contexts: dict,
+  cache=None,
+  key=None,
+  name: str = "blocks",
+):
+  """Runs all blocks of a family's stack; returns (x_BTD, cache, routing).
 
   routing is moe.MoE's, with a leading dim of the layers that have experts; None
   without experts.
@@ -52,17 +59,18 @@ def run_blocks(module: nn.Module, x_BTD, contexts: dict, cache=None, key=None):
     contexts: context.build_contexts of the forward pass.
     cache: list over layers, or None; needs is_stacked=False.
     key: dropout key, or None.
+    name: one of the module's STACKS.
   """
-  c = module.config
+  c = config_lib.stack_config(module.config, name)
   kinds, mlps = config_lib.layer_kinds(c), config_lib.mlp_kinds(c)
-  places = layer_places(c)
+  places = layer_places(c, name)
   block = rematerialised(c, module.is_stacked)
   layers = range(c.num_layers)
   if module.is_initializing():
     # The others of a stack have the same parameters as its first.
     layers = [layer for layer in layers if places[layer][1] == 0]
   elif module.is_stacked:
-    return _scan_blocks(module, block, x_BTD, contexts, key)
+    return _scan_blocks(module, c, places, block, x_BTD, contexts, key)
   caches, routings = [], []
   for layer in layers:
     stack, at = places[layer]
@@ -101,13 +109,12 @@ def look_ahead(module: nn.Module, x_BTD, contexts: dict, key=None) -> list:
   return outs
 
 
-def _scan_blocks(module, block, x_BTD, contexts, key):
+def _scan_blocks(module, c, places, block, x_BTD, contexts, key):
   """Runs blocks whose parameters are stacked: a scan over their periods.
 
   Layers before the first period and after the last (config.layer_cycle) run one
   by one. Returns (x_BTD, None, routing).
   """
-  c, places = module.config, layer_places(module.config)
   kinds, mlps = config_lib.layer_kinds(c), config_lib.mlp_kinds(c)
   start, period = config_lib.layer_cycle(c)
   num_periods = (c.num_layers - start) // period
@@ -205,12 +212,12 @@ def layer_places(config: ModelConfig, name: str = "blocks"):
   return places
 
 
-def merge_stacks(trees: dict, config: ModelConfig):
-  """Returns one tree over all layers, in order, of {stack: tree} of "blocks".
+def merge_stacks(trees: dict, config: ModelConfig, name: str = "blocks"):
+  """Returns one tree over all layers, in order, of {stack: tree} of a stack.
 
   The trees have the same structure.
   """
-  places = layer_places(config)
+  places = layer_places(config_lib.stack_config(config, name), name)
   own = {stack: trees[stack] for stack, _ in places}
   if len(own) == 1:
     return trees[places[0][0]]
@@ -295,6 +302,8 @@ def stack_sizes(module, config: ModelConfig) -> dict[str, int]:
   names = [
     stack
     for name in module.STACKS
-    for stack in config_lib.layer_stacks(config, name)
+    for stack in config_lib.layer_stacks(
+      config_lib.stack_config(config, name), name
+    )
   ]
   return dict(collections.Counter(names))

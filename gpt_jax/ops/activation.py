@@ -67,8 +67,15 @@ def _geglu_slopes(gate, x):
   return x * (share + gate * density), gate * share
 
 
-# By value of model.mlp: Hendrycks and Gimpel 2016 (equations 2 and 1), So et
-# al. 2021, Shazeer 2020.
+def _geglu_tanh_slopes(gate, x):
+  (slope,) = _gelu_tanh_slopes(gate)
+  a, b = math.sqrt(2 / math.pi), 0.044715
+  share = 0.5 * (1 + jnp.tanh(a * gate * (1 + b * gate * gate)))
+  return x * slope, gate * share
+
+
+# By value of model.mlp: Hendrycks and Gimpel 2016 (equations 2 and 1), Nair and
+# Hinton 2010, So et al. 2021, Shazeer 2020.
 ACTIVATIONS = {
   "gelu_tanh": Activation(
     functools.partial(jax.nn.gelu, approximate=True), _gelu_tanh_slopes
@@ -76,11 +83,15 @@ ACTIVATIONS = {
   "gelu": Activation(
     functools.partial(jax.nn.gelu, approximate=False), _gelu_slopes
   ),
+  "relu": Activation(jax.nn.relu, lambda x: ((x > 0).astype(jnp.float32),)),
   "relu_squared": Activation(
     lambda x: jnp.square(jax.nn.relu(x)), lambda x: (2 * jax.nn.relu(x),)
   ),
   "swiglu": Activation(lambda gate, x: jax.nn.silu(gate) * x, _swiglu_slopes),
   "geglu": Activation(
     lambda gate, x: jax.nn.gelu(gate, approximate=False) * x, _geglu_slopes
+  ),
+  "geglu_tanh": Activation(
+    lambda gate, x: jax.nn.gelu(gate, approximate=True) * x, _geglu_tanh_slopes
   ),
 }

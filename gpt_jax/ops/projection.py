@@ -71,7 +71,8 @@ def project_each(x, ws: list, grad_dtype: str, platform: str):
   copy. Heads that are sharded over devices would have to move to become columns
   of one matrix.
   """
-  if platform == "gpu" or sharding.axis_size("tensor") > 1:
+  is_apart = platform == "gpu" or isinstance(ws[0], Quantized)
+  if is_apart or sharding.axis_size("tensor") > 1:
     return [project(x, w, grad_dtype) for w in ws]
   return project_fused(x, fuse_qkv(ws), [w.shape[1:] for w in ws], grad_dtype)
 

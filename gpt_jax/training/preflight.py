@@ -194,7 +194,7 @@ def describe(
   sequences = config_lib.count_sequences(c.train, c.train.num_steps)
   tokens = sequences * c.data.seq_len
   ramp = "up to " if c.train.batch_ramp != "none" else ""
-  per_token = flops.train_flops_per_token(c.model, c.data.seq_len)
+  per_token = flops.train_flops_of(c)
   table = sharding.RULES[c.mesh.rules]
   splits = [mesh.shape[a] for a in (*table["batch"], *table["length"])]
   micro = c.train.global_batch_size // c.train.num_microbatches

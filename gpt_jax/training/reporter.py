@@ -17,8 +17,9 @@ from gpt_jax import config as config_lib
 from gpt_jax import files, flops, metric_names
 from gpt_jax.config import Config
 from gpt_jax.data.objectives import build_task, prompting
+from gpt_jax.data.pairs import SourceTokenizer
 from gpt_jax.data.prepare import PreparedData
-from gpt_jax.inference import generation, scoring
+from gpt_jax.inference import generation, scoring, texts
 from gpt_jax.machine import console, processes
 from gpt_jax.models import Model
 from gpt_jax.runs import goodput, metrics, plot
@@ -91,7 +92,7 @@ class Reporter:
       clock.go_on(self.writers.carried)
     self.meter = metrics.Meter(
       config.train.global_batch_size * config.data.seq_len,
-      flops.train_flops_per_token(config.model, config.data.seq_len),
+      flops.train_flops_of(config),
       peak=None,  # the loop's to find, once the first step is done
       is_measured=mesh.devices.flat[0].platform == "cpu",
     )
@@ -308,7 +309,7 @@ class Reporter:
       text = self._sample(total, state)
       if text is not None:
         self.screen.say("sample:")
-        for line in console.wrap_text(c.sample.prompt + text):
+        for line in console.wrap_text(self._join_sample(text)):
           self.screen.say(f"  | {line}")
     if is_stopped():
       return
@@ -398,7 +399,7 @@ class Reporter:
     """
     s = self.config.sample
     try:
-      (text,) = generation.generate_text(
+      (text,) = texts.generate_text(
         self.model,
         state.params,
         prompting(self.config, self.prepared.tokenizer),
@@ -410,7 +411,7 @@ class Reporter:
       )
       if self.writers is not None:
         path = os.path.join(self.workdir, "samples", f"step-{step:06d}.txt")
-        files.write_text(path, s.prompt + text)
+        files.write_text(path, self._join_sample(text))
     except Exception as error:
       why = " ".join(str(error).split()) or type(error).__name__
       if why != self.sample_fault:
@@ -418,6 +419,12 @@ class Reporter:
       self.sample_fault = why
       return None
     return text
+
+  def _join_sample(self, text: str) -> str:
+    """Returns sample.prompt and its continuation, or below it its target."""
+    tokenizer = prompting(self.config, self.prepared.tokenizer)
+    between = "\n" if isinstance(tokenizer, SourceTokenizer) else ""
+    return self.config.sample.prompt + between + text
 
   def _curve_path(self) -> str:
     return os.path.join(self.workdir, "plots", "loss.svg")

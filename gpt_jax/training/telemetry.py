@@ -38,6 +38,7 @@ def make_watch(
       after the last
     update_rms/LL, update_rms/ROLE  the step's change of parameters: those of a
       layer, and those of a role outside the blocks
+    encoder_...        these of an encoder's layers, beside a decoder's
     grad_norm/ROLE     before clipping
     grad_square, grad_variance  the terms of metrics.noise_scale, in sequences,
       from the two halves of the microbatch (McCandlish et al. 2018, appendix
@@ -80,10 +81,12 @@ def make_watch(
     found = {"logit_max": _largest_logit(model, *out)}
     for name in ("embed", "residual"):
       found[f"{name}_rms"] = _rms(taps[name])
-    for layer in range(model.config.num_layers):
-      found[f"attn_logit_max/{layer:02}"] = taps["score_max"][layer]
-      for name in ("attn", "mlp"):
-        found[f"{name}_rms/{layer:02}"] = _rms(taps[name][layer])
+    for of in ("", "encoder_"):
+      for layer, score in enumerate(taps.get(f"{of}score_max", ())):
+        found[f"{of}attn_logit_max/{layer:02}"] = score
+        for name in ("attn", "mlp"):
+          tap = taps[f"{of}{name}"]
+          found[f"{of}{name}_rms/{layer:02}"] = _rms(tap[layer])
     return found
 
   return watch
@@ -131,15 +134,13 @@ def _updates(updates, specs) -> dict:
   for name, spec in tree.flatten_with_names(specs).items():
     x = jnp.square(leaves[name])
     if spec.axes[0] != "layers":
-      add(spec.role, x.sum(), x.size)
+      add(f"update_rms/{spec.role}", x.sum(), x.size)
       continue
     by_layer = x.reshape(x.shape[0], -1).sum(1)
+    of = "encoder_" if name.startswith("encoder/") else ""
     for layer in range(x.shape[0]):
-      add(f"{layer:02}", by_layer[layer], x.size // x.shape[0])
-  return {
-    f"update_rms/{name}": jnp.sqrt(squares[name] / counts[name])
-    for name in squares
-  }
+      add(f"{of}update_rms/{layer:02}", by_layer[layer], x.size // x.shape[0])
+  return {name: jnp.sqrt(squares[name] / counts[name]) for name in squares}
 
 
 def _rms(x):

@@ -11,7 +11,7 @@ from refusals import assert_refused, content_of, flag
 
 from gpt_jax import metric_names
 from gpt_jax.config import InputError
-from gpt_jax.inference import generation
+from gpt_jax.inference import texts
 from gpt_jax.runs import metrics, restore
 
 
@@ -40,7 +40,7 @@ def test_a_sample_that_cannot_be_made_is_a_line_and_the_run_goes_on(
   def fail(*args, **kwargs):
     raise RuntimeError("out of\nmemory")
 
-  monkeypatch.setattr(generation, "generate_text", fail)
+  monkeypatch.setattr(texts, "generate_text", fail)
   result = train(*flags, is_kept=True, workdir=tmp_path / "failing")
   assert (result.returncode, result.stderr) == (0, "")
   told = "step 2: no sample of sample.prompt: out of memory"

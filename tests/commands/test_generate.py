@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from gpt_jax.inference import generation
+from gpt_jax.inference import texts
 from gpt_jax.machine import console
 from gpt_jax.runs import workdir
 
@@ -104,7 +104,7 @@ def test_what_a_model_writes_never_steers_a_terminal(
       show(char)
     return [wild] * len(args[3])
 
-  monkeypatch.setattr(generation, "generate_text", write)
+  monkeypatch.setattr(texts, "generate_text", write)
   assert generate(PROMPT) == f"def train({wild}\n"  # a pipe gets what is
   assert wild in generate(PROMPT, "--prompt=x")
 

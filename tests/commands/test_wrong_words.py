@@ -65,6 +65,15 @@ WRONG_VALUES = {
   "model.num_kv_heads=3": ("model.num_kv_heads is 3", "model.num_heads 4"),
   "model.v_head_dim=8": ("model.v_head_dim is 8", "kv_lora_rank is None"),
   "model.kv_lora_rank=8": ("model.kv_lora_rank is 8", "needs rope"),
+  "model.num_encoder_layers=2": (
+    "model.num_encoder_layers is 2",
+    "model.family is decoder",
+  ),
+  "model.family=encoder_decoder": (
+    "data.objective is causal",
+    "model.family is encoder_decoder",
+    "sequence_to_sequence or span_corruption",
+  ),
   "train.num_microbatches=3": (
     "train.num_microbatches is 3",
     "train.global_batch_size 8",

@@ -13,8 +13,10 @@ from forms import (
   T,
   apply,
   apply_cached,
+  embedded_influence,
   make,
   model_config,
+  source_of,
   tokens_of,
 )
 
@@ -25,7 +27,8 @@ from gpt_jax.training import state
 
 
 def mean_loss(model, params, tokens):
-  logits = model.apply(params, tokens)[:, :-1]
+  source = source_of(model, len(tokens))
+  logits = model.apply(params, tokens, **source)[:, :-1]
   picked = jnp.take_along_axis(
     jax.nn.log_softmax(logits), tokens[:, 1:, None], axis=-1
   )
@@ -36,35 +39,6 @@ def closeness(form: str) -> dict:
   if FORMS[form].get("compute_dtype") == "bfloat16":
     return dict(rtol=0.05, atol=0.05)
   return dict(rtol=1e-5, atol=1e-5)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def embedded_gradient(model, params, to_slot, packing):
-  """d (squared logits at to_slot) / d embeddings, for tokens 0, 1, 2, ..."""
-  tokens = jnp.arange(T, dtype=jnp.int32)[None]
-
-  def output(table):
-    p = {**params, "embed": {**params["embed"], "tokens": table}}
-    if model.config.tied_embeddings:
-      # The output side of a tied table reads every row; keep only the input.
-      frozen = jax.lax.stop_gradient(params["embed"]["tokens"])
-      p["embed"]["tokens"] = table
-      model_ = build_model(
-        dataclasses.replace(model.config, tied_embeddings=False)
-      )
-      p["unembed"] = frozen
-      logits = model_.apply(p, tokens, **packing)
-    else:
-      logits = model.apply(p, tokens, **packing)
-    return jnp.square(logits[0, to_slot, :61]).sum()
-
-  return jax.grad(output)(params["embed"]["tokens"])
-
-
-def embedded_influence(model, params, from_slot, to_slot, **packing):
-  """How much the token at from_slot moves the logits at to_slot."""
-  grad = embedded_gradient(model, params, to_slot, packing)
-  return float(jnp.abs(grad[from_slot]).sum())
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -125,23 +99,20 @@ def test_a_packed_document_scores_as_it_does_alone(form):
   tokens = tokens_of(rows=1)
   segments = jnp.array([[0] * 6 + [1] * 10], jnp.int32)
   positions = jnp.array([[*range(6), *range(10)]], jnp.int32)
-  packed = apply(model, params, tokens, positions, segments)
-  alone = apply(model, params, tokens[:, 6:])
+  of = lambda documents: source_of(model, 1, documents)
+  packed = apply(model, params, tokens, positions, segments, **of("packed"))
+  alone = apply(model, params, tokens[:, 6:], **of("second"))
   np.testing.assert_allclose(packed[:, 6:], alone, **closeness(form))
-  if (
-    form != "no_positions"
-    and form != "alibi"
-    and "rope" not in str(FORMS[form])
-  ):
-    shifted = apply(model, params, tokens, None, segments)
+  if model.config.position in ("learned", "sinusoidal"):
+    shifted = apply(model, params, tokens, None, segments, **of("packed"))
     assert not np.allclose(shifted[:, 6:], alone, atol=1e-3)  # the control
 
 
 PREFIXES = [
   form
   for form in CAUSAL
-  if FORMS[form].get("position") != "alibi"
-  and "sliding_window" not in FORMS[form]
+  if FORMS[form].get("position") not in ("alibi", "relative")
+  and not {"family", "sliding_window"} & set(FORMS[form])
 ]
 
 
@@ -193,8 +164,9 @@ def test_scanned_layers_equal_unrolled_ones(form):
   a = apply(model, params, tokens_of())
   b = apply(scanned, params, tokens_of())
   np.testing.assert_allclose(a, b, **closeness(form))
+  stacks = model.stacks
   swapped = {
-    name: jax.tree.map(lambda x: x[::-1], leaf) if "blocks" in name else leaf
+    name: jax.tree.map(lambda x: x[::-1], leaf) if name in stacks else leaf
     for name, leaf in params.items()
   }
   c = apply(scanned, swapped, tokens_of())
@@ -203,7 +175,7 @@ def test_scanned_layers_equal_unrolled_ones(form):
 
 @pytest.mark.parametrize("remat", ["full", "dots"])
 @pytest.mark.parametrize("scan", [False, True])
-@pytest.mark.parametrize("form", ["gpt2", "llama", "moe"])
+@pytest.mark.parametrize("form", ["gpt2", "llama", "moe", "t5"])
 def test_rematerialisation_leaves_gradients_alone(form, remat, scan):
   model, params = make(form)
   other = build_model(
@@ -256,9 +228,8 @@ def test_cached_decoding_equals_the_full_forward_pass(form):
   unstacked = model.prepare_for_decoding(params)
   cache = model.init_cache(2, T)
   padded = jnp.where(jnp.arange(8)[None] < lengths[:, None], tokens[:, :8], 0)
-  logits, cache = apply_cached(
-    model, unstacked, padded, cache, jnp.zeros(2, jnp.int32), lengths - 1
-  )
+  first = padded, cache, jnp.zeros(2, jnp.int32), lengths - 1
+  logits, cache = apply_cached(model, unstacked, *first, **source_of(model))
   rows = jnp.arange(2)
   worst = []
   for offset in range(8):
@@ -268,7 +239,9 @@ def test_cached_decoding_equals_the_full_forward_pass(form):
     logits, cache = apply_cached(model, unstacked, step, cache, at + 1)
   assert max(worst) < closeness(form)["atol"], worst
   stale = model.init_cache(2, T)
-  logits, _ = apply_cached(model, unstacked, step, stale, at + 1)
+  logits, _ = apply_cached(
+    model, unstacked, step, stale, at + 1, **source_of(model)
+  )
   wrong = np.abs(logits[:, 0, :61] - full[rows, at + 1, :61]).max()
   assert wrong > 1e-3  # the control: an empty cache gives other logits
 

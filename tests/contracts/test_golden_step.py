@@ -28,6 +28,23 @@ FORMS = {
     tied_embeddings=False,
   ),
   "moe": dict(bias=True, mlp="swiglu", num_experts=4),
+  "attention": dict(
+    family="encoder_decoder",
+    num_encoder_layers=1,
+    norm_placement="post",
+    position="sinusoidal",
+    scaled_embeddings=True,
+    mlp="relu",
+    bias=True,
+  ),
+  "t5": dict(
+    family="encoder_decoder",
+    norm="rmsnorm",
+    position="relative",
+    mlp="geglu_tanh",
+    attn_scale=1.0,
+    tied_embeddings=False,
+  ),
   "bert": dict(
     family="encoder",
     norm_placement="post",
@@ -99,6 +116,82 @@ embed/tokens float32[128,32]
 final_norm/bias float32[32]
 final_norm/scale float32[32]
 """,
+  "attention": """
+blocks/attn/k float32[2,32,4,8]
+blocks/attn/k_bias float32[2,4,8]
+blocks/attn/o float32[2,4,8,32]
+blocks/attn/o_bias float32[2,32]
+blocks/attn/q float32[2,32,4,8]
+blocks/attn/q_bias float32[2,4,8]
+blocks/attn/v float32[2,32,4,8]
+blocks/attn/v_bias float32[2,4,8]
+blocks/cross/k float32[2,32,4,8]
+blocks/cross/k_bias float32[2,4,8]
+blocks/cross/o float32[2,4,8,32]
+blocks/cross/o_bias float32[2,32]
+blocks/cross/q float32[2,32,4,8]
+blocks/cross/q_bias float32[2,4,8]
+blocks/cross/v float32[2,32,4,8]
+blocks/cross/v_bias float32[2,4,8]
+blocks/mlp/in float32[2,32,64]
+blocks/mlp/in_bias float32[2,64]
+blocks/mlp/out float32[2,64,32]
+blocks/mlp/out_bias float32[2,32]
+blocks/norm_attn/bias float32[2,32]
+blocks/norm_attn/scale float32[2,32]
+blocks/norm_cross/bias float32[2,32]
+blocks/norm_cross/scale float32[2,32]
+blocks/norm_mlp/bias float32[2,32]
+blocks/norm_mlp/scale float32[2,32]
+embed/tokens float32[128,32]
+encoder/attn/k float32[1,32,4,8]
+encoder/attn/k_bias float32[1,4,8]
+encoder/attn/o float32[1,4,8,32]
+encoder/attn/o_bias float32[1,32]
+encoder/attn/q float32[1,32,4,8]
+encoder/attn/q_bias float32[1,4,8]
+encoder/attn/v float32[1,32,4,8]
+encoder/attn/v_bias float32[1,4,8]
+encoder/mlp/in float32[1,32,64]
+encoder/mlp/in_bias float32[1,64]
+encoder/mlp/out float32[1,64,32]
+encoder/mlp/out_bias float32[1,32]
+encoder/norm_attn/bias float32[1,32]
+encoder/norm_attn/scale float32[1,32]
+encoder/norm_mlp/bias float32[1,32]
+encoder/norm_mlp/scale float32[1,32]
+""",
+  "t5": """
+blocks/attn/k float32[2,32,4,8]
+blocks/attn/o float32[2,4,8,32]
+blocks/attn/q float32[2,32,4,8]
+blocks/attn/v float32[2,32,4,8]
+blocks/cross/k float32[2,32,4,8]
+blocks/cross/o float32[2,4,8,32]
+blocks/cross/q float32[2,32,4,8]
+blocks/cross/v float32[2,32,4,8]
+blocks/mlp/gate float32[2,32,64]
+blocks/mlp/in float32[2,32,64]
+blocks/mlp/out float32[2,64,32]
+blocks/norm_attn/scale float32[2,32]
+blocks/norm_cross/scale float32[2,32]
+blocks/norm_mlp/scale float32[2,32]
+embed/tokens float32[128,32]
+encoder/attn/k float32[2,32,4,8]
+encoder/attn/o float32[2,4,8,32]
+encoder/attn/q float32[2,32,4,8]
+encoder/attn/v float32[2,32,4,8]
+encoder/mlp/gate float32[2,32,64]
+encoder/mlp/in float32[2,32,64]
+encoder/mlp/out float32[2,64,32]
+encoder/norm_attn/scale float32[2,32]
+encoder/norm_mlp/scale float32[2,32]
+encoder_norm/scale float32[32]
+encoder_relative float32[32,4]
+final_norm/scale float32[32]
+relative float32[32,4]
+unembed float32[128,32]
+""",
   "bert": """
 blocks/attn/k float32[2,32,4,8]
 blocks/attn/k_bias float32[2,4,8]
@@ -132,6 +225,8 @@ LOSSES = {
   "gpt2": [5.19177, 5.05456, 5.25463, 5.01376],
   "llama": [5.05896, 5.40985, 4.91175, 5.07482],
   "moe": [5.21615, 5.46281, 5.10827, 5.33258],
+  "attention": [5.25106, 5.30611, 5.34945, 4.91216],
+  "t5": [5.1646, 5.27163, 5.20342, 5.20207],
   "bert": [4.9383, 5.16676, 4.9552, 4.96781],
 }
 
@@ -165,6 +260,8 @@ def losses_of(form: str, seed: int = 0) -> list[float]:
   for index in range(4):
     ids = np.random.default_rng(index).integers(0, 100, (4, 17), np.int32)
     batch = {"tokens": ids[:, :-1], "targets": ids[:, 1:]}
+    if config_lib.has_source(config.model):
+      batch["sources"] = ids[:, :9]
     now, result = train_step(now, batch)
     seen.append(float(result[metric_names.LOSS]))
   return seen

@@ -45,6 +45,23 @@ FORMS = {
     num_token_types=2,
     head="transform",
   ),
+  "attention": dict(
+    family="encoder_decoder",
+    norm_placement="post",
+    position="sinusoidal",
+    scaled_embeddings=True,
+    mlp="relu",
+    bias=True,
+  ),
+  "t5": dict(
+    family="encoder_decoder",
+    norm="rmsnorm",
+    position="relative",
+    mlp="geglu_tanh",
+    attn_scale=1.0,
+    tied_embeddings=False,
+    scan_layers=True,
+  ),
   "latent": dict(
     norm="rmsnorm",
     position="rope",
@@ -116,6 +133,17 @@ def begun(config, devices: int):
   return state.init_state(model, tx, config, mesh)
 
 
+def source_of(ids) -> dict:
+  """Returns sources of S tokens, the last quarter of each row padding."""
+  ids_BS = ids[:, : T // 2][:, ::-1]
+  is_padding = np.arange(T // 2) >= 3 * T // 8
+  return {
+    "sources": ids_BS,
+    "source_segments": np.tile(is_padding, (B, 1)).astype(np.int32),
+    "segments": np.zeros((B, T), np.int32),
+  }
+
+
 def losses_of(
   config, devices: int = 8, seed: int = 0, extra=None
 ) -> np.ndarray:
@@ -125,6 +153,8 @@ def losses_of(
   form = "gpt2" if config.model.bias else "llama"
   form = "moe" if config.model.num_experts else form
   form = "bert" if config.model.family == "encoder" else form
+  if config.model.family == "encoder_decoder":
+    form = "attention" if config.model.bias else "t5"
   form = "moe_fine" if config.model.num_shared_experts else form
   form = "latent" if config.model.kv_lora_rank else form
   source = run_config(form, {}, num_kv_heads=config.model.num_kv_heads)
@@ -144,6 +174,8 @@ def losses_of(
     for _ in range(STEPS):
       ids = rng.integers(0, 250, (B, T + 1)).astype(np.int32)
       batch = {"tokens": ids[:, :-1], "targets": ids[:, 1:]}
+      if config_lib.has_source(config.model):
+        batch |= source_of(ids)
       if extra is not None:
         batch |= extra(ids)
       now, result = train_step(now, jax.device_put(batch, place))

@@ -12,7 +12,7 @@ from gpt_jax import config as config_lib
 from gpt_jax import tree
 from gpt_jax.config import InputError
 from gpt_jax.data.tokenizers.plain import ByteTokenizer, CharTokenizer
-from gpt_jax.inference import generation
+from gpt_jax.inference import generation, texts
 from gpt_jax.models import build_model
 
 LIMIT = 80
@@ -189,7 +189,7 @@ def test_a_model_that_diverged_is_told_in_a_sentence(made):
 
 def test_rows_beyond_the_tokenizer_are_never_drawn(made):
   chars = CharTokenizer("ab")  # 2 tokens of the model's 257
-  (text,) = generation.generate_text(
+  (text,) = texts.generate_text(
     *made, chars, ["ab"], 40, generation.Sampling(1e30)
   )
   assert len(text) == 40 and set(text) <= {"a", "b"}
@@ -205,19 +205,19 @@ class Llama:
 
 
 def test_a_continuation_begins_as_it_does_in_the_whole_text():
-  assert generation.cut_text([1, 2], [3, 4], Llama(), ()) == (" 3 4", False)
-  assert generation.cut_text([1, 2], [3, 4], Llama(), (" 4",)) == (" 3", True)
+  assert texts.cut_text([1, 2], [3, 4], Llama(), ()) == (" 3 4", False)
+  assert texts.cut_text([1, 2], [3, 4], Llama(), (" 4",)) == (" 3", True)
 
 
 def test_stop_strings_and_the_separator_end_a_text(made):
   model, params = made
   tokenizer = ByteTokenizer()
-  whole = generation.generate_text(
+  whole = texts.generate_text(
     model, params, tokenizer, ["ab"], 60, generation.Sampling(0.0)
   )[0]
   stop = whole[5:8]
   shown = []
-  cut = generation.generate_text(
+  cut = texts.generate_text(
     model,
     params,
     tokenizer,
@@ -229,14 +229,14 @@ def test_stop_strings_and_the_separator_end_a_text(made):
   )[0]
   assert cut == whole[: whole.find(stop)]
   assert "".join(shown) == cut
-  assert generation.cut_text([9], [65, 256, 66], tokenizer, ()) == ("A", True)
-  assert generation.cut_text([9], [65, 66], tokenizer, ()) == ("AB", False)
+  assert texts.cut_text([9], [65, 256, 66], tokenizer, ()) == ("A", True)
+  assert texts.cut_text([9], [65, 66], tokenizer, ()) == ("AB", False)
 
 
 def test_streamed_text_holds_back_what_may_become_a_stop():
-  assert generation._safe_length("hello wo", ("world",)) == 6
-  assert generation._safe_length("hello", ("world",)) == 5
-  assert generation._safe_length("caf\ufffd", ()) == 3
+  assert texts._safe_length("hello wo", ("world",)) == 6
+  assert texts._safe_length("hello", ("world",)) == 5
+  assert texts._safe_length("caf\ufffd", ()) == 3
 
 
 def test_prompts_that_cannot_be_continued_are_refused(made):

@@ -13,7 +13,7 @@ import numpy as np
 
 from gpt_jax import config as config_lib
 from gpt_jax import flops, metric_names, sharding, tree
-from gpt_jax.config import Config
+from gpt_jax.config import Config, InputError
 from gpt_jax.data.objectives import fields
 from gpt_jax.inference import generation
 from gpt_jax.lab.bench import machine
@@ -109,6 +109,11 @@ class Decode:
   def __init__(
     self, config: Config, prompt_len: int, num_tokens: int, weights: str
   ):
+    if config_lib.has_source(config.model):
+      raise InputError(
+        f"model.family is {config.model.family}, and decoding is timed of "
+        "models that continue a prompt; take a decoder"
+      )
     self.config, self.num_tokens = config, num_tokens
     self.mesh = sharding.make_mesh(config.mesh)
     platform = self.mesh.devices.flat[0].platform

@@ -78,7 +78,7 @@ def estimate_memory(built, topology: Topology) -> memory_lib.Memory:
   c, m, shape = built.config, built.config.model, built.mesh.shape
   tensor, item = shape["tensor"], flops.DTYPE_BYTES[m.compute_dtype]
   micro, _ = _tokens(built)
-  D, F, L = m.model_dim, flops.active_mlp_dim(m) // tensor, m.num_layers
+  D, F, L = m.model_dim, flops.active_mlp_dim(m) // tensor, _depth(c)
   H, V = config_lib.head_dim(m), config_lib.value_dim(m)
   q, y = m.num_heads * H // tensor, m.num_heads * V // tensor
   kv = max(config_lib.num_kv_heads(m) // tensor, 1) * (H + V)
@@ -111,8 +111,11 @@ def estimate_memory(built, topology: Topology) -> memory_lib.Memory:
     "parameters": memory_lib.shard_bytes(built.abstract.params),
     "moments": memory_lib.shard_bytes(built.abstract.opt_state),
     "gradients": memory_lib.gradient_bytes(built),
-    "activations": kept * item * micro * L,
-    "temporaries": 3 * whole * item * micro + kept_scores + logits + gathered,
+    "activations": int(kept * item * micro * L),
+    "temporaries": 3 * whole * item * micro
+    + int(kept_scores)
+    + logits
+    + gathered,
   }
   origin = dict.fromkeys(kinds, "estimated")
   origin |= {"parameters": "exact", "moments": "exact"}
@@ -131,7 +134,7 @@ def estimate_terms(built, topology: Topology) -> Terms:
   # Weights are read in forward, in backward and when it recomputes.
   reads = 2 if m.remat == "none" else 3
   state = memory_lib.shard_bytes(built.abstract)
-  D, L = m.model_dim, m.num_layers
+  D, L = m.model_dim, _depth(c)
   moved = reads * parts * params * item / tensor
   moved += 2 * state + 2 * memory_lib.gradient_bytes(built)
   moved += 30 * L * D * step * item
@@ -191,10 +194,26 @@ def _exchanged(m, shape, tokens: int, passes: int) -> float:
   return 2 * passes * layers * rows * tokens * m.model_dim * item
 
 
+def _depth(config: Config) -> float:
+  """Returns the layers that a token of data.seq_len passes.
+
+  A decoder's layer that attends to a source counts as one and a half.
+  """
+  m = config.model
+  if not config_lib.has_source(m):
+    return m.num_layers
+  S, T = config_lib.row_lengths(config)
+  encoder = config_lib.stack_config(m, "encoder")
+  passed = encoder.num_layers * (S or T) + 1.5 * m.num_layers * T
+  return passed / config.data.seq_len
+
+
 def _has_kernel(model, topology: Topology) -> bool:
   """Returns whether the attention kernel never stores all scores."""
   if model.attention == "auto":
-    return topology.platform != "cpu"
+    # Biases of scores have no kernel.
+    has_bias = config_lib.has_score_bias(model)
+    return topology.platform != "cpu" and not has_bias
   return model.attention != "dense"
 
 
@@ -208,13 +227,13 @@ def hardware_flops(config: Config, topology: Topology) -> float:
 
   A kernel computes the scores that the mask leaves; of a causal one half.
   """
-  m, T = config.model, config.data.seq_len
-  scores = flops.score_flops_per_token(m, T) // 3
+  m, (S, T) = config.model, config_lib.row_lengths(config)
+  all_scores = flops.score_flops_per_token(m, T, S)
+  scores = all_scores // 3
   if _has_kernel(m, topology):
-    is_causal = visibility.rule_of(m).is_causal
-    scores *= 0.5 if is_causal else flops.visible_part(m, T)
-  total = flops.train_flops_per_token(m, T)
-  matrices = (total - flops.score_flops_per_token(m, T)) / 3
+    is_half = visibility.rule_of(m).is_causal and not config_lib.has_source(m)
+    scores *= 0.5 if is_half else flops.visible_part(m, T, S)
+  matrices = (flops.train_flops_per_token(m, T, S) - all_scores) / 3
   count = flops.count_active_parameters(m)
   blocks = 2 * (count["hidden"] + count["residual"])
   word, names = m.remat.policy, m.remat.names
@@ -240,6 +259,6 @@ def hardware_flops(config: Config, topology: Topology) -> float:
   loss = 0.0
   if config.train.num_loss_chunks > 1:
     loss = 2 * config_lib.padded_vocab_size(m) * m.model_dim
-  return (
-    3 * matrices + max(again, 0) * blocks + (3 + again_scores) * scores + loss
-  )
+  done = 3 * matrices + max(again, 0) * blocks
+  done += (3 + again_scores) * scores + loss
+  return done * (T / config.data.seq_len)

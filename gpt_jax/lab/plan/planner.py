@@ -54,7 +54,8 @@ def make(config: Config, topology: chips.Topology) -> dict:
   except aot.OutOfMemory as error:
     return plan | _refused(config, topology, error)
   module = hlo.parse(compiled.text)
-  scores = flops.visible_part(config.model, config.data.seq_len)
+  source_len, seq_len = config_lib.row_lengths(config)
+  scores = flops.visible_part(config.model, seq_len, source_len)
   costs = cost.measure(module, topology.num_devices, scores)
   traffic = roofline.measure_traffic(costs.collectives, built.mesh, topology)
   kept = memory.split(
@@ -100,8 +101,8 @@ def _estimated(config: Config, topology: chips.Topology) -> dict:
 def _frame(config: Config, topology, built, basis: str) -> dict:
   t = config.train
   tokens = t.global_batch_size * config.data.seq_len
-  per_token = flops.train_flops_per_token(config.model, config.data.seq_len)
-  masked = flops.masked_flops_per_token(config.model, config.data.seq_len)
+  per_token = flops.train_flops_of(config)
+  masked = flops.masked_flops_of(config)
   item = flops.DTYPE_BYTES[config.model.compute_dtype]
   cached = None
   if built.model.can_generate:
@@ -181,7 +182,7 @@ def _roofline(
   bound times the median of its platform's roofline.RATIOS; None for a CPU.
   """
   tokens = config.train.global_batch_size * config.data.seq_len
-  masked = flops.masked_flops_per_token(config.model, config.data.seq_len)
+  masked = flops.masked_flops_of(config)
   speed = tokens / terms.step / topology.num_chips
   t = config.train
   sequences = config_lib.count_sequences(t, t.num_steps)

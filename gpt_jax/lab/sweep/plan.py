@@ -237,7 +237,7 @@ def shape_of(config: Config) -> tuple:
 
 def step_flops(config: Config) -> float:
   """Returns the FLOPs of one step."""
-  per_token = flops.train_flops_per_token(config.model, config.data.seq_len)
+  per_token = flops.train_flops_of(config)
   return float(per_token) * config.train.global_batch_size * config.data.seq_len
 
 

@@ -79,7 +79,7 @@ def sizes_of(state: folder.State) -> dict:
     return {}
   length = config.data.seq_len
   params, _ = flops.count_by_convention(config.model, length, "6N")
-  per_token = flops.train_flops_per_token(config.model, length)
+  per_token = flops.train_flops_of(config)
   t = config.train
   tokens = config_lib.count_sequences(t, t.num_steps) * length
   return {"params": params, "tokens": tokens, "flops": per_token * tokens}
