@@ -262,7 +262,7 @@ class Tree:
   """
 
   can_generate = True
-  config = types.SimpleNamespace(max_len=9, vocab_size=4, family="tree")
+  config = types.SimpleNamespace(max_len=9, vocab_size=4, family="decoder")
 
   def prepare_for_decoding(self, params):
     return params
