@@ -115,7 +115,8 @@ def chunked_count_hits(
   zero_BT = jnp.zeros(targets_BT.shape, jnp.float32)
   start = zero_BT - jnp.inf, zero_BT
   (top_BT, picked_BT), _ = jax.lax.scan(one, start, jnp.arange(num_chunks))
-  return ((picked_BT >= top_BT) * mask_BT).sum()
+  hits_BT = (picked_BT >= top_BT).astype(jnp.float32)
+  return (hits_BT if mask_BT is None else hits_BT * mask_BT).sum()
 
 
 def chunked_cross_entropy(

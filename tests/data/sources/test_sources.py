@@ -1,17 +1,92 @@
-"""The table of sources: mixtures, specs, and what is not one."""
+"""The table of sources: a battery for each, mixtures, and what is not one."""
 
+import json
 import random
+import sysconfig
 
 import pytest
 
 from gpt_jax.config import InputError
 from gpt_jax.data import sources
-from gpt_jax.data.sources import text
+from gpt_jax.data.sources import document, text
 
 
 def read(spec: str) -> dict[str, str]:
   found = sources.open_source(spec).documents()
   return {d.name: "".join(d.pieces) for d in found}
+
+
+def write_text(folder, texts, _) -> str:
+  for number, each in enumerate(texts):
+    (folder / f"{number}.txt").write_text(each)
+  return f"text:{folder}/*.txt"
+
+
+def write_json(folder, texts, _) -> str:
+  lines = [json.dumps({"body": each}) + "\n" for each in texts]
+  (folder / "a.jsonl").write_text("".join(lines))
+  return f"jsonl:{folder}/*.jsonl#body"
+
+
+def write_modules(folder, texts, monkeypatch) -> str:
+  for number, each in enumerate(texts):
+    (folder / f"{number}.py").write_text(each)
+  monkeypatch.setattr(sysconfig, "get_path", lambda name: str(folder))
+  return "interpreter"
+
+
+# {scheme: what writes these texts into a folder and returns their spec}
+WRITERS = {
+  "interpreter": write_modules,
+  "text": write_text,
+  "jsonl": write_json,
+}
+TEXTS = ["a = 1\n" * 9, "國\U0001f600\r\n" * 5, "b"]
+
+
+@pytest.fixture(params=WRITERS)
+def writer(request, tmp_path, monkeypatch):
+  """Returns write(texts) -> the spec of a source of these documents."""
+  write = WRITERS[request.param]
+  return lambda texts: write(tmp_path, texts, monkeypatch)
+
+
+def test_the_battery_covers_every_source():
+  # Those of other hosts have a file of their own.
+  assert {*WRITERS, *sources.HOSTED} == set(sources.SOURCES)
+
+
+def test_documents_are_the_texts_in_bounded_pieces(writer, monkeypatch):
+  monkeypatch.setattr(document, "BLOCK", 7)
+  spec = writer(TEXTS)
+  found = sources.open_source(spec).documents()
+  pieces = {d.name: list(d.pieces) for d in found}
+  assert ["".join(p) for p in pieces.values()] == TEXTS  # and names differ
+  assert max(len(p) for each in pieces.values() for p in each) <= 7
+  assert list(read(spec)) == list(pieces)
+
+
+def test_a_source_is_known_by_its_texts(writer):
+  spec = writer(TEXTS)
+  one, same = sources.open_source(spec), sources.open_source(spec)
+  assert one.spec == spec and isinstance(one.is_divided_by_text, bool)
+  size = one.num_bytes()
+  assert size is None or size >= sum(len(t.encode()) for t in TEXTS)
+  for know in (lambda s: s.fingerprint(), sources.content_identity):
+    before = know(one)
+    assert know(same) == before
+    writer([*TEXTS[:2], "bc"])
+    assert know(sources.open_source(spec)) != before
+    writer(TEXTS)
+
+
+def test_a_source_stands_in_a_mixture(writer):
+  spec = writer(TEXTS)
+  mixed = sources.parse_mixture(f"3*{spec}, interpreter")
+  assert mixed == [(0.75, spec), (0.25, "interpreter")]
+  scheme = spec.partition(":")[0]
+  with pytest.raises(InputError, match=f"not a source.*{scheme}"):
+    sources.parse_mixture(f"{scheme}s:x")
 
 
 def test_a_mixture_is_split_only_before_sources():
@@ -23,7 +98,7 @@ def test_a_mixture_is_split_only_before_sources():
   assert parse(".5*tfds:a:train,.5*hf:b")[1] == (0.5, "hf:b")
 
 
-@pytest.mark.parametrize("spec", ["", "a.txt", "csv:a", "0.5*csv:a", "text"])
+@pytest.mark.parametrize("spec", ["", "a.txt", "no:a", "0.5*no:a", "text"])
 def test_unknown_schemes_list_the_known_ones(spec):
   with pytest.raises(InputError, match="interpreter, text:GLOB, jsonl:GLOB"):
     sources.parse_mixture(spec)
