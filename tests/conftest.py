@@ -24,12 +24,10 @@ pytest_plugins = ["skips"]
 sys.path.insert(0, str(ROOT))
 
 # ruff: noqa: E402 - the flags must be set first
-import jax
-
 from gpt_jax import cli
 from gpt_jax.machine import runtime
 
-runtime.start()
+runtime.start()  # before jax is imported, which then finds its compile cache
 
 
 # A shell's background job and nohup start with these ignored, which children
@@ -53,6 +51,8 @@ def few_mappings():
   yield
   maps = pathlib.Path("/proc/self/maps")
   if maps.exists() and maps.read_bytes().count(b"\n") > 20_000:
+    import jax
+
     jax.clear_caches()
     gc.collect()
 

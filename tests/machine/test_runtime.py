@@ -1,5 +1,6 @@
 """The process's memory, in a process of its own: glibc's settings stay."""
 
+import os
 import pathlib
 import subprocess
 import sys
@@ -48,3 +49,12 @@ def test_what_is_allocated_next_lies_behind_the_holes(is_called):
     check=True,
   )
   assert run.stdout.split() == [str(is_called)] * 2
+
+
+def test_tests_find_the_compile_cache_as_commands_do():
+  """They do not where something imports jax before `runtime.start`."""
+  import jax
+
+  folder = os.environ["JAX_COMPILATION_CACHE_DIR"]
+  assert jax.config.jax_compilation_cache_dir == folder
+  assert jax.config.jax_persistent_cache_min_compile_time_secs == 0

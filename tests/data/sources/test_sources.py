@@ -52,8 +52,9 @@ def writer(request, tmp_path, monkeypatch):
 
 
 def test_the_battery_covers_every_source():
-  # Those of other hosts have a file of their own.
-  assert {*WRITERS, *sources.HOSTED} == set(sources.SOURCES)
+  # Those of other hosts, and those of pairs, have files of their own.
+  others = sources.HOSTED + sources.PAIRED
+  assert {*WRITERS, *others} == set(sources.SOURCES)
 
 
 def test_documents_are_the_texts_in_bounded_pieces(writer, monkeypatch):
