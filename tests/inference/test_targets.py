@@ -90,7 +90,7 @@ def test_a_prompt_is_a_source(house, call_verb):
     "--temperature=0",
   )
   assert (done.returncode, done.stderr) == (0, "")
-  assert done.stdout == f"{PAIRS[3][0]}{PAIRS[3][1]}\n"
+  assert done.stdout == f"{PAIRS[3][1]}\n"
   choices = [f"--choice={b}" for _, b in PAIRS]
   done = call_verb(
     "generate",
