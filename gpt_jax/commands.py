@@ -9,6 +9,7 @@ COMMANDS = {
   "generate": "continue prompts with a trained model",
   "evaluate": "loss, perplexity and bits per byte on a text",
   "data": "prepare a config's text, which training also does itself",
+  "deploy.hf": "models of the Hugging Face hub's layout, in and out",
   "lab.bench": "time one subject; measured beside predicted",
   "lab.bench.growth": "time and memory of a step against a model's sizes",
   "lab.card": "the first minutes on a GPU: is it right, and how fast?",

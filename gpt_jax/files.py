@@ -216,13 +216,17 @@ def decode(data: bytes) -> str:
     ) from None
 
 
-def parse_json(data: bytes | str, is_bounded: bool = True):
+def parse_json(
+  data: bytes | str, is_bounded: bool = True, is_unique: bool = False
+):
   """Returns the value of a JSON text.
 
   Args:
     data: UTF-8 bytes, or text.
     is_bounded: check the depth and each number. If false, NaN and Infinity are
       accepted as Python's json does.
+    is_unique: refuse a key that an object has twice, whose last value would
+      count.
 
   Raises:
     Damage: it is not JSON, or (if bounded) nested deeper than MAX_DEPTH, or
@@ -231,7 +235,8 @@ def parse_json(data: bytes | str, is_bounded: bool = True):
   text = decode(data) if isinstance(data, bytes) else data
   try:
     refuse = _refuse_constant if is_bounded else None
-    value = json.loads(text, parse_constant=refuse)
+    hook = _refuse_doubles if is_unique else None
+    value = json.loads(text, parse_constant=refuse, object_pairs_hook=hook)
   except json.JSONDecodeError as error:
     raise Damage(f"is not JSON: {error}") from None
   except RecursionError:
@@ -243,6 +248,15 @@ def parse_json(data: bytes | str, is_bounded: bool = True):
   if is_bounded:
     _require_bounds(value)
   return value
+
+
+def _refuse_doubles(pairs: list[tuple[str, Any]]) -> dict:
+  found = dict(pairs)
+  if len(found) < len(pairs):
+    keys = [key for key, _ in pairs]
+    double = next(key for key in keys if keys.count(key) > 1)
+    raise Damage(f"has the key {double!r:.80} twice")
+  return found
 
 
 def seal(record: dict) -> dict:

@@ -161,15 +161,11 @@ def main(argv: list[str]) -> int:
   prompts = processes.share(
     lambda: [_read_stdin() if p == "-" else p for p in typed]
   )
-  if "" in prompts:
-    raise InputError(
-      "the prompt is empty; give some text, for instance --prompt='The '"
-    )
-
   import jax
 
   from gpt_jax.data import objectives
   from gpt_jax.inference import beam, choices, generation
+  from gpt_jax.inference import prompts as prompts_lib
   from gpt_jax.runs import workdir
 
   sampling = generation.Sampling(

@@ -24,6 +24,7 @@ LAYERS = [
   ["inference"],
   ["training"],
   ["generate", "evaluate", "train"],
+  ["deploy"],
   ["lab"],
   ["__main__"],
 ]

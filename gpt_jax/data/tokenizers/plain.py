@@ -22,6 +22,7 @@ class ByteTokenizer:
     self.vocab_size = 257
     self.separator_id: int | None = 256
     self.mask_id = None
+    self.start_ids: tuple[int, ...] = ()
 
   def encode(self, text: str) -> np.ndarray:
     data = encode_utf8(text)
@@ -60,6 +61,7 @@ class CharTokenizer:
   def __init__(self, characters: Iterable[str], name: str = "chars"):
     self.name = name
     self.separator_id = self.mask_id = None
+    self.start_ids: tuple[int, ...] = ()
     self._characters = "".join(sorted(set(characters)))
     self._codes = _code_points(self._characters)
     self.vocab_size = len(self._codes)

@@ -26,12 +26,14 @@ class Tokenizer(Protocol):
     vocab_size: V; every id is below V.
     separator_id: the id that is written before each document, or None.
     mask_id: the id of its mask token, or None; text never gives it.
+    start_ids: what its model expects before a prompt; of imported models.
   """
 
   name: str
   vocab_size: int
   separator_id: int | None
   mask_id: int | None
+  start_ids: tuple[int, ...]
 
   def encode(self, text: str) -> np.ndarray:
     """Returns the ids of a text, uint32, 1-D.

@@ -50,7 +50,12 @@ def from_json(text: str, where: str = "the text") -> Tokenizer:
       return CharTokenizer(content["characters"], name)
     if kind != "library":
       raise ValueError(f"kind is {kind!r:.40}")
-    return LibraryTokenizer(content["library"], name, content["separator_id"])
+    return LibraryTokenizer(
+      content["library"],
+      name,
+      content["separator_id"],
+      content.get("start_ids", ()),
+    )
   except (ValueError, LookupError, TypeError, AttributeError) as error:
     if isinstance(error, InputError):
       raise

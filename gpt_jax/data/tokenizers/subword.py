@@ -35,9 +35,16 @@ class LibraryTokenizer:
     library: the parsed content of a tokenizer.json.
     name: the spec that it came from.
     separator_id: the id that is written before documents, or None.
+    start_ids: the protocol's.
   """
 
-  def __init__(self, library: dict, name: str, separator_id: int | None):
+  def __init__(
+    self,
+    library: dict,
+    name: str,
+    separator_id: int | None,
+    start_ids: Sequence[int] = (),
+  ):
     self.name = name
     self.separator_id = separator_id
     self._library = library
@@ -51,6 +58,9 @@ class LibraryTokenizer:
         f"the separator of {name} has the id {separator_id!r}; it must be one "
         f"of its {self.vocab_size} tokens"
       )
+    for i in start_ids:
+      check_ids([i], self.vocab_size)
+    self.start_ids = tuple(start_ids)
     found = [i for i in map(self._inner.token_to_id, MASKS) if i is not None]
     self.mask_id = found[0] if found else None
     self._token_bytes = None
@@ -134,7 +144,15 @@ class LibraryTokenizer:
       "separator_id": self.separator_id,
       "library": self._library,
     }
+    if self.start_ids:
+      content["start_ids"] = list(self.start_ids)
     return dump(self, content)
+
+  def with_start(self) -> "LibraryTokenizer":
+    """Returns the same with what its post_processor puts before a text."""
+    with limits.guard(f"{self.name} cannot encode a text"):
+      ids = self._inner.encode("").ids
+    return LibraryTokenizer(self._library, self.name, self.separator_id, ids)
 
   def id_of(self, token: str | None) -> int | None:
     """Returns the id of a token, or None if it is not in the vocabulary."""

@@ -1,0 +1,1 @@
+"""How does it get out: other formats, both ways."""

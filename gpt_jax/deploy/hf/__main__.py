@@ -1,0 +1,114 @@
+"""Models in and out: python -m gpt_jax.deploy.hf --help."""
+
+import sys
+
+from gpt_jax import cli, files
+from gpt_jax.config import InputError, nearest
+from gpt_jax.machine import runtime
+
+VERBS = {
+  "import": "make a workdir of a folder of the hub's layout",
+  "export": "write a run as a folder that transformers opens",
+}
+
+
+def main(argv: list[str]) -> int:
+  if argv[:1] in ([], ["--help"], ["-h"]):
+    print("Models of the Hugging Face hub's layout, in and out:")
+    for verb, line in VERBS.items():
+      print(f"  python -m gpt_jax.deploy.hf {verb}  {line}")
+    print("\nEach has --help.")
+    return 0
+  verb, *rest = argv
+  if verb not in VERBS:
+    raise InputError(f"unknown command {verb}; {nearest(verb, VERBS)}")
+  return _import(rest) if verb == "import" else _export(rest)
+
+
+def _import(argv: list[str]) -> int:
+  parser = cli.build_parser(
+    "deploy.hf import",
+    "Make a workdir of config.json, safetensors and a tokenizer. generate and "
+    "evaluate read it; --config.train.init_from=DIR starts a run from it.",
+    needs_config=False,
+  )
+  parser.add_argument(
+    "--from",
+    dest="source",
+    required=True,
+    metavar="DIR",
+    help="folder of the model",
+  )
+  parser.add_argument(
+    "--workdir", required=True, metavar="DIR", help="folder to make"
+  )
+  parser.add_argument(
+    "--tokenizer",
+    metavar="KIND",
+    help="in place of the folder's: hf:PATH, gpt2:PATH or bytes",
+  )
+  parser.add_argument(
+    "--param_dtype",
+    choices=("float32", "bfloat16"),
+    help="type of the parameters; the default is that of the tensors",
+  )
+  args = _parse(parser, argv)
+  runtime.start(args.devices)
+
+  from gpt_jax.deploy.hf import importing
+
+  config = importing.import_model(
+    args.source, args.workdir, args.tokenizer, args.param_dtype
+  )
+  print(
+    f"{args.workdir} holds the model of {args.source}: "
+    f"{config.model.num_layers} layers of width {config.model.model_dim}, "
+    f"{config.model.vocab_size} tokens, {config.model.param_dtype}"
+  )
+  return 0
+
+
+def _export(argv: list[str]) -> int:
+  parser = cli.build_parser(
+    "deploy.hf export",
+    "Write a run as config.json, safetensors and a tokenizer, which "
+    "AutoModelForCausalLM and AutoTokenizer open by from_pretrained.",
+    needs_config=False,
+  )
+  parser.add_argument(
+    "--workdir", required=True, metavar="DIR", help="folder of the run"
+  )
+  parser.add_argument(
+    "--out", required=True, metavar="DIR", help="folder to make"
+  )
+  cli.add_checkpoint(parser)
+  args = _parse(parser, argv)
+  runtime.start(args.devices)
+
+  from gpt_jax.deploy.hf import exporting
+  from gpt_jax.runs import workdir
+
+  note = lambda line: print(line, file=sys.stderr)
+  _, model, params, tokenizer, _ = workdir.open_run(
+    files.user_path("--workdir", args.workdir),
+    {},
+    note,
+    average=args.average,
+    step=args.step,
+  )
+  word = exporting.export_model(model, params, tokenizer, args.out)
+  print(f"{args.out} holds the model of {args.workdir} as {word}")
+  return 0
+
+
+def _parse(parser, argv: list[str]):
+  args, overrides = cli.parse(parser, argv)
+  if overrides:
+    raise InputError(
+      f"--config.{next(iter(overrides))} does nothing here; leave it out"
+    )
+  return args
+
+
+if __name__ == "__main__":
+  cli.run(main, sys.argv[1:])

@@ -1,0 +1,144 @@
+"""A run becomes a folder that transformers opens by from_pretrained."""
+
+import functools
+import json
+import os
+from typing import Any
+
+import jax
+import numpy as np
+
+from gpt_jax import cli, files, tree
+from gpt_jax import config as config_lib
+from gpt_jax.config import InputError
+from gpt_jax.data.tokenizers import Tokenizer, limits
+from gpt_jax.deploy.hf import architectures, layout, tensors
+from gpt_jax.deploy.hf.folders import whole_folder
+from gpt_jax.machine import processes
+from gpt_jax.models import Model
+
+
+def export_model(
+  model: Model,
+  params: Any,
+  tokenizer: Tokenizer,
+  out: str,
+  max_shard_bytes: int = tensors.MAX_SHARD_BYTES,
+) -> str:
+  """Writes config.json, safetensors and tokenizer; returns the model_type.
+
+  Args:
+    out: folder, must not exist yet.
+    max_shard_bytes: of a file of tensors.
+
+  Raises:
+    InputError: no architecture of the hub has this model, or its tokenizer
+      cannot be written; nothing is written then.
+  """
+  if processes.count() > 1:
+    raise InputError("a model is exported by one process; start one")
+  defaults = config_lib.freeze(cli.load_config("configs/base.py", {})).model
+  word = architectures.choose(model.config, defaults)
+  found = architectures.ARCHITECTURES[word]
+  library = describe_tokenizer(tokenizer)
+  flat = tree.flatten_with_names(params)
+  shapes = {name: leaf.shape for name, leaf in flat.items()}
+  entries = layout.list_entries(found, model.config, shapes)
+  texts = _describe(word, model, tokenizer, library)
+  dtype = np.dtype(model.config.param_dtype)
+  planned = [
+    tensors.Planned(e.name, dtype, e.shape, functools.partial(_gather, flat, e))
+    for e in entries
+  ]
+  with whole_folder("--out", out) as partial:
+    tensors.write_folder(partial, planned, max_shard_bytes)
+    for name, content in texts.items():
+      text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+      files.write_text(os.path.join(partial, name), text)
+  return word
+
+
+def _gather(flat: dict[str, jax.Array], entry: layout.Entry) -> np.ndarray:
+  """Returns one of their tensors."""
+
+  def one(part: layout.Part) -> np.ndarray:
+    leaf = flat[part.path]
+    for i in part.at:
+      leaf = leaf[i]
+    array = np.asarray(leaf)
+    return array[: part.shape[0]] if part.path in layout.TABLES else array
+
+  return entry.give([one(part) for part in entry.parts])
+
+
+def describe_tokenizer(tokenizer: Tokenizer) -> dict:
+  """Returns the tokenizer.json of the library for a tokenizer of ours.
+
+  Raises:
+    InputError: it has none.
+  """
+  content = json.loads(tokenizer.to_json())
+  if content["kind"] == "library":
+    return content["library"]
+  if content["kind"] == "chars":
+    vocab = {c: i for i, c in enumerate(content["characters"])}
+    return _letters(vocab, None, {"type": "Fuse"})
+  letters = limits.byte_characters()
+  vocab = {letters[byte]: byte for byte in range(256)}
+  split = {
+    "type": "ByteLevel",
+    "add_prefix_space": False,
+    "trim_offsets": True,
+    "use_regex": False,
+  }
+  library = _letters(vocab, split, split)
+  assert tokenizer.separator_id is not None  # of bytes it is the last
+  library["added_tokens"] = [_special(tokenizer.separator_id, "<|endoftext|>")]
+  return library
+
+
+def _letters(vocab: dict[str, int], pre_tokenizer, decoder) -> dict:
+  """Returns a tokenizer.json that gives each letter a token."""
+  return {
+    "version": "1.0",
+    "truncation": None,
+    "padding": None,
+    "added_tokens": [],
+    "normalizer": None,
+    "pre_tokenizer": pre_tokenizer,
+    "post_processor": None,
+    "decoder": decoder,
+    "model": {"type": "BPE", "vocab": vocab, "merges": []},
+  }
+
+
+def _special(i: int, content: str) -> dict:
+  words = "single_word", "lstrip", "rstrip", "normalized"
+  flags = dict.fromkeys(words, False)
+  return {"id": i, "content": content, **flags, "special": True}
+
+
+def _describe(
+  word: str, model: Model, tokenizer: Tokenizer, library: dict
+) -> dict[str, dict]:
+  """Returns {name: content} of the JSON files beside the tensors."""
+  config = architectures.write_model(word, model.config)
+  config["torch_dtype"] = model.config.param_dtype
+  ids: dict[str, int] = {}
+  named: dict[str, Any] = {
+    "tokenizer_class": "PreTrainedTokenizerFast",
+    "model_max_length": model.config.max_len,
+    "clean_up_tokenization_spaces": False,
+  }
+  texts = {t["id"]: t["content"] for t in library["added_tokens"]}
+  starts = tokenizer.start_ids[:1] or (tokenizer.separator_id,)
+  for role, i in (("bos", starts[0]), ("eos", tokenizer.separator_id)):
+    if i is not None:
+      ids[f"{role}_token_id"] = i
+      named[f"{role}_token"] = texts.get(i)
+  return {
+    "config.json": config | ids,
+    "generation_config.json": ids,
+    "tokenizer.json": library,
+    "tokenizer_config.json": named,
+  }

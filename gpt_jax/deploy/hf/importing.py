@@ -1,0 +1,164 @@
+"""A model of the hub becomes a workdir that generate, evaluate and train read.
+
+Array by array, each device's part on its own, so that the host never holds
+more than the parts of its devices and one tensor.
+"""
+
+import os
+from typing import Any
+
+import jax
+
+from gpt_jax import cli, files, sharding, tree
+from gpt_jax import config as config_lib
+from gpt_jax.config import Config, InputError
+from gpt_jax.data import tokenizers
+from gpt_jax.data.tokenizers import Tokenizer
+from gpt_jax.data.tokenizers.subword import LibraryTokenizer
+from gpt_jax.deploy.hf import architectures, layout, tensors
+from gpt_jax.deploy.hf.folders import whole_folder
+from gpt_jax.machine import processes
+from gpt_jax.models import build_model
+from gpt_jax.runs import checkpoint
+from gpt_jax.runs import workdir as workdir_lib
+
+# Length of the rows that evaluation and further training read, at most.
+MAX_SEQ_LEN = 2048
+# What stands for a fingerprint of data where a run was trained elsewhere.
+NO_DATA = "imported"
+
+
+def import_model(
+  source: str,
+  workdir: str,
+  tokenizer: str | None = None,
+  param_dtype: str | None = None,
+) -> Config:
+  """Writes a workdir with a model of the hub's layout; returns its config.
+
+  Args:
+    source: folder with config.json, safetensors and the tokenizer's files.
+    workdir: must not exist yet.
+    tokenizer: a data.tokenizer in place of the folder's.
+    param_dtype: float32 or bfloat16; None is what most of the tensors have.
+
+  Raises:
+    InputError: the folder is incomplete or damaged, or the model cannot be
+      represented; nothing is written then.
+  """
+  if processes.count() > 1:
+    raise InputError("a model is imported by one process; start one")
+  where = os.path.join(source, "config.json")
+  found, fields = _read_config(where)
+  opened = tensors.open_folder(source)
+  words = tokenizers.build_tokenizer(tokenizer or _find_tokenizer(source))
+  if isinstance(words, LibraryTokenizer):
+    words = words.with_start()
+  config = _build_config(workdir, fields, opened, param_dtype, where)
+  if words.vocab_size > config_lib.vocab_size(config.model):
+    raise InputError(
+      f"the tokenizer of {source} has {words.vocab_size} tokens and its model "
+      f"{config.model.vocab_size}; they do not belong together"
+    )
+  mesh = sharding.make_mesh(config.mesh)
+  model = build_model(config.model, config.mesh.rules)
+  shapes, specs = model.abstract_params()
+  flat = tree.flatten_with_names(shapes)
+  entries = layout.list_entries(
+    found, config.model, {name: leaf.shape for name, leaf in flat.items()}
+  )
+  matched = layout.match(entries, opened, found, source)
+  places = sharding.shardings_of(shapes, specs, config.mesh.rules, mesh)
+  with whole_folder("--workdir", workdir) as partial:
+    params = _read_params(shapes, places, entries, matched)
+    _write(partial, config, params, words)
+  return config
+
+
+def _read_config(where: str):
+  try:
+    read = files.read_json(where)
+  except files.Damage as damage:
+    raise InputError(f"{where} {damage}") from None
+  if not isinstance(read, dict):
+    raise InputError(f"{where} is no JSON object")
+  return architectures.find(read, where), architectures.read_model(read, where)
+
+
+def _find_tokenizer(source: str) -> str:
+  has = lambda name: os.path.lexists(os.path.join(source, name))
+  if has("tokenizer.json"):
+    return f"hf:{os.path.join(source, 'tokenizer.json')}"
+  if has("vocab.json") and has("merges.txt"):
+    return f"gpt2:{source}"
+  raise InputError(
+    f"{source} has no tokenizer.json; give --tokenizer=hf:PATH, gpt2:PATH or "
+    "bytes"
+  )
+
+
+def _build_config(
+  workdir: str,
+  fields: dict[str, Any],
+  opened: dict[str, tensors.Tensor],
+  param_dtype: str | None,
+  where: str,
+) -> Config:
+  """Returns the config of the run that the workdir will be."""
+  types = [str(tensor.dtype) for tensor in opened.values()]
+  stored = max(set(types), key=types.count)
+  is_half = stored in ("bfloat16", "float16")
+  values = cli.load_config("configs/base.py", {})
+  values.model.update(fields)
+  values.model.param_dtype = param_dtype or (
+    stored if stored == "bfloat16" else "float32"
+  )
+  values.model.compute_dtype = "bfloat16" if is_half else "float32"
+  values.data.seq_len = min(values.model.max_len, MAX_SEQ_LEN)
+  path = os.path.join(os.path.abspath(workdir), "tokenizer.json")
+  values.data.tokenizer = f"hf:{path}"
+  try:
+    return config_lib.freeze(values)
+  except InputError as error:
+    raise InputError(f"{where} cannot be represented: {error}") from None
+
+
+def _read_params(shapes, places, entries, matched) -> Any:
+  sources = {
+    (part.path, part.at): (entry, part, matched[entry.name])
+    for entry in entries
+    for part in entry.parts
+  }
+
+  def read(name: str, leaf, place):
+    def part(index):
+      return layout.read_part(name, index, leaf.shape, leaf.dtype, sources)
+
+    return jax.make_array_from_callback(leaf.shape, place, part)
+
+  flat = tree.flatten_with_names(shapes)
+  leaves = [
+    read(name, leaf, place)
+    for (name, leaf), place in zip(
+      flat.items(), jax.tree.leaves(places), strict=True
+    )
+  ]
+  return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
+
+
+def _write(
+  folder: str, config: Config, params: Any, tokenizer: Tokenizer
+) -> None:
+  facts = {
+    "config_fingerprint": config_lib.fingerprint(config),
+    "data_fingerprint": NO_DATA,
+    "tokenizer_fingerprint": tokenizer.fingerprint(),
+  }
+  keeper = checkpoint.Checkpointer(
+    os.path.join(folder, "checkpoints"), config.checkpoint, facts
+  )
+  keeper.save(0, {"params": params}, force=True)
+  keeper.close()
+  path = os.path.join(folder, "tokenizer.json")
+  files.write_text(path, tokenizer.to_json())
+  workdir_lib.write_config(folder, config, NO_DATA, tokenizer.fingerprint())

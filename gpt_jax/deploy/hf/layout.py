@@ -1,0 +1,195 @@
+"""Where each part of a parameter of ours lies among their tensors.
+
+Everything here is shapes and views: no array is copied.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from gpt_jax import config as config_lib
+from gpt_jax.config import InputError, ModelConfig
+from gpt_jax.deploy.hf.architectures import Architecture
+from gpt_jax.deploy.hf.tensors import Tensor
+
+# Parameters whose rows are tokens; ours have padding after theirs.
+TABLES = ("embed/tokens", "unembed")
+
+
+class Part(NamedTuple):
+  """One layer's (and expert's) part of a parameter of ours.
+
+  Attributes:
+    path: of the parameter.
+    at: (), (layer,) or (layer, expert), its leading indices.
+    shape: of the part.
+    start, stop: its outputs, among those of their tensor.
+  """
+
+  path: str
+  at: tuple[int, ...]
+  shape: tuple[int, ...]
+  start: int
+  stop: int
+
+  @property
+  def num_in(self) -> int:
+    """Returns the width of what the matrix reads."""
+    dims = 2 if self.path.endswith("/o") else 1
+    return math.prod(self.shape[:dims])
+
+
+class Entry(NamedTuple):
+  """A tensor of theirs: its name, shape, parts and form (a Row's)."""
+
+  name: str
+  shape: tuple[int, ...]
+  parts: tuple[Part, ...]
+  form: str
+
+  def take(self, theirs: np.ndarray, part: Part) -> np.ndarray:
+    """Returns a view of their tensor in the shape of a part."""
+    if self.form == "linear":
+      return theirs[part.start : part.stop].T.reshape(part.shape)
+    if self.form == "conv":
+      return theirs[:, part.start : part.stop].reshape(part.shape)
+    if theirs.ndim == 1:
+      return theirs[part.start : part.stop].reshape(part.shape)
+    return theirs
+
+  def give(self, ours: list[np.ndarray]) -> np.ndarray:
+    """Returns their tensor of the parts' arrays."""
+    flat = [
+      a.reshape(p.num_in, -1) for a, p in zip(ours, self.parts, strict=True)
+    ]
+    if self.form == "linear":
+      return np.concatenate([a.T for a in flat])
+    if self.form == "conv":
+      return np.concatenate(flat, axis=1)
+    if len(self.shape) == 1:
+      return np.concatenate([a.reshape(-1) for a in ours])
+    return ours[0]
+
+
+def list_entries(
+  found: Architecture, model: ModelConfig, shapes: dict[str, tuple[int, ...]]
+) -> list[Entry]:
+  """Returns their tensors of a model of ours.
+
+  Args:
+    shapes: of all our parameters, by path.
+  """
+  entries = []
+  heads = () if model.tied_embeddings else found.heads
+  for row in (*found.rows, *heads):
+    layers = range(model.num_layers) if "{layer}" in row.theirs else [None]
+    experts = range(model.num_experts or 0)
+    for layer in layers:
+      for expert in experts if "{expert}" in row.theirs else [None]:
+        at = tuple(i for i in (layer, expert) if i is not None)
+        name = row.theirs.format(layer=layer, expert=expert)
+        entries.append(_build(name, row.ours, row.form, at, model, shapes))
+  named = {part.path for entry in entries for part in entry.parts}
+  assert named == shapes.keys(), named ^ shapes.keys()
+  return entries
+
+
+def _build(name, paths, form, at, model, shapes) -> Entry:
+  parts, start = [], 0
+  for path in paths:
+    shape = shapes[path][len(at) :]
+    if path in TABLES:
+      shape = (config_lib.vocab_size(model), *shape[1:])
+    part = Part(path, at, shape, start, start)
+    out = math.prod(shape) // (1 if form == "same" else part.num_in)
+    start += out
+    parts.append(part._replace(stop=start))
+  num_in = parts[0].num_in
+  whole = {
+    "linear": (start, num_in),
+    "conv": (num_in, start),
+    "same": parts[0].shape,
+  }[form]
+  if form == "same" and (len(parts) > 1 or paths[0].endswith("_bias")):
+    whole = (start,)
+  return Entry(name, whole, tuple(parts), form)
+
+
+def match(
+  entries: list[Entry], tensors: dict[str, Tensor], found: Architecture, where
+) -> dict[str, Tensor]:
+  """Returns the tensor of each entry by the entry's name.
+
+  Raises:
+    InputError: tensors are missing, of other shapes, or more than entries.
+  """
+  bare = not any(name.startswith(found.prefix) for name in tensors)
+  theirs = lambda name: name.removeprefix(found.prefix) if bare else name
+  names = [theirs(e.name) for e in entries]
+  missing = [name for name in names if name not in tensors]
+  if missing:
+    raise InputError(f"{where} lacks {_some(missing)}, which config.json needs")
+  matched = {e.name: tensors[theirs(e.name)] for e in entries}
+  wrong = [
+    f"{theirs(e.name)} of {matched[e.name].shape} where config.json needs "
+    f"{e.shape}"
+    for e in entries
+    if matched[e.name].shape != e.shape
+  ]
+  if wrong:
+    raise InputError(f"{where} holds {_some(wrong)}")
+  used = set(names)
+  tied = {theirs(row.theirs) for row in found.heads}
+  extra = [
+    name
+    for name in tensors.keys() - used - tied
+    if not name.endswith(found.ignored or ("\0",))
+  ]
+  if extra:
+    raise InputError(
+      f"{where} holds {_some(sorted(extra))}, which {found.name} does not have"
+    )
+  for name in (tied - used) & tensors.keys():
+    _check_tied(tensors[name], tensors[theirs(entries[0].name)], name, where)
+  return matched
+
+
+def _check_tied(head: Tensor, table: Tensor, name: str, where: str) -> None:
+  """Refuses an output matrix that config.json says is the embedding's."""
+  if head.shape != table.shape or not np.array_equal(head.read(), table.read()):
+    raise InputError(
+      f"{where} holds {name}, which differs from the embedding, and "
+      "config.json says that they are one (tie_word_embeddings)"
+    )
+
+
+def _some(names: list[str]) -> str:
+  rest = f" and {len(names) - 3} more" if len(names) > 3 else ""
+  return ", ".join(names[:3]) + rest
+
+
+def read_part(
+  path: str,
+  index: tuple[slice, ...],
+  shape: tuple[int, ...],
+  dtype: np.dtype,
+  sources: dict[tuple[str, tuple[int, ...]], tuple[Entry, Part, Tensor]],
+) -> np.ndarray:
+  """Returns a device's part of a parameter of ours.
+
+  Args:
+    index: of the part.
+    shape: of the whole parameter.
+    sources: by (path, leading indices): where that part is read from.
+  """
+  spans = [s.indices(n)[:2] for s, n in zip(index, shape, strict=True)]
+  out = np.zeros([stop - start for start, stop in spans], dtype)
+  depth = len(next(at for name, at in sources if name == path))
+  for place in np.ndindex(*out.shape[:depth]):
+    at = tuple(i + spans[d][0] for d, i in enumerate(place))
+    entry, part, tensor = sources[path, at]
+    piece = entry.take(tensor.read(), part)[index[depth:]]
+    # The rows of padding stay zero.
+    out[place][tuple(slice(n) for n in piece.shape)] = piece
+  return out

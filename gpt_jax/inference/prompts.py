@@ -1,0 +1,24 @@
+"""Prompts of models that expect tokens before any text."""
+
+import numpy as np
+
+from gpt_jax.data.tokenizers.protocol import Tokenizer
+
+
+class PromptTokenizer:
+  """A run's tokenizer whose prompts begin with its start_ids.
+
+  Its other attributes are those of the run's.
+  """
+
+  def __init__(self, tokenizer: Tokenizer):
+    self._tokenizer = tokenizer
+
+  def __getattr__(self, name: str):
+    return getattr(self._tokenizer, name)
+
+  def encode(self, text: str) -> np.ndarray:
+    """Returns the ids of a prompt, those of the start before them."""
+    own = self._tokenizer
+    ids = own.encode(text)
+    return np.concatenate([own.start_ids, ids]).astype(ids.dtype)
