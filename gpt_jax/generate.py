@@ -165,7 +165,6 @@ def main(argv: list[str]) -> int:
 
   from gpt_jax.data import objectives
   from gpt_jax.inference import beam, choices, generation
-  from gpt_jax.inference import prompts as prompts_lib
   from gpt_jax.runs import workdir
 
   sampling = generation.Sampling(
@@ -189,6 +188,7 @@ def main(argv: list[str]) -> int:
     args.workdir, overrides, note, args.weights, args.average, args.step
   )
   tokenizer = objectives.prompting(config, tokenizer)
+  tokenizer = _begin_prompts(tokenizer, prompts)
   if args.suffix is not None:
     tokenizer = _ask_for_gap(config, tokenizer, args.suffix)
   try:
@@ -219,6 +219,19 @@ def main(argv: list[str]) -> int:
       options = args.num_tokens, sampling, args.seed, stop
       _show_samples(prompts, heads, show, run, options, is_prefix)
   return 0
+
+
+def _begin_prompts(tokenizer, prompts: list[str]):
+  """Returns a tokenizer whose prompts begin as the model expects."""
+  from gpt_jax.inference.prompts import PromptTokenizer
+
+  if tokenizer.start_ids:
+    return PromptTokenizer(tokenizer)
+  if "" in prompts:
+    raise InputError(
+      "the prompt is empty; give some text, for instance --prompt='The '"
+    )
+  return tokenizer
 
 
 def _ask_for_gap(config, tokenizer, suffix: str):

@@ -22,3 +22,10 @@ class PromptTokenizer:
     own = self._tokenizer
     ids = own.encode(text)
     return np.concatenate([own.start_ids, ids]).astype(ids.dtype)
+
+  def decode(self, ids) -> str:
+    """Returns the text of ids, those of the start left out."""
+    own, ids = self._tokenizer, list(ids)
+    if tuple(ids[: len(own.start_ids)]) == own.start_ids:
+      ids = ids[len(own.start_ids) :]
+    return own.decode(ids)

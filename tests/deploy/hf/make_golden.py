@@ -1,0 +1,113 @@
+"""Writes golden.json: small models, computed by transformers.
+
+  python tests/deploy/hf/make_golden.py     (needs torch and transformers)
+
+Weights are drawn by numpy, tensor by tensor in the order of their names, so
+that the file holds shapes and results alone.
+"""
+
+import json
+import pathlib
+
+import numpy as np
+
+HERE = pathlib.Path(__file__).parent
+SMALL = dict(
+  hidden_size=32,
+  intermediate_size=48,
+  num_hidden_layers=3,
+  num_attention_heads=4,
+  num_key_value_heads=2,
+  max_position_embeddings=64,
+  vocab_size=61,
+)
+CASES = {
+  "gpt2": dict(n_embd=32, n_layer=3, n_head=4, n_positions=64, vocab_size=61),
+  "llama": SMALL | dict(tie_word_embeddings=True, rms_norm_eps=1e-5),
+  "llama3": SMALL
+  | dict(
+    model_type="llama",
+    rope_theta=500.0,
+    rope_scaling=dict(
+      rope_type="llama3",
+      factor=8.0,
+      low_freq_factor=1.0,
+      high_freq_factor=4.0,
+      original_max_position_embeddings=16,
+    ),
+  ),
+  "linear": SMALL
+  | dict(
+    model_type="llama",
+    head_dim=12,
+    rope_scaling=dict(rope_type="linear", factor=2.0),
+  ),
+  "mistral": SMALL | dict(sliding_window=5),
+  "qwen3": SMALL | dict(head_dim=16),
+  "mixtral": SMALL
+  | dict(num_local_experts=4, num_experts_per_tok=2, sliding_window=None),
+}
+NUM_TOKENS, NUM_NEW = 20, 32
+
+
+def draw(shapes: dict[str, list[int]], seed: int = 0) -> dict[str, np.ndarray]:
+  """Returns float32 tensors of these shapes; norms are near one."""
+  rng = np.random.default_rng(seed)
+  found = {}
+  for name in sorted(shapes):
+    array = rng.normal(0, 0.3, shapes[name]).astype(np.float32)
+    is_norm = "norm" in name or ".ln_" in name
+    found[name] = array + 1 if is_norm and name.endswith("weight") else array
+  return found
+
+
+def tokens_of(vocab_size: int) -> np.ndarray:
+  return np.random.default_rng(1).integers(0, vocab_size, (1, NUM_TOKENS))
+
+
+def main() -> None:
+  import tempfile
+
+  import safetensors.torch
+  import torch
+  import transformers
+
+  golden = {}
+  for case, options in CASES.items():
+    options = dict(options)
+    word = options.pop("model_type", case)
+    config = transformers.AutoConfig.for_model(word, **options)
+    config._attn_implementation = "eager"
+    model = transformers.AutoModelForCausalLM.from_config(config).float().eval()
+    with tempfile.TemporaryDirectory() as folder:
+      model.save_pretrained(folder)
+      path = pathlib.Path(folder) / "model.safetensors"
+      shapes = {
+        name: list(tensor.shape)
+        for name, tensor in safetensors.torch.load_file(path).items()
+      }
+      new = {k: torch.from_numpy(v) for k, v in draw(shapes).items()}
+      safetensors.torch.save_file(new, path, {"format": "pt"})
+      model = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, attn_implementation="eager"
+      )
+      written = json.loads((pathlib.Path(folder) / "config.json").read_text())
+    ids = torch.from_numpy(tokens_of(config.vocab_size))
+    with torch.no_grad():
+      logits = model(ids).logits[0, -4:].double().numpy()
+      made = model.generate(
+        ids[:, :7], max_new_tokens=NUM_NEW, do_sample=False, eos_token_id=None
+      )
+    golden[case] = {
+      "config": written,
+      "shapes": shapes,
+      "logits": np.round(logits, 6).tolist(),
+      "greedy": made[0, 7:].tolist(),
+    }
+    print(case, np.abs(logits).max(), made[0, 7:12].tolist())
+  text = json.dumps(golden, separators=(",", ":"))
+  (HERE / "golden.json").write_text(text + "\n")
+
+
+if __name__ == "__main__":
+  main()

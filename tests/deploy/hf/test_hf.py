@@ -1,0 +1,330 @@
+"""Models of the hub's layout: in, out, and in again."""
+
+import json
+import pathlib
+import runpy
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gpt_jax import tree
+from gpt_jax.config import InputError
+from gpt_jax.deploy.hf import architectures, exporting, importing, tensors
+from gpt_jax.runs import workdir
+
+HERE = pathlib.Path(__file__).parent
+GOLDEN = json.loads((HERE / "golden.json").read_text())
+make_golden = runpy.run_path(str(HERE / "make_golden.py"))
+draw, tokens_of = make_golden["draw"], make_golden["tokens_of"]
+
+
+def write_source(folder: pathlib.Path, case: str, changes=()) -> str:
+  """Writes a case as a folder of the hub's layout; returns its path."""
+  golden = GOLDEN[case]
+  folder.mkdir()
+  config = golden["config"] | dict(changes)
+  (folder / "config.json").write_text(json.dumps(config))
+  write_tensors(folder, draw(golden["shapes"]))
+  return str(folder)
+
+
+def write_tensors(folder, arrays: dict, **options) -> None:
+  planned = [
+    tensors.Planned(name, a.dtype, a.shape, lambda a=a: a)
+    for name, a in arrays.items()
+  ]
+  tensors.write_folder(str(folder), planned, **options)
+
+
+def read_arrays(folder: str) -> dict[str, np.ndarray]:
+  return {n: t.read() for n, t in tensors.open_folder(folder).items()}
+
+
+def letters(folder: pathlib.Path) -> str:
+  """Writes a tokenizer of 61 letters; returns its spec."""
+  vocab = {chr(64 + i): i for i in range(61)}
+  path = folder / "letters.json"
+  library = exporting._letters(vocab, None, {"type": "Fuse"})
+  path.write_text(json.dumps(library))
+  return f"hf:{path}"
+
+
+def bring_in(tmp_path, case: str, **changes) -> str:
+  source = write_source(tmp_path / "source", case, changes)
+  run = str(tmp_path / "run")
+  importing.import_model(source, run, letters(tmp_path))
+  return run
+
+
+@pytest.mark.parametrize("case", GOLDEN)
+def test_an_imported_model_computes_what_transformers_does(case, tmp_path):
+  _, model, params, _, mesh = workdir.open_run(bring_in(tmp_path, case))
+  golden, ids = GOLDEN[case], tokens_of(61).astype(np.int32)
+  expected = np.array(golden["logits"])
+  with jax.set_mesh(mesh):
+    logits = jax.jit(model.apply)(params, ids)
+    found = np.asarray(logits[0, -4:, :61])
+    np.testing.assert_allclose(
+      found, expected, rtol=0, atol=1e-4 * np.abs(expected).max()
+    )
+    prepared = model.prepare_for_decoding(params)
+    cache = model.init_cache(1, 64)
+    step = jax.jit(model.apply_cached)
+    next_ids, start, written = jnp.asarray(ids[:, :7]), 0, []
+    for _ in range(make_golden["NUM_NEW"]):
+      at = jnp.array([start], jnp.int32)
+      logits, cache = step(prepared, next_ids, cache, at)
+      start += next_ids.shape[1]
+      next_ids = logits[:, -1:, :61].argmax(-1).astype(jnp.int32)
+      written.append(int(next_ids[0, 0]))
+  assert written == golden["greedy"]
+
+
+@pytest.mark.parametrize("case", GOLDEN)
+def test_what_is_exported_are_the_same_tensors_and_config(case, tmp_path):
+  run = bring_in(tmp_path, case)
+  _, model, params, tokenizer, _ = workdir.open_run(run)
+  out = tmp_path / "out"
+  word = exporting.export_model(model, params, tokenizer, str(out), 20_000)
+  assert word == GOLDEN[case]["config"]["model_type"]
+  assert len(list(out.glob("*.safetensors"))) > 1
+  given = read_arrays(str(tmp_path / "source"))
+  made = read_arrays(str(out))
+  assert given.keys() == made.keys()
+  for name, array in given.items():
+    np.testing.assert_array_equal(array, made[name], name)
+  read = lambda path: architectures.read_model(
+    json.loads((path / "config.json").read_text()), str(path)
+  )
+  default = {"num_kv_heads": 4, "head_dim": 8}
+  one, other = read(tmp_path / "source"), read(out)
+  assert default | one == default | other
+  importing.import_model(str(out), str(tmp_path / "again"))
+  _, _, again, _, _ = workdir.open_run(str(tmp_path / "again"))
+  for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(again), strict=True):
+    np.testing.assert_array_equal(a, b)
+
+
+def test_a_changed_config_computes_something_else(tmp_path):
+  # The control of the golden logits: each key of the config counts.
+  run = bring_in(tmp_path, "mistral", sliding_window=4)
+  _, model, params, _, mesh = workdir.open_run(run)
+  with jax.set_mesh(mesh):
+    logits = model.apply(params, tokens_of(61).astype(np.int32))[0, -4:, :61]
+  expected = np.array(GOLDEN["mistral"]["logits"])
+  assert np.abs(logits - expected).max() > 1e-2
+
+
+@pytest.mark.parametrize("axes", [dict(fsdp=4, tensor=2), dict(fsdp=8)])
+def test_an_import_onto_devices_is_the_same(axes, tmp_path, monkeypatch):
+  run = bring_in(tmp_path, "mixtral")
+  _, _, params, _, _ = workdir.open_run(run)
+  overrides = {f"mesh.{axis}": str(n) for axis, n in axes.items()}
+  overrides = {f"mesh.{a}": "1" for a in ("data", "expert")} | overrides
+  load = importing.cli.load_config
+  monkeypatch.setattr(
+    importing.cli, "load_config", lambda path, _: load(path, overrides)
+  )
+  other = str(tmp_path / "other")
+  importing.import_model(str(tmp_path / "source"), other, letters(tmp_path))
+  _, _, spread, _, mesh = workdir.open_run(other, overrides)
+  assert mesh.size == 8
+  for a, b in zip(
+    jax.tree.leaves(params), jax.tree.leaves(spread), strict=True
+  ):
+    np.testing.assert_array_equal(a, b)
+
+
+def header_of(path: pathlib.Path, change) -> None:
+  """Rewrites a file's header by change(dict or bytes)."""
+  data = path.read_bytes()
+  size = int.from_bytes(data[:8], "little")
+  head = change(json.loads(data[8 : 8 + size]))
+  head = head if isinstance(head, bytes) else json.dumps(head).encode()
+  path.write_bytes(len(head).to_bytes(8, "little") + head + data[8 + size :])
+
+
+def drop(head: dict) -> dict:
+  del head["model.norm.weight"]
+  return head
+
+
+def with_entry(**changes):
+  def change(head: dict) -> dict:
+    head["model.norm.weight"] |= changes
+    return head
+
+  return change
+
+
+HEADERS = {
+  "a gap or an overlap": drop,
+  "its shape (31,) needs 124": with_entry(shape=[31]),
+  "does not describe its tensor 'model.norm": with_entry(shape="x"),
+  "'model.norm.weight' as 'I8'": with_entry(dtype="I8"),
+  "has the key 'a' twice": lambda head: b'{"a": 1, "a": 2}',
+  "is not JSON": lambda head: b"{",
+  "no JSON object": lambda head: b"[]",
+  "does not describe its tensor 'a'": lambda head: b'{"a": 1}',
+}
+
+
+@pytest.mark.parametrize("sentence", HEADERS)
+def test_a_damaged_header_is_one_sentence(sentence, tmp_path):
+  source = write_source(tmp_path / "source", "llama")
+  header_of(pathlib.Path(source, tensors.WHOLE), HEADERS[sentence])
+  refuse(source, tmp_path, sentence)
+
+
+def refuse(source, tmp_path, sentence: str) -> None:
+  with pytest.raises(InputError) as caught:
+    importing.import_model(
+      str(source), str(tmp_path / "run"), letters(tmp_path)
+    )
+  assert sentence in str(caught.value), caught.value
+  assert "\n" not in str(caught.value)
+  left = {path.name for path in tmp_path.iterdir()}
+  assert left <= {"source", "letters.json", "elsewhere"}
+
+
+@pytest.mark.parametrize(
+  "change,sentence",
+  [
+    (lambda a: a.pop("model.norm.weight"), "lacks model.norm.weight"),
+    (
+      lambda a: a.update({"model.norm.weight": np.ones(31, np.float32)}),
+      "model.norm.weight of (31,) where config.json needs (32,)",
+    ),
+    (
+      lambda a: a.update({"model.more": np.ones(1, np.float32)}),
+      "holds model.more, which LlamaForCausalLM does not have",
+    ),
+    (
+      lambda a: a.update({"lm_head.weight": np.ones((61, 32), np.float32)}),
+      "lm_head.weight, which differs from the embedding",
+    ),
+  ],
+)
+def test_tensors_that_do_not_fit_are_named(change, sentence, tmp_path):
+  source = pathlib.Path(write_source(tmp_path / "source", "llama"))
+  arrays = draw(GOLDEN["llama"]["shapes"])
+  change(arrays)
+  write_tensors(source, arrays)
+  refuse(source, tmp_path, sentence)
+
+
+@pytest.mark.parametrize(
+  "case,changes,sentence",
+  [
+    ("llama", dict(model_type="lama"), "did you mean llama"),
+    ("llama", dict(model_type=None), "has model_type None"),
+    ("llama", dict(hidden_act="relu"), "has hidden_act 'relu'"),
+    ("llama", dict(attention_bias=True), "has attention_bias True"),
+    ("llama", dict(hidden_size="32"), "hidden_size '32'; it must be a number"),
+    ("llama", dict(hidden_size=None), "has no hidden_size"),
+    ("llama", dict(hidden_size=30), "model.model_dim"),
+    (
+      "llama",
+      dict(rope_parameters=dict(rope_type="yarn", factor=2.0)),
+      "rope_scaling of type 'yarn'",
+    ),
+    (
+      "llama",
+      dict(rope_parameters=dict(rope_type="linear")),
+      "rope_scaling without factor",
+    ),
+    ("gpt2", dict(activation_function="relu"), "activation_function 'relu'"),
+    ("llama", dict(vocab_size=60), "61 tokens and its model 60"),
+  ],
+)
+def test_what_cannot_be_represented_is_refused(
+  case, changes, sentence, tmp_path
+):
+  refuse(write_source(tmp_path / "source", case, changes), tmp_path, sentence)
+
+
+def test_files_outside_of_the_folder_are_not_read(tmp_path):
+  source = pathlib.Path(write_source(tmp_path / "source", "llama"))
+  elsewhere = tmp_path / "elsewhere"
+  (source / tensors.WHOLE).rename(elsewhere)
+  refuse(source, tmp_path, "holds no model.safetensors")
+  (source / tensors.WHOLE).symlink_to(elsewhere)
+  refuse(source, tmp_path, "lies outside of the folder")
+  (source / tensors.WHOLE).unlink()
+  index = {"weight_map": {"model.norm.weight": "../elsewhere"}}
+  (source / tensors.INDEX).write_text(json.dumps(index))
+  refuse(source, tmp_path, "lies outside of the folder")
+  (source / tensors.INDEX).unlink()
+  (source / "pytorch_model.bin").write_bytes(b"")
+  refuse(source, tmp_path, "a pickle, which can run code")
+
+
+def test_a_folder_that_is_there_stays(tmp_path):
+  source = write_source(tmp_path / "source", "llama")
+  run = tmp_path / "run"
+  run.mkdir()
+  (run / "mine").write_text("")
+  with pytest.raises(InputError, match="which exists"):
+    importing.import_model(source, str(run), letters(tmp_path))
+  assert [path.name for path in run.iterdir()] == ["mine"]
+
+
+def test_a_model_that_no_architecture_has_is_refused(tmp_path, call_verb):
+  run = bring_in(tmp_path, "llama")
+  _, model, params, tokenizer, _ = workdir.open_run(run)
+  import dataclasses
+
+  other = dataclasses.replace(
+    model, config=dataclasses.replace(model.config, logit_softcap=3.0)
+  )
+  with pytest.raises(InputError, match="model.logit_softcap 3.0"):
+    exporting.export_model(other, params, tokenizer, str(tmp_path / "out"))
+  assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("spec", ["bytes", "chars"])
+def test_tokenizers_of_ours_are_written_for_the_library(spec):
+  import tokenizers as library
+
+  from gpt_jax.data.tokenizers.plain import ByteTokenizer, CharTokenizer
+
+  text = "Zwölf Boxkämpfer\n\tjagen 12 'Viktor' \u6f22\u5b57 🙂 quer"
+  ours = ByteTokenizer() if spec == "bytes" else CharTokenizer(text)
+  described = exporting.describe_tokenizer(ours)
+  theirs = library.Tokenizer.from_str(json.dumps(described))
+  assert theirs.encode(text).ids == ours.encode(text).tolist()
+  assert theirs.decode(ours.encode(text).tolist()) == text
+
+
+def published(stories: pathlib.Path) -> str:
+  text = (stories / "SOURCE.txt").read_text()
+  start = text.index("\nOnce upon a time") + 1
+  return text[start : text.index("\n\nPublished validation loss")]
+
+
+def test_a_real_model_writes_its_published_text(test_data, call_verb, tmp_path):
+  stories, story = test_data / "stories260k", str(tmp_path / "run")
+  importing.import_model(str(stories), story)
+  expected = published(stories)
+  greedy = ["--prompt=", "--temperature=0", "--num_tokens=230"]
+  done = call_verb("generate", f"--workdir={story}", *greedy)
+  assert done.stdout.startswith(expected), done
+  done = call_verb("generate", f"--workdir={story}", *greedy, "--devices=8")
+  assert done.stdout.startswith(expected)
+  done = call_verb(
+    "generate", f"--workdir={story}", *greedy, "--prompt=Lily likes"
+  )
+  assert f"{expected}" in done.stdout and "Lily likes" in done.stdout
+  done = call_verb("generate", f"--workdir={story}", *greedy, "--weights=int8")
+  assert done.stdout.startswith(expected[:200])
+  _, model, params, tokenizer, _ = workdir.open_run(story)
+  out, again = str(tmp_path / "out"), str(tmp_path / "again")
+  exporting.export_model(model, params, tokenizer, out)
+  assert read_arrays(out).keys() == read_arrays(str(stories)).keys()
+  importing.import_model(out, again)
+  done = call_verb("generate", f"--workdir={again}", *greedy)
+  assert done.stdout.startswith(expected)
+  flat = tree.flatten_with_names(params)
+  assert sum(leaf.size for leaf in flat.values()) == 264_128
