@@ -127,7 +127,6 @@ LLAMA = Architecture(
   heads=UNTIED,
   ignored=(".rotary_emb.inv_freq",),
 )
-WINDOW = Key("sliding_window", "sliding_window", None)
 MIXTRAL_EXPERT = LLAMA_LAYER + ".block_sparse_moe"
 GPT2_LAYER = "transformer.h.{layer}"
 
@@ -136,7 +135,7 @@ ARCHITECTURES = {
   "llama": LLAMA,
   "mistral": LLAMA._replace(
     name="MistralForCausalLM",
-    keys=(*LLAMA_KEYS, WINDOW),
+    keys=(*LLAMA_KEYS, Key("sliding_window", "sliding_window", 4096)),
     wanted={"hidden_act": ("silu",)},
   ),
   "qwen3": LLAMA._replace(
@@ -164,7 +163,7 @@ ARCHITECTURES = {
     name="MixtralForCausalLM",
     keys=(
       *LLAMA_KEYS,
-      WINDOW,
+      Key("sliding_window", "sliding_window", None),
       Key("num_local_experts", "num_experts", 8),
       Key("num_experts_per_tok", "experts_per_token", 2),
       Key("router_aux_loss_coef", "router_balance_weight", 0.001),
@@ -240,39 +239,37 @@ FREE = (
 )
 
 
-def find(config: dict, where: str) -> Architecture:
+def find(stated: dict, where: str) -> Architecture:
   """Returns the architecture of their config.
 
   Raises:
     InputError: it is none that is known.
   """
-  word = config.get("model_type")
+  word = stated.get("model_type")
   if word not in ARCHITECTURES:
     hint = nearest(str(word), ARCHITECTURES)
     raise InputError(f"{where} has model_type {word!r:.60}; {hint}")
   return ARCHITECTURES[word]
 
 
-def read_model(config: dict, where: str) -> dict[str, Any]:
+def read_model(stated: dict, where: str) -> dict[str, Any]:
   """Returns {field of our model section: value} of their config.
 
   Raises:
     InputError: a key is missing or of another type, or states what cannot be
       represented.
   """
-  found = find(config, where)
+  found = find(stated, where)
   for key, values in found.wanted.items():
-    if config.get(key, values[0]) not in values:
+    if stated.get(key, values[0]) not in values:
       raise InputError(
-        f"{where} has {key} {config[key]!r:.60}, which is not supported; it "
+        f"{where} has {key} {stated[key]!r:.60}, which is not supported; it "
         f"must be {' or '.join(map(repr, values))}"
       )
   model = dict(found.fixed)
   for key in found.keys:
-    value = config.get(key.theirs)
-    if value is None:
-      value = key.default
-    if value is REQUIRED:
+    value = stated.get(key.theirs, key.default)
+    if value is REQUIRED or (value is None and key.default is REQUIRED):
       raise InputError(f"{where} has no {key.theirs}")
     if value is not None and type(value) not in (int, float, bool):
       raise InputError(
@@ -283,25 +280,25 @@ def read_model(config: dict, where: str) -> dict[str, Any]:
   if found is ARCHITECTURES["gpt2"]:
     model.setdefault("mlp_dim", 4 * model["model_dim"])
   if found.has_rope:
-    model |= read_rope(config, where)
+    model |= read_rope(stated, where)
   return model
 
 
-def read_rope(config: dict, where: str) -> dict[str, Any]:
+def read_rope(stated: dict, where: str) -> dict[str, Any]:
   """Returns rope_theta and rope_scaling of their config, old form or new."""
-  rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+  rope = stated.get("rope_parameters") or stated.get("rope_scaling") or {}
   if not isinstance(rope, dict):
     raise InputError(
       f"{where} has rope_scaling {rope!r:.60}; it must be a dict"
     )
-  theta = rope.get("rope_theta", config.get("rope_theta", 10_000.0))
+  theta = rope.get("rope_theta", stated.get("rope_theta", 10_000.0))
   if type(theta) not in (int, float):
     raise InputError(
       f"{where} has rope_theta {theta!r:.60}; it must be a number"
     )
   kind = rope.get("rope_type", rope.get("type", "default"))
   part = rope.get(
-    "partial_rotary_factor", config.get("partial_rotary_factor", 1.0)
+    "partial_rotary_factor", stated.get("partial_rotary_factor", 1.0)
   )
   if part != 1.0:
     raise InputError(
@@ -382,21 +379,21 @@ def choose(model: ModelConfig, defaults: ModelConfig) -> str:
 def write_model(word: str, model: ModelConfig) -> dict[str, Any]:
   """Returns the config.json of a model of ours, without its tokenizer's ids."""
   found = ARCHITECTURES[word]
-  config: dict[str, Any] = {
+  stated: dict[str, Any] = {
     "model_type": word,
     "architectures": [found.name],
   }
-  config |= {key: values[0] for key, values in found.wanted.items()}
+  stated |= {key: values[0] for key, values in found.wanted.items()}
   for key in found.keys:
-    config[key.theirs] = getattr(model, key.ours)
-  if config.get("num_key_value_heads", 0) is None:
-    config["num_key_value_heads"] = model.num_heads
-  if config.get("head_dim", 0) is None:
-    config["head_dim"] = model.model_dim // model.num_heads
+    stated[key.theirs] = getattr(model, key.ours)
+  if stated.get("num_key_value_heads", 0) is None:
+    stated["num_key_value_heads"] = model.num_heads
+  if stated.get("head_dim", 0) is None:
+    stated["head_dim"] = model.model_dim // model.num_heads
   if found.has_rope:
-    config["rope_theta"] = model.rope_theta
-    config["rope_scaling"] = _write_rope(model)
-  return config
+    stated["rope_theta"] = model.rope_theta
+    stated["rope_scaling"] = _write_rope(model)
+  return stated
 
 
 def _write_rope(model: ModelConfig) -> dict | None:
