@@ -179,9 +179,12 @@ def make_loss(
     if has_future:
       shifted = shift_targets(batch, model.config.num_future_tokens)
     if parts > 1 and model.can_reorder(length, key is not None):
-      (batch, shifted), order_1T = sharding.balance(
-        (batch, shifted), length, parts, model.rules
+      # Sources, which all queries see alike, stay in order.
+      rows = {k: x for k, x in batch.items() if not k.startswith("source")}
+      (rows, shifted), order_1T = sharding.balance(
+        (rows, shifted), length, parts, model.rules
       )
+      batch = batch | rows
     targets_BT, mask_BT = batch["targets"], batch.get("mask")
     out = model.apply(
       params,

@@ -22,7 +22,7 @@ def sinusoids(positions_BT, width: int):
   Dims 2 i and 2 i + 1 hold those of position / 10000^(2 i / D) (Vaswani et al.
   2017, section 3.5).
   """
-  # In float64: powers in float32 differ from program to program, by 1e-6.
+  # In float64: an error of a rate grows with the position.
   rate_H = (10_000.0 ** (-np.arange(0, width, 2) / width)).astype(np.float32)
   angle_BTH = positions_BT[..., None].astype(jnp.float32) * rate_H[None, None]
   pairs = jnp.stack([jnp.sin(angle_BTH), jnp.cos(angle_BTH)], axis=-1)
