@@ -1,5 +1,6 @@
 """Pairs through the commands: learned, scored, and their targets written."""
 
+import dataclasses
 import json
 import shutil
 import sys
@@ -9,10 +10,13 @@ import jax
 import numpy as np
 import pytest
 
-from gpt_jax import files, metric_names
+from configs import base
+from gpt_jax import config as config_lib
+from gpt_jax import files, metric_names, sharding
 from gpt_jax.config import InputError
 from gpt_jax.data import objectives, prepare
-from gpt_jax.inference import targets
+from gpt_jax.inference import scoring, targets
+from gpt_jax.models import build_model
 from gpt_jax.runs import metrics
 from gpt_jax.runs import workdir as workdir_lib
 from gpt_jax.training import state
@@ -226,3 +230,57 @@ def test_a_damaged_seed_of_the_decoder_writes_other_targets(house):
     blank = targets.write_targets(model, fresh, *run, layout, **how)
   assert [(w.source, w.target) for w in found] == PAIRS
   assert targets.exact_match(found) == 1 and targets.exact_match(blank) == 0
+
+
+@pytest.mark.parametrize("family", ["decoder", "encoder_decoder"])
+def test_pairs_that_share_a_row_cost_what_they_cost_alone(family, tmp_path):
+  """So that no pair sees another, and none is lost or counted twice."""
+  path = write(tmp_path / "a.tsv", PAIRS)
+  config = base.get_config()
+  config.data.update(
+    source=f"pairs:{path}",
+    objective="sequence_to_sequence",
+    valid_frac=0.0,
+    dir=str(tmp_path / "prepared"),
+    seq_len=32,
+  )
+  config.model.update(family=family, num_layers=2, model_dim=32, mlp_dim=48)
+  config.mesh.data = 1
+  frozen = config_lib.freeze(config)
+  prepared = prepare.prepare_data(frozen.data, say=lambda line: None)
+  frozen = prepared.resolve_vocab(frozen)
+  model = build_model(frozen.model)
+  # Far from even, so that what is seen matters.
+  params = jax.tree.map(lambda x: 5 * x, state.init_params(model, 0))
+  mesh = sharding.make_mesh(frozen.mesh, jax.devices()[:1])
+  found = {}
+  for packing in ("stream", "documents"):
+    data = dataclasses.replace(frozen.data, packing=packing)
+    own = dataclasses.replace(frozen, data=data)
+    found[packing] = scoring.score(
+      model,
+      params,
+      prepared.train[0][1],
+      seq_len=32,
+      batch_size=4,
+      packing=packing,
+      num_loss_chunks=1,
+      mesh=mesh,
+      task=objectives.build_task(own, lambda: prepared.tokenizer),
+    )
+  alone, packed = found["stream"], found["documents"]
+  assert packed["num_tokens"] == alone["num_tokens"]
+  assert packed["loss"] == pytest.approx(alone["loss"], rel=1e-5)
+  assert packed["accuracy"] == alone["accuracy"]
+  # The control: with other sources the targets cost something else.
+  swapped = [(a, b) for (a, _), (_, b) in zip(PAIRS[1:], PAIRS, strict=False)]
+  other = prepare.prepare_text(
+    str(write(tmp_path / "b.tsv", swapped)),
+    prepared.tokenizer,
+    frozen.data.dir,
+    say=lambda line: None,
+  )
+  task = objectives.build_task(frozen, lambda: prepared.tokenizer)
+  how = dict(seq_len=32, batch_size=4, packing="stream", num_loss_chunks=1)
+  again = scoring.score(model, params, other, mesh=mesh, task=task, **how)
+  assert abs(again["loss"] - alone["loss"]) > 1e-3

@@ -1,0 +1,23 @@
+"""Translation of sentences, by a small Transformer: minutes on two cores.
+
+The form is that of attention.py, with the pairs of a file in two columns and
+byte pairs of both languages:
+
+  bash launch/local.sh --config=configs/translation.py \\
+    --config.data.source=pairs:PATH.tsv --workdir=DIR
+  .venv/bin/python -m gpt_jax.evaluate --workdir=DIR --generate=1000 --beams=4
+
+Another direction is pairs:PATH.tsv#2#1. Sentences of up to 64 tokens are read.
+"""
+
+from configs import attention
+
+
+def get_config():
+  config = attention.get_config("laptop")
+  config.data.source = "pairs:pairs.tsv"
+  config.data.tokenizer = "bpe:1024"
+  config.train.num_steps = 3000
+  config.eval.every_steps = 1000
+  config.sample.every_steps = 0
+  return config
