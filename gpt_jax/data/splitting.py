@@ -124,7 +124,7 @@ class Part:
     None if there is one document only, which is divided by its tail.
     """
     units, texts = array.array("d"), array.array("Q")
-    has_text, document = bytearray(), None
+    has_text = bytearray()
     for document in self.source.documents():
       if document.is_target:
         for piece in document.pieces:
@@ -145,7 +145,6 @@ class Part:
       texts[filled], return_index=True, return_inverse=True
     )
     if len(first) == 1:
-      self._require_single(document)
       self.split = "tail"
       self.notes.append(
         f"{self.source.spec} is one document: the last {self.valid_frac:g} of "

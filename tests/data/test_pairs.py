@@ -186,6 +186,11 @@ def test_an_epoch_holds_each_pair_once_and_nothing_else(make, family, packing):
   }
   assert sorted(pairs_of(batch)) == sorted(rows)
   assert (num_rows < len(rows)) == (packing == "documents")
+  other = pairs.pair_rows(
+    prepared.train[0][1], task_of(prepared, config).pairs, 1
+  )
+  assert sorted(other.pairs) == sorted(of_set.pairs)
+  assert other.pairs.tolist() != of_set.pairs.tolist()  # who shares a row
   epochs = read(prepared, config, 1, num_rows, num_rows)
   assert sorted(pairs_of(epochs)) == sorted(rows)
   assert not np.array_equal(batch["tokens"], epochs["tokens"])
