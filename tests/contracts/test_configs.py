@@ -32,6 +32,8 @@ COUNTS = {
   "llama.py:70b": (128_256, 70_553_706_496),
   "local_global.py:laptop": (None, None),
   "local_global.py:1b": (128_256, 1_235_814_400),
+  "gemma3.py:laptop": (None, None),
+  "gemma3.py:1b": (262_144, 999_885_952),
   "mla.py:laptop": (None, None),
   "mla.py:v2-lite": (102_400, 15_706_484_224),
   "moe.py:laptop": (None, None),

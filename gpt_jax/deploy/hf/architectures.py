@@ -4,10 +4,7 @@ A key of theirs that is not named here does not change what a model computes.
 Where it does, it is in `keys` or `wanted`; else the table is wrong.
 """
 
-import dataclasses
 from typing import Any, NamedTuple
-
-from gpt_jax.config import InputError, ModelConfig, nearest
 
 REQUIRED = object()
 
@@ -33,7 +30,8 @@ class Row(NamedTuple):
     theirs: its name, with {layer} and {expert} where there are several.
     ours: paths of the parameters that it holds, one after the other along
       their outputs.
-    form: linear (out, in) | conv (in, out) | same.
+    form: linear (out, in) | conv (in, out) | same | offset, which is the same
+      less one.
   """
 
   theirs: str
@@ -55,6 +53,7 @@ class Architecture(NamedTuple):
     ignored: ends of names of tensors that hold no parameters.
     prefix: of names, which a model without its head was saved without.
     has_rope: whether config.json says how positions turn.
+    has_pattern: whether it says which layers are local.
   """
 
   name: str
@@ -66,6 +65,7 @@ class Architecture(NamedTuple):
   ignored: tuple[str, ...] = ()
   prefix: str = "model."
   has_rope: bool = True
+  has_pattern: bool = False
 
 
 def _rows(layer: str, **named: tuple[str, ...] | str) -> tuple[Row, ...]:
@@ -181,6 +181,46 @@ ARCHITECTURES = {
       ),
     ),
   ),
+  "gemma3_text": LLAMA._replace(
+    name="Gemma3ForCausalLM",
+    keys=(
+      *(k for k in LLAMA_KEYS if k.ours not in ("head_dim", "tied_embeddings")),
+      Key("head_dim", "head_dim", 256),
+      Key("tie_word_embeddings", "tied_embeddings", True),
+      Key("sliding_window", "sliding_window"),
+    ),
+    fixed=dict(
+      norm="rmsnorm",
+      norm_placement="sandwich",
+      position="rope",
+      mlp="geglu_tanh",
+      qk_norm=True,
+      scaled_embeddings=True,
+    ),
+    wanted={
+      "hidden_activation": ("gelu_pytorch_tanh",),
+      "attention_bias": (False,),
+      "attn_logit_softcapping": (None,),
+      "final_logit_softcapping": (None,),
+      "use_bidirectional_attention": (False,),
+    },
+    rows=(
+      LLAMA_ENDS[0],
+      LLAMA_ENDS[1]._replace(form="offset"),
+      *(row for row in LLAMA_ATTENTION if row.form == "linear"),
+      *LLAMA_MLP,
+      *_rows(
+        LLAMA_LAYER,
+        attn__q_norm=("self_attn.q_norm.weight", "offset"),
+        attn__k_norm=("self_attn.k_norm.weight", "offset"),
+        norm_attn__scale=("input_layernorm.weight", "offset"),
+        norm_attn_out__scale=("post_attention_layernorm.weight", "offset"),
+        norm_mlp__scale=("pre_feedforward_layernorm.weight", "offset"),
+        norm_mlp_out__scale=("post_feedforward_layernorm.weight", "offset"),
+      ),
+    ),
+    has_pattern=True,
+  ),
   "gpt2": Architecture(
     name="GPT2LMHeadModel",
     keys=(
@@ -229,179 +269,3 @@ ARCHITECTURES = {
     has_rope=False,
   ),
 }
-# Fields of our model section that do not change what a model computes.
-FREE = (
-  *("dropout_rate", "init_std", "unembed_init_std", "parametrization"),
-  *("base_dim", "base_layers", "base_head_dim", "scan_layers", "remat"),
-  *("attention", "seq_attention", "param_dtype", "compute_dtype", "grad_dtype"),
-  *("vocab_multiple", "router_balance_weight", "router_bias_rate"),
-  *("router_z_weight", "layer_pattern"),
-)
-
-
-def find(stated: dict, where: str) -> Architecture:
-  """Returns the architecture of their config.
-
-  Raises:
-    InputError: it is none that is known.
-  """
-  word = stated.get("model_type")
-  if word not in ARCHITECTURES:
-    hint = nearest(str(word), ARCHITECTURES)
-    raise InputError(f"{where} has model_type {word!r:.60}; {hint}")
-  return ARCHITECTURES[word]
-
-
-def read_model(stated: dict, where: str) -> dict[str, Any]:
-  """Returns {field of our model section: value} of their config.
-
-  Raises:
-    InputError: a key is missing or of another type, or states what cannot be
-      represented.
-  """
-  found = find(stated, where)
-  for key, values in found.wanted.items():
-    if stated.get(key, values[0]) not in values:
-      raise InputError(
-        f"{where} has {key} {stated[key]!r:.60}, which is not supported; it "
-        f"must be {' or '.join(map(repr, values))}"
-      )
-  model = dict(found.fixed)
-  for key in found.keys:
-    value = stated.get(key.theirs, key.default)
-    if value is REQUIRED or (value is None and key.default is REQUIRED):
-      raise InputError(f"{where} has no {key.theirs}")
-    if value is not None and type(value) not in (int, float, bool):
-      raise InputError(
-        f"{where} has {key.theirs} {value!r:.60}; it must be a number"
-      )
-    if value is not None:
-      model[key.ours] = value
-  if found is ARCHITECTURES["gpt2"]:
-    model.setdefault("mlp_dim", 4 * model["model_dim"])
-  if found.has_rope:
-    model |= read_rope(stated, where)
-  return model
-
-
-def read_rope(stated: dict, where: str) -> dict[str, Any]:
-  """Returns rope_theta and rope_scaling of their config, old form or new."""
-  rope = stated.get("rope_parameters") or stated.get("rope_scaling") or {}
-  if not isinstance(rope, dict):
-    raise InputError(
-      f"{where} has rope_scaling {rope!r:.60}; it must be a dict"
-    )
-  theta = rope.get("rope_theta", stated.get("rope_theta", 10_000.0))
-  if type(theta) not in (int, float):
-    raise InputError(
-      f"{where} has rope_theta {theta!r:.60}; it must be a number"
-    )
-  kind = rope.get("rope_type", rope.get("type", "default"))
-  part = rope.get(
-    "partial_rotary_factor", stated.get("partial_rotary_factor", 1.0)
-  )
-  if part != 1.0:
-    raise InputError(
-      f"{where} has partial_rotary_factor {part!r:.60}, which is not supported"
-    )
-  try:
-    scaling = {
-      "default": lambda: "none",
-      "linear": lambda: f"linear:{float(rope['factor'])!r}",
-      "llama3": lambda: _llama3(rope, where),
-    }[kind]()
-  except KeyError as error:
-    if error.args == (kind,):
-      raise InputError(
-        f"{where} has rope_scaling of type {kind!r:.60}, which is not "
-        "supported; default, linear and llama3 are"
-      ) from None
-    raise InputError(
-      f"{where} has a rope_scaling without {error.args[0]}"
-    ) from None
-  except (TypeError, ValueError):
-    raise InputError(
-      f"{where} has rope_scaling {rope!r:.120}; its factors must be numbers"
-    ) from None
-  return {"rope_theta": float(theta), "rope_scaling": scaling}
-
-
-def _llama3(rope: dict, where: str) -> str:
-  low, high = rope["low_freq_factor"], rope["high_freq_factor"]
-  if (low, high) != (1.0, 4.0):
-    raise InputError(
-      f"{where} has rope_scaling with low_freq_factor {low} and "
-      f"high_freq_factor {high}; only 1 and 4 are supported"
-    )
-  factor = float(rope["factor"])
-  return f"llama3:{factor!r}:{int(rope['original_max_position_embeddings'])}"
-
-
-def choose(model: ModelConfig, defaults: ModelConfig) -> str:
-  """Returns the model_type that a model of ours can be written as.
-
-  Args:
-    defaults: the model section of configs/base.py.
-
-  Raises:
-    InputError: there is none; the sentence names what the nearest lacks.
-  """
-  faults = {}
-  for word, found in ARCHITECTURES.items():
-    named = {key.ours for key in found.keys} | set(FREE)
-    if found.has_rope:
-      named |= {"rope_theta", "rope_scaling"}
-    wrong = []
-    for field in dataclasses.fields(model):
-      value = getattr(model, field.name)
-      if field.name in found.fixed:
-        is_fine = value == found.fixed[field.name]
-      else:
-        is_fine = field.name in named
-        is_fine = is_fine or value == getattr(defaults, field.name)
-      if not is_fine:
-        wrong.append(f"model.{field.name} {value!r}")
-    if model.layer_pattern != "uniform":
-      wrong.append(f"model.layer_pattern {model.layer_pattern!r}")
-    has_experts = any(key.ours == "num_experts" for key in found.keys)
-    if has_experts != (model.num_experts is not None):
-      wrong.append(f"model.num_experts {model.num_experts}")
-    if not wrong:
-      return word
-    faults[word] = wrong
-  word = min(faults, key=lambda word: len(faults[word]))
-  raise InputError(
-    "no architecture of the hub has this model; the nearest, "
-    f"{word}, has no {', '.join(faults[word][:4])}"
-  )
-
-
-def write_model(word: str, model: ModelConfig) -> dict[str, Any]:
-  """Returns the config.json of a model of ours, without its tokenizer's ids."""
-  found = ARCHITECTURES[word]
-  stated: dict[str, Any] = {
-    "model_type": word,
-    "architectures": [found.name],
-  }
-  stated |= {key: values[0] for key, values in found.wanted.items()}
-  for key in found.keys:
-    stated[key.theirs] = getattr(model, key.ours)
-  if stated.get("num_key_value_heads", 0) is None:
-    stated["num_key_value_heads"] = model.num_heads
-  if stated.get("head_dim", 0) is None:
-    stated["head_dim"] = model.model_dim // model.num_heads
-  if found.has_rope:
-    stated["rope_theta"] = model.rope_theta
-    stated["rope_scaling"] = _write_rope(model)
-  return stated
-
-
-def _write_rope(model: ModelConfig) -> dict | None:
-  word, numbers = model.rope_scaling.mechanism, model.rope_scaling.numbers
-  if word == "none":
-    return None
-  rope: dict[str, Any] = {"rope_type": word, "factor": numbers[0]}
-  if word == "llama3":
-    rope |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
-    rope["original_max_position_embeddings"] = int(numbers[1])
-  return rope

@@ -12,7 +12,7 @@ from gpt_jax import cli, files, tree
 from gpt_jax import config as config_lib
 from gpt_jax.config import InputError
 from gpt_jax.data.tokenizers import Tokenizer, limits
-from gpt_jax.deploy.hf import architectures, layout, tensors
+from gpt_jax.deploy.hf import architectures, layout, stated, tensors
 from gpt_jax.deploy.hf.folders import whole_folder
 from gpt_jax.machine import processes
 from gpt_jax.models import Model
@@ -38,7 +38,7 @@ def export_model(
   if processes.count() > 1:
     raise InputError("a model is exported by one process; start one")
   defaults = config_lib.freeze(cli.load_config("configs/base.py", {})).model
-  word = architectures.choose(model.config, defaults)
+  word = stated.choose(model.config, defaults)
   found = architectures.ARCHITECTURES[word]
   library = describe_tokenizer(tokenizer)
   flat = tree.flatten_with_names(params)
@@ -122,7 +122,7 @@ def _describe(
   word: str, model: Model, tokenizer: Tokenizer, library: dict
 ) -> dict[str, dict]:
   """Returns {name: content} of the JSON files beside the tensors."""
-  config = architectures.write_model(word, model.config)
+  config = stated.write_model(word, model.config)
   config["torch_dtype"] = model.config.param_dtype
   ids: dict[str, int] = {}
   named: dict[str, Any] = {

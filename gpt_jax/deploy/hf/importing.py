@@ -15,7 +15,7 @@ from gpt_jax.config import Config, InputError
 from gpt_jax.data import tokenizers
 from gpt_jax.data.tokenizers import Tokenizer
 from gpt_jax.data.tokenizers.subword import LibraryTokenizer
-from gpt_jax.deploy.hf import architectures, layout, tensors
+from gpt_jax.deploy.hf import layout, stated, tensors
 from gpt_jax.deploy.hf.folders import whole_folder
 from gpt_jax.machine import processes
 from gpt_jax.models import build_model
@@ -54,7 +54,10 @@ def import_model(
   words = tokenizers.build_tokenizer(tokenizer or _find_tokenizer(source))
   if isinstance(words, LibraryTokenizer):
     words = words.with_start()
-  config = _build_config(workdir, fields, opened, param_dtype, where)
+  has_offsets = any(row.form == "offset" for row in found.rows)
+  config = _build_config(
+    workdir, fields, opened, param_dtype, has_offsets, where
+  )
   if words.vocab_size > config_lib.vocab_size(config.model):
     raise InputError(
       f"the tokenizer of {source} has {words.vocab_size} tokens and its model "
@@ -82,7 +85,7 @@ def _read_config(where: str):
     raise InputError(f"{where} {damage}") from None
   if not isinstance(read, dict):
     raise InputError(f"{where} is no JSON object")
-  return architectures.find(read, where), architectures.read_model(read, where)
+  return stated.find(read, where), stated.read_model(read, where)
 
 
 def _find_tokenizer(source: str) -> str:
@@ -102,6 +105,7 @@ def _build_config(
   fields: dict[str, Any],
   opened: dict[str, tensors.Tensor],
   param_dtype: str | None,
+  has_offsets: bool,
   where: str,
 ) -> Config:
   """Returns the config of the run that the workdir will be."""
@@ -110,8 +114,10 @@ def _build_config(
   is_half = stored in ("bfloat16", "float16")
   values = cli.load_config("configs/base.py", {})
   values.model.update(fields)
+  # bfloat16 would round a scale that is stored less one.
+  is_narrow = stored == "bfloat16" and not has_offsets
   values.model.param_dtype = param_dtype or (
-    stored if stored == "bfloat16" else "float32"
+    "bfloat16" if is_narrow else "float32"
   )
   values.model.compute_dtype = "bfloat16" if is_half else "float32"
   values.data.seq_len = min(values.model.max_len, MAX_SEQ_LEN)

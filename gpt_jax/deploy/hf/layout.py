@@ -54,6 +54,8 @@ class Entry(NamedTuple):
       return theirs[part.start : part.stop].T.reshape(part.shape)
     if self.form == "conv":
       return theirs[:, part.start : part.stop].reshape(part.shape)
+    if self.form == "offset":
+      return theirs.astype(np.float32) + 1
     if theirs.ndim == 1:
       return theirs[part.start : part.stop].reshape(part.shape)
     return theirs
@@ -67,6 +69,8 @@ class Entry(NamedTuple):
       return np.concatenate([a.T for a in flat])
     if self.form == "conv":
       return np.concatenate(flat, axis=1)
+    if self.form == "offset":
+      return ours[0] - np.ones((), ours[0].dtype)
     if len(self.shape) == 1:
       return np.concatenate([a.reshape(-1) for a in ours])
     return ours[0]
@@ -102,15 +106,15 @@ def _build(name, paths, form, at, model, shapes) -> Entry:
     if path in TABLES:
       shape = (config_lib.vocab_size(model), *shape[1:])
     part = Part(path, at, shape, start, start)
-    out = math.prod(shape) // (1 if form == "same" else part.num_in)
+    is_matrix = form in ("linear", "conv")
+    out = math.prod(shape) // (part.num_in if is_matrix else 1)
     start += out
     parts.append(part._replace(stop=start))
   num_in = parts[0].num_in
   whole = {
     "linear": (start, num_in),
     "conv": (num_in, start),
-    "same": parts[0].shape,
-  }[form]
+  }.get(form, parts[0].shape)
   if form == "same" and (len(parts) > 1 or paths[0].endswith("_bias")):
     whole = (start,)
   return Entry(name, whole, tuple(parts), form)

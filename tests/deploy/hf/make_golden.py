@@ -44,6 +44,15 @@ CASES = {
   ),
   "mistral": SMALL | dict(sliding_window=5),
   "qwen3": SMALL | dict(head_dim=16),
+  "gemma3_text": SMALL
+  | dict(
+    head_dim=16,
+    query_pre_attn_scalar=16,
+    sliding_window=5,
+    num_hidden_layers=4,
+    layer_types=["sliding_attention"] * 2
+    + ["full_attention", "sliding_attention"],
+  ),
   "mixtral": SMALL
   | dict(num_local_experts=4, num_experts_per_tok=2, sliding_window=None),
 }

@@ -11,7 +11,7 @@ import pytest
 
 from gpt_jax import tree
 from gpt_jax.config import InputError
-from gpt_jax.deploy.hf import architectures, exporting, importing, tensors
+from gpt_jax.deploy.hf import exporting, importing, stated, tensors
 from gpt_jax.runs import workdir
 
 HERE = pathlib.Path(__file__).parent
@@ -94,8 +94,10 @@ def test_what_is_exported_are_the_same_tensors_and_config(case, tmp_path):
   made = read_arrays(str(out))
   assert given.keys() == made.keys()
   for name, array in given.items():
-    np.testing.assert_array_equal(array, made[name], name)
-  read = lambda path: architectures.read_model(
+    # Scales that are stored less one lose their last bit once.
+    atol = 1.2e-7 if case.startswith("gemma") and "norm" in name else 0
+    np.testing.assert_allclose(array, made[name], 0, atol, err_msg=name)
+  read = lambda path: stated.read_model(
     json.loads((path / "config.json").read_text()), str(path)
   )
   default = {"num_kv_heads": 4, "head_dim": 8}
