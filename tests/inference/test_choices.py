@@ -49,7 +49,7 @@ def exact(made, prompts, texts):
   tokens = np.zeros((len(rows), LIMIT), np.int32)
   for padded, row in zip(tokens, rows, strict=True):
     padded[: len(row)] = list(row)
-  log_p = np.asarray(jax.nn.log_softmax(model.apply(params, tokens)))
+  log_p = np.asarray(jax.nn.log_softmax(jax.jit(model.apply)(params, tokens)))
   starts = [len(p) for p in prompts for _ in texts]
   sums = [
     sum(log_p[n, at - 1, row[at]] for at in range(start, len(row)))

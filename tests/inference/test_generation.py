@@ -275,11 +275,12 @@ def test_decoding_reads_matrices_in_the_type_that_they_multiply(position):
 def last_logits(model, params, rows):
   """Returns the cached logits of the last of 30 tokens: 29 read, then one."""
   tokens = np.random.default_rng(1).integers(0, 256, (rows, 30))
-  ready = model.prepare_for_decoding(params)
+  ready = jax.jit(model.prepare_for_decoding)(params)
   cache = model.init_cache(rows, 30)
   start = jnp.zeros(rows, jnp.int32)
-  _, cache = model.apply_cached(ready, tokens[:, :29], cache, start)
-  out, _ = model.apply_cached(ready, tokens[:, 29:], cache, start + 29)
+  apply_cached = jax.jit(model.apply_cached)
+  _, cache = apply_cached(ready, tokens[:, :29], cache, start)
+  out, _ = apply_cached(ready, tokens[:, 29:], cache, start + 29)
   return out[:, 0, :257], tokens
 
 
@@ -290,9 +291,9 @@ def test_few_bits_decode_as_the_rounded_matrices_would(rows, weights, tied):
   model, params = make(position="learned", tied_embeddings=tied, bias=True)
   small = dataclasses.replace(model, weights=weights)
   got, tokens = last_logits(small, params, rows)
-  rounded = small.round_weights(params)
-  want = model.apply(rounded, tokens)[:, -1, :257]
-  exact = model.apply(params, tokens)[:, -1, :257]
+  rounded, apply = jax.jit(small.round_weights)(params), jax.jit(model.apply)
+  want = apply(rounded, tokens)[:, -1, :257]
+  exact = apply(params, tokens)[:, -1, :257]
   away = lambda a, b: float(jnp.abs(a - b).mean() / jnp.abs(b).mean())
   # An activation has 16 bits; the rounding of weights is far larger.
   assert away(got, want) < 2e-4

@@ -13,7 +13,8 @@ from gpt_jax.lab.transfer import coordinates, family
 from gpt_jax.models import declare, layers, stack
 
 ROOT = pathlib.Path(__file__).parents[2]
-WIDTHS, STEPS, SEEDS = [64, 128, 256], 10, 4
+# An even step between three widths would give the middle one no weight.
+WIDTHS, STEPS, SEEDS = [64, 256], 10, 4
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +97,7 @@ def test_a_row_that_is_missing_is_seen(row, make, monkeypatch):
   monkeypatch.setattr(module, name, without)
   stack.abstract_params.cache_clear()  # what was declared by the whole table
   try:
-    most, is_flat = most_of(make(), sizes=[64, 256], steps=3)
+    most, is_flat = most_of(make(), sizes=[64, 128], steps=3)
   finally:
     stack.abstract_params.cache_clear()
   assert not is_flat and most[tap] > 0.2, most

@@ -1,19 +1,16 @@
 """A single process that hangs is ended, and its stacks say where."""
 
 import os
-import pathlib
 import subprocess
 import sys
 import threading
 import time
 
 import pytest
-from harness import user_env
+from harness import ROOT, user_env
 
 from gpt_jax import exits
 from gpt_jax.machine import watchdog
-
-ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -154,26 +151,37 @@ HANGS = {
 }
 
 
+@pytest.fixture(scope="module")
+def hung(tmp_path_factory, small_flags):
+  """{what: (workdir, process)}: both wait at once."""
+  started = {}
+  for what, line in HANGS.items():
+    folder = tmp_path_factory.mktemp(what)
+    os.mkfifo(folder / "pipe")
+    words = [*small_flags(folder), f"--workdir={folder / 'run'}"]
+    words += ["--config.train.num_steps=6", "--config.checkpoint.every_steps=3"]
+    env = {"PIPE": str(folder / "pipe"), "GPT_JAX_STUCK_SECONDS": "6"}
+    process = subprocess.Popen(
+      [sys.executable, "-c", HANG.replace("WHAT", line), *words],
+      cwd=ROOT,
+      env=user_env() | env,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    started[what] = folder / "run", process
+  yield started
+  for _, process in started.values():
+    process.kill()
+
+
 @pytest.mark.parametrize("what", HANGS)
-def test_a_file_system_that_hangs_ends_the_run_and_is_named(
-  small_run, tmp_path, what
-):
-  workdir = tmp_path / "run"
-  os.mkfifo(tmp_path / "pipe")
-  words = [*small_run, f"--workdir={workdir}"]
-  words += ["--config.train.num_steps=6", "--config.checkpoint.every_steps=3"]
-  process = subprocess.run(
-    [sys.executable, "-c", HANG.replace("WHAT", HANGS[what]), *words],
-    cwd=ROOT,
-    env=user_env()
-    | {"PIPE": str(tmp_path / "pipe"), "GPT_JAX_STUCK_SECONDS": "6"},
-    capture_output=True,
-    text=True,
-    timeout=240,
-  )
-  assert process.returncode == exits.PREEMPTED, process.stderr
+def test_a_file_system_that_hangs_ends_the_run_and_is_named(hung, what):
+  workdir, process = hung[what]
+  _, said = process.communicate(timeout=240)
+  assert process.returncode == exits.PREEMPTED, said
   step = {"save": 3, "read": 0}[what]
-  said = process.stderr.strip()
+  said = said.strip()
   assert said.startswith("gpt_jax: no progress for")
   assert f"since step {step}" in said and said.count("\n") == 0
   (stacks,) = workdir.glob("stacks-*.txt")

@@ -33,12 +33,14 @@ def model_of(**changes):
 
 def decode(model, params, tokens, size: int):
   """Returns logits of tokens that are read `size` at a time from a cache."""
-  prepared = model.prepare_for_decoding(params)
+  prepared = jax.jit(model.prepare_for_decoding)(params)
   cache, outs = model.init_cache(len(tokens), tokens.shape[1]), []
+  # Traced anew for each call, since tests change what it does.
+  apply_cached = jax.jit(lambda *a: model.apply_cached(*a))
   for start in range(0, tokens.shape[1], size):
     at = jnp.full(len(tokens), start, jnp.int32)
     some = tokens[:, start : start + size]
-    logits, cache = model.apply_cached(prepared, some, cache, at)
+    logits, cache = apply_cached(prepared, some, cache, at)
     outs.append(logits)
   return jnp.concatenate(outs, 1), cache
 
@@ -52,7 +54,7 @@ def test_both_forms_of_reading_the_cache_equal_the_full_pass(
   # Larger, so that scores differ and the softmax is not nearly flat.
   params = jax.tree.map(lambda x: 8 * x, params)
   tokens = np.random.default_rng(0).integers(0, 64, (2, 12)).astype(np.int32)
-  full, worst = model.apply(params, tokens), {}
+  full, worst = jax.jit(model.apply)(params, tokens), {}
   for absorbs in (True, False):
     monkeypatch.setattr(latent, "is_absorbed", lambda *_, a=absorbs: a)
     for num_new in (1, 4):
@@ -98,11 +100,12 @@ def test_low_bit_weights_decode_as_the_rounded_model_does(weights):
   model = build_model(c, weights=weights)
   params = jax.tree.map(lambda x: 8 * x, state.init_params(full, 0))
   tokens = np.random.default_rng(0).integers(0, 64, (2, 8)).astype(np.int32)
-  rounded = full.apply(model.round_weights(params), tokens)[..., :64]
+  apply = jax.jit(full.apply)
+  rounded = apply(jax.jit(model.round_weights)(params), tokens)[..., :64]
   got = decode(model, params, tokens, 1)[0][..., :64]
   # Activations are rounded to 16 bits.
   assert float(jnp.abs(got - rounded).max()) < 2e-2
-  far = jnp.abs(full.apply(params, tokens)[..., :64] - rounded).max()
+  far = jnp.abs(apply(params, tokens)[..., :64] - rounded).max()
   assert float(far) > 4e-2  # the control: rounding is seen
 
 
@@ -110,13 +113,13 @@ def test_telemetry_sees_the_largest_score():
   model = build_model(model_of())
   params = jax.tree.map(lambda x: 8 * x, state.init_params(model, 0))
   tokens = np.random.default_rng(0).integers(0, 64, (2, 12)).astype(np.int32)
-  tops = []
+  tops, apply_tapped = [], jax.jit(model.apply_tapped)
   for factor in (1, 2):
     attn = params["blocks"]["attn"] | {
       "q": factor * params["blocks"]["attn"]["q"]
     }
     blocks = params["blocks"] | {"attn": attn}
-    _, taps = model.apply_tapped({**params, "blocks": blocks}, tokens)
+    _, taps = apply_tapped({**params, "blocks": blocks}, tokens)
     tops.append(np.asarray(taps["score_max"]))
   assert tops[0].shape == (2,) and tops[0][0] > 0
   np.testing.assert_allclose(tops[1][0], 2 * tops[0][0], rtol=1e-5)
