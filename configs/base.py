@@ -19,8 +19,9 @@ def get_config() -> ConfigDict:
 
   data = config.data = ConfigDict()
   # Where text comes from: interpreter | text:GLOB | jsonl:GLOB[#FIELD] |
-  # pairs:GLOB[#SOURCE#TARGET] | tfds:NAME[:SPLIT] | hf:NAME[:SPLIT]; several
-  # with weights make a mixture: "0.7*text:a/*.txt,0.3*interpreter".
+  # pairs:GLOB[#SOURCE#TARGET] | labelled:GLOB[#TEXT[#TEXT]#LABEL] |
+  # tfds:NAME[:SPLIT] | hf:NAME[:SPLIT]; several with weights make a mixture:
+  # "0.7*text:a/*.txt,0.3*interpreter".
   data.source = "interpreter"
   # Another source for validation; None holds back part of `source`.
   data.valid_source = placeholder(str)
@@ -52,7 +53,7 @@ def get_config() -> ConfigDict:
   # of documents whose middles stand at their ends; span_corruption, spans of a
   # sequence that marks stand for, from the rest of it (T5); ul2, the same in
   # seven forms from short spans to the whole end (UL2); sequence_to_sequence,
-  # the target of a pair from its source.
+  # the target of a pair from its source; classification, the labels of texts.
   data.objective = "causal"
   # Part of a sequence's tokens that masked_lm chooses.
   data.mask_rate = 0.15
@@ -70,6 +71,9 @@ def get_config() -> ConfigDict:
   data.noise_density = 0.15
   # Mean length of the spans that it hides them in.
   data.mean_span_len = 3.0
+  # Labels of classification: a text has one class (single), any number of
+  # classes (multi), a number, or a class for each of its words.
+  data.label = "single"
   # Reader processes; 0 reads in threads of this process.
   data.num_workers = 0
 
@@ -170,9 +174,15 @@ def get_config() -> ConfigDict:
   # Tokens that are predicted at each place in training: the next, and those
   # after it by a block each on top of the last layer. Generation uses the next.
   model.num_future_tokens = 1
-  # What precedes the output matrix: nothing, or an encoder's transform, a
-  # projection, gelu and a norm; that adds a bias to the logits.
+  # What scores tokens: the output matrix alone (linear), or after an encoder's
+  # transform, a projection, gelu and a norm, with a bias. Or what scores the
+  # classes of classification: a matrix on the first token, after BERT's pooler,
+  # a projection and tanh; on the mean of all tokens; on the last; or on each
+  # token, for labels of words.
   model.head = "linear"
+  # Classes, or numbers, that a head of classification scores; None takes those
+  # of the data.
+  model.num_classes = placeholder(int)
   # Normalise queries and keys over the head (RMS) before scores.
   model.qk_norm = False
   # Factor of the attention scores; None is 1 / sqrt(head_dim).

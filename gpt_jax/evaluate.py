@@ -48,6 +48,12 @@ def _build_parser():
     type=int,
     help="with --generate: search for the likeliest target with N beams",
   )
+  parser.add_argument(
+    "--predict",
+    metavar="FILE",
+    help="also write the labels that a classifier predicts, a line of JSON for "
+    "each text; the texts of --data need no labels then",
+  )
   cli.add_weights(parser)
   cli.add_checkpoint(parser)
   return parser
@@ -61,7 +67,7 @@ def main(argv: list[str]) -> int:
   from gpt_jax import sharding
   from gpt_jax.data.batches import check_set
   from gpt_jax.data.objectives import build_task, prompting
-  from gpt_jax.inference import scoring
+  from gpt_jax.inference import predicting, scoring
   from gpt_jax.runs import workdir
 
   args.workdir = files.user_path("--workdir", args.workdir)
@@ -78,14 +84,22 @@ def main(argv: list[str]) -> int:
   if args.pseudo is not None:
     _check_pseudo(args.pseudo, config.data.objective)
   _check_generate(args, task)
+  if args.predict is not None:
+    args.predict = _check_predict(args.predict, config.data.objective)
   params = model.round_weights(params)
   sets = _find_sets(args, config, tokenizer, overrides, note)
   table = sharding.RULES[config.mesh.rules]
   shards = math.prod(mesh.shape[axis] for axis in table["batch"])
+  if args.predict is not None and len(sets) > 1:
+    raise InputError(
+      f"--predict writes the labels of one set, and there are {len(sets)}: "
+      f"{', '.join(sets)}; name one with --data"
+    )
   found = {name: tokens.fingerprint for name, tokens in sets.items()}
   processes.agree("the prepared text", found)
+  labels = workdir.read_labels(args.workdir)
   for name, tokens in sets.items():
-    _check_set(name, tokens, tokenizer)
+    _check_set(name, tokens, tokenizer, labels)
     if task.pairs is not None:
       remark = check_set(tokens, config.data.seq_len, task.pairs)
       if remark:
@@ -98,6 +112,13 @@ def main(argv: list[str]) -> int:
       num_loss_chunks=config.train.num_loss_chunks,
       mesh=mesh,
     )
+    if args.predict is not None:
+      lines = predicting.predict(model, params, tokens, task=task, **how)
+      if is_speaking:
+        files.write_text(args.predict, lines)
+        note(f"{lines.count(chr(10)):,} labels are in {args.predict}")
+      if not tokens.has_labels:
+        continue
     result = scoring.score(model, params, tokens, task=task, **how)
     if args.pseudo:
       result["pseudo_perplexity"] = scoring.pseudo_perplexity(
@@ -111,19 +132,64 @@ def main(argv: list[str]) -> int:
     if args.json:
       print(json.dumps({"set": name, **result}))
     else:
-      print(f"{name}: {_describe(result)}")
+      print(f"{name}: {scoring.describe(result)}")
   return 0
 
 
-def _check_set(name: str, tokens, tokenizer) -> None:
-  from gpt_jax.data.shards import check_vocab
+def _check_set(name: str, tokens, tokenizer, labels) -> None:
+  from gpt_jax.data.shards import TokenSet, check_vocab
 
-  check_vocab(tokens, tokenizer)
-  if tokens.num_ids < 2:
+  if isinstance(tokens, TokenSet):
+    check_vocab(tokens, tokenizer)
+  if labels is not None:
+    if tokens.labels != labels:
+      raise InputError(
+        f"{name} was prepared with other labels than the run has learned; give "
+        "the file of its texts and labels"
+      )
+  elif tokens.num_ids < 2:
     raise InputError(
       f"{name} has {tokens.num_ids} token; it must have 2 or more, as the "
       "first is never predicted"
     )
+
+
+def _check_predict(path: str, objective: str) -> str:
+  """Returns the path of --predict."""
+  path = files.user_path("--predict", path)
+  if objective != "classification":
+    raise InputError(
+      f"--predict is for classifiers, and this run's data.objective is "
+      f"{objective}; gpt_jax.generate shows what it says"
+    )
+  folder = os.path.dirname(os.path.abspath(path))
+  if not os.path.isdir(folder) or os.path.isdir(path):
+    raise InputError(
+      f"--predict is {path!r}; it must be a file, in a folder that exists"
+    )
+  return path
+
+
+def _read_labelled(args, config, tokenizer):
+  """Returns the set of labelled texts, or texts to label, that --data names."""
+  from gpt_jax.data import examples, sources
+  from gpt_jax.runs import workdir
+
+  (_, first), *_ = sources.parse_mixture(config.data.source)
+  source = sources.open_source(sources.labelled_spec(args.data, first))
+  labels = workdir.read_labels(args.workdir)
+  if not isinstance(source, sources.LabelledSource) or labels is None:
+    raise InputError(
+      f"--data is {args.data!r}, and this run's data.objective is "
+      "classification; give a file of texts and labels, or labelled:FILE"
+    )
+  found = examples.read_whole(args.data, source.examples(), tokenizer, labels)
+  if not found.has_labels and args.predict is None:
+    raise InputError(
+      f"the texts of {args.data} have no labels to compare with; write what is "
+      "predicted with --predict=FILE"
+    )
+  return found
 
 
 def _check_pseudo(num_batches: int, objective: str) -> None:
@@ -145,7 +211,7 @@ def _check_generate(args, task) -> None:
     raise InputError(
       "--beams does nothing without --generate; add --generate=N"
     )
-  if args.generate is not None and task.pairs is None:
+  if args.generate is not None and (task.pairs is None or task.label):
     raise InputError(
       f"--generate is for pairs, and this run's data.objective is {task.word}; "
       "only a run of sequence_to_sequence writes targets"
@@ -173,20 +239,6 @@ def _generate(args, run, how: dict) -> dict[str, float]:
   return result
 
 
-def _describe(result: dict) -> str:
-  words = {"loss": 4, "perplexity": 2, "bits_per_byte": 4, "accuracy": 4}
-  words |= {"pseudo_perplexity": 2, "exact_match": 4, "bleu": 2}
-  figures = [
-    f"{name.replace('_', ' ')} {result[name]:.{digits}f}"
-    for name, digits in words.items()
-    if name in result
-  ]
-  figures.append(f"over {result['num_tokens']:,} tokens")
-  if "num_pairs" in result:
-    figures.append(f"{result['num_pairs']:,} targets written")
-  return ", ".join(figures)
-
-
 def _find_sets(args, config, tokenizer, overrides: dict, note) -> dict:
   """Returns {name: set} to score."""
   from gpt_jax.data import folders, prepare, sources
@@ -194,6 +246,7 @@ def _find_sets(args, config, tokenizer, overrides: dict, note) -> dict:
   path = args.data
   if path is not None and not sources.is_spec(path):
     path = files.user_path("--data", path)
+  is_prepared = os.path.lexists(os.path.join(path or "", "manifest.json"))
   if args.data is None:
     sets = processes.in_turn(
       lambda: _own_sets(args.workdir, config.data, overrides, note)
@@ -203,7 +256,9 @@ def _find_sets(args, config, tokenizer, overrides: dict, note) -> dict:
         f"the run in {args.workdir} has no validation set; name a text with "
         "--data"
       )
-  elif os.path.lexists(os.path.join(path, "manifest.json")):
+  elif config.data.objective == "classification" and not is_prepared:
+    sets = {args.data: _read_labelled(args, config, tokenizer)}
+  elif is_prepared:
     sets = folders.open_prepared(path, config.data.verify)
     sets = {name: tokens for name, tokens in sets.items() if tokens.num_ids}
   else:

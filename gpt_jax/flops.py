@@ -52,6 +52,12 @@ def count_parameters(model: ModelConfig) -> dict[str, int]:
   count["position"] += (num_positions + (model.num_token_types or 0)) * D
   if not model.tied_embeddings:
     count["unembed"] = V * D
+  if config_lib.has_classes(model):
+    count["unembed"] = config_lib.num_classes(model) * D
+    count["bias"] += config_lib.num_classes(model)
+  if model.head == "first":  # BERT's pooler
+    count["hidden"] += D * D
+    count["bias"] += D if model.bias else 0
   has_transform = model.head == "transform"
   num_norms = has_transform
   num_norms += model.embed_norm and model.norm_placement == "post"
@@ -191,6 +197,11 @@ def count_active_parameters(model: ModelConfig) -> dict[str, int]:
   return count_parameters(active) | whole
 
 
+def has_tied_head(model: ModelConfig) -> bool:
+  """Returns whether the embedding is the output matrix as well."""
+  return model.tied_embeddings and not config_lib.has_classes(model)
+
+
 def active_mlp_dim(model: ModelConfig) -> int:
   """Returns the MLP width that one token uses: a layer's, the mean of all."""
   return sum_mlp_dims(model, model.experts_per_token) // model.num_layers
@@ -209,7 +220,7 @@ def train_flops_per_token(
   token is not sent to.
   """
   count = count_active_parameters(model)
-  idle = count["position"] + (0 if model.tied_embeddings else count["embed"])
+  idle = count["position"] + (0 if has_tied_head(model) else count["embed"])
   weights = sum(count.values()) - idle
   table = config_lib.vocab_size(model) * model.model_dim
   weights += (model.num_future_tokens - 1) * table  # each reads it again
@@ -273,11 +284,11 @@ def count_by_convention(
   """
   how, count = CONVENTIONS[name], count_active_parameters(model)
   embed, position = count["embed"], count["position"]
-  head = embed if model.tied_embeddings else count["unembed"]
+  head = embed if has_tied_head(model) else count["unembed"]
   body = sum(count.values()) - embed - position - count["unembed"]
   params = body + (head if how.has_head else 0)
   if how.has_embed:
-    params += position + (0 if model.tied_embeddings else embed)
+    params += position + (0 if has_tied_head(model) else embed)
   scores = int(how.attention * score_flops_per_token(model, seq_len))
   return params, 6 * params + scores
 
@@ -327,5 +338,8 @@ def estimate_temporary_bytes(model: ModelConfig, tokens: int) -> int:
   scores = model.num_heads * min(model.max_len, tokens) * (4 + c)
   if policy not in ("none", "dots"):
     scores //= L
-  logits = 2 * 4 * config_lib.padded_vocab_size(model)
+  width = config_lib.padded_vocab_size(model)
+  if config_lib.has_classes(model):
+    width = config_lib.num_classes(model)
+  logits = 2 * 4 * width
   return gradients + tokens * (L * (saved * c + scores) + logits)

@@ -1,7 +1,7 @@
 """What is minimised: the batch, its loss, and the batch's hash."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -70,8 +70,9 @@ def make_objective(model: Model, train: TrainConfig):
     weights[FUTURE_LOSS] = num_ahead
   smoothing = None
   if train.label_smoothing > 0:
-    vocab_size = config_lib.vocab_size(c)
-    smoothing = cross_entropy.Smoothing(train.label_smoothing, vocab_size)
+    smoothing = cross_entropy.Smoothing(
+      train.label_smoothing, config_lib.num_scored(c)
+    )
   sum_loss = make_loss(model, train.num_loss_chunks, tuple(weights), smoothing)
 
   def objective(params, batch, key, totals):
@@ -129,9 +130,11 @@ def shift_targets(batch: dict, num_future_tokens: int) -> list[tuple]:
   return shifted
 
 
-def inputs_of(batch: dict) -> dict:
+def inputs_of(batch: dict, model: Model) -> dict:
   """Returns the arguments of Model.apply that a batch holds."""
-  outputs = "targets", "mask"
+  outputs = ["targets", "mask"]
+  if not model.has_types:
+    outputs.append("types")
   dims = lambda name: "BS" if name.startswith("source") else "BT"
   return {
     f"{k}_{dims(k)}": array for k, array in batch.items() if k not in outputs
@@ -143,6 +146,7 @@ def make_loss(
   num_chunks: int,
   others: Sequence[str] = (),
   smoothing: cross_entropy.Smoothing | None = None,
+  measure: Callable | None = None,
 ):
   """Returns loss(params, batch, key) -> {public name: sum over the batch}.
 
@@ -153,17 +157,19 @@ def make_loss(
   summed over layers too, and with BALANCE_LOSS the COUNTS of experts and what
   they DROPPED.
 
-  A new metric of training and evaluation is one entry of these sums, and its
-  name in metric_names.py.
+  A new metric is one entry of these sums, and its name in metric_names.py.
 
   A batch has the arrays of data.objectives.fields; mask, segments, positions
-  and slots may be missing.
+  and slots may be missing. With a head of classes the kind of targets decides
+  what LOSS is, and the logits, which are few, are never in parts.
 
   Args:
     num_chunks: parts of the logits, computed one at a time; 1 for all at once.
     others: any of Z_LOSS, FUTURE_LOSS, BALANCE_LOSS, ROUTER_Z_LOSS, ACCURACY.
     smoothing: also return SMOOTHED_LOSS, and LOSS without a gradient.
+    measure: function of (logits, batch) that returns more sums, of classes.
   """
+  num_chunks = 1 if config_lib.has_classes(model.config) else num_chunks
   # In the order in which cross_entropy returns them.
   z_names = (Z_LOSS,) if Z_LOSS in others else ()
   names = LOSS, NUM_TARGETS, *z_names
@@ -188,7 +194,7 @@ def make_loss(
     targets_BT, mask_BT = batch["targets"], batch.get("mask")
     out = model.apply(
       params,
-      **inputs_of(batch),
+      **inputs_of(batch, model),
       key=key,
       order_1T=order_1T,
       is_headless=num_chunks > 1,
@@ -209,6 +215,8 @@ def make_loss(
         sums[DROPPED] = routing["dropped_B"].sum()
     if ACCURACY in others:
       sums[ACCURACY] = _count_hits(model, out, targets_BT, mask_BT, num_chunks)
+    if measure is not None:
+      sums |= measure(out, batch)
     found = compare(out, targets_BT, mask_BT)
     return sums | dict(zip(names, found, strict=True))
 
@@ -222,6 +230,8 @@ def _compare(model: Model, num_chunks, smoothing, has_z, out, *goal) -> tuple:
     goal: targets_BT and mask_BT, which may be None.
   """
   targets_BT, mask_BT = goal
+  if jnp.issubdtype(targets_BT.dtype, jnp.floating):
+    return _sum_float_loss(out, targets_BT, mask_BT)
   if num_chunks == 1:
     found = cross_entropy.cross_entropy(out, targets_BT, mask_BT, smoothing)
     if has_z:
@@ -243,6 +253,23 @@ def _compare(model: Model, num_chunks, smoothing, has_z, out, *goal) -> tuple:
   )
 
 
+def _sum_float_loss(logits_B1C, targets_BC, mask_B1):
+  """Returns (sum of losses, number of rows) where targets are not ids.
+
+  The targets of one output are numbers, and the loss is the squared error.
+  Those of several say whether each class is a label of the text, 1 or 0, and
+  the loss is the mean over classes of the cross-entropy, after a sigmoid.
+  """
+  out_BC = logits_B1C[:, 0]
+  if out_BC.shape[1] == 1:
+    loss_BC = jnp.square(out_BC - targets_BC)
+  else:
+    loss_BC = -targets_BC * jax.nn.log_sigmoid(out_BC)
+    loss_BC -= (1 - targets_BC) * jax.nn.log_sigmoid(-out_BC)
+  loss_B1 = loss_BC.mean(1, keepdims=True)
+  return (loss_B1 * mask_B1).sum(), mask_B1.sum()
+
+
 def _count_hits(model: Model, out, targets_BT, mask_BT, num_chunks: int):
   if num_chunks == 1:
     return cross_entropy.count_hits(out, targets_BT, mask_BT)
@@ -261,7 +288,10 @@ def hash_batch(batch: dict):
   for name in ("tokens", "targets", "sources"):
     if name not in batch:
       continue
-    ids_BT = batch[name].astype(jnp.uint32)
+    ids_BT = batch[name]
+    if jnp.issubdtype(ids_BT.dtype, jnp.floating):
+      ids_BT = jax.lax.bitcast_convert_type(ids_BT, jnp.uint32)
+    ids_BT = ids_BT.astype(jnp.uint32)
     index_BT = jnp.arange(ids_BT.size, dtype=jnp.uint32).reshape(ids_BT.shape)
     # MurmurHash3's finalizer, applied to the index and then to both.
     total = 31 * total + _mix(ids_BT ^ _mix(index_BT + 1)).sum(dtype=jnp.uint32)

@@ -199,6 +199,21 @@ FORMS = {
   ),
 }
 
+# Forms with a head of classes.
+CLASS_FORMS = {
+  "bert_first": FORMS["bert"] | dict(head="first", num_classes=3),
+  "modernbert_mean": FORMS["modernbert"] | dict(head="mean", num_classes=5),
+  "encoder_blocks_each": FORMS["encoder_blocks"]
+  | dict(head="each", num_classes=4),
+  "encoder_last": FORMS["encoder_blocks"]
+  | dict(attention="dense", head="last", num_classes=2),
+  "gpt2_last": FORMS["gpt2"] | dict(head="last", num_classes=3),
+  "llama_mean": FORMS["llama"] | dict(head="mean", num_classes=1),
+  "window_each": FORMS["window"] | dict(head="each", num_classes=3),
+  "moe_last": FORMS["moe"] | dict(head="last", num_classes=2),
+  "latent_last": FORMS["latent"] | dict(head="last", num_classes=2),
+}
+
 # Families whose tokens see later ones; these continue no text.
 BOTH_WAYS = ("encoder",)
 CAUSAL = [f for f in FORMS if FORMS[f].get("family") not in BOTH_WAYS]
@@ -211,7 +226,7 @@ def model_config(**changes) -> config_lib.ModelConfig:
 
 @functools.cache
 def make(form: str):
-  model = build_model(model_config(**FORMS[form]))
+  model = build_model(model_config(**(FORMS | CLASS_FORMS)[form]))
 
   shapes, specs = model.abstract_params()
   rng = np.random.default_rng(0)

@@ -30,6 +30,7 @@ from gpt_jax.config.derived import (
   cached_dims,
   count_sequences,
   expert_mlp_dim,
+  has_classes,
   has_prefixes,
   has_score_bias,
   has_source,
@@ -39,7 +40,9 @@ from gpt_jax.config.derived import (
   layer_kinds,
   layer_stacks,
   mlp_kinds,
+  num_classes,
   num_kv_heads,
+  num_scored,
   num_sublayers,
   padded_vocab_size,
   rope_dim,
@@ -58,7 +61,9 @@ from gpt_jax.config.identity import (
 )
 from gpt_jax.config.lengths import RowLengths, denoisers, row_lengths
 from gpt_jax.config.options import (
+  CLASS_HEADS,
   FAMILIES,
+  LABELS,
   MAX_FLOAT32,
   NUM_SENTINELS,
   OBJECTIVES,

@@ -3,6 +3,7 @@
 import dataclasses
 
 from gpt_jax.config.check_data import check_data
+from gpt_jax.config.check_labels import check_labels
 from gpt_jax.config.derived import (
   has_score_bias,
   has_source,
@@ -95,6 +96,7 @@ def check_together(c: Config) -> None:
   _check_parametrization(c)
   _check_attention(c)
   _check_future(c)
+  check_labels(c)
   _check_mesh(c.mesh)
 
 

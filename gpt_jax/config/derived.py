@@ -3,6 +3,7 @@
 import dataclasses
 
 from gpt_jax.config.options import (
+  CLASS_HEADS,
   FAMILIES,
   LAYER_KINDS,
   MLP_KINDS,
@@ -85,6 +86,22 @@ def vocab_size(model: ModelConfig) -> int:
   """Returns V, which the tokenizer must have set."""
   assert model.vocab_size is not None, "no tokenizer has given vocab_size"
   return model.vocab_size
+
+
+def has_classes(model: ModelConfig) -> bool:
+  """Returns whether the model scores classes, not the tokens of its V."""
+  return model.head in CLASS_HEADS
+
+
+def num_classes(model: ModelConfig) -> int:
+  """Returns the number of classes, which the data must have set."""
+  assert model.num_classes is not None, "no data has given num_classes"
+  return model.num_classes
+
+
+def num_scored(model: ModelConfig) -> int:
+  """Returns the number of scores for a target: of classes, or of tokens."""
+  return num_classes(model) if has_classes(model) else vocab_size(model)
 
 
 def is_gated(model: ModelConfig) -> bool:

@@ -57,11 +57,14 @@ class Objective(NamedTuple):
     predicts_all: every id except the first is predicted exactly once, so that
       the losses over a text add up to its bits per byte.
     num_marks: ids that it adds to the vocabulary, after the tokenizer's.
+    has_labels: a row is one text with a label, and model.head is one of
+      CLASS_HEADS.
   """
 
   fields: tuple[str, ...]
   predicts_all: bool
   num_marks: int = 0
+  has_labels: bool = False
 
 
 # int32 fields of a batch whose sources an encoder reads: their ids, and the
@@ -83,7 +86,16 @@ OBJECTIVES = {
   ),
   "ul2": Objective(("slots",), predicts_all=False, num_marks=5 + NUM_SENTINELS),
   "sequence_to_sequence": Objective((), predicts_all=False, num_marks=2),
+  "classification": Objective(
+    ("segments", "types"), predicts_all=False, has_labels=True
+  ),
 }
+# Options of model.head that score classes, by the tokens that they read; the
+# others score the tokens of the vocabulary.
+CLASS_HEADS = ("first", "mean", "last", "each")
+# Options of data.label: one class, any number of them, a number, or a class for
+# each word.
+LABELS = ("single", "multi", "number", "word")
 # What becomes of a token that data.objective=masked_lm chooses.
 MASK_ACTIONS = ("mask", "random", "keep")
 

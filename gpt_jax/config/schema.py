@@ -11,7 +11,9 @@ import typing
 from typing import Annotated, Any, Literal, NamedTuple
 
 from gpt_jax.config.options import (
+  CLASS_HEADS,
   FAMILIES,
+  LABELS,
   OBJECTIVES,
   BatchRamp,
   LayerPattern,
@@ -95,6 +97,7 @@ class DataConfig(Section):
   fim_unit: Annotated[Literal["token", "character"], Added("character")]
   noise_density: Annotated[float, Bounds(1e-6, 0.99), Added(0.15)]
   mean_span_len: Annotated[float, Bounds(1.0), Added(3.0)]
+  label: Annotated[str, LABELS, Added("single")]
   num_workers: Annotated[int, Bounds(0, 1024), FREE]
 
 
@@ -148,7 +151,8 @@ class ModelConfig(Section):
   bias: bool
   tied_embeddings: bool
   num_future_tokens: Annotated[Count, Added(1)]
-  head: Annotated[Literal["linear", "transform"], Added("linear")]
+  head: Annotated[str, ("linear", "transform", *CLASS_HEADS), Added("linear")]
+  num_classes: Annotated[Count | None, Added(None)]
   qk_norm: bool
   attn_scale: Annotated[float | None, Bounds(1e-6), Added(None)]
   attn_softcap: Annotated[float | None, Bounds(1e-6)]

@@ -19,11 +19,13 @@ def main(argv: list[str]) -> int:
   args, overrides = cli.parse(parser, argv)
   frozen = config.freeze(cli.load_config(args.config, overrides))
 
-  from gpt_jax.data import folders, overlap, prepare, shards
+  from gpt_jax.data import folders, objectives, overlap, prepare, shards
 
+  objectives.check_sources(frozen.data)
   prepared = prepare.prepare_data(frozen.data, splits=())
   for _, token_set in prepared.train:
-    shards.check_length(token_set, frozen.data.seq_len)
+    if token_set.labels is None:
+      shards.check_length(token_set, frozen.data.seq_len)
   if args.verify:
     for folder in prepared.folders:
       folders.verify_folder(folder)
@@ -39,6 +41,8 @@ def main(argv: list[str]) -> int:
 
 
 def _print_table(prepared) -> None:
+  from gpt_jax.data import labels
+
   rows = [("set", "share", "tokens", "documents", "bytes", "bytes/token")]
   sets = [(f"{weight:.3f}", s) for weight, s in prepared.train]
   sets += [("", s) for s in prepared.valid.values()]
@@ -58,6 +62,9 @@ def _print_table(prepared) -> None:
     cells = [n.rjust(w) for n, w in zip(numbers, widths[1:], strict=True)]
     print("  ".join([name.ljust(widths[0]), *cells]))
   print(f"vocabulary {prepared.vocab_size:,}, in {prepared.tokenizer_path}")
+  if prepared.labels is not None and prepared.labels.classes:
+    names = prepared.labels.classes
+    print(f"{len(names)} classes: {labels.some(names)}")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from gpt_jax.config import Config, InputError
-from gpt_jax.data import objectives, order
+from gpt_jax.data import examples, objectives, order
 from gpt_jax.data.pairs import Layout, describe_left_out, pair_rows
 from gpt_jax.data.prepare import PreparedData
 from gpt_jax.data.shards import TokenSet, check_length
@@ -59,7 +59,7 @@ def batch_at(
     which, place = order.starts(weights, sizes, seq_len, seed, g)
     read = lambda k, first: _batch(sets[k], first, seq_len, packing)
   else:
-    rows_of = [pair_rows(one, task.pairs, seed) for one in sets]
+    rows_of = [_rows_of(one, task.pairs, seed) for one in sets]
     sizes = [one.num_rows for one in rows_of]
     which, _, place = order.locate(weights, sizes, seed, g)
     read = lambda k, places: rows_of[k].read(places)
@@ -147,7 +147,7 @@ def eval_batches(
   """Yields a whole set in order; each id but the first is a target once.
 
   Windows do not overlap. Batches are always full: the last ones are padded with
-  id 0 and mask 0. Of pairs, each target is predicted once.
+  id 0 and mask 0. Of pairs each target is predicted once, and each label.
 
   Args:
     token_set: the set to read.
@@ -163,8 +163,8 @@ def eval_batches(
     total = _count_eval_windows(token_set, seq_len)
     read = lambda at: _padded_batch(token_set, at, total, seq_len, packing)
   else:
-    pairs = pair_rows(token_set, task.pairs, None)
-    total, read = pairs.num_rows, pairs.read
+    found = _rows_of(token_set, task.pairs, None)
+    total, read = found.num_rows, found.read
   for i in range(_limit(total, batch_size, max_batches)):
     at = i * batch_size + rows
     yield task.make(read(at), 0, at)
@@ -181,12 +181,19 @@ def num_eval_batches(
   if task.pairs is None:
     total = _count_eval_windows(token_set, seq_len)
   else:
-    total = pair_rows(token_set, task.pairs, None).num_rows
+    total = _rows_of(token_set, task.pairs, None).num_rows
   return _limit(total, batch_size, max_batches)
 
 
+def _rows_of(token_set, layout, seed: int | None) -> Any:
+  """Returns num_rows and read(rows) of a set whose documents become rows."""
+  if isinstance(layout, examples.Layout):
+    return examples.open_rows(token_set, layout)
+  return pair_rows(token_set, layout, seed)
+
+
 def check_set(
-  token_set: TokenSet, seq_len: int, layout: Layout | None
+  token_set: TokenSet, seq_len: int, layout: Layout | examples.Layout | None
 ) -> str | None:
   """Returns a sentence on what is not read of a set, None where all is.
 
@@ -196,6 +203,8 @@ def check_set(
   if layout is None:
     check_length(token_set, seq_len)
     return None
+  if isinstance(layout, examples.Layout):
+    return examples.describe_cut(token_set, layout)
   return describe_left_out(token_set, layout)
 
 

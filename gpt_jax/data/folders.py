@@ -149,9 +149,11 @@ def describe_share(path: str) -> str:
   share = held / max(1, held + train)
   if wanted / 2 <= share <= wanted * 2:
     return ""
+  # Texts with labels are whole.
+  hint = "" if "labels" in manifest else ": data.split='tail' is exact"
   return (
     f"{share:.1%} of the text is held back for data.valid_frac {wanted:g}, as "
-    "its documents are few or uneven: data.split='tail' is exact"
+    f"its documents are few or uneven{hint}"
   )
 
 

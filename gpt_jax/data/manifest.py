@@ -12,6 +12,7 @@ import re
 from typing import Any
 
 from gpt_jax import digest, files
+from gpt_jax.config import LABELS
 from gpt_jax.exits import InputError
 
 FORMAT = 1
@@ -104,6 +105,7 @@ _SPLIT = {
   "num_bytes": _count,
   "shards": [_SHARD],
   "offsets": {"file": _plain_name, "sha256": _digest},
+  "labels": _Maybe({"file": _plain_name, "sha256": _digest}),
 }
 _SCHEMA = {
   "format": _count,
@@ -123,6 +125,7 @@ _SCHEMA = {
   "dtype": _one_of("uint16", "uint32"),
   # Documents of an example: of pairs, which are a source and a target in turn.
   "num_parts": _Maybe(_two),
+  "labels": _Maybe({"kind": _one_of(*LABELS), "classes": [_text]}),
   # The end of the folder's name, and the digest of the text.
   "key": _Maybe(_key),
   "text_sha256": _Maybe(_digest),
@@ -259,6 +262,9 @@ def _find_contradiction(content: dict) -> str | None:
       return f"its {split} documents are pairs, and their number is odd"
     names += [shard["file"] for shard in entry["shards"]]
     names.append(entry["offsets"]["file"])
+    if ("labels" in entry) != ("labels" in content):
+      return f"its {split} labels have no classes, or its classes no labels"
+    names += [entry["labels"]["file"]] if "labels" in entry else []
   if len(set(names)) < len(names):
     return "two of its files have one name"
   return None

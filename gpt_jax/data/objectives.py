@@ -13,7 +13,7 @@ import numpy as np
 
 from gpt_jax import config as config_lib
 from gpt_jax.config import Config, DataConfig, InputError
-from gpt_jax.data import denoising, infilling, sources
+from gpt_jax.data import denoising, examples, infilling, sources
 from gpt_jax.data.marks import find_marks
 from gpt_jax.data.pairs import Layout, SourceTokenizer, build_layout
 from gpt_jax.data.tokenizers.protocol import Tokenizer
@@ -47,12 +47,19 @@ class Task(NamedTuple):
       batch: tokens, targets (b, T), mask, and documents' fields; g: (b,) places
       of the sequences in the order of data.
     word: option of data.objective.
-    pairs: how pairs become the rows of a batch; None reads windows of ids.
+    pairs: how pairs, or texts with labels, become the rows of a batch; None
+      reads windows of ids.
   """
 
   make: Callable[[dict, int, np.ndarray], dict]
   word: str
-  pairs: Layout | None = None
+  pairs: Layout | examples.Layout | None = None
+
+  @property
+  def label(self) -> str | None:
+    """The option of data.label, None where there are no labels."""
+    has_labels = isinstance(self.pairs, examples.Layout)
+    return self.pairs.kind if has_labels else None
 
 
 def causal(batch: dict, seed: int, g: np.ndarray) -> dict:
@@ -179,9 +186,25 @@ OBJECTIVES: dict[str, Callable] = {
   "span_corruption": _build_denoising,
   "ul2": _build_denoising,
   "sequence_to_sequence": lambda config, tokenizer: causal,
+  "classification": lambda config, tokenizer: causal,
 }
-# Those that read pairs: rows of their own in place of windows.
-PAIRED = ("sequence_to_sequence",)
+# Those that read pairs, or texts with labels: rows of their own in place of
+# windows. Function of (spec) that says whether a source has them, and what to
+# give otherwise.
+ROWS = {
+  "sequence_to_sequence": (
+    sources.is_paired,
+    "pairs",
+    "pairs:FILE, with FILE of two columns (.tsv) or of records with the fields "
+    "source and target (.jsonl)",
+  ),
+  "classification": (
+    sources.is_labelled,
+    "labels",
+    "labelled:FILE, with FILE of two columns (.tsv) or of records with the "
+    "fields text and label (.jsonl)",
+  ),
+}
 CAUSAL = Task(causal, "causal")
 
 
@@ -198,10 +221,13 @@ def build_task(config: Config, tokenizer: Callable[[], Tokenizer]) -> Task:
 
 def find_layout(
   config: Config, tokenizer: Callable[[], Tokenizer]
-) -> Layout | None:
-  """Returns how pairs become rows, None where the objective reads windows."""
-  if config.data.objective not in PAIRED:
+) -> Layout | examples.Layout | None:
+  """Returns how documents become rows, None where windows of ids do."""
+  data = config.data
+  if data.objective not in ROWS:
     return None
+  if config_lib.OBJECTIVES[data.objective].has_labels:
+    return examples.Layout(data.seq_len, data.label)
   return build_layout(config, tokenizer().vocab_size)
 
 
@@ -212,7 +238,7 @@ def prompting(config: Config, tokenizer: Tokenizer) -> Any:
   After span corruption they ask for a span that is hidden behind them.
   """
   has_source = config_lib.has_source(config.model)
-  if not has_source and config.data.objective not in PAIRED:
+  if not has_source and config.data.objective != "sequence_to_sequence":
     return tokenizer
   first = hidden = ()
   if config_lib.denoisers(config.data):
@@ -223,19 +249,19 @@ def prompting(config: Config, tokenizer: Tokenizer) -> Any:
 
 
 def check_sources(data: DataConfig) -> None:
-  """Raises InputError where the objective needs pairs, and a source has none.
+  """Raises InputError where a source lacks what the objective needs.
 
-  Reads the names of sources alone.
+  Pairs, or labels. Reads the names of sources alone.
   """
-  if data.objective not in PAIRED:
+  if data.objective not in ROWS:
     return
+  has, what, remedy = ROWS[data.objective]
   for mixture in filter(None, (data.source, data.valid_source)):
     for _, spec in sources.parse_mixture(mixture):
-      if not sources.is_paired(spec):
+      if not has(spec):
         raise InputError(
-          f"data.objective is {data.objective}, which needs pairs, and "
-          f"{spec!r} has none; give pairs:FILE, with FILE of two columns "
-          "(.tsv) or of records with the fields source and target (.jsonl)"
+          f"data.objective is {data.objective}, which needs {what}, and "
+          f"{spec!r} has none; give {remedy}"
         )
 
 
@@ -267,7 +293,7 @@ def fields(config: Config) -> dict[str, Field]:
   mask, 1 where a target counts in the loss. Where documents are packed
   segments, the document of each token, and positions within it. Then the
   objective's own: with prefixes slots (ops/visibility.py); for an encoder
-  config.SOURCE_FIELDS.
+  config.SOURCE_FIELDS; with labels what examples.Rows.read returns.
   """
   S, T = config_lib.row_lengths(config)
   found = {name: Field(np.int32, T) for name in ("tokens", "targets")}
@@ -275,4 +301,23 @@ def fields(config: Config) -> dict[str, Field]:
   for name in config_lib.batch_fields(config):
     is_source = name.startswith("source")
     found[name] = Field(np.int32, S if is_source and S is not None else T)
+  if config_lib.OBJECTIVES[config.data.objective].has_labels:
+    found |= _label_fields(config)
   return found
+
+
+def _label_fields(config: Config) -> dict[str, Field]:
+  """Returns the targets and mask of labels.
+
+  Ids of classes; where data.label is multi, 1 for each class that a text has;
+  or a number. mask is 1 where there is a label: of a text, or of a word at its
+  last token.
+  """
+  label, T = config.data.label, config_lib.row_lengths(config).target
+  width = T if label == "word" else 1
+  mask = Field(np.float32, width)
+  if label == "multi":
+    C = config_lib.num_classes(config.model)
+    return {"targets": Field(np.float32, C), "mask": mask}
+  dtype = np.float32 if label == "number" else np.int32
+  return {"targets": Field(dtype, width), "mask": mask}

@@ -6,10 +6,13 @@ import json
 import os
 from collections.abc import Callable
 
+from gpt_jax import config as config_lib
 from gpt_jax import digest, files
 from gpt_jax.config import Config, DataConfig
 from gpt_jax.data import folders, overlap, sources, tokenizers, vocabulary
+from gpt_jax.data import labels as labels_lib
 from gpt_jax.data import manifest as manifest_lib
+from gpt_jax.data.labels import Labels, some
 from gpt_jax.data.manifest import SPLITS
 from gpt_jax.data.shards import TokenSet
 from gpt_jax.data.splitting import Part
@@ -47,15 +50,25 @@ class PreparedData:
     return os.path.join(self.folders[0], "tokenizer.json")
 
   @property
+  def labels(self) -> Labels | None:
+    """The labels of all sets, where data.objective is to learn them."""
+    return self.train[0][1].labels
+
+  @property
   def vocab_size(self) -> int:
     return self.train[0][1].vocab_size
 
   def resolve_vocab(self, config: Config) -> Config:
     """Returns the config with model.vocab_size known and sufficient.
 
+    And with model.num_classes, where there are labels.
+
     Raises:
-      InputError: model.vocab_size is too small.
+      InputError: model.vocab_size is too small, or model.num_classes is not the
+        number of classes.
     """
+    if self.labels is not None:
+      config = resolve_classes(config, self.labels)
     marks = tokenizers.num_marks(config)
     is_masked = config.data.objective == "masked_lm"
     if is_masked and self.tokenizer.mask_id is not None:
@@ -74,6 +87,22 @@ class PreparedData:
     # Not digest.of_json, which sorts keys: runs have stored this digest with
     # the held-out sets in the order of the sources.
     return digest.of_text(json.dumps([train, valid]))
+
+
+def resolve_classes(config: Config, labels: Labels) -> Config:
+  """Returns the config with model.num_classes known.
+
+  Raises:
+    InputError: it is another number than that of the labels.
+  """
+  asked, found = config.model.num_classes, labels.num_scores
+  if asked not in (None, found):
+    raise InputError(
+      f"model.num_classes is {asked}, and {config.data.source} has {found} "
+      f"({some(labels.classes)}); leave it None"
+    )
+  model = dataclasses.replace(config.model, num_classes=found)
+  return dataclasses.replace(config, model=model)
 
 
 def prepare_data(
@@ -190,7 +219,8 @@ def list_parts(data: DataConfig) -> list[Part]:
       f"data.valid_frac is {data.valid_frac}; it must be at least 0 and below "
       "1, so that something is left to train on"
     )
-  how = (data.split, data.valid_frac)
+  has_labels = config_lib.OBJECTIVES[data.objective].has_labels
+  how = (data.split, data.valid_frac, has_labels)
   if data.valid_source is None:
     return [Part(source, "split", *how) for source in opened]
   return [Part(source, "train", *how) for source in opened] + [
@@ -208,6 +238,15 @@ def _prepare_parts(
   if is_trained:
     rows = [(p.source.fingerprint(), p.role) for p in parts]
     identity = digest.of_json([identity, rows, data.split, data.valid_frac])
+  find_labels = None
+  if parts[0].is_labelled:
+    # Which classes there are depends on all that is trained on.
+    rows = [(p.source.fingerprint(), p.role) for p in parts]
+    identity = digest.of_json([identity, data.label, rows])
+    trained = [p.source for p in parts if p.role != "valid"]
+    find_labels = lambda: labels_lib.find_labels(
+      data.label, trained, data.source
+    )
   names = [folders.name_folder(p, data.tokenizer, identity) for p in parts]
 
   def build():
@@ -227,7 +266,7 @@ def _prepare_parts(
     job.is_apart = any(part.num_moved for part in parts)
     return trained
 
-  job = Job(data.dir, build, say, data.verify, may_make)
+  job = Job(data.dir, build, say, data.verify, may_make, find_labels)
   return [
     find_or_write(job, part, name)
     for part, name in zip(parts, names, strict=True)

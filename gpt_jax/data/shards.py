@@ -8,6 +8,7 @@ import array
 import bisect
 import hashlib
 import itertools
+import math
 import os
 from collections.abc import Sequence
 
@@ -16,6 +17,7 @@ import numpy as np
 from gpt_jax import digest
 from gpt_jax.data import integrity
 from gpt_jax.data import manifest as manifest_lib
+from gpt_jax.data.labels import DTYPES, Labels
 from gpt_jax.data.progress import count_bytes
 from gpt_jax.data.tokenizers.protocol import Tokenizer
 from gpt_jax.exits import InputError
@@ -44,6 +46,7 @@ class TokenSet:
     separator_id: the tokenizer's, or None; written only by split="document".
     tokenizer_fingerprint: of the tokenizer that encoded the text.
     is_apart: whether equal documents of the source are in the same split.
+    labels: of its documents; None where it has none.
     fingerprint: SHA-256 hex digest of the hashes of its files.
     check: the integrity check that reading waits for.
   """
@@ -68,16 +71,28 @@ class TokenSet:
     self.num_ids = self._borders[-1]
     hashes = [shard["sha256"] for shard in content["shards"]]
     hashes.append(content["offsets"]["sha256"])
-    self.fingerprint = digest.of_json(
-      [split, hashes, self.tokenizer_fingerprint]
-    )
+    names = [*self._files, self._offsets_file]
+    identity = [split, hashes, self.tokenizer_fingerprint]
+    self.labels, self._labels_file = None, None
+    if "labels" in manifest:
+      self.labels = Labels(
+        manifest["labels"]["kind"], tuple(manifest["labels"]["classes"])
+      )
+      self._labels_file = content["labels"]["file"]
+      names.append(self._labels_file)
+      hashes.append(content["labels"]["sha256"])
+      identity.append(self.labels)
+    self.fingerprint = digest.of_json(identity)
     self._maps = {}
     for file, size in zip(self._files, sizes, strict=True):
       path = os.path.join(folder, file)
       integrity.check_size(path, size * self._dtype.itemsize)
     path = os.path.join(folder, self._offsets_file)
     integrity.check_size(path, 8 * self.num_documents)
-    names = [*self._files, self._offsets_file]
+    if self.labels is not None:
+      path = os.path.join(folder, content["labels"]["file"])
+      shape, dtype = self._labels_form(self.labels)
+      integrity.check_size(path, math.prod(shape) * dtype.itemsize)
     self.check = integrity.Check(
       folder, dict(zip(names, hashes, strict=True)), verify
     )
@@ -127,6 +142,40 @@ class TokenSet:
     if is_new:
       self._check_offsets(starts)
     return starts
+
+  @property
+  def has_labels(self) -> bool:
+    """Whether its documents have labels."""
+    return self.labels is not None
+
+  def read_labels(self) -> np.ndarray | None:
+    """Returns the labels: (documents, width), or of words one for each id.
+
+    None where the set has none.
+
+    Raises:
+      InputError: one is not of the set's classes, so the file is damaged.
+    """
+    if self.labels is None or self._labels_file is None:
+      return None
+    is_new = self._labels_file not in self._maps
+    shape, dtype = self._labels_form(self.labels)
+    values = self._map(self._labels_file, dtype).reshape(shape)
+    if is_new and not self.labels.holds(values):
+      del self._maps[self._labels_file]
+      path = os.path.join(self.folder, self._labels_file)
+      raise InputError(
+        f"{path} is damaged: it holds labels that are not of the set's "
+        f"{len(self.labels.classes)} classes; {manifest_lib.REMEDY}"
+      )
+    return values
+
+  def _labels_form(self, labels: Labels) -> tuple[tuple[int, ...], np.dtype]:
+    """Returns (shape, dtype) of the stored labels."""
+    dtype = np.dtype(DTYPES[labels.kind])
+    if labels.kind == "word":
+      return (self.num_ids,), dtype
+    return (self.num_documents, labels.width()), dtype
 
   def __getstate__(self):
     return self.__dict__ | {"_maps": {}}

@@ -9,12 +9,14 @@ import array
 import dataclasses
 import decimal
 import hashlib
+import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from gpt_jax.data.sources.document import Source
+from gpt_jax.data.sources.labelled import Example, LabelledSource
 from gpt_jax.exits import InputError
 
 
@@ -27,6 +29,7 @@ class Part:
     role: "split" divides the text; "train" and "valid" take all of it.
     split: "document" or "tail"; a single document is divided by its tail.
     valid_frac: the fraction that is held out if role is "split".
+    is_labelled: whether the labels of its texts are read too.
     num_moved: documents that moved to the split of an equal document.
     notes: remarks for the user on how the text was divided.
     is_made: whether its folder was written by this process.
@@ -36,6 +39,7 @@ class Part:
   role: str
   split: str
   valid_frac: float
+  is_labelled: bool = False
   num_moved: int = 0
   notes: list[str] = dataclasses.field(default_factory=list)
   is_made: bool = False
@@ -65,12 +69,34 @@ class Part:
       i += not document.is_target
       yield document.name, self._tagged(i, self._hashed(document.pieces))
 
+  def examples(self) -> Iterator[tuple[str, Example]]:
+    """Yields (split, labelled text) in order.
+
+    Raises:
+      InputError: all texts are the same, so that none can be held out.
+    """
+    assert isinstance(self.source, LabelledSource)  # by prepare.list_parts
+    self._digest = hashlib.sha256()
+    if self._train_lens is not None:
+      raise InputError(
+        f"{self.source.spec} holds one text only, of which none can be held "
+        "out; give more, or data.valid_source"
+      )
+    for i, example in enumerate(self.source.examples()):
+      found = json.dumps([example.texts, example.label]).encode()
+      self._digest.update(found)
+      yield self._side(i), example
+
   def text_sha256(self) -> str:
     """Returns the SHA-256 hex digest of the text that `pieces` has yielded."""
     return self._digest.hexdigest()
 
   def read_text_sha256(self) -> str:
     """Returns the SHA-256 hex digest of the source's text, by reading it."""
+    if self.is_labelled:
+      for _ in self.examples():
+        pass
+      return self.text_sha256()
     for _, tagged in self.pieces():
       for _ in tagged:
         pass
@@ -80,12 +106,16 @@ class Part:
     if self._train_lens is not None:
       yield from _cut_tail(pieces, self._train_lens[i])
       return
-    split = self.role
-    if split == "split":
-      is_valid = self._is_valid is not None and self._is_valid[i]
-      split = "valid" if is_valid else "train"
+    split = self._side(i)
     for piece in pieces:
       yield split, piece
+
+  def _side(self, i: int) -> str:
+    """Returns the split of document i, which is whole."""
+    if self.role != "split":
+      return self.role
+    is_valid = self._is_valid is not None and self._is_valid[i]
+    return "valid" if is_valid else "train"
 
   def _hashed(self, pieces: Iterator[str]) -> Iterator[str]:
     num_bytes = 0

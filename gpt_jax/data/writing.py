@@ -17,6 +17,8 @@ from collections.abc import Callable
 from gpt_jax import digest, files
 from gpt_jax.data import folders, locks, sources
 from gpt_jax.data import manifest as manifest_lib
+from gpt_jax.data.examples import LabelWriter, encode
+from gpt_jax.data.labels import Labels, parse
 from gpt_jax.data.manifest import FORMAT, SPLITS
 from gpt_jax.data.progress import Progress
 from gpt_jax.data.shards import SplitWriter, TokenSet
@@ -39,6 +41,8 @@ class Job:
     say: receives lines of progress.
     verify: as data.verify.
     may_make: whether missing folders are written.
+    find_labels: returns the labels of the sources, where the objective is to
+      learn them; called when a folder must be written.
     is_apart: whether the vocabulary was learned from text of which documents
       were moved to the split of an equal one.
   """
@@ -48,11 +52,16 @@ class Job:
   say: Callable[[str], None]
   verify: str
   may_make: bool = True
+  find_labels: Callable[[], Labels] | None = None
   is_apart: bool = False
 
   @functools.cached_property
   def encoder(self) -> tuple[Tokenizer, dict]:
     return self.build()
+
+  @functools.cached_property
+  def labels(self) -> Labels | None:
+    return None if self.find_labels is None else self.find_labels()
 
 
 def find_or_write(job: Job, part: Part, name: str) -> dict[str, TokenSet]:
@@ -100,9 +109,12 @@ def write_folder(job: Job, part: Part, name: str) -> str:
   temporary = locks.temporary_path(job.dir, name)
   os.makedirs(temporary)
   try:
-    splits = _write_splits(temporary, part, encoder, job.say)
+    if job.labels is None:
+      splits = _write_splits(temporary, part, encoder, job.say)
+    else:
+      splits = _write_labelled(temporary, part, encoder, job.say, job.labels)
     key = name[-manifest_lib.KEY_DIGITS :]
-    _write_manifest(temporary, part, encoder, notes, splits, key)
+    _write_manifest(temporary, part, encoder, notes, splits, key, job.labels)
     if part.source.fingerprint() != identity:
       raise InputError(
         f"{part.source.spec} changed while it was read; start again when it is "
@@ -158,8 +170,49 @@ def _write_splits(folder: str, part: Part, encoder: Tokenizer, say) -> dict:
   return splits
 
 
+def _write_labelled(
+  folder: str, part: Part, encoder: Tokenizer, say, labels: Labels
+) -> dict:
+  """As _write_splits, of texts with labels, which lie in files beside."""
+  dtype = manifest_lib.dtype_of(encoder.vocab_size)
+  with Progress("reading", [part.source], say) as progress:
+    part.survey(progress.add)
+  separator_id, sides = encoder.separator_id, []
+  writers = {s: SplitWriter(folder, s, dtype, separator_id) for s in SPLITS}
+  beside = {
+    s: LabelWriter(folder, s, labels, separator_id is not None) for s in SPLITS
+  }
+
+  def examples():
+    for split, example in part.examples():
+      sides.append(split)
+      yield example
+
+  with Progress("encoding", [part.source], say) as progress:
+    encoded = encode(examples(), encoder, labels)
+    for i, (example, ids, value) in enumerate(encoded):
+      text = "".join(example.texts)
+      if example.label is None:
+        parse(labels.kind, example)  # which raises the sentence
+      writers[sides[i]].write(ids, text, True)
+      beside[sides[i]].write(value)
+      progress.add(text)
+  splits = {
+    split: writer.finish() | {"labels": beside[split].finish()}
+    for split, writer in writers.items()
+  }
+  _require_text(part, splits)
+  return splits
+
+
 def _write_manifest(
-  folder: str, part: Part, encoder: Tokenizer, notes: dict, splits, key: str
+  folder: str,
+  part: Part,
+  encoder: Tokenizer,
+  notes: dict,
+  splits: dict,
+  key: str,
+  labels: Labels | None,
 ) -> None:
   """Writes tokenizer.json and manifest.json, and flushes the folder."""
   tokenizer = encoder.to_json()
@@ -185,6 +238,8 @@ def _write_manifest(
   }
   if sources.is_paired(part.source.spec):
     manifest["num_parts"] = 2
+  if labels is not None:
+    manifest["labels"] = {"kind": labels.kind, "classes": list(labels.classes)}
   text = manifest_lib.dump(manifest_lib.sealed(manifest))
   files.write_text(os.path.join(folder, "manifest.json"), text)
   locks.sync(folder)

@@ -393,9 +393,9 @@ def check_prompts(
   """Raises InputError unless the model can continue prompts of these ids."""
   limit = model.config.max_len
   if not model.can_generate:
-    raise InputError(
-      f"model.family is {model.config.family}, which cannot continue a text"
-    )
+    key = "head" if config_lib.has_classes(model.config) else "family"
+    word = getattr(model.config, key)
+    raise InputError(f"model.{key} is {word}, which cannot continue a text")
   for prompt in prompts:
     if not len(prompt):
       raise InputError(

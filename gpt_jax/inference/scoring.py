@@ -17,14 +17,16 @@ from gpt_jax.data.batches import eval_batches, num_eval_batches
 from gpt_jax.data.pairs import target_ids
 from gpt_jax.data.shards import TokenSet
 from gpt_jax.data.tokenizers.protocol import Tokenizer
+from gpt_jax.inference.measures import GATHERED, MEASURES, find_figures
 from gpt_jax.machine import processes, runtime
 from gpt_jax.metric_names import ACCURACY, LOSS, NUM_TARGETS
 from gpt_jax.models import Model
 
 # The largest text that is compressed for comparison.
 COMPARED_BYTES = 64 << 20
-# What score derives; the rest of its result are means of make_loss's sums.
-DERIVED = ("perplexity", "num_tokens", "bits_per_byte")
+# What score derives for a report alone; the rest of its result is also written
+# during a run.
+DERIVED = ("perplexity", "num_tokens", "bits_per_byte", "majority", "variance")
 
 
 def check_memory(model: Model, tokens: int, mesh: jax.sharding.Mesh) -> None:
@@ -66,6 +68,9 @@ def score(
   Where a task does not predict all of a text, also accuracy: the part of its
   targets that are the model's first choice, in place of bits_per_byte.
 
+  Of labels: loss, what measures.find_figures finds, and the number of targets
+  as num_tokens, in place of all others.
+
   Other sums of objective.make_loss are returned too, as means over targets and
   without "train/" in their names.
 
@@ -90,13 +95,65 @@ def score(
   """
   check_memory(model, batch_size * seq_len, mesh)
   how = config_lib.OBJECTIVES[task.word]
-  others = () if how.predicts_all else (ACCURACY,)
-  evaluate = compile_eval_step(model, num_loss_chunks, others)
-  placement = sharding.batch_sharding(mesh, model.rules)
-  rows = sharding.local_rows(placement, (batch_size, seq_len))
-  totals, pending = {LOSS: 0.0, NUM_TARGETS: 0.0}, None
+  others = () if how.predicts_all or how.has_labels else (ACCURACY,)
+  measure = MEASURES[task.label] if task.label else None
+  evaluate = compile_eval_step(model, num_loss_chunks, others, measure)
+  totals: dict = {LOSS: 0.0, NUM_TARGETS: 0.0}
   total = num_eval_batches(tokens, seq_len, batch_size, task=task)
   total = min(total, max_batches or total)
+  run_batches(
+    lambda batch: evaluate(params, batch),
+    functools.partial(_add, totals),
+    tokens,
+    seq_len=seq_len,
+    batch_size=batch_size,
+    packing=packing,
+    mesh=mesh,
+    rules=model.rules,
+    max_batches=max_batches,
+    task=task,
+    show=None if show is None else lambda index: show(index, total),
+  )
+  count = totals.pop(NUM_TARGETS)
+  if task.label:
+    loss = totals.pop(LOSS) / max(count, 1.0)
+    figures = find_figures(task.label, totals, int(count))
+    return {"loss": loss, **figures, "num_tokens": int(count)}
+  result = _means(totals, count)
+  is_whole = max_batches is None or total < max_batches
+  if is_whole and how.predicts_all:
+    blind = max(0.0, tokens.num_tokens - count) * math.log(tokens.vocab_size)
+    bits = (totals[LOSS] + blind) / math.log(2)
+    result["bits_per_byte"] = bits / max(tokens.num_bytes, 1)
+  return result
+
+
+def run_batches(
+  evaluate: Callable,
+  take: Callable,
+  tokens: Any,
+  *,
+  seq_len: int,
+  batch_size: int,
+  packing: str,
+  mesh: jax.sharding.Mesh,
+  rules: str,
+  task: objectives.Task,
+  max_batches: int | None = None,
+  show: Callable[[int], None] | None = None,
+) -> None:
+  """Calls take(evaluate(batch)) for each batch of a set, in order.
+
+  A result is taken once the next batch is on its way.
+
+  Args:
+    evaluate: a compiled function of the global batch.
+    tokens, seq_len, batch_size, packing, mesh, max_batches, task: as in score.
+    rules: word of sharding.RULES.
+    show: called with the number of batches done every 20 batches.
+  """
+  placement, pending = sharding.batch_sharding(mesh, rules), None
+  rows = sharding.local_rows(placement, (batch_size, seq_len))
   batches = eval_batches(
     tokens, seq_len, batch_size, packing, rows, max_batches, task
   )
@@ -105,26 +162,18 @@ def score(
   with jax.set_mesh(mesh):
     for index, batch in enumerate(batches):
       batch = sharding.place_batch(batch, placement, rows, batch_size)
-      new = evaluate(params, batch)
+      new = evaluate(batch)
       if is_simulated:
         # Two such programs at once can each hold threads that the other needs.
         jax.block_until_ready(new)
       if pending is not None:
-        _add(totals, pending)
+        take(pending)
         processes.mark()
       pending = new
       if show is not None and index % 20 == 0:
-        show(index, total)
+        show(index)
   if pending is not None:
-    _add(totals, pending)
-  count = totals.pop(NUM_TARGETS)
-  result = _means(totals, count)
-  is_whole = max_batches is None or total < max_batches
-  if is_whole and how.predicts_all:
-    blind = max(0.0, tokens.num_tokens - count) * math.log(tokens.vocab_size)
-    bits = (totals[LOSS] + blind) / math.log(2)
-    result["bits_per_byte"] = bits / max(tokens.num_bytes, 1)
-  return result
+    take(pending)
 
 
 def pseudo_perplexity(
@@ -150,6 +199,24 @@ def pseudo_perplexity(
   return math.exp(min(nats / max(count, 1.0), 700.0))
 
 
+def describe(result: dict) -> str:
+  """Returns the figures of a result in a line."""
+  words = {"loss": 4, "perplexity": 2, "bits_per_byte": 4, "accuracy": 4}
+  words |= {"f1_macro": 4, "f1_micro": 4, "matthews": 4, "spearman": 4}
+  words |= {"majority": 4, "variance": 4, "pseudo_perplexity": 2}
+  words |= {"exact_match": 4, "bleu": 2}
+  figures = [
+    f"{name.replace('_', ' ')} {result[name]:.{digits}f}"
+    for name, digits in words.items()
+    if name in result
+  ]
+  what = "tokens" if "perplexity" in result else "labels"
+  figures.append(f"over {result['num_tokens']:,} {what}")
+  if "num_pairs" in result:
+    figures.append(f"{result['num_pairs']:,} targets written")
+  return ", ".join(figures)
+
+
 def _means(totals: dict[str, float], count: float) -> dict[str, float]:
   means = {
     name.removeprefix("train/"): total / max(count, 1.0)
@@ -161,22 +228,42 @@ def _means(totals: dict[str, float], count: float) -> dict[str, float]:
 
 @functools.cache
 def compile_eval_step(
-  model: Model, num_chunks: int, others: tuple[str, ...] = ()
+  model: Model,
+  num_chunks: int,
+  others: tuple[str, ...] = (),
+  measure: Callable | None = None,
 ) -> Callable:
   """Returns jitted step(params, batch) -> sums, cached by its arguments."""
-  return jax.jit(objective_lib.make_loss(model, num_chunks, others))
+  loss = objective_lib.make_loss(model, num_chunks, others, None, measure)
+  return jax.jit(loss)
 
 
-def _add(totals: dict[str, float], sums: dict[str, jax.Array]) -> None:
+def _add(totals: dict[str, Any], sums: dict[str, jax.Array]) -> None:
+  """Adds the sums of a batch; what measures gather is joined."""
   for name, value in sums.items():
-    totals[name] = totals.get(name, 0.0) + float(value)
+    if name in GATHERED:
+      found = [totals[name]] if name in totals else []
+      totals[name] = np.concatenate([*found, np.asarray(value)])
+    elif value.ndim:
+      totals[name] = totals.get(name, 0) + np.asarray(value, np.int64)
+    else:
+      totals[name] = totals.get(name, 0.0) + float(value)
 
 
 def compare(result: dict, tokens: TokenSet, tokenizer) -> list[tuple[str, str]]:
   """Returns rows that set a result beside what needs no model.
 
-  Bits per byte beside compressors', an accuracy beside the commonest token's.
+  Bits per byte beside compressors', an accuracy beside the commonest token's or
+  class's, the error of numbers beside that of their mean.
   """
+  if "majority" in result:
+    text = f"{result['accuracy']:.3f}; {result['majority']:.3f} by the "
+    return [("accuracy", text + "commonest class")]
+  if "variance" in result:
+    text = f"{result['loss']:.4f}; {result['variance']:.4f} by the mean"
+    return [("squared error", text)]
+  if tokens.labels is not None:
+    return []
   if "accuracy" in result:
     often = commonest_share(tokens)
     text = f"{result['accuracy']:.3f}; {often:.3f} by the commonest token"

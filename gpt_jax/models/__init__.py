@@ -10,6 +10,7 @@ from gpt_jax.models import attend
 from gpt_jax.models.decoder import Decoder
 from gpt_jax.models.encoder import Encoder
 from gpt_jax.models.encoder_decoder import EncoderDecoder
+from gpt_jax.models.layers import HEADS as HEADS
 from gpt_jax.models.model import Model as Model
 
 # By option of model.family: the Linen module of the whole model.

@@ -37,8 +37,10 @@ class Decoder(nn.Module):
     "span_corruption",
     "ul2",
     "sequence_to_sequence",
+    "classification",
   )
   can_generate: ClassVar = True
+  has_types: ClassVar = False
 
   config: ModelConfig
   rules: str = "standard"
@@ -75,7 +77,7 @@ class Decoder(nn.Module):
   ):
     """Returns logits_BTV float32, or (logits_BTV, cache) with a cache.
 
-    Logits of vocabulary padding are -1e30.
+    Those of padding are -1e30; a head of classes gives layers.Classifier's.
 
     Args:
       tokens_BT: int32 ids below vocab_size.
@@ -129,7 +131,7 @@ class Decoder(nn.Module):
     if only_B is not None:
       xs[0] = jnp.take_along_axis(xs[0], only_B[:, None, None], axis=1)
 
-    read_out = build_read_out(self, embed.table_VD)
+    read_out = build_read_out(self, embed.table_VD, segments_BT, key)
     out = read_out(xs[0], is_headless)
     if cache is not None:
       out = out, cache

@@ -30,8 +30,9 @@ class Encoder(nn.Module):
   """
 
   STACKS: ClassVar = ("blocks",)
-  OBJECTIVES: ClassVar = ("masked_lm",)
+  OBJECTIVES: ClassVar = ("masked_lm", "classification")
   can_generate: ClassVar = False
+  has_types: ClassVar = True
 
   config: ModelConfig
   rules: str = "standard"
@@ -50,6 +51,8 @@ class Encoder(nn.Module):
     needs_balance=False,
   ):
     """Returns logits_BTV float32; those of vocabulary padding are -1e30.
+
+    With a head of classes the logits are layers.Classifier's.
 
     Args:
       tokens_BT: int32 ids below vocab_size.
@@ -80,5 +83,6 @@ class Encoder(nn.Module):
     self.sow("taps", "residual_out", x_BTD)
     if c.norm_placement != "post":
       x_BTD = Norm(c, name="final_norm")(x_BTD)
-    out = build_read_out(self, embed.table_VD)(x_BTD, is_headless)
+    read_out = build_read_out(self, embed.table_VD, segments_BT, key)
+    out = read_out(x_BTD, is_headless)
     return (out, routing) if needs_balance else out

@@ -35,6 +35,7 @@ class EncoderDecoder(nn.Module):
   STACKS: ClassVar = ("encoder", "blocks")
   OBJECTIVES: ClassVar = ("sequence_to_sequence", "span_corruption", "ul2")
   can_generate: ClassVar = True
+  has_types: ClassVar = False
 
   config: ModelConfig
   rules: str = "standard"

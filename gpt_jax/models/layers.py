@@ -19,6 +19,9 @@ from gpt_jax.ops.norm import normalize
 from gpt_jax.ops.projection import project, shift
 from gpt_jax.parametrization import readout_multiplier
 
+# First parts of the names of parameters that only score what a model has read;
+# all others are its trunk.
+HEADS = ("classifier", "head", "unembed")
 # Columns that a bias of the logits takes beside the output matrix.
 BIAS_WIDTH = 128
 
@@ -183,15 +186,72 @@ class Transform(nn.Module):
     return x_BTD, declare(self, "bias", (V,), ("vocab",), "bias")
 
 
-def build_read_out(module: nn.Module, table_VD):
+class Classifier(nn.Module):
+  """Scores classes: what data.objective=classification trains (model.head).
+
+  Design choice: the text is the first segment of its row, so that any family
+  whose rows may hold several can be padded; there is no mask beside segments.
+  """
+
+  config: ModelConfig
+
+  @nn.compact
+  def __call__(self, x_BTD, segments_BT=None, key=None):
+    """Returns logits float32 of C classes: (B, 1, C), by "each" (B, T, C).
+
+    Args:
+      x_BTD: the last layer's output, after the final norm.
+      segments_BT: of which tokens of the first one are read; None is all.
+      key: dropout key, or None.
+    """
+    c, (B, T, D) = self.config, x_BTD.shape
+    own_BT = jnp.ones((B, T), bool)
+    if segments_BT is not None:
+      own_BT = segments_BT == segments_BT[:, :1]
+    if c.head == "first":
+      x_BTD = self._pooler(x_BTD[:, :1])
+    elif c.head == "last":
+      last_B11 = own_BT.sum(1)[:, None, None] - 1
+      x_BTD = jnp.take_along_axis(x_BTD, last_B11, axis=1)
+    elif c.head == "mean":
+      wide_BTD = jnp.where(own_BT[..., None], x_BTD.astype(jnp.float32), 0)
+      count_B11 = own_BT.sum(1)[:, None, None]
+      mean_B1D = wide_BTD.sum(1, keepdims=True) / count_B11
+      x_BTD = mean_B1D.astype(x_BTD.dtype)
+    x_BTD = dropout(x_BTD, c.dropout_rate, key, "classifier")
+    readout = readout_multiplier(c)
+    x_BTD = x_BTD if readout == 1 else readout * x_BTD
+    C = config_lib.num_classes(c)
+    w_CD = declare(self, "out", (C, D), (None, "embed"), "unembed")
+    bias_C = declare(self, "out_bias", (C,), (None,), "bias")
+    logits = matmul("BTD,CD->BTC", x_BTD, w_CD, c.grad_dtype, jnp.float32)
+    return logits + bias_C.astype(jnp.float32)[None, None]
+
+  def _pooler(self, x_BTD):
+    c, D = self.config, x_BTD.shape[-1]
+    w_DD = declare(self, "dense", (D, D), ("embed", "mlp"), "hidden")
+    x_BTD = project(x_BTD, w_DD, c.grad_dtype)
+    if c.bias:
+      bias_D = declare(self, "dense_bias", (D,), ("mlp",), "bias")
+      x_BTD = shift(x_BTD, bias_D, c.grad_dtype)
+    return jnp.tanh(x_BTD.astype(jnp.float32)).astype(x_BTD.dtype)
+
+
+def build_read_out(module: nn.Module, table_VD, segments_BT=None, key=None):
   """Returns read_out(x_BTD, is_headless) -> logits_BTV, or (x_BTD, w_VD).
 
   Logits are the product of these two.
 
+  A head of classes returns what Classifier does, whatever is_headless.
+
   Args:
     module: the family's, whose parameter the matrix is where it is not tied.
     table_VD: that of the embedding.
+    segments_BT, key: of the forward pass; a head of classes reads them.
   """
+  if config_lib.has_classes(module.config):
+    head = Classifier(module.config, name="classifier")
+    return lambda x_BTD, is_headless: head(x_BTD, segments_BT, key)
   c, w_VD, transform = module.config, table_VD, None
   if c.head == "transform":
     transform = Transform(c, name="head")

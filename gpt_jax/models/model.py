@@ -8,6 +8,7 @@ A family is a Linen module (models/__init__.py) with these class attributes:
   can_generate  whether it continues a text; then its __call__ takes a cache,
                 and it has a static method prepare(params, specs) -> (params,
                 specs) in the form that decoding reads
+  has_types     whether its __call__ takes types_BT, kinds of tokens
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ from typing import Any
 
 import jax
 
+from gpt_jax import config as config_lib
 from gpt_jax import sharding
 from gpt_jax.config import ModelConfig
 from gpt_jax.models import attend, layers, stack
@@ -49,7 +51,12 @@ class Model:
   @property
   def can_generate(self) -> bool:
     """Whether the model continues a text token by token."""
-    return self.module.can_generate
+    return self.module.can_generate and not config_lib.has_classes(self.config)
+
+  @property
+  def has_types(self) -> bool:
+    """Whether the model tells kinds of tokens apart."""
+    return self.module.has_types and self.config.num_token_types is not None
 
   @property
   def stacks(self) -> tuple[str, ...]:

@@ -53,6 +53,7 @@ def read_newest(
   checksum: integrity.Checksum,
   say: Callable[[str], None],
   facts: dict,
+  ignored: tuple[str, ...] = (),
 ):
   """Yields (step, leaves, meta) of the steps that can be read, newest first.
 
@@ -61,6 +62,7 @@ def read_newest(
     prefix: of those names in the record that must match `flat`.
     say: prints the line about a step that could not be read.
     facts: integrity.FACTS of the run.
+    ignored: first parts, after the prefix, of names that need not match.
 
   Raises:
     InputError: a step is of another run or model, or none could be read.
@@ -71,7 +73,7 @@ def read_newest(
       say(f"{unsaid}; trying step {step}")
       unsaid = None
     try:
-      found = _read(directory, step, flat, prefix, checksum, facts)
+      found = _read(directory, step, flat, prefix, checksum, facts, ignored)
     except Damage as damage:
       unsaid = f"step {step} in {directory} cannot be read: {damage}"
       faults.append(unsaid)
@@ -85,7 +87,7 @@ def read_newest(
     )
 
 
-def _read(directory, step, flat, prefix, checksum, facts):
+def _read(directory, step, flat, prefix, checksum, facts, ignored):
   """Returns (leaves in the order of `flat`, meta); see read_newest."""
   meta = _agree(lambda: integrity.read_meta(directory, step))
   here = f"step {step} in {directory}"
@@ -100,6 +102,9 @@ def _read(directory, step, flat, prefix, checksum, facts):
     raise InputError(
       f"{here} holds no moving average; it needs a run with train.ema_decay"
     )
+  if ignored:
+    first = lambda name: name.removeprefix(prefix).split("/")[0]
+    there = {k: v for k, v in there.items() if first(k) not in ignored}
   differing = tree.diff_shapes(there, tree.describe_shapes(flat))
   if differing:
     more = len(differing) - 3
@@ -150,6 +155,7 @@ def restore_params(
   average: str | None = None,
   facts: dict | None = None,
   step: int | None = None,
+  ignored: tuple[str, ...] = (),
 ):
   """Returns the parameters of a run, without reading its optimizer state.
 
@@ -161,6 +167,7 @@ def restore_params(
       newest readable steps; None neither.
     facts: integrity.FACTS of that run, from its config.json.
     step: the step to read; None for the newest readable one.
+    ignored: names in that run's tree that abstract_params may lack.
 
   Raises:
     InputError: no step can be read, fewer than N can, or the parameters have
@@ -199,7 +206,7 @@ def restore_params(
     )
   checksum = integrity.Checksum()
   found = read_newest(
-    directory, steps, flat, f"{folder}/", checksum, say, facts or {}
+    directory, steps, flat, f"{folder}/", checksum, say, facts or {}, ignored
   )
   with checksum.compiled_beside(wanted):
     _, leaves, _ = next(found)

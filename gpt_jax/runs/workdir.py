@@ -33,11 +33,13 @@ def write_config(
   config: Config,
   data_fingerprint: str,
   tokenizer_fingerprint: str | None,
+  labels: Any = None,
 ) -> None:
   """Writes config.json atomically, sealed by a digest of its content.
 
   Args:
     tokenizer_fingerprint: None in a branch of a run that recorded none.
+    labels: what read_labels returns of the run.
   """
   import importlib.metadata  # slow to import, and no --help needs it
 
@@ -53,6 +55,8 @@ def write_config(
       **{name: importlib.metadata.version(name) for name in PACKAGES},
     },
   }
+  if labels is not None:
+    record["labels"] = {"kind": labels.kind, "classes": list(labels.classes)}
   text = json.dumps(files.seal(record), indent=2) + "\n"
   files.write_text(os.path.join(workdir, "config.json"), text)
 
@@ -159,6 +163,24 @@ def read_tokenizer(workdir: str):
       f"({recorded[:12]} in config.json); restore that one"
     )
   return tokenizer
+
+
+def read_labels(workdir: str):
+  """Returns the data.labels.Labels that a run learns; None where it has none.
+
+  Raises:
+    InputError: as read_record.
+  """
+  from gpt_jax.data import labels as labels_lib
+
+  found = read_record(workdir).get("labels")
+  if found is None:
+    return None
+  try:
+    return labels_lib.Labels(found["kind"], tuple(found["classes"]))
+  except (KeyError, TypeError):
+    path = os.path.join(workdir, "config.json")
+    raise _damaged(path, "has labels without their classes") from None
 
 
 def facts_of(config: Config, prepared: Any) -> dict[str, str]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from gpt_jax import config as config_lib
 from gpt_jax import flops, sharding, tree
-from gpt_jax.config import Config, InputError
+from gpt_jax.config import Config, InputError, ModelConfig
 from gpt_jax.data.tokenizers.protocol import Tokenizer
 from gpt_jax.machine import chips, console, runtime
 from gpt_jax.runs import metrics, restore
@@ -44,10 +44,14 @@ def check_prompt(
     )
 
 
-def check_init(workdir: str, tokenizer: Tokenizer) -> None:
+def check_init(workdir: str, tokenizer: Tokenizer, model: ModelConfig) -> None:
   """Raises InputError unless `workdir` has a checkpoint for this tokenizer.
 
   Shapes alone do not tell: different vocabularies of one size fit one table.
+
+  Args:
+    model: the section of the run that starts; a classifier has no use for the
+      marks of the other's objective, but for its table.
   """
   if not restore.list_steps(os.path.join(workdir, "checkpoints")):
     raise InputError(
@@ -61,6 +65,15 @@ def check_init(workdir: str, tokenizer: Tokenizer) -> None:
       f"tokenizer ({there.name}, {there.vocab_size} tokens there; "
       f"{tokenizer.name}, {tokenizer.vocab_size} here); set "
       f"data.tokenizer=hf:{workdir}/tokenizer.json to keep its vocabulary"
+    )
+
+  there = workdir_lib.read_config(workdir).model
+  rows, wanted = (config_lib.padded_vocab_size(m) for m in (model, there))
+  if config_lib.has_classes(model) and rows != wanted:
+    raise InputError(
+      f"train.init_from is {workdir!r}, whose model.vocab_size is "
+      f"{there.vocab_size}, and here it is {model.vocab_size}; give "
+      f"--config.model.vocab_size={there.vocab_size}"
     )
 
 
@@ -206,6 +219,14 @@ def describe(
     num_active = sum(flops.count_active_parameters(c.model).values())
     active = f", {num_active:,} for each token"
   train_ids = sum(t.num_ids for _, t in prepared.train)
+  texts, epochs = f"{train_ids:,} tokens", tokens / train_ids
+  rows = c.data.packing
+  if prepared.labels is not None:
+    num_texts = sum(t.num_documents for _, t in prepared.train)
+    texts, epochs = f"{num_texts:,} texts", sequences / num_texts
+    rows = "rows"
+    if prepared.labels.classes:
+      texts += f" of {len(prepared.labels.classes)} classes"
   size = console.format_bytes
   return [
     (
@@ -219,14 +240,14 @@ def describe(
     ),
     (
       "data",
-      f"{train_ids:,} tokens to train on, vocabulary {c.model.vocab_size:,}, "
-      f"{c.data.packing} of {c.data.seq_len}",
+      f"{texts} to train on, vocabulary {c.model.vocab_size:,}, "
+      f"{rows} of {c.data.seq_len}",
     ),
     (
       "run",
       f"{c.train.num_steps:,} steps x {ramp}{c.train.global_batch_size} "
       "sequences ="
-      f" {tokens:,} tokens ({tokens / train_ids:.2f} epochs)",
+      f" {tokens:,} tokens ({epochs:.2f} epochs)",
     ),
     (
       "compute",

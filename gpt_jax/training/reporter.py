@@ -291,10 +291,7 @@ class Reporter:
       self._write(
         total, {metric_names.eval_name(name, k): v for k, v in result.items()}
       )
-      self.screen.say(
-        f"{name}: loss {result['loss']:.4f}, perplexity "
-        f"{result['perplexity']:.2f}, over all {result['num_tokens']:,} tokens"
-      )
+      self._say_result(name, result)
       if self.is_writing:
         tokenizer = self.prepared.tokenizer
         self.screen.table(scoring.compare(result, tokens, tokenizer))
@@ -378,6 +375,15 @@ class Reporter:
         f"evaluated {done:,} of {of:,} batches"
       ),
       task=build_task(c, lambda: self.prepared.tokenizer),
+    )
+
+  def _say_result(self, name: str, result: dict) -> None:
+    if "perplexity" not in result:
+      self.screen.say(f"{name}: {scoring.describe(result)}")
+      return
+    self.screen.say(
+      f"{name}: loss {result['loss']:.4f}, perplexity "
+      f"{result['perplexity']:.2f}, over all {result['num_tokens']:,} tokens"
     )
 
   def _say_noise_scale(self) -> None:

@@ -9,13 +9,13 @@ import jax
 import numpy as np
 
 from gpt_jax import config as config_lib
-from gpt_jax import files, sharding
+from gpt_jax import files, sharding, tree
 from gpt_jax.config import Config, InputError
 from gpt_jax.data import batches as batches_lib
 from gpt_jax.data.objectives import check_sources, find_layout
 from gpt_jax.data.prepare import prepare_data
 from gpt_jax.machine import console, processes, runtime
-from gpt_jax.models import check_objective
+from gpt_jax.models import HEADS, check_objective
 from gpt_jax.runs import checkpoint, goodput, metrics, restore
 from gpt_jax.runs import workdir as workdir_lib
 from gpt_jax.training import build, preflight, rollback
@@ -132,7 +132,9 @@ class Setup:
     source = self.config.train.init_from
     if source is not None and not self.is_resumed:
       tokenizer = self.prepared.tokenizer
-      processes.share(lambda: preflight.check_init(source, tokenizer))
+      processes.share(
+        lambda: preflight.check_init(source, tokenizer, self.config.model)
+      )
 
   def _describe(self) -> None:
     self.screen.say(f"gpt_jax: training in {self.workdir}")
@@ -223,9 +225,7 @@ class Setup:
         state = self.assembly.init_state()
         if init_from is not None:
           facts = processes.share(lambda: workdir_lib.read_facts(init_from))
-          params = restore.restore_params(
-            init_from, self.abstract.params, self.screen.say, facts=facts
-          )
+          params = self._read_trunk(init_from, state.params, facts)
           state = state_lib.replace_params(state, params)
       with self.clock.spend("compile"):
         stage = compiling.result()
@@ -236,6 +236,30 @@ class Setup:
       line += f"; the step needs {needed} on each device"
     self.screen.say(line)
     return state, meta, stage
+
+  def _read_trunk(self, init_from: str, fresh: dict, facts: dict) -> dict:
+    """Returns the parameters of another run, to start from.
+
+    A classifier takes all but the head, unless the other run has learned the
+    same labels.
+
+    Args:
+      fresh: initial parameters, whose head stays.
+      facts: of the other run.
+    """
+    say, abstract = self.screen.say, self.abstract.params
+    labels = self.prepared.labels
+    there = processes.share(lambda: workdir_lib.read_labels(init_from))
+    if labels is None or labels == there:
+      return restore.restore_params(init_from, abstract, say, facts=facts)
+    trunk = {k: v for k, v in abstract.items() if k not in HEADS}
+    params = restore.restore_params(
+      init_from, trunk, say, facts=facts, ignored=HEADS
+    )
+    head = {k: v for k, v in fresh.items() if k in HEADS}
+    names = ", ".join(tree.flatten_with_names(head))
+    say(f"the trunk is that of {init_from}; the head starts fresh: {names}")
+    return params | head
 
   def write_record(self) -> None:
     """Writes tokenizer.json and config.json if this run has none yet."""
@@ -251,6 +275,7 @@ class Setup:
           self.config,
           self.prepared.fingerprint,
           tokenizer.fingerprint(),
+          self.prepared.labels,
         )
 
     processes.share(write)

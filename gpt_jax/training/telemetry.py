@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gpt_jax import config as config_lib
 from gpt_jax import objective, tree
 from gpt_jax.config import Config
 from gpt_jax.models import Model
@@ -76,9 +77,12 @@ def make_watch(
 
   def _activations(params, batch):
     out, taps = model.apply_tapped(
-      params, **objective.inputs_of(batch), is_headless=True
+      params, **objective.inputs_of(batch, model), is_headless=True
     )
-    found = {"logit_max": _largest_logit(model, *out)}
+    if config_lib.has_classes(model.config):
+      found = {"logit_max": jnp.abs(out).max()}
+    else:
+      found = {"logit_max": _largest_logit(model, *out)}
     for name in ("embed", "residual"):
       found[f"{name}_rms"] = _rms(taps[name])
     for of in ("", "encoder_"):

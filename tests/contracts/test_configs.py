@@ -51,6 +51,9 @@ COUNTS = {
   "bert.py:base": (30_522, 109_514_298),
   "modernbert.py:laptop": (None, None),
   "modernbert.py:base": (50_368, 149_655_232),
+  "classify.py:laptop": (None, None),
+  # BERT's published count with its pooler, and two classes.
+  "classify.py:base": (30_522, 109_482_240 + 2 * 769),
   "mup.py:64": (256, 115_008),
   "mup.py:512": (256, 6_425_088),
   "isoflop.py:small": (257, 115_072),
@@ -81,7 +84,10 @@ def load(name: str, **overrides) -> config.Config:
 def model_of(name: str, vocab_size: int | None = None):
   frozen = load(name)
   size = vocab_size or frozen.model.vocab_size or 4096
-  return dataclasses.replace(frozen.model, vocab_size=size)
+  model = dataclasses.replace(frozen.model, vocab_size=size)
+  if config.has_classes(model):
+    model = dataclasses.replace(model, num_classes=2)
+  return model
 
 
 @pytest.mark.parametrize("name", COUNTS)
@@ -90,7 +96,8 @@ def test_config_builds_abstractly_and_counts_its_parameters(name):
   model = model_of(name, vocab_size)
   shapes, _ = build_model(model).abstract_params()
   padding = config.padded_vocab_size(model) - model.vocab_size
-  padding *= model.model_dim * (1 if model.tied_embeddings else 2)
+  has_one = model.tied_embeddings or config.has_classes(model)
+  padding *= model.model_dim * (1 if has_one else 2)
   if model.head == "transform":
     padding += config.padded_vocab_size(model) - model.vocab_size
   counted = tree.count_elements(shapes) - padding
@@ -150,7 +157,8 @@ def test_help_lists_the_options_that_the_table_declares():
   assert found == declared and len(found) > 20
   # Written by hand too, a list would be said twice, and differ one day.
   text = (ROOT / "configs" / "base.py").read_text()
-  open_sets = ("interpreter |", "tfds:NAME")  # data/sources has the table
+  # data/sources has the table of these.
+  open_sets = ("interpreter |", "tfds:NAME", "labelled:GLOB")
   by_hand = [
     line
     for line in text.splitlines()

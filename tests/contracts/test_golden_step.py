@@ -55,6 +55,8 @@ FORMS = {
     head="transform",
   ),
 }
+FORMS["classes"] = FORMS["bert"] | dict(head="first", num_classes=5)
+FORMS["sets"] = FORMS["gpt2"] | dict(head="mean", num_classes=5)
 PATHS = {
   "gpt2": """
 blocks/attn/k float32[2,32,4,8]
@@ -221,6 +223,24 @@ head/norm/bias float32[32]
 head/norm/scale float32[32]
 """,
 }
+PATHS["classes"] = (
+  PATHS["bert"]
+  .partition("head/")[0]
+  .replace(
+    "embed/norm/bias",
+    """classifier/dense float32[32,32]
+classifier/dense_bias float32[32]
+classifier/out float32[5,32]
+classifier/out_bias float32[5]
+embed/norm/bias""",
+  )
+)
+PATHS["sets"] = PATHS["gpt2"].replace(
+  "embed/positions",
+  """classifier/out float32[5,32]
+classifier/out_bias float32[5]
+embed/positions""",
+)
 LOSSES = {
   "gpt2": [5.19177, 5.05456, 5.25463, 5.01376],
   "llama": [5.05896, 5.40985, 4.91175, 5.07482],
@@ -228,7 +248,19 @@ LOSSES = {
   "attention": [5.25106, 5.30611, 5.34945, 4.91216],
   "t5": [5.1646, 5.27163, 5.20342, 5.20207],
   "bert": [4.9383, 5.16676, 4.9552, 4.96781],
+  "classes": [1.75679, 1.33251, 2.00662, 2.09315],
+  "sets": [0.91122, 0.75932, 0.71352, 0.95498],
 }
+
+
+def labels_of(form: str, ids) -> dict:
+  """Returns what batches have in forms with a head of classes."""
+  mask, segments = np.ones((4, 1), np.float32), np.zeros((4, 16), np.int32)
+  segments[:, 12:] = 1
+  targets = ids[:, :1] % 5
+  if form == "sets":
+    targets = np.float32(ids[:, :5] % 2)
+  return {"targets": targets, "mask": mask, "segments": segments}
 
 
 def losses_of(form: str, seed: int = 0) -> list[float]:
@@ -244,6 +276,9 @@ def losses_of(form: str, seed: int = 0) -> list[float]:
     **FORMS[form],
   )
   config.data.seq_len = 16
+  if "num_classes" in FORMS[form]:
+    config.data.objective = "classification"
+    config.data.label = "multi" if form == "sets" else "single"
   config.optim.update(warmup_steps=2, clip_norm=1.0, learning_rate=0.01)
   config.train.update(num_steps=4, global_batch_size=4)
   config = config_lib.freeze(config)
@@ -262,6 +297,8 @@ def losses_of(form: str, seed: int = 0) -> list[float]:
     batch = {"tokens": ids[:, :-1], "targets": ids[:, 1:]}
     if config_lib.has_source(config.model):
       batch["sources"] = ids[:, :9]
+    if "num_classes" in FORMS[form]:
+      batch |= labels_of(form, ids)
     now, result = train_step(now, batch)
     seen.append(float(result[metric_names.LOSS]))
   return seen

@@ -62,6 +62,9 @@ FORMS = {
     tied_embeddings=False,
     scan_layers=True,
   ),
+  "classes": dict(
+    family="encoder", bias=True, num_token_types=2, head="first", num_classes=5
+  ),
   "latent": dict(
     norm="rmsnorm",
     position="rope",
@@ -112,12 +115,25 @@ def run_config(form: str, mesh: dict, microbatches: int = 1, **model):
       **FORMS[form] | model,
     )
     config.data.seq_len = T
+    if "num_classes" in FORMS[form]:
+      config.data.objective = "classification"
     config.optim.update(warmup_steps=3, learning_rate=3e-3, clip_norm=1.0)
     config.train.update(
       num_steps=STEPS, global_batch_size=B, num_microbatches=microbatches
     )
     config.mesh.update(dict.fromkeys(sharding.AXES, 1) | mesh)
   return config_lib.freeze(config)
+
+
+def labelled(ids):
+  """Returns what batches of texts of different lengths have, and labels."""
+  lengths, place = 8 + ids[:, :1] % (T - 8), np.arange(T)[None]
+  return {
+    "targets": ids[:, :1] % 5,
+    "mask": np.float32(np.arange(B)[:, None] != 3),
+    "segments": np.int32(place >= lengths),
+    "types": np.int32(place >= lengths // 2),
+  }
 
 
 def make_run(config, devices: int):
@@ -157,6 +173,7 @@ def losses_of(
     form = "attention" if config.model.bias else "t5"
   form = "moe_fine" if config.model.num_shared_experts else form
   form = "latent" if config.model.kv_lora_rank else form
+  form = "classes" if config.model.num_classes else form
   source = run_config(form, {}, num_kv_heads=config.model.num_kv_heads)
   abstract = state.abstract_state(model, tx, config, mesh)
   now = jax.tree.map(
@@ -176,6 +193,8 @@ def losses_of(
       batch = {"tokens": ids[:, :-1], "targets": ids[:, 1:]}
       if config_lib.has_source(config.model):
         batch |= source_of(ids)
+      if config.model.num_classes is not None:
+        batch |= labelled(ids)
       if extra is not None:
         batch |= extra(ids)
       now, result = train_step(now, jax.device_put(batch, place))
@@ -200,6 +219,7 @@ LATER = ("bert", "latent", "moe")
     for f in FORMS
     if f != "moe_fine"  # which counts whole sequences
     for n in MESHES
+    if not (f == "classes" and "seq" in n)  # whose texts are whole
   ],
 )
 def test_losses_agree_on_every_mesh(form, name, reference):
@@ -330,6 +350,7 @@ def test_zigzag_gives_every_part_the_same_number_of_pairs_to_score():
     ("gpt2", dict(data=2, tensor=4)),
     ("moe", dict(expert=2, tensor=4)),
     ("latent", {}),
+    ("classes", dict(data=2, tensor=4)),
   ],
 )
 def test_four_microbatches_equal_one(form, mesh, reference):

@@ -15,6 +15,7 @@ from gpt_jax.data.sources.document import Source
 from gpt_jax.data.sources.hosted import HubSource, TfdsSource
 from gpt_jax.data.sources.interpreter import InterpreterSource
 from gpt_jax.data.sources.jsonl import SUFFIXES, JsonSource
+from gpt_jax.data.sources.labelled import LabelledSource, spec_like
 from gpt_jax.data.sources.pairs import PairSource
 from gpt_jax.data.sources.text import TextSource
 from gpt_jax.exits import InputError
@@ -26,6 +27,7 @@ SOURCES = {
   "jsonl": (JsonSource, "GLOB[#FIELD]"),
   "pairs": (PairSource, "GLOB[#SOURCE#TARGET]"),
   "digits": (DigitSource, "RULE[:FROM-TO]"),
+  "labelled": (LabelledSource, "GLOB[#TEXT[#TEXT]#LABEL]"),
   "tfds": (TfdsSource, "NAME[:SPLIT]"),
   "hf": (HubSource, "NAME[:SPLIT]"),
 }
@@ -33,6 +35,8 @@ SOURCES = {
 HOSTED = ("tfds", "hf")
 # Those whose documents are sources and targets in turn.
 PAIRED = ("pairs", "digits")
+# Those whose documents have labels.
+LABELLED = ("labelled",)
 
 _WEIGHT = r"(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 _WEIGHTED = re.compile(rf"\s*(?:(-?{_WEIGHT})\s*\*\s*)?(.*)", re.DOTALL)
@@ -114,9 +118,21 @@ def spec_of(text: str) -> str:
   return f"{scheme}:{text}"
 
 
+def labelled_spec(text: str, like: str) -> str:
+  """Returns a spec unchanged; of a plain path, labelled as the spec `like`."""
+  if is_spec(text):
+    return text
+  return spec_like(text, parse_spec(like)[1])
+
+
 def is_paired(spec: str) -> bool:
   """Returns whether the documents of a source are pairs."""
   return parse_spec(spec)[0] in PAIRED
+
+
+def is_labelled(spec: str) -> bool:
+  """Returns whether the documents of a source have labels."""
+  return parse_spec(spec)[0] in LABELLED
 
 
 def content_identity(source: Source) -> str:

@@ -62,9 +62,16 @@ def resolve_vocab(config: Config, size: int | None = None) -> Config:
       None takes what their names alone tell, before data is prepared.
 
   Raises:
-    InputError: the name alone does not tell, or model.vocab_size is too small.
+    InputError: the name alone does not tell, nor the number of classes, or
+      model.vocab_size is too small.
   """
-  asked, name = config.model.vocab_size, config.data.tokenizer
+  model = config.model
+  if config_lib.has_classes(model) and model.num_classes is None:
+    raise InputError(
+      "the classes of data.source are known only once data is prepared; give "
+      "--config.model.num_classes=N"
+    )
+  asked, name = model.vocab_size, config.data.tokenizer
   if size is None:
     size = find_vocab_size(name)
     size = None if size is None else size + num_marks(config)
@@ -81,7 +88,7 @@ def resolve_vocab(config: Config, size: int | None = None) -> Config:
       f"the vocabulary of data.tokenizer={name} is known only once data is "
       "prepared; give --config.model.vocab_size=N"
     )
-  model = dataclasses.replace(config.model, vocab_size=size)
+  model = dataclasses.replace(model, vocab_size=size)
   return dataclasses.replace(config, model=model)
 
 

@@ -205,8 +205,12 @@ def random_batches(config: Config, num_rows: int):
       S = wanted[name].length
       part, place = np.divmod(np.arange(S, dtype=np.int32), -(-S // num_parts))
       form = {"sources": None, "slots": np.arange(S, dtype=np.int32)}
+      form["types"] = np.zeros(S, np.int32)
       row = form.get(name, part if name.endswith("segments") else place)
       batch[name] = draw(S) if row is None else np.tile(row, (num_rows, 1))
+    for name, field in wanted.items():
+      if batch[name].shape[1] != field.length:  # targets and mask of a label
+        batch[name] = np.ones((num_rows, field.length), field.dtype)
     batches.append(batch)
   while True:
     yield from batches

@@ -93,10 +93,13 @@ def start(root: str, cell: Cell) -> int:
     json.dumps(r) + "\n" for r in rows if r["step"] <= step and not is_end(r)
   ]
   config = cell.config
-  if config.model.vocab_size is None:
-    size = record["config"]["model.vocab_size"]
-    model = dataclasses.replace(config.model, vocab_size=size)
-    config = dataclasses.replace(config, model=model)
+  found = {}
+  for name in ("vocab_size", "num_classes"):  # which the data have given
+    key = f"model.{name}"
+    if getattr(config.model, name) is None and key in record["config"]:
+      found[name] = record["config"][key]
+  model = dataclasses.replace(config.model, **found)
+  config = dataclasses.replace(config, model=model)
   files.write_text(os.path.join(path, "metrics.jsonl"), "".join(lines))
   try:
     text = files.read_text(os.path.join(source, "tokenizer.json"))
@@ -108,6 +111,7 @@ def start(root: str, cell: Cell) -> int:
     config,
     record["data_fingerprint"],
     record.get("tokenizer_fingerprint"),
+    workdir.read_labels(source),
   )
   # The checkpoint comes last and is renamed when complete: a run resumes where
   # it finds one.

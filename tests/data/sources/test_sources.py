@@ -52,8 +52,8 @@ def writer(request, tmp_path, monkeypatch):
 
 
 def test_the_battery_covers_every_source():
-  # Those of other hosts, and those of pairs, have files of their own.
-  others = sources.HOSTED + sources.PAIRED
+  # Those of other hosts, of pairs and of labels have files of their own.
+  others = sources.HOSTED + sources.PAIRED + sources.LABELLED
   assert {*WRITERS, *others} == set(sources.SOURCES)
 
 

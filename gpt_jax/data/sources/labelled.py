@@ -1,0 +1,153 @@
+"""labelled:GLOB[#TEXT[#TEXT]#LABEL]: texts with labels, from JSON or TSV.
+
+A label is read as it stands in the file; which form it must have data.label
+says (data/labels.py).
+"""
+
+import re
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from gpt_jax.data.sources import document, jsonl, paths, unpack
+from gpt_jax.data.sources.document import Document, slice_text
+from gpt_jax.exits import InputError
+
+# Fields of JSON, and columns of TSV, unless the spec names them.
+FIELDS = ("text", "label")
+COLUMNS = ("1", "2")
+# What lies between the texts of a pair where they are read as one document.
+BETWEEN = "\n"
+
+
+class Example(NamedTuple):
+  """A text, or a pair of them, and its label.
+
+  Attributes:
+    name: unique within the source.
+    where: what errors call it: the file and the line.
+    texts: one or two, none of them empty.
+    label: as in the file; None where it has none.
+  """
+
+  name: str
+  where: str
+  texts: tuple[str, ...]
+  label: Any
+
+
+class LabelledSource:
+  """Two or three fields of JSON records, or columns of tab-separated lines.
+
+  The last one is the label. Columns are counted from 1. As documents, for other
+  objectives, the texts alone are read.
+  """
+
+  is_divided_by_text = True
+
+  def __init__(self, spec: str, argument: str):
+    self.spec = spec
+    pattern, self.names = split_names(argument)
+    self.files = paths.find_files(pattern)
+    if self.names and (len(self.names) not in (2, 3) or not all(self.names)):
+      raise InputError(
+        f"{spec} names {'#'.join(self.names)!r} after its path; it must be a "
+        "text, or two, and a label, as in #text#label or, of columns, #1#2"
+      )
+    for _, path in self.files:
+      self._check(path)
+
+  def fingerprint(self) -> str:
+    return paths.identify("labelled#" + "#".join(self.names), self.files)
+
+  def num_bytes(self) -> int | None:
+    return paths.count_bytes(self.files)
+
+  def documents(self) -> Iterator[Document]:
+    for one in self.examples():
+      yield Document(one.name, slice_text(BETWEEN.join(one.texts)))
+
+  def examples(self) -> Iterator[Example]:
+    """Yields the examples, in the order of `documents`.
+
+    Raises:
+      InputError: a record has no text, or cannot be read.
+    """
+    for name, path in self.files:
+      read = self._read_lines if is_tsv(path) else self._read_records
+      for number, where, texts, label in read(path):
+        if not all(texts):
+          raise InputError(f"{where} has an empty text; it must have some")
+        yield Example(f"{name}:{number}", where, tuple(texts), label)
+
+  def _check(self, path: str) -> None:
+    """Refuses a file that holds neither records nor columns."""
+    if not is_tsv(path):
+      unpack.refuse_table(path)
+      if not unpack.bare_name(path).endswith(jsonl.SUFFIXES):
+        raise InputError(
+          f"{path} is not known to hold labelled texts; its name must end in "
+          f"{', '.join(jsonl.SUFFIXES)} or .tsv, compressed or not"
+        )
+    elif not all(re.fullmatch("[1-9][0-9]{0,5}", n) for n in self.names):
+      raise InputError(
+        f"{self.spec} names {'#'.join(self.names)!r}, and {path} has columns "
+        "without names; give their numbers, as in #1#2"
+      )
+
+  def _read_records(self, path: str):
+    """Yields (number, where, texts, label)."""
+    *texts, label = self.names or FIELDS
+    hint = "name the text and the label after the path as #TEXT#LABEL"
+    for number, value in jsonl.read_values(path):
+      where = f"{path}, line {number}"
+      found = [jsonl.text_of(value, name, where, hint) for name in texts]
+      assert isinstance(value, dict)  # as text_of has found
+      yield number, where, found, value.get(label)
+
+  def _read_lines(self, path: str):
+    """Yields (number, where, texts, label)."""
+    wanted = [int(n) for n in self.names or COLUMNS]
+    for number, line in jsonl.read_lines(path):
+      where = f"{path}, line {number}"
+      columns = document.decode(line, where).removesuffix("\r").split("\t")
+      if columns == [""]:
+        continue
+      # A file without labels is one to predict them for.
+      texts, label = wanted[:-1], wanted[-1]
+      if len(columns) < max(texts) or not (self.names or len(columns) <= 2):
+        rest = "" if self.names else ", or they must be named as in FILE#1#2"
+        raise InputError(
+          f"{where} has {len(columns)} columns; it must have {max(wanted)}, "
+          f"with a tab between them{rest}"
+        )
+      has_label = len(columns) >= label and columns[label - 1] != ""
+      found = [columns[n - 1] for n in texts]
+      yield number, where, found, columns[label - 1] if has_label else None
+
+
+def is_tsv(path: str) -> bool:
+  """Returns whether a file has columns, going by its name."""
+  return unpack.bare_name(path).endswith(".tsv")
+
+
+def split_names(argument: str) -> tuple[str, tuple[str, ...]]:
+  """Returns (GLOB, names of fields) of GLOB[#NAME...]; files may be missing."""
+  pattern, names = argument, []
+  while True:
+    pattern, name = paths.split_field(pattern, "")
+    if not name:
+      return pattern, tuple("#".join(names).split("#")) if names else ()
+    names.insert(0, name)
+
+
+def spec_like(path: str, argument: str) -> str:
+  """Returns the spec of a file whose fields are those of another source.
+
+  Args:
+    path: of the file, with fields of its own or without.
+    argument: GLOB[#NAME...] of the other source.
+  """
+  (pattern, own), (other, names) = split_names(path), split_names(argument)
+  if not own and is_tsv(pattern) == is_tsv(other):
+    own = names
+  return "#".join([f"labelled:{pattern}", *own])

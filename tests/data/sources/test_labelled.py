@@ -1,0 +1,74 @@
+"""Labelled texts of JSON and TSV, and what errors say of bad ones."""
+
+import gzip
+
+import pytest
+
+from gpt_jax.config import InputError
+from gpt_jax.data import sources
+from gpt_jax.data.sources.labelled import spec_like
+
+
+def read(spec: str) -> list[tuple]:
+  source = sources.open_source(spec)
+  return [(e.name, e.texts, e.label) for e in source.examples()]
+
+
+def test_fields_of_json_are_texts_and_a_label(tmp_path):
+  path = tmp_path / "a.jsonl"
+  path.write_text(
+    '{"text": "one", "label": "x", "other": 1}\n\n'
+    '{"text": "two", "label": 3}\n{"text": "three"}\n'
+  )
+  assert read(f"labelled:{path}") == [
+    ("a.jsonl:1", ("one",), "x"),
+    ("a.jsonl:3", ("two",), 3),
+    ("a.jsonl:4", ("three",), None),
+  ]
+  (tmp_path / "b.jsonl").write_text('{"p": "one", "h": "two", "y": [1]}')
+  pair = f"labelled:{tmp_path}/b.jsonl#p#h#y"
+  assert read(pair) == [("b.jsonl:1", ("one", "two"), [1])]
+  documents = sources.open_source(pair).documents()
+  assert ["".join(d.pieces) for d in documents] == ["one\ntwo"]
+
+
+def test_columns_are_texts_and_a_label_plain_and_packed(tmp_path):
+  data = "one\tx\r\ntwo\ty\n\nthree\n"
+  (tmp_path / "a.tsv").write_text(data)
+  (tmp_path / "a.tsv.gz").write_bytes(gzip.compress(data.encode()))
+  for name in ("a.tsv", "a.tsv.gz"):
+    assert read(f"labelled:{tmp_path}/{name}") == [
+      (f"{name}:1", ("one",), "x"),
+      (f"{name}:2", ("two",), "y"),
+      (f"{name}:4", ("three",), None),
+    ]
+  (tmp_path / "b.tsv").write_text("1\tx\tone\ttwo\n")
+  found = read(f"labelled:{tmp_path}/b.tsv#3#4#2")
+  assert found == [("b.tsv:1", ("one", "two"), "x")]
+
+
+@pytest.mark.parametrize(
+  "name, text, said",
+  [
+    ("a.jsonl", '{"text": "", "label": 1}', "line 1 has an empty text"),
+    ("a.jsonl", '{"label": 1}', "line 1 has no field 'text'; it has 'label'"),
+    ("a.jsonl", '{"text": 1, "label": 1}', "line 1: field 'text' is a int"),
+    ("a.jsonl", "{", "line 1 is not JSON"),
+    ("a.tsv", "one\ttwo\tx", "line 1 has 3 columns; it must have 2"),
+    ("a.csv", "one,x", "a table .CSV."),
+    ("a.txt", "one", "is not known to hold labelled texts"),
+    ("a.jsonl#text", "{}", "names 'text' after its path; it must be a text"),
+    ("a.tsv#text#label", "one\tx", "columns without names"),
+  ],
+)
+def test_bad_files_are_named(tmp_path, name, text, said):
+  (tmp_path / name.partition("#")[0]).write_text(text)
+  with pytest.raises(InputError, match=said):
+    read(f"labelled:{tmp_path}/{name}")
+
+
+def test_another_file_has_the_fields_of_the_first_unless_it_names_its_own():
+  assert spec_like("b.jsonl", "a.jsonl#t#l") == "labelled:b.jsonl#t#l"
+  assert spec_like("b.jsonl#x#y", "a.jsonl#t#l") == "labelled:b.jsonl#x#y"
+  assert spec_like("b.tsv", "a.jsonl#t#l") == "labelled:b.tsv"
+  assert spec_like("b.tsv", "a.tsv#2#1") == "labelled:b.tsv#2#1"
