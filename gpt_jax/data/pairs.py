@@ -175,7 +175,7 @@ class SourceTokenizer:
 
   Attributes:
     vocab_size: of the ids that may be written: the run's, start and end.
-    start_ids: what a decoder with an encoder reads first; () without.
+    target_start_ids: what a decoder with an encoder reads first; () without.
     separator_id: the end of a target.
     last_id: what the ids of a source end with.
   """
@@ -189,7 +189,7 @@ class SourceTokenizer:
   ):
     self._tokenizer, self._first, self._hidden = tokenizer, first, hidden
     marks = find_marks(tokenizer.vocab_size)
-    self.start_ids = (marks.start, *hidden) if has_source else ()
+    self.target_start_ids = (marks.start, *hidden) if has_source else ()
     self.separator_id = marks.end
     self.vocab_size = max(marks.start, marks.end) + 1
     self.last_id = marks.end if has_source else marks.start

@@ -64,7 +64,7 @@ def write_targets(
       beam_lib.Beam(num_beams=num_beams),
       tokenizer.separator_id,
       min(tokenizer.vocab_size, config_lib.vocab_size(model.config)),
-      start_ids=tokenizer.start_ids,
+      start_ids=tokenizer.target_start_ids,
     )
     found += [own[0].ids for own in hypotheses]
     if show is not None:

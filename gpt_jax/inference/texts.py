@@ -17,7 +17,7 @@ def start_ids_of(tokenizer: Tokenizer, config: ModelConfig) -> tuple[int, ...]:
   if not config_lib.has_source(config):
     return ()
   assert isinstance(tokenizer, SourceTokenizer)  # of a run that has sources
-  return tokenizer.start_ids
+  return tokenizer.target_start_ids
 
 
 def generate_text(

@@ -206,6 +206,6 @@ def test_a_prompt_asks_for_the_end_as_training_hid_it(objective):
   shown = tokenizer.decode(inputs[0, :-2])
   mode = [marks.modes["S"]] if objective == "ul2" else []
   assert asks.encode(shown).tolist() == [*mode, *inputs[0].tolist()]
-  assert asks.start_ids == (marks.start, targets[0, 0])
+  assert asks.target_start_ids == (marks.start, targets[0, 0])
   assert asks.separator_id == targets[0, -1] < asks.vocab_size
   assert text == shown + asks.decode(targets[0])
