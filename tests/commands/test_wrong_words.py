@@ -138,7 +138,6 @@ WRONG_WORDS = {
   ("train", "--workdir=x", "--devices=-2"): ("--devices is -2",),
   ("train", "--workdir=x", "--devices=two"): ("--devices", "'two'"),
   ("generate", "--workdir=x", "--promt=a"): ("--promt", "--prompt?"),
-  ("generate", "--workdir=x", "--prompt="): ("the prompt is empty",),
   ("generate", "--workdir=x", "--num_tokens=0"): ("--num_tokens is 0",),
   ("generate", "--workdir=x", "--num_tokens=a"): ("--num_tokens", "'a'"),
   ("generate", "--workdir=x", "--seed=-1"): ("--seed is -1", "from 0"),
