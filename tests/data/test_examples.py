@@ -306,6 +306,12 @@ def test_a_changed_label_changes_the_fingerprint_and_is_found(tmp_path):
   os.utime(path)
   again = prepare_data(config.data, quiet)
   assert again.fingerprint != first.fingerprint
+  # Another name of a class leaves all numbers of classes as they are.
+  path.write_text(text.replace('"good"}', '"fine"}'))
+  renamed = prepare_data(config.data, quiet)
+  same = [s.read_labels().tolist() for s in sides(renamed)]
+  assert same == [s.read_labels().tolist() for s in sides(first)]
+  assert renamed.fingerprint != first.fingerprint
 
 
 def test_other_objectives_read_the_texts_alone(tmp_path):
