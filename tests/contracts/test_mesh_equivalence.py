@@ -6,6 +6,7 @@ import functools
 import jax
 import numpy as np
 import pytest
+from forms import SLOW_MESHES
 
 from configs import base
 from gpt_jax import config as config_lib
@@ -207,24 +208,16 @@ def reference():
   return {form: losses_of(run_config(form, {}), devices=1) for form in FORMS}
 
 
-LATER = ("bert", "latent", "moe")
-# XLA's CPU may abort where two stacks meet in more collectives at once than a
-# busy machine of two cores has threads for.
-STACKS = ("attention", "t5")
-
-
-def marks(form: str, mesh: str) -> list:
-  is_wide = "tensor" in mesh or "seq" in mesh
-  is_slow = form in LATER and "8" in mesh or form in STACKS and is_wide
-  return [pytest.mark.slow] * is_slow
-
-
 @pytest.mark.parametrize(
   "form, name",
   [
     # Experts have meshes of their own below; what a form adds to another's is
     # split in all ways at once.
-    pytest.param(f, n, marks=marks(f, n))
+    pytest.param(
+      f,
+      n,
+      marks=[pytest.mark.slow] * any(x in n for x in SLOW_MESHES.get(f, ())),
+    )
     for f in FORMS
     if f != "moe_fine"  # which counts whole sequences
     for n in MESHES
