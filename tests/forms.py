@@ -219,6 +219,12 @@ CLASS_FORMS = {
 # threads.
 SLOW_MESHES = dict.fromkeys(("bert", "latent", "moe"), ("8",))
 SLOW_MESHES |= dict.fromkeys(("attention", "t5"), ("tensor", "seq"))
+
+
+def is_slow_mesh(form: str, mesh: str) -> bool:
+  return any(part in mesh for part in SLOW_MESHES.get(form, ()))
+
+
 # Families whose tokens see later ones; these continue no text.
 BOTH_WAYS = ("encoder",)
 CAUSAL = [f for f in FORMS if FORMS[f].get("family") not in BOTH_WAYS]

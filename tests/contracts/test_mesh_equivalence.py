@@ -6,7 +6,7 @@ import functools
 import jax
 import numpy as np
 import pytest
-from forms import SLOW_MESHES
+from forms import is_slow_mesh
 
 from configs import base
 from gpt_jax import config as config_lib
@@ -213,11 +213,7 @@ def reference():
   [
     # Experts have meshes of their own below; what a form adds to another's is
     # split in all ways at once.
-    pytest.param(
-      f,
-      n,
-      marks=[pytest.mark.slow] * any(x in n for x in SLOW_MESHES.get(f, ())),
-    )
+    pytest.param(f, n, marks=[pytest.mark.slow] * is_slow_mesh(f, n))
     for f in FORMS
     if f != "moe_fine"  # which counts whole sequences
     for n in MESHES
