@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-import ml_dtypes
+import jax.numpy as jnp
 import numpy as np
 
 from gpt_jax import files
@@ -24,7 +24,7 @@ DTYPES = {
   "F64": np.dtype("float64"),
   "F32": np.dtype("float32"),
   "F16": np.dtype("float16"),
-  "BF16": np.dtype(ml_dtypes.bfloat16),
+  "BF16": np.dtype(jnp.bfloat16),
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 # Limits of a header, as the format's own library has it, and of an index.
