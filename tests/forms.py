@@ -214,17 +214,6 @@ CLASS_FORMS = {
   "latent_last": FORMS["latent"] | dict(head="last", num_classes=2),
 }
 
-# By form of test_mesh_equivalence: parts of the names of meshes that are slow.
-# XLA's CPU may abort where two stacks have more collectives at once than it has
-# threads.
-SLOW_MESHES = dict.fromkeys(("bert", "latent", "moe"), ("8",))
-SLOW_MESHES |= dict.fromkeys(("attention", "t5"), ("tensor", "seq"))
-
-
-def is_slow_mesh(form: str, mesh: str) -> bool:
-  return any(part in mesh for part in SLOW_MESHES.get(form, ()))
-
-
 # Families whose tokens see later ones; these continue no text.
 BOTH_WAYS = ("encoder",)
 CAUSAL = [f for f in FORMS if FORMS[f].get("family") not in BOTH_WAYS]

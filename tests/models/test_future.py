@@ -126,7 +126,7 @@ def test_a_mesh_trains_the_same(axes):
     with jax.set_mesh(mesh):
       for seed in range(2):
         batch = jax.device_put(batch_of(seed), place)
-        now, metrics = train_step(now, batch)
+        now, metrics = jax.block_until_ready(train_step(now, batch))
         found.append((metrics[LOSS], metrics[FUTURE_LOSS]))
   one, many = np.array(found, np.float64).reshape(2, 2, 2)
   np.testing.assert_allclose(one, many, rtol=1e-5)

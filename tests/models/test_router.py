@@ -304,7 +304,8 @@ def test_biases_go_on_from_a_checkpoint_on_any_mesh(axes, tmp_path):
       now, _ = keeper.restore(state.abstract_state(model, tx, here, mesh))
     with jax.set_mesh(mesh):
       for seed in steps:
-        now, _ = train_step(now, jax.device_put(batch_of(seed), place))
+        batch = jax.device_put(batch_of(seed), place)
+        now, _ = jax.block_until_ready(train_step(now, batch))
     return now
 
   straight, half = run({}, range(4)), run({}, range(2))

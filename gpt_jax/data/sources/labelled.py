@@ -4,11 +4,10 @@ A label is read as it stands in the file; which form it must have data.label
 says (data/labels.py).
 """
 
-import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from gpt_jax.data.sources import document, jsonl, paths, unpack
+from gpt_jax.data.sources import fields, jsonl, paths
 from gpt_jax.data.sources.document import Document, slice_text
 from gpt_jax.exits import InputError
 
@@ -46,7 +45,7 @@ class LabelledSource:
 
   def __init__(self, spec: str, argument: str):
     self.spec = spec
-    pattern, self.names = split_names(argument)
+    pattern, self.names = fields.split_names(argument)
     self.files = paths.find_files(pattern)
     if self.names and (len(self.names) not in (2, 3) or not all(self.names)):
       raise InputError(
@@ -54,7 +53,7 @@ class LabelledSource:
         "text, or two, and a label, as in #text#label or, of columns, #1#2"
       )
     for _, path in self.files:
-      self._check(path)
+      fields.check_file(spec, path, self.names, "labelled texts")
 
   def fingerprint(self) -> str:
     return paths.identify("labelled#" + "#".join(self.names), self.files)
@@ -73,26 +72,11 @@ class LabelledSource:
       InputError: a record has no text, or cannot be read.
     """
     for name, path in self.files:
-      read = self._read_lines if is_tsv(path) else self._read_records
+      read = self._read_lines if fields.is_tsv(path) else self._read_records
       for number, where, texts, label in read(path):
         if not all(texts):
           raise InputError(f"{where} has an empty text; it must have some")
         yield Example(f"{name}:{number}", where, tuple(texts), label)
-
-  def _check(self, path: str) -> None:
-    """Refuses a file that holds neither records nor columns."""
-    if not is_tsv(path):
-      unpack.refuse_table(path)
-      if not unpack.bare_name(path).endswith(jsonl.SUFFIXES):
-        raise InputError(
-          f"{path} is not known to hold labelled texts; its name must end in "
-          f"{', '.join(jsonl.SUFFIXES)} or .tsv, compressed or not"
-        )
-    elif not all(re.fullmatch("[1-9][0-9]{0,5}", n) for n in self.names):
-      raise InputError(
-        f"{self.spec} names {'#'.join(self.names)!r}, and {path} has columns "
-        "without names; give their numbers, as in #1#2"
-      )
 
   def _read_records(self, path: str):
     """Yields (number, where, texts, label)."""
@@ -107,37 +91,16 @@ class LabelledSource:
   def _read_lines(self, path: str):
     """Yields (number, where, texts, label)."""
     wanted = [int(n) for n in self.names or COLUMNS]
-    for number, line in jsonl.read_lines(path):
-      where = f"{path}, line {number}"
-      columns = document.decode(line, where).removesuffix("\r").split("\t")
-      if columns == [""]:
-        continue
-      # A file without labels is one to predict them for.
-      texts, label = wanted[:-1], wanted[-1]
+    # A file without labels is one to predict them for.
+    *texts, label = wanted
+    for number, where, columns in fields.read_columns(path):
       if len(columns) < max(texts) or not (self.names or len(columns) <= 2):
-        rest = "" if self.names else ", or they must be named as in FILE#1#2"
-        raise InputError(
-          f"{where} has {len(columns)} columns; it must have {max(wanted)}, "
-          f"with a tab between them{rest}"
+        raise fields.wrong_columns(
+          where, columns, max(wanted), bool(self.names)
         )
       has_label = len(columns) >= label and columns[label - 1] != ""
       found = [columns[n - 1] for n in texts]
       yield number, where, found, columns[label - 1] if has_label else None
-
-
-def is_tsv(path: str) -> bool:
-  """Returns whether a file has columns, going by its name."""
-  return unpack.bare_name(path).endswith(".tsv")
-
-
-def split_names(argument: str) -> tuple[str, tuple[str, ...]]:
-  """Returns (GLOB, names of fields) of GLOB[#NAME...]; files may be missing."""
-  pattern, names = argument, []
-  while True:
-    pattern, name = paths.split_field(pattern, "")
-    if not name:
-      return pattern, tuple("#".join(names).split("#")) if names else ()
-    names.insert(0, name)
 
 
 def spec_like(path: str, argument: str) -> str:
@@ -147,7 +110,8 @@ def spec_like(path: str, argument: str) -> str:
     path: of the file, with fields of its own or without.
     argument: GLOB[#NAME...] of the other source.
   """
-  (pattern, own), (other, names) = split_names(path), split_names(argument)
-  if not own and is_tsv(pattern) == is_tsv(other):
+  pattern, own = fields.split_names(path)
+  other, names = fields.split_names(argument)
+  if not own and fields.is_tsv(pattern) == fields.is_tsv(other):
     own = names
   return "#".join([f"labelled:{pattern}", *own])

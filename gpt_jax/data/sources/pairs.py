@@ -4,10 +4,9 @@ A pair is two documents after each other, so that it survives preparation: a set
 of pairs holds a source and its target in turn.
 """
 
-import re
 from collections.abc import Iterator
 
-from gpt_jax.data.sources import document, jsonl, paths, unpack
+from gpt_jax.data.sources import fields, jsonl, paths
 from gpt_jax.data.sources.document import Document, slice_text
 from gpt_jax.exits import InputError
 
@@ -27,20 +26,15 @@ class PairSource:
 
   def __init__(self, spec: str, argument: str):
     self.spec = spec
-    pattern, names = paths.split_field(argument, "")
-    if "#" not in names and "#" in pattern:
-      # No file matches: the first of the two names was taken for its path.
-      pattern, _, first = pattern.rpartition("#")
-      names = f"{first}#{names}"
+    pattern, self._names = fields.split_names(argument)
     self.files = paths.find_files(pattern)
-    self._names = tuple(names.split("#")) if names else ()
-    if names and (len(self._names) != 2 or not all(self._names)):
+    if self._names and (len(self._names) != 2 or not all(self._names)):
       raise InputError(
-        f"{spec} names {names!r} after its path; a pair has two fields or "
-        "columns, as in #source#target or #1#2"
+        f"{spec} names {'#'.join(self._names)!r} after its path; a pair has "
+        "two fields or columns, as in #source#target or #1#2"
       )
     for _, path in self.files:
-      self._check(path)
+      fields.check_file(spec, path, self._names, "pairs")
 
   def fingerprint(self) -> str:
     return paths.identify("pairs#" + "#".join(self._names), self.files)
@@ -50,7 +44,7 @@ class PairSource:
 
   def documents(self) -> Iterator[Document]:
     for name, path in self.files:
-      read = self._read_lines if _is_tsv(path) else self._read_records
+      read = self._read_lines if fields.is_tsv(path) else self._read_records
       for number, texts, where in read(path):
         for text, side in zip(texts, FIELDS, strict=True):
           if not text:
@@ -62,21 +56,6 @@ class PairSource:
         yield Document(
           f"{name}:{number}:target", slice_text(target), is_target=True
         )
-
-  def _check(self, path: str) -> None:
-    """Refuses a file that holds neither records nor columns."""
-    if not _is_tsv(path):
-      unpack.refuse_table(path)
-      if not unpack.bare_name(path).endswith(jsonl.SUFFIXES):
-        raise InputError(
-          f"{path} is not known to hold pairs; its name must end in "
-          f"{', '.join(jsonl.SUFFIXES)} or .tsv, compressed or not"
-        )
-    elif not all(re.fullmatch("[1-9][0-9]{0,5}", n) for n in self._names):
-      raise InputError(
-        f"{self.spec} names {'#'.join(self._names)!r}, and {path} has columns "
-        "without names; give their numbers, as in #1#2"
-      )
 
   def _read_records(self, path: str):
     """Yields (number, (source, target), what errors call it)."""
@@ -90,22 +69,12 @@ class PairSource:
   def _read_lines(self, path: str):
     """Yields (number, (source, target), what errors call it)."""
     wanted = [int(n) for n in self._names] or COLUMNS
-    for number, line in jsonl.read_lines(path):
-      where = f"{path}, line {number}"
-      columns = document.decode(line, where).removesuffix("\r").split("\t")
-      if columns == [""]:
-        continue
+    for number, where, columns in fields.read_columns(path):
       is_whole = len(columns) >= max(wanted)
       if not self._names:
         is_whole = len(columns) == 2
       if not is_whole:
-        rest = "" if self._names else ", or two named as in FILE#1#2"
-        raise InputError(
-          f"{where} has {len(columns)} columns; it must have {max(wanted)}, "
-          f"with a tab between them{rest}"
+        raise fields.wrong_columns(
+          where, columns, max(wanted), bool(self._names)
         )
       yield number, [columns[n - 1] for n in wanted], where
-
-
-def _is_tsv(path: str) -> bool:
-  return unpack.bare_name(path).endswith(".tsv")
