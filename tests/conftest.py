@@ -14,7 +14,7 @@ import sys
 import pytest
 from harness import QUICK, ROOT, user_env
 
-os.environ["XLA_FLAGS"] = QUICK + " --xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = QUICK
 os.environ["JAX_PLATFORMS"] = "cpu"
 # An operation on arrays of unlike ranks is an error, in commands that tests run
 # too: it may be one axis that was left out.
@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT))
 from gpt_jax import cli
 from gpt_jax.machine import runtime
 
-runtime.start()  # before jax is imported, which then finds its compile cache
+runtime.start(8)  # before jax is imported, which then finds its compile cache
 
 
 # A shell's background job and nohup start with these ignored, which children

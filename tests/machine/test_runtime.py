@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from gpt_jax.machine import runtime
+
 ROOT = pathlib.Path(__file__).parents[2]
 HOLES = """
 import ctypes
@@ -58,3 +60,24 @@ def test_tests_find_the_compile_cache_as_commands_do():
   folder = os.environ["JAX_COMPILATION_CACHE_DIR"]
   assert jax.config.jax_compilation_cache_dir == folder
   assert jax.config.jax_persistent_cache_min_compile_time_secs == 0
+
+
+def test_simulated_devices_are_in_order_unless_the_user_says_otherwise():
+  code = (
+    "import os, jax\nfrom gpt_jax.machine import runtime\nruntime.start(3)\n"
+    "print(os.environ['XLA_FLAGS'])\nprint(len(jax.devices()))"
+  )
+  own = runtime.IN_ORDER.replace("false", "true")
+  for flags, expected in ("", []), (own, [own]):
+    run = subprocess.run(
+      [sys.executable, "-c", code],
+      cwd=ROOT,
+      env=os.environ | {"XLA_FLAGS": flags},
+      capture_output=True,
+      text=True,
+      check=True,
+    )
+    # XLA takes the last of two.
+    words, count = run.stdout.splitlines()
+    assert words.split()[:-1] == [runtime.IN_ORDER, *expected]
+    assert count == "3"
