@@ -6,7 +6,8 @@
   long       its head and attention at T=8192, for the memory they take
   gpt2-gpu   GPT-2 124M, T=1024, bfloat16, for a GPU
   llama-1b   Llama 3.2 1B's shape, T=2048, bfloat16, for a GPU
-  llama-3b   Llama 3.2 3B's, as much as one card trains with AdamW
+  llama-3b   Llama 3.2 3B's, the largest that 80 GiB train with AdamW
+  llama-8b   Llama 3 8B's, the same for 140 GiB
   15m        Llama's form at 15M, as for small stories; to decode
   growth     2 layers, width 128, T=128, B=4: where lab.bench.growth begins
 
@@ -28,7 +29,8 @@ GPTS = {
 # Llama's: (layers, heads, key and value heads, width, MLP, T, B, V, precision)
 LLAMAS = {
   "llama-1b": (16, 32, 8, 2048, 8192, 2048, 16, 128_256, "bfloat16"),
-  "llama-3b": (28, 24, 8, 3072, 8192, 2048, 5, 128_256, "bfloat16"),
+  "llama-3b": (28, 24, 8, 3072, 8192, 2048, 8, 128_256, "bfloat16"),
+  "llama-8b": (32, 32, 8, 4096, 14336, 2048, 4, 128_256, "bfloat16"),
   "15m": (6, 6, 6, 288, 768, 256, 32, 32_000, "float32"),
 }
 
@@ -71,9 +73,9 @@ def get_config(variant: str = "tiny"):
     if variant != "15m":
       config.model.rope_theta = 500_000.0
       config.train.num_loss_chunks = 8
-    if variant == "llama-3b":
-      config.model.scan_layers = True  # compiles in seconds
+    if variant in ("llama-3b", "llama-8b"):
       config.optim.moment_dtype = "bfloat16"  # or activations do not fit
+    config.model.tied_embeddings = variant != "llama-8b"
   config.model.num_heads = heads
   config.model.model_dim = width
   config.model.vocab_size = vocab_size

@@ -166,10 +166,13 @@ def peak_flops(device_kind: str) -> float | None:
   """Returns the dense bfloat16 FLOP/s of a jax device, None if unknown."""
   if device_kind in _OTHER_TFLOPS:
     return _OTHER_TFLOPS[device_kind] * 1e12
-  for chip in CHIPS.values():
-    if device_kind in chip.kinds:
-      return chip.tflops * 1e12 / chip.devices
-  return None
+  chip = find_chip(device_kind)
+  return None if chip is None else chip.tflops * 1e12 / chip.devices
+
+
+def find_chip(device_kind: str) -> Chip | None:
+  """Returns the chip of a jax device, None if unknown."""
+  return next((c for c in CHIPS.values() if device_kind in c.kinds), None)
 
 
 def parse_topology(text: str, num_slices: int) -> Topology:

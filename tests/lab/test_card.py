@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import sys
+import types
 
 import pytest
 
@@ -52,12 +53,23 @@ def test_without_a_gpu_or_its_compiler_nothing_is_begun(monkeypatch, tmp_path):
 def test_a_part_runs_at_toy_size(tmp_path, capfd):
   assert card.main(["--toy", "--parts=gpt2", f"--out={tmp_path}"]) == 0
   out = capfd.readouterr().out
-  row = json.loads((tmp_path / "card.jsonl").read_text())
-  assert json.loads(out.splitlines()[0]) == row
+  rows = [json.loads(r) for r in (tmp_path / "card.jsonl").open()]
+  assert [json.loads(line) for line in out.splitlines()[:2]] == rows
+  assert [r["row"] for r in rows] == ["64 rows", "64 rows, documents"]
+  row = rows[0]
   assert row["part"] == "gpt2" and row["device"] == "cpu"
   assert row["tokens_per_s"] > 0 and row["steps"] == 5
   assert f"| 64 rows | {row['step_ms']} | {row['tokens_per_s']:,} |" in out
   assert (tmp_path / "gpt2.hlo.gz").exists()
+
+
+def test_a_card_without_the_memory_for_a_trial_leaves_it_out(monkeypatch):
+  monkeypatch.setattr(parts.steps, "time_step", lambda *a: {})
+  count = {}
+  for kind in "NVIDIA H200", "NVIDIA H100 80GB HBM3":
+    setting = parts.Setting([types.SimpleNamespace(device_kind=kind)])
+    count[kind] = len(list(parts._rows("llama-8b", setting)))
+  assert count == {"NVIDIA H200": 1, "NVIDIA H100 80GB HBM3": 0}
 
 
 def test_a_part_that_hangs_is_stopped_and_said(monkeypatch, tmp_path, capfd):

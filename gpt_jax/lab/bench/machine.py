@@ -59,14 +59,6 @@ def count_cores() -> int:
   return os.cpu_count() or 1
 
 
-def find_chip(device_kind: str) -> chips.Chip | None:
-  """Returns the chip of a jax device, None for a CPU or an unknown one."""
-  for chip in chips.CHIPS.values():
-    if device_kind in chip.kinds:
-      return chip
-  return None
-
-
 def find_rates(device, dtype: str, count: int) -> dict:
   """Returns {"flops", "bytes", "origin"} of all devices, per second.
 
@@ -74,7 +66,7 @@ def find_rates(device, dtype: str, count: int) -> dict:
     device: a jax device, one of `count`.
     dtype: of the matmul that is timed on a CPU.
   """
-  chip = find_chip(device.device_kind)
+  chip = chips.find_chip(device.device_kind)
   if chip is not None:
     return {
       "flops": count * chip.tflops * 1e12 / chip.devices,

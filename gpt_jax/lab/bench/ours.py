@@ -18,7 +18,7 @@ from gpt_jax.data.objectives import fields
 from gpt_jax.inference import generation
 from gpt_jax.lab.bench import machine
 from gpt_jax.lab.plan import analytic
-from gpt_jax.machine import runtime
+from gpt_jax.machine import chips, runtime
 from gpt_jax.machine.chips import Topology
 from gpt_jax.models import build_model
 from gpt_jax.training import build as build_lib
@@ -248,7 +248,7 @@ def _bound(config: Config, mesh, rates: dict) -> dict:
   """Returns seconds of arithmetic and of memory traffic of a step."""
   device, count = mesh.devices.flat[0], mesh.devices.size
   built = analytic.assemble(config, count)
-  chip = machine.find_chip(device.device_kind)
+  chip = chips.find_chip(device.device_kind)
   topology = Topology(device.device_kind, chip, (count,), 1)
   terms = analytic.estimate_terms(built, topology)
   if chip is not None:

@@ -35,11 +35,13 @@ class Part:
 
 
 PARTS = {
-  "check": Part("attention and steps against the CPU's values", 70),
-  "gpt2": Part("GPT-2 124M, T=1024", 120),
+  "check": Part("attention and steps against the CPU's values", 110),
+  "gpt2": Part("GPT-2 124M, T=1024, and packed documents", 90),
   "llama-1b": Part("Llama 1B, T=2048", 110),
-  "llama-3b": Part("Llama 3B, the largest that fits with AdamW", 110),
-  "decode": Part("Llama 8B, tokens one by one", 160),
+  "llama-3b": Part("Llama 3B, the largest of 80 GiB with AdamW", 90),
+  "llama-8b": Part("Llama 8B, the largest, on a card of 120 GiB or more", 90),
+  "families": Part("BERT and T5 base", 100),
+  "decode": Part("Llama 8B, tokens one by one", 200),
   "flags": Part("GPT-2 124M, one option of the compiler at a time", 120),
 }
 MINUTES = 8.0

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import jax
 
@@ -29,22 +30,59 @@ TOY = {
 }
 _GPT2 = "configs/bench.py:gpt2-gpu"
 _1B, _3B = "configs/bench.py:llama-1b", "configs/bench.py:llama-3b"
-_8B = "configs/llama.py:8b"
-# Part -> (config, {what is special: options of XLA}).
+_8B = "configs/bench.py:llama-8b"
+_BERT, _T5 = "configs/bert.py:base", "configs/t5.py:base"
+
+
+class Trial(NamedTuple):
+  """A step that is timed.
+
+  Attributes:
+    spec, keys: its config.
+    options: of XLA, beside those of the platform.
+    gib: the memory that a card must have for it; others leave it out.
+  """
+
+  spec: str
+  keys: dict = {}
+  options: dict | None = None
+  gib: int = 0
+
+
+_ROWS = {"train.global_batch_size": 64}
 TRIALS = {
-  "gpt2": (_GPT2, {"64 rows": None}),
-  "llama-1b": (_1B, {"16 rows": None}),
-  "llama-3b": (_3B, {"5 rows, moments in bfloat16": None}),
-  "flags": (
-    _GPT2,
-    {
-      "as it is": None,
-      "Triton products": {"xla_gpu_enable_triton_gemm": True},
-      "excess precision": {"xla_allow_excess_precision": True},
-      "products joined": {"xla_gpu_dot_merger_threshold_mb": "64"},
-      "no CUDA graphs": {"xla_gpu_enable_command_buffer": ""},
-    },
-  ),
+  "gpt2": {
+    "64 rows": Trial(_GPT2),
+    "64 rows, documents": Trial(_GPT2, {"data.packing": "documents"}),
+  },
+  "llama-1b": {"16 rows": Trial(_1B)},
+  "llama-3b": {
+    "8 rows, moments in bfloat16": Trial(_3B),
+  },
+  "llama-8b": {"4 rows, moments in bfloat16": Trial(_8B, gib=120)},
+  "families": {
+    "BERT base, 64 rows of 512": Trial(
+      _BERT,
+      # cuDNN drops no weights of attention.
+      _ROWS | {"model.scan_layers": False, "model.dropout_rate": 0.0},
+    ),
+    "T5 base, 64 rows of 512 and 114": Trial(_T5, _ROWS),
+  },
+  "flags": {
+    "as it is": Trial(_GPT2),
+    "Triton products": Trial(
+      _GPT2, options={"xla_gpu_enable_triton_gemm": True}
+    ),
+    "excess precision": Trial(
+      _GPT2, options={"xla_allow_excess_precision": True}
+    ),
+    "products joined": Trial(
+      _GPT2, options={"xla_gpu_dot_merger_threshold_mb": "64"}
+    ),
+    "no CUDA graphs": Trial(
+      _GPT2, options={"xla_gpu_enable_command_buffer": ""}
+    ),
+  },
 }
 # (weights, rows) that are decoded.
 DECODED = [(w, n) for n in (1, 8) for w in config_lib.WEIGHTS]
@@ -58,6 +96,8 @@ CHECKED = {
   "step, GPT": (_GPT2, {}),
   "step, Llama": (_1B, {"model.scan_layers": True, "model.remat": "full"}),
   "step, documents": (_GPT2, {"data.packing": "documents"}),
+  "step, BERT": (_BERT, {"model.dropout_rate": 0.0}),
+  "step, T5": (_T5, {}),
 }
 
 
@@ -84,12 +124,16 @@ def _find_devices(target: str | None) -> list:
 def _rows(part: str, setting: Setting) -> Iterator[dict]:
   toy = TOY if setting.is_toy else {}
   if part in TRIALS:
-    spec, trials = TRIALS[part]
     # Options of the GPU compiler say nothing on a CPU.
-    most = 1 if setting.is_toy else None
-    for label, options in itertools.islice(trials.items(), most):
+    most = 1 if part == "flags" and setting.is_toy else None
+    chip = chips.find_chip(setting.devices[0].device_kind)
+    memory = chip.hbm_bytes if chip else 0
+    for label, trial in itertools.islice(TRIALS[part].items(), most):
+      if not setting.is_toy and memory < trial.gib * steps.GIB:
+        continue
+      config = _config(trial.spec, trial.keys | toy)
       work = functools.partial(
-        steps.time_step, _config(spec, toy), options, setting, part != "flags"
+        steps.time_step, config, trial.options, setting, part != "flags"
       )
       yield _caught(label, work)
   elif part == "decode":
