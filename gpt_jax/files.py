@@ -9,6 +9,7 @@ Faults are raised as Damage, whose message is a clause ("is a named pipe, not
 a regular file") for the caller's own sentence.
 """
 
+import collections
 import contextlib
 import glob
 import json
@@ -253,8 +254,8 @@ def parse_json(
 def _refuse_doubles(pairs: list[tuple[str, Any]]) -> dict:
   found = dict(pairs)
   if len(found) < len(pairs):
-    keys = [key for key, _ in pairs]
-    double = next(key for key in keys if keys.count(key) > 1)
+    counts = collections.Counter(key for key, _ in pairs)
+    double = next(key for key, count in counts.items() if count > 1)
     raise Damage(f"has the key {double!r:.80} twice")
   return found
 

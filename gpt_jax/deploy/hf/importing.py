@@ -48,9 +48,14 @@ def import_model(
   """
   if processes.count() > 1:
     raise InputError("a model is imported by one process; start one")
+  source = files.user_path("--from", source)
+  workdir = files.user_path("--workdir", workdir)
   where = os.path.join(source, "config.json")
-  found, fields = _read_config(where)
+  read = _read_config(where)
+  found = stated.find(read, where)
   opened = tensors.open_folder(source)
+  sizes = stated.sizes_of(tensor.shape for tensor in opened.values())
+  fields = stated.read_model(read, sizes, where)
   words = tokenizers.build_tokenizer(tokenizer or _find_tokenizer(source))
   if isinstance(words, LibraryTokenizer):
     words = words.with_start()
@@ -78,14 +83,14 @@ def import_model(
   return config
 
 
-def _read_config(where: str):
+def _read_config(where: str) -> dict:
   try:
-    read = files.read_json(where)
+    read = files.parse_json(files.read_bytes(where), is_unique=True)
   except files.Damage as damage:
     raise InputError(f"{where} {damage}") from None
   if not isinstance(read, dict):
     raise InputError(f"{where} is no JSON object")
-  return stated.find(read, where), stated.read_model(read, where)
+  return read
 
 
 def _find_tokenizer(source: str) -> str:

@@ -1,14 +1,18 @@
 """What config.json states of a model, read and written by the tables."""
 
 import dataclasses
-from typing import Any
+import math
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 from gpt_jax import config as config_lib
 from gpt_jax.config import InputError, ModelConfig, nearest
+from gpt_jax.deploy.hf import rope
 from gpt_jax.deploy.hf.architectures import (
   ARCHITECTURES,
   REQUIRED,
   Architecture,
+  Key,
 )
 
 # Fields of our model section that do not change what a model computes.
@@ -19,6 +23,34 @@ FREE = (
   *("vocab_multiple", "router_balance_weight", "router_bias_rate"),
   *("router_z_weight", "layer_pattern"),
 )
+# Fields that are numbers of tensors, and those that are dims of tensors.
+COUNTS = ("num_layers", "num_encoder_layers", "num_experts")
+WIDTHS = (
+  *("model_dim", "num_heads", "num_kv_heads", "head_dim", "mlp_dim"),
+  *("vocab_size", "expert_mlp_dim", "kv_lora_rank", "q_lora_rank"),
+  *("qk_rope_head_dim", "v_head_dim", "num_token_types"),
+)
+# Fields that are None where theirs is null.
+NULLABLE = ("head_dim", "sliding_window")
+
+
+class Sizes(NamedTuple):
+  """Bounds of the numbers of a config.json.
+
+  Attributes:
+    count: number of tensors that hold anything.
+    longest: the largest dim of these.
+  """
+
+  count: int
+  longest: int
+
+
+def sizes_of(shapes: Iterable[tuple[int, ...]]) -> Sizes:
+  """Returns the sizes of tensors of these shapes."""
+  filled = [shape for shape in shapes if math.prod(shape)]
+  dims = [dim for shape in filled for dim in shape]
+  return Sizes(len(filled), max(dims, default=0))
 
 
 def find(stated: dict, where: str) -> Architecture:
@@ -28,18 +60,21 @@ def find(stated: dict, where: str) -> Architecture:
     InputError: it is none that is known.
   """
   word = stated.get("model_type")
-  if word not in ARCHITECTURES:
-    hint = nearest(str(word), ARCHITECTURES)
+  if not isinstance(word, str) or word not in ARCHITECTURES:
+    hint = nearest(f"{word!s:.60}", ARCHITECTURES)
     raise InputError(f"{where} has model_type {word!r:.60}; {hint}")
   return ARCHITECTURES[word]
 
 
-def read_model(stated: dict, where: str) -> dict[str, Any]:
+def read_model(stated: dict, sizes: Sizes, where: str) -> dict[str, Any]:
   """Returns {field of our model section: value} of their config.
 
+  Args:
+    sizes: of the tensors, which bound its numbers.
+
   Raises:
-    InputError: a key is missing or of another type, or states what cannot be
-      represented.
+    InputError: a key is missing, of another type or out of bounds, or states
+      what cannot be represented.
   """
   found = find(stated, where)
   for key, values in found.wanted.items():
@@ -50,110 +85,63 @@ def read_model(stated: dict, where: str) -> dict[str, Any]:
       )
   model = dict(found.fixed)
   for key in found.keys:
-    value = stated.get(key.theirs, key.default)
-    if value is REQUIRED or (value is None and key.default is REQUIRED):
-      raise InputError(f"{where} has no {key.theirs}")
-    if value is not None and type(value) not in (int, float, bool):
-      raise InputError(
-        f"{where} has {key.theirs} {value!r:.60}; it must be a number"
-      )
-    if value is not None:
+    value = _read_key(stated, key, where)
+    if value is not None or key.default is not None:
       model[key.ours] = value
-  if found is ARCHITECTURES["gpt2"]:
-    model.setdefault("mlp_dim", 4 * model["model_dim"])
+      _check_size(key, value, model, sizes, where)
+  if found is ARCHITECTURES["gpt2"] and model.get("mlp_dim") is None:
+    model["mlp_dim"] = 4 * model["model_dim"]
   if found.has_rope:
-    model |= read_rope(stated, where)
+    model |= rope.read_rope(stated, where)
   if found.has_pattern:
-    model |= read_pattern(stated, model, where)
+    model |= rope.read_pattern(stated, model, where)
   return model
 
 
-def read_pattern(stated: dict, model: dict, where: str) -> dict[str, Any]:
-  """Returns layer_pattern and local_rope_theta of Gemma 3's config."""
-  scalar = stated.get("query_pre_attn_scalar", 256)
-  if scalar != model["head_dim"]:
+def _read_key(stated: dict, key: Key, where: str):
+  """Returns the value of a key of the tables, None where there is none."""
+  value = stated.get(key.theirs, key.default)
+  if value is REQUIRED:
+    raise InputError(f"{where} has no {key.theirs}")
+  if value is None and (key.default is None or key.ours in NULLABLE):
+    return None
+  if type(value) not in (int, float, bool):
     raise InputError(
-      f"{where} has query_pre_attn_scalar {scalar!r:.60}, which is not "
-      f"supported; it must be head_dim, {model['head_dim']}"
-    )
-  period = stated.get("sliding_window_pattern", 6)
-  words = {"sliding_attention": "local", "full_attention": "global"}
-  kinds = stated.get("layer_types")
-  if kinds is None and type(period) is int and period > 0:
-    full = lambda layer: (layer + 1) % period == 0
-    kinds = [list(words)[full(layer)] for layer in range(model["num_layers"])]
-  if not isinstance(kinds, list) or not all(
-    isinstance(kind, str) and kind in words for kind in kinds
-  ):
-    raise InputError(
-      f"{where} has layer_types {kinds!r:.120}; each must be "
-      f"{' or '.join(words)}"
-    )
-  if len(kinds) != model["num_layers"]:
-    raise InputError(
-      f"{where} has {len(kinds)} layer_types for {model['num_layers']} layers"
-    )
-  rope = stated.get("rope_parameters") or {}
-  local = rope.get("sliding_attention") or {}
-  theta = local.get("rope_theta", stated.get("rope_local_base_freq", 10_000.0))
-  return {
-    "layer_pattern": "+".join(words[kind] for kind in kinds),
-    "local_rope_theta": float(theta),
-  }
-
-
-def read_rope(stated: dict, where: str) -> dict[str, Any]:
-  """Returns rope_theta and rope_scaling of their config, old form or new."""
-  rope = stated.get("rope_parameters") or stated.get("rope_scaling") or {}
-  if not isinstance(rope, dict):
-    raise InputError(
-      f"{where} has rope_scaling {rope!r:.60}; it must be a dict"
-    )
-  rope = rope.get("full_attention", rope)
-  theta = rope.get("rope_theta", stated.get("rope_theta", 10_000.0))
-  if type(theta) not in (int, float):
-    raise InputError(
-      f"{where} has rope_theta {theta!r:.60}; it must be a number"
-    )
-  kind = rope.get("rope_type", rope.get("type", "default"))
-  part = rope.get(
-    "partial_rotary_factor", stated.get("partial_rotary_factor", 1.0)
-  )
-  if part != 1.0:
-    raise InputError(
-      f"{where} has partial_rotary_factor {part!r:.60}, which is not supported"
+      f"{where} has {key.theirs} {value!r:.60}; it must be a number"
     )
   try:
-    scaling = {
-      "default": lambda: "none",
-      "linear": lambda: f"linear:{float(rope['factor'])!r}",
-      "llama3": lambda: _llama3(rope, where),
-    }[kind]()
-  except KeyError as error:
-    if error.args == (kind,):
-      raise InputError(
-        f"{where} has rope_scaling of type {kind!r:.60}, which is not "
-        "supported; default, linear and llama3 are"
-      ) from None
+    return config_lib.check_value(f"model.{key.ours}", value)
+  except InputError as error:
     raise InputError(
-      f"{where} has a rope_scaling without {error.args[0]}"
+      f"{where} has {key.theirs} {value!r:.60}, and {error}"
     ) from None
-  except (TypeError, ValueError):
-    raise InputError(
-      f"{where} has rope_scaling {rope!r:.120}; its factors must be numbers"
-    ) from None
-  return {"rope_theta": float(theta), "rope_scaling": scaling}
 
 
-def _llama3(rope: dict, where: str) -> str:
-  low, high = rope["low_freq_factor"], rope["high_freq_factor"]
-  if (low, high) != (1.0, 4.0):
+def _check_size(key: Key, value, model: dict, sizes: Sizes, where: str) -> None:
+  """Refuses a number that is larger than the tensors allow.
+
+  Nothing may be made by a stranger's number before: layers and experts become
+  lists, widths and vocabularies arrays.
+  """
+  if value is None:
+    return
+  if key.ours in COUNTS:
+    most, why = sizes.count, f"the folder holds {sizes.count:,} tensors"
+    if key.ours == "num_experts":
+      most //= model["num_layers"]
+      why += f" for {model['num_layers']:,} layers"
+  elif key.ours in WIDTHS or (
+    key.ours == "max_len" and model["position"] == "learned"
+  ):
+    most = sizes.longest
+    why = f"no dim of the folder's tensors is larger than {most:,}"
+  else:
+    return
+  if value > most:
     raise InputError(
-      f"{where} has rope_scaling with low_freq_factor {low} and "
-      f"high_freq_factor {high}; only 1 and 4 are supported"
+      f"{where} has {key.theirs} {value}; it must be at most {most}, since "
+      f"{why}"
     )
-  factor = float(rope["factor"])
-  return f"llama3:{factor!r}:{int(rope['original_max_position_embeddings'])}"
 
 
 def choose(model: ModelConfig, defaults: ModelConfig) -> str:
@@ -212,24 +200,7 @@ def write_model(word: str, model: ModelConfig) -> dict[str, Any]:
   if stated.get("head_dim", 0) is None:
     stated["head_dim"] = model.model_dim // model.num_heads
   if found.has_rope:
-    stated["rope_theta"] = model.rope_theta
-    stated["rope_scaling"] = _write_rope(model)
+    stated |= rope.write_rope(model)
   if found.has_pattern:
-    words = {"local": "sliding_attention", "global": "full_attention"}
-    kinds = config_lib.layer_kinds(model)
-    stated["layer_types"] = [words[kind] for kind in kinds]
-    local = model.local_rope_theta
-    stated["rope_local_base_freq"] = local or model.rope_theta
-    stated["query_pre_attn_scalar"] = config_lib.head_dim(model)
+    stated |= rope.write_pattern(model)
   return stated
-
-
-def _write_rope(model: ModelConfig) -> dict | None:
-  word, numbers = model.rope_scaling.mechanism, model.rope_scaling.numbers
-  if word == "none":
-    return None
-  rope: dict[str, Any] = {"rope_type": word, "factor": numbers[0]}
-  if word == "llama3":
-    rope |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
-    rope["original_max_position_embeddings"] = int(numbers[1])
-  return rope

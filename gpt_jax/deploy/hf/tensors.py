@@ -29,6 +29,8 @@ DTYPES = {
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 # Limits of a header, as the format's own library has it, and of an index.
 MAX_HEADER_BYTES = 100_000_000
+# Dims of a tensor, as numpy has it.
+MAX_DIMS = 64
 # Bytes of a written file, before the next one begins.
 MAX_SHARD_BYTES = 5_000_000_000
 # Tensors begin at a multiple of this.
@@ -78,7 +80,8 @@ def open_folder(folder: str) -> dict[str, Tensor]:
 
 def _open_indexed(folder: str, index: str) -> dict[str, Tensor]:
   try:
-    found = files.read_json(index, MAX_HEADER_BYTES)
+    data = files.read_bytes(index, MAX_HEADER_BYTES)
+    found = files.parse_json(data, is_unique=True)
   except files.Damage as damage:
     raise InputError(f"{index} {damage}") from None
   table = found.get("weight_map") if isinstance(found, dict) else None
@@ -143,7 +146,8 @@ def _place(path: str, name: str, entry, base: int) -> Tensor:
   try:
     dtype, shape = entry["dtype"], entry["shape"]
     start, stop = entry["data_offsets"]
-    if not all(map(is_whole, [*shape, start, stop])):
+    is_placed = all(map(is_whole, [*shape, start, stop]))
+    if not is_placed or len(shape) > MAX_DIMS or not isinstance(dtype, str):
       raise TypeError
   except (TypeError, KeyError, ValueError):
     raise files.Damage(f"does not describe its tensor {name!r:.80}") from None

@@ -97,8 +97,9 @@ def test_what_is_exported_are_the_same_tensors_and_config(case, tmp_path):
     # Scales that are stored less one lose their last bit once.
     atol = 1.2e-7 if case.startswith("gemma") and "norm" in name else 0
     np.testing.assert_allclose(array, made[name], 0, atol, err_msg=name)
+  sizes = stated.sizes_of(array.shape for array in given.values())
   read = lambda path: stated.read_model(
-    json.loads((path / "config.json").read_text()), str(path)
+    json.loads((path / "config.json").read_text()), sizes, str(path)
   )
   default = {"num_kv_heads": 4, "head_dim": 8}
   one, other = read(tmp_path / "source"), read(out)
@@ -225,7 +226,7 @@ def test_tensors_that_do_not_fit_are_named(change, sentence, tmp_path):
     ("llama", dict(hidden_act="relu"), "has hidden_act 'relu'"),
     ("llama", dict(attention_bias=True), "has attention_bias True"),
     ("llama", dict(hidden_size="32"), "hidden_size '32'; it must be a number"),
-    ("llama", dict(hidden_size=None), "has no hidden_size"),
+    ("llama", dict(hidden_size=None), "hidden_size None; it must be a number"),
     (
       "llama",
       dict(num_attention_heads=5, head_dim=None),
@@ -243,6 +244,20 @@ def test_tensors_that_do_not_fit_are_named(change, sentence, tmp_path):
     ),
     ("gpt2", dict(activation_function="relu"), "activation_function 'relu'"),
     ("llama", dict(vocab_size=60), "61 tokens and its model 60"),
+    ("llama", dict(model_type=["llama"]), "has model_type ['llama']"),
+    ("gemma3_text", dict(rope_parameters=3), "rope_scaling 3; it must be"),
+    (
+      "mixtral",
+      dict(num_local_experts=1000),
+      "num_local_experts 1000; it must be at most 20, since the folder holds "
+      "60 tensors for 3 layers",
+    ),
+    (
+      "gpt2",
+      dict(n_positions=10**9),
+      "n_positions 1000000000; it must be at most 128, since no dim of the "
+      "folder's tensors is larger than 128",
+    ),
   ],
 )
 def test_what_cannot_be_represented_is_refused(
