@@ -57,11 +57,12 @@ def get_config(variant: str = "laptop"):
     config.data.packing = "documents"
     config.data.seq_len = config.model.max_len = 64
     config.model.dropout_rate = 0.0
-    config.optim.learning_rate = 2e-3
+    config.optim.learning_rate = 1e-3
+    config.optim.clip_norm = 1.0
     config.optim.warmup_steps = 200
-    config.train.num_steps = 1500
+    config.train.num_steps = 1000
     config.train.global_batch_size = 32
-    config.eval.every_steps = 500
+    config.eval.every_steps = 250
     config.sample.prompt = "31415926"
     return config
   config.data.tokenizer = "bpe:36998"
