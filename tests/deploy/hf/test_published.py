@@ -1,0 +1,77 @@
+"""Numbers of published config.json files give the published counts."""
+
+import math
+import time
+
+import jax
+import pytest
+
+from gpt_jax import cli
+from gpt_jax import config as config_lib
+from gpt_jax.deploy.hf import stated
+from gpt_jax.models import build_model
+
+
+def gpt2(width: int, layers: int, heads: int) -> dict:
+  sizes = dict(n_embd=width, n_layer=layers, n_head=heads)
+  return sizes | dict(model_type="gpt2", n_positions=1024, vocab_size=50257)
+
+
+def llama(width, mlp, layers, heads, kv_heads, vocab, word="llama", **others):
+  return dict(
+    model_type=word,
+    hidden_size=width,
+    intermediate_size=mlp,
+    num_hidden_layers=layers,
+    num_attention_heads=heads,
+    num_key_value_heads=kv_heads,
+    vocab_size=vocab,
+    max_position_embeddings=4096,
+    **others,
+  )
+
+
+MISTRAL = llama(4096, 14336, 32, 32, 8, 32000)
+QWEN3 = dict(word="qwen3", head_dim=128)
+GEMMA3 = dict(word="gemma3_text", head_dim=256, sliding_window=512)
+MODELS = {
+  "GPT-2 124M": (gpt2(768, 12, 12), 124_439_808),
+  "GPT-2 medium": (gpt2(1024, 24, 16), 354_823_168),
+  "GPT-2 XL": (gpt2(1600, 48, 25), 1_557_611_200),
+  "Llama 2 7B": (llama(4096, 11008, 32, 32, 32, 32000), 6_738_415_616),
+  "Llama 2 70B": (llama(8192, 28672, 80, 64, 8, 32000), 68_976_648_192),
+  "Llama 3 8B": (llama(4096, 14336, 32, 32, 8, 128256), 8_030_261_248),
+  "Llama 3.2 1B": (
+    llama(2048, 8192, 16, 32, 8, 128256, tie_word_embeddings=True),
+    1_235_814_400,
+  ),
+  "TinyLlama 1.1B": (llama(2048, 5632, 22, 32, 4, 32000), 1_100_048_384),
+  "SmolLM 135M": (
+    llama(576, 1536, 30, 9, 3, 49152, tie_word_embeddings=True),
+    134_515_008,
+  ),
+  "Mistral 7B": (MISTRAL | dict(model_type="mistral"), 7_241_732_096),
+  "Mixtral 8x7B": (MISTRAL | dict(model_type="mixtral"), 46_702_792_704),
+  "Qwen3 0.6B": (
+    llama(1024, 3072, 28, 16, 8, 151936, tie_word_embeddings=True, **QWEN3),
+    596_049_920,
+  ),
+  "Qwen3 8B": (llama(4096, 12288, 36, 32, 8, 151936, **QWEN3), 8_190_735_360),
+  "Gemma 3 1B": (llama(1152, 6912, 26, 4, 1, 262144, **GEMMA3), 999_885_952),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_published_config_gives_the_published_count(name):
+  theirs, count = MODELS[name]
+  began = time.process_time()
+  sizes = stated.Sizes(10**6, 10**6)
+  values = cli.load_config("configs/base.py", {})
+  values.model.update(stated.read_model(theirs, sizes, name))
+  values.model.vocab_multiple = 1
+  config = config_lib.freeze(values)
+  model = build_model(config.model, config.mesh.rules)
+  shapes, _ = model.abstract_params()
+  found = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+  assert found == count
+  assert time.process_time() - began < 2
