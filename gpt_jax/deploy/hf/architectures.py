@@ -16,11 +16,13 @@ class Key(NamedTuple):
     theirs, ours: its names; ours is a field of the model section.
     default: what theirs is where it is missing; REQUIRED where it must be
       there, None leaves ours to its own default.
+    alias: its name in other versions of transformers.
   """
 
   theirs: str
   ours: str
   default: Any = REQUIRED
+  alias: str | None = None
 
 
 class Row(NamedTuple):
@@ -48,6 +50,7 @@ class Architecture(NamedTuple):
     fixed: fields of our model section that all these models have.
     wanted: {key of theirs: values that can be represented}; the first is
       written, and is what a missing key means.
+    needed: those of these keys whose absence means something else.
     rows: their tensors.
     heads: rows of models whose output matrix is not that of the embedding.
     ignored: ends of names of tensors that hold no parameters.
@@ -66,6 +69,7 @@ class Architecture(NamedTuple):
   prefix: str = "model."
   has_rope: bool = True
   has_pattern: bool = False
+  needed: tuple[str, ...] = ()
 
 
 def _rows(layer: str, **named: tuple[str, ...] | str) -> tuple[Row, ...]:
@@ -130,6 +134,21 @@ LLAMA = Architecture(
 MIXTRAL_EXPERT = LLAMA_LAYER + ".block_sparse_moe"
 GPT2_LAYER = "transformer.h.{layer}"
 
+QWEN3_KEYS = (
+  *(key for key in LLAMA_KEYS if key.ours != "head_dim"),
+  Key("head_dim", "head_dim", 128),
+)
+QWEN3_WANTED = {
+  "hidden_act": ("silu",),
+  "attention_bias": (False,),
+  "use_sliding_window": (False,),
+}
+QWEN3_NORMS = _rows(
+  LLAMA_LAYER,
+  attn__q_norm=("self_attn.q_norm.weight", "same"),
+  attn__k_norm=("self_attn.k_norm.weight", "same"),
+)
+
 # By "model_type" of config.json.
 ARCHITECTURES = {
   "llama": LLAMA,
@@ -140,22 +159,39 @@ ARCHITECTURES = {
   ),
   "qwen3": LLAMA._replace(
     name="Qwen3ForCausalLM",
+    keys=QWEN3_KEYS,
+    fixed=LLAMA_FIXED | dict(qk_norm=True),
+    wanted=QWEN3_WANTED,
+    rows=LLAMA.rows + QWEN3_NORMS,
+  ),
+  "qwen3_moe": LLAMA._replace(
+    name="Qwen3MoeForCausalLM",
     keys=(
-      *(key for key in LLAMA_KEYS if key.ours != "head_dim"),
-      Key("head_dim", "head_dim", 128),
+      *QWEN3_KEYS,
+      Key("num_experts", "num_experts", 128, "num_local_experts"),
+      Key("num_experts_per_tok", "experts_per_token", 8),
+      Key("moe_intermediate_size", "expert_mlp_dim", 768),
+      Key("router_aux_loss_coef", "router_balance_weight", 0.001),
     ),
     fixed=LLAMA_FIXED | dict(qk_norm=True),
-    wanted={
-      "hidden_act": ("silu",),
-      "attention_bias": (False,),
-      "use_sliding_window": (False,),
+    # Missing, it is False: weights that are not divided by their sum.
+    needed=("norm_topk_prob",),
+    wanted=QWEN3_WANTED
+    | {
+      "norm_topk_prob": (True,),
+      "decoder_sparse_step": (1,),
+      "mlp_only_layers": ([], None),
     },
     rows=(
-      *LLAMA.rows,
+      *LLAMA_ENDS,
+      *LLAMA_ATTENTION,
+      *QWEN3_NORMS,
       *_rows(
-        LLAMA_LAYER,
-        attn__q_norm=("self_attn.q_norm.weight", "same"),
-        attn__k_norm=("self_attn.k_norm.weight", "same"),
+        LLAMA_LAYER + ".mlp",
+        moe__router="gate.weight",
+        moe__gate="experts.{expert}.gate_proj.weight",
+        moe__in="experts.{expert}.up_proj.weight",
+        moe__out="experts.{expert}.down_proj.weight",
       ),
     ),
   ),

@@ -77,6 +77,9 @@ def read_model(stated: dict, sizes: Sizes, where: str) -> dict[str, Any]:
       what cannot be represented.
   """
   found = find(stated, where)
+  for name in found.needed:
+    if name not in stated:
+      raise InputError(f"{where} has no {name}")
   for key, values in found.wanted.items():
     if stated.get(key, values[0]) not in values:
       raise InputError(
@@ -85,6 +88,8 @@ def read_model(stated: dict, sizes: Sizes, where: str) -> dict[str, Any]:
       )
   model = dict(found.fixed)
   for key in found.keys:
+    if key.theirs not in stated and key.alias in stated:
+      key = key._replace(theirs=key.alias)
     value = _read_key(stated, key, where)
     if value is not None or key.default is not None:
       model[key.ours] = value
@@ -199,6 +204,8 @@ def write_model(word: str, model: ModelConfig) -> dict[str, Any]:
     stated["num_key_value_heads"] = model.num_heads
   if stated.get("head_dim", 0) is None:
     stated["head_dim"] = model.model_dim // model.num_heads
+  if stated.get("moe_intermediate_size", 0) is None:
+    stated["moe_intermediate_size"] = model.mlp_dim
   if found.has_rope:
     stated |= rope.write_rope(model)
   if found.has_pattern:

@@ -44,6 +44,14 @@ CASES = {
   ),
   "mistral": SMALL | dict(sliding_window=5),
   "qwen3": SMALL | dict(head_dim=16),
+  "qwen3_moe": SMALL
+  | dict(
+    head_dim=16,
+    moe_intermediate_size=24,
+    num_experts=4,
+    num_experts_per_tok=2,
+    norm_topk_prob=True,
+  ),
   "gemma3_text": SMALL
   | dict(
     head_dim=16,

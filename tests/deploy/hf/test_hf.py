@@ -246,6 +246,8 @@ def test_tensors_that_do_not_fit_are_named(change, sentence, tmp_path):
     ("llama", dict(vocab_size=60), "61 tokens and its model 60"),
     ("llama", dict(model_type=["llama"]), "has model_type ['llama']"),
     ("gemma3_text", dict(rope_parameters=3), "rope_scaling 3; it must be"),
+    ("qwen3_moe", dict(norm_topk_prob=False), "has norm_topk_prob False"),
+    ("qwen3_moe", dict(decoder_sparse_step=2), "has decoder_sparse_step 2"),
     (
       "mixtral",
       dict(num_local_experts=1000),

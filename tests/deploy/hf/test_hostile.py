@@ -56,7 +56,7 @@ def write(folder: pathlib.Path, word: str) -> pathlib.Path:
 def list_keys(word: str) -> dict[str, str | None]:
   """Returns {key of theirs: field of ours}."""
   found = architectures.ARCHITECTURES[word]
-  keys = {key.theirs: key.ours for key in found.keys}
+  keys = {key.alias or key.theirs: key.ours for key in found.keys}
   others = [*found.wanted, "model_type", *(ROPE if found.has_rope else ())]
   return keys | dict.fromkeys(
     [*others, *(PATTERN if found.has_pattern else ())]
@@ -77,7 +77,7 @@ def test_a_number_is_bounded_before_anything_is_made(
 
   monkeypatch.setattr(importing, "build_model", stop)
   config = CASES[word]["config"]
-  kinds = {"rope_scaling", "rope_parameters", "layer_types"}
+  kinds = {"rope_scaling", "rope_parameters", "layer_types", "mlp_only_layers"}
   for (key, ours), value in itertools.product(list_keys(word).items(), VALUES):
     # The newer form of the rope's keys would hide the older.
     hidden = {key, "rope_parameters"} if key.startswith("rope_") else {key}
