@@ -88,7 +88,7 @@ def read_model(stated: dict, sizes: Sizes, where: str) -> dict[str, Any]:
       )
   model = dict(found.fixed)
   for key in found.keys:
-    if key.theirs not in stated and key.alias in stated:
+    if key.alias and key.theirs not in stated and key.alias in stated:
       key = key._replace(theirs=key.alias)
     value = _read_key(stated, key, where)
     if value is not None or key.default is not None:
