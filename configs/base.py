@@ -265,6 +265,9 @@ def get_config() -> ConfigDict:
   optim.eps = 1e-8
   # Decoupled decay per step times the rate; matrices only, and not by adam.
   optim.weight_decay = 0.1
+  # Factors of the rate, and so of the decay, by parameter path, the last that
+  # matches: "embed=0,blocks/attn/*=0.5"; 0 freezes (docs/exchange.md).
+  optim.rates = "none"
   # Gradients are scaled down to this global norm; None leaves them alone.
   optim.clip_norm = placeholder(float)
 

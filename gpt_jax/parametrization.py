@@ -67,12 +67,14 @@ class ParamSpec:
     role: one of ROLES.
     rate: multiplies the learning rate.
     eps: multiplies optim.eps.
+    factor: multiplies the update, decay included (optim.rates); 0 freezes.
   """
 
   axes: tuple[str | None, ...]
   role: str
   rate: float = 1.0
   eps: float = 1.0
+  factor: float = 1.0
 
   def with_axes(self, axes: tuple[str | None, ...]) -> "ParamSpec":
     """Returns the declaration with other axes."""

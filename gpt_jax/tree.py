@@ -4,9 +4,10 @@ Random keys are derived by name: `key_for(key, "blocks/attn/q")` depends on
 nothing else in the model, so adding a tensor never changes another's numbers.
 """
 
+import fnmatch
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -38,6 +39,32 @@ def map_with_names(function: Callable, tree: Any, *rest: Any):
   return tree_util.tree_map_with_path(
     lambda path, *leaves: function(path_name(path), *leaves), tree, *rest
   )
+
+
+def find_names(pattern: str, names: Iterable[str]) -> list[str]:
+  """Returns the names that a pattern of shell wildcards matches.
+
+  It matches a whole name, or the beginning of it up to a slash; without a slash
+  of its own, any one part: "q" matches "blocks/attn/q", as "attn" does.
+  """
+
+  def is_match(name: str) -> bool:
+    words = name.split("/")
+    found = words if "/" not in pattern else []
+    found += ["/".join(words[: n + 1]) for n in range(len(words))]
+    return any(fnmatch.fnmatchcase(word, pattern) for word in found)
+
+  return [name for name in names if is_match(name)]
+
+
+def hold(tree: Any, is_held: Any):
+  """Returns the tree with None in place of each leaf that is held."""
+  return jax.tree.map(lambda held, x: None if held else x, is_held, tree)
+
+
+def fill(tree: Any, others: Any):
+  """Returns `others` with the leaves of `tree` where it has any, not None."""
+  return jax.tree.map(lambda other, x: other if x is None else x, others, tree)
 
 
 def count_elements(tree: Any) -> int:

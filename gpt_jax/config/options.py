@@ -255,6 +255,33 @@ class Remat(ParsedOption):
     self.policy, self.names = policy, names
 
 
+class Rates(ParsedOption):
+  """optim.rates.
+
+  Attributes:
+    parts: ((pattern of tree.find_names, factor), ...) in order; () for none.
+  """
+
+  FORMS = ("none", "PATTERN=FACTOR,...")
+  parts: tuple[tuple[str, float], ...]
+
+  def __init__(self, text: str):
+    parts = []
+    for part in text.split(",") if text != "none" else ():
+      pattern, _, number = part.rpartition("=")
+      try:
+        factor = float(number)
+      except ValueError:
+        factor = -1.0
+      if not pattern or not 0 <= factor <= MAX_FLOAT32:
+        raise InputError(
+          f"optim.rates is {text!r}; it must be none or PATTERN=FACTOR,..., "
+          "with factors of 0 or more, as in embed=0,blocks/attn/*=0.5"
+        )
+      parts.append((pattern, factor))
+    self.parts = tuple(parts)
+
+
 class BatchRamp(ParsedOption):
   """train.batch_ramp.
 

@@ -19,6 +19,7 @@ from gpt_jax.config.options import (
   LayerPattern,
   MaskMix,
   ParsedOption,
+  Rates,
   Remat,
   RopeScaling,
   TokenizerSpec,
@@ -190,6 +191,7 @@ class OptimConfig(Section):
   moment_dtype: FloatType
   eps: Annotated[float, Bounds(MIN_FLOAT32)]
   weight_decay: NotNegative
+  rates: Annotated[Rates, Added("none")]
   clip_norm: Annotated[float | None, Bounds(1e-12)]
 
 

@@ -7,6 +7,7 @@ non-finite step does not shift it. The train step clips too, because it computes
 the global norm anyway, as a metric.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +18,7 @@ import optax
 from optax import contrib
 
 from gpt_jax import config, tree
-from gpt_jax.config import OptimConfig
+from gpt_jax.config import InputError, OptimConfig
 from gpt_jax.parametrization import DECAYED, ORTHOGONALISED, ParamSpec
 
 # Adafactor factors a layer's moment where two dims are at least this long.
@@ -79,16 +80,19 @@ def build_optimizer(
   Directions include decoupled weight decay (weight_decay * param for the roles
   in DECAYED; none with adam), but no clipping. The layers of a stacked
   parameter are updated independently. adamw and adam apply the rate and eps of
-  each ParamSpec.
+  each ParamSpec. A parameter that optim.rates freezes has no moments, and None
+  for a direction.
 
   Args:
     optim: section of the config.
     specs: tree of ParamSpec with the structure of the parameters.
 
   Raises:
-    InputError: optim.optimizer is unknown.
+    InputError: optim.optimizer is unknown, or optim.rates does not fit.
   """
-  o = optim
+  o, rated = optim, rate_specs(optim, specs)
+  is_held = find_held(rated)
+  specs = tree.hold(rated, is_held)
   is_decayed = jax.tree.map(lambda spec: spec.role in DECAYED, specs)
   decay = optax.add_decayed_weights(o.weight_decay, is_decayed)
   adam = _by_role(optax.scale_by_adam(o.beta1, o.beta2, o.eps), specs)
@@ -101,7 +105,52 @@ def build_optimizer(
     "muon": lambda: optax.chain(_muon(o.beta1, adam, specs), decay),
   }
   config.require_choice("optim.optimizer", o.optimizer, optimizers)
-  return _store_moments(o.moment_dtype, optimizers[o.optimizer]())
+  tx = _store_moments(o.moment_dtype, optimizers[o.optimizer]())
+  return _by_factor(tx, specs, is_held) if o.rates.parts else tx
+
+
+def rate_specs(optim: OptimConfig, specs: Any):
+  """Returns specs with the factors of optim.rates.
+
+  Raises:
+    InputError: a pattern matches no parameter, or all are frozen.
+  """
+  names, factors = tree.flatten_with_names(specs), {}
+  for pattern, factor in optim.rates.parts:
+    found = tree.find_names(pattern, names)
+    if not found:
+      raise InputError(
+        f"optim.rates names {pattern!r}, which matches no parameter; "
+        f"{config.nearest(pattern, names)}"
+      )
+    factors |= dict.fromkeys(found, factor)
+  if factors.keys() == names.keys() and not any(factors.values()):
+    raise InputError(
+      f"optim.rates is {optim.rates!r}, which freezes every parameter; leave "
+      "one to be learned"
+    )
+  return tree.map_with_names(
+    lambda name, s: dataclasses.replace(s, factor=factors.get(name, s.factor)),
+    specs,
+  )
+
+
+def find_held(specs: Any):
+  """Returns the tree of whether each parameter is frozen."""
+  return jax.tree.map(lambda spec: spec.factor == 0, specs)
+
+
+def _by_factor(tx: optax.GradientTransformation, specs, is_held):
+  """Returns tx for the parameters that are not held, times their factors."""
+
+  def update(updates, state, params=None):
+    updates, params = (tree.hold(t, is_held) for t in (updates, params))
+    directions, state = tx.update(updates, state, params)
+    scaled = jax.tree.map(lambda d, s: d * s.factor, directions, specs)
+    return scaled, state
+
+  init = lambda params: tx.init(tree.hold(params, is_held))
+  return optax.GradientTransformation(init, update)
 
 
 def _store_moments(dtype: str, tx: optax.GradientTransformation):

@@ -57,16 +57,28 @@ def make_gradient(model: Model, config: Config):
   """Returns gradient(params, batch, key) -> (gradient, objective's metrics).
 
   The gradient of the mean over the whole batch, accumulated over
-  train.num_microbatches microbatches.
+  train.num_microbatches microbatches. It has None for frozen parameters.
   """
   minimise = objective.make_objective(model, config.train)
-  grad, parts = jax.grad(minimise, has_aux=True), config.train.num_microbatches
+  parts = config.train.num_microbatches
+  is_held = optim.find_held(
+    optim.rate_specs(config.optim, model.abstract_params()[1])
+  )
+
+  def grad(params, *rest):
+    # Not of all parameters: what is unused inside of a scan is computed.
+    moved = lambda some: minimise(tree.fill(some, params), *rest)
+    return jax.grad(moved, has_aux=True)(tree.hold(params, is_held))
+
+  if not any(jax.tree.leaves(is_held)):
+    grad = jax.grad(minimise, has_aux=True)
 
   def gradient(params, batch, key):
     totals = objective.count_totals(batch, model.config.num_future_tokens)
     if parts == 1:
       return grad(params, batch, key, totals)
-    params = model.unstack_layers(params)
+    if not any(jax.tree.leaves(is_held)):
+      params = model.unstack_layers(params)
     # Strided, so that each microbatch is spread over all devices.
     split = jax.tree.map(
       lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch
@@ -201,7 +213,7 @@ def update(
   """
   params, opt_state, ema = old
   directions, opt_state = tx.update(grads, opt_state, params)
-  move = lambda p, d: (p - rate * d).astype(p.dtype)
+  move = lambda p, d: p if d is None else (p - rate * d).astype(p.dtype)
   params = settle(jax.tree.map(move, params, directions), params)
   if ema is not None and ema_decay is not None:
     average = lambda e, p: e + (1 - ema_decay) * (p - e)

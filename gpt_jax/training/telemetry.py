@@ -50,25 +50,26 @@ def make_watch(
 
   def watch(state, batch):
     batch = jax.tree.map(lambda x: x[::parts], batch)
-    _, specs = model.abstract_params()
+    specs = optim.rate_specs(config.optim, model.abstract_params()[1])
+    is_held = optim.find_held(specs)
 
     def mean(params, batch):
       totals = objective.count_totals(batch, model.config.num_future_tokens)
       return minimise(params, batch, None, totals)[0]
 
     grads, found = _grads(mean, state.params, batch)
+    grads = tree.hold(grads, is_held)
     norm = optax.tree.norm(grads)
     clipped = optim.clip_by_global_norm(grads, norm, config.optim.clip_norm)
     directions, _ = tx.update(clipped, state.opt_state, state.params)
     rate = schedule(state.step)
     updates = jax.tree.map(lambda d: rate * d, directions)
+    named = tree.flatten_with_names(specs)
     for role in ROLES:
       of_role = [
         g
-        for g, s in zip(
-          jax.tree.leaves(grads), jax.tree.leaves(specs), strict=True
-        )
-        if s.role == role
+        for name, g in tree.flatten_with_names(grads).items()
+        if named[name].role == role
       ]
       if of_role:
         found[f"grad_norm/{role}"] = optax.tree.norm(of_role)
@@ -136,6 +137,8 @@ def _updates(updates, specs) -> dict:
 
   leaves = tree.flatten_with_names(updates)
   for name, spec in tree.flatten_with_names(specs).items():
+    if name not in leaves:  # it is frozen
+      continue
     x = jnp.square(leaves[name])
     if spec.axes[0] != "layers":
       add(f"update_rms/{spec.role}", x.sum(), x.size)
