@@ -51,7 +51,7 @@ def test_what_is_frozen_stays_and_has_no_moments(word):
   assert owners and owners <= set(free)
 
 
-@pytest.mark.parametrize("word", ["adamw", "sgd"])
+@pytest.mark.parametrize("word", ["adamw", "lion"])
 def test_a_factor_scales_the_whole_update_decay_included(word):
   whole, _ = moved(with_rates("none", word))
   half, _ = moved(with_rates("blocks/attn/*=0.5", word))
