@@ -65,19 +65,19 @@ def make_gradient(model: Model, config: Config):
     optim.rate_specs(config.optim, model.abstract_params()[1])
   )
 
-  def grad(params, *rest):
+  def of_some(params, *rest):
     # Not of all parameters: what is unused inside of a scan is computed.
     moved = lambda some: minimise(tree.fill(some, params), *rest)
     return jax.grad(moved, has_aux=True)(tree.hold(params, is_held))
 
-  if not any(jax.tree.leaves(is_held)):
-    grad = jax.grad(minimise, has_aux=True)
+  has_held = any(jax.tree.leaves(is_held))
+  grad = of_some if has_held else jax.grad(minimise, has_aux=True)
 
   def gradient(params, batch, key):
     totals = objective.count_totals(batch, model.config.num_future_tokens)
     if parts == 1:
       return grad(params, batch, key, totals)
-    if not any(jax.tree.leaves(is_held)):
+    if not has_held:
       params = model.unstack_layers(params)
     # Strided, so that each microbatch is spread over all devices.
     split = jax.tree.map(
