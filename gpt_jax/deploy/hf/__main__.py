@@ -52,13 +52,18 @@ def _import(argv: list[str]) -> int:
     choices=("float32", "bfloat16"),
     help="type of the parameters; the default is that of the tensors",
   )
+  parser.add_argument(
+    "--adapter",
+    metavar="DIR",
+    help="folder of a LoRA adapter of this model, as PEFT writes it, to merge",
+  )
   args = _parse(parser, argv)
   runtime.start(args.devices)
 
   from gpt_jax.deploy.hf import importing
 
   config = importing.import_model(
-    args.source, args.workdir, args.tokenizer, args.param_dtype
+    args.source, args.workdir, args.tokenizer, args.param_dtype, args.adapter
   )
   print(
     f"{args.workdir} holds the model of {args.source}: "

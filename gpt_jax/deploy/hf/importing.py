@@ -15,7 +15,7 @@ from gpt_jax.config import Config, InputError
 from gpt_jax.data import tokenizers
 from gpt_jax.data.tokenizers import Tokenizer
 from gpt_jax.data.tokenizers.subword import LibraryTokenizer
-from gpt_jax.deploy.hf import layout, stated, tensors
+from gpt_jax.deploy.hf import adapters, layout, stated, tensors
 from gpt_jax.deploy.hf.folders import whole_folder
 from gpt_jax.machine import processes
 from gpt_jax.models import build_model
@@ -33,6 +33,7 @@ def import_model(
   workdir: str,
   tokenizer: str | None = None,
   param_dtype: str | None = None,
+  adapter: str | None = None,
 ) -> Config:
   """Writes a workdir with a model of the hub's layout; returns its config.
 
@@ -41,6 +42,7 @@ def import_model(
     workdir: must not exist yet.
     tokenizer: a data.tokenizer in place of the folder's.
     param_dtype: float32 or bfloat16; None is what most of the tensors have.
+    adapter: folder of a LoRA adapter in PEFT's format, to be merged.
 
   Raises:
     InputError: the folder is incomplete or damaged, or the model cannot be
@@ -76,6 +78,8 @@ def import_model(
     found, config.model, {name: leaf.shape for name, leaf in flat.items()}
   )
   matched = layout.match(entries, opened, found, source)
+  if adapter is not None:
+    matched = adapters.merge(adapter, entries, matched)
   places = sharding.shardings_of(shapes, specs, config.mesh.rules, mesh)
   with whole_folder("--workdir", workdir) as partial:
     params = _read_params(shapes, places, entries, matched)

@@ -55,18 +55,21 @@ class Tensor(NamedTuple):
     )
 
 
-def open_folder(folder: str) -> dict[str, Tensor]:
+def open_folder(folder: str, name: str = WHOLE) -> dict[str, Tensor]:
   """Returns the tensors of a folder's safetensors by name.
+
+  Args:
+    name: of the file, where it is not in parts.
 
   Raises:
     InputError: there are none, or a file is damaged or lies elsewhere.
   """
   index = os.path.join(folder, INDEX)
-  if os.path.lexists(index):
+  if name == WHOLE and os.path.lexists(index):
     return _open_indexed(folder, index)
-  whole = os.path.join(folder, WHOLE)
+  whole = os.path.join(folder, name)
   if os.path.lexists(whole):
-    return _open_file(_inside(folder, WHOLE, folder))
+    return _open_file(_inside(folder, name, folder))
   pickles = sorted(glob.glob(os.path.join(glob.escape(folder), "*.bin")))
   if pickles:
     raise InputError(
@@ -75,7 +78,8 @@ def open_folder(folder: str) -> dict[str, Tensor]:
       "AutoModelForCausalLM.from_pretrained(DIR)"
       ".save_pretrained(OUT, safe_serialization=True)"
     )
-  raise InputError(f"{folder} holds no {WHOLE} and no {INDEX}")
+  index = f" and no {INDEX}" if name == WHOLE else ""
+  raise InputError(f"{folder} holds no {name}{index}")
 
 
 def _open_indexed(folder: str, index: str) -> dict[str, Tensor]:
