@@ -87,7 +87,7 @@ def merge(
     InputError: the adapter is of another kind or base, or is damaged.
   """
   where = os.path.join(folder, CONFIG)
-  config = _read_config(where)
+  read = _read_config(where)
   opened = tensors.open_folder(folder, TENSORS)
   where = os.path.join(folder, TENSORS)
   forms = {
@@ -110,7 +110,7 @@ def merge(
     if missing:
       raise InputError(f"{where} holds {name} without {missing[0]}")
     a, b = (opened[other] for other in pair)
-    scale = _check(config, module, entry, a, b, where)
+    scale = _check(read, module, entry, a, b, where)
     merged[entry.name] = Merged(matched[entry.name], a, b, scale, entry.form)
   if not opened:
     raise InputError(f"{where} holds no tensors; give the folder of an adapter")
@@ -119,21 +119,21 @@ def merge(
 
 def _read_config(where: str) -> dict:
   try:
-    config = files.read_json(where)
+    read = files.read_json(where)
   except files.Damage as damage:
     raise InputError(f"{where} {damage}") from None
-  if not isinstance(config, dict):
+  if not isinstance(read, dict):
     raise InputError(f"{where} is no JSON object")
   for key, values in WANTED.items():
-    if config.get(key, values[0]) not in values:
+    if read.get(key, values[0]) not in values:
       raise InputError(
-        f"{where} has {key} {config[key]!r:.80}, which is not read; it must be "
+        f"{where} has {key} {read[key]!r:.80}, which is not read; it must be "
         f"{values[0]!r}"
       )
   preset: dict[str, Any] = {"r": 8, "lora_alpha": 8, "use_rslora": False}
-  config = preset | config
+  read = preset | read
   for key in ("rank_pattern", "alpha_pattern"):
-    patterns = config[key] = config.get(key) or {}
+    patterns = read[key] = read.get(key) or {}
     if not isinstance(patterns, dict):
       raise InputError(f"{where} has {key} {patterns!r:.80}, no JSON object")
     for pattern, value in patterns.items():
@@ -145,8 +145,8 @@ def _read_config(where: str) -> dict:
         )
       _check_number(value, f"{key} of {pattern}", where)
   for key in ("r", "lora_alpha"):
-    _check_number(config[key], key, where)
-  return config
+    _check_number(read[key], key, where)
+  return read
 
 
 def _check_number(value: Any, key: str, where: str) -> None:
@@ -157,10 +157,10 @@ def _check_number(value: Any, key: str, where: str) -> None:
     )
 
 
-def _check(config, module: str, entry, a, b, where: str) -> float:
+def _check(read, module: str, entry, a, b, where: str) -> float:
   """Returns the scale of a module's product, whose shapes fit its matrix."""
   num_in, num_out = entry.shape if entry.form == "conv" else entry.shape[::-1]
-  rank = _find(config["rank_pattern"], module, config["r"])
+  rank = _find(read["rank_pattern"], module, read["r"])
   most = min(num_in, num_out)
   if rank > most:
     raise InputError(
@@ -173,8 +173,8 @@ def _check(config, module: str, entry, a, b, where: str) -> float:
       f"{CONFIG} and the base need {(rank, num_in)} and {(num_out, rank)}; the "
       "adapter is of another base"
     )
-  alpha = _find(config["alpha_pattern"], module, config["lora_alpha"])
-  return alpha / (math.sqrt(rank) if config["use_rslora"] else rank)
+  alpha = _find(read["alpha_pattern"], module, read["lora_alpha"])
+  return alpha / (math.sqrt(rank) if read["use_rslora"] else rank)
 
 
 def _find(patterns: dict, module: str, default):
