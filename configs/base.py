@@ -169,6 +169,8 @@ def get_config() -> ConfigDict:
   model.router_z_weight = 0.0
   # Biases in projections and, with layernorm, in the norms.
   model.bias = False
+  # Biases of queries, keys and values alone, as in Qwen 2; model.bias has all.
+  model.qkv_bias = False
   # One matrix both embeds tokens and scores them.
   model.tied_embeddings = True
   # Tokens that are predicted at each place in training: the next, and those

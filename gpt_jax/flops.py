@@ -83,8 +83,9 @@ def count_stack(model: ModelConfig) -> dict[str, int]:
   attends = L * (sublayers - 1)
   each = sublayers * (2 if model.norm_placement == "sandwich" else 1)
   num_norms = each * L + (model.norm_placement != "post")
-  has_biases = model.bias and model.kv_lora_rank is None
-  biases = attends * (reads // D + D) if has_biases else 0
+  has_biases = model.kv_lora_rank is None
+  biases = attends * reads // D if has_biases and _has_qkv_bias(model) else 0
+  biases += attends * D if has_biases and model.bias else 0
   biases += (L - num_moe) * (model.mlp_dim + D) if model.bias else 0
   buckets = config_lib.RELATIVE_BUCKETS * (model.position == "relative")
   return {
@@ -103,6 +104,10 @@ def count_blocks(model: ModelConfig) -> int:
   return model.num_layers + model.num_future_tokens - 1
 
 
+def _has_qkv_bias(model: ModelConfig) -> bool:
+  return model.bias or model.qkv_bias
+
+
 def _has_norm_bias(model: ModelConfig) -> bool:
   return model.bias and model.norm == "layernorm"
 
@@ -116,7 +121,7 @@ def count_source_parameters(model: ModelConfig) -> int:
     return 0
   encoder = count_stack(config_lib.stack_config(model, "encoder"))
   width = config_lib.num_kv_heads(model) * config_lib.head_dim(model)
-  keys = 2 * width * (model.model_dim + model.bias)
+  keys = 2 * width * (model.model_dim + _has_qkv_bias(model))
   return sum(encoder.values()) - encoder["position"] + model.num_layers * keys
 
 

@@ -44,6 +44,7 @@ FORMS = {
   "alibi": dict(position="alibi", num_heads=6, head_dim=8, num_kv_heads=3),
   "no_positions": dict(position="none", mlp="relu_squared"),
   "qk_norm": dict(qk_norm=True, position="rope", norm="rmsnorm"),
+  "qkv_bias": dict(qkv_bias=True, position="rope", num_kv_heads=2),
   "softcaps": dict(attn_softcap=5.0, logit_softcap=3.0),
   "window": dict(sliding_window=4, position="rope", num_kv_heads=1),
   "rope_linear": dict(position="rope", rope_scaling="linear:2"),

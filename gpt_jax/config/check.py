@@ -141,11 +141,12 @@ def _check_latent(m: ModelConfig) -> None:
       f"{asked} in which each query head has keys of its own, and "
       f"model.num_kv_heads is {m.num_kv_heads}; leave it None"
     )
-  if m.qk_norm:
-    raise InputError(
-      f"{asked} which caches keys before they are projected, and "
-      "model.qk_norm is True, a norm of what is projected; leave it False"
-    )
+  for name, what in (("qk_norm", "a norm"), ("qkv_bias", "biases")):
+    if getattr(m, name):
+      raise InputError(
+        f"{asked} which caches keys before they are projected, and model."
+        f"{name} is True, {what} of what is projected; leave it False"
+      )
 
 
 def _check_layers(m: ModelConfig) -> None:

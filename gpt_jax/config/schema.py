@@ -150,6 +150,7 @@ class ModelConfig(Section):
   router_bias_rate: Annotated[float, Bounds(0.0), Added(0.0)]
   router_z_weight: Annotated[float, Bounds(0.0), Added(0.0)]
   bias: bool
+  qkv_bias: Annotated[bool, Added(False)]
   tied_embeddings: bool
   num_future_tokens: Annotated[Count, Added(1)]
   head: Annotated[str, ("linear", "transform", *CLASS_HEADS), Added("linear")]

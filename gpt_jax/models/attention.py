@@ -66,7 +66,7 @@ class Attention(nn.Module):
       q_BTNH, k_BTKH, v_BTKH = project_each(
         x_BTD, [w_q_DNH, w_k_DKH, w_v_DKH], c.grad_dtype, context.platform
       )
-    if c.bias:
+    if c.bias or c.qkv_bias:
       add = lambda x, name, shape, axes: shift(
         x, declare(self, name, shape, axes, "bias"), c.grad_dtype
       )

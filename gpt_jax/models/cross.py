@@ -41,7 +41,7 @@ class CrossAttention(nn.Module):
       self, "q", (D, N, H), ("embed", "heads", "head_dim"), "hidden"
     )
     q_BTNH = project(x_BTD, w_q_DNH, c.grad_dtype)
-    if c.bias:
+    if c.bias or c.qkv_bias:
       axes = ("heads", "head_dim")
       bias_NH = declare(self, "q_bias", (N, H), axes, "bias")
       q_BTNH = shift(q_BTNH, bias_NH, c.grad_dtype)
@@ -65,7 +65,7 @@ class CrossAttention(nn.Module):
     k_BSKH, v_BSKH = project_each(
       context.source_BSD, ws, c.grad_dtype, context.platform
     )
-    if c.bias:
+    if c.bias or c.qkv_bias:
       bias = lambda name: declare(self, name, (K, H), axes, "bias")
       k_BSKH = shift(k_BSKH, bias("k_bias"), c.grad_dtype)
       v_BSKH = shift(v_BSKH, bias("v_bias"), c.grad_dtype)

@@ -176,6 +176,7 @@ REFUSED = {
   "qk_rope_head_dim is 12, a part of the head's 12": dict(qk_rope_head_dim=12),
   "keys of its own, and model.num_kv_heads is 2": dict(num_kv_heads=2),
   "model.qk_norm is True": dict(qk_norm=True),
+  "model.qkv_bias is True": dict(qkv_bias=True),
   "is mup, which was not found to keep": dict(
     parametrization="mup", base_dim=32
   ),

@@ -157,6 +157,35 @@ ARCHITECTURES = {
     keys=(*LLAMA_KEYS, Key("sliding_window", "sliding_window", 4096)),
     wanted={"hidden_act": ("silu",)},
   ),
+  "qwen2": LLAMA._replace(
+    name="Qwen2ForCausalLM",
+    fixed=LLAMA_FIXED | dict(qkv_bias=True),
+    wanted={"hidden_act": ("silu",), "use_sliding_window": (False,)},
+    rows=(
+      *LLAMA.rows,
+      *_rows(
+        LLAMA_LAYER,
+        attn__q_bias=("self_attn.q_proj.bias", "same"),
+        attn__k_bias=("self_attn.k_proj.bias", "same"),
+        attn__v_bias=("self_attn.v_proj.bias", "same"),
+      ),
+    ),
+  ),
+  "phi3": LLAMA._replace(
+    name="Phi3ForCausalLM",
+    keys=(*LLAMA_KEYS, Key("sliding_window", "sliding_window", None)),
+    wanted={"hidden_act": ("silu",)},
+    rows=(
+      *LLAMA_ENDS,
+      *(r for r in LLAMA_ATTENTION if r.ours[0][-1] not in "qkv"),
+      *_rows(
+        LLAMA_LAYER,
+        attn__q___attn__k___attn__v="self_attn.qkv_proj.weight",
+        mlp__gate___mlp__in="mlp.gate_up_proj.weight",
+        mlp__out="mlp.down_proj.weight",
+      ),
+    ),
+  ),
   "qwen3": LLAMA._replace(
     name="Qwen3ForCausalLM",
     keys=QWEN3_KEYS,

@@ -34,6 +34,7 @@ def check(config: Config, peer: str, subject: str) -> None:
   refused = {
     "model.num_experts": m.num_experts is not None,
     "model.qk_norm": m.qk_norm,
+    "model.qkv_bias": m.qkv_bias,
     "model.attn_softcap": m.attn_softcap is not None,
     "model.logit_softcap": m.logit_softcap is not None,
     "model.sliding_window": m.sliding_window is not None,

@@ -43,6 +43,8 @@ CASES = {
     rope_scaling=dict(rope_type="linear", factor=2.0),
   ),
   "mistral": SMALL | dict(sliding_window=5),
+  "qwen2": SMALL,
+  "phi3": SMALL | dict(sliding_window=5, pad_token_id=0),
   "qwen3": SMALL | dict(head_dim=16),
   "qwen3_moe": SMALL
   | dict(
