@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from gpt_jax import config as config_lib
-from gpt_jax import sharding
+from gpt_jax import sharding, tree
 from gpt_jax.config import Config
 from gpt_jax.models import Model, build_model, check_objective
 from gpt_jax.training import optim, preflight, telemetry
@@ -45,6 +45,13 @@ class Assembly:
   def batch_place(self) -> jax.sharding.NamedSharding:
     """The sharding of (B, T) batches."""
     return sharding.batch_sharding(self.mesh, self.config.mesh.rules)
+
+  @property
+  def learned(self) -> Any:
+    """The abstract parameters, with None for those that are frozen."""
+    specs = self.model.abstract_params()[1]
+    is_held = optim.find_held(optim.rate_specs(self.config.optim, specs))
+    return tree.hold(self.abstract.params, is_held)
 
   def local_rows(self) -> np.ndarray:
     """Returns the rows of the global batch that this process reads."""

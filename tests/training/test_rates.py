@@ -11,6 +11,7 @@ from gpt_jax import config as config_lib
 from gpt_jax import tree
 from gpt_jax.config import InputError
 from gpt_jax.config.options import Rates
+from gpt_jax.lab.plan import memory
 from gpt_jax.models import build_model
 from gpt_jax.training import build, optim, telemetry
 
@@ -75,6 +76,19 @@ def test_the_gradient_of_what_is_frozen_is_not_computed():
     return built.lower_step().compile().cost_analysis()["flops"]
 
   assert count("*=0,final_norm=1") < 0.6 * count("none")
+
+
+def test_a_plan_counts_gradients_and_moments_of_what_is_learned():
+  built = build.assemble(with_rates("*=0,q=1"), jax.devices()[:1])
+  size = tree.count_bytes(built.abstract.params["blocks"]["attn"]["q"])
+  assert memory.gradient_bytes(built) == size
+  moments = memory.shard_bytes(built.abstract.opt_state)
+  assert 2 * size <= moments < 2 * size + 64
+
+
+def test_whole_stacks_are_frozen_in_microbatches_too():
+  change, _ = moved(with_rates("blocks=0", num_microbatches=2))
+  assert not change["blocks/mlp/in"].any() and change["embed/tokens"].any()
 
 
 def test_telemetry_leaves_out_what_is_frozen():

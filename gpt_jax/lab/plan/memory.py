@@ -50,7 +50,7 @@ def gradient_bytes(built) -> int:
   """Returns the bytes of one device's gradients."""
   is_summed = built.config.train.num_microbatches > 1
   kept = "float32" if is_summed else built.config.model.param_dtype
-  return shard_bytes(built.abstract.params, kept)
+  return shard_bytes(built.learned, kept)
 
 
 def split(built, compiled, module: hlo.Module, available) -> Memory:
