@@ -16,6 +16,7 @@ from gpt_jax import config as config_lib
 from gpt_jax import sharding, tree
 from gpt_jax.config import Config
 from gpt_jax.models import Model, build_model, check_objective
+from gpt_jax.parametrization import ParamSpec
 from gpt_jax.training import optim, preflight, telemetry
 from gpt_jax.training import state as state_lib
 from gpt_jax.training import step as step_lib
@@ -49,7 +50,8 @@ class Assembly:
   @property
   def learned(self) -> Any:
     """The abstract parameters, with None for those that are frozen."""
-    specs = self.model.abstract_params()[1]
+    # Factors go by names alone, so that no model is needed.
+    specs = jax.tree.map(lambda _: ParamSpec((), ""), self.abstract.params)
     is_held = optim.find_held(optim.rate_specs(self.config.optim, specs))
     return tree.hold(self.abstract.params, is_held)
 

@@ -124,7 +124,8 @@ def rate_specs(optim: OptimConfig, specs: Any):
         f"{config.nearest(pattern, names)}"
       )
     factors |= dict.fromkeys(found, factor)
-  if factors.keys() == names.keys() and not any(factors.values()):
+  is_whole = factors and factors.keys() == names.keys()
+  if is_whole and not any(factors.values()):
     raise InputError(
       f"optim.rates is {optim.rates!r}, which freezes every parameter; leave "
       "one to be learned"
