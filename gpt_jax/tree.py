@@ -57,9 +57,9 @@ def find_names(pattern: str, names: Iterable[str]) -> list[str]:
   return [name for name in names if is_match(name)]
 
 
-def hold(tree: Any, is_held: Any):
-  """Returns the tree with None in place of each leaf that is held."""
-  return jax.tree.map(lambda held, x: None if held else x, is_held, tree)
+def leave_out(tree: Any, is_out: Any):
+  """Returns the tree with None in place of each leaf that is left out."""
+  return jax.tree.map(lambda out, x: None if out else x, is_out, tree)
 
 
 def fill(tree: Any, others: Any):

@@ -52,8 +52,8 @@ class Assembly:
     """The abstract parameters, with None for those that are frozen."""
     # Factors go by names alone, so that no model is needed.
     specs = jax.tree.map(lambda _: ParamSpec((), ""), self.abstract.params)
-    is_held = optim.find_held(optim.rate_specs(self.config.optim, specs))
-    return tree.hold(self.abstract.params, is_held)
+    is_frozen = optim.find_frozen(optim.rate_specs(self.config.optim, specs))
+    return tree.leave_out(self.abstract.params, is_frozen)
 
   def local_rows(self) -> np.ndarray:
     """Returns the rows of the global batch that this process reads."""

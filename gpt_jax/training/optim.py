@@ -91,8 +91,8 @@ def build_optimizer(
     InputError: optim.optimizer is unknown, or optim.rates does not fit.
   """
   o, rated = optim, rate_specs(optim, specs)
-  is_held = find_held(rated)
-  specs = tree.hold(rated, is_held)
+  is_frozen = find_frozen(rated)
+  specs = tree.leave_out(rated, is_frozen)
   is_decayed = jax.tree.map(lambda spec: spec.role in DECAYED, specs)
   decay = optax.add_decayed_weights(o.weight_decay, is_decayed)
   adam = _by_role(optax.scale_by_adam(o.beta1, o.beta2, o.eps), specs)
@@ -106,7 +106,7 @@ def build_optimizer(
   }
   config.require_choice("optim.optimizer", o.optimizer, optimizers)
   tx = _store_moments(o.moment_dtype, optimizers[o.optimizer]())
-  return _by_factor(tx, specs, is_held) if o.rates.parts else tx
+  return _by_factor(tx, specs, is_frozen) if o.rates.parts else tx
 
 
 def rate_specs(optim: OptimConfig, specs: Any):
@@ -136,21 +136,21 @@ def rate_specs(optim: OptimConfig, specs: Any):
   )
 
 
-def find_held(specs: Any):
+def find_frozen(specs: Any):
   """Returns the tree of whether each parameter is frozen."""
   return jax.tree.map(lambda spec: spec.factor == 0, specs)
 
 
-def _by_factor(tx: optax.GradientTransformation, specs, is_held):
-  """Returns tx for the parameters that are not held, times their factors."""
+def _by_factor(tx: optax.GradientTransformation, specs, is_frozen):
+  """Returns tx for the parameters that are not frozen, times their factors."""
 
   def update(updates, state, params=None):
-    updates, params = (tree.hold(t, is_held) for t in (updates, params))
+    updates, params = (tree.leave_out(t, is_frozen) for t in (updates, params))
     directions, state = tx.update(updates, state, params)
     scaled = jax.tree.map(lambda d, s: d * s.factor, directions, specs)
     return scaled, state
 
-  init = lambda params: tx.init(tree.hold(params, is_held))
+  init = lambda params: tx.init(tree.leave_out(params, is_frozen))
   return optax.GradientTransformation(init, update)
 
 

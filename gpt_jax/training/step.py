@@ -61,23 +61,23 @@ def make_gradient(model: Model, config: Config):
   """
   minimise = objective.make_objective(model, config.train)
   parts = config.train.num_microbatches
-  is_held = optim.find_held(
+  is_frozen = optim.find_frozen(
     optim.rate_specs(config.optim, model.abstract_params()[1])
   )
 
   def of_some(params, *rest):
     # Not of all parameters: what is unused inside of a scan is computed.
     moved = lambda some: minimise(tree.fill(some, params), *rest)
-    return jax.grad(moved, has_aux=True)(tree.hold(params, is_held))
+    return jax.grad(moved, has_aux=True)(tree.leave_out(params, is_frozen))
 
-  has_held = any(jax.tree.leaves(is_held))
-  grad = of_some if has_held else jax.grad(minimise, has_aux=True)
+  has_frozen = any(jax.tree.leaves(is_frozen))
+  grad = of_some if has_frozen else jax.grad(minimise, has_aux=True)
 
   def gradient(params, batch, key):
     totals = objective.count_totals(batch, model.config.num_future_tokens)
     if parts == 1:
       return grad(params, batch, key, totals)
-    if not has_held:
+    if not has_frozen:
       params = model.unstack_layers(params)
     # Strided, so that each microbatch is spread over all devices.
     split = jax.tree.map(

@@ -51,14 +51,14 @@ def make_watch(
   def watch(state, batch):
     batch = jax.tree.map(lambda x: x[::parts], batch)
     specs = optim.rate_specs(config.optim, model.abstract_params()[1])
-    is_held = optim.find_held(specs)
+    is_frozen = optim.find_frozen(specs)
 
     def mean(params, batch):
       totals = objective.count_totals(batch, model.config.num_future_tokens)
       return minimise(params, batch, None, totals)[0]
 
     grads, found = _grads(mean, state.params, batch)
-    grads = tree.hold(grads, is_held)
+    grads = tree.leave_out(grads, is_frozen)
     norm = optax.tree.norm(grads)
     clipped = optim.clip_by_global_norm(grads, norm, config.optim.clip_norm)
     directions, _ = tx.update(clipped, state.opt_state, state.params)

@@ -2,7 +2,7 @@
 
 import sys
 
-from gpt_jax import cli, files
+from gpt_jax import cli
 from gpt_jax.config import InputError, nearest
 from gpt_jax.machine import runtime
 
@@ -95,7 +95,7 @@ def _export(argv: list[str]) -> int:
 
   note = lambda line: print(line, file=sys.stderr)
   _, model, params, tokenizer, _ = workdir.open_run(
-    files.user_path("--workdir", args.workdir),
+    args.workdir,
     {},
     note,
     average=args.average,

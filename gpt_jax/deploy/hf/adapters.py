@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from gpt_jax import files
 from gpt_jax.config import InputError, nearest
 from gpt_jax.deploy.hf import layout, tensors
 
@@ -118,12 +117,7 @@ def merge(
 
 
 def _read_config(where: str) -> dict:
-  try:
-    read = files.read_json(where)
-  except files.Damage as damage:
-    raise InputError(f"{where} {damage}") from None
-  if not isinstance(read, dict):
-    raise InputError(f"{where} is no JSON object")
+  read = tensors.read_object(where)
   for key, values in WANTED.items():
     if read.get(key, values[0]) not in values:
       raise InputError(

@@ -37,7 +37,6 @@ def export_model(
   """
   if processes.count() > 1:
     raise InputError("a model is exported by one process; start one")
-  out = files.user_path("--out", out)
   defaults = config_lib.freeze(cli.load_config("configs/base.py", {})).model
   word = stated.choose(model.config, defaults)
   found = architectures.ARCHITECTURES[word]

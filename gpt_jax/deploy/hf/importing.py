@@ -50,10 +50,8 @@ def import_model(
   """
   if processes.count() > 1:
     raise InputError("a model is imported by one process; start one")
-  source = files.user_path("--from", source)
-  workdir = files.user_path("--workdir", workdir)
   where = os.path.join(source, "config.json")
-  read = _read_config(where)
+  read = tensors.read_object(where)
   found = stated.find(read, where)
   opened = tensors.open_folder(source)
   sizes = stated.sizes_of(tensor.shape for tensor in opened.values())
@@ -85,16 +83,6 @@ def import_model(
     params = _read_params(shapes, places, entries, matched)
     _write(partial, config, params, words)
   return config
-
-
-def _read_config(where: str) -> dict:
-  try:
-    read = files.parse_json(files.read_bytes(where), is_unique=True)
-  except files.Damage as damage:
-    raise InputError(f"{where} {damage}") from None
-  if not isinstance(read, dict):
-    raise InputError(f"{where} is no JSON object")
-  return read
 
 
 def _find_tokenizer(source: str) -> str:

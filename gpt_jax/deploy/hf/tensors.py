@@ -12,7 +12,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -82,13 +82,23 @@ def open_folder(folder: str, name: str = WHOLE) -> dict[str, Tensor]:
   raise InputError(f"{folder} holds no {name}{index}")
 
 
-def _open_indexed(folder: str, index: str) -> dict[str, Tensor]:
+def read_object(where: str, max_bytes: int = files.MAX_BYTES) -> dict[str, Any]:
+  """Returns the JSON object of a file of theirs, whose keys are unique.
+
+  Raises:
+    InputError: the file is damaged, larger, or holds something else.
+  """
   try:
-    data = files.read_bytes(index, MAX_HEADER_BYTES)
-    found = files.parse_json(data, is_unique=True)
+    read = files.parse_json(files.read_bytes(where, max_bytes), is_unique=True)
   except files.Damage as damage:
-    raise InputError(f"{index} {damage}") from None
-  table = found.get("weight_map") if isinstance(found, dict) else None
+    raise InputError(f"{where} {damage}") from None
+  if not isinstance(read, dict):
+    raise InputError(f"{where} is no JSON object")
+  return read
+
+
+def _open_indexed(folder: str, index: str) -> dict[str, Tensor]:
+  table = read_object(index, MAX_HEADER_BYTES).get("weight_map")
   if not isinstance(table, dict) or not table:
     raise InputError(f"{index} has no weight_map of tensors' files")
   opened: dict[str, dict[str, Tensor]] = {}

@@ -90,6 +90,28 @@ def test_what_does_not_fit_is_one_sentence_and_nothing_is_written(
   assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+  "text,clause",
+  [
+    ('{"r": 4, "r": 8}', "the key 'r' twice"),
+    ("[]", "no JSON object"),
+    ("[" * 100_000, "nested too deep"),
+    ("", "adapter_config.json"),
+  ],
+)
+def test_a_hostile_config_is_one_sentence(text, clause, tmp_path):
+  source = write_source(tmp_path / "source", "llama")
+  (tmp_path / "own").mkdir()
+  own = write_adapter(tmp_path / "own", "llama")
+  (tmp_path / "own" / adapters.CONFIG).write_text(text)
+  with pytest.raises(InputError, match=clause) as raised:
+    importing.import_model(
+      source, str(tmp_path / "run"), letters(tmp_path), adapter=own
+    )
+  assert "\n" not in str(raised.value)
+  assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("name", [adapters.CONFIG, adapters.TENSORS])
 def test_a_folder_that_is_no_adapter_is_refused(name, tmp_path):
   source = write_source(tmp_path / "source", "llama")
