@@ -108,6 +108,14 @@ def test_a_source_counts_by_its_own_length():
   assert flops.train_flops_of(whole) == got * 114 // 568
 
 
+def test_biases_of_keys_and_values_are_passed_by_a_source():
+  plain, biased = (
+    flops.count_source_parameters(model_of("t5.py:base", qkv_bias=is_biased))
+    for is_biased in (False, True)
+  )
+  assert biased - plain == 12 * 3 * 768 + 12 * 2 * 768
+
+
 def test_a_source_is_cached_in_every_layer():
   model = model_of("t5.py:base")
   own = flops.cache_bytes(model, 10, 2)

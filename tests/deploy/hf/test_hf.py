@@ -271,6 +271,15 @@ def test_what_cannot_be_represented_is_refused(
   refuse(write_source(tmp_path / "source", case, changes), tmp_path, sentence)
 
 
+def test_a_key_whose_absence_means_what_we_lack_must_be_there(tmp_path):
+  source = write_source(tmp_path / "source", "qwen3_moe")
+  path = pathlib.Path(source) / "config.json"
+  config = json.loads(path.read_text())
+  del config["norm_topk_prob"]
+  path.write_text(json.dumps(config))
+  refuse(source, tmp_path, "has no norm_topk_prob")
+
+
 def test_files_outside_of_the_folder_are_not_read(tmp_path):
   source = pathlib.Path(write_source(tmp_path / "source", "llama"))
   elsewhere = tmp_path / "elsewhere"
