@@ -52,6 +52,18 @@ MODELS = {
   ),
   "Mistral 7B": (MISTRAL | dict(model_type="mistral"), 7_241_732_096),
   "Mixtral 8x7B": (MISTRAL | dict(model_type="mixtral"), 46_702_792_704),
+  "Qwen2.5 0.5B": (
+    llama(896, 4864, 24, 14, 2, 151936, "qwen2", tie_word_embeddings=True),
+    494_032_768,
+  ),
+  "Qwen2.5 7B": (
+    llama(3584, 18944, 28, 28, 4, 152064, "qwen2"),
+    7_615_616_512,
+  ),
+  "Phi-3 mini": (
+    llama(3072, 8192, 32, 32, 32, 32064, "phi3", sliding_window=2047),
+    3_821_079_552,
+  ),
   "Qwen3 0.6B": (
     llama(1024, 3072, 28, 16, 8, 151936, tie_word_embeddings=True, **QWEN3),
     596_049_920,
