@@ -182,7 +182,7 @@ def mix_denoisers(
     which_B[:] = [draw.integers(len(mixture)) for draw in draw_B]
   for k in np.unique(which_B):
     mine, (mode, density, mean_span) = np.flatnonzero(which_B == k), mixture[k]
-    own = [draw_B[row] for row in mine]
+    own = [draw_B[row] for row in mine.tolist()]
     inputs, targets = corrupt_spans(
       ids_BL[mine], own, density, mean_span, sentinels, end_id
     )

@@ -128,7 +128,7 @@ def _encode(queue, encoder: Tokenizer, labels: Labels):
       ids = np.concatenate([*parts, np.zeros(0, np.uint32)])
       lengths = np.array([len(part) for part in parts], np.int64)
       if not lengths.all():
-        word = pieces[int(lengths.argmin())]
+        word = pieces[int(np.argmin(lengths))]
         raise InputError(
           f"{example.where} has the word {word!r}, of which the tokenizer "
           f"{encoder.name} leaves nothing to label; use another data.tokenizer"

@@ -348,7 +348,7 @@ def search(
   settings = _Settings(beam, num_tokens, separator_id, vocab_size)
   lengths = np.array([len(r) for r in rows], np.int32)
   limit = model.config.max_len
-  num_slots = min(generation.round_up(lengths.max() + num_tokens), limit)
+  num_slots = min(generation.round_up(int(np.max(lengths)) + num_tokens), limit)
   prepared = generation.prepare(params, model)
   cache, logits_BV, lengths = generation.read_prompts(
     model, prepared, rows, num_slots, lengths if is_prefix else None, sources
@@ -430,13 +430,13 @@ def _finalists(found: Search, settings: _Settings) -> list[list[Hypothesis]]:
       strict=True,
     )
     each = [
-      Hypothesis(ids[:length], sum_, score, True)
+      Hypothesis(np.asarray(ids[:length]), sum_, score, True)
       for ids, length, sum_, score in ended
     ]
     scores_R = found.sums_BR[b] / np.float32(beam.penalty(T))
     sums = found.sums_BR[b].tolist()
     alive = zip(found.ids_BRT[b], sums, scores_R.tolist(), strict=True)
-    each += [Hypothesis(*one, False) for one in alive]
+    each += [Hypothesis(np.asarray(ids), *one, False) for ids, *one in alive]
     each = [h for h in each if h.log_prob > -math.inf]
     each.sort(key=lambda h: -h.score)
     results.append(each[: beam.num_best])

@@ -143,13 +143,13 @@ def score_ids(
   sources, rows = generation.split_prompts(model, prompts, start_ids)
   check_room(rows, choices, model)
   num_BA = np.array([[len(ids) for ids in own] for own in choices], np.int32)
-  T = int(num_BA.max())
+  T = int(np.max(num_BA))
   pad = lambda ids: np.pad(np.asarray(ids, np.int32), (0, T - len(ids)))
   ids_BAT = np.stack([np.stack([pad(ids) for ids in own]) for own in choices])
   lengths_B = np.array([len(r) for r in rows], np.int32)
   # Beyond the model's positions too: a write that is cut off would move, and
   # what is written there is padding of shorter choices.
-  num_slots = generation.round_up(lengths_B.max() + T)
+  num_slots = generation.round_up(int(np.max(lengths_B)) + T)
   prepared = generation.prepare(params, model)
   cache, logits_BV, lengths_B = generation.read_prompts(
     model, prepared, rows, num_slots, lengths_B if is_prefix else None, sources

@@ -250,7 +250,7 @@ def read_prompts(
 
   def pad(rows):
     lengths_B = np.array([len(r) for r in rows], np.int32)
-    width = min(round_up(lengths_B.max()), limit)
+    width = min(round_up(int(np.max(lengths_B))), limit)
     return np.stack([np.pad(r, (0, width - len(r))) for r in rows]), lengths_B
 
   tokens_BP, lengths_B = pad(rows)

@@ -291,7 +291,7 @@ def commonest_share(tokens: TokenSet) -> float:
   else:
     ids = tokens.read(0, tokens.num_ids)
   counts = np.bincount(ids[ids != tokens.separator_id])
-  return float(counts.max() / max(counts.sum(), 1))
+  return int(np.max(counts)) / max(int(counts.sum()), 1)
 
 
 def compressed_bits_per_byte(text: bytes) -> dict[str, float]:
