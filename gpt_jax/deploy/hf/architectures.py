@@ -4,88 +4,11 @@ A key of theirs that is not named here does not change what a model computes.
 Where it does, it is in `keys` or `wanted`; else the table is wrong.
 """
 
-from typing import Any, NamedTuple
-
-REQUIRED = object()
-
-
-class Key(NamedTuple):
-  """A number or a switch that both configs have.
-
-  Attributes:
-    theirs, ours: its names; ours is a field of the model section.
-    default: what theirs is where it is missing; REQUIRED where it must be
-      there, None leaves ours to its own default.
-    alias: its name in other versions of transformers.
-  """
-
-  theirs: str
-  ours: str
-  default: Any = REQUIRED
-  alias: str | None = None
-
-
-class Row(NamedTuple):
-  """A tensor of theirs.
-
-  Attributes:
-    theirs: its name, with {layer} and {expert} where there are several.
-    ours: paths of the parameters that it holds, one after the other along
-      their outputs.
-    form: linear (out, in) | conv (in, out) | same | offset, which is the same
-      less one.
-  """
-
-  theirs: str
-  ours: tuple[str, ...]
-  form: str = "linear"
-
-
-class Architecture(NamedTuple):
-  """How models of one config.json "model_type" are read and written.
-
-  Attributes:
-    name: of their class.
-    keys: what both configs state.
-    fixed: fields of our model section that all these models have.
-    wanted: {key of theirs: values that can be represented}; the first is
-      written, and is what a missing key means.
-    needed: those of these keys whose absence means something else.
-    rows: their tensors.
-    heads: rows of models whose output matrix is not that of the embedding.
-    ignored: ends of names of tensors that hold no parameters.
-    prefix: of names, which a model without its head was saved without.
-    has_rope: whether config.json says how positions turn.
-    has_pattern: whether it says which layers are local.
-  """
-
-  name: str
-  keys: tuple[Key, ...]
-  fixed: dict[str, Any]
-  wanted: dict[str, tuple]
-  rows: tuple[Row, ...]
-  heads: tuple[Row, ...] = ()
-  ignored: tuple[str, ...] = ()
-  prefix: str = "model."
-  has_rope: bool = True
-  has_pattern: bool = False
-  needed: tuple[str, ...] = ()
-
-
-def _rows(layer: str, **named: tuple[str, ...] | str) -> tuple[Row, ...]:
-  """Returns rows of blocks: {name of ours, "/" as "__": theirs and form}."""
-  found = []
-  for ours, value in named.items():
-    theirs, *form = (value,) if isinstance(value, str) else value
-    paths = tuple(
-      f"blocks/{path.replace('__', '/')}" for path in ours.split("___")
-    )
-    found.append(Row(f"{layer}.{theirs}", paths, *form))
-  return tuple(found)
-
+from gpt_jax.deploy.hf.encoders import ENCODERS
+from gpt_jax.deploy.hf.rows import Architecture, Key, Row, rows_of
 
 LLAMA_LAYER = "model.layers.{layer}"
-LLAMA_ATTENTION = _rows(
+LLAMA_ATTENTION = rows_of(
   LLAMA_LAYER,
   attn__q="self_attn.q_proj.weight",
   attn__k="self_attn.k_proj.weight",
@@ -94,7 +17,7 @@ LLAMA_ATTENTION = _rows(
   norm_attn__scale=("input_layernorm.weight", "same"),
   norm_mlp__scale=("post_attention_layernorm.weight", "same"),
 )
-LLAMA_MLP = _rows(
+LLAMA_MLP = rows_of(
   LLAMA_LAYER,
   mlp__gate="mlp.gate_proj.weight",
   mlp__in="mlp.up_proj.weight",
@@ -143,13 +66,13 @@ QWEN3_WANTED = {
   "attention_bias": (False,),
   "use_sliding_window": (False,),
 }
-QWEN3_NORMS = _rows(
+QWEN3_NORMS = rows_of(
   LLAMA_LAYER,
   attn__q_norm=("self_attn.q_norm.weight", "same"),
   attn__k_norm=("self_attn.k_norm.weight", "same"),
 )
 
-# By "model_type" of config.json.
+# By "model_type" of config.json, or an Architecture's own.
 ARCHITECTURES = {
   "llama": LLAMA,
   "mistral": LLAMA._replace(
@@ -163,7 +86,7 @@ ARCHITECTURES = {
     wanted={"hidden_act": ("silu",), "use_sliding_window": (False,)},
     rows=(
       *LLAMA.rows,
-      *_rows(
+      *rows_of(
         LLAMA_LAYER,
         attn__q_bias=("self_attn.q_proj.bias", "same"),
         attn__k_bias=("self_attn.k_proj.bias", "same"),
@@ -178,7 +101,7 @@ ARCHITECTURES = {
     rows=(
       *LLAMA_ENDS,
       *(r for r in LLAMA_ATTENTION if r.ours[0][-1] not in "qkv"),
-      *_rows(
+      *rows_of(
         LLAMA_LAYER,
         attn__q___attn__k___attn__v="self_attn.qkv_proj.weight",
         mlp__gate___mlp__in="mlp.gate_up_proj.weight",
@@ -215,7 +138,7 @@ ARCHITECTURES = {
       *LLAMA_ENDS,
       *LLAMA_ATTENTION,
       *QWEN3_NORMS,
-      *_rows(
+      *rows_of(
         LLAMA_LAYER + ".mlp",
         moe__router="gate.weight",
         moe__gate="experts.{expert}.gate_proj.weight",
@@ -237,7 +160,7 @@ ARCHITECTURES = {
     rows=(
       *LLAMA_ENDS,
       *LLAMA_ATTENTION,
-      *_rows(
+      *rows_of(
         MIXTRAL_EXPERT,
         moe__router="gate.weight",
         moe__gate="experts.{expert}.w1.weight",
@@ -274,7 +197,7 @@ ARCHITECTURES = {
       LLAMA_ENDS[1]._replace(form="offset"),
       *(row for row in LLAMA_ATTENTION if row.form == "linear"),
       *LLAMA_MLP,
-      *_rows(
+      *rows_of(
         LLAMA_LAYER,
         attn__q_norm=("self_attn.q_norm.weight", "offset"),
         attn__k_norm=("self_attn.k_norm.weight", "offset"),
@@ -312,7 +235,7 @@ ARCHITECTURES = {
       Row("transformer.wpe.weight", ("embed/positions",), "same"),
       Row("transformer.ln_f.weight", ("final_norm/scale",), "same"),
       Row("transformer.ln_f.bias", ("final_norm/bias",), "same"),
-      *_rows(
+      *rows_of(
         GPT2_LAYER,
         attn__q___attn__k___attn__v=("attn.c_attn.weight", "conv"),
         attn__q_bias___attn__k_bias___attn__v_bias=("attn.c_attn.bias", "same"),
@@ -333,4 +256,5 @@ ARCHITECTURES = {
     prefix="transformer.",
     has_rope=False,
   ),
+  **ENCODERS,
 }

@@ -17,6 +17,15 @@ from gpt_jax.deploy.hf.folders import whole_folder
 from gpt_jax.machine import processes
 from gpt_jax.models import Model
 
+# What tokens of these roles are called.
+ROLES = {
+  "unk": ("[UNK]", "<unk>"),
+  "pad": ("[PAD]", "<pad>"),
+  "cls": ("[CLS]",),
+  "sep": ("[SEP]",),
+  "mask": ("[MASK]", "<mask>"),
+}
+
 
 def export_model(
   model: Model,
@@ -97,6 +106,28 @@ def describe_tokenizer(tokenizer: Tokenizer) -> dict:
   return library
 
 
+def _ends(tokenizer: Tokenizer) -> dict[str, int]:
+  """Returns {role: id} of the tokens that begin and end a text."""
+  starts = tokenizer.start_ids[:1] or (tokenizer.separator_id,)
+  ends = {"bos_token": starts[0], "eos_token": tokenizer.separator_id}
+  return {role: i for role, i in ends.items() if i is not None}
+
+
+def describe_roles(
+  tokenizer: Tokenizer, library: dict
+) -> dict[str, str | None]:
+  """Returns {role: token} of a tokenizer_config.json.
+
+  Args:
+    library: describe_tokenizer's.
+  """
+  texts = {t["id"]: t["content"] for t in library["added_tokens"]}
+  roles = {role: texts.get(i) for role, i in _ends(tokenizer).items()}
+  for role, words in ROLES.items():
+    roles |= {f"{role}_token": w for w in words if w in texts.values()}
+  return roles
+
+
 def _letters(vocab: dict[str, int], pre_tokenizer, decoder) -> dict:
   """Returns a tokenizer.json that gives each letter a token."""
   return {
@@ -124,18 +155,13 @@ def _describe(
   """Returns {name: content} of the JSON files beside the tensors."""
   config = stated.write_model(word, model.config)
   config["torch_dtype"] = model.config.param_dtype
-  ids: dict[str, int] = {}
+  ids = {f"{role}_id": i for role, i in _ends(tokenizer).items()}
   named: dict[str, Any] = {
     "tokenizer_class": "PreTrainedTokenizerFast",
     "model_max_length": model.config.max_len,
     "clean_up_tokenization_spaces": False,
   }
-  texts = {t["id"]: t["content"] for t in library["added_tokens"]}
-  starts = tokenizer.start_ids[:1] or (tokenizer.separator_id,)
-  for role, i in (("bos", starts[0]), ("eos", tokenizer.separator_id)):
-    if i is not None:
-      ids[f"{role}_token_id"] = i
-      named[f"{role}_token"] = texts.get(i)
+  named |= describe_roles(tokenizer, library)
   return {
     "config.json": config | ids,
     "generation_config.json": ids,

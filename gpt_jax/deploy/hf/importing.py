@@ -26,6 +26,12 @@ from gpt_jax.runs import workdir as workdir_lib
 MAX_SEQ_LEN = 2048
 # What stands for a fingerprint of data where a run was trained elsewhere.
 NO_DATA = "imported"
+# What a family is evaluated by.
+OBJECTIVES = {
+  "decoder": "causal",
+  "encoder": "masked_lm",
+  "encoder_decoder": "sequence_to_sequence",
+}
 
 
 def import_model(
@@ -117,6 +123,7 @@ def _build_config(
     "bfloat16" if is_narrow else "float32"
   )
   values.model.compute_dtype = "bfloat16" if is_half else "float32"
+  values.data.objective = OBJECTIVES[values.model.family]
   values.data.seq_len = min(values.model.max_len, MAX_SEQ_LEN)
   path = os.path.join(os.path.abspath(workdir), "tokenizer.json")
   values.data.tokenizer = f"hf:{path}"

@@ -10,11 +10,11 @@ import numpy as np
 
 from gpt_jax import config as config_lib
 from gpt_jax.config import InputError, ModelConfig
-from gpt_jax.deploy.hf.architectures import Architecture
+from gpt_jax.deploy.hf.rows import Architecture
 from gpt_jax.deploy.hf.tensors import Tensor
 
 # Parameters whose rows are tokens; ours have padding after theirs.
-TABLES = ("embed/tokens", "unembed")
+TABLES = ("embed/tokens", "unembed", "head/bias")
 
 
 class Part(NamedTuple):
@@ -128,6 +128,7 @@ def match(
   Raises:
     InputError: tensors are missing, of other shapes, or more than entries.
   """
+  tensors = _rename(tensors, found, where)
   bare = not any(name.startswith(found.prefix) for name in tensors)
   theirs = lambda name: name.removeprefix(found.prefix) if bare else name
   names = [theirs(e.name) for e in entries]
@@ -140,6 +141,11 @@ def match(
     f"{e.shape}"
     for e in entries
     if matched[e.name].shape != e.shape
+  ]
+  wrong += [
+    f"{theirs(e.name)} of {matched[e.name].dtype}, no type of weights,"
+    for e in entries
+    if matched[e.name].dtype == np.int64
   ]
   if wrong:
     raise InputError(f"{where} holds {_some(wrong)}")
@@ -157,6 +163,22 @@ def match(
   for name in (tied - used) & tensors.keys():
     _check_tied(tensors[name], tensors[theirs(entries[0].name)], name, where)
   return matched
+
+
+def _rename(tensors: dict, found: Architecture, where: str) -> dict:
+  """Returns tensors by the names that they have now."""
+  renamed = {}
+  for name, tensor in tensors.items():
+    now = name
+    for old, new in found.renamed:
+      if name.endswith(old):
+        now = name.removesuffix(old) + new
+    if now != name and now in tensors:
+      raise InputError(
+        f"{where} holds {name} and {now}, which are one; it must hold one"
+      )
+    renamed[now] = tensor
+  return renamed
 
 
 def _check_tied(head: Tensor, table: Tensor, name: str, where: str) -> None:

@@ -8,12 +8,8 @@ from typing import Any, NamedTuple
 from gpt_jax import config as config_lib
 from gpt_jax.config import InputError, ModelConfig, nearest
 from gpt_jax.deploy.hf import rope
-from gpt_jax.deploy.hf.architectures import (
-  ARCHITECTURES,
-  REQUIRED,
-  Architecture,
-  Key,
-)
+from gpt_jax.deploy.hf.architectures import ARCHITECTURES
+from gpt_jax.deploy.hf.rows import REQUIRED, Architecture, Key
 
 # Fields of our model section that do not change what a model computes.
 FREE = (
@@ -60,10 +56,16 @@ def find(stated: dict, where: str) -> Architecture:
     InputError: it is none that is known.
   """
   word = stated.get("model_type")
-  if not isinstance(word, str) or word not in ARCHITECTURES:
-    hint = nearest(f"{word!s:.60}", ARCHITECTURES)
+  named: dict[str, list[Architecture]] = {}
+  for own, each in ARCHITECTURES.items():
+    named.setdefault(each.model_type or own, []).append(each)
+  if not isinstance(word, str) or word not in named:
+    hint = nearest(f"{word!s:.60}", named)
     raise InputError(f"{where} has model_type {word!r:.60}; {hint}")
-  return ARCHITECTURES[word]
+  is_told = lambda each: all(
+    key in stated and stated[key] == value for key, value in each.told.items()
+  )
+  return next((each for each in named[word] if is_told(each)), named[word][-1])
 
 
 def read_model(stated: dict, sizes: Sizes, where: str) -> dict[str, Any]:
@@ -194,9 +196,10 @@ def write_model(word: str, model: ModelConfig) -> dict[str, Any]:
   """Returns the config.json of a model of ours, without its tokenizer's ids."""
   found = ARCHITECTURES[word]
   stated: dict[str, Any] = {
-    "model_type": word,
+    "model_type": found.model_type or word,
     "architectures": [found.name],
   }
+  stated |= found.told
   stated |= {key: values[0] for key, values in found.wanted.items()}
   for key in found.keys:
     stated[key.theirs] = getattr(model, key.ours)

@@ -1,6 +1,8 @@
 """Writes golden.json: small models, computed by transformers.
 
-  python tests/deploy/hf/make_golden.py     (needs torch and transformers)
+  python tests/deploy/hf/make_golden.py [CASE ...]
+
+Needs torch and transformers; without a CASE all are made.
 
 Weights are drawn by numpy, tensor by tensor in the order of their names, so
 that the file holds shapes and results alone.
@@ -8,6 +10,7 @@ that the file holds shapes and results alone.
 
 import json
 import pathlib
+import sys
 
 import numpy as np
 
@@ -63,9 +66,12 @@ CASES = {
     layer_types=["sliding_attention"] * 2
     + ["full_attention", "sliding_attention"],
   ),
+  "bert": {k: v for k, v in SMALL.items() if k != "num_key_value_heads"},
   "mixtral": SMALL
   | dict(num_local_experts=4, num_experts_per_tok=2, sliding_window=None),
 }
+# What opens a model_type; AutoModelForCausalLM where it is not here.
+AUTO = {"bert": "AutoModelForMaskedLM"}
 NUM_TOKENS, NUM_NEW = 20, 32
 
 
@@ -75,13 +81,20 @@ def draw(shapes: dict[str, list[int]], seed: int = 0) -> dict[str, np.ndarray]:
   found = {}
   for name in sorted(shapes):
     array = rng.normal(0, 0.3, shapes[name]).astype(np.float32)
-    is_norm = "norm" in name or ".ln_" in name
+    is_norm = "norm" in name.lower() or ".ln_" in name
     found[name] = array + 1 if is_norm and name.endswith("weight") else array
   return found
 
 
 def tokens_of(vocab_size: int) -> np.ndarray:
   return np.random.default_rng(1).integers(0, vocab_size, (1, NUM_TOKENS))
+
+
+def types_of(config: dict) -> np.ndarray | None:
+  """Returns the kinds of tokens_of, where a model tells several apart."""
+  if config.get("type_vocab_size", 1) < 2:
+    return None
+  return (np.arange(NUM_TOKENS) >= 12)[None].astype(np.int64)
 
 
 def main() -> None:
@@ -91,41 +104,46 @@ def main() -> None:
   import torch
   import transformers
 
-  golden = {}
-  for case, options in CASES.items():
-    options = dict(options)
+  path = HERE / "golden.json"
+  golden = json.loads(path.read_text()) if sys.argv[1:] else {}
+  for case in sys.argv[1:] or CASES:
+    options = dict(CASES[case])
     word = options.pop("model_type", case)
+    auto = getattr(transformers, AUTO.get(word, "AutoModelForCausalLM"))
     config = transformers.AutoConfig.for_model(word, **options)
     config._attn_implementation = "eager"
-    model = transformers.AutoModelForCausalLM.from_config(config).float().eval()
+    model = auto.from_config(config).float().eval()
     with tempfile.TemporaryDirectory() as folder:
       model.save_pretrained(folder)
-      path = pathlib.Path(folder) / "model.safetensors"
+      weights = pathlib.Path(folder) / "model.safetensors"
       shapes = {
         name: list(tensor.shape)
-        for name, tensor in safetensors.torch.load_file(path).items()
+        for name, tensor in safetensors.torch.load_file(weights).items()
       }
       new = {k: torch.from_numpy(v) for k, v in draw(shapes).items()}
-      safetensors.torch.save_file(new, path, {"format": "pt"})
-      model = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, attn_implementation="eager"
-      )
+      safetensors.torch.save_file(new, weights, {"format": "pt"})
+      model = auto.from_pretrained(folder, attn_implementation="eager")
       written = json.loads((pathlib.Path(folder) / "config.json").read_text())
     ids = torch.from_numpy(tokens_of(config.vocab_size))
+    given, types = {}, types_of(written)
+    if types is not None:
+      given["token_type_ids"] = torch.from_numpy(types)
     with torch.no_grad():
-      logits = model(ids).logits[0, -4:].double().numpy()
-      made = model.generate(
-        ids[:, :7], max_new_tokens=NUM_NEW, do_sample=False, eos_token_id=None
-      )
+      logits = model(ids, **given).logits[0, -4:].double().numpy()
+      new = None
+      if word not in AUTO:
+        made = model.generate(
+          ids[:, :7], max_new_tokens=NUM_NEW, do_sample=False, eos_token_id=None
+        )
+        new = made[0, 7:].tolist()
     golden[case] = {
       "config": written,
       "shapes": shapes,
       "logits": np.round(logits, 6).tolist(),
-      "greedy": made[0, 7:].tolist(),
+      "greedy": new,
     }
-    print(case, np.abs(logits).max(), made[0, 7:12].tolist())
-  text = json.dumps(golden, separators=(",", ":"))
-  (HERE / "golden.json").write_text(text + "\n")
+    print(case, np.abs(logits).max(), new)
+  path.write_text(json.dumps(golden, separators=(",", ":")) + "\n")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,8 @@ HERE = pathlib.Path(__file__).parent
 GOLDEN = json.loads((HERE / "golden.json").read_text())
 make_golden = runpy.run_path(str(HERE / "make_golden.py"))
 draw, tokens_of = make_golden["draw"], make_golden["tokens_of"]
+types_of = make_golden["types_of"]
+BERT_NORM = "bert.embeddings.LayerNorm."
 
 
 def write_source(folder: pathlib.Path, case: str, changes=()) -> str:
@@ -62,13 +64,16 @@ def bring_in(tmp_path, case: str, **changes) -> str:
 def test_an_imported_model_computes_what_transformers_does(case, tmp_path):
   _, model, params, _, mesh = workdir.open_run(bring_in(tmp_path, case))
   golden, ids = GOLDEN[case], tokens_of(61).astype(np.int32)
-  expected = np.array(golden["logits"])
+  expected, types = np.array(golden["logits"]), types_of(golden["config"])
+  kw = {} if types is None else {"types_BT": types.astype(np.int32)}
   with jax.set_mesh(mesh):
-    logits = jax.jit(model.apply)(params, ids)
+    logits = jax.jit(model.apply)(params, ids, **kw)
     found = np.asarray(logits[0, -4:, :61])
     np.testing.assert_allclose(
       found, expected, rtol=0, atol=1e-4 * np.abs(expected).max()
     )
+    if not model.can_generate:
+      return
     prepared = model.prepare_for_decoding(params)
     cache = model.init_cache(1, 64)
     step = jax.jit(model.apply_cached)
@@ -250,6 +255,18 @@ def test_tensors_that_do_not_fit_are_named(change, sentence, tmp_path):
     ("llama", dict(model_type=["llama"]), "has model_type ['llama']"),
     ("gemma3_text", dict(rope_parameters=3), "rope_scaling 3; it must be"),
     ("qwen3_moe", dict(norm_topk_prob=False), "has norm_topk_prob False"),
+    ("bert", dict(hidden_act="relu"), "has hidden_act 'relu'"),
+    ("bert", dict(is_decoder=True), "has is_decoder True"),
+    (
+      "bert",
+      dict(position_embedding_type="relative_key"),
+      "has position_embedding_type 'relative_key'",
+    ),
+    (
+      "bert",
+      dict(type_vocab_size=129),
+      "type_vocab_size 129; it must be at most 64",
+    ),
     ("qwen3_moe", dict(decoder_sparse_step=2), "has decoder_sparse_step 2"),
     (
       "mixtral",
@@ -269,6 +286,53 @@ def test_what_cannot_be_represented_is_refused(
   case, changes, sentence, tmp_path
 ):
   refuse(write_source(tmp_path / "source", case, changes), tmp_path, sentence)
+
+
+def rename(arrays: dict, old: str, new: str) -> None:
+  arrays[new] = arrays.pop(old)
+
+
+def test_tensors_of_older_berts_are_read_by_their_names(tmp_path):
+  run = bring_in(tmp_path, "bert")
+  source, old = tmp_path / "source", tmp_path / "old"
+  source.rename(old)
+  arrays = draw(GOLDEN["bert"]["shapes"])
+  for name in list(arrays):
+    for now, then in ((".weight", ".gamma"), (".bias", ".beta")):
+      if "LayerNorm" in name and name.endswith(now):
+        rename(arrays, name, name.removesuffix(now) + then)
+  arrays["bert.pooler.dense.weight"] = np.ones((32, 32), np.float32)
+  arrays["bert.embeddings.position_ids"] = np.arange(64)[None]
+  write_tensors(old, arrays)
+  again = str(tmp_path / "again")
+  importing.import_model(str(old), again, letters(tmp_path))
+  _, _, params, _, _ = workdir.open_run(run)
+  _, _, found, _, _ = workdir.open_run(again)
+  for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(found), strict=True):
+    np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+  "change,sentence",
+  [
+    (
+      lambda a: a.update({BERT_NORM + "gamma": a[BERT_NORM + "weight"]}),
+      "LayerNorm.gamma and bert.embeddings.LayerNorm.weight, which are one",
+    ),
+    (
+      lambda a: a.update({BERT_NORM + "bias": np.arange(32)}),
+      "bert.embeddings.LayerNorm.bias of int64, no type of weights",
+    ),
+  ],
+)
+def test_tensors_of_a_bert_that_do_not_fit_are_named(
+  change, sentence, tmp_path
+):
+  source = pathlib.Path(write_source(tmp_path / "source", "bert"))
+  arrays = draw(GOLDEN["bert"]["shapes"])
+  change(arrays)
+  write_tensors(source, arrays)
+  refuse(source, tmp_path, sentence)
 
 
 def test_a_key_whose_absence_means_what_we_lack_must_be_there(tmp_path):

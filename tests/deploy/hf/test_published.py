@@ -9,6 +9,7 @@ import pytest
 from gpt_jax import cli
 from gpt_jax import config as config_lib
 from gpt_jax.deploy.hf import stated
+from gpt_jax.deploy.hf.importing import OBJECTIVES
 from gpt_jax.models import build_model
 
 
@@ -31,6 +32,15 @@ def llama(width, mlp, layers, heads, kv_heads, vocab, word="llama", **others):
   )
 
 
+BERT = dict(
+  model_type="bert",
+  hidden_size=768,
+  intermediate_size=3072,
+  num_hidden_layers=12,
+  num_attention_heads=12,
+  max_position_embeddings=512,
+  vocab_size=30522,
+)
 MISTRAL = llama(4096, 14336, 32, 32, 8, 32000)
 QWEN3 = dict(word="qwen3", head_dim=128)
 GEMMA3 = dict(word="gemma3_text", head_dim=256, sliding_window=512)
@@ -50,6 +60,7 @@ MODELS = {
     llama(576, 1536, 30, 9, 3, 49152, tie_word_embeddings=True),
     134_515_008,
   ),
+  "BERT base": (BERT, 109_514_298),
   "Mistral 7B": (MISTRAL | dict(model_type="mistral"), 7_241_732_096),
   "Mixtral 8x7B": (MISTRAL | dict(model_type="mixtral"), 46_702_792_704),
   "Qwen2.5 0.5B": (
@@ -85,6 +96,7 @@ def test_a_published_config_gives_the_published_count(name):
   sizes = stated.Sizes(10**6, 10**6)
   values = cli.load_config("configs/base.py", {})
   values.model.update(stated.read_model(theirs, sizes, name))
+  values.data.objective = OBJECTIVES[values.model.family]
   values.model.vocab_multiple = 1
   config = config_lib.freeze(values)
   model = build_model(config.model, config.mesh.rules)

@@ -1,0 +1,93 @@
+"""Tables of the hub's models that read a text both ways."""
+
+from gpt_jax.deploy.hf.rows import Architecture, Key, Row, rows_of
+
+BERT_LAYER = "bert.encoder.layer.{layer}"
+BERT = Architecture(
+  name="BertForMaskedLM",
+  keys=(
+    Key("hidden_size", "model_dim"),
+    Key("intermediate_size", "mlp_dim"),
+    Key("num_hidden_layers", "num_layers"),
+    Key("num_attention_heads", "num_heads"),
+    Key("max_position_embeddings", "max_len"),
+    Key("vocab_size", "vocab_size"),
+    Key("type_vocab_size", "num_token_types", 2),
+    Key("layer_norm_eps", "norm_eps", 1e-12),
+    Key("tie_word_embeddings", "tied_embeddings", True),
+  ),
+  fixed=dict(
+    family="encoder",
+    norm="layernorm",
+    norm_placement="post",
+    embed_norm=True,
+    position="learned",
+    mlp="gelu",
+    bias=True,
+    head="transform",
+  ),
+  wanted={
+    "hidden_act": ("gelu",),
+    "position_embedding_type": ("absolute", None),
+    "is_decoder": (False,),
+    "add_cross_attention": (False,),
+  },
+  rows=(
+    Row("bert.embeddings.word_embeddings.weight", ("embed/tokens",), "same"),
+    Row(
+      "bert.embeddings.position_embeddings.weight",
+      ("embed/positions",),
+      "same",
+    ),
+    Row(
+      "bert.embeddings.token_type_embeddings.weight", ("embed/types",), "same"
+    ),
+    Row("bert.embeddings.LayerNorm.weight", ("embed/norm/scale",), "same"),
+    Row("bert.embeddings.LayerNorm.bias", ("embed/norm/bias",), "same"),
+    *rows_of(
+      BERT_LAYER,
+      attn__q="attention.self.query.weight",
+      attn__q_bias=("attention.self.query.bias", "same"),
+      attn__k="attention.self.key.weight",
+      attn__k_bias=("attention.self.key.bias", "same"),
+      attn__v="attention.self.value.weight",
+      attn__v_bias=("attention.self.value.bias", "same"),
+      attn__o="attention.output.dense.weight",
+      attn__o_bias=("attention.output.dense.bias", "same"),
+      norm_attn__scale=("attention.output.LayerNorm.weight", "same"),
+      norm_attn__bias=("attention.output.LayerNorm.bias", "same"),
+      mlp__in="intermediate.dense.weight",
+      mlp__in_bias=("intermediate.dense.bias", "same"),
+      mlp__out="output.dense.weight",
+      mlp__out_bias=("output.dense.bias", "same"),
+      norm_mlp__scale=("output.LayerNorm.weight", "same"),
+      norm_mlp__bias=("output.LayerNorm.bias", "same"),
+    ),
+    Row("cls.predictions.transform.dense.weight", ("head/dense",)),
+    Row("cls.predictions.transform.dense.bias", ("head/dense_bias",), "same"),
+    Row(
+      "cls.predictions.transform.LayerNorm.weight",
+      ("head/norm/scale",),
+      "same",
+    ),
+    Row(
+      "cls.predictions.transform.LayerNorm.bias", ("head/norm/bias",), "same"
+    ),
+    Row("cls.predictions.bias", ("head/bias",), "same"),
+  ),
+  heads=(Row("cls.predictions.decoder.weight", ("unembed",), "same"),),
+  # The pooler and the next sentence's score are not read where tokens are.
+  ignored=(
+    *(".position_ids", "cls.predictions.decoder.bias"),
+    *("bert.pooler.dense.weight", "bert.pooler.dense.bias"),
+    *("cls.seq_relationship.weight", "cls.seq_relationship.bias"),
+  ),
+  renamed=((".gamma", ".weight"), (".beta", ".bias")),
+  prefix="bert.",
+  has_rope=False,
+)
+
+# By "model_type" of config.json, or an Architecture's own.
+ENCODERS = {
+  "bert": BERT,
+}
