@@ -20,8 +20,8 @@ def get_config() -> ConfigDict:
   data = config.data = ConfigDict()
   # Where text comes from: interpreter | text:GLOB | jsonl:GLOB[#FIELD] |
   # pairs:GLOB[#SOURCE#TARGET] | labelled:GLOB[#TEXT[#TEXT]#LABEL] |
-  # tfds:NAME[:SPLIT] | hf:NAME[:SPLIT]; several with weights make a mixture:
-  # "0.7*text:a/*.txt,0.3*interpreter".
+  # chat:GLOB | tfds:NAME[:SPLIT] | hf:NAME[:SPLIT]; several with weights make a
+  # mixture: "0.7*text:a/*.txt,0.3*interpreter".
   data.source = "interpreter"
   # Another source for validation; None holds back part of `source`.
   data.valid_source = placeholder(str)
@@ -53,7 +53,8 @@ def get_config() -> ConfigDict:
   # of documents whose middles stand at their ends; span_corruption, spans of a
   # sequence that marks stand for, from the rest of it (T5); ul2, the same in
   # seven forms from short spans to the whole end (UL2); sequence_to_sequence,
-  # the target of a pair from its source; classification, the labels of texts.
+  # the target of a pair from its source; classification, the labels of texts;
+  # chat, what the assistant says in dialogues.
   data.objective = "causal"
   # Part of a sequence's tokens that masked_lm chooses.
   data.mask_rate = 0.15
@@ -74,6 +75,9 @@ def get_config() -> ConfigDict:
   # Labels of classification: a text has one class (single), any number of
   # classes (multi), a number, or a class for each of its words.
   data.label = "single"
+  # What marks the turns of a chat. Each mark is a token; with :text marks are
+  # spelled as plain text, for a tokenizer that lacks them.
+  data.template = "chatml"
   # Reader processes; 0 reads in threads of this process.
   data.num_workers = 0
 

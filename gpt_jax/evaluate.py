@@ -211,7 +211,7 @@ def _check_generate(args, task) -> None:
     raise InputError(
       "--beams does nothing without --generate; add --generate=N"
     )
-  if args.generate is not None and (task.pairs is None or task.label):
+  if args.generate is not None and task.word != "sequence_to_sequence":
     raise InputError(
       f"--generate is for pairs, and this run's data.objective is {task.word}; "
       "only a run of sequence_to_sequence writes targets"
@@ -270,6 +270,7 @@ def _find_sets(args, config, tokenizer, overrides: dict, note) -> dict:
         config.data.split,
         note,
         config.data.verify,
+        config.data.template if config.data.objective == "chat" else None,
       )
     )
     sets = {args.data: tokens}

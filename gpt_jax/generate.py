@@ -247,11 +247,10 @@ def _ask_for_gap(config, tokenizer, suffix: str):
 
 
 def _heads_of(prompts: list[str], tokenizer) -> list[str]:
-  """Returns what texts are shown after: prompts, or nothing before targets."""
-  from gpt_jax.data.pairs import SourceTokenizer
+  """Returns what texts are shown after: prompts, or nothing before answers."""
+  from gpt_jax.data.objectives import ANSWERED
 
-  is_target = isinstance(tokenizer, SourceTokenizer)
-  return [""] * len(prompts) if is_target else prompts
+  return [""] * len(prompts) if isinstance(tokenizer, ANSWERED) else prompts
 
 
 def _show_samples(prompts, heads, show, run, options, is_prefix) -> None:

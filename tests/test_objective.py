@@ -152,7 +152,7 @@ def test_families_name_objectives_that_there_are():
 
 
 class Windows:
-  """Random bytes, as a TokenSet of texts and of pairs."""
+  """Random bytes, as a TokenSet of texts, pairs and chats."""
 
   num_ids = num_tokens = 4995
   separator_id, is_paired, name = 256, True, "random"
@@ -164,6 +164,9 @@ class Windows:
   def read_windows(self, starts, length):
     ids = np.random.default_rng(0).integers(0, 256, self.num_ids, np.int32)
     return np.stack([ids[s : s + length] for s in starts])
+
+  def read_mask(self):
+    return np.ones(self.num_ids, np.uint8)
 
 
 # What a family that reads sources can be trained with.

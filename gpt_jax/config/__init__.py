@@ -69,6 +69,7 @@ from gpt_jax.config.options import (
   OBJECTIVES,
   TOKENIZERS,
   ParsedOption,
+  Template,
 )
 from gpt_jax.config.schema import (
   KEYS,

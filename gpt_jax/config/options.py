@@ -5,6 +5,7 @@ as written. The parts are attributes, parsed when the config section is built;
 nothing else in the package parses the text again.
 """
 
+import difflib
 import math
 import re
 from typing import NamedTuple
@@ -26,6 +27,8 @@ TOKENIZERS = {
   "gpt2": "PATH",
   "hf": "PATH",
 }
+# Templates of data.template; data/templates.py writes them.
+TEMPLATES = ("chatml", "llama3", "gemma")
 
 
 class Family(NamedTuple):
@@ -89,6 +92,7 @@ OBJECTIVES = {
   "classification": Objective(
     ("segments", "types"), predicts_all=False, has_labels=True
   ),
+  "chat": Objective((), predicts_all=False),
 }
 # Options of model.head that score classes, by the tokens that they read; the
 # others score the tokens of the vocabulary.
@@ -138,6 +142,29 @@ class TokenizerSpec(ParsedOption):
           "whole number from 257 (256 bytes and the separator) to 1048576"
         )
     self.kind, self.argument = kind, argument
+
+
+class Template(ParsedOption):
+  """data.template.
+
+  Attributes:
+    name: one of TEMPLATES.
+    is_text: whether its marks are spelled as plain text.
+  """
+
+  FORMS = (*TEMPLATES, *(f"{name}:text" for name in TEMPLATES))
+  name: str
+  is_text: bool
+
+  def __init__(self, text: str):
+    if text not in self.FORMS:
+      near = difflib.get_close_matches(text, self.FORMS, 1, 0.0)[0]
+      raise InputError(
+        f"data.template is {text!r}; did you mean {near!r}? It must be one of "
+        f"{', '.join(self.FORMS)}"
+      )
+    self.name, _, rest = text.partition(":")
+    self.is_text = bool(rest)
 
 
 class LayerPattern(ParsedOption):

@@ -22,6 +22,7 @@ from gpt_jax.config.options import (
   Rates,
   Remat,
   RopeScaling,
+  Template,
   TokenizerSpec,
 )
 
@@ -99,6 +100,7 @@ class DataConfig(Section):
   noise_density: Annotated[float, Bounds(1e-6, 0.99), Added(0.15)]
   mean_span_len: Annotated[float, Bounds(1.0), Added(3.0)]
   label: Annotated[str, LABELS, Added("single")]
+  template: Annotated[Template, Added("chatml")]
   num_workers: Annotated[int, Bounds(0, 1024), FREE]
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from gpt_jax.config import Config, InputError
-from gpt_jax.data import examples, objectives, order
+from gpt_jax.data import chats, examples, objectives, order
 from gpt_jax.data.pairs import Layout, describe_left_out, pair_rows
 from gpt_jax.data.prepare import PreparedData
 from gpt_jax.data.shards import TokenSet, check_length
@@ -189,11 +189,15 @@ def _rows_of(token_set, layout, seed: int | None) -> Any:
   """Returns num_rows and read(rows) of a set whose documents become rows."""
   if isinstance(layout, examples.Layout):
     return examples.open_rows(token_set, layout)
+  if isinstance(layout, chats.Layout):
+    return chats.chat_rows(token_set, layout, seed)
   return pair_rows(token_set, layout, seed)
 
 
 def check_set(
-  token_set: TokenSet, seq_len: int, layout: Layout | examples.Layout | None
+  token_set: TokenSet,
+  seq_len: int,
+  layout: Layout | examples.Layout | chats.Layout | None,
 ) -> str | None:
   """Returns a sentence on what is not read of a set, None where all is.
 
@@ -205,6 +209,8 @@ def check_set(
     return None
   if isinstance(layout, examples.Layout):
     return examples.describe_cut(token_set, layout)
+  if isinstance(layout, chats.Layout):
+    return chats.describe_left_out(token_set, layout)
   return describe_left_out(token_set, layout)
 
 

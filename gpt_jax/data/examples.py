@@ -7,7 +7,6 @@ row is cut at its end, of a pair the longer text first, and counted.
 
 import dataclasses
 import functools
-import os
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -15,7 +14,7 @@ import numpy as np
 
 from gpt_jax import digest
 from gpt_jax.data.labels import DTYPES, NO_LABEL, Labels, parse, words_of
-from gpt_jax.data.shards import TokenSet
+from gpt_jax.data.shards import SideWriter, TokenSet
 from gpt_jax.data.sources.labelled import Example
 from gpt_jax.data.tokenizers.protocol import Tokenizer
 from gpt_jax.exits import InputError
@@ -165,12 +164,9 @@ class LabelWriter:
 
   def finish(self) -> dict:
     """Writes the file; returns its entry in the manifest."""
-    data = self.join().tobytes()
-    with open(os.path.join(self._folder, self._name), "wb") as file:
-      file.write(data)
-      file.flush()
-      os.fsync(file.fileno())
-    return {"file": self._name, "sha256": digest.of_bytes(data)}
+    file = SideWriter(self._folder, self._name)
+    file.write(self.join())
+    return file.finish()
 
 
 def read_whole(

@@ -32,16 +32,17 @@ def name_folder(part: Part, spec: str, identity: str) -> str:
     identity: what the vocabulary depends on.
   """
   is_divided = part.role == "split"
-  key = digest.of_json(
-    [
-      FORMAT,
-      part.source.fingerprint(),
-      part.role,
-      part.split,
-      part.valid_frac if is_divided else None,
-      identity,
-    ]
-  )
+  facts = [
+    FORMAT,
+    part.source.fingerprint(),
+    part.role,
+    part.split,
+    part.valid_frac if is_divided else None,
+    identity,
+  ]
+  if part.template is not None:
+    facts.append(part.template)
+  key = digest.of_json(facts)
   kind, argument = config.tokenizer_spec(spec)
   word = kind + argument if kind == "bpe" else kind
   return f"{slug(part.source.spec)}-{word}-{key[: manifest_lib.KEY_DIGITS]}"

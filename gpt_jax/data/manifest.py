@@ -106,6 +106,8 @@ _SPLIT = {
   "shards": [_SHARD],
   "offsets": {"file": _plain_name, "sha256": _digest},
   "labels": _Maybe({"file": _plain_name, "sha256": _digest}),
+  # Of each id, whether it counts in the loss.
+  "mask": _Maybe({"file": _plain_name, "sha256": _digest}),
 }
 _SCHEMA = {
   "format": _count,
@@ -264,7 +266,8 @@ def _find_contradiction(content: dict) -> str | None:
     names.append(entry["offsets"]["file"])
     if ("labels" in entry) != ("labels" in content):
       return f"its {split} labels have no classes, or its classes no labels"
-    names += [entry["labels"]["file"]] if "labels" in entry else []
+    beside = [entry[k]["file"] for k in ("labels", "mask") if k in entry]
+    names += beside
   if len(set(names)) < len(names):
     return "two of its files have one name"
   return None

@@ -13,9 +13,10 @@ import numpy as np
 
 from gpt_jax import config as config_lib
 from gpt_jax.config import Config, DataConfig, InputError
-from gpt_jax.data import denoising, examples, infilling, sources
+from gpt_jax.data import chats, denoising, examples, infilling, sources
 from gpt_jax.data.marks import find_marks
 from gpt_jax.data.pairs import Layout, SourceTokenizer, build_layout
+from gpt_jax.data.templates import ChatTokenizer
 from gpt_jax.data.tokenizers.protocol import Tokenizer
 
 # Separate the draws of each objective from others of the same seed.
@@ -53,7 +54,7 @@ class Task(NamedTuple):
 
   make: Callable[[dict, int, np.ndarray], dict]
   word: str
-  pairs: Layout | examples.Layout | None = None
+  pairs: Layout | examples.Layout | chats.Layout | None = None
 
   @property
   def label(self) -> str | None:
@@ -187,6 +188,7 @@ OBJECTIVES: dict[str, Callable] = {
   "ul2": _build_denoising,
   "sequence_to_sequence": lambda config, tokenizer: causal,
   "classification": lambda config, tokenizer: causal,
+  "chat": lambda config, tokenizer: causal,
 }
 # Those that read pairs, or texts with labels: rows of their own in place of
 # windows. Function of (spec) that says whether a source has them, and what to
@@ -204,7 +206,15 @@ ROWS = {
     "labelled:FILE, with FILE of two columns (.tsv) or of records with the "
     "fields text and label (.jsonl)",
   ),
+  "chat": (
+    sources.is_chat,
+    "chats",
+    "chat:FILE, with FILE of JSON records that have messages, conversations, "
+    "or instruction and output",
+  ),
 }
+# Tokenizers of `prompting` whose prompts are answered, not continued.
+ANSWERED = (SourceTokenizer, ChatTokenizer)
 CAUSAL = Task(causal, "causal")
 
 
@@ -221,13 +231,15 @@ def build_task(config: Config, tokenizer: Callable[[], Tokenizer]) -> Task:
 
 def find_layout(
   config: Config, tokenizer: Callable[[], Tokenizer]
-) -> Layout | examples.Layout | None:
+) -> Layout | examples.Layout | chats.Layout | None:
   """Returns how documents become rows, None where windows of ids do."""
   data = config.data
   if data.objective not in ROWS:
     return None
   if config_lib.OBJECTIVES[data.objective].has_labels:
     return examples.Layout(data.seq_len, data.label)
+  if data.objective == "chat":
+    return chats.Layout(data.seq_len, data.packing == "documents")
   return build_layout(config, tokenizer().vocab_size)
 
 
@@ -235,8 +247,11 @@ def prompting(config: Config, tokenizer: Tokenizer) -> Any:
   """Returns the tokenizer whose prompts are those that the run was trained on.
 
   Where prompts are sources it adds their mark, and knows the end of a target.
-  After span corruption they ask for a span that is hidden behind them.
+  After span corruption they ask for a span that is hidden behind them. Of chats
+  they are what a user says.
   """
+  if config.data.objective == "chat":
+    return ChatTokenizer(tokenizer, config.data.template)
   has_source = config_lib.has_source(config.model)
   if not has_source and config.data.objective != "sequence_to_sequence":
     return tokenizer

@@ -91,16 +91,8 @@ class PairRows:
         "data.seq_len, and data.source_len where it is set"
       )
     self.num_all = len(fits)
-    places = np.arange(len(fits))
-    if seed is not None:
-      places = order.permute(places, len(fits), seed, 0, np.zeros_like(places))
-    self.pairs = places[fits[places]]
-    self._rows = np.arange(len(self.pairs) + 1)
-    if layout.is_packed:
-      row_of = first_fit(sizes[self.pairs], np.array(limits))
-      self.pairs = self.pairs[np.argsort(row_of, kind="stable")]
-      counts = np.bincount(row_of) if len(row_of) else row_of
-      self._rows = np.append(0, np.cumsum(counts))
+    found = arrange(sizes, np.array(limits), layout.is_packed, seed)
+    self.pairs, self._rows = found
 
   @property
   def num_rows(self) -> int:
@@ -233,6 +225,32 @@ def describe_left_out(token_set: TokenSet, layout: Layout) -> str | None:
     "than a row and left out; raise data.seq_len, and data.source_len where it "
     "is set, to read them"
   )
+
+
+def arrange(
+  sizes: np.ndarray, limits: np.ndarray, is_packed: bool, seed: int | None
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns (examples in the order of rows, where each row begins and ends).
+
+  Those that are larger than a row are left out.
+
+  Args:
+    sizes: (P, sides) places of a row that each example takes.
+    limits: (sides,) places of a row.
+    is_packed: whether a row holds as many as fit.
+    seed: of the order in which rows are filled; None for the given one.
+  """
+  fits = np.all(sizes <= limits, axis=1)
+  places = np.arange(len(fits))
+  if seed is not None:
+    places = order.permute(places, len(fits), seed, 0, np.zeros_like(places))
+  places = places[fits[places]]
+  if not is_packed:
+    return places, np.arange(len(places) + 1)
+  row_of = first_fit(sizes[places], limits)
+  places = places[np.argsort(row_of, kind="stable")]
+  counts = np.bincount(row_of) if len(row_of) else row_of
+  return places, np.append(0, np.cumsum(counts))
 
 
 def first_fit(sizes: np.ndarray, limits: np.ndarray) -> np.ndarray:

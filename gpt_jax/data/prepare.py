@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from gpt_jax import config as config_lib
 from gpt_jax import digest, files
-from gpt_jax.config import Config, DataConfig
+from gpt_jax.config import Config, DataConfig, Template
 from gpt_jax.data import folders, overlap, sources, tokenizers, vocabulary
 from gpt_jax.data import labels as labels_lib
 from gpt_jax.data import manifest as manifest_lib
@@ -160,6 +160,7 @@ def prepare_text(
   split: str = "document",
   say: Callable[[str], None] = print,
   verify: str = "once",
+  template: Template | None = None,
 ) -> TokenSet:
   """Returns one source, or the file at a plain path, as one set.
 
@@ -170,12 +171,18 @@ def prepare_text(
     split: "document" writes separators between documents, "tail" does not.
     say: receives lines of progress.
     verify: as data.verify.
+    template: data.template of a run that reads chats, which the source must
+      have; None for one that reads text.
 
   Raises:
     InputError: the text is missing, or the tokenizer cannot encode it.
   """
-  spec = sources.spec_of(path_or_spec)
-  part = Part(sources.open_source(spec), "valid", split, 0.0)
+  spec = sources.spec_of(path_or_spec, "jsonl" if template is None else "chat")
+  if template is not None and not sources.is_chat(spec):
+    raise InputError(
+      f"{path_or_spec} holds no chats, which the run reads; give chat:FILE"
+    )
+  part = Part(sources.open_source(spec), "valid", split, 0.0, template=template)
   name = folders.name_folder(part, encoder.name, encoder.fingerprint())
   dir = files.user_path("data.dir", dir)
   job = Job(dir, lambda: (encoder, {}), say, verify)
@@ -220,7 +227,8 @@ def list_parts(data: DataConfig) -> list[Part]:
       "1, so that something is left to train on"
     )
   has_labels = config_lib.OBJECTIVES[data.objective].has_labels
-  how = (data.split, data.valid_frac, has_labels)
+  template = data.template if data.objective == "chat" else None
+  how = (data.split, data.valid_frac, has_labels, template)
   if data.valid_source is None:
     return [Part(source, "split", *how) for source in opened]
   return [Part(source, "train", *how) for source in opened] + [

@@ -82,6 +82,11 @@ class TokenSet:
       names.append(self._labels_file)
       hashes.append(content["labels"]["sha256"])
       identity.append(self.labels)
+    self._mask_file = None
+    if "mask" in content:
+      self._mask_file = content["mask"]["file"]
+      names.append(self._mask_file)
+      hashes.append(content["mask"]["sha256"])
     self.fingerprint = digest.of_json(identity)
     self._maps = {}
     for file, size in zip(self._files, sizes, strict=True):
@@ -89,6 +94,8 @@ class TokenSet:
       integrity.check_size(path, size * self._dtype.itemsize)
     path = os.path.join(folder, self._offsets_file)
     integrity.check_size(path, 8 * self.num_documents)
+    if self._mask_file is not None:
+      integrity.check_size(os.path.join(folder, self._mask_file), self.num_ids)
     if self.labels is not None:
       path = os.path.join(folder, content["labels"]["file"])
       shape, dtype = self._labels_form(self.labels)
@@ -170,6 +177,12 @@ class TokenSet:
       )
     return values
 
+  def read_mask(self) -> np.ndarray | None:
+    """Returns of each id whether it counts in the loss, uint8; None for all."""
+    if self._mask_file is None:
+      return None
+    return self._map(self._mask_file, np.dtype("u1"))
+
   def _labels_form(self, labels: Labels) -> tuple[tuple[int, ...], np.dtype]:
     """Returns (shape, dtype) of the stored labels."""
     dtype = np.dtype(DTYPES[labels.kind])
@@ -243,6 +256,27 @@ def check_vocab(token_set: TokenSet, encoder: Tokenizer) -> None:
     )
 
 
+class SideWriter:
+  """Writes a file beside the shards, an array at a time."""
+
+  def __init__(self, folder: str, name: str):
+    self._name = name
+    self._file = open(os.path.join(folder, name), "wb", buffering=1 << 20)
+    self._digest = hashlib.sha256()
+
+  def write(self, values: np.ndarray) -> None:
+    data = values.tobytes()
+    self._file.write(data)
+    self._digest.update(data)
+
+  def finish(self) -> dict:
+    """Closes the file; returns its entry in the manifest."""
+    with self._file as file:
+      file.flush()
+      os.fsync(file.fileno())
+    return {"file": self._name, "sha256": self._digest.hexdigest()}
+
+
 class SplitWriter:
   """Writes the shards and offsets of one split, and counts what it writes.
 
@@ -286,19 +320,15 @@ class SplitWriter:
   def finish(self) -> dict:
     """Closes the files; returns the entry of this split in the manifest."""
     self._close_shard()
-    offsets = np.array(self._offsets, "<i8").tobytes()
-    name = f"{self._split}.offsets.bin"
-    with open(os.path.join(self._folder, name), "wb") as file:
-      file.write(offsets)
-      file.flush()
-      os.fsync(file.fileno())
+    offsets = SideWriter(self._folder, f"{self._split}.offsets.bin")
+    offsets.write(np.array(self._offsets, "<i8"))
     return {
       "num_tokens": self._num_ids - self._num_separators,
       "num_separators": self._num_separators,
       "num_documents": len(self._offsets),
       "num_bytes": self._num_bytes,
       "shards": self._shards,
-      "offsets": {"file": name, "sha256": digest.of_bytes(offsets)},
+      "offsets": offsets.finish(),
     }
 
   def _append(self, ids: np.ndarray) -> None:

@@ -9,14 +9,15 @@ import array
 import dataclasses
 import decimal
 import hashlib
-import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
+from gpt_jax.config import Template
+from gpt_jax.data.sources.chat import ChatSource
 from gpt_jax.data.sources.document import Source
-from gpt_jax.data.sources.labelled import Example, LabelledSource
+from gpt_jax.data.sources.labelled import LabelledSource
 from gpt_jax.exits import InputError
 
 
@@ -30,6 +31,7 @@ class Part:
     split: "document" or "tail"; a single document is divided by its tail.
     valid_frac: the fraction that is held out if role is "split".
     is_labelled: whether the labels of its texts are read too.
+    template: of dialogues, by which they are stored; None for texts.
     num_moved: documents that moved to the split of an equal document.
     notes: remarks for the user on how the text was divided.
     is_made: whether its folder was written by this process.
@@ -40,6 +42,7 @@ class Part:
   split: str
   valid_frac: float
   is_labelled: bool = False
+  template: Template | None = None
   num_moved: int = 0
   notes: list[str] = dataclasses.field(default_factory=list)
   is_made: bool = False
@@ -69,13 +72,14 @@ class Part:
       i += not document.is_target
       yield document.name, self._tagged(i, self._hashed(document.pieces))
 
-  def examples(self) -> Iterator[tuple[str, Example]]:
-    """Yields (split, labelled text) in order.
+  def examples(self) -> Iterator[tuple[str, Any]]:
+    """Yields (split, labelled text or dialogue) in order.
 
     Raises:
       InputError: all texts are the same, so that none can be held out.
     """
-    assert isinstance(self.source, LabelledSource)  # by prepare.list_parts
+    # By prepare.list_parts.
+    assert isinstance(self.source, (LabelledSource, ChatSource))
     self._digest = hashlib.sha256()
     if self._train_lens is not None:
       raise InputError(
@@ -83,8 +87,7 @@ class Part:
         "out; give more, or data.valid_source"
       )
     for i, example in enumerate(self.source.examples()):
-      found = json.dumps([example.texts, example.label]).encode()
-      self._digest.update(found)
+      self._digest.update(example.to_bytes())
       yield self._side(i), example
 
   def text_sha256(self) -> str:
@@ -93,7 +96,7 @@ class Part:
 
   def read_text_sha256(self) -> str:
     """Returns the SHA-256 hex digest of the source's text, by reading it."""
-    if self.is_labelled:
+    if self.is_labelled or self.template is not None:
       for _ in self.examples():
         pass
       return self.text_sha256()

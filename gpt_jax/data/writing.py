@@ -14,6 +14,8 @@ import os
 import shutil
 from collections.abc import Callable
 
+import numpy as np
+
 from gpt_jax import digest, files
 from gpt_jax.data import folders, locks, sources
 from gpt_jax.data import manifest as manifest_lib
@@ -21,8 +23,9 @@ from gpt_jax.data.examples import LabelWriter, encode
 from gpt_jax.data.labels import Labels, parse
 from gpt_jax.data.manifest import FORMAT, SPLITS
 from gpt_jax.data.progress import Progress
-from gpt_jax.data.shards import SplitWriter, TokenSet
+from gpt_jax.data.shards import SideWriter, SplitWriter, TokenSet
 from gpt_jax.data.splitting import Part
+from gpt_jax.data.templates import ChatEncoder
 from gpt_jax.data.tokenizers.protocol import Tokenizer
 from gpt_jax.exits import InputError
 
@@ -109,7 +112,9 @@ def write_folder(job: Job, part: Part, name: str) -> str:
   temporary = locks.temporary_path(job.dir, name)
   os.makedirs(temporary)
   try:
-    if job.labels is None:
+    if part.template is not None:
+      splits = _write_chats(temporary, part, encoder, job.say)
+    elif job.labels is None:
       splits = _write_splits(temporary, part, encoder, job.say)
     else:
       splits = _write_labelled(temporary, part, encoder, job.say, job.labels)
@@ -199,6 +204,37 @@ def _write_labelled(
       progress.add(text)
   splits = {
     split: writer.finish() | {"labels": beside[split].finish()}
+    for split, writer in writers.items()
+  }
+  _require_text(part, splits)
+  return splits
+
+
+def _write_chats(folder: str, part: Part, encoder: Tokenizer, say) -> dict:
+  """As _write_splits, of dialogues, whose masks lie in files beside."""
+  assert part.template is not None
+  chats = ChatEncoder(part.template, encoder)
+  dtype = manifest_lib.dtype_of(encoder.vocab_size)
+  with Progress("reading", [part.source], say) as progress:
+    part.survey(progress.add)
+  separator_id, sides = encoder.separator_id, []
+  writers = {s: SplitWriter(folder, s, dtype, separator_id) for s in SPLITS}
+  masks = {s: SideWriter(folder, f"{s}.mask.bin") for s in SPLITS}
+  before = np.zeros(int(separator_id is not None), np.uint8)
+
+  def examples():
+    for split, chat in part.examples():
+      sides.append(split)
+      yield chat
+
+  with Progress("encoding", [part.source], say) as progress:
+    for i, (chat, ids, mask) in enumerate(chats.encode_batch(examples())):
+      text = "".join(message.content for message in chat.messages)
+      writers[sides[i]].write(ids, text, True)
+      masks[sides[i]].write(np.append(before, mask))
+      progress.add(text)
+  splits = {
+    split: writer.finish() | {"mask": masks[split].finish()}
     for split, writer in writers.items()
   }
   _require_text(part, splits)

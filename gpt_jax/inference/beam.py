@@ -397,7 +397,10 @@ def search_text(
     is_prefix,
     starts,
   )
-  text = lambda prompt, h: texts.cut_text(prompt, h.ids.tolist(), tokenizer)
+  stop = texts.stop_of(tokenizer)
+  text = lambda prompt, h: texts.cut_text(
+    prompt, h.ids.tolist(), tokenizer, stop
+  )
   return [
     [(text([] if starts else prompt, h)[0], h) for h in own]
     for prompt, own in zip(ids, found, strict=True)

@@ -17,7 +17,7 @@ import numpy as np
 
 from gpt_jax import sharding
 from gpt_jax.config import InputError
-from gpt_jax.data.pairs import SourceTokenizer
+from gpt_jax.data.objectives import ANSWERED
 from gpt_jax.data.tokenizers.protocol import Tokenizer
 from gpt_jax.inference import generation, texts
 from gpt_jax.models import Model
@@ -67,9 +67,9 @@ def encode_choices(
 
   They are those that follow the prompt's in the text of both, as training saw
   it. Where a token spans the border of the two, they are the choice's own.
-  After a source they are those of a target that ends.
+  After a source or a user's words they are those of a target that ends.
   """
-  if isinstance(tokenizer, SourceTokenizer):
+  if isinstance(tokenizer, ANSWERED):
     return [tokenizer.encode_target(c).astype(np.int32) for c in choices]
   start, found = tokenizer.encode(prompt), []
   for text in choices:

@@ -7,6 +7,7 @@ from typing import Any
 from gpt_jax import config as config_lib
 from gpt_jax.config import ModelConfig
 from gpt_jax.data.pairs import SourceTokenizer
+from gpt_jax.data.templates import ChatTokenizer
 from gpt_jax.data.tokenizers.protocol import Tokenizer
 from gpt_jax.inference.generation import Sampling, generate
 from gpt_jax.models import Model
@@ -18,6 +19,11 @@ def start_ids_of(tokenizer: Tokenizer, config: ModelConfig) -> tuple[int, ...]:
     return ()
   assert isinstance(tokenizer, SourceTokenizer)  # of a run that has sources
   return tokenizer.target_start_ids
+
+
+def stop_of(tokenizer: Tokenizer) -> tuple[str, ...]:
+  """Returns the strings with which an answer ends; () where an id ends it."""
+  return tokenizer.stop if isinstance(tokenizer, ChatTokenizer) else ()
 
 
 def generate_text(
@@ -34,7 +40,8 @@ def generate_text(
 ) -> list[str]:
   """Returns each prompt's continuation, up to a stop string or separator.
 
-  Or its target, where the model reads the prompt as a source.
+  Or its target, where the model reads the prompt as a source, or the answer to
+  it.
 
   Args:
     model, params, num_tokens, sampling, seed, is_prefix: as in generate.
@@ -45,6 +52,7 @@ def generate_text(
       back while it may be the start of a stop string, or end inside a
       character.
   """
+  stop = (*stop, *stop_of(tokenizer))
   ids = [tokenizer.encode(p) for p in prompts]
   starts = start_ids_of(tokenizer, model.config)
   # A target begins anew.

@@ -38,6 +38,7 @@ class Decoder(nn.Module):
     "ul2",
     "sequence_to_sequence",
     "classification",
+    "chat",
   )
   can_generate: ClassVar = True
   has_types: ClassVar = False

@@ -16,8 +16,7 @@ import jax
 from gpt_jax import config as config_lib
 from gpt_jax import files, flops, metric_names
 from gpt_jax.config import Config
-from gpt_jax.data.objectives import build_task, prompting
-from gpt_jax.data.pairs import SourceTokenizer
+from gpt_jax.data.objectives import ANSWERED, build_task, prompting
 from gpt_jax.data.prepare import PreparedData
 from gpt_jax.inference import generation, scoring, texts
 from gpt_jax.machine import console, processes
@@ -427,9 +426,9 @@ class Reporter:
     return text
 
   def _join_sample(self, text: str) -> str:
-    """Returns sample.prompt and its continuation, or below it its target."""
+    """Returns sample.prompt and its continuation, or below it its answer."""
     tokenizer = prompting(self.config, self.prepared.tokenizer)
-    between = "\n" if isinstance(tokenizer, SourceTokenizer) else ""
+    between = "\n" if isinstance(tokenizer, ANSWERED) else ""
     return self.config.sample.prompt + between + text
 
   def _curve_path(self) -> str:

@@ -12,7 +12,7 @@ from gpt_jax import config as config_lib
 from gpt_jax import files, sharding, tree
 from gpt_jax.config import Config, InputError
 from gpt_jax.data import batches as batches_lib
-from gpt_jax.data.objectives import check_sources, find_layout
+from gpt_jax.data.objectives import check_sources, find_layout, prompting
 from gpt_jax.data.prepare import prepare_data
 from gpt_jax.machine import console, processes, runtime
 from gpt_jax.models import HEADS, check_objective
@@ -113,7 +113,8 @@ class Setup:
     for step, _ in config_lib.batch_stages(config.train):
       preflight.check_batch(config_lib.at_step(config, step), mesh)
     self.config = self.prepared.resolve_vocab(config)
-    preflight.check_prompt(self.config, self.prepared.tokenizer, say)
+    tokenizer = prompting(self.config, self.prepared.tokenizer)
+    preflight.check_prompt(self.config, tokenizer, say)
     layout = find_layout(config, lambda: self.prepared.tokenizer)
     held = self.prepared.valid.values() if layout else ()
     for tokens in (*(tokens for _, tokens in self.prepared.train), *held):

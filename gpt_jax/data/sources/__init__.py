@@ -10,6 +10,7 @@ import re
 
 from gpt_jax import files
 from gpt_jax.data.sources import paths, unpack
+from gpt_jax.data.sources.chat import ChatSource
 from gpt_jax.data.sources.digits import DigitSource
 from gpt_jax.data.sources.document import Source
 from gpt_jax.data.sources.hosted import HubSource, TfdsSource
@@ -28,6 +29,7 @@ SOURCES = {
   "pairs": (PairSource, "GLOB[#SOURCE#TARGET]"),
   "digits": (DigitSource, "RULE[:FROM-TO]"),
   "labelled": (LabelledSource, "GLOB[#TEXT[#TEXT]#LABEL]"),
+  "chat": (ChatSource, "GLOB"),
   "tfds": (TfdsSource, "NAME[:SPLIT]"),
   "hf": (HubSource, "NAME[:SPLIT]"),
 }
@@ -37,6 +39,8 @@ HOSTED = ("tfds", "hf")
 PAIRED = ("pairs", "digits")
 # Those whose documents have labels.
 LABELLED = ("labelled",)
+# Those whose documents are dialogues.
+CHATS = ("chat",)
 
 _WEIGHT = r"(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 _WEIGHTED = re.compile(rf"\s*(?:(-?{_WEIGHT})\s*\*\s*)?(.*)", re.DOTALL)
@@ -104,16 +108,16 @@ def is_spec(text: str) -> bool:
   return re.match(_beginnings(), text) is not None
 
 
-def spec_of(text: str) -> str:
+def spec_of(text: str, records: str = "jsonl") -> str:
   """Returns a spec unchanged, and the spec of the file at a plain path.
 
   Before the suffix of a compressed file, a name that ends in .jsonl or .json is
-  of records, and one that ends in .tsv of pairs.
+  of records, whose scheme is `records`, and one that ends in .tsv of pairs.
   """
   if is_spec(text):
     return text
   name = unpack.bare_name(text if os.path.lexists(text) else text.split("#")[0])
-  scheme = "jsonl" if name.endswith(SUFFIXES) else "text"
+  scheme = records if name.endswith(SUFFIXES) else "text"
   scheme = "pairs" if name.endswith(".tsv") else scheme
   return f"{scheme}:{text}"
 
@@ -133,6 +137,11 @@ def is_paired(spec: str) -> bool:
 def is_labelled(spec: str) -> bool:
   """Returns whether the documents of a source have labels."""
   return parse_spec(spec)[0] in LABELLED
+
+
+def is_chat(spec: str) -> bool:
+  """Returns whether the documents of a source are dialogues."""
+  return parse_spec(spec)[0] in CHATS
 
 
 def content_identity(source: Source) -> str:

@@ -4,6 +4,7 @@ A label is read as it stands in the file; which form it must have data.label
 says (data/labels.py).
 """
 
+import json
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -32,6 +33,10 @@ class Example(NamedTuple):
   where: str
   texts: tuple[str, ...]
   label: Any
+
+  def to_bytes(self) -> bytes:
+    """Returns all that decides how it is stored."""
+    return json.dumps([self.texts, self.label]).encode()
 
 
 class LabelledSource:

@@ -52,8 +52,8 @@ def writer(request, tmp_path, monkeypatch):
 
 
 def test_the_battery_covers_every_source():
-  # Those of other hosts, of pairs and of labels have files of their own.
-  others = sources.HOSTED + sources.PAIRED + sources.LABELLED
+  # Those of other hosts, of pairs, labels and chats have files of their own.
+  others = sources.HOSTED + sources.PAIRED + sources.LABELLED + sources.CHATS
   assert {*WRITERS, *others} == set(sources.SOURCES)
 
 

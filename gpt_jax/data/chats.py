@@ -1,0 +1,122 @@
+"""Dialogues as rows: one in a row, or as many as fit.
+
+Every token is predicted from those before it in its dialogue, and the stored
+mask says which of them count. Dialogues are never cut: one that is longer than
+a row is left out, and counted.
+"""
+
+import functools
+from typing import NamedTuple
+
+import numpy as np
+
+from gpt_jax.data.pairs import arrange
+from gpt_jax.data.shards import TokenSet
+from gpt_jax.exits import InputError
+
+
+class Layout(NamedTuple):
+  """How dialogues become rows.
+
+  Attributes:
+    seq_len: T.
+    is_packed: whether a row holds as many as fit.
+  """
+
+  seq_len: int
+  is_packed: bool
+
+
+class ChatRows:
+  """The rows of a set of dialogues.
+
+  Args:
+    token_set: a set with a mask.
+    layout: how its documents become rows.
+    seed: dialogues are put into rows in an order drawn by it; None for the
+      set's.
+
+  Attributes:
+    num_rows: their number, which is that of an epoch.
+    num_all: dialogues of the set, those that are longer than a row included.
+    chats: the others, in the order of rows: int64 numbers within the set.
+
+  Raises:
+    InputError: the set has no mask, or no dialogue is short enough.
+  """
+
+  def __init__(self, token_set: TokenSet, layout: Layout, seed: int | None):
+    mask = token_set.read_mask()
+    if mask is None:
+      raise InputError(
+        f"{token_set.name} holds no chats, which data.objective chat needs; "
+        "prepare them from chat:FILE"
+      )
+    self._set, self._layout, self._mask = token_set, layout, mask
+    self._borders = np.append(token_set.document_starts, token_set.num_ids)
+    self._skip = int(token_set.num_ids > token_set.num_tokens)
+    # The last id of a dialogue predicts nothing.
+    sizes = np.diff(self._borders)[:, None] - self._skip - 1
+    self.num_all = len(sizes)
+    if len(sizes) and sizes.min() > layout.seq_len:
+      raise InputError(
+        f"no chat of {token_set.name} fits a row: the shortest takes "
+        f"{sizes.min():,} tokens, and data.seq_len is {layout.seq_len:,}; "
+        "raise it"
+      )
+    limits = np.array([layout.seq_len])
+    self.chats, self._rows = arrange(sizes, limits, layout.is_packed, seed)
+
+  @property
+  def num_rows(self) -> int:
+    return len(self._rows) - 1
+
+  def read(self, rows: np.ndarray) -> dict:
+    """Returns a batch of rows; those beyond the last are without targets."""
+    shape = len(rows), self._layout.seq_len
+    names = ("tokens", "targets")
+    names += ("segments", "positions") * self._layout.is_packed
+    batch: dict = {name: np.zeros(shape, np.int32) for name in names}
+    batch["mask"] = np.zeros(shape, np.float32)
+    for at, row in enumerate(rows):
+      if row < self.num_rows:
+        one = {name: values[at] for name, values in batch.items()}
+        self._fill(one, self.chats[self._rows[row] : self._rows[row + 1]])
+    return batch
+
+  def _fill(self, row: dict, chats: np.ndarray) -> None:
+    """Writes dialogues into a row, whose arrays are views of a batch's."""
+    at = 0
+    for part, chat in enumerate(chats):
+      begin, end = map(int, self._borders[chat : chat + 2])
+      ids = self._set.read(begin + self._skip, end)
+      place = slice(at, at + len(ids) - 1)
+      row["tokens"][place], row["targets"][place] = ids[:-1], ids[1:]
+      row["mask"][place] = self._mask[begin + self._skip + 1 : end]
+      if self._layout.is_packed:
+        # What follows belongs to the last, as no earlier token sees it.
+        row["segments"][at:] = part
+        row["positions"][at:] = np.arange(self._layout.seq_len - at)
+      at = place.stop
+
+
+@functools.lru_cache(maxsize=8)
+def chat_rows(token_set: TokenSet, layout: Layout, seed: int | None):
+  """Returns ChatRows of its arguments, the same for the same ones."""
+  return ChatRows(token_set, layout, seed)
+
+
+def describe_left_out(token_set: TokenSet, layout: Layout) -> str | None:
+  """Returns a sentence on dialogues longer than a row, None for none.
+
+  Raises:
+    InputError: as ChatRows.
+  """
+  rows = chat_rows(token_set, layout, None)
+  left_out = rows.num_all - len(rows.chats)
+  if not left_out:
+    return None
+  return (
+    f"{left_out:,} of {rows.num_all:,} chats of {token_set.name} are longer "
+    "than a row and left out; raise data.seq_len to read them"
+  )

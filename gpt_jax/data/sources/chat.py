@@ -1,0 +1,203 @@
+"""chat:GLOB: dialogues, from JSON records in one of three common layouts.
+
+  messages  {"messages": [{"role": "user", "content": ...}, ...]}
+  ShareGPT  {"conversations": [{"from": "human", "value": ...}, ...]}
+  Alpaca    {"instruction": ..., "input": ..., "output": ...}
+
+The first record says which layout it is, and every other must have it too.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from gpt_jax.data.sources import document, fields, jsonl, paths
+from gpt_jax.data.sources.document import Document, slice_text
+from gpt_jax.exits import InputError
+
+# Role in a file: role of a Message.
+ROLES = {
+  "system": "system",
+  "user": "user",
+  "human": "user",
+  "assistant": "assistant",
+  "gpt": "assistant",
+}
+# {field that a record has: (layout, field of a role, field of a text)}
+LISTS = {
+  "messages": ("messages", "role", "content"),
+  "conversations": ("ShareGPT", "from", "value"),
+}
+
+
+class Message(NamedTuple):
+  """A turn of a dialogue.
+
+  Attributes:
+    role: system, user or assistant.
+    content: not empty.
+  """
+
+  role: str
+  content: str
+
+
+class Chat(NamedTuple):
+  """A dialogue.
+
+  Attributes:
+    name: unique within the source.
+    where: what errors call it: the file and the line.
+    messages: in order; the users' and the assistant's take turns.
+  """
+
+  name: str
+  where: str
+  messages: tuple[Message, ...]
+
+  def to_bytes(self) -> bytes:
+    """Returns all that decides how it is stored."""
+    return json.dumps(self.messages).encode()
+
+
+class ChatSource:
+  """Dialogues of JSON records, in files that may be compressed."""
+
+  is_divided_by_text = True
+
+  def __init__(self, spec: str, argument: str):
+    self.spec = spec
+    pattern, names = fields.split_names(argument)
+    self.files = paths.find_files(pattern)
+    if names:
+      raise InputError(
+        f"{spec} names {'#'.join(names)!r} after its path; the fields of a "
+        "chat are those of its layout: leave it out"
+      )
+    for _, path in self.files:
+      fields.check_file(spec, path, (), "chats")
+      if fields.is_tsv(path):
+        raise InputError(
+          f"{path} has columns, and a chat has turns; give JSON records "
+          f"({', '.join(jsonl.SUFFIXES)})"
+        )
+
+  def fingerprint(self) -> str:
+    return paths.identify("chat", self.files)
+
+  def num_bytes(self) -> int | None:
+    return paths.count_bytes(self.files)
+
+  def documents(self) -> Iterator[Document]:
+    for chat in self.examples():
+      text = "\n".join(message.content for message in chat.messages)
+      yield Document(chat.name, slice_text(text))
+
+  def examples(self) -> Iterator[Chat]:
+    """Yields the dialogues, in the order of `documents`.
+
+    Raises:
+      InputError: a record is no chat, or of another layout than the first.
+    """
+    first = None
+    for name, path in self.files:
+      for number, record in jsonl.read_values(path):
+        where = f"{path}, line {number}"
+        layout, messages = read_record(record, where)
+        first = (layout, where) if first is None else first
+        if layout != first[0]:
+          raise InputError(
+            f"{where} has the layout {layout}, and {first[1]} has {first[0]}; "
+            "all chats of a source must have one layout"
+          )
+        check_turns(messages, where)
+        if all(role != "assistant" for role, _ in messages):
+          raise InputError(
+            f"{where} has no turn of the assistant; a chat must have one to "
+            "learn from"
+          )
+        yield Chat(f"{name}:{number}", where, messages)
+
+
+def read_record(record: Any, where: str) -> tuple[str, tuple[Message, ...]]:
+  """Returns (layout, messages) of a record.
+
+  Raises:
+    InputError: it has none of the layouts, or a turn is wrong.
+  """
+  if not isinstance(record, dict):
+    raise InputError(
+      f"{where} is {document.kind_of(record)}; it must be an object with "
+      "messages, conversations, or instruction and output"
+    )
+  for field, (layout, _, _) in LISTS.items():
+    if field in record:
+      return layout, read_list(record[field], field, where)
+  if "instruction" in record and "output" in record:
+    return "Alpaca", _read_alpaca(record, where)
+  raise InputError(
+    f"{where} is no chat, with the fields "
+    f"{', '.join(map(repr, record)) or 'none'}; it must have messages, "
+    "conversations, or instruction and output"
+  )
+
+
+def read_list(turns: Any, field: str, where: str) -> tuple[Message, ...]:
+  """Returns the messages of a list of turns.
+
+  Args:
+    field: key of LISTS.
+
+  Raises:
+    InputError: a turn is no object, has an unknown role or no text.
+  """
+  _, role_field, text_field = LISTS[field]
+  if not isinstance(turns, list) or not turns:
+    raise InputError(
+      f"{where}: field {field!r} must be a list of turns with {role_field} and "
+      f"{text_field}, and is {'empty' if turns == [] else 'none'}"
+    )
+  found = []
+  for i, turn in enumerate(turns, 1):
+    at = f"{where}, turn {i}"
+    text = jsonl.text_of(turn, text_field, at, f"give it {text_field}")
+    assert isinstance(turn, dict)  # as text_of has found
+    role = turn.get(role_field)
+    if not isinstance(role, str) or role not in ROLES:
+      raise InputError(
+        f"{at} has the role {role!r}; it must be one of {', '.join(ROLES)}"
+      )
+    found.append(Message(ROLES[role], text))
+  return tuple(found)
+
+
+def _read_alpaca(record: dict, where: str) -> tuple[Message, ...]:
+  text = lambda name: jsonl.text_of(record, name, where, "give it one")
+  asked = text("instruction")
+  more = text("input") if record.get("input") else ""
+  asked = f"{asked}\n\n{more}" if more else asked
+  return Message("user", asked), Message("assistant", text("output"))
+
+
+def check_turns(messages: Sequence[Message], where: str) -> None:
+  """Refuses an empty turn, and turns out of order.
+
+  A system's message may come first; then the user and the assistant take
+  turns.
+  """
+  is_first_system = bool(messages) and messages[0].role == "system"
+  for i, message in enumerate(messages):
+    if not message.content.strip():
+      raise InputError(
+        f"{where}, turn {i + 1} of the {message.role} is empty; it must have "
+        "some text"
+      )
+    wanted = ("user", "assistant")[(i - is_first_system) % 2]
+    if i == 0 and is_first_system:
+      wanted = "system"
+    if message.role != wanted:
+      raise InputError(
+        f"{where}, turn {i + 1} is of the {message.role}; it must be of the "
+        f"{wanted}, as a user and an assistant take turns, after a system's "
+        "message or none"
+      )
