@@ -129,6 +129,8 @@ def get_config() -> ConfigDict:
   model.embed_norm = False
   # Multiply the embeddings by the root of the width, before positions.
   model.scaled_embeddings = False
+  # Divide what the output matrix reads by the root of the width, as T5 does.
+  model.scaled_readout = False
   # How a model knows the positions of tokens: a table that is learned or one of
   # sines, added to the embeddings; rope, turned queries and keys; alibi and
   # relative, biases of the scores, which relative learns for each head and

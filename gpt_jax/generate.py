@@ -223,9 +223,11 @@ def main(argv: list[str]) -> int:
 
 def _begin_prompts(tokenizer, prompts: list[str]):
   """Returns a tokenizer whose prompts begin as the model expects."""
+  from gpt_jax.data.pairs import SourceTokenizer
   from gpt_jax.inference.prompts import PromptTokenizer
 
-  if tokenizer.start_ids:
+  is_source = isinstance(tokenizer, SourceTokenizer)
+  if tokenizer.start_ids and not is_source:
     return PromptTokenizer(tokenizer)
   if "" in prompts:
     raise InputError(

@@ -174,4 +174,5 @@ def residual_multiplier(model: ModelConfig) -> float:
 
 def readout_multiplier(model: ModelConfig) -> float:
   """Returns the factor of the final norm's output, which scales the logits."""
-  return 1 / width_ratio(model)
+  scale = model.model_dim**-0.5 if model.scaled_readout else 1.0
+  return scale / width_ratio(model)

@@ -113,6 +113,14 @@ FORMS = {
     attn_scale=1.0,
     tied_embeddings=False,
   ),
+  "t5_tied": dict(
+    family="encoder_decoder",
+    norm="rmsnorm",
+    position="relative",
+    mlp="relu",
+    attn_scale=1.0,
+    scaled_readout=True,
+  ),
   # Mechanisms of the other families, in both stacks.
   "encoder_decoder_blocks": dict(
     family="encoder_decoder",

@@ -220,7 +220,11 @@ def _check_scales(m: ModelConfig) -> None:
     )
   if m.parametrization == "standard":
     return
-  for key, idle in (("scaled_embeddings", False), ("attn_scale", None)):
+  for key, idle in (
+    ("scaled_embeddings", False),
+    ("scaled_readout", False),
+    ("attn_scale", None),
+  ):
     if getattr(m, key) != idle:
       raise InputError(
         f"model.{key} is {getattr(m, key)} and model.parametrization is "

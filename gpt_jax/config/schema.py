@@ -126,6 +126,7 @@ class ModelConfig(Section):
   norm_eps: Frac
   embed_norm: Annotated[bool, Added(False)]
   scaled_embeddings: Annotated[bool, Added(False)]
+  scaled_readout: Annotated[bool, Added(False)]
   position: Literal[
     "learned", "sinusoidal", "rope", "alibi", "relative", "none"
   ]

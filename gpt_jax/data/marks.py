@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gpt_jax.config import NUM_SENTINELS
+from gpt_jax.data.tokenizers.protocol import Tokenizer
 
 MODES = ("R", "S", "X")
 
@@ -27,6 +28,12 @@ class Marks(NamedTuple):
   end: int
   sentinels: np.ndarray
   modes: dict[str, int]
+
+
+def pair_ids(tokenizer: Tokenizer) -> tuple[int, int]:
+  """Returns (what begins a target, what ends it and its source)."""
+  marks = find_marks(tokenizer.vocab_size)
+  return tokenizer.pair_ids or (marks.start, marks.end)
 
 
 def find_marks(vocab_size: int) -> Marks:

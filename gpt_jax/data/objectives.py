@@ -240,7 +240,7 @@ def find_layout(
     return examples.Layout(data.seq_len, data.label)
   if data.objective == "chat":
     return chats.Layout(data.seq_len, data.packing == "documents")
-  return build_layout(config, tokenizer().vocab_size)
+  return build_layout(config, tokenizer())
 
 
 def prompting(config: Config, tokenizer: Tokenizer) -> Any:

@@ -20,7 +20,7 @@ import numpy as np
 from gpt_jax import config as config_lib
 from gpt_jax.config import Config, InputError, RowLengths
 from gpt_jax.data import order
-from gpt_jax.data.marks import find_marks
+from gpt_jax.data.marks import pair_ids
 from gpt_jax.data.shards import TokenSet
 from gpt_jax.data.tokenizers.protocol import Tokenizer
 
@@ -43,12 +43,11 @@ class Layout(NamedTuple):
   end: int
 
 
-def build_layout(config: Config, vocab_size: int) -> Layout:
-  """Returns the layout of a config; marks follow `vocab_size` ids."""
+def build_layout(config: Config, tokenizer: Tokenizer) -> Layout:
+  """Returns the layout of a config's pairs."""
   is_packed = config.data.packing == "documents"
   lengths = config_lib.row_lengths(config)
-  marks = find_marks(vocab_size)
-  return Layout(lengths, is_packed, marks.start, marks.end)
+  return Layout(lengths, is_packed, *pair_ids(tokenizer))
 
 
 class PairRows:
@@ -180,11 +179,12 @@ class SourceTokenizer:
     hidden: tuple[int, ...] = (),
   ):
     self._tokenizer, self._first, self._hidden = tokenizer, first, hidden
-    marks = find_marks(tokenizer.vocab_size)
-    self.target_start_ids = (marks.start, *hidden) if has_source else ()
-    self.separator_id = marks.end
-    self.vocab_size = max(marks.start, marks.end) + 1
-    self.last_id = marks.end if has_source else marks.start
+    start, end = pair_ids(tokenizer)
+    self.target_start_ids = (start, *hidden) if has_source else ()
+    self.separator_id = end
+    self.vocab_size = max(tokenizer.vocab_size, start + 1, end + 1)
+    self.last_id = end if has_source else start
+    self._marks = start, end
 
   def __getattr__(self, name: str):
     return getattr(self._tokenizer, name)
@@ -192,6 +192,7 @@ class SourceTokenizer:
   def encode(self, text: str) -> np.ndarray:
     """Returns the ids of a source, as a model reads it in training."""
     ids = self._tokenizer.encode(text)
+    ids = [*self._tokenizer.start_ids, *ids]
     return np.array([*self._first, *ids, *self._hidden, self.last_id], np.int32)
 
   def encode_target(self, text: str) -> np.ndarray:
@@ -201,7 +202,8 @@ class SourceTokenizer:
   def decode(self, ids) -> str:
     """Returns the text of ids, marks left out."""
     limit = self._tokenizer.vocab_size
-    return self._tokenizer.decode([i for i in ids if i < limit])
+    own = [i for i in ids if i < limit and i not in self._marks]
+    return self._tokenizer.decode(own)
 
 
 @functools.lru_cache(maxsize=8)

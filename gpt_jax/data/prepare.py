@@ -73,6 +73,9 @@ class PreparedData:
     is_masked = config.data.objective == "masked_lm"
     if is_masked and self.tokenizer.mask_id is not None:
       marks = 0  # a tokenizer with a mask of its own needs no other
+    is_paired = config.data.objective == "sequence_to_sequence"
+    if is_paired and self.tokenizer.pair_ids is not None:
+      marks = 0
     return tokenizers.resolve_vocab(config, self.vocab_size + marks)
 
   @property

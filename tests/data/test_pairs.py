@@ -131,7 +131,7 @@ def test_pairs_survive_preparation_whole(make, tokenizer):
     ("valid", prepared.valid["valid"]),
   ):
     assert token_set.is_paired
-    layout = pairs.build_layout(config, prepared.vocab_size)
+    layout = pairs.build_layout(config, prepared.tokenizer)
     of_set = pairs.PairRows(token_set, layout, None)
     decode = prepared.tokenizer.decode
     found[side] = [

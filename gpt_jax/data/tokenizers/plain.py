@@ -23,6 +23,7 @@ class ByteTokenizer:
     self.separator_id: int | None = 256
     self.mask_id = None
     self.start_ids: tuple[int, ...] = ()
+    self.pair_ids = None
 
   def encode(self, text: str) -> np.ndarray:
     data = encode_utf8(text)
@@ -62,6 +63,7 @@ class CharTokenizer:
     self.name = name
     self.separator_id = self.mask_id = None
     self.start_ids: tuple[int, ...] = ()
+    self.pair_ids = None
     self._characters = "".join(sorted(set(characters)))
     self._codes = _code_points(self._characters)
     self.vocab_size = len(self._codes)

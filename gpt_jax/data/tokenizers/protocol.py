@@ -27,6 +27,8 @@ class Tokenizer(Protocol):
     separator_id: the id that is written before each document, or None.
     mask_id: the id of its mask token, or None; text never gives it.
     start_ids: what its model expects before a prompt; of imported models.
+    pair_ids: what begins a target, and what ends it and its source, of imported
+      models that read sources; None: ids after its own (data/marks.py).
   """
 
   name: str
@@ -34,6 +36,7 @@ class Tokenizer(Protocol):
   separator_id: int | None
   mask_id: int | None
   start_ids: tuple[int, ...]
+  pair_ids: tuple[int, int] | None
 
   def encode(self, text: str) -> np.ndarray:
     """Returns the ids of a text, uint32, 1-D.

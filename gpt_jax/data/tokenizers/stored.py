@@ -55,6 +55,7 @@ def from_json(text: str, where: str = "the text") -> Tokenizer:
       name,
       content["separator_id"],
       content.get("start_ids", ()),
+      content.get("pair_ids"),
     )
   except (ValueError, LookupError, TypeError, AttributeError) as error:
     if isinstance(error, InputError):

@@ -35,7 +35,7 @@ class LibraryTokenizer:
     library: the parsed content of a tokenizer.json.
     name: the spec that it came from.
     separator_id: the id that is written before documents, or None.
-    start_ids: the protocol's.
+    start_ids, pair_ids: the protocol's.
   """
 
   def __init__(
@@ -44,6 +44,7 @@ class LibraryTokenizer:
     name: str,
     separator_id: int | None,
     start_ids: Sequence[int] = (),
+    pair_ids: Sequence[int] | None = None,
   ):
     self.name = name
     self.separator_id = separator_id
@@ -58,9 +59,13 @@ class LibraryTokenizer:
         f"the separator of {name} has the id {separator_id!r}; it must be one "
         f"of its {self.vocab_size} tokens"
       )
-    for i in start_ids:
+    for i in (*start_ids, *(pair_ids or ())):
       check_ids([i], self.vocab_size)
     self.start_ids = tuple(start_ids)
+    self.pair_ids = None
+    if pair_ids is not None:
+      start, end = pair_ids
+      self.pair_ids = start, end
     found = [i for i in map(self._inner.token_to_id, MASKS) if i is not None]
     self.mask_id = found[0] if found else None
     self._token_bytes = None
@@ -146,6 +151,8 @@ class LibraryTokenizer:
     }
     if self.start_ids:
       content["start_ids"] = list(self.start_ids)
+    if self.pair_ids is not None:
+      content["pair_ids"] = list(self.pair_ids)
     return dump(self, content)
 
   def with_start(self) -> "LibraryTokenizer":
@@ -153,6 +160,20 @@ class LibraryTokenizer:
     with limits.guard(f"{self.name} cannot encode a text"):
       ids = self._inner.encode("").ids
     return LibraryTokenizer(self._library, self.name, self.separator_id, ids)
+
+  def with_pairs(self, start: int, end: int) -> "LibraryTokenizer":
+    """Returns the same of a model that reads sources.
+
+    Args:
+      start: begins a target.
+      end: ends a target, and a source, which begins as a text does.
+    """
+    ids = list(self.with_start().start_ids)
+    if ids[-1:] == [end]:
+      ids.pop()
+    return LibraryTokenizer(
+      self._library, self.name, self.separator_id, ids, (start, end)
+    )
 
   def id_of(self, token: str | None) -> int | None:
     """Returns the id of a token, or None if it is not in the vocabulary."""

@@ -4,6 +4,7 @@ A key of theirs that is not named here does not change what a model computes.
 Where it does, it is in `keys` or `wanted`; else the table is wrong.
 """
 
+from gpt_jax.deploy.hf.encoder_decoders import ENCODER_DECODERS
 from gpt_jax.deploy.hf.encoders import ENCODERS
 from gpt_jax.deploy.hf.rows import Architecture, Key, Row, rows_of
 
@@ -257,4 +258,5 @@ ARCHITECTURES = {
     has_rope=False,
   ),
   **ENCODERS,
+  **ENCODER_DECODERS,
 }

@@ -11,6 +11,7 @@ import numpy as np
 from gpt_jax import cli, files, tree
 from gpt_jax import config as config_lib
 from gpt_jax.config import InputError
+from gpt_jax.data import marks
 from gpt_jax.data.tokenizers import Tokenizer, limits
 from gpt_jax.deploy.hf import architectures, layout, stated, tensors
 from gpt_jax.deploy.hf.folders import whole_folder
@@ -64,7 +65,7 @@ def export_model(
     for name, content in texts.items():
       text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
       files.write_text(os.path.join(partial, name), text)
-  return word
+  return found.model_type or word
 
 
 def _gather(flat: dict[str, jax.Array], entry: layout.Entry) -> np.ndarray:
@@ -156,6 +157,10 @@ def _describe(
   config = stated.write_model(word, model.config)
   config["torch_dtype"] = model.config.param_dtype
   ids = {f"{role}_id": i for role, i in _ends(tokenizer).items()}
+  if config_lib.has_source(model.config):
+    start, end = marks.pair_ids(tokenizer)
+    ids |= {"decoder_start_token_id": start, "pad_token_id": start}
+    ids["eos_token_id"] = end
   named: dict[str, Any] = {
     "tokenizer_class": "PreTrainedTokenizerFast",
     "model_max_length": model.config.max_len,

@@ -63,7 +63,14 @@ def import_model(
   sizes = stated.sizes_of(tensor.shape for tensor in opened.values())
   fields = stated.read_model(read, sizes, where)
   words = tokenizers.build_tokenizer(tokenizer or _find_tokenizer(source))
-  if isinstance(words, LibraryTokenizer):
+  if fields.get("family") == "encoder_decoder":
+    if not isinstance(words, LibraryTokenizer):
+      raise InputError(
+        f"the model of {source} reads sources, and the tokenizer {words.name} "
+        "has no ids for where a target begins and ends; give a tokenizer.json"
+      )
+    words = words.with_pairs(*stated.read_pair_ids(read, where))
+  elif isinstance(words, LibraryTokenizer):
     words = words.with_start()
   has_offsets = any(row.form == "offset" for row in found.rows)
   config = _build_config(

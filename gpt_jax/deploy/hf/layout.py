@@ -87,7 +87,8 @@ def list_entries(
   entries = []
   heads = () if model.tied_embeddings else found.heads
   for row in (*found.rows, *heads):
-    layers = range(model.num_layers) if "{layer}" in row.theirs else [None]
+    stack = config_lib.stack_config(model, row.ours[0].split("/")[0])
+    layers = range(stack.num_layers) if "{layer}" in row.theirs else [None]
     experts = range(model.num_experts or 0)
     for layer in layers:
       for expert in experts if "{expert}" in row.theirs else [None]:

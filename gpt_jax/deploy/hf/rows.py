@@ -75,13 +75,15 @@ class Architecture(NamedTuple):
   told: dict[str, Any] = {}
 
 
-def rows_of(layer: str, **named: tuple[str, ...] | str) -> tuple[Row, ...]:
-  """Returns rows of blocks: {name of ours, "/" as "__": theirs and form}."""
+def rows_of(
+  layer: str, stack: str = "blocks", **named: tuple[str, ...] | str
+) -> tuple[Row, ...]:
+  """Returns rows of a stack: {name of ours, "/" as "__": theirs and form}."""
   found = []
   for ours, value in named.items():
     theirs, *form = (value,) if isinstance(value, str) else value
     paths = tuple(
-      f"blocks/{path.replace('__', '/')}" for path in ours.split("___")
+      f"{stack}/{path.replace('__', '/')}" for path in ours.split("___")
     )
     found.append(Row(f"{layer}.{theirs}", paths, *form))
   return tuple(found)

@@ -105,6 +105,23 @@ def read_model(stated: dict, sizes: Sizes, where: str) -> dict[str, Any]:
   return model
 
 
+def read_pair_ids(stated: dict, where: str) -> tuple[int, int]:
+  """Returns the ids that begin a target, and that end it and its source.
+
+  Raises:
+    InputError: there are none.
+  """
+  start = stated.get("decoder_start_token_id", stated.get("pad_token_id"))
+  end = stated.get("eos_token_id")
+  for name, value in (("decoder_start", start), ("eos", end)):
+    if type(value) is not int or value < 0:
+      raise InputError(
+        f"{where} has {name}_token_id {value!r:.60}; it must be a token's id"
+      )
+  assert isinstance(start, int) and isinstance(end, int)
+  return start, end
+
+
 def _read_key(stated: dict, key: Key, where: str):
   """Returns the value of a key of the tables, None where there is none."""
   value = stated.get(key.theirs, key.default)
@@ -177,6 +194,11 @@ def choose(model: ModelConfig, defaults: ModelConfig) -> str:
         is_fine = is_fine or value == getattr(defaults, field.name)
       if not is_fine:
         wrong.append(f"model.{field.name} {value!r}")
+    told: dict[str, Any] = {}
+    for key in found.keys:
+      value = getattr(model, key.ours)
+      if told.setdefault(key.theirs, value) != value:
+        wrong.append(f"model.{key.ours} {value!r}")
     if found.has_pattern == (model.layer_pattern == "uniform"):
       wrong.append(f"model.layer_pattern {model.layer_pattern!r}")
     has_experts = any(key.ours == "num_experts" for key in found.keys)
@@ -203,6 +225,11 @@ def write_model(word: str, model: ModelConfig) -> dict[str, Any]:
   stated |= {key: values[0] for key, values in found.wanted.items()}
   for key in found.keys:
     stated[key.theirs] = getattr(model, key.ours)
+  for key in found.keys:
+    if key.alias is not None:
+      stated.setdefault(key.alias, stated[key.theirs])
+  if stated.get("num_layers", 0) is None:
+    stated["num_layers"] = model.num_layers
   if stated.get("num_key_value_heads", 0) is None:
     stated["num_key_value_heads"] = model.num_heads
   if stated.get("head_dim", 0) is None:

@@ -24,6 +24,15 @@ SMALL = dict(
   max_position_embeddings=64,
   vocab_size=61,
 )
+T5_SMALL = dict(
+  d_model=32,
+  d_ff=48,
+  d_kv=12,
+  num_layers=3,
+  num_heads=4,
+  vocab_size=61,
+  decoder_start_token_id=0,
+)
 CASES = {
   "gpt2": dict(n_embd=32, n_layer=3, n_head=4, n_positions=64, vocab_size=61),
   "llama": SMALL | dict(tie_word_embeddings=True, rms_norm_eps=1e-5),
@@ -67,11 +76,19 @@ CASES = {
     + ["full_attention", "sliding_attention"],
   ),
   "bert": {k: v for k, v in SMALL.items() if k != "num_key_value_heads"},
+  "t5": T5_SMALL | dict(num_decoder_layers=2),
+  "t5_gated": T5_SMALL
+  | dict(
+    model_type="t5",
+    d_ff=64,
+    feed_forward_proj="gated-gelu",
+    tie_word_embeddings=False,
+  ),
   "mixtral": SMALL
   | dict(num_local_experts=4, num_experts_per_tok=2, sliding_window=None),
 }
 # What opens a model_type; AutoModelForCausalLM where it is not here.
-AUTO = {"bert": "AutoModelForMaskedLM"}
+AUTO = {"bert": "AutoModelForMaskedLM", "t5": "AutoModelForSeq2SeqLM"}
 NUM_TOKENS, NUM_NEW = 20, 32
 
 
@@ -88,6 +105,12 @@ def draw(shapes: dict[str, list[int]], seed: int = 0) -> dict[str, np.ndarray]:
 
 def tokens_of(vocab_size: int) -> np.ndarray:
   return np.random.default_rng(1).integers(0, vocab_size, (1, NUM_TOKENS))
+
+
+def targets_of(vocab_size: int) -> np.ndarray:
+  """Returns what a decoder reads beside a source; 0 begins it."""
+  ids = np.random.default_rng(2).integers(0, vocab_size, (1, NUM_TOKENS))
+  return ids * (np.arange(NUM_TOKENS) > 0)
 
 
 def types_of(config: dict) -> np.ndarray | None:
@@ -120,6 +143,8 @@ def main() -> None:
         name: list(tensor.shape)
         for name, tensor in safetensors.torch.load_file(weights).items()
       }
+      if case == "t5_gated":  # transformers 5 ties what it makes
+        shapes["lm_head.weight"] = shapes["shared.weight"]
       new = {k: torch.from_numpy(v) for k, v in draw(shapes).items()}
       safetensors.torch.save_file(new, weights, {"format": "pt"})
       model = auto.from_pretrained(folder, attn_implementation="eager")
@@ -128,14 +153,22 @@ def main() -> None:
     given, types = {}, types_of(written)
     if types is not None:
       given["token_type_ids"] = torch.from_numpy(types)
+    if written.get("is_encoder_decoder"):
+      given["decoder_input_ids"] = torch.from_numpy(
+        targets_of(config.vocab_size)
+      )
     with torch.no_grad():
       logits = model(ids, **given).logits[0, -4:].double().numpy()
       new = None
-      if word not in AUTO:
+      if AUTO.get(word) != "AutoModelForMaskedLM":
         made = model.generate(
-          ids[:, :7], max_new_tokens=NUM_NEW, do_sample=False, eos_token_id=None
+          ids[:, :7],
+          max_new_tokens=NUM_NEW,
+          min_new_tokens=NUM_NEW,
+          do_sample=False,
+          eos_token_id=None,
         )
-        new = made[0, 7:].tolist()
+        new = made[0, -NUM_NEW:].tolist()
     golden[case] = {
       "config": written,
       "shapes": shapes,

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gpt_jax import config as config_lib
 from gpt_jax import tree
 from gpt_jax.config import InputError
 from gpt_jax.deploy.hf import exporting, importing, stated, tensors
@@ -66,6 +67,11 @@ def test_an_imported_model_computes_what_transformers_does(case, tmp_path):
   golden, ids = GOLDEN[case], tokens_of(61).astype(np.int32)
   expected, types = np.array(golden["logits"]), types_of(golden["config"])
   kw = {} if types is None else {"types_BT": types.astype(np.int32)}
+  prompt, source = ids[:, :7], {}
+  if config_lib.has_source(model.config):
+    kw["sources_BS"], source["sources_BS"] = ids, prompt
+    ids = make_golden["targets_of"](61).astype(np.int32)
+    prompt = ids[:, :1]
   with jax.set_mesh(mesh):
     logits = jax.jit(model.apply)(params, ids, **kw)
     found = np.asarray(logits[0, -4:, :61])
@@ -77,10 +83,11 @@ def test_an_imported_model_computes_what_transformers_does(case, tmp_path):
     prepared = model.prepare_for_decoding(params)
     cache = model.init_cache(1, 64)
     step = jax.jit(model.apply_cached)
-    next_ids, start, written = jnp.asarray(ids[:, :7]), 0, []
+    next_ids, start, written = jnp.asarray(prompt), 0, []
     for _ in range(make_golden["NUM_NEW"]):
       at = jnp.array([start], jnp.int32)
-      logits, cache = step(prepared, next_ids, cache, at)
+      logits, cache = step(prepared, next_ids, cache, at, **source)
+      source = {}
       start += next_ids.shape[1]
       next_ids = logits[:, -1:, :61].argmax(-1).astype(jnp.int32)
       written.append(int(next_ids[0, 0]))
@@ -256,6 +263,11 @@ def test_tensors_that_do_not_fit_are_named(change, sentence, tmp_path):
     ("gemma3_text", dict(rope_parameters=3), "rope_scaling 3; it must be"),
     ("qwen3_moe", dict(norm_topk_prob=False), "has norm_topk_prob False"),
     ("bert", dict(hidden_act="relu"), "has hidden_act 'relu'"),
+    ("t5", dict(feed_forward_proj="gated-silu"), "has feed_forward_proj"),
+    ("t5", dict(relative_attention_num_buckets=16), "num_buckets 16"),
+    ("t5", dict(eos_token_id=None), "has eos_token_id None"),
+    ("t5", dict(decoder_start_token_id=61), "token id 61 is outside"),
+    ("t5", dict(scale_decoder_outputs=False), "lacks lm_head.weight"),
     ("bert", dict(is_decoder=True), "has is_decoder True"),
     (
       "bert",

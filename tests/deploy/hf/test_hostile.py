@@ -62,8 +62,15 @@ def write(folder: pathlib.Path, word: str) -> pathlib.Path:
 def list_keys(word: str) -> dict[str, str | None]:
   """Returns {key of theirs: field of ours}."""
   found = architectures.ARCHITECTURES[word]
-  keys = {key.alias or key.theirs: key.ours for key in found.keys}
+  keys = {
+    name: key.ours
+    for key in found.keys
+    for name in (key.theirs, key.alias)
+    if name is not None
+  }
   others = [*found.wanted, "model_type", *(ROPE if found.has_rope else ())]
+  if found.fixed.get("family") == "encoder_decoder":
+    others += ["decoder_start_token_id", "eos_token_id"]
   return keys | dict.fromkeys(
     [*others, *(PATTERN if found.has_pattern else ())]
   )
@@ -85,8 +92,10 @@ def test_a_number_is_bounded_before_anything_is_made(
   config = CASES[word]["config"]
   kinds = {"rope_scaling", "rope_parameters", "layer_types", "mlp_only_layers"}
   for (key, ours), value in itertools.product(list_keys(word).items(), VALUES):
-    # The newer form of the rope's keys would hide the older.
-    hidden = {key, "rope_parameters"} if key.startswith("rope_") else {key}
+    # The newer form of a key would hide the older.
+    found = architectures.ARCHITECTURES[word].keys
+    hidden = {key} | {each.theirs for each in found if each.alias == key}
+    hidden |= {"rope_parameters"} if key.startswith("rope_") else set()
     stated_ = {k: v for k, v in config.items() if k not in hidden}
     text = json.dumps(stated_)[:-1] + f', "{key}": {value}}}'
     (source / "config.json").write_text(text)

@@ -41,6 +41,14 @@ BERT = dict(
   max_position_embeddings=512,
   vocab_size=30522,
 )
+T5 = dict(
+  model_type="t5",
+  d_model=768,
+  d_kv=64,
+  num_layers=12,
+  num_heads=12,
+  vocab_size=32128,
+)
 MISTRAL = llama(4096, 14336, 32, 32, 8, 32000)
 QWEN3 = dict(word="qwen3", head_dim=128)
 GEMMA3 = dict(word="gemma3_text", head_dim=256, sliding_window=512)
@@ -61,6 +69,13 @@ MODELS = {
     134_515_008,
   ),
   "BERT base": (BERT, 109_514_298),
+  "T5 base": (T5 | dict(d_ff=3072), 222_903_552),
+  "T5 1.1 base": (
+    T5
+    | dict(feed_forward_proj="gated-gelu", d_ff=2048)
+    | dict(tie_word_embeddings=False),
+    247_577_856,
+  ),
   "Mistral 7B": (MISTRAL | dict(model_type="mistral"), 7_241_732_096),
   "Mixtral 8x7B": (MISTRAL | dict(model_type="mixtral"), 46_702_792_704),
   "Qwen2.5 0.5B": (

@@ -5,7 +5,9 @@ import json
 import pytest
 import tokenizers as library
 
-from gpt_jax.data import tokenizers
+from configs import base
+from gpt_jax import config as config_lib
+from gpt_jax.data import objectives, tokenizers
 from gpt_jax.deploy.hf import exporting
 
 WORDS = (
@@ -76,3 +78,29 @@ def test_a_tokenizer_goes_in_and_out_with_its_ids(kind, end, named, tmp_path):
       role.removesuffix("_token"): word for role, word in roles.items()
     }.items()
   )
+
+
+@pytest.mark.parametrize(
+  "kind,start,end", [("unigram", 0, 1), ("wordpiece", 3, 3)]
+)
+def test_a_source_has_the_ids_that_its_library_puts_around_it(
+  kind, start, end, tmp_path
+):
+  theirs = build(kind)
+  path = tmp_path / "tokenizer.json"
+  theirs.save(str(path))
+  ours = tokenizers.build_tokenizer(f"hf:{path}").with_pairs(start, end)
+  path.write_text(ours.to_json())
+  ours = tokenizers.load(path)
+  config = base.get_config()
+  config.data.objective = "sequence_to_sequence"
+  config.model.family = "encoder_decoder"
+  asks = objectives.prompting(config_lib.freeze(config), ours)
+  text = "a token, tokens."
+  assert asks.encode(text).tolist() == theirs.encode(text).ids
+  assert (*asks.target_start_ids, asks.separator_id) == (start, end)
+  assert asks.vocab_size == ours.vocab_size  # and no marks after it
+  ids = ours.encode(text).tolist()
+  assert asks.decode([start, *ids, end]) == ours.decode(ids)
+  layout = objectives.find_layout(config_lib.freeze(config), lambda: ours)
+  assert (layout.start, layout.end) == (start, end)

@@ -1,0 +1,99 @@
+"""Tables of the hub's models that read a source and write a target."""
+
+from gpt_jax.deploy.hf.rows import Architecture, Key, Row, rows_of
+
+
+def _attention(layer: str, ours: str, theirs: str, stack: str = "blocks"):
+  """Returns the four matrices of an attention of T5."""
+  names = {f"{ours}__{x}": f"{theirs}.{x}.weight" for x in "qkvo"}
+  return rows_of(layer, stack, **names)
+
+
+T5_ENCODER, T5_DECODER = "encoder.block.{layer}", "decoder.block.{layer}"
+BUCKETS = "block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+T5 = Architecture(
+  name="T5ForConditionalGeneration",
+  model_type="t5",
+  keys=(
+    Key("d_model", "model_dim"),
+    Key("d_ff", "mlp_dim"),
+    Key("d_kv", "head_dim"),
+    Key("num_layers", "num_encoder_layers"),
+    Key("num_decoder_layers", "num_layers", alias="num_layers"),
+    Key("num_heads", "num_heads"),
+    Key("n_positions", "max_len", 512),
+    Key("vocab_size", "vocab_size"),
+    Key("layer_norm_epsilon", "norm_eps", 1e-6),
+    # Which was one switch, until transformers 5 tied all that it writes.
+    Key("scale_decoder_outputs", "scaled_readout", True, "tie_word_embeddings"),
+    Key(
+      "scale_decoder_outputs", "tied_embeddings", True, "tie_word_embeddings"
+    ),
+  ),
+  fixed=dict(
+    family="encoder_decoder",
+    norm="rmsnorm",
+    position="relative",
+    attn_scale=1.0,
+    mlp="relu",
+  ),
+  wanted={
+    "feed_forward_proj": ("relu",),
+    "is_encoder_decoder": (True,),
+    "relative_attention_num_buckets": (32,),
+    "relative_attention_max_distance": (128,),
+  },
+  rows=(
+    Row("shared.weight", ("embed/tokens",), "same"),
+    Row("encoder." + BUCKETS, ("encoder_relative",), "same"),
+    Row("decoder." + BUCKETS, ("relative",), "same"),
+    Row("encoder.final_layer_norm.weight", ("encoder_norm/scale",), "same"),
+    Row("decoder.final_layer_norm.weight", ("final_norm/scale",), "same"),
+    *_attention(T5_ENCODER, "attn", "layer.0.SelfAttention", "encoder"),
+    *_attention(T5_DECODER, "attn", "layer.0.SelfAttention"),
+    *_attention(T5_DECODER, "cross", "layer.1.EncDecAttention"),
+    *rows_of(
+      T5_ENCODER,
+      "encoder",
+      norm_attn__scale=("layer.0.layer_norm.weight", "same"),
+      norm_mlp__scale=("layer.1.layer_norm.weight", "same"),
+      mlp__in="layer.1.DenseReluDense.wi.weight",
+      mlp__out="layer.1.DenseReluDense.wo.weight",
+    ),
+    *rows_of(
+      T5_DECODER,
+      norm_attn__scale=("layer.0.layer_norm.weight", "same"),
+      norm_cross__scale=("layer.1.layer_norm.weight", "same"),
+      norm_mlp__scale=("layer.2.layer_norm.weight", "same"),
+      mlp__in="layer.2.DenseReluDense.wi.weight",
+      mlp__out="layer.2.DenseReluDense.wo.weight",
+    ),
+  ),
+  heads=(Row("lm_head.weight", ("unembed",), "same"),),
+  ignored=("encoder.embed_tokens.weight", "decoder.embed_tokens.weight"),
+  prefix="",
+  has_rope=False,
+)
+
+
+def _gated(row: Row) -> tuple[Row, ...]:
+  """Returns a row of T5 with its gate, where the row enters an MLP."""
+  stem = row.theirs.removesuffix("wi.weight")
+  if stem == row.theirs:
+    return (row,)
+  gate = row.ours[0].replace("/in", "/gate")
+  return Row(stem + "wi_0.weight", (gate,)), Row(stem + "wi_1.weight", row.ours)
+
+
+T5_GATED = T5._replace(
+  told={"feed_forward_proj": "gated-gelu"},
+  fixed=T5.fixed | dict(mlp="geglu_tanh"),
+  wanted=T5.wanted | {"feed_forward_proj": ("gated-gelu",)},
+  rows=tuple(each for row in T5.rows for each in _gated(row)),
+)
+
+# By "model_type" of config.json, or an Architecture's own.
+ENCODER_DECODERS = {
+  "t5_gated": T5_GATED,
+  "t5": T5,
+}
