@@ -39,6 +39,19 @@ def _build_parser():
     help="text to continue; repeat it for a batch; - reads standard input",
   )
   parser.add_argument(
+    "--messages",
+    metavar="FILE",
+    help="dialogues to answer in place of prompts, as chat:FILE has them, with "
+    "a user's turn last",
+  )
+  parser.add_argument(
+    "--template",
+    metavar="NAME",
+    help="take prompts for what a user says to an assistant, in the chat "
+    f"template {', '.join(config_lib.Template.FORMS)}; a run that was tuned on "
+    "chats has its own",
+  )
+  parser.add_argument(
     "--suffix",
     metavar="TEXT",
     help="write what stands between the prompt and this text; for a run with "
@@ -153,6 +166,7 @@ def main(argv: list[str]) -> int:
     )
   if not 0 <= args.seed < 2**32:
     raise InputError(f"--seed is {args.seed}; it must be from 0 to 2^32 - 1")
+  template = _parse_template(args)
   typed = [files.user_text("--prompt", p) for p in args.prompt or ["\n"]]
   stop = tuple(files.user_text("--stop", s) for s in args.stop)
   runtime.start(args.devices)
@@ -187,7 +201,9 @@ def main(argv: list[str]) -> int:
   config, model, params, tokenizer, mesh = workdir.open_run(
     args.workdir, overrides, note, args.weights, args.average, args.step
   )
-  tokenizer = objectives.prompting(config, tokenizer)
+  tokenizer = objectives.prompting(config, tokenizer, template)
+  if args.messages is not None:
+    prompts = _read_messages(args.messages, tokenizer)
   tokenizer = _begin_prompts(tokenizer, prompts)
   if args.suffix is not None:
     tokenizer = _ask_for_gap(config, tokenizer, args.suffix)
@@ -219,6 +235,32 @@ def main(argv: list[str]) -> int:
       options = args.num_tokens, sampling, args.seed, stop
       _show_samples(prompts, heads, show, run, options, is_prefix)
   return 0
+
+
+def _parse_template(args) -> config_lib.Template | None:
+  if args.messages is not None and args.prompt is not None:
+    raise InputError(
+      "--messages and --prompt are both given; give the prompt as the last turn"
+    )
+  if args.template is None:
+    return None
+  if args.suffix is not None:
+    raise InputError("--template does nothing with --suffix; leave one out")
+  return config_lib.Template(args.template, "--template")
+
+
+def _read_messages(path: str, tokenizer) -> list[str]:
+  """Returns the prompts of a file of dialogues."""
+  from gpt_jax.data.sources import chat
+  from gpt_jax.data.templates import ChatTokenizer, Prompt
+
+  if not isinstance(tokenizer, ChatTokenizer):
+    raise InputError(
+      "--messages is given, and the run was not tuned on chats; name the chat "
+      "template of its model with --template"
+    )
+  found = chat.read_prompts(files.user_path("--messages", path))
+  return [Prompt(messages, where) for where, messages in found]
 
 
 def _begin_prompts(tokenizer, prompts: list[str]):

@@ -156,11 +156,14 @@ class Template(ParsedOption):
   name: str
   is_text: bool
 
-  def __init__(self, text: str):
+  def __new__(cls, text: str, key: str = "data.template"):
+    return super().__new__(cls, text)
+
+  def __init__(self, text: str, key: str = "data.template"):
     if text not in self.FORMS:
       near = difflib.get_close_matches(text, self.FORMS, 1, 0.0)[0]
       raise InputError(
-        f"data.template is {text!r}; did you mean {near!r}? It must be one of "
+        f"{key} is {text!r}; did you mean {near!r}? It must be one of "
         f"{', '.join(self.FORMS)}"
       )
     self.name, _, rest = text.partition(":")

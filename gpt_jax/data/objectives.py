@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gpt_jax import config as config_lib
-from gpt_jax.config import Config, DataConfig, InputError
+from gpt_jax.config import Config, DataConfig, InputError, Template
 from gpt_jax.data import chats, denoising, examples, infilling, sources
 from gpt_jax.data.marks import find_marks
 from gpt_jax.data.pairs import Layout, SourceTokenizer, build_layout
@@ -243,15 +243,32 @@ def find_layout(
   return build_layout(config, tokenizer())
 
 
-def prompting(config: Config, tokenizer: Tokenizer) -> Any:
+def prompting(
+  config: Config, tokenizer: Tokenizer, template: Template | None = None
+) -> Any:
   """Returns the tokenizer whose prompts are those that the run was trained on.
 
   Where prompts are sources it adds their mark, and knows the end of a target.
   After span corruption they ask for a span that is hidden behind them. Of chats
   they are what a user says.
+
+  Args:
+    template: by which a model was tuned elsewhere, whose prompts are what a
+      user says; None for the run's own prompts.
+
+  Raises:
+    InputError: the run does not continue prompts, or the tokenizer lacks a mark
+      of the template.
   """
-  if config.data.objective == "chat":
-    return ChatTokenizer(tokenizer, config.data.template)
+  if template is None and config.data.objective == "chat":
+    template = config.data.template
+  if template is not None:
+    if config.data.objective not in ("causal", "chat"):
+      raise InputError(
+        f"--template is {template}, and the run's data.objective is "
+        f"{config.data.objective}; only a causal model answers chats"
+      )
+    return ChatTokenizer(tokenizer, template)
   has_source = config_lib.has_source(config.model)
   if not has_source and config.data.objective != "sequence_to_sequence":
     return tokenizer

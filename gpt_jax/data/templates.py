@@ -222,6 +222,23 @@ class ChatEncoder:
       yield chat, np.concatenate(ids).astype(np.uint32), mask
 
 
+class Prompt(str):
+  """What the user says last in a dialogue, of which the rest is an attribute.
+
+  Attributes:
+    messages: all messages, the last one included.
+    where: what errors call them.
+  """
+
+  messages: tuple[Message, ...]
+  where: str
+
+  def __new__(cls, messages: tuple[Message, ...], where: str):
+    prompt = super().__new__(cls, messages[-1].content)
+    prompt.messages, prompt.where = messages, where
+    return prompt
+
+
 class ChatTokenizer:
   """A run's tokenizer whose prompts are a user's words, which are answered.
 
@@ -234,6 +251,7 @@ class ChatTokenizer:
   Attributes:
     start_ids: (), as the template writes what a dialogue begins with.
     separator_id: ends an answer; the run's where the template is plain text.
+    end_ids: it, and the run's, with which a model may end all that it says.
     stop: strings that end an answer; () where an id does.
   """
 
@@ -244,14 +262,21 @@ class ChatTokenizer:
     self._encoder = ChatEncoder(template, tokenizer)
     end_id = self._encoder.end_id
     self.separator_id = tokenizer.separator_id if end_id is None else end_id
+    self.end_ids = (self.separator_id, tokenizer.separator_id)
     self.stop = (self._encoder.end,) if end_id is None else ()
 
   def __getattr__(self, name: str):
     return getattr(self._tokenizer, name)
 
   def encode(self, text: str) -> np.ndarray:
-    """Returns the ids of a dialogue up to where the assistant answers."""
-    return self._encoder.prompt([Message("user", text)], "the prompt")
+    """Returns the ids of a dialogue up to where the assistant answers.
+
+    Args:
+      text: what the user says, at first or, as a Prompt, after other turns.
+    """
+    if not isinstance(text, Prompt):
+      text = Prompt((Message("user", text),), "the prompt")
+    return self._encoder.prompt(text.messages, text.where)
 
   def encode_target(self, text: str) -> np.ndarray:
     """Returns the ids of an answer that ends."""

@@ -397,10 +397,7 @@ def search_text(
     is_prefix,
     starts,
   )
-  stop = texts.stop_of(tokenizer)
-  text = lambda prompt, h: texts.cut_text(
-    prompt, h.ids.tolist(), tokenizer, stop
-  )
+  text = lambda prompt, h: texts.cut_text(prompt, h.ids.tolist(), tokenizer)
   return [
     [(text([] if starts else prompt, h)[0], h) for h in own]
     for prompt, own in zip(ids, found, strict=True)

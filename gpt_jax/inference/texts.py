@@ -21,11 +21,6 @@ def start_ids_of(tokenizer: Tokenizer, config: ModelConfig) -> tuple[int, ...]:
   return tokenizer.target_start_ids
 
 
-def stop_of(tokenizer: Tokenizer) -> tuple[str, ...]:
-  """Returns the strings with which an answer ends; () where an id ends it."""
-  return tokenizer.stop if isinstance(tokenizer, ChatTokenizer) else ()
-
-
 def generate_text(
   model: Model,
   params: Any,
@@ -52,7 +47,8 @@ def generate_text(
       back while it may be the start of a stop string, or end inside a
       character.
   """
-  stop = (*stop, *stop_of(tokenizer))
+  if isinstance(tokenizer, ChatTokenizer):
+    stop = (*stop, *tokenizer.stop)
   ids = [tokenizer.encode(p) for p in prompts]
   starts = start_ids_of(tokenizer, model.config)
   # A target begins anew.
@@ -96,9 +92,11 @@ def generate_text(
 
 def cut_text(prompt, ids: list[int], tokenizer, stop=()) -> tuple[str, bool]:
   """Returns (the text that ids add to the prompt, whether it has ended)."""
-  is_done = False
-  if tokenizer.separator_id in ids:
-    ids, is_done = ids[: ids.index(tokenizer.separator_id)], True
+  ends = (tokenizer.separator_id,)
+  if isinstance(tokenizer, ChatTokenizer):
+    ends, stop = tokenizer.end_ids, (*stop, *tokenizer.stop)
+  found = [at for at, i in enumerate(ids) if i in ends]
+  ids, is_done = ids[: found[0]] if found else ids, bool(found)
   # Decoded with the prompt, because some decoders strip a text's first space.
   start = tokenizer.decode(prompt)
   whole = tokenizer.decode([*prompt, *ids])

@@ -7,6 +7,7 @@ from gpt_jax.config import InputError, Template
 from gpt_jax.data import templates
 from gpt_jax.data.sources.chat import Chat, Message
 from gpt_jax.data.tokenizers.plain import ByteTokenizer
+from gpt_jax.inference import texts
 
 MESSAGES = (
   Message("system", "Be kind."),
@@ -119,3 +120,14 @@ def test_a_chat_tokenizer_ends_where_a_turn_does():
   spelled = templates.ChatTokenizer(ByteTokenizer(), Template("chatml:text"))
   assert spelled.stop == ("<|im_end|>",) and spelled.separator_id == 256
   assert spelled.decode(spelled.encode_target("A")) == "A<|im_end|>"
+
+
+def test_an_answer_ends_with_its_turn_or_with_all_that_is_said():
+  own = templates.ChatTokenizer(Marked(), Template("chatml"))
+  end, plain = own.separator_id, ByteTokenizer().separator_id
+  for last in (end, plain):
+    assert texts.cut_text([65], [66, last, 67], own) == ("B", True)
+  spelled = templates.ChatTokenizer(ByteTokenizer(), Template("chatml:text"))
+  ids = [*b"B<|im_end|>C"]
+  assert texts.cut_text([65], ids, spelled) == ("B", True)
+  assert texts.cut_text([65], ids[:-2], spelled) == ("B<|im_end|", False)

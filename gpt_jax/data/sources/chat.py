@@ -101,22 +101,47 @@ class ChatSource:
     """
     first = None
     for name, path in self.files:
-      for number, record in jsonl.read_values(path):
-        where = f"{path}, line {number}"
-        layout, messages = read_record(record, where)
+      for number, where, layout, messages in _read_file(path):
         first = (layout, where) if first is None else first
         if layout != first[0]:
           raise InputError(
             f"{where} has the layout {layout}, and {first[1]} has {first[0]}; "
             "all chats of a source must have one layout"
           )
-        check_turns(messages, where)
         if all(role != "assistant" for role, _ in messages):
           raise InputError(
             f"{where} has no turn of the assistant; a chat must have one to "
             "learn from"
           )
         yield Chat(f"{name}:{number}", where, messages)
+
+
+def read_prompts(path: str) -> Iterator[tuple[str, tuple[Message, ...]]]:
+  """Yields (what errors call it, messages) of dialogues to be answered.
+
+  Raises:
+    InputError: as ChatSource.examples; there is none, or the user has not the
+      last turn.
+  """
+  where = None
+  for _, where, _, messages in _read_file(path):
+    if messages[-1].role != "user":
+      raise InputError(
+        f"{where} ends with a turn of the {messages[-1].role}; the last turn "
+        "must be the user's, to be answered"
+      )
+    yield where, messages
+  if where is None:
+    raise InputError(f"{path} holds no chat; it must hold one or more")
+
+
+def _read_file(path: str):
+  """Yields (number, what errors call it, layout, messages) of records."""
+  for number, record in jsonl.read_values(path):
+    where = f"{path}, line {number}"
+    layout, messages = read_record(record, where)
+    check_turns(messages, where)
+    yield number, where, layout, messages
 
 
 def read_record(record: Any, where: str) -> tuple[str, tuple[Message, ...]]:
