@@ -9,6 +9,9 @@ from gpt_jax import cli, files
 from gpt_jax.config import InputError
 from gpt_jax.machine import processes, runtime
 
+# Options of data.objective whose runs write what --generate compares.
+WRITTEN = ("sequence_to_sequence", "chat")
+
 
 def _build_parser():
   parser = cli.build_parser(
@@ -39,8 +42,8 @@ def _build_parser():
     "--generate",
     metavar="N",
     type=int,
-    help="also write the targets of the first N pairs: exact match, and BLEU "
-    "where sacrebleu is installed",
+    help="also write the targets of the first N pairs, or the last answers of "
+    "chats: exact match, and BLEU where sacrebleu is installed",
   )
   parser.add_argument(
     "--beams",
@@ -126,7 +129,7 @@ def main(argv: list[str]) -> int:
       )
     if args.generate and task.pairs is not None:
       run = model, params, tokens, prompting(config, tokenizer), task.pairs
-      result |= _generate(args, run, how)
+      result |= _generate(args, run, how, task.word == "chat")
     if not is_speaking:
       continue
     if args.json:
@@ -211,29 +214,42 @@ def _check_generate(args, task) -> None:
     raise InputError(
       "--beams does nothing without --generate; add --generate=N"
     )
-  if args.generate is not None and task.word != "sequence_to_sequence":
+  if args.generate is not None and task.word not in WRITTEN:
     raise InputError(
       f"--generate is for pairs, and this run's data.objective is {task.word}; "
-      "only a run of sequence_to_sequence writes targets"
+      f"only a run of {' or '.join(WRITTEN)} writes targets"
+    )
+  if args.beams is not None and task.word == "chat":
+    raise InputError(
+      "--beams is for pairs, and this run answers chats, greedily; leave it out"
     )
 
 
-def _generate(args, run, how: dict) -> dict[str, float]:
-  """Returns the exact match, and BLEU if it can be had, of written targets."""
+def _generate(args, run, how: dict, is_chat: bool) -> dict[str, float]:
+  """Returns the exact match, and BLEU if it can be had, of what is written."""
   import importlib.util
 
   import jax
 
   from gpt_jax.inference import targets
 
+  size = min(how["batch_size"], args.generate)
   with jax.set_mesh(how["mesh"]):
-    found = targets.write_targets(
-      *run,
-      num_pairs=args.generate,
-      batch_size=min(how["batch_size"], args.generate),
-      num_beams=args.beams or 1,
-    )
-  result = {"num_pairs": len(found), "exact_match": targets.exact_match(found)}
+    if is_chat:
+      found = targets.write_answers(
+        *run, num_chats=args.generate, batch_size=size
+      )
+    else:
+      found = targets.write_targets(
+        *run,
+        num_pairs=args.generate,
+        batch_size=size,
+        num_beams=args.beams or 1,
+      )
+  result = {
+    "num_chats" if is_chat else "num_pairs": len(found),
+    "exact_match": targets.exact_match(found),
+  }
   if importlib.util.find_spec("sacrebleu") is not None:
     result["bleu"] = targets.bleu(found)
   return result

@@ -71,6 +71,15 @@ class ChatRows:
   def num_rows(self) -> int:
     return len(self._rows) - 1
 
+  def last_turn(self, chat: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the ids (before the last answer, of it and its end), int32."""
+    begin, end = map(int, self._borders[chat : chat + 2])
+    begin += self._skip
+    counts = np.flatnonzero(self._mask[begin:end])
+    first = counts[np.flatnonzero(np.diff(counts, prepend=-2) > 1)[-1]]
+    ids = self._set.read(begin, end)
+    return ids[:first], ids[first : counts[-1] + 1]
+
   def read(self, rows: np.ndarray) -> dict:
     """Returns a batch of rows; those beyond the last are without targets."""
     shape = len(rows), self._layout.seq_len

@@ -214,6 +214,8 @@ def describe(result: dict) -> str:
   figures.append(f"over {result['num_tokens']:,} {what}")
   if "num_pairs" in result:
     figures.append(f"{result['num_pairs']:,} targets written")
+  if "num_chats" in result:
+    figures.append(f"{result['num_chats']:,} answers written")
   return ", ".join(figures)
 
 

@@ -1,6 +1,7 @@
-"""Targets that a model writes for the sources of pairs, and how right they are.
+"""What a model writes for pairs and chats, and how right it is.
 
-The likeliest target is searched for, by one beam greedily, until its end.
+Of a pair the likeliest target is searched for, by one beam greedily, until its
+end; of a chat the last answer is written greedily.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -11,14 +12,18 @@ import numpy as np
 from gpt_jax import config as config_lib
 from gpt_jax import files
 from gpt_jax.config import InputError
+from gpt_jax.data import chats
 from gpt_jax.data.pairs import Layout, SourceTokenizer, pair_rows
 from gpt_jax.data.shards import TokenSet
+from gpt_jax.data.templates import ChatTokenizer
 from gpt_jax.inference import beam as beam_lib
+from gpt_jax.inference import texts
+from gpt_jax.inference.generation import Sampling
 from gpt_jax.models import Model
 
 
 class Written(NamedTuple):
-  """A pair, and what a model wrote in the place of its target."""
+  """A pair or a chat, and what a model wrote in the place of its target."""
 
   source: str
   target: str
@@ -73,6 +78,44 @@ def write_targets(
   return [
     Written(decode(source), decode(target), decode(ids))
     for (source, target), ids in zip(parts, found, strict=False)
+  ]
+
+
+def write_answers(
+  model: Model,
+  params: Any,
+  tokens: TokenSet,
+  tokenizer: ChatTokenizer,
+  layout: chats.Layout,
+  *,
+  num_chats: int,
+  batch_size: int,
+) -> list[Written]:
+  """Returns the first dialogues of a set, each with the last answer written.
+
+  Dialogues that are longer than a row of training are left out, as there.
+
+  Args:
+    tokens: a set of dialogues.
+    layout: how the run reads them.
+    num_chats: their number, or all if there are fewer.
+    batch_size: dialogues that are answered at a time.
+  """
+  rows = chats.chat_rows(tokens, layout._replace(is_packed=False), None)
+  parts = [rows.last_turn(int(chat)) for chat in rows.chats[:num_chats]]
+  prompts, answers = [p for p, _ in parts], [a for _, a in parts]
+  # A row's last token is not read.
+  room = min(layout.seq_len, model.config.max_len) + 1
+  most = room - max(map(len, prompts))
+  found = []
+  for some in _batches(prompts, batch_size):
+    found += texts.continue_ids(
+      model, params, tokenizer, some, most, Sampling(temperature=0.0)
+    )
+  cut = lambda p, a: texts.cut_text(p, a.tolist(), tokenizer)[0]
+  return [
+    Written(tokenizer.decode(prompt), cut(prompt, answer), text)
+    for prompt, answer, text in zip(prompts, answers, found, strict=False)
   ]
 
 

@@ -4,6 +4,8 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from gpt_jax import config as config_lib
 from gpt_jax.config import ModelConfig
 from gpt_jax.data.pairs import SourceTokenizer
@@ -47,14 +49,41 @@ def generate_text(
       back while it may be the start of a stop string, or end inside a
       character.
   """
+  ids = [tokenizer.encode(p) for p in prompts]
+  return continue_ids(
+    model,
+    params,
+    tokenizer,
+    ids,
+    num_tokens,
+    sampling,
+    seed,
+    stop,
+    show,
+    is_prefix,
+  )
+
+
+def continue_ids(
+  model: Model,
+  params: Any,
+  tokenizer: Any,
+  ids: list[np.ndarray],
+  num_tokens: int,
+  sampling: Sampling,
+  seed: int = 0,
+  stop: tuple[str, ...] = (),
+  show: Callable[[str], None] | None = None,
+  is_prefix: bool = False,
+) -> list[str]:
+  """Returns `generate_text` of prompts that are encoded."""
   if isinstance(tokenizer, ChatTokenizer):
     stop = (*stop, *tokenizer.stop)
-  ids = [tokenizer.encode(p) for p in prompts]
   starts = start_ids_of(tokenizer, model.config)
   # A target begins anew.
-  before = [[] for _ in prompts] if starts else ids
-  made = [[] for _ in prompts]
-  texts, is_done = [""] * len(prompts), [False] * len(prompts)
+  before = [[] for _ in ids] if starts else ids
+  made = [[] for _ in ids]
+  texts, is_done = [""] * len(ids), [False] * len(ids)
   shown = 0
   # The model may have more rows of embedding than the tokenizer has tokens.
   vocab_size = min(config_lib.vocab_size(model.config), tokenizer.vocab_size)
