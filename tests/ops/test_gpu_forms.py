@@ -50,30 +50,35 @@ def test_a_scale_recomputed_has_the_same_gradient():
   np.testing.assert_allclose(got, pull(jnp.asarray(dy))[0], rtol=1e-5)
 
 
-@pytest.mark.parametrize("shape", [(64, 512), (96, 1024), (32, 14 * 512)])
-def test_one_row_times_int4_is_the_product_with_the_restored_matrix(shape):
+@pytest.mark.parametrize("num_rows", [1, 2, 16])
+@pytest.mark.parametrize("shape", [(64, 512), (192, 1056), (64, 14 * 512)])
+def test_rows_times_int4_are_the_product_with_the_restored_matrix(
+  shape, num_rows
+):
   F, D = shape
   w_DF = jnp.asarray(normal(0, D, F))
   w = quantized.quantize(w_DF, "hidden", 4, "gpu")
   G, _, C = w.values_GFC.shape
-  assert gemv.can_multiply(w.values_GFC)
-  x_D = normal(1, D)
+  assert gemv.can_multiply(num_rows, w.values_GFC)
+  # The last group is zero, and the first much smaller than the second.
+  x_LGC = normal(1, num_rows, G, C)
+  x_LGC[:, -1], x_LGC[:, 0] = 0, x_LGC[:, 0] / 1000
   got = gemv.multiply(
-    jnp.asarray(x_D.reshape(G, C)), w.values_GFC, w.scale_GF, interpret=True
+    jnp.asarray(x_LGC), w.values_GFC, w.scale_GF, interpret=True
   )
   restored = np.asarray(quantized.restore(w, "hidden", (D, F)), np.float64)
-  want = x_D @ restored
-  np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())
+  want = x_LGC.reshape(num_rows, D) @ restored
+  np.testing.assert_allclose(got, want, atol=1e-4 * np.abs(want).max())
   # The control: the halves of a byte swapped.
-  swapped = np.concatenate([want[F // 2 :], want[: F // 2]])
+  swapped = np.concatenate([want[:, F // 2 :], want[:, : F // 2]], axis=1)
   assert not np.allclose(got, swapped, atol=1e-2 * np.abs(want).max())
 
 
-@pytest.mark.parametrize("shape", [(24, 512), (64, 96), (64, 480)])
+@pytest.mark.parametrize("shape", [(24, 512), (64, 80), (96, 512)])
 def test_a_matrix_that_the_tiles_do_not_divide_is_left_to_the_compiler(shape):
   F, D = shape
   w = quantized.quantize(jnp.asarray(normal(0, D, F)), "hidden", 4, "gpu")
-  assert not gemv.can_multiply(w.values_GFC)
+  assert not gemv.can_multiply(1, w.values_GFC)
 
 
 def lowered_for_cuda(function, *arrays) -> str:
@@ -89,6 +94,15 @@ def test_a_gpu_multiplies_one_row_as_two():
   assert "tensor<2x8xbf16>" in one
   three = lowered_for_cuda(product, jnp.ones((3, 8), "bfloat16"), w)
   assert "tensor<2x8xbf16>" not in three
+
+
+def test_a_gpu_multiplies_one_row_with_int8_as_two():
+  w = quantized.quantize(jnp.ones((8, 16)), "hidden", 8, "gpu")
+  product = lambda x, w: quantized.multiply(x, w, jnp.float32)
+  one = lowered_for_cuda(product, jnp.ones((1, 8), "bfloat16"), w)
+  assert "tensor<2x1x8xbf16>" in one
+  three = lowered_for_cuda(product, jnp.ones((3, 8), "bfloat16"), w)
+  assert "tensor<2x1x8xbf16>" not in three
 
 
 def test_a_gpu_keeps_queries_keys_and_values_apart():
