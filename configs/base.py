@@ -249,6 +249,14 @@ def get_config() -> ConfigDict:
   # Type that gradients of matrices are produced in, and summed in over devices.
   model.grad_dtype = "float32"
 
+  adapter = config.adapter = ConfigDict()
+  # Learn low-rank changes of these matrices alone, and leave the parameters of
+  # train.init_from as they are: ranks by path, the last that matches, as in
+  # "attn=8,blocks/mlp/*=16" (docs/exchange.md).
+  adapter.rank = "none"
+  # A change is scaled by this over its rank.
+  adapter.alpha = 16.0
+
   optim = config.optim = ConfigDict()
   # Rule of the updates; muon updates all but matrices by adamw.
   optim.optimizer = "adamw"

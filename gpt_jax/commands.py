@@ -10,6 +10,7 @@ COMMANDS = {
   "evaluate": "loss, perplexity and bits per byte on a text",
   "data": "prepare a config's text, which training also does itself",
   "deploy.hf": "models of the Hugging Face hub's layout, in and out",
+  "deploy.merge": "make one model of adapters and their base",
   "lab.bench": "time one subject; measured beside predicted",
   "lab.bench.growth": "time and memory of a step against a model's sizes",
   "lab.card": "the first minutes on a GPU: is it right, and how fast?",

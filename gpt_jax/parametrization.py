@@ -46,12 +46,23 @@ ROLES = (
   "norm",  # scales of norms: start at one
   "bias",  # start at zero
   "balance",  # biases of the choice of experts: no optimizer moves them
+  "lora_a",  # of an adapter: reads what its matrix reads
+  "lora_b",  # of an adapter: writes what it writes, and starts at zero
 )
 
 # Roles that start at a constant; the others are drawn.
-CONSTANT = {"norm": 1.0, "bias": 0.0, "balance": 0.0}
+CONSTANT = {"norm": 1.0, "bias": 0.0, "balance": 0.0, "lora_b": 0.0}
 # Weight decay applies to matrices only.
-DECAYED = ("embed", "position", "hidden", "residual", "router", "unembed")
+DECAYED = (
+  "embed",
+  "position",
+  "hidden",
+  "residual",
+  "router",
+  "unembed",
+  "lora_a",
+  "lora_b",
+)
 # Muon orthogonalizes the matrices between two hidden widths.
 ORTHOGONALISED = ("hidden", "residual")
 # Matrices whose input width grows with the model.
@@ -68,6 +79,7 @@ class ParamSpec:
     rate: multiplies the learning rate.
     eps: multiplies optim.eps.
     factor: multiplies the update, decay included (optim.rates); 0 freezes.
+    std: of the initial weights; None is init_std of the role.
   """
 
   axes: tuple[str | None, ...]
@@ -75,6 +87,7 @@ class ParamSpec:
   rate: float = 1.0
   eps: float = 1.0
   factor: float = 1.0
+  std: float | None = None
 
   def with_axes(self, axes: tuple[str | None, ...]) -> "ParamSpec":
     """Returns the declaration with other axes."""
@@ -123,15 +136,17 @@ def specify(
   return ParamSpec(axes, role, rate, eps / n if is_in_block else eps)
 
 
-def init_std(role: str, model: ModelConfig) -> float:
-  """Returns the standard deviation of a role's initial weights.
+def init_std(spec: ParamSpec, model: ModelConfig) -> float:
+  """Returns the standard deviation of a parameter's initial weights.
 
   Weights that write to the residual stream are scaled by 1/sqrt(2 L), so that
   its variance does not grow with depth (Radford et al. 2019, 2.3); in an
   encoder-decoder, whose blocks attend to a source too, by 1/sqrt(3 L).
   completep, which scales their output with depth, uses the base's L.
   """
-  std, m = model.init_std, width_ratio(model)
+  if spec.std is not None:
+    return spec.std
+  role, std, m = spec.role, model.init_std, width_ratio(model)
   if role == "unembed" and model.unembed_init_std is not None:
     return model.unembed_init_std
   if role == "residual":
@@ -154,7 +169,7 @@ def init_param(
   """Returns an initial parameter of `shape`; normal, ones or zeros by role."""
   if spec.role in CONSTANT:
     return jnp.full(shape, CONSTANT[spec.role], dtype)
-  scale = init_std(spec.role, model)
+  scale = init_std(spec, model)
   return (scale * jax.random.normal(key, shape, jnp.float32)).astype(dtype)
 
 

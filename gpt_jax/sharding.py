@@ -200,6 +200,19 @@ def shardings_of(
   return map_with_names(one, abstract, specs)
 
 
+def abstract_of(shapes: Any, specs: Any, rules: str, mesh: Mesh | AbstractMesh):
+  """Returns the tree of ShapeDtypeStructs with their shardings.
+
+  Args:
+    shapes, specs: as abstract and specs of shardings_of.
+  """
+  return jax.tree.map(
+    lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s),
+    shapes,
+    shardings_of(shapes, specs, rules, mesh),
+  )
+
+
 def constrain(x: jax.Array, axes: Sequence[str | None], rules: str):
   """Constrains an activation's sharding inside a compiled function.
 

@@ -73,6 +73,7 @@ from gpt_jax.config.options import (
 )
 from gpt_jax.config.schema import (
   KEYS,
+  AdapterConfig,
   CheckpointConfig,
   Config,
   DataConfig,

@@ -64,6 +64,11 @@ def check_together(c: Config) -> None:
   _check_scales(m)
   check_data(c)
   o, t = c.optim, c.train
+  if c.adapter.rank.parts and t.init_from is None:
+    raise InputError(
+      f"adapter.rank is {c.adapter.rank!r} and train.init_from is None; name "
+      "the workdir whose parameters are adapted"
+    )
   if t.global_batch_size * c.data.seq_len > MAX_INT32:
     raise InputError(
       f"train.global_batch_size is {t.global_batch_size:,} and data.seq_len "

@@ -312,6 +312,30 @@ class Rates(ParsedOption):
     self.parts = tuple(parts)
 
 
+class AdapterRanks(ParsedOption):
+  """adapter.rank.
+
+  Attributes:
+    parts: ((pattern of tree.find_names, rank), ...) in order; () for none.
+  """
+
+  FORMS = ("none", "PATTERN=RANK,...")
+  parts: tuple[tuple[str, int], ...]
+
+  def __init__(self, text: str):
+    parts = []
+    for part in text.split(",") if text != "none" else ():
+      pattern, _, number = part.rpartition("=")
+      is_rank = number.isdecimal() and len(number) <= 9 and int(number) > 0
+      if not pattern or not is_rank:
+        raise InputError(
+          f"adapter.rank is {text!r}; it must be none or PATTERN=RANK,..., "
+          "with ranks of 1 or more, as in attn=8,blocks/mlp/*=16"
+        )
+      parts.append((pattern, int(number)))
+    self.parts = tuple(parts)
+
+
 class BatchRamp(ParsedOption):
   """train.batch_ramp.
 

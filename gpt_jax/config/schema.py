@@ -15,6 +15,7 @@ from gpt_jax.config.options import (
   FAMILIES,
   LABELS,
   OBJECTIVES,
+  AdapterRanks,
   BatchRamp,
   LayerPattern,
   MaskMix,
@@ -183,6 +184,12 @@ class ModelConfig(Section):
 
 
 @dataclasses.dataclass(frozen=True)
+class AdapterConfig(Section):
+  rank: Annotated[AdapterRanks, Added("none")]
+  alpha: Annotated[float, Bounds(1e-6), Added(16.0)]
+
+
+@dataclasses.dataclass(frozen=True)
 class OptimConfig(Section):
   optimizer: Literal["adamw", "adam", "lion", "adafactor", "sgd", "muon"]
   learning_rate: NotNegative
@@ -257,6 +264,7 @@ class Config(Section):
   seed: Annotated[int, Bounds(0, 2**32 - 1)]
   data: DataConfig
   model: ModelConfig
+  adapter: AdapterConfig
   optim: OptimConfig
   train: TrainConfig
   mesh: Annotated[MeshConfig, FREE]

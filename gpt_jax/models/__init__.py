@@ -5,7 +5,7 @@ their declarations, and pure functions of parameters and tokens. Linen stays
 inside this room.
 """
 
-from gpt_jax.config import InputError, ModelConfig
+from gpt_jax.config import AdapterConfig, InputError, ModelConfig
 from gpt_jax.models import attend
 from gpt_jax.models.decoder import Decoder
 from gpt_jax.models.encoder import Encoder
@@ -26,6 +26,7 @@ def build_model(
   rules: str = "standard",
   platform: str = "cpu",
   weights: str = "full",
+  adapter: AdapterConfig | None = None,
 ) -> Model:
   """Returns the model of a config whose vocab_size is known.
 
@@ -33,6 +34,7 @@ def build_model(
     rules: word of sharding.RULES.
     platform: cpu, gpu or tpu, of the devices that it will run on.
     weights: word of config.WEIGHTS.
+    adapter: the section; None, or a rank of none, is a model without adapters.
 
   Raises:
     InputError: model.attention names a kernel of another platform, or experts
@@ -45,7 +47,9 @@ def build_model(
       f"model.num_experts is {config.num_experts}; leave them full"
     )
   module = FAMILIES[config.family]
-  return Model(module, config, rules, platform, weights)
+  if adapter is not None and not adapter.rank.parts:
+    adapter = None
+  return Model(module, config, rules, platform, weights, adapter)
 
 
 def check_objective(family: str, objective: str) -> None:

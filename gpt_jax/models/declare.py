@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from gpt_jax.ops.adapted import Adapted
 from gpt_jax.ops.quantized import Quantized
 from gpt_jax.parametrization import ROLES, ParamSpec, init_param, specify
 
@@ -37,7 +38,7 @@ def declare(module: nn.Module, name: str, shape, axes, role: str):
   config = module.config
   if module.has_variable("params", name):
     stored = module.get_variable("params", name)
-    if isinstance(stored, Quantized):  # it has another shape
+    if isinstance(stored, Quantized | Adapted):  # it has another shape
       return stored
   if role not in ROLES:
     raise ValueError(f"{name} has role {role!r}; roles are {', '.join(ROLES)}")

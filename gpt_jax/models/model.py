@@ -18,8 +18,8 @@ import jax
 
 from gpt_jax import config as config_lib
 from gpt_jax import sharding
-from gpt_jax.config import ModelConfig
-from gpt_jax.models import attend, layers, stack
+from gpt_jax.config import AdapterConfig, ModelConfig
+from gpt_jax.models import adapters, attend, layers, stack
 from gpt_jax.models import cache as cache_lib
 from gpt_jax.models.declare import Declared
 from gpt_jax.ops import quantized, visibility
@@ -40,6 +40,7 @@ class Model:
     rules: word of sharding.RULES.
     platform: cpu, gpu or tpu, what attention's kernel is chosen for.
     weights: word of config.WEIGHTS, of what prepare_for_decoding returns.
+    adapter: what is learned beside frozen parameters; None learns them all.
   """
 
   module: Any
@@ -47,6 +48,7 @@ class Model:
   rules: str
   platform: str
   weights: str = "full"
+  adapter: AdapterConfig | None = None
 
   @property
   def can_generate(self) -> bool:
@@ -70,6 +72,29 @@ class Model:
     shapes = jax.tree.map(lambda b: b.value, boxed, is_leaf=is_box)
     specs = jax.tree.map(lambda b: b.spec, boxed, is_leaf=is_box)
     return shapes, specs
+
+  def abstract_learned(self):
+    """Returns what abstract_params does, of the adapters where there are any.
+
+    Raises:
+      InputError: adapter.rank does not fit the model.
+    """
+    shapes, specs = self.abstract_params()
+    if self.adapter is None:
+      return shapes, specs
+    return adapters.abstract_adapters(self.adapter, shapes, specs)
+
+  def attach(self, learned, base):
+    """Returns the parameters that `apply` reads.
+
+    Args:
+      learned: parameters, or adapters.
+      base: the frozen parameters that these adapt; None without adapters.
+    """
+    if self.adapter is None:
+      return learned
+    specs = self.abstract_params()[1]
+    return adapters.attach(self.adapter, base, learned, specs)
 
   def unstack_layers(self, params):
     """Returns the parameters as `apply` reads them; it takes both forms.
@@ -141,9 +166,10 @@ class Model:
     """Returns the parameters in the form that apply_cached reads.
 
     Layer by layer; matrices in the type that they are multiplied in, or in
-    int8 or int4, since reading them is what a token costs.
+    int8 or int4, since reading them is what a token costs. Adapters become part
+    of their matrices.
     """
-    c = self.config
+    c, params = self.config, adapters.merge(params)
     is_full = self.weights == "full"
     cast = lambda p, spec, is_stacked: p.astype(c.compute_dtype)
     table = params["embed"]["tokens"]

@@ -34,12 +34,14 @@ def write_config(
   data_fingerprint: str,
   tokenizer_fingerprint: str | None,
   labels: Any = None,
+  base: Any = None,
 ) -> None:
   """Writes config.json atomically, sealed by a digest of its content.
 
   Args:
     tokenizer_fingerprint: None in a branch of a run that recorded none.
     labels: what read_labels returns of the run.
+    base: what read_base does.
   """
   import importlib.metadata  # slow to import, and no --help needs it
 
@@ -57,6 +59,8 @@ def write_config(
   }
   if labels is not None:
     record["labels"] = {"kind": labels.kind, "classes": list(labels.classes)}
+  if base is not None:
+    record["base"] = base._asdict()
   text = json.dumps(files.seal(record), indent=2) + "\n"
   files.write_text(os.path.join(workdir, "config.json"), text)
 
@@ -183,6 +187,24 @@ def read_labels(workdir: str):
     raise _damaged(path, "has labels without their classes") from None
 
 
+def read_base(workdir: str):
+  """Returns the bases.Base that a run's adapters adapt; None without adapters.
+
+  Raises:
+    InputError: as read_record.
+  """
+  from gpt_jax.runs import bases
+
+  found = read_record(workdir).get("base")
+  if found is None:
+    return None
+  try:
+    return bases.Base(int(found["step"]), str(found["fingerprint"]))
+  except (KeyError, TypeError, ValueError):
+    path = os.path.join(workdir, "config.json")
+    raise _damaged(path, "has a base without its step") from None
+
+
 def facts_of(config: Config, prepared: Any) -> dict[str, str]:
   """Returns the integrity.FACTS that each checkpoint of a run stores."""
   return {
@@ -302,8 +324,8 @@ def open_run(
 ):
   """Returns (config, model, params, tokenizer, mesh) of a run, for reading.
 
-  The mesh is the config's if it fits the devices here, else all devices along
-  `data`.
+  Adapters are merged into the parameters that they adapt. The mesh is the
+  config's if it fits the devices here, else all devices along `data`.
 
   Args:
     overrides: {"a.b": text} of OVERRIDABLE keys.
@@ -314,9 +336,9 @@ def open_run(
 
   import jax
 
-  from gpt_jax import sharding
-  from gpt_jax.models import build_model
-  from gpt_jax.runs import restore
+  from gpt_jax import sharding, tree
+  from gpt_jax.models import adapters, build_model
+  from gpt_jax.runs import bases, restore
 
   restore.read_average(average)
   config = read_config(workdir, overrides)
@@ -333,15 +355,27 @@ def open_run(
     mesh = sharding.make_mesh(config.mesh)
   tokenizer = read_tokenizer(workdir)
   platform = mesh.devices.flat[0].platform
-  model = build_model(config.model, config.mesh.rules, platform, weights)
-  shapes, specs = model.abstract_params()
-  placed = sharding.shardings_of(shapes, specs, config.mesh.rules, mesh)
-  abstract = jax.tree.map(
-    lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
-    shapes,
-    placed,
+  model = build_model(
+    config.model, config.mesh.rules, platform, weights, config.adapter
   )
-  params = restore.restore_params(
-    workdir, abstract, say, average, read_facts(workdir), step=step
+  read = lambda where, shapes, specs, **which: restore.restore_params(
+    where,
+    sharding.abstract_of(shapes, specs, config.mesh.rules, mesh),
+    say,
+    facts=read_facts(where),
+    **which,
   )
+  params = read(workdir, *model.abstract_learned(), average=average, step=step)
+  if model.adapter is not None:
+    whole = model.abstract_params()
+    source, base = config.train.init_from, read_base(workdir)
+    assert source is not None and base is not None
+    bases.check_base(source, tree.describe_shapes(whole[0]), base)
+    frozen = read(source, *whole, step=base.step)
+    params = jax.jit(
+      lambda learned, frozen: adapters.merge(model.attach(learned, frozen)),
+      donate_argnums=1,
+      out_shardings=jax.tree.map(lambda leaf: leaf.sharding, frozen),
+    )(params, frozen)
+    model = dataclasses.replace(model, adapter=None)
   return config, model, params, tokenizer, mesh

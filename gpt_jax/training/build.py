@@ -49,7 +49,7 @@ class Assembly:
 
   @property
   def learned(self) -> Any:
-    """The abstract parameters, with None for those that are frozen."""
+    """What is abstract of params, with None for those that are frozen."""
     # Factors go by names alone, so that no model is needed.
     specs = jax.tree.map(lambda _: ParamSpec((), ""), self.abstract.params)
     is_frozen = optim.find_frozen(optim.rate_specs(self.config.optim, specs))
@@ -126,8 +126,13 @@ def assemble(
     platform = platform or mesh.devices.flat[0].platform
     for step, _ in config_lib.batch_stages(config.train):
       preflight.check_batch(config_lib.at_step(config, step), mesh)
-  model = build_model(config.model, config.mesh.rules, platform or "cpu")
-  _, specs = model.abstract_params()
+  model = build_model(
+    config.model,
+    config.mesh.rules,
+    platform or "cpu",
+    adapter=config.adapter,
+  )
+  _, specs = model.abstract_learned()
   tx = optim.build_optimizer(config.optim, specs)
   schedule = optim.build_schedule(config.optim, config.train.num_steps)
   abstract = state_lib.abstract_state(model, tx, config, mesh)

@@ -39,7 +39,7 @@ def in_chunks(model: Model, seed: int) -> tuple[Callable, tuple]:
   The values are those of state.init_params, bit for bit. The function depends
   on neither the seed nor the names of parameters, so neither does its program.
   """
-  shapes, specs = model.abstract_params()
+  shapes, specs = model.abstract_learned()
   c, root = model.config, np.array([0, seed], np.uint32)
   keys, counters, factors = [], [], []
   rows: dict[str, tuple[int, int]] = {}
@@ -54,7 +54,7 @@ def in_chunks(model: Model, seed: int) -> tuple[Callable, tuple]:
       layer_keys = [fold_in(key, layer) for layer in range(num_layers)]
     starts = np.arange(0, size // num_layers, CHUNK, dtype=np.uint64)
     # XLA joins the two constants of std * (sqrt(2) * x) into one.
-    std = np.float32(parametrization.init_std(spec.role, c))
+    std = np.float32(parametrization.init_std(spec, c))
     rows[name] = len(keys), num_layers
     for one in layer_keys or [key]:
       keys.extend([one] * len(starts))

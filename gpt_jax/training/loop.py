@@ -204,7 +204,7 @@ class Loop:
     jax.block_until_ready(state)
     started = time.perf_counter()
     with self.clock.spend("compile"):
-      self.keeper.prepare(self.setup.abstract)
+      self.keeper.prepare(self.setup.abstract.without_base())
       runtime.give_back_memory()
       if self.reporter.is_writing:
         peak = preflight.device_peak(self.setup.mesh)
@@ -237,7 +237,7 @@ class Loop:
     if is_saving and not is_stuck or code is not None:
       self.keeper.meta["metrics"] = self.reporter.seal_rows()
       with self.clock.spend("save"):
-        self.keeper.save(done, state, force=True)
+        self.keeper.save(done, state.without_base(), force=True)
     self.reporter.meter.restart()
 
   def finish(self, state: Any) -> int:
@@ -277,7 +277,7 @@ class Loop:
       return None
     self.ledger = self.ledger.add(target, failed, self.setup.count)
     self.reporter.close()
-    state, meta = self.keeper.restore(self.setup.abstract, step=target)
+    state, meta = self.setup.restore(step=target)
     self.keeper.meta |= self.ledger.meta()
     self.clock.forget()  # the rows hold the time spent so far
     self.reporter = self.setup.build_reporter(target, meta)

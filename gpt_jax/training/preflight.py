@@ -67,7 +67,13 @@ def check_init(workdir: str, tokenizer: Tokenizer, model: ModelConfig) -> None:
       f"data.tokenizer=hf:{workdir}/tokenizer.json to keep its vocabulary"
     )
 
-  there = workdir_lib.read_config(workdir).model
+  run = workdir_lib.read_config(workdir)
+  if run.adapter.rank.parts:
+    raise InputError(
+      f"train.init_from is {workdir!r}, a run of adapters alone; make it one "
+      "model first, by python -m gpt_jax.deploy.merge"
+    )
+  there = run.model
   rows, wanted = (config_lib.padded_vocab_size(m) for m in (model, there))
   if config_lib.has_classes(model) and rows != wanted:
     raise InputError(
@@ -228,12 +234,25 @@ def describe(
     if prepared.labels.classes:
       texts += f" of {len(prepared.labels.classes)} classes"
   size = console.format_bytes
+  params, learned = abstract.base, []
+  if params is None:
+    params = abstract.params
+  else:
+    learned = [
+      (
+        "adapters",
+        f"{tree.count_elements(abstract.params):,} "
+        f"({size(tree.count_bytes(abstract.params))} float32) are learned, "
+        f"{c.adapter.rank}",
+      )
+    ]
   return [
     (
       "parameters",
-      f"{count:,} ({size(tree.count_bytes(abstract.params))} "
-      f"{c.model.param_dtype}){active}",
+      f"{count:,} ({size(tree.count_bytes(params))} {c.model.param_dtype})"
+      f"{active}",
     ),
+    *learned,
     (
       "state",
       f"{size(state_bytes)} with moments; {size(local)} on each device",

@@ -222,7 +222,7 @@ class Reporter:
     c = self.config
     if c.eval.every_steps and step % c.eval.every_steps == 0:
       for name, tokens in self.prepared.valid.items():
-        result = self._score(state.params, tokens, c.eval.num_batches)
+        result = self._score(state, state.params, tokens, c.eval.num_batches)
         row = {
           metric_names.eval_name(name, k): v
           for k, v in result.items()
@@ -230,7 +230,7 @@ class Reporter:
         }
         line = f"step {step:,}: {name} loss {result['loss']:.4f}"
         if state.ema is not None:
-          result = self._score(state.ema, tokens, c.eval.num_batches)
+          result = self._score(state, state.ema, tokens, c.eval.num_batches)
           row[metric_names.eval_name(name, "ema_loss")] = result["loss"]
           line += f", of the average {result['loss']:.4f}"
         self._write(step, row)
@@ -286,7 +286,7 @@ class Reporter:
       if tokens.num_ids < 2 or is_stopped():
         continue
       self.screen.say(f"evaluating all of {name} ...")
-      result = self._score(state.params, tokens, None)
+      result = self._score(state, state.params, tokens, None)
       self._write(
         total, {metric_names.eval_name(name, k): v for k, v in result.items()}
       )
@@ -295,7 +295,7 @@ class Reporter:
         tokenizer = self.prepared.tokenizer
         self.screen.table(scoring.compare(result, tokens, tokenizer))
       if state.ema is not None:
-        loss = self._score(state.ema, tokens, None)["loss"]
+        loss = self._score(state, state.ema, tokens, None)["loss"]
         self._write(total, {metric_names.eval_name(name, "ema_loss"): loss})
         self.screen.say(f"{name}: loss {loss:.4f} of the moving average")
       if not math.isfinite(result["loss"]):
@@ -356,13 +356,13 @@ class Reporter:
     if self.writers is not None:
       self.writers.close()
 
-  def _score(self, params, tokens, num_batches: int | None):
+  def _score(self, state, learned, tokens, num_batches: int | None):
     c = self.config
     # A batch as large as a microbatch, which is known to fit.
     parts = c.train.num_microbatches
     return scoring.score(
       self.model,
-      params,
+      self.model.attach(learned, state.base),
       tokens,
       seq_len=c.data.seq_len,
       batch_size=c.train.global_batch_size // parts,
@@ -406,7 +406,7 @@ class Reporter:
     try:
       (text,) = texts.generate_text(
         self.model,
-        state.params,
+        self.model.attach(state.params, state.base),
         prompting(self.config, self.prepared.tokenizer),
         [s.prompt],
         s.num_tokens,

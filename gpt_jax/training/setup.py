@@ -16,7 +16,7 @@ from gpt_jax.data.objectives import check_sources, find_layout, prompting
 from gpt_jax.data.prepare import prepare_data
 from gpt_jax.machine import console, processes, runtime
 from gpt_jax.models import HEADS, check_objective
-from gpt_jax.runs import checkpoint, goodput, metrics, restore
+from gpt_jax.runs import bases, checkpoint, goodput, metrics, restore
 from gpt_jax.runs import workdir as workdir_lib
 from gpt_jax.training import build, preflight, rollback
 from gpt_jax.training import state as state_lib
@@ -58,6 +58,7 @@ class Setup:
     prepared: the prepared data.
     assembly: mesh, model, optimizer and abstract state (build.py).
     keeper: the run's Checkpointer.
+    base: the step of another run that this one's adapters adapt, or None.
     stages: {first step: sequences of a batch from that step on}.
     is_resumed: whether there is a checkpoint to resume from.
   """
@@ -84,6 +85,7 @@ class Setup:
     self._check_against_record()
     self.assembly = build.assemble(self.config)
     self.mesh, self.abstract = self.assembly.mesh, self.assembly.abstract
+    self.base = self._find_base()
     preflight.check_memory(self.config, self.mesh, self.abstract)
     self._describe()
     self.keeper = checkpoint.Checkpointer(
@@ -137,6 +139,18 @@ class Setup:
         lambda: preflight.check_init(source, tokenizer, self.config.model)
       )
 
+  def _find_base(self) -> bases.Base | None:
+    source = self.config.train.init_from
+    if self.abstract.base is None or source is None:
+      return None
+    shapes = tree.describe_shapes(self.abstract.base)
+    begun = processes.share(lambda: os.path.exists(self.record))
+    if not begun:
+      return bases.find_base(source, shapes)
+    base = processes.share(lambda: workdir_lib.read_base(self.workdir))
+    bases.check_base(source, shapes, base)
+    return base
+
   def _describe(self) -> None:
     self.screen.say(f"gpt_jax: training in {self.workdir}")
     self.screen.table(
@@ -186,17 +200,43 @@ class Setup:
       batch, self.assembly.batch_place, stage.rows, stage.size
     )
 
+  def restore(self, **which) -> tuple[state_lib.TrainState, dict]:
+    """Returns (state, its checkpoint's metadata).
+
+    Args:
+      which: as Checkpointer.restore's.
+    """
+    state, meta = self.keeper.restore(self.abstract.without_base(), **which)
+    return self._with_base(state), meta
+
+  def _with_base(self, state: state_lib.TrainState) -> state_lib.TrainState:
+    source = self.config.train.init_from
+    if self.base is None or source is None:
+      return state
+    facts = processes.share(lambda: workdir_lib.read_facts(source))
+    params = restore.restore_params(
+      source,
+      self.abstract.base,
+      self.screen.say,
+      facts=facts,
+      step=self.base.step,
+    )
+    return state.replace(base=params)
+
   def recompute(self, step: int) -> tuple[int, state_lib.TrainState]:
-    """Returns (step started from, state after `step`); writes nothing."""
+    """Returns (step started from, what a checkpoint holds after `step`).
+
+    Writes nothing.
+    """
     if any(s < step for s in processes.share(self.keeper.steps)):
-      state, _ = self.keeper.restore(self.abstract, before=step)
-    elif self.config.train.init_from is not None:
+      state, _ = self.restore(before=step)
+    elif self.config.train.init_from is not None and self.base is None:
       raise InputError(
         f"no checkpoint before step {step} is left in {self.workdir}, and the "
         "run of train.init_from may have changed since; give a later --replay"
       )
     else:
-      state = self.assembly.init_state()
+      state = self._with_base(self.assembly.init_state())
     begun, stage = int(state.step), None
     num_passed = processes.share(lambda: rollback.passed_at(self.keeper, step))
     with jax.set_mesh(self.mesh):
@@ -207,7 +247,7 @@ class Setup:
         batch = self.place(next(batches), stage)
         # One at a time: simulated devices can deadlock with two in flight.
         state, _ = jax.block_until_ready(stage.step(state, batch))
-    return begun, state
+    return begun, state.without_base()
 
   def begin(self) -> tuple[state_lib.TrainState, dict, Stage]:
     """Returns (state, its checkpoint's metadata, the first stage).
@@ -221,10 +261,10 @@ class Setup:
       compiling = pool.submit(self.build_stage, expected)
       meta = {}
       if self.is_resumed:
-        state, meta = keeper.restore(self.abstract)
+        state, meta = self.restore()
       else:
-        state = self.assembly.init_state()
-        if init_from is not None:
+        state = self._with_base(self.assembly.init_state())
+        if init_from is not None and self.base is None:
           facts = processes.share(lambda: workdir_lib.read_facts(init_from))
           params = self._read_trunk(init_from, state.params, facts)
           state = state_lib.replace_params(state, params)
@@ -277,6 +317,7 @@ class Setup:
           self.prepared.fingerprint,
           tokenizer.fingerprint(),
           self.prepared.labels,
+          self.base,
         )
 
     processes.share(write)

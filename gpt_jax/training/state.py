@@ -36,6 +36,8 @@ class TrainState(struct.PyTreeNode):
     ema: moving average of params, float32; None without train.ema_decay.
     norm_mean: {"mean": float32, "count": int32} of the gradient norms of
       updates that were not skipped; None without train.spike_factor.
+    base: the frozen parameters that params, then adapters, adapt; None without
+      adapters. Never changed, and not saved.
   """
 
   step: jax.Array
@@ -45,11 +47,16 @@ class TrainState(struct.PyTreeNode):
   skipped_in_row: jax.Array
   ema: Any = None
   norm_mean: Any = None
+  base: Any = None
+
+  def without_base(self) -> "TrainState":
+    """Returns what a checkpoint holds."""
+    return self.replace(base=None)
 
 
 def init_params(model: Model, seed: int):
-  """Returns initial parameters; a leaf's values depend on seed and name."""
-  shapes, specs = model.abstract_params()
+  """Returns what is learned at first; a leaf depends on seed and name."""
+  shapes, specs = model.abstract_learned()
   c, root = model.config, jax.random.key(seed)
 
   def init(name, leaf, spec):
@@ -75,20 +82,16 @@ def abstract_state(
   Raises:
     InputError: a parameter cannot be placed on this mesh.
   """
-  shapes, specs = model.abstract_params()
+  shapes, specs = model.abstract_learned()
   opt_shapes = jax.eval_shape(tx.init, shapes)
   opt_specs = optim.state_specs(opt_shapes, shapes, specs)
   rules = config.mesh.rules
-  place = lambda leaf, s: jax.ShapeDtypeStruct(
-    leaf.shape, leaf.dtype, sharding=s
-  )
-  sharded = lambda a, specs: jax.tree.map(
-    place, a, sharding.shardings_of(a, specs, rules, mesh)
-  )
+  sharded = lambda a, specs: sharding.abstract_of(a, specs, rules, mesh)
   scalar: Any = jax.ShapeDtypeStruct(
     (), jnp.int32, sharding=NamedSharding(mesh, P())
   )
   params, ema, norm_mean = sharded(shapes, specs), None, None
+  base = None if model.adapter is None else sharded(*model.abstract_params())
   if config.train.ema_decay is not None:
     ema = sharded(jax.eval_shape(_as_float32, shapes), specs)
   if config.train.spike_factor is not None:
@@ -102,14 +105,18 @@ def abstract_state(
     skipped_in_row=scalar,
     ema=ema,
     norm_mean=norm_mean,
+    base=base,
   )
 
 
 def init_state(
   model: Model, tx: optax.GradientTransformation, config: Config, mesh: Mesh
 ) -> TrainState:
-  """Returns a fresh state on the mesh; no leaf is ever whole on one device."""
-  abstract = abstract_state(model, tx, config, mesh)
+  """Returns a fresh state on the mesh; no leaf is ever whole on one device.
+
+  The frozen parameters of adapters are the caller's to add.
+  """
+  abstract = abstract_state(model, tx, config, mesh).without_base()
 
   make_params: Callable = lambda seed: init_params(model, seed)
   given: Any = np.uint32(config.seed)

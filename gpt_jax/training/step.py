@@ -54,26 +54,27 @@ SPIKE_HISTORY = 20
 
 
 def make_gradient(model: Model, config: Config):
-  """Returns gradient(params, batch, key) -> (gradient, objective's metrics).
+  """Returns gradient(params, batch, key, base) -> (gradient, metrics).
 
   The gradient of the mean over the whole batch, accumulated over
-  train.num_microbatches microbatches. It has None for frozen parameters.
+  train.num_microbatches microbatches; it has None for frozen parameters. The
+  metrics are the objective's. params and base are those of a TrainState.
   """
   minimise = objective.make_objective(model, config.train)
   parts = config.train.num_microbatches
   is_frozen = optim.find_frozen(
-    optim.rate_specs(config.optim, model.abstract_params()[1])
+    optim.rate_specs(config.optim, model.abstract_learned()[1])
   )
+  has_frozen = model.adapter is not None or any(jax.tree.leaves(is_frozen))
 
-  def of_some(params, *rest):
-    # Not of all parameters: what is unused inside of a scan is computed.
-    moved = lambda some: minimise(tree.fill(some, params), *rest)
-    return jax.grad(moved, has_aux=True)(tree.leave_out(params, is_frozen))
+  def gradient(params, batch, key, base=None):
+    def of_some(params, *rest):
+      # Not of all parameters: what is unused inside of a scan is computed.
+      whole = lambda some: model.attach(tree.fill(some, params), base)
+      moved = lambda some: minimise(whole(some), *rest)
+      return jax.grad(moved, has_aux=True)(tree.leave_out(params, is_frozen))
 
-  has_frozen = any(jax.tree.leaves(is_frozen))
-  grad = of_some if has_frozen else jax.grad(minimise, has_aux=True)
-
-  def gradient(params, batch, key):
+    grad = of_some if has_frozen else jax.grad(minimise, has_aux=True)
     totals = objective.count_totals(batch, model.config.num_future_tokens)
     if parts == 1:
       return grad(params, batch, key, totals)
@@ -96,7 +97,7 @@ def make_gradient(model: Model, config: Config):
     wide = lambda x: x.dtype if is_whole(x) else jnp.float32
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, wide(x)), like)
     sums, metrics = jax.lax.scan(add, zeros, (jnp.arange(parts), split))[0]
-    return model.stack_layers(sums), metrics
+    return sums if has_frozen else model.stack_layers(sums), metrics
 
   return gradient
 
@@ -122,7 +123,7 @@ def make_train_step(
     if model.config.dropout_rate > 0:
       key = tree.key_for(jax.random.key(config.seed), "dropout")
       key = jax.random.fold_in(key, state.step)
-    grads, sums = gradient(state.params, batch, key)
+    grads, sums = gradient(state.params, batch, key, state.base)
     count_LE = sums.pop(objective.COUNTS, None)
     # float32 sums, whatever the dtype of the parameters.
     grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
@@ -166,6 +167,7 @@ def make_train_step(
       skipped_in_row=(state.skipped_in_row + skipped) * skipped,
       ema=ema,
       norm_mean=norm_mean,
+      base=state.base,
     )
     metrics = {
       **sums,
@@ -233,7 +235,7 @@ def balance_experts(model: Model, new: Any, old: Any, count_LE):
     count_LE: int32, tokens of experts in each layer that has them.
   """
   rate = model.config.router_bias_rate
-  if not rate:
+  if not rate or model.adapter is not None:
     return new
   total_L1, E = count_LE.sum(-1, keepdims=True), count_LE.shape[-1]
   is_below_LE = count_LE < -(-total_L1 // E)

@@ -50,12 +50,13 @@ def make_watch(
 
   def watch(state, batch):
     batch = jax.tree.map(lambda x: x[::parts], batch)
-    specs = optim.rate_specs(config.optim, model.abstract_params()[1])
+    specs = optim.rate_specs(config.optim, model.abstract_learned()[1])
     is_frozen = optim.find_frozen(specs)
 
     def mean(params, batch):
       totals = objective.count_totals(batch, model.config.num_future_tokens)
-      return minimise(params, batch, None, totals)[0]
+      whole = model.attach(params, state.base)
+      return minimise(whole, batch, None, totals)[0]
 
     grads, found = _grads(mean, state.params, batch)
     grads = tree.leave_out(grads, is_frozen)
@@ -73,7 +74,8 @@ def make_watch(
       ]
       if of_role:
         found[f"grad_norm/{role}"] = optax.tree.norm(of_role)
-    found |= _updates(updates, specs) | _activations(state.params, batch)
+    found |= _updates(updates, specs)
+    found |= _activations(model.attach(state.params, state.base), batch)
     return {PREFIX + name: x.astype(jnp.float32) for name, x in found.items()}
 
   def _activations(params, batch):

@@ -1,11 +1,17 @@
-"""Folders that are written whole or not at all."""
+"""Folders that are written whole or not at all, and the run that one holds."""
 
 import contextlib
 import os
 import shutil
 from collections.abc import Generator
+from typing import Any
 
-from gpt_jax.config import InputError
+from gpt_jax import config as config_lib
+from gpt_jax import files
+from gpt_jax.config import Config, InputError
+from gpt_jax.data.tokenizers.protocol import Tokenizer
+from gpt_jax.runs import checkpoint
+from gpt_jax.runs import workdir as workdir_lib
 
 
 @contextlib.contextmanager
@@ -43,3 +49,33 @@ def whole_folder(name: str, folder: str) -> Generator[str]:
   if os.path.isdir(folder):
     os.rmdir(folder)
   os.rename(partial, folder)
+
+
+def write_run(
+  folder: str,
+  config: Config,
+  params: Any,
+  tokenizer: Tokenizer,
+  data_fingerprint: str,
+  labels: Any = None,
+) -> None:
+  """Writes a workdir whose checkpoint 0 holds parameters alone.
+
+  Args:
+    labels: as workdir.write_config's.
+  """
+  facts = {
+    "config_fingerprint": config_lib.fingerprint(config),
+    "data_fingerprint": data_fingerprint,
+    "tokenizer_fingerprint": tokenizer.fingerprint(),
+  }
+  keeper = checkpoint.Checkpointer(
+    os.path.join(folder, "checkpoints"), config.checkpoint, facts
+  )
+  keeper.save(0, {"params": params}, force=True)
+  keeper.close()
+  path = os.path.join(folder, "tokenizer.json")
+  files.write_text(path, tokenizer.to_json())
+  workdir_lib.write_config(
+    folder, config, data_fingerprint, tokenizer.fingerprint(), labels
+  )

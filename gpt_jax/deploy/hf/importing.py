@@ -9,18 +9,15 @@ from typing import Any
 
 import jax
 
-from gpt_jax import cli, files, sharding, tree
+from gpt_jax import cli, sharding, tree
 from gpt_jax import config as config_lib
 from gpt_jax.config import Config, InputError
 from gpt_jax.data import tokenizers
-from gpt_jax.data.tokenizers import Tokenizer
 from gpt_jax.data.tokenizers.subword import LibraryTokenizer
 from gpt_jax.deploy.hf import adapters, layout, stated, tensors
-from gpt_jax.deploy.hf.folders import whole_folder
+from gpt_jax.deploy.hf.folders import whole_folder, write_run
 from gpt_jax.machine import processes
 from gpt_jax.models import build_model
-from gpt_jax.runs import checkpoint
-from gpt_jax.runs import workdir as workdir_lib
 
 # Length of the rows that evaluation and further training read, at most.
 MAX_SEQ_LEN = 2048
@@ -94,7 +91,7 @@ def import_model(
   places = sharding.shardings_of(shapes, specs, config.mesh.rules, mesh)
   with whole_folder("--workdir", workdir) as partial:
     params = _read_params(shapes, places, entries, matched)
-    _write(partial, config, params, words)
+    write_run(partial, config, params, words, NO_DATA)
   return config
 
 
@@ -161,21 +158,3 @@ def _read_params(shapes, places, entries, matched) -> Any:
     )
   ]
   return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
-
-
-def _write(
-  folder: str, config: Config, params: Any, tokenizer: Tokenizer
-) -> None:
-  facts = {
-    "config_fingerprint": config_lib.fingerprint(config),
-    "data_fingerprint": NO_DATA,
-    "tokenizer_fingerprint": tokenizer.fingerprint(),
-  }
-  keeper = checkpoint.Checkpointer(
-    os.path.join(folder, "checkpoints"), config.checkpoint, facts
-  )
-  keeper.save(0, {"params": params}, force=True)
-  keeper.close()
-  path = os.path.join(folder, "tokenizer.json")
-  files.write_text(path, tokenizer.to_json())
-  workdir_lib.write_config(folder, config, NO_DATA, tokenizer.fingerprint())

@@ -108,7 +108,9 @@ def estimate_memory(built, topology: Topology) -> memory_lib.Memory:
   # Weights gathered over fsdp: those of one layer and, prefetched, the next.
   gathered = 2 * _layer_parameters(m) // tensor // shape["expert"] * item
   kinds = {
-    "parameters": memory_lib.shard_bytes(built.abstract.params),
+    "parameters": memory_lib.shard_bytes(
+      [built.abstract.params, built.abstract.base]
+    ),
     "moments": memory_lib.shard_bytes(built.abstract.opt_state),
     "gradients": memory_lib.gradient_bytes(built),
     "activations": int(kept * item * micro * L),

@@ -49,14 +49,14 @@ def shard_bytes(tree, dtype=None) -> int:
 def gradient_bytes(built) -> int:
   """Returns the bytes of one device's gradients."""
   is_summed = built.config.train.num_microbatches > 1
-  kept = "float32" if is_summed else built.config.model.param_dtype
+  kept = "float32" if is_summed else None
   return shard_bytes(built.learned, kept)
 
 
 def split(built, compiled, module: hlo.Module, available) -> Memory:
   """Returns the Memory of a compiled step."""
   peak = compiled.peak_bytes
-  parameters = shard_bytes(built.abstract.params)
+  parameters = shard_bytes([built.abstract.params, built.abstract.base])
   moments = shard_bytes(built.abstract.opt_state)
   rest = compiled.memory.argument_size_in_bytes - parameters - moments
   temporary = peak - compiled.memory.argument_size_in_bytes

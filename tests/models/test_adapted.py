@@ -1,0 +1,123 @@
+"""Adapters in a forward pass: W + scale * A B, without the sum."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from forms import apply, make, tokens_of
+
+from gpt_jax import config as config_lib
+from gpt_jax import tree
+from gpt_jax.config import AdapterConfig, InputError
+from gpt_jax.models import adapters, build_model
+from gpt_jax.training import state
+
+FORMS = ("gpt2", "local_global", "latent", "moe_second", "t5", "bert")
+
+
+def adapted(form: str, rank: str = "*=3", **changes):
+  """Returns (model, base, adapters), whose b is not zero."""
+  plain, base = make(form)
+  section = AdapterConfig(rank=rank, alpha=6.0)
+  config = dataclasses.replace(plain.config, **changes)
+  model = build_model(config, adapter=section)
+  shapes, _ = model.abstract_learned()
+  rng = np.random.default_rng(1)
+  draw = lambda leaf: jnp.asarray(rng.normal(0, 0.1, leaf.shape), leaf.dtype)
+  return model, base, jax.tree.map(draw, shapes)
+
+
+@pytest.mark.parametrize("scan", [True, False])
+@pytest.mark.parametrize("form", FORMS)
+def test_the_adapted_model_is_the_merged_one(form, scan):
+  model, base, learned = adapted(form, scan_layers=scan)
+  attached = model.attach(learned, base)
+  merged = adapters.merge(attached)
+  assert tree.describe_shapes(merged) == tree.describe_shapes(base)
+  tokens = tokens_of()
+  found, whole, plain = (
+    np.asarray(apply(model, p, tokens))[..., :61]
+    for p in (attached, merged, base)
+  )
+  scale = np.abs(whole).max()
+  np.testing.assert_allclose(found, whole, atol=1e-5 * scale)
+  assert np.abs(found - plain).max() > 1e-2 * scale  # adapters do something
+
+
+def test_each_matrix_has_its_own_sum():
+  model, base, learned = adapted("llama", "q=2,blocks/attn/o=4,mlp=1")
+  merged = adapters.merge(model.attach(learned, base))
+  old, new = (tree.flatten_with_names(t) for t in (base, merged))
+  parts = tree.flatten_with_names(learned)
+  adapted_names = {name.rpartition("/")[0] for name in parts}
+  assert adapted_names == {
+    f"blocks/{n}" for n in ("attn/q", "attn/o", "mlp/in", "mlp/gate", "mlp/out")
+  }
+  for name, x in new.items():
+    delta = np.zeros(x.shape, np.float32)
+    if name in adapted_names:
+      a, b = (np.asarray(parts[f"{name}/lora_{c}"]) for c in "ab")
+      rank = a.shape[-1]
+      assert rank == {"q": 2, "o": 4}.get(name[-1], 1)
+      L = len(a)
+      pairs = a.reshape(L, -1, rank) @ b.reshape(L, rank, -1)
+      delta = 6 / rank * pairs.reshape(x.shape)
+    np.testing.assert_allclose(x, old[name] + delta, atol=1e-6)
+
+
+@pytest.mark.parametrize("scan", [True, False])
+@pytest.mark.parametrize("form", FORMS)
+def test_at_its_start_an_adapted_model_is_its_base_bit_for_bit(form, scan):
+  model, base, learned = adapted(form, scan_layers=scan)
+  fresh = state.init_params(model, 0)
+  assert tree.describe_shapes(fresh) == tree.describe_shapes(learned)
+  names = tree.flatten_with_names(fresh)
+  for name, leaf in names.items():
+    assert np.any(leaf) == name.endswith("lora_a"), name
+  plain = build_model(model.config)
+  tokens = tokens_of()
+  found = apply(model, model.attach(fresh, base), tokens)
+  np.testing.assert_array_equal(found, apply(plain, base, tokens))
+  moved = apply(model, model.attach(learned, base), tokens)
+  assert not np.array_equal(found, moved)  # the control
+
+
+def test_an_adapter_starts_with_the_spread_of_a_uniform_draw():
+  model, _, _ = adapted("gpt2", "mlp=16")
+  fresh = state.init_params(model, 3)["blocks"]["mlp"]
+  for name, num_in in (("in", 32), ("out", 48)):
+    std = float(np.std(np.asarray(fresh[name]["lora_a"])))
+    assert std == pytest.approx((3 * num_in) ** -0.5, rel=0.08)
+
+
+@pytest.mark.parametrize(
+  "rank, clause",
+  [
+    ("blocks/attn/w=2", "did you mean blocks/attn"),
+    ("norm_attn=2", "matches no matrix of a layer"),
+    ("embed=2", "matches no matrix of a layer"),
+    ("q=2,mlp=33", "a matrix of 32 by 48; its rank must be at most 32"),
+  ],
+)
+def test_a_pattern_of_nothing_and_a_rank_too_large_are_refused(rank, clause):
+  with pytest.raises(InputError, match=clause):
+    adapted("gpt2", rank)
+
+
+@pytest.mark.parametrize(
+  "text", ["", "q", "q=0", "q=-1", "q=1.5", "=1", "q=1,", "q=9999999999"]
+)
+def test_a_text_that_is_no_list_of_ranks_is_refused(text):
+  with pytest.raises(InputError, match="PATTERN=RANK"):
+    AdapterConfig(rank=text, alpha=1.0)
+
+
+def test_adapters_need_a_base():
+  from configs import base
+
+  config = base.get_config()
+  config.adapter.rank = "attn=2"
+  with pytest.raises(InputError, match="train.init_from is None"):
+    config_lib.freeze(config)
