@@ -145,7 +145,9 @@ def describe_lost_updates(config: Config) -> str | None:
   by about the learning rate.
   """
   c, rate = config, config.optim.learning_rate
-  is_coarse = c.model.param_dtype == "bfloat16" and c.optim.optimizer != "sgd"
+  # Adapters are float32.
+  is_coarse = c.model.param_dtype == "bfloat16" and not c.adapter.rank.parts
+  is_coarse &= c.optim.optimizer != "sgd"
   least = c.model.init_std / 2**9
   if not is_coarse or not rate or rate >= least:
     return None
@@ -203,7 +205,6 @@ def describe(
 ) -> list[tuple[str, str]]:
   """Returns the rows of the table that is printed when a run starts."""
   c = config
-  count = sum(flops.count_parameters(c.model).values())
   state_bytes = tree.count_bytes(abstract)
   local = sum(
     int(np.prod(leaf.sharding.shard_shape(leaf.shape), dtype=np.int64))
@@ -220,10 +221,6 @@ def describe(
   passing = flops.estimate_temporary_bytes(
     c.model, micro * c.data.seq_len // int(np.prod(splits))
   )
-  active = ""
-  if c.model.num_experts is not None:
-    num_active = sum(flops.count_active_parameters(c.model).values())
-    active = f", {num_active:,} for each token"
   train_ids = sum(t.num_ids for _, t in prepared.train)
   texts, epochs = f"{train_ids:,} tokens", tokens / train_ids
   rows = c.data.packing
@@ -234,25 +231,8 @@ def describe(
     if prepared.labels.classes:
       texts += f" of {len(prepared.labels.classes)} classes"
   size = console.format_bytes
-  params, learned = abstract.base, []
-  if params is None:
-    params = abstract.params
-  else:
-    learned = [
-      (
-        "adapters",
-        f"{tree.count_elements(abstract.params):,} "
-        f"({size(tree.count_bytes(abstract.params))} float32) are learned, "
-        f"{c.adapter.rank}",
-      )
-    ]
   return [
-    (
-      "parameters",
-      f"{count:,} ({size(tree.count_bytes(params))} {c.model.param_dtype})"
-      f"{active}",
-    ),
-    *learned,
+    *_describe_parameters(c, abstract),
     (
       "state",
       f"{size(state_bytes)} with moments; {size(local)} on each device",
@@ -279,6 +259,22 @@ def describe(
     ),
     ("memory", f"about {size(local + passing)} on each device"),
   ]
+
+
+def _describe_parameters(c: Config, abstract: Any) -> list[tuple[str, str]]:
+  count, active = sum(flops.count_parameters(c.model).values()), ""
+  if c.model.num_experts is not None:
+    num_active = sum(flops.count_active_parameters(c.model).values())
+    active = f", {num_active:,} for each token"
+  sized = lambda t: console.format_bytes(tree.count_bytes(t))
+  is_adapted = abstract.base is not None
+  params = abstract.base if is_adapted else abstract.params
+  row = f"{count:,} ({sized(params)} {c.model.param_dtype}){active}"
+  if not is_adapted:
+    return [("parameters", row)]
+  count = tree.count_elements(abstract.params)
+  learned = f"{count:,} ({sized(abstract.params)} float32), {c.adapter.rank}"
+  return [("parameters", f"{row}, frozen"), ("adapters", learned)]
 
 
 def device_peak(mesh: jax.sharding.Mesh) -> float | None:

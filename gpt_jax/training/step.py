@@ -159,7 +159,7 @@ def make_train_step(
       keep = lambda new, old: jnp.where(is_good, new, old)
       params, opt_state, ema = jax.tree.map(keep, change(grads, *old), old)
     skipped = 1 - is_good.astype(jnp.int32)
-    state = TrainState(
+    state = state.replace(
       step=state.step + 1,
       params=params,
       opt_state=opt_state,
@@ -167,7 +167,6 @@ def make_train_step(
       skipped_in_row=(state.skipped_in_row + skipped) * skipped,
       ema=ema,
       norm_mean=norm_mean,
-      base=state.base,
     )
     metrics = {
       **sums,

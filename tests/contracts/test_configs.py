@@ -190,6 +190,7 @@ def test_options_with_parts_are_parsed_when_a_section_is_built():
 OWNERS = {
   "data": ("data",),
   "model": ("model", "config", "c", "m", "model_config"),
+  "adapter": ("adapter",),
   "optim": ("optim", "o"),
   "train": ("train", "t"),
   "mesh": ("mesh",),
@@ -240,7 +241,7 @@ def test_defaults_live_in_base_alone():
   fields = dataclasses.fields(config.Config)
   sections = [schema.section_type(field.type) for field in fields]
   sections = [section for section in sections if section]
-  assert len(sections) == 8
+  assert len(sections) == 9
   for cls in (config.Config, *sections):
     for field in dataclasses.fields(cls):
       assert field.default is dataclasses.MISSING, field.name
