@@ -1,5 +1,6 @@
 """The process's memory, in a process of its own: glibc's settings stay."""
 
+import gc
 import os
 import pathlib
 import subprocess
@@ -60,6 +61,13 @@ def test_tests_find_the_compile_cache_as_commands_do():
   folder = os.environ["JAX_COMPILATION_CACHE_DIR"]
   assert jax.config.jax_compilation_cache_dir == folder
   assert jax.config.jax_persistent_cache_min_compile_time_secs == 0
+
+
+def test_garbage_in_cycles_is_looked_for_seldom():
+  """A library that sets its own thresholds would slow down all tracing."""
+  import jax  # noqa: F401
+
+  assert gc.isenabled() and gc.get_threshold()[0] == 20_000
 
 
 def test_simulated_devices_are_in_order_unless_the_user_says_otherwise():
