@@ -379,3 +379,39 @@ def open_run(
     )(params, frozen)
     model = dataclasses.replace(model, adapter=None)
   return config, model, params, tokenizer, mesh
+
+
+def open_adapters(
+  workdir: str,
+  say: Callable[[str], None] = print,
+  average: str | None = None,
+  step: int | None = None,
+):
+  """Returns (model, adapters) of a run, on one device; reads no base.
+
+  Args:
+    average, step: as in restore.restore_params.
+
+  Raises:
+    InputError: the run has no adapters.
+  """
+  import dataclasses
+
+  import jax
+
+  from gpt_jax import sharding
+  from gpt_jax.models import build_model
+  from gpt_jax.runs import restore
+
+  config = read_config(workdir)
+  if not config.adapter.rank.parts:
+    raise InputError(f"{workdir} is a run without adapters: it is one model")
+  alone = dataclasses.replace(config.mesh, **dict.fromkeys(sharding.AXES, 1))
+  mesh = sharding.make_mesh(alone, jax.devices()[:1])
+  model = build_model(config.model, alone.rules, adapter=config.adapter)
+  abstract = sharding.abstract_of(*model.abstract_learned(), alone.rules, mesh)
+  facts = read_facts(workdir)
+  adapters = restore.restore_params(
+    workdir, abstract, say, average, facts, step=step
+  )
+  return model, adapters

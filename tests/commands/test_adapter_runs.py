@@ -188,3 +188,16 @@ def test_a_merged_run_is_an_ordinary_one(
   words = f"--workdir={trained}", f"--out={tmp_path / 'other'}"
   assert_refused(call_verb("deploy.merge", *words), "a run without adapters")
   assert not (tmp_path / "other").exists()
+
+
+def test_adapters_of_no_architecture_of_the_hub_are_not_exported(
+  adapted, trained, call_verb, tmp_path
+):
+  for workdir, said in (
+    (adapted, "no architecture of the hub has this model"),
+    (trained, "a run without adapters"),
+  ):
+    words = "export", f"--workdir={workdir}", f"--out={tmp_path / 'out'}"
+    result = call_verb("deploy.hf.__main__", *words, "--adapter")
+    assert_refused(result, said)
+    assert not (tmp_path / "out").exists()

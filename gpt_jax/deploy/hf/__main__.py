@@ -86,14 +86,24 @@ def _export(argv: list[str]) -> int:
   parser.add_argument(
     "--out", required=True, metavar="DIR", help="folder to make"
   )
+  parser.add_argument(
+    "--adapter",
+    action="store_true",
+    help="write the adapters of the run alone, as PEFT reads them",
+  )
   cli.add_checkpoint(parser)
   args = _parse(parser, argv)
   runtime.start(args.devices)
 
-  from gpt_jax.deploy.hf import exporting
+  from gpt_jax.deploy.hf import adapters_out, exporting
   from gpt_jax.runs import workdir
 
   note = lambda line: print(line, file=sys.stderr)
+  if args.adapter:
+    opened = workdir.open_adapters(args.workdir, note, args.average, args.step)
+    word = adapters_out.export_adapters(*opened, args.out)
+    print(f"{args.out} holds the adapters of {args.workdir}, of a {word}")
+    return 0
   _, model, params, tokenizer, _ = workdir.open_run(
     args.workdir,
     {},

@@ -222,12 +222,12 @@ def write_folder(
       shards.append([])
     shards[-1].append(each)
   if len(shards) == 1:
-    _write_file(os.path.join(folder, WHOLE), shards[0])
+    write_file(os.path.join(folder, WHOLE), shards[0])
     return
   table = {}
   for number, shard in enumerate(shards, 1):
     file = f"model-{number:05}-of-{len(shards):05}.safetensors"
-    _write_file(os.path.join(folder, file), shard)
+    write_file(os.path.join(folder, file), shard)
     table |= {each.name: file for each in shard}
   total = sum(each.num_bytes for shard in shards for each in shard)
   index = {"metadata": {"total_size": total}, "weight_map": table}
@@ -235,7 +235,8 @@ def write_folder(
   files.write_text(os.path.join(folder, INDEX), text)
 
 
-def _write_file(path: str, shard: list[Planned]) -> None:
+def write_file(path: str, shard: list[Planned]) -> None:
+  """Writes tensors as one file, each made when it is its turn."""
   header: dict = {"__metadata__": {"format": "pt"}}
   at = 0
   for each in shard:

@@ -1,0 +1,121 @@
+"""A run's adapters, written as PEFT reads them.
+
+Where a matrix of theirs holds several of ours (GPT-2's c_attn queries, keys and
+values), its adapter holds theirs side by side: A has the rows of each, and B a
+block for each on its diagonal.
+"""
+
+import collections
+import json
+import os
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gpt_jax import cli, files, tree
+from gpt_jax import config as config_lib
+from gpt_jax.config import InputError
+from gpt_jax.deploy.hf import architectures, layout, stated, tensors
+from gpt_jax.deploy.hf.adapters import CONFIG, PREFIX, TENSORS
+from gpt_jax.deploy.hf.folders import whole_folder
+from gpt_jax.models import Model
+
+
+class Pair(NamedTuple):
+  """An adapter of a matrix of theirs: a (rank, in), b (out, rank), alpha."""
+
+  a: np.ndarray
+  b: np.ndarray
+  alpha: float
+
+
+def export_adapters(model: Model, learned: Any, out: str) -> str:
+  """Writes adapter_config.json and tensors; returns the base's model_type.
+
+  Args:
+    model: with adapters.
+    learned: their arrays.
+    out: folder, must not exist yet.
+
+  Raises:
+    InputError: no architecture of the hub has this model, or its adapters are
+      of experts; nothing is written then.
+  """
+  defaults = config_lib.freeze(cli.load_config("configs/base.py", {})).model
+  word = stated.choose(model.config, defaults)
+  found = architectures.ARCHITECTURES[word]
+  flat = tree.flatten_with_names(model.abstract_params()[0])
+  shapes = {name: leaf.shape for name, leaf in flat.items()}
+  arrays = {
+    name: np.asarray(leaf)
+    for name, leaf in tree.flatten_with_names(learned).items()
+  }
+  assert model.adapter is not None
+  pairs = {}
+  for entry in layout.list_entries(found, model.config, shapes):
+    if any(f"{part.path}/lora_a" in arrays for part in entry.parts):
+      if any(len(part.at) > 1 for part in entry.parts):
+        raise InputError(
+          f"the adapters of {entry.parts[0].path} are of experts, which PEFT "
+          "does not load; merge them: python -m gpt_jax.deploy.merge"
+        )
+      name = entry.name.removesuffix(".weight")
+      pairs[name] = _join(entry, arrays, model.adapter.alpha)
+  is_conv = any(row.form == "conv" for row in found.rows)
+  planned = []
+  for name, pair in pairs.items():
+    for letter, x in (("A", pair.a), ("B", pair.b)):
+      key = f"{PREFIX}{name}.lora_{letter}.weight"
+      planned.append(tensors.Planned(key, x.dtype, x.shape, lambda x=x: x))
+  with whole_folder("--out", out) as partial:
+    tensors.write_file(os.path.join(partial, TENSORS), planned)
+    text = json.dumps(_describe(pairs, is_conv), indent=2) + "\n"
+    files.write_text(os.path.join(partial, CONFIG), text)
+  return word
+
+
+def _join(entry: layout.Entry, arrays: dict, alpha: float) -> Pair:
+  """Returns the adapter of a matrix of theirs, of those of its parts."""
+  found = []
+  for part in entry.parts:
+    if f"{part.path}/lora_a" in arrays:
+      a, b = (arrays[f"{part.path}/lora_{c}"][part.at] for c in "ab")
+      rank = a.shape[-1]
+      found.append((part, a.reshape(-1, rank).T, b.reshape(rank, -1).T))
+  scales = [alpha / a.shape[0] for _, a, _ in found]
+  rank = sum(a.shape[0] for _, a, _ in found)
+  is_one = len(set(scales)) == 1
+  b_all, start = np.zeros((entry.parts[-1].stop, rank), np.float32), 0
+  for (part, a, b), scale in zip(found, scales, strict=True):
+    stop = start + a.shape[0]
+    factor = np.float32(1 if is_one else scale)
+    b_all[part.start : part.stop, start:stop] = factor * b
+    start = stop
+  a_all = np.concatenate([a for _, a, _ in found])
+  return Pair(a_all, b_all, rank * (scales[0] if is_one else 1.0))
+
+
+def _describe(pairs: dict[str, Pair], is_conv: bool) -> dict[str, Any]:
+  """Returns adapter_config.json; what most matrices have is not repeated."""
+  ranks = {name: len(pair.a) for name, pair in pairs.items()}
+  alphas = {name: pair.alpha for name, pair in pairs.items()}
+  usual = lambda values: collections.Counter(values).most_common(1)[0][0]
+  rank, alpha = usual(ranks.values()), usual(alphas.values())
+  others = lambda named, most: {k: v for k, v in named.items() if v != most}
+  return {
+    "peft_type": "LORA",
+    "task_type": "CAUSAL_LM",
+    "base_model_name_or_path": None,
+    "inference_mode": True,
+    "r": rank,
+    "lora_alpha": alpha,
+    "rank_pattern": others(ranks, rank),
+    "alpha_pattern": others(alphas, alpha),
+    "target_modules": list(pairs),
+    "fan_in_fan_out": is_conv,
+    "lora_dropout": 0.0,
+    "bias": "none",
+    "use_dora": False,
+    "use_rslora": False,
+    "modules_to_save": None,
+  }
