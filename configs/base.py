@@ -119,8 +119,8 @@ def get_config() -> ConfigDict:
   model.vocab_multiple = 128
   # Normalisation of activations; rmsnorm subtracts no mean.
   model.norm = "layernorm"
-  # Normalise what enters a sublayer (pre), also what it adds (sandwich), or the
-  # sum after it (post).
+  # Normalise what enters a sublayer (pre), also what it adds (sandwich), that
+  # alone (output), or the sum after it (post).
   model.norm_placement = "pre"
   # Added to the variance before the root.
   model.norm_eps = 1e-5
@@ -191,8 +191,10 @@ def get_config() -> ConfigDict:
   # Classes, or numbers, that a head of classification scores; None takes those
   # of the data.
   model.num_classes = placeholder(int)
-  # Normalise queries and keys over the head (RMS) before scores.
+  # Normalise queries and keys (RMS) before scores.
   model.qk_norm = False
+  # Over the dims of each head, or of all heads together.
+  model.qk_norm_over = "head"
   # Factor of the attention scores; None is 1 / sqrt(head_dim).
   model.attn_scale = placeholder(float)
   # Attention scores pass cap * tanh(score / cap); None leaves them alone.

@@ -60,7 +60,7 @@ def count_parameters(model: ModelConfig) -> dict[str, int]:
     count["bias"] += D if model.bias else 0
   has_transform = model.head == "transform"
   num_norms = has_transform
-  num_norms += model.embed_norm and model.norm_placement == "post"
+  num_norms += config_lib.has_embed_norm(model)
   count["norm"] += num_norms * D
   count["bias"] += num_norms * D * _has_norm_bias(model)
   if has_transform:
@@ -138,8 +138,10 @@ def count_attention(model: ModelConfig) -> tuple[int, int, int]:
   D, N, H = model.model_dim, model.num_heads, config_lib.head_dim(model)
   R, Q = model.kv_lora_rank, model.q_lora_rank
   if R is None:
-    reads = D * (N * H + 2 * config_lib.num_kv_heads(model) * H)
-    return reads, N * H * D, 2 * H if model.qk_norm else 0
+    K = config_lib.num_kv_heads(model)
+    heads = 2 if model.qk_norm_over == "head" else N + K
+    reads = D * (N * H + 2 * K * H)
+    return reads, N * H * D, heads * H if model.qk_norm else 0
   queries = D * N * H if Q is None else D * Q + Q * N * H
   keys = D * (R + config_lib.rope_dim(model)) + count_up_projections(model)
   writes = N * config_lib.value_dim(model) * D

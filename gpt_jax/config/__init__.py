@@ -31,6 +31,7 @@ from gpt_jax.config.derived import (
   count_sequences,
   expert_mlp_dim,
   has_classes,
+  has_embed_norm,
   has_prefixes,
   has_score_bias,
   has_source,

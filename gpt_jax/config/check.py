@@ -52,6 +52,11 @@ def check_together(c: Config) -> None:
       f"model.num_heads {m.num_heads}"
     )
   _check_latent(m)
+  if m.qk_norm_over != "head" and not m.qk_norm:
+    raise InputError(
+      f"model.qk_norm_over is {m.qk_norm_over} and model.qk_norm is False; set "
+      "model.qk_norm, or leave it head"
+    )
   if m.position == "rope" and rope_dim(m) % 2:
     width = "model.qk_rope_head_dim" if m.kv_lora_rank else "the head width"
     raise InputError(

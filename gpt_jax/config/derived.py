@@ -56,6 +56,11 @@ def has_score_bias(model: ModelConfig) -> bool:
   return model.position in ("alibi", "relative")
 
 
+def has_embed_norm(model: ModelConfig) -> bool:
+  """Returns whether the embeddings have a norm that is no layer's first."""
+  return model.embed_norm and model.norm_placement in ("post", "output")
+
+
 def value_dim(model: ModelConfig) -> int:
   """Returns the width of a head's values; plain attention's is H."""
   return model.v_head_dim or head_dim(model)

@@ -123,7 +123,7 @@ class ModelConfig(Section):
   vocab_size: Annotated[int | None, Bounds(2, MAX_INT32)]
   vocab_multiple: Count
   norm: Literal["layernorm", "rmsnorm"]
-  norm_placement: Literal["pre", "post", "sandwich"]
+  norm_placement: Literal["pre", "post", "sandwich", "output"]
   norm_eps: Frac
   embed_norm: Annotated[bool, Added(False)]
   scaled_embeddings: Annotated[bool, Added(False)]
@@ -160,6 +160,7 @@ class ModelConfig(Section):
   head: Annotated[str, ("linear", "transform", *CLASS_HEADS), Added("linear")]
   num_classes: Annotated[Count | None, Added(None)]
   qk_norm: bool
+  qk_norm_over: Annotated[Literal["head", "heads"], Added("head")]
   attn_scale: Annotated[float | None, Bounds(1e-6), Added(None)]
   attn_softcap: Annotated[float | None, Bounds(1e-6)]
   logit_softcap: Annotated[float | None, Bounds(1e-6)]

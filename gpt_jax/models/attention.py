@@ -73,11 +73,9 @@ class Attention(nn.Module):
       q_BTNH = add(q_BTNH, "q_bias", (N, H), n)
       k_BTKH = add(k_BTKH, "k_bias", (K, H), k)
       v_BTKH = add(v_BTKH, "v_bias", (K, H), k)
-    if c.qk_norm:  # Henry et al. 2020
-      q_scale = declare(self, "q_norm", (H,), ("head_dim",), "norm")
-      k_scale = declare(self, "k_norm", (H,), ("head_dim",), "norm")
-      q_BTNH = rms_normalize(q_BTNH, q_scale, c.norm_eps)
-      k_BTKH = rms_normalize(k_BTKH, k_scale, c.norm_eps)
+    if c.qk_norm:
+      q_BTNH = normalize_heads(self, "q_norm", q_BTNH, n)
+      k_BTKH = normalize_heads(self, "k_norm", k_BTKH, k)
     if c.position == "rope":
       q_BTNH = rotate(q_BTNH, context.rope)
       k_BTKH = rotate(k_BTKH, context.rope)
@@ -102,6 +100,21 @@ class Attention(nn.Module):
       self.sow("taps", "score_max", top)
     y_BKGTH = attend(q_BKGTH, k_BKSH, v_BKSH, context, c, self.rules, key)
     return project_out(self, y_BKGTH, x_BTD), cache
+
+
+def normalize_heads(module: nn.Module, name: str, x_BTNH, axes):
+  """Returns queries or keys, each head's normalised, or all heads' together.
+
+  Henry et al. 2020; all together as in OLMo 2 (2025).
+
+  Args:
+    module: declares the scale.
+    axes: of heads and their width.
+  """
+  num_dims = 1 if module.config.qk_norm_over == "head" else 2
+  shape = x_BTNH.shape[-num_dims:]
+  scale = declare(module, name, shape, axes[-num_dims:], "norm")
+  return rms_normalize(x_BTNH, scale, module.config.norm_eps)
 
 
 def project_out(module: nn.Module, y_BKGTH, x_BTD):

@@ -70,22 +70,24 @@ class Block(nn.Module):
         whole(x), context.cross, source, cross_key
       )
     if c.norm_placement != "post":
-      close = lambda y, name: y  # Gemma 2 (2024) normalises it again
-      if c.norm_placement == "sandwich":
-        close = lambda y, name: Norm(c, name=name)(y)
-      normed_BTD = norm_attn(x_BTD)
+      enter, close = lambda norm, x: norm(x), lambda norm, y: y
+      if c.norm_placement == "sandwich":  # Gemma 2 (2024)
+        close = lambda norm, y: Norm(c, name=f"{norm.name}_out")(y)
+      if c.norm_placement == "output":  # OLMo 2 (2025)
+        enter, close = close, enter
+      normed_BTD = enter(norm_attn, x_BTD)
       if c.embed_norm:  # the residual stream starts normalised
         x_BTD = jnp.where(layer == 0, normed_BTD, x_BTD)
       y, cache = attn(whole(normed_BTD), context, cache, key)
-      y = close(y, "norm_attn_out")
+      y = close(norm_attn, y)
       self.sow("taps", "attn_out", y)
       x_BTD = pin(x_BTD + drop(y, "attn"))
       if has_source:
-        y, source = attend_source(norm_cross(x_BTD))
-        y = close(y, "norm_cross_out")
+        y, source = attend_source(enter(norm_cross, x_BTD))
+        y = close(norm_cross, y)
         x_BTD = pin(x_BTD + drop(y, "cross"))
-      y, routing = mlp(whole(norm_mlp(x_BTD)))
-      y = close(y, "norm_mlp_out")
+      y, routing = mlp(whole(enter(norm_mlp, x_BTD)))
+      y = close(norm_mlp, y)
       self.sow("taps", "mlp_out", y)
       x_BTD = pin(x_BTD + drop(y, "mlp"))
     else:

@@ -12,9 +12,8 @@ from gpt_jax import config as config_lib
 from gpt_jax import sharding
 from gpt_jax.config import ModelConfig
 from gpt_jax.models.attend import attend
-from gpt_jax.models.attention import project_out
+from gpt_jax.models.attention import normalize_heads, project_out
 from gpt_jax.models.declare import declare
-from gpt_jax.ops.norm import rms_normalize
 from gpt_jax.ops.projection import project, project_each, shift
 
 
@@ -46,8 +45,8 @@ class CrossAttention(nn.Module):
       bias_NH = declare(self, "q_bias", (N, H), axes, "bias")
       q_BTNH = shift(q_BTNH, bias_NH, c.grad_dtype)
     if c.qk_norm:
-      scale_H = declare(self, "q_norm", (H,), ("head_dim",), "norm")
-      q_BTNH = rms_normalize(q_BTNH, scale_H, c.norm_eps)
+      axes = ("heads", "head_dim")
+      q_BTNH = normalize_heads(self, "q_norm", q_BTNH, axes)
     q_BTNH = checkpoint_name(q_BTNH, "qkv")
     B, T = x_BTD.shape[:2]
     q_BKGTH = q_BTNH.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
@@ -70,8 +69,7 @@ class CrossAttention(nn.Module):
       k_BSKH = shift(k_BSKH, bias("k_bias"), c.grad_dtype)
       v_BSKH = shift(v_BSKH, bias("v_bias"), c.grad_dtype)
     if c.qk_norm:
-      scale_H = declare(self, "k_norm", (H,), ("head_dim",), "norm")
-      k_BSKH = rms_normalize(k_BSKH, scale_H, c.norm_eps)
+      k_BSKH = normalize_heads(self, "k_norm", k_BSKH, axes)
     k_BKSH, v_BKSH = (
       checkpoint_name(x, "qkv").swapaxes(1, 2) for x in (k_BSKH, v_BSKH)
     )

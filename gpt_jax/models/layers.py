@@ -52,7 +52,7 @@ class Embedding(nn.Module):
       self.types_XD = declare(
         self, "types", shape, ("positions", "embed"), "position"
       )
-    if c.embed_norm and c.norm_placement == "post":
+    if config_lib.has_embed_norm(c):
       self.norm = Norm(c)
 
   def __call__(self, tokens_BT, positions_BT, types_BT=None):
@@ -73,7 +73,7 @@ class Embedding(nn.Module):
         types_BT = jnp.zeros((1, 1), jnp.int32)
       x_BTD += self.types_XD[types_BT]
     x_BTD = x_BTD.astype(self.config.compute_dtype)
-    if self.config.embed_norm and self.config.norm_placement == "post":
+    if config_lib.has_embed_norm(self.config):
       x_BTD = self.norm(x_BTD)
     return x_BTD
 

@@ -65,7 +65,7 @@ normalize.defvjp(_normalize, _normalize_backward)
 
 
 def rms_normalize(x, scale, eps: float):
-  """Returns RMSNorm over the last dim times a scale, for queries and keys."""
-  y = x.astype(jnp.float32)
-  y = y * jax.lax.rsqrt((y * y).mean(-1, keepdims=True) + eps)
+  """Returns RMSNorm of queries or keys over the dims of a scale, times it."""
+  y, dims = x.astype(jnp.float32), tuple(range(-scale.ndim, 0))
+  y = y * jax.lax.rsqrt((y * y).mean(dims, keepdims=True) + eps)
   return (y * _over(x, scale)).astype(x.dtype)

@@ -117,6 +117,28 @@ ARCHITECTURES = {
     wanted=QWEN3_WANTED,
     rows=LLAMA.rows + QWEN3_NORMS,
   ),
+  "olmo2": LLAMA._replace(
+    name="Olmo2ForCausalLM",
+    keys=(
+      *(key for key in LLAMA_KEYS if key.ours != "norm_eps"),
+      Key("rms_norm_eps", "norm_eps", 1e-5),
+    ),
+    fixed=LLAMA_FIXED
+    | dict(norm_placement="output", qk_norm=True, qk_norm_over="heads"),
+    wanted={"hidden_act": ("silu",), "attention_bias": (False,)},
+    rows=(
+      *LLAMA_ENDS,
+      *(row for row in LLAMA_ATTENTION if row.form == "linear"),
+      *LLAMA_MLP,
+      *rows_of(
+        LLAMA_LAYER,
+        attn__q_norm=("self_attn.q_norm.weight", "flat"),
+        attn__k_norm=("self_attn.k_norm.weight", "flat"),
+        norm_attn__scale=("post_attention_layernorm.weight", "same"),
+        norm_mlp__scale=("post_feedforward_layernorm.weight", "same"),
+      ),
+    ),
+  ),
   "qwen3_moe": LLAMA._replace(
     name="Qwen3MoeForCausalLM",
     keys=(

@@ -116,7 +116,8 @@ def _build(name, paths, form, at, model, shapes) -> Entry:
     "linear": (start, num_in),
     "conv": (num_in, start),
   }.get(form, parts[0].shape)
-  if form == "same" and (len(parts) > 1 or paths[0].endswith("_bias")):
+  is_flat = form == "same" and (len(parts) > 1 or paths[0].endswith("_bias"))
+  if is_flat or form == "flat":
     whole = (start,)
   return Entry(name, whole, tuple(parts), form)
 

@@ -28,8 +28,8 @@ class Row(NamedTuple):
     theirs: its name, with {layer} and {expert} where there are several.
     ours: paths of the parameters that it holds, one after the other along
       their outputs.
-    form: linear (out, in) | conv (in, out) | same | offset, which is the same
-      less one.
+    form: linear (out, in) | conv (in, out) | same | flat, in one dim | offset,
+      the same less one.
   """
 
   theirs: str

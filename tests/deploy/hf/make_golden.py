@@ -66,6 +66,7 @@ CASES = {
     num_experts_per_tok=2,
     norm_topk_prob=True,
   ),
+  "olmo2": SMALL,
   "gemma3_text": SMALL
   | dict(
     head_dim=16,
