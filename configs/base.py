@@ -122,6 +122,9 @@ def get_config() -> ConfigDict:
   # Normalise what enters a sublayer (pre), also what it adds (sandwich), that
   # alone (output), or the sum after it (post).
   model.norm_placement = "pre"
+  # The MLP reads what attention reads, so that the two stand side by side, not
+  # attention's output (GPT-J, GPT-NeoX).
+  model.parallel_residual = False
   # Added to the variance before the root.
   model.norm_eps = 1e-5
   # Also normalise the embeddings; before pre-norm layers this replaces the
@@ -139,6 +142,8 @@ def get_config() -> ConfigDict:
   # Kinds of tokens that an encoder's embeddings tell apart, such as two for
   # the first and the second text of a pair; None: none.
   model.num_token_types = placeholder(int)
+  # Part of a head's dims that rope turns, the first of them.
+  model.rope_frac = 1.0
   # Base of the rotary wavelengths.
   model.rope_theta = 10_000.0
   # That of local layers, which are then not scaled; None: as all others.

@@ -52,17 +52,7 @@ def check_together(c: Config) -> None:
       f"model.num_heads {m.num_heads}"
     )
   _check_latent(m)
-  if m.qk_norm_over != "head" and not m.qk_norm:
-    raise InputError(
-      f"model.qk_norm_over is {m.qk_norm_over} and model.qk_norm is False; set "
-      "model.qk_norm, or leave it head"
-    )
-  if m.position == "rope" and rope_dim(m) % 2:
-    width = "model.qk_rope_head_dim" if m.kv_lora_rank else "the head width"
-    raise InputError(
-      f"model.position='rope' rotates pairs of dims, so {width} must be "
-      f"even; it is {rope_dim(m)}"
-    )
+  _check_heads(m)
   _check_layers(m)
   _check_experts(c)
   _check_source(m)
@@ -122,6 +112,35 @@ def _check_mesh(mesh: MeshConfig) -> None:
   if sum(v == -1 for v in axes.values()) > 1:
     named = ", ".join(f"mesh.{k}" for k, v in axes.items() if v == -1)
     raise InputError(f"{named} are all -1; only one axis can take the rest")
+
+
+def _check_heads(m: ModelConfig) -> None:
+  """Refuses norms and rotations of heads, and residuals, that cannot be."""
+  if m.qk_norm_over != "head" and not m.qk_norm:
+    raise InputError(
+      f"model.qk_norm_over is {m.qk_norm_over} and model.qk_norm is False; set "
+      "model.qk_norm, or leave it head"
+    )
+  if m.position == "rope" and (rope_dim(m) % 2 or not rope_dim(m)):
+    width = "model.qk_rope_head_dim" if m.kv_lora_rank else "the head width"
+    width = "model.rope_frac of the head width" if m.rope_frac < 1 else width
+    raise InputError(
+      f"model.position='rope' rotates pairs of dims, so {width} must be "
+      f"even; it is {rope_dim(m)}"
+    )
+  if m.rope_frac < 1 and (m.position != "rope" or m.kv_lora_rank is not None):
+    raise InputError(
+      f"model.rope_frac is {m.rope_frac:g}, of heads that rope turns in part, "
+      f"and model.position is {m.position}, or attention is latent, which has "
+      "model.qk_rope_head_dim; leave it 1"
+    )
+  if m.parallel_residual and (m.norm_placement == "post" or has_source(m)):
+    raise InputError(
+      "model.parallel_residual is True, an MLP beside attention, and "
+      f"model.norm_placement is {m.norm_placement} and model.family "
+      f"{m.family}; it is made for norms within the residual and blocks of two "
+      "sublayers"
+    )
 
 
 def _check_latent(m: ModelConfig) -> None:

@@ -68,7 +68,7 @@ def value_dim(model: ModelConfig) -> int:
 
 def rope_dim(model: ModelConfig) -> int:
   """Returns the number of a head's dims that rope rotates."""
-  return model.qk_rope_head_dim or head_dim(model)
+  return model.qk_rope_head_dim or int(head_dim(model) * model.rope_frac)
 
 
 def cached_dims(model: ModelConfig) -> tuple[tuple[int, int], ...]:

@@ -124,6 +124,7 @@ class ModelConfig(Section):
   vocab_multiple: Count
   norm: Literal["layernorm", "rmsnorm"]
   norm_placement: Literal["pre", "post", "sandwich", "output"]
+  parallel_residual: Annotated[bool, Added(False)]
   norm_eps: Frac
   embed_norm: Annotated[bool, Added(False)]
   scaled_embeddings: Annotated[bool, Added(False)]
@@ -132,6 +133,7 @@ class ModelConfig(Section):
     "learned", "sinusoidal", "rope", "alibi", "relative", "none"
   ]
   num_token_types: Annotated[Count | None, Added(None)]
+  rope_frac: Annotated[float, Bounds(1e-6, 1.0), Added(1.0)]
   rope_theta: Annotated[float, Bounds(1.0)]
   local_rope_theta: Annotated[float | None, Bounds(1.0), Added(None)]
   rope_scaling: RopeScaling

@@ -78,6 +78,7 @@ class Block(nn.Module):
       normed_BTD = enter(norm_attn, x_BTD)
       if c.embed_norm:  # the residual stream starts normalised
         x_BTD = jnp.where(layer == 0, normed_BTD, x_BTD)
+      start_BTD = x_BTD
       y, cache = attn(whole(normed_BTD), context, cache, key)
       y = close(norm_attn, y)
       self.sow("taps", "attn_out", y)
@@ -86,7 +87,9 @@ class Block(nn.Module):
         y, source = attend_source(enter(norm_cross, x_BTD))
         y = close(norm_cross, y)
         x_BTD = pin(x_BTD + drop(y, "cross"))
-      y, routing = mlp(whole(enter(norm_mlp, x_BTD)))
+      # Beside attention as in GPT-J (2021), not after it.
+      read_BTD = start_BTD if c.parallel_residual else x_BTD
+      y, routing = mlp(whole(enter(norm_mlp, read_BTD)))
       y = close(norm_mlp, y)
       self.sow("taps", "mlp_out", y)
       x_BTD = pin(x_BTD + drop(y, "mlp"))

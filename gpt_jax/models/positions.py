@@ -138,8 +138,16 @@ def rope_of(positions_BT, config: ModelConfig, kind: str = "global"):
 
 
 def rotate(x_BTNH, rope):
-  """Turns pairs (i, i + H/2) of every head by its angle."""
+  """Turns pairs (i, i + H/2) of every head by its angle.
+
+  Of the first dims alone where there are fewer angles (GPT-NeoX, 2022).
+  """
   cos, sin = rope
-  a, b = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
+  width = 2 * cos.shape[-1]
+  x_BTNr, rest = x_BTNH[..., :width], x_BTNH[..., width:]
+  a, b = jnp.split(x_BTNr.astype(jnp.float32), 2, axis=-1)
   turned = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
-  return turned.astype(x_BTNH.dtype)
+  turned = turned.astype(x_BTNH.dtype)
+  if not rest.shape[-1]:
+    return turned
+  return jnp.concatenate([turned, rest], axis=-1)

@@ -56,6 +56,7 @@ LLAMA = Architecture(
   ignored=(".rotary_emb.inv_freq",),
 )
 MIXTRAL_EXPERT = LLAMA_LAYER + ".block_sparse_moe"
+NEOX_LAYER = "gpt_neox.layers.{layer}"
 GPT2_LAYER = "transformer.h.{layer}"
 
 QWEN3_KEYS = (
@@ -231,6 +232,53 @@ ARCHITECTURES = {
       ),
     ),
     has_pattern=True,
+  ),
+  "gpt_neox": Architecture(
+    name="GPTNeoXForCausalLM",
+    keys=(
+      Key("hidden_size", "model_dim"),
+      Key("intermediate_size", "mlp_dim"),
+      Key("num_hidden_layers", "num_layers"),
+      Key("num_attention_heads", "num_heads"),
+      Key("max_position_embeddings", "max_len"),
+      Key("vocab_size", "vocab_size"),
+      Key("layer_norm_eps", "norm_eps", 1e-5),
+      Key("use_parallel_residual", "parallel_residual", True),
+      Key("tie_word_embeddings", "tied_embeddings", False),
+    ),
+    fixed=dict(norm="layernorm", position="rope", mlp="gelu", bias=True),
+    wanted={"hidden_act": ("gelu",), "attention_bias": (True,)},
+    rows=(
+      Row("gpt_neox.embed_in.weight", ("embed/tokens",), "same"),
+      Row("gpt_neox.final_layer_norm.weight", ("final_norm/scale",), "same"),
+      Row("gpt_neox.final_layer_norm.bias", ("final_norm/bias",), "same"),
+      *rows_of(
+        NEOX_LAYER,
+        attn__q___attn__k___attn__v=(
+          "attention.query_key_value.weight",
+          "heads",
+        ),
+        attn__q_bias___attn__k_bias___attn__v_bias=(
+          "attention.query_key_value.bias",
+          "heads",
+        ),
+        attn__o="attention.dense.weight",
+        attn__o_bias=("attention.dense.bias", "same"),
+        mlp__in="mlp.dense_h_to_4h.weight",
+        mlp__in_bias=("mlp.dense_h_to_4h.bias", "same"),
+        mlp__out="mlp.dense_4h_to_h.weight",
+        mlp__out_bias=("mlp.dense_4h_to_h.bias", "same"),
+        norm_attn__scale=("input_layernorm.weight", "same"),
+        norm_attn__bias=("input_layernorm.bias", "same"),
+        norm_mlp__scale=("post_attention_layernorm.weight", "same"),
+        norm_mlp__bias=("post_attention_layernorm.bias", "same"),
+      ),
+    ),
+    heads=(Row("embed_out.weight", ("unembed",), "same"),),
+    ignored=(".attention.bias", ".masked_bias", ".rotary_emb.inv_freq"),
+    renamed=(("lm_head.weight", "embed_out.weight"),),
+    prefix="gpt_neox.",
+    rope_frac=0.25,
   ),
   "gpt2": Architecture(
     name="GPT2LMHeadModel",

@@ -24,7 +24,7 @@ class Part(NamedTuple):
     path: of the parameter.
     at: (), (layer,) or (layer, expert), its leading indices.
     shape: of the part.
-    start, stop: its outputs, among those of their tensor.
+    start, stop: its outputs, among those of their tensor, or of a head there.
   """
 
   path: str
@@ -54,6 +54,11 @@ class Entry(NamedTuple):
       return theirs[part.start : part.stop].T.reshape(part.shape)
     if self.form == "conv":
       return theirs[:, part.start : part.stop].reshape(part.shape)
+    if self.form == "heads":
+      heads, width = part.shape[-2], self.parts[-1].stop
+      split = theirs.reshape(heads, width, *theirs.shape[1:])
+      own = split[:, part.start : part.stop]
+      return own if theirs.ndim == 1 else np.moveaxis(own, -1, 0)
     if self.form == "offset":
       return theirs.astype(np.float32) + 1
     if theirs.ndim == 1:
@@ -62,6 +67,11 @@ class Entry(NamedTuple):
 
   def give(self, ours: list[np.ndarray]) -> np.ndarray:
     """Returns their tensor of the parts' arrays."""
+    if self.form == "heads":
+      joined = np.concatenate(ours, axis=-1)
+      if len(self.shape) == 1:
+        return joined.reshape(-1)
+      return joined.reshape(len(joined), -1).T
     flat = [
       a.reshape(p.num_in, -1) for a, p in zip(ours, self.parts, strict=True)
     ]
@@ -109,6 +119,7 @@ def _build(name, paths, form, at, model, shapes) -> Entry:
     part = Part(path, at, shape, start, start)
     is_matrix = form in ("linear", "conv")
     out = math.prod(shape) // (part.num_in if is_matrix else 1)
+    out = shape[-1] if form == "heads" else out
     start += out
     parts.append(part._replace(stop=start))
   num_in = parts[0].num_in
@@ -116,6 +127,9 @@ def _build(name, paths, form, at, model, shapes) -> Entry:
     "linear": (start, num_in),
     "conv": (num_in, start),
   }.get(form, parts[0].shape)
+  if form == "heads":
+    *num_in, heads, _ = parts[0].shape
+    whole = (heads * start, *num_in)
   is_flat = form == "same" and (len(parts) > 1 or paths[0].endswith("_bias"))
   if is_flat or form == "flat":
     whole = (start,)
@@ -147,7 +161,7 @@ def match(
   wrong += [
     f"{theirs(e.name)} of {matched[e.name].dtype}, no type of weights,"
     for e in entries
-    if matched[e.name].dtype == np.int64
+    if matched[e.name].dtype.kind in "iub"
   ]
   if wrong:
     raise InputError(f"{where} holds {_some(wrong)}")

@@ -8,8 +8,13 @@ from gpt_jax.config import InputError, ModelConfig
 KINDS = {"sliding_attention": "local", "full_attention": "global"}
 
 
-def read_rope(stated: dict, where: str) -> dict[str, Any]:
-  """Returns rope_theta and rope_scaling of their config, old form or new.
+def read_rope(
+  stated: dict, where: str, frac: float | None = None
+) -> dict[str, Any]:
+  """Returns rope's fields of our model section, of their config's form.
+
+  Args:
+    frac: an Architecture's rope_frac.
 
   Raises:
     InputError: the scaling is not supported, or not of numbers.
@@ -18,12 +23,13 @@ def read_rope(stated: dict, where: str) -> dict[str, Any]:
   rope = _dict(rope, "rope_scaling", where)
   full = rope.get("full_attention") or rope
   rope = _dict(full, "rope_scaling.full_attention", where)
-  default = stated.get("rope_theta", 10_000.0)
+  default = stated.get("rope_theta", stated.get("rotary_emb_base", 10_000.0))
   theta = _number(rope.get("rope_theta", default), "rope_theta", where)
   kind = rope.get("rope_type", rope.get("type", "default"))
   key = "partial_rotary_factor"
-  part = rope.get(key, stated.get(key, 1.0))
-  if part != 1.0:
+  default = stated.get("rotary_pct", 1.0 if frac is None else frac)
+  part = _number(rope.get(key, stated.get(key, default)), key, where)
+  if not 0 < part <= 1 or (part != 1.0 and frac is None):
     raise InputError(f"{where} has {key} {part!r:.60}, which is not supported")
   if kind not in ("default", "linear", "llama3"):
     raise InputError(
@@ -43,11 +49,16 @@ def read_rope(stated: dict, where: str) -> dict[str, Any]:
         )
     original = _factor(rope, "original_max_position_embeddings", where)
     scaling += f":{int(original)}"
-  return {"rope_theta": theta, "rope_scaling": scaling}
+  found = {"rope_theta": theta, "rope_scaling": scaling}
+  return found if frac is None else found | {"rope_frac": part}
 
 
-def write_rope(model: ModelConfig) -> dict[str, Any]:
-  """Returns the keys of a config.json that read_rope reads."""
+def write_rope(model: ModelConfig, has_frac: bool) -> dict[str, Any]:
+  """Returns the keys of a config.json that read_rope reads.
+
+  Args:
+    has_frac: whether an Architecture has rope_frac.
+  """
   word, numbers = model.rope_scaling.mechanism, model.rope_scaling.numbers
   rope: dict[str, Any] | None = None
   if word != "none":
@@ -55,7 +66,15 @@ def write_rope(model: ModelConfig) -> dict[str, Any]:
   if rope is not None and word == "llama3":
     rope |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
     rope["original_max_position_embeddings"] = int(numbers[1])
-  return {"rope_theta": model.rope_theta, "rope_scaling": rope}
+  stated = {"rope_theta": model.rope_theta, "rope_scaling": rope}
+  if has_frac:
+    stated |= {
+      "partial_rotary_factor": model.rope_frac,
+      # As GPT-NeoX calls them.
+      "rotary_pct": model.rope_frac,
+      "rotary_emb_base": model.rope_theta,
+    }
+  return stated
 
 
 def read_pattern(stated: dict, model: dict, where: str) -> dict[str, Any]:

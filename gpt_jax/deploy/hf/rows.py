@@ -28,8 +28,9 @@ class Row(NamedTuple):
     theirs: its name, with {layer} and {expert} where there are several.
     ours: paths of the parameters that it holds, one after the other along
       their outputs.
-    form: linear (out, in) | conv (in, out) | same | flat, in one dim | offset,
-      the same less one.
+    form: linear (out, in) | conv (in, out) | heads, as linear but head by head
+      with all parts of each | same | flat, in one dim | offset, the same less
+      one.
   """
 
   theirs: str
@@ -56,6 +57,8 @@ class Architecture(NamedTuple):
     renamed: (end of a name in older files, end of it now).
     prefix: of names, which a model without its head was saved without.
     has_rope: whether config.json says how positions turn.
+    rope_frac: part of a head that turns where config.json does not say; None:
+      all of it in all these models.
     has_pattern: whether it says which layers are local.
   """
 
@@ -69,6 +72,7 @@ class Architecture(NamedTuple):
   renamed: tuple[tuple[str, str], ...] = ()
   prefix: str = "model."
   has_rope: bool = True
+  rope_frac: float | None = None
   has_pattern: bool = False
   needed: tuple[str, ...] = ()
   model_type: str = ""

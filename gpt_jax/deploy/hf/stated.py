@@ -99,7 +99,7 @@ def read_model(stated: dict, sizes: Sizes, where: str) -> dict[str, Any]:
   if found is ARCHITECTURES["gpt2"] and model.get("mlp_dim") is None:
     model["mlp_dim"] = 4 * model["model_dim"]
   if found.has_rope:
-    model |= rope.read_rope(stated, where)
+    model |= rope.read_rope(stated, where, found.rope_frac)
   if found.has_pattern:
     model |= rope.read_pattern(stated, model, where)
   return model
@@ -184,6 +184,8 @@ def choose(model: ModelConfig, defaults: ModelConfig) -> str:
       named |= {"rope_theta", "rope_scaling"}
     if found.has_pattern:
       named |= {"local_rope_theta"}
+    if found.rope_frac is not None:
+      named |= {"rope_frac"}
     wrong = []
     for field in dataclasses.fields(model):
       value = getattr(model, field.name)
@@ -237,7 +239,7 @@ def write_model(word: str, model: ModelConfig) -> dict[str, Any]:
   if stated.get("moe_intermediate_size", 0) is None:
     stated["moe_intermediate_size"] = model.mlp_dim
   if found.has_rope:
-    stated |= rope.write_rope(model)
+    stated |= rope.write_rope(model, found.rope_frac is not None)
   if found.has_pattern:
     stated |= rope.write_pattern(model)
   return stated

@@ -25,7 +25,10 @@ DTYPES = {
   "F32": np.dtype("float32"),
   "F16": np.dtype("float16"),
   "BF16": np.dtype(jnp.bfloat16),
-  "I64": np.dtype("int64"),  # positions, which older files hold
+  # Positions and masks, which older files hold.
+  "I64": np.dtype("int64"),
+  "U8": np.dtype("uint8"),
+  "BOOL": np.dtype("bool"),
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 # Limits of a header, as the format's own library has it, and of an index.

@@ -40,6 +40,8 @@ def check(config: Config, peer: str, subject: str) -> None:
     "model.sliding_window": m.sliding_window is not None,
     "model.dropout_rate": m.dropout_rate > 0,
     "model.norm_placement": m.norm_placement != "pre",
+    "model.parallel_residual": m.parallel_residual,
+    "model.rope_frac": m.rope_frac < 1,
     "model.rope_scaling": m.rope_scaling != "none",
   }
   if subject == "train":

@@ -24,6 +24,8 @@ SMALL = dict(
   max_position_embeddings=64,
   vocab_size=61,
 )
+NEOX = {k: v for k, v in SMALL.items() if k != "num_key_value_heads"}
+NEOX |= dict(num_attention_heads=2)
 T5_SMALL = dict(
   d_model=32,
   d_ff=48,
@@ -67,6 +69,13 @@ CASES = {
     norm_topk_prob=True,
   ),
   "olmo2": SMALL,
+  "gpt_neox": NEOX,
+  "gpt_neox_in_turn": NEOX
+  | dict(
+    model_type="gpt_neox",
+    use_parallel_residual=False,
+    rope_parameters=dict(rope_type="default", partial_rotary_factor=0.5),
+  ),
   "gemma3_text": SMALL
   | dict(
     head_dim=16,

@@ -41,6 +41,9 @@ BERT = dict(
   max_position_embeddings=512,
   vocab_size=30522,
 )
+PYTHIA = BERT | dict(
+  model_type="gpt_neox", vocab_size=50304, max_position_embeddings=2048
+)
 T5 = dict(
   model_type="t5",
   d_model=768,
@@ -100,6 +103,7 @@ MODELS = {
     | dict(norm_topk_prob=True),
     30_532_122_624,
   ),
+  "Pythia 160M": (PYTHIA, 162_322_944),
   "OLMo 2 1B": (
     llama(2048, 8192, 16, 16, 16, 100352, "olmo2"),
     1_484_916_736,
