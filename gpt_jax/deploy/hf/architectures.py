@@ -6,7 +6,7 @@ Where it does, it is in `keys` or `wanted`; else the table is wrong.
 
 from gpt_jax.deploy.hf.encoder_decoders import ENCODER_DECODERS
 from gpt_jax.deploy.hf.encoders import ENCODERS
-from gpt_jax.deploy.hf.rows import Architecture, Key, Row, rows_of
+from gpt_jax.deploy.hf.rows import Architecture, Key, Pattern, Row, rows_of
 
 LLAMA_LAYER = "model.layers.{layer}"
 LLAMA_ATTENTION = rows_of(
@@ -231,7 +231,7 @@ ARCHITECTURES = {
         norm_mlp_out__scale=("post_feedforward_layernorm.weight", "offset"),
       ),
     ),
-    has_pattern=True,
+    pattern=Pattern("sliding_window_pattern", 6, theta="rope_local_base_freq"),
   ),
   "gpt_neox": Architecture(
     name="GPTNeoXForCausalLM",

@@ -1,6 +1,13 @@
 """Tables of the hub's models that read a text both ways."""
 
-from gpt_jax.deploy.hf.rows import Architecture, Key, Row, rows_of
+from gpt_jax.deploy.hf.rows import (
+  PADDING_ROWS,
+  Architecture,
+  Key,
+  Pattern,
+  Row,
+  rows_of,
+)
 
 BERT_LAYER = "bert.encoder.layer.{layer}"
 BERT = Architecture(
@@ -87,7 +94,118 @@ BERT = Architecture(
   has_rope=False,
 )
 
+
+def _roberta(name: str) -> str:
+  """Returns RoBERTa's name of a tensor of BERT."""
+  for old, new in (
+    ("bert.", "roberta."),
+    ("cls.predictions.transform.LayerNorm", "lm_head.layer_norm"),
+    ("cls.predictions.transform", "lm_head"),
+    ("cls.predictions", "lm_head"),
+  ):
+    if name.startswith(old):
+      return new + name.removeprefix(old)
+  return name
+
+
+ROBERTA = BERT._replace(
+  name="RobertaForMaskedLM",
+  keys=(
+    *(key for key in BERT.keys if key.ours != "max_len"),
+    Key(
+      "max_position_embeddings",
+      "max_len",
+      to_ours=lambda count: count - PADDING_ROWS,
+      to_theirs=lambda count: count + PADDING_ROWS,
+    ),
+  ),
+  # Positions begin after it.
+  wanted=BERT.wanted | {"pad_token_id": (1,)},
+  rows=tuple(
+    row._replace(
+      theirs=_roberta(row.theirs),
+      form="padded" if row.ours == ("embed/positions",) else row.form,
+    )
+    for row in BERT.rows
+  ),
+  heads=tuple(row._replace(theirs=_roberta(row.theirs)) for row in BERT.heads),
+  ignored=tuple(map(_roberta, BERT.ignored)),
+  renamed=(),
+  prefix="roberta.",
+)
+MODERN_LAYER = "model.layers.{layer}"
+MODERNBERT = Architecture(
+  name="ModernBertForMaskedLM",
+  keys=(
+    Key("hidden_size", "model_dim"),
+    Key("intermediate_size", "mlp_dim"),
+    Key("num_hidden_layers", "num_layers"),
+    Key("num_attention_heads", "num_heads"),
+    Key("max_position_embeddings", "max_len"),
+    Key("vocab_size", "vocab_size"),
+    Key("norm_eps", "norm_eps", 1e-5),
+    # Theirs has as many tokens on each side as half of it, and the middle one.
+    Key(
+      "local_attention",
+      "sliding_window",
+      128,
+      to_ours=lambda width: width // 2 + 1,
+      to_theirs=lambda width: 2 * (width - 1),
+    ),
+    Key("tie_word_embeddings", "tied_embeddings", True),
+  ),
+  fixed=dict(
+    family="encoder",
+    norm="layernorm",
+    embed_norm=True,
+    position="rope",
+    mlp="geglu",
+    head="transform",
+  ),
+  wanted={
+    "hidden_activation": ("gelu",),
+    "classifier_activation": ("gelu",),
+    "norm_bias": (False,),
+    "attention_bias": (False,),
+    "mlp_bias": (False,),
+    "classifier_bias": (False,),
+    "decoder_bias": (True,),
+  },
+  rows=(
+    Row("model.embeddings.tok_embeddings.weight", ("embed/tokens",), "same"),
+    Row("model.final_norm.weight", ("final_norm/scale",), "same"),
+    Row(
+      MODERN_LAYER + ".attn_norm.weight",
+      ("blocks/norm_attn/scale",),
+      "same",
+      first="model.embeddings.norm.weight",
+    ),
+    *rows_of(
+      MODERN_LAYER,
+      attn__q___attn__k___attn__v="attn.Wqkv.weight",
+      attn__o="attn.Wo.weight",
+      norm_mlp__scale=("mlp_norm.weight", "same"),
+      mlp__gate___mlp__in="mlp.Wi.weight",
+      mlp__out="mlp.Wo.weight",
+    ),
+    Row("head.dense.weight", ("head/dense",)),
+    Row("head.norm.weight", ("head/norm/scale",), "same"),
+    Row("decoder.bias", ("head/bias",), "same"),
+  ),
+  heads=(Row("decoder.weight", ("unembed",), "same"),),
+  pattern=Pattern(
+    "global_attn_every_n_layers",
+    3,
+    is_first=True,
+    theta="local_rope_theta",
+    scalar=False,
+  ),
+  rope_theta=160_000.0,
+)
+
 # By "model_type" of config.json, or an Architecture's own.
 ENCODERS = {
   "bert": BERT,
+  "roberta": ROBERTA,
+  "modernbert": MODERNBERT,
 }

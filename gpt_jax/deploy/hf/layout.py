@@ -10,7 +10,7 @@ import numpy as np
 
 from gpt_jax import config as config_lib
 from gpt_jax.config import InputError, ModelConfig
-from gpt_jax.deploy.hf.rows import Architecture
+from gpt_jax.deploy.hf.rows import PADDING_ROWS, Architecture
 from gpt_jax.deploy.hf.tensors import Tensor
 
 # Parameters whose rows are tokens; ours have padding after theirs.
@@ -61,6 +61,8 @@ class Entry(NamedTuple):
       return own if theirs.ndim == 1 else np.moveaxis(own, -1, 0)
     if self.form == "offset":
       return theirs.astype(np.float32) + 1
+    if self.form == "padded":
+      return theirs[PADDING_ROWS:]
     if theirs.ndim == 1:
       return theirs[part.start : part.stop].reshape(part.shape)
     return theirs
@@ -81,6 +83,9 @@ class Entry(NamedTuple):
       return np.concatenate(flat, axis=1)
     if self.form == "offset":
       return ours[0] - np.ones((), ours[0].dtype)
+    if self.form == "padded":
+      padding = np.zeros((PADDING_ROWS, *self.shape[1:]), ours[0].dtype)
+      return np.concatenate([padding, ours[0]])
     if len(self.shape) == 1:
       return np.concatenate([a.reshape(-1) for a in ours])
     return ours[0]
@@ -103,7 +108,8 @@ def list_entries(
     for layer in layers:
       for expert in experts if "{expert}" in row.theirs else [None]:
         at = tuple(i for i in (layer, expert) if i is not None)
-        name = row.theirs.format(layer=layer, expert=expert)
+        theirs = row.theirs if layer or row.first is None else row.first
+        name = theirs.format(layer=layer, expert=expert)
         entries.append(_build(name, row.ours, row.form, at, model, shapes))
   named = {part.path for entry in entries for part in entry.parts}
   assert named == shapes.keys(), named ^ shapes.keys()
@@ -127,6 +133,8 @@ def _build(name, paths, form, at, model, shapes) -> Entry:
     "linear": (start, num_in),
     "conv": (num_in, start),
   }.get(form, parts[0].shape)
+  if form == "padded":
+    whole = (whole[0] + PADDING_ROWS, *whole[1:])
   if form == "heads":
     *num_in, heads, _ = parts[0].shape
     whole = (heads * start, *num_in)

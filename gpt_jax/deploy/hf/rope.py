@@ -4,17 +4,16 @@ from typing import Any
 
 from gpt_jax import config as config_lib
 from gpt_jax.config import InputError, ModelConfig
+from gpt_jax.deploy.hf.rows import Architecture, Pattern
 
+# What the rotary base is called.
+THETAS = ("rope_theta", "rotary_emb_base", "global_rope_theta")
+SCALAR = "query_pre_attn_scalar"
 KINDS = {"sliding_attention": "local", "full_attention": "global"}
 
 
-def read_rope(
-  stated: dict, where: str, frac: float | None = None
-) -> dict[str, Any]:
+def read_rope(stated: dict, where: str, found: Architecture) -> dict[str, Any]:
   """Returns rope's fields of our model section, of their config's form.
-
-  Args:
-    frac: an Architecture's rope_frac.
 
   Raises:
     InputError: the scaling is not supported, or not of numbers.
@@ -23,7 +22,8 @@ def read_rope(
   rope = _dict(rope, "rope_scaling", where)
   full = rope.get("full_attention") or rope
   rope = _dict(full, "rope_scaling.full_attention", where)
-  default = stated.get("rope_theta", stated.get("rotary_emb_base", 10_000.0))
+  named = [stated[key] for key in THETAS if key in stated]
+  default, frac = (*named, found.rope_theta)[0], found.rope_frac
   theta = _number(rope.get("rope_theta", default), "rope_theta", where)
   kind = rope.get("rope_type", rope.get("type", "default"))
   key = "partial_rotary_factor"
@@ -49,16 +49,12 @@ def read_rope(
         )
     original = _factor(rope, "original_max_position_embeddings", where)
     scaling += f":{int(original)}"
-  found = {"rope_theta": theta, "rope_scaling": scaling}
-  return found if frac is None else found | {"rope_frac": part}
+  read = {"rope_theta": theta, "rope_scaling": scaling}
+  return read if frac is None else read | {"rope_frac": part}
 
 
-def write_rope(model: ModelConfig, has_frac: bool) -> dict[str, Any]:
-  """Returns the keys of a config.json that read_rope reads.
-
-  Args:
-    has_frac: whether an Architecture has rope_frac.
-  """
+def write_rope(model: ModelConfig, found: Architecture) -> dict[str, Any]:
+  """Returns the keys of a config.json that read_rope reads."""
   word, numbers = model.rope_scaling.mechanism, model.rope_scaling.numbers
   rope: dict[str, Any] | None = None
   if word != "none":
@@ -67,7 +63,9 @@ def write_rope(model: ModelConfig, has_frac: bool) -> dict[str, Any]:
     rope |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
     rope["original_max_position_embeddings"] = int(numbers[1])
   stated = {"rope_theta": model.rope_theta, "rope_scaling": rope}
-  if has_frac:
+  if found.pattern is not None and found.pattern.is_first:
+    stated["global_rope_theta"] = model.rope_theta
+  if found.rope_frac is not None:
     stated |= {
       "partial_rotary_factor": model.rope_frac,
       # As GPT-NeoX calls them.
@@ -77,8 +75,10 @@ def write_rope(model: ModelConfig, has_frac: bool) -> dict[str, Any]:
   return stated
 
 
-def read_pattern(stated: dict, model: dict, where: str) -> dict[str, Any]:
-  """Returns layer_pattern and local_rope_theta of Gemma 3's config.
+def read_pattern(
+  stated: dict, model: dict, pattern: Pattern, where: str
+) -> dict[str, Any]:
+  """Returns layer_pattern and what it brings with it of their config.
 
   Args:
     model: {field of our model section: value}, num_layers within bounds.
@@ -86,17 +86,12 @@ def read_pattern(stated: dict, model: dict, where: str) -> dict[str, Any]:
   Raises:
     InputError: the kinds of layers are not known or not as many as layers.
   """
-  scalar = stated.get("query_pre_attn_scalar", 256)
-  if scalar != model["head_dim"]:
-    raise InputError(
-      f"{where} has query_pre_attn_scalar {scalar!r:.60}, which is not "
-      f"supported; it must be head_dim, {model['head_dim']}"
-    )
-  period = stated.get("sliding_window_pattern", 6)
+  period = pattern.period
+  if pattern.key is not None:
+    period = stated.get(pattern.key, period)
   kinds = stated.get("layer_types")
   if kinds is None and type(period) is int and period > 0:
-    full = lambda layer: (layer + 1) % period == 0
-    kinds = [list(KINDS)[full(layer)] for layer in range(model["num_layers"])]
+    kinds = _repeat(pattern, period, model["num_layers"])
   if not isinstance(kinds, list) or not all(
     isinstance(kind, str) and kind in KINDS for kind in kinds
   ):
@@ -108,25 +103,46 @@ def read_pattern(stated: dict, model: dict, where: str) -> dict[str, Any]:
     raise InputError(
       f"{where} has {len(kinds)} layer_types for {model['num_layers']} layers"
     )
-  rope = _dict(stated.get("rope_parameters") or {}, "rope_parameters", where)
-  key = "rope_local_base_freq"
-  local = rope.get("sliding_attention") or {}
-  local = _dict(local, "rope_parameters.sliding_attention", where)
-  theta = local.get("rope_theta", stated.get(key, 10_000.0))
-  return {
-    "layer_pattern": "+".join(KINDS[kind] for kind in kinds),
-    "local_rope_theta": _number(theta, key, where),
-  }
+  found: dict[str, Any] = {"layer_pattern": "+".join(KINDS[k] for k in kinds)}
+  if pattern.theta is not None:
+    rope = _dict(stated.get("rope_parameters") or {}, "rope_parameters", where)
+    local = rope.get("sliding_attention") or {}
+    local = _dict(local, "rope_parameters.sliding_attention", where)
+    theta = local.get("rope_theta", stated.get(pattern.theta, 10_000.0))
+    found["local_rope_theta"] = _number(theta, pattern.theta, where)
+  if pattern.scalar:
+    scalar = _number(stated.get(SCALAR, 256), SCALAR, where)
+    if not 0 < scalar < 1e9:
+      raise InputError(f"{where} has {SCALAR} {scalar}; it must be above 0")
+    if scalar != model["head_dim"]:
+      found["attn_scale"] = scalar**-0.5
+  return found
 
 
-def write_pattern(model: ModelConfig) -> dict[str, Any]:
+def _repeat(pattern: Pattern, period: int, num_layers: int) -> list[str]:
+  """Returns the kind of each layer, every `period`th one global."""
+  place = 0 if pattern.is_first else period - 1
+  kinds = list(KINDS)
+  return [kinds[layer % period == place] for layer in range(num_layers)]
+
+
+def write_pattern(model: ModelConfig, pattern: Pattern) -> dict[str, Any]:
   """Returns the keys of a config.json that read_pattern reads."""
   words = {ours: theirs for theirs, ours in KINDS.items()}
-  return {
-    "layer_types": [words[kind] for kind in config_lib.layer_kinds(model)],
-    "rope_local_base_freq": model.local_rope_theta or model.rope_theta,
-    "query_pre_attn_scalar": config_lib.head_dim(model),
-  }
+  kinds = [words[kind] for kind in config_lib.layer_kinds(model)]
+  stated: dict[str, Any] = {"layer_types": kinds}
+  if pattern.key is not None:  # which older versions read
+    fits = lambda n: _repeat(pattern, n, len(kinds)) == kinds
+    period = next(filter(fits, range(1, len(kinds) + 1)), None)
+    stated |= {} if period is None else {pattern.key: period}
+  if pattern.theta is not None:
+    stated[pattern.theta] = model.local_rope_theta or model.rope_theta
+  if pattern.scalar:
+    scalar = float(config_lib.head_dim(model))
+    if model.attn_scale is not None:
+      scalar = round(model.attn_scale**-2, 9)
+    stated[SCALAR] = int(scalar) if scalar == int(scalar) else scalar
+  return stated
 
 
 def _dict(value, key: str, where: str) -> dict:

@@ -1,8 +1,11 @@
 """What a table of an architecture of the hub consists of."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 REQUIRED = object()
+# Rows of RoBERTa's positions before the first: of padding, and none.
+PADDING_ROWS = 2
 
 
 class Key(NamedTuple):
@@ -13,12 +16,34 @@ class Key(NamedTuple):
     default: what theirs is where it is missing; REQUIRED where it must be
       there, None leaves ours to its own default.
     alias: its name in other versions of transformers.
+    to_ours, to_theirs: functions of the number, where it means another.
   """
 
   theirs: str
   ours: str
   default: Any = REQUIRED
   alias: str | None = None
+  to_ours: Callable[[int], int] = lambda value: value
+  to_theirs: Callable[[int], int] = lambda value: value
+
+
+class Pattern(NamedTuple):
+  """How config.json says which layers are local.
+
+  Attributes:
+    key: of the number of layers to a global one, where "layer_types" is
+      missing; None where it never is anything but `period`.
+    period: what it is where it is missing.
+    is_first: whether the global layer is the first of a period, not the last.
+    theta: key of the rope base of local layers; None is that of all.
+    scalar: whether "query_pre_attn_scalar" scales the scores.
+  """
+
+  key: str | None = None
+  period: int = 2
+  is_first: bool = False
+  theta: str | None = None
+  scalar: bool = True
 
 
 class Row(NamedTuple):
@@ -30,12 +55,14 @@ class Row(NamedTuple):
       their outputs.
     form: linear (out, in) | conv (in, out) | heads, as linear but head by head
       with all parts of each | same | flat, in one dim | offset, the same less
-      one.
+      one | padded, after PADDING_ROWS rows that nothing reads.
+    first: its name in layer 0, where that has another.
   """
 
   theirs: str
   ours: tuple[str, ...]
   form: str = "linear"
+  first: str | None = None
 
 
 class Architecture(NamedTuple):
@@ -59,7 +86,8 @@ class Architecture(NamedTuple):
     has_rope: whether config.json says how positions turn.
     rope_frac: part of a head that turns where config.json does not say; None:
       all of it in all these models.
-    has_pattern: whether it says which layers are local.
+    pattern: how it says which layers are local; None where none is, or all are.
+    rope_theta: the rotary base where it does not say.
   """
 
   name: str
@@ -73,7 +101,8 @@ class Architecture(NamedTuple):
   prefix: str = "model."
   has_rope: bool = True
   rope_frac: float | None = None
-  has_pattern: bool = False
+  pattern: Pattern | None = None
+  rope_theta: float = 10_000.0
   needed: tuple[str, ...] = ()
   model_type: str = ""
   told: dict[str, Any] = {}

@@ -99,9 +99,9 @@ def read_model(stated: dict, sizes: Sizes, where: str) -> dict[str, Any]:
   if found is ARCHITECTURES["gpt2"] and model.get("mlp_dim") is None:
     model["mlp_dim"] = 4 * model["model_dim"]
   if found.has_rope:
-    model |= rope.read_rope(stated, where, found.rope_frac)
-  if found.has_pattern:
-    model |= rope.read_pattern(stated, model, where)
+    model |= rope.read_rope(stated, where, found)
+  if found.pattern is not None:
+    model |= rope.read_pattern(stated, model, found.pattern, where)
   return model
 
 
@@ -134,7 +134,8 @@ def _read_key(stated: dict, key: Key, where: str):
       f"{where} has {key.theirs} {value!r:.60}; it must be a number"
     )
   try:
-    return config_lib.check_value(f"model.{key.ours}", value)
+    ours = key.to_ours(value) if type(value) is int else value
+    return config_lib.check_value(f"model.{key.ours}", ours)
   except InputError as error:
     raise InputError(
       f"{where} has {key.theirs} {value!r:.60}, and {error}"
@@ -182,8 +183,10 @@ def choose(model: ModelConfig, defaults: ModelConfig) -> str:
     named = {key.ours for key in found.keys} | set(FREE)
     if found.has_rope:
       named |= {"rope_theta", "rope_scaling"}
-    if found.has_pattern:
+    if found.pattern is not None and found.pattern.theta is not None:
       named |= {"local_rope_theta"}
+    if found.pattern is not None and found.pattern.scalar:
+      named |= {"attn_scale"}
     if found.rope_frac is not None:
       named |= {"rope_frac"}
     wrong = []
@@ -201,7 +204,7 @@ def choose(model: ModelConfig, defaults: ModelConfig) -> str:
       value = getattr(model, key.ours)
       if told.setdefault(key.theirs, value) != value:
         wrong.append(f"model.{key.ours} {value!r}")
-    if found.has_pattern == (model.layer_pattern == "uniform"):
+    if (found.pattern is None) != (model.layer_pattern == "uniform"):
       wrong.append(f"model.layer_pattern {model.layer_pattern!r}")
     has_experts = any(key.ours == "num_experts" for key in found.keys)
     if has_experts != (model.num_experts is not None):
@@ -226,7 +229,8 @@ def write_model(word: str, model: ModelConfig) -> dict[str, Any]:
   stated |= found.told
   stated |= {key: values[0] for key, values in found.wanted.items()}
   for key in found.keys:
-    stated[key.theirs] = getattr(model, key.ours)
+    value = getattr(model, key.ours)
+    stated[key.theirs] = key.to_theirs(value) if type(value) is int else value
   for key in found.keys:
     if key.alias is not None:
       stated.setdefault(key.alias, stated[key.theirs])
@@ -239,7 +243,7 @@ def write_model(word: str, model: ModelConfig) -> dict[str, Any]:
   if stated.get("moe_intermediate_size", 0) is None:
     stated["moe_intermediate_size"] = model.mlp_dim
   if found.has_rope:
-    stated |= rope.write_rope(model, found.rope_frac is not None)
-  if found.has_pattern:
-    stated |= rope.write_pattern(model)
+    stated |= rope.write_rope(model, found)
+  if found.pattern is not None:
+    stated |= rope.write_pattern(model, found.pattern)
   return stated

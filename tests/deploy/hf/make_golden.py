@@ -24,8 +24,8 @@ SMALL = dict(
   max_position_embeddings=64,
   vocab_size=61,
 )
-NEOX = {k: v for k, v in SMALL.items() if k != "num_key_value_heads"}
-NEOX |= dict(num_attention_heads=2)
+BERT = {k: v for k, v in SMALL.items() if k != "num_key_value_heads"}
+NEOX = BERT | dict(num_attention_heads=2)
 T5_SMALL = dict(
   d_model=32,
   d_ff=48,
@@ -85,7 +85,7 @@ CASES = {
     layer_types=["sliding_attention"] * 2
     + ["full_attention", "sliding_attention"],
   ),
-  "bert": {k: v for k, v in SMALL.items() if k != "num_key_value_heads"},
+  "bert": BERT,
   "t5": T5_SMALL | dict(num_decoder_layers=2),
   "t5_gated": T5_SMALL
   | dict(
@@ -94,11 +94,24 @@ CASES = {
     feed_forward_proj="gated-gelu",
     tie_word_embeddings=False,
   ),
+  "roberta": BERT
+  | dict(type_vocab_size=1, max_position_embeddings=66, pad_token_id=1),
+  "modernbert": BERT
+  | dict(
+    num_hidden_layers=4,
+    local_attention=6,
+    global_attn_every_n_layers=3,
+    pad_token_id=None,
+  ),
   "mixtral": SMALL
   | dict(num_local_experts=4, num_experts_per_tok=2, sliding_window=None),
 }
 # What opens a model_type; AutoModelForCausalLM where it is not here.
-AUTO = {"bert": "AutoModelForMaskedLM", "t5": "AutoModelForSeq2SeqLM"}
+MASKED = "AutoModelForMaskedLM"
+AUTO = {
+  **dict.fromkeys(("bert", "roberta", "modernbert"), MASKED),
+  "t5": "AutoModelForSeq2SeqLM",
+}
 NUM_TOKENS, NUM_NEW = 20, 32
 
 
@@ -170,7 +183,7 @@ def main() -> None:
     with torch.no_grad():
       logits = model(ids, **given).logits[0, -4:].double().numpy()
       new = None
-      if AUTO.get(word) != "AutoModelForMaskedLM":
+      if AUTO.get(word) != MASKED:
         made = model.generate(
           ids[:, :7],
           max_new_tokens=NUM_NEW,

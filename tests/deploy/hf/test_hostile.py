@@ -72,7 +72,7 @@ def list_keys(word: str) -> dict[str, str | None]:
   if found.fixed.get("family") == "encoder_decoder":
     others += ["decoder_start_token_id", "eos_token_id"]
   return keys | dict.fromkeys(
-    [*others, *(PATTERN if found.has_pattern else ())]
+    [*others, *(PATTERN if found.pattern is not None else ())]
   )
 
 
