@@ -74,6 +74,47 @@ QWEN3_NORMS = rows_of(
   attn__k_norm=("self_attn.k_norm.weight", "same"),
 )
 
+GEMMA_KEYS = (
+  *(k for k in LLAMA_KEYS if k.ours not in ("head_dim", "tied_embeddings")),
+  Key("head_dim", "head_dim", 256),
+  Key("tie_word_embeddings", "tied_embeddings", True),
+)
+GEMMA2 = LLAMA._replace(
+  name="Gemma2ForCausalLM",
+  keys=(
+    *GEMMA_KEYS,
+    Key("sliding_window", "sliding_window", 4096),
+    Key("attn_logit_softcapping", "attn_softcap", 50.0),
+    Key("final_logit_softcapping", "logit_softcap", 30.0),
+  ),
+  fixed=dict(
+    norm="rmsnorm",
+    norm_placement="sandwich",
+    position="rope",
+    mlp="geglu_tanh",
+    scaled_embeddings=True,
+  ),
+  wanted={
+    "hidden_activation": ("gelu_pytorch_tanh",),
+    "attention_bias": (False,),
+    "use_bidirectional_attention": (False, None),
+  },
+  rows=(
+    LLAMA_ENDS[0],
+    LLAMA_ENDS[1]._replace(form="offset"),
+    *(row for row in LLAMA_ATTENTION if row.form == "linear"),
+    *LLAMA_MLP,
+    *rows_of(
+      LLAMA_LAYER,
+      norm_attn__scale=("input_layernorm.weight", "offset"),
+      norm_attn_out__scale=("post_attention_layernorm.weight", "offset"),
+      norm_mlp__scale=("pre_feedforward_layernorm.weight", "offset"),
+      norm_mlp_out__scale=("post_feedforward_layernorm.weight", "offset"),
+    ),
+  ),
+  pattern=Pattern(),
+)
+
 # By "model_type" of config.json, or an Architecture's own.
 ARCHITECTURES = {
   "llama": LLAMA,
@@ -193,42 +234,22 @@ ARCHITECTURES = {
       ),
     ),
   ),
-  "gemma3_text": LLAMA._replace(
+  "gemma2": GEMMA2,
+  "gemma3_text": GEMMA2._replace(
     name="Gemma3ForCausalLM",
-    keys=(
-      *(k for k in LLAMA_KEYS if k.ours not in ("head_dim", "tied_embeddings")),
-      Key("head_dim", "head_dim", 256),
-      Key("tie_word_embeddings", "tied_embeddings", True),
-      Key("sliding_window", "sliding_window"),
-    ),
-    fixed=dict(
-      norm="rmsnorm",
-      norm_placement="sandwich",
-      position="rope",
-      mlp="geglu_tanh",
-      qk_norm=True,
-      scaled_embeddings=True,
-    ),
-    wanted={
-      "hidden_activation": ("gelu_pytorch_tanh",),
-      "attention_bias": (False,),
+    keys=(*GEMMA_KEYS, Key("sliding_window", "sliding_window")),
+    fixed=GEMMA2.fixed | dict(qk_norm=True),
+    wanted=GEMMA2.wanted
+    | {
       "attn_logit_softcapping": (None,),
       "final_logit_softcapping": (None,),
-      "use_bidirectional_attention": (False,),
     },
     rows=(
-      LLAMA_ENDS[0],
-      LLAMA_ENDS[1]._replace(form="offset"),
-      *(row for row in LLAMA_ATTENTION if row.form == "linear"),
-      *LLAMA_MLP,
+      *GEMMA2.rows,
       *rows_of(
         LLAMA_LAYER,
         attn__q_norm=("self_attn.q_norm.weight", "offset"),
         attn__k_norm=("self_attn.k_norm.weight", "offset"),
-        norm_attn__scale=("input_layernorm.weight", "offset"),
-        norm_attn_out__scale=("post_attention_layernorm.weight", "offset"),
-        norm_mlp__scale=("pre_feedforward_layernorm.weight", "offset"),
-        norm_mlp_out__scale=("post_feedforward_layernorm.weight", "offset"),
       ),
     ),
     pattern=Pattern("sliding_window_pattern", 6, theta="rope_local_base_freq"),

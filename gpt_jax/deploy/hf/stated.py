@@ -27,7 +27,7 @@ WIDTHS = (
   *("qk_rope_head_dim", "v_head_dim", "num_token_types"),
 )
 # Fields that are None where theirs is null.
-NULLABLE = ("head_dim", "sliding_window")
+NULLABLE = ("head_dim", "sliding_window", "attn_softcap", "logit_softcap")
 
 
 class Sizes(NamedTuple):

@@ -76,6 +76,14 @@ CASES = {
     use_parallel_residual=False,
     rope_parameters=dict(rope_type="default", partial_rotary_factor=0.5),
   ),
+  "gemma2": SMALL
+  | dict(
+    head_dim=16,
+    query_pre_attn_scalar=10,
+    sliding_window=5,
+    attn_logit_softcapping=4.0,
+    final_logit_softcapping=3.0,
+  ),
   "gemma3_text": SMALL
   | dict(
     head_dim=16,

@@ -41,6 +41,19 @@ BERT = dict(
   max_position_embeddings=512,
   vocab_size=30522,
 )
+ROBERTA = BERT | dict(
+  model_type="roberta",
+  max_position_embeddings=514,
+  type_vocab_size=1,
+  vocab_size=50265,
+)
+MODERNBERT = BERT | dict(
+  model_type="modernbert",
+  intermediate_size=1152,
+  num_hidden_layers=22,
+  max_position_embeddings=8192,
+  vocab_size=50368,
+)
 PYTHIA = BERT | dict(
   model_type="gpt_neox", vocab_size=50304, max_position_embeddings=2048
 )
@@ -72,6 +85,9 @@ MODELS = {
     134_515_008,
   ),
   "BERT base": (BERT, 109_514_298),
+  # Without the two rows of positions that are none.
+  "RoBERTa base": (ROBERTA, 124_697_433 - 2 * 768),
+  "ModernBERT base": (MODERNBERT, 149_655_232),
   "T5 base": (T5 | dict(d_ff=3072), 222_903_552),
   "T5 1.1 base": (
     T5
@@ -111,6 +127,10 @@ MODELS = {
   "OLMo 2 7B": (
     llama(4096, 11008, 32, 32, 32, 100352, "olmo2"),
     7_298_617_344,
+  ),
+  "Gemma 2 2B": (
+    llama(2304, 9216, 26, 8, 4, 256000, "gemma2", head_dim=256),
+    2_614_341_888,
   ),
   "Gemma 3 1B": (llama(1152, 6912, 26, 4, 1, 262144, **GEMMA3), 999_885_952),
 }
