@@ -148,7 +148,8 @@ def get_config() -> ConfigDict:
   model.rope_theta = 10_000.0
   # That of local layers, which are then not scaled; None: as all others.
   model.local_rope_theta = placeholder(float)
-  # Stretches the rotary wavelengths for texts longer than trained on.
+  # Stretches the rotary wavelengths for texts longer than trained on; MSCALE of
+  # yarn multiplies sines and cosines.
   model.rope_scaling = "none"
   # Nonlinearity of the MLP; gelu_tanh approximates gelu; swiglu, geglu and
   # geglu_tanh have a gate.

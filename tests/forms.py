@@ -66,6 +66,7 @@ FORMS = {
   "window": dict(sliding_window=4, position="rope", num_kv_heads=1),
   "rope_linear": dict(position="rope", rope_scaling="linear:2"),
   "rope_llama3": dict(position="rope", rope_scaling="llama3:8:16"),
+  "rope_yarn": dict(position="rope", rope_scaling="yarn:4:8:1.1"),
   "blocks": dict(attention="blocks", position="rope", num_kv_heads=2),
   "blocks_window": dict(
     attention="blocks", sliding_window=4, attn_softcap=5.0, num_kv_heads=1

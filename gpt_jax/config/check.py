@@ -3,6 +3,7 @@
 import dataclasses
 
 from gpt_jax.config.check_data import check_data
+from gpt_jax.config.check_heads import check_heads
 from gpt_jax.config.check_labels import check_labels
 from gpt_jax.config.derived import (
   has_score_bias,
@@ -10,7 +11,6 @@ from gpt_jax.config.derived import (
   head_dim,
   layer_kinds,
   mlp_kinds,
-  rope_dim,
   value_dim,
 )
 from gpt_jax.config.options import FAMILIES
@@ -51,8 +51,7 @@ def check_together(c: Config) -> None:
       f"model.num_kv_heads is {m.num_kv_heads}; it must divide "
       f"model.num_heads {m.num_heads}"
     )
-  _check_latent(m)
-  _check_heads(m)
+  check_heads(m)
   _check_layers(m)
   _check_experts(c)
   _check_source(m)
@@ -112,70 +111,6 @@ def _check_mesh(mesh: MeshConfig) -> None:
   if sum(v == -1 for v in axes.values()) > 1:
     named = ", ".join(f"mesh.{k}" for k, v in axes.items() if v == -1)
     raise InputError(f"{named} are all -1; only one axis can take the rest")
-
-
-def _check_heads(m: ModelConfig) -> None:
-  """Refuses norms and rotations of heads, and residuals, that cannot be."""
-  if m.qk_norm_over != "head" and not m.qk_norm:
-    raise InputError(
-      f"model.qk_norm_over is {m.qk_norm_over} and model.qk_norm is False; set "
-      "model.qk_norm, or leave it head"
-    )
-  if m.position == "rope" and (rope_dim(m) % 2 or not rope_dim(m)):
-    width = "model.qk_rope_head_dim" if m.kv_lora_rank else "the head width"
-    width = "model.rope_frac of the head width" if m.rope_frac < 1 else width
-    raise InputError(
-      f"model.position='rope' rotates pairs of dims, so {width} must be "
-      f"even; it is {rope_dim(m)}"
-    )
-  if m.rope_frac < 1 and (m.position != "rope" or m.kv_lora_rank is not None):
-    raise InputError(
-      f"model.rope_frac is {m.rope_frac:g}, of heads that rope turns in part, "
-      f"and model.position is {m.position}, or attention is latent, which has "
-      "model.qk_rope_head_dim; leave it 1"
-    )
-  if m.parallel_residual and (m.norm_placement == "post" or has_source(m)):
-    raise InputError(
-      "model.parallel_residual is True, an MLP beside attention, and "
-      f"model.norm_placement is {m.norm_placement} and model.family "
-      f"{m.family}; it is made for norms within the residual and blocks of two "
-      "sublayers"
-    )
-
-
-def _check_latent(m: ModelConfig) -> None:
-  """Refuses widths of latent attention that are alone or do not fit."""
-  if m.kv_lora_rank is None:
-    for key in ("q_lora_rank", "qk_rope_head_dim", "v_head_dim"):
-      if getattr(m, key) is not None:
-        raise InputError(
-          f"model.{key} is {getattr(m, key)}, a width of latent attention, and "
-          "model.kv_lora_rank is None; set both, or neither"
-        )
-    return
-  asked = f"model.kv_lora_rank is {m.kv_lora_rank}, latent attention,"
-  if m.position != "rope" or m.qk_rope_head_dim is None:
-    raise InputError(
-      f"{asked} whose positions are dims of a head that are rotated, with "
-      f"model.position {m.position} and model.qk_rope_head_dim "
-      f"{m.qk_rope_head_dim}; it needs rope, and their number"
-    )
-  if m.qk_rope_head_dim >= head_dim(m):
-    raise InputError(
-      f"model.qk_rope_head_dim is {m.qk_rope_head_dim}, a part of the head's "
-      f"{head_dim(m)} dims; it must be less, or model.head_dim more"
-    )
-  if m.num_kv_heads not in (None, m.num_heads):
-    raise InputError(
-      f"{asked} in which each query head has keys of its own, and "
-      f"model.num_kv_heads is {m.num_kv_heads}; leave it None"
-    )
-  for name, what in (("qk_norm", "a norm"), ("qkv_bias", "biases")):
-    if getattr(m, name):
-      raise InputError(
-        f"{asked} which caches keys before they are projected, and model."
-        f"{name} is True, {what} of what is projected; leave it False"
-      )
 
 
 def _check_layers(m: ModelConfig) -> None:

@@ -233,17 +233,23 @@ class RopeScaling(ParsedOption):
   """model.rope_scaling.
 
   Attributes:
-    mechanism: none | linear | llama3.
-    numbers: (), (factor,) or (factor, original length).
+    mechanism: none | linear | llama3 | yarn.
+    numbers: (), (factor,), (factor, original length) or (factor, original
+      length, what sines and cosines are multiplied by).
   """
 
-  FORMS = ("none", "linear:FACTOR", "llama3:FACTOR:ORIGINAL_LEN")
+  FORMS = (
+    "none",
+    "linear:FACTOR",
+    "llama3:FACTOR:ORIGINAL_LEN",
+    "yarn:FACTOR:ORIGINAL_LEN:MSCALE",
+  )
   mechanism: str
   numbers: tuple[float, ...]
 
   def __init__(self, text: str):
     mechanism, *numbers = text.split(":")
-    wanted = {"none": 0, "linear": 1, "llama3": 2}
+    wanted = {"none": 0, "linear": 1, "llama3": 2, "yarn": 3}
     try:
       values = tuple(float(n) for n in numbers)
     except ValueError:
@@ -254,8 +260,8 @@ class RopeScaling(ParsedOption):
       or not all(0 < v <= MAX_FLOAT32 for v in values)
     ):
       raise InputError(
-        f"model.rope_scaling is {text!r}; it must be none, linear:FACTOR or "
-        "llama3:FACTOR:ORIGINAL_LEN"
+        f"model.rope_scaling is {text!r}; it must be one of "
+        f"{', '.join(self.FORMS)}"
       )
     self.mechanism, self.numbers = mechanism, values
 

@@ -14,6 +14,7 @@ from gpt_jax.ops.visibility import Rule
 # Llama 3's rotary scaling: wavelengths over ORIGINAL_LEN / LOW are stretched,
 # those under ORIGINAL_LEN / HIGH are kept (Dubey et al. 2024, appendix).
 LLAMA3_LOW, LLAMA3_HIGH = 1.0, 4.0
+YARN_FAST, YARN_SLOW = 32.0, 1.0
 
 
 def sinusoids(positions_BT, width: int):
@@ -120,7 +121,7 @@ def rope_of(positions_BT, config: ModelConfig, kind: str = "global"):
   """
   H, theta = config_lib.rope_dim(config), config.rope_theta
   scaling = config.rope_scaling
-  word, numbers = scaling.mechanism, scaling.numbers
+  word, numbers, mscale = scaling.mechanism, scaling.numbers, 1.0
   if kind == "local" and config.local_rope_theta is not None:
     theta, word = config.local_rope_theta, "none"
   rate_H = theta ** (-jnp.arange(0, H, 2, dtype=jnp.float32) / H)
@@ -132,9 +133,32 @@ def rope_of(positions_BT, config: ModelConfig, kind: str = "global"):
     keep = (turns - LLAMA3_LOW) / (LLAMA3_HIGH - LLAMA3_LOW)
     keep = jnp.clip(keep, 0.0, 1.0)
     rate_H = keep * rate_H + (1 - keep) * rate_H / factor
+  elif word == "yarn":
+    factor, original, mscale = numbers
+    keep_H = yarn_part(H, theta, original)
+    rate_H = keep_H * rate_H + (1 - keep_H) * rate_H / factor
   positions_BT11 = positions_BT[..., None, None].astype(jnp.float32)
   angle = positions_BT11 * rate_H[None, None, None]
-  return jnp.cos(angle), jnp.sin(angle)
+  if mscale == 1:
+    return jnp.cos(angle), jnp.sin(angle)
+  return mscale * jnp.cos(angle), mscale * jnp.sin(angle)
+
+
+def yarn_part(width: int, theta: float, original: float):
+  """Returns the part of each wavelength that YaRN leaves unstretched.
+
+  All of those that turn YARN_FAST times or more in the original length, none of
+  those that turn less than YARN_SLOW times, a ramp between, whose ends are
+  whole dims (Peng et al. 2023, section 3.2, and their code).
+  """
+  place = lambda turns: (
+    width * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(theta))
+  )
+  low = max(math.floor(place(YARN_FAST)), 0)
+  high = min(math.ceil(place(YARN_SLOW)), width - 1)
+  span = max(high - low, 0.001)
+  ramp = (jnp.arange(width // 2, dtype=jnp.float32) - low) / span
+  return 1 - jnp.clip(ramp, 0.0, 1.0)
 
 
 def rotate(x_BTNH, rope):

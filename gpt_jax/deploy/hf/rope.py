@@ -1,5 +1,6 @@
 """What config.json states of positions: rope, its scaling, local layers."""
 
+import math
 from typing import Any
 
 from gpt_jax import config as config_lib
@@ -8,6 +9,13 @@ from gpt_jax.deploy.hf.rows import Architecture, Pattern
 
 # What the rotary base is called.
 THETAS = ("rope_theta", "rotary_emb_base", "global_rope_theta")
+# {type of rope scaling: {key: its only value that is supported}}
+ONLY: dict[str, dict[str, Any]] = {
+  "linear": {},
+  "llama3": {"low_freq_factor": 1.0, "high_freq_factor": 4.0},
+  "yarn": {"beta_fast": 32, "beta_slow": 1, "truncate": True},
+}
+MSCALES = "mscale", "mscale_all_dim"
 SCALAR = "query_pre_attn_scalar"
 KINDS = {"sliding_attention": "local", "full_attention": "global"}
 
@@ -31,26 +39,52 @@ def read_rope(stated: dict, where: str, found: Architecture) -> dict[str, Any]:
   part = _number(rope.get(key, stated.get(key, default)), key, where)
   if not 0 < part <= 1 or (part != 1.0 and frac is None):
     raise InputError(f"{where} has {key} {part!r:.60}, which is not supported")
-  if kind not in ("default", "linear", "llama3"):
+  read = {"rope_theta": theta, "rope_scaling": _read_scaling(rope, kind, where)}
+  return read if frac is None else read | {"rope_frac": part}
+
+
+def _read_scaling(rope: dict, kind, where: str) -> str:
+  """Returns model.rope_scaling."""
+  if kind == "default":
+    return "none"
+  if not isinstance(kind, str) or kind not in ONLY:
     raise InputError(
       f"{where} has rope_scaling of type {kind!r:.60}, which is not "
-      "supported; default, linear and llama3 are"
+      f"supported; default, {', '.join(ONLY)} are"
     )
-  scaling = "none"
-  if kind != "default":
-    scaling = f"{kind}:{_factor(rope, 'factor', where)!r}"
-  if kind == "llama3":
-    for name, only in (("low_freq_factor", 1.0), ("high_freq_factor", 4.0)):
-      value = _factor(rope, name, where)
-      if value != only:
-        raise InputError(
-          f"{where} has rope_scaling with {name} {value}; only {only:g} is "
-          "supported"
-        )
+  factor = _factor(rope, "factor", where)
+  numbers = [repr(factor)]
+  for name, only in ONLY[kind].items():
+    value = rope.get(name)
+    if value != only and not (value is None and kind == "yarn"):
+      raise InputError(
+        f"{where} has rope_scaling with {name} {value!r:.60}; only {only} is "
+        "supported"
+      )
+  if kind != "linear":
     original = _factor(rope, "original_max_position_embeddings", where)
-    scaling += f":{int(original)}"
-  read = {"rope_theta": theta, "rope_scaling": scaling}
-  return read if frac is None else read | {"rope_frac": part}
+    numbers.append(f"{original:.0f}")
+  if kind == "yarn":
+    numbers.append(repr(_read_mscale(rope, factor, where)))
+  return ":".join((kind, *numbers))
+
+
+def _read_mscale(rope: dict, factor: float, where: str) -> float:
+  """Returns what YaRN multiplies sines and cosines by."""
+  if rope.get("attention_factor") is not None:
+    return _factor(rope, "attention_factor", where)
+  both = [_number(rope.get(key) or 0, key, where) for key in MSCALES]
+  if min(both) < 0:
+    raise InputError(
+      f"{where} has an mscale of {min(both)}; it must be above 0"
+    )
+  of, less = both if all(both) else (1.0, 0.0)
+  return mscale_of(factor, of) / mscale_of(factor, less)
+
+
+def mscale_of(factor: float, mscale: float) -> float:
+  """Returns YaRN's factor of the scores' root (Peng et al. 2023, eq. 22)."""
+  return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
 def write_rope(model: ModelConfig, found: Architecture) -> dict[str, Any]:
@@ -59,9 +93,10 @@ def write_rope(model: ModelConfig, found: Architecture) -> dict[str, Any]:
   rope: dict[str, Any] | None = None
   if word != "none":
     rope = {"rope_type": word, "factor": numbers[0]}
-  if rope is not None and word == "llama3":
-    rope |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
-    rope["original_max_position_embeddings"] = int(numbers[1])
+  if rope is not None and word != "linear":
+    rope |= ONLY[word] | {"original_max_position_embeddings": int(numbers[1])}
+  if rope is not None and word == "yarn":
+    rope["attention_factor"] = numbers[2]
   stated = {"rope_theta": model.rope_theta, "rope_scaling": rope}
   if found.pattern is not None and found.pattern.is_first:
     stated["global_rope_theta"] = model.rope_theta

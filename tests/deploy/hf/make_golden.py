@@ -56,6 +56,13 @@ CASES = {
     head_dim=12,
     rope_scaling=dict(rope_type="linear", factor=2.0),
   ),
+  "yarn": SMALL
+  | dict(
+    model_type="qwen2",
+    rope_scaling=dict(
+      rope_type="yarn", factor=4.0, original_max_position_embeddings=16
+    ),
+  ),
   "mistral": SMALL | dict(sliding_window=5),
   "qwen2": SMALL,
   "phi3": SMALL | dict(sliding_window=5, pad_token_id=0),
@@ -184,6 +191,8 @@ def main() -> None:
     given, types = {}, types_of(written)
     if types is not None:
       given["token_type_ids"] = torch.from_numpy(types)
+    if word == "roberta":  # whose positions skip the token of padding
+      given["position_ids"] = 2 + torch.arange(NUM_TOKENS)[None]
     if written.get("is_encoder_decoder"):
       given["decoder_input_ids"] = torch.from_numpy(
         targets_of(config.vocab_size)
