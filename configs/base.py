@@ -166,9 +166,13 @@ def get_config() -> ConfigDict:
   # that come first; the others miss it. On a mesh, experts then exchange their
   # tokens by all-to-all. None: no token is ever dropped, as in decoding.
   model.expert_capacity_factor = placeholder(float)
-  # How the router scores experts; the chosen ones' scores, divided by their sum
-  # where there are several, are the weights of their outputs.
+  # How the router scores experts; the chosen ones' scores are the weights of
+  # their outputs.
   model.router_score = "softmax"
+  # Divide the weights by their sum, where there are several.
+  model.router_normalized = True
+  # Multiply them.
+  model.router_scale = 1.0
   # Weight in training of the loss, a layer, that grows as a sequence's tokens
   # crowd on few experts (1 where they spread evenly).
   model.router_balance_weight = 0.01

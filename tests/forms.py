@@ -212,6 +212,9 @@ FORMS = {
     router_bias_rate=0.01,
     router_z_weight=0.01,
   ),
+  "moe_scaled": dict(
+    num_experts=4, router_normalized=False, router_scale=2.5, mlp="swiglu"
+  ),
   # With room for all, as cached tokens have.
   "moe_capacity": dict(
     num_experts=4, expert_capacity_factor=4.0, mlp="swiglu", position="rope"

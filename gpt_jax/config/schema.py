@@ -152,6 +152,8 @@ class ModelConfig(Section):
   num_shared_experts: Annotated[int, Bounds(0, 1 << 20), Added(0)]
   expert_capacity_factor: Annotated[float | None, Bounds(1e-3), Added(None)]
   router_score: Annotated[Literal["softmax", "sigmoid"], Added("softmax")]
+  router_normalized: Annotated[bool, Added(True)]
+  router_scale: Annotated[float, Bounds(1e-6), Added(1.0)]
   router_balance_weight: NotNegative
   router_bias_rate: Annotated[float, Bounds(0.0), Added(0.0)]
   router_z_weight: Annotated[float, Bounds(0.0), Added(0.0)]

@@ -20,7 +20,8 @@ class MoE(nn.Module):
   """Token-choice experts (Shazeer et al. 2017), gated or not, without biases.
 
   The weights of a token's experts are their scores, in float32, divided by
-  their sum (Jiang et al. 2024). Scores are softmax probabilities over all
+  their sum (Jiang et al. 2024) or as they are, times a scale (DeepSeek-V2,
+  2024). Scores are softmax probabilities over all
   experts or sigmoids (DeepSeek-V3, 2024, eq. 13 to 15). With A = 1 the weight
   is the score itself (Fedus et al. 2021): it is the only gradient that the
   router gets. Shared experts, to which all tokens go, are one MLP as wide as
@@ -78,7 +79,7 @@ class MoE(nn.Module):
     if E == 1 and capacity is None:
       only = {name: w_1DF[0] for name, w_1DF in ws.items()}
       y_BTD = feed_forward(x_BTD, only, {}, c, self.rules)
-      if c.router_score != "softmax":  # whose weight is one
+      if c.router_score != "softmax" or c.router_scale != 1:
         y_BTD = (y_BTD * weight_BTA).astype(x_BTD.dtype)
     else:
       y_BTD = run_experts(
@@ -118,8 +119,10 @@ def route(logits_BTE, bias_E, config: ModelConfig):
   if c.router_z_weight:
     z_BT = jax.nn.logsumexp(logits_BTE, axis=-1)
     routing["z_B"] = jnp.square(z_BT).mean(1)
-  if A > 1:
+  if A > 1 and c.router_normalized:
     weight_BTA /= weight_BTA.sum(-1, keepdims=True)
+  if c.router_scale != 1:
+    weight_BTA *= c.router_scale
   return ids_BTA, weight_BTA, routing
 
 

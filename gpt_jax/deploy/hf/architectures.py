@@ -4,6 +4,7 @@ A key of theirs that is not named here does not change what a model computes.
 Where it does, it is in `keys` or `wanted`; else the table is wrong.
 """
 
+from gpt_jax.deploy.hf import deepseek
 from gpt_jax.deploy.hf.encoder_decoders import ENCODER_DECODERS
 from gpt_jax.deploy.hf.encoders import ENCODERS
 from gpt_jax.deploy.hf.rows import Architecture, Key, Pattern, Row, rows_of
@@ -347,7 +348,11 @@ ARCHITECTURES = {
     ignored=(".attn.bias", ".attn.masked_bias"),
     prefix="transformer.",
     has_rope=False,
+    read=lambda stated, model, where: {
+      "mlp_dim": model.get("mlp_dim") or 4 * model["model_dim"]
+    },
   ),
+  "deepseek_v2": deepseek.ARCHITECTURE,
   **ENCODERS,
   **ENCODER_DECODERS,
 }

@@ -3,6 +3,7 @@
 Everything here is shapes and views: no array is copied.
 """
 
+import collections
 import math
 from typing import NamedTuple
 
@@ -41,17 +42,27 @@ class Part(NamedTuple):
 
 
 class Entry(NamedTuple):
-  """A tensor of theirs: its name, shape, parts and form (a Row's)."""
+  """A tensor of theirs.
+
+  Attributes:
+    name, shape: its.
+    parts: of ours that it holds.
+    form: a Row's.
+    num_turned: dims that are rotated, the last of each of its heads; of form
+      turned.
+  """
 
   name: str
   shape: tuple[int, ...]
   parts: tuple[Part, ...]
   form: str
+  num_turned: int = 0
 
   def take(self, theirs: np.ndarray, part: Part) -> np.ndarray:
     """Returns a view of their tensor in the shape of a part."""
-    if self.form == "linear":
-      return theirs[part.start : part.stop].T.reshape(part.shape)
+    if self.form in ("linear", "turned"):
+      linear = theirs[part.start : part.stop].T.reshape(part.shape)
+      return linear[..., self._order(part)] if self.num_turned else linear
     if self.form == "conv":
       return theirs[:, part.start : part.stop].reshape(part.shape)
     if self.form == "heads":
@@ -67,6 +78,16 @@ class Entry(NamedTuple):
       return theirs[part.start : part.stop].reshape(part.shape)
     return theirs
 
+  def _order(self, part: Part) -> np.ndarray:
+    """Returns which of their dims of a head is each of ours.
+
+    Ours turn with those half of the turned dims away, theirs with the next.
+    """
+    dims = np.arange(part.shape[-1])
+    first = len(dims) - self.num_turned
+    pairs = dims[first:].reshape(-1, 2)
+    return np.concatenate([dims[:first], pairs[:, 0], pairs[:, 1]])
+
   def give(self, ours: list[np.ndarray]) -> np.ndarray:
     """Returns their tensor of the parts' arrays."""
     if self.form == "heads":
@@ -77,7 +98,10 @@ class Entry(NamedTuple):
     flat = [
       a.reshape(p.num_in, -1) for a, p in zip(ours, self.parts, strict=True)
     ]
-    if self.form == "linear":
+    if self.form == "turned":
+      order = np.argsort(self._order(self.parts[0]))
+      flat = [ours[0][..., order].reshape(flat[0].shape)]
+    if self.form in ("linear", "turned"):
       return np.concatenate([a.T for a in flat])
     if self.form == "conv":
       return np.concatenate(flat, axis=1)
@@ -102,18 +126,40 @@ def list_entries(
   entries = []
   heads = () if model.tied_embeddings else found.heads
   for row in (*found.rows, *heads):
-    stack = config_lib.stack_config(model, row.ours[0].split("/")[0])
-    layers = range(stack.num_layers) if "{layer}" in row.theirs else [None]
+    places: list = [(None, "", 0)]
+    if "{layer}" in row.theirs:
+      places = _places(model, row.ours[0].split("/")[0])
     experts = range(model.num_experts or 0)
-    for layer in layers:
+    for layer, stack, place in places:
+      paths = tuple(
+        f"{stack}/{path.partition('/')[2]}" if stack else path
+        for path in row.ours
+      )
+      if row.is_optional and paths[0] not in shapes:
+        continue
+      theirs = row.theirs if layer or row.first is None else row.first
       for expert in experts if "{expert}" in row.theirs else [None]:
-        at = tuple(i for i in (layer, expert) if i is not None)
-        theirs = row.theirs if layer or row.first is None else row.first
+        at = () if layer is None else (place,)
+        at += () if expert is None else (expert,)
         name = theirs.format(layer=layer, expert=expert)
-        entries.append(_build(name, row.ours, row.form, at, model, shapes))
+        entries.append(_build(name, paths, row.form, at, model, shapes))
   named = {part.path for entry in entries for part in entry.parts}
   assert named == shapes.keys(), named ^ shapes.keys()
   return entries
+
+
+def _places(model: ModelConfig, name: str) -> list[tuple[int, str, int]]:
+  """Returns (layer, stack, place in it) of the layers of "blocks" or "encoder".
+
+  Layers of several kinds are in stacks of their own (config.layer_stacks).
+  """
+  stacks = config_lib.layer_stacks(config_lib.stack_config(model, name), name)
+  counts: dict[str, int] = collections.Counter()
+  found = []
+  for layer, stack in enumerate(stacks):
+    found.append((layer, stack, counts[stack]))
+    counts[stack] += 1
+  return found
 
 
 def _build(name, paths, form, at, model, shapes) -> Entry:
@@ -123,7 +169,7 @@ def _build(name, paths, form, at, model, shapes) -> Entry:
     if path in TABLES:
       shape = (config_lib.vocab_size(model), *shape[1:])
     part = Part(path, at, shape, start, start)
-    is_matrix = form in ("linear", "conv")
+    is_matrix = form in ("linear", "turned", "conv")
     out = math.prod(shape) // (part.num_in if is_matrix else 1)
     out = shape[-1] if form == "heads" else out
     start += out
@@ -131,6 +177,7 @@ def _build(name, paths, form, at, model, shapes) -> Entry:
   num_in = parts[0].num_in
   whole = {
     "linear": (start, num_in),
+    "turned": (start, num_in),
     "conv": (num_in, start),
   }.get(form, parts[0].shape)
   if form == "padded":
@@ -141,7 +188,8 @@ def _build(name, paths, form, at, model, shapes) -> Entry:
   is_flat = form == "same" and (len(parts) > 1 or paths[0].endswith("_bias"))
   if is_flat or form == "flat":
     whole = (start,)
-  return Entry(name, whole, tuple(parts), form)
+  turned = config_lib.rope_dim(model) if form == "turned" else 0
+  return Entry(name, whole, tuple(parts), form, turned)
 
 
 def match(

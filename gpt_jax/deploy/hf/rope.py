@@ -52,7 +52,7 @@ def _read_scaling(rope: dict, kind, where: str) -> str:
       f"{where} has rope_scaling of type {kind!r:.60}, which is not "
       f"supported; default, {', '.join(ONLY)} are"
     )
-  factor = _factor(rope, "factor", where)
+  factor = read_number(rope, "factor", where)
   numbers = [repr(factor)]
   for name, only in ONLY[kind].items():
     value = rope.get(name)
@@ -62,7 +62,7 @@ def _read_scaling(rope: dict, kind, where: str) -> str:
         "supported"
       )
   if kind != "linear":
-    original = _factor(rope, "original_max_position_embeddings", where)
+    original = read_number(rope, "original_max_position_embeddings", where)
     numbers.append(f"{original:.0f}")
   if kind == "yarn":
     numbers.append(repr(_read_mscale(rope, factor, where)))
@@ -72,7 +72,7 @@ def _read_scaling(rope: dict, kind, where: str) -> str:
 def _read_mscale(rope: dict, factor: float, where: str) -> float:
   """Returns what YaRN multiplies sines and cosines by."""
   if rope.get("attention_factor") is not None:
-    return _factor(rope, "attention_factor", where)
+    return read_number(rope, "attention_factor", where)
   both = [_number(rope.get(key) or 0, key, where) for key in MSCALES]
   if min(both) < 0:
     raise InputError(
@@ -192,7 +192,8 @@ def _number(value, key: str, where: str) -> float:
   return float(value)
 
 
-def _factor(rope: dict, key: str, where: str) -> float:
+def read_number(rope: dict, key: str, where: str) -> float:
+  """Returns a number of rope_scaling, which must be there."""
   if key not in rope:
     raise InputError(f"{where} has a rope_scaling without {key}")
   return _number(rope[key], f"rope_scaling.{key}", where)

@@ -53,16 +53,19 @@ class Row(NamedTuple):
     theirs: its name, with {layer} and {expert} where there are several.
     ours: paths of the parameters that it holds, one after the other along
       their outputs.
-    form: linear (out, in) | conv (in, out) | heads, as linear but head by head
+    form: linear (out, in) | turned, as linear, with dims that are rotated in
+      pairs of neighbours | conv (in, out) | heads, as linear but head by head,
       with all parts of each | same | flat, in one dim | offset, the same less
       one | padded, after PADDING_ROWS rows that nothing reads.
     first: its name in layer 0, where that has another.
+    is_optional: whether some of these models, or of their layers, lack it.
   """
 
   theirs: str
   ours: tuple[str, ...]
   form: str = "linear"
   first: str | None = None
+  is_optional: bool = False
 
 
 class Architecture(NamedTuple):
@@ -88,6 +91,12 @@ class Architecture(NamedTuple):
       all of it in all these models.
     pattern: how it says which layers are local; None where none is, or all are.
     rope_theta: the rotary base where it does not say.
+    has_dense: whether layers without experts come before those with them.
+    read: returns more fields of our model section, of their config, those read
+      so far and the path of the file: what no Key can say.
+    write: returns what `read` reads, of our model section and what is stated
+      so far.
+    more: fields of ours that `read` may return and that have no Key.
   """
 
   name: str
@@ -103,6 +112,10 @@ class Architecture(NamedTuple):
   rope_frac: float | None = None
   pattern: Pattern | None = None
   rope_theta: float = 10_000.0
+  has_dense: bool = False
+  read: Callable[[dict, dict, str], dict] | None = None
+  write: Callable[[Any, dict], dict] | None = None
+  more: tuple[str, ...] = ()
   needed: tuple[str, ...] = ()
   model_type: str = ""
   told: dict[str, Any] = {}
@@ -114,9 +127,9 @@ def rows_of(
   """Returns rows of a stack: {name of ours, "/" as "__": theirs and form}."""
   found = []
   for ours, value in named.items():
-    theirs, *form = (value,) if isinstance(value, str) else value
+    theirs, form = (value, "linear") if isinstance(value, str) else value
     paths = tuple(
       f"{stack}/{path.replace('__', '/')}" for path in ours.split("___")
     )
-    found.append(Row(f"{layer}.{theirs}", paths, *form))
+    found.append(Row(f"{layer}.{theirs}", paths, form))
   return tuple(found)

@@ -27,7 +27,10 @@ WIDTHS = (
   *("qk_rope_head_dim", "v_head_dim", "num_token_types"),
 )
 # Fields that are None where theirs is null.
-NULLABLE = ("head_dim", "sliding_window", "attn_softcap", "logit_softcap")
+NULLABLE = (
+  *("head_dim", "sliding_window", "attn_softcap", "logit_softcap"),
+  "q_lora_rank",
+)
 
 
 class Sizes(NamedTuple):
@@ -96,12 +99,12 @@ def read_model(stated: dict, sizes: Sizes, where: str) -> dict[str, Any]:
     if value is not None or key.default is not None:
       model[key.ours] = value
       _check_size(key, value, model, sizes, where)
-  if found is ARCHITECTURES["gpt2"] and model.get("mlp_dim") is None:
-    model["mlp_dim"] = 4 * model["model_dim"]
   if found.has_rope:
     model |= rope.read_rope(stated, where, found)
   if found.pattern is not None:
     model |= rope.read_pattern(stated, model, found.pattern, where)
+  if found.read is not None:
+    model |= found.read(stated, model, where)
   return model
 
 
@@ -180,7 +183,7 @@ def choose(model: ModelConfig, defaults: ModelConfig) -> str:
   """
   faults = {}
   for word, found in ARCHITECTURES.items():
-    named = {key.ours for key in found.keys} | set(FREE)
+    named = {key.ours for key in found.keys} | {*FREE, *found.more}
     if found.has_rope:
       named |= {"rope_theta", "rope_scaling"}
     if found.pattern is not None and found.pattern.theta is not None:
@@ -204,7 +207,7 @@ def choose(model: ModelConfig, defaults: ModelConfig) -> str:
       value = getattr(model, key.ours)
       if told.setdefault(key.theirs, value) != value:
         wrong.append(f"model.{key.ours} {value!r}")
-    if (found.pattern is None) != (model.layer_pattern == "uniform"):
+    if not _has_layers(found, model):
       wrong.append(f"model.layer_pattern {model.layer_pattern!r}")
     has_experts = any(key.ours == "num_experts" for key in found.keys)
     if has_experts != (model.num_experts is not None):
@@ -216,6 +219,18 @@ def choose(model: ModelConfig, defaults: ModelConfig) -> str:
   raise InputError(
     "no architecture of the hub has this model; the nearest, "
     f"{word}, has no {', '.join(faults[word][:4])}"
+  )
+
+
+def _has_layers(found: Architecture, model: ModelConfig) -> bool:
+  """Returns whether an architecture has the layers of model.layer_pattern."""
+  parts = [word for _, word in model.layer_pattern.parts]
+  is_mixed = any("dense" in word or "moe" in word for word in parts)
+  is_local = any("local" in word or "global" in word for word in parts)
+  mlps = list(config_lib.mlp_kinds(model))
+  is_sorted = found.has_dense and mlps == sorted(mlps)  # dense before moe
+  return (is_local == (found.pattern is not None)) and (
+    is_sorted or not is_mixed
   )
 
 
@@ -246,4 +261,6 @@ def write_model(word: str, model: ModelConfig) -> dict[str, Any]:
     stated |= rope.write_rope(model, found)
   if found.pattern is not None:
     stated |= rope.write_pattern(model, found.pattern)
+  if found.write is not None:
+    stated |= found.write(model, stated)
   return stated

@@ -26,6 +26,18 @@ SMALL = dict(
 )
 BERT = {k: v for k, v in SMALL.items() if k != "num_key_value_heads"}
 NEOX = BERT | dict(num_attention_heads=2)
+DEEPSEEK = BERT | dict(
+  moe_intermediate_size=24,
+  n_routed_experts=4,
+  num_experts_per_tok=2,
+  n_shared_experts=2,
+  first_k_dense_replace=1,
+  kv_lora_rank=16,
+  q_lora_rank=None,
+  qk_nope_head_dim=10,
+  qk_rope_head_dim=8,
+  v_head_dim=12,
+)
 T5_SMALL = dict(
   d_model=32,
   d_ff=48,
@@ -82,6 +94,21 @@ CASES = {
     model_type="gpt_neox",
     use_parallel_residual=False,
     rope_parameters=dict(rope_type="default", partial_rotary_factor=0.5),
+  ),
+  "deepseek_v2": DEEPSEEK,
+  "deepseek_v2_queries": DEEPSEEK
+  | dict(
+    model_type="deepseek_v2",
+    q_lora_rank=20,
+    first_k_dense_replace=0,
+    routed_scaling_factor=2.5,
+    rope_scaling=dict(
+      rope_type="yarn",
+      factor=4.0,
+      mscale=0.7,
+      mscale_all_dim=0.7,
+      original_max_position_embeddings=16,
+    ),
   ),
   "gemma2": SMALL
   | dict(

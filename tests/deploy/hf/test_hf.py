@@ -279,6 +279,10 @@ def test_tensors_that_do_not_fit_are_named(change, sentence, tmp_path):
     ("qwen3_moe", dict(norm_topk_prob=False), "has norm_topk_prob False"),
     ("bert", dict(hidden_act="relu"), "has hidden_act 'relu'"),
     ("olmo2", dict(attention_bias=True), "has attention_bias True"),
+    ("deepseek_v2", dict(topk_method="group_limited_greedy"), "topk_method"),
+    ("deepseek_v2", dict(rms_norm_eps=1e-5), "has rms_norm_eps 1e-05"),
+    ("deepseek_v2", dict(first_k_dense_replace=3), "leaves none with experts"),
+    ("deepseek_v2", dict(qk_nope_head_dim=-1), "qk_nope_head_dim -1"),
     ("gpt_neox", dict(hidden_act="gelu_fast"), "has hidden_act 'gelu_fast'"),
     ("gpt_neox", dict(attention_bias=False), "has attention_bias False"),
     (

@@ -75,6 +75,8 @@ def list_keys(word: str) -> dict[str, str | None]:
   if found.pattern is not None:
     others += ["layer_types", found.pattern.key, found.pattern.theta]
     others += ["query_pre_attn_scalar"] * found.pattern.scalar
+  if found.has_dense:
+    others += ["qk_nope_head_dim", "first_k_dense_replace"]
   return keys | dict.fromkeys(filter(None, others))
 
 

@@ -57,6 +57,24 @@ MODERNBERT = BERT | dict(
 PYTHIA = BERT | dict(
   model_type="gpt_neox", vocab_size=50304, max_position_embeddings=2048
 )
+DEEPSEEK = llama(2048, 10944, 27, 16, 16, 102400, "deepseek_v2") | dict(
+  moe_intermediate_size=1408,
+  n_routed_experts=64,
+  n_shared_experts=2,
+  num_experts_per_tok=6,
+  first_k_dense_replace=1,
+  kv_lora_rank=512,
+  q_lora_rank=None,
+  rope_scaling=dict(
+    type="yarn",
+    factor=40,
+    mscale=0.707,
+    mscale_all_dim=0.707,
+    beta_fast=32,
+    beta_slow=1,
+    original_max_position_embeddings=4096,
+  ),
+)
 T5 = dict(
   model_type="t5",
   d_model=768,
@@ -128,6 +146,7 @@ MODELS = {
     llama(4096, 11008, 32, 32, 32, 100352, "olmo2"),
     7_298_617_344,
   ),
+  "DeepSeek-V2-Lite": (DEEPSEEK, 15_706_484_224),
   "Gemma 2 2B": (
     llama(2304, 9216, 26, 8, 4, 256000, "gemma2", head_dim=256),
     2_614_341_888,
