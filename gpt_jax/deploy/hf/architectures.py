@@ -189,14 +189,12 @@ ARCHITECTURES = {
       Key("num_experts", "num_experts", 128, "num_local_experts"),
       Key("num_experts_per_tok", "experts_per_token", 8),
       Key("moe_intermediate_size", "expert_mlp_dim", 768),
+      Key("norm_topk_prob", "router_normalized", False),
       Key("router_aux_loss_coef", "router_balance_weight", 0.001),
     ),
     fixed=LLAMA_FIXED | dict(qk_norm=True),
-    # Missing, it is False: weights that are not divided by their sum.
-    needed=("norm_topk_prob",),
     wanted=QWEN3_WANTED
     | {
-      "norm_topk_prob": (True,),
       "decoder_sparse_step": (1,),
       "mlp_only_layers": ([], None),
     },

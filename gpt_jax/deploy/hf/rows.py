@@ -80,7 +80,6 @@ class Architecture(NamedTuple):
     fixed: fields of our model section that all these models have.
     wanted: {key of theirs: values that can be represented}; the first is
       written, and is what a missing key means.
-    needed: those of these keys whose absence means something else.
     rows: their tensors.
     heads: rows of models whose output matrix is not that of the embedding.
     ignored: ends of names of tensors that hold no parameters of ours.
@@ -116,7 +115,6 @@ class Architecture(NamedTuple):
   read: Callable[[dict, dict, str], dict] | None = None
   write: Callable[[Any, dict], dict] | None = None
   more: tuple[str, ...] = ()
-  needed: tuple[str, ...] = ()
   model_type: str = ""
   told: dict[str, Any] = {}
 

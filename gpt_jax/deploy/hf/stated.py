@@ -82,9 +82,6 @@ def read_model(stated: dict, sizes: Sizes, where: str) -> dict[str, Any]:
       what cannot be represented.
   """
   found = find(stated, where)
-  for name in found.needed:
-    if name not in stated:
-      raise InputError(f"{where} has no {name}")
   for key, values in found.wanted.items():
     if stated.get(key, values[0]) not in values:
       raise InputError(
@@ -99,6 +96,12 @@ def read_model(stated: dict, sizes: Sizes, where: str) -> dict[str, Any]:
     if value is not None or key.default is not None:
       model[key.ours] = value
       _check_size(key, value, model, sizes, where)
+  is_alone = model.get("experts_per_token") == 1
+  if is_alone and model.get("router_normalized", True):
+    raise InputError(
+      f"{where} has 1 expert per token, whose weight it divides by itself, "
+      "which is not supported; it must have 2 or more"
+    )
   if found.has_rope:
     model |= rope.read_rope(stated, where, found)
   if found.pattern is not None:

@@ -87,6 +87,15 @@ CASES = {
     num_experts_per_tok=2,
     norm_topk_prob=True,
   ),
+  "qwen3_moe_plain": SMALL
+  | dict(
+    model_type="qwen3_moe",
+    head_dim=16,
+    moe_intermediate_size=24,
+    num_experts=4,
+    num_experts_per_tok=2,
+    norm_topk_prob=False,
+  ),
   "olmo2": SMALL,
   "gpt_neox": NEOX,
   "gpt_neox_in_turn": NEOX

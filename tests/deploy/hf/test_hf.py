@@ -276,7 +276,8 @@ def test_tensors_that_do_not_fit_are_named(change, sentence, tmp_path):
     ("llama", dict(vocab_size=60), "61 tokens and its model 60"),
     ("llama", dict(model_type=["llama"]), "has model_type ['llama']"),
     ("gemma3_text", dict(rope_parameters=3), "rope_scaling 3; it must be"),
-    ("qwen3_moe", dict(norm_topk_prob=False), "has norm_topk_prob False"),
+    ("qwen3_moe", dict(norm_topk_prob=None), "norm_topk_prob None"),
+    ("qwen3_moe", dict(num_experts_per_tok=1), "has 1 expert per token"),
     ("bert", dict(hidden_act="relu"), "has hidden_act 'relu'"),
     ("olmo2", dict(attention_bias=True), "has attention_bias True"),
     ("deepseek_v2", dict(topk_method="group_limited_greedy"), "topk_method"),
@@ -389,15 +390,6 @@ def test_tensors_of_a_bert_that_do_not_fit_are_named(
   change(arrays)
   write_tensors(source, arrays)
   refuse(source, tmp_path, sentence)
-
-
-def test_a_key_whose_absence_means_what_we_lack_must_be_there(tmp_path):
-  source = write_source(tmp_path / "source", "qwen3_moe")
-  path = pathlib.Path(source) / "config.json"
-  config = json.loads(path.read_text())
-  del config["norm_topk_prob"]
-  path.write_text(json.dumps(config))
-  refuse(source, tmp_path, "has no norm_topk_prob")
 
 
 def test_files_outside_of_the_folder_are_not_read(tmp_path):

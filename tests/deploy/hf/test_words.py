@@ -1,6 +1,8 @@
 """Tokenizers of imported models: in, out, and the ids of their own library."""
 
 import json
+import pathlib
+import runpy
 
 import pytest
 import tokenizers as library
@@ -10,6 +12,7 @@ from gpt_jax import config as config_lib
 from gpt_jax.data import objectives, tokenizers
 from gpt_jax.deploy.hf import exporting
 
+HERE = pathlib.Path(__file__).parent
 WORDS = (
   *("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "token", "##s", "##ken"),
   *("to", ",", ".", "2", "##0", "de", "##ja"),
@@ -104,3 +107,23 @@ def test_a_source_has_the_ids_that_its_library_puts_around_it(
   assert asks.decode([start, *ids, end]) == ours.decode(ids)
   layout = objectives.find_layout(config_lib.freeze(config), lambda: ours)
   assert (layout.start, layout.end) == (start, end)
+
+
+def test_500_tricky_texts_have_the_ids_and_the_text_that_transformers_gives(
+  test_data, tmp_path
+):
+  tricky = runpy.run_path(str(HERE / "make_tricky.py"))
+  digests = json.loads((HERE / "tricky.json").read_text())
+  stories = test_data / "stories260k" / "tokenizer.json"
+  ours = tokenizers.build_tokenizer(f"hf:{stories}")
+  path = tmp_path / "tokenizer.json"  # of an imported run, and exported
+  path.write_text(ours.with_start().to_json())
+  stored = tokenizers.load(path)
+  path.write_text(json.dumps(exporting.describe_tokenizer(stored)))
+  for each in (ours, stored, tokenizers.build_tokenizer(f"hf:{path}")):
+    found = []
+    for text in tricky["texts_of"]():
+      ids = each.encode(text).tolist()
+      found.append(tricky["digest_of"](ids, each.decode(ids)))
+    assert found == digests
+  assert len(set(digests)) > 490
