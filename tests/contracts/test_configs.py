@@ -233,8 +233,8 @@ def test_every_base_key_is_read_somewhere():
     if p.parent.name != "config" or p.name in ("derived.py", "lengths.py")
   ]
   assert unread_keys(sources) == []
-  without = [s.replace("qk_norm", "other") for s in sources]
-  assert unread_keys(without) == ["model.qk_norm"]  # the control
+  without = [s.replace("router_z_weight", "other") for s in sources]
+  assert unread_keys(without) == ["model.router_z_weight"]  # the control
 
 
 def test_defaults_live_in_base_alone():

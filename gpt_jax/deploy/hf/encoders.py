@@ -116,7 +116,6 @@ ROBERTA = BERT._replace(
       "max_position_embeddings",
       "max_len",
       to_ours=lambda count: count - PADDING_ROWS,
-      to_theirs=lambda count: count + PADDING_ROWS,
     ),
   ),
   # Positions begin after it.

@@ -107,9 +107,6 @@ class Entry(NamedTuple):
       return np.concatenate(flat, axis=1)
     if self.form == "offset":
       return ours[0] - np.ones((), ours[0].dtype)
-    if self.form == "padded":
-      padding = np.zeros((PADDING_ROWS, *self.shape[1:]), ours[0].dtype)
-      return np.concatenate([padding, ours[0]])
     if len(self.shape) == 1:
       return np.concatenate([a.reshape(-1) for a in ours])
     return ours[0]
