@@ -19,9 +19,10 @@ from gpt_jax.machine import processes
 from gpt_jax.models import Model
 
 # What tokens of these roles are called.
+PADS = ("[PAD]", "<pad>")
 ROLES = {
   "unk": ("[UNK]", "<unk>"),
-  "pad": ("[PAD]", "<pad>"),
+  "pad": PADS,
   "cls": ("[CLS]",),
   "sep": ("[SEP]",),
   "mask": ("[MASK]", "<mask>"),
@@ -156,6 +157,10 @@ def _describe(
   """Returns {name: content} of the JSON files beside the tensors."""
   config = stated.write_model(word, model.config)
   config["torch_dtype"] = model.config.param_dtype
+  # A default of theirs may lie outside of the vocabulary.
+  config |= dict.fromkeys(("bos_token_id", "eos_token_id"))
+  pads = {t["id"] for t in library["added_tokens"] if t["content"] in PADS}
+  config["pad_token_id"] = min(pads, default=None)
   ids = {f"{role}_id": i for role, i in _ends(tokenizer).items()}
   if config_lib.has_source(model.config):
     start, end = marks.pair_ids(tokenizer)

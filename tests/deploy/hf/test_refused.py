@@ -1,0 +1,272 @@
+"""Models of the hub's layout that are refused, by a sentence each."""
+
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+from test_hf import (
+  GOLDEN,
+  bring_in,
+  draw,
+  letters,
+  write_source,
+  write_tensors,
+)
+
+from gpt_jax.config import InputError
+from gpt_jax.deploy.hf import importing, tensors
+from gpt_jax.runs import workdir
+
+YARN = dict(rope_type="yarn", factor=2.0, original_max_position_embeddings=9)
+BERT_NORM = "bert.embeddings.LayerNorm."
+
+
+def header_of(path: pathlib.Path, change) -> None:
+  """Rewrites a file's header by change(dict or bytes)."""
+  data = path.read_bytes()
+  size = int.from_bytes(data[:8], "little")
+  head = change(json.loads(data[8 : 8 + size]))
+  head = head if isinstance(head, bytes) else json.dumps(head).encode()
+  path.write_bytes(len(head).to_bytes(8, "little") + head + data[8 + size :])
+
+
+def drop(head: dict) -> dict:
+  del head["model.embed_tokens.weight"]
+  return head
+
+
+def with_entry(**changes):
+  def change(head: dict) -> dict:
+    head["model.norm.weight"] |= changes
+    return head
+
+  return change
+
+
+HEADERS = {
+  "a gap or an overlap": drop,
+  "its shape (31,) needs 124": with_entry(shape=[31]),
+  "does not describe its tensor 'model.norm": with_entry(shape="x"),
+  "'model.norm.weight' as 'I8'": with_entry(dtype="I8"),
+  "has the key 'a' twice": lambda head: b'{"a": 1, "a": 2}',
+  "is not JSON": lambda head: b"{",
+  "no JSON object": lambda head: b"[]",
+  "does not describe its tensor 'a'": lambda head: b'{"a": 1}',
+}
+
+
+@pytest.mark.parametrize("sentence", HEADERS)
+def test_a_damaged_header_is_one_sentence(sentence, tmp_path):
+  source = write_source(tmp_path / "source", "llama")
+  header_of(pathlib.Path(source, tensors.WHOLE), HEADERS[sentence])
+  refuse(source, tmp_path, sentence)
+
+
+def refuse(source, tmp_path, sentence: str) -> None:
+  with pytest.raises(InputError) as caught:
+    importing.import_model(
+      str(source), str(tmp_path / "run"), letters(tmp_path)
+    )
+  assert sentence in str(caught.value), caught.value
+  assert "\n" not in str(caught.value)
+  left = {path.name for path in tmp_path.iterdir()}
+  assert left <= {"source", "letters.json", "elsewhere"}
+
+
+@pytest.mark.parametrize(
+  "change,sentence",
+  [
+    (lambda a: a.pop("model.norm.weight"), "lacks model.norm.weight"),
+    (
+      lambda a: a.update({"model.norm.weight": np.ones(31, np.float32)}),
+      "model.norm.weight of (31,) where config.json needs (32,)",
+    ),
+    (
+      lambda a: a.update({"model.more": np.ones(1, np.float32)}),
+      "holds model.more, which LlamaForCausalLM does not have",
+    ),
+    (
+      lambda a: a.update({"lm_head.weight": np.ones((61, 32), np.float32)}),
+      "lm_head.weight, which differs from the embedding",
+    ),
+  ],
+)
+def test_tensors_that_do_not_fit_are_named(change, sentence, tmp_path):
+  source = pathlib.Path(write_source(tmp_path / "source", "llama"))
+  arrays = draw(GOLDEN["llama"]["shapes"])
+  change(arrays)
+  write_tensors(source, arrays)
+  refuse(source, tmp_path, sentence)
+
+
+@pytest.mark.parametrize(
+  "case,changes,sentence",
+  [
+    ("llama", dict(model_type="lama"), "did you mean llama"),
+    ("llama", dict(model_type=None), "has model_type None"),
+    ("llama", dict(hidden_act="relu"), "has hidden_act 'relu'"),
+    ("llama", dict(attention_bias=True), "has attention_bias True"),
+    ("llama", dict(hidden_size="32"), "hidden_size '32'; it must be a number"),
+    ("llama", dict(hidden_size=None), "hidden_size None; it must be a number"),
+    (
+      "llama",
+      dict(num_attention_heads=5, head_dim=None),
+      "cannot be represented: model.num_heads is 5",
+    ),
+    (
+      "llama",
+      dict(rope_parameters=dict(rope_type="dynamic", factor=2.0)),
+      "rope_scaling of type 'dynamic'",
+    ),
+    (
+      "llama",
+      dict(rope_parameters=YARN | dict(beta_fast=16)),
+      "rope_scaling with beta_fast 16",
+    ),
+    ("llama", dict(rope_parameters=YARN | dict(mscale=-1)), "mscale of -1"),
+    (
+      "llama",
+      dict(rope_parameters=YARN | dict(rope_theta=1)),
+      "model.rope_theta is 1",
+    ),
+    (
+      "llama",
+      dict(rope_parameters=dict(rope_type="linear")),
+      "rope_scaling without factor",
+    ),
+    ("gpt2", dict(activation_function="relu"), "activation_function 'relu'"),
+    ("llama", dict(vocab_size=60), "61 tokens and its model 60"),
+    ("llama", dict(model_type=["llama"]), "has model_type ['llama']"),
+    ("gemma3_text", dict(rope_parameters=3), "rope_scaling 3; it must be"),
+    ("qwen3_moe", dict(norm_topk_prob=None), "norm_topk_prob None"),
+    ("qwen3_moe", dict(num_experts_per_tok=1), "has 1 expert per token"),
+    ("bert", dict(hidden_act="relu"), "has hidden_act 'relu'"),
+    ("olmo2", dict(attention_bias=True), "has attention_bias True"),
+    ("deepseek_v2", dict(topk_method="group_limited_greedy"), "topk_method"),
+    ("deepseek_v2", dict(rms_norm_eps=1e-5), "has rms_norm_eps 1e-05"),
+    ("deepseek_v2", dict(first_k_dense_replace=3), "leaves none with experts"),
+    ("deepseek_v2", dict(qk_nope_head_dim=-1), "qk_nope_head_dim -1"),
+    ("gpt_neox", dict(hidden_act="gelu_fast"), "has hidden_act 'gelu_fast'"),
+    ("gpt_neox", dict(attention_bias=False), "has attention_bias False"),
+    (
+      "gpt_neox",
+      dict(rope_parameters=dict(partial_rotary_factor=0.1)),
+      "rope_frac of the head width must be even; it is 1",
+    ),
+    (
+      "gpt_neox",
+      dict(rope_parameters=dict(partial_rotary_factor=1.5)),
+      "partial_rotary_factor 1.5, which is not supported",
+    ),
+    (
+      "llama",
+      dict(rope_parameters=dict(partial_rotary_factor=0.5)),
+      "partial_rotary_factor 0.5, which is not supported",
+    ),
+    ("roberta", dict(pad_token_id=0), "has pad_token_id 0"),
+    ("roberta", dict(max_position_embeddings=2), "max_position_embeddings 2"),
+    ("modernbert", dict(norm_bias=True), "has norm_bias True"),
+    ("modernbert", dict(local_attention="all"), "local_attention 'all'"),
+    ("modernbert", dict(layer_types=["x"] * 4), "has layer_types ['x'"),
+    ("gemma2", dict(query_pre_attn_scalar=0), "query_pre_attn_scalar 0"),
+    ("gemma2", dict(attn_logit_softcapping="x"), "softcapping 'x'; it must be"),
+    ("t5", dict(feed_forward_proj="gated-silu"), "has feed_forward_proj"),
+    ("t5", dict(relative_attention_num_buckets=16), "num_buckets 16"),
+    ("t5", dict(eos_token_id=None), "has eos_token_id None"),
+    ("t5", dict(decoder_start_token_id=61), "token id 61 is outside"),
+    ("t5", dict(scale_decoder_outputs=False), "lacks lm_head.weight"),
+    ("bert", dict(is_decoder=True), "has is_decoder True"),
+    (
+      "bert",
+      dict(position_embedding_type="relative_key"),
+      "has position_embedding_type 'relative_key'",
+    ),
+    (
+      "bert",
+      dict(type_vocab_size=129),
+      "type_vocab_size 129; it must be at most 64",
+    ),
+    ("qwen3_moe", dict(decoder_sparse_step=2), "has decoder_sparse_step 2"),
+    (
+      "mixtral",
+      dict(num_local_experts=1000),
+      "num_local_experts 1000; it must be at most 20, since the folder holds "
+      "60 tensors for 3 layers",
+    ),
+    (
+      "gpt2",
+      dict(n_positions=10**9),
+      "n_positions 1000000000; it must be at most 128, since no dim of the "
+      "folder's tensors is larger than 128",
+    ),
+  ],
+)
+def test_what_cannot_be_represented_is_refused(
+  case, changes, sentence, tmp_path
+):
+  refuse(write_source(tmp_path / "source", case, changes), tmp_path, sentence)
+
+
+def rename(arrays: dict, old: str, new: str) -> None:
+  arrays[new] = arrays.pop(old)
+
+
+def test_tensors_of_older_berts_are_read_by_their_names(tmp_path):
+  run = bring_in(tmp_path, "bert")
+  source, old = tmp_path / "source", tmp_path / "old"
+  source.rename(old)
+  arrays = draw(GOLDEN["bert"]["shapes"])
+  for name in list(arrays):
+    for now, then in ((".weight", ".gamma"), (".bias", ".beta")):
+      if "LayerNorm" in name and name.endswith(now):
+        rename(arrays, name, name.removesuffix(now) + then)
+  arrays["bert.pooler.dense.weight"] = np.ones((32, 32), np.float32)
+  arrays["bert.embeddings.position_ids"] = np.arange(64)[None]
+  write_tensors(old, arrays)
+  again = str(tmp_path / "again")
+  importing.import_model(str(old), again, letters(tmp_path))
+  _, _, params, _, _ = workdir.open_run(run)
+  _, _, found, _, _ = workdir.open_run(again)
+  for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(found), strict=True):
+    np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+  "change,sentence",
+  [
+    (
+      lambda a: a.update({BERT_NORM + "gamma": a[BERT_NORM + "weight"]}),
+      "LayerNorm.gamma and bert.embeddings.LayerNorm.weight, which are one",
+    ),
+    (
+      lambda a: a.update({BERT_NORM + "bias": np.arange(32)}),
+      "bert.embeddings.LayerNorm.bias of int64, no type of weights",
+    ),
+  ],
+)
+def test_tensors_of_a_bert_that_do_not_fit_are_named(
+  change, sentence, tmp_path
+):
+  source = pathlib.Path(write_source(tmp_path / "source", "bert"))
+  arrays = draw(GOLDEN["bert"]["shapes"])
+  change(arrays)
+  write_tensors(source, arrays)
+  refuse(source, tmp_path, sentence)
+
+
+def test_files_outside_of_the_folder_are_not_read(tmp_path):
+  source = pathlib.Path(write_source(tmp_path / "source", "llama"))
+  elsewhere = tmp_path / "elsewhere"
+  (source / tensors.WHOLE).rename(elsewhere)
+  refuse(source, tmp_path, "holds no model.safetensors")
+  (source / tensors.WHOLE).symlink_to(elsewhere)
+  refuse(source, tmp_path, "lies outside of the folder")
+  (source / tensors.WHOLE).unlink()
+  index = {"weight_map": {"model.norm.weight": "../elsewhere"}}
+  (source / tensors.INDEX).write_text(json.dumps(index))
+  refuse(source, tmp_path, "lies outside of the folder")
+  (source / tensors.INDEX).unlink()
+  (source / "pytorch_model.bin").write_bytes(b"")
+  refuse(source, tmp_path, "a pickle, which can run code")
