@@ -268,6 +268,8 @@ def get_config() -> ConfigDict:
   adapter.rank = "none"
   # A change is scaled by this over its rank.
   adapter.alpha = 16.0
+  # lora, or dora: the norm of each output of the sum is learned apart.
+  adapter.kind = "lora"
 
   optim = config.optim = ConfigDict()
   # Rule of the updates; muon updates all but matrices by adamw.

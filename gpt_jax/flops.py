@@ -226,6 +226,14 @@ def train_flops_per_token(
   and not multiplied (Chowdhery et al. 2022, appendix B), and the experts that a
   token is not sent to.
   """
+  weights = _count_weights(model, seq_len, source_len)
+  return 6 * weights + score_flops_per_token(model, seq_len, source_len)
+
+
+def _count_weights(
+  model: ModelConfig, seq_len: int, source_len: int | None
+) -> int:
+  """Returns N of train_flops_per_token."""
   count = count_active_parameters(model)
   idle = count["position"] + (0 if has_tied_head(model) else count["embed"])
   weights = sum(count.values()) - idle
@@ -234,7 +242,7 @@ def train_flops_per_token(
   if source_len is not None:
     more = count_source_parameters(model) * (source_len - seq_len)
     weights += more // seq_len
-  return 6 * weights + score_flops_per_token(model, seq_len, source_len)
+  return weights
 
 
 def masked_flops_per_token(
@@ -255,6 +263,8 @@ def train_flops_of(config: Config) -> int:
   """Returns train_flops_per_token of each token of data.seq_len.
 
   A run counts its tokens by these, whatever rows its objective makes of them.
+  With adapters 4 N in place of 6 N: their base has no gradient of its own. The
+  adapters' own products, about 6 R / D of one matrix, are left out.
   """
   return _by_rows(config, train_flops_per_token)
 
@@ -266,7 +276,10 @@ def masked_flops_of(config: Config) -> int:
 
 def _by_rows(config: Config, per_token: Callable) -> int:
   S, T = config_lib.row_lengths(config)
-  return per_token(config.model, T, S) * T // config.data.seq_len
+  count = per_token(config.model, T, S)
+  if config.adapter.rank.parts:
+    count -= 2 * _count_weights(config.model, T, S)
+  return count * T // config.data.seq_len
 
 
 def visible_part(

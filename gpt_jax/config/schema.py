@@ -192,6 +192,7 @@ class ModelConfig(Section):
 class AdapterConfig(Section):
   rank: Annotated[AdapterRanks, Added("none")]
   alpha: Annotated[float, Bounds(1e-6), Added(16.0)]
+  kind: Annotated[Literal["lora", "dora"], Added("lora")]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Adapters: which matrices have one, their declarations, and their place.
 
 Only adapters are learned, so they are a tree of their own: under the path of a
-matrix, lora_a and lora_b. `attach` puts them beside the frozen parameters where
-a forward pass finds both (ops/adapted.py).
+matrix, lora_a and lora_b, and DoRA's lora_magnitude. `attach` puts them beside
+the frozen parameters where a forward pass finds both (ops/adapted.py).
 
 Design choice: experts get their sum W + scale * A B before the pass, since a
 grouped product takes one array; all other matrices never meet their sum.
@@ -20,7 +20,7 @@ from gpt_jax.ops import adapted
 from gpt_jax.ops.adapted import Adapted
 from gpt_jax.parametrization import ParamSpec
 
-A, B = "lora_a", "lora_b"
+A, B, MAGNITUDE = "lora_a", "lora_b", "lora_magnitude"
 # Roles of the matrices that can have an adapter: those of layers, and of heads.
 ADAPTED = ("hidden", "residual")
 
@@ -51,8 +51,12 @@ def abstract_adapters(adapter: AdapterConfig, shapes: Any, specs: Any):
     b = ParamSpec((*axes[0], None, *axes[2]), B)
     make = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
     pair = {A: make(*stacked, *ins, rank), B: make(*stacked, rank, *outs)}
+    own = {A: a, B: b}
+    if adapter.kind == "dora":
+      pair[MAGNITUDE] = make(*stacked, *outs)
+      own[MAGNITUDE] = ParamSpec((*axes[0], *axes[2]), "norm")
     _put(arrays, name, pair)
-    _put(declared, name, {A: a, B: b})
+    _put(declared, name, own)
   return arrays, declared
 
 
@@ -70,7 +74,8 @@ def attach(adapter: AdapterConfig, params: Any, adapters: Any, specs: Any):
     if f"{name}/{A}" not in found:
       return leaf
     a, b = found[f"{name}/{A}"], found[f"{name}/{B}"]
-    w = Adapted(leaf, a, b, adapter.alpha / a.shape[-1])
+    magnitude = found.get(f"{name}/{MAGNITUDE}")
+    w = Adapted(leaf, a, b, adapter.alpha / a.shape[-1], magnitude)
     return adapted.merge(w) if "experts" in spec.axes else w
 
   return tree.map_with_names(one, params, specs)

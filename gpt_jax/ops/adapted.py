@@ -3,6 +3,11 @@
 LoRA (Hu et al. 2021, 4.1): W + scale * A B, with A of R columns. The product is
 taken from the right, x W + scale * (x A) B, so that neither the sum nor its
 gradient is ever an array of W's size.
+
+DoRA (Liu et al. 2024, eq. 5): each output of the sum is divided by its norm
+over the inputs and multiplied by a magnitude that is learned. Design choice:
+the magnitude is stored over the norm of W's output, so that it starts at one,
+and the first step's model is the base, bit for bit.
 """
 
 import jax
@@ -18,12 +23,14 @@ class Adapted(struct.PyTreeNode):
     a: float32, (*inputs, R).
     b: float32, (R, *outputs).
     scale: of the product of the two.
+    magnitude: float32, of dims (*outputs), of DoRA; None is LoRA.
   """
 
   base: jax.Array
   a: jax.Array
   b: jax.Array
   scale: float = struct.field(pytree_node=False)
+  magnitude: jax.Array | None = None
 
 
 def base_of(w):
@@ -41,10 +48,39 @@ def merge(w):
     return w
   num_out = w.base.ndim - w.a.ndim + 1
   lead = w.b.ndim - num_out - 1
-  stacked, ins = w.a.shape[:lead], w.a.shape[lead:-1]
-  rank, outs = w.a.shape[-1], w.b.shape[lead + 1 :]
+  stacked, rank = w.a.shape[:lead], w.a.shape[-1]
   a = w.a.reshape(*stacked, -1, rank)
   b = w.b.reshape(*stacked, rank, -1)
   delta = jnp.matmul(w.scale * a, b, preferred_element_type=jnp.float32)
-  delta = delta.reshape(*stacked, *ins, *outs)
-  return (w.base.astype(jnp.float32) + delta).astype(w.base.dtype)
+  base = w.base.astype(jnp.float32)
+  whole = base + delta.reshape(base.shape)
+  if w.magnitude is not None:
+    ins = tuple(range(lead, w.a.ndim - 1))
+    squares = [jnp.square(x).sum(ins, keepdims=True) for x in (base, whole)]
+    whole *= _ratio(*squares) * jnp.expand_dims(w.magnitude, ins)
+  return whole.astype(w.base.dtype)
+
+
+def gain_of(w: Adapted):
+  """Returns float32 of dims (*outputs): DoRA's factor of each output.
+
+  The norm of W + scale * A B by W and A^T W, without the sum:
+  |W|^2 + b.(2 scale A^T W + scale^2 A^T A b), for each output's column b of B.
+  It is a constant to the gradient (4.3).
+  """
+  assert w.magnitude is not None  # else there is no norm
+  rank = w.a.shape[-1]
+  a_IR, b_RO = w.a.reshape(-1, rank), w.b.reshape(rank, -1)
+  w_IO = w.base.reshape(len(a_IR), -1).astype(jnp.float32)
+  base_O = jnp.square(w_IO).sum(0)
+  cross_RO = 2 * w.scale * (a_IR.T @ w_IO)
+  own_RO = w.scale**2 * ((a_IR.T @ a_IR) @ b_RO)
+  whole_O = base_O + (b_RO * (cross_RO + own_RO)).sum(0)
+  ratio_O = jax.lax.stop_gradient(_ratio(base_O, whole_O))
+  return w.magnitude * ratio_O.reshape(w.magnitude.shape)
+
+
+def _ratio(base, whole):
+  """Returns the root of base / whole, one where whole is zero."""
+  is_zero = whole <= 0
+  return jnp.where(is_zero, 1.0, jnp.sqrt(base / jnp.where(is_zero, 1, whole)))

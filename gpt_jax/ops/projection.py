@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gpt_jax import sharding
-from gpt_jax.ops.adapted import Adapted, base_of
+from gpt_jax.ops.adapted import Adapted, base_of, gain_of
 from gpt_jax.ops.matmul import matmul
 from gpt_jax.ops.quantized import Quantized
 
@@ -79,7 +79,11 @@ def adapt(y, x, w, grad_dtype: str, num_in: int = 1):
   if not isinstance(w, Adapted):
     return y
   low = project(x, w.a, grad_dtype, num_in)
-  return y + project(w.scale * low, w.b, grad_dtype)
+  y = y + project(w.scale * low, w.b, grad_dtype)
+  if w.magnitude is None:
+    return y
+  gain = jax.lax.broadcast_to_rank(gain_of(w), y.ndim)
+  return (y.astype(gain.dtype) * gain).astype(y.dtype)
 
 
 def project_each(x, ws: list, grad_dtype: str, platform: str):

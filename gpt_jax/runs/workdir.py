@@ -336,9 +336,9 @@ def open_run(
 
   import jax
 
-  from gpt_jax import sharding, tree
+  from gpt_jax import sharding
   from gpt_jax.models import adapters, build_model
-  from gpt_jax.runs import bases, restore
+  from gpt_jax.runs import restore
 
   restore.read_average(average)
   config = read_config(workdir, overrides)
@@ -367,11 +367,8 @@ def open_run(
   )
   params = read(workdir, *model.abstract_learned(), average=average, step=step)
   if model.adapter is not None:
-    whole = model.abstract_params()
-    source, base = config.train.init_from, read_base(workdir)
-    assert source is not None and base is not None
-    bases.check_base(source, tree.describe_shapes(whole[0]), base)
-    frozen = read(source, *whole, step=base.step)
+    source, base = _checked_base(workdir, config, model)
+    frozen = read(source, *model.abstract_params(), step=base.step)
     params = jax.jit(
       lambda learned, frozen: adapters.merge(model.attach(learned, frozen)),
       donate_argnums=1,
@@ -387,7 +384,9 @@ def open_adapters(
   average: str | None = None,
   step: int | None = None,
 ):
-  """Returns (model, adapters) of a run, on one device; reads no base.
+  """Returns (model, adapters, base) of a run, on one device.
+
+  The base is read for DoRA alone, and else None.
 
   Args:
     average, step: as in restore.restore_params.
@@ -409,9 +408,27 @@ def open_adapters(
   alone = dataclasses.replace(config.mesh, **dict.fromkeys(sharding.AXES, 1))
   mesh = sharding.make_mesh(alone, jax.devices()[:1])
   model = build_model(config.model, alone.rules, adapter=config.adapter)
-  abstract = sharding.abstract_of(*model.abstract_learned(), alone.rules, mesh)
-  facts = read_facts(workdir)
-  adapters = restore.restore_params(
-    workdir, abstract, say, average, facts, step=step
+  read = lambda where, parts, **which: restore.restore_params(
+    where,
+    sharding.abstract_of(*parts, alone.rules, mesh),
+    say,
+    facts=read_facts(where),
+    **which,
   )
-  return model, adapters
+  own = read(workdir, model.abstract_learned(), average=average, step=step)
+  if config.adapter.kind == "lora":
+    return model, own, None
+  source, base = _checked_base(workdir, config, model)
+  return model, own, read(source, model.abstract_params(), step=base.step)
+
+
+def _checked_base(workdir: str, config: Config, model: Any):
+  """Returns (workdir of the base, its bases.Base), which has not changed."""
+  from gpt_jax import tree
+  from gpt_jax.runs import bases
+
+  source, base = config.train.init_from, read_base(workdir)
+  assert source is not None and base is not None
+  shapes, _ = model.abstract_params()
+  bases.check_base(source, tree.describe_shapes(shapes), base)
+  return source, base

@@ -65,9 +65,21 @@ class Assembly:
     config = config_lib.at_step(self.config, step)
     return dataclasses.replace(self, config=config)
 
-  def init_state(self) -> state_lib.TrainState:
-    """Returns a fresh state on the mesh."""
+  def init_learned(self) -> state_lib.TrainState:
+    """Returns a fresh state on the mesh, without the base of adapters."""
     return state_lib.init_state(self.model, self.tx, self.config, self.mesh)
+
+  def init_state(self) -> state_lib.TrainState:
+    """Returns a fresh state on the mesh; a base is drawn as it would start."""
+    state, base = self.init_learned(), self.abstract.base
+    if base is None:
+      return state
+    plain = dataclasses.replace(self.model, adapter=None)
+    places = jax.tree.map(lambda leaf: leaf.sharding, base)
+    draw = lambda: state_lib.init_params(plain, self.config.seed)
+    with jax.set_mesh(self.mesh):
+      base = jax.jit(draw, out_shardings=places)()
+    return state.replace(base=base)
 
   def make_step(self):
     """Returns step(state, batch) -> (state, metrics), to be compiled."""

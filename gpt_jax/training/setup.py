@@ -236,7 +236,7 @@ class Setup:
         "run of train.init_from may have changed since; give a later --replay"
       )
     else:
-      state = self._with_base(self.assembly.init_state())
+      state = self._with_base(self.assembly.init_learned())
     begun, stage = int(state.step), None
     num_passed = processes.share(lambda: rollback.passed_at(self.keeper, step))
     with jax.set_mesh(self.mesh):
@@ -263,7 +263,7 @@ class Setup:
       if self.is_resumed:
         state, meta = self.restore()
       else:
-        state = self._with_base(self.assembly.init_state())
+        state = self._with_base(self.assembly.init_learned())
         if init_from is not None and self.base is None:
           facts = processes.share(lambda: workdir_lib.read_facts(init_from))
           params = self._read_trunk(init_from, state.params, facts)

@@ -12,27 +12,39 @@ from gpt_jax import config as config_lib
 from gpt_jax import tree
 from gpt_jax.config import AdapterConfig, InputError
 from gpt_jax.models import adapters, build_model
+from gpt_jax.ops.adapted import Adapted, gain_of, merge
 from gpt_jax.training import state
 
-FORMS = ("gpt2", "local_global", "latent", "moe_second", "t5", "bert")
+FORMS = {
+  "gpt2": "dora",
+  "local_global": "lora",
+  "latent": "dora",
+  "moe_second": "dora",
+  "t5": "lora",
+  "bert": "lora",
+}
 
 
-def adapted(form: str, rank: str = "*=3", **changes):
+def adapted(form: str, rank: str = "*=3", kind: str = "lora", **changes):
   """Returns (model, base, adapters), whose b is not zero."""
   plain, base = make(form)
-  section = AdapterConfig(rank=rank, alpha=6.0)
+  section = AdapterConfig(rank=rank, alpha=6.0, kind=kind)
   config = dataclasses.replace(plain.config, **changes)
   model = build_model(config, adapter=section)
   shapes, _ = model.abstract_learned()
   rng = np.random.default_rng(1)
-  draw = lambda leaf: jnp.asarray(rng.normal(0, 0.1, leaf.shape), leaf.dtype)
-  return model, base, jax.tree.map(draw, shapes)
+
+  def draw(name, leaf):
+    mean = float(name.endswith("magnitude"))
+    return jnp.asarray(rng.normal(mean, 0.1, leaf.shape), leaf.dtype)
+
+  return model, base, tree.map_with_names(draw, shapes)
 
 
 @pytest.mark.parametrize("scan", [True, False])
 @pytest.mark.parametrize("form", FORMS)
 def test_the_adapted_model_is_the_merged_one(form, scan):
-  model, base, learned = adapted(form, scan_layers=scan)
+  model, base, learned = adapted(form, kind=FORMS[form], scan_layers=scan)
   attached = model.attach(learned, base)
   merged = adapters.merge(attached)
   assert tree.describe_shapes(merged) == tree.describe_shapes(base)
@@ -70,12 +82,12 @@ def test_each_matrix_has_its_own_sum():
 @pytest.mark.parametrize("scan", [True, False])
 @pytest.mark.parametrize("form", FORMS)
 def test_at_its_start_an_adapted_model_is_its_base_bit_for_bit(form, scan):
-  model, base, learned = adapted(form, scan_layers=scan)
+  model, base, learned = adapted(form, kind=FORMS[form], scan_layers=scan)
   fresh = state.init_params(model, 0)
   assert tree.describe_shapes(fresh) == tree.describe_shapes(learned)
   names = tree.flatten_with_names(fresh)
   for name, leaf in names.items():
-    assert np.any(leaf) == name.endswith("lora_a"), name
+    assert np.any(leaf) != name.endswith("lora_b"), name
   plain = build_model(model.config)
   tokens = tokens_of()
   found = apply(model, model.attach(fresh, base), tokens)
@@ -111,7 +123,7 @@ def test_a_pattern_of_nothing_and_a_rank_too_large_are_refused(rank, clause):
 )
 def test_a_text_that_is_no_list_of_ranks_is_refused(text):
   with pytest.raises(InputError, match="PATTERN=RANK"):
-    AdapterConfig(rank=text, alpha=1.0)
+    AdapterConfig(rank=text, alpha=1.0, kind="lora")
 
 
 def test_adapters_need_a_base():
@@ -121,3 +133,29 @@ def test_adapters_need_a_base():
   config.adapter.rank = "attn=2"
   with pytest.raises(InputError, match="train.init_from is None"):
     config_lib.freeze(config)
+
+
+def test_the_norm_of_each_output_is_its_magnitude():
+  model, base, learned = adapted("gpt2", "q=2,blocks/attn/o=4", "dora")
+  merged = adapters.merge(model.attach(learned, base))
+  for name, ins in (("q", 1), ("o", (1, 2))):
+    w, whole = base["blocks"]["attn"][name], merged["blocks"]["attn"][name]
+    norms = [np.sqrt(np.square(np.asarray(x)).sum(ins)) for x in (w, whole)]
+    magnitude = learned["blocks"]["attn"][name]["lora_magnitude"]
+    np.testing.assert_allclose(norms[1], magnitude * norms[0], rtol=1e-5)
+    assert np.abs(norms[1] - norms[0]).max() > 0.01  # the control
+
+
+def test_the_norm_is_a_constant_to_the_gradient():
+  model, base, learned = adapted("gpt2", "q=2", "dora")
+  w = model.attach(learned, base)["blocks"]["attn"]["q"]
+  w = jax.tree.map(lambda x: x[0], w)
+  grads = jax.grad(lambda w: gain_of(w).sum())(w)
+  assert not np.any(grads.a) and not np.any(grads.b)
+  np.testing.assert_allclose(grads.magnitude * w.magnitude, gain_of(w), 1e-6)
+
+
+def test_an_output_of_zeros_stays_one():
+  zeros = jnp.zeros((4, 3))
+  w = Adapted(zeros, jnp.ones((4, 2)), jnp.zeros((2, 3)), 1.0, jnp.ones(3))
+  assert not np.any(merge(w)) and np.all(gain_of(w) == 1)

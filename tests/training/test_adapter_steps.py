@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from test_step import batch_of, small_config
 
+from gpt_jax import flops as ledger
 from gpt_jax import metric_names, sharding, tree
 from gpt_jax.config import AdapterConfig
 from gpt_jax.training import build
@@ -14,7 +15,9 @@ from gpt_jax.training import build
 STEPS = 6
 
 
-def adapter_config(rank="attn=4,mlp=2", mesh=None, optimizer="adamw", **model):
+def adapter_config(
+  rank="attn=4,mlp=2", mesh=None, optimizer="adamw", kind="lora", **model
+):
   """A config of 8 rows and its base's sizes, which 8 devices divide."""
   config = small_config(init_from="/nowhere")
   replace = dataclasses.replace
@@ -22,7 +25,7 @@ def adapter_config(rank="attn=4,mlp=2", mesh=None, optimizer="adamw", **model):
   return replace(
     config,
     train=replace(config.train, global_batch_size=8),
-    adapter=AdapterConfig(rank=rank, alpha=8.0),
+    adapter=AdapterConfig(rank=rank, alpha=8.0, kind=kind),
     model=replace(config.model, **sizes | model),
     optim=replace(config.optim, optimizer=optimizer, learning_rate=1e-2),
     mesh=replace(config.mesh, **dict.fromkeys(sharding.AXES, 1) | (mesh or {})),
@@ -32,7 +35,7 @@ def adapter_config(rank="attn=4,mlp=2", mesh=None, optimizer="adamw", **model):
 def begin(config, devices: int = 1):
   """Returns (assembly, state); the base is the same at every call."""
   built = build.assemble(config, jax.devices()[:devices])
-  now = built.init_state()
+  now = built.init_learned()
   if built.model.adapter is not None:
     rng = np.random.default_rng(7)
     _, specs = built.model.abstract_params()
@@ -81,7 +84,7 @@ def test_state_optimizer_and_checkpoint_hold_adapters_alone():
   saved = built.abstract.without_base()
   assert tree.count_bytes(saved) == 3 * own + 4 + 3 * 4
   full = build.assemble(
-    dataclasses.replace(config, adapter=AdapterConfig("none", 8.0)),
+    dataclasses.replace(config, adapter=AdapterConfig("none", 8.0, "lora")),
     jax.devices()[:1],
   )
   assert full.abstract.base is None
@@ -97,6 +100,14 @@ def test_a_step_computes_no_gradient_of_the_base():
     return built.lower_step().compile().cost_analysis()["flops"]
 
   assert flops("attn=1,mlp=1") < 0.75 * flops("none")
+
+
+def test_the_ledger_counts_no_gradient_of_the_base():
+  config = adapter_config()
+  full = dataclasses.replace(config, adapter=AdapterConfig("none", 8.0, "lora"))
+  weights = sum(ledger.count_parameters(config.model).values()) - 16 * 64
+  for count in (ledger.train_flops_of, ledger.masked_flops_of):
+    assert count(full) - count(config) == 2 * weights
 
 
 @pytest.mark.parametrize("word", ["adafactor", "lion", "muon"])
@@ -156,3 +167,23 @@ def test_telemetry_reads_the_adapted_model():
   assert float(found["telemetry/grad_norm/lora_b"]) > 0
   assert float(found["telemetry/attn_rms/00"]) > 0
   assert "telemetry/grad_norm/hidden" not in found
+
+
+def test_magnitudes_learn_and_any_mesh_agrees():
+  losses, after, base = run(adapter_config(kind="dora"))
+  assert losses[-1] < losses[1] - 0.05
+  named = tree.flatten_with_names(after.params)
+  assert all(
+    np.all(x != 1) for name, x in named.items() if name.endswith("magnitude")
+  )
+  mesh = dict(fsdp=2, tensor=2, seq=2)
+  parts, _, _ = run(adapter_config(kind="dora", mesh=mesh), devices=8)
+  np.testing.assert_allclose(parts, losses, rtol=1e-5)
+
+
+def test_a_state_for_timing_has_a_base_too():
+  built = build.assemble(adapter_config("q=2"), jax.devices()[:1])
+  now = built.init_state()
+  like = tree.describe_shapes(built.abstract)
+  assert tree.describe_shapes(now) == like
+  assert np.any(now.base["blocks"]["mlp"]["in"])

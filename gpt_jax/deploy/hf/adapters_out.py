@@ -22,19 +22,27 @@ from gpt_jax.models import Model
 
 
 class Pair(NamedTuple):
-  """An adapter of a matrix of theirs: a (rank, in), b (out, rank), alpha."""
+  """An adapter of a matrix of theirs.
+
+  Attributes:
+    a, b: (rank, in) and (out, rank).
+    alpha: their product's scale, times the rank.
+    magnitude: (out,), DoRA's norm of each output; None is LoRA.
+  """
 
   a: np.ndarray
   b: np.ndarray
   alpha: float
+  magnitude: np.ndarray | None
 
 
-def export_adapters(model: Model, learned: Any, out: str) -> str:
+def export_adapters(model: Model, learned: Any, base: Any, out: str) -> str:
   """Writes adapter_config.json and tensors; returns the base's model_type.
 
   Args:
     model: with adapters.
     learned: their arrays.
+    base: the parameters that they adapt, which DoRA alone needs; else None.
     out: folder, must not exist yet.
 
   Raises:
@@ -51,6 +59,10 @@ def export_adapters(model: Model, learned: Any, out: str) -> str:
     for name, leaf in tree.flatten_with_names(learned).items()
   }
   assert model.adapter is not None
+  base = {
+    name: np.asarray(leaf, np.float32)
+    for name, leaf in tree.flatten_with_names(base).items()
+  }
   pairs = {}
   for entry in layout.list_entries(found, model.config, shapes):
     if any(f"{part.path}/lora_a" in arrays for part in entry.parts):
@@ -60,13 +72,16 @@ def export_adapters(model: Model, learned: Any, out: str) -> str:
           "does not load; merge them: python -m gpt_jax.deploy.merge"
         )
       name = entry.name.removesuffix(".weight")
-      pairs[name] = _join(entry, arrays, model.adapter.alpha)
+      pairs[name] = _join(entry, arrays, base, model.adapter.alpha)
   is_conv = any(row.form == "conv" for row in found.rows)
   planned = []
   for name, pair in pairs.items():
-    for letter, x in (("A", pair.a), ("B", pair.b)):
-      key = f"{PREFIX}{name}.lora_{letter}.weight"
-      planned.append(tensors.Planned(key, x.dtype, x.shape, lambda x=x: x))
+    tensor = lambda key, x, name=name: tensors.Planned(
+      f"{PREFIX}{name}.lora_{key}", x.dtype, x.shape, lambda: x
+    )
+    planned += [tensor("A.weight", pair.a), tensor("B.weight", pair.b)]
+    if pair.magnitude is not None:
+      planned.append(tensor("magnitude_vector", pair.magnitude))
   with whole_folder("--out", out) as partial:
     tensors.write_file(os.path.join(partial, TENSORS), planned)
     text = json.dumps(_describe(pairs, is_conv), indent=2) + "\n"
@@ -74,7 +89,7 @@ def export_adapters(model: Model, learned: Any, out: str) -> str:
   return word
 
 
-def _join(entry: layout.Entry, arrays: dict, alpha: float) -> Pair:
+def _join(entry: layout.Entry, arrays: dict, base: dict, alpha: float) -> Pair:
   """Returns the adapter of a matrix of theirs, of those of its parts."""
   found = []
   for part in entry.parts:
@@ -92,7 +107,18 @@ def _join(entry: layout.Entry, arrays: dict, alpha: float) -> Pair:
     b_all[part.start : part.stop, start:stop] = factor * b
     start = stop
   a_all = np.concatenate([a for _, a, _ in found])
-  return Pair(a_all, b_all, rank * (scales[0] if is_one else 1.0))
+  magnitude = None
+  if base:
+    magnitude = np.concatenate([_norms(p, arrays, base) for p in entry.parts])
+  return Pair(a_all, b_all, rank * (scales[0] if is_one else 1.0), magnitude)
+
+
+def _norms(part: layout.Part, arrays: dict, base: dict) -> np.ndarray:
+  """Returns the norm of each output of a part: its own, times its magnitude."""
+  w = base[part.path][part.at].reshape(part.num_in, -1)
+  norms = np.sqrt(np.square(w).sum(0))
+  own = f"{part.path}/lora_magnitude"
+  return norms * arrays[own][part.at].reshape(-1) if own in arrays else norms
 
 
 def _describe(pairs: dict[str, Pair], is_conv: bool) -> dict[str, Any]:
@@ -115,7 +141,7 @@ def _describe(pairs: dict[str, Pair], is_conv: bool) -> dict[str, Any]:
     "fan_in_fan_out": is_conv,
     "lora_dropout": 0.0,
     "bias": "none",
-    "use_dora": False,
+    "use_dora": any(p.magnitude is not None for p in pairs.values()),
     "use_rslora": False,
     "modules_to_save": None,
   }

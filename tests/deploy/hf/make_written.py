@@ -17,13 +17,16 @@ import numpy as np
 
 HERE = pathlib.Path(__file__).parent
 TENSORS = "adapter_model.safetensors"
+# {case: (base, adapter.rank, adapter.kind)}
 CASES = {
-  "gpt2": "attn=4,k=2,in=3",
-  "llama": "[qvo]=4,mlp=2,gate=5",
+  "gpt2": ("gpt2", "attn=4,k=2,in=3", "lora"),
+  "llama": ("llama", "[qvo]=4,mlp=2,gate=5", "lora"),
+  "gpt2_dora": ("gpt2", "q=4,v=2,blocks/mlp/out=3", "dora"),
+  "llama_dora": ("llama", "attn=3,gate=2", "dora"),
 }
 
 
-def write(folder: pathlib.Path, case: str, rank: str):
+def write(folder: pathlib.Path, case: str, rank: str, kind: str = "lora"):
   """Writes the base and our adapters of a case; returns (model, arrays)."""
   import dataclasses
   import tempfile
@@ -44,14 +47,18 @@ def write(folder: pathlib.Path, case: str, rank: str):
     run, own = f"{temporary}/run", pathlib.Path(temporary)
     importing.import_model(source, run, letters(own))
     _, model, params, *_ = workdir.open_run(run, {}, lambda line: None)
-  section = AdapterConfig(rank=rank, alpha=6.0)
+  section = AdapterConfig(rank=rank, alpha=6.0, kind=kind)
   model = dataclasses.replace(model, adapter=section)
   shapes, _ = model.abstract_learned()
   names = {n: x.shape for n, x in tree.flatten_with_names(shapes).items()}
   drawn = runpy.run_path(str(HERE / "make_golden.py"))["draw"](names, 3)
+  for name in names:
+    if name.endswith("magnitude"):
+      drawn[name] = drawn[name] + np.float32(1)
   structure = jax.tree.structure(shapes)
   learned = jax.tree.unflatten(structure, [drawn[name] for name in names])
-  adapters_out.export_adapters(model, learned, str(folder / "own"))
+  base = params if kind == "dora" else None
+  adapters_out.export_adapters(model, learned, base, str(folder / "own"))
   return model, params, learned
 
 
@@ -83,7 +90,7 @@ def main() -> None:
   if importlib.util.find_spec("peft") is None:
     folder.mkdir()
     for case in CASES:
-      write(folder / case, case, CASES[case])
+      write(folder / case, *CASES[case])
     return
   found = {case: read(folder / case, case) for case in CASES}
   text = json.dumps(found, separators=(",", ":"))
