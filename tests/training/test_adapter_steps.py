@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from test_step import batch_of, small_config
 
+from gpt_jax import cli, metric_names, sharding, tree
+from gpt_jax import config as config_lib
 from gpt_jax import flops as ledger
-from gpt_jax import metric_names, sharding, tree
 from gpt_jax.config import AdapterConfig
-from gpt_jax.training import build
+from gpt_jax.training import build, step
 
 STEPS = 6
 
@@ -40,7 +41,9 @@ def begin(config, devices: int = 1):
     rng = np.random.default_rng(7)
     _, specs = built.model.abstract_params()
     draw = lambda like, spec: jax.device_put(
-      rng.normal(0, 0.02, like.shape).astype("f") + (spec.role == "norm"),
+      (rng.normal(0, 0.02, like.shape) + (spec.role == "norm")).astype(
+        like.dtype
+      ),
       like.sharding,
     )
     placed = jax.tree.map(draw, built.abstract.base, specs)
@@ -187,3 +190,42 @@ def test_a_state_for_timing_has_a_base_too():
   like = tree.describe_shapes(built.abstract)
   assert tree.describe_shapes(now) == like
   assert np.any(now.base["blocks"]["mlp"]["in"])
+
+
+def test_where_layers_have_several_stacks_one_may_have_no_adapter():
+  more = dict(layer_pattern="dense+moe", num_experts=4, scan_layers=False)
+  config = adapter_config("moe=2", kind="dora", **more)
+  train = dataclasses.replace(config.train, num_microbatches=2)
+  config = dataclasses.replace(config, train=train)
+  built = build.assemble(config, jax.devices()[:1])
+  batch = {k: np.tile(v, (2, 1)) for k, v in batch_of(0).items()}
+  now = built.abstract
+  gradient = step.make_gradient(built.model, config)
+  found, _ = jax.eval_shape(gradient, now.params, batch, None, now.base)
+  assert tree.describe_shapes(found) == tree.describe_shapes(now.params)
+  stacks = [name for name in now.base if name.startswith("blocks")]
+  assert len(stacks) == 2 and len(now.params) == 1
+
+
+def test_adapters_of_a_bfloat16_base_are_float32():
+  losses, after, _ = run(adapter_config(param_dtype="bfloat16"))
+  assert losses[-1] < losses[1] - 0.05
+  types = lambda part: {str(x.dtype) for x in jax.tree.leaves(part)}
+  assert types(after.base) == {"bfloat16"}
+  assert types((after.params, after.opt_state)) == {"float32", "int32"}
+
+
+@pytest.mark.slow  # compiles two steps of GPT-2: half a minute
+def test_adapters_of_gpt2_take_a_quarter_of_the_memory_of_full_tuning():
+  def peak(rank):
+    values = cli.load_config("configs/gpt2.py:124m", {})
+    values.data.seq_len = 128
+    values.train.update(global_batch_size=8, num_microbatches=2)
+    values.train.update(num_loss_chunks=4, init_from="/nowhere")
+    values.model.update(remat="full", scan_layers=True, compute_dtype="float32")
+    values.adapter.rank = rank
+    built = build.assemble(config_lib.freeze(values), jax.devices()[:1])
+    found = built.lower_step().compile().memory_analysis()
+    return found.argument_size_in_bytes + found.temp_size_in_bytes
+
+  assert peak("attn=8") < peak("none") / 4
