@@ -76,7 +76,8 @@ def get_config() -> ConfigDict:
   # classes (multi), a number, or a class for each of its words.
   data.label = "single"
   # What marks the turns of a chat. Each mark is a token; with :text marks are
-  # spelled as plain text, for a tokenizer that lacks them.
+  # spelled as plain text, for a tokenizer that lacks them. tokenizer takes the
+  # template that came with it.
   data.template = "chatml"
   # Reader processes; 0 reads in threads of this process.
   data.num_workers = 0

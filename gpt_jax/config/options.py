@@ -148,11 +148,11 @@ class Template(ParsedOption):
   """data.template.
 
   Attributes:
-    name: one of TEMPLATES.
+    name: one of TEMPLATES, or tokenizer for that of the tokenizer.
     is_text: whether its marks are spelled as plain text.
   """
 
-  FORMS = (*TEMPLATES, *(f"{name}:text" for name in TEMPLATES))
+  FORMS = (*TEMPLATES, *(f"{name}:text" for name in TEMPLATES), "tokenizer")
   name: str
   is_text: bool
 

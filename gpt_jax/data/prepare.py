@@ -9,7 +9,14 @@ from collections.abc import Callable
 from gpt_jax import config as config_lib
 from gpt_jax import digest, files
 from gpt_jax.config import Config, DataConfig, Template
-from gpt_jax.data import folders, overlap, sources, tokenizers, vocabulary
+from gpt_jax.data import (
+  folders,
+  jinja,
+  overlap,
+  sources,
+  tokenizers,
+  vocabulary,
+)
 from gpt_jax.data import labels as labels_lib
 from gpt_jax.data import manifest as manifest_lib
 from gpt_jax.data.labels import Labels, some
@@ -257,6 +264,12 @@ def _prepare_parts(
     trained = [p.source for p in parts if p.role != "valid"]
     find_labels = lambda: labels_lib.find_labels(
       data.label, trained, data.source
+    )
+  template = parts[0].template
+  if template is not None and template.name == "tokenizer":
+    own = None if is_trained else tokenizers.build_tokenizer(data.tokenizer)
+    identity = digest.of_json(
+      [identity, jinja.find_template(own, data.tokenizer)]
     )
   names = [folders.name_folder(p, data.tokenizer, identity) for p in parts]
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gpt_jax.config import Template
+from gpt_jax.data.jinja import JinjaEncoder
 from gpt_jax.data.sources.chat import Chat, Message
 from gpt_jax.data.tokenizers.protocol import Tokenizer
 from gpt_jax.exits import InputError
@@ -222,6 +223,15 @@ class ChatEncoder:
       yield chat, np.concatenate(ids).astype(np.uint32), mask
 
 
+def build_encoder(
+  template: Template, tokenizer: Tokenizer
+) -> ChatEncoder | JinjaEncoder:
+  """Returns what encodes dialogues; raises InputError as either's class."""
+  if template.name == "tokenizer":
+    return JinjaEncoder(tokenizer)
+  return ChatEncoder(template, tokenizer)
+
+
 class Prompt(str):
   """What the user says last in a dialogue, of which the rest is an attribute.
 
@@ -259,11 +269,12 @@ class ChatTokenizer:
 
   def __init__(self, tokenizer: Tokenizer, template: Template):
     self._tokenizer = tokenizer
-    self._encoder = ChatEncoder(template, tokenizer)
+    self._encoder = build_encoder(template, tokenizer)
     end_id = self._encoder.end_id
     self.separator_id = tokenizer.separator_id if end_id is None else end_id
     self.end_ids = (self.separator_id, tokenizer.separator_id)
-    self.stop = (self._encoder.end,) if end_id is None else ()
+    is_spelled = end_id is None and self._encoder.end
+    self.stop = (self._encoder.end,) if is_spelled else ()
 
   def __getattr__(self, name: str):
     return getattr(self._tokenizer, name)
@@ -283,4 +294,6 @@ class ChatTokenizer:
     if self.stop:
       return self._tokenizer.encode(text + self.stop[0])
     ids = self._tokenizer.encode(text)
+    if self.separator_id is None:
+      return ids
     return np.append(ids, np.asarray(self.separator_id, ids.dtype))

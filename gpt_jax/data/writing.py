@@ -25,7 +25,7 @@ from gpt_jax.data.manifest import FORMAT, SPLITS
 from gpt_jax.data.progress import Progress
 from gpt_jax.data.shards import SideWriter, SplitWriter, TokenSet
 from gpt_jax.data.splitting import Part
-from gpt_jax.data.templates import ChatEncoder
+from gpt_jax.data.templates import build_encoder
 from gpt_jax.data.tokenizers.protocol import Tokenizer
 from gpt_jax.exits import InputError
 
@@ -213,7 +213,7 @@ def _write_labelled(
 def _write_chats(folder: str, part: Part, encoder: Tokenizer, say) -> dict:
   """As _write_splits, of dialogues, whose masks lie in files beside."""
   assert part.template is not None
-  chats = ChatEncoder(part.template, encoder)
+  chats = build_encoder(part.template, encoder)
   dtype = manifest_lib.dtype_of(encoder.vocab_size)
   with Progress("reading", [part.source], say) as progress:
     part.survey(progress.add)

@@ -3,7 +3,7 @@
 import os
 
 from gpt_jax import files
-from gpt_jax.data.tokenizers import limits, stored
+from gpt_jax.data.tokenizers import chat_template, limits, stored
 from gpt_jax.data.tokenizers.protocol import Tokenizer
 from gpt_jax.data.tokenizers.subword import LibraryTokenizer
 from gpt_jax.exits import InputError
@@ -40,7 +40,8 @@ def read(path: str, spec: str) -> Tokenizer:
       f"{file} is not a tokenizer.json{why}; it must be a JSON object with a "
       "model and added_tokens"
     )
-  encoder = LibraryTokenizer(library, spec, None)
+  own = chat_template.find(os.path.dirname(file))
+  encoder = LibraryTokenizer(library, spec, None, chat_template=own)
   # Look the separator up by its text: the library renumbers added tokens whose
   # id in the file is wrong.
   encoder.separator_id = encoder.id_of(limits.find_separator(library))

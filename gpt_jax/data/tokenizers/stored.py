@@ -3,6 +3,7 @@
 import os
 
 from gpt_jax import files
+from gpt_jax.data.tokenizers import chat_template
 from gpt_jax.data.tokenizers.limits import MAX_FILE_BYTES
 from gpt_jax.data.tokenizers.plain import ByteTokenizer, CharTokenizer
 from gpt_jax.data.tokenizers.protocol import FORMAT, Tokenizer
@@ -50,12 +51,14 @@ def from_json(text: str, where: str = "the text") -> Tokenizer:
       return CharTokenizer(content["characters"], name)
     if kind != "library":
       raise ValueError(f"kind is {kind!r:.40}")
+    own = content.get("chat_template")
     return LibraryTokenizer(
       content["library"],
       name,
       content["separator_id"],
       content.get("start_ids", ()),
       content.get("pair_ids"),
+      chat_template.parse(own, where) if own is not None else None,
     )
   except (ValueError, LookupError, TypeError, AttributeError) as error:
     if isinstance(error, InputError):

@@ -10,6 +10,7 @@ import numpy as np
 
 from gpt_jax import digest
 from gpt_jax.data.tokenizers import limits, ranked
+from gpt_jax.data.tokenizers.chat_template import ChatTemplate
 from gpt_jax.data.tokenizers.protocol import (
   begins_inside_word,
   check_ids,
@@ -36,6 +37,7 @@ class LibraryTokenizer:
     name: the spec that it came from.
     separator_id: the id that is written before documents, or None.
     start_ids, pair_ids: the protocol's.
+    chat_template: that of its model, or None.
   """
 
   def __init__(
@@ -45,8 +47,9 @@ class LibraryTokenizer:
     separator_id: int | None,
     start_ids: Sequence[int] = (),
     pair_ids: Sequence[int] | None = None,
+    chat_template: ChatTemplate | None = None,
   ):
-    self.name = name
+    self.name, self.chat_template = name, chat_template
     self.separator_id = separator_id
     self._library = library
     self._inner = limits.build(library, name)
@@ -96,6 +99,30 @@ class LibraryTokenizer:
         encode_utf8(text)
       raise
     return [np.array(encoding.ids, np.uint32) for encoding in found]
+
+  def encode_marked(
+    self, texts: list[str]
+  ) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Returns (ids, where each begins and ends in the text) of texts.
+
+    They are uint32 (T,) and int64 (T, 2).
+
+    Other than in `encode`, special tokens are read from a text. No one else may
+    have written them into it.
+    """
+    with limits.guard(f"{self.name} cannot encode the text"):
+      try:
+        self._inner.encode_special_tokens = False
+        found = self._inner.encode_batch(texts, add_special_tokens=False)
+      finally:
+        self._inner.encode_special_tokens = True
+    return [
+      (
+        np.array(e.ids, np.uint32),
+        np.array(e.offsets, np.int64).reshape(-1, 2),
+      )
+      for e in found
+    ]
 
   def split(self, pieces: Iterable[str]) -> Iterator[str]:
     if not self._cuts:
@@ -153,13 +180,21 @@ class LibraryTokenizer:
       content["start_ids"] = list(self.start_ids)
     if self.pair_ids is not None:
       content["pair_ids"] = list(self.pair_ids)
+    if self.chat_template is not None:
+      content["chat_template"] = self.chat_template._asdict()
     return dump(self, content)
 
   def with_start(self) -> "LibraryTokenizer":
     """Returns the same with what its post_processor puts before a text."""
     with limits.guard(f"{self.name} cannot encode a text"):
       ids = self._inner.encode("").ids
-    return LibraryTokenizer(self._library, self.name, self.separator_id, ids)
+    return LibraryTokenizer(
+      self._library,
+      self.name,
+      self.separator_id,
+      ids,
+      chat_template=self.chat_template,
+    )
 
   def with_pairs(self, start: int, end: int) -> "LibraryTokenizer":
     """Returns the same of a model that reads sources.
