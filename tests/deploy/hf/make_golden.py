@@ -166,12 +166,18 @@ AUTO = {
 NUM_TOKENS, NUM_NEW = 20, 32
 
 
-def draw(shapes: dict[str, list[int]], seed: int = 0) -> dict[str, np.ndarray]:
+# The larger weights are, the further rounding to bfloat16 carries.
+HALF_STD = 0.06
+
+
+def draw(
+  shapes: dict[str, list[int]], seed: int = 0, std: float = 0.3
+) -> dict[str, np.ndarray]:
   """Returns float32 tensors of these shapes; norms are near one."""
   rng = np.random.default_rng(seed)
   found = {}
   for name in sorted(shapes):
-    array = rng.normal(0, 0.3, shapes[name]).astype(np.float32)
+    array = rng.normal(0, std, shapes[name]).astype(np.float32)
     is_norm = "norm" in name.lower() or ".ln_" in name
     found[name] = array + 1 if is_norm and name.endswith("weight") else array
   return found
@@ -219,8 +225,13 @@ def main() -> None:
       }
       if case == "t5_gated":  # transformers 5 ties what it makes
         shapes["lm_head.weight"] = shapes["shared.weight"]
+      save, rounded = safetensors.torch.save_file, {}
+      for k, v in draw(shapes, std=HALF_STD).items():
+        rounded[k] = torch.from_numpy(v).bfloat16().float()
+      save(rounded, weights, {"format": "pt"})
+      half = auto.from_pretrained(folder, attn_implementation="eager")
       new = {k: torch.from_numpy(v) for k, v in draw(shapes).items()}
-      safetensors.torch.save_file(new, weights, {"format": "pt"})
+      save(new, weights, {"format": "pt"})
       model = auto.from_pretrained(folder, attn_implementation="eager")
       written = json.loads((pathlib.Path(folder) / "config.json").read_text())
     ids = torch.from_numpy(tokens_of(config.vocab_size))
@@ -245,11 +256,18 @@ def main() -> None:
           eos_token_id=None,
         )
         new = made[0, -NUM_NEW:].tolist()
+      exact = half(ids, **given).logits[0, -4:].double().numpy()
+      near = half.bfloat16()(ids, **given).logits[0, -4:].double().numpy()
+      error = np.abs(near - exact).max()
     golden[case] = {
       "config": written,
       "shapes": shapes,
       "logits": np.round(logits, 6).tolist(),
       "greedy": new,
+      # Of weights in bfloat16, computed in float32; and how far off the largest
+      # logit transformers is in bfloat16.
+      "half": np.round(exact, 4).tolist(),
+      "half_error": round(error / np.abs(exact).max(), 4),
     }
     print(case, np.abs(logits).max(), new)
   path.write_text(json.dumps(golden, separators=(",", ":")) + "\n")

@@ -1,5 +1,6 @@
 """Models of the hub's layout: in, out, and in again."""
 
+import dataclasses
 import json
 import pathlib
 import runpy
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import base
 from gpt_jax import config as config_lib
 from gpt_jax import tree
 from gpt_jax.config import InputError
@@ -20,6 +22,8 @@ GOLDEN = json.loads((HERE / "golden.json").read_text())
 make_golden = runpy.run_path(str(HERE / "make_golden.py"))
 draw, tokens_of = make_golden["draw"], make_golden["tokens_of"]
 types_of = make_golden["types_of"]
+# Of the largest logit.
+HALF_ERROR = 2e-2
 # A Phi-3 is a Mistral whose matrices are joined, a RoBERTa a BERT whose
 # positions begin later.
 WRITTEN = {"phi3": "mistral", "roberta": "bert"}
@@ -63,17 +67,26 @@ def bring_in(tmp_path, case: str, **changes) -> str:
   return run
 
 
+def inputs_of(case: str) -> tuple[np.ndarray, dict]:
+  """Returns the ids that a golden case was computed of, and other arguments."""
+  config, ids = GOLDEN[case]["config"], tokens_of(61).astype(np.int32)
+  types, kw = types_of(config), {}
+  if types is not None:
+    kw["types_BT"] = types.astype(np.int32)
+  if config.get("is_encoder_decoder"):
+    kw["sources_BS"] = ids
+    ids = make_golden["targets_of"](61).astype(np.int32)
+  return ids, kw
+
+
 @pytest.mark.parametrize("case", GOLDEN)
 def test_an_imported_model_computes_what_transformers_does(case, tmp_path):
   _, model, params, _, mesh = workdir.open_run(bring_in(tmp_path, case))
-  golden, ids = GOLDEN[case], tokens_of(61).astype(np.int32)
-  expected, types = np.array(golden["logits"]), types_of(golden["config"])
-  kw = {} if types is None else {"types_BT": types.astype(np.int32)}
+  golden, (ids, kw) = GOLDEN[case], inputs_of(case)
+  expected = np.array(golden["logits"])
   prompt, source = ids[:, :7], {}
-  if config_lib.has_source(model.config):
-    kw["sources_BS"], source["sources_BS"] = ids, prompt
-    ids = make_golden["targets_of"](61).astype(np.int32)
-    prompt = ids[:, :1]
+  if "sources_BS" in kw:
+    prompt, source = ids[:, :1], {"sources_BS": kw["sources_BS"][:, :7]}
   with jax.set_mesh(mesh):
     logits = jax.jit(model.apply)(params, ids, **kw)
     found = np.asarray(logits[0, -4:, :61])
@@ -96,6 +109,26 @@ def test_an_imported_model_computes_what_transformers_does(case, tmp_path):
   assert written == golden["greedy"]
 
 
+# Those that transformers itself computes as closely.
+@pytest.mark.parametrize(
+  "case", [c for c in GOLDEN if GOLDEN[c]["half_error"] <= HALF_ERROR]
+)
+def test_a_model_in_bfloat16_computes_nearly_the_same(case, tmp_path):
+  source = pathlib.Path(write_source(tmp_path / "source", case))
+  arrays = draw(GOLDEN[case]["shapes"], std=make_golden["HALF_STD"])
+  write_tensors(source, {n: a.astype(jnp.bfloat16) for n, a in arrays.items()})
+  run, expected = str(tmp_path / "run"), np.array(GOLDEN[case]["half"])
+  importing.import_model(str(source), run, letters(tmp_path))
+  _, model, params, _, mesh = workdir.open_run(run)
+  assert model.config.compute_dtype == "bfloat16"
+  ids, kw = inputs_of(case)
+  with jax.set_mesh(mesh):
+    logits = jax.jit(model.apply)(params, ids, **kw)[0, -4:, :61]
+  np.testing.assert_allclose(
+    logits, expected, rtol=0, atol=HALF_ERROR * np.abs(expected).max()
+  )
+
+
 @pytest.mark.parametrize("case", GOLDEN)
 def test_what_is_exported_are_the_same_tensors_and_config(case, tmp_path):
   run = bring_in(tmp_path, case)
@@ -105,6 +138,9 @@ def test_what_is_exported_are_the_same_tensors_and_config(case, tmp_path):
   stored = GOLDEN[case]["config"]["model_type"]
   assert word == WRITTEN.get(stored, stored)
   assert len(list(out.glob("*.safetensors"))) > 1
+  config = json.loads((out / "config.json").read_text())
+  is_paired = config.get("is_encoder_decoder", False)
+  assert config["pad_token_id"] == (0 if is_paired else None)
   given = draw(GOLDEN[case]["shapes"])
   made = read_arrays(str(out))
   if word == stored:
@@ -166,11 +202,26 @@ def test_a_folder_that_is_there_stays(tmp_path):
   assert [path.name for path in run.iterdir()] == ["mine"]
 
 
+@pytest.mark.parametrize(
+  "case,pattern",
+  [
+    ("mixtral", "dense+2*moe"),
+    ("deepseek_v2", "2*moe+dense"),
+    ("llama", "3*global"),
+  ],
+)
+def test_layers_that_no_architecture_has_are_refused(case, pattern, tmp_path):
+  _, model, _, _, _ = workdir.open_run(bring_in(tmp_path, case))
+  defaults = config_lib.freeze(base.get_config()).model
+  assert stated.choose(model.config, defaults) == case
+  other = dataclasses.replace(model.config, layer_pattern=pattern)
+  with pytest.raises(InputError, match="has no .*model.layer_pattern"):
+    stated.choose(other, defaults)
+
+
 def test_a_model_that_no_architecture_has_is_refused(tmp_path, call_verb):
   run = bring_in(tmp_path, "llama")
   _, model, params, tokenizer, _ = workdir.open_run(run)
-  import dataclasses
-
   other = dataclasses.replace(
     model, config=dataclasses.replace(model.config, logit_softcap=3.0)
   )

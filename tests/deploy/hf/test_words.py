@@ -1,8 +1,10 @@
 """Tokenizers of imported models: in, out, and the ids of their own library."""
 
+import dataclasses
 import json
 import pathlib
 import runpy
+import types
 
 import pytest
 import tokenizers as library
@@ -10,6 +12,7 @@ import tokenizers as library
 from configs import base
 from gpt_jax import config as config_lib
 from gpt_jax.data import objectives, tokenizers
+from gpt_jax.data.prepare import PreparedData
 from gpt_jax.deploy.hf import exporting
 
 HERE = pathlib.Path(__file__).parent
@@ -105,6 +108,13 @@ def test_a_source_has_the_ids_that_its_library_puts_around_it(
   assert asks.vocab_size == ours.vocab_size  # and no marks after it
   ids = ours.encode(text).tolist()
   assert asks.decode([start, *ids, end]) == ours.decode(ids)
+  frozen = config_lib.freeze(config)
+  size = dataclasses.replace(frozen.model, vocab_size=ours.vocab_size)
+  frozen = dataclasses.replace(frozen, model=size)
+  prepared = types.SimpleNamespace(
+    labels=None, tokenizer=ours, vocab_size=ours.vocab_size
+  )
+  assert PreparedData.resolve_vocab(prepared, frozen) == frozen
   layout = objectives.find_layout(config_lib.freeze(config), lambda: ours)
   assert (layout.start, layout.end) == (start, end)
 
