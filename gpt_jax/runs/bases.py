@@ -37,7 +37,7 @@ def find_base(
     InputError: the step is not there or damaged, or its parameters have other
       shapes.
   """
-  return processes.share(lambda: _find(workdir, shapes, step))
+  return Base(*processes.share(lambda: _find(workdir, shapes, step)))
 
 
 def _find(workdir: str, shapes: dict[str, str], step: int | None) -> Base:
@@ -72,14 +72,24 @@ def _find(workdir: str, shapes: dict[str, str], step: int | None) -> Base:
   return Base(step, digest.of_json(rows)[:16])
 
 
-def check_base(workdir: str, shapes: dict[str, str], wanted: Base) -> None:
-  """Raises InputError unless a base is as it was when a run was begun.
+def check_base(
+  workdir: str, shapes: dict[str, str], wanted: Base | None
+) -> Base:
+  """Returns the base of a run's record, if it is as when the run was begun.
 
   Args:
     workdir: of the base.
     shapes: as in find_base.
     wanted: from the run's record.
+
+  Raises:
+    InputError: as find_base, or its parameters are others, or there is none.
   """
+  if wanted is None:
+    raise InputError(
+      f"train.init_from is {workdir!r} and the run's config.json does not say "
+      "which step its adapters were begun with; restore the file that it wrote"
+    )
   found = find_base(workdir, shapes, wanted.step)
   if found != wanted:
     raise InputError(
@@ -87,3 +97,4 @@ def check_base(workdir: str, shapes: dict[str, str], wanted: Base) -> None:
       f"since these adapters were begun (parameters {wanted.fingerprint} then, "
       f"{found.fingerprint} now); put that base back"
     )
+  return found

@@ -427,8 +427,7 @@ def _checked_base(workdir: str, config: Config, model: Any):
   from gpt_jax import tree
   from gpt_jax.runs import bases
 
-  source, base = config.train.init_from, read_base(workdir)
-  assert source is not None and base is not None
-  shapes, _ = model.abstract_params()
-  bases.check_base(source, tree.describe_shapes(shapes), base)
-  return source, base
+  source, shapes = config.train.init_from, model.abstract_params()[0]
+  assert source is not None  # by config/check.py
+  described = tree.describe_shapes(shapes)
+  return source, bases.check_base(source, described, read_base(workdir))

@@ -148,8 +148,7 @@ class Setup:
     if not begun:
       return bases.find_base(source, shapes)
     base = processes.share(lambda: workdir_lib.read_base(self.workdir))
-    bases.check_base(source, shapes, base)
-    return base
+    return bases.check_base(source, shapes, base and bases.Base(*base))
 
   def _describe(self) -> None:
     self.screen.say(f"gpt_jax: training in {self.workdir}")

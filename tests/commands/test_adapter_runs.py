@@ -11,7 +11,8 @@ from harness import logged
 from refusals import assert_refused, content_of, flag
 
 from gpt_jax import tree
-from gpt_jax.runs import checkpoint, integrity
+from gpt_jax.config import InputError
+from gpt_jax.runs import bases, checkpoint, integrity
 from gpt_jax.runs import workdir as workdir_lib
 
 RANK = "attn=4,mlp=2"
@@ -52,9 +53,21 @@ def test_a_checkpoint_holds_adapters_and_what_moves_them_alone(adapted):
   assert not any(name.startswith("base") for name in checksums(adapted))
 
 
-def test_the_record_names_the_step_of_the_base(adapted):
+def test_the_record_names_the_step_of_the_base(adapted, trained, monkeypatch):
   found = workdir_lib.read_base(str(adapted))
   assert found.step == 20 and len(found.fingerprint) == 16
+  meta = integrity.read_meta(str(trained / "checkpoints"), 20)
+  shapes = {
+    name.removeprefix("params/"): shape
+    for name, shape in meta["shapes"].items()
+    if name.startswith("params/")
+  }
+  # What processes share is JSON, which knows no Base.
+  as_json = lambda make: json.loads(json.dumps(make()))
+  monkeypatch.setattr(bases.processes, "share", as_json)
+  assert bases.check_base(str(trained), shapes, found) == found
+  with pytest.raises(InputError, match="does not say which step"):
+    bases.check_base(str(trained), shapes, None)
 
 
 def test_a_resumed_run_of_adapters_is_the_straight_one(
