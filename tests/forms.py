@@ -13,7 +13,7 @@ from gpt_jax.models import build_model
 
 T = 16
 SMALL = dict(
-  num_layers=3,
+  num_layers=2,
   model_dim=32,
   num_heads=4,
   mlp_dim=48,
@@ -24,6 +24,7 @@ SMALL = dict(
 FORMS = {
   "gpt2": dict(bias=True),
   "llama": dict(
+    num_layers=3,
     norm="rmsnorm",
     position="rope",
     mlp="swiglu",
@@ -32,6 +33,7 @@ FORMS = {
   ),
   "post_norm": dict(norm_placement="post", bias=True, mlp="gelu"),
   "sandwich": dict(
+    num_layers=3,
     norm="rmsnorm",
     norm_placement="sandwich",
     position="rope",
@@ -171,6 +173,7 @@ FORMS = {
     bias=True,
   ),
   "latent_window": dict(
+    num_layers=3,
     position="rope",
     kv_lora_rank=16,
     qk_rope_head_dim=4,

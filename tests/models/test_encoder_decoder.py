@@ -330,14 +330,14 @@ def naive_t5(p, source, tokens, eps):
   """Logits of one row of T5 1.1, in float64."""
   layer = lambda stack, i: jax.tree.map(lambda x: x[i], p[stack])
   x = p["embed"]["tokens"][source]
-  for i in range(3):
+  for i in range(len(p["encoder"]["norm_mlp"]["scale"])):
     own, table = layer("encoder", i), p["encoder_relative"]
     y = rms(x, own["norm_attn"]["scale"], eps)
     x = x + attention(own["attn"], y, y, table, False)
     x = x + mlp(own["mlp"], rms(x, own["norm_mlp"]["scale"], eps))
   read = rms(x, p["encoder_norm"]["scale"], eps)
   x = p["embed"]["tokens"][tokens]
-  for i in range(3):
+  for i in range(len(p["blocks"]["norm_mlp"]["scale"])):
     own, table = layer("blocks", i), p["relative"]
     y = rms(x, own["norm_attn"]["scale"], eps)
     x = x + attention(own["attn"], y, y, table, True)
