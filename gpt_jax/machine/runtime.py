@@ -257,6 +257,14 @@ def start_compiler(platform: str) -> None:
     os.environ["JAX_PLATFORMS"] = "cpu"
 
 
+def start_harness() -> None:
+  """Keeps lm_eval to one process; call before it computes.
+
+  Its bootstrap would fork, which can hang beside the threads of jax.
+  """
+  os.environ["DISABLE_MULTIPROC"] = "1"
+
+
 def start_tpu_compiler() -> None:
   """Prepares libtpu to compile for slices without a TPU; call after `start`.
 

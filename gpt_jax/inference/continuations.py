@@ -1,0 +1,104 @@
+"""Continuations: the log-probability of each after a context of its own.
+
+What harnesses of evaluation ask for: many pairs of any lengths, each scored in
+one forward pass, in batches of about one length.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gpt_jax import config as config_lib
+from gpt_jax import sharding
+from gpt_jax.exits import InputError
+from gpt_jax.inference import generation
+from gpt_jax.models import Model
+
+
+def check_model(model: Model, is_prefix: bool) -> None:
+  """Raises InputError unless the model continues plain text."""
+  what = None
+  if not model.can_generate:
+    what = "an encoder, or has classes,"
+  elif config_lib.has_source(model.config):
+    what = "a model that reads sources"
+  elif is_prefix:
+    what = "trained with prefixes"
+  if what:
+    raise InputError(
+      f"the model is {what} and these are tasks of models that continue text; "
+      "use evaluate --generate or generate --choice"
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("model", "vocab_size"))
+def _score(params, tokens_BT, ids_BT, counts_BT, *, model: Model, vocab_size):
+  """Returns (log_p_B, is_greedy_B) over the places that count.
+
+  Args:
+    ids_BT: the token that follows each place.
+    counts_BT: whether it belongs to the continuation.
+  """
+  logits_BTV = model.apply(params, tokens_BT)
+  is_token_V = jnp.arange(logits_BTV.shape[-1]) < vocab_size
+  logits_BTV = jnp.where(is_token_V, logits_BTV, -jnp.inf)
+  log_p_BTV = jax.nn.log_softmax(logits_BTV)
+  log_p_BT = jnp.take_along_axis(log_p_BTV, ids_BT[..., None], 2)[..., 0]
+  is_first_BT = logits_BTV.argmax(-1) == ids_BT
+  log_p_B = jnp.where(counts_BT, log_p_BT, 0.0).sum(-1)
+  return log_p_B, (is_first_BT | ~counts_BT).all(-1)
+
+
+def score_pairs(
+  model: Model,
+  params: Any,
+  pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
+  batch_size: int,
+  vocab_size: int,
+) -> list[tuple[float, bool]]:
+  """Returns (log-probability in nats, whether each token is the likeliest).
+
+  Args:
+    params: stacked, as trained.
+    pairs: ids of a context and of its continuation, none empty. Of those that
+      are longer than the model's positions the last tokens are read.
+    batch_size: rows of a forward pass.
+    vocab_size: ids from here on are padding.
+
+  Raises:
+    InputError: a continuation is longer than the model's positions, or the
+      logits are not finite.
+  """
+  limit = model.config.max_len
+  for _, continuation in pairs:
+    if len(continuation) > limit:
+      raise InputError(
+        f"a continuation of {len(continuation)} tokens is longer than the "
+        f"model's {limit} positions; shorten it"
+      )
+  whole = [np.array([*a, *b], np.int32)[-limit - 1 :] for a, b in pairs]
+  # The longest first: what does not fit in memory fails at once.
+  order = sorted(range(len(pairs)), key=lambda i: -len(whole[i]))
+  found: list = [None] * len(pairs)
+  for first in range(0, len(order), batch_size):
+    own = order[first : first + batch_size]
+    T = min(generation.round_up(len(whole[own[0]]) - 1), limit)
+    tokens_BT = np.zeros((batch_size, T), np.int32)
+    ids_BT = np.zeros((batch_size, T), np.int32)
+    counts_BT = np.zeros((batch_size, T), bool)
+    for row, i in enumerate(own):
+      end = len(whole[i]) - 1
+      tokens_BT[row, :end], ids_BT[row, :end] = whole[i][:-1], whole[i][1:]
+      counts_BT[row, end - len(pairs[i][1]) : end] = True
+    scored = _score(
+      params, tokens_BT, ids_BT, counts_BT, model=model, vocab_size=vocab_size
+    )
+    log_p_B, is_greedy_B = map(sharding.fetch, scored)
+    generation.check_finite(bool(np.isfinite(log_p_B).all()))
+    for row, i in enumerate(own):
+      found[i] = float(log_p_B[row]), bool(is_greedy_B[row])
+  return found

@@ -1,0 +1,167 @@
+"""A run as a model of lm-evaluation-harness.
+
+Texts become ids, and long ones windows, by the rules of the harness's adapter
+of transformers, so that the same weights give the same figures.
+"""
+
+import itertools
+from typing import Any
+
+import numpy as np
+
+from gpt_jax import config as config_lib
+from gpt_jax.data.tokenizers.protocol import Tokenizer
+from gpt_jax.exits import InputError
+from gpt_jax.inference import continuations, generation, texts
+from gpt_jax.models import Model
+
+
+class Answers:
+  """What a run says to requests, in the harness's terms.
+
+  Args:
+    model, params: as generation.generate takes them.
+    tokenizer: of the run.
+    batch_size: requests that are answered at once.
+    max_gen_toks: most tokens of an answer, where a task does not say.
+  """
+
+  def __init__(
+    self,
+    model: Model,
+    params: Any,
+    tokenizer: Tokenizer,
+    batch_size: int,
+    max_gen_toks: int,
+  ):
+    self._model, self._params, self._tokenizer = model, params, tokenizer
+    self._batch_size, self.max_gen_toks = batch_size, max_gen_toks
+    self.limit = model.config.max_len
+    self._vocab_size = min(
+      config_lib.vocab_size(model.config), tokenizer.vocab_size
+    )
+
+  def separator_id(self) -> int:
+    separator_id = self._tokenizer.separator_id
+    if separator_id is None:
+      raise InputError(
+        f"the tokenizer {self._tokenizer.name} has no token between documents, "
+        "after which the harness scores a text's first token; train with one "
+        "that has"
+      )
+    return separator_id
+
+  def first_id(self) -> int:
+    """Returns the token before a text without a context."""
+    return (self._tokenizer.start_ids or (self.separator_id(),))[0]
+
+  def encode(self, text: str, is_bare: bool) -> list[int]:
+    """Returns ids, with what the model expects before any text, or bare."""
+    starts = () if is_bare else self._tokenizer.start_ids
+    return [*starts, *self._tokenizer.encode(text).tolist()]
+
+  def score(self, pairs) -> list[tuple[float, bool]]:
+    return continuations.score_pairs(
+      self._model, self._params, pairs, self._batch_size, self._vocab_size
+    )
+
+  def score_windows(self, windows) -> list[float]:
+    """Returns the log-probability of each text, of the pairs that it became."""
+    scores = iter(self.score([pair for own in windows for pair in own]))
+    return [
+      sum(log_p for log_p, _ in itertools.islice(scores, len(own)))
+      for own in windows
+    ]
+
+  def write(self, requests, normalize) -> list[str]:
+    """Returns an answer to each (context, options).
+
+    Args:
+      normalize: the harness's function of options.
+    """
+    found: list[str] = []
+    for _, group in itertools.groupby(requests, key=lambda each: each[1]):
+      own = list(group)
+      options = normalize(own[0][1], self.max_gen_toks)
+      for first in range(0, len(own), self._batch_size):
+        batch = own[first : first + self._batch_size]
+        found += self._write([context for context, _ in batch], options)
+    return found
+
+  def _write(self, contexts: list[str], options: dict) -> list[str]:
+    num_tokens = options["max_gen_toks"]
+    room = self.limit - num_tokens
+    if room < 1:
+      raise InputError(
+        f"a task asks for {num_tokens} tokens of a model with {self.limit} "
+        "positions; give a smaller --max_gen_toks"
+      )
+    sampling = generation.Sampling(
+      options.get("temperature", 0.0),
+      options.get("top_k") or 0,
+      options.get("top_p") or 1.0,
+      options.get("min_p") or 0.0,
+    )
+    # An empty context begins as a document does.
+    ids = [
+      np.array(self.encode(text, False)[-room:] or [self.first_id()])
+      for text in contexts
+    ]
+    stop = tuple(text for text in options.get("until") or () if text)
+    made: list = [[] for _ in ids]
+    answers = [("", False)] * len(ids)
+    for chunk in generation.generate(
+      self._model,
+      self._params,
+      ids,
+      num_tokens,
+      sampling,
+      vocab_size=self._vocab_size,
+    ):
+      for row, new in enumerate(chunk):
+        if not answers[row][1]:
+          made[row].extend(new.tolist())
+          # Decoded alone: the harness compares no space that a decoder strips.
+          answers[row] = texts.cut_text([], made[row], self._tokenizer, stop)
+      if all(is_done for _, is_done in answers):
+        break
+    return [answer for answer, _ in answers]
+
+
+def adapt(answers: Answers):
+  """Returns the harness's model of a run."""
+  from lm_eval import utils
+  from lm_eval.api.model import TemplateLM
+  from lm_eval.models.utils import normalize_gen_kwargs
+
+  class Adapter(TemplateLM):
+    """What the harness calls."""
+
+    eot_token_id = property(lambda self: answers.separator_id())
+    prefix_token_id = property(lambda self: answers.first_id())
+
+    def tok_encode(self, string, add_special_tokens=None, **kwargs):
+      return answers.encode(string, is_bare=add_special_tokens is False)
+
+    def _loglikelihood_tokens(self, requests, **kwargs):
+      return answers.score([(context, own) for _, context, own in requests])
+
+    def loglikelihood_rolling(self, requests, disable_tqdm=False):
+      windows = [
+        utils.get_rolling_token_windows(
+          self.tok_encode(request.args[0]),
+          self.prefix_token_id,
+          answers.limit,
+          context_len=1,
+        )
+        for request in requests
+      ]
+      return answers.score_windows(
+        [[utils.make_disjoint_window(each) for each in own] for own in windows]
+      )
+
+    def generate_until(self, requests, disable_tqdm=False):
+      asked = [request.args for request in requests]
+      return answers.write(asked, normalize_gen_kwargs)
+
+  return Adapter()

@@ -1,0 +1,139 @@
+"""lab.tasks: the figures of the harness's own adapter, and its refusals."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+
+import pytest
+
+from gpt_jax.config import InputError
+from gpt_jax.lab import tasks
+
+# Of lm_eval 0.4.13 with its adapter of transformers 5.24 and torch, on what
+# deploy.hf exports of the same run: float32, a batch of 8.
+THEIRS = {
+  "choose": {"acc,none": 0.4, "acc_norm,none": 0.4},
+  "weigh": {"bits_per_byte,none": 1.1632968, "word_perplexity,none": 33.430916},
+  "write": {"exact_match,none": 0.6666667},
+}
+HEAD = """\
+task: {name}
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {path}}}}}
+test_split: test
+"""
+CHOOSE = """\
+output_type: multiple_choice
+doc_to_text: "{{q}}"
+doc_to_target: gold
+doc_to_choice: "{{choices}}"
+target_delimiter: ""
+metric_list: [{metric: acc}, {metric: acc_norm}]
+"""
+WEIGH = """\
+output_type: loglikelihood_rolling
+doc_to_text: ""
+doc_to_target: "{{text}}"
+metric_list: [{metric: word_perplexity}, {metric: bits_per_byte}]
+"""
+WRITE = """\
+output_type: generate_until
+doc_to_text: "{{q}}"
+doc_to_target: "{{a}}"
+generation_kwargs: {until: ["."], max_gen_toks: 40, do_sample: false}
+metric_list: [{metric: exact_match}]
+"""
+NAMES = ["Lily", "Tom", "Sam", "Mia", "Ben"]
+THINGS = ["ball", "cat", "dog", "car", "hat"]
+
+
+def write_tasks(folder) -> str:
+  """Writes three tasks and their data; returns what --tasks takes."""
+  choose = [
+    {
+      "q": f"Once upon a time, there was a little girl named {name}. She had "
+      f"a {thing}. She loved to play with her",
+      "choices": [f" {other}" for other in THINGS],
+      "gold": THINGS.index(thing),
+    }
+    for name in NAMES
+    for thing in THINGS
+  ]
+  line = "One day, {} saw a big {} and said hello."
+  weigh = [
+    {
+      "text": " ".join(
+        line.format(NAMES[i % 5], THINGS[i % 3]) for i in range(count)
+      )
+    }
+    for count in (1, 2, 5, 40, 120)
+  ]
+  starts = {"boy": "named Timmy", "girl": "named Lily", "dog": "named Spot"}
+  write = [
+    {"q": f"Once upon a time, there was a {who}", "a": answer}
+    for who, answer in starts.items()
+  ]
+  paths = []
+  for name, body, rows in (
+    ("choose", CHOOSE, choose),
+    ("weigh", WEIGH, weigh),
+    ("write", WRITE, write),
+  ):
+    data, path = folder / f"{name}.jsonl", folder / f"{name}.yaml"
+    data.write_text("\n".join(map(json.dumps, rows)))
+    path.write_text(HEAD.format(name=name, path=data) + body)
+    paths.append(str(path))
+  return ",".join(paths)
+
+
+@pytest.mark.slow
+def test_tasks_give_the_figures_of_the_harness_s_own_adapter(
+  tmp_path, test_data
+):
+  pytest.importorskip("lm_eval", reason="extra eval is not installed")
+  run = str(tmp_path / "run")
+
+  def verb(name, *words):
+    subprocess.run(
+      [sys.executable, "-m", f"gpt_jax.{name}", *words], check=True
+    )
+
+  verb(
+    "deploy.hf", "import", f"--from={test_data}/stories260k", f"--workdir={run}"
+  )
+  out = tmp_path / "results.json"
+  verb(
+    "lab.tasks",
+    f"--workdir={run}",
+    f"--tasks={write_tasks(tmp_path)}",
+    f"--out={out}",
+  )
+  found = json.loads(out.read_text())["results"]
+  for task, metrics in THEIRS.items():
+    for metric, value in metrics.items():
+      assert found[task][metric] == pytest.approx(value, rel=1e-5), metric
+
+
+@pytest.mark.parametrize(
+  ("words", "said"),
+  [
+    (["--tasks=a,,b"], "--tasks is 'a,,b'"),
+    (["--tasks=a", "--batch_size=0"], "--batch_size is 0"),
+    (["--tasks=a", "--limit=0"], "--limit is 0"),
+    (["--tasks=a", "--num_fewshot=-1"], "--num_fewshot is -1"),
+    (["--tasks=/nowhere/x.yaml"], "/nowhere/x.yaml"),
+  ],
+)
+def test_flags_that_mean_nothing_are_refused(words, said):
+  with pytest.raises(InputError, match=said):
+    tasks.main(["--workdir=/nowhere", *words])
+
+
+@pytest.mark.skipif(
+  importlib.util.find_spec("lm_eval") is not None, reason="extra eval is there"
+)
+def test_without_the_harness_the_extra_is_named(monkeypatch):
+  monkeypatch.setattr(tasks.runtime, "start", lambda *a: None)
+  with pytest.raises(InputError, match=r"lm_eval.*\[eval\]"):
+    tasks.main(["--workdir=/nowhere", "--tasks=a"])
