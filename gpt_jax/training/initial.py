@@ -23,6 +23,9 @@ from gpt_jax.models import Model
 
 CHUNK = 1 << 16
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+_SQRT2 = np.float32(math.sqrt(2))
+# Until jax 0.12 XLA joined the two constants of std * (sqrt(2) * x) into one.
+_IS_JOINED = jax.__version_info__ < (0, 12)
 
 
 def is_served(model: Model, mesh: jax.sharding.Mesh) -> bool:
@@ -53,13 +56,12 @@ def in_chunks(model: Model, seed: int) -> tuple[Callable, tuple]:
       num_layers = leaf.shape[0]
       layer_keys = [fold_in(key, layer) for layer in range(num_layers)]
     starts = np.arange(0, size // num_layers, CHUNK, dtype=np.uint64)
-    # XLA joins the two constants of std * (sqrt(2) * x) into one.
     std = np.float32(parametrization.init_std(spec, c))
     rows[name] = len(keys), num_layers
     for one in layer_keys or [key]:
       keys.extend([one] * len(starts))
       counters.extend(starts)
-      factors.extend([std * np.float32(math.sqrt(2))] * len(starts))
+      factors.extend([std * _SQRT2 if _IS_JOINED else std] * len(starts))
 
   def params(argument):
     drawn = jax.lax.map(lambda each: _draw(*each), argument)
@@ -84,11 +86,12 @@ def in_chunks(model: Model, seed: int) -> tuple[Callable, tuple]:
 
 
 def _draw(key, start, factor):
-  """Returns float32[CHUNK]: factor / sqrt(2) * normal, from element `start`.
+  """Returns float32[CHUNK] of an array's values, from element `start`.
 
   Args:
     key: uint32[2].
     start: uint32[2], the high and low word of an index; CHUNK divides it.
+    factor: the standard deviation, times sqrt(2) where XLA joins them.
   """
   low = start[1] + jnp.arange(CHUNK, dtype=jnp.uint32)
   high = jnp.broadcast_to(start[0], (CHUNK,))
@@ -99,7 +102,8 @@ def _draw(key, start, factor):
   floats = jax.lax.bitcast_convert_type((bits >> 9) | one, jnp.float32) - 1
   least = np.nextafter(np.float32(-1), np.float32(0))
   uniform = jnp.maximum(least, floats * (np.float32(1) - least) + least)
-  return factor * jax.lax.erf_inv(uniform)
+  drawn = jax.lax.erf_inv(uniform)
+  return factor * (drawn if _IS_JOINED else _SQRT2 * drawn)
 
 
 def fold_in(key: np.ndarray, data: int) -> np.ndarray:
