@@ -258,10 +258,7 @@ def start_compiler(platform: str) -> None:
 
 
 def start_harness() -> None:
-  """Keeps lm_eval to one process; call before it computes.
-
-  Its bootstrap would fork, which can hang beside the threads of jax.
-  """
+  """Keeps lm_eval from forking, which can hang beside the threads of jax."""
   os.environ["DISABLE_MULTIPROC"] = "1"
 
 

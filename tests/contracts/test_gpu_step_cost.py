@@ -64,8 +64,8 @@ def assemble(case: str, devices, **changes) -> build.Assembly:
 
 
 @pytest.fixture(autouse=True)
-def cudnn_is_there(monkeypatch):
-  """Lets a program for cuDNN be lowered where there is no GPU."""
+def a_gpu_is_there(monkeypatch):
+  """Lets programs with cuDNN and Triton be lowered where there is no GPU."""
   from jax._src.cudnn import fused_attention_stablehlo as library
 
   for name, value in (
@@ -74,6 +74,12 @@ def cudnn_is_there(monkeypatch):
     ("is_cuda_compute_capability_equal", False),
   ):
     monkeypatch.setattr(library, name, lambda *_, value=value: value)
+  try:  # since jax 0.12
+    from jax._src.pallas.triton import gpu_info
+  except ImportError:
+    return
+  h100 = gpu_info.get_gpu_info_from_version(gpu_info.GpuVersion.H100)
+  monkeypatch.setitem(gpu_info.registry, "cpu", lambda: h100)
 
 
 @functools.cache
