@@ -211,6 +211,6 @@ def test_adapters_of_no_architecture_of_the_hub_are_not_exported(
     (trained, "a run without adapters"),
   ):
     words = "export", f"--workdir={workdir}", f"--out={tmp_path / 'out'}"
-    result = call_verb("deploy.hf.__main__", *words, "--adapter")
+    result = call_verb("deploy.hf.__main__", *words, "--adapter_only")
     assert_refused(result, said)
     assert not (tmp_path / "out").exists()

@@ -87,7 +87,7 @@ def _export(argv: list[str]) -> int:
     "--out", required=True, metavar="DIR", help="folder to make"
   )
   parser.add_argument(
-    "--adapter",
+    "--adapter_only",
     action="store_true",
     help="write the adapters of the run alone, as PEFT reads them",
   )
@@ -99,7 +99,7 @@ def _export(argv: list[str]) -> int:
   from gpt_jax.runs import workdir
 
   note = lambda line: print(line, file=sys.stderr)
-  if args.adapter:
+  if args.adapter_only:
     opened = workdir.open_adapters(args.workdir, note, args.average, args.step)
     word = adapters_out.export_adapters(*opened, args.out)
     print(f"{args.out} holds the adapters of {args.workdir}, of a {word}")
