@@ -1,0 +1,34 @@
+"""Supervised tuning: a small model learns to take orders, from 200 dialogues.
+
+  bash launch/local.sh
+  .venv/bin/python tests/orders.py runs/orders
+  bash launch/local.sh --config=configs/tune_chat.py
+  .venv/bin/python -m gpt_jax.evaluate --workdir=runs/tune_chat --generate=100
+
+The first line trains the quickstart, whose weights and vocabulary are tuned;
+the second makes the dialogues by a rule, 200 to learn from and 100 others. The
+last one writes the answers to those, and compares them to the letter.
+"""
+
+from configs import tiny
+
+
+def get_config():
+  config = tiny.get_config()
+  config.data.source = "chat:runs/orders/train.jsonl"
+  config.data.valid_source = "chat:runs/orders/valid.jsonl"
+  config.data.tokenizer = "hf:runs/tiny/tokenizer.json"
+  config.data.objective = "chat"
+  config.data.template = "chatml:text"
+  config.data.packing = "documents"
+  config.train.init_from = "runs/tiny"
+  config.data.seq_len = config.model.max_len = 256
+  config.train.global_batch_size = 8
+  config.train.num_steps = 200
+  config.optim.learning_rate = 2e-3
+  config.optim.warmup_steps = 20
+  config.eval.every_steps = 50
+  config.sample.every_steps = 100
+  config.sample.prompt = "two teas and a bun, please."
+  config.sample.temperature = 0.0
+  return config
