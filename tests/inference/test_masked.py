@@ -87,7 +87,15 @@ def test_the_commonest_share_leaves_separators_out():
     def read(self, start, stop):
       return np.array([9, 1, 1, 9, 2, 1, 9, 3])[start:stop]
 
+    def read_mask(self):
+      return None
+
+  class Chats(Set):
+    def read_mask(self):
+      return np.array([0, 1, 0, 0, 1, 0, 0, 1])
+
   assert scoring.commonest_share(Set()) == 3 / 5
+  assert scoring.commonest_share(Chats()) == 1 / 3
 
 
 class Few:
