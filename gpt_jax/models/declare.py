@@ -40,6 +40,9 @@ def declare(module: nn.Module, name: str, shape, axes, role: str):
     stored = module.get_variable("params", name)
     if isinstance(stored, Quantized | Adapted):  # it has another shape
       return stored
+    # Flax would trace `init` for the shape, of each parameter in each pass.
+    if not module.is_initializing() and stored.shape == tuple(shape):
+      return stored
   if role not in ROLES:
     raise ValueError(f"{name} has role {role!r}; roles are {', '.join(ROLES)}")
   is_in_block = "/".join(module.path).startswith(("blocks", "future"))
