@@ -23,9 +23,6 @@ from gpt_jax.models import Model
 
 CHUNK = 1 << 16
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
-_SQRT2 = np.float32(math.sqrt(2))
-# Until jax 0.12 XLA joined the two constants of std * (sqrt(2) * x) into one.
-_IS_JOINED = jax.__version_info__ < (0, 12)
 
 
 def is_served(model: Model, mesh: jax.sharding.Mesh) -> bool:
@@ -61,7 +58,7 @@ def in_chunks(model: Model, seed: int) -> tuple[Callable, tuple]:
     for one in layer_keys or [key]:
       keys.extend([one] * len(starts))
       counters.extend(starts)
-      factors.extend([std * _SQRT2 if _IS_JOINED else std] * len(starts))
+      factors.extend([std] * len(starts))
 
   def params(argument):
     drawn = jax.lax.map(lambda each: _draw(*each), argument)
@@ -91,7 +88,7 @@ def _draw(key, start, factor):
   Args:
     key: uint32[2].
     start: uint32[2], the high and low word of an index; CHUNK divides it.
-    factor: the standard deviation, times sqrt(2) where XLA joins them.
+    factor: float32, the standard deviation.
   """
   low = start[1] + jnp.arange(CHUNK, dtype=jnp.uint32)
   high = jnp.broadcast_to(start[0], (CHUNK,))
@@ -102,8 +99,8 @@ def _draw(key, start, factor):
   floats = jax.lax.bitcast_convert_type((bits >> 9) | one, jnp.float32) - 1
   least = np.nextafter(np.float32(-1), np.float32(0))
   uniform = jnp.maximum(least, floats * (np.float32(1) - least) + least)
-  drawn = jax.lax.erf_inv(uniform)
-  return factor * (drawn if _IS_JOINED else _SQRT2 * drawn)
+  # Written as jax writes it: some versions of XLA join the two factors.
+  return factor * (np.float32(math.sqrt(2)) * jax.lax.erf_inv(uniform))
 
 
 def fold_in(key: np.ndarray, data: int) -> np.ndarray:
