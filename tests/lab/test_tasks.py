@@ -1,6 +1,5 @@
 """lab.tasks: the figures of the harness's own adapter, and its refusals."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -130,10 +129,8 @@ def test_flags_that_mean_nothing_are_refused(words, said):
     tasks.main(["--workdir=/nowhere", *words])
 
 
-@pytest.mark.skipif(
-  importlib.util.find_spec("lm_eval") is not None, reason="extra eval is there"
-)
 def test_without_the_harness_the_extra_is_named(monkeypatch):
   monkeypatch.setattr(tasks.runtime, "start", lambda *a: None)
+  monkeypatch.setitem(sys.modules, "lm_eval", None)
   with pytest.raises(InputError, match=r"lm_eval.*\[eval\]"):
     tasks.main(["--workdir=/nowhere", "--tasks=a"])
