@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax import tree_util
 
+from gpt_jax.config import InputError, nearest
+
 
 def path_name(path: Sequence[Any]) -> str:
   """Returns "a/b/0" for a jax key path."""
@@ -55,6 +57,30 @@ def find_names(pattern: str, names: Iterable[str]) -> list[str]:
     return any(fnmatch.fnmatchcase(word, pattern) for word in found)
 
   return [name for name in names if is_match(name)]
+
+
+def match_parts(
+  key: str, parts: Iterable[tuple[str, Any]], names: Iterable[str], kind: str
+) -> dict[str, Any]:
+  """Returns {name: value} of (pattern, value) parts; a later one wins.
+
+  Args:
+    key: the config key that holds the parts, and
+    kind: what the names are of, which errors say.
+
+  Raises:
+    InputError: a pattern matches no name.
+  """
+  names, values = list(names), {}
+  for pattern, value in parts:
+    found = find_names(pattern, names)
+    if not found:
+      raise InputError(
+        f"{key} names {pattern!r}, which matches no {kind}; "
+        f"{nearest(pattern, names)}"
+      )
+    values |= dict.fromkeys(found, value)
+  return values
 
 
 def leave_out(tree: Any, is_out: Any):

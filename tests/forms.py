@@ -257,6 +257,19 @@ def model_config(**changes) -> config_lib.ModelConfig:
   return dataclasses.replace(config, **{**SMALL, **changes})
 
 
+def draw_model(seed: int, spread: float = 0.3, **changes):
+  """Returns (a model of changes, parameters of that standard deviation)."""
+  small = dict(num_layers=2, model_dim=32, num_heads=4, mlp_dim=64)
+  config = config_lib.freeze(base.get_config()).model
+  model = build_model(dataclasses.replace(config, **small | changes))
+  rng = np.random.default_rng(seed)
+  params = jax.tree.map(
+    lambda leaf: jnp.asarray(rng.normal(0, spread, leaf.shape), leaf.dtype),
+    model.abstract_params()[0],
+  )
+  return model, params
+
+
 @functools.cache
 def make(form: str):
   model = build_model(model_config(**(FORMS | CLASS_FORMS)[form]))

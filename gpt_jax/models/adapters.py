@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from gpt_jax import tree
-from gpt_jax.config import AdapterConfig, InputError, nearest
+from gpt_jax.config import AdapterConfig, InputError
 from gpt_jax.ops import adapted
 from gpt_jax.ops.adapted import Adapted
 from gpt_jax.parametrization import ParamSpec
@@ -90,15 +90,9 @@ def merge(params: Any):
 def _find_ranks(adapter: AdapterConfig, named: dict) -> dict[str, int]:
   """Returns {path of a matrix: rank} in the order of the parameters."""
   matrices = [name for name, spec in named.items() if spec.role in ADAPTED]
-  ranks: dict[str, int] = {}
-  for pattern, rank in adapter.rank.parts:
-    found = tree.find_names(pattern, matrices)
-    if not found:
-      raise InputError(
-        f"adapter.rank names {pattern!r}, which matches no matrix of a layer; "
-        f"{nearest(pattern, matrices)}"
-      )
-    ranks |= dict.fromkeys(found, rank)
+  ranks = tree.match_parts(
+    "adapter.rank", adapter.rank.parts, matrices, "matrix of a layer"
+  )
   return {name: ranks[name] for name in matrices if name in ranks}
 
 

@@ -115,15 +115,10 @@ def rate_specs(optim: OptimConfig, specs: Any):
   Raises:
     InputError: a pattern matches no parameter, or all are frozen.
   """
-  names, factors = tree.flatten_with_names(specs), {}
-  for pattern, factor in optim.rates.parts:
-    found = tree.find_names(pattern, names)
-    if not found:
-      raise InputError(
-        f"optim.rates names {pattern!r}, which matches no parameter; "
-        f"{config.nearest(pattern, names)}"
-      )
-    factors |= dict.fromkeys(found, factor)
+  names = tree.flatten_with_names(specs)
+  factors = tree.match_parts(
+    "optim.rates", optim.rates.parts, names, "parameter"
+  )
   is_whole = factors and factors.keys() == names.keys()
   if is_whole and not any(factors.values()):
     raise InputError(

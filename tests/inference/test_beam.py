@@ -9,31 +9,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from forms import draw_model
 
 from configs import base
 from gpt_jax import config as config_lib
 from gpt_jax import sharding
 from gpt_jax.config import InputError
 from gpt_jax.inference import beam, generation
-from gpt_jax.models import build_model
 
 LIMIT = 48
 
 
 def make(vocab_size=32, spread=0.35, **changes):
-  config = dataclasses.replace(
-    config_lib.freeze(base.get_config()).model,
-    **dict(num_layers=2, model_dim=32, num_heads=4, mlp_dim=64) | changes,
-    max_len=LIMIT,
-    vocab_size=vocab_size,
-  )
-  model = build_model(config)
-  rng = np.random.default_rng(3)
-  params = jax.tree.map(
-    lambda leaf: jnp.asarray(rng.normal(0, spread, leaf.shape), leaf.dtype),
-    model.abstract_params()[0],
-  )
-  return model, params
+  return draw_model(3, spread, **changes, max_len=LIMIT, vocab_size=vocab_size)
 
 
 @pytest.fixture(scope="module")

@@ -1,35 +1,19 @@
 """Continuations: pairs of any lengths, each scored as if it were alone."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from forms import draw_model
 
-from configs import base
-from gpt_jax import config as config_lib
 from gpt_jax.config import InputError
 from gpt_jax.inference import continuations
-from gpt_jax.models import build_model
 
 LIMIT = 20
 
 
 def make(**changes):
-  config = dataclasses.replace(
-    config_lib.freeze(base.get_config()).model,
-    **dict(num_layers=2, model_dim=32, num_heads=4, mlp_dim=64) | changes,
-    max_len=LIMIT,
-    vocab_size=257,
-  )
-  model = build_model(config)
-  rng = np.random.default_rng(3)
-  params = jax.tree.map(
-    lambda leaf: jnp.asarray(rng.normal(0, 0.3, leaf.shape), leaf.dtype),
-    model.abstract_params()[0],
-  )
-  return model, params
+  return draw_model(3, **changes, max_len=LIMIT, vocab_size=257)
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from forms import draw_model
 
-from configs import base
-from gpt_jax import config as config_lib
 from gpt_jax import tree
 from gpt_jax.config import InputError
 from gpt_jax.data.tokenizers.plain import ByteTokenizer, CharTokenizer
@@ -19,19 +18,8 @@ LIMIT = 80
 
 
 def make(**changes):
-  config = dataclasses.replace(
-    config_lib.freeze(base.get_config()).model,
-    **dict(num_layers=2, model_dim=64, num_heads=4, mlp_dim=256) | changes,
-    max_len=LIMIT,
-    vocab_size=257,
-  )
-  model = build_model(config)
-  rng = np.random.default_rng(0)
-  params = jax.tree.map(
-    lambda leaf: jnp.asarray(rng.normal(0, 0.3, leaf.shape), leaf.dtype),
-    model.abstract_params()[0],
-  )
-  return model, params
+  sizes = dict(model_dim=64, mlp_dim=256) | changes
+  return draw_model(0, **sizes, max_len=LIMIT, vocab_size=257)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,14 @@ Where it does, it is in `keys` or `wanted`; else the table is wrong.
 from gpt_jax.deploy.hf import deepseek
 from gpt_jax.deploy.hf.encoder_decoders import ENCODER_DECODERS
 from gpt_jax.deploy.hf.encoders import ENCODERS
-from gpt_jax.deploy.hf.rows import Architecture, Key, Pattern, Row, rows_of
+from gpt_jax.deploy.hf.rows import (
+  SIZES,
+  Architecture,
+  Key,
+  Pattern,
+  Row,
+  rows_of,
+)
 
 LLAMA_LAYER = "model.layers.{layer}"
 LLAMA_ATTENTION = rows_of(
@@ -31,14 +38,9 @@ LLAMA_ENDS = (
 )
 UNTIED = (Row("lm_head.weight", ("unembed",), "same"),)
 LLAMA_KEYS = (
-  Key("hidden_size", "model_dim"),
-  Key("intermediate_size", "mlp_dim"),
-  Key("num_hidden_layers", "num_layers"),
-  Key("num_attention_heads", "num_heads"),
+  *SIZES,
   Key("num_key_value_heads", "num_kv_heads", None),
   Key("head_dim", "head_dim", None),
-  Key("max_position_embeddings", "max_len"),
-  Key("vocab_size", "vocab_size"),
   Key("rms_norm_eps", "norm_eps", 1e-6),
   Key("tie_word_embeddings", "tied_embeddings", False),
 )
@@ -256,12 +258,7 @@ ARCHITECTURES = {
   "gpt_neox": Architecture(
     name="GPTNeoXForCausalLM",
     keys=(
-      Key("hidden_size", "model_dim"),
-      Key("intermediate_size", "mlp_dim"),
-      Key("num_hidden_layers", "num_layers"),
-      Key("num_attention_heads", "num_heads"),
-      Key("max_position_embeddings", "max_len"),
-      Key("vocab_size", "vocab_size"),
+      *SIZES,
       Key("layer_norm_eps", "norm_eps", 1e-5),
       Key("use_parallel_residual", "parallel_residual", True),
       Key("tie_word_embeddings", "tied_embeddings", False),

@@ -6,7 +6,7 @@ from typing import Any
 from gpt_jax import config as config_lib
 from gpt_jax.config import InputError, ModelConfig
 from gpt_jax.deploy.hf.rope import mscale_of, read_number
-from gpt_jax.deploy.hf.rows import Architecture, Key, Row, rows_of
+from gpt_jax.deploy.hf.rows import SIZES, Architecture, Key, Row, rows_of
 
 LAYER = "model.layers.{layer}"
 
@@ -69,12 +69,7 @@ def _write(model: ModelConfig, stated: dict) -> dict[str, Any]:
 ARCHITECTURE = Architecture(
   name="DeepseekV2ForCausalLM",
   keys=(
-    Key("hidden_size", "model_dim"),
-    Key("intermediate_size", "mlp_dim"),
-    Key("num_hidden_layers", "num_layers"),
-    Key("num_attention_heads", "num_heads"),
-    Key("max_position_embeddings", "max_len"),
-    Key("vocab_size", "vocab_size"),
+    *SIZES,
     Key("kv_lora_rank", "kv_lora_rank", 512),
     Key("q_lora_rank", "q_lora_rank", 1536),
     Key("qk_rope_head_dim", "qk_rope_head_dim", 64),

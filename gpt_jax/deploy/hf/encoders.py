@@ -2,6 +2,7 @@
 
 from gpt_jax.deploy.hf.rows import (
   PADDING_ROWS,
+  SIZES,
   Architecture,
   Key,
   Pattern,
@@ -13,12 +14,7 @@ BERT_LAYER = "bert.encoder.layer.{layer}"
 BERT = Architecture(
   name="BertForMaskedLM",
   keys=(
-    Key("hidden_size", "model_dim"),
-    Key("intermediate_size", "mlp_dim"),
-    Key("num_hidden_layers", "num_layers"),
-    Key("num_attention_heads", "num_heads"),
-    Key("max_position_embeddings", "max_len"),
-    Key("vocab_size", "vocab_size"),
+    *SIZES,
     Key("type_vocab_size", "num_token_types", 2),
     Key("layer_norm_eps", "norm_eps", 1e-12),
     Key("tie_word_embeddings", "tied_embeddings", True),
@@ -136,12 +132,7 @@ MODERN_LAYER = "model.layers.{layer}"
 MODERNBERT = Architecture(
   name="ModernBertForMaskedLM",
   keys=(
-    Key("hidden_size", "model_dim"),
-    Key("intermediate_size", "mlp_dim"),
-    Key("num_hidden_layers", "num_layers"),
-    Key("num_attention_heads", "num_heads"),
-    Key("max_position_embeddings", "max_len"),
-    Key("vocab_size", "vocab_size"),
+    *SIZES,
     Key("norm_eps", "norm_eps", 1e-5),
     # Theirs has as many tokens on each side as half of it, and the middle one.
     Key(

@@ -27,6 +27,17 @@ class Key(NamedTuple):
   to_theirs: Callable[[int], int] = lambda value: value
 
 
+# The sizes that most tables name alike.
+SIZES = (
+  Key("hidden_size", "model_dim"),
+  Key("intermediate_size", "mlp_dim"),
+  Key("num_hidden_layers", "num_layers"),
+  Key("num_attention_heads", "num_heads"),
+  Key("max_position_embeddings", "max_len"),
+  Key("vocab_size", "vocab_size"),
+)
+
+
 class Pattern(NamedTuple):
   """How config.json says which layers are local.
 
