@@ -8,6 +8,7 @@ COMMANDS = {
   "train": "train a model, or resume a run",
   "generate": "continue prompts with a trained model",
   "evaluate": "loss, perplexity and bits per byte on a text",
+  "embed": "vectors of texts, for search and comparison",
   "data": "prepare a config's text, which training also does itself",
   "deploy.hf": "models of the Hugging Face hub's layout, in and out",
   "deploy.merge": "make one model of adapters and their base",

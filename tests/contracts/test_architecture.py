@@ -23,7 +23,7 @@ LAYERS = [
   ["runs"],
   ["inference"],
   ["training"],
-  ["generate", "evaluate", "train"],
+  ["generate", "evaluate", "embed", "train"],
   ["deploy"],
   ["lab"],
   ["__main__"],
@@ -34,7 +34,7 @@ RANK = {
   for place, name in enumerate(names)
 }
 # Same layer, yet neither imports the other.
-APART = [{"models", "data"}, {"generate", "evaluate", "train"}]
+APART = [{"models", "data"}, {"generate", "evaluate", "embed", "train"}]
 MAX_LINES = 450
 MAX_FUNCTION_LINES = 80
 DRAWERS = ("utils", "common", "misc", "helpers")

@@ -124,6 +124,20 @@ class LibraryTokenizer:
       for e in found
     ]
 
+  def encode_whole(self, texts: Sequence[str], limit: int) -> list[np.ndarray]:
+    """Returns the ids of texts, with what the post_processor puts around each.
+
+    Other than in `encode`, a text is cut so that all of it is at most `limit`
+    ids.
+    """
+    with limits.guard(f"{self.name} cannot encode the text"):
+      try:
+        self._inner.enable_truncation(limit)
+        found = self._inner.encode_batch(list(texts))
+      finally:
+        self._inner.no_truncation()
+    return [np.array(encoding.ids, np.uint32) for encoding in found]
+
   def split(self, pieces: Iterable[str]) -> Iterator[str]:
     if not self._cuts:
       whole = "".join(pieces)

@@ -193,8 +193,36 @@ MODERNBERT = Architecture(
   rope_theta=160_000.0,
 )
 
+
+def _without_head(found: Architecture, model_type: str, name: str):
+  """Returns the table of a model without its head of tokens.
+
+  Its tensors are named without a prefix. What we call its head is the table of
+  tokens, which nothing has trained as one.
+  """
+  bare = lambda word: word.removeprefix(found.prefix)
+  return found._replace(
+    name=name,
+    model_type=model_type,
+    told={"architectures": [name]},
+    keys=tuple(k for k in found.keys if k.ours != "tied_embeddings"),
+    fixed=found.fixed | dict(head="linear", tied_embeddings=True),
+    rows=tuple(
+      row._replace(theirs=bare(row.theirs), first=row.first and bare(row.first))
+      for row in found.rows
+      if not row.ours[0].startswith("head/")
+    ),
+    heads=(),
+    ignored=tuple(map(bare, found.ignored)),
+    prefix="",
+  )
+
+
 # By "model_type" of config.json, or an Architecture's own.
 ENCODERS = {
+  "bert_bare": _without_head(BERT, "bert", "BertModel"),
+  "roberta_bare": _without_head(ROBERTA, "roberta", "RobertaModel"),
+  "modernbert_bare": _without_head(MODERNBERT, "modernbert", "ModernBertModel"),
   "bert": BERT,
   "roberta": ROBERTA,
   "modernbert": MODERNBERT,

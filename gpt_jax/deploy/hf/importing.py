@@ -71,7 +71,13 @@ def import_model(
     words = words.with_start()
   has_offsets = any(row.form == "offset" for row in found.rows)
   config = _build_config(
-    workdir, fields, opened, param_dtype, has_offsets, where
+    workdir,
+    fields,
+    opened,
+    param_dtype,
+    has_offsets,
+    where,
+    _max_seq_len(source),
   )
   if words.vocab_size > config_lib.vocab_size(config.model):
     raise InputError(
@@ -107,6 +113,19 @@ def _find_tokenizer(source: str) -> str:
   )
 
 
+def _max_seq_len(source: str) -> int:
+  """Returns the most tokens that a row of the run has."""
+  where = os.path.join(source, "sentence_bert_config.json")
+  if not os.path.lexists(where):
+    return MAX_SEQ_LEN
+  own = tensors.read_object(where).get("max_seq_length")
+  if own is not None and (type(own) is not int or own < 1):
+    raise InputError(
+      f"{where} has max_seq_length {own!r:.60}; it must be a number of tokens"
+    )
+  return min(own or MAX_SEQ_LEN, MAX_SEQ_LEN)
+
+
 def _build_config(
   workdir: str,
   fields: dict[str, Any],
@@ -114,6 +133,7 @@ def _build_config(
   param_dtype: str | None,
   has_offsets: bool,
   where: str,
+  max_seq_len: int,
 ) -> Config:
   """Returns the config of the run that the workdir will be."""
   types = [str(tensor.dtype) for tensor in opened.values()]
@@ -128,7 +148,7 @@ def _build_config(
   )
   values.model.compute_dtype = "bfloat16" if is_half else "float32"
   values.data.objective = OBJECTIVES[values.model.family]
-  values.data.seq_len = min(values.model.max_len, MAX_SEQ_LEN)
+  values.data.seq_len = min(values.model.max_len, max_seq_len)
   path = os.path.join(os.path.abspath(workdir), "tokenizer.json")
   values.data.tokenizer = f"hf:{path}"
   try:

@@ -25,6 +25,15 @@ SMALL = dict(
   vocab_size=61,
 )
 BERT = {k: v for k, v in SMALL.items() if k != "num_key_value_heads"}
+ROBERTA = BERT | dict(
+  type_vocab_size=1, max_position_embeddings=66, pad_token_id=1
+)
+MODERNBERT = BERT | dict(
+  num_hidden_layers=4,
+  local_attention=6,
+  global_attn_every_n_layers=3,
+  pad_token_id=None,
+)
 NEOX = BERT | dict(num_attention_heads=2)
 DEEPSEEK = BERT | dict(
   moe_intermediate_size=24,
@@ -137,6 +146,7 @@ CASES = {
     + ["full_attention", "sliding_attention"],
   ),
   "bert": BERT,
+  "bert_bare": BERT | dict(model_type="bert"),
   "t5": T5_SMALL | dict(num_decoder_layers=2),
   "t5_gated": T5_SMALL
   | dict(
@@ -145,15 +155,10 @@ CASES = {
     feed_forward_proj="gated-gelu",
     tie_word_embeddings=False,
   ),
-  "roberta": BERT
-  | dict(type_vocab_size=1, max_position_embeddings=66, pad_token_id=1),
-  "modernbert": BERT
-  | dict(
-    num_hidden_layers=4,
-    local_attention=6,
-    global_attn_every_n_layers=3,
-    pad_token_id=None,
-  ),
+  "roberta": ROBERTA,
+  "roberta_bare": ROBERTA | dict(model_type="roberta"),
+  "modernbert": MODERNBERT,
+  "modernbert_bare": MODERNBERT | dict(model_type="modernbert"),
   "mixtral": SMALL
   | dict(num_local_experts=4, num_experts_per_tok=2, sliding_window=None),
 }
@@ -193,6 +198,14 @@ def targets_of(vocab_size: int) -> np.ndarray:
   return ids * (np.arange(NUM_TOKENS) > 0)
 
 
+def logits_of(model, *args, **given):
+  """Returns the logits; of a model without a head, by its table of tokens."""
+  out = model(*args, **given)
+  if "logits" in out:
+    return out.logits
+  return out.last_hidden_state @ model.get_input_embeddings().weight.T
+
+
 def types_of(config: dict) -> np.ndarray | None:
   """Returns the kinds of tokens_of, where a model tells several apart."""
   if config.get("type_vocab_size", 1) < 2:
@@ -212,7 +225,9 @@ def main() -> None:
   for case in sys.argv[1:] or CASES:
     options = dict(CASES[case])
     word = options.pop("model_type", case)
-    auto = getattr(transformers, AUTO.get(word, "AutoModelForCausalLM"))
+    is_bare = case.endswith("_bare")
+    name = AUTO.get(word, "AutoModelForCausalLM")
+    auto = getattr(transformers, "AutoModel" if is_bare else name)
     config = transformers.AutoConfig.for_model(word, **options)
     config._attn_implementation = "eager"
     model = auto.from_config(config).float().eval()
@@ -223,6 +238,8 @@ def main() -> None:
         name: list(tensor.shape)
         for name, tensor in safetensors.torch.load_file(weights).items()
       }
+      if is_bare:
+        shapes = {k: v for k, v in shapes.items() if "pooler" not in k}
       if case == "t5_gated":  # transformers 5 ties what it makes
         shapes["lm_head.weight"] = shapes["shared.weight"]
       save, rounded = safetensors.torch.save_file, {}
@@ -245,7 +262,7 @@ def main() -> None:
         targets_of(config.vocab_size)
       )
     with torch.no_grad():
-      logits = model(ids, **given).logits[0, -4:].double().numpy()
+      logits = logits_of(model, ids, **given)[0, -4:].double().numpy()
       new = None
       if AUTO.get(word) != MASKED:
         made = model.generate(
@@ -256,8 +273,9 @@ def main() -> None:
           eos_token_id=None,
         )
         new = made[0, -NUM_NEW:].tolist()
-      exact = half(ids, **given).logits[0, -4:].double().numpy()
-      near = half.bfloat16()(ids, **given).logits[0, -4:].double().numpy()
+      exact = logits_of(half, ids, **given)[0, -4:].double().numpy()
+      near = logits_of(half.bfloat16(), ids, **given)[0, -4:]
+      near = near.double().numpy()
       error = np.abs(near - exact).max()
     golden[case] = {
       "config": written,

@@ -148,7 +148,10 @@ def test_what_is_exported_are_the_same_tensors_and_config(case, tmp_path):
   for name in given.keys() & made.keys():
     # Scales that are stored less one lose their last bit once.
     atol = 1.2e-7 if case.startswith("gemma") and "norm" in name else 0
-    np.testing.assert_allclose(given[name], made[name], 0, atol, err_msg=name)
+    theirs = given[name]
+    if case == "roberta_bare" and "position" in name:
+      theirs = theirs[2:]  # the rows of padding, which a BERT does not have
+    np.testing.assert_allclose(theirs, made[name], 0, atol, err_msg=name)
   sizes = stated.sizes_of(array.shape for array in given.values())
   read = lambda path: stated.read_model(
     json.loads((path / "config.json").read_text()), sizes, str(path)

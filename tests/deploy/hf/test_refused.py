@@ -179,6 +179,11 @@ def test_tensors_that_do_not_fit_are_named(change, sentence, tmp_path):
     ("t5", dict(scale_decoder_outputs=False), "lacks lm_head.weight"),
     ("bert", dict(is_decoder=True), "has is_decoder True"),
     (
+      "bert_bare",
+      dict(architectures=["BertForMaskedLM"]),
+      "lacks cls.predictions.transform.dense.weight",
+    ),
+    (
       "bert",
       dict(position_embedding_type="relative_key"),
       "has position_embedding_type 'relative_key'",

@@ -14,6 +14,7 @@ from gpt_jax import config as config_lib
 from gpt_jax.data import objectives, tokenizers
 from gpt_jax.data.prepare import PreparedData
 from gpt_jax.deploy.hf import exporting
+from gpt_jax.inference import embedding
 
 HERE = pathlib.Path(__file__).parent
 WORDS = (
@@ -84,6 +85,27 @@ def test_a_tokenizer_goes_in_and_out_with_its_ids(kind, end, named, tmp_path):
       role.removesuffix("_token"): word for role, word in roles.items()
     }.items()
   )
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "unigram"])
+def test_a_text_to_embed_is_cut_within_what_its_library_puts_around_it(
+  kind, tmp_path
+):
+  theirs = build(kind)
+  theirs.enable_truncation(99)  # which is not read
+  theirs.save(str(tmp_path / "tokenizer.json"))
+  ours = tokenizers.build_tokenizer(f"hf:{tmp_path / 'tokenizer.json'}")
+  ours, texts = ours.with_start(), ["a token, tokens.", "", "a", "token " * 50]
+  for limit in (4, 200):
+    theirs.enable_truncation(limit)
+    expected = [theirs.encode(text).ids for text in texts]
+    found = embedding.encode(ours, texts, limit)
+    assert [ids.tolist() for ids in found] == expected
+  whole = theirs.encode(texts[-1], add_special_tokens=False).ids
+  assert ours.encode(texts[-1]).tolist() == whole  # which is not cut
+  plain = tokenizers.build_tokenizer("bytes")
+  (ids,) = embedding.encode(plain, ["abc"], 3)
+  assert ids.tolist() == [plain.separator_id, *b"ab"]
 
 
 @pytest.mark.parametrize(
