@@ -245,6 +245,8 @@ CLASS_FORMS = {
   "window_each": FORMS["window"] | dict(head="each", num_classes=3),
   "moe_last": FORMS["moe"] | dict(head="last", num_classes=2),
   "latent_last": FORMS["latent"] | dict(head="last", num_classes=2),
+  "t5_last": FORMS["t5"] | dict(head="last", num_classes=3),
+  "attention_mean": FORMS["attention"] | dict(head="mean", num_classes=2),
 }
 
 # Families whose tokens see later ones; these continue no text.

@@ -1,6 +1,6 @@
 """Refuses labels that a model cannot be trained on, and heads without any."""
 
-from gpt_jax.config.derived import has_classes
+from gpt_jax.config.derived import has_classes, has_source
 from gpt_jax.config.options import CLASS_HEADS, FAMILIES, OBJECTIVES
 from gpt_jax.config.schema import Config
 from gpt_jax.exits import InputError
@@ -42,6 +42,11 @@ def _check_head(c: Config, asked: str) -> None:
     raise InputError(
       f"model.head is first and model.family is {m.family}, whose first token "
       "sees no other; use last or mean"
+    )
+  if m.head == "each" and has_source(m):
+    raise InputError(
+      f"{asked}, and model.family is {m.family}, whose decoder reads no word "
+      "of the text; use an encoder or a decoder"
     )
   if d.label == "number" and m.num_classes not in (None, 1):
     raise InputError(

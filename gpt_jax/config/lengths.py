@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from gpt_jax.config.derived import has_source
+from gpt_jax.config.options import OBJECTIVES
 from gpt_jax.config.schema import Config, DataConfig
 
 
@@ -70,6 +71,8 @@ class RowLengths(NamedTuple):
 def row_lengths(config: Config) -> RowLengths:
   """Returns the lengths of the rows that the objective makes."""
   data, mixture = config.data, denoisers(config.data)
+  if has_source(config.model) and OBJECTIVES[data.objective].has_labels:
+    return RowLengths(data.seq_len, 1)
   if has_source(config.model) and not mixture:
     return RowLengths(data.source_len or data.seq_len, data.seq_len)
   if not mixture:

@@ -3,6 +3,9 @@
 A text, or a pair with a separator between, is a document of a set; its label
 lies in a file of its own. A row holds one document. One that is longer than the
 row is cut at its end, of a pair the longer text first, and counted.
+
+Where an encoder reads the text, the decoder reads a start alone, and what it
+makes of that is classified: T5's first step, under a head in place of a word.
 """
 
 import dataclasses
@@ -29,10 +32,13 @@ class Layout(NamedTuple):
   Attributes:
     seq_len: T.
     kind: option of data.label.
+    marks: the start that a decoder reads, and the end of a text, for a model
+      with an encoder; else None.
   """
 
   seq_len: int
   kind: str
+  marks: tuple[int, int] | None = None
 
 
 @dataclasses.dataclass(eq=False)
@@ -229,7 +235,8 @@ class Rows:
   """
 
   def __init__(self, token_set: TokenSet | Labelled, layout: Layout):
-    self._set, self._seq_len = token_set, layout.seq_len
+    self._set, self._marks = token_set, layout.marks
+    self._room = layout.seq_len - (layout.marks is not None)
     if token_set.labels is None or token_set.labels.kind != layout.kind:
       raise InputError(
         f"{token_set.name} has no labels of data.label {layout.kind}, which "
@@ -239,16 +246,16 @@ class Rows:
     self._borders = np.append(token_set.document_starts, token_set.num_ids)
     self._values = token_set.read_labels()
     self.num_rows = len(self._borders) - 1
-    self.num_cut = int((np.diff(self._borders) > layout.seq_len).sum())
+    self.num_cut = int((np.diff(self._borders) > self._room).sum())
 
   def read(self, rows: np.ndarray) -> dict:
     """Returns a batch of rows; those beyond the last have mask 0.
 
     segments is 1 where a row is filled up, types 1 in the second text of a
     pair. Without labels mask and targets are 0; of words mask is 1 where one
-    ends.
+    ends. With marks the texts are sources, each with an end.
     """
-    b, T, kind = len(rows), self._seq_len, self.labels.kind
+    b, T, kind = len(rows), self._room, self.labels.kind
     blank = lambda width, dtype: np.zeros((b, width), dtype)
     batch = {name: blank(T, np.int32) for name in ("tokens", "segments")}
     batch["types"] = blank(T, np.int32)
@@ -259,7 +266,7 @@ class Rows:
     for at, row in enumerate(rows):
       if row < self.num_rows:
         self._fill({name: x[at] for name, x in batch.items()}, int(row))
-    return batch
+    return batch if self._marks is None else _as_sources(batch, *self._marks)
 
   def word_ends(self, row: int) -> np.ndarray:
     """Returns where words end that a row has room for, ascending."""
@@ -292,7 +299,7 @@ class Rows:
 
     The separator between two texts is always kept.
     """
-    T, first = self._seq_len, len(ids)
+    T, first = self._room, len(ids)
     if self._set.separator_id is not None:
       separators = np.flatnonzero(ids == self._set.separator_id)
       first = int(separators[1]) if len(separators) > 1 else first
@@ -301,6 +308,23 @@ class Rows:
     keep = min(first, max(T - second, T - T // 2 if second else T))
     kept = min(second, T - keep)
     return np.r_[:keep, first : first + kept], keep + (second > 0)
+
+
+def _as_sources(batch: dict, start: int, end: int) -> dict:
+  """Returns a batch of one token, the start, and texts with an end."""
+  lengths_B = (batch["segments"] == 0).sum(1)
+  pad = lambda x, value: np.pad(x, ((0, 0), (0, 1)), constant_values=value)
+  sources, filled = pad(batch["tokens"], 0), pad(batch["segments"], 1)
+  each = np.arange(len(sources))
+  sources[each, lengths_B], filled[each, lengths_B] = end, 0
+  return {
+    "tokens": np.full((len(sources), 1), start, np.int32),
+    "segments": np.zeros((len(sources), 1), np.int32),
+    "sources": sources,
+    "source_segments": filled,
+    "targets": batch["targets"],
+    "mask": batch["mask"],
+  }
 
 
 @functools.lru_cache(maxsize=8)
@@ -318,8 +342,9 @@ def describe_cut(token_set: TokenSet | Labelled, layout: Layout) -> str | None:
   rows = open_rows(token_set, layout)
   if not rows.num_cut:
     return None
+  less = "" if layout.marks is None else ", an end included,"
   return (
     f"{rows.num_cut:,} of {rows.num_rows:,} texts of {token_set.name} are "
-    f"longer than data.seq_len {layout.seq_len} and cut at their end; raise it "
-    "to read them whole"
+    f"longer than data.seq_len {layout.seq_len}{less} and cut at their end; "
+    "raise it to read them whole"
   )

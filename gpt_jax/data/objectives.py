@@ -14,7 +14,7 @@ import numpy as np
 from gpt_jax import config as config_lib
 from gpt_jax.config import Config, DataConfig, InputError, Template
 from gpt_jax.data import chats, denoising, examples, infilling, sources
-from gpt_jax.data.marks import find_marks
+from gpt_jax.data.marks import find_marks, pair_ids
 from gpt_jax.data.pairs import Layout, SourceTokenizer, build_layout
 from gpt_jax.data.templates import ChatTokenizer
 from gpt_jax.data.tokenizers.protocol import Tokenizer
@@ -237,7 +237,9 @@ def find_layout(
   if data.objective not in ROWS:
     return None
   if config_lib.OBJECTIVES[data.objective].has_labels:
-    return examples.Layout(data.seq_len, data.label)
+    has_source = config_lib.has_source(config.model)
+    marks = pair_ids(tokenizer()) if has_source else None
+    return examples.Layout(data.seq_len, data.label, marks)
   if data.objective == "chat":
     return chats.Layout(data.seq_len, data.packing == "documents")
   return build_layout(config, tokenizer())

@@ -80,9 +80,12 @@ class PreparedData:
     is_masked = config.data.objective == "masked_lm"
     if is_masked and self.tokenizer.mask_id is not None:
       marks = 0  # a tokenizer with a mask of its own needs no other
-    is_paired = config.data.objective == "sequence_to_sequence"
-    if is_paired and self.tokenizer.pair_ids is not None:
-      marks = 0
+    has_two = config.data.objective in (
+      "sequence_to_sequence",
+      "classification",
+    )
+    if has_two and self.tokenizer.pair_ids is not None:
+      marks = 0  # nor another start and end
     return tokenizers.resolve_vocab(config, self.vocab_size + marks)
 
   @property

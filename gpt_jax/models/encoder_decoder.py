@@ -33,7 +33,12 @@ class EncoderDecoder(nn.Module):
   """
 
   STACKS: ClassVar = ("encoder", "blocks")
-  OBJECTIVES: ClassVar = ("sequence_to_sequence", "span_corruption", "ul2")
+  OBJECTIVES: ClassVar = (
+    "sequence_to_sequence",
+    "span_corruption",
+    "ul2",
+    "classification",
+  )
   can_generate: ClassVar = True
   has_types: ClassVar = False
 
@@ -63,7 +68,8 @@ class EncoderDecoder(nn.Module):
   ):
     """Returns logits_BTV float32, or (logits_BTV, cache) with a cache.
 
-    Logits of vocabulary padding are -1e30.
+    Logits of vocabulary padding are -1e30; a head of classes gives
+    layers.Classifier's.
 
     Args:
       tokens_BT: int32 ids below vocab_size, of the target.
@@ -118,7 +124,8 @@ class EncoderDecoder(nn.Module):
       x_BTD = Norm(c, name="final_norm")(x_BTD)
     if only_B is not None:
       x_BTD = jnp.take_along_axis(x_BTD, only_B[:, None, None], axis=1)
-    out = build_read_out(self, embed.table_VD)(x_BTD, is_headless)
+    read_out = build_read_out(self, embed.table_VD, segments_BT, key)
+    out = read_out(x_BTD, is_headless)
     if cache is not None:
       out = out, cache
     return (out, None) if needs_balance else out

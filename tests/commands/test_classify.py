@@ -239,6 +239,15 @@ def test_a_decoder_learns_words_and_a_mesh_has_its_losses(call_verb, tmp_path):
     ),
     (["--config.model.family=decoder"], "whose first token sees no other"),
     (["--config.model.head=each"], "each is for labels of words"),
+    (
+      [
+        "--config.model.family=encoder_decoder",
+        "--config.model.num_token_types=None",
+        "--config.model.head=each",
+        "--config.data.label=word",
+      ],
+      "whose decoder reads no word of the text",
+    ),
     (["--config.model.num_classes=1"], "model.num_classes is 1; it must be 2"),
     (["--config.model.num_classes=4"], "model.num_classes is 4, and labelled:"),
     (["--config.data.split=tail"], "data.split is tail, which holds back"),

@@ -178,10 +178,46 @@ def test_an_epoch_has_each_text_once_and_a_batch_follows_from_seed_and_step(
   assert (at(0, range(8), 1)["tokens"] != at(0, range(8))["tokens"]).any()
 
 
+def with_source(config):
+  model = dataclasses.replace(config.model, family="encoder_decoder")
+  return dataclasses.replace(config, model=model)
+
+
+def test_an_encoder_reads_texts_with_an_end_and_the_decoder_a_start(tmp_path):
+  records = [{"text": "x" * n, "label": n % 2} for n in range(5, 25)]
+  config = build(write(tmp_path / "a.jsonl", records), valid_frac=0.0)
+  config = with_source(config)
+  prepared = prepare_data(config.data, quiet)
+  assert prepared.resolve_vocab(config).model.vocab_size == 257 + 2
+  layout = objectives.find_layout(config, ByteTokenizer)
+  said = batches.check_set(prepared.train[0][1], T, layout)
+  assert "10 of 20 texts" in said and "data.seq_len 16, an end incl" in said
+  part = examples.open_rows(prepared.train[0][1], layout)
+  batch = part.read(np.arange(21))
+  assert batch["tokens"].tolist() == [[257]] * 21
+  assert not batch["segments"].any() and not batch["mask"][20].any()
+  for i, n in enumerate([*range(5, 14)] + [14] * 11):
+    want = [256, *[ord("x")] * n, 258, *[0] * (14 - n)]
+    assert batch["sources"][i].tolist() == want
+    segments = [0] * (n + 2) + [1] * (14 - n)
+    assert batch["source_segments"][i].tolist() == segments
+  plain = examples.Rows(prepared.train[0][1], examples.Layout(T, "single"))
+  np.testing.assert_array_equal(
+    batch["targets"], plain.read(np.arange(21))["targets"]
+  )
+
+
+@pytest.mark.parametrize("family", ["decoder", "encoder_decoder"])
 @pytest.mark.parametrize("kind", config_lib.LABELS)
-def test_a_batch_has_the_fields_that_a_step_is_compiled_for(kind, tmp_path):
+def test_a_batch_has_the_fields_that_a_step_is_compiled_for(
+  kind, family, tmp_path
+):
   path = write(tmp_path / "a.jsonl", rows(30, kind=kind))
   config = build(path, kind)
+  if family == "encoder_decoder":
+    if kind == "word":
+      return  # refused
+    config = with_source(config)
   prepared = prepare_data(config.data, quiet)
   config = prepared.resolve_vocab(config)
   task = objectives.build_task(config, ByteTokenizer)

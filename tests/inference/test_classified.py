@@ -36,15 +36,15 @@ T, B, N = 48, 8, 43
 
 
 @functools.cache
-def made(kind: str):
-  """Returns (config, model, params) of an encoder, as it starts."""
+def made(kind: str, family: str = "encoder"):
+  """Returns (config, model, params) of a classifier, as it starts."""
   config = base.get_config()
   config.data.objective, config.data.label = "classification", kind
   config.data.seq_len = config.model.max_len = T
   config.model.update(
-    num_layers=2, model_dim=32, num_heads=4, mlp_dim=64, family="encoder"
+    num_layers=2, model_dim=32, num_heads=4, mlp_dim=64, family=family
   )
-  config.model.update(vocab_size=257, head="each" if kind == "word" else "mean")
+  config.model.update(vocab_size=259, head="each" if kind == "word" else "mean")
   config.model.update(num_classes=len(CLASSES[kind]) or 1, init_std=0.3)
   config = config_lib.freeze(config)
   model = build_model(config.model)
@@ -62,8 +62,8 @@ def texts(kind: str, has_labels: bool = True) -> examples.Labelled:
   return examples.read_whole("a", found, ByteTokenizer(), labels)
 
 
-def on_mesh(kind: str, mesh: str, function, has_labels: bool = True):
-  config, model, params = made(kind)
+def on_mesh(kind: str, mesh: str, function, has_labels=True, family="encoder"):
+  config, model, params = made(kind, family)
   sizes = dict.fromkeys(sharding.AXES, 1) | MESHES[mesh]
   devices = jax.devices()[: int(np.prod(list(sizes.values())))]
   mesh_config = dataclasses.replace(config.mesh, **sizes)
@@ -187,3 +187,19 @@ def test_predictions_are_the_models_in_the_order_of_texts(kind, has_labels):
         # A row has room for 47 letters: the words that end there.
         room = sum(np.cumsum([len(w) + 1 for w in words]) <= T)
         assert len(called) == room
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_an_encoder_decoder_predicts_from_a_start_beside_the_text(mesh):
+  _, model, params = made("single", "encoder_decoder")
+  text = on_mesh("single", mesh, predicting.predict, family="encoder_decoder")
+  found = [json.loads(line) for line in text.splitlines()]
+  assert len(found) == N
+  part, apply = texts("single"), jax.jit(model.apply)
+  borders = np.append(part.document_starts, part.num_ids)
+  for i in range(0, N, 7):
+    ids = part.read(*borders[i : i + 2])[: T - 1]
+    source = np.append(ids, 258)[None].astype(np.int32)
+    logits = apply(params, np.full((1, 1), 257), sources_BS=source)[0, 0]
+    p = np.exp(logits) / np.exp(logits).sum()
+    assert list(found[i]["scores"].values()) == pytest.approx(p, abs=1e-5)

@@ -6,7 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from forms import CLASS_FORMS, FORMS, T, apply, make, model_config, tokens_of
+from forms import (
+  CLASS_FORMS,
+  FORMS,
+  T,
+  apply,
+  make,
+  model_config,
+  source_of,
+  tokens_of,
+)
 
 from gpt_jax import config as config_lib
 from gpt_jax import flops, objective, tree
@@ -42,6 +51,7 @@ def batch_of(form: str) -> dict:
     "types": np.repeat(np.int32([[0, 1]]), T // 2, 1).repeat(2, 0),
     "targets": targets,
     "mask": (mask if is_each(form) else np.ones(rows)).astype(np.float32),
+    **{k.removesuffix("_BS"): x for k, x in source_of(make(form)[0]).items()},
   }
 
 
@@ -76,12 +86,12 @@ def test_what_fills_a_row_moves_nothing(form):
 
   def score(table):
     own = {**params, "embed": {**params["embed"], "tokens": table}}
-    logits = model.apply(own, tokens, **padded())
+    logits = model.apply(own, tokens, **padded(), **source_of(model))
     return jnp.square(logits[:, :LENGTH]).sum()
 
   moved = jnp.abs(jax.jit(jax.grad(score))(params["embed"]["tokens"])).sum(1)
   assert np.all(np.asarray(moved[:LENGTH]) > 0)
-  assert not np.any(np.asarray(moved[LENGTH:]))
+  assert not np.any(np.asarray(moved[LENGTH:T]))  # a source has later ids
 
 
 @pytest.mark.parametrize("form", CLASS_FORMS)
@@ -193,6 +203,29 @@ def test_losses_are_those_of_the_formulas():
   error = float(logits[0, 0] - batch["targets"][0, 0])
   assert found[LOSS] == pytest.approx(error**2, rel=1e-5)
   assert found[NUM_TARGETS] == 1  # the other row fills the batch
+
+
+def test_a_decoders_start_sees_all_of_the_text_and_nothing_that_fills_it():
+  model, params = make("t5_last")
+  table = params["embed"]["tokens"]
+  sources = jnp.arange(T, dtype=jnp.int32)[None]
+  filled = jnp.asarray(padded()["segments_BT"][:1])
+
+  def score(table):
+    own = {**params, "embed": {"tokens": table}}
+    start, zero = jnp.full((1, 1), 60), jnp.zeros((1, 1), jnp.int32)
+    logits = model.apply(
+      own,
+      start,
+      segments_BT=zero,
+      sources_BS=sources,
+      source_segments_BS=filled,
+    )
+    assert logits.shape == (1, 1, 3)
+    return jnp.square(logits).sum()
+
+  moved = np.asarray(jnp.abs(jax.jit(jax.grad(score))(table)).sum(1))
+  assert np.all(moved[:LENGTH] > 0) and not np.any(moved[LENGTH:60])
 
 
 def test_parts_of_the_logits_leave_the_loss_alone():

@@ -50,8 +50,12 @@ def find_vocab_size(spec: str) -> int | None:
 
 
 def num_marks(config: Config) -> int:
-  """Returns the ids that the objective adds after the tokenizer's."""
-  return config_lib.OBJECTIVES[config.data.objective].num_marks
+  """Returns the ids that the objective adds after the tokenizer's.
+
+  A model with a source has a start and an end of targets, whatever it learns.
+  """
+  own = config_lib.OBJECTIVES[config.data.objective].num_marks
+  return max(own, 2 * config_lib.has_source(config.model))
 
 
 def resolve_vocab(config: Config, size: int | None = None) -> Config:
