@@ -6,12 +6,12 @@ that says what they are.
 """
 
 import bz2
-import gzip
 import itertools
 import lzma
 import re
 import zlib
 from collections.abc import Iterator
+from typing import Any
 
 from gpt_jax import files
 from gpt_jax.exits import InputError
@@ -29,21 +29,24 @@ _TO_LINES = (
   "which is not read; write its column of text as JSON lines, and give "
   "jsonl:FILE#COLUMN"
 )
+_BY = "which {}:FILE#COLUMN reads"
+# {suffix: (what the file is, what to do)}
 _TABLES = {
-  ".csv": "CSV",
-  ".tsv": "TSV",
-  ".parquet": "parquet",
-  ".arrow": "Arrow",
-  ".feather": "Arrow",
-  ".xlsx": "Excel",
+  ".csv": ("CSV", _BY.format("csv")),
+  ".tsv": ("TSV", _BY.format("tsv")),
+  ".parquet": ("parquet", _BY.format("parquet")),
+  ".arrow": ("Arrow", _TO_LINES),
+  ".feather": ("Arrow", _TO_LINES),
+  ".xlsx": ("Excel", _TO_LINES),
 }
 _TO_FILES = "which is not read; unpack it, and give its files"
 _FOREIGN = {
-  rb"PAR1(?![ -~\s])": f"a parquet table, {_TO_LINES}",
+  rb"PAR1(?![ -~\s])": f"a parquet table, {_BY.format('parquet')}",
   rb"ARROW1\0": f"an Arrow table, {_TO_LINES}",
   rb"SQLite format 3\0": f"a SQLite database, {_TO_LINES}",
   rb"\x89HDF\r\n": f"an HDF5 file, {_TO_LINES}",
   rb"PK\x03\x04": f"a zip archive, {_TO_FILES}",
+  rb"\x04\x22\x4d\x18": f"an lz4 file, {_TO_FILES}",
   rb"7z\xbc\xaf\x27\x1c": f"a 7z archive, {_TO_FILES}",
   rb"(?s:.{257})ustar": f"a tar archive, {_TO_FILES}",
   rb"%PDF-": "a PDF, which is not read; convert it to plain text",
@@ -52,8 +55,16 @@ _FOREIGN = {
 
 # zstd's largest window, used by files that `zstd --long=31` wrote.
 _MAX_WINDOW = 1 << 31
-# Bytes given to zstd at once; it may expand each to 32 KiB.
-_ZSTD_BYTES = 1 << 12
+# Bytes that unpacking xz may take; the largest preset, xz -9, takes 65 MiB.
+_MAX_XZ_BYTES = 1 << 30
+# Compressed bytes that are unpacked at once. zstd may make 32 MiB of them and
+# gzip 1 MiB. bz2 and xz may make more, and are told when to pause.
+_FED_BYTES = 1 << 10
+_PAUSE_BYTES = 1 << 22
+# Bytes that are read at once of a file that is not compressed.
+_READ_BYTES = 1 << 20
+# Bytes of a file's beginning that the patterns of _FOREIGN look at.
+_HEAD_BYTES = 512
 
 
 def is_table(path: str) -> bool:
@@ -64,9 +75,9 @@ def is_table(path: str) -> bool:
 def refuse_table(path: str) -> None:
   """Raises InputError if a file is a table, going by its name."""
   bare = bare_name(path).lower()
-  for suffix, kind in _TABLES.items():
+  for suffix, (kind, remedy) in _TABLES.items():
     if bare.endswith(suffix):
-      raise InputError(f"{path} is a table ({kind}), {_TO_LINES}")
+      raise InputError(f"{path} is a table ({kind}), {remedy}")
 
 
 def is_packed(path: str) -> bool:
@@ -81,6 +92,12 @@ def bare_name(path: str) -> str:
   return path
 
 
+def kind_of(head: bytes) -> str | None:
+  """Returns how a file that begins with these 16 bytes is compressed."""
+  found = (kind for kind, magic in _PACKED.items() if re.match(magic, head))
+  return next(found, None)
+
+
 def read_blocks(path: str, size: int) -> Iterator[bytes]:
   """Yields the decompressed content of a file in blocks of <= `size` bytes.
 
@@ -90,7 +107,8 @@ def read_blocks(path: str, size: int) -> Iterator[bytes]:
   """
   try:
     with files.open_bytes(path) as file:
-      blocks = _unpacked(file, path, size)
+      # The first block is long enough for the patterns of _FOREIGN.
+      blocks = _gather(_unpacked(file, path), max(size, _HEAD_BYTES))
       head = next(blocks, b"")
       for pattern, what in _FOREIGN.items():
         if re.match(pattern, head):
@@ -102,61 +120,92 @@ def read_blocks(path: str, size: int) -> Iterator[bytes]:
     raise InputError(f"cannot read {path}: it {damage}") from None
 
 
-def _unpacked(file, path: str, size: int) -> Iterator[bytes]:
+def _unpacked(file, path: str) -> Iterator[bytes]:
   head = file.read(16)
   file.seek(0)
-  found = (kind for kind, magic in _PACKED.items() if re.match(magic, head))
-  kind = next(found, None)
-  if kind is None and head:
-    for suffix, named in SUFFIXES.items():
-      if path.endswith(suffix):
-        raise InputError(f"{path} is not a {named} file, as its name says")
-  if kind == "zstd":
-    yield from _unpack_zstd(file, path)
+  kind = kind_of(head)
+  if kind is not None:
+    yield from _unpack(file, path, kind)
     return
-  stream = {
-    None: lambda: file,
-    "gzip": lambda: gzip.GzipFile(fileobj=file),
-    "xz": lambda: lzma.LZMAFile(file),
-    "bz2": lambda: bz2.BZ2File(file),
-  }[kind]()
-  # The first block must be long enough for the patterns of _FOREIGN.
-  for wanted in itertools.chain([max(size, 512)], itertools.repeat(size)):
-    try:
-      block = stream.read(wanted)
-    except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
-      if kind is None:
-        why = error.strerror if isinstance(error, OSError) else error
-        raise InputError(f"cannot read {path}: {why}") from None
-      raise InputError(f"{path} is not a whole {kind} file: {error}") from None
-    if not block:
-      return
+  for suffix, named in SUFFIXES.items():
+    if head and path.endswith(suffix):
+      raise InputError(f"{path} is not a {named} file, as its name says")
+  while block := _read(file, path, _READ_BYTES):
     yield block
 
 
-def _unpack_zstd(file, path: str) -> Iterator[bytes]:
-  # zstandard's stream reader does not notice that the end is missing.
+def _gather(blocks: Iterator[bytes], size: int) -> Iterator[bytes]:
+  """Yields the same bytes in blocks of `size`, however they were packed."""
+  parts, held = [], 0
+  for block in blocks:
+    parts.append(block)
+    held += len(block)
+    if held >= size:
+      whole = b"".join(parts)
+      end = held - held % size
+      for at in range(0, end, size):
+        yield whole[at : at + size]
+      parts, held = [whole[end:]], held - end
+  if held:
+    yield b"".join(parts)
+
+
+def _read(file, path: str, size: int) -> bytes:
+  try:
+    return file.read(size)
+  except OSError as error:
+    raise InputError(f"cannot read {path}: {error.strerror}") from None
+
+
+def _unpack(file, path: str, kind: str) -> Iterator[bytes]:
+  """Yields the content of all members of a compressed file.
+
+  Design choice: the readers of gzip, lzma and bz2 are not used. Those of lzma
+  and bz2 take what follows the first member, if it is no other, for the end;
+  a damaged member would be lost without a word.
+  """
+  # Some writers fill the last block of a tape or a disk with zeros.
+  may_be_padded = kind in ("gzip", "xz")
+  member, number, rest = None, 0, b""
+  while data := rest or _read(file, path, _FED_BYTES):
+    rest = b""
+    if member is None:
+      if number and may_be_padded:
+        data = data.lstrip(b"\0")
+        if not data:
+          continue
+      member, number = _new_member(kind), number + 1
+    try:
+      yield from _expand(member, data)
+    except Exception as error:  # each of the four libraries has its own
+      what = f"is not a whole {kind} file: {error}"
+      if number > 1:
+        what += f", in part {number} of those that were joined in it"
+      raise InputError(f"{path} {what}") from None
+    if member.eof:
+      rest, member = member.unused_data, None
+  if member is not None:
+    raise InputError(f"{path} is not a whole {kind} file: its end is missing")
+
+
+def _expand(member, data: bytes) -> Iterator[bytes]:
+  """Yields what a member makes of some of its bytes, in bounded blocks."""
+  if not hasattr(member, "needs_input"):
+    yield member.decompress(data)
+    return
+  yield member.decompress(data, _PAUSE_BYTES)
+  while not (member.eof or member.needs_input):
+    yield member.decompress(b"", _PAUSE_BYTES)
+
+
+def _new_member(kind: str) -> Any:
+  """Returns what unpacks one member: decompress, eof and unused_data."""
+  if kind == "gzip":
+    return zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
+  if kind == "xz":
+    return lzma.LZMADecompressor(lzma.FORMAT_XZ, _MAX_XZ_BYTES)
+  if kind == "bz2":
+    return bz2.BZ2Decompressor()
   import zstandard
 
-  unpacker, whole = None, False
-  rest = b""
-  while True:
-    block = rest or file.read(_ZSTD_BYTES)
-    rest = b""
-    if not block:
-      break
-    if unpacker is None:
-      unpacker = zstandard.ZstdDecompressor(
-        max_window_size=_MAX_WINDOW
-      ).decompressobj()
-    try:
-      out = unpacker.decompress(block)
-    except (zstandard.ZstdError, MemoryError) as error:
-      raise InputError(f"{path} is not a whole zstd file: {error}") from None
-    whole = unpacker.eof
-    if whole:
-      rest, unpacker = unpacker.unused_data, None
-    if out:
-      yield out
-  if not whole:
-    raise InputError(f"{path} is not a whole zstd file: its end is missing")
+  return zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW).decompressobj()
