@@ -10,7 +10,6 @@ import gc
 import glob
 import logging
 import os
-import re
 import secrets
 import socket
 import stat
@@ -20,6 +19,7 @@ import warnings
 from typing import Any
 
 from gpt_jax.config import InputError
+from gpt_jax.machine import processor
 
 EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
@@ -418,12 +418,8 @@ def compile_facts() -> dict[str, str]:
   prefixes = "XLA_", "JAX_", "LIBTPU_"
   facts = {k: v for k, v in os.environ.items() if k.startswith(prefixes)}
   facts |= {"python": sys.version, "processors": str(os.cpu_count())}
-  with contextlib.suppress(OSError), open("/proc/cpuinfo", "rb") as file:
-    # Of the first of them: its name and its instructions.
-    lines = file.read(1 << 14).partition(b"\n\n")[0].decode().splitlines()
-    pairs = dict(re.split(r"\s*:\s*", f"{line}:", maxsplit=1) for line in lines)
-    facts |= {key: pairs.get(key, "") for key in ("model name", "flags")}
-  return facts
+  own = processor.read()
+  return facts | {key: own.get(key, "") for key in ("model name", "flags")}
 
 
 def quiet_tokenizers() -> None:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from gpt_jax.ops.adapted import Adapted
+from gpt_jax.ops.matmul import Transposed
 from gpt_jax.ops.quantized import Quantized
 from gpt_jax.parametrization import ROLES, ParamSpec, init_param, specify
 
@@ -38,7 +39,9 @@ def declare(module: nn.Module, name: str, shape, axes, role: str):
   config = module.config
   if module.has_variable("params", name):
     stored = module.get_variable("params", name)
-    if isinstance(stored, Quantized | Adapted):  # it has another shape
+    if isinstance(
+      stored, Quantized | Transposed | Adapted
+    ):  # it has another shape
       return stored
     # Flax would trace `init` for the shape, of each parameter in each pass.
     if not module.is_initializing() and stored.shape == tuple(shape):

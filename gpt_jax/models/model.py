@@ -19,10 +19,11 @@ import jax
 from gpt_jax import config as config_lib
 from gpt_jax import sharding
 from gpt_jax.config import AdapterConfig, ModelConfig
+from gpt_jax.machine import processor
 from gpt_jax.models import adapters, attend, layers, stack
 from gpt_jax.models import cache as cache_lib
 from gpt_jax.models.declare import Declared
-from gpt_jax.ops import quantized, visibility
+from gpt_jax.ops import matmul, quantized, visibility
 
 # Roles of matrices. Tables are rounded to 8 bits at least: an error in a row
 # is an error in every use of a rare token.
@@ -171,12 +172,11 @@ class Model:
     """
     c, params = self.config, adapters.merge(params)
     is_full = self.weights == "full"
-    cast = lambda p, spec, is_stacked: p.astype(c.compute_dtype)
     table = params["embed"]["tokens"]
     prepared, specs = params, self.abstract_params()[1]
     if sharding.axis_size("tensor") == 1:
       prepared, specs = self.module.prepare(params, specs)
-    form = cast if is_full else self._quantize
+    form = self._cast if is_full else self._quantize
     ready = _map_matrices(form, prepared, specs)
     if is_full and c.position in ("learned", "sinusoidal"):
       # Rows of the table are summed with positions in the type they are
@@ -186,6 +186,17 @@ class Model:
       if c.tied_embeddings and low.dtype != table.dtype:
         ready["unembed"] = low
     return stack.unstack_layers(ready, self.stacks)
+
+  def _cast(self, p, spec, is_stacked: bool):
+    p = p.astype(self.config.compute_dtype)
+    is_projection = spec.role in ("hidden", "residual")
+    if not is_projection or {"latent", "experts"} & set(spec.axes):
+      return p
+    if self.platform != "cpu" or not processor.is_intel():
+      return p
+    num_in = 1 if spec.role == "hidden" else p.ndim - is_stacked - 1
+    one = lambda w: matmul.transpose(w, num_in)
+    return jax.vmap(one)(p) if is_stacked else one(p)
 
   def round_weights(self, params):
     """Returns the parameters rounded to `weights`, stored in their own type."""

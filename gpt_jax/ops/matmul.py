@@ -11,9 +11,11 @@ import math
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.layout import Layout, with_layout_constraint
 
+from gpt_jax.machine import processor
 from gpt_jax.ops import quantized
 
 # The checkpoint name of a product: a remat policy does not see into a function
@@ -21,6 +23,24 @@ from gpt_jax.ops import quantized
 MATMUL = "matmul"
 # Up to this number of rows a product is one of decoding.
 FEW_ROWS = 64
+
+
+class Transposed(struct.PyTreeNode):
+  """A matrix stored output by output, as Intel's CPUs read it fastest.
+
+  Attributes:
+    w_FD: F outputs, D inputs.
+    outs: the output dims of the matrix.
+  """
+
+  w_FD: jax.Array
+  outs: tuple[int, ...] = struct.field(pytree_node=False)
+
+
+def transpose(w, num_in: int) -> Transposed:
+  """Returns w, whose first `num_in` dims are inputs."""
+  outs = w.shape[num_in:]
+  return Transposed(w.reshape(-1, math.prod(outs)).T, outs)
 
 
 def matmul(equation: str, x, w, grad_dtype: str, out_dtype=None):
@@ -32,12 +52,15 @@ def matmul(equation: str, x, w, grad_dtype: str, out_dtype=None):
   Args:
     equation: "LD,DF->LF" or "LD,FD->LF", where L, D and F are one letter or
       more.
-    w: an array, or a quantized.Quantized, which has no gradient.
+    w: an array, or, without a gradient and with the equation "LD,DF->LF", a
+      quantized.Quantized or a Transposed.
     out_dtype: of the result; None for that of x.
   """
   out_dtype = jnp.dtype(out_dtype or x.dtype)
   if isinstance(w, quantized.Quantized):
     return quantized.multiply(x, w, out_dtype)
+  if isinstance(w, Transposed):
+    return multiply("LD,FD->LF", x, w.w_FD, out_dtype)
   y = _matmul(equation, x, w, grad_dtype, out_dtype)
   return checkpoint_name(y, MATMUL)
 
@@ -94,8 +117,9 @@ def multiply(equation: str, x, w, out_dtype):
 
   def on_cpu(x, w):
     rows = twice(x)
-    if num_rows <= FEW_ROWS and of_w.startswith(outs):
-      # XLA would transpose w, which is large, first.
+    is_turned = of_w.startswith(outs) and not processor.is_intel()
+    if is_turned and num_rows <= FEW_ROWS:
+      # XLA would transpose w, which is large, first; for an Intel it does not.
       swapped = f"{of_w},{of_x}->{outs}{lead}"
       y = jnp.einsum(swapped, w, rows, preferred_element_type=jnp.float32)
       y = jnp.einsum(f"{outs}{lead}->{result}", y)

@@ -13,7 +13,7 @@ import numpy as np
 
 from gpt_jax import sharding
 from gpt_jax.ops.adapted import Adapted, base_of, gain_of
-from gpt_jax.ops.matmul import matmul
+from gpt_jax.ops.matmul import Transposed, matmul
 from gpt_jax.ops.quantized import Quantized
 
 
@@ -51,13 +51,13 @@ def project(x, w, grad_dtype: str, num_in: int = 1):
   """Contracts the last `num_in` dims of x with the first ones of w.
 
   Args:
-    w: an array, a Quantized, or an Adapted of arrays.
+    w: an array, a Quantized, a Transposed, or an Adapted of arrays.
   """
   if isinstance(w, Adapted):
     y = project(x, w.base, grad_dtype, num_in)
     return adapt(y, x, w, grad_dtype, num_in)
   lead, rows = x.shape[: x.ndim - num_in], math.prod(x.shape[x.ndim - num_in :])
-  if isinstance(w, Quantized):
+  if isinstance(w, Quantized | Transposed):
     y = matmul("BD,DF->BF", x.reshape(-1, rows), w, grad_dtype)
     return y.reshape(*lead, *w.outs)
   out = w.shape[num_in:]
@@ -95,7 +95,7 @@ def project_each(x, ws: list, grad_dtype: str, platform: str):
   of one matrix. Adapters are left out of it.
   """
   bases = [base_of(w) for w in ws]
-  is_apart = platform == "gpu" or isinstance(bases[0], Quantized)
+  is_apart = platform == "gpu" or isinstance(bases[0], Quantized | Transposed)
   if is_apart or sharding.axis_size("tensor") > 1:
     return [project(x, w, grad_dtype) for w in ws]
   outs = [w.shape[1:] for w in bases]

@@ -12,7 +12,9 @@ from gpt_jax import tree
 from gpt_jax.config import InputError
 from gpt_jax.data.tokenizers.plain import ByteTokenizer, CharTokenizer
 from gpt_jax.inference import generation, texts
+from gpt_jax.machine import processor
 from gpt_jax.models import build_model
+from gpt_jax.ops import matmul
 
 LIMIT = 80
 
@@ -257,7 +259,8 @@ def test_decoding_reads_matrices_in_the_type_that_they_multiply(position):
   assert (head is not None) == is_summed
   assert head is None or head.dtype == "bfloat16"
   for name in ("qkv", "o"):
-    assert ready["blocks_1"]["attn"][name].dtype == "bfloat16"
+    for leaf in jax.tree.leaves(ready["blocks_1"]["attn"][name]):
+      assert leaf.dtype == "bfloat16"
 
 
 def last_logits(model, params, rows):
@@ -270,6 +273,26 @@ def last_logits(model, params, rows):
   _, cache = apply_cached(ready, tokens[:, :29], cache, start)
   out, _ = apply_cached(ready, tokens[:, 29:], cache, start + 29)
   return out[:, 0, :257], tokens
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_all_makes_of_processors_decode_the_same(rows, dtype, monkeypatch):
+  found = {}
+  for is_intel in (False, True):
+    monkeypatch.setattr(processor, "is_intel", lambda answer=is_intel: answer)
+    model, params = make(compute_dtype=dtype, bias=True, num_kv_heads=2)
+    blocks = model.prepare_for_decoding(params)["blocks_1"]
+    for part, names in ("attn", ("qkv", "o")), ("mlp", ("in", "out")):
+      for name in names:
+        w = blocks[part][name]
+        assert isinstance(w, matmul.Transposed) == is_intel, name
+    found[is_intel], tokens = last_logits(model, params, rows)
+    full = jax.jit(model.apply)(params, tokens)[:, -1, :257]
+    scale = float(jnp.abs(full).max())
+    away = float(jnp.abs(found[is_intel] - full).max()) / scale
+    assert away < (1e-5 if dtype == "float32" else 2e-2)
+  assert jnp.abs(found[True] - jnp.roll(found[False], 1, -1)).max() > 0.1
 
 
 @pytest.mark.parametrize("rows", [1, 3])
