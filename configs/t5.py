@@ -42,6 +42,7 @@ def get_config(variant: str = "laptop"):
   config.model.attn_scale = 1.0
   config.model.mlp = "relu" if variant == "v1.0" else "geglu_tanh"
   config.model.tied_embeddings = variant == "v1.0"
+  config.model.scaled_readout = variant == "v1.0"
   config.optim.schedule = "inverse_sqrt"
   config.optim.clip_norm = 1.0
   if variant == "laptop":

@@ -321,13 +321,15 @@ def attention(p, x, read, table, is_causal):
 
 
 def mlp(p, x):
+  if "gate" not in p:  # v1.0
+    return np.maximum(x @ p["in"], 0) @ p["out"]
   gate = x @ p["gate"]
   inner = math.sqrt(2 / math.pi) * (gate + 0.044715 * gate**3)
   return (0.5 * gate * (1 + np.tanh(inner)) * (x @ p["in"])) @ p["out"]
 
 
 def naive_t5(p, source, tokens, eps):
-  """Logits of one row of T5 1.1, in float64."""
+  """Logits of one row of T5 1.1, or with a tied table of v1.0, in float64."""
   layer = lambda stack, i: jax.tree.map(lambda x: x[i], p[stack])
   x = p["embed"]["tokens"][source]
   for i in range(len(p["encoder"]["norm_mlp"]["scale"])):
@@ -344,11 +346,15 @@ def naive_t5(p, source, tokens, eps):
     y = rms(x, own["norm_cross"]["scale"], eps)
     x = x + attention(own["cross"], y, read, None, False)
     x = x + mlp(own["mlp"], rms(x, own["norm_mlp"]["scale"], eps))
-  return rms(x, p["final_norm"]["scale"], eps) @ p["unembed"].T
+  x = rms(x, p["final_norm"]["scale"], eps)
+  if "unembed" not in p:
+    return x * x.shape[-1] ** -0.5 @ p["embed"]["tokens"].T
+  return x @ p["unembed"].T
 
 
-def test_t5_is_t5_by_hand():
-  model, params = make("t5")
+@pytest.mark.parametrize("form", ["t5", "t5_tied"])
+def test_t5_is_t5_by_hand(form):
+  model, params = make(form)
   wide = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
   for name in ("encoder_relative", "relative"):
     wide[name] = 20 * wide[name]

@@ -170,3 +170,20 @@ def test_a_published_config_gives_the_published_count(name):
   found = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
   assert found == count
   assert time.process_time() - began < 2
+
+
+@pytest.mark.parametrize(
+  "variant, name", [("v1.0", "T5 base"), ("base", "T5 1.1 base")]
+)
+def test_configs_of_t5_are_what_the_hub_states(variant, name):
+  sizes = stated.Sizes(10**6, 10**6)
+  values = stated.read_model(MODELS[name][0], sizes, name)
+  model = config_lib.freeze(
+    cli.load_config(f"configs/t5.py:{variant}", {})
+  ).model
+  here = vars(model) | {
+    "head_dim": config_lib.head_dim(model),
+    "num_encoder_layers": model.num_encoder_layers or model.num_layers,
+  }
+  assert {key: here[key] for key in values} == values
+  assert {"scaled_readout", "tied_embeddings", "mlp", "max_len"} <= set(values)
