@@ -382,6 +382,11 @@ def get_config() -> ConfigDict:
   evaluation.every_steps = 250
   # Batches of the validation set in an evaluation on the way.
   evaluation.num_batches = 20
+  # Tasks of lm-evaluation-harness (extra eval) that belong to each evaluation:
+  # names, or files that end in .yaml, with a comma between; None has none.
+  evaluation.tasks = placeholder(str)
+  # Only the first N questions of each task; None asks all.
+  evaluation.task_limit = placeholder(int)
 
   sample = config.sample = ConfigDict()
   # Write a sample every N steps, and at the end; 0 writes none.

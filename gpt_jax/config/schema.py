@@ -255,6 +255,8 @@ class CheckpointConfig(Section):
 class EvalConfig(Section):
   every_steps: Steps
   num_batches: Count
+  tasks: Annotated[str | None, Added(None)]
+  task_limit: Annotated[Count | None, Added(None)]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -257,9 +257,12 @@ def start_compiler(platform: str) -> None:
     os.environ["JAX_PLATFORMS"] = "cpu"
 
 
-def start_harness() -> None:
-  """Keeps lm_eval from forking, which can hang beside the threads of jax."""
+def start_harness(is_quiet: bool) -> None:
+  """Stops lm_eval from forking beside jax's threads; is_quiet: its bars too."""
   os.environ["DISABLE_MULTIPROC"] = "1"
+  if is_quiet:
+    os.environ["TQDM_DISABLE"] = "1"
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
 
 
 def start_tpu_compiler() -> None:

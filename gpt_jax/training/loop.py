@@ -18,7 +18,6 @@ from gpt_jax.machine import console, processes, runtime, signals
 from gpt_jax.runs import checkpoint, goodput, lock
 from gpt_jax.training import preflight, replicas, rollback
 from gpt_jax.training import replay as replay_lib
-from gpt_jax.training.reporter import Diverged
 from gpt_jax.training.setup import Setup, Stage
 
 
@@ -127,7 +126,7 @@ class Loop:
         with jax.set_mesh(self.setup.mesh):
           state = self.run_steps(state, stage, first)
           return self.finish(state)
-      except Diverged as error:
+      except rollback.Diverged as error:
         failed, why = error.step, str(error)
       state = None  # freed before another is restored
       self.screen.close()

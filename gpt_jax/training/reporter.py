@@ -23,18 +23,8 @@ from gpt_jax.machine import console, processes
 from gpt_jax.models import Model
 from gpt_jax.runs import goodput, metrics, plot
 from gpt_jax.training import step as step_lib
-
-
-class Diverged(Exception):
-  """Too many updates in a row were skipped, or a final loss is not finite.
-
-  Args:
-    step: number of steps done.
-  """
-
-  def __init__(self, step: int, message: str):
-    super().__init__(message)
-    self.step = step
+from gpt_jax.training.rollback import Diverged
+from gpt_jax.training.tasks import Tasks
 
 
 class Reporter:
@@ -67,6 +57,7 @@ class Reporter:
     self.config, self.workdir, self.first = config, workdir, first
     self.screen, self.model, self.mesh = screen, model, mesh
     self.prepared = prepared
+    self.tasks = Tasks(config, model, prepared.tokenizer, mesh)
     self.writers = None
     self.is_writing = processes.index() == 0
     self.clock = clock
@@ -235,6 +226,7 @@ class Reporter:
           line += f", of the average {result['loss']:.4f}"
         self._write(step, row)
         self.screen.say(line)
+      self._answer_tasks(step, state)
     if c.sample.every_steps and step % c.sample.every_steps == 0:
       self._sample(step, state)
 
@@ -300,6 +292,8 @@ class Reporter:
         self.screen.say(f"{name}: loss {loss:.4f} of the moving average")
       if not math.isfinite(result["loss"]):
         raise Diverged(total, f"the loss on {name} is {result['loss']}")
+    if not is_stopped():
+      self._answer_tasks(total, state)
     self._say_noise_scale()
     if c.sample.every_steps and not is_stopped():
       text = self._sample(total, state)
@@ -375,6 +369,13 @@ class Reporter:
       ),
       task=build_task(c, lambda: self.prepared.tokenizer),
     )
+
+  def _answer_tasks(self, step: int, state) -> None:
+    row = self.tasks.answer(self.model.attach(state.params, state.base))
+    if row:
+      self._write(step, row)
+      figures = (f"{k.removeprefix('eval/')} {v:.4g}" for k, v in row.items())
+      self.screen.say(f"step {step:,}: {', '.join(figures)}")
 
   def _say_result(self, name: str, result: dict) -> None:
     if "perplexity" not in result:

@@ -21,6 +21,18 @@ from gpt_jax.runs import integrity
 KEY = "rollbacks"
 
 
+class Diverged(Exception):
+  """Too many updates in a row were skipped, or a final loss is not finite.
+
+  Args:
+    step: number of steps done.
+  """
+
+  def __init__(self, step: int, message: str):
+    super().__init__(message)
+    self.step = step
+
+
 @dataclasses.dataclass(frozen=True)
 class Ledger:
   """The rollbacks of a run so far.

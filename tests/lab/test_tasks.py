@@ -86,32 +86,77 @@ def write_tasks(folder) -> str:
   return ",".join(paths)
 
 
-@pytest.mark.slow
-def test_tasks_give_the_figures_of_the_harness_s_own_adapter(
-  tmp_path, test_data
-):
+def verb(name, *words):
+  subprocess.run([sys.executable, "-m", f"gpt_jax.{name}", *words], check=True)
+
+
+@pytest.fixture
+def imported(tmp_path, test_data):
+  """A run of an imported model, and what --tasks takes."""
   pytest.importorskip("lm_eval", reason="extra eval is not installed")
-  run = str(tmp_path / "run")
-
-  def verb(name, *words):
-    subprocess.run(
-      [sys.executable, "-m", f"gpt_jax.{name}", *words], check=True
-    )
-
+  run = tmp_path / "run"
   verb(
     "deploy.hf", "import", f"--from={test_data}/stories260k", f"--workdir={run}"
   )
+  return run, write_tasks(tmp_path)
+
+
+@pytest.mark.slow
+def test_tasks_give_the_figures_of_the_harness_s_own_adapter(
+  tmp_path, imported
+):
+  run, names = imported
   out = tmp_path / "results.json"
   verb(
     "lab.tasks",
     f"--workdir={run}",
-    f"--tasks={write_tasks(tmp_path)}",
+    f"--tasks={names}",
     f"--out={out}",
   )
   found = json.loads(out.read_text())["results"]
   for task, metrics in THEIRS.items():
     for metric, value in metrics.items():
       assert found[task][metric] == pytest.approx(value, rel=1e-5), metric
+
+
+@pytest.mark.slow
+def test_tasks_in_training_give_the_same_figures(tmp_path, imported):
+  run, names = imported
+  config = json.loads((run / "config.json").read_text())["config"]
+  corpus = tmp_path / "corpus.txt"
+  corpus.write_text("Once upon a time, there was a cat.\n" * 400)
+  changes = {k: v for k, v in config.items() if k.startswith("model.")}
+  del changes["model.vocab_size"]
+  changes |= {
+    "data.source": f"text:{corpus}",
+    "data.tokenizer": f"hf:{run / 'tokenizer.json'}",
+    "data.seq_len": 32,
+    "train.init_from": str(run),
+    "train.global_batch_size": 8,
+    "data.dir": str(tmp_path / "prepared"),
+    "train.num_steps": 2,
+    "optim.learning_rate": 1e-12,  # the weights stay what they are
+    "optim.warmup_steps": 0,
+    "eval.every_steps": 1,
+    "eval.tasks": names,
+  }
+  file = tmp_path / "tuned.py"
+  file.write_text(
+    "from configs import base\n\n\ndef get_config():\n"
+    "  config = base.get_config()\n"
+    f"  config.update_from_flattened_dict({changes!r})\n"
+    "  return config\n"
+  )
+  own = tmp_path / "own"
+  verb("train", f"--config={file}", f"--workdir={own}")
+  rows = list(map(json.loads, (own / "metrics.jsonl").read_text().splitlines()))
+  rows = [row for row in rows if "eval/choose/acc" in row]
+  assert [row["step"] for row in rows] == [1, 2]
+  for task, metrics in THEIRS.items():
+    for metric, value in metrics.items():
+      name = f"eval/{task}/{metric.removesuffix(',none')}"
+      for row in rows:
+        assert row[name] == pytest.approx(value, rel=1e-5), name
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,6 @@
 """Tasks of lm-evaluation-harness on a run: gpt_jax.lab.tasks --help.
 
-The harness's own code reads the tasks, makes the requests and computes the
-metrics (https://github.com/EleutherAI/lm-evaluation-harness); this answers the
-requests. Results are its own JSON.
+Results are its own JSON. During training, eval.tasks names them.
 """
 
 import argparse
@@ -11,7 +9,7 @@ import sys
 
 from gpt_jax import cli, files
 from gpt_jax.config import InputError
-from gpt_jax.machine import processes, runtime
+from gpt_jax.machine import runtime
 
 
 def _build_parser() -> argparse.ArgumentParser:
@@ -69,35 +67,16 @@ def main(argv: list[str]) -> int:
       raise InputError(
         f"--{name} is {value}; it must be from {least} to 2^31 - 1"
       )
-  names = [name.strip() for name in args.tasks.split(",")]
-  for name in names:
-    if not name:
-      raise InputError(
-        f"--tasks is {args.tasks!r}; it must be names with a comma between"
-      )
-    if name.endswith(".yaml"):
-      try:
-        files.read_text(files.user_path("--tasks", name))
-      except files.Damage as damage:
-        raise InputError(f"--tasks names {name}, which {damage}") from None
+  names = cli.parse_tasks(args.tasks, "--tasks")
   runtime.start(args.devices)
-  if processes.count() > 1:
-    raise InputError("tasks are evaluated by one process; start one")
-  try:
-    import lm_eval
-    from lm_eval import utils
-  except ImportError:
-    raise InputError(
-      "tasks need the package `lm_eval`; in the folder of this project, "
-      f"install it with {files.pip('eval')}"
-    ) from None
-  runtime.start_harness()
   import jax
 
   from gpt_jax.config import has_prefixes
-  from gpt_jax.inference import continuations
-  from gpt_jax.lab.tasks.adapter import Answers, adapt
+  from gpt_jax.inference import continuations, harness
   from gpt_jax.runs import workdir
+
+  harness.require()
+  from lm_eval import utils
 
   note = lambda line: print(line, file=sys.stderr)
   config, model, params, tokenizer, mesh = workdir.open_run(
@@ -106,20 +85,12 @@ def main(argv: list[str]) -> int:
   continuations.check_model(model, has_prefixes(config))
   params = model.round_weights(params)
   with jax.set_mesh(mesh):
-    answers = Answers(
+    answers = harness.Answers(
       model, params, tokenizer, args.batch_size, args.max_gen_toks
     )
-    try:
-      results = lm_eval.simple_evaluate(
-        adapt(answers),
-        tasks=names,
-        num_fewshot=args.num_fewshot,
-        limit=args.limit,
-        log_samples=False,
-      )
-    except (KeyError, ValueError, OSError, utils.yaml.YAMLError) as error:
-      said = str(error).strip().splitlines() or [type(error).__name__]
-      raise InputError(f"the harness refused --tasks: {said[0]}") from None
+    results = harness.evaluate(
+      answers, names, "--tasks", args.limit, args.num_fewshot
+    )
   print(utils.make_table(results))
   if args.out is not None:
     text = json.dumps(results, indent=2, default=utils.handle_non_serializable)

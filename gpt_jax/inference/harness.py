@@ -1,6 +1,8 @@
 """A run as a model of lm-evaluation-harness.
 
-Texts become ids, and long ones windows, by the rules of the harness's adapter
+The harness's own code reads the tasks, makes the requests and computes the
+metrics (https://github.com/EleutherAI/lm-evaluation-harness); this answers the
+requests. Texts become ids, and long ones windows, by the rules of its adapter
 of transformers, so that the same weights give the same figures.
 """
 
@@ -10,10 +12,76 @@ from typing import Any
 import numpy as np
 
 from gpt_jax import config as config_lib
+from gpt_jax import files
 from gpt_jax.data.tokenizers.protocol import Tokenizer
 from gpt_jax.exits import InputError
 from gpt_jax.inference import continuations, generation, texts
+from gpt_jax.machine import processes, runtime
 from gpt_jax.models import Model
+
+# Between the names of a metric and of the filter of answers that it is of.
+FILTER, NO_FILTER = ",", "none"
+
+
+def require(is_quiet: bool = False) -> None:
+  """Raises InputError unless tasks can be evaluated here.
+
+  Args:
+    is_quiet: whether the harness's bars and warnings are left out.
+  """
+  if processes.count() > 1:
+    raise InputError("tasks are evaluated by one process; start one")
+  runtime.start_harness(is_quiet)
+  try:
+    import lm_eval  # noqa: F401 (whether it is there)
+  except ImportError:
+    raise InputError(
+      "tasks need the package `lm_eval`; in the folder of this project, "
+      f"install it with {files.pip('eval')}"
+    ) from None
+
+
+def evaluate(
+  answers: "Answers",
+  names: list[str],
+  what: str,
+  limit: int | None = None,
+  num_fewshot: int | None = None,
+) -> dict:
+  """Returns the harness's results.
+
+  Args:
+    what: the option that names the tasks.
+    limit: only the first of each task; None for all.
+    num_fewshot: examples before each question; None for the task's own number.
+  """
+  import lm_eval
+  from lm_eval import utils
+
+  try:
+    return lm_eval.simple_evaluate(
+      adapt(answers),
+      tasks=names,
+      num_fewshot=num_fewshot,
+      limit=limit,
+      log_samples=False,
+    )
+  except (KeyError, ValueError, OSError, utils.yaml.YAMLError) as error:
+    said = str(error).strip().splitlines() or [type(error).__name__]
+    raise InputError(f"the harness refused {what}: {said[0]}") from None
+
+
+def list_figures(results: dict) -> dict[str, float]:
+  """Returns {"<task>/<metric>": value}, but standard errors and counts."""
+  found = {}
+  for task, row in results["results"].items():
+    for key, value in row.items():
+      metric, is_metric, kind = key.partition(FILTER)
+      is_figure = isinstance(value, int | float) and is_metric
+      if is_figure and not metric.endswith("_stderr"):
+        own = metric if kind == NO_FILTER else f"{metric}_{kind}"
+        found[f"{task}/{own}"] = float(value)
+  return found
 
 
 class Answers:

@@ -1,0 +1,57 @@
+"""Tasks of lm-evaluation-harness during training: eval.tasks."""
+
+from typing import Any
+
+import jax
+
+from gpt_jax import cli, metric_names
+from gpt_jax import config as config_lib
+from gpt_jax.config import Config
+from gpt_jax.data.tokenizers.protocol import Tokenizer
+from gpt_jax.inference import continuations, harness
+from gpt_jax.models import Model
+
+# Requests that are answered at once, and most tokens of an answer where a task
+# does not say: those of lab.tasks.
+BATCH_SIZE, MAX_GEN_TOKS = 8, 256
+
+
+class Tasks:
+  """Answers the tasks of a config, if it has any.
+
+  Raises:
+    InputError: the model continues no text, or the harness is missing.
+  """
+
+  def __init__(
+    self,
+    config: Config,
+    model: Model,
+    tokenizer: Tokenizer | None,
+    mesh: jax.sharding.Mesh,
+  ):
+    self._model, self._tokenizer, self._mesh = model, tokenizer, mesh
+    self._limit = config.eval.task_limit
+    self._names: list[str] = []
+    if config.eval.tasks is not None:
+      self._names = cli.parse_tasks(config.eval.tasks, "eval.tasks")
+      continuations.check_model(model, config_lib.has_prefixes(config))
+      harness.require(is_quiet=True)
+
+  def answer(self, params: Any) -> dict[str, float]:
+    """Returns {"eval/<task>/<metric>": value}; {} without tasks."""
+    if not self._names:
+      return {}
+    assert self._tokenizer is not None
+    with jax.set_mesh(self._mesh):
+      answers = harness.Answers(
+        self._model, params, self._tokenizer, BATCH_SIZE, MAX_GEN_TOKS
+      )
+      results = harness.evaluate(
+        answers, self._names, "eval.tasks", self._limit
+      )
+    figures = harness.list_figures(results)
+    return {
+      metric_names.eval_name(*name.rsplit("/", 1)): value
+      for name, value in figures.items()
+    }
