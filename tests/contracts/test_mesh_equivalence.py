@@ -99,7 +99,9 @@ FORMS["moe_fine"] = FORMS["moe"] | dict(
   router_z_weight=0.01,
   expert_capacity_factor=1.25,
 )
-LATER = ("attention", "bert", "latent", "moe", "t5")
+# Eight devices along one axis take one form, the other meshes every form.
+slow = functools.partial(pytest.param, marks=pytest.mark.slow)
+ALONG_ONE = {"fsdp 8": "llama", "tensor 8": "gpt2", "data 8": "classes"}
 
 
 def run_config(form: str, mesh: dict, microbatches: int = 1, **model):
@@ -213,9 +215,7 @@ def reference():
 @pytest.mark.parametrize(
   "form, name",
   [
-    # Experts have meshes of their own below; what a form adds to another's is
-    # split in all ways at once.
-    pytest.param(f, n, marks=[pytest.mark.slow] * (f in LATER and "8" in n))
+    slow(f, n) if ALONG_ONE.get(n, f) != f else (f, n)
     for f in FORMS
     if f != "moe_fine"  # which counts whole sequences
     for n in MESHES
@@ -227,17 +227,21 @@ def test_losses_agree_on_every_mesh(form, name, reference):
   np.testing.assert_allclose(losses, reference[form], rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", EXPERT_MESHES)
-def test_losses_agree_on_every_mesh_of_experts(name, reference):
-  losses = losses_of(run_config("moe", EXPERT_MESHES[name]))
-  np.testing.assert_allclose(losses, reference["moe"], rtol=1e-5)
-
-
-@pytest.mark.parametrize("name", [n for n in EXPERT_MESHES if "seq" not in n])
-def test_limited_experts_agree_on_every_mesh(name, reference):
-  config = run_config("moe_fine", EXPERT_MESHES[name])
-  losses = losses_of(config)
-  np.testing.assert_allclose(losses, reference["moe_fine"], rtol=1e-5)
+@pytest.mark.parametrize(
+  "form, name",
+  [
+    ("moe", "expert 8"),
+    slow("moe", "fsdp 2 x expert 4"),
+    ("moe", "data 2 x expert 2 x tensor 2"),
+    ("moe", "fsdp 2 x expert 2 x seq 2"),
+    slow("moe_fine", "expert 8"),
+    ("moe_fine", "fsdp 2 x expert 4"),
+    ("moe_fine", "data 2 x expert 2 x tensor 2"),
+  ],
+)
+def test_losses_agree_on_every_mesh_of_experts(form, name, reference):
+  losses = losses_of(run_config(form, EXPERT_MESHES[name]))
+  np.testing.assert_allclose(losses, reference[form], rtol=1e-5)
 
 
 @pytest.mark.parametrize("form", ["moe", "moe_fine"])
@@ -281,11 +285,12 @@ SPLITS = {
   "data 2 x seq 4": dict(data=2, seq=4),
   "seq 2 x tensor 4": dict(seq=2, tensor=4),
 }
+WINDOW = dict(sliding_window=5, attn_softcap=4.0)
 SEEN = {
   "all": {},
-  "window": dict(sliding_window=5, attn_softcap=4.0),
+  "window": WINDOW,
   "grouped": dict(num_kv_heads=4),
-  "local and global": dict(layer_pattern="local+global", sliding_window=5),
+  "local and global": WINDOW | dict(layer_pattern="local+global"),
 }
 
 
@@ -309,9 +314,9 @@ def losses_in_order(seen: str, extra=None):
 @pytest.mark.parametrize(
   "seen, name",
   [
-    ("all", "seq 8"),
+    slow("all", "seq 8"),  # the packed documents below are split so
     ("all", "data 2 x seq 4"),
-    ("window", "data 2 x seq 4"),
+    slow("window", "data 2 x seq 4"),
     ("grouped", "seq 2 x tensor 4"),
     ("local and global", "data 2 x seq 4"),
   ],
@@ -346,7 +351,7 @@ def test_zigzag_gives_every_part_the_same_number_of_pairs_to_score():
 @pytest.mark.parametrize(
   "form, mesh",
   [
-    ("gpt2", {}),
+    slow("gpt2", {}),
     ("gpt2", dict(data=2, tensor=4)),
     ("moe", dict(expert=2, tensor=4)),
     ("latent", {}),
@@ -384,14 +389,9 @@ def test_dropout_is_the_same_on_every_mesh():
 def test_initial_parameters_are_the_same_bits_on_every_mesh(name):
   one = begun(run_config("gpt2", {}), 1)
   many = begun(run_config("gpt2", MESHES[name]), 8)
-  a, b = (
-    tree.flatten_with_names(one.params),
-    tree.flatten_with_names(many.params),
-  )
+  a, b = (tree.flatten_with_names(now.params) for now in (one, many))
   for leaf in a:
-    np.testing.assert_array_equal(
-      np.asarray(a[leaf]), np.asarray(b[leaf]), leaf
-    )
+    np.testing.assert_array_equal(a[leaf], b[leaf], leaf)
 
 
 def test_no_device_holds_a_whole_sharded_parameter():
