@@ -13,6 +13,7 @@ import sys
 
 import pytest
 from harness import QUICK, ROOT, user_env
+from nursery import Nursery
 
 os.environ["XLA_FLAGS"] = QUICK
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -104,6 +105,30 @@ def run_verb():
     if check is not None:
       assert result.returncode == check, result.stdout + result.stderr
     return result
+
+  return run
+
+
+@pytest.fixture(scope="session")
+def nursery():
+  """Starts verbs in processes that need not import jax; see nursery.py."""
+  with Nursery() as found:
+    yield found
+
+
+@pytest.fixture
+def fork_verb(nursery):
+  """Runs a verb as run_verb does, from the nursery."""
+
+  def run(module, *words, devices=None, check=None, **settings):
+    flags = [f"--devices={devices}"] if devices else []
+    verb = module.removeprefix("gpt_jax.")
+    child = nursery.start(verb, *words, *flags, **settings)
+    out, err = child.communicate()
+    if check is not None:
+      assert child.returncode == check, out + err
+    words = [module, *words]
+    return subprocess.CompletedProcess(words, child.returncode, out, err)
 
   return run
 

@@ -4,6 +4,7 @@ Real processes that meet over TCP and compute over gloo. What goes wrong in one
 of them ends all of them, in a sentence; nothing is left waiting.
 """
 
+import functools
 import json
 import re
 import shutil
@@ -12,6 +13,7 @@ import socket
 import subprocess
 import sys
 import time
+import types
 
 import numpy as np
 import pytest
@@ -25,27 +27,50 @@ STEPS = 30
 
 
 class Team:
-  """N processes of one command; `words_of` and `env_of` add to one's own."""
+  """N processes of one command, from the nursery.
 
-  def __init__(self, count, verb, *words, words_of=None, cwd_of=None, **env):
+  Args:
+    words_of: {index: further words}.
+    cwd_of: {index: folder}.
+    code_of: {index: folder}, whose code a new interpreter runs there.
+    before: Python that each runs first.
+  """
+
+  def __init__(
+    self,
+    nursery,
+    count,
+    verb,
+    *words,
+    words_of=types.MappingProxyType({}),
+    cwd_of=types.MappingProxyType({}),
+    code_of=types.MappingProxyType({}),
+    before="",
+    **env,
+  ):
     with socket.create_server(("127.0.0.1", 0)) as server:
       port = server.getsockname()[1]
-    base = user_env() | env
-    base["JAX_COORDINATOR_ADDRESS"] = f"127.0.0.1:{port}"
-    base["JAX_NUM_PROCESSES"] = str(count)
-    self.running = [
-      subprocess.Popen(
-        [sys.executable, "-m", f"gpt_jax.{verb}", *map(str, words)]
-        + (words_of or {}).get(index, []),
-        cwd=(cwd_of or {}).get(index, ROOT),
-        env=base | {"JAX_PROCESS_ID": str(index)},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-      )
-      for index in range(count)
-    ]
+    env["JAX_COORDINATOR_ADDRESS"] = f"127.0.0.1:{port}"
+    env["JAX_NUM_PROCESSES"] = str(count)
+    self.running = []
+    for index in range(count):
+      own = env | {"JAX_PROCESS_ID": str(index)}
+      its = [*map(str, words), *words_of.get(index, [])]
+      if index in code_of:
+        process = subprocess.Popen(
+          [sys.executable, "-m", f"gpt_jax.{verb}", *its],
+          cwd=code_of[index],
+          env=user_env() | own,
+          stdin=subprocess.DEVNULL,
+          stdout=subprocess.PIPE,
+          stderr=subprocess.PIPE,
+          text=True,
+        )
+      else:
+        cwd = str(cwd_of.get(index, ROOT))
+        more = dict(env=own, cwd=cwd, before=before)
+        process = nursery.start(verb, *its, **more)
+      self.running.append(process)
 
   def end(self, seconds: float = 240, without=()):
     """Returns (codes, standard outputs, standard errors)."""
@@ -94,28 +119,27 @@ def flags(tmp_path_factory, small_flags) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def alone(flags, tmp_path_factory):
+def team(nursery):
+  return functools.partial(Team, nursery)
+
+
+@pytest.fixture(scope="module")
+def alone(nursery, flags, tmp_path_factory):
   """The workdir of the run by one process on one device."""
   workdir = tmp_path_factory.mktemp("alone")
-  command = [sys.executable, "-m", "gpt_jax.train", *flags]
-  subprocess.run(
-    [*command, f"--workdir={workdir}"],
-    cwd=ROOT,
-    env=user_env(),
-    check=True,
-    capture_output=True,
-  )
+  outcome = nursery.run("train", *flags, f"--workdir={workdir}")
+  assert outcome.code == 0, outcome.err
   return workdir
 
 
 @pytest.fixture(scope="module")
-def together(flags, tmp_path_factory):
+def together(team, flags, tmp_path_factory):
   """(workdir, standard outputs, errors) of the run by two processes."""
   # A folder whose name would be a pattern: Orbax merges what both have written.
   workdir = tmp_path_factory.mktemp("together") / "lr[3e-4]"
   words = [*flags, f"--workdir={workdir}", "--config.train.profile_steps=2"]
   words.append("--config.train.check_replicas_every_steps=7")
-  codes, outs, errs = Team(2, "train", *words).end()
+  codes, outs, errs = team(2, "train", *words).end()
   assert codes == [0, 0], errs
   return workdir, outs, errs
 
@@ -140,9 +164,11 @@ def test_two_processes_learn_what_one_does_and_one_speaks(alone, together):
 
 
 @pytest.mark.slow
-def test_a_killed_run_of_two_is_gone_on_with_by_four(flags, alone, tmp_path):
+def test_a_killed_run_of_two_is_gone_on_with_by_four(
+  team, flags, alone, tmp_path
+):
   words = [*flags, f"--workdir={tmp_path}"]
-  two = Team(2, "train", *words)
+  two = team(2, "train", *words)
   two.await_checkpoint(tmp_path, 10)
   two.running[1].kill()
   codes, _, errs = two.end()
@@ -151,7 +177,7 @@ def test_a_killed_run_of_two_is_gone_on_with_by_four(flags, alone, tmp_path):
   before = logged(tmp_path)
   assert 10 <= len(before) < STEPS
   axes = ["--config.mesh.data=1", "--config.mesh.tensor=2"]
-  four = Team(4, "train", *words, *axes, "--config.mesh.fsdp=2")
+  four = team(4, "train", *words, *axes, "--config.mesh.fsdp=2")
   codes, outs, errs = four.end()
   assert codes == [0] * 4, errs
   assert "going on from step" in outs[0] and outs[1:] == [""] * 3
@@ -159,23 +185,23 @@ def test_a_killed_run_of_two_is_gone_on_with_by_four(flags, alone, tmp_path):
   assert_same_losses(alone, tmp_path)
 
 
-def test_the_survivors_of_process_0_end_with_a_sentence(flags, tmp_path):
-  team = Team(2, "train", *flags, f"--workdir={tmp_path}")
-  team.await_checkpoint(tmp_path, 10)
-  team.running[0].kill()
-  codes, _, errs = team.end()
+def test_the_survivors_of_process_0_end_with_a_sentence(team, flags, tmp_path):
+  group = team(2, "train", *flags, f"--workdir={tmp_path}")
+  group.await_checkpoint(tmp_path, 10)
+  group.running[0].kill()
+  codes, _, errs = group.end()
   assert codes == [-signal.SIGKILL, exits.PREEMPTED]
   assert last_line(errs[1]).startswith(
     "gpt_jax: process 1: process 0 of 2 disappeared"
   )
 
 
-def test_a_signal_to_one_stops_all_at_one_step(flags, alone, tmp_path):
+def test_a_signal_to_one_stops_all_at_one_step(team, flags, alone, tmp_path):
   words = [*flags, f"--workdir={tmp_path}"]
-  team = Team(2, "train", *words)
-  team.await_checkpoint(tmp_path, 10)
-  team.running[1].send_signal(signal.SIGTERM)
-  codes, outs, errs = team.end()
+  group = team(2, "train", *words)
+  group.await_checkpoint(tmp_path, 10)
+  group.running[1].send_signal(signal.SIGTERM)
+  codes, outs, errs = group.end()
   assert codes == [exits.PREEMPTED] * 2, errs
   said = last_line(outs[0])
   assert said.startswith("stopped at step ") and outs[1] == ""
@@ -185,13 +211,39 @@ def test_a_signal_to_one_stops_all_at_one_step(flags, alone, tmp_path):
   assert "Traceback" not in "".join(errs)
 
 
-def test_a_process_that_is_stuck_is_noticed(flags, tmp_path):
-  team = Team(
-    2, "train", *flags, f"--workdir={tmp_path}", GPT_JAX_STUCK_SECONDS="3"
+# A step may take seconds on a busy machine, and a run then waits ten times as
+# long: time counts from when the test says so, and against the floor alone.
+PATIENT = """
+import os
+from gpt_jax.machine import watchdog
+
+is_stuck = watchdog.Progress.is_stuck
+
+def is_stuck_since(self, extra=0.0):
+  self.longest = 0.0
+  if os.path.exists({}):
+    return is_stuck(self, extra)
+  self.waited = 0.0
+  return False
+
+watchdog.Progress.is_stuck = is_stuck_since
+"""
+
+
+def test_a_process_that_is_stuck_is_noticed(team, flags, tmp_path):
+  is_stopped = tmp_path / "stopped"
+  two = team(
+    2,
+    "train",
+    *flags,
+    f"--workdir={tmp_path / 'run'}",
+    GPT_JAX_STUCK_SECONDS="3",
+    before=PATIENT.format(repr(str(is_stopped))),
   )
-  team.await_checkpoint(tmp_path, 10)
-  team.running[1].send_signal(signal.SIGSTOP)
-  codes, _, errs = team.end(without=[1])
+  two.await_checkpoint(tmp_path / "run", 10)
+  two.running[1].send_signal(signal.SIGSTOP)
+  is_stopped.touch()
+  codes, _, errs = two.end(without=[1])
   assert codes == [exits.PREEMPTED]
   said = last_line(errs[0])
   assert said.startswith("gpt_jax: no step has ended for ")
@@ -206,10 +258,10 @@ def test_a_process_that_is_stuck_is_noticed(flags, tmp_path):
   ],
 )
 def test_what_reads_a_run_prints_once_and_the_same(
-  together, call_verb, verb, words
+  team, together, call_verb, verb, words
 ):
   words = [f"--workdir={together[0]}", *words]
-  codes, outs, errs = Team(2, verb, *words).end()
+  codes, outs, errs = team(2, verb, *words).end()
   assert (codes, errs, outs[1]) == ([0, 0], ["", ""], "")
   single = call_verb(verb, *words).stdout
   if verb == "evaluate":
@@ -221,9 +273,9 @@ def test_what_reads_a_run_prints_once_and_the_same(
     assert outs[0] == single and len(single) > 20
 
 
-def refused(team: Team, *said: str, seconds: float = 30) -> None:
+def refused(group: Team, *said: str, seconds: float = 30) -> None:
   """All processes exit with 2 and say so in one line with all of `said`."""
-  codes, outs, errs = team.end(seconds)
+  codes, outs, errs = group.end(seconds)
   assert codes == [2] * len(codes), errs
   for out, err in zip(outs, errs, strict=True):
     assert out == "" and err.count("\n") == 1, err
@@ -232,18 +284,18 @@ def refused(team: Team, *said: str, seconds: float = 30) -> None:
       assert words in err
 
 
-def test_different_configs_are_refused_by_all(flags, tmp_path):
+def test_different_configs_are_refused_by_all(team, flags, tmp_path):
   own = {1: ["--config.optim.learning_rate=0.5", "--config.seed=7"]}
   words = [*flags, f"--workdir={tmp_path / 'run'}"]
   refused(
-    Team(2, "train", *words, words_of=own),
+    team(2, "train", *words, words_of=own),
     "started differently: seed (7 in process 1, 0 in process 0)",
     "optim.learning_rate (0.5 in process 1, 0.008 in process 0)",
   )
   assert not (tmp_path / "run").exists()
 
 
-def test_different_code_is_refused_by_all(flags, tmp_path):
+def test_different_code_is_refused_by_all(team, flags, tmp_path):
   for name in ("gpt_jax", "configs"):
     shutil.copytree(
       ROOT / name,
@@ -254,53 +306,54 @@ def test_different_code_is_refused_by_all(flags, tmp_path):
   with open(tmp_path / "gpt_jax" / "objective.py", "a") as file:
     file.write("# another line\n")
   refused(
-    Team(2, "train", *words, cwd_of={1: tmp_path}), "the code of gpt_jax ("
+    team(2, "train", *words, code_of={1: tmp_path}), "the code of gpt_jax ("
   )
   # The control: another place of the same code is the same code.
   shutil.copy(ROOT / "gpt_jax" / "objective.py", tmp_path / "gpt_jax")
   own = {1: ["--config.seed=7"]}
-  team = Team(2, "train", *words, cwd_of={1: tmp_path}, words_of=own)
-  codes, _, errs = team.end()
+  group = team(2, "train", *words, code_of={1: tmp_path}, words_of=own)
+  codes, _, errs = group.end()
   assert codes == [2, 2] and "the code of" not in "".join(errs)
 
 
-def test_a_coordinator_that_never_answers_is_named_in_time(flags, tmp_path):
+def test_a_coordinator_that_never_answers_is_named_in_time(
+  team, flags, tmp_path
+):
   words = [*flags, f"--workdir={tmp_path / 'run'}"]
   for index, said in (
     (1, "process 1 of 2 got no answer from process 0 at 127.0.0.1:"),
     (0, "1 of 2 processes did not connect to 127.0.0.1:"),
   ):
-    team = Team(2, "train", *words, GPT_JAX_JOIN_SECONDS="2")
-    other = team.running.pop(1 - index)
+    group = team(2, "train", *words, GPT_JAX_JOIN_SECONDS="2")
+    other = group.running.pop(1 - index)
     other.kill()
     other.communicate()
     started = time.monotonic()
-    refused(team, said, "within 2 s")
+    refused(group, said, "within 2 s")
     assert time.monotonic() - started < 10
 
 
 def test_a_count_that_does_not_divide_the_batch_is_one_sentence(
-  flags, tmp_path
+  team, flags, tmp_path
 ):
-  team = Team(3, "train", *flags, f"--workdir={tmp_path / 'run'}")
-  codes, _, errs = team.end()
+  group = team(3, "train", *flags, f"--workdir={tmp_path / 'run'}")
+  codes, _, errs = group.end()
   assert codes == [2] * 3
   said = [line for err in errs for line in err.splitlines()]
   assert len(said) == 1 and "on 3 devices of 3 processes" in said[0], errs
   assert "8 sequences" in said[0] and not (tmp_path / "run").exists()
 
 
-def test_an_error_of_one_process_ends_all(flags, tmp_path):
+def test_an_error_of_one_process_ends_all(team, flags, tmp_path):
   """Only process 1 cannot write its prepared data; process 0 says so."""
   (tmp_path / "file").write_text("")
   words = [*flags, f"--workdir={tmp_path / 'run'}"]
   words.append("--config.data.dir=prepared")
   for name in ("one", "two"):
-    for package in ("gpt_jax", "configs"):
-      (tmp_path / name).mkdir(exist_ok=True)
-      (tmp_path / name / package).symlink_to(ROOT / package)
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "configs").symlink_to(ROOT / "configs")
   (tmp_path / "two" / "prepared").write_text("in the way")
   cwd = {0: tmp_path / "one", 1: tmp_path / "two"}
-  codes, _, errs = Team(2, "train", *words, cwd_of=cwd).end()
+  codes, _, errs = team(2, "train", *words, cwd_of=cwd).end()
   assert codes == [2, 2], errs
   assert "gpt_jax: process 1: cannot write in prepared" in errs[0]

@@ -45,25 +45,23 @@ def logged(workdir, name: str = metric_names.LOSS) -> list[tuple[int, float]]:
   return [(r["step"], r[name]) for r in rows if name in r]
 
 
-def start_and_kill(flags, workdir, step: int, sent=signal.SIGKILL, **more):
-  """Starts a run and sends it a signal once `step` is saved."""
-  process = subprocess.Popen(
-    [sys.executable, "-m", "gpt_jax.train", *flags, f"--workdir={workdir}"],
-    cwd=ROOT,
-    env=user_env(),
-    **{"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT} | more,
-    text=True,
-  )
+def start_and_kill(start, flags, workdir, step: int, sent=signal.SIGKILL):
+  """Starts a run and sends it a signal once `step` is saved.
+
+  Args:
+    start: the nursery's, or one that returns a subprocess.Popen.
+  """
+  process = start("train", *flags, f"--workdir={workdir}")
   folder = workdir / "checkpoints"
   deadline = time.monotonic() + 90
   keeper = lambda: restore.list_steps(str(folder))
   while step not in keeper():
-    assert process.poll() is None, process.stdout.read()
+    assert process.poll() is None, process.communicate()
     assert time.monotonic() < deadline, "no checkpoint came"
     time.sleep(0.005)
   process.send_signal(sent)
-  output = process.communicate(timeout=60)[0]
-  return process.returncode, output
+  out, err = process.communicate(timeout=60)
+  return process.returncode, f"{err}{out}"
 
 
 # Long enough that a kill lands before the end.
@@ -77,7 +75,7 @@ SLOW = [
 
 
 def test_a_killed_and_resumed_run_is_the_straight_run_bit_for_bit(
-  small_run, run_verb, tmp_path
+  small_run, nursery, fork_verb, tmp_path
 ):
   straight, broken, other = (tmp_path / n for n in ("a", "b", "c"))
   flags = [*small_run, *SLOW, "--config.model.dropout_rate=0.1"]
@@ -87,11 +85,11 @@ def test_a_killed_and_resumed_run_is_the_straight_run_bit_for_bit(
     "--config.train.batch_ramp=4@20+2@80",
     "--config.train.num_microbatches=2",
   ]
-  run_verb("gpt_jax.train", *flags, f"--workdir={straight}", check=0)
-  code, _ = start_and_kill(flags, broken, 40)
+  fork_verb("gpt_jax.train", *flags, f"--workdir={straight}", check=0)
+  code, _ = start_and_kill(nursery.start, flags, broken, 40)
   assert code == -signal.SIGKILL
   assert len(logged(broken)) < LAST
-  result = run_verb("gpt_jax.train", *flags, f"--workdir={broken}", check=0)
+  result = fork_verb("gpt_jax.train", *flags, f"--workdir={broken}", check=0)
   assert "going on from step" in result.stdout
   assert logged(broken) == logged(straight)
   name = metric_names.eval_name("valid", "loss")
@@ -111,12 +109,12 @@ def test_a_killed_and_resumed_run_is_the_straight_run_bit_for_bit(
   # The control: another seed is another run, from its first step on.
   few = ["--config.train.num_steps=6", "--config.train.batch_ramp=4@5"]
   few += ["--config.seed=1", f"--workdir={other}"]
-  run_verb("gpt_jax.train", *flags, *few, check=0)
+  fork_verb("gpt_jax.train", *flags, *few, check=0)
   assert logged(other)[0] != logged(straight)[0]
 
 
 def test_a_run_resumes_on_another_number_of_devices(
-  small_run, run_verb, call_verb, tmp_path
+  small_run, nursery, fork_verb, call_verb, tmp_path
 ):
   straight, moved = tmp_path / "a", tmp_path / "b"
   # Evaluations keep the end away until the kill has come.
@@ -125,11 +123,10 @@ def test_a_run_resumes_on_another_number_of_devices(
   result = call_verb("train", *flags, f"--workdir={straight}")
   assert result.returncode == 0, result.stderr
   flags.append("--config.mesh.fsdp=4")
-  code, _ = start_and_kill(
-    [*flags, "--devices=8", "--config.mesh.data=2"], moved, 17
-  )
+  more = ["--devices=8", "--config.mesh.data=2"]
+  code, _ = start_and_kill(nursery.start, [*flags, *more], moved, 17)
   assert code == -signal.SIGKILL and len(logged(moved)) < 60
-  result = run_verb(
+  result = fork_verb(
     "gpt_jax.train", *flags, f"--workdir={moved}", devices=4, check=0
   )
   assert "going on from step" in result.stdout
@@ -148,10 +145,10 @@ def test_a_run_resumes_on_another_number_of_devices(
   ],
 )
 def test_a_signal_saves_says_how_to_go_on_and_exits(
-  small_run, tmp_path, sent, expected
+  small_run, nursery, tmp_path, sent, expected
 ):
-  workdir = tmp_path / "run"
-  code, output = start_and_kill([*small_run, *SLOW], workdir, 40, sent)
+  workdir, flags = tmp_path / "run", [*small_run, *SLOW]
+  code, output = start_and_kill(nursery.start, flags, workdir, 40, sent)
   assert code == expected
   last = output.strip().splitlines()[-1]
   assert last.startswith("stopped at step ") and "--workdir" in last
@@ -184,14 +181,15 @@ def test_a_signal_saves_though_nobody_listens_any_more(small_run, tmp_path):
   workdir = tmp_path / "run"
   reader, writer = os.pipe()
   os.close(reader)
-  code, _ = start_and_kill(
-    [*small_run, *SLOW],
-    workdir,
-    40,
-    signal.SIGHUP,
+  start = lambda verb, *words: subprocess.Popen(
+    [sys.executable, "-m", f"gpt_jax.{verb}", *words],
+    cwd=ROOT,
+    env=user_env(),
     stdout=writer,
     preexec_fn=lambda: os.close(2),
   )
+  flags = [*small_run, *SLOW]
+  code, _ = start_and_kill(start, flags, workdir, 40, signal.SIGHUP)
   os.close(writer)
   assert code == exits.PREEMPTED
   rows = metrics.read_rows(str(workdir / "metrics.jsonl"))
@@ -216,28 +214,16 @@ def test_a_finished_run_says_so_and_a_lost_report_is_made_up(
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_before_the_first_step_ends_in_one_line(
-  small_run, tmp_path, sent
+  small_run, nursery, tmp_path, sent
 ):
-  process = subprocess.Popen(
-    [
-      sys.executable,
-      "-m",
-      "gpt_jax.train",
-      *small_run,
-      f"--workdir={tmp_path / 'run'}",
-    ],
-    cwd=ROOT,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.STDOUT,
-    text=True,
-  )
-  seen = ""
-  while "compiling" not in seen:
-    seen = process.stdout.readline()
-    assert seen or process.poll() is None
-  process.send_signal(sent)
-  rest = process.communicate(timeout=60)[0].strip().splitlines()
+  run = nursery.start("train", *small_run, f"--workdir={tmp_path / 'run'}")
+  while "compiling" not in (run.folder / "out").read_text():
+    assert run.is_running()
+    time.sleep(0.005)
+  run.signal(sent)
+  ended = run.wait(60)
+  rest = (ended.err + ended.out).strip().splitlines()
   code = {signal.SIGINT: 130, signal.SIGTERM: 75}[sent]
-  assert process.returncode == code, rest
+  assert ended.code == code, rest
   assert rest[-1].startswith("stopped before the first step; start again with")
   assert not any("Traceback" in line for line in rest)

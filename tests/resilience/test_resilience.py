@@ -17,7 +17,6 @@ import time
 
 import damage
 import pytest
-from nursery import Nursery
 from trials import (
   HALF,
   STEPS,
@@ -30,12 +29,6 @@ from trials import (
   rows_of,
   words_of,
 )
-
-
-@pytest.fixture(scope="module")
-def nursery():
-  with Nursery() as found:
-    yield found
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,8 @@
 """Verbs started from a process that has already imported jax.
 
 A fork takes milliseconds where a new interpreter takes seconds, so that a
-thousand damaged runs can be tried. No device is touched before the fork.
+thousand damaged runs can be tried. No device is touched before the fork, and
+the verb then runs and ends as `python -m` would have it.
 """
 
 import dataclasses
@@ -10,13 +11,14 @@ import json
 import os
 import pathlib
 import resource
+import runpy
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[1]
 # One device, and little of LLVM's optimisation.
 QUICK = {
   "JAX_PLATFORMS": "cpu",
@@ -54,7 +56,9 @@ class Outcome:
 
 
 class Child:
-  """A verb that was started."""
+  """A verb that was started; also has what tests use of subprocess.Popen."""
+
+  returncode: int | None = None
 
   def __init__(self, folder: pathlib.Path):
     self.folder = folder
@@ -62,9 +66,23 @@ class Child:
 
   def signal(self, number: int) -> None:
     try:
-      os.kill(self.pid, number)
+      if self.is_running():
+        os.kill(self.pid, number)
     except ProcessLookupError:
       pass
+
+  send_signal = signal
+
+  def kill(self) -> None:
+    self.signal(signal.SIGKILL)
+
+  def poll(self) -> int | None:
+    return None if self.is_running() else self.wait().code
+
+  def communicate(self, timeout: float = PATIENCE) -> tuple[str, str]:
+    outcome = self.wait(timeout)
+    self.returncode = outcome.code
+    return outcome.out, outcome.err
 
   def is_running(self) -> bool:
     return not (self.folder / "status").exists()
@@ -104,7 +122,8 @@ class Nursery:
 
     Args:
       settings: stop_at=N ends a training as a signal would, after step N;
-        ignored=[numbers] of signals that it starts with ignored.
+        ignored=[numbers] of signals that it starts with ignored; env={} beside
+        the nursery's own; cwd, its folder; before, Python that it runs first.
     """
     folder = self.folder / str(self.count)
     self.count += 1
@@ -140,12 +159,13 @@ def _await(path: pathlib.Path, seconds: float) -> str:
 
 def _serve() -> None:
   """The nursery itself: forks for each line that comes."""
-  sys.path.insert(0, str(ROOT))
+  sys.path[:1] = [str(ROOT)]
   from gpt_jax.machine import runtime
 
   runtime.start()
+  # What verbs import, but no verb: each runs as a new module.
   rooms = ("training.loop", "runs.workdir", "inference.generation")
-  for name in ("train", "evaluate", "generate", *rooms):
+  for name in ("cli", "machine.processes", "inference.scoring", *rooms):
     importlib.import_module(f"gpt_jax.{name}")
   for name in ("orbax.checkpoint", "tensorboardX.event_file_writer"):
     importlib.import_module(name)
@@ -160,6 +180,8 @@ def _watch(order: dict) -> None:
   """Forks the verb, waits for it, and writes down how it ended."""
   signal.signal(signal.SIGCHLD, signal.SIG_DFL)
   folder = order["folder"]
+  for name in ("out", "err"):
+    _write(folder, name, "")
   pid = os.fork()
   if pid == 0:
     _become(order)
@@ -186,24 +208,20 @@ def _become(order: dict) -> None:
   sys.stdout = open(1, "w", closefd=False)
   sys.stderr = open(2, "w", buffering=1, closefd=False)
   resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
-  from gpt_jax import cli
   from gpt_jax.machine import signals
 
   if "stop_at" in order:
     signals.Stop.check = lambda self, step: (
       75 if step >= order["stop_at"] else None
     )
-  sys.argv = [f"gpt_jax.{order['verb']}", *order["words"]]
-  code = 1
-  try:
-    cli.run(importlib.import_module(f"gpt_jax.{order['verb']}").main)
-  except SystemExit as ended:
-    code = ended.code or 0
-  except BaseException:
-    sys.excepthook(*sys.exc_info())
-  finally:
-    sys.stdout.flush()
-    os._exit(code)
+  os.environ.update(order.get("env", {}))
+  os.chdir(order.get("cwd", ROOT))
+  exec(order.get("before", ""), {})
+  sys.argv = ["", *order["words"]]
+  runpy.run_module(
+    f"gpt_jax.{order['verb']}", run_name="__main__", alter_sys=True
+  )
+  sys.exit()
 
 
 def _write(folder: str, name: str, text: str) -> None:
