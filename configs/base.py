@@ -54,7 +54,9 @@ def get_config() -> ConfigDict:
   # sequence that marks stand for, from the rest of it (T5); ul2, the same in
   # seven forms from short spans to the whole end (UL2); sequence_to_sequence,
   # the target of a pair from its source; classification, the labels of texts;
-  # chat, what the assistant says in dialogues.
+  # chat, what the assistant says in dialogues; dpo, ipo and orpo, the better of
+  # two answers; kto, answers that are good and not those that are not
+  # (docs/tuning.md).
   data.objective = "causal"
   # Part of a sequence's tokens that masked_lm chooses.
   data.mask_rate = 0.15
@@ -322,6 +324,9 @@ def get_config() -> ConfigDict:
   # Label smoothing: the part of each target's probability that all tokens share
   # evenly; train/loss and every evaluation stay without it. 0 has none.
   train.label_smoothing = 0.0
+  # Objectives of preferences: the factor of rewards, the larger the closer to
+  # the reference (0.1 as in the paper of DPO); of orpo the weight of the odds.
+  train.preference_beta = 0.1
   # Decay a step of a moving average of the parameters, which is evaluated too
   # (generate and evaluate read it with --average=ema); None keeps none.
   train.ema_decay = placeholder(float)

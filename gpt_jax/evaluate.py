@@ -70,7 +70,7 @@ def main(argv: list[str]) -> int:
   from gpt_jax import sharding
   from gpt_jax.data.batches import check_set
   from gpt_jax.data.objectives import build_task, prompting
-  from gpt_jax.inference import predicting, scoring
+  from gpt_jax.inference import predicting, references, scoring
   from gpt_jax.runs import workdir
 
   args.workdir = files.user_path("--workdir", args.workdir)
@@ -101,6 +101,9 @@ def main(argv: list[str]) -> int:
   found = {name: tokens.fingerprint for name, tokens in sets.items()}
   processes.agree("the prepared text", found)
   labels = workdir.read_labels(args.workdir)
+  if references.is_needed(config):
+    base = references.find_of_run(args.workdir, config)
+    references.attach([*sets.values()], config, base, mesh, note)
   for name, tokens in sets.items():
     _check_set(name, tokens, tokenizer, labels)
     if task.pairs is not None:
@@ -286,11 +289,21 @@ def _find_sets(args, config, tokenizer, overrides: dict, note) -> dict:
         config.data.split,
         note,
         config.data.verify,
-        config.data.template if config.data.objective == "chat" else None,
+        *_records(config),
       )
     )
     sets = {args.data: tokens}
   return sets
+
+
+def _records(config) -> tuple:
+  """Returns (data.template, what the run reads by it), () of other runs."""
+  from gpt_jax.config import OBJECTIVES
+
+  word = config.data.objective
+  if OBJECTIVES[word].is_preference:
+    return config.data.template, "preference"
+  return (config.data.template, "chat") if word == "chat" else ()
 
 
 def _own_sets(workdir: str, data, overrides: dict, note) -> dict:

@@ -20,7 +20,17 @@ DROPPED = "train/dropped_frac"
 # "/00" and so on, the layer, follows.
 EXPERT_LOAD_MAX = "train/expert_load_max"
 EXPERT_LOAD_MIN = "train/expert_load_min"
-# The number of targets, by which the sums of a batch are divided.
+# Of preferences: the mean rewards of chosen and of rejected answers, their
+# difference, the part of the pairs where it is above 0, and the answers' mean
+# log-probabilities in nats. kto's answers are chosen or rejected by their
+# labels, and right where the reward is on the label's side of the baseline.
+CHOSEN_REWARD = "train/chosen_reward"
+REJECTED_REWARD = "train/rejected_reward"
+REWARD_MARGIN = "train/reward_margin"
+REWARD_ACCURACY = "train/reward_accuracy"
+CHOSEN_LOG_PROB = "train/chosen_log_prob"
+REJECTED_LOG_PROB = "train/rejected_log_prob"
+# The number of targets, or of pairs, by which the sums of a batch are divided.
 NUM_TARGETS = "train/num_targets"
 GRAD_NORM = "train/grad_norm"
 LEARNING_RATE = "train/learning_rate"

@@ -8,26 +8,41 @@ import jax.numpy as jnp
 
 from gpt_jax import config as config_lib
 from gpt_jax import sharding
-from gpt_jax.config import Config, TrainConfig
+from gpt_jax.config import Config
 from gpt_jax.data.objectives import fields
 from gpt_jax.metric_names import (
   ACCURACY,
   BALANCE_LOSS,
+  CHOSEN_LOG_PROB,
+  CHOSEN_REWARD,
   DROPPED,
   FUTURE_LOSS,
   LOSS,
   NUM_TARGETS,
+  REJECTED_LOG_PROB,
+  REJECTED_REWARD,
+  REWARD_ACCURACY,
+  REWARD_MARGIN,
   ROUTER_Z_LOSS,
   SMOOTHED_LOSS,
   Z_LOSS,
 )
 from gpt_jax.models import Model
-from gpt_jax.ops import cross_entropy
+from gpt_jax.ops import cross_entropy, preferences
 
 # The sum of make_loss that stays one: int32 tokens of each expert, by layer.
 COUNTS = "counts"
 # Sums that are averaged over sequences; the others over targets.
 PER_SEQUENCE = (BALANCE_LOSS, ROUTER_Z_LOSS, DROPPED)
+# Of preferences, the numbers of chosen and of rejected answers; and the sums
+# that are averaged over one of them.
+SIDES = "sides"
+PER_SIDE = {
+  CHOSEN_REWARD: 0,
+  REJECTED_REWARD: 1,
+  CHOSEN_LOG_PROB: 0,
+  REJECTED_LOG_PROB: 1,
+}
 # Sums of make_loss over layers, whose mean over them is the metric.
 PER_LAYER = (BALANCE_LOSS, ROUTER_Z_LOSS, DROPPED)
 
@@ -41,10 +56,11 @@ def abstract_batch(config: Config, batch_place: jax.sharding.Sharding | None):
   return {name: leaf(field) for name, field in fields(config).items()}
 
 
-def make_objective(model: Model, train: TrainConfig):
+def make_objective(model: Model, config: Config):
   """Returns objective(params, batch, key, totals) -> (minimised, metrics).
 
-  minimised is the mean loss over targets, smoothed by train.label_smoothing,
+  minimised is the mean loss over targets, smoothed by train.label_smoothing, or
+  of preferences over pairs,
   plus that of each block which predicts further tokens, plus
   train.z_loss_weight times the z-loss, and in each layer with experts
   model.router_balance_weight times their balance loss and model.router_z_weight
@@ -58,7 +74,7 @@ def make_objective(model: Model, train: TrainConfig):
   totals is what `count_totals` returns for the global batch, of which `batch`
   may be one microbatch.
   """
-  c, weights = model.config, {}
+  c, train, weights = model.config, config.train, {}
   if train.z_loss_weight > 0:
     weights[Z_LOSS] = train.z_loss_weight
   if c.num_experts is not None:
@@ -73,17 +89,27 @@ def make_objective(model: Model, train: TrainConfig):
     smoothing = cross_entropy.Smoothing(
       train.label_smoothing, config_lib.num_scored(c)
     )
-  sum_loss = make_loss(model, train.num_loss_chunks, tuple(weights), smoothing)
+  sum_loss = make_loss(
+    model,
+    train.num_loss_chunks,
+    tuple(weights),
+    smoothing,
+    None,
+    build_preference(config.data.objective, train.preference_beta),
+  )
 
   def objective(params, batch, key, totals):
-    num_targets, num_rows, num_future = totals
+    num_targets, num_rows, num_future, num_sides = totals
     sums = sum_loss(params, batch, key)
     del sums[NUM_TARGETS]  # of the microbatch; totals has the batch's
+    sums.pop(SIDES, None)
     counts = {k: sums.pop(k) for k in (COUNTS,) if k in sums}
     metrics = {
       name: total / (num_rows if name in PER_SEQUENCE else num_targets)
       for name, total in sums.items()
+      if name not in PER_SIDE
     }
+    metrics |= average_sides(sums, num_sides)
     if num_ahead:
       metrics[FUTURE_LOSS] = sums[FUTURE_LOSS] / num_future
     minimised = metrics[LOSS if smoothing is None else SMOOTHED_LOSS]
@@ -98,18 +124,36 @@ def make_objective(model: Model, train: TrainConfig):
 
 
 def count_totals(batch: dict, num_future_tokens: int = 1):
-  """Returns (number of targets, number of rows, number of future targets).
+  """Returns the numbers of targets, rows, future targets and SIDES of a batch.
 
-  Future targets are those of model.num_future_tokens that are not the next
-  token. Both numbers of targets are float32 and at least 1.
+  Of preferences the targets are pairs. Future targets are those of
+  model.num_future_tokens that are not the next token. Both numbers of targets
+  are float32 and at least 1. SIDES is None without preferences.
   """
   num_targets = jnp.float32(batch["targets"].size)
-  if "mask" in batch:
+  num_sides = None
+  if "labels" in batch:
+    num_targets = jnp.maximum(jnp.abs(batch["labels"][:, 0]).sum(), 1.0)
+    num_sides = _count_sides(batch)
+  elif "mask" in batch:
     num_targets = jnp.maximum(batch["mask"].sum(), 1.0)
   num_future = jnp.float32(0)
   for _, mask_BT in shift_targets(batch, num_future_tokens):
     num_future += mask_BT.sum()
-  return num_targets, batch["targets"].shape[0], jnp.maximum(num_future, 1.0)
+  num_future = jnp.maximum(num_future, 1.0)
+  return num_targets, batch["targets"].shape[0], num_future, num_sides
+
+
+def average_sides(sums: dict, num_sides) -> dict:
+  """Returns the means of PER_SIDE, and REWARD_MARGIN, {} without such sums."""
+  if CHOSEN_REWARD not in sums:
+    return {}
+  means = {
+    name: sums[name] / jnp.maximum(num_sides[side], 1.0)
+    for name, side in PER_SIDE.items()
+  }
+  margin = means[CHOSEN_REWARD] - means[REJECTED_REWARD]
+  return means | {REWARD_MARGIN: margin}
 
 
 def shift_targets(batch: dict, num_future_tokens: int) -> list[tuple]:
@@ -132,7 +176,7 @@ def shift_targets(batch: dict, num_future_tokens: int) -> list[tuple]:
 
 def inputs_of(batch: dict, model: Model) -> dict:
   """Returns the arguments of Model.apply that a batch holds."""
-  outputs = ["targets", "mask"]
+  outputs = ["targets", "mask", "labels", "reference", "baseline"]
   if not model.has_types:
     outputs.append("types")
   dims = lambda name: "BS" if name.startswith("source") else "BT"
@@ -147,6 +191,7 @@ def make_loss(
   others: Sequence[str] = (),
   smoothing: cross_entropy.Smoothing | None = None,
   measure: Callable | None = None,
+  prefer: Callable | None = None,
 ):
   """Returns loss(params, batch, key) -> {public name: sum over the batch}.
 
@@ -168,6 +213,8 @@ def make_loss(
     others: any of Z_LOSS, FUTURE_LOSS, BALANCE_LOSS, ROUTER_Z_LOSS, ACCURACY.
     smoothing: also return SMOOTHED_LOSS, and LOSS without a gradient.
     measure: function of (logits, batch) that returns more sums, of classes.
+    prefer: what build_preference returns, whose sums are in place of LOSS and
+      NUM_TARGETS.
   """
   num_chunks = 1 if config_lib.has_classes(model.config) else num_chunks
   # In the order in which cross_entropy returns them.
@@ -180,17 +227,10 @@ def make_loss(
   compare = functools.partial(_compare, model, num_chunks, smoothing, has_z)
 
   def loss(params, batch, key=None):
-    length, parts = batch["tokens"].shape[1], sharding.axis_size("seq")
-    order_1T, sums, shifted = None, {}, []
+    sums, shifted = {}, []
     if has_future:
       shifted = shift_targets(batch, model.config.num_future_tokens)
-    if parts > 1 and model.can_reorder(length, key is not None):
-      # Sources, which all queries see alike, stay in order.
-      rows = {k: x for k, x in batch.items() if not k.startswith("source")}
-      (rows, shifted), order_1T = sharding.balance(
-        (rows, shifted), length, parts, model.rules
-      )
-      batch = batch | rows
+    batch, shifted, order_1T = _balance(model, batch, shifted, key is not None)
     targets_BT, mask_BT = batch["targets"], batch.get("mask")
     out = model.apply(
       params,
@@ -217,10 +257,103 @@ def make_loss(
       sums[ACCURACY] = _count_hits(model, out, targets_BT, mask_BT, num_chunks)
     if measure is not None:
       sums |= measure(out, batch)
+    if prefer is not None:
+      return sums | prefer(out, batch)
     found = compare(out, targets_BT, mask_BT)
     return sums | dict(zip(names, found, strict=True))
 
   return loss
+
+
+def _balance(model: Model, batch: dict, shifted: list, is_dropping: bool):
+  """Returns both in the order that evens the work over axis seq, and it."""
+  length, parts = batch["tokens"].shape[1], sharding.axis_size("seq")
+  if parts == 1 or not model.can_reorder(length, is_dropping):
+    return batch, shifted, None
+  # Sources, which all queries see alike, stay in order.
+  rows = {k: x for k, x in batch.items() if not k.startswith("source")}
+  (rows, shifted), order_1T = sharding.balance(
+    (rows, shifted), length, parts, model.rules
+  )
+  return batch | rows, shifted, order_1T
+
+
+@functools.cache
+def build_preference(word: str, beta: float) -> Callable | None:
+  """Returns what make_loss calls `prefer`, None without preferences.
+
+  A function of (logits_BTV, batch) that returns sums over rows: LOSS, of
+  ops.preferences, REWARD_ACCURACY, those of PER_SIDE, NUM_TARGETS, the number
+  of rows that hold something, and SIDES.
+
+  Args:
+    word: option of data.objective.
+    beta: train.preference_beta.
+  """
+  if not config_lib.OBJECTIVES[word].is_preference:
+    return None
+  judge = preferences.LOSSES[word]
+
+  def prefer(logits_BTV, batch):
+    answers = answers_of(logits_BTV, batch)
+    judged, has_B = judge(answers, beta), jnp.abs(answers.label_B)
+    values = {
+      LOSS: judged.loss_B,
+      REWARD_ACCURACY: judged.is_right_B.astype(jnp.float32),
+      NUM_TARGETS: jnp.ones_like(has_B),
+    }
+    sums = {name: (value_B * has_B).sum() for name, value_B in values.items()}
+    sides = [(sign * batch["labels"] > 0) for sign in (1, -1)]
+    for name, side in PER_SIDE.items():
+      is_log = name in (CHOSEN_LOG_PROB, REJECTED_LOG_PROB)
+      value_B2 = answers.log_p_B2 if is_log else judged.reward_B2
+      sums[name] = jnp.where(sides[side], value_B2, 0).sum()
+    return sums | {SIDES: _count_sides(batch)}
+
+  return prefer
+
+
+def _count_sides(batch: dict):
+  """Returns the numbers of (chosen, rejected) answers, float32 (2,)."""
+  labels_B2 = batch["labels"]
+  return jnp.stack([(labels_B2 > 0).sum(), (labels_B2 < 0).sum()]) * 1.0
+
+
+def answers_of(logits_BTV, batch: dict) -> preferences.Answers:
+  """Returns what losses know of the answers in a batch's rows."""
+  log_p_BT = cross_entropy.log_probs(logits_BTV, batch["targets"])
+  is_side = [(batch["segments"] == side) * batch["mask"] for side in range(2)]
+  over_rows = lambda values_BT: jnp.stack([x.sum(1) for x in values_BT], 1)
+  baseline = batch.get("baseline")
+  return preferences.Answers(
+    over_rows([log_p_BT * mask_BT for mask_BT in is_side]),
+    batch.get("reference"),
+    over_rows(is_side),
+    batch["labels"][:, 0],
+    None if baseline is None else baseline[0, 0],
+  )
+
+
+def add_baseline(model: Model, params, split: dict, word: str) -> dict:
+  """Returns microbatches, of kto with the baseline of all of them.
+
+  Args:
+    params: of Model.apply.
+    split: a batch whose arrays have a leading dim of microbatches.
+    word: option of data.objective.
+  """
+  if word != "kto":
+    return split
+
+  def ratios(part):
+    logits_BTV = model.apply(params, **inputs_of(part, model))
+    answers = answers_of(logits_BTV, part)
+    return answers.ratio_B2, answers.label_B
+
+  ratio_MB2, label_MB = jax.lax.stop_gradient(jax.lax.map(ratios, split))
+  whole = preferences.kto_baseline(ratio_MB2.reshape(-1, 2), label_MB.ravel())
+  shape = (*split["labels"].shape[:2], 1)
+  return split | {"baseline": jnp.broadcast_to(whole, shape)}
 
 
 def _compare(model: Model, num_chunks, smoothing, has_z, out, *goal) -> tuple:

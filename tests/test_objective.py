@@ -152,8 +152,9 @@ def test_families_name_objectives_that_there_are():
 
 
 class Windows:
-  """Random bytes, as a TokenSet of texts, pairs and chats."""
+  """Random bytes, as a TokenSet of texts, pairs, chats and preferences."""
 
+  reference = None
   num_ids = num_tokens = 4995
   separator_id, is_paired, name = 256, True, "random"
   document_starts = np.arange(0, 4995, 9)[:-1]

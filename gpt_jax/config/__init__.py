@@ -37,6 +37,7 @@ from gpt_jax.config.derived import (
   has_source,
   head_dim,
   is_gated,
+  is_packed,
   layer_cycle,
   layer_kinds,
   layer_stacks,

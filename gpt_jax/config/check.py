@@ -5,10 +5,12 @@ import dataclasses
 from gpt_jax.config.check_data import check_data
 from gpt_jax.config.check_heads import check_heads
 from gpt_jax.config.check_labels import check_labels
+from gpt_jax.config.check_preferences import check_preferences
 from gpt_jax.config.derived import (
   has_score_bias,
   has_source,
   head_dim,
+  is_packed,
   layer_kinds,
   mlp_kinds,
   value_dim,
@@ -96,6 +98,7 @@ def check_together(c: Config) -> None:
   _check_attention(c)
   _check_future(c)
   check_labels(c)
+  check_preferences(c)
   _check_mesh(c.mesh)
 
 
@@ -343,7 +346,7 @@ def _check_attention(c: Config) -> None:
     return
   fault = flash_fault(m)
   if kernel == "cudnn":
-    fault = cudnn_fault(m, c.data.packing == "documents")
+    fault = cudnn_fault(m, is_packed(c))
   if fault:
     raise InputError(f"model.attention is {kernel}, which {fault}")
   if c.mesh.seq > 1:
@@ -362,8 +365,8 @@ def cudnn_fault(model: ModelConfig, is_packed: bool) -> str | None:
   H, V = head_dim(model), value_dim(model)
   if is_packed:
     return (
-      "needs an array of T x T to keep packed documents apart, and "
-      "data.packing is documents; use auto or flash"
+      "needs an array of T x T to keep the documents of a row apart; use auto "
+      "or flash"
     )
   if model.attn_softcap is not None:
     return "has no soft-cap, and model.attn_softcap is set"

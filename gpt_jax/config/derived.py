@@ -197,6 +197,12 @@ def batch_fields(config: Config) -> tuple[str, ...]:
   return (*SOURCE_FIELDS, *(("positions", "source_positions") * is_packed))
 
 
+def is_packed(config: Config) -> bool:
+  """Returns whether a row holds documents that do not see each other."""
+  how = OBJECTIVES[config.data.objective]
+  return config.data.packing == "documents" or how.is_preference
+
+
 def has_prefixes(config: Config) -> bool:
   """Returns whether the objective gives each sequence a prefix."""
   return "slots" in batch_fields(config)

@@ -62,12 +62,17 @@ class Objective(NamedTuple):
     num_marks: ids that it adds to the vocabulary, after the tokenizer's.
     has_labels: a row is one text with a label, and model.head is one of
       CLASS_HEADS.
+    is_preference: a row is two answers, of which one is better, or of kto one
+      answer that is good or not, and another to compare the model with.
+    has_reference: its loss compares the model with that of train.init_from.
   """
 
   fields: tuple[str, ...]
   predicts_all: bool
   num_marks: int = 0
   has_labels: bool = False
+  is_preference: bool = False
+  has_reference: bool = False
 
 
 # int32 fields of a batch whose sources an encoder reads: their ids, and the
@@ -76,6 +81,15 @@ class Objective(NamedTuple):
 SOURCE_FIELDS = ("sources", "source_segments", "segments")
 # Ids that stand for hidden spans, as in T5; UL2 adds an id for each mode.
 NUM_SENTINELS = 100
+
+
+def _preference(has_reference: bool = True) -> Objective:
+  return Objective(
+    ("segments", "positions"),
+    predicts_all=False,
+    is_preference=True,
+    has_reference=has_reference,
+  )
 
 
 # Options of data.objective; batches with slots have a prefix per sequence.
@@ -93,6 +107,10 @@ OBJECTIVES = {
     ("segments", "types"), predicts_all=False, has_labels=True
   ),
   "chat": Objective((), predicts_all=False),
+  "dpo": _preference(),
+  "ipo": _preference(),
+  "kto": _preference(),
+  "orpo": _preference(has_reference=False),
 }
 # Options of model.head that score classes, by the tokens that they read; the
 # others score the tokens of the vocabulary.

@@ -221,6 +221,7 @@ class TrainConfig(Section):
   num_loss_chunks: Annotated[Count, FREE]
   z_loss_weight: NotNegative
   label_smoothing: Annotated[float, Bounds(0.0, 0.99), Added(0.0)]
+  preference_beta: Annotated[float, Bounds(1e-6), Added(0.1)]
   ema_decay: Decay | None
   log_every_steps: Annotated[Steps, FREE]
   telemetry_every_steps: Annotated[Steps, FREE]

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from gpt_jax.config import Config, InputError
-from gpt_jax.data import chats, examples, objectives, order
-from gpt_jax.data.pairs import Layout, describe_left_out, pair_rows
+from gpt_jax.data import chats, examples, objectives, order, preferences
+from gpt_jax.data.pairs import describe_left_out, pair_rows
 from gpt_jax.data.prepare import PreparedData
 from gpt_jax.data.shards import TokenSet, check_length
 from gpt_jax.machine import runtime
@@ -191,14 +191,12 @@ def _rows_of(token_set, layout, seed: int | None) -> Any:
     return examples.open_rows(token_set, layout)
   if isinstance(layout, chats.Layout):
     return chats.chat_rows(token_set, layout, seed)
+  if isinstance(layout, preferences.Layout):
+    return preferences.preference_rows(token_set, layout, seed)
   return pair_rows(token_set, layout, seed)
 
 
-def check_set(
-  token_set: TokenSet,
-  seq_len: int,
-  layout: Layout | examples.Layout | chats.Layout | None,
-) -> str | None:
+def check_set(token_set: TokenSet, seq_len: int, layout: Any) -> str | None:
   """Returns a sentence on what is not read of a set, None where all is.
 
   Raises:
@@ -211,6 +209,8 @@ def check_set(
     return examples.describe_cut(token_set, layout)
   if isinstance(layout, chats.Layout):
     return chats.describe_left_out(token_set, layout)
+  if isinstance(layout, preferences.Layout):
+    return preferences.describe_left_out(token_set, layout)
   return describe_left_out(token_set, layout)
 
 

@@ -13,9 +13,16 @@ import numpy as np
 
 from gpt_jax import config as config_lib
 from gpt_jax.config import Config, DataConfig, InputError, Template
-from gpt_jax.data import chats, denoising, examples, infilling, sources
+from gpt_jax.data import (
+  chats,
+  denoising,
+  examples,
+  infilling,
+  preferences,
+  sources,
+)
 from gpt_jax.data.marks import find_marks, pair_ids
-from gpt_jax.data.pairs import Layout, SourceTokenizer, build_layout
+from gpt_jax.data.pairs import SourceTokenizer, build_layout
 from gpt_jax.data.templates import ChatTokenizer
 from gpt_jax.data.tokenizers.protocol import Tokenizer
 
@@ -48,13 +55,15 @@ class Task(NamedTuple):
       batch: tokens, targets (b, T), mask, and documents' fields; g: (b,) places
       of the sequences in the order of data.
     word: option of data.objective.
-    pairs: how pairs, or texts with labels, become the rows of a batch; None
-      reads windows of ids.
+    pairs: the Layout by which pairs, texts with labels, dialogues or
+      preferences become the rows of a batch; None reads windows of ids.
+    beta: train.preference_beta.
   """
 
   make: Callable[[dict, int, np.ndarray], dict]
   word: str
-  pairs: Layout | examples.Layout | chats.Layout | None = None
+  pairs: Any = None
+  beta: float = 0.0
 
   @property
   def label(self) -> str | None:
@@ -189,7 +198,17 @@ OBJECTIVES: dict[str, Callable] = {
   "sequence_to_sequence": lambda config, tokenizer: causal,
   "classification": lambda config, tokenizer: causal,
   "chat": lambda config, tokenizer: causal,
+  "dpo": lambda config, tokenizer: causal,
+  "ipo": lambda config, tokenizer: causal,
+  "kto": lambda config, tokenizer: causal,
+  "orpo": lambda config, tokenizer: causal,
 }
+_PREFERENCES = (
+  sources.is_preference,
+  "preferences",
+  "preference:FILE, with FILE of JSON records that have a prompt, chosen and "
+  "rejected, or a prompt, a completion and a label",
+)
 # Those that read pairs, or texts with labels: rows of their own in place of
 # windows. Function of (spec) that says whether a source has them, and what to
 # give otherwise.
@@ -212,6 +231,7 @@ ROWS = {
     "chat:FILE, with FILE of JSON records that have messages, conversations, "
     "or instruction and output",
   ),
+  **dict.fromkeys(("dpo", "ipo", "kto", "orpo"), _PREFERENCES),
 }
 # Tokenizers of `prompting` whose prompts are answered, not continued.
 ANSWERED = (SourceTokenizer, ChatTokenizer)
@@ -226,20 +246,23 @@ def build_task(config: Config, tokenizer: Callable[[], Tokenizer]) -> Task:
   """
   word = config.data.objective
   make = OBJECTIVES[word](config, tokenizer)
-  return Task(make, word, find_layout(config, tokenizer))
+  layout = find_layout(config, tokenizer)
+  return Task(make, word, layout, config.train.preference_beta)
 
 
-def find_layout(
-  config: Config, tokenizer: Callable[[], Tokenizer]
-) -> Layout | examples.Layout | chats.Layout | None:
+def find_layout(config: Config, tokenizer: Callable[[], Tokenizer]) -> Any:
   """Returns how documents become rows, None where windows of ids do."""
   data = config.data
   if data.objective not in ROWS:
     return None
-  if config_lib.OBJECTIVES[data.objective].has_labels:
+  how = config_lib.OBJECTIVES[data.objective]
+  if how.has_labels:
     has_source = config_lib.has_source(config.model)
     marks = pair_ids(tokenizer()) if has_source else None
     return examples.Layout(data.seq_len, data.label, marks)
+  if how.is_preference:
+    is_single = data.objective == "kto"
+    return preferences.Layout(data.seq_len, how.has_reference, is_single)
   if data.objective == "chat":
     return chats.Layout(data.seq_len, data.packing == "documents")
   return build_layout(config, tokenizer())
@@ -265,10 +288,12 @@ def prompting(
   if template is None and config.data.objective == "chat":
     template = config.data.template
   if template is not None:
-    if config.data.objective not in ("causal", "chat"):
+    word = config.data.objective
+    is_preference = config_lib.OBJECTIVES[word].is_preference
+    if word not in ("causal", "chat") and not is_preference:
       raise InputError(
         f"--template is {template}, and the run's data.objective is "
-        f"{config.data.objective}; only a causal model answers chats"
+        f"{word}; only a causal model answers chats"
       )
     return ChatTokenizer(tokenizer, template)
   has_source = config_lib.has_source(config.model)
@@ -327,7 +352,8 @@ def fields(config: Config) -> dict[str, Field]:
   mask, 1 where a target counts in the loss. Where documents are packed
   segments, the document of each token, and positions within it. Then the
   objective's own: with prefixes slots (ops/visibility.py); for an encoder
-  config.SOURCE_FIELDS; with labels what examples.Rows.read returns.
+  config.SOURCE_FIELDS; with labels what examples.Rows.read returns; of
+  preferences what preferences.PreferenceRows.read returns.
   """
   S, T = config_lib.row_lengths(config)
   found = {name: Field(np.int32, T) for name in ("tokens", "targets")}
@@ -335,8 +361,13 @@ def fields(config: Config) -> dict[str, Field]:
   for name in config_lib.batch_fields(config):
     is_source = name.startswith("source")
     found[name] = Field(np.int32, S if is_source and S is not None else T)
-  if config_lib.OBJECTIVES[config.data.objective].has_labels:
+  how = config_lib.OBJECTIVES[config.data.objective]
+  if how.has_labels:
     found |= _label_fields(config)
+  if how.is_preference:
+    found["labels"] = Field(np.float32, preferences.SIDES)
+  if how.has_reference:
+    found["reference"] = Field(np.float32, preferences.SIDES)
   return found
 
 

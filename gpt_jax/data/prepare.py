@@ -174,6 +174,7 @@ def prepare_text(
   say: Callable[[str], None] = print,
   verify: str = "once",
   template: Template | None = None,
+  records: str = "chat",
 ) -> TokenSet:
   """Returns one source, or the file at a plain path, as one set.
 
@@ -184,16 +185,18 @@ def prepare_text(
     split: "document" writes separators between documents, "tail" does not.
     say: receives lines of progress.
     verify: as data.verify.
-    template: data.template of a run that reads chats, which the source must
-      have; None for one that reads text.
+    template: data.template of a run that reads chats or preferences, which the
+      source must have; None for one that reads text.
+    records: which of them: chat or preference.
 
   Raises:
     InputError: the text is missing, or the tokenizer cannot encode it.
   """
-  spec = sources.spec_of(path_or_spec, "jsonl" if template is None else "chat")
-  if template is not None and not sources.is_chat(spec):
+  spec = sources.spec_of(path_or_spec, "jsonl" if template is None else records)
+  if template is not None and sources.parse_spec(spec)[0] != records:
     raise InputError(
-      f"{path_or_spec} holds no chats, which the run reads; give chat:FILE"
+      f"{path_or_spec} holds no {records}s, which the run reads; give "
+      f"{records}:FILE"
     )
   part = Part(sources.open_source(spec), "valid", split, 0.0, template=template)
   name = folders.name_folder(part, encoder.name, encoder.fingerprint())
@@ -239,9 +242,10 @@ def list_parts(data: DataConfig) -> list[Part]:
       f"data.valid_frac is {data.valid_frac}; it must be at least 0 and below "
       "1, so that something is left to train on"
     )
-  has_labels = config_lib.OBJECTIVES[data.objective].has_labels
-  template = data.template if data.objective == "chat" else None
-  how = (data.split, data.valid_frac, has_labels, template)
+  entry = config_lib.OBJECTIVES[data.objective]
+  is_written = data.objective == "chat" or entry.is_preference
+  template = data.template if is_written else None
+  how = (data.split, data.valid_frac, entry.has_labels, template)
   if data.valid_source is None:
     return [Part(source, "split", *how) for source in opened]
   return [Part(source, "train", *how) for source in opened] + [

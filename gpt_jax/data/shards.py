@@ -47,6 +47,8 @@ class TokenSet:
     tokenizer_fingerprint: of the tokenizer that encoded the text.
     is_apart: whether equal documents of the source are in the same split.
     labels: of its documents; None where it has none.
+    reference: (pairs, 2) float32 log-probabilities of a set of preferences by
+      the reference of a run (inference/references.py); None without.
     fingerprint: SHA-256 hex digest of the hashes of its files.
     check: the integrity check that reading waits for.
   """
@@ -74,6 +76,7 @@ class TokenSet:
     names = [*self._files, self._offsets_file]
     identity = [split, hashes, self.tokenizer_fingerprint]
     self.labels, self._labels_file = None, None
+    self.reference: np.ndarray | None = None
     if "labels" in manifest:
       self.labels = Labels(
         manifest["labels"]["kind"], tuple(manifest["labels"]["classes"])

@@ -18,6 +18,7 @@ from gpt_jax.config import Template
 from gpt_jax.data.sources.chat import ChatSource
 from gpt_jax.data.sources.document import Source
 from gpt_jax.data.sources.labelled import LabelledSource
+from gpt_jax.data.sources.preference import PreferenceSource
 from gpt_jax.exits import InputError
 
 
@@ -31,7 +32,8 @@ class Part:
     split: "document" or "tail"; a single document is divided by its tail.
     valid_frac: the fraction that is held out if role is "split".
     is_labelled: whether the labels of its texts are read too.
-    template: of dialogues, by which they are stored; None for texts.
+    template: of dialogues and preferences, by which they are stored; None for
+      texts.
     num_moved: documents that moved to the split of an equal document.
     notes: remarks for the user on how the text was divided.
     is_made: whether its folder was written by this process.
@@ -73,13 +75,14 @@ class Part:
       yield document.name, self._tagged(i, self._hashed(document.pieces))
 
   def examples(self) -> Iterator[tuple[str, Any]]:
-    """Yields (split, labelled text or dialogue) in order.
+    """Yields (split, labelled text, dialogue or preference) in order.
 
     Raises:
       InputError: all texts are the same, so that none can be held out.
     """
     # By prepare.list_parts.
-    assert isinstance(self.source, (LabelledSource, ChatSource))
+    kinds = LabelledSource, ChatSource, PreferenceSource
+    assert isinstance(self.source, kinds)
     self._digest = hashlib.sha256()
     if self._train_lens is not None:
       raise InputError(

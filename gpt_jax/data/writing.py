@@ -17,13 +17,14 @@ from collections.abc import Callable
 import numpy as np
 
 from gpt_jax import digest, files
-from gpt_jax.data import folders, locks, sources
+from gpt_jax.data import folders, locks, preferences, sources
 from gpt_jax.data import manifest as manifest_lib
 from gpt_jax.data.examples import LabelWriter, encode
 from gpt_jax.data.labels import Labels, parse
 from gpt_jax.data.manifest import FORMAT, SPLITS
 from gpt_jax.data.progress import Progress
 from gpt_jax.data.shards import SideWriter, SplitWriter, TokenSet
+from gpt_jax.data.sources.preference import PreferenceSource
 from gpt_jax.data.splitting import Part
 from gpt_jax.data.templates import build_encoder
 from gpt_jax.data.tokenizers.protocol import Tokenizer
@@ -113,7 +114,7 @@ def write_folder(job: Job, part: Part, name: str) -> str:
   os.makedirs(temporary)
   try:
     if part.template is not None:
-      splits = _write_chats(temporary, part, encoder, job.say)
+      splits = _write_masked(temporary, part, encoder, job.say)
     elif job.labels is None:
       splits = _write_splits(temporary, part, encoder, job.say)
     else:
@@ -210,10 +211,11 @@ def _write_labelled(
   return splits
 
 
-def _write_chats(folder: str, part: Part, encoder: Tokenizer, say) -> dict:
-  """As _write_splits, of dialogues, whose masks lie in files beside."""
-  assert part.template is not None
-  chats = build_encoder(part.template, encoder)
+def _write_masked(folder: str, part: Part, encoder: Tokenizer, say) -> dict:
+  """As _write_splits, of dialogues, whose masks lie in files beside.
+
+  A preference is several documents, a dialogue for each answer.
+  """
   dtype = manifest_lib.dtype_of(encoder.vocab_size)
   with Progress("reading", [part.source], say) as progress:
     part.survey(progress.add)
@@ -223,22 +225,39 @@ def _write_chats(folder: str, part: Part, encoder: Tokenizer, say) -> dict:
   before = np.zeros(int(separator_id is not None), np.uint8)
 
   def examples():
-    for split, chat in part.examples():
+    for split, example in part.examples():
       sides.append(split)
-      yield chat
+      yield example
 
   with Progress("encoding", [part.source], say) as progress:
-    for i, (chat, ids, mask) in enumerate(chats.encode_batch(examples())):
-      text = "".join(message.content for message in chat.messages)
-      writers[sides[i]].write(ids, text, True)
-      masks[sides[i]].write(np.append(before, mask))
-      progress.add(text)
+    encoded = _encode_masked(part, examples(), encoder)
+    for i, documents in enumerate(encoded):
+      for text, ids, mask in documents:
+        writers[sides[i]].write(ids, text, True)
+        masks[sides[i]].write(np.append(before, mask))
+        progress.add(text)
   splits = {
     split: writer.finish() | {"mask": masks[split].finish()}
     for split, writer in writers.items()
   }
   _require_text(part, splits)
   return splits
+
+
+def _encode_masked(part: Part, examples, encoder: Tokenizer):
+  """Yields [(text, ids, mask)] of the documents of each example."""
+  assert part.template is not None
+  join = lambda messages: "".join(message.content for message in messages)
+  if isinstance(part.source, PreferenceSource):
+    found = preferences.encode(examples, part.template, encoder)
+    for one, answers in found:
+      texts = [join((*one.prompt, *answer)) for answer in one.answers]
+      both = zip(texts, answers, strict=True)
+      yield [(text, *answer) for text, answer in both]
+    return
+  chats = build_encoder(part.template, encoder)
+  for chat, ids, mask in chats.encode_batch(examples):
+    yield [(join(chat.messages), ids, mask)]
 
 
 def _write_manifest(
@@ -272,7 +291,10 @@ def _write_manifest(
     "text_sha256": part.text_sha256(),
     "splits": splits,
   }
-  if sources.is_paired(part.source.spec):
+  is_paired = sources.is_paired(part.source.spec)
+  if isinstance(part.source, PreferenceSource):
+    is_paired = part.source.is_paired
+  if is_paired:
     manifest["num_parts"] = 2
   if labels is not None:
     manifest["labels"] = {"kind": labels.kind, "classes": list(labels.classes)}

@@ -69,7 +69,8 @@ def score(
   targets that are the model's first choice, in place of bits_per_byte.
 
   Of labels: loss, what measures.find_figures finds, and the number of targets
-  as num_tokens, in place of all others.
+  as num_tokens, in place of all others. Of preferences: loss, the means of
+  objective.build_preference, and their number as num_tokens.
 
   Other sums of objective.make_loss are returned too, as means over targets and
   without "train/" in their names.
@@ -95,9 +96,11 @@ def score(
   """
   check_memory(model, batch_size * seq_len, mesh)
   how = config_lib.OBJECTIVES[task.word]
-  others = () if how.predicts_all or how.has_labels else (ACCURACY,)
+  is_counted = not (how.predicts_all or how.has_labels or how.is_preference)
+  others = (ACCURACY,) if is_counted else ()
   measure = MEASURES[task.label] if task.label else None
-  evaluate = compile_eval_step(model, num_loss_chunks, others, measure)
+  prefer = objective_lib.build_preference(task.word, task.beta)
+  evaluate = compile_eval_step(model, num_loss_chunks, others, measure, prefer)
   totals: dict = {LOSS: 0.0, NUM_TARGETS: 0.0}
   total = num_eval_batches(tokens, seq_len, batch_size, task=task)
   total = min(total, max_batches or total)
@@ -205,12 +208,14 @@ def describe(result: dict) -> str:
   words |= {"f1_macro": 4, "f1_micro": 4, "matthews": 4, "spearman": 4}
   words |= {"majority": 4, "variance": 4, "pseudo_perplexity": 2}
   words |= {"exact_match": 4, "bleu": 2}
+  words |= {"reward_margin": 4, "reward_accuracy": 4}
   figures = [
     f"{name.replace('_', ' ')} {result[name]:.{digits}f}"
     for name, digits in words.items()
     if name in result
   ]
   what = "tokens" if "perplexity" in result else "labels"
+  what = "preferences" if "reward_margin" in result else what
   figures.append(f"over {result['num_tokens']:,} {what}")
   if "num_pairs" in result:
     figures.append(f"{result['num_pairs']:,} targets written")
@@ -219,11 +224,16 @@ def describe(result: dict) -> str:
   return ", ".join(figures)
 
 
-def _means(totals: dict[str, float], count: float) -> dict[str, float]:
+def _means(totals: dict[str, Any], count: float) -> dict[str, float]:
+  sides = totals.pop(objective_lib.SIDES, None)
+  by_side = objective_lib.average_sides(totals, sides)
   means = {
     name.removeprefix("train/"): total / max(count, 1.0)
     for name, total in totals.items()
   }
+  means |= {k.removeprefix("train/"): float(v) for k, v in by_side.items()}
+  if by_side:
+    return means | {"num_tokens": int(count)}
   perplexity = math.exp(min(means["loss"], 700.0))
   return means | {"perplexity": perplexity, "num_tokens": int(count)}
 
@@ -234,9 +244,12 @@ def compile_eval_step(
   num_chunks: int,
   others: tuple[str, ...] = (),
   measure: Callable | None = None,
+  prefer: Callable | None = None,
 ) -> Callable:
   """Returns jitted step(params, batch) -> sums, cached by its arguments."""
-  loss = objective_lib.make_loss(model, num_chunks, others, None, measure)
+  loss = objective_lib.make_loss(
+    model, num_chunks, others, None, measure, prefer
+  )
   return jax.jit(loss)
 
 

@@ -39,6 +39,10 @@ class Decoder(nn.Module):
     "sequence_to_sequence",
     "classification",
     "chat",
+    "dpo",
+    "ipo",
+    "kto",
+    "orpo",
   )
   can_generate: ClassVar = True
   has_types: ClassVar = False

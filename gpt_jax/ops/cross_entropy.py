@@ -77,6 +77,13 @@ def cross_entropy(
   return weigh(smooth_BT), count, jax.lax.stop_gradient(plain)
 
 
+def log_probs(logits_BTV, targets_BT):
+  """Returns the log-probability of each target, float32 (B, T)."""
+  log_z_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
+  picked = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)
+  return picked[..., 0] - log_z_BT
+
+
 def squared_log_z(logits_BTV, mask_BT=None):
   """Returns the z-loss, the sum of (log Z)^2 (Chowdhery et al. 2022, 5).
 

@@ -1,6 +1,7 @@
 """The run whose parameters are adapted, and whether it is still the same.
 
-A run of adapters saves these alone. It names the workdir of its base in
+A run of adapters saves these alone, and a loss of preferences compares a model
+with the one that it began as. Such a run names the workdir of its base in
 train.init_from, and its own record the base's step and a fingerprint of the
 checksums of that step's parameters, which reading them verifies.
 """
@@ -48,8 +49,8 @@ def _find(workdir: str, shapes: dict[str, str], step: int | None) -> Base:
   if step not in steps:
     what = "no checkpoint" if step is None else f"step {step} no longer"
     raise InputError(
-      f"{asked}, which holds {what}; it must be the workdir whose parameters "
-      "the adapters adapt"
+      f"{asked}, which holds {what}; it must be the workdir of the run that "
+      "this one begins from"
     )
   try:
     meta = integrity.read_meta(directory, step)
@@ -88,13 +89,13 @@ def check_base(
   if wanted is None:
     raise InputError(
       f"train.init_from is {workdir!r} and the run's config.json does not say "
-      "which step its adapters were begun with; restore the file that it wrote"
+      "which step it was begun from; restore the file that it wrote"
     )
   found = find_base(workdir, shapes, wanted.step)
   if found != wanted:
     raise InputError(
       f"train.init_from is {workdir!r}, whose step {found.step} has changed "
-      f"since these adapters were begun (parameters {wanted.fingerprint} then, "
+      f"since this run was begun (parameters {wanted.fingerprint} then, "
       f"{found.fingerprint} now); put that base back"
     )
   return found

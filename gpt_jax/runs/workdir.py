@@ -188,7 +188,7 @@ def read_labels(workdir: str):
 
 
 def read_base(workdir: str):
-  """Returns the bases.Base that a run's adapters adapt; None without adapters.
+  """Returns the bases.Base that a run adapts or is compared with, or None.
 
   Raises:
     InputError: as read_record.

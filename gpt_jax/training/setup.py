@@ -14,6 +14,7 @@ from gpt_jax.config import Config, InputError
 from gpt_jax.data import batches as batches_lib
 from gpt_jax.data.objectives import check_sources, find_layout, prompting
 from gpt_jax.data.prepare import prepare_data
+from gpt_jax.inference import references
 from gpt_jax.machine import console, processes, runtime
 from gpt_jax.models import HEADS, check_objective
 from gpt_jax.runs import bases, checkpoint, goodput, metrics, restore
@@ -58,7 +59,8 @@ class Setup:
     prepared: the prepared data.
     assembly: mesh, model, optimizer and abstract state (build.py).
     keeper: the run's Checkpointer.
-    base: the step of another run that this one's adapters adapt, or None.
+    base: the step of another run that this one's adapters adapt, or that its
+      loss compares it with, or None.
     stages: {first step: sequences of a batch from that step on}.
     is_resumed: whether there is a checkpoint to resume from.
   """
@@ -88,6 +90,8 @@ class Setup:
     self.base = self._find_base()
     preflight.check_memory(self.config, self.mesh, self.abstract)
     self._describe()
+    if references.is_needed(self.config):
+      self._attach_references()
     self.keeper = checkpoint.Checkpointer(
       self.folder,
       self.config.checkpoint,
@@ -141,14 +145,34 @@ class Setup:
 
   def _find_base(self) -> bases.Base | None:
     source = self.config.train.init_from
-    if self.abstract.base is None or source is None:
+    is_needed = self.has_base or references.is_needed(self.config)
+    if not is_needed or source is None:
       return None
-    shapes = tree.describe_shapes(self.abstract.base)
+    shapes = tree.describe_shapes(
+      self.abstract.base if self.has_base else self.abstract.params
+    )
     begun = processes.share(lambda: os.path.exists(self.record))
     if not begun:
       return bases.find_base(source, shapes)
     base = processes.share(lambda: workdir_lib.read_base(self.workdir))
+    if base is not None and not self.has_base:
+      # Its log-probabilities are stored; without them it is checked.
+      return bases.Base(*base)
     return bases.check_base(source, shapes, base and bases.Base(*base))
+
+  @property
+  def has_base(self) -> bool:
+    """Whether parameters of another run are part of the state."""
+    return self.abstract.base is not None
+
+  def _attach_references(self) -> None:
+    assert self.base is not None  # by config/check_preferences.py
+    sets = [one for _, one in self.prepared.train]
+    sets += self.prepared.valid.values()
+    with self.clock.spend("evaluation"):
+      references.attach(
+        sets, self.config, self.base, self.mesh, self.screen.say
+      )
 
   def _describe(self) -> None:
     self.screen.say(f"gpt_jax: training in {self.workdir}")
@@ -210,7 +234,7 @@ class Setup:
 
   def _with_base(self, state: state_lib.TrainState) -> state_lib.TrainState:
     source = self.config.train.init_from
-    if self.base is None or source is None:
+    if not self.has_base or self.base is None or source is None:
       return state
     facts = processes.share(lambda: workdir_lib.read_facts(source))
     params = restore.restore_params(
@@ -229,7 +253,7 @@ class Setup:
     """
     if any(s < step for s in processes.share(self.keeper.steps)):
       state, _ = self.restore(before=step)
-    elif self.config.train.init_from is not None and self.base is None:
+    elif self.config.train.init_from is not None and not self.has_base:
       raise InputError(
         f"no checkpoint before step {step} is left in {self.workdir}, and the "
         "run of train.init_from may have changed since; give a later --replay"
@@ -263,7 +287,7 @@ class Setup:
         state, meta = self.restore()
       else:
         state = self._with_base(self.assembly.init_learned())
-        if init_from is not None and self.base is None:
+        if init_from is not None and not self.has_base:
           facts = processes.share(lambda: workdir_lib.read_facts(init_from))
           params = self._read_trunk(init_from, state.params, facts)
           state = state_lib.replace_params(state, params)
@@ -291,7 +315,10 @@ class Setup:
     labels = self.prepared.labels
     there = processes.share(lambda: workdir_lib.read_labels(init_from))
     if labels is None or labels == there:
-      return restore.restore_params(init_from, abstract, say, facts=facts)
+      step = None if self.base is None else self.base.step
+      return restore.restore_params(
+        init_from, abstract, say, facts=facts, step=step
+      )
     trunk = {k: v for k, v in abstract.items() if k not in HEADS}
     params = restore.restore_params(
       init_from, trunk, say, facts=facts, ignored=HEADS

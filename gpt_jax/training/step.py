@@ -60,7 +60,7 @@ def make_gradient(model: Model, config: Config):
   train.num_microbatches microbatches; it has None for frozen parameters. The
   metrics are the objective's. params and base are those of a TrainState.
   """
-  minimise = objective.make_objective(model, config.train)
+  minimise = objective.make_objective(model, config)
   parts = config.train.num_microbatches
   is_frozen = optim.find_frozen(
     optim.rate_specs(config.optim, model.abstract_learned()[1])
@@ -84,6 +84,10 @@ def make_gradient(model: Model, config: Config):
     split = jax.tree.map(
       lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch
     )
+
+    whole = model.attach(params, base) if has_frozen else params
+    word = config.data.objective
+    split = objective.add_baseline(model, whole, split, word)
 
     def add(carry, index_and_part):
       index, part = index_and_part

@@ -45,7 +45,7 @@ def make_watch(
       from the two halves of the microbatch (McCandlish et al. 2018, appendix
       A.1); only where its number of rows is even
   """
-  minimise = objective.make_objective(model, config.train)
+  minimise = objective.make_objective(model, config)
   parts = config.train.num_microbatches
 
   def watch(state, batch):

@@ -129,7 +129,7 @@ def test_a_base_that_changed_is_refused(trained, train, call_verb, tmp_path):
   )
   keeper.save(20, {"params": params}, force=True)
   keeper.close()
-  said = "whose step 20 has changed since these adapters were begun"
+  said = "whose step 20 has changed since this run was begun"
   for verb, more in (
     ("evaluate", []),
     ("generate", ["--prompt=a"]),

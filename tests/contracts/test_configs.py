@@ -52,6 +52,8 @@ COUNTS = {
   "modernbert.py:laptop": (None, None),
   "modernbert.py:base": (50_368, 149_655_232),
   "tune_chat.py": (None, None),
+  "tune_preference.py:base": (None, None),
+  "tune_preference.py:kto": (None, None),
   "classify.py:laptop": (None, None),
   # BERT's published count with its pooler, and two classes.
   "classify.py:base": (30_522, 109_482_240 + 2 * 769),

@@ -67,7 +67,7 @@ def test_each_block_is_asked_for_the_token_after_that_of_the_one_before():
           losses.append(-logs[row, t, batch["targets"][row, t + ahead]])
           counts.append(ahead)
   assert set(counts) == {1, 2}
-  minimise = objective.make_objective(model, config_of().train)
+  minimise = objective.make_objective(model, config_of())
   totals = objective.count_totals(batch, 3)
   minimised, metrics = minimise(params, batch, None, totals)
   np.testing.assert_allclose(metrics[FUTURE_LOSS], np.mean(losses), rtol=1e-5)

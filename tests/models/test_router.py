@@ -354,7 +354,7 @@ def test_weights_of_the_router_are_in_what_is_minimised():
   params = state.init_params(build_model(quiet.model), 0)
 
   def minimised(c):
-    minimise = objective.make_objective(build_model(c.model), c.train)
+    minimise = objective.make_objective(build_model(c.model), c)
     batch = batch_of(0)
     return minimise(params, batch, None, objective.count_totals(batch))
 

@@ -18,6 +18,7 @@ from gpt_jax.data.sources.interpreter import InterpreterSource
 from gpt_jax.data.sources.jsonl import SUFFIXES, JsonSource
 from gpt_jax.data.sources.labelled import LabelledSource, spec_like
 from gpt_jax.data.sources.pairs import PairSource
+from gpt_jax.data.sources.preference import PreferenceSource
 from gpt_jax.data.sources.text import TextSource
 from gpt_jax.exits import InputError
 
@@ -30,6 +31,7 @@ SOURCES = {
   "digits": (DigitSource, "RULE[:FROM-TO]"),
   "labelled": (LabelledSource, "GLOB[#TEXT[#TEXT]#LABEL]"),
   "chat": (ChatSource, "GLOB"),
+  "preference": (PreferenceSource, "GLOB"),
   "tfds": (TfdsSource, "NAME[:SPLIT]"),
   "hf": (HubSource, "NAME[:SPLIT]"),
 }
@@ -41,6 +43,8 @@ PAIRED = ("pairs", "digits")
 LABELLED = ("labelled",)
 # Those whose documents are dialogues.
 CHATS = ("chat",)
+# Those whose documents are a chosen and a rejected answer in turn.
+PREFERENCES = ("preference",)
 
 _WEIGHT = r"(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 _WEIGHTED = re.compile(rf"\s*(?:(-?{_WEIGHT})\s*\*\s*)?(.*)", re.DOTALL)
@@ -142,6 +146,11 @@ def is_labelled(spec: str) -> bool:
 def is_chat(spec: str) -> bool:
   """Returns whether the documents of a source are dialogues."""
   return parse_spec(spec)[0] in CHATS
+
+
+def is_preference(spec: str) -> bool:
+  """Returns whether the documents of a source are preferences."""
+  return parse_spec(spec)[0] in PREFERENCES
 
 
 def content_identity(source: Source) -> str:

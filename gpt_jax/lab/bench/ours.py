@@ -195,8 +195,9 @@ def random_batches(config: Config, num_rows: int):
     dtype=np.int32,
   )
   wanted, T = fields(config), config_lib.row_lengths(config).target
-  # Packed rows have four documents, others one.
+  # Packed rows have four documents, preferences two answers, others one.
   num_parts = 4 if config.data.packing == "documents" else 1
+  num_parts = 2 if "labels" in wanted else num_parts
   for _ in range(NUM_BATCHES):
     ids = draw(T + 1)
     batch = {"tokens": ids[:, :-1], "targets": ids[:, 1:]}
@@ -209,7 +210,9 @@ def random_batches(config: Config, num_rows: int):
       row = form.get(name, part if name.endswith("segments") else place)
       batch[name] = draw(S) if row is None else np.tile(row, (num_rows, 1))
     for name, field in wanted.items():
-      if batch[name].shape[1] != field.length:  # targets and mask of a label
+      is_wide = batch[name].shape[1] == field.length
+      if not is_wide or batch[name].dtype != field.dtype:
+        # Targets and mask of a label; what preferences have.
         batch[name] = np.ones((num_rows, field.length), field.dtype)
     batches.append(batch)
   while True:

@@ -172,7 +172,7 @@ def choose_attention(config: Config) -> tuple[Config, str]:
       "model.attention is cudnn, and cuDNN is not installed here: in the "
       f"folder of this project, {wanted}; or leave it auto"
     )
-  if config_lib.cudnn_fault(model, config.data.packing == "documents"):
+  if config_lib.cudnn_fault(model, config_lib.is_packed(config)):
     return config, ""
   model = dataclasses.replace(model, attention="flash")
   return dataclasses.replace(config, model=model), (

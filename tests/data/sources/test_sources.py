@@ -52,8 +52,10 @@ def writer(request, tmp_path, monkeypatch):
 
 
 def test_the_battery_covers_every_source():
-  # Those of other hosts, of pairs, labels and chats have files of their own.
+  # Those of other hosts, of pairs, labels, chats and preferences have files of
+  # their own.
   others = sources.HOSTED + sources.PAIRED + sources.LABELLED + sources.CHATS
+  others += sources.PREFERENCES
   assert {*WRITERS, *others} == set(sources.SOURCES)
 
 
