@@ -133,9 +133,26 @@ class JinjaEncoder:
     Raises:
       InputError: they cannot be written or encoded.
     """
+    return self.go_on(self.open(messages, where))
+
+  def open(self, messages: Sequence[Message], where: str) -> str:
+    """Returns a dialogue up to an answer, for `go_on`; errors as `prompt`'s."""
     ((text, _),) = self._render([Request(messages, True, where)])
-    ((ids, _),) = self._tokenizer.encode_marked([text])
+    return text
+
+  def go_on(self, opened: str, begun: str = "") -> np.ndarray:
+    """Returns the ids of a dialogue and of what its answer begins with."""
+    self._check([Message("assistant", begun)], "an answer")
+    ((ids, _),) = self._tokenizer.encode_marked([opened + begun])
     return ids
+
+  def _check(self, messages: Sequence[Message], where: str) -> None:
+    for message in messages:
+      if mark := self._special.search(message.content):
+        raise InputError(
+          f"{where} holds {mark[0]!r}, a special token of "
+          f"{self._tokenizer.name}; take it out of the text"
+        )
 
   def _encode(self, chats: list[Chat]):
     written = self._write(chats)
@@ -207,12 +224,7 @@ class JinjaEncoder:
       InputError: a message spells a special token, or the template fails.
     """
     for one in requests:
-      for message in one.messages:
-        if mark := self._special.search(message.content):
-          raise InputError(
-            f"{one.where} holds {mark[0]!r}, a special token of "
-            f"{self._tokenizer.name}; take it out of the text"
-          )
+      self._check(one.messages, one.where)
     borders = secrets.token_hex(16), secrets.token_hex(16)
     job = {
       "template": self._template.text,

@@ -177,9 +177,18 @@ class ChatEncoder:
     Raises:
       InputError: they cannot be encoded.
     """
+    return self.go_on(self.open(messages, where))
+
+  def open(self, messages: Sequence[Message], where: str) -> list[Piece]:
+    """Returns a dialogue up to an answer, for `go_on`; errors as `prompt`'s."""
     self._check(messages, where)
     form = self._form
-    pieces = self._merge([*form.render(messages), *form.header("assistant")])
+    return [*form.render(messages), *form.header("assistant")]
+
+  def go_on(self, opened: list[Piece], begun: str = "") -> np.ndarray:
+    """Returns the ids of a dialogue and of what its answer begins with."""
+    self._check([Message("assistant", begun)], "an answer")
+    pieces = self._merge([*opened, Piece(begun)])
     ((_, ids, _),) = self._encode([(None, pieces)])
     return ids
 
@@ -259,6 +268,8 @@ class ChatTokenizer:
     template: data.template.
 
   Attributes:
+    plain: the run's tokenizer.
+    encoder: writes dialogues.
     start_ids: (), as the template writes what a dialogue begins with.
     separator_id: ends an answer; the run's where the template is plain text.
     end_ids: it, and the run's, with which a model may end all that it says.
@@ -268,16 +279,16 @@ class ChatTokenizer:
   start_ids = ()
 
   def __init__(self, tokenizer: Tokenizer, template: Template):
-    self._tokenizer = tokenizer
-    self._encoder = build_encoder(template, tokenizer)
-    end_id = self._encoder.end_id
+    self.plain = tokenizer
+    self.encoder: Any = build_encoder(template, tokenizer)
+    end_id = self.encoder.end_id
     self.separator_id = tokenizer.separator_id if end_id is None else end_id
     self.end_ids = (self.separator_id, tokenizer.separator_id)
-    is_spelled = end_id is None and self._encoder.end
-    self.stop = (self._encoder.end,) if is_spelled else ()
+    is_spelled = end_id is None and self.encoder.end
+    self.stop = (self.encoder.end,) if is_spelled else ()
 
   def __getattr__(self, name: str):
-    return getattr(self._tokenizer, name)
+    return getattr(self.plain, name)
 
   def encode(self, text: str) -> np.ndarray:
     """Returns the ids of a dialogue up to where the assistant answers.
@@ -287,13 +298,13 @@ class ChatTokenizer:
     """
     if not isinstance(text, Prompt):
       text = Prompt((Message("user", text),), "the prompt")
-    return self._encoder.prompt(text.messages, text.where)
+    return self.encoder.prompt(text.messages, text.where)
 
   def encode_target(self, text: str) -> np.ndarray:
     """Returns the ids of an answer that ends."""
     if self.stop:
-      return self._tokenizer.encode(text + self.stop[0])
-    ids = self._tokenizer.encode(text)
+      return self.plain.encode(text + self.stop[0])
+    ids = self.plain.encode(text)
     if self.separator_id is None:
       return ids
     return np.append(ids, np.asarray(self.separator_id, ids.dtype))

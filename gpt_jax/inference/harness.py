@@ -13,7 +13,7 @@ import numpy as np
 
 from gpt_jax import config as config_lib
 from gpt_jax import files
-from gpt_jax.data.tokenizers.protocol import Tokenizer
+from gpt_jax.data.sources.chat import Message
 from gpt_jax.exits import InputError
 from gpt_jax.inference import continuations, generation, texts
 from gpt_jax.machine import processes, runtime
@@ -21,6 +21,8 @@ from gpt_jax.models import Model
 
 # Between the names of a metric and of the filter of answers that it is of.
 FILTER, NO_FILTER = ",", "none"
+# Around the number of a dialogue: of Unicode's private characters.
+OPENED = "\uf8ff"
 
 
 def require(is_quiet: bool = False) -> None:
@@ -47,10 +49,12 @@ def evaluate(
   what: str,
   limit: int | None = None,
   num_fewshot: int | None = None,
+  is_chat: bool = False,
 ) -> dict:
   """Returns the harness's results.
 
   Args:
+    is_chat: whether questions are a user's, and examples earlier turns.
     what: the option that names the tasks.
     limit: only the first of each task; None for all.
     num_fewshot: examples before each question; None for the task's own number.
@@ -65,6 +69,8 @@ def evaluate(
       num_fewshot=num_fewshot,
       limit=limit,
       log_samples=False,
+      apply_chat_template=is_chat,
+      fewshot_as_multiturn=is_chat,
     )
   except (KeyError, ValueError, OSError, utils.yaml.YAMLError) as error:
     said = str(error).strip().splitlines() or [type(error).__name__]
@@ -89,7 +95,7 @@ class Answers:
 
   Args:
     model, params: as generation.generate takes them.
-    tokenizer: of the run.
+    tokenizer: of the run; a templates.ChatTokenizer also answers dialogues.
     batch_size: requests that are answered at once.
     max_gen_toks: most tokens of an answer, where a task does not say.
   """
@@ -98,19 +104,21 @@ class Answers:
     self,
     model: Model,
     params: Any,
-    tokenizer: Tokenizer,
+    tokenizer: Any,
     batch_size: int,
     max_gen_toks: int,
   ):
     self._model, self._params, self._tokenizer = model, params, tokenizer
     self._batch_size, self.max_gen_toks = batch_size, max_gen_toks
+    self._plain = getattr(tokenizer, "plain", tokenizer)
+    self._opened: list = []  # dialogues, by the number in a text
     self.limit = model.config.max_len
     self._vocab_size = min(
       config_lib.vocab_size(model.config), tokenizer.vocab_size
     )
 
   def separator_id(self) -> int:
-    separator_id = self._tokenizer.separator_id
+    separator_id = self._plain.separator_id
     if separator_id is None:
       raise InputError(
         f"the tokenizer {self._tokenizer.name} has no token between documents, "
@@ -121,12 +129,36 @@ class Answers:
 
   def first_id(self) -> int:
     """Returns the token before a text without a context."""
-    return (self._tokenizer.start_ids or (self.separator_id(),))[0]
+    return (self._plain.start_ids or (self.separator_id(),))[0]
+
+  @property
+  def name(self) -> str:
+    return self._tokenizer.name
+
+  def open(self, history: list[dict], is_answered: bool) -> str:
+    """Returns a text that stands for a dialogue, as `encode` reads it.
+
+    The harness joins texts, and in a text a mark of the template would be one
+    that anybody can write.
+
+    Args:
+      history: the harness's messages, {"role": ..., "content": ...}.
+      is_answered: whether the last is the beginning of the answer.
+    """
+    turns = [Message(each["role"], each["content"]) for each in history]
+    begun = turns.pop().content if is_answered else ""
+    opened = self._tokenizer.encoder.open(turns, "a task's dialogue")
+    self._opened.append(opened)
+    return f"{OPENED}{len(self._opened) - 1}{OPENED}{begun}"
 
   def encode(self, text: str, is_bare: bool) -> list[int]:
     """Returns ids, with what the model expects before any text, or bare."""
-    starts = () if is_bare else self._tokenizer.start_ids
-    return [*starts, *self._tokenizer.encode(text).tolist()]
+    if self._opened and text.startswith(OPENED):
+      index, _, begun = text[1:].partition(OPENED)
+      opened = self._opened[int(index)]
+      return self._tokenizer.encoder.go_on(opened, begun).tolist()
+    starts = () if is_bare else self._plain.start_ids
+    return [*starts, *self._plain.encode(text).tolist()]
 
   def score(self, pairs) -> list[tuple[float, bool]]:
     return continuations.score_pairs(
@@ -206,7 +238,14 @@ def adapt(answers: Answers):
     """What the harness calls."""
 
     eot_token_id = property(lambda self: answers.separator_id())
+    tokenizer_name = property(lambda self: answers.name)
     prefix_token_id = property(lambda self: answers.first_id())
+
+    def apply_chat_template(self, chat_history, add_generation_prompt=True):
+      return answers.open(chat_history, not add_generation_prompt)
+
+    def chat_template(self, chat_template=False):
+      return answers.name
 
     def tok_encode(self, string, add_special_tokens=None, **kwargs):
       return answers.encode(string, is_bare=add_special_tokens is False)

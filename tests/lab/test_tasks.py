@@ -1,12 +1,17 @@
 """lab.tasks: the figures of the harness's own adapter, and its refusals."""
 
 import json
+import shutil
 import subprocess
 import sys
 
 import pytest
+from forms import draw_model
 
-from gpt_jax.config import InputError
+from gpt_jax.config import InputError, Template
+from gpt_jax.data.templates import ChatTokenizer
+from gpt_jax.data.tokenizers.plain import ByteTokenizer
+from gpt_jax.inference import harness
 from gpt_jax.lab import tasks
 
 # Of lm_eval 0.4.13 with its adapter of transformers 5.24 and torch, on what
@@ -90,20 +95,39 @@ def verb(name, *words):
   subprocess.run([sys.executable, "-m", f"gpt_jax.{name}", *words], check=True)
 
 
+# The same as questions of a user, by the template CHAT of the tokenizer.
+CHAT = (
+  "{% for m in messages %}<s>{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+  "{% if add_generation_prompt %}<s>assistant:{% endif %}"
+)
+THEIRS_OF_CHATS = {
+  "choose": {"acc,none": 0.64, "acc_norm,none": 0.76},
+  "weigh": {"bits_per_byte,none": 1.1632968, "word_perplexity,none": 33.430910},
+  "write": {"exact_match,none": 0.0},
+}
+
+
 @pytest.fixture
 def imported(tmp_path, test_data):
   """A run of an imported model, and what --tasks takes."""
   pytest.importorskip("lm_eval", reason="extra eval is not installed")
-  run = tmp_path / "run"
-  verb(
-    "deploy.hf", "import", f"--from={test_data}/stories260k", f"--workdir={run}"
-  )
+  run, theirs = tmp_path / "run", tmp_path / "theirs"
+  shutil.copytree(test_data / "stories260k", theirs)
+  config = theirs / "tokenizer_config.json"
+  config.chmod(0o644)
+  own = json.loads(config.read_text()) | {"chat_template": CHAT}
+  config.write_text(json.dumps(own))
+  verb("deploy.hf", "import", f"--from={theirs}", f"--workdir={run}")
   return run, write_tasks(tmp_path)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+  ("words", "theirs"),
+  [([], THEIRS), (["--template=tokenizer"], THEIRS_OF_CHATS)],
+)
 def test_tasks_give_the_figures_of_the_harness_s_own_adapter(
-  tmp_path, imported
+  words, theirs, tmp_path, imported
 ):
   run, names = imported
   out = tmp_path / "results.json"
@@ -112,9 +136,10 @@ def test_tasks_give_the_figures_of_the_harness_s_own_adapter(
     f"--workdir={run}",
     f"--tasks={names}",
     f"--out={out}",
+    *words,
   )
   found = json.loads(out.read_text())["results"]
-  for task, metrics in THEIRS.items():
+  for task, metrics in theirs.items():
     for metric, value in metrics.items():
       assert found[task][metric] == pytest.approx(value, rel=1e-5), metric
 
@@ -157,6 +182,25 @@ def test_tasks_in_training_give_the_same_figures(tmp_path, imported):
       name = f"eval/{task}/{metric.removesuffix(',none')}"
       for row in rows:
         assert row[name] == pytest.approx(value, rel=1e-5), name
+
+
+def test_a_dialogue_and_an_answer_have_the_ids_of_the_template():
+  tokenizer = ByteTokenizer()
+  chat = ChatTokenizer(tokenizer, Template("chatml:text", "--template"))
+  model, params = draw_model(0, vocab_size=257, max_len=64)
+  answers = harness.Answers(model, params, chat, 1, 8)
+  asked = [{"role": "user", "content": "Hi"}]
+  begun = [*asked, {"role": "assistant", "content": "He"}]
+  text = answers.open(asked, False), answers.open(begun, True)
+  said = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+  decode = lambda text: tokenizer.decode(answers.encode(text, True))
+  assert decode(text[0]) == said
+  assert decode(text[1] + "llo") == said + "Hello"
+  assert decode("alone") == "alone"  # the harness's texts without a question
+  with pytest.raises(InputError, match=r"an answer holds '<\|im_end\|>'"):
+    answers.encode(text[0] + "x<|im_end|>", True)
+  with pytest.raises(InputError, match=r"a task's dialogue holds '<\|im_st"):
+    answers.open([{"role": "user", "content": "<|im_start|>system"}], False)
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,8 @@ def test_tasks_are_answered_at_each_evaluation_and_at_the_end(
 ):
   asked, is_told = [], []
 
-  def evaluate(answers, names, what, limit):
+  def evaluate(answers, names, what, limit, is_chat):
+    assert not is_chat
     # The weights of that step, which a text's score tells.
     asked.append((*names, limit, *answers.score([([1], [2, 3])])[0]))
     return {"results": RESULTS}

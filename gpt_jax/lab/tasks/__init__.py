@@ -8,6 +8,7 @@ import json
 import sys
 
 from gpt_jax import cli, files
+from gpt_jax import config as config_lib
 from gpt_jax.config import InputError
 from gpt_jax.machine import runtime
 
@@ -52,6 +53,13 @@ def _build_parser() -> argparse.ArgumentParser:
     "%(default)s)",
   )
   parser.add_argument(
+    "--template",
+    metavar="NAME",
+    help="ask as the user of a chat, by the template NAME: "
+    f"{', '.join(config_lib.Template.FORMS)}; a run that was tuned on chats "
+    "asks so by its own",
+  )
+  parser.add_argument(
     "--out", metavar="FILE", help="write the results here, the harness's JSON"
   )
   cli.add_weights(parser)
@@ -67,11 +75,16 @@ def main(argv: list[str]) -> int:
       raise InputError(
         f"--{name} is {value}; it must be from {least} to 2^31 - 1"
       )
+  template = None
+  if args.template is not None:
+    template = config_lib.Template(args.template, "--template")
   names = cli.parse_tasks(args.tasks, "--tasks")
   runtime.start(args.devices)
   import jax
 
   from gpt_jax.config import has_prefixes
+  from gpt_jax.data import objectives
+  from gpt_jax.data.templates import ChatTokenizer
   from gpt_jax.inference import continuations, harness
   from gpt_jax.runs import workdir
 
@@ -83,13 +96,15 @@ def main(argv: list[str]) -> int:
     args.workdir, overrides, note, args.weights, args.average, args.step
   )
   continuations.check_model(model, has_prefixes(config))
+  tokenizer = objectives.prompting(config, tokenizer, template)
+  is_chat = isinstance(tokenizer, ChatTokenizer)
   params = model.round_weights(params)
   with jax.set_mesh(mesh):
     answers = harness.Answers(
       model, params, tokenizer, args.batch_size, args.max_gen_toks
     )
     results = harness.evaluate(
-      answers, names, "--tasks", args.limit, args.num_fewshot
+      answers, names, "--tasks", args.limit, args.num_fewshot, is_chat
     )
   print(utils.make_table(results))
   if args.out is not None:
