@@ -23,7 +23,7 @@ LAYERS = [
   ["runs"],
   ["inference"],
   ["training"],
-  ["generate", "evaluate", "embed", "train"],
+  ["generate", "evaluate", "embed", "train", "api"],
   ["deploy"],
   ["lab"],
   ["__main__"],

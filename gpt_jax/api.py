@@ -1,0 +1,223 @@
+"""A trained run in Python: gpt_jax.load("runs/tiny"). docs/python.md shows it.
+
+`import gpt_jax` imports nothing else; `load` prepares the process and imports
+jax, so call it before anything else does.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+from gpt_jax.exits import InputError
+from gpt_jax.machine import runtime
+
+
+class Run:
+  """A run that is open for reading.
+
+  Arrays that it returns are NumPy's, float32. A text is a string, or its ids.
+
+  Args:
+    workdir: folder of the run.
+    weights, step, average: as the flags of `python -m gpt_jax.generate`.
+
+  Attributes:
+    config: gpt_jax.config.Config.
+    model: gpt_jax.models.Model.
+    params: its parameters, jax arrays.
+    tokenizer: encodes and decodes.
+    mesh: the devices that it is on.
+
+  Raises:
+    InputError: there is no run, or it cannot be read.
+  """
+
+  def __init__(
+    self,
+    workdir: str,
+    weights: str = "full",
+    step: int | None = None,
+    average: str | None = None,
+  ):
+    from gpt_jax.runs import workdir as workdir_lib
+
+    found = workdir_lib.open_run(
+      workdir, None, lambda line: None, weights, average, step
+    )
+    self.config, self.model, self.params, self.tokenizer, self.mesh = found
+
+  @functools.cached_property
+  def _rounded(self):
+    """The parameters as a whole forward pass reads them."""
+    return self.model.round_weights(self.params)
+
+  def encode(self, text: str) -> list[int]:
+    """Returns the ids of a text, with what the model expects before it."""
+    return [*self.tokenizer.start_ids, *self.tokenizer.encode(text).tolist()]
+
+  def decode(self, ids: Sequence[int]) -> str:
+    return self.tokenizer.decode(ids)
+
+  def logits(self, text: str | Sequence[int]):
+    """Returns logits_TV: of the token after each of the text's T tokens.
+
+    Of an encoder: of the token at each place. V is without padding.
+    """
+    logits_TV, _ = self._read(text, has_taps=False)
+    return logits_TV
+
+  def losses(self, text: str | Sequence[int]):
+    """Returns loss_T in nats of the text's tokens but the first, T - 1 of them.
+
+    Raises:
+      InputError: the model predicts no next token, or the text has only one.
+    """
+    import numpy as np
+
+    from gpt_jax import config as config_lib
+    from gpt_jax.inference import continuations
+
+    continuations.check_model(self.model, config_lib.has_prefixes(self.config))
+    ids = self._ids(text)
+    if len(ids) < 2:
+      raise InputError(
+        "the text is one token; a loss is of the tokens after it"
+      )
+    logits_TV = self.logits(ids)[:-1].astype(np.float64)
+    largest_T1 = logits_TV.max(-1, keepdims=True)
+    sums_T = np.log(np.exp(logits_TV - largest_T1).sum(-1)) + largest_T1[:, 0]
+    own_T = logits_TV[np.arange(len(ids) - 1), ids[1:]]
+    return (sums_T - own_T).astype(np.float32)
+
+  def activations(self, text: str | Sequence[int]) -> dict[str, Any]:
+    """Returns {name: array} of one forward pass.
+
+    embed and residual, the stream's begin and its end before the last norm,
+    are (T, D); attn and mlp, what these sublayers give in each layer, are
+    (L, T, D).
+    """
+    _, taps = self._read(text, has_taps=True)
+    return taps
+
+  def embed(self, texts: Sequence[str], batch_size: int = 32):
+    """Returns vectors (texts, D) of length one, as `gpt_jax.embed` writes."""
+    import jax
+
+    from gpt_jax.inference import embedding
+
+    limit = self.model.config.max_len
+    rows = embedding.encode(self.tokenizer, list(texts), limit)
+    with jax.set_mesh(self.mesh):
+      return embedding.embed(self.model, self._rounded, rows, batch_size)
+
+  def generate(
+    self,
+    prompt: str | Sequence[str],
+    num_tokens: int = 200,
+    seed: int = 0,
+    stop: Sequence[str] = (),
+    **sampling,
+  ) -> Any:
+    """Returns what the run writes after a prompt, or a list for a list of them.
+
+    Args:
+      stop: texts that end it, and are no part of it.
+      sampling: temperature, top_k, top_p, min_p of generation.Sampling.
+    """
+    import jax
+
+    from gpt_jax import config as config_lib
+    from gpt_jax.data.objectives import prompting
+    from gpt_jax.inference import generation, texts
+    from gpt_jax.inference.prompts import PromptTokenizer
+
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    own = prompting(self.config, self.tokenizer)
+    is_plain = own is self.tokenizer and own.start_ids
+    tokenizer: Any = PromptTokenizer(own) if is_plain else own
+    with jax.set_mesh(self.mesh):
+      found = texts.generate_text(
+        self.model,
+        self.params,
+        tokenizer,
+        prompts,
+        num_tokens,
+        generation.Sampling(**sampling),
+        seed,
+        tuple(stop),
+        is_prefix=config_lib.has_prefixes(self.config),
+      )
+    return found[0] if isinstance(prompt, str) else found
+
+  def _ids(self, text: str | Sequence[int]) -> list[int]:
+    from gpt_jax import config as config_lib
+
+    ids = self.encode(text) if isinstance(text, str) else list(map(int, text))
+    limit, V = (
+      self.model.config.max_len,
+      config_lib.vocab_size(self.config.model),
+    )
+    if not 0 < len(ids) <= limit:
+      raise InputError(
+        f"the text has {len(ids)} tokens; it must have 1 to {limit}"
+      )
+    if not all(0 <= i < V for i in ids):
+      raise InputError(
+        f"an id is not from 0 to {V - 1}, as the vocabulary's are"
+      )
+    return ids
+
+  def _read(self, text: str | Sequence[int], has_taps: bool):
+    """Returns (logits_TV, taps) of a text."""
+    import jax
+    import numpy as np
+
+    from gpt_jax import config as config_lib
+    from gpt_jax import sharding
+    from gpt_jax.inference import generation
+
+    if config_lib.has_source(self.model.config):
+      raise InputError(
+        "the model reads sources and writes targets; logits and activations "
+        "are of models of one text"
+      )
+    ids = self._ids(text)
+    # Padded to few lengths, since each is compiled; a document of its own,
+    # which no token of the text sees.
+    T = min(generation.round_up(len(ids)), self.model.config.max_len)
+    tokens_BT = np.zeros((1, T), np.int32)
+    tokens_BT[0, : len(ids)] = ids
+    segments_BT = (np.arange(T) >= len(ids)).astype(np.int32)[None]
+    with jax.set_mesh(self.mesh):
+      out, taps = _jit_forward()(
+        self._rounded, tokens_BT, segments_BT, self.model, has_taps
+      )
+      out, taps = jax.tree.map(sharding.fetch, (out, taps))
+    # The largest score is also one of the padding's.
+    taps = {k: v for k, v in taps.items() if not k.endswith("score_max")}
+    cut = lambda x: np.asarray(x[..., 0, : len(ids), :], np.float32)
+    V = config_lib.vocab_size(self.config.model)
+    return cut(out)[:, :V], jax.tree.map(cut, taps)
+
+
+@functools.cache
+def _jit_forward():
+  import jax
+
+  def forward(params, tokens_BT, segments_BT, model, has_taps):
+    apply = model.apply_tapped if has_taps else model.apply
+    out = apply(params, tokens_BT, segments_BT=segments_BT)
+    return out if has_taps else (out, {})
+
+  return jax.jit(forward, static_argnames=("model", "has_taps"))
+
+
+def load(
+  workdir: str,
+  weights: str = "full",
+  step: int | None = None,
+  average: str | None = None,
+) -> Run:
+  """Opens a run for reading; see Run."""
+  runtime.start()
+  return Run(workdir, weights, step, average)

@@ -1,0 +1,118 @@
+"""gpt_jax.load: a run in Python says what the commands say."""
+
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from harness import ROOT
+
+import gpt_jax
+from gpt_jax.exits import InputError
+from gpt_jax.inference import continuations
+
+TEXT = "It is a truth"
+
+
+@pytest.fixture(scope="module")
+def run(trained):
+  return gpt_jax.load(str(trained))
+
+
+def test_importing_the_package_imports_nothing_else():
+  code = (
+    "import sys; before = set(sys.modules); import gpt_jax\n"
+    "print(sorted(set(sys.modules) - before))"
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", code], capture_output=True, text=True, check=True
+  )
+  assert done.stdout == "['gpt_jax']\n"
+
+
+def test_losses_are_what_evaluation_scores(run):
+  ids = run.encode(TEXT)
+  assert run.decode(ids) == TEXT
+  losses = run.losses(TEXT)
+  logits = run.logits(ids)
+  V = run.tokenizer.vocab_size
+  assert losses.shape == (len(ids) - 1,) and logits.shape == (len(ids), V)
+  ((whole, _),) = continuations.score_pairs(
+    run.model, run.params, [(ids[:1], ids[1:])], 1, V
+  )
+  assert losses.sum() == pytest.approx(-whole, rel=1e-5)
+  assert losses.sum() != pytest.approx(-whole + losses[0], rel=1e-5)
+
+
+def test_what_follows_a_token_does_not_change_its_logits(run):
+  ids = run.encode(TEXT)
+  np.testing.assert_allclose(
+    run.logits(ids[:5]), run.logits(ids)[:5], atol=1e-5
+  )
+
+
+def test_activations_add_up_to_the_residual_stream(run):
+  found = run.activations(TEXT)
+  L, T, D = found["attn"].shape
+  c = run.config.model
+  assert (L, T, D) == (c.num_layers, len(run.encode(TEXT)), c.model_dim)
+  total = found["embed"] + (found["attn"] + found["mlp"]).sum(0)
+  np.testing.assert_allclose(total, found["residual"], atol=1e-4)
+  assert np.abs(total - found["mlp"][0] - found["residual"]).max() > 1e-3
+
+
+def test_generation_is_that_of_the_command(run, trained, call_verb):
+  words = dict(num_tokens=12, seed=3, temperature=0.8, top_k=20)
+  flags = [f"--{name}={value}" for name, value in words.items()]
+  done = call_verb(
+    "generate", f"--workdir={trained}", f"--prompt={TEXT}", *flags
+  )
+  assert done.returncode == 0, done.stderr
+  said = run.generate(TEXT, **words)
+  assert TEXT + said in done.stdout and said
+  assert run.generate([TEXT, "A"], **words)[0] == said
+
+
+def test_embeddings_are_those_of_the_command(run, trained, call_verb, tmp_path):
+  texts = [TEXT, "and so on, at some length"]
+  lines, out = tmp_path / "lines.txt", tmp_path / "out.npy"
+  lines.write_text("\n".join(texts) + "\n")
+  done = call_verb(
+    "embed", f"--workdir={trained}", f"--data={lines}", f"--out={out}"
+  )
+  assert done.returncode == 0, done.stderr
+  np.testing.assert_allclose(run.embed(texts), np.load(out), atol=1e-6)
+
+
+def test_rounded_weights_move_the_logits_a_little(run, trained):
+  small = gpt_jax.load(str(trained), weights="int8")
+  away = np.abs(small.logits(TEXT) - run.logits(TEXT)).max()
+  assert 0 < away < 0.2
+
+
+def test_the_page_s_lines_run(trained, tmp_path, monkeypatch, capsys):
+  page = (ROOT / "docs" / "python.md").read_text()
+  blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+  assert len(blocks) == 5
+  (tmp_path / "runs").mkdir()
+  (tmp_path / "runs" / "tiny").symlink_to(trained)
+  monkeypatch.chdir(tmp_path)
+  names: dict = {}
+  for block in blocks:
+    exec(block, names)
+  assert len(names["share_L"]) == names["run"].config.model.num_layers
+  assert "cosine" in capsys.readouterr().out
+
+
+def test_what_cannot_be_read_is_refused(run, tmp_path):
+  with pytest.raises(InputError, match="has 0 tokens; it must have 1 to"):
+    run.logits([])
+  with pytest.raises(InputError, match="an id is not from 0 to"):
+    run.logits([10**6])
+  with pytest.raises(InputError, match="is one token"):
+    run.losses([1])
+  with pytest.raises(InputError, match="temperature is -1"):
+    run.generate(TEXT, temperature=-1)
+  with pytest.raises(InputError):
+    gpt_jax.load(str(tmp_path / "nowhere"))
