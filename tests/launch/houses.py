@@ -9,6 +9,7 @@ from harness import ROOT
 
 SCRIPTS = ("launch/local.sh", "launch/test.sh", "launch/setup.sh", ".ci/run")
 SCRIPTS += ("launch/processes.sh", "launch/study.sh", "launch/article.sh")
+SCRIPTS += ("launch/families.sh",)
 TOOLS = ("bash", "dirname", "cksum", "grep", "sed", "tail", "cat", "rm", "cp")
 TOOLS += ("mkdir", "ln", "chmod", "sleep")
 # A Python of which only the version, venv, pip and -m are known. "$0.version"

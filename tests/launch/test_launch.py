@@ -325,3 +325,9 @@ def test_ci_names_the_real_texts_where_they_are(house, tmp_path):
 def test_a_study_takes_one_folder(house, words, sentence, script):
   out, err, log = house.launch(*words, script=f"launch/{script}", code=1)
   assert err == f"gpt_jax: {script} {sentence}\n" and not out and not log
+
+
+def test_a_study_whose_folder_its_config_names_takes_no_words(house):
+  out, err, log = house.launch("a", script="launch/families.sh", code=1)
+  said = "families.sh takes no words; found 1 words: a."
+  assert err == f"gpt_jax: {said}\n" and not out and not log
