@@ -58,12 +58,22 @@ class Run:
   def decode(self, ids: Sequence[int]) -> str:
     return self.tokenizer.decode(ids)
 
-  def logits(self, text: str | Sequence[int]):
+  def logits(self, text: str | Sequence[int], edit: dict | None = None):
     """Returns logits_TV: of the token after each of the text's T tokens.
 
     Of an encoder: of the token at each place. V is without padding.
+
+    Args:
+      edit: {module: function of its output (T, D), a jax array, to what takes
+        its place}. Modules are "embed", "blocks_3", its "blocks_3/attn" and
+        "blocks_3/mlp", "final_norm" and the like. The pass is not compiled, so
+        that a function may also look at the output or store it.
+
+    Raises:
+      InputError: there is no such module, or a function's result has another
+        shape.
     """
-    logits_TV, _ = self._read(text, has_taps=False)
+    logits_TV, _ = self._read(text, has_taps=False, edit=edit)
     return logits_TV
 
   def losses(self, text: str | Sequence[int]):
@@ -167,7 +177,9 @@ class Run:
       )
     return ids
 
-  def _read(self, text: str | Sequence[int], has_taps: bool):
+  def _read(
+    self, text: str | Sequence[int], has_taps: bool, edit: dict | None = None
+  ):
     """Returns (logits_TV, taps) of a text."""
     import jax
     import numpy as np
@@ -189,15 +201,59 @@ class Run:
     tokens_BT[0, : len(ids)] = ids
     segments_BT = (np.arange(T) >= len(ids)).astype(np.int32)[None]
     with jax.set_mesh(self.mesh):
-      out, taps = _jit_forward()(
-        self._rounded, tokens_BT, segments_BT, self.model, has_taps
-      )
+      if edit:
+        out, taps = self._edited(tokens_BT, segments_BT, len(ids), edit), {}
+      else:
+        out, taps = _jit_forward()(
+          self._rounded, tokens_BT, segments_BT, self.model, has_taps
+        )
       out, taps = jax.tree.map(sharding.fetch, (out, taps))
     # The largest score is also one of the padding's.
     taps = {k: v for k, v in taps.items() if not k.endswith("score_max")}
     cut = lambda x: np.asarray(x[..., 0, : len(ids), :], np.float32)
     V = config_lib.vocab_size(self.config.model)
     return cut(out)[:, :V], jax.tree.map(cut, taps)
+
+  def _edited(self, tokens_BT, segments_BT, length: int, edit: dict):
+    """Returns logits_BTV, as `logits` says of its `edit`."""
+    import dataclasses
+    import difflib
+
+    import flax.linen as nn
+    import numpy as np
+
+    model, met = self.model, {}
+    model = dataclasses.replace(
+      model, config=dataclasses.replace(model.config, scan_layers=False)
+    )
+
+    def change(next_fun, args, kwargs, context):
+      out = next_fun(*args, **kwargs)
+      name = "/".join(context.module.path)
+      if context.method_name != "__call__" or not name:
+        return out
+      met[name] = None
+      if name not in edit:
+        return out
+      x_BTD, *rest = out if isinstance(out, tuple) else (out,)
+      new_TD = edit[name](x_BTD[0, :length])
+      wanted, found = (length, x_BTD.shape[-1]), np.shape(new_TD)
+      if found != wanted:
+        raise InputError(
+          f"the edit of {name} must return an array of {wanted}, found {found}"
+        )
+      x_BTD = x_BTD.at[0, :length].set(new_TD)
+      return (x_BTD, *rest) if rest else x_BTD
+
+    with nn.intercept_methods(change):
+      out = model.apply(self._rounded, tokens_BT, segments_BT=segments_BT)
+    for name in edit:
+      if name not in met:
+        near = difflib.get_close_matches(name, met, 1) or sorted(met)[:1]
+        raise InputError(
+          f"the model has no module {name!r}; did you mean {near[0]!r}?"
+        )
+    return out
 
 
 @functools.cache

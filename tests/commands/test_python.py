@@ -62,6 +62,34 @@ def test_activations_add_up_to_the_residual_stream(run):
   assert np.abs(total - found["mlp"][0] - found["residual"]).max() > 1e-3
 
 
+def test_a_pass_is_edited_where_it_is_asked(run):
+  plain = run.logits(TEXT)
+  seen = {}
+
+  def see(name, change=lambda y: y):
+    def edit(y):
+      seen[name] = y
+      return change(y)
+
+    return {name: edit}
+
+  np.testing.assert_allclose(
+    run.logits(TEXT, see("blocks_0/attn")), plain, atol=1e-5
+  )
+  found = run.activations(TEXT)
+  np.testing.assert_allclose(seen["blocks_0/attn"], found["attn"][0], atol=1e-5)
+  # One token's output is changed: what follows it sees that, what precedes not.
+  moved = run.logits(TEXT, see("blocks_0/mlp", lambda y: y.at[5].add(1)))
+  away = np.abs(moved - plain).max(1)
+  assert away[:5].max() < 1e-5 and away[5:].min() > 1e-3
+  # The other text from that layer on.
+  other = "Or a falsity"[: len(TEXT)].ljust(len(TEXT))
+  run.logits(other, see("blocks_1"))
+  patched = run.logits(TEXT, {"blocks_1": lambda x: seen["blocks_1"]})
+  np.testing.assert_allclose(patched, run.logits(other), atol=1e-5)
+  assert np.abs(patched - plain).max() > 1e-2
+
+
 def test_generation_is_that_of_the_command(run, trained, call_verb):
   words = dict(num_tokens=12, seed=3, temperature=0.8, top_k=20)
   flags = [f"--{name}={value}" for name, value in words.items()]
@@ -94,7 +122,7 @@ def test_rounded_weights_move_the_logits_a_little(run, trained):
 def test_the_page_s_lines_run(trained, tmp_path, monkeypatch, capsys):
   page = (ROOT / "docs" / "python.md").read_text()
   blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-  assert len(blocks) == 5
+  assert len(blocks) == 6
   (tmp_path / "runs").mkdir()
   (tmp_path / "runs" / "tiny").symlink_to(trained)
   monkeypatch.chdir(tmp_path)
@@ -112,6 +140,12 @@ def test_what_cannot_be_read_is_refused(run, tmp_path):
     run.logits([10**6])
   with pytest.raises(InputError, match="is one token"):
     run.losses([1])
+  with pytest.raises(
+    InputError, match=r"'blocks_9/atn'; did you mean 'blocks_"
+  ):
+    run.logits(TEXT, {"blocks_9/atn": lambda y: y})
+  with pytest.raises(InputError, match=r"must return an array of \(13, \d+\)"):
+    run.logits(TEXT, {"embed": lambda y: y[1:]})
   with pytest.raises(InputError, match="temperature is -1"):
     run.generate(TEXT, temperature=-1)
   with pytest.raises(InputError):
