@@ -142,6 +142,8 @@ class Run:
     from gpt_jax.inference.prompts import PromptTokenizer
 
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    if not prompts:
+      return []
     own = prompting(self.config, self.tokenizer)
     is_plain = own is self.tokenizer and own.start_ids
     tokenizer: Any = PromptTokenizer(own) if is_plain else own

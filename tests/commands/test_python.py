@@ -100,6 +100,7 @@ def test_generation_is_that_of_the_command(run, trained, call_verb):
   said = run.generate(TEXT, **words)
   assert TEXT + said in done.stdout and said
   assert run.generate([TEXT, "A"], **words)[0] == said
+  assert run.generate([]) == []
 
 
 def test_embeddings_are_those_of_the_command(run, trained, call_verb, tmp_path):
