@@ -274,6 +274,21 @@ def get_config() -> ConfigDict:
   # lora, or dora: the norm of each output of the sum is learned apart.
   adapter.kind = "lora"
 
+  distill = config.distill = ConfigDict()
+  # Also learn from the logits of a decoder of the same vocabulary: the workdir
+  # of its run, or with top_k a folder of stored logits (docs/distillation.md).
+  distill.teacher = placeholder(str)
+  # The number of largest logits a token that are stored there; the teacher need
+  # not be present then. None: the teacher is applied in each step.
+  distill.top_k = placeholder(int)
+  # What is minimised: forward, KL(teacher || student), or reverse.
+  distill.kl = "forward"
+  # Logits of both are divided by it, and the divergence multiplied by its
+  # square.
+  distill.temperature = 1.0
+  # Part of the divergence in the loss; the plain loss has the rest.
+  distill.weight = 0.5
+
   optim = config.optim = ConfigDict()
   # Rule of the updates; muon updates all but matrices by adamw.
   optim.optimizer = "adamw"
@@ -352,6 +367,9 @@ def get_config() -> ConfigDict:
   train.profile_steps = 0
   # Start from the parameters of this other workdir.
   train.init_from = placeholder(str)
+  # Which of its layers a smaller model starts from, as DistilGPT2 does from
+  # every second: as many as there are here.
+  train.init_layers = "all"
   # Also log to this Weights & Biases project (extra `wandb`).
   train.wandb_project = placeholder(str)
 

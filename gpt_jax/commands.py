@@ -11,6 +11,7 @@ COMMANDS = {
   "embed": "vectors of texts, for search and comparison",
   "data": "prepare a config's text, which training also does itself",
   "deploy.hf": "models of the Hugging Face hub's layout, in and out",
+  "deploy.logits": "store a teacher's largest logits for its student",
   "deploy.merge": "make one model of adapters and their base",
   "lab.bench": "time one subject; measured beside predicted",
   "lab.bench.growth": "time and memory of a step against a model's sizes",

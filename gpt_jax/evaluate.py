@@ -57,6 +57,12 @@ def _build_parser():
     help="also write the labels that a classifier predicts, a line of JSON for "
     "each text; the texts of --data need no labels then",
   )
+  parser.add_argument(
+    "--shots",
+    metavar="K:FILE",
+    help="classify the labelled texts of --data by a prompt that shows the "
+    "model K labelled texts of FILE: the likeliest class of FILE follows",
+  )
   cli.add_weights(parser)
   cli.add_checkpoint(parser)
   return parser
@@ -84,6 +90,10 @@ def main(argv: list[str]) -> int:
     args.workdir, overrides, note, args.weights, args.average, args.step
   )
   task = build_task(config, lambda: tokenizer)
+  if args.shots is not None:
+    run = config, model, model.round_weights(params), tokenizer, mesh
+    _show("few shots", _few_shot(args, *run), args.json, is_speaking)
+    return 0
   if args.pseudo is not None:
     _check_pseudo(args.pseudo, config.data.objective)
   _check_generate(args, task)
@@ -133,13 +143,68 @@ def main(argv: list[str]) -> int:
     if args.generate and task.pairs is not None:
       run = model, params, tokens, prompting(config, tokenizer), task.pairs
       result |= _generate(args, run, how, task.word == "chat")
-    if not is_speaking:
-      continue
-    if args.json:
-      print(json.dumps({"set": name, **result}))
-    else:
-      print(f"{name}: {scoring.describe(result)}")
+    _show(name, result, args.json, is_speaking)
   return 0
+
+
+def _show(name: str, result: dict, is_json: bool, is_speaking: bool) -> None:
+  from gpt_jax.inference import scoring
+
+  if is_speaking and is_json:
+    print(json.dumps({"set": name, **result}))
+  elif is_speaking:
+    print(f"{name}: {scoring.describe(result)}")
+
+
+def _few_shot(args, config, model, params, tokenizer, mesh) -> dict:
+  """Returns the figures of classes that follow a prompt with examples."""
+  import jax
+
+  from gpt_jax.data import sources
+  from gpt_jax.inference import few_shot
+
+  count, colon, path = args.shots.partition(":")
+  is_count = count.isascii() and count.isdecimal() and len(count) < 7
+  if not colon or not is_count or not path:
+    raise InputError(
+      f"--shots is {args.shots!r}; it must be K:FILE, a whole number and a "
+      "file of labelled texts, as in 8:train.jsonl"
+    )
+  if config.data.objective != "causal":
+    raise InputError(
+      f"--shots is for models that continue text, and this run's "
+      f"data.objective is {config.data.objective}; it must be causal"
+    )
+  if args.data is None:
+    raise InputError(
+      "--shots needs texts to classify; name a file of labelled texts with "
+      "--data"
+    )
+
+  def read(spec):
+    source = sources.open_source(sources.labelled_spec(spec, "labelled:x"))
+    if not isinstance(source, sources.LabelledSource):
+      raise InputError(f"{spec!r} has no labels; give labelled:FILE")
+    return list(source.examples())
+
+  shown, asked = read(path), read(args.data)
+  for name, found in ((path, shown), (args.data, asked)):
+    if not found:
+      raise InputError(f"{name} holds no text; it must hold some")
+  classes = sorted({few_shot.class_of(one) for one in shown})
+  shots = few_shot.pick_shots(shown, int(count))
+  truth = [few_shot.class_of(one) for one in asked]
+  with jax.set_mesh(mesh):
+    called = few_shot.classify(
+      model,
+      params,
+      tokenizer,
+      shots,
+      classes,
+      asked,
+      config.train.global_batch_size,
+    )
+  return few_shot.measure(called, truth)
 
 
 def _check_set(name: str, tokens, tokenizer, labels) -> None:

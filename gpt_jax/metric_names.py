@@ -9,6 +9,8 @@ LOSS = "train/loss"
 SMOOTHED_LOSS = "train/smoothed_loss"
 # Nats per target of the blocks that predict further tokens than the next.
 FUTURE_LOSS = "train/future_loss"
+# Nats per target by which a student diverges from its teacher.
+TEACHER_KL = "train/teacher_kl"
 BALANCE_LOSS = "train/balance_loss"
 Z_LOSS = "train/z_loss"
 # The part of the targets that are the likeliest token of their place.

@@ -1,4 +1,4 @@
-"""What is minimised: the batch, its loss, and the batch's hash."""
+"""What is minimised: the batch, and its loss."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from gpt_jax import config as config_lib
 from gpt_jax import sharding
 from gpt_jax.config import Config
+from gpt_jax.data import logits
 from gpt_jax.data.objectives import fields
 from gpt_jax.metric_names import (
   ACCURACY,
@@ -25,10 +26,12 @@ from gpt_jax.metric_names import (
   REWARD_MARGIN,
   ROUTER_Z_LOSS,
   SMOOTHED_LOSS,
+  TEACHER_KL,
   Z_LOSS,
 )
 from gpt_jax.models import Model
 from gpt_jax.ops import cross_entropy, preferences
+from gpt_jax.teacher import Teacher
 
 # The sum of make_loss that stays one: int32 tokens of each expert, by layer.
 COUNTS = "counts"
@@ -53,23 +56,36 @@ def abstract_batch(config: Config, batch_place: jax.sharding.Sharding | None):
   leaf = lambda field: jax.ShapeDtypeStruct(
     (B, field.length), field.dtype, sharding=batch_place
   )
-  return {name: leaf(field) for name, field in fields(config).items()}
+  found = {name: leaf(field) for name, field in fields(config).items()}
+  if config.distill.top_k is not None:
+    T = config_lib.row_lengths(config).target
+    for name, shape in logits.widths(config.distill.top_k, T).items():
+      dtype = jnp.int32 if name == logits.IDS else jnp.float32
+      found[name] = jax.ShapeDtypeStruct(
+        (B, *shape), dtype, sharding=batch_place
+      )
+  return found
 
 
-def make_objective(model: Model, config: Config):
-  """Returns objective(params, batch, key, totals) -> (minimised, metrics).
+def make_objective(
+  model: Model, config: Config, teacher: Teacher | None = None
+):
+  """Returns objective(params, batch, key, totals, told) -> (sum, metrics).
 
-  minimised is the mean loss over targets, smoothed by train.label_smoothing, or
-  of preferences over pairs,
-  plus that of each block which predicts further tokens, plus
-  train.z_loss_weight times the z-loss, and in each layer with experts
+  The sum is what is minimised: the mean loss over targets, smoothed by
+  train.label_smoothing, or of preferences over pairs, plus that of each block
+  which predicts further tokens, plus train.z_loss_weight times the z-loss, and
+  in each layer with experts
   model.router_balance_weight times their balance loss and model.router_z_weight
-  times their router's z-loss. metrics is {public name: mean}, to be added over
-  microbatches: LOSS (nats per target), SMOOTHED_LOSS with smoothing, Z_LOSS if
-  it has a weight, with experts BALANCE_LOSS (mean over layers; 1 is even),
-  ROUTER_Z_LOSS if it has a weight, DROPPED with a capacity and COUNTS, with
-  model.num_future_tokens FUTURE_LOSS, the mean over those blocks, and any other
-  sum of make_loss. All are unweighted; none is part of LOSS.
+  times their router's z-loss. With a teacher, whose parameters are told, the
+  first of these counts 1 - distill.weight, and beside it stands the divergence
+  from the teacher (Teacher.scale). metrics is {public name: mean}, to be added
+  over microbatches: LOSS (nats per target), SMOOTHED_LOSS with smoothing,
+  Z_LOSS if it has a weight, with experts BALANCE_LOSS (mean over layers; 1 is
+  even), ROUTER_Z_LOSS if it has a weight, DROPPED with a capacity and COUNTS,
+  with model.num_future_tokens FUTURE_LOSS, the mean over those blocks, with a
+  teacher TEACHER_KL, and any other sum of make_loss. All are unweighted; none
+  is part of LOSS.
 
   totals is what `count_totals` returns for the global batch, of which `batch`
   may be one microbatch.
@@ -96,11 +112,14 @@ def make_objective(model: Model, config: Config):
     smoothing,
     None,
     build_preference(config.data.objective, train.preference_beta),
+    teacher,
   )
+  if teacher is not None:
+    weights[TEACHER_KL] = teacher.scale
 
-  def objective(params, batch, key, totals):
+  def objective(params, batch, key, totals, told=None):
     num_targets, num_rows, num_future, num_sides = totals
-    sums = sum_loss(params, batch, key)
+    sums = sum_loss(params, batch, key, told)
     del sums[NUM_TARGETS]  # of the microbatch; totals has the batch's
     sums.pop(SIDES, None)
     counts = {k: sums.pop(k) for k in (COUNTS,) if k in sums}
@@ -113,6 +132,8 @@ def make_objective(model: Model, config: Config):
     if num_ahead:
       metrics[FUTURE_LOSS] = sums[FUTURE_LOSS] / num_future
     minimised = metrics[LOSS if smoothing is None else SMOOTHED_LOSS]
+    if teacher is not None:
+      minimised *= 1 - teacher.distill.weight
     for name, weight in weights.items():
       minimised += weight * metrics[name]
     for name in PER_LAYER:
@@ -177,6 +198,7 @@ def shift_targets(batch: dict, num_future_tokens: int) -> list[tuple]:
 def inputs_of(batch: dict, model: Model) -> dict:
   """Returns the arguments of Model.apply that a batch holds."""
   outputs = ["targets", "mask", "labels", "reference", "baseline"]
+  outputs += logits.FIELDS
   if not model.has_types:
     outputs.append("types")
   dims = lambda name: "BS" if name.startswith("source") else "BT"
@@ -192,8 +214,9 @@ def make_loss(
   smoothing: cross_entropy.Smoothing | None = None,
   measure: Callable | None = None,
   prefer: Callable | None = None,
+  teacher: Teacher | None = None,
 ):
-  """Returns loss(params, batch, key) -> {public name: sum over the batch}.
+  """Returns loss(params, batch, key, told) -> {public name: sum of the batch}.
 
   LOSS in nats and NUM_TARGETS, by which the other sums are divided (those of
   PER_SEQUENCE by the number of rows). If `others` names them, also Z_LOSS
@@ -215,6 +238,7 @@ def make_loss(
     measure: function of (logits, batch) that returns more sums, of classes.
     prefer: what build_preference returns, whose sums are in place of LOSS and
       NUM_TARGETS.
+    teacher: also return TEACHER_KL; told is the teacher's parameters.
   """
   num_chunks = 1 if config_lib.has_classes(model.config) else num_chunks
   # In the order in which cross_entropy returns them.
@@ -226,18 +250,20 @@ def make_loss(
   has_future = FUTURE_LOSS in others
   compare = functools.partial(_compare, model, num_chunks, smoothing, has_z)
 
-  def loss(params, batch, key=None):
+  def loss(params, batch, key=None, told=None):
     sums, shifted = {}, []
     if has_future:
       shifted = shift_targets(batch, model.config.num_future_tokens)
-    batch, shifted, order_1T = _balance(model, batch, shifted, key is not None)
+    models = [model, *([teacher.model] if teacher and teacher.model else [])]
+    batch, shifted, order_1T = _balance(models, batch, shifted, key is not None)
     targets_BT, mask_BT = batch["targets"], batch.get("mask")
+    inputs, is_headless = inputs_of(batch, model), num_chunks > 1
     out = model.apply(
       params,
-      **inputs_of(batch, model),
+      **inputs,
       key=key,
       order_1T=order_1T,
-      is_headless=num_chunks > 1,
+      is_headless=is_headless,
       needs_balance=has_balance,
       needs_future=has_future or None,
     )
@@ -247,35 +273,47 @@ def make_loss(
       sums[FUTURE_LOSS] = sum(compare(own, *goal)[0] for own, goal in each)
     if has_balance:
       out, routing = out
-      sums[BALANCE_LOSS] = routing["balance_B"].sum(0).sum()
-      sums[COUNTS] = routing["count_BE"].sum(1)
-      if ROUTER_Z_LOSS in others:
-        sums[ROUTER_Z_LOSS] = routing["z_B"].sum()
-      if "dropped_B" in routing:
-        sums[DROPPED] = routing["dropped_B"].sum()
+      sums |= _sum_routing(routing, ROUTER_Z_LOSS in others)
     if ACCURACY in others:
       sums[ACCURACY] = _count_hits(model, out, targets_BT, mask_BT, num_chunks)
     if measure is not None:
       sums |= measure(out, batch)
     if prefer is not None:
       return sums | prefer(out, batch)
+    if teacher is not None:
+      told = teacher.tell(told, batch, inputs, order_1T, is_headless)
+      sums[TEACHER_KL] = teacher.diverge(model, out, told, mask_BT, num_chunks)
     found = compare(out, targets_BT, mask_BT)
     return sums | dict(zip(names, found, strict=True))
 
   return loss
 
 
-def _balance(model: Model, batch: dict, shifted: list, is_dropping: bool):
+def _balance(models: list, batch: dict, shifted: list, is_dropping: bool):
   """Returns both in the order that evens the work over axis seq, and it."""
   length, parts = batch["tokens"].shape[1], sharding.axis_size("seq")
-  if parts == 1 or not model.can_reorder(length, is_dropping):
+  can_reorder = [model.can_reorder(length, is_dropping) for model in models]
+  if parts == 1 or not all(can_reorder):
     return batch, shifted, None
   # Sources, which all queries see alike, stay in order.
   rows = {k: x for k, x in batch.items() if not k.startswith("source")}
   (rows, shifted), order_1T = sharding.balance(
-    (rows, shifted), length, parts, model.rules
+    (rows, shifted), length, parts, models[0].rules
   )
   return batch | rows, shifted, order_1T
+
+
+def _sum_routing(routing: dict, has_z: bool) -> dict:
+  """Returns the sums of what stack.run_blocks says of the experts."""
+  sums = {
+    BALANCE_LOSS: routing["balance_B"].sum(0).sum(),
+    COUNTS: routing["count_BE"].sum(1),
+  }
+  if has_z:
+    sums[ROUTER_Z_LOSS] = routing["z_B"].sum()
+  if "dropped_B" in routing:
+    sums[DROPPED] = routing["dropped_B"].sum()
+  return sums
 
 
 @functools.cache
@@ -409,29 +447,3 @@ def _count_hits(model: Model, out, targets_BT, mask_BT, num_chunks: int):
   return cross_entropy.chunked_count_hits(
     *out, targets_BT, mask_BT, model.cap_logits, num_chunks, model.rules
   )
-
-
-def hash_batch(batch: dict):
-  """Returns a uint32 hash of the ids of a global batch.
-
-  It depends on their order. A sum of integers modulo 2^32 over all positions,
-  so it is the same for any sharding of the batch.
-  """
-  total = jnp.uint32(0)
-  for name in ("tokens", "targets", "sources"):
-    if name not in batch:
-      continue
-    ids_BT = batch[name]
-    if jnp.issubdtype(ids_BT.dtype, jnp.floating):
-      ids_BT = jax.lax.bitcast_convert_type(ids_BT, jnp.uint32)
-    ids_BT = ids_BT.astype(jnp.uint32)
-    index_BT = jnp.arange(ids_BT.size, dtype=jnp.uint32).reshape(ids_BT.shape)
-    # MurmurHash3's finalizer, applied to the index and then to both.
-    total = 31 * total + _mix(ids_BT ^ _mix(index_BT + 1)).sum(dtype=jnp.uint32)
-  return total
-
-
-def _mix(x):
-  x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
-  x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
-  return x ^ (x >> 16)

@@ -278,7 +278,8 @@ def zigzag(length: int, parts: int) -> np.ndarray:
 def balance(batch, length: int, parts: int, rules: str):
   """Returns (batch with every row in zigzag order, order_1T)."""
   order = zigzag(length, parts)
-  move = lambda x: constrain(x[:, order], ("batch", "length"), rules)
+  axes = lambda x: ("batch", "length", *[None] * (x.ndim - 2))
+  move = lambda x: constrain(x[:, order], axes(x), rules)
   return jax.tree.map(move, batch), jnp.asarray(order)[None]
 
 

@@ -169,3 +169,29 @@ def _leaf_checksum(x):
   mixed = (mixed ^ (mixed >> 13)) * jnp.uint32(3266489917)
   second = jnp.sum(bits * (mixed | 1), dtype=jnp.uint32)
   return jnp.stack([first, second])
+
+
+def hash_batch(batch: dict):
+  """Returns a uint32 hash of the ids of a global batch.
+
+  It depends on their order. A sum of integers modulo 2^32 over all positions,
+  so it is the same for any sharding of the batch.
+  """
+  total = jnp.uint32(0)
+  for name in ("tokens", "targets", "sources"):
+    if name not in batch:
+      continue
+    ids_BT = batch[name]
+    if jnp.issubdtype(ids_BT.dtype, jnp.floating):
+      ids_BT = jax.lax.bitcast_convert_type(ids_BT, jnp.uint32)
+    ids_BT = ids_BT.astype(jnp.uint32)
+    index_BT = jnp.arange(ids_BT.size, dtype=jnp.uint32).reshape(ids_BT.shape)
+    # MurmurHash3's finalizer, applied to the index and then to both.
+    total = 31 * total + _mix(ids_BT ^ _mix(index_BT + 1)).sum(dtype=jnp.uint32)
+  return total
+
+
+def _mix(x):
+  x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+  x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+  return x ^ (x >> 16)

@@ -9,7 +9,7 @@ import pytest
 
 from configs import base
 from gpt_jax import config as config_lib
-from gpt_jax import objective
+from gpt_jax import objective, tree
 from gpt_jax.config import InputError, schema
 from gpt_jax.config.options import Family
 from gpt_jax.data import objectives
@@ -212,8 +212,8 @@ def test_steps_are_compiled_for_the_batches_that_objectives_make(
 def test_sources_are_part_of_a_batchs_hash():
   ids = np.arange(32, dtype=np.int32).reshape(2, 16)
   batch = {"tokens": ids, "targets": ids}
-  plain = int(objective.hash_batch(batch))
-  more = int(objective.hash_batch(batch | {"sources": ids[:, :5]}))
+  plain = int(tree.hash_batch(batch))
+  more = int(tree.hash_batch(batch | {"sources": ids[:, :5]}))
   assert plain != more
-  swapped = objective.hash_batch(batch | {"sources": ids[::-1, :5]})
+  swapped = tree.hash_batch(batch | {"sources": ids[::-1, :5]})
   assert more != int(swapped)

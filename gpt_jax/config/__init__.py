@@ -79,6 +79,7 @@ from gpt_jax.config.schema import (
   CheckpointConfig,
   Config,
   DataConfig,
+  DistillConfig,
   EvalConfig,
   MeshConfig,
   ModelConfig,

@@ -3,6 +3,7 @@
 import dataclasses
 
 from gpt_jax.config.check_data import check_data
+from gpt_jax.config.check_distill import check_distill
 from gpt_jax.config.check_heads import check_heads
 from gpt_jax.config.check_labels import check_labels
 from gpt_jax.config.check_preferences import check_preferences
@@ -65,6 +66,14 @@ def check_together(c: Config) -> None:
       f"adapter.rank is {c.adapter.rank!r} and train.init_from is None; name "
       "the workdir whose parameters are adapted"
     )
+  if t.init_layers != "all" and (
+    t.init_from is None or c.adapter.rank.parts or has_source(m)
+  ):
+    raise InputError(
+      f"train.init_layers is {t.init_layers!r}, layers of a run that "
+      "train.init_from names, whose model has one stack of them and is "
+      "trained without adapters; leave it all"
+    )
   if t.global_batch_size * c.data.seq_len > MAX_INT32:
     raise InputError(
       f"train.global_batch_size is {t.global_batch_size:,} and data.seq_len "
@@ -99,6 +108,7 @@ def check_together(c: Config) -> None:
   _check_future(c)
   check_labels(c)
   check_preferences(c)
+  check_distill(c)
   _check_mesh(c.mesh)
 
 

@@ -219,6 +219,41 @@ class LayerPattern(ParsedOption):
     self.parts = tuple(parts)
 
 
+class LayerChoice(ParsedOption):
+  """train.init_layers.
+
+  Attributes:
+    every: N of every:N; 1 for all.
+    layers: of a list, counted from 0; () where there is none.
+  """
+
+  FORMS = ("all", "every:N", "N+N+...")
+  every: int
+  layers: tuple[int, ...]
+
+  def __init__(self, text: str):
+    every, layers = 1, ()
+    number = text.removeprefix("every:")
+    words = [number] if number != text else text.split("+")
+    is_valid = all(w.isascii() and w.isdecimal() and len(w) < 7 for w in words)
+    if number != text:
+      every = int(number) if is_valid else 0
+    elif text != "all":
+      layers = tuple(map(int, words)) if is_valid else (1, 0)
+    is_rising = list(layers) == sorted(set(layers))
+    if not every or not is_rising:
+      raise InputError(
+        f"train.init_layers is {text!r}; it must be all, every:N with N of 1 "
+        "or more, or layers of the other run in rising order, from 0, as in "
+        "0+2+5"
+      )
+    self.every, self.layers = every, layers
+
+  def pick(self, num_layers: int) -> list[int]:
+    """Returns the layers that are taken of so many."""
+    return list(self.layers) or list(range(0, num_layers, self.every))
+
+
 class MaskMix(ParsedOption):
   """data.mask_mix.
 

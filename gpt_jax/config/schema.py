@@ -17,6 +17,7 @@ from gpt_jax.config.options import (
   OBJECTIVES,
   AdapterRanks,
   BatchRamp,
+  LayerChoice,
   LayerPattern,
   MaskMix,
   ParsedOption,
@@ -196,6 +197,15 @@ class AdapterConfig(Section):
 
 
 @dataclasses.dataclass(frozen=True)
+class DistillConfig(Section):
+  teacher: Annotated[str | None, PATH, Added(None)]
+  top_k: Annotated[Count | None, Added(None)]
+  kl: Annotated[Literal["forward", "reverse"], Added("forward")]
+  temperature: Annotated[float, Bounds(1e-3, 1e3), Added(1.0)]
+  weight: Annotated[float, Bounds(0.0, 1.0), Added(0.5)]
+
+
+@dataclasses.dataclass(frozen=True)
 class OptimConfig(Section):
   optimizer: Literal["adamw", "adam", "lion", "adafactor", "sgd", "muon"]
   learning_rate: NotNegative
@@ -231,6 +241,7 @@ class TrainConfig(Section):
   max_rollbacks: Annotated[int, Bounds(0, 1000), Added(0)]
   profile_steps: Annotated[Steps, FREE]
   init_from: Annotated[str | None, PATH]
+  init_layers: Annotated[LayerChoice, Added("all")]
   wandb_project: Annotated[str | None, FREE]
 
 
@@ -274,6 +285,7 @@ class Config(Section):
   data: DataConfig
   model: ModelConfig
   adapter: AdapterConfig
+  distill: DistillConfig
   optim: OptimConfig
   train: TrainConfig
   mesh: Annotated[MeshConfig, FREE]

@@ -14,7 +14,14 @@ from typing import Any
 import numpy as np
 
 from gpt_jax.config import Config, InputError
-from gpt_jax.data import chats, examples, objectives, order, preferences
+from gpt_jax.data import (
+  chats,
+  examples,
+  logits,
+  objectives,
+  order,
+  preferences,
+)
 from gpt_jax.data.pairs import describe_left_out, pair_rows
 from gpt_jax.data.prepare import PreparedData
 from gpt_jax.data.shards import TokenSet, check_length
@@ -97,12 +104,15 @@ def make_train_iterator(
     offset: as in batch_at.
 
   Raises:
-    InputError: a set is shorter than one sequence.
+    InputError: a set is shorter than one sequence, or stored logits are not
+      this run's.
   """
   import grain
 
   data, sets = config.data, [token_set for _, token_set in prepared.train]
   task = objectives.build_task(config, lambda: prepared.tokenizer)
+  if config.distill.top_k is not None:
+    task = logits.add_to(task, logits.open_logits(config, prepared))
   for token_set in sets:
     check_set(token_set, data.seq_len, task.pairs)
   batches = _Batches(

@@ -1,9 +1,10 @@
-"""The run whose parameters are adapted, and whether it is still the same.
+"""A run whose parameters another reads and never changes: is it the same?
 
 A run of adapters saves these alone, and a loss of preferences compares a model
-with the one that it began as. Such a run names the workdir of its base in
-train.init_from, and its own record the base's step and a fingerprint of the
-checksums of that step's parameters, which reading them verifies.
+with the one that it began as: such a run names the workdir of its base in
+train.init_from. A student names that of its teacher in distill.teacher. The
+run's own record has the other's step and a fingerprint of the checksums of that
+step's parameters, which reading them verifies.
 """
 
 import os
@@ -18,6 +19,24 @@ from gpt_jax.runs import integrity, restore
 PREFIX = "params/"
 
 
+class Role(NamedTuple):
+  """What the other run is for.
+
+  Attributes:
+    key: the config's key that names its workdir.
+    name: of it in the run's record.
+    use: a clause, what it is for.
+  """
+
+  key: str
+  name: str
+  use: str
+
+
+BASE = Role("train.init_from", "base", "this one begins from")
+TEACHER = Role("distill.teacher", "teacher", "this one learns from")
+
+
 class Base(NamedTuple):
   """A step of a base, and 16 hex digits of its parameters' checksums."""
 
@@ -26,23 +45,27 @@ class Base(NamedTuple):
 
 
 def find_base(
-  workdir: str, shapes: dict[str, str], step: int | None = None
+  workdir: str,
+  shapes: dict[str, str],
+  step: int | None = None,
+  role: Role = BASE,
 ) -> Base:
   """Returns the Base of a workdir.
 
   Args:
     shapes: tree.describe_shapes of its parameters.
     step: None for the newest.
+    role: what it is for.
 
   Raises:
     InputError: the step is not there or damaged, or its parameters have other
       shapes.
   """
-  return Base(*processes.share(lambda: _find(workdir, shapes, step)))
+  return Base(*processes.share(lambda: _find(workdir, shapes, step, role)))
 
 
-def _find(workdir: str, shapes: dict[str, str], step: int | None) -> Base:
-  asked = f"train.init_from is {workdir!r}"
+def _find(workdir: str, shapes: dict[str, str], step, role: Role) -> Base:
+  asked = f"{role.key} is {workdir!r}"
   directory = os.path.abspath(os.path.join(workdir, "checkpoints"))
   steps = restore.list_steps(directory)
   step = max(steps, default=None) if step is None else step
@@ -50,7 +73,7 @@ def _find(workdir: str, shapes: dict[str, str], step: int | None) -> Base:
     what = "no checkpoint" if step is None else f"step {step} no longer"
     raise InputError(
       f"{asked}, which holds {what}; it must be the workdir of the run that "
-      "this one begins from"
+      f"{role.use}"
     )
   try:
     meta = integrity.read_meta(directory, step)
@@ -66,21 +89,24 @@ def _find(workdir: str, shapes: dict[str, str], step: int | None) -> Base:
   differing = tree.diff_shapes(own(meta["shapes"]), shapes)
   if differing:
     raise InputError(
-      f"{asked}, a base of other parameters: {'; '.join(differing[:3])}; take "
-      "its model section and its param_dtype"
+      f"{asked}, a {role.name} of other parameters: "
+      f"{'; '.join(differing[:3])}; take its model section and its param_dtype"
     )
   rows = own(integrity.rows_by_name(meta))
   return Base(step, digest.of_json(rows)[:16])
 
 
 def check_base(
-  workdir: str, shapes: dict[str, str], wanted: Base | None
+  workdir: str,
+  shapes: dict[str, str],
+  wanted: Base | None,
+  role: Role = BASE,
 ) -> Base:
   """Returns the base of a run's record, if it is as when the run was begun.
 
   Args:
     workdir: of the base.
-    shapes: as in find_base.
+    shapes, role: as in find_base.
     wanted: from the run's record.
 
   Raises:
@@ -88,14 +114,14 @@ def check_base(
   """
   if wanted is None:
     raise InputError(
-      f"train.init_from is {workdir!r} and the run's config.json does not say "
-      "which step it was begun from; restore the file that it wrote"
+      f"{role.key} is {workdir!r} and the run's config.json does not say which "
+      "step of it the run was begun with; restore the file that it wrote"
     )
-  found = find_base(workdir, shapes, wanted.step)
+  found = find_base(workdir, shapes, wanted.step, role)
   if found != wanted:
     raise InputError(
-      f"train.init_from is {workdir!r}, whose step {found.step} has changed "
-      f"since this run was begun (parameters {wanted.fingerprint} then, "
-      f"{found.fingerprint} now); put that base back"
+      f"{role.key} is {workdir!r}, whose step {found.step} has changed since "
+      f"the run was begun (parameters {wanted.fingerprint} then, "
+      f"{found.fingerprint} now); put that {role.name} back"
     )
   return found

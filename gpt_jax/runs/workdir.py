@@ -34,14 +34,14 @@ def write_config(
   data_fingerprint: str,
   tokenizer_fingerprint: str | None,
   labels: Any = None,
-  base: Any = None,
+  others: dict[str, Any] | None = None,
 ) -> None:
   """Writes config.json atomically, sealed by a digest of its content.
 
   Args:
     tokenizer_fingerprint: None in a branch of a run that recorded none.
     labels: what read_labels returns of the run.
-    base: what read_base does.
+    others: {name of a bases.Role: what read_base returns, or None}.
   """
   import importlib.metadata  # slow to import, and no --help needs it
 
@@ -59,8 +59,9 @@ def write_config(
   }
   if labels is not None:
     record["labels"] = {"kind": labels.kind, "classes": list(labels.classes)}
-  if base is not None:
-    record["base"] = base._asdict()
+  for name, base in (others or {}).items():
+    if base is not None:
+      record[name] = base._asdict()
   text = json.dumps(files.seal(record), indent=2) + "\n"
   files.write_text(os.path.join(workdir, "config.json"), text)
 
@@ -187,22 +188,26 @@ def read_labels(workdir: str):
     raise _damaged(path, "has labels without their classes") from None
 
 
-def read_base(workdir: str):
-  """Returns the bases.Base that a run adapts or is compared with, or None.
+def read_base(workdir: str, name: str = "base"):
+  """Returns a bases.Base that a run's record names, None if it names none.
+
+  Args:
+    name: of its bases.Role: what the run adapts or is compared with, or its
+      teacher.
 
   Raises:
     InputError: as read_record.
   """
   from gpt_jax.runs import bases
 
-  found = read_record(workdir).get("base")
+  found = read_record(workdir).get(name)
   if found is None:
     return None
   try:
     return bases.Base(int(found["step"]), str(found["fingerprint"]))
   except (KeyError, TypeError, ValueError):
     path = os.path.join(workdir, "config.json")
-    raise _damaged(path, "has a base without its step") from None
+    raise _damaged(path, f"has a {name} without its step") from None
 
 
 def facts_of(config: Config, prepared: Any) -> dict[str, str]:

@@ -17,6 +17,8 @@ from gpt_jax import sharding, tree
 from gpt_jax.config import Config
 from gpt_jax.models import Model, build_model, check_objective
 from gpt_jax.parametrization import ParamSpec
+from gpt_jax.runs import teachers
+from gpt_jax.teacher import Teacher
 from gpt_jax.training import optim, preflight, telemetry
 from gpt_jax.training import state as state_lib
 from gpt_jax.training import step as step_lib
@@ -32,6 +34,7 @@ class Assembly:
     model: built for the platform of the devices.
     tx: the optimizer.
     schedule: step -> learning rate.
+    teacher: what the model learns from beside its data, or None.
     abstract: TrainState of ShapeDtypeStructs with their shardings.
   """
 
@@ -40,6 +43,7 @@ class Assembly:
   model: Model
   tx: optax.GradientTransformation
   schedule: Callable
+  teacher: Teacher | None
   abstract: state_lib.TrainState
 
   @property
@@ -66,25 +70,31 @@ class Assembly:
     return dataclasses.replace(self, config=config)
 
   def init_learned(self) -> state_lib.TrainState:
-    """Returns a fresh state on the mesh, without the base of adapters."""
+    """Returns a fresh state on the mesh, without frozen parameters."""
     return state_lib.init_state(self.model, self.tx, self.config, self.mesh)
 
   def init_state(self) -> state_lib.TrainState:
-    """Returns a fresh state on the mesh; a base is drawn as it would start."""
-    state, base = self.init_learned(), self.abstract.base
-    if base is None:
-      return state
+    """Returns a fresh state on the mesh; frozen parameters are drawn too."""
     plain = dataclasses.replace(self.model, adapter=None)
-    places = jax.tree.map(lambda leaf: leaf.sharding, base)
-    draw = lambda: state_lib.init_params(plain, self.config.seed)
-    with jax.set_mesh(self.mesh):
-      base = jax.jit(draw, out_shardings=places)()
-    return state.replace(base=base)
+    teacher = self.teacher and self.teacher.model
+
+    def draw(model, like):
+      if like is None:
+        return None
+      places = jax.tree.map(lambda leaf: leaf.sharding, like)
+      make = lambda: state_lib.init_params(model, self.config.seed)
+      with jax.set_mesh(self.mesh):
+        return jax.jit(make, out_shardings=places)()
+
+    return self.init_learned().replace(
+      base=draw(plain, self.abstract.base),
+      teacher=draw(teacher, self.abstract.teacher),
+    )
 
   def make_step(self):
     """Returns step(state, batch) -> (state, metrics), to be compiled."""
     return step_lib.make_train_step(
-      self.model, self.tx, self.schedule, self.config
+      self.model, self.tx, self.schedule, self.config, self.teacher
     )
 
   def lower_step(self):
@@ -106,12 +116,15 @@ class Assembly:
       self.mesh,
       self.batch_place,
       options,
+      self.teacher,
     )
 
   def make_watch(self):
     """Returns the telemetry pass (state, batch) -> values, jitted."""
     return jax.jit(
-      telemetry.make_watch(self.model, self.tx, self.schedule, self.config)
+      telemetry.make_watch(
+        self.model, self.tx, self.schedule, self.config, self.teacher
+      )
     )
 
 
@@ -133,6 +146,7 @@ def assemble(
     InputError: mesh, batch, objective and model do not go together.
   """
   check_objective(config.model.family, config.data.objective)
+  taught = teachers.read_model(config)
   if mesh is None:
     mesh = sharding.make_mesh(config.mesh, devices)
     platform = platform or mesh.devices.flat[0].platform
@@ -144,8 +158,15 @@ def assemble(
     platform or "cpu",
     adapter=config.adapter,
   )
+  teacher = None
+  if config.distill.teacher is not None:
+    build = lambda c: build_model(c, config.mesh.rules, platform or "cpu")
+    found = None if taught is None else build(taught)
+    teacher = Teacher(config.distill, found)
   _, specs = model.abstract_learned()
   tx = optim.build_optimizer(config.optim, specs)
   schedule = optim.build_schedule(config.optim, config.train.num_steps)
-  abstract = state_lib.abstract_state(model, tx, config, mesh)
-  return Assembly(config, mesh, model, tx, schedule, abstract)
+  abstract = state_lib.abstract_state(
+    model, tx, config, mesh, teacher and teacher.model
+  )
+  return Assembly(config, mesh, model, tx, schedule, teacher, abstract)

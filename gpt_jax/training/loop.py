@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from gpt_jax import config as config_lib
-from gpt_jax import exits, metric_names, objective
+from gpt_jax import exits, metric_names, tree
 from gpt_jax.config import Config
 from gpt_jax.machine import console, processes, runtime, signals
 from gpt_jax.runs import checkpoint, goodput, lock
@@ -79,7 +79,7 @@ class Loop:
     self.started = started
     self.reporter: Any = None  # until there is a state to report on
     self.ledger = rollback.Ledger()
-    self.hash_batch = jax.jit(objective.hash_batch)
+    self.hash_batch = jax.jit(tree.hash_batch)
 
   def run(self) -> int:
     """Runs the remaining steps and reports; returns the exit code."""
@@ -203,7 +203,7 @@ class Loop:
     jax.block_until_ready(state)
     started = time.perf_counter()
     with self.clock.spend("compile"):
-      self.keeper.prepare(self.setup.abstract.without_base())
+      self.keeper.prepare(self.setup.abstract.without_frozen())
       runtime.give_back_memory()
       if self.reporter.is_writing:
         peak = preflight.device_peak(self.setup.mesh)
@@ -236,7 +236,7 @@ class Loop:
     if is_saving and not is_stuck or code is not None:
       self.keeper.meta["metrics"] = self.reporter.seal_rows()
       with self.clock.spend("save"):
-        self.keeper.save(done, state.without_base(), force=True)
+        self.keeper.save(done, state.without_frozen(), force=True)
     self.reporter.meter.restart()
 
   def finish(self, state: Any) -> int:

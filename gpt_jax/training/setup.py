@@ -16,10 +16,10 @@ from gpt_jax.data.objectives import check_sources, find_layout, prompting
 from gpt_jax.data.prepare import prepare_data
 from gpt_jax.inference import references
 from gpt_jax.machine import console, processes, runtime
-from gpt_jax.models import HEADS, check_objective
-from gpt_jax.runs import bases, checkpoint, goodput, metrics, restore
+from gpt_jax.models import check_objective
+from gpt_jax.runs import bases, checkpoint, goodput, metrics, restore, teachers
 from gpt_jax.runs import workdir as workdir_lib
-from gpt_jax.training import build, preflight, rollback
+from gpt_jax.training import build, inherit, preflight, rollback
 from gpt_jax.training import state as state_lib
 from gpt_jax.training.reporter import Reporter
 
@@ -61,6 +61,7 @@ class Setup:
     keeper: the run's Checkpointer.
     base: the step of another run that this one's adapters adapt, or that its
       loss compares it with, or None.
+    teacher: the step of another run that this one learns from, or None.
     stages: {first step: sequences of a batch from that step on}.
     is_resumed: whether there is a checkpoint to resume from.
   """
@@ -87,7 +88,7 @@ class Setup:
     self._check_against_record()
     self.assembly = build.assemble(self.config)
     self.mesh, self.abstract = self.assembly.mesh, self.assembly.abstract
-    self.base = self._find_base()
+    self.base, self.teacher = self._find_base(), self._find_teacher()
     preflight.check_memory(self.config, self.mesh, self.abstract)
     self._describe()
     if references.is_needed(self.config):
@@ -142,6 +143,8 @@ class Setup:
       processes.share(
         lambda: preflight.check_init(source, tokenizer, self.config.model)
       )
+      inherit.check_layers(self.config)
+    teachers.check(self.config, self.prepared.tokenizer)
 
   def _find_base(self) -> bases.Base | None:
     source = self.config.train.init_from
@@ -151,14 +154,37 @@ class Setup:
     shapes = tree.describe_shapes(
       self.abstract.base if self.has_base else self.abstract.params
     )
-    begun = processes.share(lambda: os.path.exists(self.record))
-    if not begun:
+    if not self._has_begun():
       return bases.find_base(source, shapes)
-    base = processes.share(lambda: workdir_lib.read_base(self.workdir))
+    base = self._recorded(bases.BASE)
     if base is not None and not self.has_base:
       # Its log-probabilities are stored; without them it is checked.
-      return bases.Base(*base)
-    return bases.check_base(source, shapes, base and bases.Base(*base))
+      return base
+    return bases.check_base(source, shapes, base)
+
+  def _find_teacher(self) -> bases.Base | None:
+    source, abstract = self.config.distill.teacher, self.abstract.teacher
+    if self.config.distill.top_k is not None:
+      recorded = self._recorded(bases.TEACHER)
+      return teachers.find_stored(self.config, self.prepared, recorded)
+    if abstract is None or source is None:
+      return None
+    shapes, role = tree.describe_shapes(abstract), bases.TEACHER
+    if not self._has_begun():
+      return bases.find_base(source, shapes, role=role)
+    return bases.check_base(source, shapes, self._recorded(role), role)
+
+  def _has_begun(self) -> bool:
+    return processes.share(lambda: os.path.exists(self.record))
+
+  def _recorded(self, role: bases.Role) -> bases.Base | None:
+    """Returns what this run's record, if it has one, says of another run."""
+    if not self._has_begun():
+      return None
+    base = processes.share(
+      lambda: workdir_lib.read_base(self.workdir, role.name)
+    )
+    return base and bases.Base(*base)
 
   @property
   def has_base(self) -> bool:
@@ -229,22 +255,24 @@ class Setup:
     Args:
       which: as Checkpointer.restore's.
     """
-    state, meta = self.keeper.restore(self.abstract.without_base(), **which)
-    return self._with_base(state), meta
+    state, meta = self.keeper.restore(self.abstract.without_frozen(), **which)
+    return self._with_frozen(state), meta
 
-  def _with_base(self, state: state_lib.TrainState) -> state_lib.TrainState:
-    source = self.config.train.init_from
-    if not self.has_base or self.base is None or source is None:
-      return state
-    facts = processes.share(lambda: workdir_lib.read_facts(source))
-    params = restore.restore_params(
-      source,
-      self.abstract.base,
-      self.screen.say,
-      facts=facts,
-      step=self.base.step,
+  def _with_frozen(self, state: state_lib.TrainState) -> state_lib.TrainState:
+    def read(source, abstract, found):
+      if found is None or abstract is None:
+        return None
+      facts = processes.share(lambda: workdir_lib.read_facts(source))
+      say = self.screen.say
+      return restore.restore_params(
+        source, abstract, say, facts=facts, step=found.step
+      )
+
+    c, like = self.config, self.abstract
+    return state.replace(
+      base=read(c.train.init_from, like.base, self.base),
+      teacher=read(c.distill.teacher, like.teacher, self.teacher),
     )
-    return state.replace(base=params)
 
   def recompute(self, step: int) -> tuple[int, state_lib.TrainState]:
     """Returns (step started from, what a checkpoint holds after `step`).
@@ -259,7 +287,7 @@ class Setup:
         "run of train.init_from may have changed since; give a later --replay"
       )
     else:
-      state = self._with_base(self.assembly.init_learned())
+      state = self._with_frozen(self.assembly.init_learned())
     begun, stage = int(state.step), None
     num_passed = processes.share(lambda: rollback.passed_at(self.keeper, step))
     with jax.set_mesh(self.mesh):
@@ -270,7 +298,7 @@ class Setup:
         batch = self.place(next(batches), stage)
         # One at a time: simulated devices can deadlock with two in flight.
         state, _ = jax.block_until_ready(stage.step(state, batch))
-    return begun, state.without_base()
+    return begun, state.without_frozen()
 
   def begin(self) -> tuple[state_lib.TrainState, dict, Stage]:
     """Returns (state, its checkpoint's metadata, the first stage).
@@ -286,10 +314,15 @@ class Setup:
       if self.is_resumed:
         state, meta = self.restore()
       else:
-        state = self._with_base(self.assembly.init_learned())
+        state = self._with_frozen(self.assembly.init_learned())
         if init_from is not None and not self.has_base:
-          facts = processes.share(lambda: workdir_lib.read_facts(init_from))
-          params = self._read_trunk(init_from, state.params, facts)
+          params = inherit.read_params(
+            self.assembly,
+            self.prepared.labels,
+            state.params,
+            self.screen.say,
+            None if self.base is None else self.base.step,
+          )
           state = state_lib.replace_params(state, params)
       with self.clock.spend("compile"):
         stage = compiling.result()
@@ -300,33 +333,6 @@ class Setup:
       line += f"; the step needs {needed} on each device"
     self.screen.say(line)
     return state, meta, stage
-
-  def _read_trunk(self, init_from: str, fresh: dict, facts: dict) -> dict:
-    """Returns the parameters of another run, to start from.
-
-    A classifier takes all but the head, unless the other run has learned the
-    same labels.
-
-    Args:
-      fresh: initial parameters, whose head stays.
-      facts: of the other run.
-    """
-    say, abstract = self.screen.say, self.abstract.params
-    labels = self.prepared.labels
-    there = processes.share(lambda: workdir_lib.read_labels(init_from))
-    if labels is None or labels == there:
-      step = None if self.base is None else self.base.step
-      return restore.restore_params(
-        init_from, abstract, say, facts=facts, step=step
-      )
-    trunk = {k: v for k, v in abstract.items() if k not in HEADS}
-    params = restore.restore_params(
-      init_from, trunk, say, facts=facts, ignored=HEADS
-    )
-    head = {k: v for k, v in fresh.items() if k in HEADS}
-    names = ", ".join(tree.flatten_with_names(head))
-    say(f"the trunk is that of {init_from}; the head starts fresh: {names}")
-    return params | head
 
   def write_record(self) -> None:
     """Writes tokenizer.json and config.json if this run has none yet."""
@@ -343,7 +349,7 @@ class Setup:
           self.prepared.fingerprint,
           tokenizer.fingerprint(),
           self.prepared.labels,
-          self.base,
+          {"base": self.base, "teacher": self.teacher},
         )
 
     processes.share(write)

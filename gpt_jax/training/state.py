@@ -38,6 +38,7 @@ class TrainState(struct.PyTreeNode):
       updates that were not skipped; None without train.spike_factor.
     base: the frozen parameters that params, then adapters, adapt; None without
       adapters. Never changed, and not saved.
+    teacher: those of the model that params learn from, likewise; None without.
   """
 
   step: jax.Array
@@ -48,10 +49,11 @@ class TrainState(struct.PyTreeNode):
   ema: Any = None
   norm_mean: Any = None
   base: Any = None
+  teacher: Any = None
 
-  def without_base(self) -> "TrainState":
+  def without_frozen(self) -> "TrainState":
     """Returns what a checkpoint holds."""
-    return self.replace(base=None)
+    return self.replace(base=None, teacher=None)
 
 
 def init_params(model: Model, seed: int):
@@ -76,8 +78,12 @@ def abstract_state(
   tx: optax.GradientTransformation,
   config: Config,
   mesh: Mesh | AbstractMesh,
+  teacher: Model | None = None,
 ) -> TrainState:
   """Returns the TrainState of ShapeDtypeStructs with their shardings.
+
+  Args:
+    teacher: the model whose parameters the state has too.
 
   Raises:
     InputError: a parameter cannot be placed on this mesh.
@@ -92,6 +98,7 @@ def abstract_state(
   )
   params, ema, norm_mean = sharded(shapes, specs), None, None
   base = None if model.adapter is None else sharded(*model.abstract_params())
+  told = None if teacher is None else sharded(*teacher.abstract_params())
   if config.train.ema_decay is not None:
     ema = sharded(jax.eval_shape(_as_float32, shapes), specs)
   if config.train.spike_factor is not None:
@@ -106,6 +113,7 @@ def abstract_state(
     ema=ema,
     norm_mean=norm_mean,
     base=base,
+    teacher=told,
   )
 
 
@@ -114,9 +122,9 @@ def init_state(
 ) -> TrainState:
   """Returns a fresh state on the mesh; no leaf is ever whole on one device.
 
-  The frozen parameters of adapters are the caller's to add.
+  Frozen parameters, of adapters and of a teacher, are the caller's to add.
   """
-  abstract = abstract_state(model, tx, config, mesh).without_base()
+  abstract = abstract_state(model, tx, config, mesh).without_frozen()
 
   make_params: Callable = lambda seed: init_params(model, seed)
   given: Any = np.uint32(config.seed)

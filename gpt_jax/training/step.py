@@ -28,6 +28,7 @@ from gpt_jax.metric_names import (
   NUM_SKIPPED,
 )
 from gpt_jax.models import Model
+from gpt_jax.teacher import Teacher
 from gpt_jax.training import optim, traced
 from gpt_jax.training.state import TrainState
 
@@ -53,21 +54,22 @@ COMPILER_OPTIONS: dict[str, dict[str, str | bool]] = {
 SPIKE_HISTORY = 20
 
 
-def make_gradient(model: Model, config: Config):
-  """Returns gradient(params, batch, key, base) -> (gradient, metrics).
+def make_gradient(model: Model, config: Config, teacher: Teacher | None = None):
+  """Returns gradient(params, batch, key, base, told) -> (gradient, metrics).
 
   The gradient of the mean over the whole batch, accumulated over
   train.num_microbatches microbatches; it has None for frozen parameters. The
-  metrics are the objective's. params and base are those of a TrainState.
+  metrics are the objective's. params, base and told, of the teacher, are those
+  of a TrainState.
   """
-  minimise = objective.make_objective(model, config)
+  minimise = objective.make_objective(model, config, teacher)
   parts = config.train.num_microbatches
   is_frozen = optim.find_frozen(
     optim.rate_specs(config.optim, model.abstract_learned()[1])
   )
   has_frozen = model.adapter is not None or any(jax.tree.leaves(is_frozen))
 
-  def gradient(params, batch, key, base=None):
+  def gradient(params, batch, key, base=None, told=None):
     def of_some(params, *rest):
       # Not of all parameters: what is unused inside of a scan is computed.
       whole = lambda some: model.attach(tree.fill(some, params), base)
@@ -77,9 +79,11 @@ def make_gradient(model: Model, config: Config):
     grad = of_some if has_frozen else jax.grad(minimise, has_aux=True)
     totals = objective.count_totals(batch, model.config.num_future_tokens)
     if parts == 1:
-      return grad(params, batch, key, totals)
+      return grad(params, batch, key, totals, told)
     if not has_frozen:
       params = model.unstack_layers(params)
+    if teacher is not None and teacher.model is not None:
+      told = teacher.model.unstack_layers(told)
     # Strided, so that each microbatch is spread over all devices.
     split = jax.tree.map(
       lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch
@@ -92,11 +96,11 @@ def make_gradient(model: Model, config: Config):
     def add(carry, index_and_part):
       index, part = index_and_part
       part_key = None if key is None else jax.random.fold_in(key, index)
-      new = grad(params, part, part_key, totals)
+      new = grad(params, part, part_key, totals, told)
       return jax.tree.map(jnp.add, carry, new), None
 
     one = jax.tree.map(lambda x: x[0], split)
-    like = jax.eval_shape(grad, params, one, key, totals)
+    like = jax.eval_shape(grad, params, one, key, totals, told)
     is_whole = lambda x: jnp.issubdtype(x.dtype, jnp.integer)
     wide = lambda x: x.dtype if is_whole(x) else jnp.float32
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, wide(x)), like)
@@ -111,6 +115,7 @@ def make_train_step(
   tx: optax.GradientTransformation,
   schedule: Callable,
   config: Config,
+  teacher: Teacher | None = None,
 ):
   """Returns step(state, batch) -> (state, metrics), to be jitted and donated.
 
@@ -118,16 +123,15 @@ def make_train_step(
   LEARNING_RATE, NUM_SKIPPED, SKIPPED_IN_ROW and those of describe_load; with
   train.spike_factor also IS_SPIKE, and BATCH_HASH, of a skipped update's batch.
   """
-  gradient = make_gradient(model, config)
-  ema_decay = config.train.ema_decay
-  spike_factor = config.train.spike_factor
+  gradient = make_gradient(model, config, teacher)
+  ema_decay, spike_factor = config.train.ema_decay, config.train.spike_factor
 
   def train_step(state: TrainState, batch):
     key = None
     if model.config.dropout_rate > 0:
       key = tree.key_for(jax.random.key(config.seed), "dropout")
       key = jax.random.fold_in(key, state.step)
-    grads, sums = gradient(state.params, batch, key, state.base)
+    grads, sums = gradient(state.params, batch, key, state.base, state.teacher)
     count_LE = sums.pop(objective.COUNTS, None)
     # float32 sums, whatever the dtype of the parameters.
     grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
@@ -182,7 +186,7 @@ def make_train_step(
     }
     if is_spike is not None:
       metrics[IS_SPIKE] = is_spike.astype(jnp.float32)
-      metrics[BATCH_HASH] = objective.hash_batch(batch)
+      metrics[BATCH_HASH] = tree.hash_batch(batch)
     return state, metrics
 
   return train_step
@@ -303,18 +307,20 @@ def compile_step(
   mesh: jax.sharding.Mesh,
   batch_place,
   options: dict | None = None,
+  teacher: Teacher | None = None,
 ):
   """Returns (compiled step, seconds, peak bytes on a device or 0).
 
   Traces the step, unless an earlier process has and traced.py stored it.
 
   Args:
+    teacher: the step's.
     options: of XLA, beside COMPILER_OPTIONS.
   """
   start, lowered = time.perf_counter(), None
   if traced.is_served(mesh):
     batch = objective.abstract_batch(config, batch_place)
-    path, jit = traced.path_of(config, mesh), _jit_for(abstract)
+    path, jit = traced.path_of(config, mesh, teacher), _jit_for(abstract)
     with jax.set_mesh(mesh):
       lowered = traced.lower(path, jit, step_function, abstract, batch)
   if lowered is None:

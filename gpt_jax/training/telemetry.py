@@ -17,6 +17,7 @@ from gpt_jax import objective, tree
 from gpt_jax.config import Config
 from gpt_jax.models import Model
 from gpt_jax.parametrization import ROLES
+from gpt_jax.teacher import Teacher
 from gpt_jax.training import optim
 
 PREFIX = "telemetry/"
@@ -27,6 +28,7 @@ def make_watch(
   tx: optax.GradientTransformation,
   schedule: Callable,
   config: Config,
+  teacher: Teacher | None = None,
 ):
   """Returns watch(state, batch) -> {name: float32 scalar}, to be jitted.
 
@@ -45,7 +47,7 @@ def make_watch(
       from the two halves of the microbatch (McCandlish et al. 2018, appendix
       A.1); only where its number of rows is even
   """
-  minimise = objective.make_objective(model, config)
+  minimise = objective.make_objective(model, config, teacher)
   parts = config.train.num_microbatches
 
   def watch(state, batch):
@@ -56,7 +58,7 @@ def make_watch(
     def mean(params, batch):
       totals = objective.count_totals(batch, model.config.num_future_tokens)
       whole = model.attach(params, state.base)
-      return minimise(whole, batch, None, totals)[0]
+      return minimise(whole, batch, None, totals, state.teacher)[0]
 
     grads, found = _grads(mean, state.params, batch)
     grads = tree.leave_out(grads, is_frozen)

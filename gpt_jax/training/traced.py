@@ -57,8 +57,12 @@ def is_served(mesh: Any) -> bool:
   return is_alone and mesh.devices.flat[0].platform == "cpu"
 
 
-def path_of(config: Config, mesh: Any) -> str:
-  """Returns the file of a config's step, named by all that decides it."""
+def path_of(config: Config, mesh: Any, teacher: Any = None) -> str:
+  """Returns the file of a config's step, named by all that decides it.
+
+  Args:
+    teacher: the Teacher of the step, whose model is in another run's config.
+  """
   device = mesh.devices.flat[0]
   content = [
     {key: repr(value) for key, value in config_lib.flatten(config).items()},
@@ -66,6 +70,7 @@ def path_of(config: Config, mesh: Any) -> str:
     {name: repr(value) for name, value in jax.config.values.items()},
     runtime.compile_facts(),
     [device.device_kind, device.client.platform_version],
+    repr(teacher),
   ]
   name = digest.of_json(content)[:32]
   return os.path.join(runtime.cache_dir(), "steps", name)

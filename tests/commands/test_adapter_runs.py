@@ -66,7 +66,7 @@ def test_the_record_names_the_step_of_the_base(adapted, trained, monkeypatch):
   as_json = lambda make: json.loads(json.dumps(make()))
   monkeypatch.setattr(bases.processes, "share", as_json)
   assert bases.check_base(str(trained), shapes, found) == found
-  with pytest.raises(InputError, match="does not say which step"):
+  with pytest.raises(InputError, match="does not say which "):
     bases.check_base(str(trained), shapes, None)
 
 
@@ -129,7 +129,7 @@ def test_a_base_that_changed_is_refused(trained, train, call_verb, tmp_path):
   )
   keeper.save(20, {"params": params}, force=True)
   keeper.close()
-  said = "whose step 20 has changed since this run was begun"
+  said = "whose step 20 has changed since the run was begun"
   for verb, more in (
     ("evaluate", []),
     ("generate", ["--prompt=a"]),

@@ -10,6 +10,7 @@ from labelled import rows, write
 from refusals import assert_refused, content_of
 
 from gpt_jax import sharding, tree
+from gpt_jax.machine import processes
 from gpt_jax.models import build_model
 from gpt_jax.runs import metrics, restore, workdir
 
@@ -146,8 +147,13 @@ def test_a_run_that_was_cut_short_ends_as_it_would_have(
   assert (early["classifier/out"] != a["classifier/out"]).any()  # the control
 
 
-def test_a_classifier_starts_from_a_pretrained_trunk(made, call_verb, tmp_path):
+def test_a_classifier_starts_from_a_pretrained_trunk(
+  made, call_verb, tmp_path, monkeypatch
+):
   folder, flags, run, _ = made
+  # What processes share is JSON, which knows no Labels.
+  as_json = lambda make: json.loads(json.dumps(make()))
+  monkeypatch.setattr(processes, "share", as_json)
   first = tmp_path / "pretrained"
   words = [
     "--config.data.objective=masked_lm",

@@ -14,7 +14,7 @@ import numpy
 import pytest
 from harness import logged
 
-from gpt_jax import exits, metric_names, objective
+from gpt_jax import exits, metric_names, tree
 from gpt_jax.data import batches
 from gpt_jax.data.prepare import prepare_data
 from gpt_jax.runs import metrics, restore, workdir
@@ -268,7 +268,7 @@ def test_a_run_rolls_back_past_the_batches_that_it_failed_on(
         size,
         passed,
       )
-      assert row[metric_names.BATCH_HASH] == int(objective.hash_batch(expected))
+      assert row[metric_names.BATCH_HASH] == int(tree.hash_batch(expected))
   assert passed >= size * len(entries)
 
   # Cut back to a step, as by a kill: the same rows, and the same end.

@@ -19,7 +19,7 @@ LAYERS = [
   ["ops"],
   ["flops"],
   ["models", "data"],
-  ["objective"],
+  ["teacher", "objective"],
   ["runs"],
   ["inference"],
   ["training"],

@@ -15,6 +15,7 @@ import sys
 import time
 import types
 
+import labelled
 import numpy as np
 import pytest
 from harness import ROOT, logged, user_env
@@ -357,3 +358,33 @@ def test_an_error_of_one_process_ends_all(team, flags, tmp_path):
   codes, _, errs = team(2, "train", *words, cwd_of=cwd).end()
   assert codes == [2, 2], errs
   assert "gpt_jax: process 1: cannot write in prepared" in errs[0]
+
+
+@pytest.mark.slow  # four starts of two processes or one: a minute and a half
+def test_a_classifier_that_starts_from_another_is_the_same_in_two_processes(
+  tmp_path,
+):
+  path = labelled.write(tmp_path / "reviews.jsonl", labelled.rows(100))
+  values = {
+    "data.source": f"labelled:{path}",
+    "data.tokenizer": "bytes",
+    "data.dir": tmp_path / "prepared",
+    "model.num_layers": 1,
+    "optim.warmup_steps": 0,
+    "train.num_steps": 3,
+    "train.log_every_steps": 1,
+    "train.global_batch_size": 8,
+    "eval.every_steps": 1,
+  }
+  flags = [f"--config.{k}={v}" for k, v in values.items()]
+  words = ["--config=configs/classify.py", *flags]
+  first = tmp_path / "first"
+  codes, _, errs = Team(1, "train", *words, f"--workdir={first}").end()
+  assert codes == [0], errs
+  more = [*words, f"--config.train.init_from={first}"]
+  for count in (1, 2):
+    run = f"--workdir={tmp_path / str(count)}"
+    codes, outs, errs = Team(count, "train", *more, run).end()
+    assert codes == [0] * count, errs
+    assert "starts fresh" not in outs[0]  # the labels, and so the head, fit
+  assert_same_losses(tmp_path / "1", tmp_path / "2")

@@ -239,7 +239,7 @@ def test_parts_of_the_logits_leave_the_loss_alone():
 def test_a_batch_of_numbers_has_a_hash_that_sees_signs():
   batch = batch_of("llama_mean")
   other = batch | {"targets": -batch["targets"]}
-  assert int(objective.hash_batch(batch)) != int(objective.hash_batch(other))
+  assert int(tree.hash_batch(batch)) != int(tree.hash_batch(other))
 
 
 def test_a_head_of_classes_continues_no_text():

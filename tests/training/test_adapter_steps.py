@@ -84,7 +84,7 @@ def test_state_optimizer_and_checkpoint_hold_adapters_alone():
   assert tree.count_bytes(built.abstract.params) == own
   moments = tree.count_bytes(built.abstract.opt_state)
   assert moments == 2 * own + 4  # and the count of steps
-  saved = built.abstract.without_base()
+  saved = built.abstract.without_frozen()
   assert tree.count_bytes(saved) == 3 * own + 4 + 3 * 4
   full = build.assemble(
     dataclasses.replace(config, adapter=AdapterConfig("none", 8.0, "lora")),

@@ -10,7 +10,7 @@ from harness import guard_transfers
 
 from configs import base
 from gpt_jax import config as config_lib
-from gpt_jax import metric_names, objective, tree
+from gpt_jax import metric_names, tree
 from gpt_jax.models import build_model
 from gpt_jax.ops import cross_entropy
 from gpt_jax.training import optim, state, step
@@ -105,9 +105,7 @@ def test_a_spike_is_skipped_once_norms_are_known_and_no_mean_forgets_it():
     new = tree.flatten_with_names(after.params)[name]
     np.testing.assert_array_equal(old, new, name)
   assert float(after.norm_mean["mean"]) == float(now.norm_mean["mean"])
-  assert int(result[metric_names.BATCH_HASH]) == int(
-    objective.hash_batch(usual)
-  )
+  assert int(result[metric_names.BATCH_HASH]) == int(tree.hash_batch(usual))
   # The control: with little history it is let through.
   young = wild.replace(norm_mean={**now.norm_mean, "count": jnp.int32(19)})
   after, result = train_step(young, usual)
@@ -247,7 +245,7 @@ def test_the_average_follows_its_formula_and_no_bad_step():
 
 
 def test_a_batch_is_hashed_with_its_order():
-  hash_batch = jax.jit(objective.hash_batch)
+  hash_batch = jax.jit(tree.hash_batch)
   batch = batch_of(0)
   first = int(hash_batch(batch))
   assert first == int(hash_batch(batch | {"mask": np.ones((4, 16))}))

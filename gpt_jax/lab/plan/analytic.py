@@ -109,7 +109,7 @@ def estimate_memory(built, topology: Topology) -> memory_lib.Memory:
   gathered = 2 * _layer_parameters(m) // tensor // shape["expert"] * item
   kinds = {
     "parameters": memory_lib.shard_bytes(
-      [built.abstract.params, built.abstract.base]
+      [getattr(built.abstract, part) for part in memory_lib.PARAMETERS]
     ),
     "moments": memory_lib.shard_bytes(built.abstract.opt_state),
     "gradients": memory_lib.gradient_bytes(built),

@@ -37,6 +37,10 @@ class Memory:
     return self.available is None or self.peak <= self.available
 
 
+# Parts of a state that are parameters, the frozen ones last.
+PARAMETERS = ("params", "base", "teacher")
+
+
 def shard_bytes(tree, dtype=None) -> int:
   """Returns the bytes of one device's shards of a tree of abstract arrays."""
   total = 0
@@ -56,7 +60,7 @@ def gradient_bytes(built) -> int:
 def split(built, compiled, module: hlo.Module, available) -> Memory:
   """Returns the Memory of a compiled step."""
   peak = compiled.peak_bytes
-  parameters = shard_bytes([built.abstract.params, built.abstract.base])
+  parameters = shard_bytes([getattr(built.abstract, p) for p in PARAMETERS])
   moments = shard_bytes(built.abstract.opt_state)
   rest = compiled.memory.argument_size_in_bytes - parameters - moments
   temporary = peak - compiled.memory.argument_size_in_bytes

@@ -112,7 +112,7 @@ def start(root: str, cell: Cell) -> int:
     record["data_fingerprint"],
     record.get("tokenizer_fingerprint"),
     workdir.read_labels(source),
-    workdir.read_base(source),
+    {name: workdir.read_base(source, name) for name in ("base", "teacher")},
   )
   # The checkpoint comes last and is renamed when complete: a run resumes where
   # it finds one.

@@ -1,0 +1,168 @@
+"""A teacher's largest logits, stored: one row for each sequence of a run.
+
+A folder has logits.json, which is sealed and says of which data and order the
+rows are, and two files of raw little-endian numbers: of each token the ids of
+the K likeliest next tokens (uint32), and the logarithms of their probabilities
+and of that of any other token (float32).
+
+Design choice: row g is the g-th sequence that a run reads (order.py), not the
+g-th of the text, so that any objective and mixture has them, and a student
+learns what it would from a teacher that is present. Another seed reads in
+another order and needs a folder of its own.
+"""
+
+import functools
+import json
+import os
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gpt_jax import config as config_lib
+from gpt_jax import digest, files
+from gpt_jax.config import Config, InputError
+from gpt_jax.data.objectives import Task
+from gpt_jax.data.prepare import PreparedData
+
+# Fields of a batch, and names of the files that they are read from.
+FIELDS = IDS, LOG_PROBS = "teacher_ids", "teacher_log_probs"
+DTYPES = {IDS: np.dtype("<u4"), LOG_PROBS: np.dtype("<f4")}
+RECORD = "logits.json"
+
+
+class Logits(NamedTuple):
+  """A folder of stored logits.
+
+  Attributes:
+    folder: its path.
+    num_rows: sequences; of seq_len tokens each.
+    top_k: K.
+    digest: 16 hex digits of all that it holds.
+  """
+
+  folder: str
+  num_rows: int
+  seq_len: int
+  top_k: int
+  digest: str
+
+  def open(self, name: str, mode: Any = "r") -> np.ndarray:
+    """Returns one of FIELDS as a memory map of (num_rows, T, K or K + 1)."""
+    shape = self.num_rows, *widths(self.top_k, self.seq_len)[name]
+    path = os.path.join(self.folder, name)
+    return np.memmap(path, DTYPES[name], mode, shape=shape)
+
+  def read(self, g: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns the FIELDS of a batch of the sequences g."""
+    ids, log_probs = (np.array(self.open(name)[g]) for name in FIELDS)
+    return {IDS: ids.astype(np.int32), LOG_PROBS: log_probs}
+
+
+def widths(top_k: int, seq_len: int) -> dict[str, tuple[int, int]]:
+  """Returns the shape of a row of each of FIELDS."""
+  return {IDS: (seq_len, top_k), LOG_PROBS: (seq_len, top_k + 1)}
+
+
+def add_to(task: Task, logits: Logits) -> Task:
+  """Returns the task, whose batches then have FIELDS too."""
+  return task._replace(make=functools.partial(_make, task.make, logits))
+
+
+def _make(make, logits: Logits, batch: dict, seed: int, g: np.ndarray) -> dict:
+  return make(batch, seed, g) | logits.read(g)
+
+
+def describe_rows(config: Config, prepared: PreparedData) -> dict:
+  """Returns what rows of stored logits depend on, the teacher apart."""
+  keys = config_lib.flatten(config)
+  section = {
+    key: value
+    for key, value in keys.items()
+    if key.startswith("data.") and not config_lib.is_free(key)
+  }
+  return {
+    "data": digest.of_json([prepared.fingerprint, section])[:16],
+    "seed": config.seed,
+    "temperature": config.distill.temperature,
+  }
+
+
+def count_rows(config: Config) -> int:
+  """Returns the number of sequences that a run reads."""
+  return config_lib.count_sequences(config.train, config.train.num_steps)
+
+
+def write_record(
+  folder: str, config: Config, prepared: PreparedData, top_k: int, teacher: str
+) -> None:
+  """Writes logits.json beside the files, which are complete.
+
+  Args:
+    teacher: the workdir, for a reader of the record.
+  """
+  record = describe_rows(config, prepared) | {
+    "num_rows": count_rows(config),
+    "seq_len": config_lib.row_lengths(config).target,
+    "top_k": top_k,
+    "teacher": teacher,
+    "files": {name: _digest(os.path.join(folder, name)) for name in FIELDS},
+  }
+  text = json.dumps(files.seal(record), indent=2) + "\n"
+  files.write_text(os.path.join(folder, RECORD), text)
+
+
+def open_logits(config: Config, prepared: PreparedData) -> Logits:
+  """Returns the stored logits of distill.teacher, found to be this run's.
+
+  Raises:
+    InputError: the folder holds none, is damaged, or its logits are of other
+      data, another order or temperature, fewer rows, or another top_k.
+  """
+  folder, d = config.distill.teacher, config.distill
+  asked = f"distill.teacher is {folder!r} and distill.top_k is {d.top_k}"
+  remake = "make them again by python -m gpt_jax.deploy.logits"
+  assert folder is not None and d.top_k is not None
+  try:
+    record = files.read_json(os.path.join(folder, RECORD))
+    if not isinstance(record, dict) or record != files.seal(record):
+      raise files.Damage("does not match its own digest")
+    wanted = describe_rows(config, prepared)
+    there = {name: record[name] for name in (*wanted, "num_rows", "top_k")}
+    digests, T = dict(record["files"]), record["seq_len"]
+  except (files.Damage, KeyError, TypeError, ValueError) as error:
+    raise InputError(
+      f"{asked}, and {RECORD} in that folder {_fault(error)}; give a folder of "
+      "stored logits, or for a run's workdir leave top_k None"
+    ) from None
+  wanted["top_k"] = d.top_k
+  for name, value in wanted.items():
+    if there[name] != value:
+      raise InputError(
+        f"{asked}, whose logits are of {name} {there[name]}, and here it is "
+        f"{value}; {remake} with this config"
+      )
+  if there["num_rows"] < count_rows(config):
+    raise InputError(
+      f"{asked}, which holds {there['num_rows']:,} sequences, and this run "
+      f"reads {count_rows(config):,}; {remake} with this train.num_steps"
+    )
+  for name in FIELDS:
+    path = os.path.join(folder, name)
+    try:
+      found = _digest(path)
+    except OSError as error:
+      raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    if found != digests.get(name):
+      raise InputError(
+        f"{path} is damaged: it does not match the digest in {RECORD}; {remake}"
+      )
+  return Logits(folder, there["num_rows"], T, d.top_k, record["digest"])
+
+
+def _fault(error: Exception) -> str:
+  return str(error) if isinstance(error, files.Damage) else "lacks some entries"
+
+
+def _digest(path: str) -> str:
+  with open(path, "rb") as file:
+    return digest.of_file(file)

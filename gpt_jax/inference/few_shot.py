@@ -1,0 +1,100 @@
+"""Few-shot classification by a prompt (Brown et al. 2020).
+
+The prompt shows texts with their classes and then a text alone; the answer is
+the class that is the likeliest to follow. Nothing is trained.
+"""
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+from gpt_jax.config import InputError
+from gpt_jax.data.sources.labelled import BETWEEN, Example
+from gpt_jax.data.tokenizers.protocol import Tokenizer
+from gpt_jax.inference import choices
+from gpt_jax.models import Model
+
+ASKED, ANSWER, END = "{}\n=", " {}\n", "\n"
+
+
+def text_of(example: Example) -> str:
+  """Returns the text, or both of a pair."""
+  return BETWEEN.join(example.texts)
+
+
+def class_of(example: Example) -> str:
+  """Returns the class as a text.
+
+  Raises:
+    InputError: the label is none, or not one class.
+  """
+  label = example.label
+  if not isinstance(label, str | int) or isinstance(label, bool) or label == "":
+    raise InputError(
+      f"{example.where} has the label {label!r}; it must be one class, a "
+      "string or a whole number"
+    )
+  return str(label)
+
+
+def pick_shots(examples: Sequence[Example], count: int) -> list[Example]:
+  """Returns `count` examples, the same ones in every call.
+
+  Raises:
+    InputError: there are fewer.
+  """
+  if count > len(examples):
+    raise InputError(
+      f"--shots asks for {count} examples, and there are {len(examples)}; ask "
+      "for fewer"
+    )
+  return random.Random(0).sample(list(examples), count)
+
+
+def write_prompt(shots: Sequence[Example], text: str) -> str:
+  """Returns the prompt that a class is to follow."""
+  shown = (
+    ASKED.format(text_of(shot)) + ANSWER.format(class_of(shot)) + END
+    for shot in shots
+  )
+  return "".join(shown) + ASKED.format(text)
+
+
+def classify(
+  model: Model,
+  params: Any,
+  tokenizer: Tokenizer,
+  shots: Sequence[Example],
+  classes: Sequence[str],
+  asked: Sequence[Example],
+  batch_size: int,
+) -> list[str]:
+  """Returns the likeliest class of each text.
+
+  Args:
+    params: stacked, as trained.
+    batch_size: prompts that are read at a time.
+
+  Raises:
+    InputError: as choices.score.
+  """
+  answers = [ANSWER.format(name) for name in classes]
+  found = []
+  for first in range(0, len(asked), batch_size):
+    some = asked[first : first + batch_size]
+    prompts = [write_prompt(shots, text_of(one)) for one in some]
+    for each in choices.score(model, params, tokenizer, prompts, answers):
+      best = choices.rank(each)[0].text
+      found.append(classes[answers.index(best)])
+  return found
+
+
+def measure(called: Sequence[str], truth: Sequence[str]) -> dict[str, float]:
+  """Returns the accuracy, the commonest class's, and the number of texts."""
+  hits = sum(a == b for a, b in zip(called, truth, strict=True))
+  most = max(truth.count(name) for name in set(truth))
+  return {
+    "accuracy": hits / len(truth),
+    "majority": most / len(truth),
+    "num_tokens": len(truth),  # as scoring.score calls labels
+  }
