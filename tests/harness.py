@@ -13,6 +13,19 @@ def user_env() -> dict[str, str]:
   return os.environ | {"XLA_FLAGS": QUICK}
 
 
+def init_params(model, seed: int = 0):
+  """Returns the first parameters, as one program makes them.
+
+  Op by op each shape would be some twenty small programs, to be compiled.
+  """
+  import jax
+  import numpy as np
+
+  from gpt_jax.training import state
+
+  return jax.jit(state.init_params, static_argnums=0)(model, np.uint32(seed))
+
+
 def guard_transfers(train_step):
   """Returns the step, which then fails if it moves arrays behind one's back.
 
