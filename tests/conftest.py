@@ -1,6 +1,7 @@
 """Every test sees 8 simulated CPU devices."""
 
 import contextlib
+import functools
 import gc
 import importlib
 import io
@@ -64,6 +65,17 @@ def few_mappings():
 
     jax.clear_caches()
     gc.collect()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_peak():
+  """Measures once what the processor can do; each run would, on all cores."""
+  from gpt_jax.runs import metrics
+
+  measure = functools.cache(metrics.measure_cpu_peak)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(metrics, "measure_cpu_peak", measure)
+    yield
 
 
 @pytest.fixture
