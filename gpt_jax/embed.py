@@ -23,7 +23,7 @@ def _build_parser():
     "--workdir", required=True, metavar="DIR", help="folder of the run"
   )
   parser.add_argument(
-    "--data",
+    "--texts",
     required=True,
     metavar="FILE",
     help="a text a line, or JSON lines whose field text is one",
@@ -58,7 +58,7 @@ def main(argv: list[str]) -> int:
     raise InputError(
       f"--out is {args.out!r}; it must be a file, in a folder that exists"
     )
-  texts = _read_texts(args.data)
+  texts = _read_texts(args.texts)
   is_speaking = processes.index() == 0
 
   def note(line: str) -> None:

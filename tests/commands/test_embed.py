@@ -20,7 +20,7 @@ def test_each_text_has_a_vector_in_the_order_of_the_file(
   for path in (lines, records):
     out = tmp_path / "out.npy"
     done = call_verb(
-      "embed", f"--workdir={trained}", f"--data={path}", f"--out={out}"
+      "embed", f"--workdir={trained}", f"--texts={path}", f"--out={out}"
     )
     assert done.returncode == 0, done
     assert "holds 4 vectors of" in done.stdout
@@ -34,7 +34,7 @@ def test_each_text_has_a_vector_in_the_order_of_the_file(
   call_verb(
     "embed",
     f"--workdir={trained}",
-    f"--data={tmp_path / 'one.txt'}",
+    f"--texts={tmp_path / 'one.txt'}",
     f"--out={out}",
   )
   np.testing.assert_allclose(np.load(out)[0], found[0][1], rtol=0, atol=2e-6)
@@ -60,7 +60,7 @@ def test_a_file_without_texts_is_one_sentence(
     )
   out = tmp_path / "out.npy"
   done = call_verb(
-    "embed", f"--workdir={trained}", f"--data={path}", f"--out={out}"
+    "embed", f"--workdir={trained}", f"--texts={path}", f"--out={out}"
   )
   assert_refused(done, sentence)
   assert not out.exists()

@@ -108,7 +108,7 @@ def test_embeddings_are_those_of_the_command(run, trained, call_verb, tmp_path):
   lines, out = tmp_path / "lines.txt", tmp_path / "out.npy"
   lines.write_text("\n".join(texts) + "\n")
   done = call_verb(
-    "embed", f"--workdir={trained}", f"--data={lines}", f"--out={out}"
+    "embed", f"--workdir={trained}", f"--texts={lines}", f"--out={out}"
   )
   assert done.returncode == 0, done.stderr
   np.testing.assert_allclose(run.embed(texts), np.load(out), atol=1e-6)
