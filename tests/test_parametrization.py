@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from harness import init_params
 
 from configs import base
 from gpt_jax import config as config_lib
@@ -54,7 +55,7 @@ def train(config, steps: int = 3):
   model = build_model(config.model)
   tx = optim.build_optimizer(config.optim, model.abstract_params()[1])
   schedule = optim.build_schedule(config.optim, config.train.num_steps)
-  params = jax.jit(lambda: state.init_params(model, 0))()
+  params = init_params(model, 0)
   zero = jnp.int32(0)
   now = state.TrainState(zero, params, tx.init(params), zero, zero)
   one = jax.jit(step.make_train_step(model, tx, schedule, config))
@@ -108,7 +109,7 @@ def test_weights_start_as_wide_as_the_table_says(role, column, word):
 
 def test_an_output_matrix_of_its_own_starts_as_it_is_told():
   made = lambda **kw: config_of("mup", tied_embeddings=False, **kw, **GROWN)
-  start = lambda config: state.init_params(build_model(config.model), 0)
+  start = lambda config: init_params(build_model(config.model), 0)
   level = jax.device_get(start(made(unembed_init_std=0.0)))
   assert not level.pop("unembed").any()
   usual = jax.device_get(start(made()))
@@ -175,7 +176,7 @@ def apply(config, params, **kw):
 def test_logits_are_divided_by_the_width_ratio(is_tied):
   form = dict(tied_embeddings=is_tied, base_dim=D // 4)
   plain, wide = (config_of(w, **form) for w in ("standard", "mup"))
-  params = state.init_params(build_model(plain.model), 0)
+  params = init_params(build_model(plain.model), 0)
   _, expected = apply(plain, params)
   _, found = apply(wide, params)
   np.testing.assert_allclose(found, expected / WIDE, rtol=1e-5, atol=1e-6)
@@ -188,7 +189,7 @@ def test_logits_are_divided_by_the_width_ratio(is_tied):
 
 def test_completep_divides_what_a_sublayer_adds_by_the_depth_ratio():
   form = dict(base_dim=D, base_layers=L // 2)
-  params = state.init_params(build_model(config_of("standard").model), 0)
+  params = init_params(build_model(config_of("standard").model), 0)
   deep = build_model(config_of("completep", **form).model)
   plain = build_model(config_of("standard").model)
   halved = params | {"blocks": dict(params["blocks"])}
@@ -199,9 +200,9 @@ def test_completep_divides_what_a_sublayer_adds_by_the_depth_ratio():
     "out": params["blocks"]["mlp"]["out"] / DEEP
   }
   ids = tokens()[:, :-1]
-  found = deep.apply(params, ids)
-  np.testing.assert_allclose(found, plain.apply(halved, ids), atol=1e-5)
-  assert not np.allclose(found, plain.apply(params, ids), atol=1e-3)
+  found, apply = jax.jit(deep.apply)(params, ids), jax.jit(plain.apply)
+  np.testing.assert_allclose(found, apply(halved, ids), atol=1e-5)
+  assert not np.allclose(found, apply(params, ids), atol=1e-3)
 
 
 def test_scores_are_divided_by_the_head_width_beyond_the_base():

@@ -7,6 +7,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from harness import init_params
 from labelled import rows
 from scipy import stats
 
@@ -19,7 +20,6 @@ from gpt_jax.data.sources.labelled import Example
 from gpt_jax.data.tokenizers.plain import ByteTokenizer
 from gpt_jax.inference import predicting, scoring
 from gpt_jax.models import build_model
-from gpt_jax.training import state
 
 CLASSES = {
   "single": ("bad", "good", "mixed"),
@@ -48,7 +48,7 @@ def made(kind: str, family: str = "encoder"):
   config.model.update(num_classes=len(CLASSES[kind]) or 1, init_std=0.3)
   config = config_lib.freeze(config)
   model = build_model(config.model)
-  return config, model, state.init_params(model, 0)
+  return config, model, init_params(model, 0)
 
 
 def texts(kind: str, has_labels: bool = True) -> examples.Labelled:

@@ -6,7 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from forms import FORMS, model_config
+from forms import (
+  FORMS,
+  apply,
+  apply_cached,
+  model_config,
+  prepare_for_decoding,
+)
 
 from configs import base
 from gpt_jax import config as config_lib
@@ -33,7 +39,7 @@ def make(form: str):
   # So that what is written depends on the source.
   def fill(leaf, spec):
     noise = rng.normal(0, spread.get(spec.role, 0.5), leaf.shape)
-    return jnp.asarray(noise + (spec.role == "norm"), leaf.dtype)
+    return jnp.asarray((noise + (spec.role == "norm")).astype(leaf.dtype))
 
   return model, jax.tree.map(fill, *model.abstract_params())
 
@@ -141,17 +147,17 @@ def test_few_bits_decode_as_the_rounded_matrices_would(weights):
   small = build_model(model.config, weights=weights)
   source = {"sources_BS": np.array(SOURCES[:1], np.int32)}
   tokens = np.array([[START, 7]], np.int32)
-  prepared, cache = small.prepare_for_decoding(params), small.init_cache(1, 4)
+  prepared = prepare_for_decoding(small, params)
+  cache = small.init_cache(1, 4)
   at, found = jnp.zeros(1, jnp.int32), []
   for n in range(2):
-    logits, cache = small.apply_cached(
-      prepared, tokens[:, n : n + 1], cache, at + n, **({} if n else source)
-    )
-    found.append(logits[..., :61])
+    token, given = tokens[:, n : n + 1], {} if n else source
+    logits, cache = apply_cached(small, prepared, token, cache, at + n, **given)
+    found.append(np.asarray(logits)[..., :61])
   found = np.concatenate(found, 1)
   rounded = small.round_weights(params)
-  right = model.apply(rounded, tokens, **source)[..., :61]
-  exact = model.apply(params, tokens, **source)[..., :61]
+  right = np.asarray(apply(model, rounded, tokens, **source))[..., :61]
+  exact = np.asarray(apply(model, params, tokens, **source))[..., :61]
   away = lambda other: float(np.abs(found - other).mean() / right.std())
   assert away(right) < 1e-3
   assert away(exact) > 5e-3  # the control
@@ -159,17 +165,17 @@ def test_few_bits_decode_as_the_rounded_matrices_would(weights):
 
 def test_the_source_is_read_once():
   model, params = make("t5")
-  prepared = model.prepare_for_decoding(params)
+  prepared = prepare_for_decoding(model, params)
   cache, at = model.init_cache(2, 4), jnp.zeros(2, jnp.int32)
   tokens = np.full((2, 1), START, np.int32)
   ids = np.array([[1, 2, 3], [4, 5, 6]], np.int32)
-  _, cache = model.apply_cached(prepared, tokens, cache, at, sources_BS=ids)
+  _, cache = apply_cached(model, prepared, tokens, cache, at, sources_BS=ids)
   for own in cache:
     # Beam search gathers rows, the first dim of every array.
     assert [x.shape[0] for x in own] == [2] * 5
     assert own[2].shape == own[3].shape == (2, 4, 3, 8)
   without = {k: v for k, v in prepared.items() if "encoder" not in k}
-  step = lambda prepared: model.apply_cached(prepared, tokens, cache, at + 1)
+  step = lambda p: apply_cached(model, p, tokens, cache, at + 1)
   np.testing.assert_array_equal(step(prepared)[0], step(without)[0])
 
 

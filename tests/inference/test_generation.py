@@ -251,7 +251,7 @@ def test_prompts_that_cannot_be_continued_are_refused(made):
 @pytest.mark.parametrize("position", ["rope", "learned"])
 def test_decoding_reads_matrices_in_the_type_that_they_multiply(position):
   model, params = make(compute_dtype="bfloat16", position=position)
-  ready = model.prepare_for_decoding(params)
+  ready = jax.eval_shape(model.prepare_for_decoding, params)
   # Rows of a table are summed with learned positions as they are kept.
   is_summed = position == "learned"
   table, head = ready["embed"]["tokens"], ready.get("unembed")

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from harness import init_params
 
 from configs import base
 from gpt_jax import config as config_lib
@@ -14,7 +15,6 @@ from gpt_jax import metric_names, objective, sharding
 from gpt_jax.data.tokenizers.plain import ByteTokenizer
 from gpt_jax.inference import scoring
 from gpt_jax.models import build_model
-from gpt_jax.training import state
 
 ENCODER = (
   "--config.model.family=encoder",
@@ -111,7 +111,7 @@ class Few:
 
 def test_pseudo_perplexity_hides_each_token_alone():
   model = encoder(vocab_size=258)
-  params = state.init_params(model, 0)
+  params = init_params(model, 0)
   config = base.get_config()
   config.mesh.data = 1
   mesh = sharding.make_mesh(config_lib.freeze(config).mesh, jax.devices()[:1])
@@ -137,7 +137,7 @@ def test_pseudo_perplexity_hides_each_token_alone():
 
 def test_parts_of_the_logits_give_the_loss_and_accuracy_of_the_whole():
   model = encoder(vocab_size=100)
-  params = state.init_params(model, 0)
+  params = init_params(model, 0)
   rng = np.random.default_rng(0)
   params["head"]["bias"] = jnp.asarray(rng.normal(0, 3, 128), jnp.float32)
   ids = rng.integers(0, 100, (4, 16), np.int32)

@@ -253,7 +253,7 @@ def test_sines_are_those_of_the_paper():
 def test_embeddings_are_scaled_and_then_meet_the_sines():
   model, params = make("attention")
   tokens = tokens_of()
-  _, taps = model.apply_tapped(params, tokens, **source_of(model))
+  _, taps = jax.jit(model.apply_tapped)(params, tokens, **source_of(model))
   x_BTD = np.asarray(params["embed"]["tokens"])[tokens] * 32**0.5
   x_BTD = x_BTD + positions.sinusoids(jnp.arange(T)[None], 32)
   np.testing.assert_allclose(taps["embed"], x_BTD, atol=1e-5)

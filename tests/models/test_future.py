@@ -148,9 +148,9 @@ def test_generation_reads_the_model_without_them():
   plain = build_model(dataclasses.replace(model.config, num_future_tokens=1))
   own = {k: v for k, v in params.items() if not k.startswith("future")}
   assert len(params) == len(own) + 2
-  ready = model.prepare_for_decoding(params)
+  ready = jax.eval_shape(model.prepare_for_decoding, params)
   assert jax.tree.structure(ready) == jax.tree.structure(
-    plain.prepare_for_decoding(own)
+    jax.eval_shape(plain.prepare_for_decoding, own)
   )
   np.testing.assert_array_equal(
     apply(model, params, tokens_of()), apply(plain, own, tokens_of())
