@@ -13,6 +13,7 @@ another order and needs a folder of its own.
 
 import functools
 import json
+import math
 import os
 from typing import Any, NamedTuple
 
@@ -45,6 +46,11 @@ class Logits(NamedTuple):
   seq_len: int
   top_k: int
   digest: str
+
+  def count_bytes(self, name: str) -> int:
+    """Returns the size of the file of one of FIELDS."""
+    shape = self.num_rows, *widths(self.top_k, self.seq_len)[name]
+    return math.prod(shape) * DTYPES[name].itemsize
 
   def open(self, name: str, mode: Any = "r") -> np.ndarray:
     """Returns one of FIELDS as a memory map of (num_rows, T, K or K + 1)."""
@@ -129,6 +135,9 @@ def open_logits(config: Config, prepared: PreparedData) -> Logits:
     wanted = describe_rows(config, prepared)
     there = {name: record[name] for name in (*wanted, "num_rows", "top_k")}
     digests, T = dict(record["files"]), record["seq_len"]
+    sizes = there["num_rows"], there["top_k"], T
+    if not all(type(size) is int and size > 0 for size in sizes):
+      raise files.Damage(f"holds the sizes {sizes}")
   except (files.Damage, KeyError, TypeError, ValueError) as error:
     raise InputError(
       f"{asked}, and {RECORD} in that folder {_fault(error)}; give a folder of "
@@ -146,17 +155,19 @@ def open_logits(config: Config, prepared: PreparedData) -> Logits:
       f"{asked}, which holds {there['num_rows']:,} sequences, and this run "
       f"reads {count_rows(config):,}; {remake} with this train.num_steps"
     )
+  stored = Logits(folder, there["num_rows"], T, d.top_k, record["digest"])
   for name in FIELDS:
     path = os.path.join(folder, name)
     try:
-      found = _digest(path)
+      is_whole = os.path.getsize(path) == stored.count_bytes(name)
+      found = _digest(path) if is_whole else None
     except OSError as error:
       raise InputError(f"{path} cannot be read: {error.strerror}") from None
-    if found != digests.get(name):
+    if found != digests.get(name) or not is_whole:
       raise InputError(
-        f"{path} is damaged: it does not match the digest in {RECORD}; {remake}"
+        f"{path} is damaged: it does not match what {RECORD} says; {remake}"
       )
-  return Logits(folder, there["num_rows"], T, d.top_k, record["digest"])
+  return stored
 
 
 def _fault(error: Exception) -> str:

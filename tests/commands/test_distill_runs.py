@@ -1,5 +1,6 @@
 """A student's run: its files, its resumption, and teachers that cannot be."""
 
+import json
 import pathlib
 import shutil
 
@@ -8,6 +9,7 @@ import pytest
 from harness import logged
 from refusals import assert_refused, content_of, flag
 
+from gpt_jax import files
 from gpt_jax.metric_names import TEACHER_KL
 from gpt_jax.runs import integrity
 from gpt_jax.runs import workdir as workdir_lib
@@ -231,6 +233,27 @@ def test_damaged_logits_are_refused(name, stored, flags, call_verb, tmp_path):
   (theirs / name).write_bytes(data)
   words = [*reading(flags, theirs, 8), f"--workdir={tmp_path / 'own'}"]
   assert_refused(call_verb("train", *words), name)
+
+
+@pytest.mark.parametrize(
+  "change, said",
+  [
+    ({"num_rows": 10**9}, "teacher_ids is damaged"),
+    ({"num_rows": "many"}, "logits.json in that folder holds the sizes"),
+    ({"seq_len": -32}, "logits.json in that folder holds the sizes"),
+    ({"files": 3}, "logits.json in that folder lacks some entries"),
+    ({"files": {}}, "teacher_ids is damaged"),
+  ],
+  ids=str,
+)
+def test_a_record_that_lies_is_refused(
+  change, said, stored, flags, call_verb, tmp_path
+):
+  theirs = pathlib.Path(shutil.copytree(stored, tmp_path / "theirs"))
+  record = json.loads((theirs / "logits.json").read_text()) | change
+  (theirs / "logits.json").write_text(json.dumps(files.seal(record)))
+  words = [*reading(flags, theirs, 8), f"--workdir={tmp_path / 'own'}"]
+  assert_refused(call_verb("train", *words), said)
 
 
 def test_logits_that_cannot_be_stored_leave_nothing(
