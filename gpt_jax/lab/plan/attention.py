@@ -124,22 +124,21 @@ def naive(q, k, v, dy, rule: Rule, segments_BT):
   import numpy as np
 
   q, k, v, dy = (np.asarray(x, np.float64) for x in (q, k, v, dy))
+  k, v = k[:, :, None], v[:, :, None]  # one for each group of queries
   T, scale = q.shape[3], q.shape[-1] ** -0.5
-  s = np.einsum("bkgth,bksh->bkgts", q, k) * scale
-  slope = np.ones_like(s)
+  s = q @ k.mT * scale
+  slope = 1.0
   if rule.softcap is not None:
-    slope = 1 - np.tanh(s / rule.softcap) ** 2
-    s = rule.softcap * np.tanh(s / rule.softcap)
+    tanh = np.tanh(s / rule.softcap)
+    slope = 1 - tanh**2
+    s = rule.softcap * tanh
   mask = visible(rule, T, len(q), segments_BT)
   s = np.where(mask[:, None, None], s, -np.inf)
   p = np.exp(s - s.max(-1, keepdims=True))
   p /= p.sum(-1, keepdims=True)
-  y = np.einsum("bkgts,bksh->bkgth", p, v)
-  dv = np.einsum("bkgts,bkgth->bksh", p, dy)
-  dp = np.einsum("bkgth,bksh->bkgts", dy, v)
+  y, dv, dp = p @ v, p.mT @ dy, dy @ v.mT
   ds = p * (dp - (p * dp).sum(-1, keepdims=True)) * slope * scale
-  dq = np.einsum("bkgts,bksh->bkgth", ds, k)
-  return y, dq, np.einsum("bkgts,bkgth->bksh", ds, q), dv
+  return y, ds @ k, (ds.mT @ q).sum(2), dv.sum(2)
 
 
 def make_inputs(
