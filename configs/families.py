@@ -107,6 +107,7 @@ def sweep(add):
     "data.objective": "classification",
     "data.source": f"labelled:{FOLDER}/packages.jsonl",
     "data.valid_frac": 0.2,
+    "model.num_classes": 6,
   }
   # All cells of a seed before the next seed's.
   for seed in SEEDS:

@@ -196,9 +196,15 @@ def with_vocab(config: Config, root: str | None) -> Config:
   begun.
 
   Raises:
-    InputError: neither does.
+    InputError: neither does, or the number of a classifier's classes is not
+      given.
   """
   m, data = config.model, config.data
+  if config_lib.has_classes(m) and m.num_classes is None:
+    raise InputError(
+      f"the classes of {data.source} are known only once data is prepared; "
+      "give --config.model.num_classes=N"
+    )
   if m.vocab_size is not None:
     return config
   known = tokenizers.find_vocab_size(data.tokenizer)

@@ -1,11 +1,16 @@
 """What a sweep will cost."""
 
+import dataclasses
 import os
+import types
 
+import pytest
 from sweeps import load, make_run
 
+from configs import classify
+from gpt_jax import config as config_lib
 from gpt_jax import exits
-from gpt_jax.lab.sweep import folder, listing, plan, report, tables
+from gpt_jax.lab.sweep import folder, listing, plan, pool, report, tables
 from gpt_jax.machine import console
 
 
@@ -115,3 +120,19 @@ def test_flops_are_counted_alike_by_plan_and_report(write, tmp_path):
   assert tables.sizes_of(state)["flops"] == bill.flops
   table = tables.csv_text([state], {}, [])
   assert str(int(bill.flops)) in table.splitlines()[1].split(",")
+
+
+def test_the_plan_of_a_classifier_needs_its_classes_and_its_run_does_not(
+  tmp_path,
+):
+  config = config_lib.freeze(classify.get_config())
+  with pytest.raises(config_lib.InputError, match="--config.model.num_classes"):
+    plan.with_vocab(config, None)
+  cell = types.SimpleNamespace(config=config, trunk=None, id="a")
+  assert pool._work(str(tmp_path), cell) == (0, config.train.num_steps)
+  known = dataclasses.replace(config.model, num_classes=3)
+  cell.config = dataclasses.replace(config, model=known)
+  filled = plan.with_vocab(cell.config, None)
+  assert filled.model.vocab_size == 1024
+  wanted = plan.step_flops(filled) * config.train.num_steps
+  assert pool._work(str(tmp_path), cell) == (0, wanted)
