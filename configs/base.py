@@ -56,7 +56,7 @@ def get_config() -> ConfigDict:
   # the target of a pair from its source; classification, the labels of texts;
   # chat, what the assistant says in dialogues; dpo, ipo and orpo, the better of
   # two answers; kto, answers that are good and not those that are not
-  # (docs/tuning.md).
+  # (docs/tuning.md); grpo, what the model answers where that is right.
   data.objective = "causal"
   # Part of a sequence's tokens that masked_lm chooses.
   data.mask_rate = 0.15
@@ -342,6 +342,16 @@ def get_config() -> ConfigDict:
   # Objectives of preferences: the factor of rewards, the larger the closer to
   # the reference (0.1 as in the paper of DPO); of orpo the weight of the odds.
   train.preference_beta = 0.1
+  # grpo: answers that are sampled to each prompt, whose rewards are compared.
+  train.group_size = 1
+  # Updates by each batch of them.
+  train.updates_per_batch = 1
+  # The ratio to the policy that has sampled them is bounded to 1 - clip_ratio
+  # and 1 + clip_ratio (0.2 as in PPO).
+  train.clip_ratio = 0.2
+  # Weight of the distance to the model of train.init_from; 0 has none, and does
+  # not hold that model.
+  train.kl_weight = 0.0
   # Decay a step of a moving average of the parameters, which is evaluated too
   # (generate and evaluate read it with --average=ema); None keeps none.
   train.ema_decay = placeholder(float)

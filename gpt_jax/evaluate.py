@@ -10,7 +10,7 @@ from gpt_jax.config import InputError
 from gpt_jax.machine import processes, runtime
 
 # Options of data.objective whose runs write what --generate compares.
-WRITTEN = ("sequence_to_sequence", "chat")
+WRITTEN = ("sequence_to_sequence", "chat", "grpo")
 
 
 def _build_parser():

@@ -32,6 +32,11 @@ REWARD_MARGIN = "train/reward_margin"
 REWARD_ACCURACY = "train/reward_accuracy"
 CHOSEN_LOG_PROB = "train/chosen_log_prob"
 REJECTED_LOG_PROB = "train/rejected_log_prob"
+# Of sampled answers: the mean reward, the estimate of the distance to the
+# reference, and the part of the tokens at which the bound of the ratio decides.
+REWARD = "train/reward"
+KL = "train/kl"
+CLIPPED = "train/clipped_frac"
 # The number of targets, or of pairs, by which the sums of a batch are divided.
 NUM_TARGETS = "train/num_targets"
 GRAD_NORM = "train/grad_norm"

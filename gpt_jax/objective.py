@@ -11,19 +11,21 @@ from gpt_jax import sharding
 from gpt_jax.config import Config
 from gpt_jax.data import logits
 from gpt_jax.data.objectives import fields
+from gpt_jax.judging import (
+  PER_SIDE,
+  SIDES,
+  answers_of,
+  average_sides,
+  build_judge,
+  count_sides,
+)
 from gpt_jax.metric_names import (
   ACCURACY,
   BALANCE_LOSS,
-  CHOSEN_LOG_PROB,
-  CHOSEN_REWARD,
   DROPPED,
   FUTURE_LOSS,
   LOSS,
   NUM_TARGETS,
-  REJECTED_LOG_PROB,
-  REJECTED_REWARD,
-  REWARD_ACCURACY,
-  REWARD_MARGIN,
   ROUTER_Z_LOSS,
   SMOOTHED_LOSS,
   TEACHER_KL,
@@ -37,15 +39,6 @@ from gpt_jax.teacher import Teacher
 COUNTS = "counts"
 # Sums that are averaged over sequences; the others over targets.
 PER_SEQUENCE = (BALANCE_LOSS, ROUTER_Z_LOSS, DROPPED)
-# Of preferences, the numbers of chosen and of rejected answers; and the sums
-# that are averaged over one of them.
-SIDES = "sides"
-PER_SIDE = {
-  CHOSEN_REWARD: 0,
-  REJECTED_REWARD: 1,
-  CHOSEN_LOG_PROB: 0,
-  REJECTED_LOG_PROB: 1,
-}
 # Sums of make_loss over layers, whose mean over them is the metric.
 PER_LAYER = (BALANCE_LOSS, ROUTER_Z_LOSS, DROPPED)
 
@@ -111,7 +104,7 @@ def make_objective(
     tuple(weights),
     smoothing,
     None,
-    build_preference(config.data.objective, train.preference_beta),
+    build_judge(config),
     teacher,
   )
   if teacher is not None:
@@ -147,15 +140,17 @@ def make_objective(
 def count_totals(batch: dict, num_future_tokens: int = 1):
   """Returns the numbers of targets, rows, future targets and SIDES of a batch.
 
-  Of preferences the targets are pairs. Future targets are those of
-  model.num_future_tokens that are not the next token. Both numbers of targets
-  are float32 and at least 1. SIDES is None without preferences.
+  Of preferences the targets are pairs, of sampled answers these. Future targets
+  are those of model.num_future_tokens that are not the next token. Both numbers
+  of targets are float32 and at least 1. SIDES is None without preferences.
   """
   num_targets = jnp.float32(batch["targets"].size)
   num_sides = None
   if "labels" in batch:
     num_targets = jnp.maximum(jnp.abs(batch["labels"][:, 0]).sum(), 1.0)
-    num_sides = _count_sides(batch)
+    num_sides = count_sides(batch)
+  elif "advantages" in batch:
+    num_targets = jnp.float32(batch["targets"].shape[0])
   elif "mask" in batch:
     num_targets = jnp.maximum(batch["mask"].sum(), 1.0)
   num_future = jnp.float32(0)
@@ -163,18 +158,6 @@ def count_totals(batch: dict, num_future_tokens: int = 1):
     num_future += mask_BT.sum()
   num_future = jnp.maximum(num_future, 1.0)
   return num_targets, batch["targets"].shape[0], num_future, num_sides
-
-
-def average_sides(sums: dict, num_sides) -> dict:
-  """Returns the means of PER_SIDE, and REWARD_MARGIN, {} without such sums."""
-  if CHOSEN_REWARD not in sums:
-    return {}
-  means = {
-    name: sums[name] / jnp.maximum(num_sides[side], 1.0)
-    for name, side in PER_SIDE.items()
-  }
-  margin = means[CHOSEN_REWARD] - means[REJECTED_REWARD]
-  return means | {REWARD_MARGIN: margin}
 
 
 def shift_targets(batch: dict, num_future_tokens: int) -> list[tuple]:
@@ -198,6 +181,7 @@ def shift_targets(batch: dict, num_future_tokens: int) -> list[tuple]:
 def inputs_of(batch: dict, model: Model) -> dict:
   """Returns the arguments of Model.apply that a batch holds."""
   outputs = ["targets", "mask", "labels", "reference", "baseline"]
+  outputs += ["rewards", "advantages", "old_log_probs", "reference_log_probs"]
   outputs += logits.FIELDS
   if not model.has_types:
     outputs.append("types")
@@ -236,7 +220,7 @@ def make_loss(
     others: any of Z_LOSS, FUTURE_LOSS, BALANCE_LOSS, ROUTER_Z_LOSS, ACCURACY.
     smoothing: also return SMOOTHED_LOSS, and LOSS without a gradient.
     measure: function of (logits, batch) that returns more sums, of classes.
-    prefer: what build_preference returns, whose sums are in place of LOSS and
+    prefer: what build_judge returns, whose sums are in place of LOSS and
       NUM_TARGETS.
     teacher: also return TEACHER_KL; told is the teacher's parameters.
   """
@@ -314,62 +298,6 @@ def _sum_routing(routing: dict, has_z: bool) -> dict:
   if "dropped_B" in routing:
     sums[DROPPED] = routing["dropped_B"].sum()
   return sums
-
-
-@functools.cache
-def build_preference(word: str, beta: float) -> Callable | None:
-  """Returns what make_loss calls `prefer`, None without preferences.
-
-  A function of (logits_BTV, batch) that returns sums over rows: LOSS, of
-  ops.preferences, REWARD_ACCURACY, those of PER_SIDE, NUM_TARGETS, the number
-  of rows that hold something, and SIDES.
-
-  Args:
-    word: option of data.objective.
-    beta: train.preference_beta.
-  """
-  if not config_lib.OBJECTIVES[word].is_preference:
-    return None
-  judge = preferences.LOSSES[word]
-
-  def prefer(logits_BTV, batch):
-    answers = answers_of(logits_BTV, batch)
-    judged, has_B = judge(answers, beta), jnp.abs(answers.label_B)
-    values = {
-      LOSS: judged.loss_B,
-      REWARD_ACCURACY: judged.is_right_B.astype(jnp.float32),
-      NUM_TARGETS: jnp.ones_like(has_B),
-    }
-    sums = {name: (value_B * has_B).sum() for name, value_B in values.items()}
-    sides = [(sign * batch["labels"] > 0) for sign in (1, -1)]
-    for name, side in PER_SIDE.items():
-      is_log = name in (CHOSEN_LOG_PROB, REJECTED_LOG_PROB)
-      value_B2 = answers.log_p_B2 if is_log else judged.reward_B2
-      sums[name] = jnp.where(sides[side], value_B2, 0).sum()
-    return sums | {SIDES: _count_sides(batch)}
-
-  return prefer
-
-
-def _count_sides(batch: dict):
-  """Returns the numbers of (chosen, rejected) answers, float32 (2,)."""
-  labels_B2 = batch["labels"]
-  return jnp.stack([(labels_B2 > 0).sum(), (labels_B2 < 0).sum()]) * 1.0
-
-
-def answers_of(logits_BTV, batch: dict) -> preferences.Answers:
-  """Returns what losses know of the answers in a batch's rows."""
-  log_p_BT = cross_entropy.log_probs(logits_BTV, batch["targets"])
-  is_side = [(batch["segments"] == side) * batch["mask"] for side in range(2)]
-  over_rows = lambda values_BT: jnp.stack([x.sum(1) for x in values_BT], 1)
-  baseline = batch.get("baseline")
-  return preferences.Answers(
-    over_rows([log_p_BT * mask_BT for mask_BT in is_side]),
-    batch.get("reference"),
-    over_rows(is_side),
-    batch["labels"][:, 0],
-    None if baseline is None else baseline[0, 0],
-  )
 
 
 def add_baseline(model: Model, params, split: dict, word: str) -> dict:

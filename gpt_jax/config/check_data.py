@@ -47,7 +47,7 @@ def _check_denoising(d: DataConfig) -> None:
 def _check_pairs(c: Config) -> None:
   """Refuses pairs that cannot be held out, and lengths that nothing has."""
   d = c.data
-  is_paired = d.objective == "sequence_to_sequence"
+  is_paired = d.objective in ("sequence_to_sequence", "grpo")
   if (is_paired or d.objective == "chat") and d.split != "document":
     raise InputError(
       f"data.objective is {d.objective} and data.split is {d.split}, which "

@@ -27,7 +27,8 @@ def check_distill(c: Config) -> None:
       "come that have no stored logits"
     )
   asked = f"distill.teacher is {d.teacher!r}"
-  if OBJECTIVES[c.data.objective].is_preference:
+  how = OBJECTIVES[c.data.objective]
+  if how.is_preference or how.is_sampled:
     raise InputError(
       f"{asked}, and data.objective is {c.data.objective}, whose loss is over "
       "pairs of answers; leave it None"

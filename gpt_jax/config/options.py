@@ -64,6 +64,8 @@ class Objective(NamedTuple):
       CLASS_HEADS.
     is_preference: a row is two answers, of which one is better, or of kto one
       answer that is good or not, and another to compare the model with.
+    is_sampled: rows are prompts with a right answer, and what is learned from
+      are answers that the model samples.
     has_reference: its loss compares the model with that of train.init_from.
   """
 
@@ -72,6 +74,7 @@ class Objective(NamedTuple):
   num_marks: int = 0
   has_labels: bool = False
   is_preference: bool = False
+  is_sampled: bool = False
   has_reference: bool = False
 
 
@@ -111,6 +114,7 @@ OBJECTIVES = {
   "ipo": _preference(),
   "kto": _preference(),
   "orpo": _preference(has_reference=False),
+  "grpo": Objective((), predicts_all=False, num_marks=2, is_sampled=True),
 }
 # Options of model.head that score classes, by the tokens that they read; the
 # others score the tokens of the vocabulary.

@@ -232,6 +232,10 @@ class TrainConfig(Section):
   z_loss_weight: NotNegative
   label_smoothing: Annotated[float, Bounds(0.0, 0.99), Added(0.0)]
   preference_beta: Annotated[float, Bounds(1e-6), Added(0.1)]
+  group_size: Annotated[Count, Added(1)]
+  updates_per_batch: Annotated[Count, Added(1)]
+  clip_ratio: Annotated[float, Bounds(1e-6), Added(0.2)]
+  kl_weight: Annotated[float, Bounds(0.0), Added(0.0)]
   ema_decay: Decay | None
   log_every_steps: Annotated[Steps, FREE]
   telemetry_every_steps: Annotated[Steps, FREE]

@@ -68,7 +68,8 @@ def batch_at(
   else:
     rows_of = [_rows_of(one, task.pairs, seed) for one in sets]
     sizes = [one.num_rows for one in rows_of]
-    which, _, place = order.locate(weights, sizes, seed, g)
+    shared = g // task.group_size
+    which, _, place = order.locate(weights, sizes, seed, shared)
     read = lambda k, places: rows_of[k].read(places)
   if len(sets) == 1:
     return task.make(read(0, place), seed, g)

@@ -58,12 +58,14 @@ class Task(NamedTuple):
     pairs: the Layout by which pairs, texts with labels, dialogues or
       preferences become the rows of a batch; None reads windows of ids.
     beta: train.preference_beta.
+    group_size: rows that hold the same pair.
   """
 
   make: Callable[[dict, int, np.ndarray], dict]
   word: str
   pairs: Any = None
   beta: float = 0.0
+  group_size: int = 1
 
   @property
   def label(self) -> str | None:
@@ -202,7 +204,14 @@ OBJECTIVES: dict[str, Callable] = {
   "ipo": lambda config, tokenizer: causal,
   "kto": lambda config, tokenizer: causal,
   "orpo": lambda config, tokenizer: causal,
+  "grpo": lambda config, tokenizer: causal,
 }
+_PAIRS = (
+  sources.is_paired,
+  "pairs",
+  "pairs:FILE, with FILE of two columns (.tsv) or of records with the fields "
+  "source and target (.jsonl)",
+)
 _PREFERENCES = (
   sources.is_preference,
   "preferences",
@@ -213,12 +222,7 @@ _PREFERENCES = (
 # windows. Function of (spec) that says whether a source has them, and what to
 # give otherwise.
 ROWS = {
-  "sequence_to_sequence": (
-    sources.is_paired,
-    "pairs",
-    "pairs:FILE, with FILE of two columns (.tsv) or of records with the fields "
-    "source and target (.jsonl)",
-  ),
+  **dict.fromkeys(("sequence_to_sequence", "grpo"), _PAIRS),
   "classification": (
     sources.is_labelled,
     "labels",
@@ -247,7 +251,8 @@ def build_task(config: Config, tokenizer: Callable[[], Tokenizer]) -> Task:
   word = config.data.objective
   make = OBJECTIVES[word](config, tokenizer)
   layout = find_layout(config, tokenizer)
-  return Task(make, word, layout, config.train.preference_beta)
+  train = config.train
+  return Task(make, word, layout, train.preference_beta, train.group_size)
 
 
 def find_layout(config: Config, tokenizer: Callable[[], Tokenizer]) -> Any:
@@ -297,7 +302,8 @@ def prompting(
       )
     return ChatTokenizer(tokenizer, template)
   has_source = config_lib.has_source(config.model)
-  if not has_source and config.data.objective != "sequence_to_sequence":
+  is_paired = config.data.objective in ("sequence_to_sequence", "grpo")
+  if not has_source and not is_paired:
     return tokenizer
   first = hidden = ()
   if config_lib.denoisers(config.data):
@@ -364,6 +370,11 @@ def fields(config: Config) -> dict[str, Field]:
   how = config_lib.OBJECTIVES[config.data.objective]
   if how.has_labels:
     found |= _label_fields(config)
+  if how.is_sampled:
+    found |= dict.fromkeys(("rewards", "advantages"), Field(np.float32, 1))
+    found["old_log_probs"] = Field(np.float32, T)
+    if config.train.kl_weight:
+      found["reference_log_probs"] = Field(np.float32, T)
   if how.is_preference:
     found["labels"] = Field(np.float32, preferences.SIDES)
   if how.has_reference:

@@ -83,6 +83,7 @@ class PreparedData:
     has_two = config.data.objective in (
       "sequence_to_sequence",
       "classification",
+      "grpo",
     )
     if has_two and self.tokenizer.pair_ids is not None:
       marks = 0  # nor another start and end

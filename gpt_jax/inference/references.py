@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from gpt_jax import config as config_lib
-from gpt_jax import digest, files, objective, sharding, tree
+from gpt_jax import digest, files, judging, objective, sharding, tree
 from gpt_jax.config import Config, InputError
 from gpt_jax.data import objectives, preferences
 from gpt_jax.data.shards import TokenSet
@@ -33,8 +33,13 @@ MAX_HEADER = 1 << 12
 
 
 def is_needed(config: Config) -> bool:
-  """Returns whether the loss of a run compares it with a reference."""
+  """Returns whether a run compares answers with stored ones of a reference."""
   return config_lib.OBJECTIVES[config.data.objective].has_reference
+
+
+def is_recorded(config: Config) -> bool:
+  """Returns whether a run records the step of its reference."""
+  return is_needed(config) or config.train.kl_weight > 0
 
 
 def describe_model(config: Config) -> tuple[Model, dict[str, str]]:
@@ -158,25 +163,39 @@ def _write(path: str, values: np.ndarray) -> None:
 
 def _compute(missing, config: Config, reference, mesh, say) -> dict:
   """Returns {set: float32 (pairs, 2)}; NaN where a row has no room."""
-  source = config.train.init_from
-  assert source is not None  # by config/check_preferences.py
-  model, shapes = describe_model(config)
+  model, _ = describe_model(config)
   model = dataclasses.replace(model, platform=mesh.devices.flat[0].platform)
-  bases.check_base(source, shapes, reference)
-  facts = processes.share(lambda: workdir_lib.read_facts(source))
-  rules = config.mesh.rules
-  params = restore.restore_params(
-    source,
-    sharding.abstract_of(*model.abstract_params(), rules, mesh),
-    say,
-    facts=facts,
-    step=reference.step,
-  )
+  params = restore_reference(config, reference, mesh, say)
   task = objectives.build_task(config, _no_tokenizer)
   evaluate = functools.partial(_compile(model), params)
   return {
     one: _score(evaluate, one, config, mesh, task, say) for one in missing
   }
+
+
+def restore_reference(
+  config: Config,
+  reference: bases.Base,
+  mesh: jax.sharding.Mesh,
+  say: Callable[[str], None],
+) -> Any:
+  """Returns the parameters of the reference on a mesh.
+
+  Raises:
+    InputError: its step is gone or has changed.
+  """
+  source = config.train.init_from
+  assert source is not None  # by config/check_preferences.py
+  model, shapes = describe_model(config)
+  bases.check_base(source, shapes, reference)
+  facts = processes.share(lambda: workdir_lib.read_facts(source))
+  return restore.restore_params(
+    source,
+    sharding.abstract_of(*model.abstract_params(), config.mesh.rules, mesh),
+    say,
+    facts=facts,
+    step=reference.step,
+  )
 
 
 def _no_tokenizer() -> Any:
@@ -189,7 +208,7 @@ def _compile(model: Model) -> Callable:
 
   def score(params, batch):
     logits_BTV = model.apply(params, **objective.inputs_of(batch, model))
-    return objective.answers_of(logits_BTV, batch).log_p_B2
+    return judging.answers_of(logits_BTV, batch).log_p_B2
 
   return jax.jit(score)
 

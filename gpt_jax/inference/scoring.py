@@ -9,8 +9,8 @@ import jax
 import numpy as np
 
 from gpt_jax import config as config_lib
+from gpt_jax import judging, sharding
 from gpt_jax import objective as objective_lib
-from gpt_jax import sharding
 from gpt_jax.config import InputError
 from gpt_jax.data import objectives
 from gpt_jax.data.batches import eval_batches, num_eval_batches
@@ -70,7 +70,7 @@ def score(
 
   Of labels: loss, what measures.find_figures finds, and the number of targets
   as num_tokens, in place of all others. Of preferences: loss, the means of
-  objective.build_preference, and their number as num_tokens.
+  judging.build_preference, and their number as num_tokens.
 
   Other sums of objective.make_loss are returned too, as means over targets and
   without "train/" in their names.
@@ -99,7 +99,7 @@ def score(
   is_counted = not (how.predicts_all or how.has_labels or how.is_preference)
   others = (ACCURACY,) if is_counted else ()
   measure = MEASURES[task.label] if task.label else None
-  prefer = objective_lib.build_preference(task.word, task.beta)
+  prefer = judging.build_preference(task.word, task.beta)
   evaluate = compile_eval_step(model, num_loss_chunks, others, measure, prefer)
   totals: dict = {LOSS: 0.0, NUM_TARGETS: 0.0}
   total = num_eval_batches(tokens, seq_len, batch_size, task=task)
@@ -225,8 +225,8 @@ def describe(result: dict) -> str:
 
 
 def _means(totals: dict[str, Any], count: float) -> dict[str, float]:
-  sides = totals.pop(objective_lib.SIDES, None)
-  by_side = objective_lib.average_sides(totals, sides)
+  sides = totals.pop(judging.SIDES, None)
+  by_side = judging.average_sides(totals, sides)
   means = {
     name.removeprefix("train/"): total / max(count, 1.0)
     for name, total in totals.items()

@@ -43,6 +43,7 @@ class Decoder(nn.Module):
     "ipo",
     "kto",
     "orpo",
+    "grpo",
   )
   can_generate: ClassVar = True
   has_types: ClassVar = False

@@ -93,9 +93,10 @@ class Assembly:
 
   def make_step(self):
     """Returns step(state, batch) -> (state, metrics), to be compiled."""
-    return step_lib.make_train_step(
+    one = step_lib.make_train_step(
       self.model, self.tx, self.schedule, self.config, self.teacher
     )
+    return step_lib.repeat_step(one, self.config.train.updates_per_batch)
 
   def lower_step(self):
     """Returns the step, which donates its state, lowered but not compiled."""

@@ -169,7 +169,8 @@ class Loop:
         self._settle(state)
       waited = time.perf_counter()
       with self.clock.spend("data"):
-        batch = self.setup.place(next(batches), stage)
+        rows = next(batches)
+        batch = self.setup.fill_batch(rows, stage, state, index)
       reporter.meter.data_wait += time.perf_counter() - waited
       reporter.profile(index)
       wait(state)

@@ -19,7 +19,7 @@ from gpt_jax.machine import console, processes, runtime
 from gpt_jax.models import check_objective
 from gpt_jax.runs import bases, checkpoint, goodput, metrics, restore, teachers
 from gpt_jax.runs import workdir as workdir_lib
-from gpt_jax.training import build, inherit, preflight, rollback
+from gpt_jax.training import build, inherit, preflight, rollback, rollouts
 from gpt_jax.training import state as state_lib
 from gpt_jax.training.reporter import Reporter
 
@@ -75,6 +75,7 @@ class Setup:
     is_replay: bool,
   ):
     self.workdir, self.screen, self.clock = workdir, screen, clock
+    self._rollouts: rollouts.Rollouts | None = None
     self.folder = os.path.join(workdir, "checkpoints")
     self.record = os.path.join(workdir, "config.json")
     metrics.check_wandb(config.train.wandb_project)
@@ -148,7 +149,7 @@ class Setup:
 
   def _find_base(self) -> bases.Base | None:
     source = self.config.train.init_from
-    is_needed = self.has_base or references.is_needed(self.config)
+    is_needed = self.has_base or references.is_recorded(self.config)
     if not is_needed or source is None:
       return None
     shapes = tree.describe_shapes(
@@ -249,6 +250,42 @@ class Setup:
       batch, self.assembly.batch_place, stage.rows, stage.size
     )
 
+  def fill_batch(
+    self, rows: dict, stage: Stage, state: state_lib.TrainState, step: int
+  ) -> dict:
+    """Returns the global batch of a step; of grpo what the state samples.
+
+    Args:
+      rows: the rows of this process.
+      step: number of steps done.
+    """
+    place = lambda batch: self.place(batch, stage)
+    if not config_lib.OBJECTIVES[self.config.data.objective].is_sampled:
+      return place(rows)
+    if self._rollouts is None:
+      self._rollouts = self._build_rollouts()
+    whole = self.assembly.model.attach(state.params, state.base)
+    return self._rollouts.sample(whole, step, rows, place)
+
+  def _build_rollouts(self) -> rollouts.Rollouts:
+    if processes.count() > 1:
+      raise InputError(
+        f"data.objective is {self.config.data.objective}, of which one process "
+        f"samples, and there are {processes.count()}; start one"
+      )
+    own = prompting(self.config, self.prepared.tokenizer)
+    reference, source = None, self.config.train.init_from
+    if self.config.train.kl_weight and source is not None:
+      base = self.base
+      assert base is not None
+      reference = references.restore_reference(
+        self.config, base, self.mesh, self.screen.say
+      )
+    model = self.assembly.model
+    return rollouts.Rollouts(
+      self.config, model, own.separator_id, own.vocab_size, reference
+    )
+
   def restore(self, **which) -> tuple[state_lib.TrainState, dict]:
     """Returns (state, its checkpoint's metadata).
 
@@ -295,7 +332,7 @@ class Setup:
         if stage is None or index in self.stages:
           stage = self.build_stage(index)
           batches = self.read_batches(stage, index, num_passed)
-        batch = self.place(next(batches), stage)
+        batch = self.fill_batch(next(batches), stage, state, index)
         # One at a time: simulated devices can deadlock with two in flight.
         state, _ = jax.block_until_ready(stage.step(state, batch))
     return begun, state.without_frozen()

@@ -192,6 +192,23 @@ def make_train_step(
   return train_step
 
 
+def repeat_step(train_step: Callable, times: int) -> Callable:
+  """Returns a step that updates `times` by one batch, at one learning rate.
+
+  Its metrics are those of the last update.
+  """
+  if times == 1:
+    return train_step
+
+  def repeated(state: TrainState, batch):
+    first = state.step
+    for _ in range(times):
+      state, metrics = train_step(state.replace(step=first), batch)
+    return state, metrics
+
+  return repeated
+
+
 def _add_norm(norm_mean, norm, is_good):
   """Returns norm_mean with one more norm, if the update is_good.
 

@@ -19,7 +19,7 @@ LAYERS = [
   ["ops"],
   ["flops"],
   ["models", "data"],
-  ["teacher", "objective"],
+  ["judging", "teacher", "objective"],
   ["runs"],
   ["inference"],
   ["training"],

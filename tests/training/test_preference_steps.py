@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from test_step import small_config
 
-from gpt_jax import metric_names, objective, sharding, tree
+from gpt_jax import judging, metric_names, objective, sharding, tree
 from gpt_jax.config import AdapterConfig
 from gpt_jax.training import build, step
 
@@ -281,7 +281,7 @@ def test_an_answer_does_not_see_the_other(case):
   pairs, _ = case
   built, now = begin(config_of())
   batch = batch_of(pairs)
-  read = lambda logits: objective.answers_of(logits, batch).log_p_B2
+  read = lambda logits: judging.answers_of(logits, batch).log_p_B2
   apply = lambda b: read(
     built.model.apply(now.params, **objective.inputs_of(b, built.model))
   )
