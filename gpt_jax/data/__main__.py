@@ -1,15 +1,23 @@
 """Prepares a config's text and prints what was prepared.
 
 Training prepares missing text by itself. This command does it at another time,
-adds --verify, and shows how the text was divided.
+adds --verify, and shows how the text was divided. Its subcommand `clean` writes
+a source without what identifies someone.
 """
 
 from gpt_jax import cli, config
 
+CLEAN = """`clean --source=SOURCE --out=FILE.jsonl [--rules=RULE,RULE]
+[--key=FILE]` replaces what identifies someone; `clean --help` says how."""
+
 
 def main(argv: list[str]) -> int:
   """Runs `python -m gpt_jax.data`; returns the exit status."""
-  parser = cli.build_parser("data", __doc__.splitlines()[0])
+  if argv[:1] == ["clean"]:
+    from gpt_jax.data.cleaning import clean
+
+    return clean.main(argv[1:])
+  parser = cli.build_parser("data", f"{__doc__.splitlines()[0]}\n\n{CLEAN}")
   parser.add_argument(
     "--verify",
     action="store_true",

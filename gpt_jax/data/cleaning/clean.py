@@ -1,0 +1,125 @@
+"""`python -m gpt_jax.data clean`: a source, cleaned, as JSON lines.
+
+A document is read, cleaned and written before the next is read. The file gets
+its name when it is whole; a run that fails leaves none.
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+
+from gpt_jax import cli
+from gpt_jax.data import sources
+from gpt_jax.data.cleaning import identity, pseudonyms
+from gpt_jax.data.sources.document import Document
+from gpt_jax.exits import InputError
+
+# Sources whose documents are records: of them, clean would keep the text alone.
+NOT_TEXT = (*sources.PAIRED, *sources.LABELLED, *sources.CHATS)
+# Characters of a document at most: it is cleaned as a whole.
+MAX_CHARACTERS = 1 << 26
+
+
+def main(argv: list[str]) -> int:
+  """Runs the command; returns the exit status."""
+  parser = cli.build_parser(
+    "data clean", "Replaces what identifies someone.", needs_config=False
+  )
+  parser.add_argument(
+    "--source",
+    required=True,
+    metavar="SOURCE",
+    help="what to clean: a source as data.source has it, or a mixture, whose "
+    "weights do not count here",
+  )
+  parser.add_argument(
+    "--out",
+    required=True,
+    metavar="FILE.jsonl",
+    help="where the cleaned documents go, an object with name and text a line",
+  )
+  parser.add_argument(
+    "--rules",
+    default=",".join(identity.RULES),
+    metavar="RULE,RULE",
+    help="what is replaced (default %(default)s)",
+  )
+  parser.add_argument(
+    "--key",
+    metavar="FILE",
+    help="replace by pseudonyms with the key in this file, the same for the "
+    "same value; without it, by the type alone",
+  )
+  args, _ = cli.parse(parser, argv)
+  rules = identity.parse_rules(args.rules)
+  key = None if args.key is None else pseudonyms.read_key(args.key)
+  if os.path.lexists(args.out):
+    raise InputError(
+      f"--out={args.out} exists; give the name of a new file, or remove it"
+    )
+  counts = dict.fromkeys(rules, 0)
+  number = 0
+  with new_file(args.out) as file:
+    for name, text in read_documents(args.source):
+      text = identity.deidentify(text, rules, key, counts)
+      row = json.dumps({"name": name, "text": text}, ensure_ascii=False)
+      file.write(row + "\n")
+      number += 1
+  for name, count in counts.items():
+    print(f"{name:<8}{count:>12,} replaced")
+  print(f"{number:,} documents in {args.out}")
+  return 0
+
+
+def read_documents(mixture: str) -> Iterator[tuple[str, str]]:
+  """Yields (name, text) of the documents of all sources of a mixture.
+
+  Raises:
+    InputError: a source cannot be read, or a document is too long.
+  """
+  for _, spec in sources.parse_mixture(mixture):
+    if sources.parse_spec(spec)[0] in NOT_TEXT:
+      raise InputError(
+        f"{spec!r} is a source of records with several fields; clean reads "
+        "documents, as text:GLOB and jsonl:GLOB have them"
+      )
+    for document in sources.open_source(spec).documents():
+      yield document.name, join_pieces(document, spec)
+
+
+def join_pieces(document: Document, spec: str) -> str:
+  """Returns the whole text of a document."""
+  pieces, size = [], 0
+  for piece in document.pieces:
+    pieces.append(piece)
+    size += len(piece)
+    if size > MAX_CHARACTERS:
+      raise InputError(
+        f"the document {document.name} of {spec} has more than "
+        f"{MAX_CHARACTERS:,} characters; divide it"
+      )
+  return "".join(pieces)
+
+
+@contextlib.contextmanager
+def new_file(path: str):
+  """Opens a file to write text; it appears under its name when it is whole.
+
+  Raises:
+    OSError: with `path` as its filename.
+  """
+  temporary = f"{path}.{os.getpid()}.tmp"
+  try:
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    with open(temporary, "x", encoding="utf-8") as file:
+      yield file
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(temporary, path)
+  except BaseException as error:
+    with contextlib.suppress(OSError):
+      os.remove(temporary)
+    if isinstance(error, OSError) and error.filename == temporary:
+      error.filename, error.filename2 = path, None
+    raise

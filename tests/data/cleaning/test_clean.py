@@ -1,0 +1,104 @@
+"""`python -m gpt_jax.data clean` writes all documents, or no file."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from harness import ROOT
+
+from gpt_jax.data import __main__ as door
+from gpt_jax.data.cleaning import clean
+from gpt_jax.exits import InputError
+
+RULES = "--rules=mail,ip"
+
+
+def lines(path):
+  return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+@pytest.fixture
+def source(tmp_path):
+  rows = [{"text": "write to a@b.co"}, {"text": "爱 8.8.8.8\n"}, {"text": "x"}]
+  path = tmp_path / "in.jsonl"
+  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  return path
+
+
+def test_a_source_is_written_without_what_identifies(source, tmp_path, capsys):
+  out = tmp_path / "new" / "out.jsonl"
+  words = ["clean", f"--source=jsonl:{source}", f"--out={out}", RULES]
+  assert door.main(words) == 0
+  assert lines(out) == [
+    {"name": "in.jsonl:1", "text": "write to [EMAIL]"},
+    {"name": "in.jsonl:2", "text": "爱 [IP]\n"},
+    {"name": "in.jsonl:3", "text": "x"},
+  ]
+  said = capsys.readouterr().out
+  assert "mail               1 replaced" in said and "3 documents in" in said
+  assert os.listdir(out.parent) == ["out.jsonl"]
+  # Its output is a source again.
+  again = tmp_path / "again.jsonl"
+  words = ["clean", f"--source=jsonl:{out}", f"--out={again}", RULES]
+  assert door.main(words) == 0
+  assert [r["text"] for r in lines(again)] == [r["text"] for r in lines(out)]
+
+
+def test_a_key_makes_pseudonyms(source, tmp_path):
+  key, out = tmp_path / "key", tmp_path / "out.jsonl"
+  key.write_bytes(b"k" * 32)
+  words = [f"--source=jsonl:{source}", f"--out={out}", RULES, f"--key={key}"]
+  assert clean.main(words) == 0
+  assert "[EMAIL-" in lines(out)[0]["text"]
+
+
+def test_a_failure_leaves_no_file(source, tmp_path):
+  with source.open("a") as file:
+    file.write("{broken\n")
+  out = tmp_path / "out.jsonl"
+  with pytest.raises(InputError, match="line 4 is not JSON"):
+    clean.main([f"--source=jsonl:{source}", f"--out={out}", RULES])
+  assert sorted(os.listdir(tmp_path)) == ["in.jsonl"]
+
+
+def test_a_file_that_exists_is_not_written_over(source):
+  before = source.read_bytes()
+  with pytest.raises(InputError, match="exists; give the name of a new file"):
+    clean.main([f"--source=jsonl:{source}", f"--out={source}", RULES])
+  assert source.read_bytes() == before
+
+
+@pytest.mark.parametrize("spec", ["digits:copy", "chat:{}", "labelled:{}#a#b"])
+def test_records_of_several_texts_are_refused(source, tmp_path, spec):
+  out = tmp_path / "out.jsonl"
+  with pytest.raises(InputError, match="records with several fields"):
+    clean.main([f"--source={spec.format(source)}", f"--out={out}", RULES])
+  assert not out.exists()
+
+
+def test_a_document_has_a_bound(source, tmp_path, monkeypatch):
+  monkeypatch.setattr(clean, "MAX_CHARACTERS", 10)
+  out = tmp_path / "out.jsonl"
+  with pytest.raises(InputError, match="more than 10 characters; divide it"):
+    clean.main([f"--source=jsonl:{source}", f"--out={out}", RULES])
+
+
+def test_cleaning_imports_no_jax():
+  code = "import sys; from gpt_jax.data.cleaning import clean; "
+  code += "print('jax' in sys.modules, 'phonenumbers' in sys.modules)"
+  words = [sys.executable, "-c", code]
+  env = os.environ | {"PYTHONPATH": str(ROOT)}
+  done = subprocess.run(words, env=env, capture_output=True, text=True)
+  assert done.stdout.split() == ["False", "False"], done.stderr
+
+
+def test_without_its_library_the_rule_names_the_extra(monkeypatch):
+  from gpt_jax.data.cleaning import phones
+
+  phones._library.cache_clear()
+  monkeypatch.setitem(sys.modules, "phonenumbers", None)
+  with pytest.raises(InputError, match=r"pip install -e '.\[clean\]'"):
+    list(phones.find_phones("+1 212 736 5000"))
+  phones._library.cache_clear()
