@@ -9,9 +9,9 @@ import json
 import os
 from collections.abc import Iterator
 
-from gpt_jax import cli
+from gpt_jax import cli, files
 from gpt_jax.data import sources
-from gpt_jax.data.cleaning import identity, pseudonyms
+from gpt_jax.data.cleaning import identity, pseudonyms, quality, report
 from gpt_jax.data.sources.document import Document
 from gpt_jax.exits import InputError
 
@@ -24,7 +24,7 @@ MAX_CHARACTERS = 1 << 26
 def main(argv: list[str]) -> int:
   """Runs the command; returns the exit status."""
   parser = cli.build_parser(
-    "data clean", "Replaces what identifies someone.", needs_config=False
+    "data clean", __doc__.splitlines()[0], needs_config=False
   )
   parser.add_argument(
     "--source",
@@ -51,24 +51,40 @@ def main(argv: list[str]) -> int:
     help="replace by pseudonyms with the key in this file, the same for the "
     "same value; without it, by the type alone",
   )
+  parser.add_argument(
+    "--filters",
+    default="",
+    metavar="FILTER,FILTER",
+    help="which documents are left out: quality rules, or papers, of "
+    f"{', '.join(quality.PAPERS)} (default: none)",
+  )
+  parser.add_argument(
+    "--report",
+    metavar="FILE.html",
+    help="a page with counts, and examples of what was left out",
+  )
   args, _ = cli.parse(parser, argv)
+  filters = quality.parse_filters(args.filters)
   rules = identity.parse_rules(args.rules)
   key = None if args.key is None else pseudonyms.read_key(args.key)
   if os.path.lexists(args.out):
     raise InputError(
       f"--out={args.out} exists; give the name of a new file, or remove it"
     )
-  counts = dict.fromkeys(rules, 0)
-  number = 0
+  found = report.Report(dict.fromkeys(rules, 0), filters)
   with new_file(args.out) as file:
     for name, text in read_documents(args.source):
-      text = identity.deidentify(text, rules, key, counts)
+      found.num_documents += 1
+      failed = quality.first_failed(text, filters)
+      text = identity.deidentify(text, rules, key, found.replaced)
+      if failed is not None:
+        found.leave_out(*failed, name, text)
+        continue
       row = json.dumps({"name": name, "text": text}, ensure_ascii=False)
       file.write(row + "\n")
-      number += 1
-  for name, count in counts.items():
-    print(f"{name:<8}{count:>12,} replaced")
-  print(f"{number:,} documents in {args.out}")
+  print(found.describe())
+  if args.report is not None:
+    files.write_text(args.report, found.page(args.source))
   return 0
 
 

@@ -37,7 +37,8 @@ def test_a_source_is_written_without_what_identifies(source, tmp_path, capsys):
     {"name": "in.jsonl:3", "text": "x"},
   ]
   said = capsys.readouterr().out
-  assert "mail               1 replaced" in said and "3 documents in" in said
+  assert "3 of 3 documents written" in said
+  assert "mail" + " " * 43 + "1 replaced" in said
   assert os.listdir(out.parent) == ["out.jsonl"]
   # Its output is a source again.
   again = tmp_path / "again.jsonl"
@@ -52,6 +53,21 @@ def test_a_key_makes_pseudonyms(source, tmp_path):
   words = [f"--source=jsonl:{source}", f"--out={out}", RULES, f"--key={key}"]
   assert clean.main(words) == 0
   assert "[EMAIL-" in lines(out)[0]["text"]
+
+
+def test_filters_leave_out_documents_and_the_page_shows_which(tmp_path):
+  rows = ["a@b.co <b>and</b> {", "It is a day of the year.\n" * 9, "x"]
+  source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+  source.write_text("\n".join(json.dumps({"text": row}) for row in rows))
+  page = tmp_path / "page.html"
+  words = [f"--source=jsonl:{source}", f"--out={out}", RULES]
+  words += ["--filters=c4_braces,c4_sentences", f"--report={page}"]
+  assert clean.main(words) == 0
+  assert [row["name"] for row in lines(out)] == ["in.jsonl:2"]
+  text = page.read_text("utf-8")
+  assert "<td>c4_sentences<td>5 sentences or more" in text
+  assert "1 of 3 documents" in text.replace("\n", " ")
+  assert "[EMAIL] &lt;b&gt;and" in text and "a@b.co" not in text
 
 
 def test_a_failure_leaves_no_file(source, tmp_path):
