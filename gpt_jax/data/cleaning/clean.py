@@ -1,17 +1,25 @@
 """`python -m gpt_jax.data clean`: a source, cleaned, as JSON lines.
 
-A document is read, cleaned and written before the next is read. The file gets
-its name when it is whole; a run that fails leaves none.
+A document is read, cleaned and written before the next is read; to find copies,
+all are read once before. The file gets its name when it is whole; a run that
+fails leaves none.
 """
 
 import contextlib
+import hashlib
 import json
 import os
 from collections.abc import Iterator
 
 from gpt_jax import cli, files
 from gpt_jax.data import sources
-from gpt_jax.data.cleaning import identity, pseudonyms, quality, report
+from gpt_jax.data.cleaning import (
+  duplicates,
+  identity,
+  pseudonyms,
+  quality,
+  report,
+)
 from gpt_jax.data.sources.document import Document
 from gpt_jax.exits import InputError
 
@@ -43,7 +51,7 @@ def main(argv: list[str]) -> int:
     "--rules",
     default=",".join(identity.RULES),
     metavar="RULE,RULE",
-    help="what is replaced (default %(default)s)",
+    help="what is replaced, or none (default %(default)s)",
   )
   parser.add_argument(
     "--key",
@@ -59,6 +67,20 @@ def main(argv: list[str]) -> int:
     f"{', '.join(quality.PAPERS)} (default: none)",
   )
   parser.add_argument(
+    "--tests",
+    metavar="SOURCE",
+    help="evaluation sets: documents that share a 13-gram with one are left "
+    "out, or the whole of an item of 8 to 12 words",
+  )
+  parser.add_argument(
+    "--copies",
+    choices=["keep", "exact", "near"],
+    default="keep",
+    help="exact: leave out documents of equal text; near: also those whose "
+    "5-grams have a Jaccard index of 0.8 with an earlier one's (default "
+    "%(default)s)",
+  )
+  parser.add_argument(
     "--report",
     metavar="FILE.html",
     help="a page with counts, and examples of what was left out",
@@ -71,11 +93,15 @@ def main(argv: list[str]) -> int:
     raise InputError(
       f"--out={args.out} exists; give the name of a new file, or remove it"
     )
-  found = report.Report(dict.fromkeys(rules, 0), filters)
+  judge = Judge(filters, args.tests)
+  copies = find_copies(args.source, judge, args.copies)
+  found = report.Report(dict.fromkeys(rules, 0), judge.says(args.copies))
   with new_file(args.out) as file:
-    for name, text in read_documents(args.source):
+    for number, (name, text) in enumerate(read_documents(args.source)):
       found.num_documents += 1
-      failed = quality.first_failed(text, filters)
+      failed = judge(text)
+      if failed is None and number in copies:
+        failed = "copy", copies[number]
       text = identity.deidentify(text, rules, key, found.replaced)
       if failed is not None:
         found.leave_out(*failed, name, text)
@@ -83,9 +109,71 @@ def main(argv: list[str]) -> int:
       row = json.dumps({"name": name, "text": text}, ensure_ascii=False)
       file.write(row + "\n")
   print(found.describe())
+  if judge.tests is not None and judge.tests.num_short:
+    print(
+      f"{judge.tests.num_short:,} items of --tests are too short to look for"
+    )
   if args.report is not None:
     files.write_text(args.report, found.page(args.source))
   return 0
+
+
+class Judge:
+  """Says which rule a document breaks, by itself.
+
+  Args:
+    filters: names of quality.FILTERS.
+    tests: the source of evaluation sets, or None.
+  """
+
+  def __init__(self, filters: tuple[str, ...], tests: str | None):
+    self._filters = filters
+    self.tests = None
+    if tests is not None:
+      texts = (text for _, text in read_documents(tests))
+      self.tests = duplicates.Contamination(texts)
+
+  def __call__(self, text: str) -> tuple[str, float] | None:
+    failed = quality.first_failed(text, self._filters)
+    if failed is None and self.tests is not None:
+      count = self.tests.count(text)
+      failed = ("tests", count) if count else None
+    return failed
+
+  def says(self, copies: str) -> dict[str, str]:
+    """Returns {filter: what documents that are kept are}."""
+    says = {name: quality.FILTERS[name].says for name in self._filters}
+    if self.tests is not None:
+      says["tests"] = "no n-gram of an evaluation set"
+    if copies != "keep":
+      says["copy"] = f"no {copies} copy of an earlier document"
+    return says
+
+
+def find_copies(mixture: str, judge: Judge, kind: str) -> dict[int, int]:
+  """Returns {number of a copy: that of the first document like it}.
+
+  Documents that the judge leaves out are nobody's first.
+  """
+  if kind == "keep":
+    return {}
+  near = duplicates.NearDuplicates()
+  seen: dict[bytes, int] = {}
+  numbers, copies = [], {}
+  for number, (_, text) in enumerate(read_documents(mixture)):
+    if judge(text) is not None:
+      continue
+    digest = hashlib.sha256(text.encode()).digest()[:16]
+    first = seen.setdefault(digest, number)
+    if first != number:
+      copies[number] = first
+    elif kind == "near":
+      near.add(text)
+      numbers.append(number)
+  for own, first in enumerate(near.copies().tolist()):
+    if own != first:
+      copies[numbers[own]] = numbers[first]
+  return copies
 
 
 def read_documents(mixture: str) -> Iterator[tuple[str, str]]:

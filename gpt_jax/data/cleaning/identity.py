@@ -52,9 +52,13 @@ RULES = {
 def parse_rules(text: str) -> tuple[str, ...]:
   """Returns the rules that a comma-separated list names, in table order.
 
+  "none" names none.
+
   Raises:
     InputError: a word is no rule.
   """
+  if text == "none":
+    return ()
   words = [word.strip() for word in text.split(",")]
   for word in words:
     if word not in RULES:

@@ -2,8 +2,6 @@
 
 import html
 
-from gpt_jax.data.cleaning import quality
-
 # Examples of a filter, and characters of each.
 MAX_EXAMPLES = 5
 MAX_CHARACTERS = 400
@@ -21,13 +19,17 @@ class Report:
   Examples are of texts after replacement: the page must not hold what the
   output does not.
 
+  Args:
+    filters: {filter: what documents that are kept are}.
+
   Attributes:
     replaced: {rule: values}; those of documents that were left out count too.
     num_documents: documents read.
   """
 
-  def __init__(self, replaced: dict[str, int], filters: tuple[str, ...]):
+  def __init__(self, replaced: dict[str, int], filters: dict[str, str]):
     self.replaced = replaced
+    self._says = filters
     self.num_documents = 0
     self.left_out = dict.fromkeys(filters, 0)
     self._examples = {name: [] for name in filters}
@@ -58,7 +60,7 @@ class Report:
     parts += [f"<tr><td>{r}<td>{n:,}</tr>" for r, n in self.replaced.items()]
     parts += ["</table><table><tr><th>filter<th>kept are<th>left out</tr>"]
     for name, count in self.left_out.items():
-      says = html.escape(quality.FILTERS[name].says)
+      says = html.escape(self._says[name])
       parts += [f"<tr><td>{name}<td>{says}<td>{count:,}</tr>"]
     parts += ["</table>"]
     for name, examples in self._examples.items():

@@ -70,6 +70,50 @@ def test_filters_leave_out_documents_and_the_page_shows_which(tmp_path):
   assert "[EMAIL] &lt;b&gt;and" in text and "a@b.co" not in text
 
 
+COPIES = [
+  "The bridge over the river is closed to all traffic until the spring " * 2,
+  "One",
+  "One",
+  "the bridge, over the river, is closed to all traffic until the spring " * 2,
+  "Another text with enough words in it to be no copy of any other one.",
+]
+
+
+@pytest.mark.parametrize(
+  "kind, kept",
+  [("keep", [1, 2, 3, 4, 5]), ("exact", [1, 2, 4, 5]), ("near", [1, 2, 5])],
+)
+def test_copies_are_left_out_and_the_first_is_kept(tmp_path, kind, kept):
+  source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+  source.write_text("\n".join(json.dumps({"text": t}) for t in COPIES))
+  words = [f"--source=jsonl:{source}", f"--out={out}", RULES]
+  assert clean.main([*words, f"--copies={kind}"]) == 0
+  assert [row["name"] for row in lines(out)] == [f"in.jsonl:{n}" for n in kept]
+
+
+def test_a_document_that_a_filter_removed_is_nobodys_first(tmp_path):
+  source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+  text = "The bridge over the river is closed to all traffic until the spring"
+  rows = [text + " {", text]
+  source.write_text("\n".join(json.dumps({"text": t}) for t in rows))
+  words = [f"--source=jsonl:{source}", f"--out={out}", RULES, "--copies=near"]
+  assert clean.main([*words, "--filters=c4_braces"]) == 0
+  assert [row["name"] for row in lines(out)] == ["in.jsonl:2"]
+
+
+def test_documents_that_hold_items_of_a_test_are_left_out(tmp_path, capsys):
+  source, tests = tmp_path / "in.jsonl", tmp_path / "tests.jsonl"
+  out = tmp_path / "out.jsonl"
+  item = COPIES[4]
+  rows = ["a b c d e f g h i j k l m n o p", f"Found: {item} So it was."]
+  source.write_text("\n".join(json.dumps({"text": t}) for t in rows))
+  tests.write_text("\n".join(json.dumps({"text": t}) for t in [item, "short"]))
+  words = [f"--source=jsonl:{source}", f"--out={out}", RULES]
+  assert clean.main([*words, f"--tests=jsonl:{tests}"]) == 0
+  assert [row["name"] for row in lines(out)] == ["in.jsonl:1"]
+  assert "1 items of --tests are too short" in capsys.readouterr().out
+
+
 def test_a_failure_leaves_no_file(source, tmp_path):
   with source.open("a") as file:
     file.write("{broken\n")

@@ -196,6 +196,7 @@ def test_a_key_is_long_enough_and_its_newline_no_part_of_it(tmp_path):
 
 def test_rules_are_named_and_kept_in_their_order():
   assert identity.parse_rules("mail, secret") == ("secret", "mail")
+  assert identity.parse_rules("none") == ()
   with pytest.raises(InputError, match="unknown rule 'mial'; did you mean mai"):
     identity.parse_rules("mial")
 

@@ -1,0 +1,184 @@
+"""Documents that are copies of others, wholly or nearly, and n-grams of tests.
+
+Two documents are near-duplicates if the Jaccard index of their sets of 5-grams
+is at least .8. MinHash proposes pairs (Broder 1997): 100 minima in 20 bands of
+5 rows. A pair of index J shares a band with probability 1 - (1 - J^5)^20,
+which is .9996 at .8. Design choice: each proposed pair is then compared by its
+whole sets, which lie in a temporary file, so that no pair below .8 counts.
+"""
+
+import functools
+import re
+import tempfile
+import zlib
+
+import numpy as np
+
+GRAM = 5
+BANDS, ROWS = 20, 5
+MIN_JACCARD = 0.8
+# Of a set of documents that share a band, each is compared with this many.
+MAX_COMPARED = 64
+# N-grams that a training document may not share with a test: Brown et al. 2020,
+# arXiv:2005.14165, appendix C.
+TEST_GRAM = 13
+
+_TOKEN = re.compile(
+  r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+"
+)
+_ASCII_TOKEN = re.compile(rb"\w+")
+
+
+def token_hashes(text: str) -> np.ndarray:
+  """Returns a hash of each word, or Chinese or Japanese character: uint64[T].
+
+  Capitals, white space and punctuation do not count.
+  """
+  if text.isascii():
+    words = _ASCII_TOKEN.findall(text.lower().encode())
+  else:
+    words = [word.encode() for word in _TOKEN.findall(text.lower())]
+  return np.fromiter(map(zlib.crc32, words), np.uint64, len(words))
+
+
+def gram_hashes(text: str, size: int) -> np.ndarray:
+  """Returns a hash of each n-gram: uint64[max(1, T - size + 1)].
+
+  A text of fewer words is one n-gram.
+  """
+  hashes = token_hashes(text)
+  size = min(size, max(1, len(hashes)))
+  count = len(hashes) - size + 1
+  mixed = np.zeros(max(1, count), np.uint64)
+  for place in range(size if count else 0):
+    mixed = mixed * np.uint64(0x9E3779B97F4A7C15)
+    mixed = _mix(mixed + hashes[place : place + count] + np.uint64(1))
+  return mixed
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+  """Returns the finaliser of splitmix64."""
+  x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+  x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+  return x ^ (x >> np.uint64(31))
+
+
+@functools.cache
+def _permutations() -> tuple[np.ndarray, np.ndarray]:
+  rng = np.random.default_rng(0)
+  draw = lambda: rng.integers(0, 1 << 32, (BANDS * ROWS, 1), np.uint32)
+  return draw() | np.uint32(1), draw()
+
+
+def band_keys(grams: np.ndarray) -> np.ndarray:
+  """Returns the key of each band of a set of n-grams: uint64[BANDS].
+
+  Args:
+    grams: uint32[N], N at least 1.
+  """
+  factors, terms = _permutations()
+  minima = np.full(BANDS * ROWS, np.uint32(0xFFFFFFFF))
+  for start in range(0, len(grams), 1 << 14):
+    values = grams[None, start : start + (1 << 14)] * factors + terms
+    np.minimum(minima, values.min(axis=1), out=minima)
+  key = np.zeros(BANDS, np.uint64)
+  for row in minima.reshape(BANDS, ROWS).T.astype(np.uint64):
+    key = _mix(key * np.uint64(0x9E3779B97F4A7C15) + row + np.uint64(1))
+  return key
+
+
+class NearDuplicates:
+  """Documents by number, in the order in which they are added.
+
+  Memory grows by 180 bytes a document; the sets of n-grams are on disk.
+  """
+
+  def __init__(self, folder: str | None = None):
+    self._file = tempfile.TemporaryFile(dir=folder)
+    self._keys: list[bytes] = []
+    self._starts = [0]
+
+  def add(self, text: str) -> None:
+    """Adds the next document."""
+    grams = np.unique(gram_hashes(text, GRAM).astype(np.uint32))
+    self._file.write(grams.tobytes())
+    self._starts.append(self._starts[-1] + len(grams))
+    self._keys.append(band_keys(grams).tobytes())
+
+  def copies(self) -> np.ndarray:
+    """Returns for each document the first one that it is a copy of: int64[N].
+
+    A document that is no copy has its own number. Copies of copies count.
+    """
+    count = len(self._keys)
+    keys = np.frombuffer(b"".join(self._keys), np.uint64).reshape(count, BANDS)
+    first = np.arange(count)
+    if not count:
+      return first
+    self._file.flush()
+    grams = np.memmap(self._file, np.uint32, "r")
+    for band in range(BANDS):
+      order = np.argsort(keys[:, band], kind="stable")
+      equal = keys[order, band]
+      borders = np.flatnonzero(np.diff(equal)) + 1
+      for group in np.split(order, borders) if len(borders) else [order]:
+        if len(group) > 1:
+          self._join(group, first, grams)
+    for number in range(count):  # in order: the first of each is final
+      first[number] = first[first[number]]
+    return first
+
+  def _join(self, group, first: np.ndarray, grams: np.ndarray) -> None:
+    """Joins documents of one band that are near-duplicates."""
+    leaders: list[int] = []
+    for number in map(int, group):
+      for leader in leaders[-MAX_COMPARED:]:
+        one, other = _root(first, leader), _root(first, number)
+        if one == other:
+          break
+        if self._jaccard(leader, number, grams) >= MIN_JACCARD:
+          first[max(one, other)] = min(one, other)
+          break
+      else:
+        leaders.append(number)
+
+  def _jaccard(self, one: int, other: int, grams: np.ndarray) -> float:
+    a = grams[self._starts[one] : self._starts[one + 1]]
+    b = grams[self._starts[other] : self._starts[other + 1]]
+    if min(len(a), len(b)) < MIN_JACCARD * max(len(a), len(b)):
+      return 0.0
+    shared = len(np.intersect1d(a, b, assume_unique=True))
+    return shared / (len(a) + len(b) - shared)
+
+
+def _root(first: np.ndarray, number: int) -> int:
+  while first[number] != number:
+    number = int(first[number])
+  return number
+
+
+class Contamination:
+  """N-grams of evaluation sets, looked for in documents.
+
+  Args:
+    texts: the items of the sets. An item of fewer than TEST_GRAM words is
+      looked for as a whole if it has `least` words.
+  """
+
+  def __init__(self, texts, least: int = 8):
+    grams: dict[int, list[np.ndarray]] = {}
+    self.num_short = 0
+    for text in texts:
+      size = min(TEST_GRAM, len(token_hashes(text)))
+      if size < least:
+        self.num_short += 1
+      else:
+        grams.setdefault(size, []).append(gram_hashes(text, size))
+    self._grams = {n: np.unique(np.concatenate(g)) for n, g in grams.items()}
+
+  def count(self, text: str) -> int:
+    """Returns how many n-grams of a document are in an evaluation set."""
+    return sum(
+      int(np.isin(gram_hashes(text, size), known).sum())
+      for size, known in self._grams.items()
+    )
