@@ -64,7 +64,7 @@ def find_cards(text: str) -> Iterator[Span]:
   """Yields card numbers of a known issuer, of its length, with their check."""
   for match in _CARD.finditer(text):
     digits = re.sub(r"\D", "", match[0])
-    if len(set(digits)) > 2 and _is_issued(digits) and checksums.luhn(digits):
+    if len(set(digits)) > 1 and _is_issued(digits) and checksums.luhn(digits):
       yield match.span()
 
 

@@ -35,7 +35,7 @@ _KEY = re.compile(
   r"(?<![A-Za-z0-9_])(?:" + "|".join(_KEYS.values()) + r")(?![A-Za-z0-9_])"
 )
 _PEM = re.compile(
-  r"-----BEGIN ((?:[A-Z0-9]+ ){0,3})PRIVATE KEY( BLOCK)?-----"
+  r"-----BEGIN ((?:[A-Z0-9]+ ){0,3})PRIVATE KEY((?: BLOCK)?)-----"
   r"[\s\S]{1,20000}?-----END \1PRIVATE KEY\2-----"
 )
 _URL_PASSWORD = re.compile(

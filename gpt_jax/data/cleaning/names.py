@@ -108,7 +108,7 @@ def _is_listed(match: re.Match) -> bool | None:
   if _PLACES.search(before):
     return False
   if given in AMBIGUOUS:
-    return is_surname
+    return is_surname and last not in _OTHERS
   if given not in GIVEN or (last in _NOT_SURNAMES and not is_surname):
     return False
   middle = match["middle"].strip(" -").lower()
