@@ -2,13 +2,14 @@
 
 Training prepares missing text by itself. This command does it at another time,
 adds --verify, and shows how the text was divided. Its subcommand `clean` writes
-a source without what identifies someone.
+a source that is cleaned: cleaning/ has what that may mean.
 """
 
 from gpt_jax import cli, config
 
 CLEAN = """`clean --source=SOURCE --out=FILE.jsonl [--rules=RULE,RULE]
-[--key=FILE]` replaces what identifies someone; `clean --help` says how."""
+[--key=FILE] [--filters=FILTER,FILTER] [--copies=near] [--tests=SOURCE]
+[--report=FILE.html]` writes a cleaned source; `clean --help` says how."""
 
 
 def main(argv: list[str]) -> int:
