@@ -20,7 +20,7 @@ def pairs(count: int, seed: int = 0):
     wanted = rng.uniform(0.8, 1.0) if number % 2 else rng.uniform(0.4, 0.8)
     shared = round(2 * grams * wanted / (1 + wanted))
     index = shared / (2 * grams - shared)
-    words = [f"w{number}x{i}" for i in range(2 * grams + 8 - shared)]
+    words = [f"w{number}x{i}" for i in range(2 * grams + 4 - shared)]
     one = words[: grams + 4]
     other = words[: shared + 4] + words[grams + 4 :]
     yield " ".join(one), " ".join(other), index
