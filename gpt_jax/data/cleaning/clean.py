@@ -5,6 +5,7 @@ all are read once before. The file gets its name when it is whole; a run that
 fails leaves none.
 """
 
+import argparse
 import contextlib
 import hashlib
 import json
@@ -29,8 +30,7 @@ NOT_TEXT = (*sources.PAIRED, *sources.LABELLED, *sources.CHATS)
 MAX_CHARACTERS = 1 << 26
 
 
-def main(argv: list[str]) -> int:
-  """Runs the command; returns the exit status."""
+def _parser() -> argparse.ArgumentParser:
   parser = cli.build_parser(
     "data clean", __doc__.splitlines()[0], needs_config=False
   )
@@ -85,7 +85,12 @@ def main(argv: list[str]) -> int:
     metavar="FILE.html",
     help="a page with counts, and examples of what was left out",
   )
-  args, _ = cli.parse(parser, argv)
+  return parser
+
+
+def main(argv: list[str]) -> int:
+  """Runs the command; returns the exit status."""
+  args, _ = cli.parse(_parser(), argv)
   filters = quality.parse_filters(args.filters)
   rules = identity.parse_rules(args.rules)
   key = None if args.key is None else pseudonyms.read_key(args.key)
