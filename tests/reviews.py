@@ -2,7 +2,7 @@
 
 python tests/reviews.py FOLDER [SEED]
 
-A review says up to four things and means well or ill by all of them; "not" or
+A review says three to six things and means well or ill by all of them; "not" or
 "hardly" turns a word over. Adjectives are the only words that tell. The
 labelled reviews know a fifth of these; the unlabelled ones, and those that are
 held out, know all. So who reads labels alone must guess, and who has seen which
@@ -42,8 +42,8 @@ def review(draw: random.Random, known: int | None = None) -> dict:
     known: take the first adjectives of each kind alone; None takes all.
   """
   label, parts = draw.choice(("bad", "good")), []
-  for noun in draw.sample(NOUNS, draw.randint(1, 4)):
-    is_turned = draw.random() < 0.2
+  for noun in draw.sample(NOUNS, draw.randint(3, 6)):
+    is_turned = draw.random() < 0.1
     is_good = (label == "good") != is_turned
     adjective = draw.choice((GOOD if is_good else BAD)[:known])
     if is_turned:

@@ -362,7 +362,7 @@ def test_an_error_of_one_process_ends_all(team, flags, tmp_path):
 
 @pytest.mark.slow  # four starts of two processes or one: a minute and a half
 def test_a_classifier_that_starts_from_another_is_the_same_in_two_processes(
-  tmp_path,
+  team, tmp_path
 ):
   path = labelled.write(tmp_path / "reviews.jsonl", labelled.rows(100))
   values = {
@@ -379,12 +379,12 @@ def test_a_classifier_that_starts_from_another_is_the_same_in_two_processes(
   flags = [f"--config.{k}={v}" for k, v in values.items()]
   words = ["--config=configs/classify.py", *flags]
   first = tmp_path / "first"
-  codes, _, errs = Team(1, "train", *words, f"--workdir={first}").end()
+  codes, _, errs = team(1, "train", *words, f"--workdir={first}").end()
   assert codes == [0], errs
   more = [*words, f"--config.train.init_from={first}"]
   for count in (1, 2):
     run = f"--workdir={tmp_path / str(count)}"
-    codes, outs, errs = Team(count, "train", *more, run).end()
+    codes, outs, errs = team(count, "train", *more, run).end()
     assert codes == [0] * count, errs
     assert "starts fresh" not in outs[0]  # the labels, and so the head, fit
   assert_same_losses(tmp_path / "1", tmp_path / "2")
