@@ -10,7 +10,8 @@
 The first line makes reviews by a rule: 20,000 without labels, 200 with, whose
 adjectives are a fifth of all, and 1,000 others to judge by. The second learns
 to fill in words of the first; the third, classes. The sweep compares three
-seeds of that with three that start from scratch (docs/classification.md).
+seeds of that with three that start from scratch. As it stands the pre-training
+is too short to help: configs/LOG.md has the figures.
 """
 
 from configs import classify
