@@ -75,7 +75,15 @@ BORDERS = {
   "mail": (["a@b.co", "x.y+z@sub.ex-ample.org"], ["a@b", "@user", "a@b.c1"]),
   "ip": (
     ["8.8.4.4", "10.1.2.3", "2001:470::8:800:200c:417a", "fe80::1ff:fe23:1"],
-    ["1.2.3", "1.2.3.256", "127.0.0.1", "v1.2.3.4", "1.2.3.4.5", "a[1::2]"]
+    [
+      "1.2.3",
+      "1.2.3.256",
+      "127.0.0.1",
+      "v1.2.3.4",
+      "version 1.2.3.4",
+      "1.2.3.4.5",
+      "a[1::2]",
+    ]
     + ["12:30:45", "255.255.255.0", "::1", "192.0.2.7"],
   ),
   "mac": (
@@ -137,15 +145,23 @@ def test_passwords_count_where_a_name_announces_them():
     assert "[SECRET]" in marked(text, rules), text
   url = "postgres://admin:s3cr3tPw@db.example.org/x"
   assert marked(url, rules) == "postgres://admin:[SECRET]@db.example.org/x"
-  for text in ("password = getpass.getpass()", "token: str", "secret: example"):
+  for text in (
+    "password = getpass.getpass()",
+    "token: str",
+    "secret: example",
+    "password: Aa1!Aa1!Aa1!Aa1!",
+  ):
     assert marked(text, rules) == text
   pem = "-----BEGIN PRIVATE KEY-----\nMIIabc\n-----END PRIVATE KEY-----"
   assert marked(f"a\n{pem}\nb", rules) == "a\n[SECRET]\nb"
 
 
 def test_the_first_rule_of_the_table_has_text_that_two_rules_claim():
+  pytest.importorskip("phonenumbers", reason="extra clean is not installed")
   card = "4111 1111 1111 1111"
   assert marked(card) == "[CARD]"
+  assert list(identity.RULES["phone"].find("13812345678@163.com"))
+  assert marked("13812345678@163.com") == "[EMAIL]"
   found = identity.find(f"x {card} a@b.co", identity.RULES)
   assert [rule for _, _, rule in found] == ["card", "mail"]
 
