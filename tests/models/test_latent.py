@@ -51,8 +51,9 @@ def test_both_forms_of_reading_the_cache_equal_the_full_pass(
 ):
   model = build_model(model_of(**changes))
   params = state.init_params(model, 0)
-  # Larger, so that scores differ and the softmax is not nearly flat.
-  params = jax.tree.map(lambda x: 8 * x, params)
+  # Larger, so that scores differ and the softmax is not nearly flat; with 8
+  # times the rounding of float32 alone moves logits by more than the bound.
+  params = jax.tree.map(lambda x: 4 * x, params)
   tokens = np.random.default_rng(0).integers(0, 64, (2, 12)).astype(np.int32)
   full, worst = jax.jit(model.apply)(params, tokens), {}
   for absorbs in (True, False):
