@@ -5,6 +5,9 @@ adds --verify, and shows how the text was divided. Its subcommand `clean` writes
 a source that is cleaned: cleaning/ has what that may mean.
 """
 
+import argparse
+import re
+
 from gpt_jax import cli, config
 
 CLEAN = """`clean --source=SOURCE --out=FILE.jsonl [--rules=RULE,RULE]
@@ -25,13 +28,32 @@ def main(argv: list[str]) -> int:
     help="read all prepared files again and check their hashes, and read all "
     "sources again and check that their text is what was prepared",
   )
+  parser.add_argument(
+    "--workers",
+    type=_count,
+    metavar="N",
+    help="processes that encode (default: one for each core); what is prepared "
+    "does not depend on it",
+  )
+  parser.add_argument(
+    "--shard",
+    type=_shard,
+    metavar="I/N",
+    help="encode only the share I, from 0, of N, and leave it beside the "
+    "prepared sets; without this flag, shares that are there are merged",
+  )
   args, overrides = cli.parse(parser, argv)
   frozen = config.freeze(cli.load_config(args.config, overrides))
 
   from gpt_jax.data import folders, objectives, overlap, prepare, shards
 
   objectives.check_sources(frozen.data)
-  prepared = prepare.prepare_data(frozen.data, splits=())
+  if args.shard is not None:
+    prepare.prepare_shard(frozen.data, *args.shard, num_workers=args.workers)
+    return 0
+  prepared = prepare.prepare_data(
+    frozen.data, splits=(), num_workers=args.workers
+  )
   for _, token_set in prepared.train:
     if token_set.labels is None:
       shards.check_length(token_set, frozen.data.seq_len)
@@ -47,6 +69,21 @@ def main(argv: list[str]) -> int:
       print(f"{folder}: {note}")
   _print_table(prepared)
   return 0
+
+
+def _count(text: str) -> int:
+  if not re.fullmatch(r"[1-9][0-9]{0,3}", text):
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to 9999")
+  return int(text)
+
+
+def _shard(text: str) -> tuple[int, int]:
+  found = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text)
+  if not found or not int(found[1]) < int(found[2]):
+    raise argparse.ArgumentTypeError(
+      f"{text!r} is not I/N, with I from 0 to N - 1, as in 0/4"
+    )
+  return int(found[1]), int(found[2])
 
 
 def _print_table(prepared) -> None:

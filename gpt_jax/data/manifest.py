@@ -128,9 +128,11 @@ _SCHEMA = {
   # Documents of an example: of pairs, which are a source and a target in turn.
   "num_parts": _Maybe(_two),
   "labels": _Maybe({"kind": _one_of(*LABELS), "classes": [_text]}),
-  # The end of the folder's name, and the digest of the text.
+  # The end of the folder's name, and the digest of the text: of all of it, or
+  # of the digests of its chunks.
   "key": _Maybe(_key),
   "text_sha256": _Maybe(_digest),
+  "chunks_sha256": _Maybe(_digest),
   "seal": _Maybe(_digest),
 }
 
@@ -198,6 +200,12 @@ def dump(content: dict) -> str:
 def dtype_of(vocab_size: int) -> str:
   """Returns the narrowest dtype that ids below vocab_size fit in."""
   return "uint16" if vocab_size <= 1 << 16 else "uint32"
+
+
+def text_key(content: dict) -> str | None:
+  """Returns the key of the digest of the text; earlier versions had none."""
+  keys = (key for key in ("text_sha256", "chunks_sha256") if key in content)
+  return next(keys, None)
 
 
 def num_ids(split: dict) -> int:

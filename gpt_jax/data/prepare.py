@@ -10,6 +10,7 @@ from gpt_jax import config as config_lib
 from gpt_jax import digest, files
 from gpt_jax.config import Config, DataConfig, Template
 from gpt_jax.data import (
+  chunks,
   folders,
   jinja,
   overlap,
@@ -22,9 +23,10 @@ from gpt_jax.data import manifest as manifest_lib
 from gpt_jax.data.labels import Labels, some
 from gpt_jax.data.manifest import SPLITS
 from gpt_jax.data.shards import TokenSet
+from gpt_jax.data.sources.document import Divisible
 from gpt_jax.data.splitting import Part
 from gpt_jax.data.tokenizers.protocol import Tokenizer
-from gpt_jax.data.writing import Job, find_or_write
+from gpt_jax.data.writing import Job, find_or_write, write_shard
 from gpt_jax.exits import InputError
 
 # Share of the held-out ids above which a start mentions an overlap.
@@ -124,6 +126,7 @@ def prepare_data(
   say: Callable[[str], None] = print,
   splits: tuple[str, ...] = SPLITS,
   may_make: bool = True,
+  num_workers: int | None = None,
 ) -> PreparedData:
   """Returns the prepared data of a config; missing folders are written first.
 
@@ -135,6 +138,8 @@ def prepare_data(
     splits: the splits that will be read; large files of these are hashed in
       threads from now on.
     may_make: whether to write missing folders, which reads the text.
+    num_workers: processes that encode at most; None for one for each core. The
+      folders do not depend on it.
 
   Raises:
     InputError: a source, the tokenizer or a folder cannot be used, or a folder
@@ -144,7 +149,12 @@ def prepare_data(
   dir = files.user_path("data.dir", data.dir)
   data = dataclasses.replace(data, dir=dir)
   parts = list_parts(data)
-  made = _prepare_parts(parts, data, say, may_make)
+  job, names = _plan_parts(parts, data, say, may_make)
+  job.num_workers = num_workers
+  made = [
+    find_or_write(job, part, name)
+    for part, name in zip(parts, names, strict=True)
+  ]
   _check_one_tokenizer(made)
   train = [(weight, made[i]["train"]) for i, (weight, _) in enumerate(mixture)]
   prepared = PreparedData(
@@ -165,6 +175,37 @@ def prepare_data(
       size = token_set.check.num_bytes / 1e9
       say(f"checking the hashes of {token_set.name}, {size:.1f} GB, meanwhile")
   return prepared
+
+
+def prepare_shard(
+  data: DataConfig,
+  index: int,
+  count: int,
+  say: Callable[[str], None] = print,
+  num_workers: int | None = None,
+) -> list[str]:
+  """Encodes one of `count` shares of a config's text; returns the folders.
+
+  prepare_data makes the prepared folders of all shares, byte for byte as if it
+  had encoded the text itself.
+
+  Raises:
+    InputError: as prepare_data, or the vocabulary depends on all of the text.
+  """
+  if tokenizers.is_trained(data.tokenizer):
+    raise InputError(
+      f"data.tokenizer={data.tokenizer} is learned from all of the text, of "
+      "which a shard reads a part; learn it once on a sample, and give the "
+      "tokenizer.json of that set as hf:PATH"
+    )
+  data = dataclasses.replace(data, dir=files.user_path("data.dir", data.dir))
+  parts = list_parts(data)
+  job, names = _plan_parts(parts, data, say, may_make=True)
+  job.num_workers = num_workers
+  return [
+    write_shard(job, part, name, index, count)
+    for part, name in zip(parts, names, strict=True)
+  ]
 
 
 def prepare_text(
@@ -215,18 +256,34 @@ def verify_text(
     InputError: a text differs, although sizes and dates of its files agree.
   """
   for part, folder in zip(list_parts(data), prepared.folders, strict=True):
-    noted = manifest_lib.read(folder).get("text_sha256")
-    if noted is None:
+    manifest = manifest_lib.read(folder)
+    key = manifest_lib.text_key(manifest)
+    if key is None:
       say(
         f"{folder} was prepared by an older version, which noted no hash of "
         f"its text: whether {part.source.spec} has changed is not known"
       )
-    elif part.read_text_sha256() != noted:
+    elif _read_digest(part, key) != manifest[key]:
       raise InputError(
         f"{part.source.spec} does not hold the text that {folder} was made "
         "of, though the sizes and dates of its files agree; remove that "
         "folder, and it is prepared again"
       )
+
+
+def _read_digest(part: Part, key: str) -> str:
+  """Returns the digest of the text of a part, by reading it.
+
+  Args:
+    key: what the manifest calls it.
+  """
+  if key == "text_sha256":
+    return part.read_text_sha256()
+  source = part.source
+  assert isinstance(source, Divisible)  # the key is of chunks
+  wanted = chunks.divide(source)
+  hashes = [chunks.read_text_sha256(source, chunk) for chunk in wanted]
+  return chunks.text_digest(hashes)
 
 
 def list_parts(data: DataConfig) -> list[Part]:
@@ -255,10 +312,10 @@ def list_parts(data: DataConfig) -> list[Part]:
   ]
 
 
-def _prepare_parts(
+def _plan_parts(
   parts: list[Part], data: DataConfig, say, may_make: bool
-) -> list[dict[str, TokenSet]]:
-  """Returns {split: set} of each part, with one tokenizer for all of them."""
+) -> tuple[Job, list[str]]:
+  """Returns (the job, with one tokenizer for all parts; their folders)."""
   identity = tokenizers.identity(data.tokenizer)
   is_trained = tokenizers.is_trained(data.tokenizer)
   if is_trained:
@@ -299,10 +356,7 @@ def _prepare_parts(
     return trained
 
   job = Job(data.dir, build, say, data.verify, may_make, find_labels)
-  return [
-    find_or_write(job, part, name)
-    for part, name in zip(parts, names, strict=True)
-  ]
+  return job, names
 
 
 def _check_one_tokenizer(made: list[dict[str, TokenSet]]) -> None:

@@ -67,7 +67,11 @@ class Progress:
 
   def add(self, text: str) -> None:
     """Counts a piece of text as done."""
-    self._done += count_bytes(text)
+    self.add_bytes(count_bytes(text))
+
+  def add_bytes(self, num_bytes: int) -> None:
+    """Counts bytes of text as done."""
+    self._done += num_bytes
     if self._bar is not None:
       self._bar.update(self._task, completed=self._done)
       return

@@ -18,7 +18,6 @@ from gpt_jax import digest
 from gpt_jax.data import integrity
 from gpt_jax.data import manifest as manifest_lib
 from gpt_jax.data.labels import DTYPES, Labels
-from gpt_jax.data.progress import count_bytes
 from gpt_jax.data.tokenizers.protocol import Tokenizer
 from gpt_jax.exits import InputError
 
@@ -64,7 +63,7 @@ class TokenSet:
     self.vocab_size = manifest["tokenizer"]["vocab_size"]
     self.separator_id = manifest["tokenizer"]["separator_id"]
     self.tokenizer_fingerprint = manifest["tokenizer"]["fingerprint"]
-    self.is_apart = "text_sha256" in manifest
+    self.is_apart = manifest_lib.text_key(manifest) is not None
     self._dtype = np.dtype(manifest["dtype"]).newbyteorder("<")
     self._files = [shard["file"] for shard in content["shards"]]
     self._offsets_file = content["offsets"]["file"]
@@ -306,10 +305,11 @@ class SplitWriter:
     self._num_bytes = 0
     self._num_separators = 0
 
-  def write(self, ids: np.ndarray, text: str, is_first: bool) -> None:
+  def write(self, ids: np.ndarray, num_bytes: int, is_first: bool) -> None:
     """Appends the ids of a piece of text.
 
     Args:
+      num_bytes: its length in UTF-8.
       is_first: whether the piece begins a document.
     """
     if is_first:
@@ -317,7 +317,7 @@ class SplitWriter:
       if self._separator_id is not None:
         self._append(np.array([self._separator_id]))
         self._num_separators += 1
-    self._num_bytes += count_bytes(text)
+    self._num_bytes += num_bytes
     self._append(ids)
 
   def finish(self) -> dict:

@@ -60,7 +60,7 @@ class Part:
     Args:
       add: called with each piece that is read.
     """
-    if self.role != "split" or self.valid_frac == 0:
+    if not self.is_divided:
       return
     if self.split == "document" and self._is_valid is None:
       self._is_valid = self._choose(add)
@@ -175,14 +175,40 @@ class Part:
       units.append(unit_hash(document.name))
       texts.append(int.from_bytes(digest.digest(), "little"))
       has_text.append(size > 0)
-    units, texts = np.array(units), np.array(texts, np.uint64)
-    filled = np.flatnonzero(np.frombuffer(has_text, np.uint8))
+    is_filled = np.frombuffer(has_text, np.uint8) > 0
+    return self._decide(np.array(units), np.array(texts, np.uint64), is_filled)
+
+  def choose_sides(
+    self, units: np.ndarray, texts: np.ndarray
+  ) -> np.ndarray | None:
+    """Returns which documents are held out, bool (documents,).
+
+    None if there is one text only: it is divided by its tail, as `survey` and
+    `pieces` do from now on.
+
+    Args:
+      units: (documents,) unit_hash of the names of all documents with text.
+      texts: (documents,) hashes of their texts.
+    """
+    if not self.is_divided:
+      return np.full(len(units), self.role == "valid")
+    return self._decide(units, texts, np.ones(len(units), bool))
+
+  @property
+  def is_divided(self) -> bool:
+    """Whether some of the text is held out, and some is not."""
+    return self.role == "split" and self.valid_frac > 0
+
+  def _decide(
+    self, units: np.ndarray, texts: np.ndarray, is_filled: np.ndarray
+  ) -> np.ndarray | None:
+    filled = np.flatnonzero(is_filled)
     _, first, group = np.unique(
       texts[filled], return_index=True, return_inverse=True
     )
     if len(first) == 1:
       self.split = "tail"
-      self.notes.append(
+      self._note(
         f"{self.source.spec} is one document: the last {self.valid_frac:g} of "
         "it is held back, as data.split='tail' does"
       )
@@ -199,11 +225,15 @@ class Part:
     self.num_moved = int((together != by_name).sum())
     is_valid[filled] = together
     if self.num_moved:
-      self.notes.append(
+      self._note(
         f"{self.source.spec}: {self.num_moved:,} documents repeat a text of "
         "the other side and went there, so that no text is on both sides"
       )
     return is_valid
+
+  def _note(self, line: str) -> None:
+    if line not in self.notes:
+      self.notes.append(line)
 
 
 def unit_hash(name: str) -> float:

@@ -5,6 +5,7 @@ vocabulary, to encode) rather than held, which keeps memory use flat for
 corpora of any size.
 """
 
+import contextlib
 import dataclasses
 import errno
 import functools
@@ -17,17 +18,27 @@ from collections.abc import Callable
 import numpy as np
 
 from gpt_jax import digest, files
-from gpt_jax.data import folders, locks, preferences, sources
+from gpt_jax.data import (
+  chunks,
+  folders,
+  locks,
+  merging,
+  preferences,
+  sources,
+  workers,
+)
 from gpt_jax.data import manifest as manifest_lib
 from gpt_jax.data.examples import LabelWriter, encode
 from gpt_jax.data.labels import Labels, parse
 from gpt_jax.data.manifest import FORMAT, SPLITS
-from gpt_jax.data.progress import Progress
+from gpt_jax.data.progress import Progress, count_bytes
 from gpt_jax.data.shards import SideWriter, SplitWriter, TokenSet
+from gpt_jax.data.sources.document import Unreachable
 from gpt_jax.data.sources.preference import PreferenceSource
 from gpt_jax.data.splitting import Part
 from gpt_jax.data.templates import build_encoder
 from gpt_jax.data.tokenizers.protocol import Tokenizer
+from gpt_jax.data.workers import Killed
 from gpt_jax.exits import InputError
 
 # Characters that are encoded in one call.
@@ -49,6 +60,7 @@ class Job:
       learn them; called when a folder must be written.
     is_apart: whether the vocabulary was learned from text of which documents
       were moved to the split of an equal one.
+    num_workers: processes that encode at most; None for one for each core.
   """
 
   dir: str
@@ -58,6 +70,7 @@ class Job:
   may_make: bool = True
   find_labels: Callable[[], Labels] | None = None
   is_apart: bool = False
+  num_workers: int | None = None
 
   @functools.cached_property
   def encoder(self) -> tuple[Tokenizer, dict]:
@@ -113,25 +126,30 @@ def write_folder(job: Job, part: Part, name: str) -> str:
   temporary = locks.temporary_path(job.dir, name)
   os.makedirs(temporary)
   try:
+    hashed = {}
     if part.template is not None:
       splits = _write_masked(temporary, part, encoder, job.say)
     elif job.labels is None:
-      splits = _write_splits(temporary, part, encoder, job.say)
+      splits, hashed = _write_texts(temporary, part, job, name)
     else:
       splits = _write_labelled(temporary, part, encoder, job.say, job.labels)
+    hashed = hashed or {"text_sha256": part.text_sha256()}
     key = name[-manifest_lib.KEY_DIGITS :]
-    _write_manifest(temporary, part, encoder, notes, splits, key, job.labels)
+    facts = {"key": key, **hashed}
+    _write_manifest(temporary, part, encoder, notes, splits, facts, job.labels)
     if part.source.fingerprint() != identity:
-      raise InputError(
-        f"{part.source.spec} changed while it was read; start again when it is "
-        "whole"
-      )
+      raise _changed(part)
     if job.is_apart or part.num_moved:
       path += folders.APART
     locks.publish(temporary, path)
-  except BaseException:
+  except BaseException as error:
     shutil.rmtree(temporary, ignore_errors=True)
+    # What can go on after this is kept; the rest would be encoded again.
+    goes_on = isinstance(error, (Unreachable, Killed))
+    if isinstance(error, Exception) and not goes_on:
+      shutil.rmtree(merging.chunk_folder(job.dir, name), ignore_errors=True)
     raise
+  shutil.rmtree(merging.chunk_folder(job.dir, name), ignore_errors=True)
   counts = [splits[split]["num_tokens"] for split in SPLITS]
   shown = [f"{n:,} {s}" for n, s in zip(counts, SPLITS, strict=True) if n]
   line = f"prepared {' + '.join(shown)} tokens ({encoder.name}) in {path}"
@@ -140,6 +158,72 @@ def write_folder(job: Job, part: Part, name: str) -> str:
     job.say(note)
   part.is_made = True
   return path
+
+
+def write_shard(job: Job, part: Part, name: str, index: int, count: int) -> str:
+  """Encodes one of `count` shares of the chunks of a part; returns its folder.
+
+  Raises:
+    InputError: the part cannot be read in chunks, or as write_folder.
+  """
+  wanted = merging.find_chunks(part)
+  if not wanted:
+    raise InputError(
+      f"{part.source.spec} cannot be prepared in shards: that is for texts in "
+      "files, without labels or dialogues, and data.split=document"
+    )
+  identity = part.source.fingerprint()
+  encoder, _ = job.encoder
+  plan = merging.make_plan(encoder, name[-manifest_lib.KEY_DIGITS :], wanted)
+  into = merging.shard_folder(job.dir, name, index, count)
+  share = wanted[index::count]
+  try:
+    os.makedirs(job.dir, exist_ok=True)
+    lock = os.path.join(job.dir, f".lock-{os.path.basename(into)}")
+    with locks.lock(lock, os.path.basename(into), job.say):
+      merging.encode_missing(
+        *(job.dir, name, part, encoder, plan, share, into),
+        job.num_workers,
+        job.say,
+      )
+      with contextlib.suppress(FileNotFoundError):
+        os.remove(os.path.join(into, workers.TOKENIZER))
+      if part.source.fingerprint() != identity:
+        shutil.rmtree(into)
+        raise _changed(part)
+  except OSError as error:
+    raise _explain(error, job.dir) from error
+  job.say(
+    f"encoded {len(share)} of {len(wanted)} parts of {part.source.spec} in "
+    f"{into}; with the folders of all {count} shards in one data.dir, the "
+    "command without --shard makes the set of them"
+  )
+  return into
+
+
+def _write_texts(
+  folder: str, part: Part, job: Job, name: str
+) -> tuple[dict, dict]:
+  """Returns ({split: entry of the manifest}, digest of the text by its key).
+
+  The digest is empty where `part` has it.
+  """
+  encoder, _ = job.encoder
+  wanted = merging.find_chunks(part)
+  if len(wanted) > 1:
+    plan = merging.make_plan(encoder, name[-manifest_lib.KEY_DIGITS :], wanted)
+    into = merging.chunk_folder(job.dir, name)
+    stored = merging.encode_missing(
+      *(job.dir, name, part, encoder, plan, wanted, into),
+      job.num_workers,
+      job.say,
+    )
+    splits = merging.write_splits(folder, part, encoder, stored)
+    if splits is not None:
+      _require_text(part, splits)
+      hashes = list(merging.text_hashes(stored))
+      return splits, {"chunks_sha256": chunks.text_digest(hashes)}
+  return _write_splits(folder, part, encoder, job.say), {}
 
 
 def _write_splits(folder: str, part: Part, encoder: Tokenizer, say) -> dict:
@@ -154,7 +238,7 @@ def _write_splits(folder: str, part: Part, encoder: Tokenizer, say) -> dict:
   def flush():
     encoded = encoder.encode_batch([text for _, _, text in queue])
     for (split, is_first, text), ids in zip(queue, encoded, strict=True):
-      writers[split].write(ids, text, is_first)
+      writers[split].write(ids, count_bytes(text), is_first)
       progress.add(text)
     queue.clear()
 
@@ -200,7 +284,7 @@ def _write_labelled(
       text = "".join(example.texts)
       if example.label is None:
         parse(labels.kind, example)  # which raises the sentence
-      writers[sides[i]].write(ids, text, True)
+      writers[sides[i]].write(ids, count_bytes(text), True)
       beside[sides[i]].write(value)
       progress.add(text)
   splits = {
@@ -233,7 +317,7 @@ def _write_masked(folder: str, part: Part, encoder: Tokenizer, say) -> dict:
     encoded = _encode_masked(part, examples(), encoder)
     for i, documents in enumerate(encoded):
       for text, ids, mask in documents:
-        writers[sides[i]].write(ids, text, True)
+        writers[sides[i]].write(ids, count_bytes(text), True)
         masks[sides[i]].write(np.append(before, mask))
         progress.add(text)
   splits = {
@@ -266,7 +350,7 @@ def _write_manifest(
   encoder: Tokenizer,
   notes: dict,
   splits: dict,
-  key: str,
+  facts: dict,
   labels: Labels | None,
 ) -> None:
   """Writes tokenizer.json and manifest.json, and flushes the folder."""
@@ -274,7 +358,7 @@ def _write_manifest(
   files.write_text(os.path.join(folder, "tokenizer.json"), tokenizer)
   manifest = {
     "format": FORMAT,
-    "key": key,
+    "key": facts["key"],
     "source": part.source.spec,
     "role": part.role,
     "split": part.split,
@@ -288,7 +372,7 @@ def _write_manifest(
       "sha256": digest.of_text(tokenizer),
     },
     "dtype": manifest_lib.dtype_of(encoder.vocab_size),
-    "text_sha256": part.text_sha256(),
+    **{key: value for key, value in facts.items() if key != "key"},
     "splits": splits,
   }
   is_paired = sources.is_paired(part.source.spec)
@@ -312,6 +396,13 @@ def _require_text(part: Part, splits: dict) -> None:
       f"{spec} leaves no text to train on with data.valid_frac "
       f"{part.valid_frac}; give more text or lower data.valid_frac"
     )
+
+
+def _changed(part: Part) -> InputError:
+  return InputError(
+    f"{part.source.spec} changed while it was read; start again when it is "
+    "whole"
+  )
 
 
 def _explain(error: OSError, dir: str) -> InputError:

@@ -236,7 +236,7 @@ def test_what_cannot_be_generated_prints_nothing(call_verb, trained, words):
 
 EVALUATE = {
   "none.txt": ("no file matches", "none.txt"),
-  "configs": ("configs is a directory",),
+  "tests/contracts": ("tests/contracts is a directory",),
   "text:": ("'text:'", "text:GLOB"),
   "empty": ("is empty",),
   "one": ("1 token", "2 or more"),

@@ -93,7 +93,9 @@ WRONG_VALUES = {
   "mesh.tensor=8": ("blocks/attn/k: dim 'kv_heads' is 4", "tensor 8"),
   "data.source=paper:x": ("'paper:x'", "text:GLOB", "jsonl:GLOB[#FIELD]"),
   "data.source=text:none/*.txt": ("no file matches 'none/*.txt'",),
-  "data.source=text:configs": ("configs is a directory",),
+  "data.source=text:tests/contracts": (
+    "tests/contracts is a directory without .txt",
+  ),
   "data.tokenizer=words": ("'words'", "bytes, chars, bpe:SIZE"),
   "data.tokenizer=bpe:9": ("'bpe:9'", "from 257"),
   "data.tokenizer=gpt2:none": ("none of data.tokenizer does not exist",),

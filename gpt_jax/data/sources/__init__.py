@@ -11,15 +11,21 @@ import re
 from gpt_jax import files
 from gpt_jax.data.sources import paths, unpack
 from gpt_jax.data.sources.chat import ChatSource
+from gpt_jax.data.sources.columns import ColumnSource
 from gpt_jax.data.sources.digits import DigitSource
 from gpt_jax.data.sources.document import Source
-from gpt_jax.data.sources.hosted import HubSource, TfdsSource
+from gpt_jax.data.sources.hosted import TfdsSource
+from gpt_jax.data.sources.hub import HubSource
 from gpt_jax.data.sources.interpreter import InterpreterSource
-from gpt_jax.data.sources.jsonl import SUFFIXES, JsonSource
+from gpt_jax.data.sources.jsonl import SUFFIXES as JSON_SUFFIXES
+from gpt_jax.data.sources.jsonl import JsonSource
 from gpt_jax.data.sources.labelled import LabelledSource, spec_like
 from gpt_jax.data.sources.pairs import PairSource
+from gpt_jax.data.sources.parquet import SUFFIXES as PARQUET_SUFFIXES
+from gpt_jax.data.sources.parquet import ParquetSource
 from gpt_jax.data.sources.preference import PreferenceSource
 from gpt_jax.data.sources.text import TextSource
+from gpt_jax.data.sources.warc import WarcSource
 from gpt_jax.exits import InputError
 
 # {scheme: (class, what follows the colon; None where there is no colon)}
@@ -27,13 +33,17 @@ SOURCES = {
   "interpreter": (InterpreterSource, None),
   "text": (TextSource, "GLOB"),
   "jsonl": (JsonSource, "GLOB[#FIELD]"),
+  "csv": (ColumnSource, "GLOB[#FIELD]"),
+  "tsv": (ColumnSource, "GLOB[#FIELD]"),
+  "parquet": (ParquetSource, "GLOB[#FIELD]"),
+  "warc": (WarcSource, "GLOB"),
   "pairs": (PairSource, "GLOB[#SOURCE#TARGET]"),
   "digits": (DigitSource, "RULE[:FROM-TO]"),
   "labelled": (LabelledSource, "GLOB[#TEXT[#TEXT]#LABEL]"),
   "chat": (ChatSource, "GLOB"),
   "preference": (PreferenceSource, "GLOB"),
   "tfds": (TfdsSource, "NAME[:SPLIT]"),
-  "hf": (HubSource, "NAME[:SPLIT]"),
+  "hf": (HubSource, "NAME[@REVISION][:[CONFIG:]SPLIT][#FIELD]"),
 }
 # Those whose text is fetched by name; others read files, or need none.
 HOSTED = ("tfds", "hf")
@@ -121,9 +131,14 @@ def spec_of(text: str, records: str = "jsonl") -> str:
   if is_spec(text):
     return text
   name = unpack.bare_name(text if os.path.lexists(text) else text.split("#")[0])
-  scheme = records if name.endswith(SUFFIXES) else "text"
-  scheme = "pairs" if name.endswith(".tsv") else scheme
-  return f"{scheme}:{text}"
+  kinds = {
+    records: JSON_SUFFIXES,
+    "pairs": (".tsv",),
+    "csv": (".csv",),
+    "parquet": PARQUET_SUFFIXES,
+  }
+  found = (kind for kind, ends in kinds.items() if name.endswith(ends))
+  return f"{next(found, 'text')}:{text}"
 
 
 def labelled_spec(text: str, like: str) -> str:

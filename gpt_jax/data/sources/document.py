@@ -1,8 +1,10 @@
 """What a source of text offers: named documents, streamed in bounded pieces."""
 
 import dataclasses
+import difflib
+import os
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from gpt_jax.exits import InputError
 
@@ -10,6 +12,8 @@ from gpt_jax.exits import InputError
 BLOCK = 1 << 20
 # Some editors write this mark before UTF-8; it is not part of the text.
 BOM = "\ufeff"
+# Fields that an error lists at most.
+_SHOWN = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +66,57 @@ class Source(Protocol):
     """
 
 
+class Unit(NamedTuple):
+  """A stretch of a source that can be read alone.
+
+  Attributes:
+    name: of its file.
+    part: which part of the file it is; 0 where it is the whole.
+    num_bytes: about how many bytes it has, or None if that is not known.
+    version: what else decides its text.
+  """
+
+  name: str
+  part: int = 0
+  num_bytes: int | None = None
+  version: str = ""
+
+
+@runtime_checkable
+class Divisible(Source, Protocol):
+  """A source whose documents are those of its units, one after the other."""
+
+  def units(self) -> list[Unit]:
+    """Returns its units, in order; the same wherever its files are."""
+
+  def read_unit(self, unit: Unit) -> Iterator[Document]:
+    """Yields the documents of a unit, under the names of `documents`."""
+
+
+class Unreachable(InputError):
+  """What a text is fetched from cannot be reached; it may be later."""
+
+
+def file_units(files: Sequence[tuple[str, str]]) -> list[Unit]:
+  """Returns each of (name, path) as a unit.
+
+  Raises:
+    InputError: a file is gone.
+  """
+  try:
+    return [Unit(name, 0, os.path.getsize(path)) for name, path in files]
+  except OSError as error:
+    raise InputError(
+      f"cannot read {error.filename}: {error.strerror}"
+    ) from None
+
+
+def read_units(source: Divisible) -> Iterator[Document]:
+  """Yields the documents of all units."""
+  for unit in source.units():
+    yield from source.read_unit(unit)
+
+
 def slice_text(text: str) -> Iterator[str]:
   """Returns the pieces of a text that is in memory."""
   return (text[i : i + BLOCK] for i in range(0, len(text), BLOCK))
@@ -87,6 +142,27 @@ def kind_of(value: Any, article: str = "a JSON ") -> str:
   if value is None:
     return "null"
   return f"{article or 'a '}{type(value).__name__}"
+
+
+def missing_field(
+  where: str, what: str, field: str, there: Sequence[str], hint: str = ""
+) -> InputError:
+  """Returns the error of a record or a table that lacks a field.
+
+  Args:
+    where: the record or the table.
+    what: "field" or "column".
+    there: what the fields are that it has.
+    hint: what to do, if no other field is nearly called so.
+  """
+  near = difflib.get_close_matches(field, there, 1)
+  hint = f"did you mean {near[0]!r}?" if near else hint
+  names = ", ".join(map(repr, there[:_SHOWN])) or "none"
+  more = f" and {len(there) - _SHOWN} more" if len(there) > _SHOWN else ""
+  rest = f": {hint}" if hint else ""
+  return InputError(
+    f"{where} has no {what} {field!r}; it has {names}{more}{rest}"
+  )
 
 
 def first_line(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""tfds: and hf: NAME[:SPLIT]: sets that a library fetches and reads."""
+"""tfds:NAME[:SPLIT]: sets of TensorFlow Datasets, without TensorFlow."""
 
 import glob
 import os
@@ -117,60 +117,6 @@ class TfdsSource:
     raise InputError(
       f"{self.spec} has no text; its features are {', '.join(features)}"
     )
-
-
-class HubSource:
-  """The field `text` of a set from the Hugging Face hub or its cache.
-
-  Its name and split are its identity: a set that changes upstream under the
-  same name is not prepared again.
-  """
-
-  is_divided_by_text = True
-  files = ()
-
-  def __init__(self, spec: str, argument: str):
-    self.spec = spec
-    self._name, self._split = split_name(argument)
-
-  def fingerprint(self) -> str:
-    return digest.of_json(["hf", self._name, self._split])
-
-  def num_bytes(self) -> int | None:
-    return None
-
-  def documents(self) -> Iterator[Document]:
-    try:
-      import datasets
-    except ImportError:
-      raise InputError(
-        f"{self.spec} needs the package `datasets`; in the folder of this "
-        f"project, install it with {files.pip('hf')}"
-      ) from None
-    try:
-      rows = datasets.load_dataset(self._name, split=self._split)
-    except Exception as error:  # of any class: network, names, formats
-      raise InputError(
-        f"{self.spec} cannot be loaded: {first_line(error)}"
-      ) from None
-    if "text" not in rows.column_names:
-      raise InputError(
-        f"{self.spec} has no field 'text'; it has "
-        f"{', '.join(rows.column_names)}"
-      )
-    for i in range(len(rows)):
-      where = f"{self.spec}, record {i}"
-      try:
-        text = rows[i]["text"]
-      except Exception as error:  # of any class, from arrow
-        raise InputError(
-          f"{where} cannot be read: {first_line(error)}"
-        ) from None
-      if text is not None and not isinstance(text, str):
-        raise InputError(f"{where} is {kind_of(text)}; it must be a string")
-      text = (text or "").removeprefix(BOM)
-      if text:
-        yield Document(f"{self._split}:{i}", slice_text(text))
 
 
 def split_name(argument: str) -> tuple[str, str]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from gpt_jax import files
 from gpt_jax.data.sources import document, paths, unpack
-from gpt_jax.data.sources.document import BOM, Document, slice_text
+from gpt_jax.data.sources.document import BOM, Document, Unit, slice_text
 from gpt_jax.exits import InputError
 
 SUFFIXES = (".jsonl", ".json", ".ndjson")
@@ -31,7 +31,8 @@ class JsonSource:
   def __init__(self, spec: str, argument: str):
     self.spec = spec
     pattern, self._field = paths.split_field(argument)
-    self.files = paths.find_files(pattern)
+    self.files = paths.find_files(pattern, SUFFIXES)
+    self._paths = dict(self.files)
     for _, path in self.files:
       unpack.refuse_table(path)
 
@@ -42,13 +43,28 @@ class JsonSource:
     return paths.count_bytes(self.files)
 
   def documents(self) -> Iterator[Document]:
-    for name, path in self.files:
-      for number, value in read_values(path):
-        where = f"{path}, document {number}"
-        hint = "name one after the path as #FIELD"
-        text = text_of(value, self._field, where, hint)
-        if text:
-          yield Document(f"{name}:{number}", slice_text(text))
+    yield from document.read_units(self)
+
+  def units(self) -> list[Unit]:
+    return document.file_units(self.files)
+
+  def read_unit(self, unit: Unit) -> Iterator[Document]:
+    path = self._paths[unit.name]
+    for number, text in read_field(path, self._field):
+      if text:
+        yield Document(f"{unit.name}:{number}", slice_text(text))
+
+
+def read_field(path: str, field: str) -> Iterator[tuple[int, str]]:
+  """Yields (number of the line or element, from 1, the text in a field).
+
+  Raises:
+    InputError: as read_values and text_of.
+  """
+  for number, value in read_values(path):
+    where = f"{path}, document {number}"
+    hint = "name one after the path as #FIELD"
+    yield number, text_of(value, field, where, hint)
 
 
 def text_of(value, field: str, where: str, hint: str) -> str:
@@ -67,10 +83,7 @@ def text_of(value, field: str, where: str, hint: str) -> str:
       f"field {field!r}"
     )
   if field not in value:
-    raise InputError(
-      f"{where} has no field {field!r}; it has "
-      f"{', '.join(map(repr, value)) or 'none'}: {hint}"
-    )
+    raise document.missing_field(where, "field", field, list(value), hint)
   text = value[field]
   if isinstance(text, list) and all(isinstance(t, str) for t in text):
     text = "\n".join(text)

@@ -6,8 +6,8 @@ of pairs holds a source and its target in turn.
 
 from collections.abc import Iterator
 
-from gpt_jax.data.sources import fields, jsonl, paths
-from gpt_jax.data.sources.document import Document, slice_text
+from gpt_jax.data.sources import document, fields, jsonl, paths
+from gpt_jax.data.sources.document import Document, Unit, slice_text
 from gpt_jax.exits import InputError
 
 # Fields of JSON, and columns of TSV, unless the spec names them.
@@ -28,6 +28,7 @@ class PairSource:
     self.spec = spec
     pattern, self._names = fields.split_names(argument)
     self.files = paths.find_files(pattern)
+    self._paths = dict(self.files)
     if self._names and (len(self._names) != 2 or not all(self._names)):
       raise InputError(
         f"{spec} names {'#'.join(self._names)!r} after its path; a pair has "
@@ -43,19 +44,25 @@ class PairSource:
     return paths.count_bytes(self.files)
 
   def documents(self) -> Iterator[Document]:
-    for name, path in self.files:
-      read = self._read_lines if fields.is_tsv(path) else self._read_records
-      for number, texts, where in read(path):
-        for text, side in zip(texts, FIELDS, strict=True):
-          if not text:
-            raise InputError(
-              f"{where} has an empty {side}; a pair needs both sides"
-            )
-        source, target = texts
-        yield Document(f"{name}:{number}", slice_text(source))
-        yield Document(
-          f"{name}:{number}:target", slice_text(target), is_target=True
-        )
+    yield from document.read_units(self)
+
+  def units(self) -> list[Unit]:
+    return document.file_units(self.files)
+
+  def read_unit(self, unit: Unit) -> Iterator[Document]:
+    name, path = unit.name, self._paths[unit.name]
+    read = self._read_lines if fields.is_tsv(path) else self._read_records
+    for number, texts, where in read(path):
+      for text, side in zip(texts, FIELDS, strict=True):
+        if not text:
+          raise InputError(
+            f"{where} has an empty {side}; a pair needs both sides"
+          )
+      source, target = texts
+      yield Document(f"{name}:{number}", slice_text(source))
+      yield Document(
+        f"{name}:{number}:target", slice_text(target), is_target=True
+      )
 
   def _read_records(self, path: str):
     """Yields (number, (source, target), what errors call it)."""

@@ -10,20 +10,31 @@ from gpt_jax.data.sources import unpack
 from gpt_jax.exits import InputError
 
 
-def find_files(pattern: str) -> list[tuple[str, str]]:
+def find_files(
+  pattern: str, suffixes: tuple[str, ...] = ()
+) -> list[tuple[str, str]]:
   """Returns sorted (name, path) of the files that match a pattern.
 
   Names are relative to the folder before the first wildcard.
+
+  Args:
+    pattern: as given by the user. A folder stands for all files below it whose
+      names have one of the suffixes, compressed or not, and are not hidden.
+    suffixes: of the files that are read of a folder; () refuses folders.
 
   Raises:
     InputError: nothing matches, or something that is not a regular file.
   """
   pattern = files.user_path("data.source", pattern)
   if os.path.isdir(pattern):
-    raise InputError(
-      f"{pattern} is a directory; name files, such as "
-      f"{os.path.join(pattern, '**', '*.txt')}"
-    )
+    found = _list_folder(pattern, suffixes)
+    if not found:
+      lacks = f" without {', '.join(suffixes)} files" if suffixes else ""
+      wanted = os.path.join(pattern, "**", f"*{(*suffixes, '.txt')[0]}")
+      raise InputError(
+        f"{pattern} is a directory{lacks}; name files, such as {wanted}"
+      )
+    return found
   root, paths = _expand(pattern)
   paths = sorted(p for p in paths if not os.path.isdir(p))
   if not paths:
@@ -36,6 +47,18 @@ def find_files(pattern: str) -> list[tuple[str, str]]:
       raise InputError(f"{path} is not a regular file")
   names = [os.path.relpath(p, root).replace(os.sep, "/") for p in paths]
   return sorted(zip(names, paths, strict=True))
+
+
+def _list_folder(root: str, suffixes: tuple[str, ...]) -> list[tuple[str, str]]:
+  found = []
+  for folder, folders, names in os.walk(root):
+    folders[:] = [name for name in folders if not name.startswith(".")]
+    for name in names:
+      path = os.path.join(folder, name)
+      is_read = unpack.bare_name(name).lower().endswith(suffixes)
+      if suffixes and is_read and name[0] != "." and os.path.isfile(path):
+        found.append((os.path.relpath(path, root).replace(os.sep, "/"), path))
+  return sorted(found)
 
 
 def split_field(argument: str, default: str = "text") -> tuple[str, str]:

@@ -1,4 +1,8 @@
-"""text:GLOB: one document for each file of UTF-8, compressed or not."""
+"""text:GLOB: one document for each file of UTF-8, compressed or not.
+
+A folder stands for the files in it and below that hold prose, by their names.
+Markdown is taken as it is, since a model that writes it must have read it.
+"""
 
 import codecs
 import itertools
@@ -6,8 +10,11 @@ import os
 from collections.abc import Iterator
 
 from gpt_jax.data.sources import document, paths, unpack
-from gpt_jax.data.sources.document import BOM, Document
+from gpt_jax.data.sources.document import BOM, Document, Unit
 from gpt_jax.exits import InputError
+
+# Of the files that are read of a folder.
+SUFFIXES = (".txt", ".text", ".md", ".markdown", ".rst")
 
 
 class TextSource:
@@ -17,7 +24,8 @@ class TextSource:
 
   def __init__(self, spec: str, pattern: str):
     self.spec = spec
-    self.files = paths.find_files(pattern)
+    self.files = paths.find_files(pattern, SUFFIXES)
+    self._paths = dict(self.files)
     # A table among other files may be text to learn from, as in a source tree.
     if all(unpack.is_table(path) for _, path in self.files):
       unpack.refuse_table(self.files[0][1])
@@ -29,9 +37,15 @@ class TextSource:
     return paths.count_bytes(self.files)
 
   def documents(self) -> Iterator[Document]:
-    for name, path in self.files:
-      if os.path.getsize(path):
-        yield Document(name, _read_text(path))
+    yield from document.read_units(self)
+
+  def units(self) -> list[Unit]:
+    return document.file_units(self.files)
+
+  def read_unit(self, unit: Unit) -> Iterator[Document]:
+    path = self._paths[unit.name]
+    if os.path.getsize(path):
+      yield Document(unit.name, _read_text(path))
 
 
 def _read_text(path: str) -> Iterator[str]:

@@ -12,6 +12,7 @@ import platform
 import time
 
 from gpt_jax.machine import chips
+from gpt_jax.machine.runtime import count_cores
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 # Instructions that multiply bfloat16, as Linux names them.
@@ -50,13 +51,6 @@ def describe(packages=()) -> dict:
 def read_load() -> float:
   """Returns how many processes ran here in the last minute, on average."""
   return round(os.getloadavg()[0], 2)
-
-
-def count_cores() -> int:
-  """Returns the cores that this process may use."""
-  if hasattr(os, "sched_getaffinity"):
-    return len(os.sched_getaffinity(0))
-  return os.cpu_count() or 1
 
 
 def find_rates(device, dtype: str, count: int) -> dict:

@@ -1,4 +1,4 @@
-"""Sets of TFDS and of the hub."""
+"""Sets of TensorFlow Datasets."""
 
 import sys
 
@@ -61,12 +61,6 @@ def test_tfds_folders_are_known_by_their_content(tfds_folder, tmp_path):
     sources.open_source(f"tfds:{tmp_path}").fingerprint()
   with pytest.raises(InputError, match="is not a folder"):
     sources.open_source("tfds:/nowhere").fingerprint()
-
-
-def test_hub_sources_name_the_missing_extra(monkeypatch):
-  monkeypatch.setitem(sys.modules, "datasets", None)
-  with pytest.raises(InputError, match=r"python -m pip install -e '.\[hf\]'"):
-    read("hf:some/name:train")
 
 
 def test_names_keep_their_version_and_give_their_split():

@@ -1,10 +1,13 @@
 """The table of sources: a battery for each, mixtures, and what is not one."""
 
+import csv
 import json
 import random
 import sysconfig
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from gpt_jax.config import InputError
 from gpt_jax.data import sources
@@ -35,12 +38,49 @@ def write_modules(folder, texts, monkeypatch) -> str:
   return "interpreter"
 
 
+def write_csv(folder, texts, _) -> str:
+  with open(folder / "a.csv", "w", newline="") as file:
+    writer = csv.writer(file)
+    writer.writerows([("id", "body"), *enumerate(texts)])
+  return f"csv:{folder}/*.csv#body"
+
+
+def write_tsv(folder, texts, _) -> str:
+  with open(folder / "a.tsv", "w", newline="") as file:
+    file.write("id\tbody\n")
+    file.writelines(f"{i}\t{each}\n" for i, each in enumerate(texts))
+  return f"tsv:{folder}/*.tsv#body"
+
+
+def write_parquet(folder, texts, _) -> str:
+  table = pyarrow.table({"id": range(len(texts)), "body": texts})
+  parquet.write_table(table, folder / "a.parquet", row_group_size=2)
+  return f"parquet:{folder}/*.parquet#body"
+
+
+def write_warc(folder, texts, _) -> str:
+  head = "WARC/1.0\r\nWARC-Type: conversion\r\nContent-Type: text/plain\r\n"
+  bodies = [text.encode() for text in texts]
+  records = [
+    f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body + b"\r\n\r\n"
+    for body in bodies
+  ]
+  (folder / "a.wet").write_bytes(b"".join(records))
+  return f"warc:{folder}/*.wet"
+
+
 # {scheme: what writes these texts into a folder and returns their spec}
 WRITERS = {
   "interpreter": write_modules,
   "text": write_text,
   "jsonl": write_json,
+  "csv": write_csv,
+  "tsv": write_tsv,
+  "parquet": write_parquet,
+  "warc": write_warc,
 }
+# What a format cannot hold is left out of the texts.
+LOSES = {"tsv": str.maketrans("", "", "\r\n")}
 TEXTS = ["a = 1\n" * 9, "國\U0001f600\r\n" * 5, "b"]
 
 
@@ -51,6 +91,13 @@ def writer(request, tmp_path, monkeypatch):
   return lambda texts: write(tmp_path, texts, monkeypatch)
 
 
+@pytest.fixture
+def kept(request, writer):
+  """Returns kept(text) -> what the format of the source holds of it."""
+  table = LOSES.get(request.node.callspec.params["writer"], {})
+  return lambda text: text.translate(table)
+
+
 def test_the_battery_covers_every_source():
   # Those of other hosts, of pairs, labels, chats and preferences have files of
   # their own.
@@ -59,28 +106,30 @@ def test_the_battery_covers_every_source():
   assert {*WRITERS, *others} == set(sources.SOURCES)
 
 
-def test_documents_are_the_texts_in_bounded_pieces(writer, monkeypatch):
+def test_documents_are_the_texts_in_bounded_pieces(writer, kept, monkeypatch):
   monkeypatch.setattr(document, "BLOCK", 7)
-  spec = writer(TEXTS)
+  texts = list(map(kept, TEXTS))
+  spec = writer(texts)
   found = sources.open_source(spec).documents()
   pieces = {d.name: list(d.pieces) for d in found}
-  assert ["".join(p) for p in pieces.values()] == TEXTS  # and names differ
+  assert ["".join(p) for p in pieces.values()] == texts  # and names differ
   assert max(len(p) for each in pieces.values() for p in each) <= 7
   assert list(read(spec)) == list(pieces)
 
 
-def test_a_source_is_known_by_its_texts(writer):
-  spec = writer(TEXTS)
+def test_a_source_is_known_by_its_texts(writer, kept):
+  texts = list(map(kept, TEXTS))
+  spec = writer(texts)
   one, same = sources.open_source(spec), sources.open_source(spec)
   assert one.spec == spec and isinstance(one.is_divided_by_text, bool)
   size = one.num_bytes()
-  assert size is None or size >= sum(len(t.encode()) for t in TEXTS)
+  assert size is None or size >= sum(len(t.encode()) for t in texts)
   for know in (lambda s: s.fingerprint(), sources.content_identity):
     before = know(one)
     assert know(same) == before
-    writer([*TEXTS[:2], "bc"])
+    writer([*texts[:2], "bc"])
     assert know(sources.open_source(spec)) != before
-    writer(TEXTS)
+    writer(texts)
 
 
 def test_a_source_stands_in_a_mixture(writer):

@@ -1,0 +1,55 @@
+"""Encodes chunks for another process: workers.py starts it.
+
+It reads lines of JSON from its standard input: first the job, then a chunk
+each. It writes lines of JSON: {"bytes": n} as it goes, {"done": i} when a chunk
+is stored, {"error": ...} before it ends.
+"""
+
+import json
+import os
+import signal
+import sys
+
+from gpt_jax.data import chunks, sources, tokenizers
+from gpt_jax.data.chunks import Chunk, Plan
+from gpt_jax.data.sources.document import Divisible, Unit, Unreachable
+from gpt_jax.data.workers import TOKENIZER
+from gpt_jax.exits import InputError
+
+
+def main() -> None:
+  # Ctrl-C reaches the whole group; the process that started this one decides.
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  parent = os.getppid()
+  out = os.fdopen(os.dup(1), "w")
+  os.dup2(2, 1)  # what a library prints must not come between the lines
+
+  def say(**content) -> None:
+    if os.getppid() != parent:
+      os._exit(1)  # whoever asked is gone
+    print(json.dumps(content), file=out, flush=True)
+
+  try:
+    _work(say)
+  except InputError as error:
+    say(error=str(error), is_unreachable=isinstance(error, Unreachable))
+  except OSError as error:
+    say(error=error.strerror, errno=error.errno or 0, path=error.filename)
+
+
+def _work(say) -> None:
+  job = json.loads(sys.stdin.readline())
+  source = sources.open_source(job["spec"])
+  assert isinstance(source, Divisible)
+  folder = job["folder"]
+  encoder = tokenizers.load(os.path.join(folder, TOKENIZER))
+  plan = Plan(*job["plan"])
+  for line in sys.stdin:
+    index, units = json.loads(line)
+    chunk = Chunk(index, tuple(Unit(*unit) for unit in units))
+    chunks.encode(source, encoder, folder, plan, chunk, lambda n: say(bytes=n))
+    say(done=index)
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,351 @@
+"""Chunks: stretches of a source, each encoded alone and stored by itself.
+
+A chunk is chunk-NNNNN.ids (ids of its documents, one after the other),
+chunk-NNNNN.docs (ROW for each document) and chunk-NNNNN.json, which is written
+last and says what the others must be. Chunks can be encoded in any order, by
+any process of any machine; merging.py makes a prepared set of them.
+
+Design choice: which split a document goes to is decided when chunks are
+merged, since it depends on all texts. So the text is read once, and no process
+waits for another.
+"""
+
+import array
+import contextlib
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gpt_jax import digest, files
+from gpt_jax.data import manifest as manifest_lib
+from gpt_jax.data.progress import count_bytes
+from gpt_jax.data.sources.document import Divisible, Document, Unit
+from gpt_jax.data.splitting import unit_hash
+from gpt_jax.data.tokenizers.protocol import Tokenizer
+from gpt_jax.exits import InputError
+
+FORMAT = 1
+# Bytes of a chunk, as its source counts them, from which it takes no more
+# units. Which text is in which chunk decides the digest of a prepared set.
+CHUNK_BYTES = 1 << 26
+# Characters that are encoded in one call.
+BATCH_CHARS = 1 << 21
+# Of each document: the hash of its name, that of its text, and its sizes.
+ROW = np.dtype(
+  [
+    ("name", "<f8"),
+    ("text", "<u8"),
+    ("num_ids", "<i8"),
+    ("num_bytes", "<i8"),
+    ("is_target", "u1"),
+  ]
+)
+# Ids that are read of a chunk at once.
+_BLOCK_IDS = 1 << 20
+
+
+class Chunk(NamedTuple):
+  """What is encoded together.
+
+  Attributes:
+    index: its place among the chunks of the source.
+    units: of the source, in order.
+  """
+
+  index: int
+  units: tuple[Unit, ...]
+
+
+class Plan(NamedTuple):
+  """What the chunks of a prepared folder depend on.
+
+  Attributes:
+    key: of the folder, in which its manifest has it.
+    tokenizer: fingerprint of the tokenizer.
+    dtype: of the ids.
+    count: the number of chunks.
+  """
+
+  key: str
+  tokenizer: str
+  dtype: str
+  count: int
+
+  def facts(self, chunk: Chunk) -> dict[str, Any]:
+    """Returns what the note of a chunk must say."""
+    return {
+      "format": FORMAT,
+      "key": self.key,
+      "tokenizer": self.tokenizer,
+      "dtype": self.dtype,
+      "index": chunk.index,
+      "count": self.count,
+      "units": [list(unit) for unit in chunk.units],
+    }
+
+
+def divide(source: Divisible) -> list[Chunk]:
+  """Returns the chunks of a source, which depend on nothing but its files."""
+  chunks, held, size = [], [], 0
+  for unit in source.units():
+    held.append(unit)
+    # Of files that are not here yet, the size is not known.
+    size += CHUNK_BYTES if unit.num_bytes is None else unit.num_bytes
+    if size >= CHUNK_BYTES:
+      chunks.append(Chunk(len(chunks), tuple(held)))
+      held, size = [], 0
+  if held:
+    chunks.append(Chunk(len(chunks), tuple(held)))
+  return chunks
+
+
+def read_documents(source: Divisible, chunk: Chunk) -> Iterator[Document]:
+  """Yields the documents of a chunk."""
+  for unit in chunk.units:
+    yield from source.read_unit(unit)
+
+
+def encode(
+  source: Divisible,
+  encoder: Tokenizer,
+  folder: str,
+  plan: Plan,
+  chunk: Chunk,
+  add: Callable[[int], None],
+) -> None:
+  """Writes a chunk.
+
+  Args:
+    folder: where its files go.
+    add: called with the number of bytes of text that were encoded since.
+
+  Raises:
+    InputError: the text cannot be read or encoded.
+    OSError: the disk is full or cannot be written.
+  """
+  writer = _Writer(folder, plan, chunk)
+  queue, num_chars = [], 0
+
+  def flush():
+    encoded = encoder.encode_batch([text for _, text in queue])
+    num_bytes = 0
+    for (row, text), ids in zip(queue, encoded, strict=True):
+      size = count_bytes(text)
+      writer.write(row, ids, size)
+      num_bytes += size
+    queue.clear()
+    add(num_bytes)
+
+  try:
+    for document in read_documents(source, chunk):
+      for text in encoder.split(writer.read(document)):
+        queue.append((writer.row, text))
+        num_chars += len(text)
+        if num_chars >= BATCH_CHARS:
+          flush()
+          num_chars = 0
+      writer.end_document()
+    flush()
+    writer.finish()
+  except BaseException:
+    writer.remove()
+    raise
+
+
+class _Writer:
+  """The files of one chunk, under other names until they are complete."""
+
+  def __init__(self, folder: str, plan: Plan, chunk: Chunk):
+    self._folder, self._facts = folder, plan.facts(chunk)
+    self._stem = os.path.join(folder, f"chunk-{chunk.index:05d}")
+    self._dtype = np.dtype(plan.dtype).newbyteorder("<")
+    self._temporary = f"{self._stem}.ids.{os.getpid()}.tmp"
+    self._file = open(self._temporary, "wb", buffering=1 << 20)
+    self._ids, self._text = hashlib.sha256(), hashlib.sha256()
+    self._names, self._texts = array.array("d"), array.array("Q")
+    self._num_ids, self._num_bytes = array.array("q"), array.array("q")
+    self._is_target = bytearray()
+    self._digest, self._size = hashlib.blake2b(), 0
+
+  @property
+  def row(self) -> int:
+    """The place of the document that is being read."""
+    return len(self._names) - 1
+
+  def read(self, document: Document) -> Iterator[str]:
+    """Yields the pieces of a document, whose row is now the last."""
+    self._names.append(unit_hash(document.name))
+    self._is_target.append(document.is_target)
+    for column in (self._texts, self._num_ids, self._num_bytes):
+      column.append(0)
+    self._digest, self._size = hashlib.blake2b(digest_size=8), 0
+    for piece in document.pieces:
+      data = piece.encode()
+      self._digest.update(data)
+      self._text.update(data)
+      self._size += len(data)
+      yield piece
+
+  def end_document(self) -> None:
+    """Completes the last row, or removes it if there was no text."""
+    if self._size:
+      # As Part does: the digest also covers where documents end.
+      self._text.update(self._size.to_bytes(8, "little"))
+      self._texts[-1] = int.from_bytes(self._digest.digest(), "little")
+      return
+    for column in (self._names, self._is_target, self._texts):
+      column.pop()
+    for column in (self._num_ids, self._num_bytes):
+      column.pop()
+
+  def write(self, row: int, ids: np.ndarray, num_bytes: int) -> None:
+    """Appends ids of the document in a row."""
+    data = ids.astype(self._dtype).tobytes()
+    self._file.write(data)
+    self._ids.update(data)
+    self._num_ids[row] += len(ids)
+    self._num_bytes[row] += num_bytes
+
+  def finish(self) -> None:
+    with self._file as file:
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(self._temporary, f"{self._stem}.ids")
+    rows: Any = np.empty(len(self._names), ROW)
+    rows["name"], rows["text"] = self._names, self._texts
+    rows["num_ids"], rows["num_bytes"] = self._num_ids, self._num_bytes
+    rows["is_target"] = self._is_target
+    data = rows.tobytes()
+    files.write_bytes(f"{self._stem}.docs", data)
+    note = self._facts | {
+      "num_documents": len(rows),
+      "num_ids": int(rows["num_ids"].sum()),
+      "ids_sha256": self._ids.hexdigest(),
+      "docs_sha256": digest.of_bytes(data),
+      "text_sha256": self._text.hexdigest(),
+    }
+    note["seal"] = digest.seal_of(note, "seal")
+    files.write_text(f"{self._stem}.json", manifest_lib.dump(note))
+
+  def remove(self) -> None:
+    """Removes what is not complete."""
+    with contextlib.suppress(OSError):  # the disk may be what is full
+      self._file.close()
+    with contextlib.suppress(FileNotFoundError):
+      os.remove(self._temporary)
+
+
+class Stored:
+  """A chunk on disk.
+
+  Attributes:
+    note: what its file of JSON says.
+  """
+
+  def __init__(self, folder: str, note: dict[str, Any]):
+    self.note = note
+    self._stem = os.path.join(folder, f"chunk-{note['index']:05d}")
+
+  def read_rows(self) -> np.ndarray:
+    """Returns its documents, ROW.
+
+    Raises:
+      InputError: the file is damaged.
+    """
+    path = f"{self._stem}.docs"
+    try:
+      data = files.read_bytes(path, self.note["num_documents"] * ROW.itemsize)
+    except files.Damage as damage:
+      raise self._damaged(path, f"it {damage}") from None
+    if digest.of_bytes(data) != self.note["docs_sha256"]:
+      raise self._damaged(path, "its hash is not the one that was noted")
+    return np.frombuffer(data, ROW)
+
+  def read_ids(self, sizes: np.ndarray) -> Iterator[np.ndarray]:
+    """Yields the ids of each document.
+
+    Args:
+      sizes: the column num_ids of its documents.
+
+    Raises:
+      InputError: the file is damaged; it may come after the last.
+    """
+    path, dtype = f"{self._stem}.ids", np.dtype(self.note["dtype"])
+    dtype, hashed = dtype.newbyteorder("<"), hashlib.sha256()
+    try:
+      with files.open_bytes(path) as file:
+        held = np.empty(0, dtype)
+        for size in sizes.tolist():
+          while len(held) < size:
+            data = file.read(max(_BLOCK_IDS, size) * dtype.itemsize)
+            if not data:
+              raise self._damaged(path, "its end is missing")
+            hashed.update(data)
+            held = np.concatenate([held, np.frombuffer(data, dtype)])
+          yield held[:size]
+          held = held[size:]
+    except files.Damage as damage:
+      raise self._damaged(path, f"it {damage}") from None
+    if hashed.hexdigest() != self.note["ids_sha256"]:
+      raise self._damaged(path, "its hash is not the one that was noted")
+
+  def _damaged(self, path: str, what: str) -> InputError:
+    return InputError(
+      f"{path} is damaged: {what}; remove {self._stem}.json, and that part is "
+      "prepared again"
+    )
+
+
+def find(
+  folders: Sequence[str], plan: Plan, wanted: Sequence[Chunk]
+) -> dict[int, Stored]:
+  """Returns {index: chunk} of the wanted chunks that are stored.
+
+  Args:
+    folders: where they may lie; one in an earlier folder is preferred.
+  """
+  found: dict[int, Stored] = {}
+  for folder in folders:
+    for chunk in wanted:
+      if chunk.index not in found:
+        path = os.path.join(folder, f"chunk-{chunk.index:05d}.json")
+        note = _read_note(path, plan.facts(chunk))
+        if note is not None:
+          found[chunk.index] = Stored(folder, note)
+  return found
+
+
+def _read_note(path: str, facts: dict[str, Any]) -> dict[str, Any] | None:
+  """Returns the note of a chunk; None if it is none or of another plan."""
+  try:
+    note = files.read_json(path)
+  except files.Damage:
+    return None
+  is_whole = (
+    isinstance(note, dict)
+    and note.get("seal") == digest.seal_of(note, "seal")
+    and all(note.get(key) == value for key, value in facts.items())
+  )
+  return note if is_whole else None
+
+
+def text_digest(hashes: Sequence[str]) -> str:
+  """Returns the digest of the text of a source, of those of its chunks."""
+  return digest.of_json(["chunks", *hashes])
+
+
+def read_text_sha256(source: Divisible, chunk: Chunk) -> str:
+  """Returns the digest of the text of a chunk, by reading it."""
+  hashed = hashlib.sha256()
+  for document in read_documents(source, chunk):
+    size = 0
+    for piece in document.pieces:
+      data = piece.encode()
+      hashed.update(data)
+      size += len(data)
+    if size:
+      hashed.update(size.to_bytes(8, "little"))
+  return hashed.hexdigest()

@@ -1,0 +1,137 @@
+"""csv: and tsv:GLOB[#FIELD]: one document for each row, from a named column.
+
+The first line of a file names its columns.
+
+Design choice: a field of `csv:` may stand in quotes, with commas and line
+breaks inside (RFC 4180); one of `tsv:` may not, as in the other files with
+columns that are read here, and as IANA registered them. A quotation mark at
+the beginning of a column of TSV is text.
+"""
+
+import csv
+from collections.abc import Iterator
+
+from gpt_jax.data.sources import document, jsonl, paths
+from gpt_jax.data.sources.document import Document, Unit, slice_text
+from gpt_jax.exits import InputError
+
+SUFFIXES = {"csv": (".csv",), "tsv": (".tsv", ".tab")}
+
+
+class ColumnSource:
+  """A column of the rows of text files, which may be compressed.
+
+  A row whose text is empty is left out.
+  """
+
+  is_divided_by_text = True
+
+  def __init__(self, spec: str, argument: str):
+    self.spec = spec
+    self._scheme = spec.partition(":")[0]
+    pattern, self._field = paths.split_field(argument)
+    self.files = paths.find_files(pattern, SUFFIXES[self._scheme])
+    self._paths = dict(self.files)
+
+  def fingerprint(self) -> str:
+    return paths.identify(f"{self._scheme}#{self._field}", self.files)
+
+  def num_bytes(self) -> int | None:
+    return paths.count_bytes(self.files)
+
+  def documents(self) -> Iterator[Document]:
+    yield from document.read_units(self)
+
+  def units(self) -> list[Unit]:
+    return document.file_units(self.files)
+
+  def read_unit(self, unit: Unit) -> Iterator[Document]:
+    read = {"csv": read_csv, "tsv": read_tsv}[self._scheme]
+    for number, text in read(self._paths[unit.name], self._field):
+      if text:
+        yield Document(f"{unit.name}:{number}", slice_text(text))
+
+
+def read_csv(path: str, field: str) -> Iterator[tuple[int, str]]:
+  """Yields (number of the row, from 1, its text in a column).
+
+  Raises:
+    InputError: the file is no CSV, or has no such column.
+  """
+  return _read(path, field, _read_rows(path), "csv")
+
+
+def read_tsv(path: str, field: str) -> Iterator[tuple[int, str]]:
+  """As read_csv, of columns with tabs between them."""
+  return _read(path, field, _split_rows(path), "tsv")
+
+
+def _read(
+  path: str, field: str, rows: Iterator[tuple[int, list[str]]], scheme: str
+) -> Iterator[tuple[int, str]]:
+  first = next(rows, None)
+  if first is None:
+    raise InputError(f"{path} is empty; its first line must name its columns")
+  head = first[1]
+  at = _find_column(path, field, head, scheme)
+  for number, (line, row) in enumerate(rows, 1):
+    if len(row) != len(head):
+      raise InputError(
+        f"{path}, line {line} has {len(row)} columns, and its first line "
+        f"names {len(head)}; each row must have as many"
+      )
+    yield number, row[at]
+
+
+def _find_column(path: str, field: str, head: list[str], scheme: str) -> int:
+  where = f"{path}, whose first line names its columns,"
+  if head.count(field) == 1:
+    return head.index(field)
+  if field in head:
+    raise InputError(f"{where} names {field!r} twice; give each its own name")
+  error = document.missing_field(where, "column", field, head)
+  other, between = ("tsv", "\t") if scheme == "csv" else ("csv", ",")
+  hint = ""
+  if len(head) == 1 and between in head[0]:
+    hint = f"; if it has columns, it is to be read as {other}:"
+  elif len(head) == 1 and ";" in head[0]:
+    hint = "; write it with commas in the place of semicolons"
+  raise InputError(f"{error}{hint}")
+
+
+def _split_rows(path: str) -> Iterator[tuple[int, list[str]]]:
+  """Yields (number of the line, columns) of lines that are not empty."""
+  for number, line in _read_lines(path):
+    columns = line.removesuffix("\n").removesuffix("\r").split("\t")
+    if columns != [""]:
+      yield number, columns
+
+
+def _read_rows(path: str) -> Iterator[tuple[int, list[str]]]:
+  """As _split_rows, of CSV, whose rows may take several lines."""
+  # The limit is of the whole process; nothing else in it reads CSV of others.
+  csv.field_size_limit(jsonl.MAX_LINE_BYTES)
+  lines = (line for _, line in _read_lines(path))
+  reader = csv.reader(lines, strict=True)
+  first = 1
+  while True:
+    try:
+      row = next(reader, None)
+    except csv.Error as error:
+      hint = "is a quotation mark left open?"
+      if "expected after" in str(error):
+        hint = "a quotation mark inside a field is written twice"
+      raise InputError(
+        f"{path}, line {first} is not CSV: {error}; {hint}"
+      ) from None
+    if row is None:
+      return
+    if row:
+      yield first, row
+    first = reader.line_num + 1
+
+
+def _read_lines(path: str) -> Iterator[tuple[int, str]]:
+  for number, line in jsonl.read_lines(path):
+    where = f"{path}, line {number}"
+    yield number, document.decode(line, where) + "\n"
