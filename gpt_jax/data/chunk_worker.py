@@ -20,14 +20,14 @@ from gpt_jax.exits import InputError
 def main() -> None:
   # Ctrl-C reaches the whole group; the process that started this one decides.
   signal.signal(signal.SIGINT, signal.SIG_IGN)
-  parent = os.getppid()
   out = os.fdopen(os.dup(1), "w")
   os.dup2(2, 1)  # what a library prints must not come between the lines
 
   def say(**content) -> None:
-    if os.getppid() != parent:
-      os._exit(1)  # whoever asked is gone
-    print(json.dumps(content), file=out, flush=True)
+    try:
+      print(json.dumps(content), file=out, flush=True)
+    except BrokenPipeError:
+      os._exit(1)  # the process that asked is gone
 
   try:
     _work(say)
