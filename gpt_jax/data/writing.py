@@ -109,6 +109,8 @@ def find_or_write(job: Job, part: Part, name: str) -> dict[str, TokenSet]:
           path = write_folder(job, part, name)
     except OSError as error:
       raise _explain(error, job.dir) from error
+  # Left by a process that was killed when it had renamed the folder.
+  shutil.rmtree(merging.chunk_folder(job.dir, name), ignore_errors=True)
   folders.require_same(path, part, name)
   return folders.open_prepared(path, job.verify)
 
@@ -149,7 +151,6 @@ def write_folder(job: Job, part: Part, name: str) -> str:
     if isinstance(error, Exception) and not goes_on:
       shutil.rmtree(merging.chunk_folder(job.dir, name), ignore_errors=True)
     raise
-  shutil.rmtree(merging.chunk_folder(job.dir, name), ignore_errors=True)
   counts = [splits[split]["num_tokens"] for split in SPLITS]
   shown = [f"{n:,} {s}" for n, s in zip(counts, SPLITS, strict=True) if n]
   line = f"prepared {' + '.join(shown)} tokens ({encoder.name}) in {path}"

@@ -433,4 +433,15 @@ def test_kills_at_random_leave_the_same_bytes(make, table, tmp_path):
     for f in sorted(folder.iterdir())
   }
   assert found == expected
-  assert os.listdir(tmp_path / "killed") == [folder.name]
+  left = os.listdir(tmp_path / "killed")
+  assert [name for name in left if name[:6] != ".lock-"] == [folder.name]
+
+
+def test_chunks_that_outlived_their_set_are_removed(make, table, tmp_path):
+  folder = make("set", table).folders[0]
+  left = tmp_path / "set" / f".chunks-{os.path.basename(folder)}"
+  left = pathlib.Path(str(left).removesuffix("-apart"))
+  left.mkdir()
+  (left / "chunk-00000.ids").write_bytes(b"ids")
+  make("set", table)
+  assert not left.exists()
