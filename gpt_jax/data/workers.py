@@ -20,7 +20,7 @@ from gpt_jax.data.chunks import Chunk, Plan
 from gpt_jax.data.sources.document import Divisible, Unreachable
 from gpt_jax.data.tokenizers.protocol import Tokenizer
 from gpt_jax.exits import InputError
-from gpt_jax.machine import runtime
+from gpt_jax.machine import cores
 
 TOKENIZER = "tokenizer.json"
 
@@ -49,7 +49,7 @@ def encode_all(
     InputError: as chunks.encode, or a worker was killed.
     OSError: the disk is full or cannot be written.
   """
-  count = min(count or runtime.count_cores(), len(missing))
+  count = min(count or cores.count_cores(), len(missing))
   if count <= 1:
     for chunk in missing:
       chunks.encode(source, encoder, folder, plan, chunk, add)
@@ -109,7 +109,7 @@ def _start(job: dict[str, Any]) -> subprocess.Popen:
     [sys.executable, "-m", "gpt_jax.data.chunk_worker"],
     stdin=subprocess.PIPE,
     stdout=subprocess.PIPE,
-    env=runtime.worker_environment(),
+    env=cores.worker_environment(),
     text=True,
   )
   _send(worker, job)

@@ -425,18 +425,6 @@ def compile_facts() -> dict[str, str]:
   return facts | {key: own.get(key, "") for key in ("model name", "flags")}
 
 
-def count_cores() -> int:
-  """Returns the number of cores that this process may use."""
-  if hasattr(os, "sched_getaffinity"):
-    return len(os.sched_getaffinity(0))
-  return os.cpu_count() or 1
-
-
-def worker_environment() -> dict[str, str]:
-  """Returns the environment of one of several processes, a core for each."""
-  return os.environ | {"RAYON_NUM_THREADS": "1"}
-
-
 def quiet_tokenizers() -> None:
   """Stops the tokenizers library from warning when a process forks."""
   os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

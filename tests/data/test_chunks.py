@@ -330,7 +330,7 @@ def test_errors_of_workers_are_the_sentences_of_one(make, table, tmp_path):
 
 
 def test_a_full_disk_in_a_worker_is_one_sentence(make, table, monkeypatch):
-  environment = workers.runtime.worker_environment()
+  environment = workers.cores.worker_environment()
   # A file of the worker may not grow beyond a few bytes.
   code = (
     "import resource, runpy\n"

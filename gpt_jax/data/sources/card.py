@@ -57,9 +57,9 @@ def choose(
   paths = [p for p in paths if _is_readable(p)]
   configs = facts.get("configs")
   listed = configs if isinstance(configs, list) else []
-  listed = [c for c in listed if isinstance(c, dict) and "data_files" in c]
+  listed = [e for e in listed if isinstance(e, dict) and "data_files" in e]
   if listed:
-    by_name = {str(c.get("config_name", "default")): c for c in listed}
+    by_name = {str(e.get("config_name", "default")): e for e in listed}
     chosen = by_name.get(config or _default(by_name, spec))
     if chosen is None:
       assert config is not None  # _default is one of them
@@ -79,7 +79,7 @@ def choose(
 
 
 def _default(by_name: dict[str, dict], spec: str) -> str:
-  marked = [name for name, c in by_name.items() if c.get("default") is True]
+  marked = [n for n, entry in by_name.items() if entry.get("default") is True]
   for name in (*marked, "default"):
     if name in by_name:
       return name

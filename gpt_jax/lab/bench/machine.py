@@ -12,7 +12,7 @@ import platform
 import time
 
 from gpt_jax.machine import chips
-from gpt_jax.machine.runtime import count_cores
+from gpt_jax.machine.cores import count_cores
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 # Instructions that multiply bfloat16, as Linux names them.
