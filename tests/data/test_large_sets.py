@@ -127,7 +127,7 @@ def read_set(folder) -> dict[str, str]:
 def test_memory_does_not_grow_with_row_groups(tmp_path):
   spec = make_corpus(tmp_path / "corpus", 60 << 20, 2)
   found, peak, _ = prepare(spec, tmp_path / "two", 2, 8 << 20)
-  assert peak < GIB and len(found) == 6
+  assert peak < GIB and len(found) >= 6
   # All of it held at once, the first file alone would be 30 MiB of text more.
   assert peak > 50 << 20  # the measure measures
 
