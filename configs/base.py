@@ -18,12 +18,11 @@ def get_config() -> ConfigDict:
   config.seed = 0
 
   data = config.data = ConfigDict()
-  # Where text comes from: interpreter | text:GLOB | jsonl:GLOB[#FIELD] |
-  # csv:GLOB[#FIELD] | tsv:GLOB[#FIELD] | parquet:GLOB[#FIELD] | warc:GLOB |
-  # pairs:GLOB[#SOURCE#TARGET] | labelled:GLOB[#TEXT[#TEXT]#LABEL] |
-  # chat:GLOB | tfds:NAME[:SPLIT] |
-  # hf:NAME[@REVISION][:[CONFIG:]SPLIT][#FIELD]; several with weights make a
-  # mixture: "0.7*text:a/*.txt,0.3*interpreter".
+  # Where text comes from: interpreter | text:GLOB | jsonl:GLOB[#FIELD], csv:,
+  # tsv: and parquet: alike, warc:GLOB, pairs:GLOB[#SOURCE#TARGET],
+  # labelled:GLOB[#TEXT[#TEXT]#LABEL], chat:GLOB, preference:GLOB,
+  # tfds:NAME[:SPLIT] or hf:NAME[@REVISION][:[CONFIG:]SPLIT][#FIELD]; several
+  # with weights make a mixture: "0.7*text:a/*.txt,0.3*interpreter".
   data.source = "interpreter"
   # Another source for validation; None holds back part of `source`.
   data.valid_source = placeholder(str)
