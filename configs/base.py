@@ -134,6 +134,9 @@ def get_config() -> ConfigDict:
   # Also normalise the embeddings; before pre-norm layers this replaces the
   # first one's norm.
   model.embed_norm = False
+  # Learned positions, and the norm after them, of an encoder that stands before
+  # a decoder: shared with it, or its own as in BART. Tokens are always shared.
+  model.source_embed = "shared"
   # Multiply the embeddings by the root of the width, before positions.
   model.scaled_embeddings = False
   # Divide what the output matrix reads by the root of the width, as T5 does.
@@ -274,6 +277,9 @@ def get_config() -> ConfigDict:
   adapter.alpha = 16.0
   # lora, or dora: the norm of each output of the sum is learned apart.
   adapter.kind = "lora"
+  # How the frozen matrices of layers are held in training: full is as they are
+  # stored; int8 and int4 round them, and adapters learn beside the rounded.
+  adapter.base = "full"
 
   distill = config.distill = ConfigDict()
   # Also learn from the logits of a decoder of the same vocabulary: the workdir

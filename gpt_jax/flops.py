@@ -48,7 +48,8 @@ def count_parameters(model: ModelConfig) -> dict[str, int]:
   for stack in config_lib.stack_configs(model):
     for role, number in count_stack(stack).items():
       count[role] += number
-  num_positions = model.max_len if model.position == "learned" else 0
+  num_tables = 2 if model.source_embed == "own" else 1
+  num_positions = num_tables * model.max_len * (model.position == "learned")
   count["position"] += (num_positions + (model.num_token_types or 0)) * D
   if not model.tied_embeddings:
     count["unembed"] = V * D
@@ -60,7 +61,7 @@ def count_parameters(model: ModelConfig) -> dict[str, int]:
     count["bias"] += D if model.bias else 0
   has_transform = model.head == "transform"
   num_norms = has_transform
-  num_norms += config_lib.has_embed_norm(model)
+  num_norms += num_tables * config_lib.has_embed_norm(model)
   count["norm"] += num_norms * D
   count["bias"] += num_norms * D * _has_norm_bias(model)
   if has_transform:

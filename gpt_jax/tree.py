@@ -138,26 +138,47 @@ def hash_name(name: str) -> int:
   return int.from_bytes(digest[:4], "little")
 
 
-def checksum(tree: Any):
+def checksum(tree: Any, index: Any = 0, blocks: int = 1):
   """Returns uint32[number of leaves, 2]: a checksum of each leaf's bits.
 
   Each is a sum of the bits times an odd hash of the position, modulo 2^32.
   Integer sums do not depend on their order, so the result is the same on any
   mesh; since the factors are odd, a flipped bit always changes it. Leaves are
   arrays of any dtype of 1, 2, 4 or 8 bytes.
+
+  Args:
+    index, blocks: sum block `index` of this number of blocks alone, along the
+      first dim, which they divide. The sums of all blocks add up to the leaf's.
   """
-  return jnp.stack([_leaf_checksum(leaf) for leaf in jax.tree.leaves(tree)])
+  leaves = jax.tree.leaves(tree)
+  return jnp.stack([_leaf_checksum(leaf, index, blocks) for leaf in leaves])
 
 
-def _leaf_checksum(x):
+def _leaf_checksum(x, index, blocks: int):
   if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
     x = jax.random.key_data(x)
   if x.dtype == jnp.bool_:
     x = x.astype(jnp.uint8)
+  if blocks == 1:
+    return _sum_bits(x, jnp.uint32(0))
+  part = take_block(x, index, blocks)
+  words = part.size * (2 if x.dtype.itemsize == 8 else 1)
+  first = jnp.uint32(index) * jnp.uint32(words % 2**32)
+  return _sum_bits(part, first)
+
+
+def take_block(x, index, blocks: int):
+  """Returns block `index` of an array that is divided along its first dim."""
+  size = len(x) // blocks
+  return jax.lax.dynamic_slice_in_dim(x, index * size, size)
+
+
+def _sum_bits(x, start):
+  """Returns the two sums over an array, whose first word has place `start`."""
   width = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}
   bits = jax.lax.bitcast_convert_type(x, width[x.dtype.itemsize])
   bits = bits.astype(jnp.uint32)
-  position = jnp.zeros(bits.shape, jnp.uint32)
+  position = jnp.full(bits.shape, start, jnp.uint32)
   stride = 1
   for axis in reversed(range(bits.ndim)):
     index = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)

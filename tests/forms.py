@@ -141,6 +141,15 @@ FORMS = {
     attn_scale=1.0,
     scaled_readout=True,
   ),
+  "bart": dict(
+    family="encoder_decoder",
+    num_encoder_layers=1,
+    norm_placement="post",
+    embed_norm=True,
+    source_embed="own",
+    mlp="gelu",
+    bias=True,
+  ),
   # Mechanisms of the other families, in both stacks.
   "encoder_decoder_blocks": dict(
     family="encoder_decoder",

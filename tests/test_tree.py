@@ -58,6 +58,20 @@ def test_a_checksum_sees_every_bit_of_every_dtype(dtype):
     assert (np.asarray(tree.checksum([jnp.asarray(raw)])) == base).all()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "bool"])
+def test_a_checksum_in_blocks_is_the_same(dtype):
+  draw = np.random.default_rng(0).integers(0, 100, (12, 3, 5))
+  x = jnp.asarray(draw % 2 if dtype == "bool" else draw, dtype)
+  whole = np.asarray(tree.checksum([x]))
+  add = lambda x, blocks: sum(
+    np.asarray(tree.checksum([x], i, blocks)) for i in range(blocks)
+  )
+  for blocks in (2, 4, 12):
+    np.testing.assert_array_equal(add(x, blocks), whole)
+  swapped = x.at[0].set(x[11]).at[11].set(x[0])
+  assert (add(swapped, 4) != whole).any()
+
+
 def test_a_checksum_sees_two_elements_swapped():
   x = jnp.arange(100.0)
   y = x.at[3].set(x[77]).at[77].set(x[3])

@@ -74,6 +74,7 @@ def check_together(c: Config) -> None:
       "train.init_from names, whose model has one stack of them and is "
       "trained without adapters; leave it all"
     )
+  _check_rounded(c)
   if t.global_batch_size * c.data.seq_len > MAX_INT32:
     raise InputError(
       f"train.global_batch_size is {t.global_batch_size:,} and data.seq_len "
@@ -110,6 +111,23 @@ def check_together(c: Config) -> None:
   check_preferences(c)
   check_distill(c)
   _check_mesh(c.mesh)
+
+
+def _check_rounded(c: Config) -> None:
+  """Refuses to round what nothing adapts, or experts."""
+  asked = f"adapter.base is {c.adapter.base}"
+  if c.adapter.base == "full":
+    return
+  if not c.adapter.rank.parts:
+    raise InputError(
+      f"{asked}, of frozen matrices, and adapter.rank is none, which learns "
+      "all parameters; set adapter.rank, or leave it full"
+    )
+  if c.model.num_experts is not None:
+    raise InputError(
+      f"{asked}, which is for models without experts, and model.num_experts is "
+      f"{c.model.num_experts}; leave it full"
+    )
 
 
 def _check_mesh(mesh: MeshConfig) -> None:
@@ -162,6 +180,11 @@ def _check_source(m: ModelConfig) -> None:
         f"model.num_encoder_layers is {m.num_encoder_layers} and model.family "
         f"is {m.family}, whose layers are model.num_layers; leave it None, or "
         "set the family to encoder_decoder"
+      )
+    if m.source_embed != "shared":
+      raise InputError(
+        f"model.source_embed is {m.source_embed}, of a source, which "
+        f"model.family {m.family} does not read; leave it shared"
       )
     return
   least = min(m.num_layers, m.num_encoder_layers or m.num_layers)

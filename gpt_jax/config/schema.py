@@ -128,6 +128,7 @@ class ModelConfig(Section):
   parallel_residual: Annotated[bool, Added(False)]
   norm_eps: Frac
   embed_norm: Annotated[bool, Added(False)]
+  source_embed: Annotated[Literal["shared", "own"], Added("shared")]
   scaled_embeddings: Annotated[bool, Added(False)]
   scaled_readout: Annotated[bool, Added(False)]
   position: Literal[
@@ -194,6 +195,7 @@ class AdapterConfig(Section):
   rank: Annotated[AdapterRanks, Added("none")]
   alpha: Annotated[float, Bounds(1e-6), Added(16.0)]
   kind: Annotated[Literal["lora", "dora"], Added("lora")]
+  base: Annotated[Literal["full", "int8", "int4"], Added("full")]
 
 
 @dataclasses.dataclass(frozen=True)

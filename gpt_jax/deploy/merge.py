@@ -45,12 +45,12 @@ def main(argv: list[str]) -> int:
     config, _, params, tokenizer, _ = workdir.open_run(
       args.workdir, overrides, note, average=args.average, step=args.step
     )
-    none = dataclasses.replace(config.adapter, rank="none")
+    none = dataclasses.replace(config.adapter, rank="none", base="full")
     train = dataclasses.replace(config.train, init_from=None)
     write_run(
       partial,
       dataclasses.replace(config, adapter=none, train=train),
-      params,
+      lambda: params,
       tokenizer,
       workdir.read_record(args.workdir)["data_fingerprint"],
       workdir.read_labels(args.workdir),

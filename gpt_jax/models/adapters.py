@@ -16,8 +16,9 @@ import jax.numpy as jnp
 
 from gpt_jax import tree
 from gpt_jax.config import AdapterConfig, InputError
-from gpt_jax.ops import adapted
+from gpt_jax.ops import adapted, quantized
 from gpt_jax.ops.adapted import Adapted
+from gpt_jax.ops.quantized import Quantized
 from gpt_jax.parametrization import ParamSpec
 
 A, B, MAGNITUDE = "lora_a", "lora_b", "lora_magnitude"
@@ -64,13 +65,13 @@ def attach(adapter: AdapterConfig, params: Any, adapters: Any, specs: Any):
   """Returns the parameters, with an Adapted in place of adapted matrices.
 
   Args:
-    params: the frozen ones.
+    params: the frozen ones, arrays or round_base's.
     adapters: arrays like abstract_adapters.
     specs: of params.
   """
   found = tree.flatten_with_names(adapters)
 
-  def one(name, leaf, spec):
+  def one(name, spec, leaf):
     if f"{name}/{A}" not in found:
       return leaf
     a, b = found[f"{name}/{A}"], found[f"{name}/{B}"]
@@ -78,13 +79,74 @@ def attach(adapter: AdapterConfig, params: Any, adapters: Any, specs: Any):
     w = Adapted(leaf, a, b, adapter.alpha / a.shape[-1], magnitude)
     return adapted.merge(w) if "experts" in spec.axes else w
 
-  return tree.map_with_names(one, params, specs)
+  return tree.map_with_names(one, specs, params)
 
 
 def merge(params: Any):
-  """Returns params in which each Adapted is one matrix."""
+  """Returns params in which each Adapted, of an array, is one matrix."""
   is_adapted = lambda x: isinstance(x, Adapted)
   return jax.tree.map(adapted.merge, params, is_leaf=is_adapted)
+
+
+def round_base(adapter: AdapterConfig, params: Any, specs: Any):
+  """Returns the frozen parameters as adapter.base holds them.
+
+  The matrices of layers are rounded (QLoRA, Dettmers et al. 2023); tables,
+  heads, norms and latent attention, which multiplies head by head, are not.
+  """
+  if adapter.base == "full":
+    return params
+  num_bits = int(adapter.base.removeprefix("int"))
+
+  def one(leaf, spec):
+    if not _is_rounded(spec):
+      return leaf
+    # Layer by layer: rounding takes several times a matrix in float32.
+    return jax.lax.map(
+      lambda w: quantized.quantize(w, spec.role, num_bits, "any", True), leaf
+    )
+
+  return jax.tree.map(one, params, specs)
+
+
+def abstract_rounded(adapter: AdapterConfig, shapes: Any, specs: Any):
+  """Returns (tree of ShapeDtypeStruct, of ParamSpec) of round_base's result."""
+  rounded = jax.eval_shape(lambda p: round_base(adapter, p, specs), shapes)
+
+  def one(spec, leaf):
+    if not isinstance(leaf, Quantized):
+      return spec
+    lead, split = _dims(spec)
+    # Within groups, since there may be fewer of them than devices.
+    axes = "layers", None, spec.axes[split], spec.axes[lead]
+    return leaf.replace(
+      values_GFC=spec.with_axes(axes), scale_GF=spec.with_axes(axes[:3])
+    )
+
+  return rounded, jax.tree.map(one, specs, rounded)
+
+
+def restore_base(params: Any, shapes: Any, specs: Any):
+  """Returns params in which each Quantized is an array, alone or in an Adapted.
+
+  Args:
+    shapes, specs: of the frozen parameters.
+  """
+
+  def one(leaf, spec, w):
+    if isinstance(w, Adapted):
+      return w.replace(base=one(leaf, spec, w.base))
+    if not isinstance(w, Quantized):
+      return w
+    restore = lambda w: quantized.restore(w, spec.role, leaf.shape[1:])
+    return jax.lax.map(lambda w: restore(w).astype(leaf.dtype), w)
+
+  return jax.tree.map(one, shapes, specs, params)
+
+
+def _is_rounded(spec: ParamSpec) -> bool:
+  is_stacked = spec.axes[:1] == ("layers",)
+  return is_stacked and spec.role in ADAPTED and "latent" not in spec.axes
 
 
 def _find_ranks(adapter: AdapterConfig, named: dict) -> dict[str, int]:

@@ -3,9 +3,10 @@ token.
 
 Vaswani et al. 2017, and T5 (Raffel et al. 2020). The encoder's blocks are those
 of the family encoder, the decoder's attend to its output besides. Both read one
-table of embeddings.
+table of tokens.
 """
 
+import functools
 from typing import ClassVar
 
 import flax.linen as nn
@@ -190,6 +191,9 @@ class EncoderDecoder(nn.Module):
       is_dropping=key is not None and c.dropout_rate > 0,
       relative_XN=declare_relative(self, "encoder_relative"),
     )
+    if c.source_embed == "own":
+      own = Embedding(c, has_tokens=False, name="source_embed")
+      embed = functools.partial(own, table_VD=embed.table_VD)
     x_BSD = start_stream(self, embed(sources_BS, positions_BS), key, "source")
     x_BSD, _, _ = run_blocks(self, x_BSD, contexts, key=key, name="encoder")
     if c.norm_placement != "post":

@@ -1,6 +1,7 @@
 """The pieces of a model: embedding, norms, MLP, dropout, unembedding."""
 
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -35,14 +36,22 @@ def dropout(x, rate: float, key, name: str):
 
 
 class Embedding(nn.Module):
-  """Token embeddings; where the config has them, positions, types, a norm."""
+  """Token embeddings; where the config has them, positions, types, a norm.
+
+  Attributes:
+    has_tokens: whether the table of tokens is its own, not another's.
+  """
 
   config: ModelConfig
+  has_tokens: bool = True
 
   def setup(self):
     c, D = self.config, self.config.model_dim
     V = config_lib.padded_vocab_size(c)
-    self.table_VD = declare(self, "tokens", (V, D), ("vocab", "embed"), "embed")
+    if self.has_tokens:
+      self.table_VD = declare(
+        self, "tokens", (V, D), ("vocab", "embed"), "embed"
+      )
     if c.position == "learned":
       self.table_SD = declare(
         self, "positions", (c.max_len, D), ("positions", "embed"), "position"
@@ -55,13 +64,16 @@ class Embedding(nn.Module):
     if config_lib.has_embed_norm(c):
       self.norm = Norm(c)
 
-  def __call__(self, tokens_BT, positions_BT, types_BT=None):
+  def __call__(
+    self, tokens_BT, positions_BT, types_BT=None, table_VD: Any = None
+  ):
+    table_VD = self.table_VD if self.has_tokens else table_VD
     # Cast after the lookup: the gradient of a token's row is a sum over all its
     # occurrences, which bfloat16 would round at every term.
-    if isinstance(self.table_VD, quantized.Quantized):
-      x_BTD = quantized.pick(self.table_VD, tokens_BT)
+    if isinstance(table_VD, quantized.Quantized):
+      x_BTD = quantized.pick(table_VD, tokens_BT)
     else:
-      x_BTD = self.table_VD[tokens_BT]
+      x_BTD = table_VD[tokens_BT]
     if self.config.scaled_embeddings:  # Vaswani et al. 2017, section 3.4
       x_BTD = x_BTD * self.config.model_dim**0.5
     if self.config.position == "learned":

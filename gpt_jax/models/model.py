@@ -85,12 +85,32 @@ class Model:
       return shapes, specs
     return adapters.abstract_adapters(self.adapter, shapes, specs)
 
+  def abstract_base(self):
+    """Returns what abstract_params does, of the base that `attach` takes."""
+    shapes, specs = self.abstract_params()
+    assert self.adapter is not None  # else there is no base
+    if self.adapter.base == "full":
+      return shapes, specs
+    return adapters.abstract_rounded(self.adapter, shapes, specs)
+
+  def round_base(self, params):
+    """Returns frozen parameters as `attach` takes them (adapter.base)."""
+    assert self.adapter is not None  # else nothing is frozen
+    return adapters.round_base(self.adapter, params, self.abstract_params()[1])
+
+  def merge(self, params):
+    """Returns what `attach` returned as one array for each parameter."""
+    if self.adapter is None:
+      return params
+    whole = adapters.restore_base(params, *self.abstract_params())
+    return adapters.merge(whole)
+
   def attach(self, learned, base):
     """Returns the parameters that `apply` reads.
 
     Args:
       learned: parameters, or adapters.
-      base: the frozen parameters that these adapt; None without adapters.
+      base: what these adapt, from round_base; None without adapters.
     """
     if self.adapter is None:
       return learned
@@ -170,7 +190,7 @@ class Model:
     int8 or int4, since reading them is what a token costs. Adapters become part
     of their matrices.
     """
-    c, params = self.config, adapters.merge(params)
+    c, params = self.config, self.merge(params)
     is_full = self.weights == "full"
     table = params["embed"]["tokens"]
     prepared, specs = params, self.abstract_params()[1]

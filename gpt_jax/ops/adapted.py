@@ -14,19 +14,22 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from gpt_jax.ops import quantized
+from gpt_jax.ops.quantized import Quantized
+
 
 class Adapted(struct.PyTreeNode):
   """A matrix of any number of input and output dims, and its adapter.
 
   Attributes:
-    base: the frozen matrix, of dims (*inputs, *outputs).
+    base: the frozen matrix, of dims (*inputs, *outputs), or a Quantized.
     a: float32, (*inputs, R).
     b: float32, (R, *outputs).
     scale: of the product of the two.
     magnitude: float32, of dims (*outputs), of DoRA; None is LoRA.
   """
 
-  base: jax.Array
+  base: jax.Array | Quantized
   a: jax.Array
   b: jax.Array
   scale: float = struct.field(pytree_node=False)
@@ -46,6 +49,7 @@ def merge(w):
   """
   if not isinstance(w, Adapted):
     return w
+  assert not isinstance(w.base, Quantized)  # adapters.merge has restored it
   num_out = w.base.ndim - w.a.ndim + 1
   lead = w.b.ndim - num_out - 1
   stacked, rank = w.a.shape[:lead], w.a.shape[-1]
@@ -71,7 +75,10 @@ def gain_of(w: Adapted):
   assert w.magnitude is not None  # else there is no norm
   rank = w.a.shape[-1]
   a_IR, b_RO = w.a.reshape(-1, rank), w.b.reshape(rank, -1)
-  w_IO = w.base.reshape(len(a_IR), -1).astype(jnp.float32)
+  if isinstance(w.base, Quantized):
+    w_IO = quantized.by_outputs(w.base).T
+  else:
+    w_IO = w.base.reshape(len(a_IR), -1).astype(jnp.float32)
   base_O = jnp.square(w_IO).sum(0)
   cross_RO = 2 * w.scale * (a_IR.T @ w_IO)
   own_RO = w.scale**2 * ((a_IR.T @ a_IR) @ b_RO)

@@ -57,6 +57,9 @@ def matmul(equation: str, x, w, grad_dtype: str, out_dtype=None):
     out_dtype: of the result; None for that of x.
   """
   out_dtype = jnp.dtype(out_dtype or x.dtype)
+  if isinstance(w, quantized.Quantized) and w.is_frozen:
+    y = _matmul_frozen(x, w, out_dtype)
+    return checkpoint_name(y, MATMUL)
   if isinstance(w, quantized.Quantized):
     return quantized.multiply(x, w, out_dtype)
   if isinstance(w, Transposed):
@@ -90,6 +93,27 @@ def _matmul_backward(equation, grad_dtype, out_dtype, saved, dy):
 
 
 _matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _matmul_frozen(x, w, out_dtype):
+  """Returns x_LD times a rounded matrix, which both passes dequantize."""
+  w_FD = quantized.by_outputs(w).astype(x.dtype)
+  return multiply("LD,FD->LF", x, w_FD, out_dtype)
+
+
+def _matmul_frozen_forward(x, w, out_dtype):
+  return _matmul_frozen(x, w, out_dtype), (w, jnp.zeros((), x.dtype))
+
+
+def _matmul_frozen_backward(out_dtype, saved, dy):
+  w, like = saved
+  w_FD = quantized.by_outputs(w).astype(like.dtype)
+  dy = dy.astype(like.dtype)
+  return multiply("LF,FD->LD", dy, w_FD, like.dtype), None
+
+
+_matmul_frozen.defvjp(_matmul_frozen_forward, _matmul_frozen_backward)
 
 
 def multiply(equation: str, x, w, out_dtype):

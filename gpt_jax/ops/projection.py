@@ -51,7 +51,8 @@ def project(x, w, grad_dtype: str, num_in: int = 1):
   """Contracts the last `num_in` dims of x with the first ones of w.
 
   Args:
-    w: an array, a Quantized, a Transposed, or an Adapted of arrays.
+    w: an array, a Quantized, a Transposed, or an Adapted of an array or of a
+      frozen Quantized.
   """
   if isinstance(w, Adapted):
     y = project(x, w.base, grad_dtype, num_in)

@@ -1,4 +1,5 @@
-"""Matrices in int8 or int4, for decoding, which spends its time reading them.
+"""Matrices in int8 or int4: for decoding, which spends its time reading them,
+and for adapters, whose base takes most of the memory.
 
 A weight is an integer times a scale: in int8 one scale for each output, in int4
 one for each output and group of inputs. Accelerators multiply the integers in
@@ -36,6 +37,8 @@ class Quantized(struct.PyTreeNode):
     outs: the output dims of the matrix.
     num_bits: 8 or 4.
     platform: that the matrix is multiplied on, cpu, gpu or tpu.
+    is_frozen: whether a product is that of the dequantized matrix and has a
+      gradient, that of its left side (ops/matmul.py); else it is the fast one.
   """
 
   values_GFC: jax.Array
@@ -43,9 +46,12 @@ class Quantized(struct.PyTreeNode):
   outs: tuple[int, ...] = struct.field(pytree_node=False)
   num_bits: int = struct.field(pytree_node=False)
   platform: str = struct.field(pytree_node=False)
+  is_frozen: bool = struct.field(pytree_node=False, default=False)
 
 
-def quantize(w, role: str, num_bits: int, platform: str) -> Quantized:
+def quantize(
+  w, role: str, num_bits: int, platform: str, is_frozen: bool = False
+) -> Quantized:
   """Returns w rounded; its role says which dims are outputs.
 
   Symmetric about 0: int8 by the largest weight, int4 by the scale of least
@@ -68,15 +74,20 @@ def quantize(w, role: str, num_bits: int, platform: str) -> Quantized:
     low, high = jnp.split(values_GFC, 2, axis=1)
     values_GFC = (high << 4) | (low + 8)
   values_GFC = values_GFC.astype(jnp.int8)
-  return Quantized(values_GFC, scale_GF, outs, num_bits, platform)
+  return Quantized(values_GFC, scale_GF, outs, num_bits, platform, is_frozen)
 
 
 def restore(w: Quantized, role: str, shape) -> jax.Array:
   """Returns w dequantized: a float32 matrix of `shape`."""
+  w_FD = by_outputs(w)
+  return (w_FD if role in ("embed", "unembed") else w_FD.T).reshape(shape)
+
+
+def by_outputs(w: Quantized) -> jax.Array:
+  """Returns w_FD, w dequantized, float32."""
   F = w.scale_GF.shape[1]
   w_GFC = jnp.concatenate(_numbers(w), axis=1) * w.scale_GF[..., None]
-  w_FD = w_GFC.swapaxes(0, 1).reshape(F, -1)
-  return (w_FD if role in ("embed", "unembed") else w_FD.T).reshape(shape)
+  return w_GFC.swapaxes(0, 1).reshape(F, -1)
 
 
 def pick(w: Quantized, ids):

@@ -110,7 +110,7 @@ class Checkpointer:
     self._saving = step
     try:
       if self._manager is None:
-        self._manager = storage.open_manager(self.directory)
+        self._manager = storage.open_manager(self.directory, flat)
       storage.start_save(self._manager, step, flat, meta)
       self._unopened = step
     except Exception as error:

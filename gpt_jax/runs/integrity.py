@@ -7,6 +7,8 @@ record with the shapes and checksums of its leaves beside the arrays.
 
 import concurrent.futures
 import contextlib
+import functools
+import math
 import os
 import stat
 from typing import Any
@@ -21,6 +23,9 @@ from gpt_jax import files, tree
 from gpt_jax.files import Damage
 from gpt_jax.runs import storage
 
+# Leaves of this number of elements or more are summed in blocks, this number at
+# most, a power of two.
+LARGE, MAX_BLOCKS = 1 << 22, 64
 # Hexadecimal digits of a leaf's tree.checksum.
 DIGITS = 16
 # Limit, in bytes, of those files of a step that are not array data.
@@ -45,9 +50,25 @@ class Checksum:
 
   def __call__(self, leaves: Any) -> tuple[list[str], list[bool]]:
     """Returns each leaf's hexadecimal checksum, and whether it is finite."""
-    rows = [self._compile(leaf)(leaf) for leaf in jax.tree.leaves(leaves)]
+    rows = [self._inspect(leaf) for leaf in jax.tree.leaves(leaves)]
     rows = np.concatenate(jax.device_get(rows)).astype("<u4")
     return [row[:2].tobytes().hex() for row in rows], [*map(bool, rows[:, 2])]
+
+  def _inspect(self, leaf):
+    """Returns _inspect_leaf of a leaf, in blocks where it is large.
+
+    XLA stores the hashes, and those of several leaves at once would add up.
+    """
+    function, blocks = self._compile(leaf), _count_blocks(leaf)
+    parts = [function(leaf, np.int32(0))]
+    for index in range(1, blocks):
+      parts[-1].block_until_ready()
+      parts.append(function(leaf, np.int32(index)))
+    if blocks == 1:
+      return parts[0]
+    found = np.concatenate(jax.device_get(parts))
+    sums = found[:, :2].sum(0, dtype=np.uint32)
+    return np.append(sums, found[:, 2].min())[None]
 
   @contextlib.contextmanager
   def compiled_beside(self, abstract: Any):
@@ -69,21 +90,40 @@ class Checksum:
       if isinstance(leaf.sharding, NamedSharding):
         # Every process reads the result.
         place = NamedSharding(leaf.sharding.mesh, P())
-      function = jax.jit(_inspect_leaf, out_shardings=place)
+      inspect = functools.partial(_inspect_leaf, blocks=_count_blocks(leaf))
+      function = jax.jit(inspect, out_shardings=place)
+      index = jax.ShapeDtypeStruct((), np.int32)
       abstract = jax.ShapeDtypeStruct(
         leaf.shape, leaf.dtype, sharding=leaf.sharding
       )
-      self._compiled[key] = function.lower(abstract).compile()
+      self._compiled[key] = function.lower(abstract, index).compile()
     return self._compiled[key]
 
 
-def _inspect_leaf(x):
-  """Returns uint32[1, 3]: tree.checksum, and 1 if x is finite, else 0."""
+def _count_blocks(leaf) -> int:
+  """Returns in how many blocks a leaf is summed, which bounds memory.
+
+  Blocks are along the first dim, where devices do not share it.
+  """
+  spec = getattr(leaf.sharding, "spec", ())
+  is_split = len(spec) > 0 and spec[0] is not None
+  if math.prod(leaf.shape) < LARGE or is_split:
+    return 1
+  return math.gcd(leaf.shape[0], MAX_BLOCKS)
+
+
+def _inspect_leaf(x, index, blocks: int):
+  """Returns uint32[1, 3]: tree.checksum, and 1 if x is finite, else 0.
+
+  Args:
+    index, blocks: as tree.checksum's, of both.
+  """
   is_finite = jnp.bool_(True)
   if jnp.issubdtype(x.dtype, jnp.inexact):
-    is_finite = jnp.isfinite(x).all()
+    part = tree.take_block(x, index, blocks) if blocks > 1 else x
+    is_finite = jnp.isfinite(part).all()
   flag = is_finite.astype(jnp.uint32).reshape(1, 1)
-  return jnp.concatenate([tree.checksum([x]), flag], axis=1)
+  return jnp.concatenate([tree.checksum([x], index, blocks), flag], axis=1)
 
 
 def check_files(directory: str, step: int) -> None:

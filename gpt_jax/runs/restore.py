@@ -10,7 +10,7 @@ import numpy as np
 from gpt_jax import tree
 from gpt_jax.config import InputError
 from gpt_jax.files import Damage
-from gpt_jax.machine import processes
+from gpt_jax.machine import processes, runtime
 from gpt_jax.runs import integrity, storage
 
 # Steps are int32.
@@ -117,6 +117,7 @@ def _read(directory, step, flat, prefix, checksum, facts, ignored):
   if wrong:
     raise Damage(f"{integrity.some(wrong)} is not finite")
   leaves = _agree(lambda: storage.read_arrays(directory, step, flat))
+  runtime.give_back_memory()  # as much as the arrays, which Orbax has copied
   saved = integrity.rows_by_name(meta)
   # Wait for slower readers here: gloo, in the checksum, waits only 30 seconds.
   processes.agree("the checkpoint to restore", step)

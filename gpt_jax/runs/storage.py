@@ -21,6 +21,8 @@ from gpt_jax import tree
 from gpt_jax.files import Damage
 
 STATE, META = "state", "meta"
+# Bytes of small arrays that are written at once.
+MIN_COPIED = 1 << 28
 # Path characters without a special meaning to glob or TensorStore.
 _PLAIN = re.compile(r"[\w ./+=,@-]*")
 
@@ -118,17 +120,21 @@ def _make_spec(spec: dict):
   return made
 
 
-def open_manager(directory: str):
+def open_manager(directory: str, flat: dict):
   """Returns a CheckpointManager that never deletes a step on its own.
 
   Args:
     directory: of checkpoints; created if absent.
+    flat: {"a/b": leaf} of what it will save.
   """
   ocp = import_orbax()
   os.makedirs(directory, exist_ok=True)
   return ocp.CheckpointManager(
     plain_path(directory),
-    item_handlers={STATE: _state_handler(), META: ocp.JsonCheckpointHandler()},
+    item_handlers={
+      STATE: _state_handler(_most_copied(flat)),
+      META: ocp.JsonCheckpointHandler(),
+    },
     options=ocp.CheckpointManagerOptions(
       # Checkpointer.wait deletes steps once a newer one has been opened.
       preservation_policy=ocp.checkpoint_managers.EveryNSteps(1),
@@ -154,9 +160,22 @@ def start_save(manager: Any, step: int, flat: dict, meta: dict) -> None:
   )
 
 
-def _state_handler():
+def _state_handler(num_bytes: int | None = None):
   # Compression saves 7 % of space and takes three times as long to write.
-  return import_orbax().PyTreeCheckpointHandler(use_compression=False)
+  size: Any = None if num_bytes is None else num_bytes / 10**9
+  return import_orbax().PyTreeCheckpointHandler(
+    use_compression=False, save_concurrent_gb=size
+  )
+
+
+def _most_copied(flat: dict) -> int:
+  """Returns the bytes of arrays that are written at once, each from a copy.
+
+  Orbax would copy all of a state. What a device holds of a leaf is written
+  whole, and must be smaller.
+  """
+  parts = [leaf.addressable_shards[0].data.nbytes for leaf in flat.values()]
+  return max(MIN_COPIED, *parts) + 1000
 
 
 def read_arrays(directory: str, step: int, flat: dict) -> list:

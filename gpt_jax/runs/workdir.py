@@ -342,7 +342,7 @@ def open_run(
   import jax
 
   from gpt_jax import sharding
-  from gpt_jax.models import adapters, build_model
+  from gpt_jax.models import build_model
   from gpt_jax.runs import restore
 
   restore.read_average(average)
@@ -375,7 +375,9 @@ def open_run(
     source, base = _checked_base(workdir, config, model)
     frozen = read(source, *model.abstract_params(), step=base.step)
     params = jax.jit(
-      lambda learned, frozen: adapters.merge(model.attach(learned, frozen)),
+      lambda learned, frozen: model.merge(
+        model.attach(learned, model.round_base(frozen))
+      ),
       donate_argnums=1,
       out_shardings=jax.tree.map(lambda leaf: leaf.sharding, frozen),
     )(params, frozen)
@@ -424,7 +426,8 @@ def open_adapters(
   if config.adapter.kind == "lora":
     return model, own, None
   source, base = _checked_base(workdir, config, model)
-  return model, own, read(source, model.abstract_params(), step=base.step)
+  frozen = read(source, model.abstract_params(), step=base.step)
+  return model, own, model.merge(model.round_base(frozen))
 
 
 def _checked_base(workdir: str, config: Config, model: Any):

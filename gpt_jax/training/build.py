@@ -86,10 +86,25 @@ class Assembly:
       with jax.set_mesh(self.mesh):
         return jax.jit(make, out_shardings=places)()
 
+    base = None
+    if self.abstract.base is not None:
+      base = self.round_base(draw(plain, self.abstract_base()))
     return self.init_learned().replace(
-      base=draw(plain, self.abstract.base),
-      teacher=draw(teacher, self.abstract.teacher),
+      base=base, teacher=draw(teacher, self.abstract.teacher)
     )
+
+  def abstract_base(self) -> Any:
+    """Returns the base of adapters as its run stores it, with shardings."""
+    parts = self.model.abstract_params()
+    return sharding.abstract_of(*parts, self.config.mesh.rules, self.mesh)
+
+  def round_base(self, params: Any) -> Any:
+    """Returns the base as a state holds it (adapter.base)."""
+    if self.config.adapter.base == "full":
+      return params
+    places = jax.tree.map(lambda leaf: leaf.sharding, self.abstract.base)
+    with jax.set_mesh(self.mesh):
+      return jax.jit(self.model.round_base, out_shardings=places)(params)
 
   def make_step(self):
     """Returns step(state, batch) -> (state, metrics), to be compiled."""

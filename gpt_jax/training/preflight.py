@@ -269,7 +269,8 @@ def _describe_parameters(c: Config, abstract: Any) -> list[tuple[str, str]]:
   sized = lambda t: console.format_bytes(tree.count_bytes(t))
   is_adapted = abstract.base is not None
   params = abstract.base if is_adapted else abstract.params
-  row = f"{count:,} ({sized(params)} {c.model.param_dtype}){active}"
+  kind = c.adapter.base if c.adapter.base != "full" else c.model.param_dtype
+  row = f"{count:,} ({sized(params)} {kind}){active}"
   if not is_adapted:
     return [("parameters", row)]
   count = tree.count_elements(abstract.params)

@@ -153,7 +153,7 @@ class Setup:
     if not is_needed or source is None:
       return None
     shapes = tree.describe_shapes(
-      self.abstract.base if self.has_base else self.abstract.params
+      self.assembly.abstract_base() if self.has_base else self.abstract.params
     )
     if not self._has_begun():
       return bases.find_base(source, shapes)
@@ -305,10 +305,12 @@ class Setup:
         source, abstract, say, facts=facts, step=found.step
       )
 
-    c, like = self.config, self.abstract
+    c, assembly = self.config, self.assembly
+    whole = assembly.abstract_base() if self.has_base else None
+    base = read(c.train.init_from, whole, self.base)
     return state.replace(
-      base=read(c.train.init_from, like.base, self.base),
-      teacher=read(c.distill.teacher, like.teacher, self.teacher),
+      base=None if base is None else assembly.round_base(base),
+      teacher=read(c.distill.teacher, self.abstract.teacher, self.teacher),
     )
 
   def recompute(self, step: int) -> tuple[int, state_lib.TrainState]:

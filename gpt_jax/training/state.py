@@ -97,7 +97,7 @@ def abstract_state(
     (), jnp.int32, sharding=NamedSharding(mesh, P())
   )
   params, ema, norm_mean = sharded(shapes, specs), None, None
-  base = None if model.adapter is None else sharded(*model.abstract_params())
+  base = None if model.adapter is None else sharded(*model.abstract_base())
   told = None if teacher is None else sharded(*teacher.abstract_params())
   if config.train.ema_decay is not None:
     ema = sharded(jax.eval_shape(_as_float32, shapes), specs)

@@ -214,3 +214,46 @@ def test_adapters_of_no_architecture_of_the_hub_are_not_exported(
     result = call_verb("deploy.hf.__main__", *words, "--adapter_only")
     assert_refused(result, said)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_run_beside_a_rounded_base_is_read_as_it_was_trained(
+  base, trained, call_verb, tmp_path
+):
+  values = {
+    "train.init_from": trained,
+    "adapter.rank": RANK,
+    "adapter.base": "int4",
+    "train.num_steps": 6,
+    "checkpoint.every_steps": 3,
+  }
+  flags = [*base[1], *(flag(key, value) for key, value in values.items())]
+  own, merged = tmp_path / "own", tmp_path / "merged"
+  result = call_verb("train", *flags, f"--workdir={own}")
+  assert (result.returncode, result.stderr) == (0, ""), result.stderr
+  shutil.rmtree(own / "checkpoints" / "6")
+  result = call_verb("train", *flags, f"--workdir={own}")
+  assert "going on from step 3" in result.stdout
+  result = call_verb("deploy.merge", f"--workdir={own}", f"--out={merged}")
+  assert result.returncode == 0, result.stderr
+  losses = []
+  for words in ([own], [merged]):
+    result = call_verb("evaluate", f"--workdir={words[0]}", "--json")
+    losses.append(json.loads(result.stdout)["loss"])
+  wanted = logged(own, "eval/valid/loss")[6]
+  assert losses == pytest.approx([wanted, wanted], rel=1e-5)
+  # The base is still whole: rounding is of this run.
+  result = call_verb("evaluate", f"--workdir={trained}", "--json")
+  assert abs(json.loads(result.stdout)["loss"] - wanted) > 1e-4
+
+
+@pytest.mark.parametrize(
+  "changes,sentence",
+  [
+    ({"adapter.rank": "none"}, "adapter.base is int8, of frozen matrices"),
+    ({"model.num_experts": 2}, "which is for models without experts"),
+  ],
+)
+def test_what_cannot_be_rounded_is_refused(changes, sentence, trained, train):
+  values = {"train.init_from": trained, "adapter.rank": RANK}
+  values |= {"adapter.base": "int8"} | changes
+  assert_refused(train(*(flag(k, v) for k, v in values.items())), sentence)

@@ -25,10 +25,12 @@ FORMS = {
 }
 
 
-def adapted(form: str, rank: str = "*=3", kind: str = "lora", **changes):
+def adapted(
+  form: str, rank: str = "*=3", kind: str = "lora", word="full", **changes
+):
   """Returns (model, base, adapters), whose b is not zero."""
   plain, base = make(form)
-  section = AdapterConfig(rank=rank, alpha=6.0, kind=kind)
+  section = AdapterConfig(rank=rank, alpha=6.0, kind=kind, base=word)
   config = dataclasses.replace(plain.config, **changes)
   model = build_model(config, adapter=section)
   shapes, _ = model.abstract_learned()
@@ -56,6 +58,70 @@ def test_the_adapted_model_is_the_merged_one(form, scan):
   scale = np.abs(whole).max()
   np.testing.assert_allclose(found, whole, atol=1e-5 * scale)
   assert np.abs(found - plain).max() > 1e-2 * scale  # adapters do something
+
+
+@pytest.mark.parametrize(
+  "form,kind,word,scan",
+  [
+    ("gpt2", "dora", "int8", True),
+    ("bert", "lora", "int4", False),
+  ],
+)
+def test_adapters_beside_a_rounded_base_learn_as_beside_its_matrices(
+  form, kind, word, scan
+):
+  rank = "o=2,mlp=3"  # and others are rounded without adapters
+  model, base, learned = adapted(form, rank, kind, word, scan_layers=scan)
+  rounded = model.round_base(base)
+  section = dataclasses.replace(model.adapter, base="full")
+  plain = dataclasses.replace(model, adapter=section)
+  parts = model.abstract_params()
+  whole = adapters.restore_base(rounded, *parts)
+  assert tree.describe_shapes(whole) == tree.describe_shapes(base)
+  tokens = tokens_of()
+  weights = np.random.default_rng(2).normal(size=61).astype(np.float32)
+
+  def loss(learned, model, base):
+    logits = apply(model, model.attach(learned, base), tokens)
+    logits = logits[..., :61]
+    return jnp.einsum("BTV,V->", jnp.sin(logits), weights), logits
+
+  make = jax.jit(jax.grad(loss, has_aux=True), static_argnums=1)
+  gradient, logits = make(learned, model, rounded)
+  expected, same = make(learned, plain, whole)
+  _, exact = make(learned, plain, base)
+  scale = float(np.abs(same).max())
+  np.testing.assert_allclose(logits, same, rtol=0, atol=1e-5 * scale)
+  assert np.abs(same - exact).max() > 1e-4 * scale  # rounding does something
+  found = tree.flatten_with_names(gradient)
+  for name, x in tree.flatten_with_names(expected).items():
+    largest = float(np.abs(x).max())
+    assert largest > 0
+    np.testing.assert_allclose(
+      found[name], x, rtol=0, atol=1e-5 * largest, err_msg=name
+    )
+  merged = model.merge(model.attach(learned, rounded))
+  summed = adapters.merge(plain.attach(learned, whole))
+  for a, b in zip(
+    jax.tree.leaves(merged), jax.tree.leaves(summed), strict=True
+  ):
+    np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
+
+
+def test_a_rounded_base_takes_its_bits():
+  plain, _ = make("gpt2")
+  sizes = dict(model_dim=128, num_heads=4, num_kv_heads=None, mlp_dim=256)
+  config = dataclasses.replace(plain.config, **sizes)
+  for word, bits in (("int8", 8), ("int4", 4)):
+    section = AdapterConfig(rank="*=1", alpha=1.0, kind="lora", base=word)
+    model = build_model(config, adapter=section)
+    count = lambda parts: tree.count_bytes(parts[0])
+    saved = count(model.abstract_params()) - count(model.abstract_base())
+    # q, k, v, o and the two of the MLP: of 128 inputs, but the last of 256.
+    weights = 2 * (4 * 128 * 128 + 2 * 128 * 256)
+    # A scale for each output, or for each output and 64 inputs.
+    scales = 2 * (5 * 128 + 256) if bits == 8 else weights // 64
+    assert saved == 4 * weights - bits * weights // 8 - 4 * scales
 
 
 def test_each_matrix_has_its_own_sum():
@@ -123,7 +189,7 @@ def test_a_pattern_of_nothing_and_a_rank_too_large_are_refused(rank, clause):
 )
 def test_a_text_that_is_no_list_of_ranks_is_refused(text):
   with pytest.raises(InputError, match="PATTERN=RANK"):
-    AdapterConfig(rank=text, alpha=1.0, kind="lora")
+    AdapterConfig(rank=text, alpha=1.0, kind="lora", base="full")
 
 
 def test_adapters_need_a_base():

@@ -17,7 +17,12 @@ STEPS = 6
 
 
 def adapter_config(
-  rank="attn=4,mlp=2", mesh=None, optimizer="adamw", kind="lora", **model
+  rank="attn=4,mlp=2",
+  mesh=None,
+  optimizer="adamw",
+  kind="lora",
+  base="full",
+  **model,
 ):
   """A config of 8 rows and its base's sizes, which 8 devices divide."""
   config = small_config(init_from="/nowhere")
@@ -26,7 +31,7 @@ def adapter_config(
   return replace(
     config,
     train=replace(config.train, global_batch_size=8),
-    adapter=AdapterConfig(rank=rank, alpha=8.0, kind=kind),
+    adapter=AdapterConfig(rank=rank, alpha=8.0, kind=kind, base=base),
     model=replace(config.model, **sizes | model),
     optim=replace(config.optim, optimizer=optimizer, learning_rate=1e-2),
     mesh=replace(config.mesh, **dict.fromkeys(sharding.AXES, 1) | (mesh or {})),
@@ -46,8 +51,8 @@ def begin(config, devices: int = 1):
       ),
       like.sharding,
     )
-    placed = jax.tree.map(draw, built.abstract.base, specs)
-    now = now.replace(base=placed)
+    placed = jax.tree.map(draw, built.abstract_base(), specs)
+    now = now.replace(base=built.round_base(placed))
   return built, now
 
 
@@ -87,7 +92,9 @@ def test_state_optimizer_and_checkpoint_hold_adapters_alone():
   saved = built.abstract.without_frozen()
   assert tree.count_bytes(saved) == 3 * own + 4 + 3 * 4
   full = build.assemble(
-    dataclasses.replace(config, adapter=AdapterConfig("none", 8.0, "lora")),
+    dataclasses.replace(
+      config, adapter=AdapterConfig("none", 8.0, "lora", "full")
+    ),
     jax.devices()[:1],
   )
   assert full.abstract.base is None
@@ -107,7 +114,9 @@ def test_a_step_computes_no_gradient_of_the_base():
 
 def test_the_ledger_counts_no_gradient_of_the_base():
   config = adapter_config()
-  full = dataclasses.replace(config, adapter=AdapterConfig("none", 8.0, "lora"))
+  full = dataclasses.replace(
+    config, adapter=AdapterConfig("none", 8.0, "lora", "full")
+  )
   weights = sum(ledger.count_parameters(config.model).values()) - 16 * 64
   for count in (ledger.train_flops_of, ledger.masked_flops_of):
     assert count(full) - count(config) == 2 * weights
@@ -119,6 +128,21 @@ def test_every_optimizer_moves_adapters(word):
   named = tree.flatten_with_names(after.params)
   assert all(np.isfinite(x).all() for x in named.values())
   assert all(np.any(x) for name, x in named.items() if name.endswith("lora_b"))
+
+
+@pytest.mark.parametrize("word", ["int8", "int4"])
+def test_adapters_of_a_rounded_base_learn_the_same_over_devices(word):
+  config = adapter_config(base=word)
+  losses, after, base = run(config)
+  assert losses[-1] < losses[0]
+  same = jax.tree.map(np.array_equal, base, jax.device_get(after.base))
+  assert all(jax.tree.leaves(same))
+  mesh = dict(fsdp=8) if word == "int8" else dict(fsdp=2, tensor=2, seq=2)
+  spread, after, _ = run(adapter_config(mesh=mesh, base=word), devices=8)
+  np.testing.assert_allclose(spread, losses, rtol=1e-5)
+  values = after.base["blocks"]["mlp"]["in"].values_GFC
+  shard = values.sharding.shard_shape(values.shape)
+  assert np.prod(shard) * (8 if word == "int8" else 4) == values.size
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ def config_of(word="dpo", mesh=None, adapter="none", **train):
     train=replace(config.train, **train),
     model=replace(config.model, **sizes, max_len=T),
     optim=replace(config.optim, learning_rate=1e-2),
-    adapter=AdapterConfig(rank=adapter, alpha=8.0, kind="lora"),
+    adapter=AdapterConfig(rank=adapter, alpha=8.0, kind="lora", base="full"),
     mesh=replace(config.mesh, **dict.fromkeys(sharding.AXES, 1) | (mesh or {})),
   )
 

@@ -221,7 +221,12 @@ class LibraryTokenizer:
     if ids[-1:] == [end]:
       ids.pop()
     return LibraryTokenizer(
-      self._library, self.name, self.separator_id, ids, (start, end)
+      self._library,
+      self.name,
+      self.separator_id,
+      ids,
+      (start, end),
+      self.chat_template,
     )
 
   def id_of(self, token: str | None) -> int | None:

@@ -104,14 +104,18 @@ def _export(argv: list[str]) -> int:
     word = adapters_out.export_adapters(*opened, args.out)
     print(f"{args.out} holds the adapters of {args.workdir}, of a {word}")
     return 0
-  _, model, params, tokenizer, _ = workdir.open_run(
+  config, model, params, tokenizer, _ = workdir.open_run(
     args.workdir,
     {},
     note,
     average=args.average,
     step=args.step,
   )
-  word = exporting.export_model(model, params, tokenizer, args.out)
+  is_chat = config.data.objective == "chat"
+  template = config.data.template if is_chat else None
+  word = exporting.export_model(
+    model, params, tokenizer, args.out, template=template
+  )
   print(f"{args.out} holds the model of {args.workdir} as {word}")
   return 0
 

@@ -1,5 +1,6 @@
 """Tables of the hub's models that read a source and write a target."""
 
+from gpt_jax.config import InputError
 from gpt_jax.deploy.hf.rows import Architecture, Key, Row, rows_of
 
 
@@ -92,8 +93,113 @@ T5_GATED = T5._replace(
   rows=tuple(each for row in T5.rows for each in _gated(row)),
 )
 
+SIDES = "encoder", "decoder"
+BART_ENCODER = "model.encoder.layers.{layer}"
+BART_DECODER = "model.decoder.layers.{layer}"
+
+
+def _both(layer: str, stack: str, **named: str) -> tuple[Row, ...]:
+  """Returns rows of matrices, or of norms, and of their biases."""
+  found: dict = {}
+  for ours, theirs in named.items():
+    is_norm = ours.startswith("norm")
+    weight = ours + "__scale" if is_norm else ours
+    bias = ours + ("__bias" if is_norm else "_bias")
+    form = "same" if is_norm else "linear"
+    found |= {weight: (theirs + ".weight", form)}
+    found |= {bias: (theirs + ".bias", "same")}
+  return rows_of(layer, stack, **found)
+
+
+def _biased(layer: str, stack: str, ours: str, theirs: str):
+  """Returns an attention of BART, and the norm after it."""
+  names = {f"{ours}__{x}": f"{theirs}.{x}_proj" for x in "qkv"}
+  names |= {f"{ours}__o": f"{theirs}.out_proj"}
+  return _both(
+    layer, stack, **names, **{f"norm_{ours}": f"{theirs}_layer_norm"}
+  )
+
+
+def _stack(layer: str, stack: str, embed: str) -> tuple[Row, ...]:
+  """Returns the rows that both stacks of BART have."""
+  whole = layer.removesuffix(".layers.{layer}")
+  at = whole + ".embed_positions.weight"
+  norm = whole + ".layernorm_embedding"
+  return (
+    Row(at, (f"{embed}/positions",), "padded"),
+    Row(norm + ".weight", (f"{embed}/norm/scale",), "same"),
+    Row(norm + ".bias", (f"{embed}/norm/bias",), "same"),
+    *_biased(layer, stack, "attn", "self_attn"),
+    *_both(
+      layer, stack, mlp__in="fc1", mlp__out="fc2", norm_mlp="final_layer_norm"
+    ),
+  )
+
+
+def _read_bart(stated: dict, model: dict, where: str) -> dict:
+  for name in ("attention_heads", "ffn_dim"):
+    own, other = (stated.get(f"{side}_{name}") for side in SIDES)
+    if own != other:
+      raise InputError(
+        f"{where} has encoder_{name} {own!r:.60} and decoder_{name} "
+        f"{other!r:.60}, which is not supported; they must be equal"
+      )
+  return {}
+
+
+BART = Architecture(
+  name="BartForConditionalGeneration",
+  keys=(
+    Key("d_model", "model_dim"),
+    Key("encoder_ffn_dim", "mlp_dim"),
+    Key("encoder_layers", "num_encoder_layers"),
+    Key("decoder_layers", "num_layers"),
+    Key("encoder_attention_heads", "num_heads"),
+    Key("max_position_embeddings", "max_len", 1024),
+    Key("vocab_size", "vocab_size"),
+    Key("scale_embedding", "scaled_embeddings", False),
+    Key("tie_word_embeddings", "tied_embeddings", True),
+  ),
+  fixed=dict(
+    family="encoder_decoder",
+    norm="layernorm",
+    norm_placement="post",
+    norm_eps=1e-5,
+    embed_norm=True,
+    source_embed="own",
+    position="learned",
+    mlp="gelu",
+    bias=True,
+  ),
+  wanted={
+    "activation_function": ("gelu",),
+    "is_encoder_decoder": (True,),
+    # Those of the first models, before they were trained to write.
+    "normalize_before": (False,),
+    "add_final_layer_norm": (False,),
+    "normalize_embedding": (True,),
+    "static_position_embeddings": (False,),
+  },
+  rows=(
+    Row("model.shared.weight", ("embed/tokens",), "same"),
+    *_stack(BART_ENCODER, "encoder", "source_embed"),
+    *_stack(BART_DECODER, "blocks", "embed"),
+    *_biased(BART_DECODER, "blocks", "cross", "encoder_attn"),
+  ),
+  heads=(Row("lm_head.weight", ("unembed",), "same"),),
+  ignored=("encoder.embed_tokens.weight", "decoder.embed_tokens.weight"),
+  zeros=("final_logits_bias",),
+  has_rope=False,
+  read=_read_bart,
+  write=lambda model, stated: {
+    f"decoder_{name}": stated[f"encoder_{name}"]
+    for name in ("attention_heads", "ffn_dim")
+  },
+)
+
 # By "model_type" of config.json, or an Architecture's own.
 ENCODER_DECODERS = {
   "t5_gated": T5_GATED,
   "t5": T5,
+  "bart": BART,
 }

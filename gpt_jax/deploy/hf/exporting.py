@@ -10,10 +10,16 @@ import numpy as np
 
 from gpt_jax import cli, files, tree
 from gpt_jax import config as config_lib
-from gpt_jax.config import InputError
+from gpt_jax.config import InputError, Template
 from gpt_jax.data import marks
 from gpt_jax.data.tokenizers import Tokenizer, limits
-from gpt_jax.deploy.hf import architectures, layout, stated, tensors
+from gpt_jax.deploy.hf import (
+  architectures,
+  chat_templates,
+  layout,
+  stated,
+  tensors,
+)
 from gpt_jax.deploy.hf.folders import whole_folder
 from gpt_jax.machine import processes
 from gpt_jax.models import Model
@@ -35,12 +41,14 @@ def export_model(
   tokenizer: Tokenizer,
   out: str,
   max_shard_bytes: int = tensors.MAX_SHARD_BYTES,
+  template: Template | None = None,
 ) -> str:
   """Writes config.json, safetensors and tokenizer; returns the model_type.
 
   Args:
     out: folder, must not exist yet.
     max_shard_bytes: of a file of tensors.
+    template: of chats that the run was tuned on; None is the tokenizer's own.
 
   Raises:
     InputError: no architecture of the hub has this model, or its tokenizer
@@ -55,7 +63,7 @@ def export_model(
   flat = tree.flatten_with_names(params)
   shapes = {name: leaf.shape for name, leaf in flat.items()}
   entries = layout.list_entries(found, model.config, shapes)
-  texts = _describe(word, model, tokenizer, library)
+  texts = _describe(word, model, tokenizer, library, template)
   dtype = np.dtype(model.config.param_dtype)
   planned = [
     tensors.Planned(e.name, dtype, e.shape, functools.partial(_gather, flat, e))
@@ -152,7 +160,11 @@ def _special(i: int, content: str) -> dict:
 
 
 def _describe(
-  word: str, model: Model, tokenizer: Tokenizer, library: dict
+  word: str,
+  model: Model,
+  tokenizer: Tokenizer,
+  library: dict,
+  template: Template | None,
 ) -> dict[str, dict]:
   """Returns {name: content} of the JSON files beside the tensors."""
   config = stated.write_model(word, model.config)
@@ -164,7 +176,8 @@ def _describe(
   ids = {f"{role}_id": i for role, i in _ends(tokenizer).items()}
   if config_lib.has_source(model.config):
     start, end = marks.pair_ids(tokenizer)
-    ids |= {"decoder_start_token_id": start, "pad_token_id": start}
+    pad = start if config["pad_token_id"] is None else config["pad_token_id"]
+    ids |= {"decoder_start_token_id": start, "pad_token_id": pad}
     ids["eos_token_id"] = end
   named: dict[str, Any] = {
     "tokenizer_class": "PreTrainedTokenizerFast",
@@ -172,9 +185,15 @@ def _describe(
     "clean_up_tokenization_spaces": False,
   }
   named |= describe_roles(tokenizer, library)
+  named |= chat_templates.describe(template, tokenizer)
+  generation: dict[str, Any] = dict(ids)
+  end = chat_templates.end_id(template, tokenizer)
+  if end is not None and end != ids.get("eos_token_id"):
+    ends = end, ids.get("eos_token_id")
+    generation["eos_token_id"] = [i for i in ends if i is not None]
   return {
     "config.json": config | ids,
-    "generation_config.json": ids,
+    "generation_config.json": generation,
     "tokenizer.json": library,
     "tokenizer_config.json": named,
   }

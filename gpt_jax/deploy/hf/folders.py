@@ -3,13 +3,14 @@
 import contextlib
 import os
 import shutil
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any
 
 from gpt_jax import config as config_lib
 from gpt_jax import files
 from gpt_jax.config import Config, InputError
 from gpt_jax.data.tokenizers.protocol import Tokenizer
+from gpt_jax.machine import runtime
 from gpt_jax.runs import checkpoint
 from gpt_jax.runs import workdir as workdir_lib
 
@@ -54,15 +55,19 @@ def whole_folder(name: str, folder: str) -> Generator[str]:
 def write_run(
   folder: str,
   config: Config,
-  params: Any,
+  make_params: Callable[[], Any],
   tokenizer: Tokenizer,
   data_fingerprint: str,
   labels: Any = None,
+  abstract: Any = None,
 ) -> None:
   """Writes a workdir whose checkpoint 0 holds parameters alone.
 
   Args:
+    make_params: returns them.
     labels: as workdir.write_config's.
+    abstract: of the parameters, with shardings: what a save needs is compiled
+      before they are made, which takes memory too.
   """
   facts = {
     "config_fingerprint": config_lib.fingerprint(config),
@@ -72,7 +77,10 @@ def write_run(
   keeper = checkpoint.Checkpointer(
     os.path.join(folder, "checkpoints"), config.checkpoint, facts
   )
-  keeper.save(0, {"params": params}, force=True)
+  if abstract is not None:
+    keeper.prepare({"params": abstract})
+    runtime.give_back_memory()
+  keeper.save(0, {"params": make_params()}, force=True)
   keeper.close()
   path = os.path.join(folder, "tokenizer.json")
   files.write_text(path, tokenizer.to_json())

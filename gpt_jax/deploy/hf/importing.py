@@ -95,9 +95,10 @@ def import_model(
   if adapter is not None:
     matched = adapters.merge(adapter, entries, matched)
   places = sharding.shardings_of(shapes, specs, config.mesh.rules, mesh)
+  abstract = sharding.abstract_of(shapes, specs, config.mesh.rules, mesh)
+  make = lambda: _read_params(shapes, places, entries, matched)
   with whole_folder("--workdir", workdir) as partial:
-    params = _read_params(shapes, places, entries, matched)
-    write_run(partial, config, params, words, NO_DATA)
+    write_run(partial, config, make, words, NO_DATA, abstract=abstract)
   return config
 
 

@@ -16,6 +16,8 @@ from gpt_jax.deploy.hf.tensors import Tensor
 
 # Parameters whose rows are tokens; ours have padding after theirs.
 TABLES = ("embed/tokens", "unembed", "head/bias")
+# Bytes at a multiple of which an array of a CPU's device begins.
+ALIGNMENT = 64
 
 
 class Part(NamedTuple):
@@ -107,6 +109,9 @@ class Entry(NamedTuple):
       return np.concatenate(flat, axis=1)
     if self.form == "offset":
       return ours[0] - np.ones((), ours[0].dtype)
+    if self.form == "padded":
+      before = np.zeros((PADDING_ROWS, *ours[0].shape[1:]), ours[0].dtype)
+      return np.concatenate([before, ours[0]])
     if len(self.shape) == 1:
       return np.concatenate([a.reshape(-1) for a in ours])
     return ours[0]
@@ -222,13 +227,19 @@ def match(
   tied = {theirs(row.theirs) for row in found.heads}
   extra = [
     name
-    for name in tensors.keys() - used - tied
+    for name in tensors.keys() - used - tied - set(found.zeros)
     if not name.endswith(found.ignored or ("\0",))
   ]
   if extra:
     raise InputError(
       f"{where} holds {_some(sorted(extra))}, which {found.name} does not have"
     )
+  for name in found.zeros:
+    if name in tensors and tensors[name].read().any():
+      raise InputError(
+        f"{where} holds {name}, which is not zero; {found.name} is supported "
+        "where it is"
+      )
   for name in (tied - used) & tensors.keys():
     _check_tied(tensors[name], tensors[theirs(entries[0].name)], name, where)
   return matched
@@ -264,6 +275,14 @@ def _some(names: list[str]) -> str:
   return ", ".join(names[:3]) + rest
 
 
+def _aligned(shape: list[int], dtype: np.dtype) -> np.ndarray:
+  """Returns zeros that a CPU's device takes as its array, without a copy."""
+  size = math.prod(shape) * dtype.itemsize
+  room = np.zeros(size + ALIGNMENT, np.uint8)
+  start = -room.ctypes.data % ALIGNMENT
+  return room[start : start + size].view(dtype).reshape(shape)
+
+
 def read_part(
   path: str,
   index: tuple[slice, ...],
@@ -279,7 +298,7 @@ def read_part(
     sources: by (path, leading indices): where that part is read from.
   """
   spans = [s.indices(n)[:2] for s, n in zip(index, shape, strict=True)]
-  out = np.zeros([stop - start for start, stop in spans], dtype)
+  out = _aligned([stop - start for start, stop in spans], dtype)
   depth = len(next(at for name, at in sources if name == path))
   for place in np.ndindex(*out.shape[:depth]):
     at = tuple(i + spans[d][0] for d, i in enumerate(place))

@@ -94,6 +94,8 @@ class Architecture(NamedTuple):
     rows: their tensors.
     heads: rows of models whose output matrix is not that of the embedding.
     ignored: ends of names of tensors that hold no parameters of ours.
+    zeros: names of tensors that hold parameters that we have not, which must be
+      zero.
     renamed: (end of a name in older files, end of it now).
     prefix: of names, which a model without its head was saved without.
     has_rope: whether config.json says how positions turn.
@@ -116,6 +118,7 @@ class Architecture(NamedTuple):
   rows: tuple[Row, ...]
   heads: tuple[Row, ...] = ()
   ignored: tuple[str, ...] = ()
+  zeros: tuple[str, ...] = ()
   renamed: tuple[tuple[str, str], ...] = ()
   prefix: str = "model."
   has_rope: bool = True

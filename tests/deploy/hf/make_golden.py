@@ -148,6 +148,20 @@ CASES = {
   "bert": BERT,
   "bert_bare": BERT | dict(model_type="bert"),
   "t5": T5_SMALL | dict(num_decoder_layers=2),
+  "bart": dict(
+    d_model=32,
+    encoder_ffn_dim=48,
+    decoder_ffn_dim=48,
+    encoder_layers=3,
+    decoder_layers=2,
+    encoder_attention_heads=4,
+    decoder_attention_heads=4,
+    max_position_embeddings=64,
+    vocab_size=61,
+    pad_token_id=1,
+    decoder_start_token_id=0,
+    forced_eos_token_id=None,
+  ),
   "t5_gated": T5_SMALL
   | dict(
     model_type="t5",
@@ -166,7 +180,7 @@ CASES = {
 MASKED = "AutoModelForMaskedLM"
 AUTO = {
   **dict.fromkeys(("bert", "roberta", "modernbert"), MASKED),
-  "t5": "AutoModelForSeq2SeqLM",
+  **dict.fromkeys(("t5", "bart"), "AutoModelForSeq2SeqLM"),
 }
 NUM_TOKENS, NUM_NEW = 20, 32
 
@@ -238,8 +252,10 @@ def main() -> None:
         name: list(tensor.shape)
         for name, tensor in safetensors.torch.load_file(weights).items()
       }
-      if is_bare:
-        shapes = {k: v for k, v in shapes.items() if "pooler" not in k}
+      left_out = ["pooler"] * is_bare + ["final_logits_bias"]
+      for name in list(shapes):
+        if any(part in name for part in left_out):
+          del shapes[name]
       if case == "t5_gated":  # transformers 5 ties what it makes
         shapes["lm_head.weight"] = shapes["shared.weight"]
       save, rounded = safetensors.torch.save_file, {}

@@ -47,7 +47,7 @@ def write(folder: pathlib.Path, case: str, rank: str, kind: str = "lora"):
     run, own = f"{temporary}/run", pathlib.Path(temporary)
     importing.import_model(source, run, letters(own))
     _, model, params, *_ = workdir.open_run(run, {}, lambda line: None)
-  section = AdapterConfig(rank=rank, alpha=6.0, kind=kind)
+  section = AdapterConfig(rank=rank, alpha=6.0, kind=kind, base="full")
   model = dataclasses.replace(model, adapter=section)
   shapes, _ = model.abstract_learned()
   names = {n: x.shape for n, x in tree.flatten_with_names(shapes).items()}

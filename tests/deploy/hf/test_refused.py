@@ -121,6 +121,13 @@ def test_tensors_that_do_not_fit_are_named(change, sentence, tmp_path):
       "rope_scaling of type 'dynamic'",
     ),
     (
+      "phi3",
+      dict(
+        rope_scaling=dict(type="longrope", short_factor=[1], long_factor=[2])
+      ),
+      "rope_scaling of type 'longrope'",
+    ),
+    (
       "llama",
       dict(rope_parameters=YARN | dict(beta_fast=16)),
       "rope_scaling with beta_fast 16",
@@ -175,6 +182,8 @@ def test_tensors_that_do_not_fit_are_named(change, sentence, tmp_path):
     ("t5", dict(feed_forward_proj="gated-silu"), "has feed_forward_proj"),
     ("t5", dict(relative_attention_num_buckets=16), "num_buckets 16"),
     ("t5", dict(eos_token_id=None), "has eos_token_id None"),
+    ("bart", dict(normalize_before=True), "has normalize_before True"),
+    ("bart", dict(decoder_ffn_dim=64), "encoder_ffn_dim 48 and decoder_ffn"),
     ("t5", dict(decoder_start_token_id=61), "token id 61 is outside"),
     ("t5", dict(scale_decoder_outputs=False), "lacks lm_head.weight"),
     ("bert", dict(is_decoder=True), "has is_decoder True"),
@@ -259,6 +268,18 @@ def test_tensors_of_a_bert_that_do_not_fit_are_named(
   change(arrays)
   write_tensors(source, arrays)
   refuse(source, tmp_path, sentence)
+
+
+def test_a_bias_of_the_logits_is_refused_unless_it_is_zero(tmp_path):
+  source = pathlib.Path(write_source(tmp_path / "source", "bart"))
+  arrays = draw(GOLDEN["bart"]["shapes"])
+  arrays["final_logits_bias"] = np.zeros((1, 61), np.float32)
+  write_tensors(source, arrays)
+  importing.import_model(str(source), str(tmp_path / "run"), letters(tmp_path))
+  (tmp_path / "run").rename(tmp_path / "elsewhere")
+  arrays["final_logits_bias"][0, 60] = 1e-3
+  write_tensors(source, arrays)
+  refuse(source, tmp_path, "holds final_logits_bias, which is not zero")
 
 
 def test_files_outside_of_the_folder_are_not_read(tmp_path):
