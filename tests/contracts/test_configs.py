@@ -59,7 +59,6 @@ COUNTS = {
   "distill.py": (None, None),
   "sentiment.py": (None, None),
   "sentiment.py:pretrain": (None, None),
-  "tune_lora.py": (None, None),
   "classify.py:laptop": (None, None),
   # BERT's published count with its pooler, and two classes.
   "classify.py:base": (30_522, 109_482_240 + 2 * 769),
