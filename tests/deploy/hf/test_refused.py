@@ -123,7 +123,9 @@ def test_tensors_that_do_not_fit_are_named(change, sentence, tmp_path):
     (
       "phi3",
       dict(
-        rope_scaling=dict(type="longrope", short_factor=[1], long_factor=[2])
+        rope_parameters=dict(
+          rope_type="longrope", short_factor=[1.0], long_factor=[2.0]
+        )
       ),
       "rope_scaling of type 'longrope'",
     ),
