@@ -130,9 +130,11 @@ def test_a_file_of_records_is_read_as_records(
   (named,) = evaluate(f"--data=jsonl:{path}#text")
   assert plain.pop("set") != named.pop("set") and plain == named
   table = tmp_path / "b.csv"
-  table.write_text("id,text\n1,x\n")
-  result = call_verb("evaluate", f"--workdir={trained}", f"--data={table}")
-  assert result.returncode == 2 and "is a table (CSV)" in result.stderr
+  lines = [f'{row["id"]},"{row["text"]}"' for row in rows]
+  table.write_text("\n".join(["id,text", *lines]) + "\n")
+  (table,) = evaluate(f"--data={table}")
+  table.pop("set")
+  assert table == plain
   result = call_verb("evaluate", f"--workdir={trained}", "--data=")
   assert result.returncode == 2 and "--data is empty" in result.stderr
 
@@ -162,9 +164,10 @@ def test_a_run_of_others_has_nothing_read_or_written(
 
 
 def test_a_prepared_folder_and_a_plain_line_are_understood(
-  evaluate, call_verb, base, trained
+  evaluate, call_verb, trained
 ):
-  (folder,) = (base[0] / "prepared").glob("*-corpus-txt-*")
+  config = workdir.read_config(str(trained), {})
+  (folder,) = prepare_data(config.data, lambda line: None).folders
   results = {r["set"]: r for r in evaluate(f"--data={folder}")}
   assert set(results) == {"train", "valid"}
   (own,) = evaluate()
