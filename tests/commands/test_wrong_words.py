@@ -307,7 +307,7 @@ def test_standard_input_that_is_no_text_is_named_by_its_offset():
     (("gpt_jax.train", "--workdir=x", "--config.a=1"), "unknown config key a"),
     (("gpt_jax.generate", "--workdir=none"), "none does not exist"),
     (("gpt_jax.evaluate", "--workdir=none"), "none does not exist"),
-    (("gpt_jax.data", "--config.data.source=csv:x"), "not a source"),
+    (("gpt_jax.data", "--config.data.source=xml:x"), "not a source"),
   ],
   ids=lambda w: w[0],
 )
