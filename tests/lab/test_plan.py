@@ -253,10 +253,14 @@ def test_no_plan_has_a_share_of_the_peak_above_one(name):
   mesh = jax.sharding.AbstractMesh(tuple(sizes), sharding.AXES)
   # Without a state there are fewer bytes to move: a bound that is stricter.
   none = state.TrainState(*[{}] * 5)
-  built = build.Assembly(config, mesh, None, None, None, none)
+  built = build.Assembly(config, mesh, None, None, None, None, none)
   size = config.train.global_batch_size * config.data.seq_len
   for form in SHAPED.values():
-    changed = remedy.change(config, form)
+    try:
+      changed = remedy.change(config, form)
+    except config_lib.InputError as error:  # comparisons are computed whole
+      assert form and "num_loss_chunks" in str(error), (form, error)
+      continue
     place = dataclasses.replace(built, config=changed)
     # By arithmetic for TPUs too, as a search ranks settings.
     for where in ("h100:8", "a100:8", "v5e:2x4", "v4:2x2x1", "v5p:2x2x2"):
@@ -264,7 +268,9 @@ def test_no_plan_has_a_share_of_the_peak_above_one(name):
       terms = analytic.estimate_terms(place, topology)
       done = analytic.hardware_flops(changed, topology) * size
       r = planner._roofline(terms, changed, topology, done)
-      assert 0 < r["mfu"] <= r["hfu"] + 1e-9, (form, where)
+      # A token's FLOPs are whole numbers.
+      exact = 1 + 1 / flops.masked_flops_of(changed)
+      assert 0 < r["mfu"] <= r["hfu"] * exact + 1e-9, (form, where)
       assert r["expected"]["mfu"] < r["hfu"] <= 1 + 1e-9, (form, where)
 
 

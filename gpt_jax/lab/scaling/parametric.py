@@ -75,8 +75,11 @@ def fit(params, tokens, loss, num_resamples: int, seed: int) -> Fit:
   back = np.argsort(order)
   params, tokens, loss = (v[order] for v in (params, tokens, loss))
   found = _fit_points(params, tokens, loss)
-  for name, value in (("N", found.theta[3]), ("D", found.theta[4])):
-    if not value > 0:
+  shares = share_of(found.theta, np.log(params), np.log(tokens))
+  for i, name in enumerate("ND"):
+    value = found.theta[3 + i]
+    # Where the term is nothing, its exponent is nothing either.
+    if not value > 0 and shares[i] >= MIN_SHARE:
       raise InputError(
         f"the loss of these runs does not fall with {name}: its exponent would "
         f"be {value:.3g}; runs of more sizes, or longer ones, may show it"
