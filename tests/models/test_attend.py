@@ -268,7 +268,7 @@ def test_packed_documents_and_a_kernel_that_cannot_are_refused():
   config.model.update(attention="cudnn", compute_dtype="bfloat16")
   config_lib.freeze(config)
   config.data.packing = "documents"
-  sentence = "cudnn, which needs an array of T x T.*documents.*; use auto or fla"
+  sentence = "cudnn, which needs an array of T x T.*documents.*; use auto or"
   with pytest.raises(InputError, match=sentence):
     config_lib.freeze(config)
 
