@@ -19,7 +19,7 @@ from typing import Any
 import gpt_jax
 from gpt_jax import exits, files
 from gpt_jax.config import KEYS, WEIGHTS, InputError, nearest, nearest_key
-from gpt_jax.machine import processes, runtime, streams, watchdog
+from gpt_jax.machine import processes, runtime, signals, streams, watchdog
 
 DEFAULT_CONFIG = "configs/tiny.py"
 # A flag is a path if its METAVAR begins with one of these words.
@@ -277,6 +277,8 @@ def run(
     code = _give_up(
       exits.FAILED, f"ended with {type(error).__name__}, see its log"
     )
+  if is_run:
+    signals.end_with(code)
   processes.leave()
   try:
     sys.stdout.flush()

@@ -6,6 +6,7 @@ requests. Texts become ids, and long ones windows, by the rules of its adapter
 of transformers, so that the same weights give the same figures.
 """
 
+import importlib.util
 import itertools
 from typing import Any
 
@@ -34,13 +35,11 @@ def require(is_quiet: bool = False) -> None:
   if processes.count() > 1:
     raise InputError("tasks are evaluated by one process; start one")
   runtime.start_harness(is_quiet)
-  try:
-    import lm_eval  # noqa: F401 (whether it is there)
-  except ImportError:
+  if importlib.util.find_spec("lm_eval") is None:
     raise InputError(
       "tasks need the package `lm_eval`; in the folder of this project, "
       f"install it with {files.pip('eval')}"
-    ) from None
+    )
 
 
 def evaluate(

@@ -19,6 +19,7 @@ from gpt_jax.machine import processes, streams
 # faults, job control, timers and descriptors keep their handlers: libtpu, for
 # one, profiles itself with SIGPROF.
 NAMES = "SIGINT SIGTERM SIGHUP SIGQUIT SIGUSR1 SIGUSR2 SIGXCPU SIGPWR".split()
+DEFAULTS = (signal.SIG_DFL, signal.default_int_handler)
 # Sent from a keyboard: the second one exits at once.
 IMPATIENT = (signal.SIGINT, signal.SIGQUIT)
 
@@ -41,7 +42,7 @@ class Listener:
       if number is None:
         continue
       handler = signal.getsignal(number)
-      if handler in (signal.SIG_DFL, signal.default_int_handler):
+      if handler in DEFAULTS:
         self.old[number] = signal.signal(number, _do_nothing)
     self.thread = threading.Thread(target=self._listen, daemon=True)
     self.thread.start()
@@ -127,6 +128,17 @@ class Stop:
   def close(self) -> None:
     """Restores the earlier handlers."""
     self.listener.close()
+
+
+def end_with(code: int) -> None:
+  """Makes a signal end the process at once with the code of a run that is over.
+
+  Its default would say that the run was killed, between its end and the exit.
+  """
+  for name in NAMES:
+    number = getattr(signal, name, None)
+    if number is not None and signal.getsignal(number) in DEFAULTS:
+      signal.signal(number, lambda *_: os._exit(code))
 
 
 def _do_nothing(number, frame) -> None:

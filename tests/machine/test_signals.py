@@ -156,6 +156,31 @@ def test_handlers_are_put_back():
   assert after == before and signal.set_wakeup_fd(-1) == -1
 
 
+LEAVE = """
+import atexit, sys, time
+from gpt_jax import cli
+def leave():
+  print("over", flush=True)
+  time.sleep(60)
+atexit.register(leave)
+cli.run(lambda argv: 7, [], is_run=IS_RUN)
+"""
+
+
+@pytest.mark.parametrize("is_run", [True, False])
+@pytest.mark.parametrize("name", ["SIGUSR1", "SIGTERM", "SIGINT"])
+def test_a_signal_after_the_end_of_a_run_leaves_it_its_code(name, is_run):
+  code = LEAVE.replace("IS_RUN", str(is_run))
+  process = subprocess.Popen(
+    [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE
+  )
+  assert process.stdout.readline() == b"over\n"
+  process.send_signal(getattr(signal, name))
+  # The control: other commands end as the signal says.
+  assert (process.wait(30) == 7) == (is_run or name == "SIGINT")
+  process.stdout.close()
+
+
 # Screens
 
 TALK = """

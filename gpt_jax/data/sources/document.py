@@ -165,7 +165,7 @@ def missing_field(
   )
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
   """Returns the first line of an error's message, at most 200 characters."""
   lines = str(error).strip().splitlines()
   return lines[0][:200] if lines else type(error).__name__

@@ -317,4 +317,4 @@ def _import_hub():
 def _why(error: BaseException) -> str:
   while error.__cause__ is not None:
     error = error.__cause__
-  return f"{type(error).__name__}: {first_line(error)}"  # type: ignore
+  return f"{type(error).__name__}: {first_line(error)}"
