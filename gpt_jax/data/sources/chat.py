@@ -11,8 +11,9 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from gpt_jax.data.sources import document, fields, jsonl, paths
+from gpt_jax.data.sources import document, fields, jsonl
 from gpt_jax.data.sources.document import Document, slice_text
+from gpt_jax.data.sources.filed import FiledSource
 from gpt_jax.exits import InputError
 
 # Role in a file: role of a Message.
@@ -60,33 +61,11 @@ class Chat(NamedTuple):
     return json.dumps(self.messages).encode()
 
 
-class ChatSource:
+class ChatSource(FiledSource):
   """Dialogues of JSON records, in files that may be compressed."""
 
-  is_divided_by_text = True
-
   def __init__(self, spec: str, argument: str):
-    self.spec = spec
-    pattern, names = fields.split_names(argument)
-    self.files = paths.find_files(pattern)
-    if names:
-      raise InputError(
-        f"{spec} names {'#'.join(names)!r} after its path; the fields of a "
-        "chat are those of its layout: leave it out"
-      )
-    for _, path in self.files:
-      fields.check_file(spec, path, (), "chats")
-      if fields.is_tsv(path):
-        raise InputError(
-          f"{path} has columns, and a chat has turns; give JSON records "
-          f"({', '.join(jsonl.SUFFIXES)})"
-        )
-
-  def fingerprint(self) -> str:
-    return paths.identify("chat", self.files)
-
-  def num_bytes(self) -> int | None:
-    return paths.count_bytes(self.files)
+    super().__init__(spec, "chat", fields.find_records(spec, argument))
 
   def documents(self) -> Iterator[Document]:
     for chat in self.examples():

@@ -12,44 +12,30 @@ import csv
 from collections.abc import Iterator
 
 from gpt_jax.data.sources import document, jsonl, paths
-from gpt_jax.data.sources.document import Document, Unit, slice_text
+from gpt_jax.data.sources.document import Document, slice_text
+from gpt_jax.data.sources.filed import DividedSource
 from gpt_jax.exits import InputError
 
 SUFFIXES = {"csv": (".csv",), "tsv": (".tsv", ".tab")}
 
 
-class ColumnSource:
+class ColumnSource(DividedSource):
   """A column of the rows of text files, which may be compressed.
 
   A row whose text is empty is left out.
   """
 
-  is_divided_by_text = True
-
   def __init__(self, spec: str, argument: str):
-    self.spec = spec
-    self._scheme = spec.partition(":")[0]
+    self._scheme = scheme = spec.partition(":")[0]
     pattern, self._field = paths.split_field(argument)
-    self.files = paths.find_files(pattern, SUFFIXES[self._scheme])
-    self._paths = dict(self.files)
+    found = paths.find_files(pattern, SUFFIXES[scheme])
+    super().__init__(spec, f"{scheme}#{self._field}", found)
 
-  def fingerprint(self) -> str:
-    return paths.identify(f"{self._scheme}#{self._field}", self.files)
-
-  def num_bytes(self) -> int | None:
-    return paths.count_bytes(self.files)
-
-  def documents(self) -> Iterator[Document]:
-    yield from document.read_units(self)
-
-  def units(self) -> list[Unit]:
-    return document.file_units(self.files)
-
-  def read_unit(self, unit: Unit) -> Iterator[Document]:
+  def read_file(self, name: str, path: str) -> Iterator[Document]:
     read = {"csv": read_csv, "tsv": read_tsv}[self._scheme]
-    for number, text in read(self._paths[unit.name], self._field):
+    for number, text in read(path, self._field):
       if text:
-        yield Document(f"{unit.name}:{number}", slice_text(text))
+        yield Document(f"{name}:{number}", slice_text(text))
 
 
 def read_csv(path: str, field: str) -> Iterator[tuple[int, str]]:

@@ -64,3 +64,27 @@ def wrong_columns(
     f"{where} has {len(columns)} columns; it must have {count}, with a tab "
     f"between them{rest}"
   )
+
+
+def find_records(spec: str, argument: str) -> list[tuple[str, str]]:
+  """Returns (name, path) of files of JSON records with fields of their own.
+
+  Raises:
+    InputError: the argument names fields, or a file does not hold records.
+  """
+  pattern, names = split_names(argument)
+  found = paths.find_files(pattern)
+  scheme = spec.partition(":")[0]
+  if names:
+    raise InputError(
+      f"{spec} names {'#'.join(names)!r} after its path; the fields of "
+      f"{scheme}: are those of its layout: leave it out"
+    )
+  for _, path in found:
+    if is_tsv(path):
+      raise InputError(
+        f"{path} has columns, and {scheme}: reads fields; give JSON records "
+        f"({', '.join(jsonl.SUFFIXES)})"
+      )
+    check_file(spec, path, (), f"what {scheme}: reads")
+  return found

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from gpt_jax import files
 from gpt_jax.data.sources import document, paths, unpack
-from gpt_jax.data.sources.document import BOM, Document, Unit, slice_text
+from gpt_jax.data.sources.document import BOM, Document, slice_text
+from gpt_jax.data.sources.filed import DividedSource
 from gpt_jax.exits import InputError
 
 SUFFIXES = (".jsonl", ".json", ".ndjson")
@@ -18,7 +19,7 @@ MAX_LIST_BYTES = 1 << 30
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-class JsonSource:
+class JsonSource(DividedSource):
   """A field of JSON records, in files that may be compressed.
 
   A file that begins with a bracket is one list and is read whole; any other
@@ -26,33 +27,17 @@ class JsonSource:
   newlines.
   """
 
-  is_divided_by_text = True
-
   def __init__(self, spec: str, argument: str):
-    self.spec = spec
     pattern, self._field = paths.split_field(argument)
-    self.files = paths.find_files(pattern, SUFFIXES)
-    self._paths = dict(self.files)
+    found = paths.find_files(pattern, SUFFIXES)
+    super().__init__(spec, f"jsonl#{self._field}", found)
     for _, path in self.files:
       unpack.refuse_table(path)
 
-  def fingerprint(self) -> str:
-    return paths.identify(f"jsonl#{self._field}", self.files)
-
-  def num_bytes(self) -> int | None:
-    return paths.count_bytes(self.files)
-
-  def documents(self) -> Iterator[Document]:
-    yield from document.read_units(self)
-
-  def units(self) -> list[Unit]:
-    return document.file_units(self.files)
-
-  def read_unit(self, unit: Unit) -> Iterator[Document]:
-    path = self._paths[unit.name]
+  def read_file(self, name: str, path: str) -> Iterator[Document]:
     for number, text in read_field(path, self._field):
       if text:
-        yield Document(f"{unit.name}:{number}", slice_text(text))
+        yield Document(f"{name}:{number}", slice_text(text))
 
 
 def read_field(path: str, field: str) -> Iterator[tuple[int, str]]:

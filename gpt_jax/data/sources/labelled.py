@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from gpt_jax.data.sources import fields, jsonl, paths
 from gpt_jax.data.sources.document import Document, slice_text
+from gpt_jax.data.sources.filed import FiledSource
 from gpt_jax.exits import InputError
 
 # Fields of JSON, and columns of TSV, unless the spec names them.
@@ -39,19 +40,17 @@ class Example(NamedTuple):
     return json.dumps([self.texts, self.label]).encode()
 
 
-class LabelledSource:
+class LabelledSource(FiledSource):
   """Two or three fields of JSON records, or columns of tab-separated lines.
 
   The last one is the label. Columns are counted from 1. As documents, for other
   objectives, the texts alone are read.
   """
 
-  is_divided_by_text = True
-
   def __init__(self, spec: str, argument: str):
-    self.spec = spec
     pattern, self.names = fields.split_names(argument)
-    self.files = paths.find_files(pattern)
+    kind = "labelled#" + "#".join(self.names)
+    super().__init__(spec, kind, paths.find_files(pattern))
     if self.names and (len(self.names) not in (2, 3) or not all(self.names)):
       raise InputError(
         f"{spec} names {'#'.join(self.names)!r} after its path; it must be a "
@@ -59,12 +58,6 @@ class LabelledSource:
       )
     for _, path in self.files:
       fields.check_file(spec, path, self.names, "labelled texts")
-
-  def fingerprint(self) -> str:
-    return paths.identify("labelled#" + "#".join(self.names), self.files)
-
-  def num_bytes(self) -> int | None:
-    return paths.count_bytes(self.files)
 
   def documents(self) -> Iterator[Document]:
     for one in self.examples():

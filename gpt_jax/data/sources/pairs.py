@@ -6,8 +6,9 @@ of pairs holds a source and its target in turn.
 
 from collections.abc import Iterator
 
-from gpt_jax.data.sources import document, fields, jsonl, paths
-from gpt_jax.data.sources.document import Document, Unit, slice_text
+from gpt_jax.data.sources import fields, jsonl, paths
+from gpt_jax.data.sources.document import Document, slice_text
+from gpt_jax.data.sources.filed import DividedSource
 from gpt_jax.exits import InputError
 
 # Fields of JSON, and columns of TSV, unless the spec names them.
@@ -15,20 +16,17 @@ FIELDS = ("source", "target")
 COLUMNS = (1, 2)
 
 
-class PairSource:
+class PairSource(DividedSource):
   """Two fields of JSON records, or two columns of tab-separated lines.
 
   Without #SOURCE#TARGET a line of TSV has two columns; with it, such as #2#1,
   columns are counted from 1 and others are left out. Fields of JSON are named.
   """
 
-  is_divided_by_text = True
-
   def __init__(self, spec: str, argument: str):
-    self.spec = spec
     pattern, self._names = fields.split_names(argument)
-    self.files = paths.find_files(pattern)
-    self._paths = dict(self.files)
+    kind = "pairs#" + "#".join(self._names)
+    super().__init__(spec, kind, paths.find_files(pattern))
     if self._names and (len(self._names) != 2 or not all(self._names)):
       raise InputError(
         f"{spec} names {'#'.join(self._names)!r} after its path; a pair has "
@@ -37,20 +35,7 @@ class PairSource:
     for _, path in self.files:
       fields.check_file(spec, path, self._names, "pairs")
 
-  def fingerprint(self) -> str:
-    return paths.identify("pairs#" + "#".join(self._names), self.files)
-
-  def num_bytes(self) -> int | None:
-    return paths.count_bytes(self.files)
-
-  def documents(self) -> Iterator[Document]:
-    yield from document.read_units(self)
-
-  def units(self) -> list[Unit]:
-    return document.file_units(self.files)
-
-  def read_unit(self, unit: Unit) -> Iterator[Document]:
-    name, path = unit.name, self._paths[unit.name]
+  def read_file(self, name: str, path: str) -> Iterator[Document]:
     read = self._read_lines if fields.is_tsv(path) else self._read_records
     for number, texts, where in read(path):
       for text, side in zip(texts, FIELDS, strict=True):

@@ -14,9 +14,10 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from gpt_jax.data.sources import document, fields, jsonl, paths
+from gpt_jax.data.sources import document, fields, jsonl
 from gpt_jax.data.sources.chat import Message, check_turns, read_list
 from gpt_jax.data.sources.document import Document, slice_text
+from gpt_jax.data.sources.filed import FiledSource
 from gpt_jax.exits import InputError
 
 SIDES = ("chosen", "rejected")
@@ -51,38 +52,17 @@ class Preference(NamedTuple):
     return json.dumps(self[2:]).encode()
 
 
-class PreferenceSource:
+class PreferenceSource(FiledSource):
   """Preferences of JSON records, in files that may be compressed.
 
   Attributes:
     is_paired: whether its prompts have two answers; known once it was read.
   """
 
-  is_divided_by_text = True
   is_paired = True
 
   def __init__(self, spec: str, argument: str):
-    self.spec = spec
-    pattern, names = fields.split_names(argument)
-    self.files = paths.find_files(pattern)
-    if names:
-      raise InputError(
-        f"{spec} names {'#'.join(names)!r} after its path; the fields of a "
-        "preference are prompt, chosen and rejected: leave it out"
-      )
-    for _, path in self.files:
-      fields.check_file(spec, path, (), "preferences")
-      if fields.is_tsv(path):
-        raise InputError(
-          f"{path} has columns, and preferences have fields; give JSON records "
-          f"({', '.join(jsonl.SUFFIXES)})"
-        )
-
-  def fingerprint(self) -> str:
-    return paths.identify("preference", self.files)
-
-  def num_bytes(self) -> int | None:
-    return paths.count_bytes(self.files)
+    super().__init__(spec, "preference", fields.find_records(spec, argument))
 
   def documents(self) -> Iterator[Document]:
     """Yields prompts, which decide on the split, and after each its answers."""

@@ -10,42 +10,26 @@ import os
 from collections.abc import Iterator
 
 from gpt_jax.data.sources import document, paths, unpack
-from gpt_jax.data.sources.document import BOM, Document, Unit
+from gpt_jax.data.sources.document import BOM, Document
+from gpt_jax.data.sources.filed import DividedSource
 from gpt_jax.exits import InputError
 
 # Of the files that are read of a folder.
 SUFFIXES = (".txt", ".text", ".md", ".markdown", ".rst")
 
 
-class TextSource:
+class TextSource(DividedSource):
   """Files of text, taken as they are."""
 
-  is_divided_by_text = True
-
   def __init__(self, spec: str, pattern: str):
-    self.spec = spec
-    self.files = paths.find_files(pattern, SUFFIXES)
-    self._paths = dict(self.files)
+    super().__init__(spec, "text", paths.find_files(pattern, SUFFIXES))
     # A table among other files may be text to learn from, as in a source tree.
     if all(unpack.is_table(path) for _, path in self.files):
       unpack.refuse_table(self.files[0][1])
 
-  def fingerprint(self) -> str:
-    return paths.identify("text", self.files)
-
-  def num_bytes(self) -> int | None:
-    return paths.count_bytes(self.files)
-
-  def documents(self) -> Iterator[Document]:
-    yield from document.read_units(self)
-
-  def units(self) -> list[Unit]:
-    return document.file_units(self.files)
-
-  def read_unit(self, unit: Unit) -> Iterator[Document]:
-    path = self._paths[unit.name]
+  def read_file(self, name: str, path: str) -> Iterator[Document]:
     if os.path.getsize(path):
-      yield Document(unit.name, _read_text(path))
+      yield Document(name, _read_text(path))
 
 
 def _read_text(path: str) -> Iterator[str]:

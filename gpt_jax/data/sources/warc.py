@@ -13,7 +13,8 @@ import re
 from collections.abc import Iterator
 
 from gpt_jax.data.sources import document, paths, unpack
-from gpt_jax.data.sources.document import BOM, Document, Unit, slice_text
+from gpt_jax.data.sources.document import BOM, Document, slice_text
+from gpt_jax.data.sources.filed import DividedSource
 from gpt_jax.exits import InputError
 
 SUFFIXES = (".wet", ".warc")
@@ -25,34 +26,18 @@ _VERSION = re.compile(rb"WARC/\d+\.\d+")
 _TYPES = ("conversion", "resource")
 
 
-class WarcSource:
+class WarcSource(DividedSource):
   """Records of plain text, of files that may be compressed by record.
 
   A record without text is left out.
   """
 
-  is_divided_by_text = True
-
   def __init__(self, spec: str, pattern: str):
-    self.spec = spec
-    self.files = paths.find_files(pattern, SUFFIXES)
-    self._paths = dict(self.files)
+    super().__init__(spec, "warc", paths.find_files(pattern, SUFFIXES))
 
-  def fingerprint(self) -> str:
-    return paths.identify("warc", self.files)
-
-  def num_bytes(self) -> int | None:
-    return paths.count_bytes(self.files)
-
-  def documents(self) -> Iterator[Document]:
-    yield from document.read_units(self)
-
-  def units(self) -> list[Unit]:
-    return document.file_units(self.files)
-
-  def read_unit(self, unit: Unit) -> Iterator[Document]:
-    for number, text in read_texts(self._paths[unit.name]):
-      yield Document(f"{unit.name}:{number}", slice_text(text))
+  def read_file(self, name: str, path: str) -> Iterator[Document]:
+    for number, text in read_texts(path):
+      yield Document(f"{name}:{number}", slice_text(text))
 
 
 def read_texts(path: str) -> Iterator[tuple[int, str]]:

@@ -74,7 +74,7 @@ def test_a_fault_is_one_sentence_with_its_line(tmp_path, records, words):
 
 def test_columns_and_names_of_fields_are_refused(tmp_path):
   (tmp_path / "a.tsv").write_text("a\tb\n")
-  with pytest.raises(InputError, match="has columns, and a chat has turns"):
+  with pytest.raises(InputError, match="has columns, and chat: reads fields"):
     sources.open_source(f"chat:{tmp_path / 'a.tsv'}")
   (tmp_path / "a.jsonl").write_text("{}\n")
   with pytest.raises(InputError, match="leave it out"):

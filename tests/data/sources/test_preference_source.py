@@ -134,8 +134,11 @@ def test_a_source_of_preferences_names_no_fields_and_no_columns(tmp_path):
   path = write(tmp_path, PLAIN)
   for spec, said in (
     (f"preference:{path}#a#b", "names 'a#b' after its path"),
-    (f"preference:{tmp_path / 'b.tsv'}", "has columns, and preferences"),
-    (f"preference:{tmp_path / 'c.txt'}", "not known to hold preferences"),
+    (f"preference:{tmp_path / 'b.tsv'}", "has columns, and preference: reads"),
+    (
+      f"preference:{tmp_path / 'c.txt'}",
+      "not known to hold what preference: reads",
+    ),
   ):
     for name in ("b.tsv", "c.txt"):
       (tmp_path / name).write_text("a\tb\n")
