@@ -26,8 +26,10 @@ def get_config() -> ConfigDict:
   data.source = "interpreter"
   # Another source for validation; None holds back part of `source`.
   data.valid_source = placeholder(str)
-  # What is held back: whole documents, chosen by a hash; or the tail of every
-  # document, and then documents run on without separators.
+  # What is held back: whole documents, chosen by a hash of their names
+  # (document) or of their text without white space and capitals (content: a
+  # copy is on the same side, whatever its name and source); or the tail of
+  # every document, and then documents run on without separators.
   data.split = "document"
   # Fraction held back for validation, between 0 and 1.
   data.valid_frac = 0.1

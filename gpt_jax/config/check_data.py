@@ -48,11 +48,11 @@ def _check_pairs(c: Config) -> None:
   """Refuses pairs that cannot be held out, and lengths that nothing has."""
   d = c.data
   is_paired = d.objective in ("sequence_to_sequence", "grpo")
-  if (is_paired or d.objective == "chat") and d.split != "document":
+  if (is_paired or d.objective == "chat") and d.split == "tail":
     raise InputError(
       f"data.objective is {d.objective} and data.split is {d.split}, which "
       "holds out the ends of texts; whole "
-      f"{'pairs' if is_paired else 'chats'} are held out: leave it document"
+      f"{'pairs' if is_paired else 'chats'} are held out: take document"
     )
   if d.source_len is None or (is_paired and has_source(c.model)):
     return

@@ -84,7 +84,7 @@ class Section:
 class DataConfig(Section):
   source: str
   valid_source: str | None
-  split: Literal["document", "tail"]
+  split: Literal["document", "content", "tail"]
   valid_frac: Annotated[float, Bounds(0.0, 0.99)]
   tokenizer: TokenizerSpec
   dir: Annotated[str, PATH, FREE]

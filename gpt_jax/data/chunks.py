@@ -23,7 +23,7 @@ from gpt_jax import digest, files
 from gpt_jax.data import manifest as manifest_lib
 from gpt_jax.data.progress import count_bytes
 from gpt_jax.data.sources.document import Divisible, Document, Unit
-from gpt_jax.data.splitting import unit_hash
+from gpt_jax.data.splitting import TextHash, unit_hash
 from gpt_jax.data.tokenizers.protocol import Tokenizer
 from gpt_jax.exits import InputError
 
@@ -67,12 +67,14 @@ class Plan(NamedTuple):
     tokenizer: fingerprint of the tokenizer.
     dtype: of the ids.
     count: the number of chunks.
+    split: data.split, which decides what the hashes of texts are of.
   """
 
-  key: str
+  key: str  # which depends on split
   tokenizer: str
   dtype: str
   count: int
+  split: str
 
   def facts(self, chunk: Chunk) -> dict[str, Any]:
     """Returns what the note of a chunk must say."""
@@ -160,6 +162,7 @@ class _Writer:
 
   def __init__(self, folder: str, plan: Plan, chunk: Chunk):
     self._folder, self._facts = folder, plan.facts(chunk)
+    self._split = plan.split
     self._stem = os.path.join(folder, f"chunk-{chunk.index:05d}")
     self._dtype = np.dtype(plan.dtype).newbyteorder("<")
     self._temporary = f"{self._stem}.ids.{os.getpid()}.tmp"
@@ -168,7 +171,7 @@ class _Writer:
     self._names, self._texts = array.array("d"), array.array("Q")
     self._num_ids, self._num_bytes = array.array("q"), array.array("q")
     self._is_target = bytearray()
-    self._digest, self._size = hashlib.blake2b(), 0
+    self._digest, self._size = TextHash(self._split), 0
 
   @property
   def row(self) -> int:
@@ -181,10 +184,10 @@ class _Writer:
     self._is_target.append(document.is_target)
     for column in (self._texts, self._num_ids, self._num_bytes):
       column.append(0)
-    self._digest, self._size = hashlib.blake2b(digest_size=8), 0
+    self._digest, self._size = TextHash(self._split), 0
     for piece in document.pieces:
       data = piece.encode()
-      self._digest.update(data)
+      self._digest.update(piece)
       self._text.update(data)
       self._size += len(data)
       yield piece
@@ -194,7 +197,7 @@ class _Writer:
     if self._size:
       # As Part does: the digest also covers where documents end.
       self._text.update(self._size.to_bytes(8, "little"))
-      self._texts[-1] = int.from_bytes(self._digest.digest(), "little")
+      self._texts[-1] = self._digest.value()
       return
     for column in (self._names, self._is_target, self._texts):
       column.pop()

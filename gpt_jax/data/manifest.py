@@ -114,7 +114,7 @@ _SCHEMA = {
   "splits": {split: _SPLIT for split in SPLITS},
   "source": _text,
   "role": _one_of("split", "train", "valid"),
-  "split": _one_of("document", "tail"),
+  "split": _one_of("document", "content", "tail"),
   "valid_frac": _fraction,
   "tokenizer": {
     "spec": _text,

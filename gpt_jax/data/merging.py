@@ -41,10 +41,12 @@ def find_chunks(part: Part) -> list[Chunk]:
   return chunks.divide(part.source)
 
 
-def make_plan(encoder: Tokenizer, key: str, wanted: Sequence[Chunk]) -> Plan:
+def make_plan(
+  encoder: Tokenizer, key: str, wanted: Sequence[Chunk], part: Part
+) -> Plan:
   """Returns the plan of the folder with a key."""
   dtype = manifest_lib.dtype_of(encoder.vocab_size)
-  return Plan(key, encoder.fingerprint(), dtype, len(wanted))
+  return Plan(key, encoder.fingerprint(), dtype, len(wanted), part.split)
 
 
 def encode_missing(
@@ -116,7 +118,7 @@ def write_splits(
   is_valid = part.choose_sides(np.concatenate(names), np.concatenate(texts))
   if is_valid is None:
     return None
-  separator_id = encoder.separator_id if part.split == "document" else None
+  separator_id = encoder.separator_id if part.split != "tail" else None
   dtype = manifest_lib.dtype_of(encoder.vocab_size)
   writers = [SplitWriter(folder, s, dtype, separator_id) for s in SPLITS]
   place = -1

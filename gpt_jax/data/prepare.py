@@ -224,7 +224,7 @@ def prepare_text(
     path_or_spec: "text:a/*.txt", or just "a.txt"; "a.jsonl" is read as records.
     encoder: the tokenizer of the run that will read the set.
     dir: where prepared folders lie.
-    split: "document" writes separators between documents, "tail" does not.
+    split: "tail" writes no separators between documents.
     say: receives lines of progress.
     verify: as data.verify.
     template: data.template of a run that reads chats or preferences, which the

@@ -42,7 +42,7 @@ class TokenSet:
     is_paired: whether they are sources and targets in turn.
     num_bytes: length of the text in UTF-8.
     vocab_size: V; reading raises InputError if an id is not below V.
-    separator_id: the tokenizer's, or None; written only by split="document".
+    separator_id: the tokenizer's, or None; not written by split="tail".
     tokenizer_fingerprint: of the tokenizer that encoded the text.
     is_apart: whether equal documents of the source are in the same split.
     labels: of its documents; None where it has none.

@@ -1,8 +1,10 @@
-"""Which text is held out: documents, by a hash of their names, or tails.
+"""Which text is held out: documents, by a hash of name or content, or tails.
 
-Equal texts are never on both sides: a document that repeats an earlier text
-goes to the split of the first one. Finding them costs one more pass over the
-text and 17 bytes of memory for each document. Of a pair its source decides.
+Equal texts are never on both sides. By name, a document that repeats an earlier
+text goes to the split of the first one. By content, the text alone decides, so
+that copies agree across sources and sets too, and white space and capitals do
+not count. Either costs one more pass over the text and 17 bytes of memory for
+each document. Of a pair its source decides.
 """
 
 import array
@@ -29,7 +31,8 @@ class Part:
   Attributes:
     source: where the text comes from.
     role: "split" divides the text; "train" and "valid" take all of it.
-    split: "document" or "tail"; a single document is divided by its tail.
+    split: "document", "content" or "tail"; a single document is divided by its
+      tail.
     valid_frac: the fraction that is held out if role is "split".
     is_labelled: whether the labels of its texts are read too.
     template: of dialogues and preferences, by which they are stored; None for
@@ -48,8 +51,8 @@ class Part:
   num_moved: int = 0
   notes: list[str] = dataclasses.field(default_factory=list)
   is_made: bool = False
-  # Filled by `survey`. For split="document": whether each document is held out.
-  # For split="tail": how many characters of each document are trained on.
+  # Filled by `survey`. For whole documents: whether each one is held out. For
+  # split="tail": how many characters of each document are trained on.
   _is_valid: np.ndarray | None = None
   _train_lens: array.array | None = None
   _digest: Any = None
@@ -62,7 +65,7 @@ class Part:
     """
     if not self.is_divided:
       return
-    if self.split == "document" and self._is_valid is None:
+    if self.split != "tail" and self._is_valid is None:
       self._is_valid = self._choose(add)
     if self.split == "tail" and self._train_lens is None:
       self._train_lens = self._count_train_lens(add)
@@ -166,14 +169,14 @@ class Part:
         for piece in document.pieces:
           add(piece)
         continue
-      digest, size = hashlib.blake2b(digest_size=8), 0
+      digest, size = TextHash(self.split), 0
       for piece in document.pieces:
-        digest.update(piece.encode())
+        digest.update(piece)
         size += len(piece)
         add(piece)
       # By name, not by index: a new file must not move other documents.
       units.append(unit_hash(document.name))
-      texts.append(int.from_bytes(digest.digest(), "little"))
+      texts.append(digest.value())
       has_text.append(size > 0)
     is_filled = np.frombuffer(has_text, np.uint8) > 0
     return self._decide(np.array(units), np.array(texts, np.uint64), is_filled)
@@ -188,7 +191,7 @@ class Part:
 
     Args:
       units: (documents,) unit_hash of the names of all documents with text.
-      texts: (documents,) hashes of their texts.
+      texts: (documents,) the TextHash of each.
     """
     if not self.is_divided:
       return np.full(len(units), self.role == "valid")
@@ -213,10 +216,12 @@ class Part:
         "it is held back, as data.split='tail' does"
       )
       return None
+    if self.split == "content":
+      units = texts / 2.0**64
     is_valid = units < self.valid_frac
     if not len(filled):
       return is_valid
-    if not self.source.is_divided_by_text:
+    if self.split == "document" and not self.source.is_divided_by_text:
       return _both_sides(is_valid, units)
     sides = is_valid[filled]
     by_name = _both_sides(sides, units[filled])
@@ -234,6 +239,28 @@ class Part:
   def _note(self, line: str) -> None:
     if line not in self.notes:
       self.notes.append(line)
+
+
+class TextHash:
+  """A hash of 64 bits of a document's text, of which pieces are added.
+
+  Args:
+    split: under "content", white space and capitals do not count.
+  """
+
+  def __init__(self, split: str):
+    self._by_content = split == "content"
+    self._digest = hashlib.blake2b(digest_size=8)
+
+  def update(self, piece: str) -> None:
+    if self._by_content:
+      # casefold, unlike lower, takes each character alone, so that the borders
+      # of pieces do not matter.
+      piece = "".join(piece.casefold().split())
+    self._digest.update(piece.encode())
+
+  def value(self) -> int:
+    return int.from_bytes(self._digest.digest(), "little")
 
 
 def unit_hash(name: str) -> float:

@@ -171,11 +171,13 @@ def write_shard(job: Job, part: Part, name: str, index: int, count: int) -> str:
   if not wanted:
     raise InputError(
       f"{part.source.spec} cannot be prepared in shards: that is for texts in "
-      "files, without labels or dialogues, and data.split=document"
+      "files, without labels or dialogues, and data.split=document or content"
     )
   identity = part.source.fingerprint()
   encoder, _ = job.encoder
-  plan = merging.make_plan(encoder, name[-manifest_lib.KEY_DIGITS :], wanted)
+  plan = merging.make_plan(
+    encoder, name[-manifest_lib.KEY_DIGITS :], wanted, part
+  )
   into = merging.shard_folder(job.dir, name, index, count)
   share = wanted[index::count]
   try:
@@ -212,7 +214,9 @@ def _write_texts(
   encoder, _ = job.encoder
   wanted = merging.find_chunks(part)
   if len(wanted) > 1:
-    plan = merging.make_plan(encoder, name[-manifest_lib.KEY_DIGITS :], wanted)
+    plan = merging.make_plan(
+      encoder, name[-manifest_lib.KEY_DIGITS :], wanted, part
+    )
     into = merging.chunk_folder(job.dir, name)
     stored = merging.encode_missing(
       *(job.dir, name, part, encoder, plan, wanted, into),
@@ -232,7 +236,7 @@ def _write_splits(folder: str, part: Part, encoder: Tokenizer, say) -> dict:
   dtype = manifest_lib.dtype_of(encoder.vocab_size)
   with Progress("reading", [part.source], say) as progress:
     part.survey(progress.add)
-  separator_id = encoder.separator_id if part.split == "document" else None
+  separator_id = encoder.separator_id if part.split != "tail" else None
   writers = {s: SplitWriter(folder, s, dtype, separator_id) for s in SPLITS}
   queue, num_chars = [], 0
 

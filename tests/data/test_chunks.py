@@ -213,7 +213,7 @@ def test_chunks_of_another_text_or_tokenizer_are_not_taken(make, table, corpus):
   data = corpus([], source=table)
   (part,) = prepare.list_parts(data)
   wanted = merging.find_chunks(part)
-  plan = chunks.Plan("0" * 12, "f" * 64, "uint16", len(wanted))
+  plan = chunks.Plan("0" * 12, "f" * 64, "uint16", len(wanted), "document")
   facts = plan.facts(wanted[0])
   for other in (
     plan._replace(key="1" * 12).facts(wanted[0]),

@@ -1,11 +1,12 @@
 """Which text is held out: whole documents or exact tails, none twice."""
 
+import json
 import os
 
 import numpy as np
 import pytest
 
-from gpt_jax.data import overlap, splitting
+from gpt_jax.data import chunks, overlap, splitting
 from gpt_jax.data.prepare import prepare_data
 from gpt_jax.data.sources import document
 from gpt_jax.data.sources.interpreter import InterpreterSource
@@ -103,3 +104,78 @@ def test_a_split_of_different_texts_is_as_it_was(corpus):
   held = [n for n in names if splitting.unit_hash(n) < 0.3]
   assert prepared.valid["valid"].num_documents == len(held)
   assert not prepared.folders[0].endswith("-apart")
+
+
+def disguise(text: str) -> str:
+  """Returns a text with other spaces and capitals."""
+  return " \n" + text.upper().replace(" ", "\t  ")
+
+
+def sides_of(prepared) -> tuple[set[str], set[str]]:
+  """Returns the documents of both sides, without spaces and capitals."""
+  found = []
+  for token_set in (*(s for _, s in prepared.train), *prepared.valid.values()):
+    starts = [*token_set.document_starts, token_set.num_ids]
+    texts = set()
+    for a, b in zip(starts, starts[1:], strict=False):
+      text = prepared.tokenizer.decode(token_set.read(a, b)[1:])
+      texts.add("".join(text.split()).casefold())
+    found.append((token_set.name.endswith("train"), texts))
+  train = set().union(*(texts for is_train, texts in found if is_train))
+  valid = set().union(*(texts for is_train, texts in found if not is_train))
+  return train, valid
+
+
+def test_a_copy_is_on_its_side_whatever_its_name_spaces_and_case(corpus):
+  once = prepare_data(corpus(TEXTS, split="content", valid_frac=0.3), quiet)
+  train, valid = sides_of(once)
+  assert len(train) + len(valid) == 40 and len(valid) > 4
+  copies = [*map(disguise, TEXTS), *TEXTS]  # TEXTS[i] is at i and at 40 + i
+  data = corpus(copies, split="content", valid_frac=0.3)
+  assert sides_of(prepare_data(data, quiet)) == (train, valid)
+  # By name, capitals and spaces are other texts, and copies get apart.
+  named = sides_of(prepare_data(corpus(copies, valid_frac=0.3), quiet))
+  assert named[0] & named[1]
+
+
+def test_copies_in_two_sources_are_on_one_side_by_content(corpus, tmp_path):
+  other = tmp_path / "other.jsonl"
+  rows = [json.dumps({"text": disguise(text)}) for text in TEXTS]
+  other.write_text("\n".join(rows))
+  text = corpus(TEXTS).source
+  found = {}
+  for split in ("content", "document"):
+    mixed = f"0.5*{text},0.5*jsonl:{other}"
+    data = corpus([], source=mixed, split=split, valid_frac=0.3)
+    train, valid = sides_of(prepare_data(data, quiet))
+    found[split] = len(train & valid)
+  assert found["content"] == 0 and found["document"] > 0
+
+
+def test_content_is_cut_into_pieces_anywhere():
+  text = "Straße \u3000ΣΑΣ σας\r\nİi " * 3
+  whole = splitting.TextHash("content")
+  whole.update(text)
+  for size in (1, 2, 5):
+    pieces = splitting.TextHash("content")
+    for i in range(0, len(text), size):
+      pieces.update(text[i : i + size])
+    assert pieces.value() == whole.value()
+  other = splitting.TextHash("content")
+  other.update(text.replace("Straße", "STRASSE\n"))
+  assert other.value() == whole.value()
+
+
+def test_chunks_are_divided_by_content_as_whole_texts_are(
+  corpus, monkeypatch, tmp_path
+):
+  texts = [*TEXTS, *map(disguise, TEXTS)]
+  found = []
+  for size, folder in ((1 << 26, "whole"), (1, "chunks")):
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", size)
+    data = corpus(
+      texts, split="content", valid_frac=0.3, dir=str(tmp_path / folder)
+    )
+    made = prepare_data(data, quiet, num_workers=1)
+    found.append([made.fingerprint, *map(sorted, sides_of(made))])
+  assert found[0] == found[1]
