@@ -55,6 +55,34 @@ FORMS = {
     head="transform",
   ),
 }
+FORMS["modernbert"] = dict(
+  family="encoder",
+  layer_pattern="global+local",
+  sliding_window=4,
+  position="rope",
+  local_rope_theta=100.0,
+  mlp="geglu",
+  embed_norm=True,
+  head="transform",
+)
+FORMS["latent"] = FORMS["llama"] | dict(
+  num_kv_heads=None,
+  qk_norm=False,
+  head_dim=12,
+  kv_lora_rank=16,
+  q_lora_rank=24,
+  qk_rope_head_dim=4,
+  v_head_dim=6,
+)
+FORMS["moe_fine"] = FORMS["llama"] | dict(
+  layer_pattern="dense+moe",
+  num_experts=8,
+  expert_mlp_dim=16,
+  num_shared_experts=2,
+  router_score="sigmoid",
+  router_bias_rate=0.01,
+  router_z_weight=0.01,
+)
 FORMS["classes"] = FORMS["bert"] | dict(head="first", num_classes=5)
 FORMS["sets"] = FORMS["gpt2"] | dict(head="mean", num_classes=5)
 PATHS = {
@@ -222,6 +250,72 @@ head/dense_bias float32[32]
 head/norm/bias float32[32]
 head/norm/scale float32[32]
 """,
+  "modernbert": """
+blocks/attn/k float32[2,32,4,8]
+blocks/attn/o float32[2,4,8,32]
+blocks/attn/q float32[2,32,4,8]
+blocks/attn/v float32[2,32,4,8]
+blocks/mlp/gate float32[2,32,64]
+blocks/mlp/in float32[2,32,64]
+blocks/mlp/out float32[2,64,32]
+blocks/norm_attn/scale float32[2,32]
+blocks/norm_mlp/scale float32[2,32]
+embed/tokens float32[128,32]
+final_norm/scale float32[32]
+head/bias float32[128]
+head/dense float32[32,32]
+head/norm/scale float32[32]
+""",
+  "latent": """
+blocks/attn/k_up float32[2,16,4,8]
+blocks/attn/kv_down float32[2,32,20]
+blocks/attn/kv_norm float32[2,16]
+blocks/attn/o float32[2,4,6,32]
+blocks/attn/q_down float32[2,32,24]
+blocks/attn/q_norm float32[2,24]
+blocks/attn/q_up float32[2,24,4,12]
+blocks/attn/v_up float32[2,16,4,6]
+blocks/mlp/gate float32[2,32,64]
+blocks/mlp/in float32[2,32,64]
+blocks/mlp/out float32[2,64,32]
+blocks/norm_attn/scale float32[2,32]
+blocks/norm_mlp/scale float32[2,32]
+embed/tokens float32[128,32]
+final_norm/scale float32[32]
+unembed float32[128,32]
+""",
+  "moe_fine": """
+blocks_dense/attn/k float32[1,32,2,8]
+blocks_dense/attn/k_norm float32[1,8]
+blocks_dense/attn/o float32[1,4,8,32]
+blocks_dense/attn/q float32[1,32,4,8]
+blocks_dense/attn/q_norm float32[1,8]
+blocks_dense/attn/v float32[1,32,2,8]
+blocks_dense/mlp/gate float32[1,32,64]
+blocks_dense/mlp/in float32[1,32,64]
+blocks_dense/mlp/out float32[1,64,32]
+blocks_dense/norm_attn/scale float32[1,32]
+blocks_dense/norm_mlp/scale float32[1,32]
+blocks_moe/attn/k float32[1,32,2,8]
+blocks_moe/attn/k_norm float32[1,8]
+blocks_moe/attn/o float32[1,4,8,32]
+blocks_moe/attn/q float32[1,32,4,8]
+blocks_moe/attn/q_norm float32[1,8]
+blocks_moe/attn/v float32[1,32,2,8]
+blocks_moe/moe/bias float32[1,8]
+blocks_moe/moe/gate float32[1,8,32,16]
+blocks_moe/moe/in float32[1,8,32,16]
+blocks_moe/moe/out float32[1,8,16,32]
+blocks_moe/moe/router float32[1,32,8]
+blocks_moe/moe/shared/gate float32[1,32,32]
+blocks_moe/moe/shared/in float32[1,32,32]
+blocks_moe/moe/shared/out float32[1,32,32]
+blocks_moe/norm_attn/scale float32[1,32]
+blocks_moe/norm_mlp/scale float32[1,32]
+embed/tokens float32[128,32]
+final_norm/scale float32[32]
+unembed float32[128,32]
+""",
 }
 PATHS["classes"] = (
   PATHS["bert"]
@@ -248,6 +342,9 @@ LOSSES = {
   "attention": [5.25106, 5.30611, 5.34945, 4.91216],
   "t5": [5.1646, 5.27163, 5.20342, 5.20207],
   "bert": [4.9383, 5.16676, 4.9552, 4.96781],
+  "modernbert": [5.27192, 4.93794, 4.98152, 4.97388],
+  "latent": [5.29716, 5.23126, 5.06958, 5.12892],
+  "moe_fine": [5.3463, 4.99415, 5.19529, 5.24829],
   "classes": [1.75679, 1.33251, 2.00662, 2.09315],
   "sets": [0.91122, 0.75932, 0.71352, 0.95498],
 }
