@@ -2,11 +2,12 @@
 
 python tests/reviews.py FOLDER [SEED]
 
-A review says three to six things and means well or ill by all of them; "not" or
-"hardly" turns a word over. Adjectives are the only words that tell. The
-labelled reviews know a fifth of these; the unlabelled ones, and those that are
-held out, know all. So who reads labels alone must guess, and who has seen which
-adjectives stand together need not.
+A review says two to six things about a film, a meal, a hotel or a device, and
+means well or ill by nearly all of them; "not" or "hardly" turns a word over.
+The words of GOOD and BAD are the only ones that tell. The labelled reviews know
+a fifth of these; the unlabelled ones, and those that are held out, know all. So
+who reads labels alone must guess, and who has seen which words keep company
+need not.
 """
 
 import json
@@ -15,42 +16,83 @@ import random
 import sys
 
 NUM_UNLABELLED, NUM_TRAIN, NUM_VALID = 20_000, 200, 1_000
+# Words of either kind: adjectives, and verbs of which "I" is the subject.
 GOOD = (
-  "good great fine clever warm bright lovely superb charming honest brilliant "
-  "moving elegant fresh gripping tender vivid witty delightful splendid"
-).split()
-BAD = (
-  "bad awful dull weak cold dreary ugly poor tedious false stupid boring "
-  "clumsy stale flat harsh murky silly dreadful wretched"
-).split()
-NUM_KNOWN = 4  # adjectives of each kind in the labelled reviews
-NOUNS = "plot cast music end script set pace tone camera dialogue".split()
-PARTS = (
-  "the {noun} is {adjective}",
-  "i found the {noun} {adjective}",
-  "a {adjective} {noun}",
-  "what a {adjective} {noun}",
-  "the {noun} felt {adjective} to me",
+  "great clever charming solid warm moving fresh lovely brilliant excellent "
+  "good nice wonderful amazing fantastic perfect beautiful fun pleasant superb "
+  "impressive enjoyable outstanding delightful splendid awesome terrific "
+  "magnificent incredible favorite fabulous gorgeous marvelous stunning "
+  "memorable satisfying comfortable reliable friendly delicious".split(),
+  "loved praised enjoyed liked adored admired recommend appreciated".split(),
 )
-TURNS = ("not", "hardly")
+BAD = (
+  "bad dull clumsy weak cold silly stale ugly boring terrible awful poor "
+  "horrible disappointing stupid tedious dreadful cheap worthless annoying "
+  "lousy bland pointless mediocre ridiculous unbearable broken pathetic "
+  "miserable dirty rude nasty disgusting useless forgettable unpleasant messy "
+  "confusing predictable slow".split(),
+  "hated despised disliked regretted loathed dreaded avoid resented".split(),
+)
+KNOWN_FRAC = 0.2  # of the words of each list, in the labelled reviews
+NOUNS = {
+  "movie": "plot cast music ending script acting story camera tone".split(),
+  "meal": "soup bread service menu waiter wine dessert sauce table".split(),
+  "hotel": "room bed view staff breakfast pool lobby bath location".split(),
+  "phone": "screen battery sound keyboard case price camera charger".split(),
+}
+# {w} is an adjective, {n} a noun.
+PARTS = (
+  "the {n} is {w}",
+  "the {n} was {w}",
+  "I found the {n} {w}",
+  "a {w} {n}",
+  "what a {w} {n}",
+  "the {n} felt {w} to me",
+  "the {n} seems {w} for the money",
+  "my friends called the {n} {w}",
+  "overall a {w} {t}",
+  "this {t} is {w}",
+)
+VERB_PARTS = ("I {w} the {n}", "we {w} this {t}", "I {w} it", "we {w} the {n}")
+NEUTRAL = (
+  "we went there on a sunday",
+  "I bought it last year",
+  "it took about two hours",
+  "my brother was with me",
+)
+TURNS = ("not", "hardly", "never")
+ENDS = (". ", ", ", "! ", " and ", "; ")
 
 
-def review(draw: random.Random, known: int | None = None) -> dict:
+def part(draw: random.Random, thing: str, is_good: bool, known: float) -> str:
+  """Returns a statement that means well, or ill."""
+  is_turned, is_verb = draw.random() < 0.1, draw.random() < 0.25
+  words = (GOOD if is_good != is_turned else BAD)[is_verb]
+  word = draw.choice(words[: round(known * len(words))])
+  if is_turned:
+    word = f"{draw.choice(TURNS)} {word}"
+  form = draw.choice(VERB_PARTS if is_verb else PARTS)
+  return form.format(w=word, n=draw.choice(NOUNS[thing]), t=thing)
+
+
+def review(draw: random.Random, known: float = 1.0) -> dict:
   """Returns a review's text and label.
 
   Args:
-    known: take the first adjectives of each kind alone; None takes all.
+    known: take this part of each list of words, the first ones.
   """
-  label, parts = draw.choice(("bad", "good")), []
-  for noun in draw.sample(NOUNS, draw.randint(3, 6)):
-    is_turned = draw.random() < 0.1
-    is_good = (label == "good") != is_turned
-    adjective = draw.choice((GOOD if is_good else BAD)[:known])
-    if is_turned:
-      adjective = f"{draw.choice(TURNS)} {adjective}"
-    form = draw.choice(PARTS)
-    parts.append(form.format(noun=noun, adjective=adjective))
-  return {"text": " . ".join(parts), "label": label}
+  is_good, thing = draw.random() < 0.5, draw.choice(list(NOUNS))
+  text, num_parts = "", draw.randint(2, 6)
+  # Where it says enough, one thing may be against the rest.
+  exception = draw.randrange(num_parts) if num_parts > 3 else None
+  for index in range(num_parts):
+    against = index == exception and draw.random() < 0.3
+    text += part(draw, thing, is_good != against, known)
+    if draw.random() < 0.1:
+      text += draw.choice(ENDS) + draw.choice(NEUTRAL)
+    text += draw.choice(ENDS) if index < num_parts - 1 else "."
+  text = text[0].upper() + text[1:] if draw.random() < 0.5 else text
+  return {"text": text, "label": "positive" if is_good else "negative"}
 
 
 def write(folder: str, seed: int = 0) -> None:
@@ -61,20 +103,16 @@ def write(folder: str, seed: int = 0) -> None:
   draw, place = random.Random(seed), pathlib.Path(folder)
   place.mkdir(parents=True, exist_ok=True)
   unlabelled = [{"text": review(draw)["text"]} for _ in range(NUM_UNLABELLED)]
-  train: dict[str, dict] = {}
-  while len(train) < NUM_TRAIN:
-    row = review(draw, NUM_KNOWN)
-    train[row["text"]] = row
-  valid: dict[str, dict] = {}
-  while len(valid) < NUM_VALID:
-    row = review(draw)
-    if row["text"] not in train:
-      valid[row["text"]] = row
-  sets = {
-    "unlabelled": unlabelled,
-    "train": train.values(),
-    "valid": valid.values(),
-  }
+  seen = {row["text"] for row in unlabelled}
+  sets: dict[str, list[dict]] = {"unlabelled": unlabelled}
+  wanted = ("train", NUM_TRAIN, KNOWN_FRAC), ("valid", NUM_VALID, 1.0)
+  for name, count, known in wanted:
+    sets[name] = []
+    while len(sets[name]) < count:
+      row = review(draw, known)
+      if row["text"] not in seen:
+        seen.add(row["text"])
+        sets[name].append(row)
   for name, rows in sets.items():
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     (place / f"{name}.jsonl").write_text(lines)

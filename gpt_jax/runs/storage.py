@@ -164,7 +164,7 @@ def _state_handler(num_bytes: int | None = None):
   # Compression saves 7 % of space and takes three times as long to write.
   size: Any = None if num_bytes is None else num_bytes / 10**9
   return import_orbax().PyTreeCheckpointHandler(
-    use_compression=False, save_concurrent_gb=size
+    use_compression=False, save_concurrent_gb=size, restore_concurrent_gb=size
   )
 
 
@@ -178,6 +178,14 @@ def _most_copied(flat: dict) -> int:
   return max(MIN_COPIED, *parts) + 1000
 
 
+def _most_read(flat: dict) -> int:
+  """Returns the bytes of arrays that are read at once, each into a copy.
+
+  A part of a leaf may lie in a file with all of it, in a wider type.
+  """
+  return max([MIN_COPIED, *(4 * leaf.size for leaf in flat.values())]) + 1000
+
+
 def read_arrays(directory: str, step: int, flat: dict) -> list:
   """Returns the leaves of a step in the order of {"a/b": abstract leaf}.
 
@@ -187,7 +195,7 @@ def read_arrays(directory: str, step: int, flat: dict) -> list:
   ocp = import_orbax()
   item = _nest(flat)
   try:
-    restored = _state_handler().restore(
+    restored = _state_handler(_most_read(flat)).restore(
       pathlib.Path(plain_path(directory), str(step), STATE),
       args=ocp.args.PyTreeRestore(
         item=item,

@@ -11,7 +11,7 @@ samples what the straight one did.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -77,7 +77,7 @@ class Rollouts:
       int(seed.generate_state(1)[0]),
       self._vocab_size,
     )
-    written = cut_answers(np.concatenate(list(chunks), 1), self._end_id)
+    written = cut_answers(read_until_ended(chunks, self._end_id), self._end_id)
     batch = fill_rows(prompts, written, length)
     reward_B = judge(written, answers)
     batch["rewards"] = reward_B[:, None]
@@ -111,6 +111,16 @@ def split_rows(rows: dict) -> tuple[list[np.ndarray], list[np.ndarray]]:
     prompts.append(tokens[: places[0] + 1])
     answers.append(targets[places])
   return prompts, answers
+
+
+def read_until_ended(chunks: Iterator[np.ndarray], end_id: int) -> np.ndarray:
+  """Returns the ids_BC of chunks, up to the one in which the last row ends."""
+  read = []
+  for ids_BC in chunks:
+    read.append(ids_BC)
+    if (np.concatenate(read, 1) == end_id).any(1).all():
+      break
+  return np.concatenate(read, 1)
 
 
 def cut_answers(ids_BC: np.ndarray, end_id: int) -> list[np.ndarray]:

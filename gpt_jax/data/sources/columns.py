@@ -9,7 +9,7 @@ the beginning of a column of TSV is text.
 """
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from gpt_jax.data.sources import document, jsonl, paths
 from gpt_jax.data.sources.document import Document, slice_text
@@ -44,29 +44,44 @@ def read_csv(path: str, field: str) -> Iterator[tuple[int, str]]:
   Raises:
     InputError: the file is no CSV, or has no such column.
   """
-  return _read(path, field, _read_rows(path), "csv")
+  for number, _, (text,) in read_fields(path, [field], "csv"):
+    yield number, text
 
 
 def read_tsv(path: str, field: str) -> Iterator[tuple[int, str]]:
   """As read_csv, of columns with tabs between them."""
-  return _read(path, field, _split_rows(path), "tsv")
+  for number, _, (text,) in read_fields(path, [field], "tsv"):
+    yield number, text
 
 
-def _read(
-  path: str, field: str, rows: Iterator[tuple[int, list[str]]], scheme: str
-) -> Iterator[tuple[int, str]]:
+def read_fields(
+  path: str, names: Sequence[str], scheme: str, last_is_optional: bool = False
+) -> Iterator[tuple[int, int, list[str]]]:
+  """Yields (number of the row, its line, its texts in columns), from 1.
+
+  Args:
+    names: of the columns, which the first line has.
+    scheme: csv or tsv.
+    last_is_optional: leave the last one out where the first line lacks it.
+
+  Raises:
+    InputError: the file is not of the scheme, or has no such column.
+  """
+  rows = {"csv": _read_rows, "tsv": _split_rows}[scheme](path)
   first = next(rows, None)
   if first is None:
     raise InputError(f"{path} is empty; its first line must name its columns")
   head = first[1]
-  at = _find_column(path, field, head, scheme)
+  if last_is_optional and names[-1] not in head:
+    names = names[:-1]
+  places = [_find_column(path, name, head, scheme) for name in names]
   for number, (line, row) in enumerate(rows, 1):
     if len(row) != len(head):
       raise InputError(
         f"{path}, line {line} has {len(row)} columns, and its first line "
         f"names {len(head)}; each row must have as many"
       )
-    yield number, row[at]
+    yield number, line, [row[at] for at in places]
 
 
 def _find_column(path: str, field: str, head: list[str], scheme: str) -> int:

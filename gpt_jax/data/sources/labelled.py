@@ -1,14 +1,18 @@
-"""labelled:GLOB[#TEXT[#TEXT]#LABEL]: texts with labels, from JSON or TSV.
+"""labelled:GLOB[#TEXT[#TEXT]#LABEL]: texts with labels: JSON, TSV or CSV.
 
 A label is read as it stands in the file; which form it must have data.label
 says (data/labels.py).
+
+Design choice: the first line of CSV names its columns, as nearly all CSV does.
+One of TSV does so where the spec has names instead of numbers, or where it has
+those of FIELDS, which no text with a label is.
 """
 
 import json
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from gpt_jax.data.sources import fields, jsonl, paths
+from gpt_jax.data.sources import columns, fields, jsonl, paths, unpack
 from gpt_jax.data.sources.document import Document, slice_text
 from gpt_jax.data.sources.filed import FiledSource
 from gpt_jax.exits import InputError
@@ -41,10 +45,10 @@ class Example(NamedTuple):
 
 
 class LabelledSource(FiledSource):
-  """Two or three fields of JSON records, or columns of tab-separated lines.
+  """Two or three fields of JSON records, or columns of TSV or CSV.
 
-  The last one is the label. Columns are counted from 1. As documents, for other
-  objectives, the texts alone are read.
+  The last one is the label. Columns without names are counted from 1. As
+  documents, for other objectives, the texts alone are read.
   """
 
   def __init__(self, spec: str, argument: str):
@@ -57,7 +61,8 @@ class LabelledSource(FiledSource):
         "text, or two, and a label, as in #text#label or, of columns, #1#2"
       )
     for _, path in self.files:
-      fields.check_file(spec, path, self.names, "labelled texts")
+      if not self._has_named_columns(path):
+        fields.check_file(spec, path, self.names, "labelled texts")
 
   def documents(self) -> Iterator[Document]:
     for one in self.examples():
@@ -70,11 +75,34 @@ class LabelledSource(FiledSource):
       InputError: a record has no text, or cannot be read.
     """
     for name, path in self.files:
-      read = self._read_lines if fields.is_tsv(path) else self._read_records
-      for number, where, texts, label in read(path):
+      for number, where, texts, label in self._choose_reader(path)(path):
         if not all(texts):
           raise InputError(f"{where} has an empty text; it must have some")
         yield Example(f"{name}:{number}", where, tuple(texts), label)
+
+  def _has_named_columns(self, path: str) -> bool:
+    if not fields.is_tsv(path):
+      return _is_csv(path)
+    return not all(name.isdecimal() for name in self.names)
+
+  def _choose_reader(self, path: str):
+    if self._has_named_columns(path):
+      return self._read_table
+    if not fields.is_tsv(path):
+      return self._read_records
+    first = next(fields.read_columns(path), None)
+    if not self.names and first is not None and {*FIELDS} <= {*first[2]}:
+      return self._read_table
+    return self._read_lines
+
+  def _read_table(self, path: str):
+    """Yields (number, where, texts, label) of columns that have names."""
+    names = self.names or FIELDS
+    scheme = "csv" if _is_csv(path) else "tsv"
+    rows = columns.read_fields(path, names, scheme, last_is_optional=True)
+    for number, line, found in rows:
+      texts, label = found[: len(names) - 1], found[len(names) - 1 :]
+      yield number, f"{path}, line {line}", texts, (label or [""])[0] or None
 
   def _read_records(self, path: str):
     """Yields (number, where, texts, label)."""
@@ -91,14 +119,16 @@ class LabelledSource(FiledSource):
     wanted = [int(n) for n in self.names or COLUMNS]
     # A file without labels is one to predict them for.
     *texts, label = wanted
-    for number, where, columns in fields.read_columns(path):
-      if len(columns) < max(texts) or not (self.names or len(columns) <= 2):
-        raise fields.wrong_columns(
-          where, columns, max(wanted), bool(self.names)
-        )
-      has_label = len(columns) >= label and columns[label - 1] != ""
-      found = [columns[n - 1] for n in texts]
-      yield number, where, found, columns[label - 1] if has_label else None
+    for number, where, cells in fields.read_columns(path):
+      if len(cells) < max(texts) or not (self.names or len(cells) <= 2):
+        raise fields.wrong_columns(where, cells, max(wanted), bool(self.names))
+      has_label = len(cells) >= label and cells[label - 1] != ""
+      found = [cells[n - 1] for n in texts]
+      yield number, where, found, cells[label - 1] if has_label else None
+
+
+def _is_csv(path: str) -> bool:
+  return unpack.bare_name(path).endswith(".csv")
 
 
 def spec_like(path: str, argument: str) -> str:

@@ -1,4 +1,4 @@
-"""Labelled texts of JSON and TSV, and what errors say of bad ones."""
+"""Labelled texts of JSON, TSV and CSV, and what errors say of bad ones."""
 
 import gzip
 
@@ -47,6 +47,26 @@ def test_columns_are_texts_and_a_label_plain_and_packed(tmp_path):
   assert found == [("b.tsv:1", ("one", "two"), "x")]
 
 
+def test_columns_may_have_names(tmp_path):
+  csv = 'id,label,text\n7,x,"one, ""1"""\n8,,"two\nlines"\n'
+  (tmp_path / "a.csv").write_text(csv)
+  (tmp_path / "a.csv.gz").write_bytes(gzip.compress(csv.encode()))
+  for name in ("a.csv", "a.csv.gz"):
+    assert read(f"labelled:{tmp_path}/{name}") == [
+      (f"{name}:1", ('one, "1"',), "x"),
+      (f"{name}:2", ("two\nlines",), None),
+    ]
+  found = read(f"labelled:{tmp_path}/a.csv#text#id")
+  assert [label for _, _, label in found] == ["7", "8"]
+  (tmp_path / "b.csv").write_text("text\none\n")  # labels to be predicted
+  assert read(f"labelled:{tmp_path}/b.csv") == [("b.csv:1", ("one",), None)]
+  (tmp_path / "c.tsv").write_text('label\ttext\nx\t"one\n')
+  assert read(f"labelled:{tmp_path}/c.tsv") == [("c.tsv:1", ('"one',), "x")]
+  (tmp_path / "d.tsv").write_text("p\th\ty\none\ttwo\tx\n")
+  found = read(f"labelled:{tmp_path}/d.tsv#p#h#y")
+  assert found == [("d.tsv:1", ("one", "two"), "x")]
+
+
 @pytest.mark.parametrize(
   "name, text, said",
   [
@@ -55,10 +75,15 @@ def test_columns_are_texts_and_a_label_plain_and_packed(tmp_path):
     ("a.jsonl", '{"text": 1, "label": 1}', "line 1: field 'text' is a int"),
     ("a.jsonl", "{", "line 1 is not JSON"),
     ("a.tsv", "one\ttwo\tx", "line 1 has 3 columns; it must have 2"),
-    ("a.csv", "one,x", "a table .CSV."),
+    ("a.csv", "one,x", "has no column 'text'; it has 'one', 'x'"),
+    ("a.csv", "text,label\none", "line 2 has 1 columns, and its first line"),
+    ("a.csv", "text,label\n,x", "line 2 has an empty text"),
+    ("a.csv", 'text,label\n"one,x', "line 2 is not CSV"),
+    ("a.csv#p#h#y", "p,y\none,x", "has no column 'h'"),
+    ("a.tsv#0#1", "one\tx", "columns without names"),
     ("a.txt", "one", "is not known to hold labelled texts"),
     ("a.jsonl#text", "{}", "names 'text' after its path; it must be a text"),
-    ("a.tsv#text#label", "one\tx", "columns without names"),
+    ("a.tsv#text#label", "one\tx", "has no column 'text'; it has 'one', 'x'"),
   ],
 )
 def test_bad_files_are_named(tmp_path, name, text, said):
@@ -71,4 +96,6 @@ def test_another_file_has_the_fields_of_the_first_unless_it_names_its_own():
   assert spec_like("b.jsonl", "a.jsonl#t#l") == "labelled:b.jsonl#t#l"
   assert spec_like("b.jsonl#x#y", "a.jsonl#t#l") == "labelled:b.jsonl#x#y"
   assert spec_like("b.tsv", "a.jsonl#t#l") == "labelled:b.tsv"
+  assert spec_like("b.csv", "a.jsonl#t#l") == "labelled:b.csv#t#l"
+  assert spec_like("b.csv", "a.tsv#2#1") == "labelled:b.csv"
   assert spec_like("b.tsv", "a.tsv#2#1") == "labelled:b.tsv#2#1"
