@@ -10,6 +10,7 @@ COMMANDS = {
   "evaluate": "loss, perplexity and bits per byte on a text",
   "embed": "vectors of texts, for search and comparison",
   "data": "prepare a config's text, which training also does itself",
+  "deploy.compress": "smaller models of a run: int8, int4, zeros; a table",
   "deploy.hf": "models of the Hugging Face hub's layout, in and out",
   "deploy.logits": "store a teacher's largest logits for its student",
   "deploy.merge": "make one model of adapters and their base",

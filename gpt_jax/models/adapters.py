@@ -24,6 +24,7 @@ from gpt_jax.parametrization import ParamSpec
 A, B, MAGNITUDE = "lora_a", "lora_b", "lora_magnitude"
 # Roles of the matrices that can have an adapter: those of layers, and of heads.
 ADAPTED = ("hidden", "residual")
+TABLES = ("embed", "unembed")
 
 
 def abstract_adapters(adapter: AdapterConfig, shapes: Any, specs: Any):
@@ -112,18 +113,22 @@ def round_base(adapter: AdapterConfig, params: Any, specs: Any):
 def abstract_rounded(adapter: AdapterConfig, shapes: Any, specs: Any):
   """Returns (tree of ShapeDtypeStruct, of ParamSpec) of round_base's result."""
   rounded = jax.eval_shape(lambda p: round_base(adapter, p, specs), shapes)
+  return rounded, jax.tree.map(specify_rounded, specs, rounded)
 
-  def one(spec, leaf):
-    if not isinstance(leaf, Quantized):
-      return spec
-    lead, split = _dims(spec)
-    # Within groups, since there may be fewer of them than devices.
-    axes = "layers", None, spec.axes[split], spec.axes[lead]
-    return leaf.replace(
-      values_GFC=spec.with_axes(axes), scale_GF=spec.with_axes(axes[:3])
-    )
 
-  return rounded, jax.tree.map(one, specs, rounded)
+def specify_rounded(spec: ParamSpec, leaf):
+  """Returns the ParamSpecs of a parameter's arrays, where it is a Quantized."""
+  if not isinstance(leaf, Quantized):
+    return spec
+  lead, split = _dims(spec)
+  if spec.role in TABLES:
+    lead, split = 1, 0
+  # Within groups, since there may be fewer of them than devices.
+  stacked = spec.axes[: leaf.scale_GF.ndim - 2]
+  axes = *stacked, None, spec.axes[split], spec.axes[lead]
+  return leaf.replace(
+    values_GFC=spec.with_axes(axes), scale_GF=spec.with_axes(axes[:-1])
+  )
 
 
 def restore_base(params: Any, shapes: Any, specs: Any):
@@ -138,8 +143,11 @@ def restore_base(params: Any, shapes: Any, specs: Any):
       return w.replace(base=one(leaf, spec, w.base))
     if not isinstance(w, Quantized):
       return w
-    restore = lambda w: quantized.restore(w, spec.role, leaf.shape[1:])
-    return jax.lax.map(lambda w: restore(w).astype(leaf.dtype), w)
+    is_stacked = spec.axes[0] == "layers"
+    shape = leaf.shape[is_stacked:]
+    restore = lambda w: quantized.restore(w, spec.role, shape)
+    cast = lambda w: restore(w).astype(leaf.dtype)
+    return jax.lax.map(cast, w) if is_stacked else cast(w)
 
   return jax.tree.map(one, shapes, specs, params)
 

@@ -11,8 +11,12 @@ from flax import struct
 
 from gpt_jax.ops.adapted import Adapted
 from gpt_jax.ops.matmul import Transposed
+from gpt_jax.ops.observed import Observed
 from gpt_jax.ops.quantized import Quantized
 from gpt_jax.parametrization import ROLES, ParamSpec, init_param, specify
+
+# What stands in place of an array, with another shape.
+FORMS = Quantized | Transposed | Adapted | Observed
 
 
 class Declared(struct.PyTreeNode, nn.meta.AxisMetadata):
@@ -39,9 +43,7 @@ def declare(module: nn.Module, name: str, shape, axes, role: str):
   config = module.config
   if module.has_variable("params", name):
     stored = module.get_variable("params", name)
-    if isinstance(
-      stored, Quantized | Transposed | Adapted
-    ):  # it has another shape
+    if isinstance(stored, FORMS):
       return stored
     # Flax would trace `init` for the shape, of each parameter in each pass.
     if not module.is_initializing() and stored.shape == tuple(shape):

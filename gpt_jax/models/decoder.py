@@ -15,6 +15,7 @@ from gpt_jax.models.context import build_contexts
 from gpt_jax.models.layers import Embedding, Norm, build_read_out, start_stream
 from gpt_jax.models.positions import declare_relative
 from gpt_jax.models.stack import FUTURE, look_ahead, run_blocks
+from gpt_jax.ops import quantized
 from gpt_jax.ops.projection import fuse_qkv
 from gpt_jax.ops.visibility import TokenPositions
 
@@ -60,7 +61,10 @@ class Decoder(nn.Module):
     The READERS of the stream are one matrix, and what predicts further tokens
     than the next is left out.
     """
-    fused = lambda ws: fuse_qkv(ws, axis=1)
+    is_rounded = lambda ws: isinstance(ws[0], quantized.Quantized)
+    fused = lambda ws: (
+      quantized.fuse(ws) if is_rounded(ws) else fuse_qkv(ws, axis=1)
+    )
     own = lambda t: {k: v for k, v in t.items() if not k.startswith(FUTURE)}
     params, specs = own(params), own(specs)
     return _fuse(params, fused), _fuse(specs, lambda each: each[0])

@@ -27,7 +27,7 @@ from gpt_jax.ops import matmul, quantized, visibility
 
 # Roles of matrices. Tables are rounded to 8 bits at least: an error in a row
 # is an error in every use of a rare token.
-TABLES = ("embed", "unembed")
+TABLES = adapters.TABLES
 MATRICES = ("hidden", "residual", *TABLES)
 
 
@@ -223,17 +223,30 @@ class Model:
     if self.weights == "full":
       return params
 
+    return self.restore_matrices(self.round_matrices(params))
+
+  def round_matrices(self, params):
+    """Returns the parameters with a Quantized in place of each matrix."""
+
     def form(p, spec, is_stacked):
-      restore = lambda w: quantized.restore(w, spec.role, p.shape[is_stacked:])
       small = self._quantize(p, spec, is_stacked)
-      if not isinstance(small, quantized.Quantized):
-        return p
-      whole = jax.vmap(restore)(small) if is_stacked else restore(small)
-      return whole.astype(p.dtype)
+      return small if isinstance(small, quantized.Quantized) else p
 
     return _map_matrices(form, params, self.abstract_params()[1])
 
+  def restore_matrices(self, params):
+    """Returns the parameters with an array in place of each Quantized."""
+    return adapters.restore_base(params, *self.abstract_params())
+
+  def abstract_rounded(self):
+    """Returns what abstract_params does, of what round_matrices returns."""
+    shapes, specs = self.abstract_params()
+    rounded = jax.eval_shape(self.round_matrices, shapes)
+    return rounded, jax.tree.map(adapters.specify_rounded, specs, rounded)
+
   def _quantize(self, p, spec, is_stacked: bool):
+    if isinstance(p, quantized.Quantized):  # as the run stores it
+      return p
     if "latent" in spec.axes:  # decoding multiplies these head by head
       return p.astype(self.config.compute_dtype)
     num_bits = 8 if spec.role in TABLES else int(self.weights[3:])
@@ -284,4 +297,5 @@ def _map_matrices(form, params, specs):
     is_stacked = spec.axes[0] == "layers"
     return form(p, spec, is_stacked) if spec.role in MATRICES else p
 
-  return jax.tree.map(one, params, specs)
+  is_leaf = lambda x: isinstance(x, quantized.Quantized)
+  return jax.tree.map(one, params, specs, is_leaf=is_leaf)

@@ -14,6 +14,7 @@ import numpy as np
 from gpt_jax import sharding
 from gpt_jax.ops.adapted import Adapted, base_of, gain_of
 from gpt_jax.ops.matmul import Transposed, matmul
+from gpt_jax.ops.observed import Observed
 from gpt_jax.ops.quantized import Quantized
 
 
@@ -51,13 +52,16 @@ def project(x, w, grad_dtype: str, num_in: int = 1):
   """Contracts the last `num_in` dims of x with the first ones of w.
 
   Args:
-    w: an array, a Quantized, a Transposed, or an Adapted of an array or of a
-      frozen Quantized.
+    w: an array, a Quantized, a Transposed, an Observed, or an Adapted of an
+      array or of a frozen Quantized.
   """
   if isinstance(w, Adapted):
     y = project(x, w.base, grad_dtype, num_in)
     return adapt(y, x, w, grad_dtype, num_in)
   lead, rows = x.shape[: x.ndim - num_in], math.prod(x.shape[x.ndim - num_in :])
+  if isinstance(w, Observed):
+    w.take(x.reshape(-1, rows))
+    return project(x, w.w, grad_dtype, num_in)
   if isinstance(w, Quantized | Transposed):
     y = matmul("BD,DF->BF", x.reshape(-1, rows), w, grad_dtype)
     return y.reshape(*lead, *w.outs)
@@ -96,7 +100,8 @@ def project_each(x, ws: list, grad_dtype: str, platform: str):
   of one matrix. Adapters are left out of it.
   """
   bases = [base_of(w) for w in ws]
-  is_apart = platform == "gpu" or isinstance(bases[0], Quantized | Transposed)
+  is_array = not isinstance(bases[0], Quantized | Transposed | Observed)
+  is_apart = platform == "gpu" or not is_array
   if is_apart or sharding.axis_size("tensor") > 1:
     return [project(x, w, grad_dtype) for w in ws]
   outs = [w.shape[1:] for w in bases]

@@ -57,24 +57,61 @@ def quantize(
   Symmetric about 0: int8 by the largest weight, int4 by the scale of least
   squared error.
   """
+  w_FD, outs = split_dims(w, role)
+  num_bits, C = grid_of(w_FD.shape, num_bits)
+  w_GFC = w_FD.astype(jnp.float32).reshape(len(w_FD), -1, C).swapaxes(0, 1)
+  values_GFC, scale_GF = round_groups(w_GFC, num_bits)
+  return pack(values_GFC, scale_GF, outs, num_bits, platform, is_frozen)
+
+
+def split_dims(w, role: str):
+  """Returns (w_FD, a row for each output; the output dims of w)."""
   if role in ("embed", "unembed"):
-    w_FD, outs = w, w.shape[:1]
-  else:
-    num_ins = 1 if role == "hidden" else w.ndim - 1
-    outs = w.shape[num_ins:]
-    w_FD = w.reshape(-1, math.prod(outs)).T
-  F, D = w_FD.shape
+    return w, w.shape[:1]
+  num_ins = 1 if role == "hidden" else w.ndim - 1
+  outs = w.shape[num_ins:]
+  return w.reshape(-1, math.prod(outs)).T, outs
+
+
+def grid_of(shape, num_bits: int) -> tuple[int, int]:
+  """Returns (bits, inputs that share a scale) of a matrix of F by D."""
+  F, D = shape
   if num_bits == 4 and F % 2 == 0:
-    C = next((size for size in GROUPS if D % size == 0), D)
-  else:
-    num_bits, C = 8, D
-  w_GFC = w_FD.astype(jnp.float32).reshape(F, -1, C).swapaxes(0, 1)
-  values_GFC, scale_GF = (_round8 if num_bits == 8 else _round4)(w_GFC)
+    return 4, next((size for size in GROUPS if D % size == 0), D)
+  return 8, D
+
+
+def round_groups(w_GFC, num_bits: int):
+  """Returns (integers, scale_GF): each weight, to its nearest integer."""
+  return (_round8 if num_bits == 8 else _round4)(w_GFC)
+
+
+def pack(
+  values_GFC, scale_GF, outs, num_bits: int, platform: str, is_frozen=False
+) -> Quantized:
+  """Returns a Quantized of integers, of which in int4 two share a byte."""
   if num_bits == 4:
     low, high = jnp.split(values_GFC, 2, axis=1)
     values_GFC = (high << 4) | (low + 8)
   values_GFC = values_GFC.astype(jnp.int8)
   return Quantized(values_GFC, scale_GF, outs, num_bits, platform, is_frozen)
+
+
+def fuse(ws: list[Quantized]) -> Quantized:
+  """Returns one Quantized with the outputs of all ws, of the same inputs.
+
+  Leading dims of their arrays (layers) are the same.
+  """
+  first = ws[0]
+  numbers = [jnp.concatenate(_numbers(w), axis=-2) for w in ws]
+  values = jnp.concatenate(numbers, axis=-2)
+  scale = jnp.concatenate([w.scale_GF for w in ws], axis=-1)
+  if first.num_bits == 4:
+    low, high = jnp.split(values, 2, axis=-2)
+    values = (high << 4) | (low + 8)
+  return first.replace(
+    values_GFC=values, scale_GF=scale, outs=(scale.shape[-1],)
+  )
 
 
 def restore(w: Quantized, role: str, shape) -> jax.Array:

@@ -6,6 +6,7 @@ tokenizer.json, checkpoints/, samples/, plots/, tensorboard/, profile/
 """
 
 import contextlib
+import functools
 import json
 import os
 import re
@@ -343,7 +344,7 @@ def open_run(
 
   from gpt_jax import sharding
   from gpt_jax.models import build_model
-  from gpt_jax.runs import restore
+  from gpt_jax.runs import restore, rounded
 
   restore.read_average(average)
   config = read_config(workdir, overrides)
@@ -370,7 +371,8 @@ def open_run(
     facts=read_facts(where),
     **which,
   )
-  params = read(workdir, *model.abstract_learned(), average=average, step=step)
+  read_own = functools.partial(read, workdir, average=average, step=step)
+  params = rounded.read_params(workdir, read_record(workdir), model, read_own)
   if model.adapter is not None:
     source, base = _checked_base(workdir, config, model)
     frozen = read(source, *model.abstract_params(), step=base.step)

@@ -60,12 +60,13 @@ def write_run(
   data_fingerprint: str,
   labels: Any = None,
   abstract: Any = None,
+  others: dict[str, Any] | None = None,
 ) -> None:
   """Writes a workdir whose checkpoint 0 holds parameters alone.
 
   Args:
     make_params: returns them.
-    labels: as workdir.write_config's.
+    labels, others: as workdir.write_config's.
     abstract: of the parameters, with shardings: what a save needs is compiled
       before they are made, which takes memory too.
   """
@@ -85,5 +86,5 @@ def write_run(
   path = os.path.join(folder, "tokenizer.json")
   files.write_text(path, tokenizer.to_json())
   workdir_lib.write_config(
-    folder, config, data_fingerprint, tokenizer.fingerprint(), labels
+    folder, config, data_fingerprint, tokenizer.fingerprint(), labels, others
   )

@@ -1,0 +1,1 @@
+"""Smaller models of a trained one: python -m gpt_jax.deploy.compress --help."""

@@ -1,0 +1,79 @@
+"""Weights set to zero: the smallest, or those that text shows to matter least.
+
+  magnitude   |W_ij|
+  wanda       |W_ij| * |X_j| (Sun et al. 2024), |X_j| being the norm of input j
+              over the calibration text
+
+Design choice: both are compared within a matrix. The paper compares Wanda's
+within an output, which was worse on one of two small models (configs/LOG.md).
+
+In groups of four the two largest of every four consecutive inputs stay, which
+GPUs multiply faster; either score can choose them.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from gpt_jax.deploy.compress import calibrate
+from gpt_jax.deploy.compress.rounding import blocks_of, leaf_of, put_leaf
+from gpt_jax.models import Model, stack
+
+GROUP, KEPT = 4, 2
+
+
+def prune(
+  model: Model, params: Any, share: float | None, rows_BT: np.ndarray | None
+):
+  """Returns the parameters, stacked, with zeros in the matrices of layers.
+
+  Wanda goes layer by layer, as GPTQ does.
+
+  Args:
+    params: stacked.
+    share: of the weights of each matrix that become zero; None keeps two of
+      every four.
+    rows_BT: ids of calibration text for wanda; None prunes by magnitude.
+  """
+  own = calibrate.apart(model)
+  work = stack.unstack_layers(params, model.stacks)
+  roles = calibrate.list_matrices(own, work)
+  for block in blocks_of(roles):
+    grams = {}
+    if rows_BT is not None:
+      grams = calibrate.find_grams(own, work, rows_BT)
+    for name in (n for n in roles if n.startswith(f"{block}/")):
+      w = leaf_of(work, name)
+      w_FD = calibrate.by_rows(w, roles[name])
+      score_FD = np.abs(w_FD)
+      if grams:
+        score_FD = score_FD * np.sqrt(np.diag(grams[name]))
+      mask_FD = choose(score_FD, share)
+      kept = calibrate.from_rows(w_FD * mask_FD, w, roles[name])
+      work = put_leaf(work, name, kept)
+  return stack.stack_layers(work, model.stacks)
+
+
+def choose(score_FD: np.ndarray, share: float | None) -> np.ndarray:
+  """Returns mask_FD, true where a weight stays.
+
+  Args:
+    share: of weights that go; None keeps two of four. Where four do not divide
+      D, the last inputs are a smaller group.
+  """
+  F, D = score_FD.shape
+  if share is None:
+    padded = np.pad(
+      score_FD, ((0, 0), (0, -D % GROUP)), constant_values=-np.inf
+    )
+    return _largest(padded.reshape(-1, GROUP), KEPT).reshape(F, -1)[:, :D]
+  kept = F * D - round(share * F * D)
+  return _largest(score_FD.reshape(1, -1), kept).reshape(F, D)
+
+
+def _largest(score_RC: np.ndarray, count: int) -> np.ndarray:
+  """Returns a mask of the `count` largest of each row, exactly as many."""
+  order_RC = np.argsort(-score_RC, axis=1, kind="stable")
+  mask_RC = np.zeros(score_RC.shape, bool)
+  np.put_along_axis(mask_RC, order_RC[:, :count], True, axis=1)
+  return mask_RC

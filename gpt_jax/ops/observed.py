@@ -1,0 +1,23 @@
+"""A matrix whose left sides are recorded: what calibration reads.
+
+GPTQ, AWQ and Wanda need the inputs of each matrix on some text. `project`
+records them where it multiplies, so that no model has to name them.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from flax import struct
+
+
+class Observed(struct.PyTreeNode):
+  """A matrix and what is called with its left sides.
+
+  Attributes:
+    w: the matrix, an array.
+    take: called with (rows, inputs) of each product as it is traced.
+  """
+
+  w: jax.Array
+  take: Callable[[Any], None] = struct.field(pytree_node=False)
