@@ -23,7 +23,7 @@ is_new_enough() {
 is_launching() {
   [[ $1 != "$$" ]] && kill -0 "$1" 2>/dev/null &&
     { [[ ! -r /proc/$1/cmdline ]] ||
-      grep -qaE '(local|test|slurm|host|study|families|article)\.sh' "/proc/$1/cmdline"; }
+      grep -qaE '(local|test|slurm|host|study|families|article|site)\.sh' "/proc/$1/cmdline"; }
 }
 
 find_python() {

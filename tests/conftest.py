@@ -8,6 +8,7 @@ import io
 import itertools
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -98,6 +99,31 @@ def tpu_compiler():
     for key, value in wanted.items():
       patch.setenv(key, value)
     yield
+
+
+@pytest.fixture(scope="session")
+def browser():
+  """Opens a page in headless Chromium; skipped where there is none."""
+  program = next(
+    filter(None, map(shutil.which, ("chromium", "google-chrome"))), None
+  )
+  if program is None:
+    pytest.skip("chromium is not installed: no page is opened")
+
+  def show(page, *words, query="") -> str:
+    flags = ["--headless", "--no-sandbox", "--disable-gpu"]
+    flags += ["--disable-background-networking", "--virtual-time-budget=4000"]
+    flags += [f"--user-data-dir={page.parent}/chromium"]
+    result = subprocess.run(
+      [program, *flags, *words, f"{page.as_uri()}{query}"],
+      capture_output=True,
+      text=True,
+      timeout=90,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+  return show
 
 
 @pytest.fixture

@@ -7,9 +7,7 @@ import math
 import os
 import pathlib
 import re
-import shutil
 import struct
-import subprocess
 import zlib
 
 import pytest
@@ -20,31 +18,6 @@ from gpt_jax.lab.scaling import points
 from gpt_jax.lab.sweep import folder, groups, losses, tables
 
 NASTY = "<script>alert(\"1\")</script> & 'x' </td>"
-
-
-@pytest.fixture(scope="module")
-def browser():
-  """Opens a page in headless Chromium; skipped where there is none."""
-  program = next(
-    filter(None, map(shutil.which, ("chromium", "google-chrome"))), None
-  )
-  if program is None:
-    pytest.skip("chromium is not installed: the report is not opened")
-
-  def show(page, *words) -> str:
-    flags = ["--headless", "--no-sandbox", "--disable-gpu"]
-    flags += ["--disable-background-networking", "--virtual-time-budget=2000"]
-    flags += [f"--user-data-dir={page.parent}/chromium"]
-    result = subprocess.run(
-      [program, *flags, *words, page.as_uri()],
-      capture_output=True,
-      text=True,
-      timeout=90,
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout
-
-  return show
 
 
 def written(write, call_verb, tmp_path, lines, spoil=lambda sweep: None):
