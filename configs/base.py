@@ -144,9 +144,10 @@ def get_config() -> ConfigDict:
   # Divide what the output matrix reads by the root of the width, as T5 does.
   model.scaled_readout = False
   # How a model knows the positions of tokens: a table that is learned or one of
-  # sines, added to the embeddings; rope, turned queries and keys; alibi and
-  # relative, biases of the scores, which relative learns for each head and
-  # bucket of distances, the same in all layers.
+  # sines and cosines, in turn or in halves, added to the embeddings; rope,
+  # turned queries and keys; alibi and relative, biases of the scores, which
+  # relative learns for each head and bucket of distances, the same in all
+  # layers.
   model.position = "learned"
   # Kinds of tokens that an encoder's embeddings tell apart, such as two for
   # the first and the second text of a pair; None: none.
@@ -158,7 +159,7 @@ def get_config() -> ConfigDict:
   # That of local layers, which are then not scaled; None: as all others.
   model.local_rope_theta = placeholder(float)
   # Stretches the rotary wavelengths for texts longer than trained on; MSCALE of
-  # yarn multiplies sines and cosines.
+  # yarn and longrope multiplies sines and cosines.
   model.rope_scaling = "none"
   # Nonlinearity of the MLP; gelu_tanh approximates gelu; swiglu, geglu and
   # geglu_tanh have a gate.
@@ -201,11 +202,11 @@ def get_config() -> ConfigDict:
   # Tokens that are predicted at each place in training: the next, and those
   # after it by a block each on top of the last layer. Generation uses the next.
   model.num_future_tokens = 1
-  # What scores tokens: the output matrix alone (linear), or after an encoder's
-  # transform, a projection, gelu and a norm, with a bias. Or what scores the
-  # classes of classification: a matrix on the first token, after BERT's pooler,
-  # a projection and tanh; on the mean of all tokens; on the last; or on each
-  # token, for labels of words.
+  # What scores tokens: the output matrix alone (linear), with a bias (biased),
+  # or with that after an encoder's transform, a projection, gelu and a norm. Or
+  # what scores the classes of classification: a matrix on the first token,
+  # after BERT's pooler, a projection and tanh; on the mean of all tokens; on
+  # the last; or on each token, for labels of words.
   model.head = "linear"
   # Classes, or numbers, that a head of classification scores; None takes those
   # of the data.

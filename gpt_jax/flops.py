@@ -66,7 +66,9 @@ def count_parameters(model: ModelConfig) -> dict[str, int]:
   count["bias"] += num_norms * D * _has_norm_bias(model)
   if has_transform:
     count["hidden"] += D * D
-    count["bias"] += V + (D if model.bias else 0)
+    count["bias"] += D if model.bias else 0
+  if has_transform or model.head == "biased":
+    count["bias"] += V
   return count
 
 

@@ -68,6 +68,7 @@ FORMS = {
   "window": dict(sliding_window=4, position="rope", num_kv_heads=1),
   "rope_linear": dict(position="rope", rope_scaling="linear:2"),
   "rope_llama3": dict(position="rope", rope_scaling="llama3:8:16"),
+  "rope_long": dict(position="rope", rope_scaling="longrope:1.1:1:1.5:2:4"),
   "rope_yarn": dict(position="rope", rope_scaling="yarn:4:8:1.1"),
   "blocks": dict(attention="blocks", position="rope", num_kv_heads=2),
   "blocks_window": dict(
@@ -140,6 +141,16 @@ FORMS = {
     mlp="relu",
     attn_scale=1.0,
     scaled_readout=True,
+  ),
+  "marian": dict(
+    family="encoder_decoder",
+    num_encoder_layers=1,
+    norm_placement="post",
+    position="sinusoidal_halves",
+    scaled_embeddings=True,
+    mlp="silu",
+    bias=True,
+    head="biased",
   ),
   "bart": dict(
     family="encoder_decoder",

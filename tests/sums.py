@@ -9,8 +9,8 @@ import random
 import sys
 
 LIMIT, NUM_VALID = 30, 100
-# Texts of each sum that the base of either recipe reads, and the part of them
-# that is right.
+# Texts of each sum that the base of either recipe reads, and the part of those
+# of tune_preference.py that is right.
 COPIES, RIGHT = 16, 0.5
 
 
@@ -25,11 +25,12 @@ def write(folder: str, seed: int = 0) -> None:
 
   base.jsonl     texts, half of them wrong: 7+5=12
   train.jsonl    preferences: the right answer before a wrong one
-  base.tsv       the texts of base.jsonl as pairs
+  base.tsv       pairs of a sum and the answer to any other one
   train.tsv      pairs of a sum and its right answer
   valid.jsonl, valid.tsv  as train, of held-out sums
   """
-  draw, place = random.Random(seed), pathlib.Path(folder)
+  draw, any_sum = random.Random(seed), random.Random(seed + 1)
+  place = pathlib.Path(folder)
   place.mkdir(parents=True, exist_ok=True)
   sums = [(a, b) for a in range(LIMIT) for b in range(LIMIT)]
   draw.shuffle(sums)
@@ -38,7 +39,7 @@ def write(folder: str, seed: int = 0) -> None:
     is_right = draw.random() < RIGHT
     answer = a + b if is_right else slip(draw, a + b)
     texts.append(json.dumps({"text": f"{a}+{b}={answer}"}))
-    pairs.append(f"{a}+{b}\t{answer}")
+    pairs.append(f"{a}+{b}\t{sum(any_sum.choice(sums))}")
   write_lines(place / "base.jsonl", texts)
   write_lines(place / "base.tsv", pairs)
   splits = ("train", sums[NUM_VALID:]), ("valid", sums[:NUM_VALID])

@@ -38,6 +38,7 @@ from gpt_jax.config.derived import (
   head_dim,
   is_gated,
   is_packed,
+  is_sinusoidal,
   layer_cycle,
   layer_kinds,
   layer_stacks,

@@ -12,6 +12,7 @@ from gpt_jax.config.derived import (
   has_source,
   head_dim,
   is_packed,
+  is_sinusoidal,
   layer_kinds,
   mlp_kinds,
   value_dim,
@@ -213,9 +214,9 @@ def _check_source(m: ModelConfig) -> None:
 
 def _check_scales(m: ModelConfig) -> None:
   """Refuses scales that do not fit the width or its parametrization."""
-  if m.position == "sinusoidal" and m.model_dim % 2:
+  if is_sinusoidal(m) and m.model_dim % 2:
     raise InputError(
-      "model.position is sinusoidal, pairs of sine and cosine, and "
+      f"model.position is {m.position}, pairs of sine and cosine, and "
       f"model.model_dim is {m.model_dim}; it must be even"
     )
   if m.parametrization == "standard":

@@ -30,6 +30,12 @@ def check_heads(m: ModelConfig) -> None:
       "wavelengths, and model.rope_theta is 1, by which all are one; it must "
       "be more"
     )
+  count = len(m.rope_scaling.numbers) - 1
+  if m.rope_scaling.mechanism == "longrope" and count != rope_dim(m) // 2:
+    raise InputError(
+      f"model.rope_scaling has {count} factors of wavelengths, and "
+      f"{rope_dim(m)} dims of a head turn; it must have {rope_dim(m) // 2}"
+    )
   if m.rope_frac < 1 and (m.position != "rope" or m.kv_lora_rank is not None):
     raise InputError(
       f"model.rope_frac is {m.rope_frac:g}, of heads that rope turns in part, "

@@ -66,6 +66,11 @@ def value_dim(model: ModelConfig) -> int:
   return model.v_head_dim or head_dim(model)
 
 
+def is_sinusoidal(model: ModelConfig) -> bool:
+  """Returns whether positions are sines that are added to the embeddings."""
+  return model.position in ("sinusoidal", "sinusoidal_halves")
+
+
 def rope_dim(model: ModelConfig) -> int:
   """Returns the number of a head's dims that rope rotates."""
   return model.qk_rope_head_dim or int(head_dim(model) * model.rope_frac)

@@ -290,9 +290,10 @@ class RopeScaling(ParsedOption):
   """model.rope_scaling.
 
   Attributes:
-    mechanism: none | linear | llama3 | yarn.
-    numbers: (), (factor,), (factor, original length) or (factor, original
-      length, what sines and cosines are multiplied by).
+    mechanism: none | linear | llama3 | yarn | longrope.
+    numbers: (), (factor,), (factor, original length), (factor, original
+      length, what sines and cosines are multiplied by), or the latter and a
+      factor of each wavelength.
   """
 
   FORMS = (
@@ -300,6 +301,7 @@ class RopeScaling(ParsedOption):
     "linear:FACTOR",
     "llama3:FACTOR:ORIGINAL_LEN",
     "yarn:FACTOR:ORIGINAL_LEN:MSCALE",
+    "longrope:MSCALE:FACTOR:FACTOR:...",
   )
   mechanism: str
   numbers: tuple[float, ...]
@@ -307,6 +309,7 @@ class RopeScaling(ParsedOption):
   def __init__(self, text: str):
     mechanism, *numbers = text.split(":")
     wanted = {"none": 0, "linear": 1, "llama3": 2, "yarn": 3}
+    wanted["longrope"] = max(2, len(numbers))
     try:
       values = tuple(float(n) for n in numbers)
     except ValueError:

@@ -132,7 +132,13 @@ class ModelConfig(Section):
   scaled_embeddings: Annotated[bool, Added(False)]
   scaled_readout: Annotated[bool, Added(False)]
   position: Literal[
-    "learned", "sinusoidal", "rope", "alibi", "relative", "none"
+    "learned",
+    "sinusoidal",
+    "sinusoidal_halves",
+    "rope",
+    "alibi",
+    "relative",
+    "none",
   ]
   num_token_types: Annotated[Count | None, Added(None)]
   rope_frac: Annotated[float, Bounds(1e-6, 1.0), Added(1.0)]
@@ -144,6 +150,7 @@ class ModelConfig(Section):
     "gelu",
     "relu",
     "relu_squared",
+    "silu",
     "swiglu",
     "geglu",
     "geglu_tanh",
@@ -163,7 +170,9 @@ class ModelConfig(Section):
   qkv_bias: Annotated[bool, Added(False)]
   tied_embeddings: bool
   num_future_tokens: Annotated[Count, Added(1)]
-  head: Annotated[str, ("linear", "transform", *CLASS_HEADS), Added("linear")]
+  head: Annotated[
+    str, ("linear", "biased", "transform", *CLASS_HEADS), Added("linear")
+  ]
   num_classes: Annotated[Count | None, Added(None)]
   qk_norm: bool
   qk_norm_over: Annotated[Literal["head", "heads"], Added("head")]

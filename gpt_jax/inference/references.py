@@ -109,6 +109,7 @@ def _path(one: TokenSet, config: Config, reference: bases.Base) -> str:
     one.fingerprint,
     config.data.seq_len,
     config.data.objective,
+    *([config.adapter.base] if config.adapter.base != "full" else []),
   ]
   folder, split = os.path.split(one.name)
   beside = os.path.dirname(os.path.abspath(one.folder))
@@ -189,13 +190,25 @@ def restore_reference(
   model, shapes = describe_model(config)
   bases.check_base(source, shapes, reference)
   facts = processes.share(lambda: workdir_lib.read_facts(source))
-  return restore.restore_params(
+  params = restore.restore_params(
     source,
     sharding.abstract_of(*model.abstract_params(), config.mesh.rules, mesh),
     say,
     facts=facts,
     step=reference.step,
   )
+  return params if config.adapter.base == "full" else _round(params, config)
+
+
+def _round(params: Any, config: Config) -> Any:
+  """Returns parameters as a base of adapters holds them (adapter.base)."""
+  mesh = config.mesh
+  model = build_model(config.model, mesh.rules, adapter=config.adapter)
+  return jax.jit(
+    lambda params: model.merge(model.round_base(params)),
+    donate_argnums=0,
+    out_shardings=jax.tree.map(lambda leaf: leaf.sharding, params),
+  )(params)
 
 
 def _no_tokenizer() -> Any:

@@ -78,8 +78,9 @@ class Embedding(nn.Module):
       x_BTD = x_BTD * self.config.model_dim**0.5
     if self.config.position == "learned":
       x_BTD = x_BTD + self.table_SD[positions_BT]
-    if self.config.position == "sinusoidal":
-      x_BTD = x_BTD + sinusoids(positions_BT, self.config.model_dim)
+    if config_lib.is_sinusoidal(self.config):
+      in_halves = self.config.position == "sinusoidal_halves"
+      x_BTD += sinusoids(positions_BT, self.config.model_dim, in_halves)
     if self.config.num_token_types is not None:
       if types_BT is None:
         types_BT = jnp.zeros((1, 1), jnp.int32)
@@ -198,6 +199,18 @@ class Transform(nn.Module):
     return x_BTD, declare(self, "bias", (V,), ("vocab",), "bias")
 
 
+class LogitBias(nn.Module):
+  """A bias of the logits alone: head="biased"."""
+
+  config: ModelConfig
+
+  @nn.compact
+  def __call__(self, x_BTD):
+    """As Transform's."""
+    V = config_lib.padded_vocab_size(self.config)
+    return x_BTD, declare(self, "bias", (V,), ("vocab",), "bias")
+
+
 class Classifier(nn.Module):
   """Scores classes: what data.objective=classification trains (model.head).
 
@@ -265,8 +278,9 @@ def build_read_out(module: nn.Module, table_VD, segments_BT=None, key=None):
     head = Classifier(module.config, name="classifier")
     return lambda x_BTD, is_headless: head(x_BTD, segments_BT, key)
   c, w_VD, transform = module.config, table_VD, None
-  if c.head == "transform":
-    transform = Transform(c, name="head")
+  if c.head in ("transform", "biased"):
+    form = Transform if c.head == "transform" else LogitBias
+    transform = form(c, name="head")
   if not c.tied_embeddings or module.has_variable("params", "unembed"):
     V, D = config_lib.padded_vocab_size(c), c.model_dim
     w_VD = declare(module, "unembed", (V, D), ("vocab", "embed"), "unembed")

@@ -198,7 +198,8 @@ class Model:
       prepared, specs = self.module.prepare(params, specs)
     form = self._cast if is_full else self._quantize
     ready = _map_matrices(form, prepared, specs)
-    if is_full and c.position in ("learned", "sinusoidal"):
+    has_sum = c.position == "learned" or config_lib.is_sinusoidal(c)
+    if is_full and has_sum:
       # Rows of the table are summed with positions in the type they are
       # stored in.
       low = ready["embed"]["tokens"]

@@ -17,16 +17,22 @@ LLAMA3_LOW, LLAMA3_HIGH = 1.0, 4.0
 YARN_FAST, YARN_SLOW = 32.0, 1.0
 
 
-def sinusoids(positions_BT, width: int):
+def sinusoids(positions_BT, width: int, in_halves: bool = False):
   """Returns x_BTD float32: sines and cosines of positions, in turn.
 
   Dims 2 i and 2 i + 1 hold those of position / 10000^(2 i / D) (Vaswani et al.
   2017, section 3.5).
+
+  Args:
+    in_halves: dims i and D/2 + i hold them, as in the code of that paper.
   """
   # In float64: an error of a rate grows with the position.
   rate_H = (10_000.0 ** (-np.arange(0, width, 2) / width)).astype(np.float32)
   angle_BTH = positions_BT[..., None].astype(jnp.float32) * rate_H[None, None]
-  pairs = jnp.stack([jnp.sin(angle_BTH), jnp.cos(angle_BTH)], axis=-1)
+  both = jnp.sin(angle_BTH), jnp.cos(angle_BTH)
+  if in_halves:
+    return jnp.concatenate(both, axis=-1)
+  pairs = jnp.stack(both, axis=-1)
   return pairs.reshape(*positions_BT.shape, width)
 
 
@@ -137,6 +143,9 @@ def rope_of(positions_BT, config: ModelConfig, kind: str = "global"):
     factor, original, mscale = numbers
     keep_H = yarn_part(H, theta, original)
     rate_H = keep_H * rate_H + (1 - keep_H) * rate_H / factor
+  elif word == "longrope":  # Ding et al. 2024, of one range of lengths
+    mscale, *factors = numbers
+    rate_H /= jnp.array(factors, jnp.float32)
   positions_BT11 = positions_BT[..., None, None].astype(jnp.float32)
   angle = positions_BT11 * rate_H[None, None, None]
   if mscale == 1:

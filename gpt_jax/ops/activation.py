@@ -56,6 +56,11 @@ def _gelu_slopes(x):
   return (0.5 * (1 + jax.lax.erf(x / math.sqrt(2))) + x * density,)
 
 
+def _silu_slopes(x):
+  share = jax.nn.sigmoid(x)
+  return (share * (1 + x * (1 - share)),)
+
+
 def _swiglu_slopes(gate, x):
   share = 0.5 * (1 + jnp.tanh(0.5 * gate))
   return x * share * (1 + gate * (1 - share)), gate * share
@@ -75,7 +80,7 @@ def _geglu_tanh_slopes(gate, x):
 
 
 # By value of model.mlp: Hendrycks and Gimpel 2016 (equations 2 and 1), Nair and
-# Hinton 2010, So et al. 2021, Shazeer 2020.
+# Hinton 2010, So et al. 2021, Elfwing et al. 2018, Shazeer 2020.
 ACTIVATIONS = {
   "gelu_tanh": Activation(
     functools.partial(jax.nn.gelu, approximate=True), _gelu_tanh_slopes
@@ -87,6 +92,7 @@ ACTIVATIONS = {
   "relu_squared": Activation(
     lambda x: jnp.square(jax.nn.relu(x)), lambda x: (2 * jax.nn.relu(x),)
   ),
+  "silu": Activation(jax.nn.silu, _silu_slopes),
   "swiglu": Activation(lambda gate, x: jax.nn.silu(gate) * x, _swiglu_slopes),
   "geglu": Activation(
     lambda gate, x: jax.nn.gelu(gate, approximate=False) * x, _geglu_slopes

@@ -174,6 +174,21 @@ def test_adapters_are_tuned_and_share_the_stored_reference(
   assert abs(margins[1]) < 1e-4 and margins[STEPS] > 0.05
 
 
+def test_beside_a_rounded_base_the_reference_is_rounded_too(
+  tuned, flags, call_verb, tmp_path
+):
+  kept = stored(flags).keys()
+  values = {"adapter.rank": "attn=4", "adapter.base": "int4"}
+  values |= {"train.num_steps": 2, "eval.every_steps": 2}
+  own = [flag(key, value) for key, value in values.items()]
+  result = call_verb("train", *flags, *own, f"--workdir={tmp_path / 'run'}")
+  assert result.returncode == 0, result.stderr
+  assert result.stdout.count("computing the reference's log-prob") == 2
+  # It begins as its reference; bases of 4 bits and of 32 differ by more.
+  assert abs(logged(tmp_path / "run", "train/reward_margin")[1]) < 1e-4
+  assert len(stored(flags).keys() - kept) == 2
+
+
 REFUSED = [
   ({"train.init_from": None}, "and train.init_from is None; name the workdir"),
   ({"data.packing": "documents"}, "a row holds one preference: leave it str"),

@@ -52,6 +52,7 @@ COUNTS = {
   "modernbert.py:laptop": (None, None),
   "modernbert.py:base": (50_368, 149_655_232),
   "tune_chat.py": (None, None),
+  "tune_lora.py": (None, None),
   "tune_grpo.py:base": (None, None),
   "tune_grpo.py": (None, None),
   "tune_preference.py:base": (None, None),

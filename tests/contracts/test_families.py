@@ -24,6 +24,7 @@ from forms import (
 )
 from harness import init_params
 
+from gpt_jax import config as config_lib
 from gpt_jax import flops, tree
 from gpt_jax.models import build_model
 from gpt_jax.ops import visibility
@@ -106,7 +107,8 @@ def test_a_packed_document_scores_as_it_does_alone(form):
   else:
     alone = apply(model, params, tokens[:, 6:], **of("second"))
   np.testing.assert_allclose(packed[:, 6:], alone, **closeness(form))
-  if model.config.position in ("learned", "sinusoidal"):
+  is_added = config_lib.is_sinusoidal(model.config)
+  if model.config.position == "learned" or is_added:
     plain = np.arange(T, dtype=np.int32)[None]
     shifted = apply(model, params, tokens, plain, segments, **of("packed"))
     assert not np.allclose(shifted[:, 6:], alone, atol=1e-3)  # the control

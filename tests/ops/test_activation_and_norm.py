@@ -43,6 +43,7 @@ FORMULAS = {
   "gelu": lambda x: jax.nn.gelu(x, approximate=False),
   "relu": jax.nn.relu,
   "relu_squared": lambda x: jnp.square(jax.nn.relu(x)),
+  "silu": lambda x: x / (1 + jnp.exp(-x)),
   "swiglu": lambda gate, x: jax.nn.silu(gate) * x,
   "geglu": lambda gate, x: jax.nn.gelu(gate, approximate=False) * x,
   "geglu_tanh": lambda gate, x: jax.nn.gelu(gate, approximate=True) * x,

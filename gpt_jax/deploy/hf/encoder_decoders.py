@@ -120,15 +120,20 @@ def _biased(layer: str, stack: str, ours: str, theirs: str):
   )
 
 
-def _stack(layer: str, stack: str, embed: str) -> tuple[Row, ...]:
-  """Returns the rows that both stacks of BART have."""
+def _embedding(layer: str, embed: str) -> tuple[Row, ...]:
+  """Returns the rows of BART's positions, and of the norm after their sum."""
   whole = layer.removesuffix(".layers.{layer}")
-  at = whole + ".embed_positions.weight"
   norm = whole + ".layernorm_embedding"
   return (
-    Row(at, (f"{embed}/positions",), "padded"),
+    Row(whole + ".embed_positions.weight", (f"{embed}/positions",), "padded"),
     Row(norm + ".weight", (f"{embed}/norm/scale",), "same"),
     Row(norm + ".bias", (f"{embed}/norm/bias",), "same"),
+  )
+
+
+def _stack(layer: str, stack: str) -> tuple[Row, ...]:
+  """Returns the rows that both stacks of BART and Marian have."""
+  return (
     *_biased(layer, stack, "attn", "self_attn"),
     *_both(
       layer, stack, mlp__in="fc1", mlp__out="fc2", norm_mlp="final_layer_norm"
@@ -147,6 +152,11 @@ def _read_bart(stated: dict, model: dict, where: str) -> dict:
   return {}
 
 
+BART_LAYERS = (
+  *_stack(BART_ENCODER, "encoder"),
+  *_stack(BART_DECODER, "blocks"),
+  *_biased(BART_DECODER, "blocks", "cross", "encoder_attn"),
+)
 BART = Architecture(
   name="BartForConditionalGeneration",
   keys=(
@@ -182,9 +192,9 @@ BART = Architecture(
   },
   rows=(
     Row("model.shared.weight", ("embed/tokens",), "same"),
-    *_stack(BART_ENCODER, "encoder", "source_embed"),
-    *_stack(BART_DECODER, "blocks", "embed"),
-    *_biased(BART_DECODER, "blocks", "cross", "encoder_attn"),
+    *_embedding(BART_ENCODER, "source_embed"),
+    *_embedding(BART_DECODER, "embed"),
+    *BART_LAYERS,
   ),
   heads=(Row("lm_head.weight", ("unembed",), "same"),),
   ignored=("encoder.embed_tokens.weight", "decoder.embed_tokens.weight"),
@@ -197,9 +207,42 @@ BART = Architecture(
   },
 )
 
+MARIAN = BART._replace(
+  name="MarianMTModel",
+  fixed=dict(
+    family="encoder_decoder",
+    norm="layernorm",
+    norm_placement="post",
+    norm_eps=1e-5,
+    position="sinusoidal_halves",
+    mlp="silu",
+    bias=True,
+    head="biased",
+  ),
+  wanted={
+    "activation_function": ("swish", "silu"),
+    "is_encoder_decoder": (True,),
+    "share_encoder_decoder_embeddings": (True,),
+    # Of Marian's own files, before they were converted.
+    "normalize_before": (False,),
+    "add_final_layer_norm": (False,),
+    "normalize_embedding": (False,),
+    "static_position_embeddings": (True,),
+  },
+  rows=(
+    Row("model.shared.weight", ("embed/tokens",), "same"),
+    Row("final_logits_bias", ("head/bias",), "row"),
+    *BART_LAYERS,
+  ),
+  # Its positions are computed.
+  ignored=(*BART.ignored, "embed_positions.weight"),
+  zeros=(),
+)
+
 # By "model_type" of config.json, or an Architecture's own.
 ENCODER_DECODERS = {
   "t5_gated": T5_GATED,
   "t5": T5,
   "bart": BART,
+  "marian": MARIAN,
 }

@@ -76,6 +76,8 @@ class Entry(NamedTuple):
       return theirs.astype(np.float32) + 1
     if self.form == "padded":
       return theirs[PADDING_ROWS:]
+    if self.form == "row":
+      return theirs[0]
     if theirs.ndim == 1:
       return theirs[part.start : part.stop].reshape(part.shape)
     return theirs
@@ -112,6 +114,8 @@ class Entry(NamedTuple):
     if self.form == "padded":
       before = np.zeros((PADDING_ROWS, *ours[0].shape[1:]), ours[0].dtype)
       return np.concatenate([before, ours[0]])
+    if self.form == "row":
+      return ours[0][None]
     if len(self.shape) == 1:
       return np.concatenate([a.reshape(-1) for a in ours])
     return ours[0]
@@ -184,6 +188,8 @@ def _build(name, paths, form, at, model, shapes) -> Entry:
   }.get(form, parts[0].shape)
   if form == "padded":
     whole = (whole[0] + PADDING_ROWS, *whole[1:])
+  if form == "row":
+    whole = (1, start)
   if form == "heads":
     *num_in, heads, _ = parts[0].shape
     whole = (heads * start, *num_in)

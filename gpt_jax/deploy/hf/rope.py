@@ -1,4 +1,9 @@
-"""What config.json states of positions: rope, its scaling, local layers."""
+"""What config.json states of positions: rope, its scaling, local layers.
+
+Design choice: the wavelengths of longrope and dynamic scaling depend on how
+long a text is. A run has those of texts up to the original length, and that
+many positions; within them it computes what they do.
+"""
 
 import math
 from typing import Any
@@ -14,7 +19,13 @@ ONLY: dict[str, dict[str, Any]] = {
   "linear": {},
   "llama3": {"low_freq_factor": 1.0, "high_freq_factor": 4.0},
   "yarn": {"beta_fast": 32, "beta_slow": 1, "truncate": True},
+  "longrope": {},
+  # Which is none up to max_position_embeddings.
+  "dynamic": {},
 }
+ORIGINAL = "original_max_position_embeddings"
+# Factors of longrope, one of each wavelength of a head.
+MAX_FACTORS = 4096
 MSCALES = "mscale", "mscale_all_dim"
 SCALAR = "query_pre_attn_scalar"
 KINDS = {"sliding_attention": "local", "full_attention": "global"}
@@ -26,8 +37,12 @@ def read_rope(stated: dict, where: str, found: Architecture) -> dict[str, Any]:
   Raises:
     InputError: the scaling is not supported, or not of numbers.
   """
-  rope = stated.get("rope_parameters") or stated.get("rope_scaling") or {}
-  rope = _dict(rope, "rope_scaling", where)
+  both = [stated.get(key) or {} for key in ("rope_parameters", "rope_scaling")]
+  if all(both) and both[0] != both[1]:
+    raise InputError(
+      f"{where} has rope_parameters and another rope_scaling; it must have one"
+    )
+  rope = _dict(both[0] or both[1], "rope_scaling", where)
   full = rope.get("full_attention") or rope
   rope = _dict(full, "rope_scaling.full_attention", where)
   named = [stated[key] for key in THETAS if key in stated]
@@ -39,8 +54,42 @@ def read_rope(stated: dict, where: str, found: Architecture) -> dict[str, Any]:
   part = _number(rope.get(key, stated.get(key, default)), key, where)
   if not 0 < part <= 1 or (part != 1.0 and frac is None):
     raise InputError(f"{where} has {key} {part!r:.60}, which is not supported")
-  read = {"rope_theta": theta, "rope_scaling": _read_scaling(rope, kind, where)}
+  read: dict[str, Any] = {"rope_theta": theta}
+  if kind == "longrope":
+    read |= _read_longrope(rope, stated, where)
+  else:
+    read["rope_scaling"] = _read_scaling(rope, kind, where)
   return read if frac is None else read | {"rope_frac": part}
+
+
+def _read_longrope(rope: dict, stated: dict, where: str) -> dict[str, Any]:
+  """Returns rope_scaling and max_len, those of texts up to that."""
+  original = rope.get(ORIGINAL, stated.get(ORIGINAL))
+  if type(original) is not int or not 1 < original < 1 << 31:
+    raise InputError(
+      f"{where} has {ORIGINAL} {original!r:.60}; longrope needs a number of "
+      "positions there"
+    )
+  factors = rope.get("short_factor")
+  is_list = isinstance(factors, list) and 0 < len(factors) <= MAX_FACTORS
+  if not is_list or any(type(f) not in (int, float) for f in factors):
+    raise InputError(
+      f"{where} has short_factor {factors!r:.60}; it must be a list of numbers"
+    )
+  mscale = rope.get("attention_factor")
+  if mscale is None:
+    longest = _number(
+      stated.get("max_position_embeddings", original), "its length", where
+    )
+    given = rope.get("factor")
+    factor = longest / original if given is None else given
+    factor = _number(factor, "rope_scaling.factor", where)
+    mscale = 1.0
+    if factor > 1:
+      mscale = math.sqrt(1 + math.log(factor) / math.log(original))
+  mscale = _number(mscale, "rope_scaling.attention_factor", where)
+  numbers = ":".join(repr(float(n)) for n in (mscale, *factors))
+  return {"rope_scaling": f"longrope:{numbers}", "max_len": original}
 
 
 def _read_scaling(rope: dict, kind, where: str) -> str:
@@ -53,6 +102,8 @@ def _read_scaling(rope: dict, kind, where: str) -> str:
       f"supported; default, {', '.join(ONLY)} are"
     )
   factor = read_number(rope, "factor", where)
+  if kind == "dynamic":
+    return "none"
   numbers = [repr(factor)]
   for name, only in ONLY[kind].items():
     value = rope.get(name)
@@ -62,7 +113,7 @@ def _read_scaling(rope: dict, kind, where: str) -> str:
         "supported"
       )
   if kind != "linear":
-    original = read_number(rope, "original_max_position_embeddings", where)
+    original = read_number(rope, ORIGINAL, where)
     numbers.append(f"{original:.0f}")
   if kind == "yarn":
     numbers.append(repr(_read_mscale(rope, factor, where)))
@@ -91,13 +142,19 @@ def write_rope(model: ModelConfig, found: Architecture) -> dict[str, Any]:
   """Returns the keys of a config.json that read_rope reads."""
   word, numbers = model.rope_scaling.mechanism, model.rope_scaling.numbers
   rope: dict[str, Any] | None = None
-  if word != "none":
+  top: dict[str, Any] = {}
+  if word == "longrope":
+    mscale, *factors = numbers
+    top = {ORIGINAL: model.max_len}
+    rope = {"rope_type": word, "attention_factor": mscale, **top}
+    rope |= {"short_factor": factors, "long_factor": factors}
+  elif word != "none":
     rope = {"rope_type": word, "factor": numbers[0]}
-  if rope is not None and word != "linear":
-    rope |= ONLY[word] | {"original_max_position_embeddings": int(numbers[1])}
+  if rope is not None and word not in ("linear", "longrope"):
+    rope |= ONLY[word] | {ORIGINAL: int(numbers[1])}
   if rope is not None and word == "yarn":
     rope["attention_factor"] = numbers[2]
-  stated = {"rope_theta": model.rope_theta, "rope_scaling": rope}
+  stated = {"rope_theta": model.rope_theta, "rope_scaling": rope} | top
   if found.pattern is not None and found.pattern.is_first:
     stated["global_rope_theta"] = model.rope_theta
   if found.rope_frac is not None:

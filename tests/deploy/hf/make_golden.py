@@ -84,6 +84,21 @@ CASES = {
       rope_type="yarn", factor=4.0, original_max_position_embeddings=16
     ),
   ),
+  "dynamic": SMALL
+  | dict(
+    model_type="llama", rope_scaling=dict(rope_type="dynamic", factor=2.0)
+  ),
+  "longrope": SMALL
+  | dict(
+    model_type="phi3",
+    pad_token_id=0,
+    original_max_position_embeddings=48,
+    rope_scaling=dict(
+      rope_type="longrope",
+      short_factor=[1.0, 1.25, 2.0, 3.0],
+      long_factor=[1.0, 2.0, 5.0, 9.0],
+    ),
+  ),
   "mistral": SMALL | dict(sliding_window=5),
   "qwen2": SMALL,
   "phi3": SMALL | dict(sliding_window=5, pad_token_id=0),
@@ -162,6 +177,24 @@ CASES = {
     decoder_start_token_id=0,
     forced_eos_token_id=None,
   ),
+  "marian": dict(
+    d_model=32,
+    encoder_ffn_dim=48,
+    decoder_ffn_dim=48,
+    encoder_layers=3,
+    decoder_layers=2,
+    encoder_attention_heads=4,
+    decoder_attention_heads=4,
+    max_position_embeddings=64,
+    vocab_size=61,
+    pad_token_id=1,
+    eos_token_id=2,
+    bos_token_id=3,
+    decoder_start_token_id=0,
+    forced_eos_token_id=None,
+    scale_embedding=True,
+    activation_function="swish",
+  ),
   "t5_gated": T5_SMALL
   | dict(
     model_type="t5",
@@ -180,7 +213,7 @@ CASES = {
 MASKED = "AutoModelForMaskedLM"
 AUTO = {
   **dict.fromkeys(("bert", "roberta", "modernbert"), MASKED),
-  **dict.fromkeys(("t5", "bart"), "AutoModelForSeq2SeqLM"),
+  **dict.fromkeys(("t5", "bart", "marian"), "AutoModelForSeq2SeqLM"),
 }
 NUM_TOKENS, NUM_NEW = 20, 32
 
@@ -252,7 +285,7 @@ def main() -> None:
         name: list(tensor.shape)
         for name, tensor in safetensors.torch.load_file(weights).items()
       }
-      left_out = ["pooler"] * is_bare + ["final_logits_bias"]
+      left_out = ["pooler"] * is_bare + ["final_logits_bias"] * (word == "bart")
       for name in list(shapes):
         if any(part in name for part in left_out):
           del shapes[name]

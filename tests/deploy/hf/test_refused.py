@@ -19,6 +19,12 @@ from gpt_jax.config import InputError
 from gpt_jax.deploy.hf import importing, tensors
 from gpt_jax.runs import workdir
 
+LONGROPE = dict(
+  rope_type="longrope",
+  short_factor=[1.0],
+  long_factor=[2.0],
+  original_max_position_embeddings=32,
+)
 YARN = dict(rope_type="yarn", factor=2.0, original_max_position_embeddings=9)
 BERT_NORM = "bert.embeddings.LayerNorm."
 
@@ -117,17 +123,30 @@ def test_tensors_that_do_not_fit_are_named(change, sentence, tmp_path):
     ),
     (
       "llama",
-      dict(rope_parameters=dict(rope_type="dynamic", factor=2.0)),
-      "rope_scaling of type 'dynamic'",
+      dict(rope_parameters=dict(rope_type="ntk", factor=2.0)),
+      "rope_scaling of type 'ntk'",
     ),
     (
       "phi3",
       dict(
-        rope_parameters=dict(
-          rope_type="longrope", short_factor=[1.0], long_factor=[2.0]
-        )
+        rope_parameters=LONGROPE | dict(original_max_position_embeddings=None)
       ),
-      "rope_scaling of type 'longrope'",
+      "longrope needs a number of positions there",
+    ),
+    (
+      "phi3",
+      dict(rope_parameters=LONGROPE),
+      "model.rope_scaling has 1 factors of wavelengths, and 8 dims",
+    ),
+    (
+      "phi3",
+      dict(rope_parameters=LONGROPE | dict(short_factor=["1"])),
+      "short_factor ['1']; it must be a list of numbers",
+    ),
+    (
+      "phi3",
+      dict(rope_parameters=LONGROPE | dict(short_factor=[0.0] * 4)),
+      "model.rope_scaling is 'longrope:",
     ),
     (
       "llama",
@@ -135,6 +154,7 @@ def test_tensors_that_do_not_fit_are_named(change, sentence, tmp_path):
       "rope_scaling with beta_fast 16",
     ),
     ("llama", dict(rope_parameters=YARN | dict(mscale=-1)), "mscale of -1"),
+    ("llama", dict(rope_scaling=YARN), "and another rope_scaling; it must"),
     (
       "llama",
       dict(rope_parameters=YARN | dict(rope_theta=1)),
