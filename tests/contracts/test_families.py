@@ -278,7 +278,7 @@ def test_parameter_count_agrees_with_the_ledger(form):
   shapes, specs = model.abstract_params()
   padding = 3 * model.config.model_dim
   padding *= 1 if model.config.tied_embeddings else 2
-  padding += 3 * (model.config.head == "transform")
+  padding += 3 * (model.config.head in ("transform", "biased"))
   counted = tree.count_elements(shapes) - padding
   assert counted == sum(flops.count_parameters(model.config).values())
   by_role = {}
@@ -287,7 +287,7 @@ def test_parameter_count_agrees_with_the_ledger(form):
   ):
     by_role[spec.role] = by_role.get(spec.role, 0) + leaf.size
   by_role["bias"] = by_role.get("bias", 0) - 3 * (
-    model.config.head == "transform"
+    model.config.head in ("transform", "biased")
   )
   ledger = flops.count_parameters(model.config)
   for role in ledger.keys() - {"embed", "unembed"}:
