@@ -7,8 +7,8 @@
 
 The first line makes sums by a rule. Those that the second one learns from have
 the answers of others: it knows what an answer looks like, and is right by
-chance. The third samples answers and learns from those that are right (GRPO, Shao et
-al. 2024); the last one writes the answers to held-out sums.
+chance. The third samples answers and learns from those that are right (GRPO,
+Shao et al. 2024); the last one writes the answers to held-out sums.
 """
 
 from configs import base
