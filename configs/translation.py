@@ -18,7 +18,7 @@ def get_config():
   config.data.source = "pairs:pairs.tsv"
   config.data.tokenizer = "bpe:1024"
   config.optim.learning_rate = 2e-3
-  config.train.num_steps = 3000
-  config.eval.every_steps = 1000
+  config.train.num_steps = 1500
+  config.eval.every_steps = 500
   config.sample.every_steps = 0
   return config

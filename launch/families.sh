@@ -20,6 +20,10 @@ done
 cores=$("$python" -c 'import os; print(os.cpu_count())')
 "$python" -m gpt_jax.lab.sweep run --config=configs/families.py \
   --workdir="$folder/tuned" --workers="$((cores < 4 ? cores : 4))"
-"$python" -m gpt_jax.lab.sweep report --config=configs/families.py \
-  --workdir="$folder/tuned"
+# A report for each task: losses of one task are not those of the other.
+for start in 'package, encoder' 'name, decoder'; do
+  "$python" -m gpt_jax.lab.sweep report --config=configs/families.py \
+    --workdir="$folder/tuned" --baseline="$start from nothing" \
+    --out="$folder/${start%%,*}.html" | grep -v ' no verdict against '
+done
 "$python" tests/functions.py table "$folder/tuned"

@@ -38,6 +38,8 @@ COUNTS = {
   "mla.py:v2-lite": (102_400, 15_706_484_224),
   "moe.py:laptop": (None, None),
   "moe.py:fine": (None, None),
+  "moe.py:mini": (2048, 2_001_792),
+  "moe.py:mini-biases": (2048, 2_001_808),
   "moe.py:8x7b": (32_000, 46_702_792_704),
   "article.py": (None, None),
   "article.py:masked": (None, None),
