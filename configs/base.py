@@ -36,7 +36,8 @@ def get_config() -> ConfigDict:
   # Cuts text into tokens. bpe is trained on the corpus; PATH of gpt2 is the
   # folder or file of the GPT-2 vocabulary, of hf a tokenizer.json.
   data.tokenizer = "bytes"
-  # Where prepared token shards are kept and found again.
+  # Where prepared token shards are kept and found again; may be an address
+  # (docs/places.md), as the GLOB of a source and train.init_from may.
   data.dir = "prepared"
   # When the files of a prepared set are checked against their hashes. open:
   # all, each time. once: those of 64 MiB and more when they are new or changed

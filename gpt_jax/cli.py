@@ -19,7 +19,14 @@ from typing import Any
 import gpt_jax
 from gpt_jax import exits, files
 from gpt_jax.config import KEYS, WEIGHTS, InputError, nearest, nearest_key
-from gpt_jax.machine import processes, runtime, signals, streams, watchdog
+from gpt_jax.machine import (
+  places,
+  processes,
+  runtime,
+  signals,
+  streams,
+  watchdog,
+)
 
 DEFAULT_CONFIG = "configs/tiny.py"
 # A flag is a path if its METAVAR begins with one of these words.
@@ -117,7 +124,8 @@ def parse(
     value = getattr(args, action.dest, None)
     if kind in _PATHS and isinstance(value, str) and value != action.default:
       name = (*action.option_strings, metavar)[0]
-      setattr(args, action.dest, files.user_path(name, value))
+      may = metavar.endswith("ADDRESS")
+      setattr(args, action.dest, files.user_path(name, value, may))
   overrides = {}
   while rest:
     word = rest.pop(0)
@@ -181,6 +189,8 @@ def find_config(path: str) -> tuple[str, str]:
   If there is none, configs/tiny.py, tiny.py and tiny all name the file that
   comes with gpt_jax.
   """
+  if files.is_address(path):
+    files.user_path("--config", path)  # raises: it is code, which runs here
   ends = [len(path)] + [m.start() for m in re.finditer(":", path)][::-1]
   splits = [(path[:end], path[end + 1 :]) for end in ends]
   for file, variant in splits:
@@ -268,7 +278,7 @@ def run(
     code = exits.UNREAD
   except OSError as error:
     processes.settle()
-    code = _give_up(exits.BAD_INPUT, _file_sentence(error))
+    code = _give_up(exits.BAD_INPUT, files.to_sentence(error))
   except Exception as error:
     if processes.count() == 1:
       raise
@@ -291,20 +301,10 @@ def run(
   sys.exit(code)
 
 
-def _file_sentence(error: OSError) -> str:
-  """Returns the system's error about a path, a disk or a network."""
-  what = error.strerror or str(error) or type(error).__name__
-  if error.filename is None:
-    return exits.to_line(f"cannot read or write: {what}")
-  path = error.filename
-  path = os.fsdecode(path) if isinstance(path, bytes) else path
-  return exits.to_line(f"cannot read or write {path}: {what}")
-
-
 def _give_up(code: int, why: str) -> int:
   """Prints why in one line, process 0 for all processes; returns `code`."""
   if processes.index() == 0:
-    print(f"gpt_jax: {why}", file=sys.stderr)
+    print(f"gpt_jax: {places.rename(why)}", file=sys.stderr)
   processes.end(code, why)
   if processes.index() > 0:
     line = f"gpt_jax: process {processes.index()}: {why}"

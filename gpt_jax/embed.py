@@ -6,7 +6,7 @@ import sys
 
 from gpt_jax import cli, files
 from gpt_jax.config import InputError
-from gpt_jax.machine import processes, runtime
+from gpt_jax.machine import cache, processes, runtime
 
 # Rows of a forward pass.
 BATCH_SIZE = 32
@@ -20,12 +20,12 @@ def _build_parser():
     needs_config=False,
   )
   parser.add_argument(
-    "--workdir", required=True, metavar="DIR", help="folder of the run"
+    "--workdir", required=True, metavar="DIR|ADDRESS", help="folder of the run"
   )
   parser.add_argument(
     "--texts",
     required=True,
-    metavar="FILE",
+    metavar="FILE|ADDRESS",
     help="a text a line, or JSON lines whose field text is one",
   )
   parser.add_argument(
@@ -58,7 +58,7 @@ def main(argv: list[str]) -> int:
     raise InputError(
       f"--out is {args.out!r}; it must be a file, in a folder that exists"
     )
-  texts = _read_texts(args.texts)
+  texts = _read_texts(cache.local(args.texts))
   is_speaking = processes.index() == 0
 
   def note(line: str) -> None:

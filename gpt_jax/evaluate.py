@@ -7,7 +7,7 @@ import sys
 
 from gpt_jax import cli, files
 from gpt_jax.config import InputError
-from gpt_jax.machine import processes, runtime
+from gpt_jax.machine import cache, processes, runtime
 
 # Options of data.objective whose runs write what --generate compares.
 WRITTEN = ("sequence_to_sequence", "chat", "grpo")
@@ -20,7 +20,7 @@ def _build_parser():
     needs_config=False,
   )
   parser.add_argument(
-    "--workdir", required=True, metavar="DIR", help="folder of the run"
+    "--workdir", required=True, metavar="DIR|ADDRESS", help="folder of the run"
   )
   parser.add_argument(
     "--data",
@@ -79,7 +79,7 @@ def main(argv: list[str]) -> int:
   from gpt_jax.inference import predicting, references, scoring
   from gpt_jax.runs import workdir
 
-  args.workdir = files.user_path("--workdir", args.workdir)
+  args.workdir = files.user_path("--workdir", args.workdir, True)
   is_speaking = processes.index() == 0
 
   def note(line: str) -> None:
@@ -325,11 +325,13 @@ def _generate(args, run, how: dict, is_chat: bool) -> dict[str, float]:
 
 def _find_sets(args, config, tokenizer, overrides: dict, note) -> dict:
   """Returns {name: set} to score."""
-  from gpt_jax.data import folders, prepare, sources
+  from gpt_jax.data import folders, prepare, sources, stores
 
   path = args.data
   if path is not None and not sources.is_spec(path):
-    path = files.user_path("--data", path)
+    path = files.user_path("--data", path, may_be_address=True)
+    if files.is_address(path) and stores.is_prepared(path):
+      path = cache.local_folder(path)
   is_prepared = os.path.lexists(os.path.join(path or "", "manifest.json"))
   if args.data is None:
     sets = processes.in_turn(
@@ -387,6 +389,7 @@ def _own_sets(workdir: str, data, overrides: dict, note) -> dict:
 
   inside = os.path.normpath(data.dir)
   is_inside = not os.path.isabs(inside) and not inside.startswith(("..", "~"))
+  is_inside = is_inside and not files.is_address(data.dir)
   texts = {data.source, data.valid_source or "interpreter"}
   is_own = is_inside and texts == {"interpreter"}
   may_make = is_own or "data.dir" in overrides

@@ -11,6 +11,7 @@ a regular file") for the caller's own sentence.
 
 import collections
 import contextlib
+import errno
 import glob
 import json
 import math
@@ -21,7 +22,7 @@ import sys
 from typing import Any
 
 from gpt_jax import digest
-from gpt_jax.exits import InputError
+from gpt_jax.exits import InputError, to_line
 
 # Default limit, in bytes, of a file that is read whole.
 MAX_BYTES = 64 << 20
@@ -38,6 +39,8 @@ _KINDS = {
   stat.S_IFBLK: "a device",
 }
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+# What the system says of a disk without room.
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Damage(ValueError):
@@ -52,22 +55,39 @@ class Damage(ValueError):
     self.is_missing = is_missing
 
 
-def user_path(name: str, path: str) -> str:
+def to_sentence(error: OSError) -> str:
+  """Returns the system's error about a path, a disk or a network."""
+  what = error.strerror or str(error) or type(error).__name__
+  if error.filename is None:
+    return to_line(f"cannot read or write: {what}")
+  path = error.filename
+  path = os.fsdecode(path) if isinstance(path, bytes) else path
+  return to_line(f"cannot read or write {path}: {what}")
+
+
+def is_address(path: str) -> bool:
+  """Returns whether a path is one of a bucket, as gs://runs/a is."""
+  return _SCHEME.match(path) is not None
+
+
+def user_path(name: str, path: str, may_be_address: bool = False) -> str:
   """Returns a path that the user gave, with ~ expanded.
 
   Args:
     name: the flag or key that it came from, for the error.
     path: as given.
+    may_be_address: whether it may lie in a bucket (machine/places.py).
 
   Raises:
-    InputError: it is empty, a URL, or not UTF-8 text.
+    InputError: it is empty, not UTF-8 text, or an address where a path is
+      needed.
   """
   if not path.strip():
     raise InputError(f"{name} is empty; it must be a path")
-  if _SCHEME.match(path):
+  if is_address(path) and not may_be_address:
     raise InputError(
-      f"{name} is {path!r}; it must be a path, not a URL: mount the bucket "
-      "(gcsfuse, s3fs), or copy it, and give its path here"
+      f"{name} is {path!r}; it must be a path of this machine, not an address: "
+      "give a folder here, and copy from or to the bucket"
     )
   if "\0" in path:
     raise InputError(f"{name} is {path!r}; a path cannot hold a NUL character")
@@ -76,6 +96,13 @@ def user_path(name: str, path: str) -> str:
       f"{name} is {path.encode(errors='surrogateescape')!r}, which is not "
       "UTF-8; rename that path"
     )
+  if is_address(path):
+    if not path.partition("://")[2].strip("/"):
+      raise InputError(f"{name} is {path!r}, which names no bucket")
+    scheme, _, rest = path.partition("://")
+    lead = "/" if rest.startswith("/") else ""
+    words = [word for word in rest.split("/") if word]
+    return f"{scheme}://{lead}{'/'.join(words)}"
   if path.startswith("~"):
     expanded = os.path.expanduser(path)
     if expanded == path:

@@ -5,7 +5,7 @@ import sys
 from gpt_jax import cli, files
 from gpt_jax import config as config_lib
 from gpt_jax.config import InputError
-from gpt_jax.machine import console, processes, runtime
+from gpt_jax.machine import cache, console, processes, runtime
 
 # Flags that each way of answering a prompt reads, and the others do not.
 SAMPLING = ("num_tokens", "temperature", "top_k", "top_p", "min_p", "seed")
@@ -30,7 +30,7 @@ def _build_parser():
     needs_config=False,
   )
   parser.add_argument(
-    "--workdir", required=True, metavar="DIR", help="folder of the run"
+    "--workdir", required=True, metavar="DIR|ADDRESS", help="folder of the run"
   )
   parser.add_argument(
     "--prompt",
@@ -40,7 +40,7 @@ def _build_parser():
   )
   parser.add_argument(
     "--messages",
-    metavar="FILE",
+    metavar="FILE|ADDRESS",
     help="dialogues to answer in place of prompts, as chat:FILE has them, with "
     "a user's turn last",
   )
@@ -191,7 +191,7 @@ def main(argv: list[str]) -> int:
   if mode == "--choice":
     texts = [files.user_text("--choice", text) for text in args.choice]
     choices.check_choices(texts)
-  args.workdir = files.user_path("--workdir", args.workdir)
+  args.workdir = files.user_path("--workdir", args.workdir, True)
   is_speaking = processes.index() == 0
 
   def note(line: str) -> None:
@@ -259,7 +259,8 @@ def _read_messages(path: str, tokenizer) -> list[str]:
       "--messages is given, and the run was not tuned on chats; name the chat "
       "template of its model with --template"
     )
-  found = chat.read_prompts(files.user_path("--messages", path))
+  path = files.user_path("--messages", path, may_be_address=True)
+  found = chat.read_prompts(cache.local(path))
   return [Prompt(messages, where) for where, messages in found]
 
 

@@ -5,14 +5,13 @@ Flags and config are read and checked before jax is imported.
 
 import argparse
 import dataclasses
-import os
 import shlex
 import sys
 
 from gpt_jax import cli
 from gpt_jax import config as config_lib
 from gpt_jax.machine import processes, runtime, signals
-from gpt_jax.runs import workdir
+from gpt_jax.runs import scratch, workdir
 
 
 def main(argv: list[str]) -> int:
@@ -24,8 +23,8 @@ def main(argv: list[str]) -> int:
   parser.add_argument(
     "--workdir",
     required=True,
-    metavar="DIR",
-    help="folder of the run; an existing run is resumed",
+    metavar="DIR|ADDRESS",
+    help="folder of the run, or its address; an existing run is resumed",
   )
   parser.set_defaults(config=None)
   parser.add_argument(
@@ -48,7 +47,8 @@ def main(argv: list[str]) -> int:
 
     from gpt_jax.training import loop
 
-    with processes.watched(args.workdir):
+    folder = scratch.place_of(args.workdir)
+    with processes.watched(folder):
       return loop.train(config, args.workdir, command, stop, args.replay)
   finally:
     stop.close()
@@ -56,8 +56,7 @@ def main(argv: list[str]) -> int:
 
 def _read_config(args: argparse.Namespace, overrides: dict[str, str]):
   """Returns the frozen config: of --config, else of the existing run."""
-  is_there = os.path.lexists(os.path.join(args.workdir, "config.json"))
-  if args.config is not None or not is_there:
+  if args.config is not None or not workdir.has_record(args.workdir):
     path = args.config or cli.DEFAULT_CONFIG
     return config_lib.freeze(cli.load_config(path, overrides))
   nested = dataclasses.asdict(workdir.read_config(args.workdir))

@@ -87,9 +87,9 @@ def test_a_path_means_what_the_user_meant(monkeypatch):
   for path, words in {
     "": "empty",
     "  ": "empty",
-    "gs://b/x": "mount the bucket",
-    "s3://b": "mount the bucket",
-    "https://x/y": "mount the bucket",
+    "gs://b/x": "a path of this machine, not an address",
+    "s3://b": "a path of this machine, not an address",
+    "https://x/y": "a path of this machine, not an address",
     "a\0b": "NUL",
     "runs/\udcff": "not UTF-8",
     "~nobody-of-this-name/x": "home folder",
@@ -98,6 +98,11 @@ def test_a_path_means_what_the_user_meant(monkeypatch):
       files.user_path("data.dir", path)
     assert "data.dir" in str(raised.value)
     assert len(str(raised.value).splitlines()) == 1
+  own = lambda path: files.user_path("--workdir", path, may_be_address=True)
+  assert own("gs://runs//a/") == "gs://runs/a"
+  assert own("file:///tmp/a") == "file:///tmp/a"
+  with pytest.raises(InputError, match="which names no bucket"):
+    own("s3://")
 
 
 def test_a_sentence_is_one_short_line_that_no_terminal_obeys():

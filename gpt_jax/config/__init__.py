@@ -177,7 +177,7 @@ def check_value(key: str, value: Any):
   if line.options:
     require_choice(key, value, line.options)
   if line.is_path and value is not None:
-    return files.user_path(key, value)
+    return files.user_path(key, value, may_be_address=True)
   if type(value) is float:
     _check_float32(key, value)
     value += 0.0  # -0.0 becomes 0.0, for one text and one fingerprint

@@ -24,6 +24,7 @@ from gpt_jax import digest, files
 from gpt_jax.config import Config, InputError
 from gpt_jax.data.objectives import Task
 from gpt_jax.data.prepare import PreparedData
+from gpt_jax.machine import cache
 
 # Fields of a batch, and names of the files that they are read from.
 FIELDS = IDS, LOG_PROBS = "teacher_ids", "teacher_log_probs"
@@ -128,6 +129,7 @@ def open_logits(config: Config, prepared: PreparedData) -> Logits:
   asked = f"distill.teacher is {folder!r} and distill.top_k is {d.top_k}"
   remake = "make them again by python -m gpt_jax.deploy.logits"
   assert folder is not None and d.top_k is not None
+  folder = cache.local_folder(folder)
   try:
     record = files.read_json(os.path.join(folder, RECORD))
     if not isinstance(record, dict) or record != files.seal(record):

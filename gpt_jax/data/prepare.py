@@ -15,6 +15,7 @@ from gpt_jax.data import (
   jinja,
   overlap,
   sources,
+  stores,
   tokenizers,
   vocabulary,
 )
@@ -28,6 +29,7 @@ from gpt_jax.data.splitting import Part
 from gpt_jax.data.tokenizers.protocol import Tokenizer
 from gpt_jax.data.writing import Job, find_or_write, write_shard
 from gpt_jax.exits import InputError
+from gpt_jax.machine import places
 
 # Share of the held-out ids above which a start mentions an overlap.
 OVERLAP_SHARE = 1e-3
@@ -146,8 +148,6 @@ def prepare_data(
       is missing and may not be written.
   """
   mixture = sources.parse_mixture(data.source)
-  dir = files.user_path("data.dir", data.dir)
-  data = dataclasses.replace(data, dir=dir)
   parts = list_parts(data)
   job, names = _plan_parts(parts, data, say, may_make)
   job.num_workers = num_workers
@@ -198,7 +198,6 @@ def prepare_shard(
       "which a shard reads a part; learn it once on a sample, and give the "
       "tokenizer.json of that set as hf:PATH"
     )
-  data = dataclasses.replace(data, dir=files.user_path("data.dir", data.dir))
   parts = list_parts(data)
   job, names = _plan_parts(parts, data, say, may_make=True)
   job.num_workers = num_workers
@@ -242,8 +241,9 @@ def prepare_text(
     )
   part = Part(sources.open_source(spec), "valid", split, 0.0, template=template)
   name = folders.name_folder(part, encoder.name, encoder.fingerprint())
-  dir = files.user_path("data.dir", dir)
-  job = Job(dir, lambda: (encoder, {}), say, verify)
+  dir, store = _locate(dir)
+  say = lambda line, say=say: say(places.rename(line))
+  job = Job(dir, lambda: (encoder, {}), say, verify, store=store)
   return find_or_write(job, part, name)["valid"]
 
 
@@ -345,7 +345,7 @@ def _plan_parts(
         say(line)
       return encoder, {}
     for name in names:
-      path = folders.find_folder(data.dir, name)
+      path = folders.find_folder(job.dir, name)
       if folders.is_prepared(path):
         job.is_apart = path.endswith(folders.APART)
         notes = manifest_lib.read(path)["tokenizer"]["notes"]
@@ -355,8 +355,16 @@ def _plan_parts(
     job.is_apart = any(part.num_moved for part in parts)
     return trained
 
-  job = Job(data.dir, build, say, data.verify, may_make, find_labels)
+  dir, store = _locate(data.dir)
+  say = lambda line, say=say: say(places.rename(line))
+  job = Job(dir, build, say, data.verify, may_make, find_labels, store=store)
   return job, names
+
+
+def _locate(dir: str) -> tuple[str, str | None]:
+  """Returns (the folder of this machine, the address that it stands for)."""
+  dir = files.user_path("data.dir", dir, may_be_address=True)
+  return (stores.local_dir(dir), dir) if files.is_address(dir) else (dir, None)
 
 
 def _check_one_tokenizer(made: list[dict[str, TokenSet]]) -> None:

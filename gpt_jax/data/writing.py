@@ -25,6 +25,7 @@ from gpt_jax.data import (
   merging,
   preferences,
   sources,
+  stores,
   workers,
 )
 from gpt_jax.data import manifest as manifest_lib
@@ -40,6 +41,7 @@ from gpt_jax.data.templates import build_encoder
 from gpt_jax.data.tokenizers.protocol import Tokenizer
 from gpt_jax.data.workers import Killed
 from gpt_jax.exits import InputError
+from gpt_jax.machine import places
 
 # Characters that are encoded in one call.
 BATCH_CHARS = 1 << 21
@@ -61,6 +63,7 @@ class Job:
     is_apart: whether the vocabulary was learned from text of which documents
       were moved to the split of an equal one.
     num_workers: processes that encode at most; None for one for each core.
+    store: the address that `dir` stands for, if there is one.
   """
 
   dir: str
@@ -71,6 +74,7 @@ class Job:
   find_labels: Callable[[], Labels] | None = None
   is_apart: bool = False
   num_workers: int | None = None
+  store: str | None = None
 
   @functools.cached_property
   def encoder(self) -> tuple[Tokenizer, dict]:
@@ -92,6 +96,9 @@ def find_or_write(job: Job, part: Part, name: str) -> dict[str, TokenSet]:
       be written.
   """
   path = folders.find_folder(job.dir, name)
+  if job.store is not None and not folders.is_prepared(path):
+    stores.bring(job.store, job.dir, name)
+    path = folders.find_folder(job.dir, name)
   if not folders.is_prepared(path):
     if not job.may_make:
       raise InputError(
@@ -106,12 +113,16 @@ def find_or_write(job: Job, part: Part, name: str) -> dict[str, TokenSet]:
         # Another process may have written it while this one waited.
         path = folders.find_folder(job.dir, name)
         if not folders.is_prepared(path):
+          if job.store is not None:
+            stores.bring_shards(job.store, job.dir, name)
           path = write_folder(job, part, name)
     except OSError as error:
       raise _explain(error, job.dir) from error
   # Left by a process that was killed when it had renamed the folder.
   shutil.rmtree(merging.chunk_folder(job.dir, name), ignore_errors=True)
   folders.require_same(path, part, name)
+  if job.store is not None and job.may_make:
+    stores.send(job.store, path)
   return folders.open_prepared(path, job.verify)
 
 
@@ -147,7 +158,7 @@ def write_folder(job: Job, part: Part, name: str) -> str:
   except BaseException as error:
     shutil.rmtree(temporary, ignore_errors=True)
     # What can go on after this is kept; the rest would be encoded again.
-    goes_on = isinstance(error, (Unreachable, Killed))
+    goes_on = isinstance(error, (Unreachable, Killed, places.Unreached))
     if isinstance(error, Exception) and not goes_on:
       shutil.rmtree(merging.chunk_folder(job.dir, name), ignore_errors=True)
     raise
@@ -196,6 +207,8 @@ def write_shard(job: Job, part: Part, name: str, index: int, count: int) -> str:
         raise _changed(part)
   except OSError as error:
     raise _explain(error, job.dir) from error
+  if job.store is not None:
+    stores.send(job.store, into)
   job.say(
     f"encoded {len(share)} of {len(wanted)} parts of {part.source.spec} in "
     f"{into}; with the folders of all {count} shards in one data.dir, the "

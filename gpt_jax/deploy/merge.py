@@ -21,7 +21,10 @@ def main(argv: list[str]) -> int:
     needs_config=False,
   )
   parser.add_argument(
-    "--workdir", required=True, metavar="DIR", help="folder of the run"
+    "--workdir",
+    required=True,
+    metavar="DIR|ADDRESS",
+    help="folder of the run",
   )
   parser.add_argument(
     "--out", required=True, metavar="DIR", help="workdir to make"

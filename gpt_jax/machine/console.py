@@ -10,7 +10,7 @@ import re
 import sys
 import time
 
-from gpt_jax.machine import runtime
+from gpt_jax.machine import places, runtime
 
 # Seconds between progress lines where there is no terminal.
 INTERVAL = 10.0
@@ -32,6 +32,7 @@ class Console:
     """Prints a line, above the bar if there is one."""
     if not self.is_speaking:
       return
+    line = places.rename(line)
     if self.bar is not None:
       self.bar.console.print(line, markup=False, highlight=False)
     else:

@@ -7,7 +7,6 @@ run's own record has the other's step and a fingerprint of the checksums of that
 step's parameters, which reading them verifies.
 """
 
-import os
 from typing import NamedTuple
 
 from gpt_jax import digest, tree
@@ -66,7 +65,7 @@ def find_base(
 
 def _find(workdir: str, shapes: dict[str, str], step, role: Role) -> Base:
   asked = f"{role.key} is {workdir!r}"
-  directory = os.path.abspath(os.path.join(workdir, "checkpoints"))
+  directory = restore.checkpoints_of(workdir)
   steps = restore.list_steps(directory)
   step = max(steps, default=None) if step is None else step
   if step not in steps:

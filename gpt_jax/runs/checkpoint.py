@@ -10,7 +10,6 @@ change its classes and still read its files.
 """
 
 import contextlib
-import errno
 import os
 import threading
 from collections.abc import Callable
@@ -24,8 +23,6 @@ from gpt_jax.files import Damage
 from gpt_jax.machine import processes
 from gpt_jax.runs import integrity, restore, storage
 
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-
 
 class Checkpointer:
   """Saves the state of one run, and reads it back on any mesh."""
@@ -36,6 +33,7 @@ class Checkpointer:
     checkpoint: CheckpointConfig,
     meta: dict,
     say: Callable[[str], None] = print,
+    mirror: Any = None,
   ):
     """Touches nothing on disk.
 
@@ -45,7 +43,10 @@ class Checkpointer:
       meta: facts of the run (JSON values), stored with every step; those in
         integrity.FACTS are compared when a step is restored.
       say: prints the line about a step that could not be read.
+      mirror: the mirror.Mirror that sends the steps of a run at an address.
+        Each process then has a directory of its own.
     """
+    self.mirror = mirror
     self.directory = os.path.abspath(directory)
     self.checkpoint = checkpoint
     self.meta = meta
@@ -110,9 +111,12 @@ class Checkpointer:
     self._saving = step
     try:
       if self._manager is None:
-        self._manager = storage.open_manager(self.directory, flat)
+        is_shared = self.mirror is None
+        self._manager = storage.open_manager(self.directory, flat, is_shared)
       storage.start_save(self._manager, step, flat, meta)
       self._unopened = step
+      if self.mirror is not None:
+        self.mirror.send(step)
     except Exception as error:
       self._fail(error)
 
@@ -135,9 +139,14 @@ class Checkpointer:
       step, self._unopened = self._unopened, None
       if step is not None:
         processes.share(lambda: self._open(step))
-        for old in processes.share(self._list_superseded):
+        superseded = processes.share(self._list_superseded)
+        if self.mirror is not None and superseded:
+          self.mirror.await_sent()
+        for old in superseded:
           self._manager.delete(old)
           self._good.pop(old, None)
+          if self.mirror is not None:
+            self.mirror.drop(old)
     except Exception as error:
       self._fail(error)
 
@@ -239,7 +248,11 @@ class Checkpointer:
           aside = f"{path}.aside{number}"
         os.rename(path, aside)
 
-    processes.share(rename)
+    if self.mirror is None:
+      processes.share(rename)
+    else:
+      rename()
+      self.mirror.go_back(superseded)
 
   def _fail(self, error: Exception) -> None:
     self._drop()
@@ -301,10 +314,10 @@ def preload() -> None:
 
 def _is_disk_full(error: BaseException | None) -> bool:
   while error is not None:
-    if getattr(error, "errno", None) in DISK_FULL:
+    if getattr(error, "errno", None) in files.DISK_FULL:
       return True
     # TensorStore raises ValueErrors that spell it out.
-    if any(os.strerror(number) in str(error) for number in DISK_FULL):
+    if any(os.strerror(number) in str(error) for number in files.DISK_FULL):
       return True
     error = error.__cause__ or error.__context__
   return False

@@ -133,18 +133,20 @@ def _take(workdir: str, path: str, say) -> int | None:
       os.close(handle)
     if is_free:
       _take_over(path, changed)
-      say(f"{workdir} was held by {_name(holder)}, which is gone: taken over")
+      say(
+        f"{workdir} was held by {describe(holder)}, which is gone: taken over"
+      )
       continue
     if touched is None:
       touched = changed
     if time.monotonic() >= deadline and not (has_flock and changed == touched):
       raise InputError(
-        f"{workdir} is in use by {_name(holder)}; end it, wait for it to end, "
-        "or give another --workdir"
+        f"{workdir} is in use by {describe(holder)}; end it, wait for it to "
+        "end, or give another --workdir"
       )
     if not is_told:
       is_told = True
-      say(f"{workdir} is held by {_name(holder)}; waiting for it to end")
+      say(f"{workdir} is held by {describe(holder)}; waiting for it to end")
     time.sleep(0.2)
 
 
@@ -187,7 +189,7 @@ def _create(path: str) -> bool:
   temporary = f"{path}.{socket.gethostname()}.{os.getpid()}.tmp"
   try:
     with open(temporary, "w", encoding="utf-8") as file:
-      file.write(json.dumps(_facts()))
+      file.write(json.dumps(facts()))
     try:
       os.link(temporary, path)
     except FileExistsError:
@@ -200,7 +202,7 @@ def _create(path: str) -> bool:
       except FileExistsError:
         return False
       with open(handle, "w", encoding="utf-8") as file:
-        file.write(json.dumps(_facts()))
+        file.write(json.dumps(facts()))
     return True
   finally:
     with contextlib.suppress(OSError):
@@ -229,9 +231,9 @@ def _write(handle: int, workdir: str, say, holder: dict | None) -> None:
   # On a full disk the lock is valid although the file stays empty.
   with contextlib.suppress(OSError):
     os.ftruncate(handle, 0)
-    os.pwrite(handle, json.dumps(_facts()).encode(), 0)
+    os.pwrite(handle, json.dumps(facts()).encode(), 0)
   if holder and not _is_me(holder):
-    say(f"{workdir} was held by {_name(holder)}, which is gone: taken over")
+    say(f"{workdir} was held by {describe(holder)}, which is gone: taken over")
 
 
 def _read(path: str) -> tuple[dict | None, float]:
@@ -254,17 +256,23 @@ def _read(path: str) -> tuple[dict | None, float]:
 def _is_dead(holder: dict | None, changed: float) -> bool:
   """Returns whether a holder is gone, judged without flock."""
   if holder and holder["host"] == socket.gethostname():
-    is_same = holder.get("boot") == _boot()
-    return not is_same or holder.get("start") != _start_of(holder["pid"])
+    return has_ended(holder)
   return bool(changed) and time.time() - changed > STALE_SECONDS
 
 
+def has_ended(holder: dict) -> bool:
+  """Returns whether a holder on this machine is gone."""
+  is_same = holder.get("boot") == _boot()
+  return not is_same or holder.get("start") != _start_of(holder["pid"])
+
+
 def _is_me(holder: dict) -> bool:
-  facts = _facts()
-  return all(holder.get(k) == facts[k] for k in ("host", "pid", "start"))
+  own = facts()
+  return all(holder.get(k) == own[k] for k in ("host", "pid", "start"))
 
 
-def _name(holder: dict | None) -> str:
+def describe(holder: dict | None) -> str:
+  """Returns who holds a lock, for a sentence."""
   if not holder:
     return "another process"
   since = holder.get("since")
@@ -272,7 +280,8 @@ def _name(holder: dict | None) -> str:
   return f"process {holder['pid']} on {holder['host']}{when}"
 
 
-def _facts() -> dict:
+def facts() -> dict:
+  """Returns what a lock says of its holder, this process."""
   now = datetime.datetime.now().astimezone()
   return {
     "host": socket.gethostname(),

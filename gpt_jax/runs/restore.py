@@ -11,10 +11,15 @@ from gpt_jax import tree
 from gpt_jax.config import InputError
 from gpt_jax.files import Damage
 from gpt_jax.machine import processes, runtime
-from gpt_jax.runs import integrity, storage
+from gpt_jax.runs import integrity, scratch, storage
 
 # Steps are int32.
 MAX_STEP = 2**31 - 1
+
+
+def checkpoints_of(workdir: str) -> str:
+  """Returns the folder of the checkpoints of a run, which may be elsewhere."""
+  return os.path.abspath(os.path.join(scratch.local(workdir), "checkpoints"))
 
 
 def list_steps(directory: str) -> list[int]:
@@ -38,7 +43,8 @@ def list_steps(directory: str) -> list[int]:
 def _committed(workdir: str, directory: str) -> list[int]:
   steps = list_steps(directory)
   if not steps:
-    what = "holds no checkpoint" if os.path.isdir(workdir) else "does not exist"
+    is_there = os.path.isdir(scratch.local(workdir))
+    what = "holds no checkpoint" if is_there else "does not exist"
     raise InputError(
       f"{workdir} {what}; give the workdir of a run that has saved one"
     )
@@ -116,7 +122,12 @@ def _read(directory, step, flat, prefix, checksum, facts, ignored):
   wrong = [name for name in meta.get("nonfinite", ()) if name in flat]
   if wrong:
     raise Damage(f"{integrity.some(wrong)} is not finite")
-  leaves = _agree(lambda: storage.read_arrays(directory, step, flat))
+
+  def read_arrays() -> list:
+    scratch.complete(directory, step)
+    return storage.read_arrays(directory, step, flat)
+
+  leaves = _agree(read_arrays)
   runtime.give_back_memory()  # as much as the arrays, which Orbax has copied
   saved = integrity.rows_by_name(meta)
   # Wait for slower readers here: gloo, in the checksum, waits only 30 seconds.
@@ -174,7 +185,7 @@ def restore_params(
     InputError: no step can be read, fewer than N can, or the parameters have
       other shapes or are of another run.
   """
-  directory = os.path.abspath(os.path.join(workdir, "checkpoints"))
+  directory = checkpoints_of(workdir)
   word, number = read_average(average)
   folder, wanted = "params", abstract_params
   if word == "ema":

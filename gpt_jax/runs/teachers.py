@@ -1,6 +1,5 @@
 """The run that a student learns from: can it teach this student?"""
 
-import os
 from typing import Any
 
 from gpt_jax import config as config_lib
@@ -28,7 +27,7 @@ def read_model(config: Config) -> ModelConfig | None:
 def _read_values(source: str, config: Config) -> dict:
   """Returns the teacher's config, as JSON so that processes can share it."""
   asked = f"distill.teacher is {source!r}"
-  if not restore.list_steps(os.path.join(source, "checkpoints")):
+  if not restore.list_steps(restore.checkpoints_of(source)):
     raise InputError(
       f"{asked}, which holds no checkpoint; give the workdir of a run that has "
       "saved one"

@@ -21,6 +21,7 @@ from gpt_jax import config as config_lib
 from gpt_jax import files
 from gpt_jax.config import Config, InputError
 from gpt_jax.machine import runtime
+from gpt_jax.runs import scratch
 
 # Keys, or prefixes of keys, that a reader of a finished run may override.
 OVERRIDABLE = ("mesh.", "data.dir")
@@ -67,12 +68,18 @@ def write_config(
   files.write_text(os.path.join(workdir, "config.json"), text)
 
 
+def has_record(workdir: str) -> bool:
+  """Returns whether there is a run at a path or an address."""
+  return os.path.lexists(os.path.join(scratch.local(workdir), "config.json"))
+
+
 def read_record(workdir: str) -> dict:
   """Returns config.json.
 
   Raises:
     InputError: there is no run in this folder, or its record is damaged.
   """
+  workdir = scratch.local(workdir)
   path = os.path.join(workdir, "config.json")
   try:
     record = files.read_json(path)
@@ -159,7 +166,7 @@ def read_tokenizer(workdir: str):
   """
   from gpt_jax.data import tokenizers
 
-  path = os.path.join(workdir, "tokenizer.json")
+  path = os.path.join(scratch.local(workdir), "tokenizer.json")
   tokenizer = tokenizers.load(path)
   recorded = read_record(workdir).get("tokenizer_fingerprint")
   if recorded is not None and recorded != tokenizer.fingerprint():
@@ -226,7 +233,7 @@ def read_facts(workdir: str) -> dict[str, str | None]:
   {} for a folder without config.json; a value is None if an earlier version
   did not record it.
   """
-  if not os.path.lexists(os.path.join(workdir, "config.json")):
+  if not has_record(workdir):
     return {}
   record = read_record(workdir)
   return {

@@ -6,16 +6,17 @@ the host. Whatever needs the state itself (evaluating, sampling, saving) first
 waits for the step.
 """
 
+import contextlib
 import time
 from typing import Any
 
 import jax
 
 from gpt_jax import config as config_lib
-from gpt_jax import exits, metric_names, tree
-from gpt_jax.config import Config
+from gpt_jax import exits, files, metric_names, tree
+from gpt_jax.config import Config, InputError
 from gpt_jax.machine import console, processes, runtime, signals
-from gpt_jax.runs import checkpoint, goodput, lock
+from gpt_jax.runs import checkpoint, goodput, lock, mirror, scratch
 from gpt_jax.training import preflight, replicas, rollback
 from gpt_jax.training import replay as replay_lib
 from gpt_jax.training.setup import Setup, Stage
@@ -32,7 +33,7 @@ def train(
 
   Args:
     config: frozen; model.vocab_size may still be None.
-    workdir: the run's folder, created if absent.
+    workdir: the run's folder, created if absent, or its address.
     command: the command that resumes the run, printed when it is stopped.
     stop: records the signals that this process receives.
     replay: recompute this step, and write nothing.
@@ -42,13 +43,28 @@ def train(
       half-written.
   """
   screen = console.Console(processes.index() == 0)
+  if replay is not None or not files.is_address(workdir):
+    folder = scratch.local(workdir)
+    return _train(config, folder, command, stop, replay, screen, None)
+  copy = mirror.hold(workdir, screen.say)
+  try:
+    code = _train(config, copy.folder, command, stop, replay, screen, copy)
+  except BaseException:
+    with contextlib.suppress(InputError):
+      copy.close()
+    raise
+  copy.close()
+  return code
+
+
+def _train(config, workdir, command, stop, replay, screen, copy) -> int:
   held = []
   try:
     if replay is None:  # a replay writes nothing and needs no lock
       processes.share(lambda: held.append(lock.hold(workdir, screen.say)))
       stop.leaving += [each.release for each in held]
     started, clock = time.perf_counter(), goodput.Clock()
-    setup = Setup(config, workdir, screen, clock, replay is not None)
+    setup = Setup(config, workdir, screen, clock, replay is not None, copy)
     return Loop(setup, stop, command, started, replay).run()
   finally:
     for each in held:

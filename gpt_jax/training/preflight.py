@@ -1,7 +1,6 @@
 """What is checked and printed before a run starts."""
 
 import math
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -53,7 +52,7 @@ def check_init(workdir: str, tokenizer: Tokenizer, model: ModelConfig) -> None:
     model: the section of the run that starts; a classifier has no use for the
       marks of the other's objective, but for its table.
   """
-  if not restore.list_steps(os.path.join(workdir, "checkpoints")):
+  if not restore.list_steps(restore.checkpoints_of(workdir)):
     raise InputError(
       f"train.init_from is {workdir!r}, which holds no checkpoint; give the "
       "workdir of a run that has saved one"

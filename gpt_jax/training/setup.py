@@ -17,7 +17,16 @@ from gpt_jax.data.prepare import prepare_data
 from gpt_jax.inference import references
 from gpt_jax.machine import console, processes, runtime
 from gpt_jax.models import check_objective
-from gpt_jax.runs import bases, checkpoint, goodput, metrics, restore, teachers
+from gpt_jax.runs import (
+  bases,
+  checkpoint,
+  goodput,
+  metrics,
+  mirror,
+  restore,
+  scratch,
+  teachers,
+)
 from gpt_jax.runs import workdir as workdir_lib
 from gpt_jax.training import build, inherit, preflight, rollback, rollouts
 from gpt_jax.training import state as state_lib
@@ -53,6 +62,7 @@ class Setup:
     screen: prints lines and tables.
     clock: this process's time by activity.
     is_replay: whether a step is recomputed and nothing is written.
+    copy: sends what is written, where the run is at an address.
 
   Attributes:
     config: model.vocab_size is known.
@@ -73,6 +83,7 @@ class Setup:
     screen: console.Console,
     clock: goodput.Clock,
     is_replay: bool,
+    copy: mirror.Mirror | None = None,
   ):
     self.workdir, self.screen, self.clock = workdir, screen, clock
     self._rollouts: rollouts.Rollouts | None = None
@@ -82,6 +93,9 @@ class Setup:
     # Before data are prepared, which can take hours.
     check_objective(config.model.family, config.data.objective)
     check_sources(config.data)
+    for other in (config.train.init_from, config.distill.teacher):
+      if other is not None:
+        scratch.local(other)
     self.is_resumed = processes.share(lambda: self._look(config, is_replay))
     if self.is_resumed:
       checkpoint.preload()
@@ -99,7 +113,9 @@ class Setup:
       self.config.checkpoint,
       workdir_lib.facts_of(self.config, self.prepared),
       say=screen.say,
+      mirror=copy,
     )
+    self.is_shared = copy is None
     self.stages = dict(config_lib.batch_stages(self.config.train))
 
   # Prepare
@@ -392,7 +408,7 @@ class Setup:
         )
 
     processes.share(write)
-    if processes.index() > 0:
+    if processes.index() > 0 and self.is_shared:
       workdir_lib.await_file(self.record)
 
   def build_reporter(self, first: int, meta: dict) -> Reporter:

@@ -157,9 +157,11 @@ PATHS = {
   "--workdirs": ("lab.scaling", ()),
   "--out": ("lab.plan", ("--topology=cpu:8",)),
 }
+# Those that may be an address, of a scheme that there is.
+ADDRESSES = "--workdir", "--config.data.dir", "--config.train.init_from"
 WRONG = {
   "": "is empty",
-  "gs://bucket/run": "must be a path, not a URL",
+  "odd://bucket/run": "must be a path of this machine, not an address",
   "r\udcff": "is not UTF-8",
   "~nobody-of-that-name/x": "no such home folder here",
 }
@@ -171,6 +173,11 @@ def test_no_path_is_taken_that_cannot_be_meant(
   call_verb, elsewhere, flag, path
 ):
   verb, words = PATHS[flag]
+  if "://" in path and flag in ADDRESSES:
+    result = call_verb(verb, *words, f"{flag}={path}")
+    assert_refused(result, "gpt_jax: odd:// is no address", "s3://")
+    assert not list(elsewhere.iterdir())
+    return
   name = flag.removeprefix("--config.")
   result = call_verb(verb, *words, f"{flag}={path}")
   assert_refused(result, f"gpt_jax: {name} is", WRONG[path])

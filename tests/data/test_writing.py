@@ -20,7 +20,7 @@ def quiet(line: str) -> None:
 @pytest.mark.parametrize(
   "folder, said",
   [
-    ("gs://b/prep", "data.dir is 'gs://b/prep'"),
+    ("odd://b/prep", "odd:// is no address that can be opened here"),
     (" ", "data.dir is empty"),
     ("/proc/x", "cannot write in /proc/x"),
     ("a" * 300, "cannot write in aaa"),

@@ -32,7 +32,7 @@ def disk(request, monkeypatch):
 
 
 def write(path, age=0.0, **changed) -> None:
-  path.write_text(json.dumps(lock._facts() | changed))
+  path.write_text(json.dumps(lock.facts() | changed))
   now = path.stat().st_mtime
   os.utime(path, (now - age, now - age))
 

@@ -190,17 +190,14 @@ def _beginnings() -> str:
 
 def _unknown(spec: str) -> InputError:
   """Returns the error for what is not a source, with a guess what was meant."""
-  if "://" in spec:
-    try:
-      files.user_path("data.source", spec)
-    except InputError as error:
-      return error
   schemes = ", ".join(
     name if form is None else f"{name}:{form}"
     for name, (_, form) in SOURCES.items()
   )
   hint = ""
-  if os.path.isdir(os.path.expanduser(spec)):
+  if files.is_address(spec):
+    hint = f" but an address (did you mean {spec_of(spec)}?)"
+  elif os.path.isdir(os.path.expanduser(spec)):
     hint = (
       f" but a folder (did you mean text:{os.path.join(spec, '**/*.txt')}?)"
     )

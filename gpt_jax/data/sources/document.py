@@ -2,11 +2,11 @@
 
 import dataclasses
 import difflib
-import os
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from gpt_jax.exits import InputError
+from gpt_jax.machine import cache
 
 # Bytes of a read, and characters of a piece at most.
 BLOCK = 1 << 20
@@ -104,7 +104,7 @@ def file_units(files: Sequence[tuple[str, str]]) -> list[Unit]:
     InputError: a file is gone.
   """
   try:
-    return [Unit(name, 0, os.path.getsize(path)) for name, path in files]
+    return [Unit(name, 0, cache.stat(path)[0]) for name, path in files]
   except OSError as error:
     raise InputError(
       f"cannot read {error.filename}: {error.strerror}"

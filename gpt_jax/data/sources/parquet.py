@@ -18,6 +18,7 @@ from gpt_jax.data.sources.document import (
   slice_text,
 )
 from gpt_jax.exits import InputError
+from gpt_jax.machine import cache
 
 SUFFIXES = (".parquet", ".pq")
 # Bytes of text, on average, and rows of a batch at most.
@@ -114,7 +115,8 @@ def _open(path: str):
   from pyarrow import parquet
 
   try:
-    with files.open_bytes(path) as file:
+    here = cache.local(path)
+    with files.open_bytes(here) as file:
       packed = unpack.kind_of(file.read(16))
   except files.Damage as damage:
     raise InputError(f"cannot read {path}: it {damage}") from None
@@ -125,7 +127,7 @@ def _open(path: str):
     )
   try:
     return parquet.ParquetFile(
-      path,
+      here,
       buffer_size=_BUFFER_BYTES,
       pre_buffer=False,
       page_checksum_verification=True,

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from gpt_jax import digest, files
 from gpt_jax.data.sources import unpack
 from gpt_jax.exits import InputError
+from gpt_jax.machine import cache, places
 
 
 def find_files(
@@ -25,7 +26,9 @@ def find_files(
   Raises:
     InputError: nothing matches, or something that is not a regular file.
   """
-  pattern = files.user_path("data.source", pattern)
+  pattern = files.user_path("data.source", pattern, may_be_address=True)
+  if files.is_address(pattern):
+    return _find_objects(pattern, suffixes)
   if os.path.isdir(pattern):
     found = _list_folder(pattern, suffixes)
     if not found:
@@ -61,13 +64,44 @@ def _list_folder(root: str, suffixes: tuple[str, ...]) -> list[tuple[str, str]]:
   return sorted(found)
 
 
+def _find_objects(
+  pattern: str, suffixes: tuple[str, ...]
+) -> list[tuple[str, str]]:
+  """Returns sorted (name, address) of the objects that a pattern matches.
+
+  As of files: an address that is no object stands for all below it.
+  """
+  parts = pattern.split("/")
+  place = next((i for i, p in enumerate(parts) if glob.has_magic(p)), None)
+  if place is not None:
+    root = "/".join(parts[:place])
+    found = places.glob(root, "/".join(parts[place:]))
+  else:
+    root, found = pattern, {}
+    for key, one in places.find(pattern).items():
+      name = unpack.bare_name(key).lower()
+      is_hidden = any(part.startswith(".") for part in key.split("/"))
+      if suffixes and name.endswith(suffixes) and not is_hidden:
+        found[key] = one
+    if not found:
+      root, key = os.path.split(pattern)
+      found[key] = places.stat(pattern)
+  if not found:
+    raise InputError(f"no object matches {pattern!r}; check its name")
+  cache.note({places.join(root, key): one for key, one in found.items()})
+  return sorted((key, places.join(root, key)) for key in found)
+
+
 def split_field(argument: str, default: str = "text") -> tuple[str, str]:
   """Returns (GLOB, FIELD) of GLOB[#FIELD].
 
   A path may contain "#" too: the first split whose GLOB matches a file wins.
   """
-  argument = files.user_path("data.source", argument)
+  argument = files.user_path("data.source", argument, may_be_address=True)
   whole = (argument, default)
+  if files.is_address(argument):
+    pattern, mark, field = argument.rpartition("#")
+    return (pattern, field or default) if mark else whole
   cut = [
     (argument[: found.start()], argument[found.end() :] or default)
     for found in re.finditer("#", argument)
@@ -89,12 +123,11 @@ def identify(kind: str, found: list[tuple[str, str]]) -> str:
     InputError: a file is gone.
   """
   try:
-    stats = [(name, os.stat(path)) for name, path in found]
+    rows = [(name, *cache.stat(path)) for name, path in found]
   except OSError as error:
     raise InputError(
       f"cannot read {error.filename}: {error.strerror}"
     ) from None
-  rows = [(name, s.st_size, s.st_mtime_ns) for name, s in stats]
   return digest.of_json([kind, rows])
 
 
@@ -107,7 +140,7 @@ def identify_content(found: Sequence[tuple[str, str]]) -> str:
   rows = []
   for name, path in found:
     try:
-      with files.open_bytes(path) as file:
+      with files.open_bytes(cache.local(path)) as file:
         rows.append((name, digest.of_file(file)))
     except files.Damage as damage:
       raise InputError(f"cannot read {path}: it {damage}") from None
@@ -121,7 +154,7 @@ def count_bytes(found: list[tuple[str, str]]) -> int | None:
   if any(unpack.is_packed(path) for _, path in found):
     return None
   try:
-    return sum(os.path.getsize(path) for _, path in found)
+    return sum(cache.stat(path)[0] for _, path in found)
   except OSError:
     return None
 

@@ -6,13 +6,13 @@ Markdown is taken as it is, since a model that writes it must have read it.
 
 import codecs
 import itertools
-import os
 from collections.abc import Iterator
 
 from gpt_jax.data.sources import document, paths, unpack
 from gpt_jax.data.sources.document import BOM, Document
 from gpt_jax.data.sources.filed import DividedSource
 from gpt_jax.exits import InputError
+from gpt_jax.machine import cache
 
 # Of the files that are read of a folder.
 SUFFIXES = (".txt", ".text", ".md", ".markdown", ".rst")
@@ -28,7 +28,7 @@ class TextSource(DividedSource):
       unpack.refuse_table(self.files[0][1])
 
   def read_file(self, name: str, path: str) -> Iterator[Document]:
-    if os.path.getsize(path):
+    if cache.stat(path)[0]:
       yield Document(name, _read_text(path))
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from gpt_jax import files
 from gpt_jax.exits import InputError
+from gpt_jax.machine import cache
 
 # Suffixes of compressed files.
 SUFFIXES = {".gz": "gzip", ".zst": "zstd", ".xz": "xz", ".bz2": "bz2"}
@@ -106,7 +107,7 @@ def read_blocks(path: str, size: int) -> Iterator[bytes]:
       text.
   """
   try:
-    with files.open_bytes(path) as file:
+    with files.open_bytes(cache.local(path)) as file:
       # The first block is long enough for the patterns of _FOREIGN.
       blocks = _gather(_unpacked(file, path), max(size, _HEAD_BYTES))
       head = next(blocks, b"")

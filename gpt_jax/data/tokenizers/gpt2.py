@@ -12,6 +12,7 @@ from gpt_jax.data.tokenizers import limits, ranked
 from gpt_jax.data.tokenizers.protocol import SEPARATOR, Tokenizer
 from gpt_jax.data.tokenizers.subword import LibraryTokenizer
 from gpt_jax.exits import InputError
+from gpt_jax.machine import cache
 
 VOCAB_SIZE = 50257
 # Bytes of a token in a .tiktoken file; GPT-2's longest has 128.
@@ -25,7 +26,8 @@ def find_files(path: str) -> list[str]:
   Raises:
     InputError: PATH does not exist or does not hold a GPT-2 vocabulary.
   """
-  path = files.user_path("data.tokenizer", path)
+  path = files.user_path("data.tokenizer", path, may_be_address=True)
+  path = cache.local_folder(path)
   if not os.path.lexists(path):
     raise InputError(
       f"{path} of data.tokenizer does not exist; gpt2:PATH names the folder of "

@@ -20,7 +20,10 @@ def _build_parser() -> argparse.ArgumentParser:
     needs_config=False,
   )
   parser.add_argument(
-    "--workdir", required=True, metavar="DIR", help="folder of the run"
+    "--workdir",
+    required=True,
+    metavar="DIR|ADDRESS",
+    help="folder of the run",
   )
   parser.add_argument(
     "--tasks",

@@ -165,11 +165,13 @@ def test_weights_must_be_positive(weight):
 @pytest.mark.parametrize(
   "spec, said",
   [
-    ("text:gs://bucket/x.txt", "gs://bucket/x.txt.*a path, not a URL"),
-    ("jsonl:https://a.b/c.jsonl#d", "a path, not a URL"),
-    ("s3://a/b", "a path, not a URL"),
-    ("tfds:gs://a/b", "a path, not a URL"),
-    ("hf:https://a.b/c", "a path, not a URL"),
+    ("text:odd://bucket/x.txt", "odd:// is no address that can be opened"),
+    ("text:memory://none/x.txt", "memory://none/x.txt does not exist"),
+    ("text:memory://none/*.txt", "no object matches 'memory://none"),
+    ("text:memory://", "which names no bucket"),
+    ("s3://a/b", "an address .did you mean text:s3://a/b"),
+    ("tfds:gs://a/b", "a path of this machine, not an address"),
+    ("hf:https://a.b/c", "a path of this machine, not an address"),
     ("text: ", "is not a source of text"),
     ("text:a\0b", "NUL"),
     ("text:a\udcff.txt", "not UTF-8"),

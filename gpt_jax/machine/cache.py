@@ -1,0 +1,230 @@
+"""What was fetched from an address: a folder of this machine, of bounded size.
+
+The cache consists of units, folders below cache_dir()/places. A unit is used
+while a process holds its lock, and a process that ends, in whatever way, lets
+go. Where room is needed, the units that were not used for longest are removed.
+
+An object is known by its address, size, date and tag, so one that has changed
+is another unit, and a unit that is there is never compared with the store.
+"""
+
+import contextlib
+import fcntl
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable
+
+from gpt_jax import digest, files
+from gpt_jax.exits import InputError
+from gpt_jax.machine import places, runtime
+
+# Bytes of all units together, unless GPT_JAX_CACHE_BYTES names another number.
+MAX_BYTES = 100 << 30
+VARIABLE = "GPT_JAX_CACHE_BYTES"
+# In a unit that is complete.
+WHOLE = ".whole"
+
+# Locks that this process holds until it ends: {name of the unit: descriptor}.
+_HELD: dict[str, int] = {}
+_KNOWN: dict[str, places.Found] = {}
+
+
+def top() -> str:
+  """Returns the folder of all units."""
+  return os.path.join(runtime.cache_dir(), "places")
+
+
+def name_of(address: str, *facts) -> str:
+  """Returns the name of a unit, which shows the last word of its address."""
+  words = re.findall(r"[A-Za-z0-9]+", address)
+  key = digest.of_json([address, *facts])[:16]
+  return f"{words[-1][:24].lower()}-{key}"
+
+
+def hold(name: str) -> str:
+  """Returns the folder of a unit, which stays until this process ends."""
+  path = os.path.join(top(), name)
+  if name not in _HELD:
+    _HELD[name] = _lock(name, fcntl.LOCK_SH)
+    os.makedirs(path, exist_ok=True)
+  return path
+
+
+def fill(name: str, size: int, make: Callable[[str], object]) -> str:
+  """Returns the folder of a unit, which one process fills first.
+
+  Args:
+    size: bytes that `make` will write.
+    make: fills the folder; a process that is killed in it leaves nothing that
+      counts.
+  """
+  path = os.path.join(top(), name)
+  while True:
+    hold(name)
+    if os.path.lexists(os.path.join(path, WHOLE)):
+      return path
+    release(name)
+    handle = _lock(name, fcntl.LOCK_EX)
+    try:
+      if not os.path.lexists(os.path.join(path, WHOLE)):
+        shutil.rmtree(path, ignore_errors=True)
+        make_room(size, name)
+        os.makedirs(path)
+        make(path)
+        files.write_bytes(os.path.join(path, WHOLE), b"")
+    except BaseException:
+      shutil.rmtree(path, ignore_errors=True)
+      raise
+    finally:
+      os.close(handle)
+
+
+def release(name: str) -> None:
+  """Lets other processes remove a unit."""
+  handle = _HELD.pop(name, None)
+  if handle is not None:
+    os.close(handle)
+
+
+def remove(name: str) -> None:
+  """Removes a unit that this process holds."""
+  shutil.rmtree(os.path.join(top(), name), ignore_errors=True)
+  release(name)
+
+
+def make_room(size: int, wanted: str = "") -> None:
+  """Removes the oldest units that nobody uses, until `size` bytes fit.
+
+  Raises:
+    InputError: they cannot fit.
+  """
+  bound = max_bytes()
+  sizes = {name: _size(name) for name in _units() if name != wanted}
+  total = sum(sizes.values())
+  for name in sorted(sizes, key=_used):
+    if total + size <= bound:
+      return
+    with contextlib.suppress(BlockingIOError):
+      handle = _lock(name, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      shutil.rmtree(os.path.join(top(), name), ignore_errors=True)
+      os.close(handle)
+      total -= sizes[name]
+  if total + size > bound:
+    raise InputError(
+      f"the cache {top()} may hold {bound:,} bytes, {total:,} are in use and "
+      f"{size:,} more are needed; set {VARIABLE} to a larger number"
+    )
+
+
+def max_bytes() -> int:
+  """Returns how many bytes all units may have."""
+  text = os.environ.get(VARIABLE) or str(MAX_BYTES)
+  if not (text.isascii() and text.isdigit()):
+    raise InputError(f"{VARIABLE} is {text!r}; it must be a number of bytes")
+  return int(text)
+
+
+def stat(path: str) -> tuple[int, int]:
+  """Returns (size, modification time in ns) of a file or an object.
+
+  Raises:
+    OSError: there is no such file.
+    Unreached: there is no such object.
+  """
+  if not files.is_address(path):
+    found = os.stat(path)
+    return found.st_size, found.st_mtime_ns
+  if path not in _KNOWN:
+    _KNOWN[path] = places.stat(path)
+  return _KNOWN[path].size, _KNOWN[path].time_ns
+
+
+def note(found: dict[str, places.Found]) -> None:
+  """Notes what a listing told of objects: {address: what it is}."""
+  _KNOWN.update(found)
+
+
+def local(path: str) -> str:
+  """Returns a path unchanged, and the file that an object was fetched to."""
+  if not files.is_address(path):
+    return path
+  size, _ = stat(path)
+  found = _KNOWN[path]
+  name = name_of(path, found.size, found.time_ns, found.tag)
+  # Under its own name, whose suffix may tell what it is.
+  word = os.path.basename(path) or "object"
+
+  def make(folder: str) -> None:
+    places.fetch(path, os.path.join(folder, word), found)
+
+  return os.path.join(fill(name, size, make), word)
+
+
+def local_folder(
+  address: str, is_wanted: Callable[[str], bool] = lambda key: True
+) -> str:
+  """Returns a path unchanged, and the folder that objects were fetched to.
+
+  Where the address is one object, its file.
+  """
+  if not files.is_address(address):
+    return address
+  found = {k: one for k, one in places.find(address).items() if is_wanted(k)}
+  if not found:
+    return local(address)
+  rows = [(key, f.size, f.time_ns, f.tag) for key, f in found.items()]
+  name = name_of(address, rows)
+  fetch = lambda folder: (
+    lambda key: places.fetch(
+      places.join(address, key), os.path.join(folder, key), found[key]
+    )
+  )
+  make = lambda folder: places.each(fetch(folder), list(found))
+  return fill(name, sum(f.size for f in found.values()), make)
+
+
+def _units() -> list[str]:
+  try:
+    entries = list(os.scandir(top()))
+  except FileNotFoundError:
+    return []
+  return [entry.name for entry in entries if entry.is_dir()]
+
+
+def _size(name: str) -> int:
+  total = 0
+  for folder, _, names in os.walk(os.path.join(top(), name)):
+    for each in names:
+      with contextlib.suppress(OSError):
+        total += os.lstat(os.path.join(folder, each)).st_size
+  return total
+
+
+def _used(name: str) -> float:
+  """Returns when a unit was last held."""
+  try:
+    return os.stat(os.path.join(top(), f"{name}.lock")).st_mtime
+  except OSError:
+    return 0.0
+
+
+def _lock(name: str, how: int) -> int:
+  """Returns the locked descriptor of a unit.
+
+  Raises:
+    BlockingIOError: another process holds it, and `how` says not to wait.
+  """
+  os.makedirs(top(), mode=0o700, exist_ok=True)
+  path = os.path.join(top(), f"{name}.lock")
+  handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+  try:
+    fcntl.flock(handle, how)
+  except OSError:
+    os.close(handle)
+    raise
+  now = time.time()
+  if not how & fcntl.LOCK_NB:
+    os.utime(path, (now, now))
+  return handle

@@ -1,0 +1,425 @@
+"""Addresses: gs://, s3:// and what else fsspec speaks, with bounded retries.
+
+An object store knows objects by key: it lists, reads, writes one whole, and
+creates one that is not there yet. It does not rename or append, and no write
+of several objects is atomic; docs/places.md says how runs live with that.
+
+A request that fails is sent again for NETWORK_SECONDS, and each try has a time
+limit: clients wait for minutes, and some for ever, on a connection that has
+gone silent. What is left is raised as Unreached, whose message is one sentence.
+"""
+
+import base64
+import contextlib
+import dataclasses
+import datetime
+import functools
+import hashlib
+import importlib
+import os
+import posixpath
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from gpt_jax import files
+from gpt_jax.exits import InputError, to_line
+
+# Seconds within which a request that fails is sent again, unless
+# GPT_JAX_NETWORK_SECONDS names another number.
+NETWORK_SECONDS = 60.0
+# Seconds before the second try; each later pause is twice as long.
+PAUSE, MAX_PAUSE = 0.5, 16.0
+VARIABLE = "GPT_JAX_NETWORK_SECONDS"
+# Seconds that a request may take, and bytes a second that more are granted for.
+PATIENCE, SLOWEST = 30.0, 200_000
+# {scheme: (the module that fsspec needs, the extra that installs it)}
+EXTRAS = {
+  "gs": ("gcsfs", "gcs"),
+  "gcs": ("gcsfs", "gcs"),
+  "s3": ("s3fs", "s3"),
+  "s3a": ("s3fs", "s3"),
+}
+# Objects that are up or down at once.
+MANY = 8
+
+_NAMES: dict[str, str] = {}
+
+
+class Unreached(InputError):
+  """A request failed for good.
+
+  Attributes:
+    is_missing: the object, or its bucket, does not exist.
+  """
+
+  def __init__(self, message: str, is_missing: bool = False):
+    super().__init__(message)
+    self.is_missing = is_missing
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+  """What a listing tells of an object.
+
+  Attributes:
+    time_ns: when it was written.
+    tag: changes with the content, where the store has one, else "".
+    md5: of the content, in base64, where the store tells it, as GCS does. S3
+      checks what it sends by sums of its own.
+  """
+
+  size: int
+  time_ns: int
+  tag: str
+  md5: str | None
+
+
+def call_by(path: str, address: str) -> None:
+  """Lets `rename` show the address for which a folder of the cache stands."""
+  _NAMES[path] = address
+
+
+def rename(text: str) -> str:
+  """Returns a text in which folders of the cache have their addresses."""
+  for path in sorted(_NAMES, key=len, reverse=True):
+    text = text.replace(path, _NAMES[path])
+  return text
+
+
+def join(address: str, *names: str) -> str:
+  return posixpath.join(address, *names)
+
+
+def stat(address: str) -> Found:
+  """Returns what the store tells of one object; raises Unreached."""
+  info = _request(address, "read", lambda fs, path: fs.info(path))
+  if info["type"] != "file":
+    raise Unreached(f"{address} is a folder; name an object in it", True)
+  return _read_info(info)
+
+
+def find(address: str) -> dict[str, Found]:
+  """Returns {key below the address: what it is}, of all objects there.
+
+  {} if there is none.
+  """
+
+  def call(fs, path: str) -> dict:
+    # Listings are cached per process, and others write there.
+    fs.invalidate_cache()
+    try:
+      return fs.find(path, detail=True)
+    except FileNotFoundError:
+      _require_bucket(fs, path)
+      return {}
+
+  return _below(address, _request(address, "listed", call))
+
+
+def glob(root: str, pattern: str) -> dict[str, Found]:
+  """Returns {key below root: what it is} of what a pattern there matches."""
+
+  def call(fs, path: str) -> dict:
+    fs.invalidate_cache()
+    found = fs.glob(path, detail=True)
+    if not found:
+      _require_bucket(fs, path)
+    return found
+
+  return _below(root, _request(join(root, pattern), "listed", call))
+
+
+def read(address: str) -> bytes:
+  """Returns the content of a small object."""
+  return _request(address, "read", lambda fs, path: fs.cat_file(path))
+
+
+def read_if_there(address: str) -> bytes | None:
+  """Returns the content of a small object, None where there is none.
+
+  One request, and no listing, as `stat` needs for what is not there.
+  """
+
+  def call(fs, path: str) -> bytes | None:
+    try:
+      return fs.cat_file(path)
+    except FileNotFoundError:
+      return None
+
+  return _request(address, "read", call)
+
+
+def fetch(address: str, path: str, found: Found | None = None) -> None:
+  """Writes the content of an object to a file, atomically.
+
+  Args:
+    found: as `stat` returns it, if it is known: the size, and the MD5 where
+      the store tells one, are then compared.
+  """
+  size = 0 if found is None else found.size
+  temporary = f"{path}.{os.getpid()}.{threading.get_ident()}.tmp"
+  os.makedirs(os.path.dirname(path), exist_ok=True)
+
+  def call(fs, key: str) -> None:
+    fs.get_file(key, temporary)
+    if found is not None:
+      _check(temporary, found)
+
+  try:
+    _request(address, "read", call, size)
+    if found is not None:
+      os.utime(temporary, ns=(found.time_ns, found.time_ns))
+    os.replace(temporary, path)
+  finally:
+    with contextlib.suppress(OSError):
+      os.unlink(temporary)
+
+
+def put(path: str, address: str) -> None:
+  """Writes a file as an object, which appears whole or not at all."""
+  size = os.path.getsize(path)
+  call = lambda fs, key: (_make_parent(fs, key), fs.put_file(path, key))
+  _request(address, "written", call, size)
+
+
+def write(address: str, data: bytes) -> None:
+  """Writes a small object."""
+  call = lambda fs, key: (_make_parent(fs, key), fs.pipe_file(key, data))
+  _request(address, "written", call, len(data))
+
+
+def create(address: str, data: bytes) -> bool:
+  """Writes an object unless it exists; returns whether it is this one.
+
+  It is read back, because a store may ignore the condition, and because a
+  request whose answer was lost is sent again and then meets its own object:
+  so `data` must be unlike what any other writer would write.
+  """
+
+  def call(fs, key: str) -> None:
+    _make_parent(fs, key)
+    with contextlib.suppress(FileExistsError):
+      fs.pipe_file(key, data, mode="create")
+
+  _request(address, "written", call, len(data))
+  return read(address) == data
+
+
+def remove(address: str) -> None:
+  """Removes an object, if it is there."""
+
+  def call(fs, key: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+      fs.rm_file(key)
+
+  _request(address, "removed", call)
+
+
+def each(work: Callable, items: list) -> list:
+  """Returns [work(item)], several at a time; raises the first error."""
+  import concurrent.futures
+
+  with concurrent.futures.ThreadPoolExecutor(MANY) as pool:
+    try:
+      return list(pool.map(work, items))
+    except BaseException:
+      pool.shutdown(wait=False, cancel_futures=True)
+      raise
+
+
+def _request(
+  address: str, verb: str, call: Callable[[Any, str], Any], size: int = 0
+):
+  """Returns call(file system, path of the address), tried again if it fails.
+
+  Args:
+    verb: what could not be done: "read".
+    size: bytes that the request moves.
+  """
+  fs, path = _open(address)
+  limit = PATIENCE + size / SLOWEST
+  started, tries, pause = time.monotonic(), 0, PAUSE
+  while True:
+    try:
+      return _call_within(limit, functools.partial(call, fs, path))
+    except InputError:
+      raise
+    except Exception as error:
+      tries += 1
+      seconds = time.monotonic() - started
+      if _is_lasting(error) or seconds + pause > network_seconds():
+        how = f"{tries} times in {seconds:.0f} s"
+        raise _explain(address, verb, error, how) from None
+    time.sleep(pause)
+    pause = min(2 * pause, MAX_PAUSE)
+
+
+def network_seconds() -> float:
+  """Returns within which time a request that fails is sent again."""
+  text = os.environ.get(VARIABLE, "")
+  try:
+    return max(0.0, float(text or NETWORK_SECONDS))
+  except ValueError:
+    raise InputError(
+      f"{VARIABLE} is {text!r}; it must be a number of seconds"
+    ) from None
+
+
+def _call_within(seconds: float, call: Callable[[], Any]):
+  """Returns call(), run in a thread that is left behind after a time."""
+  done, result = threading.Event(), []
+
+  def work() -> None:
+    try:
+      result.append((True, call()))
+    except BaseException as error:
+      result.append((False, error))
+    done.set()
+
+  threading.Thread(target=work, daemon=True, name="place").start()
+  if not done.wait(seconds):
+    raise TimeoutError(f"no answer within {seconds:.0f} s")
+  is_right, value = result[0]
+  if is_right:
+    return value
+  raise value
+
+
+def _is_lasting(error: Exception) -> bool:
+  """Returns whether another try would fail alike."""
+  if isinstance(error, (FileNotFoundError, PermissionError)):
+    return True
+  if isinstance(error, OSError) and error.errno in files.DISK_FULL:
+    return True
+  return type(error).__name__ in _NO_CREDENTIALS or _code(error) in (400, 401)
+
+
+# Names of the classes, of libraries that may be absent.
+_NO_CREDENTIALS = "NoCredentialsError", "DefaultCredentialsError"
+
+
+def _code(error: Exception) -> int | None:
+  """Returns the HTTP status that an error of gcsfs or botocore names."""
+  code = str(getattr(error, "code", ""))
+  return int(code) if code.isdecimal() else None
+
+
+def _explain(address: str, verb: str, error: Exception, how: str) -> Unreached:
+  scheme, _, rest = address.partition("://")
+  bucket = f"{scheme}://{rest.lstrip('/').split('/')[0]}"
+  here = f"{address} cannot be {verb}"
+  if isinstance(error, FileNotFoundError):
+    fs, path = _open(address)
+    with contextlib.suppress(Exception):
+      _call_within(PATIENCE, functools.partial(_require_bucket, fs, path))
+      return Unreached(f"{address} does not exist; check its name", True)
+    return Unreached(
+      f"{here}: there is no bucket {bucket}; create it, or check its name", True
+    )
+  if isinstance(error, OSError) and error.errno in files.DISK_FULL:
+    return Unreached(
+      f"{here}: the disk of {error.filename or 'the cache'} is full; make room "
+      "there and go on with the same command"
+    )
+  is_denied = isinstance(error, PermissionError) or _code(error) in (401, 403)
+  if is_denied or type(error).__name__ in _NO_CREDENTIALS:
+    return Unreached(
+      f"{here}: permission denied; give this account the right to it, or check "
+      f"the credentials for {bucket}"
+    )
+  why = to_line(f"{type(error).__name__}: {error}")
+  why = why if len(why) <= 120 else f"{why[:117]}..."
+  return Unreached(
+    f"{here}: {why}, {how}; check the network and go on with the same command"
+  )
+
+
+def _require_bucket(fs, path: str) -> None:
+  """Raises FileNotFoundError if the bucket of a path does not exist."""
+  if path.startswith("/") or fs.protocol in ("memory", ("memory",)):
+    return  # these have no buckets
+  bucket = path.split("/")[0]
+  fs.invalidate_cache()
+  if not fs.exists(bucket):
+    raise FileNotFoundError(bucket)
+
+
+def _make_parent(fs, path: str) -> None:
+  """Makes the folder of a path, where the file system has folders.
+
+  Never a bucket, which only its owner makes.
+  """
+  if path.startswith("/"):
+    fs.makedirs(posixpath.dirname(path), exist_ok=True)
+
+
+@functools.lru_cache(64)
+def _file_system(scheme: str):
+  import fsspec
+
+  if scheme in EXTRAS:
+    module, extra = EXTRAS[scheme]
+    try:
+      importlib.import_module(module)
+    except ImportError:
+      raise InputError(
+        f"{scheme}:// is read by {module}, which is not installed; in the "
+        f"folder of this project, {files.pip(extra)}"
+      ) from None
+  options: dict[str, Any] = {}
+  if scheme in ("s3", "s3a"):
+    # The tries are counted here, once.
+    options["config_kwargs"] = {
+      "connect_timeout": 10,
+      "read_timeout": PATIENCE,
+      "retries": {"max_attempts": 1},
+    }
+  try:
+    return fsspec.filesystem(scheme, **options)
+  except (ValueError, ImportError) as error:
+    known = ", ".join(f"{s}://" for s in ("gs", "s3", "memory", "file"))
+    raise InputError(
+      f"{scheme}:// is no address that can be opened here "
+      f"({to_line(str(error))[:80]}); {known} are"
+    ) from None
+
+
+def _open(address: str) -> tuple[Any, str]:
+  """Returns (file system, its path of an address)."""
+  fs = _file_system(address.partition("://")[0].lower())
+  return fs, fs._strip_protocol(address)
+
+
+def _below(address: str, found: dict[str, dict]) -> dict[str, Found]:
+  root = _open(address)[1].rstrip("/") + "/"
+  return {
+    name.removeprefix(root): _read_info(info)
+    for name, info in sorted(found.items())
+    if name.startswith(root) and info["type"] == "file"
+  }
+
+
+def _read_info(info: dict) -> Found:
+  keys = "LastModified", "updated", "mtime", "created"
+  when = next((info[key] for key in keys if key in info), 0)
+  if isinstance(when, str):
+    when = datetime.datetime.fromisoformat(when.replace("Z", "+00:00"))
+  if isinstance(when, datetime.datetime):
+    when = when.timestamp()
+  tag = info.get("ETag") or info.get("etag") or info.get("generation") or ""
+  return Found(
+    int(info["size"]), int(when * 1e6) * 1000, str(tag), info.get("md5Hash")
+  )
+
+
+def _check(path: str, found: Found) -> None:
+  size = os.path.getsize(path)
+  if size != found.size:
+    raise OSError(f"{size:,} of {found.size:,} bytes came")
+  if found.md5 is not None:
+    with open(path, "rb") as file:
+      own = hashlib.file_digest(file, "md5").digest()
+    if base64.b64encode(own).decode() != found.md5:
+      raise OSError("what came has another checksum than what was stored")

@@ -1,0 +1,133 @@
+"""The folder of this machine that stands for a run at an address.
+
+It is made from the address: config.json, tokenizer, rows, what identifies each
+step, and the arrays of a step when they are read. What reads a workdir asks
+`local` for it, and goes on as if the run were on a disk.
+"""
+
+import atexit
+import contextlib
+import os
+import shutil
+from collections.abc import Callable
+
+from gpt_jax import files
+from gpt_jax.files import Damage
+from gpt_jax.machine import cache, places, processes
+from gpt_jax.runs import bucket, storage
+from gpt_jax.runs.bucket import Kept
+
+# Of a run, beside its steps and rows.
+RECORDS = "config.json", "tokenizer.json"
+ROWS = "metrics.jsonl"
+
+# {folder of checkpoints: what fetches its arrays}
+_OPENED: dict[str, "Scratch"] = {}
+# {address: the folder that it is read from}
+_READ: dict[str, str] = {}
+
+
+class Scratch:
+  """The folder that stands for the run at an address.
+
+  Attributes:
+    folder: its path.
+    steps: {step: where it is at the address}.
+    is_written: whether a run trains in it.
+  """
+
+  def __init__(
+    self,
+    address: str,
+    folder: str,
+    steps: dict[int, Kept],
+    is_written: bool = False,
+  ):
+    self.is_written = is_written
+    self.address, self.folder, self.steps = address, folder, steps
+    self.checkpoints = os.path.join(folder, "checkpoints")
+    _OPENED[self.checkpoints] = self
+    places.call_by(folder, address)
+
+  def fetch_records(self) -> None:
+    """Fetches all that a run wrote, but for the arrays of its steps."""
+    for name in RECORDS:
+      data = places.read_if_there(places.join(self.address, name))
+      if data is not None:
+        files.write_bytes(os.path.join(self.folder, name), data)
+    bucket.fetch_rows(self.address, os.path.join(self.folder, ROWS))
+
+    for kept in self.steps.values():
+      with contextlib.suppress(Damage):
+        self._fetch(kept, lambda key: key.startswith(bucket.META))
+
+  def complete(self, step: int) -> None:
+    """Fetches the arrays of a step, if they are not here.
+
+    Raises:
+      Damage: they are not what was sent, or no longer there.
+    """
+    path = os.path.join(self.checkpoints, str(step))
+    if step not in self.steps or os.path.isdir(
+      os.path.join(path, storage.STATE)
+    ):
+      return
+    kept = self.steps[step]
+    try:
+      size = bucket.count_bytes(self.address, kept)
+      if self.is_written:
+        cache.make_room(size)
+        self._fetch(kept, None)
+      else:  # where the next process finds it, too
+        name = cache.name_of(self.address, kept.step, kept.tag)
+        make = lambda folder: bucket.fetch_step(self.address, kept, folder)
+        unit = cache.fill(name, size, make)
+        shutil.rmtree(path, ignore_errors=True)
+        os.symlink(unit, path)
+    except places.Unreached as error:
+      if not error.is_missing:
+        raise
+      raise Damage(f"it is no longer at {self.address}") from None
+
+  def _fetch(self, kept: Kept, is_wanted: Callable | None) -> None:
+    temporary = os.path.join(self.folder, f".fetch-{kept.step}")
+    path = os.path.join(self.checkpoints, str(kept.step))
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+      bucket.fetch_step(self.address, kept, temporary, is_wanted)
+      shutil.rmtree(path, ignore_errors=True)
+      os.makedirs(self.checkpoints, exist_ok=True)
+      os.rename(temporary, path)
+    finally:
+      shutil.rmtree(temporary, ignore_errors=True)
+
+
+def complete(directory: str, step: int) -> None:
+  """Fetches the arrays of a step, where `directory` stands for an address."""
+  scratch = _OPENED.get(os.path.abspath(directory))
+  if scratch is not None:
+    scratch.complete(step)
+
+
+def local(workdir: str) -> str:
+  """Returns a workdir unchanged, and a folder to read that at an address."""
+  if not files.is_address(workdir):
+    return workdir
+  if workdir not in _READ:
+    name = cache.name_of(workdir, "read", os.getpid(), processes.index())
+    folder = cache.hold(name)
+    shutil.rmtree(folder, ignore_errors=True)  # of a process with this number
+    os.makedirs(folder)
+    atexit.register(cache.remove, name)
+    steps, _ = bucket.list_steps(workdir)
+    Scratch(workdir, folder, steps).fetch_records()
+    _READ[workdir] = folder
+  return _READ[workdir]
+
+
+def place_of(workdir: str) -> str:
+  """Returns a workdir unchanged, and where a run at an address is written."""
+  if not files.is_address(workdir):
+    return workdir
+  index, count = processes.index(), processes.count()
+  return cache.hold(cache.name_of(workdir, "train", index, count))
