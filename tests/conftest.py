@@ -22,8 +22,8 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 # An operation on arrays of unlike ranks is an error, in commands that tests run
 # too: it may be one axis that was left out.
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
-# A skip that is not listed fails a run of CI.
-pytest_plugins = ["skips"]
+# A skip that is not listed fails a run of CI; it takes all rows of a battery.
+pytest_plugins = ["skips", "wide"]
 
 sys.path.insert(0, str(ROOT))
 

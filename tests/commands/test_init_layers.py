@@ -9,6 +9,8 @@ from gpt_jax.config import InputError
 from gpt_jax.config.options import LayerChoice
 from gpt_jax.runs import workdir as workdir_lib
 
+pytestmark = pytest.mark.battery
+
 DEEP = {
   "model.num_layers": 5,
   "train.num_steps": 2,

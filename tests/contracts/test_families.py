@@ -29,6 +29,8 @@ from gpt_jax import flops, tree
 from gpt_jax.models import build_model
 from gpt_jax.ops import visibility
 
+pytestmark = pytest.mark.battery
+
 
 @functools.cache
 def gradients(form: str) -> dict:

@@ -19,6 +19,8 @@ from gpt_jax import sharding, tree
 from gpt_jax.models import build_model
 from gpt_jax.training import optim, state, step
 
+pytestmark = pytest.mark.battery
+
 # All dims differ, and no product of two is a third.
 T, B, D, F, V, L = 48, 16, 64, 160, 768, 6
 MESHES = {

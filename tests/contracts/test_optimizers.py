@@ -29,6 +29,8 @@ from gpt_jax.config import InputError
 from gpt_jax.parametrization import ParamSpec
 from gpt_jax.training import optim, step
 
+pytestmark = pytest.mark.battery
+
 # Rates at which each learns the small problem below.
 RATES = {
   "adamw": 3e-3,

@@ -16,6 +16,8 @@ from gpt_jax.machine import processor
 from gpt_jax.models import build_model
 from gpt_jax.ops import matmul
 
+pytestmark = pytest.mark.battery
+
 LIMIT = 80
 
 

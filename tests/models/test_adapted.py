@@ -15,6 +15,8 @@ from gpt_jax.models import adapters, build_model
 from gpt_jax.ops.adapted import Adapted, gain_of, merge
 from gpt_jax.training import state
 
+pytestmark = pytest.mark.battery
+
 FORMS = {
   "gpt2": "dora",
   "local_global": "lora",

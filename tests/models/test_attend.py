@@ -17,6 +17,8 @@ from gpt_jax.models import attend, build_model
 from gpt_jax.ops import blockwise
 from gpt_jax.ops.visibility import Rule, TokenPositions
 
+pytestmark = pytest.mark.battery
+
 # Errors are absolute, of entries of order one in float32.
 FORWARD, BACKWARD = 5e-6, 2e-5
 CASES = [

@@ -17,6 +17,8 @@ from gpt_jax.config import InputError
 from gpt_jax.deploy.hf import exporting, importing, stated, tensors
 from gpt_jax.runs import workdir
 
+pytestmark = pytest.mark.battery
+
 HERE = pathlib.Path(__file__).parent
 GOLDEN = json.loads((HERE / "golden.json").read_text())
 make_golden = runpy.run_path(str(HERE / "make_golden.py"))

@@ -19,6 +19,8 @@ from gpt_jax.deploy.hf import (
 )
 from gpt_jax.machine import runtime
 
+pytestmark = pytest.mark.battery
+
 HERE = pathlib.Path(__file__).parent
 make_golden = runpy.run_path(str(HERE / "make_golden.py"))
 GOLDEN = json.loads((HERE / "golden.json").read_text())
