@@ -9,6 +9,7 @@ COMMANDS = {
   "generate": "continue prompts with a trained model",
   "evaluate": "loss, perplexity and bits per byte on a text",
   "embed": "vectors of texts, for search and comparison",
+  "serve": "answer over HTTP, with OpenAI's API",
   "data": "prepare a config's text, which training also does itself",
   "deploy.compress": "smaller models of a run: int8, int4, zeros; a table",
   "deploy.hf": "models of the Hugging Face hub's layout, in and out",

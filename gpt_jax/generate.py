@@ -10,7 +10,7 @@ from gpt_jax.machine import cache, console, processes, runtime
 # Flags that each way of answering a prompt reads, and the others do not.
 SAMPLING = ("num_tokens", "temperature", "top_k", "top_p", "min_p", "seed")
 MODES = {
-  "sampling": (*SAMPLING, "stop", "suffix"),
+  "sampling": (*SAMPLING, "rows", "stop", "suffix"),
   "--beams": (
     "suffix",
     "num_tokens",
@@ -79,6 +79,13 @@ def _build_parser():
     help="sample only tokens with this fraction of the highest probability",
   )
   parser.add_argument("--seed", type=int, default=0)
+  parser.add_argument(
+    "--rows",
+    type=int,
+    metavar="N",
+    help="compute N rows at every step, as gpt_jax.serve --rows=N does: the "
+    "same text bit for bit",
+  )
   parser.add_argument(
     "--stop",
     action="append",
@@ -233,8 +240,19 @@ def main(argv: list[str]) -> int:
       _show_found(prompts, heads, found, show)
     else:
       options = args.num_tokens, sampling, args.seed, stop
-      _show_samples(prompts, heads, show, run, options, is_prefix)
+      more = dict(is_prefix=is_prefix, num_rows=_check_rows(args, is_prefix))
+      _show_samples(prompts, heads, show, run, options, more)
   return 0
+
+
+def _check_rows(args, is_prefix: bool) -> int | None:
+  """Returns --rows."""
+  if args.rows is not None and (is_prefix or args.rows < 2):
+    raise InputError(
+      f"--rows is {args.rows}; it must be 2 or more, and the run one of "
+      "prompts without prefixes"
+    )
+  return args.rows
 
 
 def _parse_template(args) -> config_lib.Template | None:
@@ -298,7 +316,7 @@ def _heads_of(prompts: list[str], tokenizer) -> list[str]:
   return [""] * len(prompts) if isinstance(tokenizer, ANSWERED) else prompts
 
 
-def _show_samples(prompts, heads, show, run, options, is_prefix) -> None:
+def _show_samples(prompts, heads, show, run, options, more: dict) -> None:
   """Continues prompts; a single one is shown while its text is made.
 
   Args:
@@ -310,7 +328,7 @@ def _show_samples(prompts, heads, show, run, options, is_prefix) -> None:
   if is_single:
     show(heads[0])
   written = texts.generate_text(
-    *run, *options, show=show if is_single else None, is_prefix=is_prefix
+    *run, *options, show=show if is_single else None, **more
   )
   if is_single:
     show("\n")

@@ -11,6 +11,7 @@ from gpt_jax.config import ModelConfig
 from gpt_jax.data.pairs import SourceTokenizer
 from gpt_jax.data.templates import ChatTokenizer
 from gpt_jax.data.tokenizers.protocol import Tokenizer
+from gpt_jax.inference import rows
 from gpt_jax.inference.generation import Sampling, generate
 from gpt_jax.models import Model
 
@@ -34,6 +35,7 @@ def generate_text(
   stop: tuple[str, ...] = (),
   show: Callable[[str], None] | None = None,
   is_prefix: bool = False,
+  num_rows: int | None = None,
 ) -> list[str]:
   """Returns each prompt's continuation, up to a stop string or separator.
 
@@ -48,6 +50,8 @@ def generate_text(
     show: called with each new piece of the first row's text; a piece is held
       back while it may be the start of a stop string, or end inside a
       character.
+    num_rows: computed at each step, as a server of that many rows does
+      (inference/rows.py); None for those of the prompts alone.
   """
   ids = [tokenizer.encode(p) for p in prompts]
   return continue_ids(
@@ -61,6 +65,7 @@ def generate_text(
     stop,
     show,
     is_prefix,
+    num_rows,
   )
 
 
@@ -75,6 +80,7 @@ def continue_ids(
   stop: tuple[str, ...] = (),
   show: Callable[[str], None] | None = None,
   is_prefix: bool = False,
+  num_rows: int | None = None,
 ) -> list[str]:
   """Returns `generate_text` of prompts that are encoded."""
   if isinstance(tokenizer, ChatTokenizer):
@@ -87,17 +93,11 @@ def continue_ids(
   shown = 0
   # The model may have more rows of embedding than the tokenizer has tokens.
   vocab_size = min(config_lib.vocab_size(model.config), tokenizer.vocab_size)
-  chunks = generate(
-    model,
-    params,
-    ids,
-    num_tokens,
-    sampling,
-    seed,
-    vocab_size,
-    is_prefix,
-    starts,
-  )
+  run = model, params, ids, num_tokens, sampling, seed, vocab_size
+  if num_rows is None:
+    chunks = generate(*run, is_prefix, starts)
+  else:
+    chunks = rows.generate(*run, num_rows)
   for chunk in chunks:
     for row, new in enumerate(chunk):
       if not is_done[row]:
@@ -108,7 +108,7 @@ def continue_ids(
     if show is not None:
       end = len(texts[0])
       if not is_done[0]:
-        end = _safe_length(texts[0], stop)
+        end = safe_length(texts[0], stop)
       if end > shown:
         show(texts[0][shown:end])
         shown = end
@@ -134,7 +134,7 @@ def cut_text(prompt, ids: list[int], tokenizer, stop=()) -> tuple[str, bool]:
   return (text[: min(ends)], True) if ends else (text, is_done)
 
 
-def _safe_length(text: str, stop) -> int:
+def safe_length(text: str, stop) -> int:
   """Returns the length of the part that more tokens cannot change."""
   end = len(text.rstrip("\ufffd"))
   held = [

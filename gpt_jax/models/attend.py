@@ -33,6 +33,9 @@ from gpt_jax.parametrization import attention_multiplier
 
 # Rows on a CPU from which blocks are faster than dense (configs/LOG.md).
 MIN_BLOCKS_LEN = 64
+# Slots of a cache that are read at once, where a caller says how far it is
+# filled.
+SLOTS = 128
 # The TPU's kernels in Pallas' interpreter, as tests run them on a CPU.
 INTERPRETED = "interpreted"
 
@@ -121,6 +124,9 @@ def attend(
     key: dropout key, or None.
   """
   scale = attention_multiplier(config, config_lib.head_dim(config))
+  is_filled = context.filled is not None and context.kind == "global"
+  if is_filled and k_BKSH.shape[2] % SLOTS == 0:
+    return slotwise(scale * q_BKGTH, k_BKSH, v_BKSH, context)
   if context.kernel == "dense":
     y_BKGTH = dense(scale * q_BKGTH, k_BKSH, v_BKSH, context, config, key)
     return checkpoint_name(y_BKGTH, "attn")
@@ -150,6 +156,41 @@ def dense(q_BKGTH, k_BKSH, v_BKSH, context, config: ModelConfig, key=None):
   p_BKGTS = jax.nn.softmax(s_BKGTS, axis=-1).astype(v_BKSH.dtype)
   p_BKGTS = dropout(p_BKGTS, config.dropout_rate, key, "weights")
   return jnp.einsum("BKGTS,BKSH->BKGTH", p_BKGTS, v_BKSH)
+
+
+def slotwise(q_BKGTH, k_BKSH, v_BKSH, context):
+  """Attention to a cache, SLOTS slots at a time, as far as it is filled.
+
+  FlashAttention-2's forward (Dao 2023, algorithm 1) with one block of queries.
+  A block has one shape, and one that no query sees changes no bit: so neither
+  the length of the cache nor what other rows hold does. q comes scaled.
+  """
+  B, K, G, T, _ = q_BKGTH.shape
+  row = lambda value, H: jnp.full((B, K, G, T, H), value, jnp.float32)
+
+  def one(i, carry):
+    m_BKGT1, l_BKGT1, y_BKGTH = carry
+    part = lambda x, dim: jax.lax.dynamic_slice_in_dim(x, i * SLOTS, SLOTS, dim)
+    s_BKGTS = blockwise.einsum("BKGTH,BKSH->BKGTS", q_BKGTH, part(k_BKSH, 2))
+    s_BKGTS = blockwise.softcap(context.rule, s_BKGTS)
+    if context.bias_BKGTS is not None:
+      s_BKGTS += part(context.bias_BKGTS, 4)
+    mask_BTS = part(context.mask_BTS, 2)
+    s_BKGTS = jnp.where(mask_BTS[:, None, None], s_BKGTS, MASK_VALUE)
+    new_BKGT1 = jnp.maximum(m_BKGT1, s_BKGTS.max(-1, keepdims=True))
+    p_BKGTS = jnp.exp(s_BKGTS - new_BKGT1)
+    old_BKGT1 = jnp.exp(m_BKGT1 - new_BKGT1)
+    own_BKGTH = blockwise.einsum(
+      "BKGTS,BKSH->BKGTH", p_BKGTS.astype(v_BKSH.dtype), part(v_BKSH, 2)
+    )
+    l_BKGT1 = old_BKGT1 * l_BKGT1 + p_BKGTS.sum(-1, keepdims=True)
+    return new_BKGT1, l_BKGT1, old_BKGT1 * y_BKGTH + own_BKGTH
+
+  H = v_BKSH.shape[-1]
+  start = row(MASK_VALUE, 1), row(0.0, 1), row(0.0, H)
+  count = (context.filled + SLOTS - 1) // SLOTS
+  _, l_BKGT1, y_BKGTH = jax.lax.fori_loop(0, count, one, start)
+  return (y_BKGTH / l_BKGT1).astype(q_BKGTH.dtype)
 
 
 def _spread(local, q, k, v, at, keys, how: str, rules: str, mesh):

@@ -32,6 +32,8 @@ class Context(struct.PyTreeNode):
       else None.
     start_B, end_B: int32, tokens of each row that are cached before and after,
       with a cache, else None.
+    filled: int32, how many slots of the cache hold something in any row, where
+      a caller tells; attention then reads no further (attend.slotwise).
     keys: TokenPositions of the keys, where they are not the queries' own.
     source_BSD: what the keys and values of attention to a source are projected
       from; None where a cache holds them.
@@ -50,6 +52,7 @@ class Context(struct.PyTreeNode):
   bias_BKGTS: jax.Array | None = None
   start_B: jax.Array | None = None
   end_B: jax.Array | None = None
+  filled: jax.Array | None = None
   keys: TokenPositions | None = None
   source_BSD: jax.Array | None = None
   cross: "Context | None" = None
@@ -69,6 +72,7 @@ def build_contexts(
   is_dropping: bool = False,
   relative_XN=None,
   cross: Context | None = None,
+  filled=None,
 ) -> dict[str, Context]:
   """Returns {kind: Context} for the kinds of layers that the config has.
 
@@ -76,7 +80,7 @@ def build_contexts(
     platform: cpu, gpu, tpu or attend.INTERPRETED.
     at: slots and documents of the tokens.
     positions_BT: what positions inside attention are computed from.
-    cache, start_B, only_B: as Decoder's.
+    cache, start_B, only_B, filled: as Decoder's.
     is_ordered: whether slots are 0, 1, 2, ... in every row.
     is_prefixed: whether rows have prefixes, each its own slots.
     is_dropping: whether attention weights are dropped.
@@ -120,6 +124,7 @@ def build_contexts(
       bias_BKGTS=bias_of(c, rule, at.slots_BT, keys.slots_BT, relative_XN),
       start_B=start_B,
       end_B=end_B,
+      filled=filled,
       cross=cross,
     )
 

@@ -84,6 +84,7 @@ class Decoder(nn.Module):
     is_headless=False,
     needs_balance=False,
     needs_future=False,
+    filled=None,
   ):
     """Returns logits_BTV float32, or (logits_BTV, cache) with a cache.
 
@@ -92,8 +93,7 @@ class Decoder(nn.Module):
     Args:
       tokens_BT: int32 ids below vocab_size.
       positions_BT: int32 below max_len; None is the index in the row.
-      segments_BT: document of each token, which attends to its own alone; None
-        where a row is one document.
+      segments_BT: document of each token; None where a row is one document.
       cache: list over layers of (k_BKSH, v_BKSH); needs is_stacked=False.
       start_B: int32, slot of each row's first token, with a cache.
       only_B: int32, the one token of each row whose logits are wanted; the
@@ -104,10 +104,10 @@ class Decoder(nn.Module):
       slots_BT: of tokens in rows that have prefixes (ops/visibility.py); None
         is the index of each token.
       is_headless: return (x_BTD, w_VD) in place of logits, their product.
-      needs_balance: return (result, routing), what stack.run_blocks says of
-        the experts.
+      needs_balance: return (result, routing), as stack.run_blocks does.
       needs_future: return (result, futures), a list of the same result of each
         of the blocks that predict further tokens.
+      filled: int32, slots up to which a row holds something; None reads all.
     """
     c = self.config
     is_prefixed, is_ordered = slots_BT is not None, order_1T is None
@@ -128,6 +128,7 @@ class Decoder(nn.Module):
       is_prefixed=is_prefixed,
       is_dropping=key is not None and c.dropout_rate > 0,
       relative_XN=declare_relative(self, "relative"),
+      filled=filled,
     )
     embed = Embedding(c, name="embed")
     x_BTD = start_stream(self, embed(tokens_BT, positions_BT), key)
@@ -140,7 +141,6 @@ class Decoder(nn.Module):
       xs = list(map(Norm(c, name="final_norm"), xs))
     if only_B is not None:
       xs[0] = jnp.take_along_axis(xs[0], only_B[:, None, None], axis=1)
-
     read_out = build_read_out(self, embed.table_VD, segments_BT, key)
     out = read_out(xs[0], is_headless)
     if cache is not None:

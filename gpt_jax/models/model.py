@@ -278,7 +278,7 @@ class Model:
       only_B: int32, the one token of each row whose logits are wanted.
       slots_BT: as Decoder's; the prompt of a prefix language model.
       kw: sources_BS and source_segments_BS, which a family that has a source
-        reads with the first tokens.
+        reads with the first tokens; filled, as Decoder's.
     """
     module = self.module(self.config, self.rules, is_stacked=False)
     kw["slots_BT"] = slots_BT

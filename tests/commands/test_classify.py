@@ -324,3 +324,23 @@ def test_what_a_classifier_cannot_do_is_one_sentence(
   assert_refused(done, "README.md is not known to hold labelled texts")
   done = call_verb("evaluate", f"--workdir={run}", "--data=interpreter")
   assert_refused(done, "give a file of texts and labels, or labelled:FILE")
+
+
+def test_a_server_labels_texts_as_evaluation_does(made, call_verb, tmp_path):
+  from gpt_jax.deploy.serve import tasks
+
+  _, _, run, _ = made
+  held, out = (
+    write(tmp_path / "held.jsonl", rows(11, 5)),
+    tmp_path / "out.jsonl",
+  )
+  words = [f"--workdir={run}", f"--data={held}", f"--predict={out}"]
+  assert call_verb("evaluate", *words).returncode == 0
+  wanted = [json.loads(line) for line in out.read_text().splitlines()]
+  inputs = [json.loads(line)["text"] for line in held.read_text().splitlines()]
+  opened = workdir.open_run(str(run), None, lambda line: None)
+  own = tasks.build(*opened, workdir.read_labels(str(run)))
+  assert own.translate is None and own.embed is not None
+  for found, each in zip(own.classify(inputs), wanted, strict=True):
+    assert found["label"] == each["label"]
+    assert found["scores"] == pytest.approx(each["scores"], abs=2e-6)

@@ -131,6 +131,22 @@ def test_a_target_is_shown_without_its_source(runs, call_verb):
   assert few.returncode == 0, few.stderr
 
 
+def test_a_server_translates_as_generate_does(runs, call_verb):
+  from gpt_jax.deploy.serve import tasks
+  from gpt_jax.runs import workdir
+
+  found = runs["attention"]
+  flags = "--num_tokens=6", "--temperature=0", f"--workdir={found}"
+  write = lambda prompt: call_verb("generate", f"--prompt={prompt}", *flags)
+  opened = workdir.open_run(str(found), None, lambda line: None)
+  own = tasks.build(*opened, None)
+  for prompt, text in zip(
+    ("012", "9"), own.translate(["012", "9"], 6), strict=True
+  ):
+    assert write(prompt).stdout == f"{text}\n"
+  assert own.embed is None and own.classify is None
+
+
 def test_a_span_is_asked_for_behind_a_prompt(runs, call_verb):
   words = f"--workdir={runs['t5']}", "--prompt=000 001", "--num_tokens=5"
   result = call_verb("generate", *words)

@@ -25,6 +25,7 @@ LAYERS = [
   ["training"],
   ["generate", "evaluate", "embed", "train", "api"],
   ["deploy"],
+  ["serve"],
   ["lab"],
   ["__main__"],
 ]

@@ -226,9 +226,9 @@ def test_stop_strings_and_the_separator_end_a_text(made):
 
 
 def test_streamed_text_holds_back_what_may_become_a_stop():
-  assert texts._safe_length("hello wo", ("world",)) == 6
-  assert texts._safe_length("hello", ("world",)) == 5
-  assert texts._safe_length("caf\ufffd", ()) == 3
+  assert texts.safe_length("hello wo", ("world",)) == 6
+  assert texts.safe_length("hello", ("world",)) == 5
+  assert texts.safe_length("caf\ufffd", ()) == 3
 
 
 def test_prompts_that_cannot_be_continued_are_refused(made):

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 
+import forms
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -379,3 +380,28 @@ def test_packed_documents_on_a_gpu_have_no_array_of_t_x_t(cudnn_is_there):
 
   x_BTNH = jax.ShapeDtypeStruct((1, T, 2, 32), jnp.bfloat16)
   assert largest_array(biased, x_BTNH, ids) >= T * T
+
+
+@pytest.mark.parametrize("form", ["gpt2", "alibi", "softcaps", "latent"])
+def test_a_cache_read_as_far_as_it_is_filled_is_the_whole_cache(form):
+  model, params = forms.make(form)
+  prepared = model.prepare_for_decoding(params)
+  tokens_BT = forms.tokens_of(rows=3)[:, :9]
+  start_B = jnp.array([130, 0, 127])
+  own = jax.tree.map(
+    lambda x: jnp.asarray(
+      np.random.default_rng(1).normal(size=x.shape).astype(x.dtype)
+    ),
+    model.init_cache(3, 3 * attend.SLOTS),
+  )
+  read = jax.jit(
+    lambda filled: model.apply_cached(
+      prepared, tokens_BT, own, start_B, filled=filled
+    )[0]
+  )
+  whole = jax.jit(lambda: model.apply_cached(prepared, tokens_BT, own, start_B))
+  found, wanted = read(139), whole()[0]
+  np.testing.assert_allclose(found, wanted, atol=2e-5)
+  # Whatever lies behind is not read; a block too few is.
+  np.testing.assert_array_equal(read(384), found)
+  assert np.abs(read(128)[1:] - wanted[1:]).max() > 1e-3

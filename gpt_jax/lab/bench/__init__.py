@@ -17,6 +17,7 @@ from gpt_jax.machine import runtime
 SUBJECTS = {
   "train": "a training step, compiled as in training",
   "decode": "prefill, and the loop that makes tokens one by one",
+  "serve": "a server under load: tokens per second, gaps between tokens",
   "data": "text to shards, and shards to batches",
   "start": "from typing a command to its first step",
   "memory": "attention and cross-entropy, in parts and at once",
@@ -48,6 +49,12 @@ def main(argv: list[str]) -> int:
   values = {
     "train": {"num_steps": args.steps, "peer": args.peer},
     "decode": {
+      "batch_sizes": batch_sizes,
+      "num_tokens": args.tokens,
+      "weights": args.weights,
+      "peer": args.peer,
+    },
+    "serve": {
       "batch_sizes": batch_sizes,
       "num_tokens": args.tokens,
       "weights": args.weights,
@@ -108,14 +115,16 @@ def _build_parser():
     "--batch",
     default="1,8",
     metavar="N,...",
-    help="decode: batch sizes to time (default %(default)s)",
+    help="decode: batch sizes to time; serve: numbers of clients (default "
+    "%(default)s)",
   )
   parser.add_argument(
     "--tokens",
     type=int,
     default=128,
     metavar="N",
-    help="decode: tokens to make for each sequence (default %(default)s)",
+    help="decode, serve: tokens to make for each sequence (default "
+    "%(default)s)",
   )
   cli.add_weights(parser)
   parser.add_argument("--out", metavar="DIR", help="folder for bench.json")
@@ -145,7 +154,11 @@ def _check(args) -> None:
     raise InputError(
       f"there is no peer {args.peer!r}; {config_lib.nearest(args.peer, PEERS)}"
     )
-  if args.subject not in ("train", "decode"):
-    raise InputError(f"--peer is of train and decode; {args.subject} has none")
-  if (args.subject, args.peer) == ("decode", "torch"):
-    raise InputError("decode has no peer torch; take --peer=transformers")
+  if args.subject not in ("train", "decode", "serve"):
+    raise InputError(
+      f"--peer is of train, decode and serve; {args.subject} has none"
+    )
+  if args.subject != "train" and args.peer == "torch":
+    raise InputError(
+      f"{args.subject} has no peer torch; take --peer=transformers"
+    )

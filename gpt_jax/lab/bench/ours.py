@@ -30,6 +30,10 @@ NUM_BATCHES = 4
 
 def build(who: str, subject: str, config: Config, **options):
   """Returns the subject, ready to run; `who` is always gpt_jax."""
+  if subject == "serve":
+    from gpt_jax.lab.bench.served import Serve
+
+    return Serve(config, describe, **options)
   return {"train": Train, "decode": Decode}[subject](config, **options)
 
 
@@ -62,7 +66,7 @@ class Train:
 
   def describe(self) -> dict:
     return {
-      **_describe(self.config, self.mesh),
+      **describe(self.config, self.mesh),
       "build_seconds": self.build_seconds,
       "compile_seconds": self.compile_seconds,
       "init_seconds": self.init_seconds,
@@ -134,7 +138,7 @@ class Decode:
 
   def describe(self) -> dict:
     return {
-      **_describe(self.config, self.mesh),
+      **describe(self.config, self.mesh),
       "weight_bytes": read_bytes(self.unstacked, self.config.model),
     }
 
@@ -229,7 +233,7 @@ def _read_batches(train: Train, prepared_dir: str):
   return make_train_iterator(prepared, c, c.seed, train.size, train.rows, 0)
 
 
-def _describe(config: Config, mesh) -> dict:
+def describe(config: Config, mesh) -> dict:
   device = mesh.devices.flat[0]
   return {
     "platform": device.platform,

@@ -91,7 +91,7 @@ def build(who: str, subject: str, config: Config, **options):
   else:
     model = build_torch(config).to(device)
     score = model
-  if subject == "decode":
+  if subject in ("decode", "serve"):
     return Decode(config, model, device, **options)
   if who == "torch compile":
     score = torch.compile(model)

@@ -1,0 +1,400 @@
+"""The engine: one thread that reads prompts and draws tokens, row by row.
+
+Requests wait in order of arrival. At every turn a free row takes the next of
+them, one chunk of one prompt is read, and one step draws a token in every row
+that holds a text; so a request joins while others are being answered, and its
+row is free at the turn after its last token.
+"""
+
+import collections
+import concurrent.futures
+import itertools
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from gpt_jax.deploy.serve.grammar import Matcher
+from gpt_jax.deploy.serve.metrics import Histogram
+from gpt_jax.deploy.serve.speech import Speech
+from gpt_jax.inference.drafts import Lookup
+from gpt_jax.inference.drawing import Drawn, Settings
+from gpt_jax.inference.rows import Prompt
+
+# In place of a row.
+WAITING = -1
+
+
+class Token(NamedTuple):
+  """A token that was drawn.
+
+  Attributes:
+    id: of the token.
+    log_prob: by the model.
+    likeliest: [(id, log-probability)] of the likeliest.
+  """
+
+  id: int
+  log_prob: float
+  likeliest: list[tuple[int, float]]
+
+
+class Event(NamedTuple):
+  """What an engine tells of a job.
+
+  Attributes:
+    text: that can be shown since the last event.
+    token: which was drawn.
+    end: "" while it goes on; then stop, length, timeout, cancelled or error.
+  """
+
+  text: str
+  token: Token | None
+  end: str = ""
+
+
+class Reading:
+  """A prompt that the choices of one request share.
+
+  Attributes:
+    ids: int32.
+    num_waiting: choices that have not joined yet.
+    prompt: rows.Prompt from when reading begins to when all have joined.
+    num_reused: tokens that were not read, as their keys and values were stored.
+  """
+
+  def __init__(self, ids: np.ndarray, num_choices: int = 1):
+    self.ids, self.num_reused = np.asarray(ids, np.int32), 0
+    self.num_waiting = num_choices
+    self.prompt: Prompt | None = None
+
+
+class Job:
+  """A text that is to be continued.
+
+  Args:
+    reading: its prompt.
+    settings: how its tokens are drawn.
+    num_tokens: at most.
+    speech: makes text of them.
+    tell: called with each Event, in the engine's thread; must not block.
+    deadline: time.monotonic() at which it ends as it is.
+    matcher: which tokens may come next; None for all.
+
+  Attributes:
+    row: WAITING, or its own.
+    num_made: tokens that were drawn.
+    lookup: where drafts are found; None where none are tried.
+    next: the token that comes next, where drafts are tried.
+    is_cancelled: set by `cancel`, from any thread.
+  """
+
+  numbers = itertools.count()
+
+  def __init__(
+    self,
+    reading: Reading,
+    settings: Settings,
+    num_tokens: int,
+    speech: Speech,
+    tell: Callable[[Event], None],
+    deadline: float = float("inf"),
+    matcher: Matcher | None = None,
+  ):
+    self.matcher = matcher
+    self.reading, self.settings, self.num_tokens = reading, settings, num_tokens
+    self.speech, self.tell, self.deadline = speech, tell, deadline
+    self.row = WAITING
+    self.num_made, self.is_cancelled = 0, False
+    self.lookup: Lookup | None = None
+    self.next = 0
+    self.number = next(Job.numbers)
+
+  def cancel(self) -> None:
+    self.is_cancelled = True
+
+
+class NoRows:
+  """In place of Rows, for a run that continues no texts."""
+
+  num_rows, num_drafts, pages = 0, 0, None
+
+
+class Busy(Exception):
+  """The engine takes no more jobs now."""
+
+
+class Engine:
+  """Answers jobs in a thread of its own.
+
+  Args:
+    make_rows: returns Rows; called in that thread, and again after a fault.
+    mesh: of the run.
+    max_waiting: jobs that may wait for a row.
+
+  Attributes:
+    counts: Counter of what happened: tokens, guessed_tokens (of these, that
+      were drafts), prompt_tokens, reused_tokens, steps, faults, and "jobs_END"
+      of each way that a job ends.
+    gaps: seconds between a step and the one before it.
+  """
+
+  def __init__(self, make_rows: Callable[[], Any], mesh, max_waiting: int):
+    self._make_rows, self._mesh, self.max_waiting = make_rows, mesh, max_waiting
+    self._waiting: collections.deque[Job] = collections.deque()
+    self._calls: collections.deque = collections.deque()
+    self._active: list[Job] = []
+    self._changed = threading.Condition()
+    self._is_draining, self._last = False, 0.0
+    self.counts: collections.Counter = collections.Counter()
+    self.gaps = Histogram("from a step to the next while texts are written")
+    self.error: BaseException | None = None
+    self.is_ready = threading.Event()
+    self._thread = threading.Thread(
+      target=self._run, name="engine", daemon=True
+    )
+
+  def start(self) -> None:
+    """Starts the thread; returns once its programs are compiled."""
+    self._thread.start()
+    self.is_ready.wait()
+    if self.error is not None:
+      raise self.error
+
+  @property
+  def num_waiting(self) -> int:
+    return len(self._waiting)
+
+  @property
+  def num_active(self) -> int:
+    return len(self._active)
+
+  @property
+  def num_rows(self) -> int:
+    return self.rows.num_rows
+
+  @property
+  def num_pages(self) -> int:
+    return 0 if self.rows.pages is None else self.rows.pages.num_held
+
+  @property
+  def is_alive(self) -> bool:
+    return self._thread.is_alive() and not self._is_draining
+
+  def submit(self, jobs: list[Job]) -> None:
+    """Takes all of the jobs, or raises Busy."""
+    with self._changed:
+      free = self.num_rows - len(self._active) + self.max_waiting
+      if self._is_draining or len(self._waiting) + len(jobs) > free:
+        raise Busy
+      self._waiting.extend(jobs)
+      self._changed.notify()
+
+  def call(self, function: Callable[[], Any]) -> concurrent.futures.Future:
+    """Runs a function between two steps; raises Busy where many wait."""
+    future = concurrent.futures.Future()
+    with self._changed:
+      if self._is_draining or len(self._calls) >= self.max_waiting:
+        raise Busy
+      self._calls.append((function, future))
+      self._changed.notify()
+    return future
+
+  def drain(self, seconds: float) -> bool:
+    """Takes no more jobs; returns whether all ended within that time."""
+    with self._changed:
+      self._is_draining = True
+      self._changed.notify()
+    self._thread.join(seconds)
+    if self._thread.is_alive():
+      with self._changed:
+        for job in [*self._active, *self._waiting]:
+          job.cancel()
+        self._changed.notify()
+      self._thread.join(5)
+      return False
+    return True
+
+  def _run(self) -> None:
+    with jax.set_mesh(self._mesh):
+      try:
+        self.rows = self._make_rows()
+        self._warm_up()
+      except BaseException as error:  # the caller of `start` raises it
+        self.error = error
+        return
+      finally:
+        self.is_ready.set()
+      while self._turn():
+        pass
+
+  def _warm_up(self) -> None:
+    """Compiles what the first requests run."""
+    if not self.num_rows:
+      return
+    prompt = self.rows.start(np.ones(1, np.int32))
+    self.rows.read(prompt)
+    self.rows.join(0, prompt, self._no_settings())
+    self.rows.step()
+    self.rows.leave(0)
+
+  def _no_settings(self) -> Settings:
+    from gpt_jax.inference.generation import Sampling
+
+    return Settings(Sampling(temperature=0.0))
+
+  def _turn(self) -> bool:
+    """Does what is next; returns whether to go on."""
+    with self._changed:
+      while not (self._waiting or self._active or self._calls):
+        if self._is_draining:
+          return False
+        self._changed.wait()
+        self._last = time.monotonic()
+      self._sweep()
+      self._admit()
+      call = self._calls.popleft() if self._calls else None
+    if call is not None:
+      _settle(*call)
+    try:
+      self._read()
+      self._step()
+    except Exception:
+      traceback.print_exc(file=sys.stderr)
+      self._recover()
+    return True
+
+  def _sweep(self) -> None:
+    """Ends jobs that were cancelled or are late."""
+    now = time.monotonic()
+    for job in [*self._active, *self._waiting]:
+      if job.is_cancelled or now > job.deadline:
+        if job.row == WAITING:
+          self._waiting.remove(job)
+        self._end(job, "cancelled" if job.is_cancelled else "timeout")
+
+  def _admit(self) -> None:
+    held = {job.row for job in self._active}
+    free = [row for row in range(self.rows.num_rows) if row not in held]
+    while free and self._waiting:
+      job = self._waiting.popleft()
+      job.row = free.pop(0)
+      self._active.append(job)
+
+  def _read(self) -> None:
+    """Reads a chunk of the first prompt that is not whole; lets it join."""
+    rows = self.rows
+    for job in self._active:
+      if rows.is_held_R[job.row]:
+        continue
+      reading = job.reading
+      if reading.prompt is None:
+        reading.prompt = rows.start(reading.ids)
+        reading.num_reused = reading.prompt.num_read
+        self.counts["reused_tokens"] += reading.num_reused
+        self.counts["prompt_tokens"] += len(reading.ids)
+      if not reading.prompt.is_read:
+        rows.read(reading.prompt)
+      if reading.prompt.is_read:
+        rows.join(job.row, reading.prompt, job.settings)
+        reading.num_waiting -= 1
+        if not reading.num_waiting:
+          reading.prompt = None
+        if rows.num_drafts and job.matcher is None:
+          job.lookup = Lookup(reading.ids.tolist())
+      return
+
+  def _step(self) -> None:
+    writing = [job for job in self._active if self.rows.is_held_R[job.row]]
+    if not writing:
+      return
+    for job in writing:
+      if job.matcher is not None:
+        job.matcher.fill(self.rows.mask_RW[job.row])
+    drawn = self.rows.step(self._guess(writing))
+    now = time.monotonic()
+    self.gaps.observe(now - self._last)
+    self._last = now
+    self.counts["steps"] += 1
+    for job in writing:
+      for t in range(drawn.num_R[job.row]):
+        self.counts["tokens"] += 1
+        self.counts["guessed_tokens"] += t > 0
+        if not self._take(job, drawn, t):
+          break
+      job.next = int(drawn.next_R[job.row])
+
+  def _guess(self, writing: list[Job]) -> dict[int, list[int]]:
+    """Returns drafts of rows; a matcher allows none, as it is behind them."""
+    count = self.rows.num_drafts
+    if not count:
+      return {}
+    return {
+      job.row: job.lookup.guess(job.next, count)
+      for job in writing
+      if job.lookup is not None and job.num_made
+    }
+
+  def _take(self, job: Job, drawn: Drawn, t: int) -> bool:
+    """Adds a token to a text; returns whether it goes on."""
+    i = int(drawn.ids_RT[job.row, t])
+    if i < 0:
+      self._end(job, "error")
+      return False
+    job.num_made += 1
+    job.speech.push(i)
+    if job.lookup is not None:
+      job.lookup.push(i)
+    if job.matcher is not None:
+      job.matcher.push(i)
+      job.speech.is_done |= job.matcher.is_done
+    token = Token(i, 0.0, [])
+    if job.settings.has_log_probs:
+      likeliest = zip(
+        drawn.likeliest_RTE[job.row, t].tolist(),
+        drawn.their_log_probs_RTE[job.row, t].tolist(),
+        strict=True,
+      )
+      own = float(drawn.log_probs_RT[job.row, t])
+      token = Token(i, own, list(likeliest))
+    if job.speech.is_done:
+      self._end(job, "stop", token)
+    elif job.num_made == job.num_tokens:
+      self._end(job, "length", token)
+    else:
+      job.tell(Event(job.speech.take(), token))
+      return True
+    return False
+
+  def _end(self, job: Job, how: str, token: Token | None = None) -> None:
+    """Frees the row of a job and tells how it ended."""
+    if job in self._active:
+      self._active.remove(job)
+      if self.rows.is_held_R[job.row]:
+        self.rows.leave(job.row)
+    self.counts[f"jobs_{how}"] += 1
+    job.tell(Event(job.speech.take(is_last=True), token, how))
+
+  def _recover(self) -> None:
+    """After a fault: ends the jobs that were active, and begins anew."""
+    self.counts["faults"] += 1
+    for job in list(self._active):
+      self._active.remove(job)
+      job.reading.prompt = None  # its arrays may be gone
+      job.tell(Event("", None, "error"))
+      self.counts["jobs_error"] += 1
+    self.rows = self._make_rows()
+
+
+def _settle(function, future) -> None:
+  if not future.set_running_or_notify_cancel():
+    return
+  try:
+    future.set_result(function())
+  except BaseException as error:
+    future.set_exception(error)

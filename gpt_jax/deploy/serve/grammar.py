@@ -1,0 +1,132 @@
+"""Texts that are JSON of a schema: which tokens may come next.
+
+llguidance follows the schema; here are its tokenizer, made of ours, and one
+matcher for each text.
+"""
+
+import functools
+import json
+from typing import Any
+
+import numpy as np
+
+from gpt_jax import files
+from gpt_jax.deploy.serve.fields import Refusal
+
+# No free whitespace, of which a weak model writes any number.
+OPTIONS = {"whitespace_flexible": False}
+MAX_SCHEMA_CHARS = 65_536
+
+
+class _Vocabulary:
+  """A tokenizer as llguidance reads one.
+
+  Attributes:
+    tokens: bytes of each id.
+    eos_token_id, bos_token_id, special_token_ids: ids that are no text.
+  """
+
+  bos_token_id = None
+
+  def __init__(self, tokenizer, end_id: int):
+    self.tokens = [
+      tokenizer.decode_bytes([i]) for i in range(tokenizer.vocab_size)
+    ]
+    self.eos_token_id = end_id
+    # An id without bytes would be taken for one that may always come.
+    self.special_token_ids = [
+      i for i, data in enumerate(self.tokens) if not data or i == end_id
+    ]
+    for i in self.special_token_ids:
+      self.tokens[i] = b"\xff" + f"[{i}]".encode()
+    self._tokenizer = tokenizer
+
+  def __call__(self, text: str) -> list[int]:
+    return self._tokenizer.encode(text).tolist()
+
+
+class Grammars:
+  """Makes matchers for the texts of a tokenizer.
+
+  Args:
+    tokenizer: of the run; its separator ends a text.
+  """
+
+  def __init__(self, tokenizer):
+    self._tokenizer = tokenizer
+
+  @functools.cached_property
+  def _library(self) -> Any:
+    """Returns llguidance; raises Refusal where it is not installed."""
+    try:
+      import llguidance
+    except ImportError:
+      raise Refusal(
+        400,
+        "response_format needs the package llguidance, which this server "
+        f"lacks: {files.pip('grammar')}",
+        param="response_format",
+      ) from None
+    return llguidance
+
+  @functools.cached_property
+  def _vocabulary(self):
+    library, end_id = self._library, self._tokenizer.separator_id
+    if end_id is None:
+      raise Refusal(
+        400,
+        "the run's tokenizer has no separator, with which a text would end",
+        param="response_format",
+      )
+    wrapped = library.TokenizerWrapper(_Vocabulary(self._tokenizer, end_id))
+    return library.LLTokenizer(wrapped)
+
+  def matcher(self, schema: Any) -> "Matcher":
+    """Returns what a text of the schema must match.
+
+    Raises:
+      Refusal: it is no schema, or beyond the library's limits.
+    """
+    if len(json.dumps(schema)) > MAX_SCHEMA_CHARS:
+      raise Refusal(
+        400,
+        f"the schema has more than {MAX_SCHEMA_CHARS:,} characters",
+        param="response_format",
+      )
+    library = self._library
+    grammar = library.LLMatcher.grammar_from_json_schema(
+      json.dumps(schema), overrides=OPTIONS
+    )
+    found = library.LLMatcher(self._vocabulary, grammar, log_level=0)
+    if found.is_error():
+      line = found.get_error().splitlines()[0]
+      raise Refusal(
+        400, f"the schema cannot be followed: {line}", param="response_format"
+      )
+    return Matcher(found)
+
+
+class Matcher:
+  """Follows one text.
+
+  Attributes:
+    is_done: whether nothing may come but the text's end.
+  """
+
+  def __init__(self, matcher):
+    self._matcher, self.is_done = matcher, False
+
+  def copy(self) -> "Matcher":
+    return Matcher(self._matcher.deep_copy())
+
+  def fill(self, mask_W: np.ndarray) -> None:
+    """Writes a bit for each token that may come next."""
+    data = self._matcher.compute_bitmask()
+    own = np.frombuffer(data, np.uint32)
+    mask_W[:] = 0
+    mask_W[: len(own)] = own[: len(mask_W)]
+
+  def push(self, i: int) -> None:
+    """Adds a token that was drawn."""
+    self._matcher.consume_token(i)
+    self.is_done = self._matcher.is_stopped()

@@ -1,0 +1,86 @@
+"""Opens a run as a server: its engine, its tokenizers, its name."""
+
+import os
+import time
+from typing import Any
+
+from gpt_jax import config as config_lib
+from gpt_jax.config import InputError, Template
+from gpt_jax.data.objectives import prompting
+from gpt_jax.data.templates import ChatTokenizer
+from gpt_jax.deploy.serve.answers import Served
+from gpt_jax.deploy.serve.engine import Engine, NoRows
+from gpt_jax.deploy.serve.grammar import Grammars
+from gpt_jax.inference.pages import PAGE
+from gpt_jax.inference.prompts import PromptTokenizer
+from gpt_jax.inference.rows import Rows
+
+
+def build_engine(model, params, mesh, vocab_size: int, args) -> Engine:
+  """Returns an engine that is not started, without rows for other tasks.
+
+  Args:
+    args: flags of the command: rows, prefix_tokens, drafts, max_waiting.
+  """
+  if not model.can_generate or config_lib.has_source(model.config):
+    return Engine(NoRows, mesh, args.max_waiting)
+  num_pages = args.prefix_tokens // PAGE
+  make = lambda: Rows(
+    model, params, args.rows, vocab_size, num_pages, args.drafts
+  )
+  return Engine(make, mesh, args.max_waiting)
+
+
+def describe(workdir: str, config, model, tokenizer, args) -> Served:
+  """Returns what is served.
+
+  Raises:
+    InputError: the run continues no texts.
+  """
+  if config_lib.has_prefixes(config):
+    raise InputError(
+      f"data.objective is {config.data.objective}, whose prompts are read as "
+      "prefixes, in one piece; gpt_jax.generate reads them, serve does not"
+    )
+  template = (
+    None if args.template is None else Template(args.template, "--template")
+  )
+  if not model.can_generate:  # it labels texts
+    plain: Any = tokenizer
+    chat = None
+  else:
+    plain = prompting(config, tokenizer)
+    chat = _chat_of(config, tokenizer, template)
+  if isinstance(plain, ChatTokenizer):
+    plain = tokenizer
+  if plain is tokenizer and tokenizer.start_ids:
+    plain = PromptTokenizer(tokenizer)
+  vocab_size = min(config_lib.vocab_size(model.config), plain.vocab_size)
+  return Served(
+    name=args.name or os.path.basename(os.path.abspath(workdir)),
+    created=int(time.time()),
+    tokenizer=plain,
+    chat=chat,
+    grammars=Grammars(tokenizer),
+    max_len=model.config.max_len - args.drafts,
+    vocab_size=vocab_size,
+    max_tokens=args.max_tokens or model.config.max_len,
+    seconds=args.seconds,
+  )
+
+
+def _chat_of(config, tokenizer, template) -> ChatTokenizer | None:
+  """Returns the tokenizer of dialogues: the run's own template, or ChatML."""
+  if template is not None:
+    return prompting(config, tokenizer, template)
+  own = prompting(config, tokenizer)
+  if isinstance(own, ChatTokenizer):
+    return own
+  if own is not tokenizer:  # its prompts are sources
+    return None
+  for word in ("chatml", "chatml:text"):
+    try:
+      return prompting(config, tokenizer, Template(word))
+    except InputError:
+      continue
+  return None

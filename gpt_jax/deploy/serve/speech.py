@@ -1,0 +1,61 @@
+"""A text as its tokens are drawn: pieces that no later token changes."""
+
+import os
+from collections.abc import Sequence
+
+from gpt_jax.data.templates import ChatTokenizer
+from gpt_jax.inference.texts import safe_length
+
+# Tokens that are decoded again with each new one: enough for what a decoder
+# does at a text's start, and for a character of several tokens.
+CONTEXT = 8
+WINDOW = 64
+
+
+class Speech:
+  """What texts.cut_text gives of all tokens, token by token.
+
+  Attributes:
+    text: all of it, with what is held back.
+    is_done: whether a stop string or a separator has ended it.
+  """
+
+  def __init__(self, tokenizer, prompt: Sequence[int], stop: tuple[str, ...]):
+    ends = (tokenizer.separator_id,)
+    if isinstance(tokenizer, ChatTokenizer):
+      ends, stop = tokenizer.end_ids, (*stop, *tokenizer.stop)
+    self._tokenizer, self._ends = tokenizer, ends
+    self._stop = tuple(filter(None, stop))
+    self._longest = max(map(len, self._stop), default=0)
+    self.text, self.is_done = "", False
+    self._settled, self._shown = "", 0
+    self._rebase([int(i) for i in prompt[-CONTEXT:]])
+
+  def _rebase(self, context: list[int]) -> None:
+    self._window, self._settled = context, self.text
+    self._base = self._tokenizer.decode(context)
+
+  def push(self, i: int) -> None:
+    """Adds a token."""
+    if i in self._ends:
+      self.is_done = True
+      return
+    self._window.append(i)
+    whole = self._tokenizer.decode(self._window)
+    common = len(os.path.commonprefix([self._base, whole]))
+    before, self.text = len(self.text), self._settled + whole[common:]
+    first = max(0, min(before, len(self._settled)) - self._longest)
+    found = [self.text.find(s, first) for s in self._stop]
+    found = [at for at in found if at >= 0]
+    if found:
+      self.text, self.is_done = self.text[: min(found)], True
+    elif len(self._window) >= WINDOW and self.text[-1:] != "\ufffd":
+      self._rebase(self._window[-CONTEXT:])
+
+  def take(self, is_last: bool = False) -> str:
+    """Returns what can be shown since the last call."""
+    is_whole = is_last or self.is_done
+    end = len(self.text) if is_whole else safe_length(self.text, self._stop)
+    new = self.text[self._shown : end]
+    self._shown = max(self._shown, end)
+    return new

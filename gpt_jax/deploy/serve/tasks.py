@@ -1,0 +1,113 @@
+"""What tuned runs answer beside continuations: labels, targets, vectors.
+
+Each `build_*` returns a function that the engine calls between two steps, so
+it takes few texts at a time.
+"""
+
+import json
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gpt_jax import config as config_lib
+from gpt_jax.data import examples
+from gpt_jax.data.objectives import build_task, prompting
+from gpt_jax.data.sources.labelled import Example
+from gpt_jax.exits import InputError
+from gpt_jax.inference import embedding, predicting, texts
+from gpt_jax.inference.generation import Sampling
+
+# Texts of a forward pass.
+BATCH = 8
+
+
+class Tasks(NamedTuple):
+  """Functions of a run; None where it has no such task.
+
+  Attributes:
+    embed: texts or ids to (vectors (N, D), tokens).
+    classify: texts, or pairs of them, to a dict each.
+    translate: (texts, most tokens) to texts.
+  """
+
+  embed: Callable[[list], Any] | None
+  classify: Callable[[list], list[dict]] | None
+  translate: Callable[[list[str], int], list[str]] | None
+
+
+def build(config, model, params, tokenizer, mesh, labels) -> Tasks:
+  """Returns the tasks of a run; `labels` are workdir.read_labels'."""
+  has_source = config_lib.has_source(config.model)
+  run = config, model, model.round_weights(params), tokenizer
+  return Tasks(
+    None if has_source else build_embed(*run),
+    None if labels is None else build_classify(*run, mesh, labels),
+    build_translate(config, model, params, tokenizer) if has_source else None,
+  )
+
+
+def build_embed(config, model, rounded, tokenizer):
+  """Returns Tasks.embed."""
+  limit = min(config.data.seq_len, model.config.max_len)
+
+  def embed(inputs: list) -> tuple[np.ndarray, int]:
+    if isinstance(inputs[0], str):
+      rows = embedding.encode(tokenizer, inputs, limit)
+    else:
+      rows = [np.array(ids, np.int32) for ids in inputs]
+    vectors = embedding.embed(model, rounded, rows, BATCH)
+    return vectors, sum(map(len, rows))
+
+  return embed
+
+
+def build_classify(config, model, rounded, tokenizer, mesh, labels):
+  """Returns Tasks.classify."""
+  task = build_task(config, lambda: tokenizer)
+
+  def classify(inputs: list) -> list[dict]:
+    found = [
+      Example(
+        str(i), f"input[{i}]", (one,) if isinstance(one, str) else one, None
+      )
+      for i, one in enumerate(inputs)
+    ]
+    lines = predicting.predict(
+      model,
+      rounded,
+      examples.read_whole("input", found, tokenizer, labels),
+      task=task,
+      seq_len=config.data.seq_len,
+      batch_size=BATCH,
+      packing=config.data.packing,
+      num_loss_chunks=config.train.num_loss_chunks,
+      mesh=mesh,
+    )
+    return [json.loads(line) for line in lines.splitlines()]
+
+  return classify
+
+
+def build_translate(config, model, params, tokenizer):
+  """Returns Tasks.translate: greedy targets of sources."""
+  own = prompting(config, tokenizer)
+
+  def translate(inputs: list[str], num_tokens: int) -> list[str]:
+    limit = model.config.max_len
+    for i, text in enumerate(inputs):
+      count = len(own.encode(text))
+      if count > limit:
+        raise InputError(
+          f"input[{i}] has {count} tokens, and the model {limit} positions"
+        )
+    found = []
+    for first in range(0, len(inputs), BATCH):
+      part = inputs[first : first + BATCH]
+      full = part + part[:1] * (BATCH - len(part))  # few shapes to compile
+      found += texts.generate_text(
+        model, params, own, full, num_tokens, Sampling(0.0)
+      )[: len(part)]
+    return found
+
+  return translate

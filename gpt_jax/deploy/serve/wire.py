@@ -1,0 +1,357 @@
+"""Bodies of requests: what each field may be, in OpenAI's API.
+
+A field that the API has and this server cannot honour is refused, unless it
+asks for what happens anyway; so nothing that was asked for is left out
+silently.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from gpt_jax.config import InputError
+from gpt_jax.data.sources.chat import Message, check_turns
+from gpt_jax.deploy.serve.fields import (
+  Fields,
+  Refusal,
+  is_number,
+  is_unicode,
+  show,
+)
+from gpt_jax.inference.drawing import NUM_LIKELIEST
+from gpt_jax.inference.generation import Sampling
+
+# Texts of one request.
+MAX_CHOICES = 128
+MAX_PROMPTS = 128
+MAX_STOPS = 8
+MAX_STOP_CHARS = 256
+MAX_BIASES = 1024
+# A completion's `logprobs`, as OpenAI has it.
+MAX_LOG_PROBS = 5
+
+
+class Asked(NamedTuple):
+  """A request for texts.
+
+  Attributes:
+    prompts: texts, lists of ids, or one tuple of Messages.
+    num_tokens: at most; None: as many as the model has positions for.
+    num_choices: of each prompt.
+    sampling, seed, presence_penalty, frequency_penalty, bias: as
+      rows.Settings; seed None draws one.
+    num_log_probs: likeliest tokens of which log-probabilities are returned;
+      None for none of any token.
+    stop: strings that end a text.
+    is_stream, has_usage: whether events are sent, and a last one of counts.
+    is_echo: whether a text begins with its prompt.
+    schema: the JSON schema of the text; None for any text.
+  """
+
+  prompts: list
+  num_tokens: int | None
+  num_choices: int
+  sampling: Sampling
+  seed: int | None
+  presence_penalty: float
+  frequency_penalty: float
+  bias: dict[int, float]
+  num_log_probs: int | None
+  stop: tuple[str, ...]
+  is_stream: bool
+  has_usage: bool
+  is_echo: bool = False
+  schema: dict | None = None
+
+
+def read_completion(body: dict, vocab_size: int) -> Asked:
+  """Returns what /v1/completions is asked."""
+  fields = Fields(body)
+  prompts = _read_prompts(fields, vocab_size)
+  n = fields.whole("n", 1, MAX_CHOICES, 1)
+  fields.take("best_of", lambda x: x == n, "n, or left out", None)
+  asked = Asked(
+    prompts=prompts,
+    num_tokens=fields.whole("max_tokens", 1, 2**31 - 1, 16),
+    num_choices=n,
+    num_log_probs=fields.whole("logprobs", 0, MAX_LOG_PROBS, None),
+    is_echo=fields.switch("echo"),
+    **_read_shared(fields, vocab_size),
+  )
+  fields.finish()
+  if asked.is_echo and asked.num_log_probs is not None:
+    raise Refusal(
+      400,
+      "echo and logprobs are both given; log-probabilities are of drawn tokens "
+      "alone: leave one out",
+      param="echo",
+    )
+  return asked
+
+
+def read_chat(body: dict, vocab_size: int) -> Asked:
+  """Returns what /v1/chat/completions is asked."""
+  fields = Fields(body)
+  messages = _read_messages(fields)
+  newer = fields.whole("max_completion_tokens", 1, 2**31 - 1, None)
+  num_tokens = fields.whole("max_tokens", 1, 2**31 - 1, newer)
+  has_log_probs = fields.switch("logprobs")
+  num = fields.whole("top_logprobs", 0, NUM_LIKELIEST, 0)
+  if num and not has_log_probs:
+    raise Refusal(
+      400, "top_logprobs needs logprobs, which is false", param="top_logprobs"
+    )
+  asked = Asked(
+    prompts=[messages],
+    num_tokens=num_tokens,
+    num_choices=fields.whole("n", 1, MAX_CHOICES, 1),
+    num_log_probs=num if has_log_probs else None,
+    **_read_shared(fields, vocab_size),
+  )
+  fields.finish()
+  return asked
+
+
+def read_embedding(body: dict, vocab_size: int) -> tuple[list, bool]:
+  """Returns (inputs of /v1/embeddings, whether they are sent as base64)."""
+  fields = Fields(body)
+  prompts = _read_prompts(fields, vocab_size, "input")
+  form = fields.take(
+    "encoding_format",
+    lambda x: x in ("float", "base64"),
+    "float or base64",
+    "float",
+  )
+  fields.take("model", lambda x: isinstance(x, str), "a string", None)
+  fields.finish()
+  return prompts, form == "base64"
+
+
+def read_classify(body: dict) -> list:
+  """Returns the inputs of /v1/classify: texts, or tuples of two."""
+  fields = Fields(body)
+  is_text = lambda x: isinstance(x, str) and x.strip() != "" and is_unicode(x)
+  is_pair = lambda x: (
+    isinstance(x, list) and len(x) == 2 and all(map(is_text, x))
+  )
+  found = _read_inputs(
+    fields,
+    lambda x: is_text(x) or is_pair(x),
+    f"a text, or a list of at most {MAX_PROMPTS} texts or pairs of texts, none "
+    "empty",
+  )
+  fields.finish()
+  return [one if isinstance(one, str) else tuple(one) for one in found]
+
+
+def read_translate(body: dict, max_tokens: int) -> tuple[list[str], int]:
+  """Returns (inputs of /v1/translate, the most tokens of each target)."""
+  fields = Fields(body)
+  found = _read_inputs(
+    fields,
+    lambda x: isinstance(x, str) and x != "" and is_unicode(x),
+    f"a text, or a list of at most {MAX_PROMPTS} texts, none empty",
+  )
+  num_tokens = fields.whole("max_tokens", 1, max_tokens, max_tokens)
+  fields.finish()
+  return found, num_tokens
+
+
+def _read_inputs(fields: Fields, is_one: Callable, wanted: str) -> list:
+  fields.take("model", lambda x: isinstance(x, str), "a string", None)
+  is_list = lambda x: (
+    isinstance(x, list) and 0 < len(x) <= MAX_PROMPTS and all(map(is_one, x))
+  )
+  is_single = lambda x: isinstance(x, str) and is_one(x)
+  found = fields.take(
+    "input", lambda x: is_single(x) or is_list(x), wanted, None
+  )
+  if found is None:
+    raise Refusal(400, "input is missing", param="input")
+  return [found] if isinstance(found, str) else found
+
+
+def _read_shared(fields: Fields, vocab_size: int) -> dict:
+  """Returns fields of Asked that both kinds of requests have."""
+  fields.take("model", lambda x: isinstance(x, str), "a string", None)
+  sampling = Sampling(
+    temperature=float(fields.number("temperature", 0, 2, 1.0)),
+    top_k=fields.whole("top_k", 0, 2**31 - 1, 0),
+    top_p=float(fields.number("top_p", 1e-6, 1, 1.0)),
+    min_p=float(fields.number("min_p", 0, 1, 0.0)),
+  )
+  is_stream = fields.switch("stream")
+  options = fields.take(
+    "stream_options",
+    lambda x: (
+      isinstance(x, dict)
+      and set(x) <= {"include_usage", "include_obfuscation"}
+      and all(type(v) is bool for v in x.values())
+    ),
+    "an object with include_usage",
+    {},
+  )
+  stop = fields.take("stop", _is_stop, _STOPS, [])
+  return dict(
+    sampling=sampling,
+    seed=fields.whole("seed", -(2**63), 2**63 - 1, None),
+    presence_penalty=float(fields.number("presence_penalty", -2, 2, 0)),
+    frequency_penalty=float(fields.number("frequency_penalty", -2, 2, 0)),
+    bias=_read_bias(fields, vocab_size),
+    stop=(stop,) if isinstance(stop, str) else tuple(stop),
+    is_stream=is_stream,
+    has_usage=options.get("include_usage", False),
+    schema=_read_format(fields),
+  )
+
+
+_STOPS = (
+  f"a text of at most {MAX_STOP_CHARS} characters, or a list of at most "
+  f"{MAX_STOPS} of them, none empty"
+)
+
+
+def _is_stop(value: Any) -> bool:
+  texts = [value] if isinstance(value, str) else value
+  return (
+    isinstance(texts, list)
+    and len(texts) <= MAX_STOPS
+    and all(
+      isinstance(t, str) and 0 < len(t) <= MAX_STOP_CHARS and is_unicode(t)
+      for t in texts
+    )
+  )
+
+
+def _read_format(fields: Fields) -> dict | None:
+  """Returns the JSON schema of a text; None for any text."""
+  name = "response_format"
+  found = fields.take(name, lambda x: isinstance(x, dict), "an object", {})
+  kind = found.get("type", "text")
+  if kind == "text":
+    return None
+  if kind == "json_object":
+    return {"type": "object"}
+  if kind != "json_schema":
+    raise Refusal(
+      400,
+      f"{name} has the type {show(kind)}; it must be text, json_object or "
+      "json_schema",
+      param=name,
+    )
+  inner = found.get("json_schema")
+  schema = inner.get("schema") if isinstance(inner, dict) else None
+  if not isinstance(schema, dict):
+    raise Refusal(
+      400,
+      f"{name} has no schema; json_schema must be an object with schema",
+      param=name,
+    )
+  return schema
+
+
+def _read_bias(fields: Fields, vocab_size: int) -> dict[int, float]:
+  def is_bias(value) -> bool:
+    return (
+      isinstance(value, dict)
+      and len(value) <= MAX_BIASES
+      and all(
+        k.isascii()
+        and k.isdecimal()
+        and len(k) < 10
+        and int(k) < vocab_size
+        and is_number(v)
+        and -100 <= v <= 100
+        for k, v in value.items()
+      )
+    )
+
+  wanted = (
+    f"an object of at most {MAX_BIASES} ids below {vocab_size} and numbers "
+    "from -100 to 100"
+  )
+  found = fields.take("logit_bias", is_bias, wanted, {})
+  return {int(i): float(value) for i, value in found.items()}
+
+
+def _read_prompts(fields: Fields, vocab_size: int, name="prompt") -> list:
+  """Returns texts and lists of ids."""
+  is_text = lambda x: isinstance(x, str) and x != "" and is_unicode(x)
+  is_id = lambda x: type(x) is int and 0 <= x < vocab_size
+  is_ids = lambda x: isinstance(x, list) and bool(x) and all(map(is_id, x))
+
+  def is_prompt(value) -> bool:
+    if is_text(value) or is_ids(value):
+      return True
+    return (
+      isinstance(value, list)
+      and 0 < len(value) <= MAX_PROMPTS
+      and (all(map(is_text, value)) or all(map(is_ids, value)))
+    )
+
+  found = fields.take(
+    name,
+    is_prompt,
+    f"a text, a list of ids below {vocab_size}, or a list of at most "
+    f"{MAX_PROMPTS} of either, none empty",
+    None,
+  )
+  if found is None:
+    raise Refusal(400, f"{name} is missing", param=name)
+  is_one = isinstance(found, str) or isinstance(found[0], int)
+  return [found] if is_one else found
+
+
+def _read_messages(fields: Fields) -> tuple[Message, ...]:
+  found = fields.take(
+    "messages",
+    lambda x: isinstance(x, list) and bool(x),
+    "a list of messages",
+    None,
+  )
+  if found is None:
+    raise Refusal(400, "messages is missing", param="messages")
+  messages = []
+  for i, one in enumerate(found):
+    at = f"messages[{i}]"
+    if not isinstance(one, dict):
+      raise Refusal(400, f"{at} is {show(one)}; it must be an object", param=at)
+    role = one.get("role")
+    roles = ("system", "developer", "user", "assistant")
+    if role not in roles:
+      raise Refusal(
+        400,
+        f"{at} has the role {show(role)}; it must be one of {', '.join(roles)}",
+        param=at,
+      )
+    content = one.get("content")
+    if isinstance(content, list):
+      content = _join_parts(content)
+    if not isinstance(content, str) or not is_unicode(content):
+      raise Refusal(
+        400, f"{at} has no content; it must be a text, or parts of it", param=at
+      )
+    role = "system" if role == "developer" else role
+    messages.append(Message(role, content))
+  try:
+    check_turns(messages, "messages")
+  except InputError as error:
+    raise Refusal(400, error, param="messages") from None
+  if messages[-1].role != "user":
+    raise Refusal(
+      400,
+      f"messages ends with a turn of the {messages[-1].role}; the last must be "
+      "the user's, to be answered",
+      param="messages",
+    )
+  return tuple(messages)
+
+
+def _join_parts(parts: list) -> str | None:
+  """Returns the text of a content's parts; None if one is no text."""
+  texts = [
+    part.get("text")
+    for part in parts
+    if isinstance(part, dict) and part.get("type") == "text"
+  ]
+  is_text = len(texts) == len(parts) and all(isinstance(t, str) for t in texts)
+  return "\n".join(texts) if is_text else None

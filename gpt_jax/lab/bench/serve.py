@@ -1,0 +1,167 @@
+"""The serve subject: tokens per second of a server, and the gaps between them.
+
+Clients ask over HTTP, each for its next text as soon as it has one, and read
+the stream of tokens. The server has as many rows as there are clients. A peer
+makes as many texts at once, in one batch, without a server.
+"""
+
+import asyncio
+import json
+import random
+import time
+from typing import NamedTuple
+
+from gpt_jax import config as config_lib
+from gpt_jax.config import Config, InputError
+from gpt_jax.lab.bench import duel
+from gpt_jax.lab.bench.decode import PROMPT_LEN
+from gpt_jax.lab.bench.samples import Measurement, Pairs, Row
+from gpt_jax.lab.bench.train import check_vocab
+
+# Texts that each client asks for in one measurement.
+TEXTS = 2
+
+
+class Load(NamedTuple):
+  """What clients have seen.
+
+  Attributes:
+    rate: tokens per second of all clients together.
+    first: seconds to the first token of each text.
+    gaps: seconds between two tokens of a text.
+  """
+
+  rate: float
+  first: list[float]
+  gaps: list[float]
+
+
+def measure(
+  config: Config,
+  batch_sizes: list[int] | tuple[int, ...] = (1, 8, 32),
+  num_tokens: int = 128,
+  weights: str = "full",
+  peer: str | None = None,
+  repeats: int = 3,
+  devices: int | None = None,
+) -> Measurement:
+  """Times a server under load.
+
+  Args:
+    config: frozen, with a known vocabulary.
+    batch_sizes: numbers of clients.
+    num_tokens: of each text.
+    weights: how matrices are stored, as generate's --weights.
+    peer: a name of peers.NAMES to time in alternation, or None.
+    devices: number of simulated devices, or None.
+
+  Raises:
+    InputError: num_tokens does not fit, the vocabulary is not known, or the
+      peer cannot be built.
+    worker.Failed: the process of gpt_jax ended.
+  """
+  check_vocab(config)
+  prompt_len = min(PROMPT_LEN, config.model.max_len // 2)
+  if not 2 <= num_tokens <= config.model.max_len - prompt_len:
+    raise InputError(
+      f"--tokens is {num_tokens}; it must be 2 to "
+      f"{config.model.max_len - prompt_len}, what model.max_len leaves after a "
+      f"prompt of {prompt_len}"
+    )
+  options = {"prompt_len": prompt_len, "num_tokens": num_tokens}
+  trial = {"do": "run", "batch_size": batch_sizes[0]}
+  rows, pairs = [], []
+  V = config_lib.vocab_size(config.model)
+  with duel.Duel(
+    config, "serve", peer, devices, trial, {"weights": weights}, **options
+  ) as both:
+    for count in batch_sizes:
+      port = both.ours.ask(do="open", num_rows=max(2, count))["port"]
+      load = lambda count=count, port=port: asyncio.run(
+        _load(port, count, V, prompt_len, num_tokens)
+      )
+      theirs = {
+        name: {"do": "run", "batch_size": count} for name in both.rivals
+      }
+      load()  # compiles, and warms up
+      for name in both.rivals:
+        both.rivals[name].ask(**theirs[name])
+      found, seconds = [], {name: [] for name in both.rivals}
+      for _ in range(repeats):
+        found.append(load())
+        for name in both.rivals:
+          seconds[name].append(both.ask(name, **theirs[name])["total"])
+      both.ours.ask(do="close")
+      rows += _make_rows(count, found)
+      if peer is not None:
+        peers = {
+          name: [1e3 * s / (count * num_tokens) for s in values]
+          for name, values in seconds.items()
+        }
+        ours = [1e3 / one.rate for one in found]
+        name = f"{count} clients: a token of all"
+        pairs.append(Pairs(name, "ms", ours, peers, both.failed))
+    built = both.ours.built
+  about = built | {
+    "prompt_len": prompt_len,
+    "num_tokens": num_tokens,
+    "weights": weights,
+    "idle_share": both.idle_share,
+    "waiting": both.waiting,
+  }
+  packages = ("torch", "transformers") if peer else ()
+  return Measurement("serve", config, rows, pairs, about, packages)
+
+
+def _make_rows(count: int, found: list[Load]) -> list[Row]:
+  name = f"{count} client{'s' * (count > 1)}: "
+  part = lambda values, share: 1e3 * sorted(values)[int(share * len(values))]
+  one = lambda what, unit, each: Row(name + what, unit, list(map(each, found)))
+  return [
+    one("tokens/s", "", lambda x: x.rate),
+    one("first token, median", "ms", lambda x: part(x.first, 0.5)),
+    one("between tokens, median", "ms", lambda x: part(x.gaps, 0.5)),
+    one("between tokens, p99", "ms", lambda x: part(x.gaps, 0.99)),
+  ]
+
+
+async def _load(
+  port: int, count: int, V: int, prompt_len: int, num_tokens: int
+) -> Load:
+  """Returns what `count` clients see, each asking for TEXTS texts in turn."""
+  rng, first, gaps = random.Random(0), [], []
+
+  async def ask() -> None:
+    body = {
+      "prompt": [rng.randrange(V) for _ in range(prompt_len)],
+      "max_tokens": num_tokens,
+      "temperature": 0,
+      "stream": True,
+    }
+    data = json.dumps(body).encode()
+    head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\n"
+    begun = time.perf_counter()
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(f"{head}content-length: {len(data)}\r\n\r\n".encode() + data)
+    last = None
+    async for line in reader:
+      if not line.startswith(b"data: {"):
+        continue
+      now = time.perf_counter()
+      if json.loads(line[6:])["choices"][0]["finish_reason"] is not None:
+        break
+      if last is None:
+        first.append(now - begun)
+      else:
+        gaps.append(now - last)
+      last = now
+    writer.close()
+
+  async def client() -> None:
+    for _ in range(TEXTS):
+      await ask()
+
+  begun = time.perf_counter()
+  await asyncio.gather(*(client() for _ in range(count)))
+  seconds = time.perf_counter() - begun
+  return Load(count * TEXTS * num_tokens / seconds, first, gaps)

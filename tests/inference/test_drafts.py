@@ -1,0 +1,157 @@
+"""Drafts: no guess changes a text, or how texts are distributed."""
+
+import numpy as np
+import pytest
+import scipy.stats
+from forms import draw_model
+
+from gpt_jax.config import InputError
+from gpt_jax.inference.drafts import Lookup
+from gpt_jax.inference.drawing import Settings
+from gpt_jax.inference.generation import Sampling
+from gpt_jax.inference.rows import Rows
+
+V, ROWS, DRAFTS = 13, 4, 3
+
+
+@pytest.fixture(scope="module")
+def held():
+  sizes = dict(num_layers=1, model_dim=32, mlp_dim=64, position="rope")
+  made = draw_model(0, 0.2, **sizes, max_len=128, vocab_size=V)
+  return Rows(*made, ROWS, V, num_drafts=DRAFTS)
+
+
+def join(held, row, ids, settings):
+  prompt = held.start(np.array(ids, np.int32))
+  while not prompt.is_read:
+    held.read(prompt)
+  held.join(row, prompt, settings)
+  return prompt
+
+
+def write(held, ids, settings, count: int, guess):
+  """Returns (tokens, log-probabilities, steps) of row 1."""
+  join(held, 1, ids, settings)
+  found, logs, steps, following = [], [], 0, None
+  while len(found) < count:
+    guesses = guess(found, following) if steps else []
+    drawn = held.step({1: guesses})
+    num = int(drawn.num_R[1])
+    assert 1 <= num <= len(guesses) + 1
+    if following is not None:
+      assert drawn.ids_RT[1, 0] == following
+    found += drawn.ids_RT[1, :num].tolist()
+    logs += drawn.log_probs_RT[1, :num].tolist()
+    following, steps = int(drawn.next_R[1]), steps + 1
+  held.leave(1)
+  return found[:count], logs[:count], steps
+
+
+@pytest.mark.parametrize(
+  "settings",
+  [
+    Settings(Sampling(0.0)),
+    Settings(Sampling(0.0), frequency_penalty=0.6, presence_penalty=0.3),
+    Settings(Sampling(1.0, top_p=0.9), seed=3, has_log_probs=True),
+    Settings(Sampling(0.7), seed=4, frequency_penalty=0.5),
+  ],
+  ids=["greedy", "penalties", "drawn", "drawn with a penalty"],
+)
+def test_a_text_is_the_same_whatever_is_guessed(held, settings):
+  ids, none = [1, 2, 3, 4, 5], lambda found, following: []
+  plain, logs, steps = write(held, ids, settings, 40, none)
+  assert steps == 40
+  lookup = Lookup(ids)
+
+  def look(found, following):
+    for i in found[len(lookup._ids) - len(ids) :]:
+      lookup.push(i)
+    return lookup.guess(following, DRAFTS)
+
+  right = lambda found, following: plain[len(found) + 1 :][:DRAFTS]
+  wrong = lambda found, following: [(i + 1) % V for i in right(found, 0)]
+  mixed = lambda found, following: [*right(found, 0)[:1], 0, 1]
+  for guess, least, most in (
+    (look, 10, 40),
+    (right, 11, 11),
+    (wrong, 40, 40),
+    (mixed, 15, 30),
+  ):
+    again, other, steps = write(held, ids, settings, 40, guess)
+    assert again == plain
+    np.testing.assert_allclose(other, logs, atol=1e-5)
+    assert least <= steps <= most
+
+
+def test_other_rows_are_left_as_they_are(held):
+  settings = Settings(Sampling(0.0))
+  join(held, 0, [7, 7, 1], settings)
+  alone = [int(held.step().ids_RT[0, 0]) for _ in range(9)]
+  held.leave(0)
+  join(held, 0, [7, 7, 1], settings)
+  join(held, 2, [3, 2], settings)
+  found = []
+  while len(found) < 9:
+    drawn = held.step({0: alone[len(found) + 1 :][:2], 2: [5, 5, 5]})
+    found += drawn.ids_RT[0, : drawn.num_R[0]].tolist()
+  held.leave(0), held.leave(2)
+  assert found[:9] == alone
+
+
+def test_what_is_guessed_is_what_followed_before():
+  lookup = Lookup([1, 2, 3, 4, 1, 2])
+  assert lookup.guess(3, 2) == [4, 1]
+  assert lookup.guess(9, 2) == []
+  lookup.push(3)
+  assert lookup.guess(4, 9) == [1, 2, 3]
+  assert Lookup([]).guess(1, 3) == [] == Lookup([1]).guess(1, 3)
+
+
+def test_rings_have_no_drafts():
+  made = draw_model(
+    0, position="rope", sliding_window=8, max_len=64, vocab_size=V
+  )
+  with pytest.raises(InputError, match="without sliding windows"):
+    Rows(*made, 2, V, num_drafts=2)
+
+
+@pytest.mark.slow
+def test_guesses_leave_the_distribution_as_it_is(held):
+  """Chi-square of 50,000 draws against the model's own probabilities."""
+  ids, sampling = [1, 2, 3, 1, 2, 3, 1], Sampling(0.8)
+  # The second token of a text, where the guess of it is always the same: it is
+  # counted apart by what the first was, of which the two commonest are tested.
+  seconds: dict[int, np.ndarray] = {}
+  prompt = join(held, 0, ids, Settings(sampling))
+  held.leave(0)
+  expected: dict[int, np.ndarray] = {}
+  for seed in range(50_000 // ROWS):
+    for row in range(ROWS):
+      held.join(row, prompt, Settings(sampling, seed, row))
+    drawn = held.step({row: [2, 3, 1] for row in range(ROWS)})
+    for row in range(ROWS):
+      first = int(drawn.ids_RT[row, 0])
+      second = int(
+        drawn.ids_RT[row, 1] if drawn.num_R[row] > 1 else drawn.next_R[row]
+      )
+      seconds.setdefault(first, np.zeros(V))[second] += 1
+      if drawn.num_R[row] == 1 and first not in expected:
+        logits_RV = np.asarray(held.state.logits_RV)
+        scaled = logits_RV[row, :V].astype(np.float64) / 0.8
+        p = np.exp(scaled - scaled.max())
+        expected[first] = p / p.sum()
+      held.leave(row)
+  tested = sorted(seconds, key=lambda i: -seconds[i].sum())[:3]
+  for first in tested:
+    count = seconds[first]
+    wanted = expected[first] * count.sum()
+    few = wanted < 5
+    pool = lambda x, few=few: np.append(x[~few], x[few].sum())
+    count, wanted = pool(count), pool(wanted)
+    keep = wanted > 0
+    p = scipy.stats.chisquare(count[keep], wanted[keep]).pvalue
+    assert p > 1e-3, (first, p)
+  # The control: the same counts against another distribution.
+  other = np.roll(expected[tested[0]], 1) * seconds[tested[0]].sum()
+  count = seconds[tested[0]]
+  assert ((count - other) ** 2 / np.maximum(other, 1e-9)).sum() > 1_000
