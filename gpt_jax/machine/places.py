@@ -250,7 +250,7 @@ def _request(
       tries += 1
       seconds = time.monotonic() - started
       if _is_lasting(error) or seconds + pause > network_seconds():
-        how = f"{tries} times in {seconds:.0f} s"
+        how = f"tried {tries} times within {seconds:.0f} s"
         raise _explain(address, verb, error, how) from None
     time.sleep(pause)
     pause = min(2 * pause, MAX_PAUSE)
@@ -293,7 +293,8 @@ def _is_lasting(error: Exception) -> bool:
     return True
   if isinstance(error, OSError) and error.errno in files.DISK_FULL:
     return True
-  return type(error).__name__ in _NO_CREDENTIALS or _code(error) in (400, 401)
+  is_refused = _code(error) in (400, 401, 403)
+  return is_refused or type(error).__name__ in _NO_CREDENTIALS
 
 
 # Names of the classes, of libraries that may be absent.

@@ -213,6 +213,9 @@ class Checkpointer:
       InputError: no step can be read, or it is of another model or run.
     """
     self.close()
+    if self.mirror is not None:
+      self.mirror.await_sent()
+      processes.share(lambda: None)  # process 0 waits for the parts of others
     flat = tree.flatten_with_names(abstract_state)
     if step is not None:
       wanted = [step]

@@ -68,11 +68,14 @@ class Scratch:
       Damage: they are not what was sent, or no longer there.
     """
     path = os.path.join(self.checkpoints, str(step))
-    if step not in self.steps or os.path.isdir(
-      os.path.join(path, storage.STATE)
-    ):
+    kept = self.steps.get(step)
+    if kept is None or os.path.islink(path):
       return
-    kept = self.steps[step]
+    parts = [""]
+    if kept.count > 1:  # not only what this process has written
+      parts = [f"ocdbt.process_{index}" for index in range(kept.count)]
+    if all(os.path.isdir(os.path.join(path, storage.STATE, p)) for p in parts):
+      return
     try:
       size = bucket.count_bytes(self.address, kept)
       if self.is_written:
