@@ -24,8 +24,9 @@ from gpt_jax.files import Damage
 STATE, META = "state", "meta"
 # In a state: the index of all processes' arrays, which `merge` makes.
 MERGED = "manifest.ocdbt", f"d{os.sep}"
-# Bytes of small arrays that are written at once.
+# Bytes of small arrays that are written, and read, at once.
 MIN_COPIED = 1 << 28
+MIN_READ = 1 << 27
 # Path characters without a special meaning to glob or TensorStore.
 _PLAIN = re.compile(r"[\w ./+=,@-]*")
 
@@ -201,7 +202,7 @@ def _most_read(flat: dict) -> int:
 
   A part of a leaf may lie in a file with all of it, in a wider type.
   """
-  return max([MIN_COPIED, *(4 * leaf.size for leaf in flat.values())]) + 1000
+  return max([MIN_READ, *(4 * leaf.size for leaf in flat.values())]) + 1000
 
 
 def merge(state: str, count: int) -> None:

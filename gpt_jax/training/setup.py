@@ -358,13 +358,18 @@ class Setup:
   def begin(self) -> tuple[state_lib.TrainState, dict, Stage]:
     """Returns (state, its checkpoint's metadata, the first stage).
 
-    The step is compiled while the state is created or restored.
+    The step is compiled while the state is created or restored. A base of
+    adapters is read after it: the compiler beside the base would be the most
+    memory that such a run ever needs.
     """
     self.screen.say("compiling ...")
     keeper, init_from = self.keeper, self.config.train.init_from
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
       expected = processes.share(keeper.latest_step) if self.is_resumed else 0
       compiling = pool.submit(self.build_stage, expected)
+      if self.has_base:
+        concurrent.futures.wait([compiling])
+        runtime.give_back_memory()
       meta = {}
       if self.is_resumed:
         state, meta = self.restore()

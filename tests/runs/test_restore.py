@@ -6,7 +6,9 @@ import shutil
 
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 from states import (
+  ROWS,
   WIDE,
   abstract_of,
   assert_same,
@@ -19,7 +21,7 @@ from states import (
 )
 
 from gpt_jax.config import InputError
-from gpt_jax.runs import checkpoint, restore
+from gpt_jax.runs import checkpoint, restore, storage
 
 # Python prints these.
 pytestmark = [
@@ -50,6 +52,29 @@ def test_a_flipped_bit_is_found_though_orbax_does_not(folder):
     keeper_of(folder).restore(abstract)
   undo()
   assert_same(keeper_of(folder).restore(abstract)[0], state)
+
+
+@pytest.mark.parametrize("spec", [ROWS, P(None, "data")])
+def test_no_more_is_read_at_once_than_the_largest_leaf(
+  folder, spec, monkeypatch
+):
+  from orbax.checkpoint._src.serialization import limits
+
+  class Spy(limits.LimitInFlightBytes):
+    async def wait_for_bytes(self, requested_bytes):
+      await super().wait_for_bytes(requested_bytes)
+      held.append(self.max_bytes - self._available_bytes)
+
+  state = make_state(2, width=WIDE)
+  save(folder, 10, state=state)
+  held: list[int] = []
+  monkeypatch.setattr(storage, "MIN_READ", 1)
+  monkeypatch.setattr(limits, "LimitInFlightBytes", Spy)
+  abstract = abstract_of(make_state(2, width=WIDE, spec=spec))
+  found = keeper_of(folder).restore(abstract)[0]
+  assert_same(found, state)
+  largest = state.params["mlp"]["in"].nbytes
+  assert 0 < max(held) < largest + 1001  # six of them are in the state
 
 
 def replace(path, make):

@@ -114,6 +114,17 @@ def rows_of(case) -> dict:
   return rollouts.fill_rows(prompts, [np.array([5, END])] * ROWS, T)
 
 
+def test_sampling_stops_when_all_answers_have_ended():
+  chunks = iter(
+    np.array([[[1, END], [2, 3]], [[4, 4], [END, 5]], [[6] * 2] * 2])
+  )
+  ids_BC = rollouts.read_until_ended(chunks, END)
+  assert ids_BC.tolist() == [[1, END, 4, 4], [2, 3, END, 5]]
+  assert next(chunks).tolist() == [[6, 6], [6, 6]]
+  endless = rollouts.read_until_ended(iter([np.ones((2, 3))] * 2), END)
+  assert endless.shape == (2, 6)
+
+
 def test_samples_are_a_function_of_seed_and_step(case):
   config = policy_config(kl_weight=0.0)
   built, now = begin(config)
