@@ -5,10 +5,11 @@
   bash launch/local.sh --config=configs/tune_grpo.py
   .venv/bin/python -m gpt_jax.evaluate --workdir=runs/tune_grpo --generate=100
 
-The first line makes sums by a rule. Those that the second one learns from have
-the answers of others: it knows what an answer looks like, and is right by
-chance. The third samples answers and learns from those that are right (GRPO,
-Shao et al. 2024); the last one writes the answers to held-out sums.
+The first line makes sums by a rule. Those that the second one learns from are
+up to 4 off, each distance as often as none: it knows about how large a sum is,
+and is right by chance, once in nine. The third samples answers and learns from
+those that are right (GRPO, Shao et al. 2024); the last one writes the answers
+to held-out sums.
 """
 
 from configs import base
@@ -28,13 +29,13 @@ def get_config(variant="grpo"):
   if variant == "base":
     config.data.source = "pairs:runs/sums/base.tsv"
     config.data.objective = "sequence_to_sequence"
-    config.train.update(num_steps=300, global_batch_size=64)
+    config.train.update(num_steps=2000, global_batch_size=64)
     config.optim.update(learning_rate=3e-3, warmup_steps=50, schedule="linear")
-    config.eval.every_steps = config.sample.every_steps = 100
+    config.eval.every_steps = config.sample.every_steps = 500
     return config
   config.data.objective = "grpo"
   config.train.init_from = "runs/tune_grpo-base"
-  config.train.update(num_steps=600, global_batch_size=1024, group_size=16)
+  config.train.update(num_steps=400, global_batch_size=512, group_size=16)
   config.train.update(updates_per_batch=2, kl_weight=0.002)
   config.optim.update(learning_rate=7e-4, warmup_steps=0, schedule="linear")
   config.eval.every_steps = config.sample.every_steps = 50

@@ -12,6 +12,8 @@ LIMIT, NUM_VALID = 30, 100
 # Texts of each sum that the base of either recipe reads, and the part of those
 # of tune_preference.py that is right.
 COPIES, RIGHT = 16, 0.5
+# How far off those of tune_grpo.py are at most, each distance as often.
+REACH = 4
 
 
 def slip(draw: random.Random, total: int) -> int:
@@ -20,16 +22,21 @@ def slip(draw: random.Random, total: int) -> int:
   return draw.choice([n for n in near if n >= 0])
 
 
+def guess(draw: random.Random, total: int) -> int:
+  """Returns an answer that is right by chance, 1 time in 9."""
+  return draw.randint(max(total - REACH, 0), total + REACH)
+
+
 def write(folder: str, seed: int = 0) -> None:
   """Writes what the bases read, and preferences; no held-out sum is in both.
 
   base.jsonl     texts, half of them wrong: 7+5=12
   train.jsonl    preferences: the right answer before a wrong one
-  base.tsv       pairs of a sum and the answer to any other one
+  base.tsv       pairs of a sum and any answer near the right one
   train.tsv      pairs of a sum and its right answer
   valid.jsonl, valid.tsv  as train, of held-out sums
   """
-  draw, any_sum = random.Random(seed), random.Random(seed + 1)
+  draw, guesses = random.Random(seed), random.Random(seed + 1)
   place = pathlib.Path(folder)
   place.mkdir(parents=True, exist_ok=True)
   sums = [(a, b) for a in range(LIMIT) for b in range(LIMIT)]
@@ -39,7 +46,7 @@ def write(folder: str, seed: int = 0) -> None:
     is_right = draw.random() < RIGHT
     answer = a + b if is_right else slip(draw, a + b)
     texts.append(json.dumps({"text": f"{a}+{b}={answer}"}))
-    pairs.append(f"{a}+{b}\t{sum(any_sum.choice(sums))}")
+    pairs.append(f"{a}+{b}\t{guess(guesses, a + b)}")
   write_lines(place / "base.jsonl", texts)
   write_lines(place / "base.tsv", pairs)
   splits = ("train", sums[NUM_VALID:]), ("valid", sums[:NUM_VALID])
