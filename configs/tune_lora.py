@@ -7,7 +7,7 @@
 
 As configs/tune_chat.py, but with the quickstart's weights as they are: what is
 learned are matrices of rank 16 beside those of attention and MLP (LoRA, Hu et
-al. 2021), a sixth of the parameters. The last line writes the answers to 100
+al. 2021), a seventh of the parameters. The last line writes the answers to 100
 held-out dialogues, and compares them to the letter.
 """
 

@@ -179,7 +179,7 @@ def test_beside_a_rounded_base_the_reference_is_rounded_too(
 ):
   kept = stored(flags).keys()
   values = {"adapter.rank": "attn=4", "adapter.base": "int4"}
-  values |= {"train.num_steps": 2, "eval.every_steps": 2}
+  values |= {"train.num_steps": 6, "eval.every_steps": 6}
   own = [flag(key, value) for key, value in values.items()]
   result = call_verb("train", *flags, *own, f"--workdir={tmp_path / 'run'}")
   assert result.returncode == 0, result.stderr
