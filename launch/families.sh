@@ -20,10 +20,11 @@ done
 cores=$("$python" -c 'import os; print(os.cpu_count())')
 "$python" -m gpt_jax.lab.sweep run --config=configs/families.py \
   --workdir="$folder/tuned" --workers="$((cores < 4 ? cores : 4))"
-# A report for each task: losses of one task are not those of the other.
-for start in 'package, encoder' 'name, decoder'; do
+# A report for each task and family that starts from nothing.
+for start in 'package, '{decoder,encoder,encoder_decoder} \
+  'name, '{decoder,encoder_decoder}; do
   "$python" -m gpt_jax.lab.sweep report --config=configs/families.py \
     --workdir="$folder/tuned" --baseline="$start from nothing" \
-    --out="$folder/${start%%,*}.html" | grep -v ' no verdict against '
+    --out="$folder/${start/, /-}.html" | grep -v ' no verdict against '
 done
 "$python" tests/functions.py table "$folder/tuned"
