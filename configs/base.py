@@ -391,6 +391,8 @@ def get_config() -> ConfigDict:
   # Which of its layers a smaller model starts from, as DistilGPT2 does from
   # every second: as many as there are here.
   train.init_layers = "all"
+  # Weights of matrices that are zero there stay so: a pruned run recovers.
+  train.keep_zeros = False
   # Also log to this Weights & Biases project (extra `wandb`).
   train.wandb_project = placeholder(str)
 

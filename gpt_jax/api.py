@@ -66,8 +66,9 @@ class Run:
     Args:
       edit: {module: function of its output (T, D), a jax array, to what takes
         its place}. Modules are "embed", "blocks_3", its "blocks_3/attn" and
-        "blocks_3/mlp", "final_norm" and the like. The pass is not compiled, so
-        that a function may also look at the output or store it.
+        "blocks_3/mlp", "final_norm" and the like; "blocks_3/attn/heads" is what
+        its heads give before the output matrix, (T, N, H). The pass is not
+        compiled, so that a function may also look at the output or store it.
 
     Raises:
       InputError: there is no such module, or a function's result has another
@@ -239,7 +240,7 @@ class Run:
         return out
       x_BTD, *rest = out if isinstance(out, tuple) else (out,)
       new_TD = edit[name](x_BTD[0, :length])
-      wanted, found = (length, x_BTD.shape[-1]), np.shape(new_TD)
+      wanted, found = (length, *x_BTD.shape[2:]), np.shape(new_TD)
       if found != wanted:
         raise InputError(
           f"the edit of {name} must return an array of {wanted}, found {found}"

@@ -18,6 +18,8 @@ COMMANDS = {
   "lab.bench": "time one subject; measured beside predicted",
   "lab.bench.growth": "time and memory of a step against a model's sizes",
   "lab.card": "the first minutes on a GPU: is it right, and how fast?",
+  "lab.interp": "a look inside: a page of what a run does with a text",
+  "lab.interp.induction": "which head copies, and what is lost without it",
   "lab.plan": "memory and speed of a run on given chips, before it runs",
   "lab.plan.attention": "attention kernels compared: exact, fast, small",
   "lab.plan.published": "runs of published speed, beside their plans",

@@ -75,6 +75,11 @@ def check_together(c: Config) -> None:
       "train.init_from names, whose model has one stack of them and is "
       "trained without adapters; leave it all"
     )
+  if t.keep_zeros and (t.init_from is None or c.adapter.rank.parts):
+    raise InputError(
+      "train.keep_zeros is True, and zeros are those of a run that "
+      "train.init_from names, trained without adapters; leave it False"
+    )
   _check_rounded(c)
   if t.global_batch_size * c.data.seq_len > MAX_INT32:
     raise InputError(

@@ -257,6 +257,7 @@ class TrainConfig(Section):
   profile_steps: Annotated[Steps, FREE]
   init_from: Annotated[str | None, PATH]
   init_layers: Annotated[LayerChoice, Added("all")]
+  keep_zeros: Annotated[bool, Added(False)]
   wandb_project: Annotated[str | None, FREE]
 
 

@@ -16,8 +16,9 @@ import jax.numpy as jnp
 
 from gpt_jax import tree
 from gpt_jax.config import AdapterConfig, InputError
-from gpt_jax.ops import adapted, quantized
+from gpt_jax.ops import adapted, factored, quantized
 from gpt_jax.ops.adapted import Adapted
+from gpt_jax.ops.factored import Factored
 from gpt_jax.ops.quantized import Quantized
 from gpt_jax.parametrization import ParamSpec
 
@@ -131,8 +132,52 @@ def specify_rounded(spec: ParamSpec, leaf):
   )
 
 
+def abstract_factored(percent: int, shapes: Any, specs: Any):
+  """Returns (tree of ShapeDtypeStruct, of ParamSpec), factors for matrices.
+
+  Args:
+    percent: of the weights of each matrix of a layer that its factors have.
+  """
+
+  def one(leaf, spec):
+    if not _is_rounded(spec) or "experts" in spec.axes:
+      return leaf, spec
+    lead, split = _dims(spec)
+    stacked, ins, outs = (
+      leaf.shape[:lead],
+      leaf.shape[lead:split],
+      leaf.shape[split:],
+    )
+    D, F = math.prod(ins), math.prod(outs)
+    rank = rank_of(D * F, D + F, percent)
+    make = lambda *shape: jax.ShapeDtypeStruct(shape, leaf.dtype)
+    axes = spec.axes
+    return (
+      Factored(make(*stacked, *ins, rank), make(*stacked, rank, *outs)),
+      Factored(
+        spec.with_axes((*axes[:split], None)),
+        spec.with_axes((*axes[:lead], None, *axes[split:])),
+      ),
+    )
+
+  leaves, structure = jax.tree.flatten(shapes)
+  pairs = map(one, leaves, structure.flatten_up_to(specs))
+  return tuple(map(structure.unflatten, zip(*pairs, strict=True)))
+
+
+def rank_of(size: int, width: int, percent: int) -> int:
+  """Returns the rank whose factors have a percentage of a matrix's weights.
+
+  Args:
+    size, width: inputs times outputs, and inputs plus outputs.
+  """
+  return max(1, percent * size // (100 * width))
+
+
 def restore_base(params: Any, shapes: Any, specs: Any):
   """Returns params in which each Quantized is an array, alone or in an Adapted.
+
+  So is each Factored.
 
   Args:
     shapes, specs: of the frozen parameters.
@@ -141,6 +186,9 @@ def restore_base(params: Any, shapes: Any, specs: Any):
   def one(leaf, spec, w):
     if isinstance(w, Adapted):
       return w.replace(base=one(leaf, spec, w.base))
+    if isinstance(w, Factored):
+      merge = factored.merge
+      return jax.lax.map(merge, w) if spec.axes[0] == "layers" else merge(w)
     if not isinstance(w, Quantized):
       return w
     is_stacked = spec.axes[0] == "layers"

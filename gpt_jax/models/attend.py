@@ -148,14 +148,19 @@ def attend(
 
 def dense(q_BKGTH, k_BKSH, v_BKSH, context, config: ModelConfig, key=None):
   """All scores at once, softmax in float32; q comes scaled."""
+  p_BKGTS = weigh(q_BKGTH, k_BKSH, context).astype(v_BKSH.dtype)
+  p_BKGTS = dropout(p_BKGTS, config.dropout_rate, key, "weights")
+  return jnp.einsum("BKGTS,BKSH->BKGTH", p_BKGTS, v_BKSH)
+
+
+def weigh(q_BKGTH, k_BKSH, context):
+  """Returns p_BKGTS float32, the weights of dense attention; q is scaled."""
   s_BKGTS = blockwise.einsum("BKGTH,BKSH->BKGTS", q_BKGTH, k_BKSH)
   s_BKGTS = blockwise.softcap(context.rule, s_BKGTS)
   if context.bias_BKGTS is not None:
     s_BKGTS += context.bias_BKGTS
   s_BKGTS = jnp.where(context.mask_BTS[:, None, None], s_BKGTS, MASK_VALUE)
-  p_BKGTS = jax.nn.softmax(s_BKGTS, axis=-1).astype(v_BKSH.dtype)
-  p_BKGTS = dropout(p_BKGTS, config.dropout_rate, key, "weights")
-  return jnp.einsum("BKGTS,BKSH->BKGTH", p_BKGTS, v_BKSH)
+  return jax.nn.softmax(s_BKGTS, axis=-1)
 
 
 def slotwise(q_BKGTH, k_BKSH, v_BKSH, context):

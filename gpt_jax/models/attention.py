@@ -14,7 +14,7 @@ from gpt_jax import config as config_lib
 from gpt_jax import sharding
 from gpt_jax.config import ModelConfig
 from gpt_jax.models import cache as cache_lib
-from gpt_jax.models.attend import attend
+from gpt_jax.models.attend import attend, weigh
 from gpt_jax.models.declare import declare
 from gpt_jax.models.positions import rotate
 from gpt_jax.ops import visibility
@@ -99,7 +99,18 @@ class Attention(nn.Module):
       top = largest_score(q_BKGTH, k_BKSH, context, c)
       self.sow("taps", "score_max", top)
     y_BKGTH = attend(q_BKGTH, k_BKSH, v_BKSH, context, c, self.rules, key)
+    if self.is_mutable_collection("heads"):  # of dense attention alone
+      scale = attention_multiplier(c, H)
+      p_BKGTS = weigh(scale * q_BKGTH, k_BKSH, context)
+      self.sow("heads", "parts", (q_BKGTH, k_BKSH, v_BKSH, p_BKGTS))
     return project_out(self, y_BKGTH, x_BTD), cache
+
+
+class Point(nn.Module):
+  """Its input: a name for an activation that Run.logits may edit."""
+
+  def __call__(self, x):
+    return x
 
 
 def normalize_heads(module: nn.Module, name: str, x_BTNH, axes):
@@ -128,6 +139,7 @@ def project_out(module: nn.Module, y_BKGTH, x_BTD):
   N, H = c.num_heads, y_BKGTH.shape[-1]
   y_BTNH = y_BKGTH.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
   y_BTNH = y_BTNH.astype(x_BTD.dtype)  # a cache may be wider
+  y_BTNH = Point(name="heads")(y_BTNH)
   w_o_NHD = declare(
     module, "o", (N, H, D), ("heads", "head_dim", "embed"), "residual"
   )

@@ -10,13 +10,14 @@ import jax.numpy as jnp
 from flax import struct
 
 from gpt_jax.ops.adapted import Adapted
+from gpt_jax.ops.factored import Factored
 from gpt_jax.ops.matmul import Transposed
 from gpt_jax.ops.observed import Observed
 from gpt_jax.ops.quantized import Quantized
 from gpt_jax.parametrization import ROLES, ParamSpec, init_param, specify
 
 # What stands in place of an array, with another shape.
-FORMS = Quantized | Transposed | Adapted | Observed
+FORMS = Quantized | Transposed | Adapted | Factored | Observed
 
 
 class Declared(struct.PyTreeNode, nn.meta.AxisMetadata):

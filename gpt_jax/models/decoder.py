@@ -7,6 +7,7 @@ share checkpoints; Model.apply unstacks them for the unrolled form.
 from typing import ClassVar
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from gpt_jax.config import ModelConfig
@@ -16,6 +17,7 @@ from gpt_jax.models.layers import Embedding, Norm, build_read_out, start_stream
 from gpt_jax.models.positions import declare_relative
 from gpt_jax.models.stack import FUTURE, look_ahead, run_blocks
 from gpt_jax.ops import quantized
+from gpt_jax.ops.factored import Factored
 from gpt_jax.ops.projection import fuse_qkv
 from gpt_jax.ops.visibility import TokenPositions
 
@@ -67,6 +69,10 @@ class Decoder(nn.Module):
     )
     own = lambda t: {k: v for k, v in t.items() if not k.startswith(FUTURE)}
     params, specs = own(params), own(specs)
+    is_factored = lambda x: isinstance(x, Factored)
+    leaves = jax.tree.leaves(params, is_leaf=is_factored)
+    if any(map(is_factored, leaves)):  # thin matrices, each its own
+      return params, specs
     return _fuse(params, fused), _fuse(specs, lambda each: each[0])
 
   @nn.compact

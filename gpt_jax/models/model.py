@@ -24,11 +24,14 @@ from gpt_jax.models import adapters, attend, layers, stack
 from gpt_jax.models import cache as cache_lib
 from gpt_jax.models.declare import Declared
 from gpt_jax.ops import matmul, quantized, visibility
+from gpt_jax.ops.factored import Factored
 
 # Roles of matrices. Tables are rounded to 8 bits at least: an error in a row
 # is an error in every use of a rare token.
 TABLES = adapters.TABLES
 MATRICES = ("hidden", "residual", *TABLES)
+# What a compressed run stores in place of an array.
+STORED = quantized.Quantized | Factored
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,6 +212,9 @@ class Model:
     return stack.unstack_layers(ready, self.stacks)
 
   def _cast(self, p, spec, is_stacked: bool):
+    if isinstance(p, Factored):
+      cast = lambda x: x.astype(self.config.compute_dtype)
+      return jax.tree.map(cast, p)
     p = p.astype(self.config.compute_dtype)
     is_projection = spec.role in ("hidden", "residual")
     if not is_projection or {"latent", "experts"} & set(spec.axes):
@@ -236,7 +242,7 @@ class Model:
     return _map_matrices(form, params, self.abstract_params()[1])
 
   def restore_matrices(self, params):
-    """Returns the parameters with an array in place of each Quantized."""
+    """Returns the parameters with an array for each Quantized and Factored."""
     return adapters.restore_base(params, *self.abstract_params())
 
   def abstract_rounded(self):
@@ -245,8 +251,12 @@ class Model:
     rounded = jax.eval_shape(self.round_matrices, shapes)
     return rounded, jax.tree.map(adapters.specify_rounded, specs, rounded)
 
+  def abstract_factored(self, percent: int):
+    """Returns what abstract_params does, of matrices of layers as factors."""
+    return adapters.abstract_factored(percent, *self.abstract_params())
+
   def _quantize(self, p, spec, is_stacked: bool):
-    if isinstance(p, quantized.Quantized):  # as the run stores it
+    if isinstance(p, STORED):  # as the run stores it
       return p
     if "latent" in spec.axes:  # decoding multiplies these head by head
       return p.astype(self.config.compute_dtype)
@@ -298,5 +308,5 @@ def _map_matrices(form, params, specs):
     is_stacked = spec.axes[0] == "layers"
     return form(p, spec, is_stacked) if spec.role in MATRICES else p
 
-  is_leaf = lambda x: isinstance(x, quantized.Quantized)
+  is_leaf = lambda x: isinstance(x, STORED)
   return jax.tree.map(one, params, specs, is_leaf=is_leaf)

@@ -13,6 +13,7 @@ import numpy as np
 
 from gpt_jax import sharding
 from gpt_jax.ops.adapted import Adapted, base_of, gain_of
+from gpt_jax.ops.factored import Factored
 from gpt_jax.ops.matmul import Transposed, matmul
 from gpt_jax.ops.observed import Observed
 from gpt_jax.ops.quantized import Quantized
@@ -52,8 +53,8 @@ def project(x, w, grad_dtype: str, num_in: int = 1):
   """Contracts the last `num_in` dims of x with the first ones of w.
 
   Args:
-    w: an array, a Quantized, a Transposed, an Observed, or an Adapted of an
-      array or of a frozen Quantized.
+    w: an array, a Quantized, a Transposed, a Factored, an Observed, or an
+      Adapted of an array or of a frozen Quantized.
   """
   if isinstance(w, Adapted):
     y = project(x, w.base, grad_dtype, num_in)
@@ -62,6 +63,9 @@ def project(x, w, grad_dtype: str, num_in: int = 1):
   if isinstance(w, Observed):
     w.take(x.reshape(-1, rows))
     return project(x, w.w, grad_dtype, num_in)
+  if isinstance(w, Factored):
+    low = project(x, w.a, grad_dtype, num_in)
+    return project(low, w.b, grad_dtype)
   if isinstance(w, Quantized | Transposed):
     y = matmul("BD,DF->BF", x.reshape(-1, rows), w, grad_dtype)
     return y.reshape(*lead, *w.outs)
@@ -100,8 +104,8 @@ def project_each(x, ws: list, grad_dtype: str, platform: str):
   of one matrix. Adapters are left out of it.
   """
   bases = [base_of(w) for w in ws]
-  is_array = not isinstance(bases[0], Quantized | Transposed | Observed)
-  is_apart = platform == "gpu" or not is_array
+  other = Quantized | Transposed | Factored | Observed
+  is_apart = platform == "gpu" or isinstance(bases[0], other)
   if is_apart or sharding.axis_size("tensor") > 1:
     return [project(x, w, grad_dtype) for w in ws]
   outs = [w.shape[1:] for w in bases]

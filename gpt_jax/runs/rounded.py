@@ -1,11 +1,13 @@
-"""A run that stores its matrices in int8 or int4, as deploy.compress writes it.
+"""A run whose matrices are stored in int8, int4 or factors, by deploy.compress.
 
-Its record names the format. Opened in that format its integers are used as they
-are stored; in any other the matrices are restored first.
+Its record names the format. Integers are used as they are stored where the run
+is opened in their format; for any other the matrices are restored first.
+Factors stay what they are.
 """
 
 import dataclasses
 import os
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,10 +18,15 @@ from gpt_jax.models import Model
 
 # What a record calls it.
 NAME = "stored"
+FACTORS = "rank:"
 
 
 class Stored(NamedTuple):
-  """How the matrices of a run are stored: an entry of config.WEIGHTS."""
+  """How the matrices of a run are stored.
+
+  Attributes:
+    weights: an entry of config.WEIGHTS, or "rank:PERCENT" of factors.
+  """
 
   weights: str
 
@@ -38,6 +45,9 @@ def read_params(workdir: str, record: dict, model: Model, read: Callable):
   word = stored_weights(workdir, record)
   if word == "full":
     return read(*model.abstract_learned())
+  if word.startswith(FACTORS):
+    percent = int(word.removeprefix(FACTORS))
+    return read(*model.abstract_factored(percent))
   own = dataclasses.replace(model, weights=word)
   params = read(*own.abstract_rounded())
   if model.weights == word:
@@ -46,15 +56,17 @@ def read_params(workdir: str, record: dict, model: Model, read: Callable):
 
 
 def stored_weights(workdir: str, record: dict[str, Any]) -> str:
-  """Returns the entry of config.WEIGHTS that a run's matrices are stored in."""
+  """Returns Stored.weights of a run."""
   found = record.get(NAME)
   if found is None:
     return "full"
   word = found.get("weights") if isinstance(found, dict) else None
-  if word not in WEIGHTS:
+  is_factors = re.fullmatch(rf"{FACTORS}[1-9][0-9]?", str(word))
+  if not isinstance(word, str) or (word not in WEIGHTS and not is_factors):
     path = os.path.join(workdir, "config.json")
     raise InputError(
       f"{path} says that matrices are stored as {word!r:.40}; it must be one "
-      f"of {', '.join(WEIGHTS)}; restore the file that was written"
+      f"of {', '.join(WEIGHTS)}, {FACTORS}PERCENT; restore the file that was "
+      "written"
     )
   return word

@@ -12,7 +12,7 @@ from gpt_jax import flops, sharding, tree
 from gpt_jax.config import Config, InputError, ModelConfig
 from gpt_jax.data.tokenizers.protocol import Tokenizer
 from gpt_jax.machine import chips, console, runtime
-from gpt_jax.runs import metrics, restore
+from gpt_jax.runs import metrics, restore, rounded
 from gpt_jax.runs import workdir as workdir_lib
 
 # An eps below these does not protect float32 from dividing by almost zero.
@@ -71,6 +71,12 @@ def check_init(workdir: str, tokenizer: Tokenizer, model: ModelConfig) -> None:
     raise InputError(
       f"train.init_from is {workdir!r}, a run of adapters alone; make it one "
       "model first, by python -m gpt_jax.deploy.merge"
+    )
+  word = rounded.stored_weights(workdir, workdir_lib.read_record(workdir))
+  if word != "full":
+    raise InputError(
+      f"train.init_from is {workdir!r}, which stores its matrices as {word}; "
+      "give the run that it was made of"
     )
   there = run.model
   rows, wanted = (config_lib.padded_vocab_size(m) for m in (model, there))

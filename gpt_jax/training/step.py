@@ -53,6 +53,9 @@ COMPILER_OPTIONS: dict[str, dict[str, str | bool]] = {
 # Updates before a norm can be called a spike: those of a start are large.
 SPIKE_HISTORY = 20
 
+# Roles of the matrices whose zeros train.keep_zeros keeps: those of layers.
+SPARSE = ("hidden", "residual")
+
 
 def make_gradient(model: Model, config: Config, teacher: Teacher | None = None):
   """Returns gradient(params, batch, key, base, told) -> (gradient, metrics).
@@ -125,6 +128,7 @@ def make_train_step(
   """
   gradient = make_gradient(model, config, teacher)
   ema_decay, spike_factor = config.train.ema_decay, config.train.spike_factor
+  settle = build_settle(model, config.train.keep_zeros)
 
   def train_step(state: TrainState, batch):
     key = None
@@ -142,12 +146,9 @@ def make_train_step(
     is_good = jnp.isfinite(sums[LOSS]) & (norm < MAX_GRAD_NORM)
 
     def change(grads, *old):
-      decay = None
-      if ema_decay is not None:
-        # A smaller decay early on soon forgets the initial values.
-        decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
-      settle = lambda new, old: balance_experts(model, new, old, count_LE)
-      return update(tx, grads, old, rate, decay, settle)
+      decay = _decay_at(state.step, ema_decay)
+      own = functools.partial(settle, count_LE=count_LE)
+      return update(tx, grads, old, rate, decay, own)
 
     norm_mean, is_spike = state.norm_mean, None
     if spike_factor is not None:
@@ -209,6 +210,14 @@ def repeat_step(train_step: Callable, times: int) -> Callable:
   return repeated
 
 
+def _decay_at(step, ema_decay: float | None):
+  """Returns the decay of the moving average, None without one."""
+  if ema_decay is None:
+    return None
+  # A smaller decay early on soon forgets the initial values.
+  return jnp.minimum(ema_decay, (1 + step) / (10 + step))
+
+
 def _add_norm(norm_mean, norm, is_good):
   """Returns norm_mean with one more norm, if the update is_good.
 
@@ -246,6 +255,28 @@ def update(
     ema = jax.tree.map(average, ema, params)
   params, ema = keep_finite((params, ema), (old[0], old[2]))
   return params, opt_state, ema
+
+
+def build_settle(model: Model, has_zeros: bool) -> Callable:
+  """Returns settle(new, old, count_LE) -> params, those of a step.
+
+  Experts are balanced by the counts.
+
+  Args:
+    has_zeros: train.keep_zeros: a weight of a layer's matrix that was zero in
+      the old parameters is zero in the new.
+  """
+  balance = functools.partial(balance_experts, model)
+  if not has_zeros:
+    return balance
+  specs = model.abstract_learned()[1]
+
+  def keep(spec, new, old):
+    return jnp.where(old == 0, 0, new) if spec.role in SPARSE else new
+
+  return lambda new, old, count_LE: jax.tree.map(
+    keep, specs, balance(new, old, count_LE), old
+  )
 
 
 def balance_experts(model: Model, new: Any, old: Any, count_LE):

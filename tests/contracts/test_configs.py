@@ -60,6 +60,8 @@ COUNTS = {
   "tune_preference.py:base": (None, None),
   "tune_preference.py:kto": (None, None),
   "distill.py": (None, None),
+  "induction.py": (None, None),
+  "meals.py": (None, None),
   "sentiment.py": (None, None),
   "sentiment.py:pretrain": (None, None),
   "classify.py:laptop": (None, None),

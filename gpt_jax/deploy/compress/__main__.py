@@ -71,10 +71,11 @@ def main(argv: list[str]) -> int:
   from gpt_jax.runs import workdir
 
   note = lambda line: print(line, file=sys.stderr)
-  run = workdir.open_run(
+  config, model, params, tokenizer, mesh = workdir.open_run(
     args.workdir, overrides, note, average=args.average, step=args.step
   )
-  config, model, _, tokenizer, _ = run
+  params = model.restore_matrices(params)
+  run = config, model, params, tokenizer, mesh
   from gpt_jax import config as config_lib
 
   continuations.check_model(model, config_lib.has_prefixes(config))
@@ -96,7 +97,7 @@ def main(argv: list[str]) -> int:
   with whole_folder("--out", args.out) as partial:
     rows = [] if scored is None else [report.measure_full(run, scored)]
     for method in asked:
-      made = methods.apply(method, config, model, run[2], rows_BT)
+      made = methods.apply(method, config, model, params, rows_BT)
       alone = len(asked) == 1
       folder = partial if alone else os.path.join(partial, name_of(method))
       _write(folder, args.workdir, made, tokenizer)

@@ -14,6 +14,8 @@ METHODS = {
   "awq": ("matrices in int4, inputs scaled first as in AWQ", None, True),
   "magnitude": ("the smallest weights are zero", "PERCENT or 2of4", False),
   "wanda": ("weights of little effect are zero", "PERCENT or 2of4", True),
+  "rank": ("matrices as two thin ones", "PERCENT", True),
+  "layers": ("the layers that are missed least are left out", "COUNT", True),
 }
 
 
@@ -36,7 +38,7 @@ class Method(NamedTuple):
 
 
 class Compressed(NamedTuple):
-  """A smaller model: its config, parameters as stored, and their format."""
+  """A smaller model: its config, parameters as stored, and how they are."""
 
   config: Config
   params: Any
@@ -64,8 +66,7 @@ def parse(text: str) -> Method:
   is_number = rest.isascii() and rest.isdecimal() and len(rest) < 4
   if not is_number or not 0 < int(rest) < 100:
     raise InputError(
-      f"--method is {text!r}; it must be {word}:{wanted}, 1 to 99, as in "
-      f"{word}:50"
+      f"--method is {text!r}; it must be {word}:{wanted}, 1 to 99"
     )
   return Method(word, int(rest), text)
 
@@ -77,7 +78,7 @@ def apply(method: Method, config: Config, model, params, rows_BT) -> Compressed:
     model, params: of the run, opened in full.
     rows_BT: ids of calibration text; None where the method reads none.
   """
-  from gpt_jax.deploy.compress import pruning, rounding
+  from gpt_jax.deploy.compress import factors, layers, pruning, rounding
 
   if method.word in ("int8", "int4"):
     own = dataclasses.replace(model, weights=method.word)
@@ -87,6 +88,14 @@ def apply(method: Method, config: Config, model, params, rows_BT) -> Compressed:
     make = rounding.round_gptq
     make = make if method.word == "gptq" else rounding.round_scaled
     return Compressed(config, make(own, params, rows_BT), "int4")
+  if method.word == "rank":
+    assert method.number is not None and rows_BT is not None  # by parse
+    made = factors.factor(model, params, method.number, rows_BT)
+    return Compressed(config, made, method.text)
+  if method.word == "layers":
+    assert method.number is not None and rows_BT is not None  # by parse
+    dropped = layers.drop(config, model, params, method.number, rows_BT)
+    return Compressed(*dropped, "full")
   share = None if method.number is None else method.number / 100
   rows_BT = rows_BT if method.reads_text else None
   pruned = pruning.prune(model, params, share, rows_BT)

@@ -8,9 +8,10 @@ from typing import Any
 import jax
 
 from gpt_jax import files
+from gpt_jax.config import WEIGHTS
 from gpt_jax.deploy.compress import measure as measuring
 from gpt_jax.deploy.compress.methods import Compressed
-from gpt_jax.runs.plot import COLORS, Layer, draw_layers
+from gpt_jax.runs.plot import Layer, draw_layers
 
 COLUMNS = ("method", "MiB", "of full", "tokens/s", "loss", "change", "accuracy")
 
@@ -32,7 +33,10 @@ def measure(name: str, made: Compressed, run: tuple, scored: Any) -> dict:
   *_, mesh = run
   config = made.config
   model = build_model(
-    config.model, config.mesh.rules, run[1].platform, made.weights
+    config.model,
+    config.mesh.rules,
+    run[1].platform,
+    made.weights if made.weights in WEIGHTS else "full",
   )
   with jax.set_mesh(mesh):
     whole = jax.jit(model.restore_matrices)(made.params)
@@ -70,7 +74,7 @@ def draw(rows: list[dict]) -> str:
     Layer(
       "dots",
       [(row["bytes"] / 2**20, row["loss"])],
-      COLORS[i % len(COLORS)],
+      f"hsl({round(360 * i / len(rows))}, 65%, {40 + 15 * (i % 2)}%)",
       row["method"],
     )
     for i, row in enumerate(rows)

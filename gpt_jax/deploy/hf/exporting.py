@@ -60,6 +60,7 @@ def export_model(
   word = stated.choose(model.config, defaults)
   found = architectures.ARCHITECTURES[word]
   library = describe_tokenizer(tokenizer)
+  params = model.restore_matrices(params)
   flat = tree.flatten_with_names(params)
   shapes = {name: leaf.shape for name, leaf in flat.items()}
   entries = layout.list_entries(found, model.config, shapes)

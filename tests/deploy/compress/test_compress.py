@@ -15,11 +15,19 @@ from gpt_jax import config as config_lib
 from gpt_jax import tree
 from gpt_jax.config import InputError
 from gpt_jax.data.tokenizers import build_tokenizer
-from gpt_jax.deploy.compress import calibrate, methods, pruning, rounding
+from gpt_jax.deploy.compress import (
+  calibrate,
+  factors,
+  methods,
+  pruning,
+  rounding,
+)
 from gpt_jax.deploy.hf.folders import write_run
 from gpt_jax.models import build_model, stack
+from gpt_jax.ops.factored import Factored
 from gpt_jax.ops.quantized import Quantized
 from gpt_jax.runs import workdir
+from gpt_jax.training import step
 
 T = 16
 
@@ -178,6 +186,42 @@ def full_q(folder):
   return params["blocks"]["attn"]["q"]
 
 
+def test_a_pruned_run_recovers_with_its_zeros(folder, small, call_verb):
+  out, text = folder / "sparse", folder / "text.txt"
+  for place, method in ((out, "magnitude:2of4"), (folder / "int8", "int8")):
+    done = call_verb(
+      "deploy.compress.__main__",
+      f"--workdir={folder / 'run'}",
+      f"--out={place}",
+      f"--method={method}",
+    )
+    assert done.returncode == 0, done.stderr
+  flat = config_lib.flatten(small[0])
+  keys = [
+    f"--config.{key}={value}"
+    for key, value in flat.items()
+    if key.startswith("model.") and value is not None
+  ]
+  words = [*keys, f"--config.train.init_from={out}"]
+  words += ["--config.train.keep_zeros=True", "--config.train.num_steps=2"]
+  words += [f"--config.data.source=text:{text}", "--config.data.seq_len=16"]
+  words += ["--config.data.tokenizer=bytes"]
+  words += [f"--config.data.dir={folder / 'prepared'}"]
+  words += ["--config.train.global_batch_size=8", "--config=configs/base.py"]
+  words += ["--config.optim.warmup_steps=1", "--config.eval.every_steps=0"]
+  done = call_verb("train", *words, f"--workdir={folder / 'again'}")
+  assert done.returncode == 0, done.stderr
+  words += [f"--config.train.init_from={folder / 'int8'}"]
+  done = call_verb("train", *words, f"--workdir={folder / 'refused'}")
+  assert done.returncode == 2 and "its matrices as int8" in done.stderr
+  before, after = (
+    workdir.open_run(str(place), None, print)[2]["blocks"]["mlp"]["in"]
+    for place in (out, folder / "again")
+  )
+  np.testing.assert_array_equal(before == 0, after == 0)
+  assert away(after, before) > 1e-4
+
+
 def test_several_methods_are_compared_in_a_table(folder, call_verb):
   out, text = folder / "table", folder / "text.txt"
   done = call_verb(
@@ -202,6 +246,86 @@ def test_several_methods_are_compared_in_a_table(folder, call_verb):
     "evaluate", f"--workdir={out / 'int8'}", f"--data={text}", "--json"
   )
   assert abs(json.loads(said.stdout)["loss"] - int8["loss"]) < 1e-4
+
+
+def test_the_layer_that_goes_is_the_one_that_is_missed_least(small):
+  config, model, params, rows = small
+  # The second layer adds nothing, so that it is not missed at all.
+  silent = tree.map_with_names(
+    lambda name, w: w.at[1].set(0) if name.endswith(("/o", "/out")) else w,
+    params,
+  )
+  method = methods.parse("layers:1")
+  made = methods.apply(method, config, model, silent, rows)
+  assert made.config.model.num_layers == 1
+  tokens = jnp.asarray(rows)
+  left = build_model(made.config.model).apply(made.params, tokens)
+  assert away(left, model.apply(silent, tokens)) < 1e-5
+  with pytest.raises(InputError, match="has 2 layers; leave one"):
+    methods.apply(methods.parse("layers:2"), config, model, params, rows)
+
+
+def test_factors_are_nearest_on_the_text_and_all_of_them_the_matrix(small):
+  rng = np.random.default_rng(0)
+  w_FD = rng.normal(size=(6, 8)).astype(np.float32)
+  x_DN = rng.normal(size=(8, 8)) @ rng.normal(size=(8, 50))
+  gram_DD = x_DN @ x_DN.T
+  away = lambda a, b: np.square((w_FD - (a @ b).T) @ x_DN).sum()
+  a, b = factors.decompose(w_FD, gram_DD, 6)
+  np.testing.assert_allclose(a @ b, w_FD.T, atol=1e-3)
+  best = away(*factors.decompose(w_FD, gram_DD, 3))
+  U, s, V = np.linalg.svd(w_FD.T, full_matrices=False)
+  assert best < away(U[:, :3] * s[:3], V[:3])  # the nearest without the text
+  # Eckart and Young: the least error is that of the singular values cut off.
+  least = np.square(np.linalg.svd(w_FD @ x_DN)[1][3:]).sum()
+  assert best == pytest.approx(least, rel=0.05)
+
+
+def test_a_run_of_factors_is_read_generated_and_exported(
+  folder, small, call_verb
+):
+  out, text = folder / "factors", folder / "text.txt"
+  done = call_verb(
+    "deploy.compress.__main__",
+    f"--workdir={folder / 'run'}",
+    f"--out={out}",
+    "--method=rank:50",
+    f"--calibrate={text}",
+  )
+  assert done.returncode == 0, done.stderr
+  _, model, params, _, mesh = workdir.open_run(str(out), None, print)
+  q = params["blocks"]["attn"]["q"]
+  assert isinstance(q, Factored) and q.a.shape == (2, 32, 8)
+  whole = model.restore_matrices(params)
+  count = lambda p: tree.count_elements(p["blocks"]["attn"])
+  assert count(params) == count(whole) / 2
+  assert away(whole["blocks"]["attn"]["q"], full_q(folder)) > 0.02
+  tokens = jnp.asarray(np.arange(12)[None])
+  with jax.set_mesh(mesh):
+    exact = model.apply(whole, tokens)
+    assert away(model.apply(params, tokens), exact) < 1e-4
+    prepared = model.prepare_for_decoding(params)
+    cache = model.init_cache(1, T)
+    got, _ = model.apply_cached(prepared, tokens, cache, jnp.zeros(1, int))
+    assert away(got, exact) < 1e-4
+  done = call_verb(
+    "deploy.hf.__main__", "export", f"--workdir={out}", f"--out={folder / 'hf'}"
+  )
+  assert done.returncode == 0, done.stderr
+
+
+def test_zeros_stay_zero_where_a_pruned_run_is_trained(small):
+  _, model, params, _ = small
+  pruned = pruning.prune(model, params, None, None)
+  moved = jax.tree.map(lambda p: p + 1, pruned)
+  kept = step.build_settle(model, True)(moved, pruned, None)
+  plain = step.build_settle(model, False)(moved, pruned, None)
+  assert jax.tree.leaves(plain)[0] is jax.tree.leaves(moved)[0]
+  for name, leaf in tree.flatten_with_names(kept).items():
+    old = tree.flatten_with_names(pruned)[name]
+    is_matrix = name.startswith("blocks/") and "norm" not in name
+    want = jnp.where(old == 0, 0, old + 1) if is_matrix else old + 1
+    np.testing.assert_array_equal(leaf, want, err_msg=name)
 
 
 @pytest.mark.parametrize("reads_text", [False, True])
@@ -232,6 +356,7 @@ def test_a_wrong_method_is_a_sentence(folder, call_verb):
     ("--method=gtpq",): "did you mean gptq",
     ("--method=int8:4",): "has no number",
     ("--method=wanda:100", f"--calibrate={text}"): "1 to 99",
+    ("--method=layers", f"--calibrate={text}"): "layers:COUNT, 1 to 99",
     ("--method=gptq",): "give --calibrate=FILE",
     ("--method=int8", f"--calibrate={text}"): "does nothing",
     ("--method=int8,int4",): "give --data=FILE",

@@ -1,0 +1,1 @@
+"""What happens inside a run: python -m gpt_jax.lab.interp --help."""

@@ -1,0 +1,123 @@
+"""The induction head of a run, and what it does: --help.
+
+Random tokens are read twice. The head that attends most to what followed last
+time is taken away, and beside it a control: the head of the same layer that
+does so least.
+"""
+
+import os
+import sys
+
+from gpt_jax import cli, files
+from gpt_jax.config import InputError
+from gpt_jax.machine import processes, runtime
+
+# Rows of random tokens.
+ROWS = 32
+
+
+def main(argv: list[str]) -> int:
+  parser = cli.build_parser(
+    "lab.interp.induction",
+    "Score the heads of a run by induction, on random tokens that are read "
+    "twice, and draw the loss at each place with all heads, without the best "
+    "one, and without another.",
+    needs_config=False,
+  )
+  parser.add_argument(
+    "--workdir", required=True, metavar="DIR", help="folder of the run"
+  )
+  parser.add_argument(
+    "--length",
+    type=int,
+    default=24,
+    metavar="N",
+    help="tokens before they repeat (default %(default)s)",
+  )
+  parser.add_argument(
+    "--out", required=True, metavar="FILE", help="figure to write, as SVG"
+  )
+  args, overrides = cli.parse(parser, argv)
+  if overrides:
+    raise InputError(
+      f"--config.{next(iter(overrides))} does nothing here; leave it out"
+    )
+  folder = os.path.dirname(os.path.abspath(args.out))
+  if not os.path.isdir(folder) or os.path.isdir(args.out):
+    raise InputError(
+      f"--out is {args.out!r}; it must be a file, in a folder that exists"
+    )
+  runtime.start(args.devices)
+  if processes.count() > 1:
+    raise InputError("heads are scored by one process; start one")
+
+  from gpt_jax.api import Run
+  from gpt_jax.lab.interp import passes
+
+  run = Run(args.workdir)
+  passes.open_model(run)
+  most = run.model.config.max_len // 2
+  if not 2 <= args.length <= most:
+    raise InputError(
+      f"--length is {args.length}; it must be 2 to {most}, half of what the "
+      "run reads"
+    )
+  found, figure = measure(run, args.length)
+  files.write_text(args.out, figure)
+  for name, value in found.items():
+    print(f"{name}: {value}")
+  return 0
+
+
+def measure(run, length: int) -> tuple[dict, str]:
+  """Returns (figures by name, SVG).
+
+  Figures are the scores of the two heads, and the mean losses in nats over the
+  first and the second reading.
+  """
+  import numpy as np
+
+  from gpt_jax.lab.interp import heads
+  from gpt_jax.runs.plot import COLORS, Layer, draw_layers
+
+  rows = heads.repeated(run, length, ROWS, seed=1, ids=_letters(run))
+  score_LN = heads.induction_scores(run, rows)
+  layer, best = map(int, np.unravel_index(score_LN.argmax(), score_LN.shape))
+  control = int(score_LN[layer].argmin())
+  cases = {
+    "all heads": [],
+    f"without layer {layer}, head {best}": [(layer, best)],
+    f"without layer {layer}, head {control}": [(layer, control)],
+  }
+  found = {
+    f"score of layer {layer}, head {best}": float(score_LN[layer, best]),
+    f"score of layer {layer}, head {control}": float(score_LN[layer, control]),
+  }
+  layers = []
+  for i, (name, without) in enumerate(cases.items()):
+    loss_T = heads.losses_by_place(run, rows, without).mean(0)
+    found[f"loss, first reading, {name}"] = float(loss_T[: length - 1].mean())
+    found[f"loss, second reading, {name}"] = float(loss_T[length:].mean())
+    points = [(t + 2, float(loss)) for t, loss in enumerate(loss_T)]
+    layers.append(Layer("line", points, COLORS[i + 1], name))
+  title = f"{length} random tokens, read twice"
+  axes = "place in the text", "loss, nats"
+  return found, draw_layers(title, *axes, layers, log="")
+
+
+def _letters(run) -> list[int]:
+  """Returns ids of single letters, which hold no place of their own."""
+  import string
+
+  ids = []
+  for letter in string.ascii_letters:
+    try:
+      own = run.tokenizer.encode(letter).tolist()
+    except InputError:
+      continue
+    ids += own if len(own) == 1 else []
+  return ids or list(range(run.tokenizer.vocab_size))
+
+
+if __name__ == "__main__":
+  cli.run(main, sys.argv[1:])

@@ -1,0 +1,181 @@
+"""The template of this room's pages, and the parts that they consist of.
+
+A page is one HTML file that loads nothing. It follows the reader's light or
+dark theme: cells are of one colour, and their strength is the value. What comes
+from a text or a model passes through html.escape.
+"""
+
+import html
+from collections.abc import Sequence
+
+import numpy as np
+
+_STYLE = """
+:root { color-scheme: light dark; --ground: #fff; --ink: #1d2125;
+  --soft: #5d6670; --line: #d9dee3; --mark: #1f5fa8; --less: #b3361b; }
+@media (prefers-color-scheme: dark) { :root { --ground: #15181c;
+  --ink: #e3e6e9; --soft: #9aa4ae; --line: #343b43; --mark: #7db4ee;
+  --less: #f0866a; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 1.2rem; max-width: 1200px;
+  background: var(--ground); color: var(--ink);
+  font: 15px/1.5 system-ui, sans-serif; }
+h1 { font-size: 1.5rem; margin: 0 0 .6rem; overflow-wrap: anywhere; }
+h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
+h3 { font-size: 1rem; margin: 1.2rem 0 .3rem; }
+p { max-width: 75ch; margin: .4rem 0 .8rem; } .soft { color: var(--soft); }
+nav a { margin-right: 1rem; display: inline-block; } a { color: var(--mark); }
+.wide { overflow-x: auto; padding-bottom: .4rem; }
+table { border-collapse: collapse; font-size: .85rem;
+  font-variant-numeric: tabular-nums; }
+th, td { padding: .2rem .45rem; text-align: right; white-space: pre; }
+th { color: var(--soft); font-weight: 600; }
+td.c { position: relative; border: 1px solid var(--line); }
+td.t, th.t { text-align: left; }
+.maps { display: grid; gap: .8rem;
+  grid-template-columns: repeat(auto-fill, minmax(min(200px, 44%), 1fr)); }
+.maps figure { margin: 0; } figcaption { color: var(--soft);
+  font-size: .85rem; } svg { display: block; width: 100%; height: auto; }
+.beside { display: flex; flex-wrap: wrap; gap: 0 2rem; }
+.text { font: 14px/1.9 ui-monospace, monospace; white-space: pre-wrap;
+  overflow-wrap: anywhere; }
+.text span { border-radius: 2px; padding: .1em 0; }
+svg text { fill: var(--ink); } .m { fill: var(--mark); }
+.e { fill: none; stroke: var(--line); }
+"""
+
+
+def build(title: str, sections: Sequence[tuple[str, str]], intro="") -> str:
+  """Returns a page.
+
+  Args:
+    sections: (heading, HTML).
+    intro: HTML before them.
+  """
+  links = "".join(
+    f'<a href="#s{i}">{escape(name)}</a>'
+    for i, (name, _) in enumerate(sections)
+  )
+  parts = [
+    '<!doctype html><html lang="en"><meta charset="utf-8">',
+    '<meta name="viewport" content="width=device-width, initial-scale=1">',
+    f"<title>{escape(title)}</title><style>{_STYLE}</style>",
+    f"<h1>{escape(title)}</h1>{intro}<nav>{links}</nav>",
+  ]
+  for i, (name, body) in enumerate(sections):
+    parts.append(f'<section id="s{i}"><h2>{escape(name)}</h2>{body}</section>')
+  return "\n".join(parts) + "\n</html>\n"
+
+
+def escape(text: str) -> str:
+  return html.escape(text)
+
+
+def show_token(text: str) -> str:
+  """Returns a token's text with its spaces and line ends visible."""
+  shown = text.replace("\n", "\u23ce").replace(" ", "\u00b7")
+  return escape(shown or "\u2205")
+
+
+def paragraph(text: str) -> str:
+  return f"<p>{escape(text)}</p>"
+
+
+def wide(body: str) -> str:
+  """Returns what may be wider than the page, which then scrolls by itself."""
+  return f'<div class="wide">{body}</div>'
+
+
+def _shade(value: float, largest: float) -> str:
+  """Returns a background: one colour above zero, another below."""
+  if not np.isfinite(value) or largest <= 0:
+    return ""
+  strength = round(70 * min(1.0, abs(value) / largest))
+  color = "--mark" if value >= 0 else "--less"
+  mixed = f"color-mix(in srgb, var({color}) {strength}%, transparent)"
+  return f"background:{mixed}"
+
+
+def grid(
+  values: np.ndarray,
+  rows: Sequence[str],
+  columns: Sequence[str],
+  form: str = ".2f",
+  largest: float | None = None,
+) -> str:
+  """Returns a table of numbers with shaded cells.
+
+  Args:
+    rows, columns: HTML of the heads.
+    form: of the numbers.
+    largest: of the strongest shade; None is that of the values.
+  """
+  values = np.asarray(values, np.float64)
+  top = float(np.nanmax(np.abs(values))) if largest is None else largest
+  head = "".join(f"<th>{name}</th>" for name in columns)
+  body = []
+  for name, row in zip(rows, values, strict=True):
+    cells = "".join(
+      f'<td class="c" style="{_shade(v, top)}">'
+      f"{format(v, form) if np.isfinite(v) else ''}</td>"
+      for v in row
+    )
+    body.append(f'<tr><th class="t">{name}</th>{cells}</tr>')
+  return wide(f"<table><tr><th></th>{head}</tr>{''.join(body)}</table>")
+
+
+def words(
+  values: np.ndarray, texts: np.ndarray, rows: Sequence[str], columns, title=""
+) -> str:
+  """Returns a table of words with cells shaded by values from 0 to 1.
+
+  Args:
+    values, texts: of the same shape.
+  """
+  head = "".join(f"<th>{name}</th>" for name in columns)
+  body = []
+  for name, row, said in zip(rows, values, texts, strict=True):
+    cells = "".join(
+      f'<td class="c t" style="{_shade(v, 1.0)}" title="{v:.3f}">'
+      f"{show_token(text)}</td>"
+      for v, text in zip(row, said, strict=True)
+    )
+    body.append(f'<tr><th class="t">{name}</th>{cells}</tr>')
+  return wide(f"<table><tr><th>{title}</th>{head}</tr>{''.join(body)}</table>")
+
+
+def colored(tokens: Sequence[str], values: np.ndarray) -> str:
+  """Returns a text whose tokens are shaded by values."""
+  top = float(np.max(np.abs(values))) if len(values) else 0.0
+  spans = "".join(
+    f'<span style="{_shade(v, top)}" title="{v:.4g}">'
+    f"{escape(token.replace(chr(10), chr(0x23CE)))}</span>"
+    for token, v in zip(tokens, values, strict=True)
+  )
+  return f'<div class="text">{spans}</div>'
+
+
+def attention_map(weights_TS: np.ndarray, caption: str) -> str:
+  """Returns a figure of a head: queries down, keys across."""
+  T = len(weights_TS)
+  cells = [
+    f'<rect class="m" x="{s}" y="{t}" width="1" height="1" '
+    f'fill-opacity="{weights_TS[t, s]:.2f}"/>'
+    for t, s in np.argwhere(weights_TS >= 0.02)
+  ]
+  frame = f'<rect class="e" width="{T}" height="{T}" stroke-width="{T / 200}"/>'
+  return (
+    f'<figure><svg viewBox="0 0 {T} {T}" role="img" '
+    f'aria-label="{escape(caption)}">{"".join(cells)}{frame}</svg>'
+    f"<figcaption>{escape(caption)}</figcaption></figure>"
+  )
+
+
+def maps(weights_LNTS: np.ndarray) -> str:
+  """Returns the attention maps of all heads."""
+  figures = [
+    attention_map(weights, f"layer {layer}, head {head}")
+    for layer, heads in enumerate(weights_LNTS)
+    for head, weights in enumerate(heads)
+  ]
+  return f'<div class="maps">{"".join(figures)}</div>'

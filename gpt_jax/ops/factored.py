@@ -1,0 +1,25 @@
+"""A matrix as the product of two thin ones."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+
+class Factored(struct.PyTreeNode):
+  """A matrix A B of any number of input and output dims.
+
+  Attributes:
+    a: (*inputs, R).
+    b: (R, *outputs).
+  """
+
+  a: Any
+  b: Any
+
+
+def merge(w: Factored) -> jax.Array:
+  """Returns the matrix, summed in float32, in its factors' type."""
+  whole = jnp.tensordot(w.a, w.b, 1, preferred_element_type=jnp.float32)
+  return whole.astype(w.a.dtype)

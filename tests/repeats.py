@@ -1,0 +1,27 @@
+"""Random letters, and the same again: the data of configs/induction.py.
+
+python tests/repeats.py FILE
+"""
+
+import json
+import pathlib
+import random
+import string
+import sys
+
+LETTERS = string.ascii_letters
+# Letters of a string before it is repeated, and strings.
+LENGTHS, COUNT = (8, 31), 20_000
+
+
+def write(path: str) -> None:
+  """Writes a file of JSON lines."""
+  draw, lines = random.Random(0), []
+  for _ in range(COUNT):
+    text = "".join(draw.choices(LETTERS, k=draw.randint(*LENGTHS)))
+    lines.append(json.dumps({"text": text + text}) + "\n")
+  pathlib.Path(path).write_text("".join(lines))
+
+
+if __name__ == "__main__":
+  write(sys.argv[1])
