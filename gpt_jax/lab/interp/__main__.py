@@ -7,7 +7,7 @@ from gpt_jax import cli, files
 from gpt_jax.config import InputError
 from gpt_jax.machine import processes, runtime
 
-# Rows of --data, of this number of tokens at most, that are read.
+# Rows of --corpus, of this number of tokens at most, that are read.
 ROWS, ROW_LEN = 128, 64
 
 
@@ -30,7 +30,7 @@ def _build_parser():
     help="a text of as many tokens with another next token, to patch",
   )
   parser.add_argument(
-    "--data",
+    "--corpus",
     metavar="FILE",
     help="a text file: trains a tuned lens and a sparse autoencoder on it",
   )
@@ -59,8 +59,8 @@ def main(argv: list[str]) -> int:
     raise InputError(
       f"--out is {args.out!r}; it must be a file, in a folder that exists"
     )
-  if args.layer is not None and args.data is None:
-    raise InputError("--layer does nothing without --data; leave it out")
+  if args.layer is not None and args.corpus is None:
+    raise InputError("--layer does nothing without --corpus; leave it out")
   runtime.start(args.devices)
   if processes.count() > 1:
     raise InputError("a page is made by one process; start one")
@@ -70,7 +70,7 @@ def main(argv: list[str]) -> int:
 
   run = Run(args.workdir, "full", args.step, args.average)
   passes.open_model(run)
-  rows = None if args.data is None else _read_rows(run, args.data)
+  rows = None if args.corpus is None else _read_rows(run, args.corpus)
   num_layers = run.model.config.num_layers
   if args.layer is not None and not 0 <= args.layer < num_layers:
     raise InputError(
@@ -89,11 +89,11 @@ def _read_rows(run, path: str):
   try:
     text = files.read_text(path, 1 << 22)
   except files.Damage as damage:
-    raise InputError(f"--data {path} {damage}; name a text file") from None
+    raise InputError(f"--corpus {path} {damage}; name a text file") from None
   ids = np.asarray(run.tokenizer.encode(text))[: ROWS * length]
   if len(ids) < 8 * length:
     raise InputError(
-      f"--data {path} has {len(ids)} tokens; it must have {8 * length} or more"
+      f"--corpus {path} has {len(ids)} tokens; it must have {8 * length} or more"
     )
   return ids[: len(ids) // length * length].reshape(-1, length)
 

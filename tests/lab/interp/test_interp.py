@@ -318,7 +318,7 @@ def test_the_command_writes_a_page(grouped, folder, call_verb, tmp_path):
   out = tmp_path / "page.html"
   words = [f"--workdir={folder}", f"--text={TEXT}", f"--out={out}"]
   done = call_verb(
-    "lab.interp.__main__", *words, f"--other={OTHER}", f"--data={text}"
+    "lab.interp.__main__", *words, f"--other={OTHER}", f"--corpus={text}"
   )
   assert done.returncode == 0, done.stderr
   page = out.read_text()
@@ -335,10 +335,10 @@ def test_the_command_writes_a_page(grouped, folder, call_verb, tmp_path):
     ("--other=short",): "10 tokens and the other 5",
     (f"--other={TEXT}",): "the same next token",
     ("--text=a",): "1 tokens; a page shows 2 to 64",
-    ("--layer=1",): "does nothing without --data",
-    (f"--data={text}", "--layer=9"): "layers 0 to 1",
+    ("--layer=1",): "does nothing without --corpus",
+    (f"--corpus={text}", "--layer=9"): "layers 0 to 1",
     (f"--out={tmp_path}/no/a.html",): "in a folder that exists",
-    ("--data=/nowhere",): "name a text file",
+    ("--corpus=/nowhere",): "name a text file",
   }.items():
     done = call_verb("lab.interp.__main__", *words, *more)
     assert done.returncode == 2 and said in done.stderr, (more, done.stderr)
