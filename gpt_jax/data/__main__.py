@@ -9,6 +9,7 @@ import argparse
 import re
 
 from gpt_jax import cli, config
+from gpt_jax.machine import places
 
 CLEAN = """`clean --source=SOURCE --out=FILE.jsonl [--rules=RULE,RULE]
 [--key=FILE] [--filters=FILTER,FILTER] [--copies=near] [--tests=SOURCE]
@@ -66,7 +67,7 @@ def main(argv: list[str]) -> int:
   for folder in prepared.folders:
     note = folders.describe_share(folder)
     if note:
-      print(f"{folder}: {note}")
+      print(places.rename(f"{folder}: {note}"))
   _print_table(prepared)
   return 0
 
@@ -107,7 +108,8 @@ def _print_table(prepared) -> None:
   for name, *numbers in rows:
     cells = [n.rjust(w) for n, w in zip(numbers, widths[1:], strict=True)]
     print("  ".join([name.ljust(widths[0]), *cells]))
-  print(f"vocabulary {prepared.vocab_size:,}, in {prepared.tokenizer_path}")
+  where = places.rename(prepared.tokenizer_path)
+  print(f"vocabulary {prepared.vocab_size:,}, in {where}")
   if prepared.labels is not None and prepared.labels.classes:
     names = prepared.labels.classes
     print(f"{len(names)} classes: {labels.some(names)}")

@@ -89,9 +89,20 @@ def release(name: str) -> None:
 
 
 def remove(name: str) -> None:
-  """Removes a unit that this process holds."""
-  shutil.rmtree(os.path.join(top(), name), ignore_errors=True)
+  """Removes a unit of this process, unless another uses it, too."""
   release(name)
+  with contextlib.suppress(OSError):
+    _clear(name)
+
+
+def _clear(name: str) -> None:
+  """Removes a unit; raises BlockingIOError if a process uses it."""
+  handle = _lock(name, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  try:
+    shutil.rmtree(os.path.join(top(), name), ignore_errors=True)
+    os.unlink(os.path.join(top(), f"{name}.lock"))
+  finally:
+    os.close(handle)
 
 
 def make_room(size: int, wanted: str = "") -> None:
@@ -107,9 +118,7 @@ def make_room(size: int, wanted: str = "") -> None:
     if total + size <= bound:
       return
     with contextlib.suppress(BlockingIOError):
-      handle = _lock(name, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      shutil.rmtree(os.path.join(top(), name), ignore_errors=True)
-      os.close(handle)
+      _clear(name)
       total -= sizes[name]
   if total + size > bound:
     raise InputError(
@@ -218,13 +227,20 @@ def _lock(name: str, how: int) -> int:
   """
   os.makedirs(top(), mode=0o700, exist_ok=True)
   path = os.path.join(top(), f"{name}.lock")
-  handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-  try:
-    fcntl.flock(handle, how)
-  except OSError:
+  while True:
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+      fcntl.flock(handle, how)
+      # Whoever removed the unit meanwhile has removed this file, too.
+      if os.path.samestat(os.fstat(handle), os.stat(path)):
+        break
+    except FileNotFoundError:
+      pass
+    except OSError:
+      os.close(handle)
+      raise
     os.close(handle)
-    raise
-  now = time.time()
   if not how & fcntl.LOCK_NB:
-    os.utime(path, (now, now))
+    now = time.time()
+    os.utime(handle, (now, now))
   return handle

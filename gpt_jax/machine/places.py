@@ -29,6 +29,8 @@ from gpt_jax.exits import InputError, to_line
 # Seconds within which a request that fails is sent again, unless
 # GPT_JAX_NETWORK_SECONDS names another number.
 NETWORK_SECONDS = 60.0
+# Tries at least: one that falls silent may take half of those seconds.
+MIN_TRIES = 3
 # Seconds before the second try; each later pause is twice as long.
 PAUSE, MAX_PAUSE = 0.5, 16.0
 VARIABLE = "GPT_JAX_NETWORK_SECONDS"
@@ -240,6 +242,7 @@ def _request(
   """
   fs, path = _open(address)
   limit = PATIENCE + size / SLOWEST
+  allowed = network_seconds()
   started, tries, pause = time.monotonic(), 0, PAUSE
   while True:
     try:
@@ -249,7 +252,8 @@ def _request(
     except Exception as error:
       tries += 1
       seconds = time.monotonic() - started
-      if _is_lasting(error) or seconds + pause > network_seconds():
+      is_over = tries >= MIN_TRIES and seconds + pause > allowed
+      if is_over or _is_lasting(error):
         how = f"tried {tries} times within {seconds:.0f} s"
         raise _explain(address, verb, error, how) from None
     time.sleep(pause)

@@ -249,7 +249,8 @@ class Checkpointer:
         while os.path.lexists(aside):
           number += 1
           aside = f"{path}.aside{number}"
-        os.rename(path, aside)
+        if os.path.lexists(path):
+          os.rename(path, aside)
 
     if self.mirror is None:
       processes.share(rename)

@@ -97,6 +97,7 @@ class Scratch:
     path = os.path.join(self.checkpoints, str(kept.step))
     shutil.rmtree(temporary, ignore_errors=True)
     try:
+      os.makedirs(temporary)
       bucket.fetch_step(self.address, kept, temporary, is_wanted)
       shutil.rmtree(path, ignore_errors=True)
       os.makedirs(self.checkpoints, exist_ok=True)

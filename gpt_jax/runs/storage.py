@@ -226,13 +226,15 @@ def merge(state: str, count: int) -> None:
     "base": {"driver": "file", "path": os.path.join(path, "")},
   }
   parts = [os.path.join(state, f"ocdbt.process_{i}") for i in range(count)]
+  # Ranges are copied between stores of one context only.
+  own = tensorstore.Context()
+  open_ = lambda path: tensorstore.KvStore.open(at(path), context=own).result()
   try:
-    whole = tensorstore.KvStore.open(at(state)).result()
+    whole = open_(state)
     transaction = tensorstore.Transaction(atomic=True)
     into = whole.with_transaction(transaction)
     for part in filter(os.path.isdir, parts):
-      own = tensorstore.KvStore.open(at(part)).result()
-      own.experimental_copy_range_to(into).result()
+      open_(part).experimental_copy_range_to(into).result()
     transaction.commit_async().result()
   except Exception as error:
     raise Damage(f"its parts cannot be merged ({short(error)})") from None

@@ -107,3 +107,30 @@ def test_the_unit_of_a_process_that_has_ended_can_go(root, monkeypatch):
   monkeypatch.setenv("GPT_JAX_CACHE_BYTES", "150")
   cache.local(f"{root}/b")
   assert not os.path.exists(path)
+
+
+def test_nothing_is_left_of_a_unit_that_is_removed(root):
+  places.write(f"{root}/a", b"x")
+  unit = os.path.basename(os.path.dirname(cache.local(f"{root}/a")))
+  cache.remove(unit)
+  assert os.listdir(cache.top()) == []
+  # One that another process reads stays.
+  path = cache.local(f"{root}/a")
+  other = cache._lock(unit, cache.fcntl.LOCK_SH)
+  cache.remove(unit)
+  assert os.path.exists(path)
+  os.close(other)
+
+
+def test_what_was_not_used_for_longest_goes_first(root, monkeypatch):
+  paths = []
+  for age, name in enumerate("bac"):
+    places.write(f"{root}/{name}", b"x" * 100)
+    paths.append(cache.local(f"{root}/{name}"))
+    unit = os.path.basename(os.path.dirname(paths[-1]))
+    cache.release(unit)
+    when = 1e9 + age
+    os.utime(os.path.join(cache.top(), f"{unit}.lock"), (when, when))
+  monkeypatch.setenv("GPT_JAX_CACHE_BYTES", "350")
+  cache.make_room(100)
+  assert [os.path.exists(path) for path in paths] == [False, True, True]

@@ -150,6 +150,14 @@ def test_rows_come_back_whole_and_never_of_two_writers(root, tmp_path):
   assert open(back).read() == "a\nc\n"
 
 
+def test_rows_after_a_part_that_is_missing_are_not_taken(root, tmp_path):
+  for start, line in ((0, b"a\n"), (2, b"b\n"), (4, b"c\n")):
+    bucket.send_rows(root, "000001.000001", start, line)
+  places.remove(f"{root}/metrics/000001.000001.000000000002.jsonl")
+  bucket.fetch_rows(root, str(tmp_path / "back"))
+  assert (tmp_path / "back").read_text() == "a\n"
+
+
 def test_many_parts_of_rows_become_one(root, tmp_path, monkeypatch):
   monkeypatch.setattr(mirror, "MAX_PARTS", 3)
   path = tmp_path / "metrics.jsonl"
@@ -183,6 +191,13 @@ def test_a_lease_is_held_by_one_and_passed_on_at_once(root, quick_lease):
   with pytest.raises(lease.Lost, match="was taken over by another process"):
     first.renew()
   second.renew()
+
+
+def test_a_holder_ends_as_soon_as_there_is_a_next_one(root, quick_lease):
+  first = lease.take(root)
+  places.write(f"{root}/lock/000002.json", b"{}")
+  with pytest.raises(lease.Lost):
+    first.renew()
 
 
 def test_a_holder_that_shows_no_sign_of_life_is_followed(root, quick_lease):
