@@ -153,6 +153,29 @@ def test_decode_times_prefill_apart_from_the_loop(tmp_path, run_verb):
   assert found["weight_bytes"] == 4 * count
 
 
+def test_serve_times_what_clients_read_over_http(tmp_path, run_verb):
+  pytest.importorskip("uvicorn", reason="extra serve is not installed")
+  run_verb(
+    "gpt_jax.lab.bench",
+    "serve",
+    "--config=configs/bench.py:tiny",
+    *FLAGS,
+    "--repeats=1",
+    "--batch=3",
+    "--tokens=9",
+    f"--out={tmp_path}",
+    check=0,
+  )
+  found = json.loads((tmp_path / "bench.json").read_text())
+  rows = {row["name"]: row["median"] for row in found["rows"]}
+  middle, late = (
+    rows[f"3 clients: between tokens, {what}"] for what in ("median", "p99")
+  )
+  assert 0 < middle <= late
+  # Three clients read 27 tokens, each at most one a step.
+  assert 0 < rows["3 clients: tokens/s"] < 3 * 1e3 / middle * 1.5
+
+
 def test_a_waiting_worker_takes_no_processor_time(one_device):
   with worker.Worker("gpt_jax", "train", load()) as one:
     one.ask(do="run", count=2)
