@@ -28,6 +28,9 @@ from gpt_jax.inference.rows import Prompt
 
 # In place of a row.
 WAITING = -1
+# Prompts that wait to join, for each chunk that is read between two steps: one
+# chunk delays a token by little, but a step of few texts is a waste of time.
+UNREAD_PER_CHUNK = 4
 
 
 class Token(NamedTuple):
@@ -287,6 +290,13 @@ class Engine:
       self._active.append(job)
 
   def _read(self) -> None:
+    """Reads a chunk, or more where many prompts wait to join."""
+    held_R = self.rows.is_held_R if self._active else ()
+    num_unread = sum(not held_R[job.row] for job in self._active)
+    for _ in range(max(1, num_unread // UNREAD_PER_CHUNK)):
+      self._read_chunk()
+
+  def _read_chunk(self) -> None:
     """Reads a chunk of the first prompt that is not whole; lets it join."""
     rows = self.rows
     for job in self._active:
