@@ -16,7 +16,8 @@ def get_config():
   config.data.source = "jsonl:repeats.jsonl"
   config.data.tokenizer = "chars"
   config.data.packing = "documents"
-  config.data.seq_len = config.model.max_len = 64
+  # Short rows would cut many a string between its halves.
+  config.data.seq_len = config.model.max_len = 128
   config.model.num_layers = 2
   config.model.num_heads = 4
   config.model.model_dim = 64
@@ -24,9 +25,15 @@ def get_config():
   config.model.norm = "rmsnorm"
   config.model.position = "rope"
   config.model.mlp = "relu_squared"
-  config.optim.learning_rate = 3e-3
+  config.model.init_std = 0.08
+  config.optim.optimizer = "muon"
+  config.optim.learning_rate = 8e-3
+  config.optim.beta1 = 0.95
+  config.optim.schedule = "linear"
+  config.optim.final_rate_frac = 0.0
   config.optim.warmup_steps = 50
-  config.train.global_batch_size = 32
+  config.optim.clip_norm = 1.0
+  config.train.global_batch_size = 16
   config.train.num_steps = 1500
   config.checkpoint.every_steps = 500
   config.eval.every_steps = 500

@@ -93,7 +93,8 @@ def _read_rows(run, path: str):
   ids = np.asarray(run.tokenizer.encode(text))[: ROWS * length]
   if len(ids) < 8 * length:
     raise InputError(
-      f"--corpus {path} has {len(ids)} tokens; it must have {8 * length}"
+      f"--corpus {path} has {len(ids)} tokens; it must have {8 * length} "
+      "or more"
     )
   return ids[: len(ids) // length * length].reshape(-1, length)
 

@@ -1,8 +1,9 @@
 """The induction head of a run, and what it does: --help.
 
 Random tokens are read twice. The head that attends most to what followed last
-time is taken away, and beside it a control: the head of the same layer that
-does so least.
+time, or to a fixed place up to AFTER tokens on, where a layer before has
+carried what followed, is taken away; then with it all heads of its layer that
+do the same; and as a control the head of its layer that does so least.
 """
 
 import os
@@ -14,6 +15,9 @@ from gpt_jax.machine import processes, runtime
 
 # Rows of random tokens.
 ROWS = 32
+# Places after the last occurrence that are tried; of a head that does as the
+# best one, the share of its score.
+AFTER, SHARE = 8, 0.5
 
 
 def main(argv: list[str]) -> int:
@@ -81,25 +85,32 @@ def measure(run, length: int) -> tuple[dict, str]:
   from gpt_jax.runs.plot import COLORS, Layer, draw_layers
 
   rows = heads.repeated(run, length, ROWS, seed=1, ids=_letters(run))
-  score_LN = heads.induction_scores(run, rows)
-  layer, best = map(int, np.unravel_index(score_LN.argmax(), score_LN.shape))
-  control = int(score_LN[layer].argmin())
+  scores = np.stack(
+    [heads.induction_scores(run, rows, k + 1) for k in range(AFTER)]
+  )
+  after, layer, best = map(int, np.unravel_index(scores.argmax(), scores.shape))
+  score_N = scores[after, layer]
+  control = int(score_N.argmin())
+  same = np.flatnonzero(score_N >= SHARE * score_N[best]).tolist()
+  name = lambda head: f"layer {layer}, head {head}"
   cases = {
     "all heads": [],
-    f"without layer {layer}, head {best}": [(layer, best)],
-    f"without layer {layer}, head {control}": [(layer, control)],
+    f"without {name(best)}": [(layer, best)],
+    f"without {len(same)} such heads": [(layer, head) for head in same],
+    f"without {name(control)}": [(layer, control)],
   }
   found = {
-    f"score of layer {layer}, head {best}": float(score_LN[layer, best]),
-    f"score of layer {layer}, head {control}": float(score_LN[layer, control]),
+    "tokens after the last occurrence": after + 1,
+    f"score of {name(best)}": float(score_N[best]),
+    f"score of {name(control)}": float(score_N[control]),
   }
   layers = []
-  for i, (name, without) in enumerate(cases.items()):
+  for i, (case, without) in enumerate(cases.items()):
     loss_T = heads.losses_by_place(run, rows, without).mean(0)
-    found[f"loss, first reading, {name}"] = float(loss_T[: length - 1].mean())
-    found[f"loss, second reading, {name}"] = float(loss_T[length:].mean())
+    found[f"loss, first reading, {case}"] = float(loss_T[: length - 1].mean())
+    found[f"loss, second reading, {case}"] = float(loss_T[length:].mean())
     points = [(t + 2, float(loss)) for t, loss in enumerate(loss_T)]
-    layers.append(Layer("line", points, COLORS[i + 1], name))
+    layers.append(Layer("line", points, COLORS[i + 1], case))
   title = f"{length} random tokens, read twice"
   axes = "place in the text", "loss, nats"
   return found, draw_layers(title, *axes, layers, log="")
