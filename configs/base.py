@@ -87,6 +87,10 @@ def get_config() -> ConfigDict:
   data.template = "chatml"
   # Reader processes; 0 reads in threads of this process.
   data.num_workers = 0
+  # Encrypts prepared sets and checkpoints, which remember where their key was:
+  # the path of a file of 16 random bytes or more, or "command" for what the
+  # command in GPT_JAX_KEY_COMMAND prints; None leaves them readable.
+  data.key = placeholder(str)
 
   model = config.model = ConfigDict()
   # Family of the model (gpt_jax/models); a decoder continues a text, an encoder

@@ -104,6 +104,7 @@ class DataConfig(Section):
   label: Annotated[str, LABELS, Added("single")]
   template: Annotated[Template, Added("chatml")]
   num_workers: Annotated[int, Bounds(0, 1024), FREE]
+  key: Annotated[str | None, FREE, Added(None)]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,6 +14,7 @@ from gpt_jax.data import chunks, sources, tokenizers
 from gpt_jax.data.chunks import Chunk, Plan
 from gpt_jax.data.sources.document import Divisible, Unit, Unreachable
 from gpt_jax.data.workers import TOKENIZER
+from gpt_jax.encryption import Key
 from gpt_jax.exits import InputError
 
 
@@ -44,6 +45,9 @@ def _work(say) -> None:
   folder = job["folder"]
   encoder = tokenizers.load(os.path.join(folder, TOKENIZER))
   plan = Plan(*job["plan"])
+  if job["key"] is not None:
+    secret, origin = job["key"]
+    plan = plan._replace(secret=Key(bytes.fromhex(secret), origin))
   for line in sys.stdin:
     index, units = json.loads(line)
     chunk = Chunk(index, tuple(Unit(*unit) for unit in units))

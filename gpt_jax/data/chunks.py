@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gpt_jax import digest, files
+from gpt_jax import digest, encryption, files
 from gpt_jax.data import manifest as manifest_lib
 from gpt_jax.data.progress import count_bytes
 from gpt_jax.data.sources.document import Divisible, Document, Unit
@@ -68,6 +68,7 @@ class Plan(NamedTuple):
     dtype: of the ids.
     count: the number of chunks.
     split: data.split, which decides what the hashes of texts are of.
+    secret: encrypts the chunks, unless it is None.
   """
 
   key: str  # which depends on split
@@ -75,6 +76,7 @@ class Plan(NamedTuple):
   dtype: str
   count: int
   split: str
+  secret: encryption.Key | None = None
 
   def facts(self, chunk: Chunk) -> dict[str, Any]:
     """Returns what the note of a chunk must say."""
@@ -162,12 +164,13 @@ class _Writer:
 
   def __init__(self, folder: str, plan: Plan, chunk: Chunk):
     self._folder, self._facts = folder, plan.facts(chunk)
-    self._split = plan.split
+    self._split, self._key = plan.split, plan.secret
     self._stem = os.path.join(folder, f"chunk-{chunk.index:05d}")
     self._dtype = np.dtype(plan.dtype).newbyteorder("<")
     self._temporary = f"{self._stem}.ids.{os.getpid()}.tmp"
-    self._file = open(self._temporary, "wb", buffering=1 << 20)
-    self._ids, self._text = hashlib.sha256(), hashlib.sha256()
+    name = f"{os.path.basename(self._stem)}.ids"
+    self._file = encryption.Output(self._temporary, self._key, name)
+    self._text = hashlib.sha256()
     self._names, self._texts = array.array("d"), array.array("Q")
     self._num_ids, self._num_bytes = array.array("q"), array.array("q")
     self._is_target = bytearray()
@@ -208,27 +211,24 @@ class _Writer:
     """Appends ids of the document in a row."""
     data = ids.astype(self._dtype).tobytes()
     self._file.write(data)
-    self._ids.update(data)
     self._num_ids[row] += len(ids)
     self._num_bytes[row] += num_bytes
 
   def finish(self) -> None:
-    with self._file as file:
-      file.flush()
-      os.fsync(file.fileno())
+    ids_sha256 = self._file.finish()
     os.replace(self._temporary, f"{self._stem}.ids")
     rows: Any = np.empty(len(self._names), ROW)
     rows["name"], rows["text"] = self._names, self._texts
     rows["num_ids"], rows["num_bytes"] = self._num_ids, self._num_bytes
     rows["is_target"] = self._is_target
-    data = rows.tobytes()
-    files.write_bytes(f"{self._stem}.docs", data)
+    docs = encryption.Output(f"{self._stem}.docs", self._key)
+    docs.write(rows.tobytes())
     note = self._facts | {
       "num_documents": len(rows),
       "num_ids": int(rows["num_ids"].sum()),
-      "ids_sha256": self._ids.hexdigest(),
-      "docs_sha256": digest.of_bytes(data),
-      "text_sha256": self._text.hexdigest(),
+      "ids_sha256": ids_sha256,
+      "docs_sha256": docs.finish(),
+      "text_sha256": mark(self._text.hexdigest(), self._key),
     }
     note["seal"] = digest.seal_of(note, "seal")
     files.write_text(f"{self._stem}.json", manifest_lib.dump(note))
@@ -248,8 +248,8 @@ class Stored:
     note: what its file of JSON says.
   """
 
-  def __init__(self, folder: str, note: dict[str, Any]):
-    self.note = note
+  def __init__(self, folder: str, note: dict[str, Any], key=None):
+    self.note, self._key = note, key
     self._stem = os.path.join(folder, f"chunk-{note['index']:05d}")
 
   def read_rows(self) -> np.ndarray:
@@ -260,12 +260,13 @@ class Stored:
     """
     path = f"{self._stem}.docs"
     try:
-      data = files.read_bytes(path, self.note["num_documents"] * ROW.itemsize)
+      if encryption.file_digest(path, self._key) != self.note["docs_sha256"]:
+        raise files.Damage("has not the hash that was noted")
+      size = self.note["num_documents"] * ROW.itemsize
+      with contextlib.closing(encryption.Stream(path, self._key)) as file:
+        return np.frombuffer(file.read(size), ROW)
     except files.Damage as damage:
       raise self._damaged(path, f"it {damage}") from None
-    if digest.of_bytes(data) != self.note["docs_sha256"]:
-      raise self._damaged(path, "its hash is not the one that was noted")
-    return np.frombuffer(data, ROW)
 
   def read_ids(self, sizes: np.ndarray) -> Iterator[np.ndarray]:
     """Yields the ids of each document.
@@ -279,7 +280,7 @@ class Stored:
     path, dtype = f"{self._stem}.ids", np.dtype(self.note["dtype"])
     dtype, hashed = dtype.newbyteorder("<"), hashlib.sha256()
     try:
-      with files.open_bytes(path) as file:
+      with contextlib.closing(encryption.Stream(path, self._key)) as file:
         held = np.empty(0, dtype)
         for size in sizes.tolist():
           while len(held) < size:
@@ -292,7 +293,7 @@ class Stored:
           held = held[size:]
     except files.Damage as damage:
       raise self._damaged(path, f"it {damage}") from None
-    if hashed.hexdigest() != self.note["ids_sha256"]:
+    if mark(hashed.hexdigest(), self._key) != self.note["ids_sha256"]:
       raise self._damaged(path, "its hash is not the one that was noted")
 
   def _damaged(self, path: str, what: str) -> InputError:
@@ -317,7 +318,7 @@ def find(
         path = os.path.join(folder, f"chunk-{chunk.index:05d}.json")
         note = _read_note(path, plan.facts(chunk))
         if note is not None:
-          found[chunk.index] = Stored(folder, note)
+          found[chunk.index] = Stored(folder, note, plan.secret)
   return found
 
 
@@ -338,6 +339,11 @@ def _read_note(path: str, facts: dict[str, Any]) -> dict[str, Any] | None:
 def text_digest(hashes: Sequence[str]) -> str:
   """Returns the digest of the text of a source, of those of its chunks."""
   return digest.of_json(["chunks", *hashes])
+
+
+def mark(found: str, key: encryption.Key | None) -> str:
+  """Returns a digest as it is stored: with a key, as only that computes it."""
+  return found if key is None else key.mark(found)
 
 
 def read_text_sha256(source: Divisible, chunk: Chunk) -> str:

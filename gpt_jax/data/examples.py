@@ -151,12 +151,16 @@ class LabelWriter:
   """Writes the labels of a split into SPLIT.labels.bin.
 
   Args:
+    key: encrypts the file, unless it is None.
     has_separators: whether an id stands before each text, which of words has a
       place without a label.
   """
 
-  def __init__(self, folder: str, split: str, labels: Labels, has_separators):
+  def __init__(
+    self, folder: str, split: str, labels: Labels, has_separators, key=None
+  ):
     self._name, self._folder = f"{split}.labels.bin", folder
+    self._key = key
     self._values: list[np.ndarray] = []
     before = [NO_LABEL] if has_separators and labels.kind == "word" else []
     self._before = np.array(before, DTYPES[labels.kind])
@@ -170,7 +174,7 @@ class LabelWriter:
 
   def finish(self) -> dict:
     """Writes the file; returns its entry in the manifest."""
-    file = SideWriter(self._folder, self._name)
+    file = SideWriter(self._folder, self._name, self._key)
     file.write(self.join())
     return file.finish()
 

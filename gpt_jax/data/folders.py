@@ -9,7 +9,7 @@ import contextlib
 import os
 import re
 
-from gpt_jax import config, digest, files
+from gpt_jax import config, digest, encryption, files
 from gpt_jax.data import integrity, sources, tokenizers
 from gpt_jax.data import manifest as manifest_lib
 from gpt_jax.data.manifest import FORMAT, SPLITS
@@ -24,12 +24,15 @@ from gpt_jax.exits import InputError
 APART = "-apart"
 
 
-def name_folder(part: Part, spec: str, identity: str) -> str:
+def name_folder(
+  part: Part, spec: str, identity: str, key: encryption.Key | None = None
+) -> str:
   """Returns the name of the folder of a part.
 
   Args:
     spec: the tokenizer's, of which the name shows the kind.
     identity: what the vocabulary depends on.
+    key: that encrypts it, or None.
   """
   is_divided = part.role == "split"
   facts = [
@@ -42,10 +45,12 @@ def name_folder(part: Part, spec: str, identity: str) -> str:
   ]
   if part.template is not None:
     facts.append(part.template)
-  key = digest.of_json(facts)
+  if key is not None:
+    facts.append(key.id)
+  digits = digest.of_json(facts)[: manifest_lib.KEY_DIGITS]
   kind, argument = config.tokenizer_spec(spec)
   word = kind + argument if kind == "bpe" else kind
-  return f"{slug(part.source.spec)}-{word}-{key[: manifest_lib.KEY_DIGITS]}"
+  return f"{slug(part.source.spec)}-{word}-{digits}"
 
 
 def slug(spec: str) -> str:
@@ -85,7 +90,10 @@ def open_prepared(path: str, verify: str = "once") -> dict[str, TokenSet]:
   """
   manifest = manifest_lib.read(path)
   _check_tokenizer_file(path, manifest, verify)
-  sets = {split: TokenSet(path, split, manifest, verify) for split in SPLITS}
+  key = None
+  if "encryption" in manifest:
+    key = encryption.find(manifest["encryption"], path)
+  sets = {s: TokenSet(path, s, manifest, verify, key) for s in SPLITS}
   if "seal" not in manifest and all(s.check.is_over for s in sets.values()):
     if verify != "never":
       _seal(path, manifest)

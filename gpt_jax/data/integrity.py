@@ -17,7 +17,7 @@ import os
 import queue
 import threading
 
-from gpt_jax import digest, files
+from gpt_jax import digest, encryption, files
 from gpt_jax.data import manifest as manifest_lib
 from gpt_jax.exits import InputError
 from gpt_jax.machine import runtime
@@ -37,14 +37,17 @@ class Check:
     folder: the prepared folder.
     hashes: {file name: its SHA-256 hex digest}.
     verify: as data.verify.
+    key: that encrypted the files, or None.
 
   Attributes:
     is_over: whether the result is known; under "never" there is no check.
     num_bytes: total size of the files, unless verify is "never".
   """
 
-  def __init__(self, folder: str, hashes: dict[str, str], verify: str):
-    self._folder = folder
+  def __init__(
+    self, folder: str, hashes: dict[str, str], verify: str, key=None
+  ):
+    self._folder, self._key = folder, key
     self._hashes = hashes
     self._is_cached = False
     self._error = None
@@ -108,7 +111,7 @@ class Check:
     try:
       while self._error is None:
         name, expected = waiting.get_nowait()
-        check_file(os.path.join(self._folder, name), expected)
+        check_file(os.path.join(self._folder, name), expected, self._key)
     except queue.Empty:
       pass
     except Exception as error:  # a thread that dies must leave a result
@@ -145,11 +148,10 @@ class Check:
         files.write_text(self._cache_path(), json.dumps(_sealed(stamps)))
 
 
-def check_file(path: str, expected: str) -> None:
+def check_file(path: str, expected: str, key=None) -> None:
   """Raises InputError unless a file has the expected SHA-256."""
   try:
-    with files.open_bytes(path) as stream:
-      found = digest.of_file(stream)
+    found = encryption.file_digest(path, key)
   except files.Damage as damage:
     raise InputError(f"{path} {damage}; {manifest_lib.REMEDY}") from None
   except OSError as error:

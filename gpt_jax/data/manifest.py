@@ -133,6 +133,8 @@ _SCHEMA = {
   "key": _Maybe(_key),
   "text_sha256": _Maybe(_digest),
   "chunks_sha256": _Maybe(_digest),
+  # The key of an encrypted set, whose hashes are as Key.mark makes them.
+  "encryption": _Maybe({"id": _text, "origin": _text}),
   "seal": _Maybe(_digest),
 }
 

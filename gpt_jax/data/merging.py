@@ -16,6 +16,7 @@ from gpt_jax.data.shards import SplitWriter
 from gpt_jax.data.sources.document import Divisible, Unreachable
 from gpt_jax.data.splitting import Part
 from gpt_jax.data.tokenizers.protocol import Tokenizer
+from gpt_jax.encryption import Key
 
 
 def chunk_folder(dir: str, name: str) -> str:
@@ -42,11 +43,18 @@ def find_chunks(part: Part) -> list[Chunk]:
 
 
 def make_plan(
-  encoder: Tokenizer, key: str, wanted: Sequence[Chunk], part: Part
+  encoder: Tokenizer,
+  name: str,
+  wanted: Sequence[Chunk],
+  part: Part,
+  secret: Key | None,
 ) -> Plan:
-  """Returns the plan of the folder with a key."""
+  """Returns the plan of the folder with a name."""
+  key = name[-manifest_lib.KEY_DIGITS :]
   dtype = manifest_lib.dtype_of(encoder.vocab_size)
-  return Plan(key, encoder.fingerprint(), dtype, len(wanted), part.split)
+  return Plan(
+    key, encoder.fingerprint(), dtype, len(wanted), part.split, secret
+  )
 
 
 def encode_missing(
@@ -98,7 +106,11 @@ def encode_missing(
 
 
 def write_splits(
-  folder: str, part: Part, encoder: Tokenizer, stored: list[Stored]
+  folder: str,
+  part: Part,
+  encoder: Tokenizer,
+  stored: list[Stored],
+  key: Key | None,
 ) -> dict | None:
   """Writes the shards of a part from its chunks.
 
@@ -120,7 +132,7 @@ def write_splits(
     return None
   separator_id = encoder.separator_id if part.split != "tail" else None
   dtype = manifest_lib.dtype_of(encoder.vocab_size)
-  writers = [SplitWriter(folder, s, dtype, separator_id) for s in SPLITS]
+  writers = [SplitWriter(folder, s, dtype, separator_id, key) for s in SPLITS]
   place = -1
   for chunk in stored:
     rows = chunk.read_rows()

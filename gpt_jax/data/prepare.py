@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 
 from gpt_jax import config as config_lib
-from gpt_jax import digest, files
+from gpt_jax import digest, encryption, files
 from gpt_jax.config import Config, DataConfig, Template
 from gpt_jax.data import (
   chunks,
@@ -263,7 +263,7 @@ def verify_text(
         f"{folder} was prepared by an older version, which noted no hash of "
         f"its text: whether {part.source.spec} has changed is not known"
       )
-    elif _read_digest(part, key) != manifest[key]:
+    elif _read_digest(part, key, manifest, folder) != manifest[key]:
       raise InputError(
         f"{part.source.spec} does not hold the text that {folder} was made "
         "of, though the sizes and dates of its files agree; remove that "
@@ -271,18 +271,22 @@ def verify_text(
       )
 
 
-def _read_digest(part: Part, key: str) -> str:
+def _read_digest(part: Part, key: str, manifest: dict, folder: str) -> str:
   """Returns the digest of the text of a part, by reading it.
 
   Args:
     key: what the manifest calls it.
   """
+  secret = None
+  if "encryption" in manifest:
+    secret = encryption.find(manifest["encryption"], folder)
   if key == "text_sha256":
-    return part.read_text_sha256()
+    return chunks.mark(part.read_text_sha256(), secret)
   source = part.source
   assert isinstance(source, Divisible)  # the key is of chunks
   wanted = chunks.divide(source)
   hashes = [chunks.read_text_sha256(source, chunk) for chunk in wanted]
+  hashes = [chunks.mark(found, secret) for found in hashes]
   return chunks.text_digest(hashes)
 
 
@@ -336,7 +340,8 @@ def _plan_parts(
     identity = digest.of_json(
       [identity, jinja.find_template(own, data.tokenizer)]
     )
-  names = [folders.name_folder(p, data.tokenizer, identity) for p in parts]
+  key = None if data.key is None else encryption.read_key(data.key)
+  names = [folders.name_folder(p, data.tokenizer, identity, key) for p in parts]
 
   def build():
     if not is_trained:
@@ -357,7 +362,9 @@ def _plan_parts(
 
   dir, store = _locate(data.dir)
   say = lambda line, say=say: say(places.rename(line))
-  job = Job(dir, build, say, data.verify, may_make, find_labels, store=store)
+  job = Job(
+    dir, build, say, data.verify, may_make, find_labels, store=store, key=key
+  )
   return job, names
 
 

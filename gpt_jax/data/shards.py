@@ -6,7 +6,6 @@ SPLIT.offsets.bin (int64, where each document starts in the stream of ids).
 
 import array
 import bisect
-import hashlib
 import itertools
 import math
 import os
@@ -14,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gpt_jax import digest
+from gpt_jax import digest, encryption
 from gpt_jax.data import integrity
 from gpt_jax.data import manifest as manifest_lib
 from gpt_jax.data.labels import DTYPES, Labels
@@ -32,7 +31,10 @@ class TokenSet:
 
   Opening checks the sizes of its files and, as data.verify says, their hashes.
   No id is read before the hashes have been found right. A set can be pickled
-  for other processes.
+  for other processes. Of an encrypted set blocks are decrypted to be read.
+
+  Args:
+    key: of an encrypted set.
 
   Attributes:
     name: "folder/split".
@@ -52,10 +54,13 @@ class TokenSet:
     check: the integrity check that reading waits for.
   """
 
-  def __init__(self, folder: str, split: str, manifest: dict, verify: str):
+  def __init__(
+    self, folder: str, split: str, manifest: dict, verify: str, key=None
+  ):
     content = manifest["splits"][split]
     self.name = f"{os.path.basename(os.path.abspath(folder))}/{split}"
     self.folder = folder
+    self._key: encryption.Key | None = key
     self.num_tokens = content["num_tokens"]
     self.num_documents = content["num_documents"]
     self.num_bytes = content["num_bytes"]
@@ -93,17 +98,23 @@ class TokenSet:
     self._maps = {}
     for file, size in zip(self._files, sizes, strict=True):
       path = os.path.join(folder, file)
-      integrity.check_size(path, size * self._dtype.itemsize)
+      self._check_size(path, size * self._dtype.itemsize)
     path = os.path.join(folder, self._offsets_file)
-    integrity.check_size(path, 8 * self.num_documents)
+    self._check_size(path, 8 * self.num_documents)
     if self._mask_file is not None:
-      integrity.check_size(os.path.join(folder, self._mask_file), self.num_ids)
+      self._check_size(os.path.join(folder, self._mask_file), self.num_ids)
     if self.labels is not None:
       path = os.path.join(folder, content["labels"]["file"])
       shape, dtype = self._labels_form(self.labels)
-      integrity.check_size(path, math.prod(shape) * dtype.itemsize)
+      self._check_size(path, math.prod(shape) * dtype.itemsize)
     self.check = integrity.Check(
-      folder, dict(zip(names, hashes, strict=True)), verify
+      folder, dict(zip(names, hashes, strict=True)), verify, key
+    )
+
+  def _check_size(self, path: str, size: int) -> None:
+    is_plain = self._key is None
+    integrity.check_size(
+      path, size if is_plain else encryption.stored_size(size)
     )
 
   def read(self, start: int, stop: int) -> np.ndarray:
@@ -195,13 +206,24 @@ class TokenSet:
   def __getstate__(self):
     return self.__dict__ | {"_maps": {}}
 
-  def _shard(self, i: int) -> np.ndarray:
-    return self._map(self._files[i], self._dtype)
+  def _shard(self, i: int):
+    """Returns the ids of a shard, of which slices can be read."""
+    file = self._files[i]
+    if self._key is None:
+      return self._map(file, self._dtype)
+    if file not in self._maps:
+      self.check.wait()
+      path = os.path.join(self.folder, file)
+      self._maps[file] = encryption.Array(path, self._key, self._dtype)
+    return self._maps[file]
 
   def _map(self, file: str, dtype: np.dtype) -> np.ndarray:
     if file not in self._maps:
       self.check.wait()
       path = os.path.join(self.folder, file)
+      if self._key is not None:
+        self._maps[file] = encryption.Array(path, self._key, dtype)[:]
+        return self._maps[file]
       try:
         if os.path.getsize(path) == 0:
           self._maps[file] = np.empty(0, dtype)
@@ -261,22 +283,16 @@ def check_vocab(token_set: TokenSet, encoder: Tokenizer) -> None:
 class SideWriter:
   """Writes a file beside the shards, an array at a time."""
 
-  def __init__(self, folder: str, name: str):
+  def __init__(self, folder: str, name: str, key: encryption.Key | None):
     self._name = name
-    self._file = open(os.path.join(folder, name), "wb", buffering=1 << 20)
-    self._digest = hashlib.sha256()
+    self._file = encryption.Output(os.path.join(folder, name), key)
 
   def write(self, values: np.ndarray) -> None:
-    data = values.tobytes()
-    self._file.write(data)
-    self._digest.update(data)
+    self._file.write(values.tobytes())
 
   def finish(self) -> dict:
     """Closes the file; returns its entry in the manifest."""
-    with self._file as file:
-      file.flush()
-      os.fsync(file.fileno())
-    return {"file": self._name, "sha256": self._digest.hexdigest()}
+    return {"file": self._name, "sha256": self._file.finish()}
 
 
 class SplitWriter:
@@ -287,18 +303,23 @@ class SplitWriter:
     split: what their names begin with.
     dtype: "uint16" or "uint32".
     separator_id: the id that is written before each document, or None.
+    key: encrypts the files, unless it is None.
   """
 
   def __init__(
-    self, folder: str, split: str, dtype: str, separator_id: int | None
+    self,
+    folder: str,
+    split: str,
+    dtype: str,
+    separator_id: int | None,
+    key: encryption.Key | None = None,
   ):
-    self._folder = folder
+    self._folder, self._key = folder, key
     self._split = split
     self._dtype = np.dtype(dtype).newbyteorder("<")
     self._separator_id = separator_id
     self._shards = []
-    self._file = None
-    self._digest = hashlib.sha256()
+    self._file: encryption.Output | None = None
     self._in_shard = 0
     self._num_ids = 0
     self._offsets = array.array("q")
@@ -323,7 +344,7 @@ class SplitWriter:
   def finish(self) -> dict:
     """Closes the files; returns the entry of this split in the manifest."""
     self._close_shard()
-    offsets = SideWriter(self._folder, f"{self._split}.offsets.bin")
+    offsets = SideWriter(self._folder, f"{self._split}.offsets.bin", self._key)
     offsets.write(np.array(self._offsets, "<i8"))
     return {
       "num_tokens": self._num_ids - self._num_separators,
@@ -340,14 +361,11 @@ class SplitWriter:
       if self._file is None:
         name = f"{self._split}-{len(self._shards):05d}.bin"
         path = os.path.join(self._folder, name)
-        self._file = open(path, "wb", buffering=1 << 20)
-        self._digest = hashlib.sha256()
+        self._file = encryption.Output(path, self._key)
         self._in_shard = 0
         self._shards.append({"file": name})
       part, ids = np.split(ids, [SHARD_IDS - self._in_shard])
-      data = part.tobytes()
-      self._file.write(data)
-      self._digest.update(data)
+      self._file.write(part.tobytes())
       self._in_shard += len(part)
       self._num_ids += len(part)
       if self._in_shard == SHARD_IDS:
@@ -356,11 +374,5 @@ class SplitWriter:
   def _close_shard(self) -> None:
     if self._file is None:
       return
-    with self._file as file:
-      file.flush()
-      os.fsync(file.fileno())
-    self._file = None
-    self._shards[-1] |= {
-      "num_ids": self._in_shard,
-      "sha256": self._digest.hexdigest(),
-    }
+    found, self._file = self._file.finish(), None
+    self._shards[-1] |= {"num_ids": self._in_shard, "sha256": found}

@@ -62,7 +62,9 @@ def encode_all(
   job = {
     "spec": source.spec,
     "folder": folder,
-    "plan": plan,
+    "plan": plan._replace(secret=None),
+    # Through the pipe, where no other process reads.
+    "key": plan.secret and [plan.secret.secret.hex(), plan.secret.origin],
   }
   workers = [_start(job) for _ in range(count)]
 

@@ -40,6 +40,7 @@ from gpt_jax.data.splitting import Part
 from gpt_jax.data.templates import build_encoder
 from gpt_jax.data.tokenizers.protocol import Tokenizer
 from gpt_jax.data.workers import Killed
+from gpt_jax.encryption import Key
 from gpt_jax.exits import InputError
 from gpt_jax.machine import places
 
@@ -64,6 +65,7 @@ class Job:
       were moved to the split of an equal one.
     num_workers: processes that encode at most; None for one for each core.
     store: the address that `dir` stands for, if there is one.
+    key: encrypts what is written, unless it is None.
   """
 
   dir: str
@@ -75,6 +77,7 @@ class Job:
   is_apart: bool = False
   num_workers: int | None = None
   store: str | None = None
+  key: Key | None = None
 
   @functools.cached_property
   def encoder(self) -> tuple[Tokenizer, dict]:
@@ -141,14 +144,18 @@ def write_folder(job: Job, part: Part, name: str) -> str:
   try:
     hashed = {}
     if part.template is not None:
-      splits = _write_masked(temporary, part, encoder, job.say)
+      splits = _write_masked(temporary, part, encoder, job.say, job.key)
     elif job.labels is None:
       splits, hashed = _write_texts(temporary, part, job, name)
     else:
-      splits = _write_labelled(temporary, part, encoder, job.say, job.labels)
-    hashed = hashed or {"text_sha256": part.text_sha256()}
-    key = name[-manifest_lib.KEY_DIGITS :]
-    facts = {"key": key, **hashed}
+      splits = _write_labelled(
+        temporary, part, encoder, job.say, job.key, job.labels
+      )
+    if not hashed:
+      hashed = {"text_sha256": chunks.mark(part.text_sha256(), job.key)}
+    facts = {"key": name[-manifest_lib.KEY_DIGITS :], **hashed}
+    if job.key is not None:
+      facts["encryption"] = job.key.note()
     _write_manifest(temporary, part, encoder, notes, splits, facts, job.labels)
     if part.source.fingerprint() != identity:
       raise _changed(part)
@@ -186,9 +193,7 @@ def write_shard(job: Job, part: Part, name: str, index: int, count: int) -> str:
     )
   identity = part.source.fingerprint()
   encoder, _ = job.encoder
-  plan = merging.make_plan(
-    encoder, name[-manifest_lib.KEY_DIGITS :], wanted, part
-  )
+  plan = merging.make_plan(encoder, name, wanted, part, job.key)
   into = merging.shard_folder(job.dir, name, index, count)
   share = wanted[index::count]
   try:
@@ -227,30 +232,32 @@ def _write_texts(
   encoder, _ = job.encoder
   wanted = merging.find_chunks(part)
   if len(wanted) > 1:
-    plan = merging.make_plan(
-      encoder, name[-manifest_lib.KEY_DIGITS :], wanted, part
-    )
+    plan = merging.make_plan(encoder, name, wanted, part, job.key)
     into = merging.chunk_folder(job.dir, name)
     stored = merging.encode_missing(
       *(job.dir, name, part, encoder, plan, wanted, into),
       job.num_workers,
       job.say,
     )
-    splits = merging.write_splits(folder, part, encoder, stored)
+    splits = merging.write_splits(folder, part, encoder, stored, job.key)
     if splits is not None:
       _require_text(part, splits)
       hashes = list(merging.text_hashes(stored))
       return splits, {"chunks_sha256": chunks.text_digest(hashes)}
-  return _write_splits(folder, part, encoder, job.say), {}
+  return _write_splits(folder, part, encoder, job.say, job.key), {}
 
 
-def _write_splits(folder: str, part: Part, encoder: Tokenizer, say) -> dict:
+def _write_splits(
+  folder: str, part: Part, encoder: Tokenizer, say, key: Key | None
+) -> dict:
   """Encodes a part into shards; returns {split: entry of the manifest}."""
   dtype = manifest_lib.dtype_of(encoder.vocab_size)
   with Progress("reading", [part.source], say) as progress:
     part.survey(progress.add)
   separator_id = encoder.separator_id if part.split != "tail" else None
-  writers = {s: SplitWriter(folder, s, dtype, separator_id) for s in SPLITS}
+  writers = {
+    s: SplitWriter(folder, s, dtype, separator_id, key) for s in SPLITS
+  }
   queue, num_chars = [], 0
 
   def flush():
@@ -279,16 +286,19 @@ def _write_splits(folder: str, part: Part, encoder: Tokenizer, say) -> dict:
 
 
 def _write_labelled(
-  folder: str, part: Part, encoder: Tokenizer, say, labels: Labels
+  folder: str, part: Part, encoder: Tokenizer, say, key, labels: Labels
 ) -> dict:
   """As _write_splits, of texts with labels, which lie in files beside."""
   dtype = manifest_lib.dtype_of(encoder.vocab_size)
   with Progress("reading", [part.source], say) as progress:
     part.survey(progress.add)
   separator_id, sides = encoder.separator_id, []
-  writers = {s: SplitWriter(folder, s, dtype, separator_id) for s in SPLITS}
+  writers = {
+    s: SplitWriter(folder, s, dtype, separator_id, key) for s in SPLITS
+  }
   beside = {
-    s: LabelWriter(folder, s, labels, separator_id is not None) for s in SPLITS
+    s: LabelWriter(folder, s, labels, separator_id is not None, key)
+    for s in SPLITS
   }
 
   def examples():
@@ -313,7 +323,9 @@ def _write_labelled(
   return splits
 
 
-def _write_masked(folder: str, part: Part, encoder: Tokenizer, say) -> dict:
+def _write_masked(
+  folder: str, part: Part, encoder: Tokenizer, say, key: Key | None
+) -> dict:
   """As _write_splits, of dialogues, whose masks lie in files beside.
 
   A preference is several documents, a dialogue for each answer.
@@ -322,8 +334,10 @@ def _write_masked(folder: str, part: Part, encoder: Tokenizer, say) -> dict:
   with Progress("reading", [part.source], say) as progress:
     part.survey(progress.add)
   separator_id, sides = encoder.separator_id, []
-  writers = {s: SplitWriter(folder, s, dtype, separator_id) for s in SPLITS}
-  masks = {s: SideWriter(folder, f"{s}.mask.bin") for s in SPLITS}
+  writers = {
+    s: SplitWriter(folder, s, dtype, separator_id, key) for s in SPLITS
+  }
+  masks = {s: SideWriter(folder, f"{s}.mask.bin", key) for s in SPLITS}
   before = np.zeros(int(separator_id is not None), np.uint8)
 
   def examples():

@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 
-from gpt_jax import files, tree
+from gpt_jax import encryption, files, tree
 from gpt_jax.config import CheckpointConfig, InputError
 from gpt_jax.files import Damage
 from gpt_jax.machine import processes
@@ -34,6 +34,7 @@ class Checkpointer:
     meta: dict,
     say: Callable[[str], None] = print,
     mirror: Any = None,
+    key: encryption.Key | None = None,
   ):
     """Touches nothing on disk.
 
@@ -45,7 +46,9 @@ class Checkpointer:
       say: prints the line about a step that could not be read.
       mirror: the mirror.Mirror that sends the steps of a run at an address.
         Each process then has a directory of its own.
+      key: encrypts what is saved, unless it is None.
     """
+    self._key = key
     self.mirror = mirror
     self.directory = os.path.abspath(directory)
     self.checkpoint = checkpoint
@@ -106,6 +109,7 @@ class Checkpointer:
         "checksum": "".join(rows),
         "nonfinite": nonfinite,
         "is_skipping": skipped is not None and bool(skipped > 0),
+        **({} if self._key is None else {"encryption": self._key.note()}),
       }
     )
     self._saving = step
@@ -113,7 +117,7 @@ class Checkpointer:
       if self._manager is None:
         is_shared = self.mirror is None
         self._manager = storage.open_manager(self.directory, flat, is_shared)
-      storage.start_save(self._manager, step, flat, meta)
+      storage.start_save(self._manager, step, flat, meta, self._key)
       self._unopened = step
       if self.mirror is not None:
         self.mirror.send(step)

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from gpt_jax import tree
+from gpt_jax import encryption, tree
 from gpt_jax.config import InputError
 from gpt_jax.files import Damage
 from gpt_jax.machine import processes, runtime
@@ -123,11 +123,11 @@ def _read(directory, step, flat, prefix, checksum, facts, ignored):
   if wrong:
     raise Damage(f"{integrity.some(wrong)} is not finite")
 
-  def read_arrays() -> list:
+  def read_leaves() -> list:
     scratch.complete(directory, step)
-    return storage.read_arrays(directory, step, flat)
+    return _read_leaves(directory, step, flat, meta)
 
-  leaves = _agree(read_arrays)
+  leaves = _agree(read_leaves)
   runtime.give_back_memory()  # as much as the arrays, which Orbax has copied
   saved = integrity.rows_by_name(meta)
   # Wait for slower readers here: gloo, in the checksum, waits only 30 seconds.
@@ -137,6 +137,13 @@ def _read(directory, step, flat, prefix, checksum, facts, ignored):
   if wrong:
     raise Damage(f"the checksum of {integrity.some(wrong)} does not match")
   return leaves, meta
+
+
+def _read_leaves(directory: str, step: int, flat: dict, meta: dict) -> list:
+  if "encryption" not in meta:
+    return storage.read_arrays(directory, step, flat)
+  key = encryption.find(meta["encryption"], f"step {step} in {directory}")
+  return storage.read_encrypted(directory, step, flat, key)
 
 
 def _agree(read):

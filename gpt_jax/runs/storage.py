@@ -6,6 +6,7 @@ they read a path as a pattern or an address, and they leak memory at each save.
 
 import functools
 import logging
+import math
 import os
 import pathlib
 import re
@@ -17,8 +18,9 @@ import traceback
 from typing import Any
 
 import jax
+import numpy as np
 
-from gpt_jax import tree
+from gpt_jax import encryption, tree
 from gpt_jax.files import Damage
 
 STATE, META = "state", "meta"
@@ -160,9 +162,16 @@ def open_manager(directory: str, flat: dict, is_shared: bool = True):
   )
 
 
-def start_save(manager: Any, step: int, flat: dict, meta: dict) -> None:
-  """Starts to save the leaves {"a/b": leaf} and their record `meta`."""
+def start_save(
+  manager: Any, step: int, flat: dict, meta: dict, key: encryption.Key | None
+) -> None:
+  """Starts to save the leaves {"a/b": leaf} and their record `meta`.
+
+  With a key, each leaf is stored as the bytes of its encrypted values.
+  """
   ocp = import_orbax()
+  if key is not None:
+    flat = {name: _encrypt(name, leaf, key) for name, leaf in flat.items()}
   manager.save(
     step,
     args=ocp.args.Composite(
@@ -238,6 +247,39 @@ def merge(state: str, count: int) -> None:
     transaction.commit_async().result()
   except Exception as error:
     raise Damage(f"its parts cannot be merged ({short(error)})") from None
+
+
+def _encrypt(name: str, leaf: jax.Array, key: encryption.Key) -> jax.Array:
+  data = encryption.encrypt(np.asarray(leaf).tobytes(), key, name)
+  here = jax.local_devices()[0]
+  return jax.device_put(np.frombuffer(data, np.uint8), here)
+
+
+def _decrypt(name: str, stored: jax.Array, leaf, key: encryption.Key):
+  """Returns a leaf as `leaf` describes it; raises Damage."""
+  try:
+    data = encryption.decrypt(np.asarray(stored).tobytes(), key, name)
+  except Damage as damage:
+    raise Damage(f"its {name} {damage}") from None
+  values = np.frombuffer(data, leaf.dtype).reshape(leaf.shape)
+  return jax.device_put(values, leaf.sharding)
+
+
+def read_encrypted(
+  directory: str, step: int, flat: dict, key: encryption.Key
+) -> list:
+  """As read_arrays, of leaves that were saved with a key."""
+  here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+
+  def stored(leaf):
+    size = math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize
+    size = encryption.stored_size(size)
+    return jax.ShapeDtypeStruct((size,), np.uint8, sharding=here)
+
+  wanted = {name: stored(leaf) for name, leaf in flat.items()}
+  found = read_arrays(directory, step, wanted)
+  pairs = zip(flat.items(), found, strict=True)
+  return [_decrypt(name, data, leaf, key) for (name, leaf), data in pairs]
 
 
 def read_arrays(directory: str, step: int, flat: dict) -> list:

@@ -15,7 +15,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 LAYERS = [
   ["exits", "digest", "files", "config", "tree", "metric_names"],
   ["machine"],
-  ["cli", "commands", "sharding", "parametrization"],
+  ["encryption", "cli", "commands", "sharding", "parametrization"],
   ["ops"],
   ["flops"],
   ["models", "data"],
