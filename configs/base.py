@@ -24,6 +24,11 @@ def get_config() -> ConfigDict:
   # tfds:NAME[:SPLIT] or hf:NAME[@REVISION][:[CONFIG:]SPLIT][#FIELD]; several
   # with weights make a mixture: "0.7*text:a/*.txt,0.3*interpreter".
   data.source = "interpreter"
+  # What the weights of a mixture are: None, shares of the sequences; 1, epochs
+  # of each source, relative to the others'; T, shares of weight * size^(1/T).
+  data.temperature = placeholder(float)
+  # Weights of the sources from some steps on, as in "1,3@1000+1,9@2000".
+  data.curriculum = "none"
   # Another source for validation; None holds back part of `source`.
   data.valid_source = placeholder(str)
   # What is held back: whole documents, chosen by a hash of their names
@@ -333,6 +338,11 @@ def get_config() -> ConfigDict:
   optim.rates = "none"
   # Gradients are scaled down to this global norm; None leaves them alone.
   optim.clip_norm = placeholder(float)
+  # DP-SGD: the gradient of each sequence is clipped to clip_norm alone, and
+  # noise of this times clip_norm is added to their sum (docs/security.md).
+  optim.noise_multiplier = placeholder(float)
+  # The delta for which the run's epsilon is stated: well below 1 / sequences.
+  optim.privacy_delta = 1e-5
 
   train = config.train = ConfigDict()
   # Optimizer steps in the whole run.

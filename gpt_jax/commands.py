@@ -17,6 +17,7 @@ COMMANDS = {
   "deploy.merge": "make one model of adapters and their base",
   "lab.bench": "time one subject; measured beside predicted",
   "lab.bench.growth": "time and memory of a step against a model's sizes",
+  "lab.canaries": "plant secrets in a text, and see which a run repeats",
   "lab.card": "the first minutes on a GPU: is it right, and how fast?",
   "lab.interp": "a look inside: a page of what a run does with a text",
   "lab.interp.induction": "which head copies, and what is lost without it",

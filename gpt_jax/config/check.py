@@ -7,6 +7,7 @@ from gpt_jax.config.check_distill import check_distill
 from gpt_jax.config.check_heads import check_heads
 from gpt_jax.config.check_labels import check_labels
 from gpt_jax.config.check_preferences import check_preferences
+from gpt_jax.config.check_privacy import check_privacy
 from gpt_jax.config.derived import (
   has_score_bias,
   has_source,
@@ -116,6 +117,7 @@ def check_together(c: Config) -> None:
   check_labels(c)
   check_preferences(c)
   check_distill(c)
+  check_privacy(c)
   _check_mesh(c.mesh)
 
 

@@ -13,6 +13,11 @@ def check_preferences(c: Config) -> None:
   """
   d, m, t = c.data, c.model, c.train
   _check_sampled(c)
+  if OBJECTIVES[d.objective].is_sampled and d.curriculum.parts:
+    raise InputError(
+      f"data.objective is {d.objective} and data.curriculum is {d.curriculum}; "
+      "groups of answers are read by one mixture: leave it none"
+    )
   how, asked = OBJECTIVES[d.objective], f"data.objective is {d.objective}"
   if not how.is_preference:
     return

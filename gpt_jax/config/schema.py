@@ -10,6 +10,7 @@ import types
 import typing
 from typing import Annotated, Any, Literal, NamedTuple
 
+from gpt_jax.config.curriculum import Stages
 from gpt_jax.config.options import (
   CLASS_HEADS,
   FAMILIES,
@@ -84,6 +85,8 @@ class Section:
 class DataConfig(Section):
   source: str
   valid_source: str | None
+  temperature: Annotated[float | None, Bounds(0.1, 1e6), Added(None)]
+  curriculum: Annotated[Stages, Added("none")]
   split: Literal["document", "content", "tail"]
   valid_frac: Annotated[float, Bounds(0.0, 0.99)]
   tokenizer: TokenizerSpec
@@ -232,6 +235,8 @@ class OptimConfig(Section):
   weight_decay: NotNegative
   rates: Annotated[Rates, Added("none")]
   clip_norm: Annotated[float | None, Bounds(1e-12)]
+  noise_multiplier: Annotated[float | None, Bounds(0.2, 1e4), Added(None)]
+  privacy_delta: Annotated[float, Bounds(1e-30, 0.5), Added(1e-5)]
 
 
 @dataclasses.dataclass(frozen=True)

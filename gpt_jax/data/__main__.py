@@ -2,7 +2,8 @@
 
 Training prepares missing text by itself. This command does it at another time,
 adds --verify, and shows how the text was divided. Its subcommand `clean` writes
-a source that is cleaned: cleaning/ has what that may mean.
+a source that is cleaned, and `anonymity` counts rows of a table that agree:
+cleaning/ has what that may mean.
 """
 
 import argparse
@@ -13,7 +14,12 @@ from gpt_jax.machine import places
 
 CLEAN = """`clean --source=SOURCE --out=FILE.jsonl [--rules=RULE,RULE]
 [--key=FILE] [--filters=FILTER,FILTER] [--copies=near] [--tests=SOURCE]
-[--report=FILE.html]` writes a cleaned source; `clean --help` says how."""
+[--report=FILE.html]` writes a cleaned source; `clean --help` says how.
+
+`anonymity --table=FILE --columns=NAME,NAME [--sensitive=NAME] [--k=K]` says how
+many rows of a table look alike; `anonymity --help` says more.
+
+`card --folder=DIR` says what a prepared set is and where it came from."""
 
 
 def main(argv: list[str]) -> int:
@@ -22,6 +28,14 @@ def main(argv: list[str]) -> int:
     from gpt_jax.data.cleaning import clean
 
     return clean.main(argv[1:])
+  if argv[:1] == ["anonymity"]:
+    from gpt_jax.data.cleaning import anonymity
+
+    return anonymity.main(argv[1:])
+  if argv[:1] == ["card"]:
+    from gpt_jax.data import card
+
+    return card.main(argv[1:])
   parser = cli.build_parser("data", f"{__doc__.splitlines()[0]}\n\n{CLEAN}")
   parser.add_argument(
     "--verify",

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gpt_jax.config import Config, InputError
+from gpt_jax.config import Config, InputError, count_sequences
 from gpt_jax.data import (
   chats,
   examples,
@@ -23,7 +23,7 @@ from gpt_jax.data import (
   preferences,
 )
 from gpt_jax.data.pairs import describe_left_out, pair_rows
-from gpt_jax.data.prepare import PreparedData
+from gpt_jax.data.prepare import PreparedData, weigh
 from gpt_jax.data.shards import TokenSet, check_length
 from gpt_jax.machine import runtime
 
@@ -32,7 +32,7 @@ Batch = dict[str, np.ndarray]
 
 def batch_at(
   sets: list[TokenSet],
-  weights: list[float],
+  weights: order.Weights,
   seed: int,
   step: int,
   rows: np.ndarray,
@@ -46,7 +46,7 @@ def batch_at(
 
   Args:
     sets: the train sets.
-    weights: the share of each set; they sum to 1.
+    weights: the share of each set; they sum to 1. Or a Curriculum of them.
     seed: the run's seed.
     step: counted from 0.
     rows: (b,) rows of the global batch that this process reads.
@@ -84,6 +84,30 @@ def batch_at(
   return task.make(out, seed, g)
 
 
+def read_weights(prepared: PreparedData, config: Config) -> order.Weights:
+  """Returns the shares of the sets of a run, as data.curriculum has them.
+
+  Raises:
+    InputError: a stage has not a weight for each source.
+  """
+  shares = [weight for weight, _ in prepared.train]
+  sets = [token_set for _, token_set in prepared.train]
+  data, starts, stages = config.data, [0], [tuple(shares)]
+  for weights, step in data.curriculum.parts:
+    if len(weights) != len(sets):
+      raise InputError(
+        f"data.curriculum is {data.curriculum} and data.source has {len(sets)} "
+        "sources; give a weight for each in every stage"
+      )
+    pairs = list(zip(weights, sets, strict=True))
+    found = [weight for weight, _ in weigh(pairs, data.temperature)]
+    starts.append(count_sequences(config.train, step))
+    stages.append(tuple(weight / sum(found) for weight in found))
+  if len(stages) == 1:
+    return shares
+  return order.Curriculum(tuple(starts), tuple(stages))
+
+
 def make_train_iterator(
   prepared: PreparedData,
   config: Config,
@@ -118,7 +142,7 @@ def make_train_iterator(
     check_set(token_set, data.seq_len, task.pairs)
   batches = _Batches(
     sets,
-    [weight for weight, _ in prepared.train],
+    read_weights(prepared, config),
     seed,
     np.asarray(rows, np.int64),
     data.seq_len,

@@ -134,6 +134,8 @@ _SCHEMA = {
   "text_sha256": _Maybe(_digest),
   "chunks_sha256": _Maybe(_digest),
   # The key of an encrypted set, whose hashes are as Key.mark makes them.
+  # What lay beside its files: how they were cleaned.
+  "records": _Maybe([_object]),
   "encryption": _Maybe({"id": _text, "origin": _text}),
   "seal": _Maybe(_digest),
 }

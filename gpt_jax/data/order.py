@@ -11,6 +11,7 @@ level of splitting; the number of processes does not matter.
 """
 
 import functools
+from typing import NamedTuple
 
 import numpy as np
 
@@ -36,13 +37,29 @@ def count_windows(num_ids: int, seq_len: int) -> int:
   return windows - 1 if windows > 64 else windows
 
 
+class Curriculum(NamedTuple):
+  """Shares of sets that change over training.
+
+  Attributes:
+    starts: the sequence from which the weights of a stage count; the first is
+      0, and they ascend.
+    weights: of each stage, the share of each set; they sum to 1.
+  """
+
+  starts: tuple[int, ...]
+  weights: tuple[tuple[float, ...], ...]
+
+
+Weights = list[float] | Curriculum
+
+
 def locate(
-  weights: list[float], num_windows: list[int], seed: int, g: np.ndarray
+  weights: Weights, num_windows: list[int], seed: int, g: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Returns (set, epoch, window) of global samples, int64, shaped like g.
 
   Args:
-    weights: the share of each set; they sum to 1.
+    weights: the share of each set; they sum to 1. Or a Curriculum of them.
     num_windows: the number of windows in an epoch of each set.
     seed: the run's seed.
     g: global sample indices, step * global_batch_size + row.
@@ -67,7 +84,7 @@ def shift(seed: int, k: int, epoch: np.ndarray, slack: int) -> np.ndarray:
 
 
 def starts(
-  weights: list[float],
+  weights: Weights,
   num_ids: list[int],
   seq_len: int,
   seed: int,
@@ -137,12 +154,48 @@ def _key(seed: int, k: int, r: int) -> np.uint64:
   return np.uint64(x)
 
 
-def _take_turns(weights: list[float], g: np.ndarray):
+def _take_turns(weights: Weights, g: np.ndarray):
   """Returns (set, number of earlier samples from that set) of g, int64."""
+  if isinstance(weights, Curriculum):
+    return _take_stages(weights, g)
   which = np.zeros_like(g)
   count = g.copy()
   _split_turns(weights, 0, np.ones(g.shape, bool), which, count)
   return which, count
+
+
+def _take_stages(curriculum: Curriculum, g: np.ndarray):
+  """As _take_turns; each stage goes on in a set where the last one ended."""
+  which, count = np.zeros_like(g), np.zeros_like(g)
+  before = np.zeros(len(curriculum.weights[0]), np.int64)
+  ends = (*curriculum.starts[1:], np.iinfo(np.int64).max)
+  stages = zip(curriculum.starts, ends, curriculum.weights, strict=True)
+  for start, end, weights in stages:
+    mine = (g >= start) & (g < end)
+    if mine.any():
+      which[mine], own = _take_turns(list(weights), g[mine] - start)
+      count[mine] = own + before[which[mine]]
+    if (g >= end).any():
+      before += _count_turns(list(weights), end - start)
+  return which, count
+
+
+def _count_turns(weights: list[float], n: int) -> np.ndarray:
+  """Returns how many of the first n samples each set has."""
+  if len(weights) == 1:
+    return np.array([n])
+  half = len(weights) // 2
+  left = int(_scaled(np.array([n]), _share_of(weights))[0])
+  return np.concatenate(
+    [_count_turns(weights[:half], left), _count_turns(weights[half:], n - left)]
+  )
+
+
+def _share_of(weights: list[float]) -> int:
+  """Returns the share of the left half of some weights times 2^20."""
+  share = sum(weights[: len(weights) // 2]) / sum(weights)
+  one = 1 << SHARE_BITS
+  return min(max(round(share * one), 1), one - 1)
 
 
 def _split_turns(weights, first: int, mine, which, count) -> None:
@@ -161,9 +214,7 @@ def _split_turns(weights, first: int, mine, which, count) -> None:
     which[mine] = first
     return
   half = len(weights) // 2
-  share = sum(weights[:half]) / sum(weights)
-  one = 1 << SHARE_BITS
-  share = min(max(round(share * one), 1), one - 1)
+  share = _share_of(weights)
   n = count[mine]
   before = _scaled(n, share)
   is_left = _scaled(n + 1, share) > before

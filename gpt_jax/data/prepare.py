@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import math
 import os
 from collections.abc import Callable
 
@@ -156,7 +157,10 @@ def prepare_data(
     for part, name in zip(parts, names, strict=True)
   ]
   _check_one_tokenizer(made)
-  train = [(weight, made[i]["train"]) for i, (weight, _) in enumerate(mixture)]
+  train = weigh(
+    [(weight, made[i]["train"]) for i, (weight, _) in enumerate(mixture)],
+    data.temperature,
+  )
   prepared = PreparedData(
     train, _name_valid_sets(parts, made), [p["train"].folder for p in made]
   )
@@ -175,6 +179,25 @@ def prepare_data(
       size = token_set.check.num_bytes / 1e9
       say(f"checking the hashes of {token_set.name}, {size:.1f} GB, meanwhile")
   return prepared
+
+
+def weigh(
+  train: list[tuple[float, TokenSet]], temperature: float | None
+) -> list[tuple[float, TokenSet]]:
+  """Returns (share of sequences, set) of (weight, set), as data.temperature.
+
+  A share is proportional to weight * size^(1 / T), in float64.
+  """
+  if temperature is None:
+    return train
+  sizes = [math.log(max(1, one.num_ids)) / temperature for _, one in train]
+  largest = max(sizes)
+  powers = [math.exp(size - largest) for size in sizes]
+  parts = [w * p for (w, _), p in zip(train, powers, strict=True)]
+  return [
+    (part / sum(parts), one)
+    for part, (_, one) in zip(parts, train, strict=True)
+  ]
 
 
 def prepare_shard(

@@ -19,6 +19,7 @@ import numpy as np
 
 from gpt_jax import digest, files
 from gpt_jax.data import (
+  card,
   chunks,
   folders,
   locks,
@@ -156,6 +157,9 @@ def write_folder(job: Job, part: Part, name: str) -> str:
     facts = {"key": name[-manifest_lib.KEY_DIGITS :], **hashed}
     if job.key is not None:
       facts["encryption"] = job.key.note()
+    records = card.read_records(part.source.files)
+    if records:
+      facts["records"] = records
     _write_manifest(temporary, part, encoder, notes, splits, facts, job.labels)
     if part.source.fingerprint() != identity:
       raise _changed(part)

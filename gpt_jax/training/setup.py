@@ -1,6 +1,7 @@
 """A run up to its first step: what is prepared, checked, compiled and read."""
 
 import concurrent.futures
+import json
 import os
 import typing
 from collections.abc import Iterator
@@ -28,7 +29,14 @@ from gpt_jax.runs import (
   teachers,
 )
 from gpt_jax.runs import workdir as workdir_lib
-from gpt_jax.training import build, inherit, preflight, rollback, rollouts
+from gpt_jax.training import (
+  build,
+  inherit,
+  preflight,
+  privacy,
+  rollback,
+  rollouts,
+)
 from gpt_jax.training import state as state_lib
 from gpt_jax.training.reporter import Reporter
 
@@ -237,6 +245,11 @@ class Setup:
     lost = preflight.describe_lost_updates(self.config)
     if lost:
       self.screen.say(lost)
+    spent = privacy.account(self.config, self.prepared.train)
+    if spent is not None:
+      self.screen.say(privacy.describe(spent))
+      path = os.path.join(self.workdir, "privacy.json")
+      processes.in_turn(lambda: files.write_text(path, json.dumps(spent)))
 
   # Compile, and create or restore the state
 

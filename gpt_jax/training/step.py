@@ -29,7 +29,7 @@ from gpt_jax.metric_names import (
 )
 from gpt_jax.models import Model
 from gpt_jax.teacher import Teacher
-from gpt_jax.training import optim, traced
+from gpt_jax.training import optim, privacy, traced
 from gpt_jax.training.state import TrainState
 
 # Below this norm moments are finite in float32 and bfloat16, and need no check:
@@ -80,6 +80,8 @@ def make_gradient(model: Model, config: Config, teacher: Teacher | None = None):
       return jax.grad(moved, has_aux=True)(tree.leave_out(params, is_frozen))
 
     grad = of_some if has_frozen else jax.grad(minimise, has_aux=True)
+    if config.optim.noise_multiplier is not None:
+      return privacy.make_gradient(grad, config)(params, batch, key, told)
     totals = objective.count_totals(batch, model.config.num_future_tokens)
     if parts == 1:
       return grad(params, batch, key, totals, told)
@@ -139,8 +141,7 @@ def make_train_step(
     count_LE = sums.pop(objective.COUNTS, None)
     # float32 sums, whatever the dtype of the parameters.
     grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
-    norm = optax.tree.norm(grads)
-    grads = optim.clip_by_global_norm(grads, norm, config.optim.clip_norm)
+    grads, norm = _limit(grads, config, state.step)
     rate = schedule(state.step)
     # Both comparisons are False for NaN.
     is_good = jnp.isfinite(sums[LOSS]) & (norm < MAX_GRAD_NORM)
@@ -191,6 +192,16 @@ def make_train_step(
     return state, metrics
 
   return train_step
+
+
+def _limit(grads: Any, config: Config, step: jax.Array):
+  """Returns (gradients as they are applied, their norm before clipping)."""
+  if config.optim.noise_multiplier is not None:
+    # Each sequence's gradient was clipped, and not their noisy mean.
+    grads = privacy.add_noise(grads, config, step)
+    return grads, optax.tree.norm(grads)
+  norm = optax.tree.norm(grads)
+  return optim.clip_by_global_norm(grads, norm, config.optim.clip_norm), norm
 
 
 def repeat_step(train_step: Callable, times: int) -> Callable:

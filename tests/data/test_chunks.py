@@ -191,12 +191,12 @@ def test_a_damaged_chunk_is_named_or_encoded_again(
   expected = read_folder(make("whole", table))
   write = merging.write_splits
 
-  def damaged(folder, part, encoder, stored):
+  def damaged(folder, part, encoder, *rest):
     (left,) = (tmp_path / "set").glob(".chunks-*")
     damage(left, f"chunk-{name}")
     if name.endswith("json"):
       raise KeyboardInterrupt
-    return write(folder, part, encoder, stored)
+    return write(folder, part, encoder, *rest)
 
   with monkeypatch.context() as patch:
     patch.setattr(merging, "write_splits", damaged)

@@ -114,3 +114,39 @@ def test_every_id_is_reached_in_some_epoch():
   reached = np.zeros(1000, bool)
   reached[(first[:, None] + np.arange(9)).ravel()] = True
   assert reached.all()
+
+
+def test_a_curriculum_goes_on_in_each_set_where_it_was():
+  """Stage by stage, against a loop that counts."""
+  stages = order.Curriculum(
+    (0, 100, 250), ((0.5, 0.3, 0.2), (0.1, 0.1, 0.8), (0.6, 0.2, 0.2))
+  )
+  g = np.arange(600)
+  which, epoch, window = order.locate(stages, [37, 41, 43], 3, g)
+  seen = {k: [] for k in range(3)}
+  for k, e, w in zip(which, epoch, window, strict=True):
+    seen[k].append((e, w))
+  for k, size in enumerate((37, 41, 43)):
+    places = np.arange(len(seen[k]))
+    wanted = order.permute(places % size, size, 3, k, places // size)
+    found = [(int(e), int(w)) for e, w in seen[k]]
+    assert found == list(
+      zip((places // size).tolist(), wanted.tolist(), strict=True)
+    )
+  ends = (*stages.starts[1:], 600)
+  for start, end, weights in zip(
+    stages.starts, ends, stages.weights, strict=True
+  ):
+    counts = np.bincount(which[start:end], minlength=3)
+    wanted = np.array(weights) * (end - start)
+    assert np.abs(counts - wanted).max() <= 2
+  # Of any part of the samples the same, in any order.
+  part = np.array([599, 3, 251, 100, 99])
+  for one, other in zip(
+    order.locate(stages, [37, 41, 43], 3, part),
+    (which, epoch, window),
+    strict=True,
+  ):
+    assert np.array_equal(one, other[part])
+  alone = order.locate([0.5, 0.3, 0.2], [37, 41, 43], 3, g[:100])
+  assert np.array_equal(alone[2], window[:100])

@@ -1,5 +1,6 @@
 """Preparation: exact in counts, and found again at once."""
 
+import dataclasses
 import os
 import pathlib
 import subprocess
@@ -8,8 +9,17 @@ import sys
 import numpy as np
 import pytest
 
+from configs import base
+from gpt_jax import config as config_lib
 from gpt_jax.config import InputError
-from gpt_jax.data import sources, tokenizers, vocabulary, writing
+from gpt_jax.data import (
+  batches,
+  order,
+  sources,
+  tokenizers,
+  vocabulary,
+  writing,
+)
 from gpt_jax.data.prepare import prepare_data, prepare_text, verify_text
 from gpt_jax.data.tokenizers.plain import ByteTokenizer, CharTokenizer
 
@@ -200,3 +210,46 @@ def _python(code: str) -> subprocess.CompletedProcess:
     cwd=ROOT,
     check=True,
   )
+
+
+def test_weights_are_shares_or_epochs_or_between_by_temperature(
+  corpus, tmp_path
+):
+  for name, count in (("small", 40), ("large", 160)):
+    text = "".join(f"line {i} of {name}\n" for i in range(count))
+    (tmp_path / f"{name}.txt").write_text(text)
+  spec = f"3*text:{tmp_path}/small.txt,1*text:{tmp_path}/large.txt"
+  weights, sizes = {}, []
+  for temperature in (None, 1.0, 2.0, 1e6):
+    data = corpus([], source=spec, split="tail", temperature=temperature)
+    made = prepare_data(data, quiet)
+    weights[temperature] = [weight for weight, _ in made.train]
+    sizes = [one.num_ids for _, one in made.train]
+  small, large = sizes
+  assert large > 3 * small
+  assert weights[None] == [0.75, 0.25]
+  wanted = {1.0: 3 * small / large, 2.0: 3 * (small / large) ** 0.5, 1e6: 3}
+  for temperature, ratio in wanted.items():
+    one, other = weights[temperature]
+    assert one + other == pytest.approx(1)
+    assert one / other == pytest.approx(ratio, rel=1e-4)
+
+
+def test_a_curriculum_has_a_weight_for_each_source(corpus, tmp_path):
+  for name in ("one", "two"):
+    (tmp_path / f"{name}.txt").write_text("some text " * 40)
+  spec = f"text:{tmp_path}/one.txt,3*text:{tmp_path}/two.txt"
+  config = config_lib.freeze(base.get_config())
+  data = corpus([], source=spec, split="tail", curriculum="3,1@5+1,1@9")
+  made = prepare_data(data, quiet)
+  config = dataclasses.replace(config, data=data)
+  size = config.train.global_batch_size
+  assert batches.read_weights(made, config) == order.Curriculum(
+    (0, 5 * size, 9 * size), ((0.25, 0.75), (0.75, 0.25), (0.5, 0.5))
+  )
+  data = dataclasses.replace(data, curriculum="1@5")
+  with pytest.raises(InputError, match="has 2 sources; give a weight for each"):
+    batches.read_weights(made, dataclasses.replace(config, data=data))
+  for wrong in ("1,0@5", "1,2", "1,2@0", "1,2@5+2,1@5", "a,1@5", ""):
+    with pytest.raises(InputError, match="it must be none or WEIGHT"):
+      dataclasses.replace(data, curriculum=wrong)

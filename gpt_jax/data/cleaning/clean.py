@@ -10,15 +10,16 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from gpt_jax import cli, files
-from gpt_jax.data import sources
+from gpt_jax.data import card, sources
 from gpt_jax.data.cleaning import (
   duplicates,
   identity,
   pseudonyms,
   quality,
+  repair,
   report,
 )
 from gpt_jax.data.sources.document import Document
@@ -28,6 +29,9 @@ from gpt_jax.exits import InputError
 NOT_TEXT = (*sources.PAIRED, *sources.LABELLED, *sources.CHATS)
 # Characters of a document at most: it is cleaned as a whole.
 MAX_CHARACTERS = 1 << 26
+# The probability of its language from which a document counts as in it: that of
+# FineWeb's filter of English.
+MIN_LIKELY = 0.65
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -60,6 +64,19 @@ def _parser() -> argparse.ArgumentParser:
     "same value; without it, by the type alone",
   )
   parser.add_argument(
+    "--repair",
+    default="",
+    metavar="STEP,STEP",
+    help="what is mended first: unicode, characters that wrong decodings "
+    "made; normal, one kind of line ends, spaces and composed characters; "
+    "stop_words, English words that say little (default: none)",
+  )
+  parser.add_argument(
+    "--languages",
+    metavar="CODE,CODE",
+    help="leave out documents in other languages than these, as in en,zh",
+  )
+  parser.add_argument(
     "--filters",
     default="",
     metavar="FILTER,FILTER",
@@ -81,6 +98,11 @@ def _parser() -> argparse.ArgumentParser:
     "%(default)s)",
   )
   parser.add_argument(
+    "--licence",
+    metavar="TEXT",
+    help="the licence of the source, for the record beside the output",
+  )
+  parser.add_argument(
     "--report",
     metavar="FILE.html",
     help="a page with counts, and examples of what was left out",
@@ -98,12 +120,15 @@ def main(argv: list[str]) -> int:
     raise InputError(
       f"--out={args.out} exists; give the name of a new file, or remove it"
     )
-  judge = Judge(filters, args.tests)
-  copies = find_copies(args.source, judge, args.copies)
-  found = report.Report(dict.fromkeys(rules, 0), judge.says(args.copies))
+  steps = repair.parse_steps(args.repair)
+  judge = Judge(filters, args.tests, args.languages)
+  copies = find_copies(args.source, steps, judge, args.copies)
+  replaced, says = dict.fromkeys(rules, 0), judge.says(args.copies)
+  found = report.Report(replaced, says, steps)
   with new_file(args.out) as file:
     for number, (name, text) in enumerate(read_documents(args.source)):
       found.num_documents += 1
+      text = mend(text, steps, found.mend)
       failed = judge(text)
       if failed is None and number in copies:
         failed = "copy", copies[number]
@@ -111,13 +136,31 @@ def main(argv: list[str]) -> int:
       if failed is not None:
         found.leave_out(*failed, name, text)
         continue
-      row = json.dumps({"name": name, "text": text}, ensure_ascii=False)
-      file.write(row + "\n")
+      file.write(_line(name, text))
   print(found.describe())
   if judge.tests is not None and judge.tests.num_short:
     print(
       f"{judge.tests.num_short:,} items of --tests are too short to look for"
     )
+  card.write_record(
+    args.out,
+    {
+      "source": args.source,
+      "licence": args.licence,
+      "repair": steps,
+      "languages": args.languages,
+      "filters": filters,
+      "copies": args.copies,
+      "tests": args.tests,
+      "replaced by": "type" if key is None else "pseudonym",
+      "documents read": found.num_documents,
+      "documents written": found.num_kept,
+      "left out": found.left_out,
+      "mended": found.mended,
+      "replaced": found.replaced,
+      "versions": card.versions(),
+    },
+  )
   if args.report is not None:
     files.write_text(args.report, found.page(args.source))
   return 0
@@ -129,16 +172,28 @@ class Judge:
   Args:
     filters: names of quality.FILTERS.
     tests: the source of evaluation sets, or None.
+    languages: codes of the languages that are kept, or None for all.
   """
 
-  def __init__(self, filters: tuple[str, ...], tests: str | None):
+  def __init__(
+    self,
+    filters: tuple[str, ...],
+    tests: str | None,
+    languages: str | None = None,
+  ):
     self._filters = filters
-    self.tests = None
+    self.tests = self._languages = None
+    if languages is not None:
+      self._languages = repair.Languages(languages)
     if tests is not None:
       texts = (text for _, text in read_documents(tests))
       self.tests = duplicates.Contamination(texts)
 
   def __call__(self, text: str) -> tuple[str, float] | None:
+    if self._languages is not None:
+      likely = self._languages.probability(text)
+      if likely < MIN_LIKELY:
+        return "language", likely
     failed = quality.first_failed(text, self._filters)
     if failed is None and self.tests is not None:
       count = self.tests.count(text)
@@ -147,7 +202,11 @@ class Judge:
 
   def says(self, copies: str) -> dict[str, str]:
     """Returns {filter: what documents that are kept are}."""
-    says = {name: quality.FILTERS[name].says for name in self._filters}
+    says = {}
+    if self._languages is not None:
+      wanted = " or ".join(self._languages.wanted)
+      says["language"] = f"{wanted}, with a probability of {MIN_LIKELY}"
+    says |= {name: quality.FILTERS[name].says for name in self._filters}
     if self.tests is not None:
       says["tests"] = "no n-gram of an evaluation set"
     if copies != "keep":
@@ -155,7 +214,27 @@ class Judge:
     return says
 
 
-def find_copies(mixture: str, judge: Judge, kind: str) -> dict[int, int]:
+def mend(
+  text: str,
+  steps: tuple[str, ...],
+  note: Callable[[str], None] = lambda step: None,
+) -> str:
+  """Returns a text after some steps of repair.STEPS.
+
+  Args:
+    note: called with each step that changed the text.
+  """
+  for step in steps:
+    new = repair.STEPS[step](text)
+    if new != text:
+      note(step)
+    text = new
+  return text
+
+
+def find_copies(
+  mixture: str, steps: tuple[str, ...], judge: Judge, kind: str
+) -> dict[int, int]:
   """Returns {number of a copy: that of the first document like it}.
 
   Documents that the judge leaves out are nobody's first.
@@ -166,6 +245,7 @@ def find_copies(mixture: str, judge: Judge, kind: str) -> dict[int, int]:
   seen: dict[bytes, int] = {}
   numbers, copies = [], {}
   for number, (_, text) in enumerate(read_documents(mixture)):
+    text = mend(text, steps)
     if judge(text) is not None:
       continue
     digest = hashlib.sha256(text.encode()).digest()[:16]
@@ -209,6 +289,18 @@ def join_pieces(document: Document, spec: str) -> str:
         f"{MAX_CHARACTERS:,} characters; divide it"
       )
   return "".join(pieces)
+
+
+def write_documents(path: str, documents: Iterable[tuple[str, str]]) -> None:
+  """Writes documents as JSON lines with name and text."""
+  with new_file(path) as file:
+    for name, text in documents:
+      file.write(_line(name, text))
+
+
+def _line(name: str, text: str) -> str:
+  row = {"name": name, "text": text}
+  return json.dumps(row, ensure_ascii=False) + "\n"
 
 
 @contextlib.contextmanager

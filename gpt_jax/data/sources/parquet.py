@@ -5,7 +5,7 @@ depend on the size of a file or of its row groups.
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from gpt_jax import files
@@ -109,6 +109,43 @@ def read_column(
           yield number, _text_of(value, f"{path}, row {number}", field)
 
 
+def read_table(
+  path: str, fields: Sequence[str]
+) -> Iterator[tuple[int, list[Any]]]:
+  """Yields (number of the row, from 1, its values in some columns).
+
+  Raises:
+    InputError: the file is not whole, or a column is missing or nested.
+  """
+  import pyarrow
+
+  with _open(path) as table:
+    schema = table.schema_arrow
+    for field in fields:
+      _require_column(schema, path, field)
+      if pyarrow.types.is_nested(schema.field(field).type):
+        raise InputError(
+          f"{path}: column {field!r} is nested, of type "
+          f"{str(schema.field(field).type):.80}; name one of plain values"
+        )
+    batches = table.iter_batches(
+      BATCH_ROWS, columns=list(fields), use_threads=False
+    )
+    number = 0
+    while True:
+      try:
+        batch = next(batches, None)
+        if batch is None:
+          return
+        # In the file's order of columns, which need not be the caller's.
+        found = [batch.column(field).to_pylist() for field in fields]
+      except (OSError, pyarrow.ArrowException, MemoryError) as error:
+        raise _damaged(path, error) from None
+      for values in zip(*found, strict=True):
+        number += 1
+        yield number, list(values)
+
+
 def _open(path: str):
   """Returns a file that is known to end in a footer."""
   import pyarrow
@@ -144,14 +181,7 @@ def _find_column(table, path: str, field: str) -> int:
   from pyarrow import types
 
   schema = table.schema_arrow
-  if field not in schema.names:
-    raise InputError(
-      str(document.missing_field(path, "column", field, schema.names))
-    )
-  if schema.names.count(field) > 1:
-    raise InputError(
-      f"{path} has two columns {field!r}; give each its own name"
-    )
+  _require_column(schema, path, field)
   kind = schema.field(field).type
   if types.is_dictionary(kind):
     kind = kind.value_type
@@ -171,6 +201,18 @@ def _find_column(table, path: str, field: str) -> int:
     )
   leaves = [table.schema.column(i).path for i in range(len(table.schema.names))]
   return leaves.index(field)
+
+
+def _require_column(schema, path: str, field: str) -> None:
+  """Raises InputError unless a file has just one column of a name."""
+  if field not in schema.names:
+    raise InputError(
+      str(document.missing_field(path, "column", field, schema.names))
+    )
+  if schema.names.count(field) > 1:
+    raise InputError(
+      f"{path} has two columns {field!r}; give each its own name"
+    )
 
 
 def _size(meta, column: int, group: int) -> tuple[int, int]:

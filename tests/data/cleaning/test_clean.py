@@ -39,7 +39,7 @@ def test_a_source_is_written_without_what_identifies(source, tmp_path, capsys):
   said = capsys.readouterr().out
   assert "3 of 3 documents written" in said
   assert "mail" + " " * 43 + "1 replaced" in said
-  assert os.listdir(out.parent) == ["out.jsonl"]
+  assert sorted(os.listdir(out.parent)) == ["out.jsonl", "out.jsonl.card.json"]
   # Its output is a source again.
   again = tmp_path / "again.jsonl"
   words = ["clean", f"--source=jsonl:{out}", f"--out={again}", RULES]
