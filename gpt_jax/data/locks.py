@@ -14,6 +14,8 @@ import shutil
 import socket
 from collections.abc import Callable, Generator
 
+from gpt_jax.exits import InputError
+
 
 @contextlib.contextmanager
 def lock(
@@ -106,3 +108,20 @@ def _is_alive(digits: str) -> bool:
   except PermissionError:
     pass
   return True
+
+
+def explain(error: OSError, dir: str) -> InputError:
+  """Returns an error of the disk as a sentence that says what to change."""
+  if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    return InputError(
+      f"no space is left in {dir} for the prepared text; free some, or set "
+      "data.dir to another disk"
+    )
+  inside = os.path.abspath(dir)
+  path = error.filename
+  if isinstance(path, str) and not os.path.abspath(path).startswith(inside):
+    return InputError(f"cannot read {path}: {error.strerror}")
+  return InputError(
+    f"cannot write in {dir}: {error.strerror}; set data.dir to a folder "
+    "that can be written"
+  )

@@ -7,7 +7,6 @@ corpora of any size.
 
 import contextlib
 import dataclasses
-import errno
 import functools
 import itertools
 import operator
@@ -121,7 +120,7 @@ def find_or_write(job: Job, part: Part, name: str) -> dict[str, TokenSet]:
             stores.bring_shards(job.store, job.dir, name)
           path = write_folder(job, part, name)
     except OSError as error:
-      raise _explain(error, job.dir) from error
+      raise locks.explain(error, job.dir) from error
   # Left by a process that was killed when it had renamed the folder.
   shutil.rmtree(merging.chunk_folder(job.dir, name), ignore_errors=True)
   folders.require_same(path, part, name)
@@ -215,7 +214,7 @@ def write_shard(job: Job, part: Part, name: str, index: int, count: int) -> str:
         shutil.rmtree(into)
         raise _changed(part)
   except OSError as error:
-    raise _explain(error, job.dir) from error
+    raise locks.explain(error, job.dir) from error
   if job.store is not None:
     stores.send(job.store, into)
   job.say(
@@ -438,21 +437,4 @@ def _changed(part: Part) -> InputError:
   return InputError(
     f"{part.source.spec} changed while it was read; start again when it is "
     "whole"
-  )
-
-
-def _explain(error: OSError, dir: str) -> InputError:
-  """Returns an error of the disk as a sentence that says what to change."""
-  if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-    return InputError(
-      f"no space is left in {dir} for the prepared text; free some, or set "
-      "data.dir to another disk"
-    )
-  inside = os.path.abspath(dir)
-  path = error.filename
-  if isinstance(path, str) and not os.path.abspath(path).startswith(inside):
-    return InputError(f"cannot read {path}: {error.strerror}")
-  return InputError(
-    f"cannot write in {dir}: {error.strerror}; set data.dir to a folder "
-    "that can be written"
   )

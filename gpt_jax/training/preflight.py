@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from gpt_jax import config as config_lib
-from gpt_jax import flops, sharding, tree
+from gpt_jax import encryption, flops, sharding, tree
 from gpt_jax.config import Config, InputError, ModelConfig
 from gpt_jax.data.tokenizers.protocol import Tokenizer
 from gpt_jax.machine import chips, console, runtime
@@ -290,3 +290,20 @@ def device_peak(mesh: jax.sharding.Mesh) -> float | None:
     return metrics.measure_cpu_peak()
   known = chips.peak_flops(device.device_kind)
   return known * mesh.size if known else None
+
+
+def read_key(config: Config) -> encryption.Key | None:
+  """Returns the key of a run's checkpoints; None if they are not encrypted.
+
+  Raises:
+    InputError: it cannot be read, or the run has several processes.
+  """
+  if config.data.key is None:
+    return None
+  if jax.process_count() > 1:
+    raise InputError(
+      f"data.key is set and the run has {jax.process_count()} processes; "
+      "encrypted checkpoints are written by one: leave it None, and give a "
+      "--workdir on an encrypted disk"
+    )
+  return encryption.read_key(config.data.key)

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from gpt_jax import config as config_lib
-from gpt_jax import encryption, files, sharding, tree
+from gpt_jax import files, sharding, tree
 from gpt_jax.config import Config, InputError
 from gpt_jax.data import batches as batches_lib
 from gpt_jax.data.objectives import check_sources, find_layout, prompting
@@ -122,21 +122,10 @@ class Setup:
       workdir_lib.facts_of(self.config, self.prepared),
       say=screen.say,
       mirror=copy,
-      key=self._read_key(),
+      key=preflight.read_key(self.config),
     )
     self.is_shared = copy is None
     self.stages = dict(config_lib.batch_stages(self.config.train))
-
-  def _read_key(self) -> encryption.Key | None:
-    if self.config.data.key is None:
-      return None
-    if jax.process_count() > 1:
-      raise InputError(
-        f"data.key is set and the run has {jax.process_count()} processes; "
-        "encrypted checkpoints are written by one: leave it None, and give a "
-        "--workdir on an encrypted disk"
-      )
-    return encryption.read_key(self.config.data.key)
 
   # Prepare
 
