@@ -261,7 +261,7 @@ class Stored:
     path = f"{self._stem}.docs"
     try:
       if encryption.file_digest(path, self._key) != self.note["docs_sha256"]:
-        raise files.Damage("has not the hash that was noted")
+        raise self._damaged(path, "its hash is not the one that was noted")
       size = self.note["num_documents"] * ROW.itemsize
       with contextlib.closing(encryption.Stream(path, self._key)) as file:
         return np.frombuffer(file.read(size), ROW)

@@ -63,7 +63,7 @@ def change(config, values):
 def test_each_gradient_is_clipped_as_a_loop_clips_it():
   config = private(parts=2)
   model = build_model(config.model)
-  params = state.init_params(model, 0)
+  params = jax.jit(lambda: state.init_params(model, 0))()
   batch = batch_of(0)
   minimise = objective.make_objective(model, config)
 
