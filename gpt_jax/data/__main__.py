@@ -13,7 +13,8 @@ from gpt_jax import cli, config
 from gpt_jax.machine import places
 
 CLEAN = """`clean --source=SOURCE --out=FILE.jsonl [--rules=RULE,RULE]
-[--key=FILE] [--filters=FILTER,FILTER] [--copies=near] [--tests=SOURCE]
+[--key=FILE] [--repair=STEP,STEP] [--languages=CODE,CODE]
+[--filters=FILTER,FILTER] [--copies=near] [--tests=SOURCE] [--licence=TEXT]
 [--report=FILE.html]` writes a cleaned source; `clean --help` says how.
 
 `anonymity --table=FILE --columns=NAME,NAME [--sensitive=NAME] [--k=K]` says how
