@@ -46,7 +46,7 @@ def _build_parser():
     default=0,
     metavar="N",
     help="guesses at each step of what comes next, from what stands in the "
-    "text; worth it for few rows (default %(default)s)",
+    "text; for few rows and texts that repeat themselves (default %(default)s)",
   )
   _add_bounds(add)
   cli.add_weights(parser)

@@ -5,9 +5,10 @@ its end, and copied into the cache of the prompt that begins with them; reading
 then goes on at the chunk after it, with the same bits as if all had been read.
 Answers are not stored: a step computes them with other products than a chunk.
 
-Design choice: rows own contiguous caches and pages are copied, rather than
-attention reading pages by a table: a gather at each step costs more than it
-saves (docs/serving.md).
+Design choice: rows own contiguous caches, into which pages are copied once. On
+a CPU, attention that finds its keys by a table of pages is as fast where it
+gathers them block by block (docs/serving.md); it would save the memory of rows
+that are not full, and needs a program of its own for every kind of cache.
 """
 
 import collections
