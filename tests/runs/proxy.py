@@ -1,0 +1,77 @@
+"""A TCP proxy before a server: it counts requests, and fails as it is told."""
+
+import contextlib
+import re
+import socket
+import threading
+import time
+
+_REQUEST = re.compile(rb"^(GET|PUT|POST|HEAD|DELETE) (\S+) HTTP/1.1", re.M)
+
+
+class Proxy:
+  """Attributes:
+  port: where it listens.
+  requests: (time, method, path) of each request.
+  fault: what becomes of a request: None, or a function of (method, path)
+    that returns "drop" to close the connection, "hang" to fall silent, or
+    None to pass it on.
+  """
+
+  def __init__(self, target: int):
+    self.target, self.fault = target, None
+    self.requests: list[tuple[float, str, str]] = []
+    self.server = socket.create_server(("127.0.0.1", 0))
+    self.port = self.server.getsockname()[1]
+    threading.Thread(target=self._accept, daemon=True).start()
+
+  def close(self) -> None:
+    self.server.close()
+
+  def most_listings_a_minute(self) -> int:
+    """Returns the largest number of listings within 60 seconds."""
+    times = [t for t, method, path in self.requests if is_listing(method, path)]
+    return max((sum(t <= u < t + 60 for u in times) for t in times), default=0)
+
+  def _accept(self) -> None:
+    while True:
+      try:
+        client, _ = self.server.accept()
+      except OSError:
+        return
+      threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+  def _serve(self, client) -> None:
+    # A server of one thread would wait for a client that says nothing.
+    if not client.recv(1, socket.MSG_PEEK):
+      client.close()
+      return
+    server = socket.create_connection(("127.0.0.1", self.target))
+    args = server, client, False
+    threading.Thread(target=self._pass, args=args, daemon=True).start()
+    self._pass(client, server, True)
+
+  def _pass(self, one, other, sees: bool) -> None:
+    with contextlib.suppress(OSError):
+      while data := one.recv(1 << 16):
+        for method, path in _REQUEST.findall(data) if sees else ():
+          method, path = method.decode(), path.decode()
+          self.requests.append((time.monotonic(), method, path))
+          what = self.fault and self.fault(method, path)
+          if what == "hang":
+            time.sleep(600)
+          if what == "drop":
+            one.close()
+            other.close()
+            return
+        other.sendall(data)
+    for end in (one, other):
+      with contextlib.suppress(OSError):
+        end.close()
+
+
+def is_listing(method: str, path: str) -> bool:
+  """Returns whether a request lists objects: of S3, or of GCS."""
+  place, _, query = path.partition("?")
+  is_s3 = "list-type=" in query or "prefix=" in query
+  return method == "GET" and (is_s3 or place.endswith("/o"))
