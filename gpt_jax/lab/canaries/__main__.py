@@ -176,13 +176,14 @@ def measure_run(found: list[Canary], workdir: str) -> list[float]:
   Raises:
     InputError: there is no run, or it continues no text.
   """
+  from gpt_jax import api
+
+  run = api.load(workdir)  # before anything imports jax
   import jax
 
-  from gpt_jax import api
   from gpt_jax import config as config_lib
   from gpt_jax.inference import continuations
 
-  run = api.load(workdir)
   has_prefixes = config_lib.has_prefixes(run.config)
   continuations.check_model(run.model, has_prefixes)
   encode = lambda text: run.tokenizer.encode(text).tolist()
