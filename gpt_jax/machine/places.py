@@ -16,6 +16,7 @@ import datetime
 import functools
 import hashlib
 import importlib
+import logging
 import os
 import posixpath
 import threading
@@ -30,7 +31,7 @@ from gpt_jax.exits import InputError, to_line
 # GPT_JAX_NETWORK_SECONDS names another number.
 NETWORK_SECONDS = 60.0
 # Tries at least: one that falls silent may take half of those seconds.
-MIN_TRIES = 3
+MIN_TRIES = 2
 # Seconds before the second try; each later pause is twice as long.
 PAUSE, MAX_PAUSE = 0.5, 16.0
 VARIABLE = "GPT_JAX_NETWORK_SECONDS"
@@ -381,6 +382,8 @@ def _file_system(scheme: str):
       "read_timeout": PATIENCE,
       "retries": {"max_attempts": 1},
     }
+  # Which would print the tracebacks of what is raised, too.
+  logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
   try:
     return fsspec.filesystem(scheme, **options)
   except (ValueError, ImportError) as error:

@@ -266,7 +266,8 @@ def test_a_refused_connection_is_one_sentence(fork_verb, server, tmp_path):
   )
   assert result.returncode == 2 and "Traceback" not in result.stderr
   assert f"{scheme}://runs/one/run/steps cannot be listed" in result.stderr
-  assert time.monotonic() - started < 60
+  # gcsfs has six tries of its own, which are cut off after half a minute.
+  assert time.monotonic() - started < 85
 
 
 @pytest.mark.slow
