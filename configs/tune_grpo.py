@@ -19,7 +19,7 @@ def get_config(variant="grpo"):
   config = base.get_config()
   config.data.tokenizer = "bytes"
   config.model.update(
-    num_layers=2, model_dim=96, num_heads=4, mlp_dim=384, max_len=16
+    num_layers=2, model_dim=96, num_heads=4, mlp_dim=384, max_len=10
   )
   config.model.update(position="rope", norm="rmsnorm", init_std=0.08)
   config.data.seq_len = 10

@@ -15,7 +15,6 @@ import sys
 import tempfile
 import threading
 import traceback
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -23,7 +22,6 @@ import numpy as np
 
 from gpt_jax import encryption, tree
 from gpt_jax.files import Damage
-from gpt_jax.machine import runtime
 
 STATE, META = "state", "meta"
 # In a state: the index of all processes' arrays, which `merge` makes.
@@ -287,32 +285,9 @@ def read_encrypted(
 def read_arrays(directory: str, step: int, flat: dict) -> list:
   """Returns the leaves of a step in the order of {"a/b": abstract leaf}.
 
-  Design choice: a part of them at a time. Orbax reads each into a copy, and
-  copies that lie between arrays are no room for the next.
-
   Raises:
     Damage: the arrays cannot be read.
   """
-  found: dict = {}
-  for part in _parts_of(flat):
-    found |= _read_part(directory, step, part)
-    runtime.give_back_memory()
-  return [found[name] for name in flat]
-
-
-def _parts_of(flat: dict) -> Iterator[dict]:
-  """Yields leaves, at least one and at most MIN_READ bytes of several."""
-  part: dict = {}
-  for name, leaf in flat.items():
-    held = sum(4 * one.size for one in part.values())
-    if part and held + 4 * leaf.size > MIN_READ:
-      yield part
-      part = {}
-    part[name] = leaf
-  yield part
-
-
-def _read_part(directory: str, step: int, flat: dict) -> dict:
   ocp = import_orbax()
   item = _nest(flat)
   try:
@@ -324,8 +299,8 @@ def _read_part(directory: str, step: int, flat: dict) -> dict:
         partial_restore=True,
       ),
     )
-    # Copies to devices may still run, each of which holds what it reads.
-    return jax.block_until_ready(tree.flatten_with_names(restored))
+    restored = tree.flatten_with_names(restored)
+    return [restored[name] for name in flat]
   except (MemoryError, jax.errors.JaxRuntimeError):
     raise  # the machine's fault, not the file's
   except Exception as error:

@@ -160,6 +160,8 @@ def command_faults(command: str) -> list[str]:
       faults += [] if (ROOT / value).exists() else [f"no file {value}"]
   if words[0] == "bash":
     return faults + script_faults(words[1], words[2:])
+  if words[0] in PYTHON and words[1].endswith(".py"):
+    return faults  # a file, which was looked for above
   if words[0] not in PYTHON or words[1] != "-m":
     return [*faults, f"neither a script nor a module: {command}"]
   if words[2] == "pip":

@@ -169,13 +169,6 @@ def test_what_is_exported_are_the_same_tensors_and_config(case, tmp_path):
     np.testing.assert_array_equal(a, b)
 
 
-def test_longrope_is_read_up_to_its_original_length(tmp_path):
-  run = bring_in(tmp_path, "longrope")
-  model = workdir.read_config(run).model
-  assert model.max_len == 48  # of 64
-  assert model.rope_scaling.numbers[1:] == (1.0, 1.25, 2.0, 3.0)
-
-
 def test_a_changed_config_computes_something_else(tmp_path):
   # The control of the golden logits: each key of the config counts.
   run = bring_in(tmp_path, "mistral", sliding_window=4)
