@@ -22,6 +22,8 @@ OWN = {"gpt_jax", "configs"}
 PACKAGE_OF = {"absl": "absl-py", "orbax": "orbax-checkpoint"}
 # Declared, though no import of ours names it.
 REASONS = {
+  "gcsfs": "fsspec opens gs:// by it",
+  "s3fs": "fsspec opens s3:// by it",
   "array-record": "tensorflow-datasets reads files in its format with it",
   "jax-cuda13-plugin": "jax finds it by itself",
   "importlib-resources": "tensorflow-datasets imports it without declaring it",
