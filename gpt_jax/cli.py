@@ -72,8 +72,11 @@ def build_parser(
   return parser
 
 
-def add_checkpoint(parser: argparse.ArgumentParser) -> None:
-  """Adds --average and --step to a verb that reads a finished model."""
+def add_run(parser: argparse.ArgumentParser) -> None:
+  """Adds the flags of a verb that reads a run: which, and what of it."""
+  parser.add_argument(
+    "--workdir", required=True, metavar="DIR|ADDRESS", help="folder of the run"
+  )
   parser.add_argument(
     "--average",
     metavar="ema|last:N",
@@ -94,8 +97,7 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
     "--weights",
     choices=WEIGHTS,
     default=WEIGHTS[0],
-    help="weight format: int8 and int4 round the matrices (default "
-    "%(default)s)",
+    help="int8 and int4 round the matrices (default %(default)s)",
   )
 
 
@@ -284,9 +286,8 @@ def run(
       raise
     processes.settle()
     traceback.print_exc()
-    code = _give_up(
-      exits.FAILED, f"ended with {type(error).__name__}, see its log"
-    )
+    why = f"ended with {type(error).__name__}, see its log"
+    code = _give_up(exits.FAILED, why)
   if is_run:
     signals.end_with(code)
   processes.leave()

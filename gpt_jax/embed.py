@@ -19,9 +19,7 @@ def _build_parser():
     "output, of length one.",
     needs_config=False,
   )
-  parser.add_argument(
-    "--workdir", required=True, metavar="DIR|ADDRESS", help="folder of the run"
-  )
+  cli.add_run(parser)
   parser.add_argument(
     "--texts",
     required=True,
@@ -35,7 +33,6 @@ def _build_parser():
     help="file to write: a NumPy array (.npy), float32, a row a text",
   )
   cli.add_weights(parser)
-  cli.add_checkpoint(parser)
   return parser
 
 

@@ -19,9 +19,7 @@ def _build_parser():
     "Loss, perplexity and bits per byte of a trained model over all of a text.",
     needs_config=False,
   )
-  parser.add_argument(
-    "--workdir", required=True, metavar="DIR|ADDRESS", help="folder of the run"
-  )
+  cli.add_run(parser)
   parser.add_argument(
     "--data",
     metavar="SOURCE",
@@ -64,7 +62,6 @@ def _build_parser():
     "model K labelled texts of FILE: the likeliest class of FILE follows",
   )
   cli.add_weights(parser)
-  cli.add_checkpoint(parser)
   return parser
 
 

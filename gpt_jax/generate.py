@@ -29,9 +29,7 @@ def _build_parser():
     "Continue prompts with a trained model.",
     needs_config=False,
   )
-  parser.add_argument(
-    "--workdir", required=True, metavar="DIR|ADDRESS", help="folder of the run"
-  )
+  cli.add_run(parser)
   parser.add_argument(
     "--prompt",
     action="append",
@@ -95,7 +93,6 @@ def _build_parser():
   )
   _add_search(parser)
   cli.add_weights(parser)
-  cli.add_checkpoint(parser)
   return parser
 
 

@@ -16,8 +16,8 @@ def _build_parser():
     "embeddings.",
     needs_config=False,
   )
+  cli.add_run(parser)
   add = parser.add_argument
-  add("--workdir", required=True, metavar="DIR", help="folder of the run")
   add("--host", default="127.0.0.1", help="default %(default)s")
   add("--port", type=int, default=8000, help="0: any (default %(default)s)")
   add("--name", help="what the API calls the model; default: the folder's name")
@@ -50,7 +50,6 @@ def _build_parser():
   )
   _add_bounds(add)
   cli.add_weights(parser)
-  cli.add_checkpoint(parser)
   return parser
 
 

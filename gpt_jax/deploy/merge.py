@@ -20,16 +20,10 @@ def main(argv: list[str]) -> int:
     "--config.train.init_from=DIR starts a run from the merged one.",
     needs_config=False,
   )
-  parser.add_argument(
-    "--workdir",
-    required=True,
-    metavar="DIR|ADDRESS",
-    help="folder of the run",
-  )
+  cli.add_run(parser)
   parser.add_argument(
     "--out", required=True, metavar="DIR", help="workdir to make"
   )
-  cli.add_checkpoint(parser)
   args, overrides = cli.parse(parser, argv)
   runtime.start(args.devices)
   if processes.count() > 1:

@@ -25,9 +25,7 @@ def _build_parser():
     + "\n".join(lines),
     needs_config=False,
   )
-  parser.add_argument(
-    "--workdir", required=True, metavar="DIR", help="folder of the run"
-  )
+  cli.add_run(parser)
   parser.add_argument(
     "--out",
     required=True,
@@ -52,7 +50,6 @@ def _build_parser():
     metavar="N",
     help=f"which {ROWS} rows of --calibrate are read (default %(default)s)",
   )
-  cli.add_checkpoint(parser)
   return parser
 
 

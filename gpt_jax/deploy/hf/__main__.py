@@ -80,12 +80,7 @@ def _export(argv: list[str]) -> int:
     "AutoModelForCausalLM and AutoTokenizer open by from_pretrained.",
     needs_config=False,
   )
-  parser.add_argument(
-    "--workdir",
-    required=True,
-    metavar="DIR|ADDRESS",
-    help="folder of the run",
-  )
+  cli.add_run(parser)
   parser.add_argument(
     "--out", required=True, metavar="DIR", help="folder to make"
   )
@@ -94,7 +89,6 @@ def _export(argv: list[str]) -> int:
     action="store_true",
     help="write the adapters of the run alone, as PEFT reads them",
   )
-  cli.add_checkpoint(parser)
   args = _parse(parser, argv)
   runtime.start(args.devices)
 

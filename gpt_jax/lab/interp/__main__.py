@@ -18,9 +18,7 @@ def _build_parser():
     "ablation and patching of one text, as one HTML page.",
     needs_config=False,
   )
-  parser.add_argument(
-    "--workdir", required=True, metavar="DIR", help="folder of the run"
-  )
+  cli.add_run(parser)
   parser.add_argument(
     "--text", required=True, metavar="TEXT", help="what the run reads"
   )
@@ -44,7 +42,6 @@ def _build_parser():
   parser.add_argument(
     "--out", required=True, metavar="FILE", help="page to write"
   )
-  cli.add_checkpoint(parser)
   return parser
 
 

@@ -19,12 +19,7 @@ def _build_parser() -> argparse.ArgumentParser:
     "Evaluate a run on tasks of lm-evaluation-harness (extra eval).",
     needs_config=False,
   )
-  parser.add_argument(
-    "--workdir",
-    required=True,
-    metavar="DIR|ADDRESS",
-    help="folder of the run",
-  )
+  cli.add_run(parser)
   parser.add_argument(
     "--tasks",
     required=True,
@@ -66,7 +61,6 @@ def _build_parser() -> argparse.ArgumentParser:
     "--out", metavar="FILE", help="write the results here, the harness's JSON"
   )
   cli.add_weights(parser)
-  cli.add_checkpoint(parser)
   return parser
 
 
