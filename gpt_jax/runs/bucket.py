@@ -21,13 +21,13 @@ from collections.abc import Callable
 from gpt_jax import digest, files
 from gpt_jax.files import Damage
 from gpt_jax.machine import places
-from gpt_jax.runs import storage
+from gpt_jax.runs import contents
 
 STEPS, DATA, METRICS = "steps", "checkpoints", "metrics"
 _NOTE = re.compile(r"(\d{1,10})\.(\d{6}\.\d{2})\.(\d+)-of-(\d+)\.json")
 _ROWS = re.compile(r"(\d{6}\.\d{6})\.(\d{12})\.jsonl")
 # Of a step: what is enough to know of it, without its arrays.
-META = f"{storage.META}/"
+META = f"{contents.META}/"
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -77,7 +77,7 @@ def list_files(folder: str, index: int, count: int) -> list[str]:
   own = {f"ocdbt.process_{index}", f"process_{index}"}
   if index:
     return [key for key in keys if own & set(key.split(os.sep))]
-  merged = tuple(os.path.join(storage.STATE, n) for n in storage.MERGED)
+  merged = tuple(os.path.join(contents.STATE, n) for n in contents.MERGED)
   return [key for key in keys if not key.startswith(merged)]
 
 
@@ -129,8 +129,10 @@ def fetch_step(address: str, kept: Kept, into: str, is_wanted=None) -> None:
       raise Damage(f"{at} is not what was sent")
 
   places.each(fetch, wanted)
-  state = os.path.join(into, storage.STATE)
+  state = os.path.join(into, contents.STATE)
   if kept.count > 1 and os.path.isdir(state):
+    from gpt_jax.runs import storage
+
     storage.merge(state, kept.count)
 
 

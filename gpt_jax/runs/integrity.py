@@ -21,7 +21,7 @@ from jax.sharding import PartitionSpec as P
 
 from gpt_jax import files, tree
 from gpt_jax.files import Damage
-from gpt_jax.runs import storage
+from gpt_jax.runs import contents, storage
 
 # Leaves of this number of elements or more are summed in blocks, this number at
 # most, a power of two.
@@ -181,8 +181,8 @@ def read_meta(directory: str, step: int) -> dict:
     Damage: the record cannot be read, or does not match its seal.
   """
   check_files(directory, step)
-  path = os.path.join(directory, str(step), storage.META, "metadata")
-  name = f"{storage.META}/metadata"
+  path = os.path.join(directory, str(step), contents.META, "metadata")
+  name = f"{contents.META}/metadata"
   try:
     meta = files.read_json(path, MAX_BYTES)
   except Damage as damage:

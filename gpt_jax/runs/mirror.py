@@ -20,7 +20,7 @@ from collections.abc import Callable
 from gpt_jax import files
 from gpt_jax.exits import InputError
 from gpt_jax.machine import cache, places, processes
-from gpt_jax.runs import bucket, integrity, lease, lock, restore, storage
+from gpt_jax.runs import bucket, contents, integrity, lease, lock, restore
 from gpt_jax.runs.bucket import Kept
 from gpt_jax.runs.scratch import ROWS, Scratch, place_of
 
@@ -117,7 +117,7 @@ class Mirror:
   def send_late(self) -> None:
     """Sends the steps of the scratch that an earlier run could not send."""
     for step in restore.list_steps(self._scratch.checkpoints):
-      state = os.path.join(self._scratch.checkpoints, str(step), storage.STATE)
+      state = os.path.join(self._scratch.checkpoints, str(step), contents.STATE)
       if step not in self._scratch.steps and os.path.isdir(state):
         self.send(step)
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from gpt_jax import files
 from gpt_jax.files import Damage
 from gpt_jax.machine import cache, places, processes
-from gpt_jax.runs import bucket, storage
+from gpt_jax.runs import bucket, contents
 from gpt_jax.runs.bucket import Kept
 
 # Of a run, beside its steps and rows.
@@ -74,7 +74,7 @@ class Scratch:
     parts = [""]
     if kept.count > 1:  # not only what this process has written
       parts = [f"ocdbt.process_{index}" for index in range(kept.count)]
-    if all(os.path.isdir(os.path.join(path, storage.STATE, p)) for p in parts):
+    if all(os.path.isdir(os.path.join(path, contents.STATE, p)) for p in parts):
       return
     try:
       size = bucket.count_bytes(self.address, kept)

@@ -22,10 +22,8 @@ import numpy as np
 
 from gpt_jax import encryption, tree
 from gpt_jax.files import Damage
+from gpt_jax.runs.contents import MERGED, META, STATE
 
-STATE, META = "state", "meta"
-# In a state: the index of all processes' arrays, which `merge` makes.
-MERGED = "manifest.ocdbt", f"d{os.sep}"
 # Bytes of small arrays that are written, and read, at once.
 MIN_COPIED = 1 << 28
 MIN_READ = 1 << 27

@@ -70,6 +70,7 @@ def test_the_record_names_the_step_of_the_base(adapted, trained, monkeypatch):
     bases.check_base(str(trained), shapes, None)
 
 
+@pytest.mark.wide
 def test_a_resumed_run_of_adapters_is_the_straight_one(
   adapted, flags, call_verb, tmp_path
 ):
@@ -83,6 +84,7 @@ def test_a_resumed_run_of_adapters_is_the_straight_one(
   assert checksums(broken) == checksums(adapted)
 
 
+@pytest.mark.wide
 def test_a_replayed_step_agrees_with_its_checkpoint(adapted, flags, call_verb):
   result = call_verb("train", *flags, f"--workdir={adapted}", "--replay=10")
   assert result.returncode == 0, result.stderr
@@ -99,6 +101,7 @@ def test_evaluation_reads_adapters_and_their_base(adapted, call_verb, average):
   assert loss == pytest.approx(logged(adapted, name)[STEPS], rel=1e-5)
 
 
+@pytest.mark.wide
 def test_adapters_are_generated_from(adapted, trained, call_verb):
   def text_of(workdir, *more):
     words = ["--prompt=def ", "--temperature=1", "--num_tokens=40"]
@@ -115,6 +118,7 @@ def copied(trained, tmp_path) -> pathlib.Path:
   return pathlib.Path(shutil.copytree(trained, tmp_path / "theirs"))
 
 
+@pytest.mark.wide
 def test_a_base_that_changed_is_refused(trained, train, call_verb, tmp_path):
   theirs, own = copied(trained, tmp_path), tmp_path / "own"
   words = [flag("train.init_from", theirs), flag("adapter.rank", RANK)]
@@ -174,6 +178,7 @@ def test_a_run_of_adapters_is_no_base(adapted, train):
     assert_refused(train(*words), "a run of adapters alone")
 
 
+@pytest.mark.wide
 def test_a_merged_run_is_an_ordinary_one(
   adapted, trained, train, call_verb, tmp_path
 ):
@@ -216,6 +221,7 @@ def test_adapters_of_no_architecture_of_the_hub_are_not_exported(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.wide
 def test_a_run_beside_a_rounded_base_is_read_as_it_was_trained(
   base, trained, call_verb, tmp_path
 ):

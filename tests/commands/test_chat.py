@@ -89,6 +89,7 @@ def test_what_cannot_be_answered_is_one_sentence(
   assert wanted in result.stderr and result.stderr.count("\n") == 1
 
 
+@pytest.mark.wide
 def test_files_without_a_dialogue_are_refused(answer, tmp_path):
   chat = "--template=chatml:text"
   for text, wanted in (

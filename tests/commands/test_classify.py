@@ -103,6 +103,7 @@ def test_evaluate_gives_the_figures_that_training_ended_with(made, call_verb):
   assert shown.rstrip().endswith(f"over {result['num_tokens']} labels")
 
 
+@pytest.mark.wide
 def test_predictions_of_a_file_give_its_figures(made, call_verb, tmp_path):
   _, _, run, _ = made
   records = rows(37, seed=1)
@@ -128,6 +129,7 @@ def test_predictions_of_a_file_give_its_figures(made, call_verb, tmp_path):
   assert len((tmp_path / "own.jsonl").read_text().splitlines()) == count
 
 
+@pytest.mark.wide
 def test_a_run_that_was_cut_short_ends_as_it_would_have(
   made, call_verb, tmp_path
 ):
@@ -147,6 +149,7 @@ def test_a_run_that_was_cut_short_ends_as_it_would_have(
   assert (early["classifier/out"] != a["classifier/out"]).any()  # the control
 
 
+@pytest.mark.wide
 def test_a_classifier_starts_from_a_pretrained_trunk(
   made, call_verb, tmp_path, monkeypatch
 ):
@@ -207,6 +210,7 @@ def test_a_classifier_starts_from_a_pretrained_trunk(
   assert "give --config.model.vocab_size=258" in done.stderr
 
 
+@pytest.mark.wide
 def test_a_decoder_learns_words_and_a_mesh_has_its_losses(call_verb, tmp_path):
   path = write(tmp_path / "words.jsonl", rows(60, kind="word"))
   words = [
@@ -289,6 +293,7 @@ def test_what_does_not_go_together_is_one_sentence(
   assert content_of(tmp_path) == {}
 
 
+@pytest.mark.battery
 @pytest.mark.parametrize(
   "record, said",
   [
@@ -309,6 +314,7 @@ def test_a_file_that_cannot_be_scored_is_one_sentence(
   assert_refused(done, said)
 
 
+@pytest.mark.wide
 def test_what_a_classifier_cannot_do_is_one_sentence(
   made, trained, call_verb, tmp_path
 ):
@@ -326,6 +332,7 @@ def test_what_a_classifier_cannot_do_is_one_sentence(
   assert_refused(done, "give a file of texts and labels, or labelled:FILE")
 
 
+@pytest.mark.wide
 def test_a_server_labels_texts_as_evaluation_does(made, call_verb, tmp_path):
   from gpt_jax.deploy.serve import tasks
 

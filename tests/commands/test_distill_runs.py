@@ -58,6 +58,7 @@ def test_a_checkpoint_holds_no_teacher_and_the_record_names_its_step(student):
   assert workdir_lib.read_base(str(student)) is None
 
 
+@pytest.mark.wide
 def test_a_resumed_student_is_the_straight_one(
   student, flags, call_verb, tmp_path
 ):
@@ -74,6 +75,7 @@ def test_a_resumed_student_is_the_straight_one(
   assert "agree bit for bit" in result.stdout, result.stderr
 
 
+@pytest.mark.wide
 def test_a_finished_student_needs_no_teacher(
   trained, flags, call_verb, tmp_path
 ):
@@ -115,6 +117,7 @@ def test_a_teacher_that_cannot_teach_is_refused(trained, train, changes, said):
   assert_refused(train(*(flag(k, v) for k, v in values.items())), said)
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize(
   "changes, said",
   [
@@ -139,6 +142,7 @@ def test_a_run_of_another_kind_is_no_teacher(
   assert_refused(train(flag("distill.teacher", other)), said)
 
 
+@pytest.mark.wide
 def test_a_teacher_that_changed_is_refused(trained, flags, call_verb, tmp_path):
   theirs, own = shutil.copytree(trained, tmp_path / "theirs"), tmp_path / "own"
   words = [*flags, flag("distill.teacher", theirs), f"--workdir={own}"]
@@ -168,6 +172,7 @@ def stored(flags, call_verb, tmp_path_factory):
   return folder
 
 
+@pytest.mark.wide
 def test_all_logits_stored_teach_what_a_teacher_that_is_present_does(
   student, flags, call_verb, tmp_path
 ):
@@ -181,6 +186,7 @@ def test_all_logits_stored_teach_what_a_teacher_that_is_present_does(
     np.testing.assert_allclose([*b.values()], [*a.values()], rtol=1e-5)
 
 
+@pytest.mark.wide
 def test_a_run_on_some_logits_resumes_bit_for_bit_and_needs_no_teacher(
   student, stored, flags, call_verb, tmp_path
 ):
@@ -272,6 +278,7 @@ def test_logits_that_cannot_be_stored_leave_nothing(
   assert_refused(store(call_verb, flags, stored, 8), "which exists")
 
 
+@pytest.mark.wide
 def test_a_run_whose_stored_logits_were_replaced_is_not_resumed(
   stored, flags, base, call_verb, tmp_path
 ):

@@ -41,6 +41,7 @@ def test_every_command_is_listed_with_a_line():
   assert found - {"lab"} == set(commands.COMMANDS)
 
 
+@pytest.mark.wide
 def test_the_package_lists_and_runs_commands(tmp_path):
   listed = run("-m", "gpt_jax", cwd=tmp_path)
   assert listed.returncode == 0 and not listed.stderr
@@ -260,6 +261,7 @@ def test_every_error_of_the_system_is_a_sentence(error, capsys):
 # A run that is there
 
 
+@pytest.mark.wide
 def test_a_workdir_alone_goes_on_and_zero_is_never(
   call_verb, small_run, tmp_path
 ):

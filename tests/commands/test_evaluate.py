@@ -45,6 +45,7 @@ def test_a_finished_run_is_a_point_of_a_scaling_law(trained):
   assert found.loss == [rows[-1]["eval/valid/loss"]]
 
 
+@pytest.mark.wide
 def test_a_checkpoint_of_another_run_is_refused_by_every_verb(
   base, call_verb, trained, tmp_path
 ):
@@ -74,6 +75,7 @@ def test_a_checkpoint_of_another_run_is_refused_by_every_verb(
     assert "is of another run: its config is " in result.stderr
 
 
+@pytest.mark.wide
 def test_a_step_is_replayed_bit_for_bit(base, call_verb, trained, tmp_path):
   before = {p: p.stat().st_mtime_ns for p in trained.rglob("*")}
   replay = lambda *words: call_verb(
@@ -163,6 +165,7 @@ def test_a_run_of_others_has_nothing_read_or_written(
   assert "is not the one" in result.stderr and "--data" in result.stderr
 
 
+@pytest.mark.wide
 def test_a_prepared_folder_and_a_plain_line_are_understood(
   evaluate, call_verb, trained
 ):
@@ -179,6 +182,7 @@ def test_a_prepared_folder_and_a_plain_line_are_understood(
   )
 
 
+@pytest.mark.wide
 def test_batch_size_and_devices_do_not_change_the_figure(
   evaluate, run_verb, trained, tmp_path
 ):

@@ -15,6 +15,7 @@ from gpt_jax.inference import texts
 from gpt_jax.runs import metrics, restore
 
 
+@pytest.mark.wide
 def test_a_sample_that_cannot_be_made_is_a_line_and_the_run_goes_on(
   train, tmp_path, monkeypatch
 ):
@@ -84,6 +85,7 @@ def test_a_disk_full_of_prepared_text_is_left_empty(train, disk):
   assert content_of(kept) == {}
 
 
+@pytest.mark.wide
 def test_a_disk_that_fills_while_saving_keeps_the_earlier_steps(
   run_verb, call_verb, base, disk
 ):
@@ -97,6 +99,7 @@ def test_a_disk_that_fills_while_saving_keeps_the_earlier_steps(
   assert call_verb("evaluate", f"--workdir={workdir}").returncode == 0
 
 
+@pytest.mark.wide
 def test_a_full_disk_stops_a_run_at_its_metrics_and_spoils_none(
   train, trained, disk
 ):

@@ -26,6 +26,7 @@ def generate(call_verb, trained):
   return call
 
 
+@pytest.mark.wide
 def test_a_prompt_is_continued_and_a_seed_repeats_it(generate):
   text = generate(PROMPT)
   assert text.startswith("def train(") and text.endswith("\n")
@@ -36,6 +37,7 @@ def test_a_prompt_is_continued_and_a_seed_repeats_it(generate):
   assert greedy == generate(PROMPT, "--top_k=1", "--seed=2")
 
 
+@pytest.mark.wide
 def test_several_prompts_are_shown_one_after_the_other(generate):
   text = generate(PROMPT, "--prompt=import", "--temperature=0")
   first, second = text.split("--- 'def train('\n")[1].split("--- 'import'\n")
@@ -43,6 +45,7 @@ def test_several_prompts_are_shown_one_after_the_other(generate):
   assert second == generate("--prompt=import", "--temperature=0")
 
 
+@pytest.mark.wide
 def test_beams_find_texts_that_are_shown_with_their_scores(generate):
   greedy = generate(PROMPT, "--temperature=0", "--num_tokens=8")
   small = PROMPT, "--num_tokens=8"
@@ -61,6 +64,7 @@ def test_beams_find_texts_that_are_shown_with_their_scores(generate):
   assert f"--- 'def train('\n{best}--- 'import'\nimport" in both
 
 
+@pytest.mark.wide
 def test_choices_are_shown_likeliest_first(generate, call_verb, trained):
   words = PROMPT, "--choice=self", "--choice=\x07zq", "--choice=e"
   call = lambda *more: (
@@ -146,6 +150,7 @@ def test_a_step_is_chosen_and_another_is_refused(generate, call_verb, trained):
   assert result.returncode == 2 and "several" in result.stderr
 
 
+@pytest.mark.wide
 def test_a_prompt_is_read_from_standard_input_and_devices_change_nothing(
   generate, trained
 ):
@@ -172,6 +177,7 @@ def test_every_number_of_tokens_is_made_beyond_the_last_position(generate):
   assert len(text.encode()) >= 10 + 100
 
 
+@pytest.mark.wide
 def test_a_gap_is_filled_by_a_run_that_learned_it(
   call_verb, small_run, trained, tmp_path
 ):

@@ -70,6 +70,7 @@ def test_a_run_logs_rewards_and_begins_as_its_reference(tuned):
   assert "eval/valid/accuracy" in (tuned / "metrics.jsonl").read_text()
 
 
+@pytest.mark.wide
 def test_a_resumed_run_samples_what_the_straight_one_did(
   tuned, flags, call_verb, tmp_path
 ):
@@ -84,6 +85,7 @@ def test_a_resumed_run_samples_what_the_straight_one_did(
   assert checksums(broken) == checksums(tuned)
 
 
+@pytest.mark.wide
 def test_a_replayed_step_agrees_with_its_checkpoint(tuned, flags, call_verb):
   words = [*flags, f"--workdir={tuned}", "--replay=6"]
   result = call_verb("train", *words)

@@ -140,6 +140,7 @@ def copied(trained, tmp_path) -> pathlib.Path:
   return pathlib.Path(shutil.copytree(trained, tmp_path / "theirs"))
 
 
+@pytest.mark.wide
 def test_a_changed_reference_is_another_one(
   tuned, flags, trained, call_verb, tmp_path
 ):
@@ -162,6 +163,7 @@ def test_a_changed_reference_is_another_one(
   assert workdir_lib.read_base(str(new)) != workdir_lib.read_base(str(own))
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("rank", ["attn=4"])
 def test_adapters_are_tuned_and_share_the_stored_reference(
   tuned, flags, rank, call_verb, tmp_path
@@ -174,6 +176,7 @@ def test_adapters_are_tuned_and_share_the_stored_reference(
   assert abs(margins[1]) < 1e-4 and margins[STEPS] > 0.05
 
 
+@pytest.mark.wide
 def test_beside_a_rounded_base_the_reference_is_rounded_too(
   tuned, flags, call_verb, tmp_path
 ):

@@ -62,6 +62,7 @@ def test_activations_add_up_to_the_residual_stream(run):
   assert np.abs(total - found["mlp"][0] - found["residual"]).max() > 1e-3
 
 
+@pytest.mark.wide
 def test_a_pass_is_edited_where_it_is_asked(run):
   plain = run.logits(TEXT)
   seen = {}

@@ -45,6 +45,7 @@ def post(url: str, **body):
     return json.load(answer)
 
 
+@pytest.mark.wide
 def test_the_server_writes_what_generate_writes(served, trained, call_verb):
   body = dict(prompt=PROMPT, max_tokens=20, temperature=0)
   found = post(f"{served[1]}/v1/completions", **body)["choices"][0]["text"]

@@ -82,6 +82,7 @@ def leaves_of(workdir) -> dict[str, np.ndarray]:
   return {name: np.asarray(leaf) for name, leaf in named.items()}
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("name", ["attention", "t5"])
 def test_a_resumed_run_is_the_straight_one_bit_for_bit(
   name, runs, flags, call_verb, tmp_path
@@ -108,6 +109,7 @@ def test_a_resumed_run_is_the_straight_one_bit_for_bit(
     np.testing.assert_array_equal(a[leaf], b[leaf], leaf)
 
 
+@pytest.mark.wide
 def test_a_target_is_shown_without_its_source(runs, call_verb):
   call = lambda *words: call_verb(
     "generate", f"--workdir={runs['attention']}", "--prompt=012", *words
@@ -131,6 +133,7 @@ def test_a_target_is_shown_without_its_source(runs, call_verb):
   assert few.returncode == 0, few.stderr
 
 
+@pytest.mark.wide
 def test_a_server_translates_as_generate_does(runs, call_verb):
   from gpt_jax.deploy.serve import tasks
   from gpt_jax.runs import workdir

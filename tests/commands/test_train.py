@@ -41,6 +41,7 @@ def test_the_package_does_not_import_jax_by_itself():
   assert run.stdout.strip() == b"True"
 
 
+@pytest.mark.battery
 @pytest.mark.parametrize("verb", ["train", "generate", "evaluate", "data"])
 @pytest.mark.parametrize(
   "words, code",
@@ -74,6 +75,7 @@ def short_path():
   shutil.rmtree(folder)
 
 
+@pytest.mark.wide
 def test_a_run_on_a_pipe_is_few_short_lines_and_no_chatter(
   run_verb, base, short_path
 ):
@@ -98,6 +100,7 @@ def test_a_run_on_a_pipe_is_few_short_lines_and_no_chatter(
   assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f]", result.stdout)
 
 
+@pytest.mark.wide
 def test_a_profile_is_written_and_the_run_goes_on(base, call_verb, tmp_path):
   for name, steps, asked in (("long", 8, 2), ("short", 1, 50)):
     result = call_verb(
@@ -141,6 +144,7 @@ def test_a_run_that_diverges_stops_and_its_checkpoint_can_be_read(
   assert len(logged(tmp_path / "run", metric_names.NUM_SKIPPED)) >= kept[-1]
 
 
+@pytest.mark.battery
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
   "flags, cause",
@@ -177,6 +181,7 @@ def test_a_run_that_ends_in_skipped_updates_does_not_end_well(
     assert jax.numpy.isfinite(leaf).all()
 
 
+@pytest.mark.wide
 def test_skipped_batches_are_listed_and_a_resume_lists_them_alike(
   base, call_verb, tmp_path, monkeypatch
 ):
@@ -214,6 +219,7 @@ def test_skipped_batches_are_listed_and_a_resume_lists_them_alike(
   assert found[0] == found[1] and found[0]
 
 
+@pytest.mark.wide
 def test_a_run_rolls_back_past_the_batches_that_it_failed_on(
   base, call_verb, tmp_path, monkeypatch
 ):
@@ -294,6 +300,7 @@ def checksums(path):
   return restore.read_checksums(folder, restore.list_steps(folder)[-1])
 
 
+@pytest.mark.wide
 def test_bfloat16_parameters_that_do_not_move_are_told(
   base, call_verb, tmp_path
 ):
@@ -311,6 +318,7 @@ def test_bfloat16_parameters_that_do_not_move_are_told(
     assert ("do not move" in result.stdout) == is_told
 
 
+@pytest.mark.wide
 def test_a_run_begins_with_the_parameters_of_another(
   base, call_verb, trained, tmp_path
 ):

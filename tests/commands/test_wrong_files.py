@@ -136,6 +136,7 @@ def test_a_run_whose_record_is_damaged_is_left_as_it_is(
   assert_refused(result, str(workdir), said)
 
 
+@pytest.mark.wide
 def test_a_truncated_checkpoint_gives_way_to_the_one_before(
   train, trained, tmp_path
 ):
@@ -155,6 +156,7 @@ def test_a_truncated_checkpoint_gives_way_to_the_one_before(
   assert before == after
 
 
+@pytest.mark.wide
 def test_a_run_of_truncated_checkpoints_is_never_started_afresh(
   train, call_verb, trained, tmp_path
 ):
@@ -260,6 +262,7 @@ def test_a_text_that_cannot_be_scored_gives_no_figure(
   assert result.stdout == ""
 
 
+@pytest.mark.wide
 def test_a_run_that_held_nothing_back_asks_for_a_text(
   train, call_verb, tmp_path
 ):

@@ -424,6 +424,7 @@ def kill_and_go_on(
   return hit
 
 
+@pytest.mark.wide
 def test_kills_at_random_leave_the_same_bytes(make, table, tmp_path):
   expected = read_folder(make("whole", table))
   assert kill_and_go_on(table, tmp_path / "killed", 3, 2.0) >= 1

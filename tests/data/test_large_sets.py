@@ -124,6 +124,7 @@ def read_set(folder) -> dict[str, str]:
   return found
 
 
+@pytest.mark.wide
 def test_memory_does_not_grow_with_row_groups(tmp_path):
   spec = make_corpus(tmp_path / "corpus", 60 << 20, 2)
   found, peak, _ = prepare(spec, tmp_path / "two", 2, 8 << 20)

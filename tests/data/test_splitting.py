@@ -22,6 +22,7 @@ def stream(token_set) -> np.ndarray:
   return token_set.read(0, token_set.num_ids)
 
 
+@pytest.mark.wide
 def test_a_tail_is_cut_as_nanogpt_cuts_it(corpus):
   folder = os.environ.get("GPT_JAX_TEST_DATA")
   if not folder:

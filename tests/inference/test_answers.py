@@ -3,6 +3,7 @@
 import json
 
 import orders
+import pytest
 
 from gpt_jax.config import Template
 from gpt_jax.data import chats
@@ -36,6 +37,7 @@ def write(path, answers):
   return path
 
 
+@pytest.mark.wide
 def test_answers_are_written_and_compared(tmp_path, small_flags, call_verb):
   own = write(tmp_path / "a.jsonl", ["ab"] * 4)
   run = f"--workdir={tmp_path / 'run'}"

@@ -183,6 +183,7 @@ def test_a_prompt_finds_the_same_alone_and_among_longer_ones(made):
     assert len({tuple(h.ids.tolist()) for h in found}) == 3
 
 
+@pytest.mark.wide
 def test_early_stopping_takes_what_ended_first(made):
   prompts, separator, alpha = prompts_of(60, seed=5), 14, 3.0
   whole, early = (

@@ -222,6 +222,7 @@ def test_logits_that_are_not_finite_draw_no_token(held):
   assert ids_R[0] == -1 and ids_R[1] >= 0
 
 
+@pytest.mark.wide
 def test_a_model_of_windows_writes_the_same_in_rows():
   made = draw_model(
     1,

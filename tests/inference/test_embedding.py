@@ -34,6 +34,7 @@ def draw_rows(*lengths: int) -> list[np.ndarray]:
   return [draw.integers(0, 61, n) for n in lengths]
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("form", FORMS)
 def test_a_vector_is_the_mean_of_the_last_layer_over_the_text_alone(form):
   model, params = make(form)

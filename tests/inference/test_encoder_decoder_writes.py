@@ -141,6 +141,7 @@ def test_choices_have_the_probability_of_whole_targets(form):
       assert abs(found[row, at] - right) < 2e-4
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("weights", ["int8", "int4"])
 def test_few_bits_decode_as_the_rounded_matrices_would(weights):
   model, params = make("attention")

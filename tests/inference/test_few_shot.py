@@ -72,6 +72,7 @@ def test_a_label_that_is_no_class_is_refused(label):
     few_shot.class_of(example("a", label))
 
 
+@pytest.mark.wide
 def test_evaluate_answers_and_refuses(small_run, call_verb, tmp_path):
   words = ["--config.train.num_steps=1", "--config.optim.warmup_steps=0"]
   words.append("--config.model.max_len=128")

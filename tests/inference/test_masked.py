@@ -40,6 +40,7 @@ def encoder(vocab_size: int):
   )
 
 
+@pytest.mark.wide
 def test_an_encoder_trains_and_reports_its_accuracy_beside_the_baseline(
   call_verb, small_run, tmp_path
 ):

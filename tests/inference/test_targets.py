@@ -58,6 +58,7 @@ def evaluate(call_verb, folder, *words, code=0):
   return done.stderr if code else json.loads(done.stdout)
 
 
+@pytest.mark.wide
 def test_targets_are_written_from_sources_alone(house, call_verb):
   folder, _ = house
   own = f"--data={folder / 'a.tsv'}", "--json", "--generate=100"
@@ -109,6 +110,7 @@ def test_a_prompt_is_a_source(house, call_verb):
   assert float(second.split()[2].rstrip(",")) < -2
 
 
+@pytest.mark.wide
 def test_a_run_on_pairs_is_the_same_after_a_resume(house, call_verb, tmp_path):
   folder, flags = house
   flags = [*flags, "--config.data.packing=documents"]
@@ -132,6 +134,7 @@ def test_a_run_on_pairs_is_the_same_after_a_resume(house, call_verb, tmp_path):
   assert len({h for *_, h in rows(whole)}) == 12
 
 
+@pytest.mark.wide
 def test_what_writes_no_targets_is_refused(
   house, call_verb, small_run, tmp_path
 ):

@@ -50,6 +50,7 @@ def test_without_a_gpu_or_its_compiler_nothing_is_begun(monkeypatch, tmp_path):
   assert not out.exists()
 
 
+@pytest.mark.wide
 def test_a_part_runs_at_toy_size(tmp_path, capfd):
   assert card.main(["--toy", "--parts=gpt2", f"--out={tmp_path}"]) == 0
   out = capfd.readouterr().out
@@ -72,6 +73,7 @@ def test_a_card_without_the_memory_for_a_trial_leaves_it_out(monkeypatch):
   assert count == {"NVIDIA H200": 1, "NVIDIA H100 80GB HBM3": 0}
 
 
+@pytest.mark.wide
 def test_a_part_that_hangs_is_stopped_and_said(monkeypatch, tmp_path, capfd):
   monkeypatch.setitem(card.PARTS, "gpt2", card.Part("hangs", 5.5))
   monkeypatch.setattr(card.runtime, "find_accelerator", lambda: True)

@@ -40,6 +40,7 @@ def most_of(c, axis="width", sizes=WIDTHS, steps=STEPS, seeds=1):
   return coordinates.judged(traces, axis), coordinates.is_flat(traces, axis)
 
 
+@pytest.mark.wide
 def test_activations_are_flat_in_width_with_mup_and_grow_without(make):
   most, is_flat = most_of(make(), seeds=SEEDS)
   assert is_flat, most
@@ -91,6 +92,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("row", BROKEN)
 def test_a_row_that_is_missing_is_seen(row, make, monkeypatch):
   module, name, without, tap = BROKEN[row]
@@ -178,6 +180,7 @@ def test_logits_that_start_at_zero_count_from_the_first_step(start, is_flat):
   assert coordinates.is_flat(traces, "width")
 
 
+@pytest.mark.wide
 def test_the_command_writes_what_it_found(make, call_verb, tmp_path):
   c = make()
   flags = [f"--config.data.{k}={getattr(c.data, k)}" for k in ("source", "dir")]

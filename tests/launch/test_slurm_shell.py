@@ -37,6 +37,7 @@ STUBS = {
 }
 
 
+@pytest.mark.battery
 @pytest.mark.parametrize(
   "state, failures, is_told, is_requeued",
   [

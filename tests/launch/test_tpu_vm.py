@@ -65,6 +65,7 @@ def test_a_run_on_tpu_vms_ends_with_the_trainers_code_and_its_logs(places):
   assert "ended with 7" in err
 
 
+@pytest.mark.wide
 def test_a_run_on_tpu_vms_outlives_its_start_and_stops_with_75(places):
   script, tpu = "launch/tpu_vm.sh", [*TPU, "--existing"]
   places.call(script, "setup", *tpu)
@@ -196,6 +197,7 @@ def test_logs_are_followed_until_the_run_ends_through_lost_calls(places):
   assert any("follow 2" in word for word in noted[-1])
 
 
+@pytest.mark.wide
 def test_the_real_gcloud_knows_every_command(places, tmp_path):
   gcloud = shutil.which("gcloud")
   if not gcloud:

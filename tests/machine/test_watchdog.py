@@ -175,6 +175,7 @@ def hung(tmp_path_factory, small_flags):
     process.kill()
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("what", HANGS)
 def test_a_file_system_that_hangs_ends_the_run_and_is_named(hung, what):
   workdir, process = hung[what]

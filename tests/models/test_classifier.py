@@ -94,6 +94,7 @@ def test_what_fills_a_row_moves_nothing(form):
   assert not np.any(np.asarray(moved[LENGTH:T]))  # a source has later ids
 
 
+@pytest.mark.battery
 @pytest.mark.parametrize("form", CLASS_FORMS)
 def test_every_parameter_gets_a_finite_gradient(form):
   model, params = make(form)

@@ -38,6 +38,7 @@ PACKED = dict(
 )
 
 
+@pytest.mark.battery
 @pytest.mark.parametrize("form", PAIRED)
 def test_a_target_sees_all_of_its_source_and_of_no_other(form):
   model, params = make(form)
@@ -69,6 +70,7 @@ def encoder_gradient(model, params, place, source):
   return jax.grad(output)(params["embed"]["tokens"])
 
 
+@pytest.mark.battery
 @pytest.mark.parametrize("form", PAIRED)
 def test_an_encoder_sees_both_ways_within_a_document(form):
   model, params = make(form)

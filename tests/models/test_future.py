@@ -110,6 +110,7 @@ def test_the_gradient_is_the_same_in_parts_scanned_and_recomputed(changes):
     np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-6)
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("axes", [dict(fsdp=2, seq=2, tensor=2), dict(fsdp=8)])
 def test_a_mesh_trains_the_same(axes):
   found = []

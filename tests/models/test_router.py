@@ -142,6 +142,7 @@ def layer(name: str):
   return apply, params, draws(4, (B, T, D))[0], c
 
 
+@pytest.mark.battery
 @pytest.mark.parametrize("name", ROUTERS)
 def test_a_router_equals_a_loop_over_experts(name):
   apply, params, x, c = layer(name)
@@ -220,6 +221,7 @@ def batch_of(seed: int):
   return {"tokens": ids[:, :-1], "targets": ids[:, 1:]}
 
 
+@pytest.mark.battery
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("scan", [False, True])
 def test_one_expert_is_the_dense_model_bit_for_bit(dtype, scan):
@@ -257,6 +259,7 @@ BIASED = dict(
 )
 
 
+@pytest.mark.battery
 @pytest.mark.parametrize(
   "optimizer", ["adamw", "adam", "lion", "adafactor", "sgd", "muon"]
 )
@@ -284,6 +287,7 @@ def test_biases_move_by_load_alone(optimizer):
     assert f"{names[0]}/00" not in found  # a dense layer
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("axes", [{}, dict(data=2, expert=2)])
 def test_biases_go_on_from_a_checkpoint_on_any_mesh(axes, tmp_path):
   c = make_config(**BIASED | dict(expert_capacity_factor=1.5))
@@ -399,6 +403,7 @@ def test_a_capacity_that_cannot_be_is_refused(section, changes, words):
     config_lib.freeze(config)
 
 
+@pytest.mark.wide
 @pytest.mark.skipif(
   importlib.util.find_spec("libtpu") is None,
   reason="libtpu, the TPU compiler, is not installed",

@@ -169,6 +169,7 @@ def spread(count: int, over: int = 1009) -> list[int]:
   return [(i * 37) % over for i in range(count)]
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize(
   "count", [9, pytest.param(1000, marks=soak)], ids=["few", "soak"]
 )
@@ -178,6 +179,7 @@ def test_no_damage_is_believed(nursery, base, tmp_path, count):
   assert counts["refused"] and counts["same"]
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize(
   "count", [6, pytest.param(150, marks=soak)], ids=["few", "soak"]
 )
@@ -186,6 +188,7 @@ def test_no_hostile_file_hangs_or_fills_memory(nursery, base, tmp_path, count):
   run_trials(try_hostile, seeds, nursery, base, tmp_path)
 
 
+@pytest.mark.wide
 def test_a_damage_that_is_believed_is_seen(nursery, base, tmp_path):
   """The control: what the trials look at does change with the data."""
   folder = copy_of(base.folder, tmp_path / "control")
@@ -211,6 +214,7 @@ def finish(nursery, folder, flags, rng, kills: int, sent=signal.SIGKILL):
   return nursery.run("train", *words)
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize(
   "runs, kills", [(1, 3), pytest.param(20, 10, marks=soak)], ids=["few", "soak"]
 )
@@ -253,6 +257,7 @@ SIGNALS = (
 )
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize(
   "count", [3, pytest.param(120, marks=soak)], ids=["few", "soak"]
 )
@@ -272,6 +277,7 @@ def test_a_signal_at_any_moment_saves_and_loses_nothing(
     list(pool.map(one, range(count)))
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize(
   "pairs", [1, pytest.param(50, marks=soak)], ids=["few", "soak"]
 )
@@ -333,6 +339,7 @@ def greetings(count: int) -> list[bytes]:
   return known[:count]
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize(
   "count", [20, pytest.param(50, marks=soak)], ids=["few", "soak"]
 )

@@ -148,6 +148,7 @@ def test_parameters_are_verified_apart_from_the_optimizer_state(folder):
     restore.restore_params(workdir, abstract.params)
 
 
+@pytest.mark.battery
 @pytest.mark.parametrize(
   "name", ["lr[3e-4]", "a[b/x]y", "back\\slash", "a*b?c", "gs:", "x\udcff"]
 )
@@ -265,6 +266,7 @@ def test_a_step_of_another_run_is_refused_by_name(folder):
   assert make(**facts).restore(abstract)[1]["step"] == 20
 
 
+@pytest.mark.wide
 def test_saves_do_not_make_the_process_grow(folder):
   state = {f"w{i}": jnp.ones(3) for i in range(20)}
   keeper = keeper_of(folder, keep_last=1)

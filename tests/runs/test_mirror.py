@@ -106,6 +106,7 @@ def assert_same_run(alone, address, tmp_path):
   assert sums(tmp_path) == sums(alone / "checkpoints")
 
 
+@pytest.mark.wide
 def test_a_run_killed_while_it_sends_goes_on_elsewhere_bit_for_bit(
   start, flags, alone, tmp_path
 ):

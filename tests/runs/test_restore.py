@@ -157,6 +157,7 @@ DAMAGES = {
 }
 
 
+@pytest.mark.battery
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_step_gives_way_to_the_older_one_with_a_line(folder, damage):
   break_step, clause = DAMAGES[damage]

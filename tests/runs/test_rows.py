@@ -241,6 +241,7 @@ def test_an_image_is_xml_whatever_its_names():
 # In a run
 
 
+@pytest.mark.wide
 def test_a_report_that_was_cut_short_is_made_once(
   call_verb, small_flags, tmp_path, monkeypatch
 ):

@@ -130,6 +130,7 @@ def test_every_optimizer_moves_adapters(word):
   assert all(np.any(x) for name, x in named.items() if name.endswith("lora_b"))
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("word", ["int8", "int4"])
 def test_adapters_of_a_rounded_base_learn_the_same_over_devices(word):
   config = adapter_config(base=word)
@@ -196,6 +197,7 @@ def test_telemetry_reads_the_adapted_model():
   assert "telemetry/grad_norm/hidden" not in found
 
 
+@pytest.mark.wide
 def test_magnitudes_learn_and_any_mesh_agrees():
   losses, after, base = run(adapter_config(kind="dora"))
   assert losses[-1] < losses[1] - 0.05

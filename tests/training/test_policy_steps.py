@@ -72,6 +72,7 @@ def near(model, params, case, seed: int):
   return found_BT + rng.normal(0, 0.3, found_BT.shape)
 
 
+@pytest.mark.wide
 def test_loss_and_gradient_are_those_of_the_paper(case):
   config = policy_config()
   built, now = begin(config)

@@ -168,6 +168,7 @@ def test_loss_and_gradient_are_those_of_the_paper(word, case):
   assert_close(found, by_hand)
 
 
+@pytest.mark.battery
 @pytest.mark.parametrize("word", PAPERS)
 def test_microbatches_are_the_whole(word, case):
   pairs, reference_B2 = case
@@ -181,6 +182,7 @@ def test_microbatches_are_the_whole(word, case):
   assert_close(summed, metrics, least=1.0)
 
 
+@pytest.mark.wide
 def test_metrics_are_means_over_the_pairs_that_there_are(case):
   pairs, reference_B2 = case
   batch = batch_of(pairs, reference_B2)
@@ -248,6 +250,7 @@ def test_ktos_answers_are_averaged_by_their_labels(case):
 MESHES = (dict(fsdp=8), dict(tensor=8), dict(data=2, fsdp=2, tensor=2))
 
 
+@pytest.mark.battery
 @pytest.mark.parametrize("mesh", MESHES, ids=str)
 @pytest.mark.parametrize("word", ["dpo", "kto"])
 def test_a_mesh_gives_the_same_losses(word, mesh, case):
@@ -261,6 +264,7 @@ def test_a_mesh_gives_the_same_losses(word, mesh, case):
   assert alone[-1] < alone[0]
 
 
+@pytest.mark.wide
 def test_adapters_learn_preferences_and_their_base_stays(case):
   pairs, _ = case
   config = config_of(adapter="attn=4")

@@ -60,6 +60,7 @@ def change(config, values):
   return config
 
 
+@pytest.mark.wide
 def test_each_gradient_is_clipped_as_a_loop_clips_it():
   config = private(parts=2)
   model = build_model(config.model)
@@ -110,6 +111,7 @@ def test_noise_is_as_large_as_stated_and_another_at_each_step():
     assert abs(float(jnp.corrcoef(x, y)[0, 1])) < 0.01
 
 
+@pytest.mark.wide
 def test_a_step_adds_noise_and_clips_nothing_after_it():
   train_step, now = make(private(noise=1e3, clip=1e-3))
   count = tree.count_elements(now.params)

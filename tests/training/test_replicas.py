@@ -59,6 +59,7 @@ def test_arrays_on_no_mesh_have_no_replicas():
   replicas.check(state, 1)
 
 
+@pytest.mark.wide
 def test_a_healthy_run_is_checked_and_goes_on(call_verb, small_run, tmp_path):
   result = call_verb(
     "train",

@@ -181,6 +181,7 @@ def test_the_step_compiles_without_host_callbacks(scan):
   assert "callback" not in text
 
 
+@pytest.mark.battery
 @pytest.mark.parametrize("parts", [1, 2])
 @pytest.mark.parametrize("chunks", [1, 2])
 def test_the_z_loss_draws_logits_in_and_is_no_part_of_the_loss(parts, chunks):
@@ -205,6 +206,7 @@ def test_the_z_loss_draws_logits_in_and_is_no_part_of_the_loss(parts, chunks):
   assert abs(norms[0] - norms[1]) > 1e-3
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("chunks", [1, 2])
 def test_smoothing_is_minimised_and_the_plain_loss_is_reported(chunks):
   seen = {}

@@ -36,6 +36,7 @@ def flags(folder, *words) -> list[str]:
   ]
 
 
+@pytest.mark.wide
 def test_tasks_are_answered_at_each_evaluation_and_at_the_end(
   call_verb, small_run, tmp_path, monkeypatch
 ):

@@ -139,6 +139,7 @@ def test_the_largest_score_is_one_that_is_seen(window, is_packed):
   assert scores.max() > expected + 1e-3  # the control: a mask counts
 
 
+@pytest.mark.wide
 def test_a_run_that_is_watched_is_the_same_run(small_run, call_verb, tmp_path):
   rows = {}
   for every in (0, 10):

@@ -20,6 +20,7 @@ def shared():
   return folder
 
 
+@pytest.mark.wide
 def test_gpt2_counts_tiny_shakespeare_as_published(shared):
   path = os.path.join(shared, "tinyshakespeare", "input.txt")
   with open(path, encoding="utf-8") as file:

@@ -42,6 +42,7 @@ def bring_in(tmp_path, case: str, **how) -> str:
   return run
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("case", ADAPTERS)
 def test_a_merged_adapter_computes_what_peft_does(case, tmp_path):
   _, model, params, _, mesh = workdir.open_run(bring_in(tmp_path, case))

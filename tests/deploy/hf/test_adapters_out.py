@@ -21,6 +21,7 @@ WRITTEN = json.loads((HERE / "written.json").read_text())
 made = runpy.run_path(str(HERE / "make_written.py"))
 
 
+@pytest.mark.battery
 @pytest.mark.parametrize("case", WRITTEN)
 def test_peft_computes_what_our_adapters_do(case, tmp_path):
   model, params, learned = made["write"](tmp_path / "all", *made["CASES"][case])
@@ -60,6 +61,7 @@ def test_a_part_without_an_adapter_is_left_alone(tmp_path):
   assert not b[:64].any() and b[64:].all()
 
 
+@pytest.mark.wide
 def test_adapters_of_experts_are_refused(tmp_path):
   with pytest.raises(InputError, match="of experts, which PEFT does not load"):
     made["write"](tmp_path / "all", "qwen3_moe", "moe=2")

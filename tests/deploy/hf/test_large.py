@@ -58,6 +58,7 @@ def run_program(folder, sizes: dict, least: int) -> tuple[int, int, int]:
   return int(done.stdout.split()[-1]), total, largest
 
 
+@pytest.mark.wide
 def test_an_import_holds_its_target_and_little_more(tmp_path):
   sizes = LLAMA3_8B | dict(
     hidden_size=512,
@@ -91,6 +92,7 @@ importing.import_model(*sys.argv[1:], "bytes")
 """
 
 
+@pytest.mark.wide
 def test_a_killed_import_leaves_no_run_and_the_next_goes_through(
   tmp_path, call_verb
 ):

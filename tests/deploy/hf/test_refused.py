@@ -249,6 +249,7 @@ def rename(arrays: dict, old: str, new: str) -> None:
   arrays[new] = arrays.pop(old)
 
 
+@pytest.mark.wide
 def test_tensors_of_older_berts_are_read_by_their_names(tmp_path):
   run = bring_in(tmp_path, "bert")
   source, old = tmp_path / "source", tmp_path / "old"

@@ -255,6 +255,7 @@ def flood(port: int, count: int, seed: int) -> None:
   asyncio.run(run())
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize(
   "count", [150, pytest.param(10_000, marks=pytest.mark.slow)]
 )

@@ -31,6 +31,7 @@ def written(running, prompt: str, num_tokens: int, *, num_rows=4, **sampling):
   return text
 
 
+@pytest.mark.wide
 def test_texts_of_random_arrivals_are_those_of_generate(running, client):
   rng = random.Random(0)
   prompts = [
@@ -309,6 +310,7 @@ def test_a_dialogue_out_of_form_is_refused(client, messages, said):
   assert said in refused.value.body["message"]
 
 
+@pytest.mark.wide
 def test_more_than_can_wait_is_refused_with_429(running, client):
   long = dict(prompt="busy", max_tokens=200, n=64, **GREEDY)
   stream = client.completions.create(stream=True, **long)

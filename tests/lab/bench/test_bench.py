@@ -101,6 +101,7 @@ def test_a_step_is_timed_with_jax_flax_optax_and_ml_collections_alone(
   assert "ModuleNotFoundError: no optax here" in result.stderr
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize(
   "flags, count",
   [(["--repeats=3", "--steps=2"], 3), (["--steps=2"], 25), (["--steps=1"], 5)],
@@ -130,6 +131,7 @@ def test_train_prints_and_writes_what_it_measured(
   assert [p.name for p in tmp_path.iterdir()] == ["bench.json"]
 
 
+@pytest.mark.wide
 def test_decode_times_prefill_apart_from_the_loop(tmp_path, run_verb):
   run_verb(
     "gpt_jax.lab.bench",
@@ -153,6 +155,7 @@ def test_decode_times_prefill_apart_from_the_loop(tmp_path, run_verb):
   assert found["weight_bytes"] == 4 * count
 
 
+@pytest.mark.wide
 def test_serve_times_what_clients_read_over_http(tmp_path, run_verb):
   pytest.importorskip("uvicorn", reason="extra serve is not installed")
   run_verb(
@@ -176,6 +179,7 @@ def test_serve_times_what_clients_read_over_http(tmp_path, run_verb):
   assert 0 < rows["3 clients: tokens/s"] < 3 * 1e3 / middle * 1.5
 
 
+@pytest.mark.wide
 def test_a_waiting_worker_takes_no_processor_time(one_device):
   with worker.Worker("gpt_jax", "train", load()) as one:
     one.ask(do="run", count=2)

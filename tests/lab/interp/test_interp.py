@@ -126,6 +126,7 @@ def test_the_logit_lens_ends_at_the_logits(either):
   differs(logits[-2], found.logits_TV)
 
 
+@pytest.mark.wide
 def test_a_tuned_lens_is_nearer_than_the_logit_lens(run):
   rows = np.random.default_rng(0).integers(0, 256, (16, 8))
   learned = lens.train_lens(run, rows, num_steps=60)
@@ -143,6 +144,7 @@ def test_a_tuned_lens_is_nearer_than_the_logit_lens(run):
   close(tuned[-1], found.logits_TV, 1e-5)
 
 
+@pytest.mark.wide
 def test_integrated_gradients_are_complete(either):
   found = passes.record(either, TEXT)
   token = int(found.logits_TV[-1].argmax())
@@ -189,6 +191,7 @@ def test_direct_logits_add_up_to_the_logit(either):
     close(given["heads"].sum(1), given["attn"])
 
 
+@pytest.mark.wide
 def test_patching_all_of_a_layer_gives_the_other_run(either):
   source = passes.record(either, OTHER)
   into = either.encode(TEXT)
@@ -209,6 +212,7 @@ def test_a_patched_place_changes_nothing_before_it(run):
   differs(got[6:], own.logits_TV[6:])
 
 
+@pytest.mark.wide
 def test_the_last_place_of_the_last_layer_brings_all_of_the_answer(run):
   clean = passes.record(run, TEXT)
   ids = run.encode(OTHER)
@@ -231,6 +235,7 @@ def test_the_last_place_of_the_last_layer_brings_all_of_the_answer(run):
   assert by_head[1, 1] == pytest.approx(want, abs=1e-3)
 
 
+@pytest.mark.wide
 def test_an_ablated_head_is_one_whose_rows_of_the_matrix_are_zero(run):
   found = passes.record(run, TEXT)
   rise_LN = patching.ablate(run, found, "heads", 65)
@@ -312,6 +317,7 @@ def test_texts_of_unlike_lengths_and_unknown_points_are_refused(run):
     patching.patch(run, source.ids, source, "blocks_7")
 
 
+@pytest.mark.wide
 def test_the_command_writes_a_page(grouped, folder, call_verb, tmp_path):
   text = tmp_path / "text.txt"
   text.write_text("A line of text, and <b>another</b>.\n" * 40)

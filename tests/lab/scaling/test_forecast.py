@@ -139,6 +139,7 @@ def test_a_sealed_prediction_lacks_nothing(runs_csv, tmp_path, call_verb):
     assert_refused(call(), str(path), "--register has written")
 
 
+@pytest.mark.wide
 def test_a_prediction_says_what_vouches_for_it(tmp_path, call_verb):
   path = write_csv(tmp_path / "t.csv", ("N", "D", "loss"), grid_runs())
   words = f"--csv={path}", "--loss=loss", "--params=N", "--tokens=D"

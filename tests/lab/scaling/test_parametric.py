@@ -142,6 +142,7 @@ def covered(trials: int, resamples: int, widths=(1.0,)) -> np.ndarray:
   return held
 
 
+@pytest.mark.wide
 def test_intervals_hold_the_truth():
   whole, narrow = covered(10, 100, (1.0, 0.2))
   assert whole.min() >= 8 and narrow.min() < 8, (whole, narrow)

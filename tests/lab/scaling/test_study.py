@@ -130,6 +130,7 @@ def test_lists_of_optima_give_their_published_exponents(
     assert line["params"]["value"] == pytest.approx(wanted, abs=1e-6)
 
 
+@pytest.mark.wide
 def test_a_step_in_place_of_a_power_is_not_determined(fit_table, tmp_path):
   params, tokens, loss = grid_runs()
   loss = 2.5 + 2100 / tokens**0.37 + (params == params.min())

@@ -66,6 +66,10 @@ def test_the_code_version_is_of_all_but_the_lab(tmp_path, monkeypatch):
   )
   text = text.replace(old, new).replace("plot.", "drawing.")
   path.write_text(text)
+  path = copy / "deploy" / "compress" / "report.py"
+  text = path.read_text()
+  assert "gpt_jax.runs.plot" in text
+  path.write_text(text.replace("gpt_jax.runs.plot", "gpt_jax.drawing"))
   assert version() == first
   (copy / "models" / "layers.py").write_text("")
   assert version() != first

@@ -89,6 +89,7 @@ def test_telemetry_is_drawn_and_its_noise_scale_told(
   assert [row[at] for row in rows_of(dom)] == ["20.0", "24.0", ""]
 
 
+@pytest.mark.wide
 def test_a_report_of_many_cells_is_looked_at(
   write, call_verb, tmp_path, browser
 ):

@@ -263,6 +263,7 @@ def newest_meta(path: str) -> dict:
   return integrity.read_meta(checkpoints, restore.list_steps(checkpoints)[-1])
 
 
+@pytest.mark.wide
 def test_a_branch_equals_a_straight_run_bit_for_bit(write, tmp_path):
   trunk = 'add("trunk", {"optim.decay_frac": 0.0})'
   decay = 'add("decay", {"train.num_steps": 20}%s)'
