@@ -35,7 +35,7 @@ def get_config(variant="grpo"):
     return config
   config.data.objective = "grpo"
   config.train.init_from = "runs/tune_grpo-base"
-  config.train.update(num_steps=400, global_batch_size=512, group_size=16)
+  config.train.update(num_steps=900, global_batch_size=512, group_size=16)
   config.train.update(updates_per_batch=2, kl_weight=0.002)
   config.optim.update(learning_rate=7e-4, warmup_steps=0, schedule="linear")
   config.eval.every_steps = config.sample.every_steps = 50
