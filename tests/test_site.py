@@ -43,11 +43,13 @@ def build(folder, **pages) -> subprocess.CompletedProcess:
   )
 
 
+@pytest.mark.wide
 def test_every_page_of_the_docs_is_in_the_site(site):
   pages = {path.stem for path in (ROOT / "docs").glob("*.md")}
   assert {path.stem for path in (site / "docs").glob("*.html")} == pages
 
 
+@pytest.mark.wide
 def test_a_page_loads_nothing_from_elsewhere(site):
   loads = re.compile(
     r"<(?:script|link|img|iframe)[^>]*(?:src|href)=.(https?:|//)"
@@ -58,12 +60,14 @@ def test_a_page_loads_nothing_from_elsewhere(site):
   assert loads.search("<script src='https://a.b/c.js'>")
 
 
+@pytest.mark.wide
 def test_the_reference_says_what_the_docstrings_say(site):
   page = (site / "reference" / "ops.html").read_text()
   assert "A frozen matrix and the low-rank change" in page
   assert "<code class=" in page and "scale</span>" in page
 
 
+@pytest.mark.wide
 def test_the_search_works_from_a_disk(site, browser):
   words = ("--dump-dom", "--allow-file-access-from-files")
   shown = browser(site / "search.html", *words, query="?q=checkpoint")

@@ -34,6 +34,7 @@ def run(folder, source: str):
   return int(pytest.main(flags, plugins=[watch])), watch.unlisted
 
 
+@pytest.mark.wide
 def test_a_skip_that_is_not_listed_fails_the_run(tmp_path):
   assert run(tmp_path, TESTS) == (0, [])
   name = "tests/launch/test_tpu_vm.py::test_listed"

@@ -231,6 +231,7 @@ watchdog.Progress.is_stuck = is_stuck_since
 """
 
 
+@pytest.mark.wide
 def test_a_process_that_is_stuck_is_noticed(team, flags, tmp_path):
   is_stopped = tmp_path / "stopped"
   two = team(

@@ -113,6 +113,7 @@ def test_a_killed_and_resumed_run_is_the_straight_run_bit_for_bit(
   assert logged(other)[0] != logged(straight)[0]
 
 
+@pytest.mark.wide
 def test_a_run_resumes_on_another_number_of_devices(
   small_run, nursery, fork_verb, call_verb, tmp_path
 ):

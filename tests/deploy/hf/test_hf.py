@@ -257,6 +257,7 @@ def published(stories: pathlib.Path) -> str:
   return text[start : text.index("\n\nPublished validation loss")]
 
 
+@pytest.mark.wide
 def test_a_real_model_writes_its_published_text(test_data, call_verb, tmp_path):
   stories, story = test_data / "stories260k", str(tmp_path / "run")
   importing.import_model(str(stories), story)
