@@ -88,7 +88,8 @@ def measure(run, length: int) -> tuple[dict, str]:
   scores = np.stack(
     [heads.induction_scores(run, rows, k + 1) for k in range(AFTER)]
   )
-  after, layer, best = map(int, np.unravel_index(scores.argmax(), scores.shape))
+  top = int(np.argmax(scores))
+  after, layer, best = map(int, np.unravel_index(top, scores.shape))
   score_N = scores[after, layer]
   control = int(score_N.argmin())
   same = np.flatnonzero(score_N >= SHARE * score_N[best]).tolist()
