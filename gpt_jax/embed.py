@@ -1,7 +1,6 @@
 """Vectors of texts, by a trained model: python -m gpt_jax.embed --help."""
 
 import math
-import os
 import sys
 
 from gpt_jax import cli, files
@@ -50,11 +49,7 @@ def main(argv: list[str]) -> int:
   from gpt_jax.inference import embedding
   from gpt_jax.runs import workdir
 
-  folder = os.path.dirname(os.path.abspath(args.out))
-  if not os.path.isdir(folder) or os.path.isdir(args.out):
-    raise InputError(
-      f"--out is {args.out!r}; it must be a file, in a folder that exists"
-    )
+  args.out = files.output_path("--out", args.out)
   texts = _read_texts(cache.local(args.texts))
   is_speaking = processes.index() == 0
 

@@ -224,18 +224,12 @@ def _check_set(name: str, tokens, tokenizer, labels) -> None:
 
 def _check_predict(path: str, objective: str) -> str:
   """Returns the path of --predict."""
-  path = files.user_path("--predict", path)
   if objective != "classification":
     raise InputError(
       f"--predict is for classifiers, and this run's data.objective is "
       f"{objective}; gpt_jax.generate shows what it says"
     )
-  folder = os.path.dirname(os.path.abspath(path))
-  if not os.path.isdir(folder) or os.path.isdir(path):
-    raise InputError(
-      f"--predict is {path!r}; it must be a file, in a folder that exists"
-    )
-  return path
+  return files.output_path("--predict", path)
 
 
 def _read_labelled(args, config, tokenizer):

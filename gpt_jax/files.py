@@ -127,6 +127,21 @@ def user_path(name: str, path: str, may_be_address: bool = False) -> str:
   return path
 
 
+def output_path(name: str, path: str) -> str:
+  """Returns the path of a file that a command is to write, as user_path does.
+
+  Raises:
+    InputError: as user_path, or its folder does not exist, or it is a folder.
+  """
+  path = user_path(name, path)
+  folder = os.path.dirname(os.path.abspath(path))
+  if not os.path.isdir(folder) or os.path.isdir(path):
+    raise InputError(
+      f"{name} is {path!r}; it must be a file, in a folder that exists"
+    )
+  return path
+
+
 def _is_utf8(path: str) -> bool:
   try:
     path.encode("utf-8")

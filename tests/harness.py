@@ -47,3 +47,16 @@ def logged(workdir, name: str = "train/loss") -> dict[int, float]:
 
   rows = metrics.read_rows(str(workdir / "metrics.jsonl"))
   return {row["step"]: row[name] for row in rows if name in row}
+
+
+def move_to(root: str, flags: list[str], folder: pathlib.Path) -> list[str]:
+  """Puts the text of small_flags at an address; returns the flags with it."""
+  from gpt_jax.machine import places
+
+  places.put(str(folder / "corpus.txt"), f"{root}/text/corpus.txt")
+  moved = {
+    f"text:{folder}/corpus.txt": f"text:{root}/text/*.txt",
+    f"{folder / 'prepared'}": f"{root}/sets",
+  }
+  pairs = (flag.partition("=") for flag in flags)
+  return [f"{key}={moved.get(value, value)}" for key, _, value in pairs]

@@ -169,3 +169,15 @@ def test_no_sentence_asks_an_index_for_a_package_of_this_name():
     assert not asked.search(path.read_text()), path
   assert asked.search("pip install 'gpt_jax[hf]'")  # the control
   assert files.pip("hf").endswith("-m pip install -e '.[hf]'")
+
+
+def test_a_file_to_write_has_a_folder_and_is_none(tmp_path, monkeypatch):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  own = lambda path: files.output_path("--out", path)
+  assert own("~/a.npy") == str(tmp_path / "a.npy")
+  for path in (str(tmp_path), str(tmp_path / "absent" / "a.npy")):
+    with pytest.raises(InputError, match="a file, in a folder that exists"):
+      own(path)
+  for path, said in (("", "is empty"), ("s3://a/b.npy", "not an address")):
+    with pytest.raises(InputError, match=said):
+      own(path)

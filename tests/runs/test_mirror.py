@@ -8,6 +8,7 @@ import time
 import types
 
 import pytest
+from harness import move_to
 
 from gpt_jax.exits import InputError
 from gpt_jax.machine import cache, places
@@ -43,16 +44,7 @@ def flags(tmp_path_factory, small_flags):
   more = [f"--config.{key}={value}" for key, value in more.items()]
   files = small_flags(folder) + more
   root = f"file://{folder}/bucket"
-  places.put(str(folder / "corpus.txt"), f"{root}/text/corpus.txt")
-  moved = {
-    f"text:{folder}/corpus.txt": f"text:{root}/text/*.txt",
-    f"{folder / 'prepared'}": f"{root}/sets",
-  }
-  remote = []
-  for flag in files:
-    key, _, value = flag.partition("=")
-    remote.append(f"{key}={moved.get(value, value)}")
-  return files, remote, root
+  return files, move_to(root, files, folder), root
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ import socket
 import time
 
 import pytest
+from harness import move_to
 from proxy import Proxy
 
 from gpt_jax.machine import places
@@ -127,16 +128,7 @@ def flags(local_flags, server):
   """The flags of the run with text, set and workdir in the bucket; its root."""
   folder, files = local_flags
   root = f"{server[0]}://runs/one"
-  places.put(str(folder / "corpus.txt"), f"{root}/text/corpus.txt")
-  moved = {
-    f"text:{folder}/corpus.txt": f"text:{root}/text/*.txt",
-    f"{folder / 'prepared'}": f"{root}/sets",
-  }
-  remote = []
-  for flag in files:
-    key, _, value = flag.partition("=")
-    remote.append(f"{key}={moved.get(value, value)}")
-  return remote, root
+  return move_to(root, files, folder), root
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,24 @@ PROMPT_LEN = 64
 LEAST_TOKENS = 32
 
 
+def find_prompt_len(config: Config, num_tokens: int, least: int) -> int:
+  """Returns how long the prompts are before num_tokens, `least` or more.
+
+  Raises:
+    InputError: num_tokens does not fit, or the vocabulary is not known.
+  """
+  check_vocab(config)
+  prompt_len = min(PROMPT_LEN, config.model.max_len // 2)
+  room = config.model.max_len - prompt_len
+  if not least <= num_tokens <= room:
+    raise InputError(
+      f"--tokens is {num_tokens}; it must be {least} to {room}, what "
+      f"model.max_len {config.model.max_len} leaves after a prompt of "
+      f"{prompt_len}"
+    )
+  return prompt_len
+
+
 def measure(
   config: Config,
   batch_sizes: list[int] | tuple[int, ...] = (1, 8),
@@ -35,15 +53,7 @@ def measure(
       peer cannot be built.
     worker.Failed: the process of gpt_jax ended.
   """
-  check_vocab(config)
-  prompt_len = min(PROMPT_LEN, config.model.max_len // 2)
-  room = config.model.max_len - prompt_len
-  if not LEAST_TOKENS <= num_tokens <= room:
-    raise InputError(
-      f"--tokens is {num_tokens}; it must be {LEAST_TOKENS} to {room}, what "
-      f"model.max_len {config.model.max_len} leaves after a prompt of "
-      f"{prompt_len}"
-    )
+  prompt_len = find_prompt_len(config, num_tokens, LEAST_TOKENS)
   options = {"prompt_len": prompt_len, "num_tokens": num_tokens}
   rows, pairs = [], []
   trial = {"do": "run", "batch_size": batch_sizes[0]}

@@ -12,11 +12,10 @@ import time
 from typing import NamedTuple
 
 from gpt_jax import config as config_lib
-from gpt_jax.config import Config, InputError
+from gpt_jax.config import Config
 from gpt_jax.lab.bench import duel
-from gpt_jax.lab.bench.decode import PROMPT_LEN
+from gpt_jax.lab.bench.decode import find_prompt_len
 from gpt_jax.lab.bench.samples import Measurement, Pairs, Row
-from gpt_jax.lab.bench.train import check_vocab
 
 # Texts that each client asks for in one measurement.
 TEXTS = 2
@@ -60,14 +59,7 @@ def measure(
       peer cannot be built.
     worker.Failed: the process of gpt_jax ended.
   """
-  check_vocab(config)
-  prompt_len = min(PROMPT_LEN, config.model.max_len // 2)
-  if not 2 <= num_tokens <= config.model.max_len - prompt_len:
-    raise InputError(
-      f"--tokens is {num_tokens}; it must be 2 to "
-      f"{config.model.max_len - prompt_len}, what model.max_len leaves after a "
-      f"prompt of {prompt_len}"
-    )
+  prompt_len = find_prompt_len(config, num_tokens, 2)
   options = {"prompt_len": prompt_len, "num_tokens": num_tokens}
   trial = {"do": "run", "batch_size": batch_sizes[0]}
   rows, pairs = [], []

@@ -1,6 +1,5 @@
 """The command: a page of what happens in a run when it reads a text."""
 
-import os
 import sys
 
 from gpt_jax import cli, files
@@ -51,11 +50,7 @@ def main(argv: list[str]) -> int:
     raise InputError(
       f"--config.{next(iter(overrides))} does nothing here; leave it out"
     )
-  folder = os.path.dirname(os.path.abspath(args.out))
-  if not os.path.isdir(folder) or os.path.isdir(args.out):
-    raise InputError(
-      f"--out is {args.out!r}; it must be a file, in a folder that exists"
-    )
+  args.out = files.output_path("--out", args.out)
   if args.layer is not None and args.corpus is None:
     raise InputError("--layer does nothing without --corpus; leave it out")
   runtime.start(args.devices)

@@ -6,7 +6,6 @@ carried what followed, is taken away; then with it all heads of its layer that
 do the same; and as a control the head of its layer that does so least.
 """
 
-import os
 import sys
 
 from gpt_jax import cli, files
@@ -46,11 +45,7 @@ def main(argv: list[str]) -> int:
     raise InputError(
       f"--config.{next(iter(overrides))} does nothing here; leave it out"
     )
-  folder = os.path.dirname(os.path.abspath(args.out))
-  if not os.path.isdir(folder) or os.path.isdir(args.out):
-    raise InputError(
-      f"--out is {args.out!r}; it must be a file, in a folder that exists"
-    )
+  args.out = files.output_path("--out", args.out)
   runtime.start(args.devices)
   if processes.count() > 1:
     raise InputError("heads are scored by one process; start one")
