@@ -268,6 +268,7 @@ def run(
       cannot be written.
   """
   streams.hold(is_comment=is_run)
+  signals.hold(is_run)
   try:
     code = main(sys.argv[1:] if argv is None else argv)
     sys.stdout.flush()
@@ -286,8 +287,7 @@ def run(
       raise
     processes.settle()
     traceback.print_exc()
-    why = f"ended with {type(error).__name__}, see its log"
-    code = _give_up(exits.FAILED, why)
+    code = _give_up(exits.FAILED, f"{type(error).__name__}, see its log")
   if is_run:
     signals.end_with(code)
   processes.leave()

@@ -6,6 +6,7 @@ noticed while the main thread compiles or hangs, and none is lost where Python
 swallows an exception from a handler, as in jax's garbage collector hook.
 """
 
+import atexit
 import os
 import signal
 import sys
@@ -126,8 +127,22 @@ class Stop:
     return code if processes.count() > 1 else self.code
 
   def close(self) -> None:
-    """Restores the earlier handlers."""
-    self.listener.close()
+    """Restores the earlier handlers, unless the process is to `end_with` one."""
+    if not _is_held:
+      self.listener.close()
+
+
+_is_held = False
+
+
+def hold(is_run: bool) -> None:
+  """Says whether this process ends with its run; then `Stop.close` waits.
+
+  A default that came back would say that the run was killed, between its end
+  and `end_with`.
+  """
+  global _is_held
+  _is_held = is_run
 
 
 def end_with(code: int) -> None:
@@ -137,8 +152,22 @@ def end_with(code: int) -> None:
   """
   for name in NAMES:
     number = getattr(signal, name, None)
-    if number is not None and signal.getsignal(number) in DEFAULTS:
+    ours = number and signal.getsignal(number) in (*DEFAULTS, _do_nothing)
+    if ours:
       signal.signal(number, lambda *_: os._exit(code))
+      _ending.append(number)
+  signal.set_wakeup_fd(-1)
+
+
+_ending = []
+
+
+# The first to be registered, and so the last to be called.
+@atexit.register
+def _ignore() -> None:
+  """Ignores what `end_with` handles: Python now puts the defaults back."""
+  for number in _ending:
+    signal.signal(number, signal.SIG_IGN)
 
 
 def _do_nothing(number, frame) -> None:

@@ -181,6 +181,49 @@ def test_a_signal_after_the_end_of_a_run_leaves_it_its_code(name, is_run):
   process.stdout.close()
 
 
+CLOSE = """
+import time
+from gpt_jax import cli
+from gpt_jax.machine import signals
+def main(argv):
+  stop = signals.Stop("the command")
+  stop.wait_for()
+  stop.close()
+  print("over", flush=True)
+  time.sleep(0.5)
+  return 7
+cli.run(main, [], is_run=IS_RUN)
+"""
+# What is destroyed last, when Python has put its own handlers back.
+FINAL = """
+import os, time
+from gpt_jax import cli
+class Last:
+  def __del__(self, write=os.write, sleep=time.sleep):
+    write(1, b"over\\n")
+    sleep(0.5)
+last = Last()
+cli.run(lambda argv: 7, [], is_run=IS_RUN)
+"""
+
+
+@pytest.mark.parametrize("is_run", [True, False])
+@pytest.mark.parametrize("name", ["SIGUSR1", "SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("code", [CLOSE, FINAL], ids=["closing", "final"])
+def test_a_signal_between_the_last_step_and_the_end_leaves_the_code(
+  name, is_run, code
+):
+  code = code.replace("IS_RUN", str(is_run))
+  process = subprocess.Popen(
+    [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE
+  )
+  assert process.stdout.readline() == b"over\n"
+  process.send_signal(getattr(signal, name))
+  # The control: other commands end as the signal says.
+  assert (process.wait(30) == 7) == is_run
+  process.stdout.close()
+
+
 # Screens
 
 TALK = """
