@@ -127,7 +127,7 @@ class Stop:
     return code if processes.count() > 1 else self.code
 
   def close(self) -> None:
-    """Restores the earlier handlers, unless the process is to `end_with` one."""
+    """Restores the earlier handlers, unless the process ends with the run."""
     if not _is_held:
       self.listener.close()
 
