@@ -56,6 +56,14 @@ class Merged:
   form: str
 
   @property
+  def path(self) -> str:
+    return self.base.path
+
+  @property
+  def name(self) -> str:
+    return self.base.name
+
+  @property
   def shape(self) -> tuple[int, ...]:
     return self.base.shape
 
@@ -64,8 +72,14 @@ class Merged:
     return self.base.dtype
 
   def read(self) -> np.ndarray:
-    """Returns the sum in float32."""
+    """Returns the sum in float32.
+
+    Raises:
+      InputError: the adapter holds NaN or infinity.
+    """
     wide = lambda tensor: np.asarray(tensor.read(), np.float32)
+    for tensor in (self.a, self.b):
+      tensors.check_finite(wide(tensor), tensor)
     delta = np.float32(self.scale) * (wide(self.b) @ wide(self.a))
     return wide(self.base) + (delta.T if self.form == "conv" else delta)
 

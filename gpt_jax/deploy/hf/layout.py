@@ -12,7 +12,7 @@ import numpy as np
 from gpt_jax import config as config_lib
 from gpt_jax.config import InputError, ModelConfig
 from gpt_jax.deploy.hf.rows import PADDING_ROWS, Architecture
-from gpt_jax.deploy.hf.tensors import Tensor
+from gpt_jax.deploy.hf.tensors import Tensor, check_finite
 
 # Parameters whose rows are tokens; ours have padding after theirs.
 TABLES = ("embed/tokens", "unembed", "head/bias")
@@ -270,6 +270,8 @@ def _rename(tensors: dict, found: Architecture, where: str) -> dict:
 def _check_tied(head: Tensor, table: Tensor, name: str, where: str) -> None:
   """Refuses an output matrix that config.json says is the embedding's."""
   if head.shape != table.shape or not np.array_equal(head.read(), table.read()):
+    for tensor in (table, head):  # NaN differs from itself
+      check_finite(tensor.read(), tensor)
     raise InputError(
       f"{where} holds {name}, which differs from the embedding, and "
       "config.json says that they are one (tie_word_embeddings)"
@@ -302,6 +304,9 @@ def read_part(
     index: of the part.
     shape: of the whole parameter.
     sources: by (path, leading indices): where that part is read from.
+
+  Raises:
+    InputError: a tensor holds NaN or infinity.
   """
   spans = [s.indices(n)[:2] for s, n in zip(index, shape, strict=True)]
   out = _aligned([stop - start for start, stop in spans], dtype)
@@ -311,5 +316,8 @@ def read_part(
     entry, part, tensor = sources[path, at]
     piece = entry.take(tensor.read(), part)[index[depth:]]
     # The rows of padding stay zero.
-    out[place][tuple(slice(n) for n in piece.shape)] = piece
+    own = out[place][tuple(slice(n) for n in piece.shape)]
+    with np.errstate(over="ignore"):  # which the next line refuses
+      own[...] = piece
+    check_finite(own, tensor)
   return out

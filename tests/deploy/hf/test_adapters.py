@@ -91,6 +91,23 @@ def test_what_does_not_fit_is_one_sentence_and_nothing_is_written(
   assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("letter", "AB")
+def test_an_adapter_that_is_not_finite_is_named(letter, tmp_path):
+  source = write_source(tmp_path / "source", "llama")
+  (tmp_path / "own").mkdir()
+  own = write_adapter(tmp_path / "own", "llama")
+  name = f"{QUERY}{letter}.weight"
+  tensor = tensors.open_folder(own, adapters.TENSORS)[name]
+  np.memmap(tensor.path, np.float32, "r+", offset=tensor.start)[0] = np.inf
+  with pytest.raises(InputError) as raised:
+    importing.import_model(
+      source, str(tmp_path / "run"), letters(tmp_path), adapter=own
+    )
+  where = tmp_path / "own" / adapters.TENSORS
+  assert str(raised.value).startswith(f"{where} holds infinity in {name};")
+  assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
   "text,clause",
   [

@@ -107,6 +107,42 @@ def test_tensors_that_do_not_fit_are_named(change, sentence, tmp_path):
   refuse(source, tmp_path, sentence)
 
 
+LAST = "model.layers.2.mlp.down_proj.weight"
+
+
+@pytest.mark.parametrize(
+  "value,dtype,what",
+  [
+    (np.nan, "float32", "NaN"),
+    (-np.nan, "bfloat16", "NaN"),
+    (np.inf, "float16", "infinity"),
+    (np.inf, "bfloat16", "infinity"),
+    (-np.inf, "float32", "infinity"),
+    (-np.inf, "float64", "infinity"),
+    (1e300, "float64", "a number that float32 cannot hold"),
+  ],
+)
+def test_a_tensor_that_is_not_finite_is_named(value, dtype, what, tmp_path):
+  source = pathlib.Path(write_source(tmp_path / "source", "llama"))
+  arrays = draw(GOLDEN["llama"]["shapes"])
+  arrays[LAST] = arrays[LAST].astype(dtype)
+  arrays[LAST][-1, -1] = value
+  write_tensors(source, arrays)
+  refuse(source, tmp_path, f"model.safetensors holds {what} in {LAST};")
+
+
+def test_an_output_matrix_that_is_not_finite_is_no_other_than_the_table(
+  tmp_path,
+):
+  source = pathlib.Path(write_source(tmp_path / "source", "llama"))
+  arrays = draw(GOLDEN["llama"]["shapes"])
+  table = "model.embed_tokens.weight"
+  arrays[table][3, 3] = np.nan
+  arrays["lm_head.weight"] = arrays[table]
+  write_tensors(source, arrays)
+  refuse(source, tmp_path, f"holds NaN in {table}")
+
+
 @pytest.mark.parametrize(
   "case,changes,sentence",
   [
