@@ -1,7 +1,7 @@
-"""A trained run in Python: gpt_jax.load("runs/tiny"). docs/python.md shows it.
+"""A run in Python: gpt_jax.load("runs/tiny"). docs/python.md shows it.
 
-`import gpt_jax` imports nothing else; `load` prepares the process and imports
-jax, so call it before anything else does.
+`import gpt_jax` imports nothing else; `load` and `fit` prepare the process and
+import jax, so call them before anything else does.
 """
 
 import functools
@@ -280,3 +280,36 @@ def load(
   """Opens a run for reading; see Run."""
   runtime.start()
   return Run(workdir, weights, step, average)
+
+
+def fit(config: Any, workdir: str, changes: dict[str, Any] | None = None):
+  """Trains a run, or goes on with one, as `python -m gpt_jax.train`; opens it.
+
+  Args:
+    config: "FILE[:VARIANT]", or the ConfigDict that a config file returns.
+    workdir: folder of the run.
+    changes: {key: value} of the config, as {"train.num_steps": 200}.
+
+  Raises:
+    InputError: the config, its text or the folder cannot be used.
+    RuntimeError: training stopped before its last step.
+  """
+  from gpt_jax import cli, train
+  from gpt_jax import config as config_lib
+
+  if isinstance(config, str):
+    config = cli.load_config(config, {})
+  if not hasattr(config, "to_dict"):
+    raise InputError(
+      f"config is a {type(config).__name__}; it must be FILE[:VARIANT] or the "
+      "ConfigDict that get_config() of a config file returns"
+    )
+  values = config.to_dict()
+  for key, value in (changes or {}).items():
+    cli.set_key(values, key, str(value))
+  command = f"gpt_jax.fit(config, {workdir!r})"
+  if code := train.run(config_lib.freeze(values), workdir, command):
+    raise RuntimeError(
+      f"training of {workdir} ended with code {code}; the lines above say why"
+    )
+  return load(workdir)

@@ -37,19 +37,33 @@ def main(argv: list[str]) -> int:
   args, overrides = cli.parse(parser, argv)
   config = _read_config(args, overrides)
   command = shlex.join([sys.executable, "-m", "gpt_jax.train", *argv])
+  return run(config, args.workdir, command, args.devices, args.replay)
+
+
+def run(
+  config: config_lib.Config,
+  workdir: str,
+  command: str,
+  devices: int | None = None,
+  replay: int | None = None,
+) -> int:
+  """Trains in this process; returns the exit code.
+
+  Args:
+    config, workdir, command, replay: as in training.loop.train.
+    devices: number of devices that the CPU shall appear as; None: unchanged.
+  """
   stop = signals.Stop(command)
   try:
-    runtime.start(args.devices)
+    runtime.start(devices)
     processes.join(
-      {"--workdir": args.workdir, "--devices": args.devices}
-      | config_lib.flatten(config)
+      {"--workdir": workdir, "--devices": devices} | config_lib.flatten(config)
     )
 
     from gpt_jax.training import loop
 
-    folder = scratch.place_of(args.workdir)
-    with processes.watched(folder):
-      return loop.train(config, args.workdir, command, stop, args.replay)
+    with processes.watched(scratch.place_of(workdir)):
+      return loop.train(config, workdir, command, stop, replay)
   finally:
     stop.close()
 

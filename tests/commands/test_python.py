@@ -1,5 +1,6 @@
 """gpt_jax.load: a run in Python says what the commands say."""
 
+import pathlib
 import re
 import subprocess
 import sys
@@ -9,8 +10,10 @@ import pytest
 from harness import ROOT
 
 import gpt_jax
+from gpt_jax import api, cli, exits, train
 from gpt_jax.exits import InputError
 from gpt_jax.inference import continuations
+from gpt_jax.runs import metrics
 
 TEXT = "It is a truth"
 
@@ -121,18 +124,79 @@ def test_rounded_weights_move_the_logits_a_little(run, trained):
   assert 0 < away < 0.2
 
 
-def test_the_page_s_lines_run(trained, tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def small(base):
+  """The expression whose value is the config of `trained`."""
+  pairs = (flag.removeprefix("--config.").split("=", 1) for flag in base[1][1:])
+  path = str(ROOT / "configs" / "tiny.py")
+  return f"cli.load_config({path!r}, {dict(pairs)!r})"
+
+
+def test_a_run_trained_in_python_is_that_of_the_command(
+  trained, small, tmp_path, capsys
+):
+  config = eval(small, {"cli": cli})
+  folder = tmp_path / "new"
+  run = gpt_jax.fit(config, str(folder), {"sample.every_steps": 10})
+  assert "step 20/20" in capsys.readouterr().out
+  loss_of = lambda path: [
+    row["train/loss"]
+    for row in metrics.read_rows(str(path / "metrics.jsonl"))
+    if "train/loss" in row
+  ]
+  assert loss_of(folder) == loss_of(trained) and len(loss_of(folder)) == 20
+  same = gpt_jax.load(str(trained))
+  np.testing.assert_array_equal(run.logits(TEXT), same.logits(TEXT))
+
+
+def test_what_cannot_be_trained_is_refused(small, tmp_path, monkeypatch):
+  config, folder = eval(small, {"cli": cli}), str(tmp_path / "new")
+  for given, changes, said in (
+    ({"seed": 1}, None, "config is a dict; it must be FILE"),
+    ("configs/none.py", None, "configs/none.py"),
+    (config, {"train.num_step": 3}, "unknown config key train.num_step"),
+    (config, {"train.num_steps": "many"}, "train.num_steps"),
+    (config, {"train.num_steps": 0}, "train.num_steps is 0"),
+  ):
+    with pytest.raises(InputError, match=said):
+      gpt_jax.fit(given, folder, changes)
+  assert not pathlib.Path(folder).exists()
+  monkeypatch.setattr(train, "run", lambda *words: exits.DIVERGED)
+  with pytest.raises(RuntimeError, match="ended with code 3"):
+    gpt_jax.fit(config, folder)
+
+
+def lines_of_the_page() -> list[str]:
   page = (ROOT / "docs" / "python.md").read_text()
-  blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-  assert len(blocks) == 6
+  return re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+
+
+def test_the_page_s_lines_run(trained, tmp_path, monkeypatch, capsys):
+  blocks = lines_of_the_page()
+  # The seventh trains, and the last two, of sweeps and laws, are in tests/lab.
+  assert len(blocks) == 9
   (tmp_path / "runs").mkdir()
   (tmp_path / "runs" / "tiny").symlink_to(trained)
   monkeypatch.chdir(tmp_path)
   names: dict = {}
-  for block in blocks:
+  for block in blocks[:6]:
     exec(block, names)
   assert len(names["share_L"]) == names["run"].config.model.num_layers
   assert "cosine" in capsys.readouterr().out
+
+
+@pytest.mark.wide
+def test_the_page_s_lines_train(small, tmp_path, monkeypatch):
+  (tmp_path / "configs").mkdir()
+  text = f"from gpt_jax import cli\n\nget_config = lambda: {small}\n"
+  (tmp_path / "configs" / "tiny.py").write_text(text)
+  monkeypatch.chdir(tmp_path)
+  names = {"gpt_jax": gpt_jax}
+  exec(lines_of_the_page()[6], names)
+  run = names["run"]
+  assert isinstance(run, api.Run)
+  assert run.config.train.num_steps == 200
+  assert run.config.optim.learning_rate == 2e-3
 
 
 def test_what_cannot_be_read_is_refused(run, tmp_path):

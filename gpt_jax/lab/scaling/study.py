@@ -9,6 +9,8 @@ import json
 import math
 import os
 
+import numpy as np
+
 from gpt_jax import files
 from gpt_jax.config import InputError
 from gpt_jax.lab.scaling import (
@@ -21,7 +23,7 @@ from gpt_jax.lab.scaling import (
   parametric,
   text,
 )
-from gpt_jax.lab.scaling.points import Points
+from gpt_jax.lab.scaling import points as points_lib
 
 # Runs whose FLOPs are within this fraction of the least are of one budget.
 TOLERANCE = 0.1
@@ -38,7 +40,7 @@ class Study:
     curves: the IsoFLOP analysis, None where there is none.
   """
 
-  points: Points
+  points: points_lib.Points
   found: dict
   fit: parametric.Fit | None
   curves: dict | None
@@ -47,9 +49,69 @@ class Study:
     """Returns the report as text."""
     return text.lines(self.found)
 
+  def runs(self) -> dict[str, list]:
+    """Returns the runs as columns; predicted is None without a fit."""
+    p = self.points
+    found = {"name": list(p.names)}
+    for name in ("params", "tokens", "flops", "loss"):
+      found[name] = getattr(p, name).tolist()
+    found["predicted"] = [None] * len(p)
+    if self.fit is not None:
+      found["predicted"] = (p.loss / np.exp(self.fit.residuals)).tolist()
+    return found
+
+  def coefficients(self) -> dict[str, list]:
+    """Returns what was fitted as columns: form, name, value, low, high, why.
+
+    Forms are parametric, line (N and D as powers of C, and the loss), isoflop
+    (exponents of N* and D*). Of a coefficient that the runs do not determine,
+    value is NaN and `why` says why; else `why` is "".
+    """
+    given = {
+      "parametric": self.found.get("parametric", {}).get("coefficients", {}),
+      "line": self.found.get("line") or {},
+      "isoflop": {
+        name: law["exponent"]
+        for name, law in self.found.get("isoflop", {}).get("laws", {}).items()
+      },
+    }
+    rows = [
+      {"form": form, "name": name, "why": ""} | estimate
+      for form, estimates in given.items()
+      for name, estimate in estimates.items()
+      if isinstance(estimate, dict)
+    ]
+    names = ("form", "name", "value", "low", "high", "why")
+    return {name: [row[name] for row in rows] for name in names}
+
+  def frontier(self) -> dict[str, list]:
+    """Returns the compute-optimal params, tokens and loss as columns.
+
+    A row for each of the `at` of analyse, with params_low, params_high and the
+    like; none where the parametric form is not determined.
+    """
+    rows = self.found.get("parametric", {}).get("frontier", [])
+    found = {"flops": [row["flops"] for row in rows]}
+    for name in ("params", "tokens", "loss"):
+      for kind, end in (("value", ""), ("low", "_low"), ("high", "_high")):
+        found[name + end] = [row[name][kind] for row in rows]
+    return found
+
+
+def read(
+  workdirs: str, metric: str | None = None, convention: str = "6N", **options
+) -> Study:
+  """Returns the study of finished runs: points.read_workdirs, then analyse.
+
+  Args:
+    options: of analyse.
+  """
+  points = points_lib.read_workdirs(workdirs, metric, convention)
+  return analyse(points, **options)
+
 
 def analyse(
-  points: Points,
+  points: points_lib.Points,
   form: str = "both",
   num_resamples: int = 1000,
   seed: int = 0,

@@ -1,4 +1,4 @@
-"""The report's tables: rows of the page, and CSV files."""
+"""A sweep's tables: rows of the report's page, columns, and CSV files."""
 
 import csv
 import io
@@ -6,9 +6,10 @@ import math
 
 from gpt_jax import config as config_lib
 from gpt_jax import flops
-from gpt_jax.lab.sweep import folder, losses, page, paired
+from gpt_jax.config import InputError
+from gpt_jax.lab.sweep import folder, listing, losses, page, paired
 from gpt_jax.lab.sweep.cells import short_name
-from gpt_jax.lab.sweep.groups import asked
+from gpt_jax.lab.sweep.groups import asked, axes_of
 from gpt_jax.machine import console
 from gpt_jax.runs import metrics
 
@@ -85,27 +86,55 @@ def sizes_of(state: folder.State) -> dict:
   return {"params": params, "tokens": tokens, "flops": per_token * tokens}
 
 
+def read(root: str) -> dict[str, list]:
+  """Returns the cells in ROOT as columns, a value in each for every cell.
+
+  They are those of report.csv, and before them `state`: cells that have not
+  ended, or not with a loss, are among the rows. What is not known is None.
+
+  Raises:
+    InputError: ROOT holds no cell.
+  """
+  states, _ = listing.states_of(None, root)
+  if not states:
+    raise InputError(f"{root} holds no cell; give the folder of a sweep")
+  words = {"state": [state.word for state in states]}
+  return words | columns(states, {}, axes_of(states))
+
+
+def columns(states, names, axes) -> dict[str, list]:
+  """Returns {column: a value for each cell}.
+
+  Args:
+    names: {cell id: name}; others have that of their folder.
+    axes: keys that differ among cells, a column each.
+  """
+  flats = [asked(s) if s.config else {} for s in states]
+  sizes = [sizes_of(s) for s in states]
+  finals = [s.final or (None, None) for s in states]
+  return {
+    "cell": [s.id for s in states],
+    "name": [names.get(s.id, s.name) for s in states],
+    "seed": [s.seed for s in states],
+    **{key: [flat.get(key) for flat in flats] for key in axes},
+    **{
+      k: [size.get(k) for size in sizes] for k in ("params", "tokens", "flops")
+    },
+    "loss": [value for _, value in finals],
+    "metric": [metric for metric, _ in finals],
+    "bits_per_byte": [s.bits for s in states],
+    "seconds": [s.seconds for s in states],
+  }
+
+
 def csv_text(states, names, axes) -> str:
   """Returns the CSV of the finished runs, as lab.scaling reads it."""
+  found = columns([s for s in states if s.final is not None], names, axes)
   out = io.StringIO()
   writer = csv.writer(out, lineterminator="\n")
-  sizes = ("params", "tokens", "flops")
-  writer.writerow(
-    ["cell", "name", "seed", *axes, *sizes]
-    + ["loss", "metric", "bits_per_byte", "seconds"]
-  )
-  for state in states:
-    if state.final is None:
-      continue
-    flat, size = asked(state), sizes_of(state)
-    writer.writerow(
-      [
-        *map(inert, (state.id, names.get(state.id, state.name), state.seed)),
-        *(inert(flat[key]) for key in axes),
-        *(size[key] for key in sizes),
-        *(state.final[1], inert(state.final[0]), state.bits, state.seconds),
-      ]
-    )
+  writer.writerow(found)
+  for row in zip(*found.values(), strict=True):
+    writer.writerow(map(inert, row))
   return out.getvalue()
 
 

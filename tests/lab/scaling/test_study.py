@@ -13,12 +13,14 @@ from laws import (
   TRUTH,
   assert_refused,
   grid_runs,
+  make_isoflop,
   make_points,
   make_runs,
   scaling_main,
   write_csv,
 )
 
+import gpt_jax
 from gpt_jax.config import InputError
 from gpt_jax.lab.scaling import frontier, parametric, study
 
@@ -230,3 +232,50 @@ def test_the_command_needs_no_jax(run_verb, runs_csv):
   )
   assert result.returncode == 0, result.stderr
   assert re.search(r"parameters grow as C\^0\.\d{3} \[", result.stdout)
+
+
+def test_a_law_in_python_is_columns(grid, tmp_path, monkeypatch, capsys):
+  folder, made = grid
+  # The page's lines, of the runs that it names so.
+  (tmp_path / "runs").mkdir()
+  for name in made:
+    (tmp_path / "runs" / f"grid-{name}").symlink_to(folder / name)
+  monkeypatch.chdir(tmp_path)
+  page = (ROOT / "docs" / "python.md").read_text()
+  (block,) = re.findall(r"```python\n(law = .*?)```", page, re.S)
+  names = {"gpt_jax": gpt_jax}
+  exec(block.replace("1e16]", "1e16], num_resamples=40"), names)
+  law, fitted, optima = (names[k] for k in ("law", "fitted", "optima"))
+  assert "alpha" in capsys.readouterr().out
+  runs = law.runs()
+  for name, params, tokens, loss in zip(
+    *(runs[k] for k in ("name", "params", "tokens", "loss")), strict=True
+  ):
+    want = made[name.removeprefix("runs/grid-")]
+    assert (tokens, loss) == want[1:]
+    assert params > want[0]  # with the embeddings
+  np.testing.assert_allclose(runs["predicted"], runs["loss"], rtol=0.01)
+  assert runs["predicted"] != runs["loss"] and len(runs["loss"]) == len(made)
+  given = law.found["parametric"]["coefficients"]
+  at = fitted["name"].index("beta")
+  assert fitted["form"][at] == "parametric" and fitted["why"][at] == ""
+  for key in ("value", "low", "high"):
+    assert fitted[key][at] == given["beta"][key]
+  assert optima["flops"] == [1e15, 1e16]
+  for name in ("params", "tokens", "loss"):
+    low, value, high = (optima[name + end] for end in ("_low", "", "_high"))
+    assert all(a < b < c for a, b, c in zip(low, value, high, strict=True))
+
+
+def test_the_columns_of_what_is_not_determined_say_so():
+  params = np.geomspace(1e7, 1e9, 8)
+  points = make_points(params, 20 * params, 2 + 100 * params**-0.3)
+  law = study.analyse(points, num_resamples=20)
+  assert law.runs()["predicted"] == [None] * 8
+  fitted = law.coefficients()
+  assert set(fitted["form"]) == {"line"} and "E" in fitted["name"]
+  assert law.frontier()["params"] == []
+  params, flops, loss = make_isoflop(0.001)
+  points = make_points(params, flops / 6 / params, loss)
+  runs = study.analyse(points, "isoflop", num_resamples=20)
+  assert runs.coefficients()["form"] == ["isoflop"] * 2

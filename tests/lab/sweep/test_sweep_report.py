@@ -11,9 +11,12 @@ import struct
 import zlib
 
 import pytest
+from harness import ROOT
 from sweeps import load, make_run
 
+import gpt_jax
 from gpt_jax import exits, files
+from gpt_jax.exits import InputError
 from gpt_jax.lab.scaling import points
 from gpt_jax.lab.sweep import folder, groups, losses, tables
 
@@ -323,3 +326,39 @@ def test_the_baseline_is_the_one_that_is_named(write, call_verb, tmp_path):
   assert result.stdout.startswith("a: +0.0000 against b"), result.stderr
   result = call_verb("lab.sweep", *words, "--baseline=c")
   assert result.returncode == 2 and "--baseline=c is no name" in result.stderr
+
+
+def test_a_sweep_in_python_is_the_table_of_its_report(
+  write, call_verb, tmp_path, monkeypatch, capsys
+):
+  rate = "optim.learning_rate"
+  path = write(
+    f'add("slow", seeds=[0, 1], **{{"{rate}": 1e-3}})',
+    f'add("fast", **{{"{rate}": 1e-2}})',
+  )
+  sweep, root = load(path), tmp_path / "root"
+  for cell, is_done in zip(sweep.cells, (True, False, True), strict=True):
+    make_run(root, cell, (3.0, 2.0 + cell.config.seed), is_done)
+  words = f"--config={path}", f"--workdir={root}"
+  assert call_verb("lab.sweep", "report", *words).returncode == 0
+  with open(root / "report.csv", newline="") as file:
+    head, *rows = csv.reader(file)
+  cells = gpt_jax.sweep(str(root))
+  assert list(cells) == ["state", *head] and rate in cells
+  assert {len(column) for column in cells.values()} == {3}
+  done = [i for i, state in enumerate(cells["state"]) if state == folder.DONE]
+  as_text = lambda value: "" if value is None else str(value)
+  assert rows == [[as_text(cells[k][i]) for k in head] for i in done]
+  assert cells["name"] == ["slow", "slow", "fast"]
+  assert cells["seed"] == [0, 1, 0] and cells[rate] == [1e-3, 1e-3, 1e-2]
+  assert cells["loss"] == [2.0, None, 2.0] and done == [0, 2]
+  # The page's lines.
+  (tmp_path / "runs").mkdir()
+  (tmp_path / "runs" / "decays").symlink_to(root)
+  monkeypatch.chdir(tmp_path)
+  page = (ROOT / "docs" / "python.md").read_text()
+  (block,) = re.findall(r"```python\n(cells = .*?)```", page, re.S)
+  exec(block, {"gpt_jax": gpt_jax})
+  assert "{'slow': 2.0, 'fast': 2.0}" in capsys.readouterr().out
+  with pytest.raises(InputError, match="holds no cell"):
+    gpt_jax.sweep(str(tmp_path))
