@@ -31,12 +31,16 @@ from gpt_jax.inference.drawing import (
 )
 from gpt_jax.inference.generation import Sampling
 from gpt_jax.models import Model
+from gpt_jax.models import cache as cache_lib
 from gpt_jax.models.attend import SLOTS
 
 # Tokens of a prompt that are read at once. A chunk takes about as long as a
 # step of eight rows, so that who is being answered waits at most twice as long
 # for a token (docs/serving.md).
 CHUNK = pages.PAGE
+# Blocks of slots that a step reads one after the other, at most: each is a part
+# of the program in every layer.
+MAX_BLOCKS = 8
 
 
 class State(struct.PyTreeNode):
@@ -119,9 +123,14 @@ def _step(
   return state, (ids, num_R, next_R, *chances)
 
 
-@functools.partial(jax.jit, static_argnames="model", donate_argnames="cache")
-def _read(params, cache, tokens_1C, start_1, last_1, *, model):
-  """Returns (cache, logits_1V of token last_1 of the chunk)."""
+@functools.partial(
+  jax.jit, static_argnames=("model", "is_last"), donate_argnames="cache"
+)
+def _read(params, cache, tokens_1C, start_1, last_1, *, model, is_last):
+  """Returns (cache, logits_1V of token last_1 of the chunk).
+
+  Only the last chunk of a prompt has logits: they take a third of its time.
+  """
   logits_11V, cache = model.apply_cached(
     params,
     tokens_1C,
@@ -130,7 +139,7 @@ def _read(params, cache, tokens_1C, start_1, last_1, *, model):
     last_1,
     filled=start_1[0] + tokens_1C.shape[1],
   )
-  return cache, logits_11V[:, 0]
+  return cache, logits_11V[:, 0] if is_last else None
 
 
 @functools.partial(jax.jit, donate_argnames="state")
@@ -139,8 +148,21 @@ def _join(state, row, cache, logits_1V, bias_V):
   put = lambda whole, own: jax.lax.dynamic_update_slice(
     whole, own.astype(whole.dtype), (row, *(0,) * (whole.ndim - 1))
   )
+
+  def put_slots(whole, own):
+    if not isinstance(whole, list):
+      return put(whole, own)
+    size, blocks = whole[0].shape[2], list(whole)
+    for i in range(-(-own.shape[2] // size)):  # the prompt may end before
+      part = own[:, :, i * size : (i + 1) * size]
+      blocks[i] = put(blocks[i], part)
+    return blocks
+
   return State(
-    jax.tree.map(put, state.cache, cache),
+    [
+      tuple(map(put_slots, whole, own))
+      for whole, own in zip(state.cache, cache, strict=True)
+    ],
     put(state.logits_RV, logits_1V),
     put(state.counts_RV, jnp.zeros_like(state.counts_RV[:1])),
     put(state.bias_RV, bias_V[None]),
@@ -216,8 +238,9 @@ class Rows:
     self.pages = pages.Pages(model, num_pages) if has_pages else None
     V = self._padded_vocab()
     zeros = lambda dtype: jnp.zeros((num_rows, V), dtype)
+    block = -(-self._most // (MAX_BLOCKS * SLOTS)) * SLOTS
     self.state = State(
-      model.init_cache(num_rows, self._most),
+      cache_lib.split(model.init_cache(num_rows, self._most), block),
       zeros(jnp.float32),
       zeros(jnp.int32),
       zeros(jnp.float32),
@@ -269,6 +292,7 @@ class Rows:
       np.array([start], np.int32),
       np.array([len(own) - 1], np.int32),
       model=self.model,
+      is_last=start + len(own) == len(prompt.ids),
     )
     prompt.num_read += len(own)
     if prompt.is_read and self.pages is not None:
@@ -303,24 +327,42 @@ class Rows:
     Args:
       drafts: {row: guesses of what comes after Drawn.next_R}.
     """
+    return self.end(self.begin(drafts))
+
+  def begin(self, drafts: dict[int, list[int]] | None = None) -> tuple:
+    """Starts a step, as `step`; returns what `end` waits for.
+
+    Without drafts the next one may begin before this one's end, while rows join
+    and leave: what was drawn for a row that has left meanwhile means nothing.
+    """
     drafts_RK = np.full((self.num_rows, self.num_drafts), -1, np.int32)
     for row, guesses in (drafts or {}).items():
       drafts_RK[row, : len(guesses)] = guesses[: self.num_drafts]
+    # Copies: the step may read them after they have changed here.
+    now = jax.tree.map(np.copy, (self.lengths_R, self.draws, self.mask_RW))
     self.state, drawn = _step(
       self.params,
       self.state,
-      self.lengths_R,
-      self.draws,
-      self.mask_RW,
+      *now,
       drafts_RK,
       model=self.model,
       vocab_size=self.vocab_size,
     )
-    drawn = Drawn(*map(sharding.fetch, drawn))
-    made_R = np.where(self.is_held_R, drawn.num_R, 0)
+    if not self.num_drafts:
+      self._advance(np.int32(1))
+    return drawn
+
+  def end(self, drawn: tuple) -> Drawn:
+    """Waits for a step that has begun, and returns what it has drawn."""
+    found = Drawn(*map(sharding.fetch, drawn))
+    if self.num_drafts:
+      self._advance(found.num_R)
+    return found
+
+  def _advance(self, num_R) -> None:
+    made_R = np.where(self.is_held_R, num_R, 0)
     self.draws.made_R[:] += made_R
     self.lengths_R += made_R
-    return drawn
 
 
 def generate(

@@ -25,6 +25,7 @@ from jax.sharding import PartitionSpec as P
 from gpt_jax import config as config_lib
 from gpt_jax import sharding
 from gpt_jax.config import InputError, ModelConfig
+from gpt_jax.models.cache import num_slots
 from gpt_jax.models.layers import dropout
 from gpt_jax.ops import blockwise
 from gpt_jax.ops.ring import ring
@@ -125,7 +126,7 @@ def attend(
   """
   scale = attention_multiplier(config, config_lib.head_dim(config))
   is_filled = context.filled is not None and context.kind == "global"
-  if is_filled and k_BKSH.shape[2] % SLOTS == 0:
+  if is_filled and num_slots(k_BKSH) % SLOTS == 0:
     return slotwise(scale * q_BKGTH, k_BKSH, v_BKSH, context)
   if context.kernel == "dense":
     y_BKGTH = dense(scale * q_BKGTH, k_BKSH, v_BKSH, context, config, key)
@@ -164,19 +165,23 @@ def weigh(q_BKGTH, k_BKSH, context):
 
 
 def slotwise(q_BKGTH, k_BKSH, v_BKSH, context):
-  """Attention to a cache, SLOTS slots at a time, as far as it is filled.
+  """Attention to a cache, a block of slots at a time, as far as it is filled.
 
   FlashAttention-2's forward (Dao 2023, algorithm 1) with one block of queries.
   A block has one shape, and one that no query sees changes no bit: so neither
   the length of the cache nor what other rows hold does. q comes scaled.
+
+  Args:
+    k_BKSH, v_BKSH: lists of blocks; or arrays, in which SLOTS slots are one.
   """
   B, K, G, T, _ = q_BKGTH.shape
   row = lambda value, H: jnp.full((B, K, G, T, H), value, jnp.float32)
 
-  def one(i, carry):
+  def one(carry, k_BKSH, v_BKSH, start):
     m_BKGT1, l_BKGT1, y_BKGTH = carry
-    part = lambda x, dim: jax.lax.dynamic_slice_in_dim(x, i * SLOTS, SLOTS, dim)
-    s_BKGTS = blockwise.einsum("BKGTH,BKSH->BKGTS", q_BKGTH, part(k_BKSH, 2))
+    size = k_BKSH.shape[2]
+    part = lambda x, dim: jax.lax.dynamic_slice_in_dim(x, start, size, dim)
+    s_BKGTS = blockwise.einsum("BKGTH,BKSH->BKGTS", q_BKGTH, k_BKSH)
     s_BKGTS = blockwise.softcap(context.rule, s_BKGTS)
     if context.bias_BKGTS is not None:
       s_BKGTS += part(context.bias_BKGTS, 4)
@@ -186,15 +191,30 @@ def slotwise(q_BKGTH, k_BKSH, v_BKSH, context):
     p_BKGTS = jnp.exp(s_BKGTS - new_BKGT1)
     old_BKGT1 = jnp.exp(m_BKGT1 - new_BKGT1)
     own_BKGTH = blockwise.einsum(
-      "BKGTS,BKSH->BKGTH", p_BKGTS.astype(v_BKSH.dtype), part(v_BKSH, 2)
+      "BKGTS,BKSH->BKGTH", p_BKGTS.astype(v_BKSH.dtype), v_BKSH
     )
     l_BKGT1 = old_BKGT1 * l_BKGT1 + p_BKGTS.sum(-1, keepdims=True)
     return new_BKGT1, l_BKGT1, old_BKGT1 * y_BKGTH + own_BKGTH
 
-  H = v_BKSH.shape[-1]
-  start = row(MASK_VALUE, 1), row(0.0, 1), row(0.0, H)
-  count = (context.filled + SLOTS - 1) // SLOTS
-  _, l_BKGT1, y_BKGTH = jax.lax.fori_loop(0, count, one, start)
+  def sliced(i, carry):
+    part = lambda x: jax.lax.dynamic_slice_in_dim(x, i * SLOTS, SLOTS, 2)
+    return one(carry, part(k_BKSH), part(v_BKSH), i * SLOTS)
+
+  H = (v_BKSH[0] if isinstance(v_BKSH, list) else v_BKSH).shape[-1]
+  carry = row(MASK_VALUE, 1), row(0.0, 1), row(0.0, H)
+  if isinstance(k_BKSH, list):
+    start, skip = 0, lambda carry: carry
+    for k, v in zip(k_BKSH, v_BKSH, strict=True):
+      read = functools.partial(one, k_BKSH=k, v_BKSH=v, start=start)
+      if start:
+        carry = jax.lax.cond(context.filled > start, read, skip, carry)
+      else:
+        carry = read(carry)
+      start += k.shape[2]
+  else:
+    count = (context.filled + SLOTS - 1) // SLOTS
+    carry = jax.lax.fori_loop(0, count, sliced, carry)
+  _, l_BKGT1, y_BKGTH = carry
   return (y_BKGTH / l_BKGT1).astype(q_BKGTH.dtype)
 
 

@@ -92,8 +92,9 @@ class Attention(nn.Module):
       )
     if context.kernel == "dense":  # the others place keys themselves
       keys = ("batch", "kv_heads", "key_length", "head_dim")
-      k_BKSH = sharding.constrain(k_BKSH, keys, self.rules)
-      v_BKSH = sharding.constrain(v_BKSH, keys, self.rules)
+      k_BKSH, v_BKSH = jax.tree.map(
+        lambda x: sharding.constrain(x, keys, self.rules), (k_BKSH, v_BKSH)
+      )
 
     if cache is None and self.is_mutable_collection("taps"):
       top = largest_score(q_BKGTH, k_BKSH, context, c)

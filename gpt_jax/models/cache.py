@@ -6,6 +6,11 @@ values once it is read: (k_BKSH, v_BKSH) and the document of each of its tokens.
 A local layer's cache is a ring of as many slots as its window: token t lies at
 t mod S, where the token that leaves the window was. A layer of any other kind
 has a slot for each token of the row.
+
+Where many rows are decoded, a list of blocks of slots can stand for k_BKSH. A
+CPU would copy a slice of a larger array before it multiplies it, which took
+twice as long as the attention itself (docs/serving.md); a block is read where
+it lies.
 """
 
 import jax
@@ -34,6 +39,27 @@ def init_cache(config: ModelConfig, batch_size: int, num_slots: int, dtype):
     )
 
   return [empty(kind) for kind in config_lib.layer_kinds(config)]
+
+
+def split(cache, size: int):
+  """Returns the cache with global layers' slots in blocks of `size`.
+
+  Rings, and the one array of latent attention, are left whole.
+  """
+  S = max(num_slots(layer[0]) for layer in cache)
+
+  def one(x_BKSH):
+    starts = range(0, S, size)
+    return [x_BKSH[:, :, start : start + size] for start in starts]
+
+  is_split = lambda layer: len(layer) == 2 and num_slots(layer[0]) == S
+  return [tuple(map(one, c)) if is_split(c) else c for c in cache]
+
+
+def num_slots(x_BKSH) -> int:
+  """Returns S of a cache's array, or of a list of its blocks."""
+  blocks = x_BKSH if isinstance(x_BKSH, list) else [x_BKSH]
+  return sum(x.shape[2] for x in blocks)
 
 
 def key_slots(kind: str, size: int, num_new: int, start_B, end_B):
@@ -90,10 +116,26 @@ def join_source(own: tuple, source, segments_BS) -> tuple:
 
 
 def _write(cache_BKSH, new_BKTH, start_B):
+  if isinstance(cache_BKSH, list):
+    return _write_blocks(cache_BKSH, new_BKTH, start_B)
   write = lambda row, new, start: jax.lax.dynamic_update_slice(
     row, new.astype(row.dtype), (0, start, 0)
   )
   return jax.vmap(write)(cache_BKSH, new_BKTH, start_B)
+
+
+def _write_blocks(blocks: list, new_BKTH, start_B) -> list:
+  """Returns the blocks with the tokens of each row in those that have them."""
+  B, _, T, _ = new_BKTH.shape
+  new_BTKH, rows_B1 = new_BKTH.swapaxes(1, 2), jnp.arange(B)[:, None]
+  slots_BT, found = start_B[:, None] + jnp.arange(T)[None], []
+  for x_BKSH in blocks:
+    size = x_BKSH.shape[2]
+    at_BT = jnp.where(slots_BT < 0, size, slots_BT)  # -1 would be the last
+    new = new_BTKH.astype(x_BKSH.dtype)
+    found.append(x_BKSH.at[rows_B1, :, at_BT].set(new, mode="drop"))
+    slots_BT = slots_BT - size
+  return found
 
 
 def _ring_slots(size: int, end_B):

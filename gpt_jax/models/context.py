@@ -102,7 +102,9 @@ def build_contexts(
     keys, end_B = at, None
     if cache is not None:
       end_B = start_B + (T if only_B is None else only_B + 1)
-      size = cache[config_lib.layer_kinds(c).index(kind)][0].shape[2]
+      size = cache_lib.num_slots(
+        cache[config_lib.layer_kinds(c).index(kind)][0]
+      )
       slots_BS = cache_lib.key_slots(kind, size, T, start_B, end_B)
       keys = TokenPositions(slots_BS)
     rule = visibility.rule_of(c, kind)

@@ -22,6 +22,7 @@ from gpt_jax.models.attend import SLOTS
 
 # As the other tests of rows, so that programs are compiled once.
 LIMIT, V = 256, 257
+DRAFTS = 3
 GREEDY = Settings(Sampling(temperature=0.0))
 
 
@@ -153,6 +154,31 @@ def test_a_text_crosses_from_one_block_of_slots_to_the_next(made, held):
   ids = prompt_of(6, SLOTS - 6)
   join(held, 0, ids)
   assert follow(held, 0, 12)[0] == by_full_passes(made, ids, 12)
+
+
+def test_logits_around_the_borders_of_blocks_are_those_of_a_whole_pass(
+  made, held
+):
+  """A token is seen from the step that reads it, guessed or not."""
+  model, params = made
+  ids = prompt_of(6, 90)  # what comes after is what is drawn
+  more = by_full_passes(made, ids, SLOTS + DRAFTS + 4 - len(ids))
+  ids = np.append(ids, more).astype(np.int32)
+  padded = np.zeros((1, LIMIT), np.int32)
+  padded[0, : len(ids)] = ids
+  wanted_TV = np.asarray(forward(model)(params, padded)[0])
+  for each in (held, Rows(*made, 2, V, num_drafts=DRAFTS)):
+    for length in range(SLOTS - DRAFTS - 2, SLOTS + 3):
+      join(each, 1, ids[:length])
+      drawn = each.step({1: ids[length + 1 :].tolist()})
+      num = each.num_drafts + 1
+      assert drawn.num_R[1] == num
+      assert (drawn.ids_RT[1] == ids[length : length + num]).all()
+      found_V = np.asarray(each.state.logits_RV[1])
+      each.leave(1)
+      np.testing.assert_allclose(
+        found_V, wanted_TV[length + num - 1], atol=2e-5, rtol=1e-4
+      )
 
 
 def test_all_positions_can_be_filled(made, held):

@@ -17,9 +17,10 @@ import numpy as np
 
 from gpt_jax.config import InputError
 from gpt_jax.data.templates import Prompt
-from gpt_jax.deploy.serve.engine import Engine, Event, Job, Reading
+from gpt_jax.deploy.serve.engine import Engine
 from gpt_jax.deploy.serve.fields import Refusal
 from gpt_jax.deploy.serve.grammar import Grammars, Matcher
+from gpt_jax.deploy.serve.jobs import Event, Job, Reading
 from gpt_jax.deploy.serve.metrics import Histogram
 from gpt_jax.deploy.serve.speech import Speech
 from gpt_jax.deploy.serve.wire import Asked

@@ -1,125 +1,36 @@
 """The engine: one thread that reads prompts and draws tokens, row by row.
 
 Requests wait in order of arrival. At every turn a free row takes the next of
-them, one chunk of one prompt is read, and one step draws a token in every row
+them, a chunk of one prompt is read, and one step draws a token in every row
 that holds a text; so a request joins while others are being answered, and its
 row is free at the turn after its last token.
+
+A step begins before the tokens of the one before it are made text and sent, so
+that neither waits for the other. What it draws for a text that has ended at
+that token is thrown away.
 """
 
 import collections
 import concurrent.futures
-import itertools
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
-from gpt_jax.deploy.serve.grammar import Matcher
+from gpt_jax.deploy.serve.jobs import WAITING, Event, Job, Token
 from gpt_jax.deploy.serve.metrics import Histogram
-from gpt_jax.deploy.serve.speech import Speech
 from gpt_jax.inference.drafts import Lookup
 from gpt_jax.inference.drawing import Drawn, Settings
-from gpt_jax.inference.rows import Prompt
 
-# In place of a row.
-WAITING = -1
-# Prompts that wait to join, for each chunk that is read between two steps: one
-# chunk delays a token by little, but a step of few texts is a waste of time.
-UNREAD_PER_CHUNK = 4
-
-
-class Token(NamedTuple):
-  """A token that was drawn.
-
-  Attributes:
-    id: of the token.
-    log_prob: by the model.
-    likeliest: [(id, log-probability)] of the likeliest.
-  """
-
-  id: int
-  log_prob: float
-  likeliest: list[tuple[int, float]]
-
-
-class Event(NamedTuple):
-  """What an engine tells of a job.
-
-  Attributes:
-    text: that can be shown since the last event.
-    token: which was drawn.
-    end: "" while it goes on; then stop, length, timeout, cancelled or error.
-  """
-
-  text: str
-  token: Token | None
-  end: str = ""
-
-
-class Reading:
-  """A prompt that the choices of one request share.
-
-  Attributes:
-    ids: int32.
-    num_waiting: choices that have not joined yet.
-    prompt: rows.Prompt from when reading begins to when all have joined.
-    num_reused: tokens that were not read, as their keys and values were stored.
-  """
-
-  def __init__(self, ids: np.ndarray, num_choices: int = 1):
-    self.ids, self.num_reused = np.asarray(ids, np.int32), 0
-    self.num_waiting = num_choices
-    self.prompt: Prompt | None = None
-
-
-class Job:
-  """A text that is to be continued.
-
-  Args:
-    reading: its prompt.
-    settings: how its tokens are drawn.
-    num_tokens: at most.
-    speech: makes text of them.
-    tell: called with each Event, in the engine's thread; must not block.
-    deadline: time.monotonic() at which it ends as it is.
-    matcher: which tokens may come next; None for all.
-
-  Attributes:
-    row: WAITING, or its own.
-    num_made: tokens that were drawn.
-    lookup: where drafts are found; None where none are tried.
-    next: the token that comes next, where drafts are tried.
-    is_cancelled: set by `cancel`, from any thread.
-  """
-
-  numbers = itertools.count()
-
-  def __init__(
-    self,
-    reading: Reading,
-    settings: Settings,
-    num_tokens: int,
-    speech: Speech,
-    tell: Callable[[Event], None],
-    deadline: float = float("inf"),
-    matcher: Matcher | None = None,
-  ):
-    self.matcher = matcher
-    self.reading, self.settings, self.num_tokens = reading, settings, num_tokens
-    self.speech, self.tell, self.deadline = speech, tell, deadline
-    self.row = WAITING
-    self.num_made, self.is_cancelled = 0, False
-    self.lookup: Lookup | None = None
-    self.next = 0
-    self.number = next(Job.numbers)
-
-  def cancel(self) -> None:
-    self.is_cancelled = True
+# A step of this many rows takes as long as a chunk of a prompt (serving.md):
+# with more chunks between two steps, a token would wait longer for prompts than
+# for its own step.
+ROWS_PER_CHUNK = 16
 
 
 class NoRows:
@@ -152,6 +63,10 @@ class Engine:
     self._waiting: collections.deque[Job] = collections.deque()
     self._calls: collections.deque = collections.deque()
     self._active: list[Job] = []
+    # (what Rows.begin returned, its jobs) of the step that has begun, or None.
+    self._begun: tuple | None = None
+    # Turns at which texts that could begin waited for others.
+    self._num_gathered = 0
     self._changed = threading.Condition()
     self._is_draining, self._last = False, 0.0
     self.counts: collections.Counter = collections.Counter()
@@ -266,7 +181,8 @@ class Engine:
       _settle(*call)
     try:
       self._read()
-      self._step()
+      if not self._is_gathering():
+        self._step()
     except Exception:
       traceback.print_exc(file=sys.stderr)
       self._recover()
@@ -290,11 +206,30 @@ class Engine:
       self._active.append(job)
 
   def _read(self) -> None:
-    """Reads a chunk, or more where many prompts wait to join."""
-    held_R = self.rows.is_held_R if self._active else ()
-    num_unread = sum(not held_R[job.row] for job in self._active)
-    for _ in range(max(1, num_unread // UNREAD_PER_CHUNK)):
+    """Reads chunks of the prompts that wait to join."""
+    num_unread = len(self._active) - len(self._writing())
+    most = max(1, self.rows.num_rows // ROWS_PER_CHUNK)
+    for _ in range(min(most, num_unread)):
       self._read_chunk()
+
+  def _writing(self) -> list[Job]:
+    """Returns the jobs whose prompts are read."""
+    return [job for job in self._active if self.rows.is_held_R[job.row]]
+
+  def _is_gathering(self) -> bool:
+    """Returns whether the first of many texts wait for the others' prompts.
+
+    Of texts that come together all are sooner at their end if they begin
+    together, as a step takes the same time for few. It is for a turn for each
+    row at most, and not while a text is being written.
+    """
+    writing = self._writing()
+    is_new = writing and not any(job.num_begun for job in writing)
+    if is_new and len(writing) < len(self._active):
+      self._num_gathered += 1
+      return self._num_gathered <= self.num_rows
+    self._num_gathered = 0
+    return False
 
   def _read_chunk(self) -> None:
     """Reads a chunk of the first prompt that is not whole; lets it join."""
@@ -320,23 +255,47 @@ class Engine:
       return
 
   def _step(self) -> None:
-    writing = [job for job in self._active if self.rows.is_held_R[job.row]]
-    if not writing:
+    """Begins a step, and takes the tokens of the one before it."""
+    writing = self._writing()
+    # What may come next, or is guessed to, follows from the token before.
+    is_slow = self.rows.num_drafts or any(job.matcher for job in writing)
+    if is_slow:
+      self._end_step()
+      writing = [job for job in writing if not job.has_ended]
+    jobs = [job for job in writing if job.num_begun < job.num_tokens]
+    before, self._begun = self._begun, None
+    if jobs:
+      for job in jobs:
+        if job.matcher is not None:
+          job.matcher.fill(self.rows.mask_RW[job.row])
+        job.num_begun += 1
+      self._begun = self.rows.begin(self._guess(jobs)), jobs
+    self._take_all(before)
+    if is_slow:
+      self._end_step()
+
+  def _end_step(self) -> None:
+    before, self._begun = self._begun, None
+    self._take_all(before)
+
+  def _take_all(self, begun: tuple | None) -> None:
+    """Takes the tokens of a step, once they are drawn."""
+    if begun is None:
       return
-    for job in writing:
-      if job.matcher is not None:
-        job.matcher.fill(self.rows.mask_RW[job.row])
-    drawn = self.rows.step(self._guess(writing))
+    drawn, jobs = self.rows.end(begun[0]), begun[1]
     now = time.monotonic()
     self.gaps.observe(now - self._last)
     self._last = now
     self.counts["steps"] += 1
-    for job in writing:
+    for job in jobs:
+      if job.has_ended:
+        continue
       for t in range(drawn.num_R[job.row]):
         self.counts["tokens"] += 1
         self.counts["guessed_tokens"] += t > 0
         if not self._take(job, drawn, t):
           break
+      job.num_begun = max(job.num_begun, job.num_made)
       job.next = int(drawn.next_R[job.row])
 
   def _guess(self, writing: list[Job]) -> dict[int, list[int]]:
@@ -383,6 +342,7 @@ class Engine:
 
   def _end(self, job: Job, how: str, token: Token | None = None) -> None:
     """Frees the row of a job and tells how it ended."""
+    job.has_ended = True
     if job in self._active:
       self._active.remove(job)
       if self.rows.is_held_R[job.row]:
@@ -393,6 +353,7 @@ class Engine:
   def _recover(self) -> None:
     """After a fault: ends the jobs that were active, and begins anew."""
     self.counts["faults"] += 1
+    self._begun = None
     for job in list(self._active):
       self._active.remove(job)
       job.reading.prompt = None  # its arrays may be gone

@@ -358,14 +358,14 @@ def test_a_text_ends_at_its_time(running, client):
   assert {c.finish_reason for c in done.choices} == {"length"}
 
 
+@pytest.mark.parametrize("part", ["begin", "end", "read"])
 def test_a_fault_ends_what_was_being_written_and_nothing_more(
-  running, client, monkeypatch, capfd
+  running, client, monkeypatch, capfd, part
 ):
-  step = type(running.engine.rows).step
-  monkeypatch.setattr(type(running.engine.rows), "step", lambda *_: 1 / 0)
-  with pytest.raises(openai.InternalServerError, match="fault"):
-    client.completions.create(prompt="abc", **GREEDY)
-  monkeypatch.setattr(type(running.engine.rows), "step", step)
+  with monkeypatch.context() as broken:
+    broken.setattr(type(running.engine.rows), part, lambda *_: 1 / 0)
+    with pytest.raises(openai.InternalServerError, match="fault"):
+      client.completions.create(prompt="abc", **GREEDY)
   done = client.completions.create(prompt="abc", max_tokens=7, **GREEDY)
   assert done.choices[0].text == written(running, "abc", 7)
   assert "ZeroDivisionError" in capfd.readouterr().err
