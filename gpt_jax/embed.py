@@ -51,12 +51,7 @@ def main(argv: list[str]) -> int:
 
   args.out = files.output_path("--out", args.out)
   texts = _read_texts(cache.local(args.texts))
-  is_speaking = processes.index() == 0
-
-  def note(line: str) -> None:
-    if is_speaking:
-      print(line, file=sys.stderr)
-
+  note, is_speaking = processes.note, processes.index() == 0
   config, model, params, tokenizer, mesh = workdir.open_run(
     args.workdir, overrides, note, args.weights, args.average, args.step
   )

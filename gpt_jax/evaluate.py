@@ -77,12 +77,7 @@ def main(argv: list[str]) -> int:
   from gpt_jax.runs import workdir
 
   args.workdir = files.user_path("--workdir", args.workdir, True)
-  is_speaking = processes.index() == 0
-
-  def note(line: str) -> None:
-    if is_speaking:
-      print(line, file=sys.stderr)
-
+  note, is_speaking = processes.note, processes.index() == 0
   config, model, params, tokenizer, mesh = workdir.open_run(
     args.workdir, overrides, note, args.weights, args.average, args.step
   )

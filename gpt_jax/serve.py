@@ -141,7 +141,7 @@ def main(argv: list[str]) -> int:
 
   keys = Keys(args.keys)
   listening = _listen(args.host, args.port)
-  note = lambda line: print(line, file=sys.stderr)
+  note = processes.note
   config, model, params, tokenizer, mesh = workdir.open_run(
     args.workdir, overrides, note, args.weights, args.average, args.step
   )

@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
   from gpt_jax.deploy.hf.folders import whole_folder, write_run
   from gpt_jax.runs import workdir
 
-  note = lambda line: print(line, file=sys.stderr)
+  note = processes.note
   if not workdir.read_config(args.workdir).adapter.rank.parts:
     raise InputError(
       f"--workdir is {args.workdir}, a run without adapters: it is one model "

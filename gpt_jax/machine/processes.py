@@ -15,6 +15,7 @@ import ctypes
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -34,6 +35,12 @@ def index() -> int:
 def count() -> int:
   """Returns the number of processes of this run."""
   return 1 if _channel is None else _channel.place.count
+
+
+def note(line: str) -> None:
+  """Prints a comment on standard error, once for all processes of a run."""
+  if index() == 0:
+    print(line, file=sys.stderr)
 
 
 def join(facts: dict) -> None:

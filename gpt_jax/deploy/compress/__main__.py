@@ -67,7 +67,7 @@ def main(argv: list[str]) -> int:
   from gpt_jax.inference import continuations
   from gpt_jax.runs import workdir
 
-  note = lambda line: print(line, file=sys.stderr)
+  note = processes.note
   config, model, params, tokenizer, mesh = workdir.open_run(
     args.workdir, overrides, note, average=args.average, step=args.step
   )

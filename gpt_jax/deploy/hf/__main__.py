@@ -4,7 +4,7 @@ import sys
 
 from gpt_jax import cli
 from gpt_jax.config import InputError, nearest
-from gpt_jax.machine import runtime
+from gpt_jax.machine import processes, runtime
 
 VERBS = {
   "import": "make a workdir of a folder of the hub's layout",
@@ -95,7 +95,7 @@ def _export(argv: list[str]) -> int:
   from gpt_jax.deploy.hf import adapters_out, exporting
   from gpt_jax.runs import workdir
 
-  note = lambda line: print(line, file=sys.stderr)
+  note = processes.note
   if args.adapter_only:
     opened = workdir.open_adapters(args.workdir, note, args.average, args.step)
     word = adapters_out.export_adapters(*opened, args.out)

@@ -5,12 +5,11 @@ Results are its own JSON. During training, eval.tasks names them.
 
 import argparse
 import json
-import sys
 
 from gpt_jax import cli, files
 from gpt_jax import config as config_lib
 from gpt_jax.config import InputError
-from gpt_jax.machine import runtime
+from gpt_jax.machine import processes, runtime
 
 
 def _build_parser() -> argparse.ArgumentParser:
@@ -88,7 +87,7 @@ def main(argv: list[str]) -> int:
   harness.require()
   from lm_eval import utils
 
-  note = lambda line: print(line, file=sys.stderr)
+  note = processes.note
   config, model, params, tokenizer, mesh = workdir.open_run(
     args.workdir, overrides, note, args.weights, args.average, args.step
   )
