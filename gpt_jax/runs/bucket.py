@@ -47,6 +47,11 @@ def note_of(kept: Kept, index: int) -> str:
   return f"{STEPS}/{kept.step}.{kept.tag}.{index}-of-{kept.count}.json"
 
 
+def index_of(note: str) -> int:
+  """Returns which process writes a note."""
+  return int(note.rpartition(".json")[0].rpartition(".")[2].partition("-")[0])
+
+
 def list_steps(address: str) -> tuple[dict[int, Kept], set[Kept]]:
   """Returns ({step: where it is}, those of which a note is missing)."""
   found: dict[Kept, set[int]] = {}

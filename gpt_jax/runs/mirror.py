@@ -13,6 +13,7 @@ import contextlib
 import os
 import queue
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -211,9 +212,18 @@ class Mirror:
         why = f"{type(error).__name__}: {error}"
         error = InputError(f"{self.address} cannot be written: {why}")
       if str(error) != str(self._fault):
-        self._say(f"{error}; the run goes on, and it is tried again")
+        is_over = self._is_ending.is_set()
+        more = "" if is_over else "; the run goes on, and it is tried again"
+        self._tell(f"{error}{more}")
       if not isinstance(self._fault, lease.Lost):
         self._fault = error
+
+  def _tell(self, line: str) -> None:
+    if self._index:  # whose other lines are those of process 0
+      line = f"gpt_jax: process {self._index}: {places.rename(line)}"
+      print(line, file=sys.stderr, flush=True)
+    else:
+      self._say(line)
 
   def _send_step(self, kept: Kept) -> None:
     if isinstance(self._fault, lease.Lost):
@@ -248,8 +258,8 @@ class Mirror:
         missing.pop(0)
       elif time.monotonic() > limit:
         raise InputError(
-          f"another process has not sent its part of step {kept.step:,} to "
-          f"{self.address}"
+          f"process {bucket.index_of(missing[0])} has not sent its part of "
+          f"step {kept.step:,} to {self.address}, and its log says why"
         )
       else:
         time.sleep(1.0)

@@ -135,8 +135,15 @@ def open_manager(directory: str, flat: dict, is_shared: bool = True):
   """
   ocp = import_orbax()
   os.makedirs(directory, exist_ok=True)
-  primary = 0 if is_shared else None
-  own = ocp.options.MultiprocessingOptions(primary_host=primary)
+  own, later = ocp.options.MultiprocessingOptions(), ocp.options.AsyncOptions()
+  if not is_shared:
+    # No barriers: where one process cannot write, the others would wait for it
+    # in Orbax's threads, and it for them. And folders are made at once, as
+    # Orbax would take a message that another process has made its own for one
+    # of this process.
+    here = jax.process_index()
+    own = ocp.options.MultiprocessingOptions(None, {here}, f"process {here}")
+    later.create_directories_asynchronously = False
   handler = _state_handler(_most_copied(flat), own)
   if not is_shared and jax.process_count() > 1:
     # Orbax would look for all arrays in the part of this process. What is
@@ -156,6 +163,7 @@ def open_manager(directory: str, flat: dict, is_shared: bool = True):
       lightweight_initialize=True,
       create=False,
       multiprocessing_options=own,
+      async_options=later,
     ),
   )
 

@@ -7,6 +7,7 @@ import threading
 import time
 
 _REQUEST = re.compile(rb"^(GET|PUT|POST|HEAD|DELETE) (\S+) HTTP/1.1", re.M)
+_NAME = re.compile(rb'^{"name": "([^"\n]+)"', re.M)
 
 
 class Proxy:
@@ -15,7 +16,8 @@ class Proxy:
   requests: (time, method, path) of each request.
   fault: what becomes of a request: None, or a function of (method, path)
     that returns "drop" to close the connection, "hang" to fall silent, or
-    None to pass it on.
+    None to pass it on. An upload to GCS names its object in its body: the
+    function is then called with that name too.
   """
 
   def __init__(self, target: int):
@@ -54,20 +56,24 @@ class Proxy:
   def _pass(self, one, other, sees: bool) -> None:
     with contextlib.suppress(OSError):
       while data := one.recv(1 << 16):
-        for method, path in _REQUEST.findall(data) if sees else ():
-          method, path = method.decode(), path.decode()
-          self.requests.append((time.monotonic(), method, path))
-          what = self.fault and self.fault(method, path)
-          if what == "hang":
-            time.sleep(600)
-          if what == "drop":
-            one.close()
-            other.close()
-            return
+        if sees and self._fails(data):
+          one.close()
+          other.close()
+          return
         other.sendall(data)
     for end in (one, other):
       with contextlib.suppress(OSError):
         end.close()
+
+  def _fails(self, data: bytes) -> bool:
+    """Counts the requests in some bytes; returns whether to drop them."""
+    found = [tuple(map(bytes.decode, m)) for m in _REQUEST.findall(data)]
+    self.requests += [(time.monotonic(), *one) for one in found]
+    found += [("POST", name.decode()) for name in _NAME.findall(data)]
+    whats = {self.fault(*one) for one in found} if self.fault else set()
+    if "hang" in whats:
+      time.sleep(600)
+    return "drop" in whats
 
 
 def is_listing(method: str, path: str) -> bool:

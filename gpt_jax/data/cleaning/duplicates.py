@@ -8,6 +8,7 @@ whole sets, which lie in a temporary file, so that no pair below .8 counts.
 """
 
 import functools
+import os
 import re
 import tempfile
 import zlib
@@ -116,19 +117,18 @@ class NearDuplicates:
     if not count:
       return first
     self._file.flush()
-    grams = np.memmap(self._file, np.uint32, "r")
     for band in range(BANDS):
       order = np.argsort(keys[:, band], kind="stable")
       equal = keys[order, band]
       borders = np.flatnonzero(np.diff(equal)) + 1
       for group in np.split(order, borders) if len(borders) else [order]:
         if len(group) > 1:
-          self._join(group, first, grams)
+          self._join(group, first)
     for number in range(count):  # in order: the first of each is final
       first[number] = first[first[number]]
     return first
 
-  def _join(self, group, first: np.ndarray, grams: np.ndarray) -> None:
+  def _join(self, group, first: np.ndarray) -> None:
     """Joins documents of one band that are near-duplicates."""
     leaders: list[int] = []
     for number in map(int, group):
@@ -136,19 +136,25 @@ class NearDuplicates:
         one, other = _root(first, leader), _root(first, number)
         if one == other:
           break
-        if self._jaccard(leader, number, grams) >= MIN_JACCARD:
+        if self._jaccard(leader, number) >= MIN_JACCARD:
           first[max(one, other)] = min(one, other)
           break
       else:
         leaders.append(number)
 
-  def _jaccard(self, one: int, other: int, grams: np.ndarray) -> float:
-    a = grams[self._starts[one] : self._starts[one + 1]]
-    b = grams[self._starts[other] : self._starts[other + 1]]
-    if min(len(a), len(b)) < MIN_JACCARD * max(len(a), len(b)):
+  def _jaccard(self, one: int, other: int) -> float:
+    sizes = [self._starts[i + 1] - self._starts[i] for i in (one, other)]
+    if min(sizes) < MIN_JACCARD * max(sizes):
       return 0.0
+    a, b = self._grams_of(one), self._grams_of(other)
     shared = len(np.intersect1d(a, b, assume_unique=True))
     return shared / (len(a) + len(b) - shared)
+
+  def _grams_of(self, number: int) -> np.ndarray:
+    # Read, not mapped: pages of a mapping count as memory of the process.
+    start, end = (4 * place for place in self._starts[number : number + 2])
+    data = os.pread(self._file.fileno(), end - start, start)
+    return np.frombuffer(data, np.uint32)
 
 
 def _root(first: np.ndarray, number: int) -> int:
