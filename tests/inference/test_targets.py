@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import shutil
 import sys
 import types
 
@@ -12,12 +11,11 @@ import pytest
 
 from configs import base
 from gpt_jax import config as config_lib
-from gpt_jax import files, metric_names, sharding
+from gpt_jax import files, sharding
 from gpt_jax.config import InputError
 from gpt_jax.data import objectives, prepare
 from gpt_jax.inference import scoring, targets
 from gpt_jax.models import build_model
-from gpt_jax.runs import metrics
 from gpt_jax.runs import workdir as workdir_lib
 from gpt_jax.training import state
 
@@ -108,30 +106,6 @@ def test_a_prompt_is_a_source(house, call_verb):
   # The end counts, as it does in training.
   assert first.endswith(f"{len(PAIRS[3][1]) + 1} tokens")
   assert float(second.split()[2].rstrip(",")) < -2
-
-
-@pytest.mark.wide
-def test_a_run_on_pairs_is_the_same_after_a_resume(house, call_verb, tmp_path):
-  folder, flags = house
-  flags = [*flags, "--config.data.packing=documents"]
-  ends = "--config.train.num_steps=12", "--config.checkpoint.every_steps=5"
-  whole, parts = tmp_path / "whole", tmp_path / "parts"
-  done = call_verb("train", *flags, *ends, f"--workdir={whole}")
-  assert done.returncode == 0, done.stderr
-  names = "step", metric_names.LOSS, metric_names.BATCH_HASH
-  rows = lambda path: [
-    [row[name] for name in names]
-    for row in metrics.read_rows(str(path / "metrics.jsonl"))
-    if metric_names.LOSS in row
-  ]
-  # From the checkpoint of step 5 or 10, whose later rows are dropped.
-  call_verb("train", *flags, *ends, f"--workdir={parts}")
-  newest = sorted((parts / "checkpoints").iterdir())[-1]
-  shutil.rmtree(newest)
-  again = call_verb("train", *flags, *ends, f"--workdir={parts}")
-  assert "going on from step" in again.stdout
-  assert rows(parts) == rows(whole) and len(rows(whole)) == 12
-  assert len({h for *_, h in rows(whole)}) == 12
 
 
 @pytest.mark.wide
