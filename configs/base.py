@@ -221,6 +221,10 @@ def get_config() -> ConfigDict:
   # Classes, or numbers, that a head of classification scores; None takes those
   # of the data.
   model.num_classes = placeholder(int)
+  # An encoder's trunk ends with BERT's pooler, which a published model brings.
+  # head="first" reads it in place of one of its own, so that a classifier of
+  # train.init_from starts from it; no other head does, nor trains it.
+  model.pooler = False
   # Normalise queries and keys (RMS) before scores.
   model.qk_norm = False
   # Over the dims of each head, or of all heads together.

@@ -105,7 +105,7 @@ class Run:
 
     embed and residual, the stream's begin and its end before the last norm,
     are (T, D); attn and mlp, what these sublayers give in each layer, are
-    (L, T, D).
+    (L, T, D); pooled, of an encoder with a pooler, is (1, D).
     """
     _, taps = self._read(text, has_taps=True)
     return taps

@@ -56,7 +56,7 @@ def count_parameters(model: ModelConfig) -> dict[str, int]:
   if config_lib.has_classes(model):
     count["unembed"] = config_lib.num_classes(model) * D
     count["bias"] += config_lib.num_classes(model)
-  if model.head == "first":  # BERT's pooler
+  if model.head == "first" or model.pooler:  # BERT's pooler
     count["hidden"] += D * D
     count["bias"] += D if model.bias else 0
   has_transform = model.head == "transform"

@@ -255,6 +255,7 @@ FORMS = {
 # Forms with a head of classes.
 CLASS_FORMS = {
   "bert_first": FORMS["bert"] | dict(head="first", num_classes=3),
+  "bert_pooled": FORMS["bert"] | dict(head="first", num_classes=3, pooler=True),
   "modernbert_mean": FORMS["modernbert"] | dict(head="mean", num_classes=5),
   "encoder_blocks_each": FORMS["encoder_blocks"]
   | dict(head="each", num_classes=4),

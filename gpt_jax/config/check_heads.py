@@ -12,6 +12,11 @@ def check_heads(m: ModelConfig) -> None:
     InputError: the sentence names the keys.
   """
   _check_latent(m)
+  if m.pooler and m.family != "encoder":
+    raise InputError(
+      f"model.pooler is True and model.family is {m.family}, whose first token "
+      "sees no other; it is for encoders: leave it False"
+    )
   if m.qk_norm_over != "head" and not m.qk_norm:
     raise InputError(
       f"model.qk_norm_over is {m.qk_norm_over} and model.qk_norm is False; set "

@@ -178,6 +178,7 @@ class ModelConfig(Section):
     str, ("linear", "biased", "transform", *CLASS_HEADS), Added("linear")
   ]
   num_classes: Annotated[Count | None, Added(None)]
+  pooler: Annotated[bool, Added(False)]
   qk_norm: bool
   qk_norm_over: Annotated[Literal["head", "heads"], Added("head")]
   attn_scale: Annotated[float | None, Bounds(1e-6), Added(None)]

@@ -11,7 +11,13 @@ import jax.numpy as jnp
 
 from gpt_jax.config import ModelConfig
 from gpt_jax.models.context import build_contexts
-from gpt_jax.models.layers import Embedding, Norm, build_read_out, start_stream
+from gpt_jax.models.layers import (
+  Embedding,
+  Norm,
+  Pooler,
+  build_read_out,
+  start_stream,
+)
 from gpt_jax.models.positions import declare_relative
 from gpt_jax.models.stack import run_blocks
 from gpt_jax.ops.visibility import TokenPositions
@@ -83,6 +89,9 @@ class Encoder(nn.Module):
     self.sow("taps", "residual_out", x_BTD)
     if c.norm_placement != "post":
       x_BTD = Norm(c, name="final_norm")(x_BTD)
-    read_out = build_read_out(self, embed.table_VD, segments_BT, key)
+    pooled_B1D = Pooler(c, name="pooler")(x_BTD) if c.pooler else None
+    read_out = build_read_out(
+      self, embed.table_VD, segments_BT, key, pooled_B1D
+    )
     out = read_out(x_BTD, is_headless)
     return (out, routing) if needs_balance else out

@@ -211,6 +211,30 @@ class LogitBias(nn.Module):
     return x_BTD, declare(self, "bias", (V,), ("vocab",), "bias")
 
 
+class Pooler(nn.Module):
+  """BERT's pooler: tanh of a projection of the first token (model.pooler)."""
+
+  config: ModelConfig
+
+  @nn.compact
+  def __call__(self, x_BTD):
+    pooled_B1D = pool_first(self, x_BTD)
+    self.sow("taps", "pooled", pooled_B1D)
+    return pooled_B1D
+
+
+def pool_first(module: nn.Module, x_BTD):
+  """Returns x_B1D of the first token, by parameters of the module's own."""
+  c, D = module.config, x_BTD.shape[-1]
+  x_B1D = x_BTD[:, :1]
+  w_DD = declare(module, "dense", (D, D), ("embed", "mlp"), "hidden")
+  x_B1D = project(x_B1D, w_DD, c.grad_dtype)
+  if c.bias:
+    bias_D = declare(module, "dense_bias", (D,), ("mlp",), "bias")
+    x_B1D = shift(x_B1D, bias_D, c.grad_dtype)
+  return jnp.tanh(x_B1D.astype(jnp.float32)).astype(x_B1D.dtype)
+
+
 class Classifier(nn.Module):
   """Scores classes: what data.objective=classification trains (model.head).
 
@@ -221,11 +245,12 @@ class Classifier(nn.Module):
   config: ModelConfig
 
   @nn.compact
-  def __call__(self, x_BTD, segments_BT=None, key=None):
+  def __call__(self, x_BTD, segments_BT=None, key=None, pooled_B1D=None):
     """Returns logits float32 of C classes: (B, 1, C), by "each" (B, T, C).
 
     Args:
       x_BTD: the last layer's output, after the final norm.
+      pooled_B1D: Pooler's of it; None is a model without one.
       segments_BT: of which tokens of the first one are read; None is all.
       key: dropout key, or None.
     """
@@ -234,7 +259,7 @@ class Classifier(nn.Module):
     if segments_BT is not None:
       own_BT = segments_BT == segments_BT[:, :1]
     if c.head == "first":
-      x_BTD = self._pooler(x_BTD[:, :1])
+      x_BTD = pool_first(self, x_BTD) if pooled_B1D is None else pooled_B1D
     elif c.head == "last":
       last_B11 = own_BT.sum(1)[:, None, None] - 1
       x_BTD = jnp.take_along_axis(x_BTD, last_B11, axis=1)
@@ -252,17 +277,10 @@ class Classifier(nn.Module):
     logits = matmul("BTD,CD->BTC", x_BTD, w_CD, c.grad_dtype, jnp.float32)
     return logits + bias_C.astype(jnp.float32)[None, None]
 
-  def _pooler(self, x_BTD):
-    c, D = self.config, x_BTD.shape[-1]
-    w_DD = declare(self, "dense", (D, D), ("embed", "mlp"), "hidden")
-    x_BTD = project(x_BTD, w_DD, c.grad_dtype)
-    if c.bias:
-      bias_D = declare(self, "dense_bias", (D,), ("mlp",), "bias")
-      x_BTD = shift(x_BTD, bias_D, c.grad_dtype)
-    return jnp.tanh(x_BTD.astype(jnp.float32)).astype(x_BTD.dtype)
 
-
-def build_read_out(module: nn.Module, table_VD, segments_BT=None, key=None):
+def build_read_out(
+  module: nn.Module, table_VD, segments_BT=None, key=None, pooled_B1D=None
+):
   """Returns read_out(x_BTD, is_headless) -> logits_BTV, or (x_BTD, w_VD).
 
   Logits are the product of these two.
@@ -273,10 +291,11 @@ def build_read_out(module: nn.Module, table_VD, segments_BT=None, key=None):
     module: the family's, whose parameter the matrix is where it is not tied.
     table_VD: that of the embedding.
     segments_BT, key: of the forward pass; a head of classes reads them.
+    pooled_B1D: as Classifier's.
   """
   if config_lib.has_classes(module.config):
     head = Classifier(module.config, name="classifier")
-    return lambda x_BTD, is_headless: head(x_BTD, segments_BT, key)
+    return lambda x_BTD, is_headless: head(x_BTD, segments_BT, key, pooled_B1D)
   c, w_VD, transform = module.config, table_VD, None
   if c.head in ("transform", "biased"):
     form = Transform if c.head == "transform" else LogitBias

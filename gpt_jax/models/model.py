@@ -157,7 +157,7 @@ class Model:
     taps: embed and residual (before the last norm) of shape (B, T, D), attn
     and mlp (the sublayers' outputs) of (L, B, T, D), and score_max (L,), the
     largest attention score. Where there is an encoder, also those three of it,
-    encoder_attn and so on.
+    encoder_attn and so on; where there is a pooler, pooled of (B, 1, D).
     """
     out, saved = self.apply(params, tokens_BT, *args, mutable=["taps"], **kw)
     saved = stack.stack_layers(saved["taps"], self.stacks)
@@ -168,6 +168,8 @@ class Model:
       named[f"{of}attn"] = layers["attn_out"]
       named[f"{of}mlp"] = layers["mlp_out"]
       named[f"{of}score_max"] = layers["attn"]["score_max"]
+    if "pooler" in saved:
+      named["pooled"] = saved["pooler"]["pooled"]
     return out, {name: value for name, (value,) in named.items()}
 
   def can_reorder(self, length: int, is_dropping: bool) -> bool:

@@ -132,10 +132,12 @@ def test_a_head_of_classes_costs_no_product_with_the_vocabulary():
   assert less == 6 * (61 - 3) * 32 - 6 * 3  # and three biases
 
 
-def test_bert_base_with_its_pooler_has_its_published_count():
+@pytest.mark.parametrize("has_pooler", [False, True])
+def test_bert_base_with_its_pooler_has_its_published_count(has_pooler):
   from configs import bert
 
   config = bert.get_config("base")
+  config.model.pooler = has_pooler
   config.data.objective, config.model.head = "classification", "first"
   config.model.num_classes = 2
   model = config_lib.freeze(config).model
@@ -146,10 +148,12 @@ def test_bert_base_with_its_pooler_has_its_published_count():
   assert count - 2 * (768 + 1) == 109_482_240
 
 
-def test_the_pooler_is_a_projection_and_tanh_of_the_first_token():
-  model, params = make("bert_first")
+@pytest.mark.parametrize("form", ["bert_first", "bert_pooled"])
+def test_the_pooler_is_a_projection_and_tanh_of_the_first_token(form):
+  model, params = make(form)
   out, taps = model.apply_tapped(params, tokens_of())
-  own = jax.tree.map(np.asarray, params["classifier"])
+  own = params["classifier"] | params.get("pooler", {})
+  own = jax.tree.map(np.asarray, own)
   first = np.asarray(taps["residual"])[:, 0]
   pooled = np.tanh(first @ own["dense"] + own["dense_bias"])
   want = pooled @ own["out"].T + own["out_bias"]

@@ -26,6 +26,7 @@ REFUSED = {
   "rope_scaling is 'yarn:2:16:1', .* model.rope_theta is 1": dict(
     rope_scaling="yarn:2:16:1", rope_theta=1.0, position="rope"
   ),
+  "model.pooler is True and model.family is decoder": dict(pooler=True),
   "scaled_readout is True and model.parametrization is mup": dict(
     scaled_readout=True, parametrization="mup", base_dim=8
   ),

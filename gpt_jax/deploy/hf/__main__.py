@@ -111,7 +111,12 @@ def _export(argv: list[str]) -> int:
   is_chat = config.data.objective == "chat"
   template = config.data.template if is_chat else None
   word = exporting.export_model(
-    model, params, tokenizer, args.out, template=template
+    model,
+    params,
+    tokenizer,
+    args.out,
+    template=template,
+    labels=workdir.read_labels(args.workdir),
   )
   print(f"{args.out} holds the model of {args.workdir} as {word}")
   return 0

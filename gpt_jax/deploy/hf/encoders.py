@@ -1,5 +1,10 @@
 """Tables of the hub's models that read a text both ways."""
 
+from typing import Any
+
+from gpt_jax import config as config_lib
+from gpt_jax.config import InputError, ModelConfig
+from gpt_jax.data.labels import MAX_CLASSES, Labels
 from gpt_jax.deploy.hf.rows import (
   PADDING_ROWS,
   SIZES,
@@ -10,6 +15,12 @@ from gpt_jax.deploy.hf.rows import (
   rows_of,
 )
 
+# The problem_type of config.json by option of data.label.
+PROBLEMS = {
+  "single": "single_label_classification",
+  "multi": "multi_label_classification",
+  "number": "regression",
+}
 BERT_LAYER = "bert.encoder.layer.{layer}"
 BERT = Architecture(
   name="BertForMaskedLM",
@@ -66,6 +77,10 @@ BERT = Architecture(
       norm_mlp__scale=("output.LayerNorm.weight", "same"),
       norm_mlp__bias=("output.LayerNorm.bias", "same"),
     ),
+    Row("bert.pooler.dense.weight", ("pooler/dense",), is_optional=True),
+    Row(
+      "bert.pooler.dense.bias", ("pooler/dense_bias",), "same", is_optional=True
+    ),
     Row("cls.predictions.transform.dense.weight", ("head/dense",)),
     Row("cls.predictions.transform.dense.bias", ("head/dense_bias",), "same"),
     Row(
@@ -79,15 +94,15 @@ BERT = Architecture(
     Row("cls.predictions.bias", ("head/bias",), "same"),
   ),
   heads=(Row("cls.predictions.decoder.weight", ("unembed",), "same"),),
-  # The pooler and the next sentence's score are not read where tokens are.
+  # The next sentence's score is not read where tokens are.
   ignored=(
     *(".position_ids", "cls.predictions.decoder.bias"),
-    *("bert.pooler.dense.weight", "bert.pooler.dense.bias"),
     *("cls.seq_relationship.weight", "cls.seq_relationship.bias"),
   ),
   renamed=((".gamma", ".weight"), (".beta", ".bias")),
   prefix="bert.",
   has_rope=False,
+  held=(("pooler.dense.weight", "pooler"),),
 )
 
 
@@ -218,8 +233,107 @@ def _without_head(found: Architecture, model_type: str, name: str):
   )
 
 
+def _with_classes(found: Architecture, model_type: str, name: str, out: str):
+  """Returns the table of a classifier of the first token, after its pooler.
+
+  Args:
+    out: name of its last matrix, of classes.
+  """
+  pooled = lambda row: row.ours[0].startswith("pooler/")
+  # A run of ours may have the pooler within its head.
+  own = tuple(
+    row._replace(ours=(row.ours[0].replace("pooler/", "classifier/"),))
+    for row in filter(pooled, found.rows)
+  )
+  return found._replace(
+    name=name,
+    model_type=model_type,
+    told={"architectures": [name]},
+    keys=tuple(k for k in found.keys if k.ours != "tied_embeddings"),
+    fixed=found.fixed | dict(head="first", tied_embeddings=True),
+    rows=(
+      *(r for r in found.rows if not r.ours[0].startswith("head/")),
+      *own,
+      Row(f"{out}.weight", ("classifier/out",), "same"),
+      Row(f"{out}.bias", ("classifier/out_bias",), "same"),
+    ),
+    heads=(),
+    more=(*found.more, "num_classes"),
+    read=_read_classes,
+    write=_write_classes,
+  )
+
+
+def _read_classes(stated: dict, model: dict, where: str) -> dict[str, Any]:
+  return {"num_classes": read_labels(stated, where).num_scores}
+
+
+def read_labels(stated: dict, where: str) -> Labels:
+  """Returns the labels of a config.json.
+
+  Raises:
+    InputError: the names are none, or not as many as their numbers say.
+  """
+  named = stated.get("id2label", {"0": "LABEL_0", "1": "LABEL_1"})
+  count = len(named) if isinstance(named, dict) else 0
+  names = tuple(named.get(str(i)) for i in range(count))
+  is_named = all(isinstance(name, str) and name.strip() for name in names)
+  if not is_named or len(set(names)) != count or not 0 < count <= MAX_CLASSES:
+    raise InputError(
+      f"{where} has id2label {named!r:.80}; it must give each class, from 0 "
+      "on, a name of its own"
+    )
+  problem = stated.get("problem_type")
+  if problem not in (*PROBLEMS.values(), None):
+    raise InputError(
+      f"{where} has problem_type {problem!r:.60}; it must be "
+      f"{' or '.join(PROBLEMS.values())}"
+    )
+  is_number = problem == PROBLEMS["number"] or (problem is None and count == 1)
+  if is_number != (count == 1):
+    raise InputError(
+      f"{where} has problem_type {problem!r} and {count} labels; a number is "
+      "one label, and classes are two or more"
+    )
+  if is_number:
+    return Labels("number", ())
+  kinds = {theirs: ours for ours, theirs in PROBLEMS.items()}
+  return Labels(kinds.get(problem, "single"), names)
+
+
+def _write_classes(model: ModelConfig, stated: dict) -> dict[str, Any]:
+  names = tuple(f"LABEL_{i}" for i in range(config_lib.num_classes(model)))
+  return write_labels(Labels("single", names))
+
+
+def write_labels(labels: Labels) -> dict[str, Any]:
+  """Returns the keys of a config.json that read_labels reads."""
+  names = labels.classes or ("LABEL_0",)
+  return {
+    "problem_type": PROBLEMS[labels.kind],
+    "id2label": {str(i): name for i, name in enumerate(names)},
+    "label2id": {name: i for i, name in enumerate(names)},
+  }
+
+
 # By "model_type" of config.json, or an Architecture's own.
 ENCODERS = {
+  "bert_classes": _with_classes(
+    BERT, "bert", "BertForSequenceClassification", "classifier"
+  ),
+  "roberta_classes": _with_classes(
+    ROBERTA._replace(
+      rows=tuple(
+        row._replace(theirs=row.theirs.replace("roberta.pooler", "classifier"))
+        for row in ROBERTA.rows
+      ),
+      ignored=(*ROBERTA.ignored, ".pooler.dense.weight", ".pooler.dense.bias"),
+      held=(("classifier.dense.weight", "pooler"),),
+    ),
+    "roberta",
+    "RobertaForSequenceClassification",
+    "classifier.out_proj",
+  ),
   "bert_bare": _without_head(BERT, "bert", "BertModel"),
   "roberta_bare": _without_head(ROBERTA, "roberta", "RobertaModel"),
   "modernbert_bare": _without_head(MODERNBERT, "modernbert", "ModernBertModel"),

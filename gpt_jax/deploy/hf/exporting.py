@@ -12,10 +12,12 @@ from gpt_jax import cli, files, tree
 from gpt_jax import config as config_lib
 from gpt_jax.config import InputError, Template
 from gpt_jax.data import marks
+from gpt_jax.data.labels import Labels
 from gpt_jax.data.tokenizers import Tokenizer, limits
 from gpt_jax.deploy.hf import (
   architectures,
   chat_templates,
+  encoders,
   layout,
   stated,
   tensors,
@@ -42,6 +44,7 @@ def export_model(
   out: str,
   max_shard_bytes: int = tensors.MAX_SHARD_BYTES,
   template: Template | None = None,
+  labels: Labels | None = None,
 ) -> str:
   """Writes config.json, safetensors and tokenizer; returns the model_type.
 
@@ -49,6 +52,7 @@ def export_model(
     out: folder, must not exist yet.
     max_shard_bytes: of a file of tensors.
     template: of chats that the run was tuned on; None is the tokenizer's own.
+    labels: of a classifier; None leaves its classes numbers.
 
   Raises:
     InputError: no architecture of the hub has this model, or its tokenizer
@@ -65,6 +69,8 @@ def export_model(
   shapes = {name: leaf.shape for name, leaf in flat.items()}
   entries = layout.list_entries(found, model.config, shapes)
   texts = _describe(word, model, tokenizer, library, template)
+  if labels is not None and config_lib.has_classes(model.config):
+    texts["config.json"] |= encoders.write_labels(labels)
   dtype = np.dtype(model.config.param_dtype)
   planned = [
     tensors.Planned(e.name, dtype, e.shape, functools.partial(_gather, flat, e))

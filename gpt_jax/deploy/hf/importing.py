@@ -13,8 +13,9 @@ from gpt_jax import cli, sharding, tree
 from gpt_jax import config as config_lib
 from gpt_jax.config import Config, InputError
 from gpt_jax.data import tokenizers
+from gpt_jax.data.labels import Labels
 from gpt_jax.data.tokenizers.subword import LibraryTokenizer
-from gpt_jax.deploy.hf import adapters, layout, stated, tensors
+from gpt_jax.deploy.hf import adapters, encoders, layout, stated, tensors
 from gpt_jax.deploy.hf.folders import whole_folder, write_run
 from gpt_jax.machine import processes
 from gpt_jax.models import build_model
@@ -29,6 +30,8 @@ OBJECTIVES = {
   "encoder": "masked_lm",
   "encoder_decoder": "sequence_to_sequence",
 }
+# What a classifier's labels are read from, unless a command names a file.
+LABELLED = "labelled:texts.jsonl"
 
 
 def import_model(
@@ -59,6 +62,10 @@ def import_model(
   opened = tensors.open_folder(source)
   sizes = stated.sizes_of(tensor.shape for tensor in opened.values())
   fields = stated.read_model(read, sizes, where)
+  fields |= {
+    switch: any(name.endswith(end) for name in opened)
+    for end, switch in found.held
+  }
   words = tokenizers.build_tokenizer(tokenizer or _find_tokenizer(source))
   if fields.get("family") == "encoder_decoder":
     if not isinstance(words, LibraryTokenizer):
@@ -70,6 +77,9 @@ def import_model(
   elif isinstance(words, LibraryTokenizer):
     words = words.with_start()
   has_offsets = any(row.form == "offset" for row in found.rows)
+  labels = None
+  if "num_classes" in fields:
+    labels = encoders.read_labels(read, where)
   config = _build_config(
     workdir,
     fields,
@@ -78,6 +88,7 @@ def import_model(
     has_offsets,
     where,
     _max_seq_len(source),
+    labels,
   )
   if words.vocab_size > config_lib.vocab_size(config.model):
     raise InputError(
@@ -98,7 +109,7 @@ def import_model(
   abstract = sharding.abstract_of(shapes, specs, config.mesh.rules, mesh)
   make = lambda: _read_params(shapes, places, entries, matched)
   with whole_folder("--workdir", workdir) as partial:
-    write_run(partial, config, make, words, NO_DATA, abstract=abstract)
+    write_run(partial, config, make, words, NO_DATA, labels, abstract=abstract)
   return config
 
 
@@ -135,6 +146,7 @@ def _build_config(
   has_offsets: bool,
   where: str,
   max_seq_len: int,
+  labels: Labels | None,
 ) -> Config:
   """Returns the config of the run that the workdir will be."""
   types = [str(tensor.dtype) for tensor in opened.values()]
@@ -149,6 +161,9 @@ def _build_config(
   )
   values.model.compute_dtype = "bfloat16" if is_half else "float32"
   values.data.objective = OBJECTIVES[values.model.family]
+  if labels is not None:
+    values.data.objective, values.data.label = "classification", labels.kind
+    values.data.source = LABELLED
   values.data.seq_len = min(values.model.max_len, max_seq_len)
   path = os.path.join(os.path.abspath(workdir), "tokenizer.json")
   values.data.tokenizer = f"hf:{path}"

@@ -109,6 +109,7 @@ class Architecture(NamedTuple):
     write: returns what `read` reads, of our model section and what is stated
       so far.
     more: fields of ours that `read` may return and that have no Key.
+    held: (end of a tensor's name, switch of ours that is on where it is there).
   """
 
   name: str
@@ -131,6 +132,7 @@ class Architecture(NamedTuple):
   more: tuple[str, ...] = ()
   model_type: str = ""
   told: dict[str, Any] = {}
+  held: tuple[tuple[str, str], ...] = ()
 
 
 def rows_of(

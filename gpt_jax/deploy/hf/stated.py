@@ -187,6 +187,7 @@ def choose(model: ModelConfig, defaults: ModelConfig) -> str:
   faults = {}
   for word, found in ARCHITECTURES.items():
     named = {key.ours for key in found.keys} | {*FREE, *found.more}
+    named |= {switch for _, switch in found.held}
     if found.has_rope:
       named |= {"rope_theta", "rope_scaling"}
     if found.pattern is not None and found.pattern.theta is not None:

@@ -24,10 +24,11 @@ pytestmark = pytest.mark.battery
 HERE = pathlib.Path(__file__).parent
 make_golden = runpy.run_path(str(HERE / "make_golden.py"))
 GOLDEN = json.loads((HERE / "golden.json").read_text())
+POOLED = json.loads((HERE / "pooled.json").read_text())
 # {architecture: a golden case}
 CASES = {
   word: golden
-  for golden in GOLDEN.values()
+  for golden in (*GOLDEN.values(), *POOLED.values())
   for word, found in architectures.ARCHITECTURES.items()
   if found is stated.find(golden["config"], "")
 }

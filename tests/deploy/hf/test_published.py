@@ -103,6 +103,10 @@ MODELS = {
     134_515_008,
   ),
   "BERT base": (BERT, 109_514_298),
+  "BERT base with its pooler": (
+    BERT | dict(architectures=["BertModel"]),
+    109_482_240,
+  ),
   # Without the two rows of positions that are none.
   "RoBERTa base": (ROBERTA, 124_697_433 - 2 * 768),
   "ModernBERT base": (MODERNBERT, 149_655_232),
@@ -162,6 +166,7 @@ def test_a_published_config_gives_the_published_count(name):
   sizes = stated.Sizes(10**6, 10**6)
   values = cli.load_config("configs/base.py", {})
   values.model.update(stated.read_model(theirs, sizes, name))
+  values.model.pooler = name.endswith("with its pooler")
   values.data.objective = OBJECTIVES[values.model.family]
   values.model.vocab_multiple = 1
   config = config_lib.freeze(values)
