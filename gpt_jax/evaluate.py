@@ -230,6 +230,7 @@ def _check_predict(path: str, objective: str) -> str:
 def _read_labelled(args, config, tokenizer):
   """Returns the set of labelled texts, or texts to label, that --data names."""
   from gpt_jax.data import examples, sources
+  from gpt_jax.data.sources import fields
   from gpt_jax.runs import workdir
 
   (_, first), *_ = sources.parse_mixture(config.data.source)
@@ -241,6 +242,9 @@ def _read_labelled(args, config, tokenizer):
       "classification; give a file of texts and labels, or labelled:FILE"
     )
   found = examples.read_whole(args.data, source.examples(), tokenizer, labels)
+  is_named = bool(fields.split_names(args.data)[1])
+  if not found.has_labels and (args.predict is None or is_named) and found.lack:
+    raise InputError(f"{found.lack}; --predict=FILE needs no labels")
   if not found.has_labels and args.predict is None:
     raise InputError(
       f"the texts of {args.data} have no labels to compare with; write what is "

@@ -51,6 +51,7 @@ class Labelled:
     document_starts: int64, ascending.
     values: as TokenSet.read_labels; None without labels, of words 0.
     has_labels: whether the texts have labels.
+    lack: a sentence, why the first has none, or "".
   """
 
   name: str
@@ -60,6 +61,7 @@ class Labelled:
   values: np.ndarray | None
   separator_id: int | None
   has_labels: bool
+  lack: str = ""
 
   @property
   def fingerprint(self) -> str:
@@ -220,6 +222,7 @@ def read_whole(
     values,
     separator_id,
     has_labels,
+    first[0].lack,
   )
 
 

@@ -93,7 +93,8 @@ def parse(kind: str, example: Example) -> Any:
   """
   value, where = example.label, example.where
   if value is None:
-    raise InputError(f"{where} has no label; every text must have one")
+    why = example.lack or f"{where} has no label; every text must have one"
+    raise InputError(why)
   if kind == "number":
     return _parse_number(value, where)
   if kind == "single":

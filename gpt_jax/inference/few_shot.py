@@ -29,6 +29,8 @@ def class_of(example: Example) -> str:
     InputError: the label is none, or not one class.
   """
   label = example.label
+  if label is None and example.lack:
+    raise InputError(example.lack)
   if not isinstance(label, str | int) or isinstance(label, bool) or label == "":
     raise InputError(
       f"{example.where} has the label {label!r}; it must be one class, a "

@@ -298,7 +298,8 @@ def test_what_does_not_go_together_is_one_sentence(
   "record, said",
   [
     ('{"text": "a", "label": "superb"}', "which is not one of the 3 classes"),
-    ('{"text": "a"}', "have no labels to compare with; write what is"),
+    ('{"text": "a"}', "has no field 'label'; it has 'text': name the text"),
+    ('{"text": "a", "label": null}', "have no labels to compare with; write"),
     ('{"text": "a", "label": "bad"}\n{"text": "b"}', "line 2 has no label and"),
     ('{"body": "a"}', "line 1 has no field 'text'"),
     ("", "holds no text"),
@@ -312,6 +313,19 @@ def test_a_file_that_cannot_be_scored_is_one_sentence(
   path.write_text(record)
   done = call_verb("evaluate", f"--workdir={run}", f"--data={path}")
   assert_refused(done, said)
+
+
+def test_a_label_that_is_named_and_missing_is_not_left_out(
+  made, call_verb, tmp_path
+):
+  _, _, run, _ = made
+  (tmp_path / "a.csv").write_text("text,label\na,bad\n")
+  words = [f"--data={tmp_path}/a.csv#text#lable", f"--predict={tmp_path}/b"]
+  done = call_verb("evaluate", f"--workdir={run}", *words)
+  assert_refused(
+    done, "no column 'lable'; it has 'text', 'label': did you mean"
+  )
+  assert not (tmp_path / "b").exists()
 
 
 @pytest.mark.wide

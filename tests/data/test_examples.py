@@ -272,7 +272,7 @@ def test_sources_of_a_mixture_share_their_classes(tmp_path):
     ),
     (
       [{"text": "a", "label": "x"}, {"text": "b"}],
-      "line 2 has no label; every text must have one",
+      "line 2 has no field 'label'; it has 'text': name the text and",
     ),
   ],
 )

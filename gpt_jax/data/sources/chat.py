@@ -141,8 +141,8 @@ def read_record(record: Any, where: str) -> tuple[str, tuple[Message, ...]]:
     return "Alpaca", _read_alpaca(record, where)
   raise InputError(
     f"{where} is no chat, with the fields "
-    f"{', '.join(map(repr, record)) or 'none'}; it must have messages, "
-    "conversations, or instruction and output"
+    f"{document.listed(record, [*LISTS, 'instruction', 'output'])}; it must "
+    "have messages, conversations, or instruction and output"
   )
 
 

@@ -84,12 +84,24 @@ def read_fields(
     yield number, line, [row[at] for at in places]
 
 
+def describe_lack(path: str, name: str, scheme: str) -> str:
+  """Returns the sentence about a column that is not there, or ""."""
+  _, head = next({"csv": _read_rows, "tsv": _split_rows}[scheme](path), (0, []))
+  if not head or name in head:
+    return ""
+  return str(_lack_of(path, name, head, scheme))
+
+
 def _find_column(path: str, field: str, head: list[str], scheme: str) -> int:
-  where = f"{path}, whose first line names its columns,"
   if head.count(field) == 1:
     return head.index(field)
+  raise _lack_of(path, field, head, scheme)
+
+
+def _lack_of(path: str, field: str, head: list[str], scheme: str) -> InputError:
+  where = f"{path}, whose first line names its columns,"
   if field in head:
-    raise InputError(f"{where} names {field!r} twice; give each its own name")
+    return InputError(f"{where} names {field!r} twice; give each its own name")
   error = document.missing_field(where, "column", field, head)
   other, between = ("tsv", "\t") if scheme == "csv" else ("csv", ",")
   hint = ""
@@ -97,7 +109,7 @@ def _find_column(path: str, field: str, head: list[str], scheme: str) -> int:
     hint = f"; if it has columns, it is to be read as {other}:"
   elif len(head) == 1 and ";" in head[0]:
     hint = "; write it with commas in the place of semicolons"
-  raise InputError(f"{error}{hint}")
+  return InputError(f"{error}{hint}")
 
 
 def _split_rows(path: str) -> Iterator[tuple[int, list[str]]]:

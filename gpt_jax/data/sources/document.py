@@ -2,7 +2,7 @@
 
 import dataclasses
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from gpt_jax.exits import InputError
@@ -163,6 +163,16 @@ def missing_field(
   return InputError(
     f"{where} has no {what} {field!r}; it has {names}{more}{rest}"
   )
+
+
+def listed(there: Iterable[str], wanted: Sequence[str]) -> str:
+  """Returns the fields of a record, and which is nearly one of `wanted`."""
+  names = [name for name in there if name not in wanted]
+  shown = ", ".join(map(repr, there)) or "none"
+  for name in wanted:
+    for near in difflib.get_close_matches(name, names, 1):
+      return f"{shown} (is {near!r} meant to be {name!r}?)"
+  return shown
 
 
 def first_line(error: BaseException) -> str:

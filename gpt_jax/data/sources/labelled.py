@@ -12,7 +12,14 @@ import json
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from gpt_jax.data.sources import columns, fields, jsonl, paths, unpack
+from gpt_jax.data.sources import (
+  columns,
+  document,
+  fields,
+  jsonl,
+  paths,
+  unpack,
+)
 from gpt_jax.data.sources.document import Document, slice_text
 from gpt_jax.data.sources.filed import FiledSource
 from gpt_jax.exits import InputError
@@ -32,12 +39,15 @@ class Example(NamedTuple):
     where: what errors call it: the file and the line.
     texts: one or two, none of them empty.
     label: as in the file; None where it has none.
+    lack: a sentence, why the file or the record has no label; "" where its
+      place is empty, or it has one.
   """
 
   name: str
   where: str
   texts: tuple[str, ...]
   label: Any
+  lack: str = ""
 
   def to_bytes(self) -> bytes:
     """Returns all that decides how it is stored."""
@@ -75,10 +85,10 @@ class LabelledSource(FiledSource):
       InputError: a record has no text, or cannot be read.
     """
     for name, path in self.files:
-      for number, where, texts, label in self._choose_reader(path)(path):
+      for number, where, texts, label, *why in self._choose_reader(path)(path):
         if not all(texts):
           raise InputError(f"{where} has an empty text; it must have some")
-        yield Example(f"{name}:{number}", where, tuple(texts), label)
+        yield Example(f"{name}:{number}", where, tuple(texts), label, *why)
 
   def _has_named_columns(self, path: str) -> bool:
     if not fields.is_tsv(path):
@@ -96,26 +106,33 @@ class LabelledSource(FiledSource):
     return self._read_lines
 
   def _read_table(self, path: str):
-    """Yields (number, where, texts, label) of columns that have names."""
+    """Yields (number, where, texts, label, lack) of columns with names."""
     names = self.names or FIELDS
     scheme = "csv" if _is_csv(path) else "tsv"
+    lack = columns.describe_lack(path, names[-1], scheme)
     rows = columns.read_fields(path, names, scheme, last_is_optional=True)
     for number, line, found in rows:
       texts, label = found[: len(names) - 1], found[len(names) - 1 :]
-      yield number, f"{path}, line {line}", texts, (label or [""])[0] or None
+      own = (label or [""])[0] or None
+      yield number, f"{path}, line {line}", texts, own, lack
 
   def _read_records(self, path: str):
-    """Yields (number, where, texts, label)."""
+    """Yields (number, where, texts, label, lack)."""
     *texts, label = self.names or FIELDS
     hint = "name the text and the label after the path as #TEXT#LABEL"
+    is_said = False
     for number, value in jsonl.read_values(path):
       where = f"{path}, line {number}"
       found = [jsonl.text_of(value, name, where, hint) for name in texts]
       assert isinstance(value, dict)  # as text_of has found
-      yield number, where, found, value.get(label)
+      lack = ""
+      if label not in value and not is_said:  # of the first, which is refused
+        there, is_said = [*value], True
+        lack = str(document.missing_field(where, "field", label, there, hint))
+      yield number, where, found, value.get(label), lack
 
   def _read_lines(self, path: str):
-    """Yields (number, where, texts, label)."""
+    """Yields (number, where, texts, label, lack)."""
     wanted = [int(n) for n in self.names or COLUMNS]
     # A file without labels is one to predict them for.
     *texts, label = wanted
@@ -124,7 +141,11 @@ class LabelledSource(FiledSource):
         raise fields.wrong_columns(where, cells, max(wanted), bool(self.names))
       has_label = len(cells) >= label and cells[label - 1] != ""
       found = [cells[n - 1] for n in texts]
-      yield number, where, found, cells[label - 1] if has_label else None
+      lack = ""
+      if len(cells) < label:
+        is_named = bool(self.names)
+        lack = str(fields.wrong_columns(where, cells, max(wanted), is_named))
+      yield number, where, found, cells[label - 1] if has_label else None, lack
 
 
 def _is_csv(path: str) -> bool:

@@ -119,9 +119,10 @@ def read_record(record: Any, name: str, where: str) -> Preference:
   there = [side for side in SIDES if side in record]
   if len(there) < len(SIDES):
     found = f"a {there[0]} answer only" if there else "neither answer"
+    wanted = [side for side in SIDES if side not in there]
     raise InputError(
       f"{where} has {found}, with the fields "
-      f"{', '.join(map(repr, record)) or 'none'}; it must have {LAYOUT}"
+      f"{document.listed(record, wanted)}; it must have {LAYOUT}"
     )
   is_plain = all(isinstance(record[side], str) for side in SIDES)
   if is_plain:

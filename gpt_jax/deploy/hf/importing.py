@@ -30,6 +30,11 @@ OBJECTIVES = {
   "encoder": "masked_lm",
   "encoder_decoder": "sequence_to_sequence",
 }
+# What is read of a folder beside its tensors.
+SMALL = (
+  *("config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json"),
+  *("merges.txt", "chat_template.jinja", "sentence_bert_config.json"),
+)
 # What a classifier's labels are read from, unless a command names a file.
 LABELLED = "labelled:texts.jsonl"
 
@@ -56,6 +61,7 @@ def import_model(
   """
   if processes.count() > 1:
     raise InputError("a model is imported by one process; start one")
+  tensors.refuse_links(source, SMALL)
   where = os.path.join(source, "config.json")
   read = tensors.read_object(where)
   found = stated.find(read, where)

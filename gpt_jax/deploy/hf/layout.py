@@ -223,7 +223,7 @@ def match(
     if matched[e.name].shape != e.shape
   ]
   wrong += [
-    f"{theirs(e.name)} of {matched[e.name].dtype}, no type of weights,"
+    f"{theirs(e.name)} of {matched[e.name].dtype}, no type of weights"
     for e in entries
     if matched[e.name].dtype.kind in "iub"
   ]
@@ -237,9 +237,8 @@ def match(
     if not name.endswith(found.ignored or ("\0",))
   ]
   if extra:
-    raise InputError(
-      f"{where} holds {_some(sorted(extra))}, which {found.name} does not have"
-    )
+    some = _some([f"{name:.80}" for name in sorted(extra)])
+    raise InputError(f"{where} holds {some}, which {found.name} does not have")
   for name in found.zeros:
     if name in tensors and tensors[name].read().any():
       raise InputError(
@@ -261,7 +260,8 @@ def _rename(tensors: dict, found: Architecture, where: str) -> dict:
         now = name.removesuffix(old) + new
     if now != name and now in tensors:
       raise InputError(
-        f"{where} holds {name} and {now}, which are one; it must hold one"
+        f"{where} holds {name:.80} and {now:.80}, which are one; it must hold "
+        "one"
       )
     renamed[now] = tensor
   return renamed

@@ -33,6 +33,8 @@ DTYPES = {
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 # Limits of a header, as the format's own library has it, and of an index.
 MAX_HEADER_BYTES = 100_000_000
+# Characters of a file's name.
+MAX_NAME = 255
 # Dims of a tensor, as numpy has it.
 MAX_DIMS = 64
 # Bytes of a written file, before the next one begins.
@@ -142,21 +144,41 @@ def _open_indexed(folder: str, index: str) -> dict[str, Tensor]:
   tensors = {}
   for name, file in table.items():
     if not isinstance(file, str):
-      raise InputError(f"{index} gives {name} the file {file!r:.60}")
+      raise InputError(f"{index} gives {name:.80} the file {file!r:.60}")
     if file not in opened:
       opened[file] = _open_file(_inside(folder, file, index))
     if name not in opened[file]:
-      raise InputError(f"{index} says that {name} is in {file}, which lacks it")
+      raise InputError(
+        f"{index} says that {name:.80} is in {file}, which lacks it"
+      )
     tensors[name] = opened[file][name]
   for file, own in opened.items():
     extra = sorted(own.keys() - table.keys())
     if extra:
-      raise InputError(f"{file} holds {extra[0]}, which {index} does not name")
+      raise InputError(
+        f"{file} holds {extra[0]:.80}, which {index} does not name"
+      )
   return tensors
+
+
+def refuse_links(folder: str, names: Iterable[str]) -> None:
+  """Refuses those files of a folder that are links to files elsewhere.
+
+  What they hold would go into a run, and with it wherever that is sent.
+  """
+  for name in names:
+    if os.path.isfile(os.path.join(folder, name)):
+      _inside(folder, name, folder)
 
 
 def _inside(folder: str, file: str, where: str) -> str:
   """Returns the path of a file of the folder, which must lie in it."""
+  # No NUL, no half of a surrogate pair: the system takes them in no name.
+  if not file.isprintable() or len(file) > MAX_NAME:
+    raise InputError(
+      f"{where} names {file!r:.80}, which no file can be called; it must be "
+      "the name of a file of the folder"
+    )
   path = os.path.join(folder, file)
   real, home = os.path.realpath(path), os.path.realpath(folder)
   if file != os.path.basename(file) or os.path.dirname(real) != home:
@@ -176,7 +198,8 @@ def _open_file(path: str) -> dict[str, Tensor]:
       length = int.from_bytes(head, "little")
       if len(head) < 8 or length > min(MAX_HEADER_BYTES, size - 8):
         raise files.Damage(
-          f"begins with a header of {length:,} bytes and has {size:,}"
+          f"begins with a header of {length:,} bytes and has {size:,}; it is "
+          "cut off, or no file of safetensors"
         )
       header = files.parse_json(file.read(length), is_unique=True)
     if not isinstance(header, dict):

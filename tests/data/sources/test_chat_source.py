@@ -59,6 +59,7 @@ def turns(*pairs):
     ([turns(("user", "a"), ("assistant", " "))], "turn 2 of the assistant is"),
     ([AS_MESSAGES, AS_SHAREGPT], "line 2 has the layout ShareGPT"),
     ([{"text": "a"}], "is no chat, with the fields 'text'"),
+    ([{"mesages": []}], "is 'mesages' meant to be 'messages'"),
     ([["a"]], "line 1 is not JSON|is a JSON list|is a JSON str"),
     ([{"messages": []}], "and is empty"),
     ([{"messages": [{"role": "user"}]}], "turn 1 has no field 'content'"),

@@ -5,7 +5,7 @@ import gzip
 import pytest
 
 from gpt_jax.config import InputError
-from gpt_jax.data import sources
+from gpt_jax.data import labels, sources
 from gpt_jax.data.sources.labelled import spec_like
 
 
@@ -90,6 +90,36 @@ def test_bad_files_are_named(tmp_path, name, text, said):
   (tmp_path / name.partition("#")[0]).write_text(text)
   with pytest.raises(InputError, match=said):
     read(f"labelled:{tmp_path}/{name}")
+
+
+@pytest.mark.parametrize(
+  "name, text, said",
+  [
+    ("a.csv#body#lable", "id,body,label\n1,one,x", "'lable'; it has 'id', 'bo"),
+    ("a.csv#body#lable", "id,body,label\n1,one,x", "did you mean 'label'"),
+    ("a.csv", "text,Label\none,x", "no column 'label'; it has 'text', 'Label'"),
+    ("a.tsv#p#h#z", "p\th\ty\none\ttwo\tx", "no column 'z'; it has 'p', 'h'"),
+    ("a.jsonl#t#lable", '{"t": "a", "label": 1}', "1 has no field 'lable'; it"),
+    ("a.jsonl#t#lable", '{"t": "a", "label": 1}', "did you mean 'label'"),
+    ("a.tsv#1#9", "one\tx", "line 1 has 2 columns; it must have 9"),
+    ("a.csv", "text,label,label\none,x,y", "names 'label' twice"),
+    ("a.csv", "\ufefftext,lable\none,x", "column 'label'; it has 'text', 'la"),
+    ("a.csv", 'text,label\n"one\ntwo",\n', "line 2 has no label; every text"),
+    ("a.csv", "text,label\n", "has no class; there must be 2 or more"),
+    ("a.csv", "", "is empty; its first line must name its columns"),
+    ("a.jsonl", "", "has no class; there must be 2 or more"),
+    ("a.jsonl", '{"text": "a", "label": null}', "line 1 has no label; every"),
+  ],
+)
+def test_a_label_that_is_not_where_it_is_sought_is_named(
+  tmp_path, name, text, said
+):
+  path = tmp_path / name.partition("#")[0]
+  path.write_text(text, encoding="utf-8")
+  spec = f"labelled:{tmp_path}/{name}"
+  with pytest.raises(InputError, match=said) as caught:
+    labels.find_labels("single", [sources.open_source(spec)], spec)
+  assert "\n" not in str(caught.value)
 
 
 def test_another_file_has_the_fields_of_the_first_unless_it_names_its_own():

@@ -76,6 +76,10 @@ def test_a_prompt_ends_where_the_answers_part_or_the_user_has_spoken():
 SAID = [
   (7, "line 1 is a JSON int; it must be an object"),
   ({"prompt": "a", "chosen": "b"}, "has a chosen answer only, with"),
+  (
+    {"prompt": "a", "chosen": "b", "rejectd": "c"},
+    "'rejectd' (is 'rejectd' meant to be 'rejected'?); it must have",
+  ),
   ({"prompt": "a", "rejected": "b"}, "has a rejected answer only"),
   ({"text": "a"}, "has neither answer, with the fields 'text'"),
   ({}, "with the fields none"),

@@ -148,6 +148,20 @@ def _link(target: str):
   return lambda path: path.symlink_to(target)
 
 
+def _named(name: str):
+  """Writes a tensor of a name beside those of the model."""
+
+  def write(path: pathlib.Path) -> None:
+    arrays = make_golden["draw"](CASES["llama"]["shapes"] | {name: [1]})
+    planned = [
+      tensors.Planned(name, a.dtype, a.shape, lambda a=a: a)
+      for name, a in arrays.items()
+    ]
+    tensors.write_file(str(path), planned)
+
+  return write
+
+
 MANY = {f"a{i}": "model.safetensors" for i in range(100_000)}
 DIMS = json.dumps({"a": dict(dtype="F32", shape=[9] * 99, data_offsets=[0, 4])})
 TYPE = json.dumps({"a": dict(dtype=["F32"], shape=[1], data_offsets=[0, 4])})
@@ -171,6 +185,23 @@ FILES = {
   ("model.safetensors.index.json", "lies outside"): _text(
     _index({"a": "../source/model.safetensors"})
   ),
+  ("model.safetensors.index.json", "file can be called"): _text(
+    _index({"a": "b\0c"})
+  ),
+  ("model.safetensors.index.json", "file can be called; it"): _text(
+    '{"weight_map": {"a": "\\ud800"}}'
+  ),
+  ("model.safetensors.index.json", "called; it must be"): _text(
+    _index({"a": "b" * 5000})
+  ),
+  ("model.safetensors.index.json", "is in model.safetensors"): _text(
+    _index({"a" * 5000: "model.safetensors"})
+  ),
+  ("model.safetensors", "is cut off, or no file"): _bytes(b"12345"),
+  ("model.safetensors", "of 9,223,372,036,854,775,808 bytes"): _bytes(
+    (1 << 63).to_bytes(8, "little") + b"{}"
+  ),
+  ("model.safetensors", "which LlamaForCausalLM does not"): _named("x" * 5000),
   ("tokenizer.json", "too deep"): _text("[" * 100_000),
   ("tokenizer.json", "a named pipe"): _pipe,
   ("tokenizer.json", "a device"): _link("/dev/zero"),

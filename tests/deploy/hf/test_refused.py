@@ -341,6 +341,15 @@ def test_a_bias_of_the_logits_is_refused_unless_it_is_zero(tmp_path):
   refuse(source, tmp_path, "holds final_logits_bias, which is not zero")
 
 
+@pytest.mark.parametrize("name", importing.SMALL)
+def test_what_a_link_leads_to_outside_does_not_get_into_a_run(name, tmp_path):
+  source = pathlib.Path(write_source(tmp_path / "source", "llama"))
+  (tmp_path / "elsewhere").write_text("{}")
+  (source / name).unlink(missing_ok=True)
+  (source / name).symlink_to(tmp_path / "elsewhere")
+  refuse(source, tmp_path, f"names '{name}', which lies outside of the folder")
+
+
 def test_files_outside_of_the_folder_are_not_read(tmp_path):
   source = pathlib.Path(write_source(tmp_path / "source", "llama"))
   elsewhere = tmp_path / "elsewhere"
