@@ -48,6 +48,12 @@ def _build_parser():
     help="guesses at each step of what comes next, from what stands in the "
     "text; for few rows and texts that repeat themselves (default %(default)s)",
   )
+  add(
+    "--draft",
+    metavar="DIR",
+    help="workdir of a small run with the same tokenizer, which makes the "
+    "guesses of --drafts in place of what stands in the text",
+  )
   _add_bounds(add)
   cli.add_weights(parser)
   return parser
@@ -146,14 +152,20 @@ def main(argv: list[str]) -> int:
     args.workdir, overrides, note, args.weights, args.average, args.step
   )
   run = opening.describe(args.workdir, config, model, tokenizer, args)
-  engine = opening.build_engine(model, params, mesh, run.vocab_size, args)
+  draft = opening.open_draft(config, tokenizer, overrides, note, args)
+  engine = opening.build_engine(
+    model, params, mesh, run.vocab_size, args, draft
+  )
   labels = workdir.read_labels(args.workdir)
   own = tasks.build(config, model, params, tokenizer, mesh, labels)
   engine.start()
-  bounds = Bounds(args.body_bytes, body_seconds=30.0, send_seconds=30.0)
+  bounds = Bounds(
+    args.body_bytes, body_seconds=30.0, send_seconds=30.0, head_seconds=10.0
+  )
   server = Server(run, engine, own, keys, bounds)
   settings = uvicorn.Config(
     server,
+    http=server.heads.protocol,
     lifespan="off",
     log_level="warning",
     timeout_graceful_shutdown=int(args.drain_seconds) + 1,

@@ -177,11 +177,13 @@ class Prompt:
     num_read: how many of them are in the cache.
     cache: of one row.
     logits_1V: of the token after the last, once all are read.
+    own: the same prompt as a drafter reads it, or None.
   """
 
   def __init__(self, ids: np.ndarray, cache: Any, num_read: int = 0):
     self.ids, self.cache, self.num_read = ids, cache, num_read
     self.logits_1V: jax.Array | None = None
+    self.own: Prompt | None = None
 
   @property
   def is_read(self) -> bool:
@@ -201,6 +203,7 @@ class Rows:
     num_drafts: K, guesses that a step tries in each row.
     num_pages: of pages.PAGE tokens, that are stored of prompts; those of models
       with sliding windows are not.
+    drafter: drafter.Drafter, which makes the drafts; None: the caller does.
 
   Raises:
     InputError: the model does not continue texts token by token.
@@ -214,6 +217,7 @@ class Rows:
     vocab_size: int,
     num_pages: int = 0,
     num_drafts: int = 0,
+    drafter: Any = None,
   ):
     c = model.config
     if not model.can_generate or config_lib.has_source(c):
@@ -222,7 +226,7 @@ class Rows:
         "continued; take a decoder that was trained to predict the next token"
       )
     self.model, self.vocab_size, self.num_rows = model, vocab_size, num_rows
-    self.params = generation.prepare(params, model)
+    self.params, self.drafter = generation.prepare(params, model), drafter
     # A row's last drafts need slots too.
     self.max_len, self.num_drafts = c.max_len - num_drafts, num_drafts
     is_ring = "local" in config_lib.layer_kinds(c)
@@ -277,7 +281,10 @@ class Rows:
     cache, num_read = self.model.init_cache(1, self._slots_for(len(ids))), 0
     if self.pages is not None:
       cache, num_read = self.pages.load(cache, ids)
-    return Prompt(np.asarray(ids, np.int32), cache, num_read)
+    prompt = Prompt(np.asarray(ids, np.int32), cache, num_read)
+    if self.drafter is not None:
+      prompt.own = self.drafter.rows.start(ids)
+    return prompt
 
   def read(self, prompt: Prompt) -> None:
     """Reads the next chunk of a prompt."""
@@ -295,6 +302,8 @@ class Rows:
       is_last=start + len(own) == len(prompt.ids),
     )
     prompt.num_read += len(own)
+    if self.drafter is not None:
+      self.drafter.read(prompt.own, prompt.num_read)
     if prompt.is_read and self.pages is not None:
       self.pages.store(prompt.cache, prompt.ids)
 
@@ -311,6 +320,8 @@ class Rows:
       self.state, np.int32(row), prompt.cache, prompt.logits_1V, bias_V
     )
     self.draws.put(row, settings)
+    if self.drafter is not None:
+      self.drafter.join(row, prompt.own, settings)
 
   def leave(self, row: int) -> None:
     """Frees a row."""
@@ -318,6 +329,8 @@ class Rows:
     self.draws.temperature_R[row] = 0
     self.draws.has_log_probs_R[row] = False
     self.mask_RW[row] = 2**32 - 1
+    if self.drafter is not None:
+      self.drafter.rows.leave(row)
 
   def step(self, drafts: dict[int, list[int]] | None = None) -> Drawn:
     """Draws a token of each row; those of free rows mean nothing.
@@ -340,6 +353,11 @@ class Rows:
       drafts_RK[row, : len(guesses)] = guesses[: self.num_drafts]
     # Copies: the step may read them after they have changed here.
     now = jax.tree.map(np.copy, (self.lengths_R, self.draws, self.mask_RW))
+    if self.drafter is not None:
+      # What comes first follows from the prompt, and is not known yet.
+      is_on_R = self.is_held_R & (self.draws.made_R > 0)
+      is_on_R &= (self.mask_RW == 2**32 - 1).all(1)
+      drafts_RK = self.drafter.guess(*now[:2], is_on_R)
     self.state, drawn = _step(
       self.params,
       self.state,
@@ -357,6 +375,8 @@ class Rows:
     found = Drawn(*map(sharding.fetch, drawn))
     if self.num_drafts:
       self._advance(found.num_R)
+    if self.drafter is not None:
+      self.drafter.follow(found)
     return found
 
   def _advance(self, num_R) -> None:

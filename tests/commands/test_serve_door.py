@@ -1,5 +1,6 @@
 """The server as its user starts and ends it."""
 
+import contextlib
 import json
 import re
 import signal
@@ -17,12 +18,12 @@ pytest.importorskip("uvicorn", reason="extra serve is not installed")
 PROMPT = "def f(x"
 
 
-@pytest.fixture(scope="module")
-def served(trained):
-  """(process, URL) of a server of the run; it ends by SIGTERM."""
+@contextlib.contextmanager
+def serving(trained, *more: str):
+  """Yields (process, URL) of a server of the run; it ends by SIGTERM."""
   words = [f"--workdir={trained}", "--port=0", "--rows=2", "--name=tiny"]
   with subprocess.Popen(
-    [sys.executable, "-m", "gpt_jax.serve", *words],
+    [sys.executable, "-m", "gpt_jax.serve", *words, *more],
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
@@ -35,6 +36,12 @@ def served(trained):
     yield process, found[1]
     if process.poll() is None:
       process.kill()
+
+
+@pytest.fixture(scope="module")
+def served(trained):
+  with serving(trained) as found:
+    yield found
 
 
 def post(url: str, **body):
@@ -60,6 +67,48 @@ def test_the_server_writes_what_generate_writes(served, trained, call_verb):
   assert drawn != found
 
 
+@pytest.mark.wide
+@pytest.mark.parametrize(
+  "flags",
+  [
+    ["--weights=int8"],
+    ["--weights=int4"],
+    ["--devices=2", "--config.mesh.tensor=2"],
+    pytest.param(
+      ["--devices=4", "--config.mesh.tensor=2", "--weights=int8"],
+      marks=pytest.mark.slow,
+    ),
+  ],
+  ids=" ".join,
+)
+def test_flags_mean_what_they_mean_for_generate(flags, trained, call_verb):
+  body = dict(prompt=PROMPT, max_tokens=20)
+  with serving(trained, *flags) as (_, url):
+    ask = lambda **more: post(f"{url}/v1/completions", **body, **more)
+    texts = [
+      ask(temperature=0)["choices"][0]["text"],
+      ask(temperature=0.9, seed=3)["choices"][0]["text"],
+    ]
+  words = [f"--workdir={trained}", f"--prompt={PROMPT}", "--num_tokens=20"]
+  for text, more in zip(
+    texts, (["--temperature=0"], ["--temperature=0.9", "--seed=3"]), strict=True
+  ):
+    done = call_verb("generate", *words, "--rows=2", *flags, *more)
+    assert done.stdout == f"{PROMPT}{text}\n" and text
+
+
+@pytest.mark.wide
+def test_a_run_that_guesses_changes_no_text(served, trained):
+  body = dict(prompt=PROMPT, max_tokens=21, temperature=0.9, seed=3)
+  wanted = post(f"{served[1]}/v1/completions", **body)["choices"]
+  with serving(trained, "--drafts=3", f"--draft={trained}") as (_, url):
+    assert post(f"{url}/v1/completions", **body)["choices"] == wanted
+    with urllib.request.urlopen(f"{url}/metrics", timeout=60) as answer:
+      lines = answer.read().decode().splitlines()
+  # By itself, all but the first step's three guesses count.
+  assert "gpt_jax_guessed_tokens_total 15" in lines
+
+
 def test_a_text_that_is_being_written_is_ended_before_the_server(served):
   """Keep this the last test: SIGTERM ends the server."""
   process, url = served
@@ -79,6 +128,7 @@ def test_a_text_that_is_being_written_is_ended_before_the_server(served):
     ("--rows=1", "--rows is 1; it must be from 2"),
     ("--port=70000", "--port is 70000; it must be from 0 to 65535"),
     ("--keys=missing.txt", "missing.txt"),
+    (f"--draft={ROOT}", "--drafts is 0; give the number"),
     ("--template=chatl", "did you mean 'chatml'"),
     ("--row=2", "unknown argument --row; did you mean --rows?"),
   ],

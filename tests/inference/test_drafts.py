@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import scipy.stats
 from forms import draw_model
 
 from gpt_jax.config import InputError
@@ -113,45 +112,3 @@ def test_rings_have_no_drafts():
   )
   with pytest.raises(InputError, match="without sliding windows"):
     Rows(*made, 2, V, num_drafts=2)
-
-
-@pytest.mark.slow
-def test_guesses_leave_the_distribution_as_it_is(held):
-  """Chi-square of 50,000 draws against the model's own probabilities."""
-  ids, sampling = [1, 2, 3, 1, 2, 3, 1], Sampling(0.8)
-  # The second token of a text, where the guess of it is always the same: it is
-  # counted apart by what the first was, of which the two commonest are tested.
-  seconds: dict[int, np.ndarray] = {}
-  prompt = join(held, 0, ids, Settings(sampling))
-  held.leave(0)
-  expected: dict[int, np.ndarray] = {}
-  for seed in range(50_000 // ROWS):
-    for row in range(ROWS):
-      held.join(row, prompt, Settings(sampling, seed, row))
-    drawn = held.step({row: [2, 3, 1] for row in range(ROWS)})
-    for row in range(ROWS):
-      first = int(drawn.ids_RT[row, 0])
-      second = int(
-        drawn.ids_RT[row, 1] if drawn.num_R[row] > 1 else drawn.next_R[row]
-      )
-      seconds.setdefault(first, np.zeros(V))[second] += 1
-      if drawn.num_R[row] == 1 and first not in expected:
-        logits_RV = np.asarray(held.state.logits_RV)
-        scaled = logits_RV[row, :V].astype(np.float64) / 0.8
-        p = np.exp(scaled - scaled.max())
-        expected[first] = p / p.sum()
-      held.leave(row)
-  tested = sorted(seconds, key=lambda i: -seconds[i].sum())[:3]
-  for first in tested:
-    count = seconds[first]
-    wanted = expected[first] * count.sum()
-    few = wanted < 5
-    pool = lambda x, few=few: np.append(x[~few], x[few].sum())
-    count, wanted = pool(count), pool(wanted)
-    keep = wanted > 0
-    p = scipy.stats.chisquare(count[keep], wanted[keep]).pvalue
-    assert p > 1e-3, (first, p)
-  # The control: the same counts against another distribution.
-  other = np.roll(expected[tested[0]], 1) * seconds[tested[0]].sum()
-  count = seconds[tested[0]]
-  assert ((count - other) ** 2 / np.maximum(other, 1e-9)).sum() > 1_000

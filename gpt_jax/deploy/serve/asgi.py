@@ -24,11 +24,13 @@ class Bounds(NamedTuple):
   Attributes:
     body_bytes, body_seconds: of a body, and until it has arrived.
     send_seconds: that a client may take to read what is sent at once.
+    head_seconds: until its first line and headers have arrived.
   """
 
   body_bytes: int
   body_seconds: float
   send_seconds: float
+  head_seconds: float
 
 
 class Request:
@@ -128,7 +130,8 @@ async def send_answer(answer: Answer, send: Callable, bounds: Bounds) -> None:
 
 
 async def _send(send: Callable, bounds: Bounds, **message) -> None:
-  await asyncio.wait_for(send(message), bounds.send_seconds)
+  async with asyncio.timeout(bounds.send_seconds):
+    await send(message)
 
 
 async def unless_gone(request: Request, work: Awaitable) -> Any:

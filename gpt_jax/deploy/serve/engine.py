@@ -250,7 +250,8 @@ class Engine:
         reading.num_waiting -= 1
         if not reading.num_waiting:
           reading.prompt = None
-        if rows.num_drafts and job.matcher is None:
+        is_guessed = rows.num_drafts and rows.drafter is None
+        if is_guessed and job.matcher is None:
           job.lookup = Lookup(reading.ids.tolist())
       return
 

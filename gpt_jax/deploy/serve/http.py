@@ -17,6 +17,7 @@ from gpt_jax.deploy.serve.answers import Served, Texts
 from gpt_jax.deploy.serve.asgi import Answer, Bounds, Request, json_answer
 from gpt_jax.deploy.serve.engine import Busy, Engine
 from gpt_jax.deploy.serve.fields import Refusal, read_body
+from gpt_jax.deploy.serve.heads import Heads
 from gpt_jax.deploy.serve.keys import Keys
 from gpt_jax.deploy.serve.metrics import Metrics
 from gpt_jax.deploy.serve.page import PAGE, PAGE_RULES
@@ -39,6 +40,7 @@ class Server:
 
   Attributes:
     is_draining: whether it is about to end.
+    heads: bounds the time until a request has arrived.
   """
 
   def __init__(
@@ -52,6 +54,7 @@ class Server:
     self.run, self.engine, self.tasks = run, engine, tasks
     self.keys, self.bounds = keys, bounds
     self.is_draining, self.metrics = False, Metrics()
+    self.heads = Heads(bounds.head_seconds)
     self._routes = {
       "/v1/completions": ("POST", self.complete),
       "/v1/chat/completions": ("POST", self.chat),
@@ -67,7 +70,15 @@ class Server:
   async def __call__(self, scope, receive, send) -> None:
     if scope["type"] != "http":
       raise ValueError(f"{scope['type']} is not spoken here")
-    request, begun = Request(scope, receive, self.bounds), time.monotonic()
+    client = tuple(scope["client"])
+    self.heads.begin(client)
+    try:
+      await self._answer(Request(scope, receive, self.bounds), send)
+    finally:
+      self.heads.end(client)
+
+  async def _answer(self, request: Request, send: Callable) -> None:
+    begun = time.monotonic()
     try:
       answer = await self._act(request)
     except Refusal as refusal:

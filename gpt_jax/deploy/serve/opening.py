@@ -11,27 +11,69 @@ from gpt_jax.data.templates import ChatTokenizer
 from gpt_jax.deploy.serve.answers import Served
 from gpt_jax.deploy.serve.engine import Engine, NoRows
 from gpt_jax.deploy.serve.grammar import Grammars
+from gpt_jax.inference.drafter import Drafter
 from gpt_jax.inference.pages import PAGE
 from gpt_jax.inference.prompts import PromptTokenizer
 from gpt_jax.inference.rows import Rows
+from gpt_jax.runs import workdir
 
 
-def build_engine(model, params, mesh, vocab_size: int, args) -> Engine:
+def open_draft(config, tokenizer, overrides: dict, say, args):
+  """Returns (model, params) of the run that guesses, or None without one.
+
+  Args:
+    config, tokenizer: of the run that is served.
+    overrides: of both runs.
+
+  Raises:
+    InputError: its tokens or positions are not those of the run.
+  """
+  if args.draft is None:
+    return None
+  if not args.drafts:
+    raise InputError(
+      "--draft names a run that guesses, and --drafts is 0; give the number of "
+      "its guesses at each step, for instance --drafts=4"
+    )
+  own, model, params, other, _ = workdir.open_run(
+    args.draft, overrides, say, args.weights
+  )
+  if other.fingerprint() != tokenizer.fingerprint():
+    raise InputError(
+      f"the run of --draft, {args.draft}, has another tokenizer than the run "
+      "that is served; give one that was trained with the same"
+    )
+  if own.model.max_len < config.model.max_len:
+    raise InputError(
+      f"the run of --draft has {own.model.max_len} positions, and the run that "
+      f"is served {config.model.max_len}; give one of as many"
+    )
+  return model, params
+
+
+def build_engine(
+  model, params, mesh, vocab_size: int, args, draft=None
+) -> Engine:
   """Returns an engine that is not started, without rows for other tasks.
 
   Args:
     args: flags of the command: rows, prefix_tokens, drafts, max_waiting.
+    draft: from open_draft.
   """
   if not model.can_generate or config_lib.has_source(model.config):
     return Engine(NoRows, mesh, args.max_waiting)
-  num_pages = args.prefix_tokens // PAGE
-  make = lambda: Rows(
-    model, params, args.rows, vocab_size, num_pages, args.drafts
-  )
+  num_pages, sizes = args.prefix_tokens // PAGE, (args.rows, vocab_size)
+
+  def make() -> Rows:
+    drafter = None
+    if draft is not None:
+      drafter = Drafter(*draft, *sizes, num_pages, args.drafts)
+    return Rows(model, params, *sizes, num_pages, args.drafts, drafter)
+
   return Engine(make, mesh, args.max_waiting)
 
 
-def describe(workdir: str, config, model, tokenizer, args) -> Served:
+def describe(where: str, config, model, tokenizer, args) -> Served:
   """Returns what is served.
 
   Raises:
@@ -57,7 +99,7 @@ def describe(workdir: str, config, model, tokenizer, args) -> Served:
     plain = PromptTokenizer(tokenizer)
   vocab_size = min(config_lib.vocab_size(model.config), plain.vocab_size)
   return Served(
-    name=args.name or os.path.basename(os.path.abspath(workdir)),
+    name=args.name or os.path.basename(os.path.abspath(where)),
     created=int(time.time()),
     tokenizer=plain,
     chat=chat,

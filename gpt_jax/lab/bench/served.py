@@ -77,11 +77,17 @@ class Serve:
       max_tokens=limit,
       seconds=1e6,
     )
-    bounds = Bounds(1 << 20, 30.0, 30.0)
+    bounds = Bounds(1 << 20, 30.0, 30.0, 30.0)
     none = Tasks(None, None, None)
     server = Server(run, self.engine, none, Keys(None), bounds)
     self.engine.start()
-    settings = uvicorn.Config(server, port=0, log_level="error", lifespan="off")
+    settings = uvicorn.Config(
+      server,
+      http=server.heads.protocol,
+      port=0,
+      log_level="error",
+      lifespan="off",
+    )
     self.web = uvicorn.Server(settings)
     self.thread = threading.Thread(target=self.web.run)
     self.thread.start()

@@ -68,7 +68,11 @@ class Running:
     )
     self.engine.start()
     settings = uvicorn.Config(
-      self.server, port=0, log_level="error", lifespan="off"
+      self.server,
+      http=self.server.heads.protocol,
+      port=0,
+      log_level="error",
+      lifespan="off",
     )
     self._web = uvicorn.Server(settings)
     self._thread = threading.Thread(target=self._web.run)
@@ -99,7 +103,9 @@ class Running:
 
 @pytest.fixture(scope="package")
 def running():
-  bounds = Bounds(body_bytes=1 << 16, body_seconds=2.0, send_seconds=5.0)
+  bounds = Bounds(
+    body_bytes=1 << 16, body_seconds=2.0, send_seconds=5.0, head_seconds=2.0
+  )
   found = Running(Keys(None), bounds)
   yield found
   found.close()

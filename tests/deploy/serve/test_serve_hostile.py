@@ -166,6 +166,45 @@ def test_a_slow_body_is_given_up(running):
     assert 1.5 < time.monotonic() - begun < 15
 
 
+@pytest.mark.parametrize(
+  "pieces",
+  [
+    [b"POST /v1/comple", *[b"t"] * 99],
+    [b"GET /health HTTP/1.1\r\nhost: x\r\n", *[b"a: b\r\n"] * 99],
+    [],
+    [b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n", b"", *[b"G"] * 99],
+  ],
+  ids=["line", "headers", "nothing", "second request"],
+)
+def test_a_slow_head_is_given_up(running, pieces):
+  begun = time.monotonic()
+  with socket.create_connection(("127.0.0.1", running.port)) as link:
+    link.settimeout(0.1)
+    for i in range(100):
+      try:
+        if i < len(pieces):
+          link.sendall(pieces[i])
+        if not link.recv(1_000):
+          break
+      except TimeoutError:
+        continue
+      except (BrokenPipeError, ConnectionResetError):
+        break
+    assert 1.5 < time.monotonic() - begun < 9
+  assert not running.server.heads._answered
+
+
+def test_a_long_answer_is_not_given_up(running, client, monkeypatch):
+  """The control: the bound is on a request's head alone."""
+  read = running.engine.rows.read
+  slow = lambda prompt: (time.sleep(2.3), read(prompt))
+  monkeypatch.setattr(running.engine.rows, "read", slow)
+  done = client.completions.create(model="tiny", prompt="abc", max_tokens=3)
+  assert done.usage.completion_tokens == 3
+  health = client.models.list()  # on the same connection
+  assert health.data[0].id == "tiny"
+
+
 def test_half_open_connections_keep_nobody_out(running):
   links = [
     socket.create_connection(("127.0.0.1", running.port)) for _ in range(200)

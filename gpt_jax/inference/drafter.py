@@ -1,0 +1,129 @@
+"""Drafts by a small model, which draws them as the large one would.
+
+A draft counts where it is what the large model draws (rows._step). Both draw
+with the same key, so they often agree where their distributions overlap, at any
+temperature. Design choice: the test by a ratio of probabilities (Leviathan et
+al. 2023, algorithm 1) accepts a few more, but its texts depend on the drafts;
+here they have the same bits with any drafts and with none.
+
+The small model's cache needs no bookkeeping of its own: it holds the large
+one's texts, of the same lengths. Each guess reads the last two tokens again,
+since the last draft of a step is drawn but never read.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gpt_jax import config as config_lib
+from gpt_jax.config import InputError
+from gpt_jax.inference.drawing import Settings, draw
+from gpt_jax.inference.rows import Prompt, Rows
+from gpt_jax.models import Model
+
+
+@functools.partial(
+  jax.jit,
+  static_argnames=("model", "vocab_size", "count"),
+  donate_argnames="cache",
+)
+def _guess(
+  params,
+  cache,
+  pairs_R2,
+  lengths_R,
+  draws,
+  is_on_R,
+  *,
+  model,
+  vocab_size,
+  count,
+):
+  """Returns (cache, drafts_RK), K = `count`; -1 where a row is not on."""
+  found, tokens_RT = [], pairs_R2
+  start_R = jnp.maximum(lengths_R - 1, 0)
+  for t in range(1, count + 1):
+    T = tokens_RT.shape[1]
+    filled = jnp.max(start_R) + T
+    logits_RTV, cache = model.apply_cached(
+      params, tokens_RT, cache, start_R, filled=filled
+    )
+    none_RV = jnp.zeros_like(logits_RTV[:, -1])
+    R, V = none_RV.shape
+    any_RW = jnp.full((R, -(-V // 32)), 2**32 - 1, jnp.uint32)
+    now = draws.replace(made_R=draws.made_R + t)
+    args = none_RV, none_RV, now, any_RW, vocab_size
+    ids_R = jnp.maximum(draw(logits_RTV[:, -1], *args), 0)
+    found.append(ids_R)
+    start_R, tokens_RT = start_R + T, ids_R[:, None]
+  return cache, jnp.where(is_on_R[:, None], jnp.stack(found, 1), -1)
+
+
+class Drafter:
+  """The small model beside the rows of a large one.
+
+  Args:
+    model, params: of the small model, which has the large one's vocabulary.
+    num_rows, vocab_size, num_pages, count: as Rows' of the large model; count
+      is its num_drafts.
+
+  Raises:
+    InputError: it has sliding windows, whose caches cannot take a draft back,
+      or writes no texts.
+  """
+
+  def __init__(
+    self,
+    model: Model,
+    params: Any,
+    num_rows: int,
+    vocab_size: int,
+    num_pages: int,
+    count: int,
+  ):
+    if "local" in config_lib.layer_kinds(model.config):
+      raise InputError(
+        "the model of drafts has layers of sliding windows, which cannot take "
+        "a draft back; give one whose layers are global"
+      )
+    self.rows = Rows(model, params, num_rows, vocab_size, num_pages)
+    self.count = count
+    self._pairs_R2 = np.zeros((num_rows, 2), np.int32)
+
+  def read(self, prompt: Prompt, num_read: int) -> None:
+    """Reads a prompt at least as far as the large model has."""
+    while prompt.num_read < num_read:
+      self.rows.read(prompt)
+
+  def join(self, row: int, prompt: Prompt, settings: Settings) -> None:
+    """Lets a prompt join a row, as Rows.join."""
+    self.rows.join(row, prompt, settings)
+    # What a first step guesses means nothing, but it reads this token again.
+    self._pairs_R2[row] = prompt.ids[-1]
+
+  def guess(self, lengths_R, draws, is_on_R):
+    """Returns drafts_RK of the tokens after those that `follow` was given."""
+    rows = self.rows
+    cache, drafts_RK = _guess(
+      rows.params,
+      rows.state.cache,
+      self._pairs_R2.copy(),
+      lengths_R,
+      draws,
+      is_on_R,
+      model=rows.model,
+      vocab_size=rows.vocab_size,
+      count=self.count,
+    )
+    rows.state = rows.state.replace(cache=cache)
+    return drafts_RK
+
+  def follow(self, drawn) -> None:
+    """Takes what the large model has drawn, a drawing.Drawn."""
+    last_R1 = drawn.num_R[:, None] - 1
+    self._pairs_R2[:, 0] = np.take_along_axis(drawn.ids_RT, last_R1, 1)[:, 0]
+    self._pairs_R2[:, 1] = drawn.next_R
+    np.maximum(self._pairs_R2, 0, out=self._pairs_R2)

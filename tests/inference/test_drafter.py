@@ -1,0 +1,147 @@
+"""Drafts by a small model: the same texts, and the same distribution."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+from forms import draw_model
+
+from gpt_jax.config import InputError
+from gpt_jax.inference.drafter import Drafter
+from gpt_jax.inference.drafts import Lookup
+from gpt_jax.inference.drawing import Settings
+from gpt_jax.inference.generation import Sampling
+from gpt_jax.inference.rows import Rows
+
+V, DRAFTS, LIMIT = 7, 3, 128
+# Most pairs of tokens stand in it, so that most texts have a guess.
+PROMPT = np.random.default_rng(0).integers(0, V, 90).astype(np.int32)
+SIZES = dict(num_layers=1, position="rope", max_len=LIMIT, vocab_size=V)
+
+
+@pytest.fixture(scope="module")
+def large():
+  return draw_model(0, 0.3, model_dim=32, mlp_dim=64, **SIZES)
+
+
+@pytest.fixture(scope="module")
+def small():
+  return draw_model(1, 0.3, model_dim=16, mlp_dim=32, **SIZES)
+
+
+def build(large, small, num_rows: int) -> Rows:
+  drafter = None
+  if small is not None:
+    drafter = Drafter(*small, num_rows, V, 0, DRAFTS)
+  return Rows(*large, num_rows, V, num_drafts=DRAFTS, drafter=drafter)
+
+
+def join(held, row: int, ids, settings) -> None:
+  prompt = held.start(np.array(ids, np.int32))
+  while not prompt.is_read:
+    held.read(prompt)
+  held.join(row, prompt, settings)
+
+
+def write(held, row: int, ids, settings, count: int):
+  """Returns (tokens, steps)."""
+  join(held, row, ids, settings)
+  found, steps = [], 0
+  while len(found) < count:
+    drawn = held.step()
+    found += drawn.ids_RT[row, : drawn.num_R[row]].tolist()
+    steps += 1
+  held.leave(row)
+  return found[:count], steps
+
+
+@pytest.mark.parametrize(
+  "settings",
+  [Settings(Sampling(0.0)), Settings(Sampling(0.9, top_p=0.95), seed=3)],
+  ids=["greedy", "drawn"],
+)
+def test_a_draft_model_changes_no_text(large, small, settings):
+  plain, other, same = (build(large, each, 2) for each in (None, small, large))
+  rng = np.random.default_rng(0)
+  for row, length in ((0, 1), (1, 40)):
+    ids = rng.integers(0, V, length)
+    wanted, steps = write(plain, row, ids, settings, 41)
+    assert steps == 41
+    found, steps = write(other, row, ids, settings, 41)
+    assert found == wanted and steps <= 41 - 5 * (settings.seed > 0)
+    # Drafts by the model itself all count, but for the first step's.
+    found, steps = write(same, row, ids, settings, 41)
+    assert found == wanted and steps == 1 + 40 // (DRAFTS + 1)
+
+
+def test_a_masked_row_takes_no_drafts(large):
+  held = build(large, large, 2)
+  join(held, 0, PROMPT, Settings(Sampling(0.0)))
+  held.step()
+  held.mask_RW[0, 0] = 1 << 5
+  drawn = held.step()
+  assert drawn.num_R[0] == 1 and drawn.ids_RT[0, 0] == 5
+
+
+def test_a_draft_model_of_windows_is_refused():
+  made = draw_model(0, **SIZES | dict(sliding_window=8))
+  with pytest.raises(InputError, match="sliding windows"):
+    Drafter(*made, 2, V, 0, DRAFTS)
+
+
+def chances(large, temperature: float):
+  """Returns p_VVV of the three tokens after the prompt."""
+  model, params = large
+  tails = np.array(list(np.ndindex(V, V, V)), np.int32)
+  tokens_BT = np.concatenate([np.tile(PROMPT, (len(tails), 1)), tails], axis=1)
+  logits_BTV = jax.jit(model.apply)(params, tokens_BT)
+  at = len(PROMPT) - 1
+  logits_BTV = np.asarray(logits_BTV, np.float64)[:, at : at + 3, :V]
+  logs_BTV = jax.nn.log_softmax(logits_BTV / temperature)
+  picked_BT = np.take_along_axis(np.asarray(logs_BTV), tails[..., None], 2)
+  return np.exp(picked_BT.sum((1, 2))).reshape(V, V, V)
+
+
+def fits(counts, p) -> float:
+  """Returns the chance of counts as unlike p as these; few are pooled."""
+  wanted = (p * counts.sum()).ravel()
+  order = np.argsort(wanted)
+  num_few = max(2, np.searchsorted(np.cumsum(wanted[order]), 5) + 1)
+  pool = lambda x: np.append(x[order[:num_few]].sum(), x[order[num_few:]])
+  return scipy.stats.chisquare(
+    pool(counts.ravel()), pool(wanted) * (counts.sum() / wanted.sum())
+  ).pvalue
+
+
+@pytest.mark.wide
+@pytest.mark.parametrize("who", ["looked up", "small model"])
+def test_drafts_leave_the_distribution_as_it_is(large, small, who):
+  """Chi-square of 50,000 draws against the model's own probabilities."""
+  num_rows, temperature = 500, 0.8
+  held = build(large, small if who == "small model" else None, num_rows)
+  settings = Settings(Sampling(temperature))
+  for row in range(num_rows):
+    join(held, row, PROMPT, settings)
+  rows = [held] if held.drafter is None else [held, held.drafter.rows]
+  states = [jax.tree.map(jnp.copy, each.state) for each in rows]
+  counts, num_counted = np.zeros((V, V, V)), 0
+  for first in range(0, 50_000, num_rows):
+    for each, state in zip(rows, states, strict=True):
+      each.state = jax.tree.map(jnp.copy, state)
+    held.lengths_R[:], held.draws.made_R[:] = len(PROMPT), 0
+    held.draws.seed_R[:] = first + np.arange(num_rows)
+    one = held.step()
+    guesses = {}
+    for row in range(num_rows if held.drafter is None else 0):
+      lookup = Lookup([*PROMPT.tolist(), int(one.ids_RT[row, 0])])
+      guesses[row] = lookup.guess(int(one.next_R[row]), DRAFTS)
+    two = held.step(guesses)
+    is_taken_R = two.num_R > 1
+    num_counted += is_taken_R.sum()
+    third_R = np.where(is_taken_R, two.ids_RT[:, 1], two.next_R)
+    np.add.at(counts, (one.ids_RT[:, 0], two.ids_RT[:, 0], third_R), 1)
+  assert counts.sum() == 50_000 and num_counted > 2_000
+  assert fits(counts, chances(large, temperature)) > 1e-3
+  # The control: another temperature's distribution is told apart.
+  assert fits(counts, chances(large, temperature * 1.1)) < 1e-9
