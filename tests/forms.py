@@ -239,6 +239,13 @@ FORMS = {
     num_experts=4, router_normalized=False, router_scale=2.5, mlp="swiglu"
   ),
   # With room for all, as cached tokens have.
+  "moe_groups": dict(
+    num_experts=6,
+    router_groups=3,
+    router_groups_per_token=1,
+    router_normalized=False,
+    mlp="swiglu",
+  ),
   "moe_capacity": dict(
     num_experts=4, expert_capacity_factor=4.0, mlp="swiglu", position="rope"
   ),

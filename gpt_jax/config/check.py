@@ -254,6 +254,7 @@ def _check_experts(c: Config) -> None:
       "expert_mlp_dim",
       "num_shared_experts",
       "expert_capacity_factor",
+      "router_groups_per_token",
       "router_bias_rate",
       "router_z_weight",
     ):
@@ -273,6 +274,7 @@ def _check_experts(c: Config) -> None:
       f"model.experts_per_token is {m.experts_per_token}; it must be at most "
       f"model.num_experts {m.num_experts}"
     )
+  _check_groups(m)
   if m.expert_capacity_factor is not None:
     asked = f"model.expert_capacity_factor is {m.expert_capacity_factor:g}"
     if c.data.packing == "documents":
@@ -289,6 +291,22 @@ def _check_experts(c: Config) -> None:
     raise InputError(
       f"mesh.expert is {c.mesh.expert}; it must divide model.num_experts "
       f"{m.num_experts}"
+    )
+
+
+def _check_groups(m: ModelConfig) -> None:
+  """Refuses groups of experts that a token's experts do not fit in."""
+  G, each = m.router_groups, m.num_experts or 0
+  if each % G:
+    raise InputError(
+      f"model.router_groups is {G}; it must divide model.num_experts {each}"
+    )
+  each, most = each // G, m.router_groups_per_token or G
+  if most > G or most * each < m.experts_per_token:
+    raise InputError(
+      f"model.router_groups_per_token is {most} of {G} groups with {each} "
+      f"experts each; it must be at most {G}, and they must hold "
+      f"model.experts_per_token {m.experts_per_token}"
     )
 
 

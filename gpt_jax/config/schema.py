@@ -167,6 +167,8 @@ class ModelConfig(Section):
   router_score: Annotated[Literal["softmax", "sigmoid"], Added("softmax")]
   router_normalized: Annotated[bool, Added(True)]
   router_scale: Annotated[float, Bounds(1e-6), Added(1.0)]
+  router_groups: Annotated[Count, Added(1)]
+  router_groups_per_token: Annotated[Count | None, Added(None)]
   router_balance_weight: NotNegative
   router_bias_rate: Annotated[float, Bounds(0.0), Added(0.0)]
   router_z_weight: Annotated[float, Bounds(0.0), Added(0.0)]

@@ -105,11 +105,13 @@ def route(logits_BTE, bias_E, config: ModelConfig):
     share_BTE = p_BTE / p_BTE.sum(-1, keepdims=True)
   else:
     p_BTE = share_BTE = jax.nn.softmax(logits_BTE, axis=-1)
-  if bias_E is None:
+  rank_BTE = p_BTE if bias_E is None else p_BTE + bias_E[None, None]
+  if c.router_groups_per_token is not None:
+    rank_BTE = keep_groups(rank_BTE, c)
+  if rank_BTE is p_BTE:
     weight_BTA, ids_BTA = jax.lax.top_k(p_BTE, A)
   else:
-    biased_BTE = jax.lax.stop_gradient(p_BTE + bias_E[None, None])
-    _, ids_BTA = jax.lax.top_k(biased_BTE, A)
+    _, ids_BTA = jax.lax.top_k(jax.lax.stop_gradient(rank_BTE), A)
     weight_BTA = jnp.take_along_axis(p_BTE, ids_BTA, axis=-1)
   count_BE = count_of(ids_BTA, logits_BTE.shape[-1])
   routing = {
@@ -124,6 +126,20 @@ def route(logits_BTE, bias_E, config: ModelConfig):
   if c.router_scale != 1:
     weight_BTA *= c.router_scale
   return ids_BTA, weight_BTA, routing
+
+
+def keep_groups(rank_BTE, config: ModelConfig):
+  """Returns the scores with -inf outside of each token's best groups.
+
+  A group's score is that of its best expert (DeepSeek-V2, 2024, 2.2.2).
+  """
+  G, (B, T, E) = config.router_groups, rank_BTE.shape
+  best_BTG = rank_BTE.reshape(B, T, G, E // G).max(-1)
+  _, kept_BTX = jax.lax.top_k(best_BTG, config.router_groups_per_token)
+  groups = jax.lax.broadcast_to_rank(jnp.arange(G), 4)
+  is_kept_BTG = (kept_BTX[..., None] == groups).any(2)
+  is_kept_BTE = jnp.repeat(is_kept_BTG, E // G, axis=-1)
+  return jnp.where(is_kept_BTE, rank_BTE, -jnp.inf)
 
 
 def count_of(ids_BTA, num_experts: int):

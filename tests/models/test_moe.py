@@ -273,6 +273,17 @@ def test_active_parameters_are_those_of_a_model_of_so_many_experts():
   "section, changes, words",
   [
     ("model", dict(experts_per_token=6), "experts_per_token is 6.*at most"),
+    ("model", dict(router_groups=2), "router_groups is 2; it must divide.*5"),
+    (
+      "model",
+      dict(router_groups=5, router_groups_per_token=1),
+      "is 1 of 5 groups with 1 experts each; it must be at most 5, and they",
+    ),
+    (
+      "model",
+      dict(num_experts=None, router_groups_per_token=1),
+      "router_groups_per_token is 1 and.*None",
+    ),
     ("mesh", dict(expert=2), "mesh.expert is 2; it must divide.*5"),
     ("model", dict(layer_pattern="dense"), "'dense', all dense; name moe"),
     ("model", dict(num_experts=None, layer_pattern="moe"), "None; set it to"),

@@ -31,6 +31,14 @@ ROUTERS = {
     router_score="sigmoid", router_bias_rate=0.1, experts_per_token=3
   ),
   "softmax, biases": dict(router_bias_rate=0.1),
+  "groups": dict(router_groups=3, router_groups_per_token=1),
+  "sigmoid, biases, groups": dict(
+    router_score="sigmoid",
+    router_bias_rate=0.1,
+    experts_per_token=3,
+    router_groups=3,
+    router_groups_per_token=2,
+  ),
   "capacity": dict(expert_capacity_factor=0.8),
   "capacity, sigmoid, biases": dict(
     expert_capacity_factor=0.6,
@@ -89,7 +97,12 @@ def choose(params, x_BTD, c: config_lib.ModelConfig, is_limited: bool = True):
     rank_TE = rank_TE + np.asarray(params.get("bias", 0.0))
     taken, row = dict.fromkeys(range(E), 0), []
     for rank_E in rank_TE:
-      chosen = sorted(range(E), key=lambda e, r=rank_E: -r[e])[:A]
+      each = E // c.router_groups
+      best = lambda g, r=rank_E, n=each: -max(r[g * n : g * n + n])
+      groups = sorted(range(c.router_groups), key=best)
+      groups = groups[: c.router_groups_per_token]
+      able = [e for e in range(E) if e // each in groups]
+      chosen = sorted(able, key=lambda e, r=rank_E: -r[e])[:A]
       row.append((chosen, [e for e in chosen if taken[e] < C]))
       for e in chosen:
         taken[e] += 1

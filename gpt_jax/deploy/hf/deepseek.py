@@ -8,14 +8,20 @@ from gpt_jax.config import InputError, ModelConfig
 from gpt_jax.deploy.hf.rope import mscale_of, read_number
 from gpt_jax.deploy.hf.rows import SIZES, Architecture, Key, Row, rows_of
 
+# The topk_method by which a token's experts lie in some groups, and {key of
+# theirs: ours} of how many.
+GROUPED = "group_limited_greedy"
+GROUPS = {"n_group": "router_groups", "topk_group": "router_groups_per_token"}
 LAYER = "model.layers.{layer}"
 
 
 def _read(stated: dict, model: dict, where: str) -> dict[str, Any]:
   """Returns the fields of our model section that no Key can say."""
   found: dict[str, Any] = {}
-  for key in ("qk_nope_head_dim", "first_k_dense_replace"):
-    value = stated.get(key, 128 if key == "qk_nope_head_dim" else 0)
+  is_grouped = stated.get("topk_method") == GROUPED
+  defaults = {"qk_nope_head_dim": 128, "first_k_dense_replace": 0}
+  for key in (*defaults, *(GROUPS if is_grouped else ())):
+    value = stated.get(key, defaults.get(key))
     if type(value) is not int or not 0 <= value < 1 << 20:
       raise InputError(
         f"{where} has {key} {value!r:.60}; it must be a whole number"
@@ -29,6 +35,7 @@ def _read(stated: dict, model: dict, where: str) -> dict[str, Any]:
     )
   width = found["qk_nope_head_dim"] + model["qk_rope_head_dim"]
   read: dict[str, Any] = {"head_dim": width}
+  read |= {ours: found[key] for key, ours in GROUPS.items() if is_grouped}
   if dense:
     read["layer_pattern"] = f"{dense}*dense+{layers - dense}*moe"
   rope = stated.get("rope_parameters") or stated.get("rope_scaling") or {}
@@ -52,6 +59,9 @@ def _write(model: ModelConfig, stated: dict) -> dict[str, Any]:
     "first_k_dense_replace": config_lib.mlp_kinds(model).count("dense"),
     "head_dim": config_lib.rope_dim(model),
   }
+  if model.router_groups_per_token is not None:
+    written |= {key: getattr(model, ours) for key, ours in GROUPS.items()}
+    written["topk_method"] = GROUPED
   if model.attn_scale is not None:
     factor = model.rope_scaling.numbers[:1] or (1.0,)
     root = math.sqrt(model.attn_scale * math.sqrt(width))
@@ -94,7 +104,7 @@ ARCHITECTURE = Architecture(
     "hidden_act": ("silu",),
     "attention_bias": (False,),
     "mlp_bias": (False,),
-    "topk_method": ("greedy",),
+    "topk_method": ("greedy", GROUPED),
     "norm_topk_prob": (False, None),
     "moe_layer_freq": (1,),
     "scoring_func": ("softmax",),
@@ -137,5 +147,5 @@ ARCHITECTURE = Architecture(
   has_dense=True,
   read=_read,
   write=_write,
-  more=("head_dim", "attn_scale"),
+  more=("head_dim", "attn_scale", *GROUPS.values()),
 )

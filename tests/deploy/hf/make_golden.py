@@ -143,6 +143,15 @@ CASES = {
       original_max_position_embeddings=16,
     ),
   ),
+  "deepseek_v2_groups": DEEPSEEK
+  | dict(
+    model_type="deepseek_v2",
+    topk_method="group_limited_greedy",
+    n_routed_experts=8,
+    num_experts_per_tok=3,
+    n_group=4,
+    topk_group=2,
+  ),
   "gemma2": SMALL
   | dict(
     head_dim=16,

@@ -151,6 +151,23 @@ MODELS = {
     7_298_617_344,
   ),
   "DeepSeek-V2-Lite": (DEEPSEEK, 15_706_484_224),
+  "DeepSeek-V2": (
+    llama(5120, 12288, 60, 128, 128, 102400, "deepseek_v2")
+    | dict(
+      moe_intermediate_size=1536,
+      n_routed_experts=160,
+      n_shared_experts=2,
+      num_experts_per_tok=6,
+      first_k_dense_replace=1,
+      kv_lora_rank=512,
+      q_lora_rank=1536,
+      topk_method="group_limited_greedy",
+      n_group=8,
+      topk_group=3,
+      routed_scaling_factor=16.0,
+    ),
+    235_741_434_880,
+  ),
   "Gemma 2 2B": (
     llama(2304, 9216, 26, 8, 4, 256000, "gemma2", head_dim=256),
     2_614_341_888,
