@@ -193,10 +193,10 @@ def get_config() -> ConfigDict:
   model.router_normalized = True
   # Multiply them.
   model.router_scale = 1.0
-  # Groups of equally many experts, one after the other. A token's experts lie
-  # in router_groups_per_token of them, those with the highest scores
-  # (DeepSeek-V2 has 3 of 8); None is all.
+  # Groups of equally many experts, one after the other.
   model.router_groups = 1
+  # A token's experts lie in this many of them, those whose best expert scores
+  # highest (DeepSeek-V2 has 3 of 8); None is all.
   model.router_groups_per_token = placeholder(int)
   # Weight in training of the loss, a layer, that grows as a sequence's tokens
   # crowd on few experts (1 where they spread evenly).
