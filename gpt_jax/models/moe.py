@@ -107,7 +107,8 @@ def route(logits_BTE, bias_E, config: ModelConfig):
     p_BTE = share_BTE = jax.nn.softmax(logits_BTE, axis=-1)
   rank_BTE = p_BTE if bias_E is None else p_BTE + bias_E[None, None]
   if c.router_groups_per_token is not None:
-    rank_BTE = keep_groups(rank_BTE, c)
+    most = c.router_groups_per_token
+    rank_BTE = keep_groups(rank_BTE, c.router_groups, most)
   if rank_BTE is p_BTE:
     weight_BTA, ids_BTA = jax.lax.top_k(p_BTE, A)
   else:
@@ -128,14 +129,14 @@ def route(logits_BTE, bias_E, config: ModelConfig):
   return ids_BTA, weight_BTA, routing
 
 
-def keep_groups(rank_BTE, config: ModelConfig):
-  """Returns the scores with -inf outside of each token's best groups.
+def keep_groups(rank_BTE, num_groups: int, most: int):
+  """Returns the scores with -inf outside of a token's `most` best groups.
 
   A group's score is that of its best expert (DeepSeek-V2, 2024, 2.2.2).
   """
-  G, (B, T, E) = config.router_groups, rank_BTE.shape
+  G, (B, T, E) = num_groups, rank_BTE.shape
   best_BTG = rank_BTE.reshape(B, T, G, E // G).max(-1)
-  _, kept_BTX = jax.lax.top_k(best_BTG, config.router_groups_per_token)
+  _, kept_BTX = jax.lax.top_k(best_BTG, most)
   groups = jax.lax.broadcast_to_rank(jnp.arange(G), 4)
   is_kept_BTG = (kept_BTX[..., None] == groups).any(2)
   is_kept_BTE = jnp.repeat(is_kept_BTG, E // G, axis=-1)
