@@ -7,7 +7,8 @@ divides, so that Chinese, which writes none, has hardly any.
 Gopher: Rae et al. 2021, arXiv:2112.11446, section A.1.1 and table A1. C4:
 Raffel et al. 2020, JMLR 21 (140), section 2.2; the code that made the data set
 has 3 sentences and 5 words where the paper has 5 and 3. FineWeb: Penedo et al.
-2024, arXiv:2406.17557, section 3.5.
+2024, arXiv:2406.17557, section 3.5; where datatrove, whose code made the data
+set, has another number or one more rule, that is the one here.
 """
 
 import collections
@@ -237,14 +238,19 @@ FILTERS = _gopher() | {
     above=0.12,
   ),
   "fineweb_repeated_characters": Rule(
-    "characters in repeated lines below 0.1",
+    "characters in repeated lines below 0.01",  # the paper: 0.1
     lambda p: _repeated(p.lines, len),
-    below=0.1,
+    below=0.01,
   ),
   "fineweb_short_lines": Rule(
-    "below 67 % of lines have fewer than 30 characters",
-    lambda p: _share_of_lines(p, lambda line: len(line) < 30),
+    "below 67 % of lines have 30 characters or fewer",
+    lambda p: _share_of_lines(p, lambda line: len(line) <= 30),
     below=0.67,
+  ),
+  "fineweb_line_breaks": Rule(  # of datatrove alone
+    "line breaks to words at most 0.3",
+    lambda p: _share(p.text.count("\n"), len(p.words)),
+    most=0.3,
   ),
 }
 PAPERS = ("gopher", "c4", "fineweb")

@@ -91,14 +91,15 @@ BORDERS = {
     (lines(87, 13, "{}", "{}."), lines(88, 12, "{}", "{}!")),
   ],
   "fineweb_repeated_characters": [
-    ("ab\nab\n" + "c" * 17, "ab\nab\n" + "c" * 16),
+    ("ab\nab\n" + "c" * 197, "ab\nab\n" + "c" * 196),
   ],
   "fineweb_short_lines": [
     (
-      lines(34, 66, "{:0<30}", "{:0<29}"),
-      lines(33, 67, "{:0<30}", "{:0<29}"),
+      lines(34, 66, "{:0<31}", "{:0<30}"),
+      lines(33, 67, "{:0<31}", "{:0<30}"),
     ),
   ],
+  "fineweb_line_breaks": [("a\n" * 3 + "b " * 7, "a\n" * 3 + "b " * 6)],
 }
 
 
