@@ -2,8 +2,8 @@
 
 Training prepares missing text by itself. This command does it at another time,
 adds --verify, and shows how the text was divided. Its subcommand `clean` writes
-a source that is cleaned, and `anonymity` counts rows of a table that agree:
-cleaning/ has what that may mean.
+a source that is cleaned, `quality` learns which texts to leave out, `anonymity`
+counts rows of a table that agree: cleaning/ has what that may mean.
 """
 
 import argparse
@@ -15,7 +15,11 @@ from gpt_jax.machine import places
 CLEAN = """`clean --source=SOURCE --out=FILE.jsonl [--rules=RULE,RULE]
 [--key=FILE] [--repair=STEP,STEP] [--languages=CODE,CODE]
 [--filters=FILTER,FILTER] [--copies=near] [--tests=SOURCE] [--licence=TEXT]
-[--report=FILE.html]` writes a cleaned source; `clean --help` says how.
+[--quality=FILE.json] [--report=FILE.html]` writes a cleaned source;
+`clean --help` says how.
+
+`quality --good=SOURCE --bad=SOURCE --out=FILE.json` learns to tell good texts
+from bad ones, for `clean --quality=FILE.json`.
 
 `anonymity --table=FILE --columns=NAME,NAME [--sensitive=NAME] [--k=K]` says how
 many rows of a table look alike; `anonymity --help` says more.
@@ -29,6 +33,10 @@ def main(argv: list[str]) -> int:
     from gpt_jax.data.cleaning import clean
 
     return clean.main(argv[1:])
+  if argv[:1] == ["quality"]:
+    from gpt_jax.data.cleaning import learning
+
+    return learning.main(argv[1:])
   if argv[:1] == ["anonymity"]:
     from gpt_jax.data.cleaning import anonymity
 

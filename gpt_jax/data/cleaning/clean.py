@@ -7,14 +7,17 @@ fails leaves none.
 
 import argparse
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 from gpt_jax import cli, files
 from gpt_jax.data import card, sources
 from gpt_jax.data.cleaning import (
+  classifier,
   duplicates,
   identity,
   pseudonyms,
@@ -84,6 +87,19 @@ def _parser() -> argparse.ArgumentParser:
     f"{', '.join(quality.PAPERS)} (default: none)",
   )
   parser.add_argument(
+    "--quality",
+    metavar="FILE.json",
+    help="leave out documents that this classifier, which `data quality` "
+    "wrote, takes for bad ones",
+  )
+  parser.add_argument(
+    "--least",
+    type=float,
+    default=0.5,
+    help="with --quality: the probability of being good that documents to "
+    "keep have (default %(default)s)",
+  )
+  parser.add_argument(
     "--tests",
     metavar="SOURCE",
     help="evaluation sets: documents that share a 13-gram with one are left "
@@ -121,7 +137,8 @@ def main(argv: list[str]) -> int:
       f"--out={args.out} exists; give the name of a new file, or remove it"
     )
   steps = repair.parse_steps(args.repair)
-  judge = Judge(filters, args.tests, args.languages)
+  rater = None if args.quality is None else _read_rater(args)
+  judge = Judge(filters, args.tests, args.languages, rater)
   copies = find_copies(args.source, steps, judge, args.copies)
   replaced, says = dict.fromkeys(rules, 0), judge.says(args.copies)
   found = report.Report(replaced, says, steps)
@@ -150,6 +167,7 @@ def main(argv: list[str]) -> int:
       "repair": steps,
       "languages": args.languages,
       "filters": filters,
+      **({} if rater is None else {"quality": rater.describe()}),
       "copies": args.copies,
       "tests": args.tests,
       "replaced by": "type" if key is None else "pseudonym",
@@ -166,6 +184,28 @@ def main(argv: list[str]) -> int:
   return 0
 
 
+def _read_rater(args: argparse.Namespace) -> "Rater":
+  if not 0 < args.least < 1:
+    raise InputError(
+      f"--least is {args.least}; it must be between 0 and 1, as 0.5 is"
+    )
+  path = files.user_path("--quality", args.quality)
+  return Rater(classifier.read("--quality", path), args.least)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rater:
+  """A classifier, and the probability of being good from which one is kept."""
+
+  classifier: classifier.Classifier
+  least: float
+
+  def describe(self) -> dict[str, Any]:
+    """Returns the least probability, and what the classifier learned from."""
+    own = {"least": self.least, "digest": self.classifier.digest}
+    return own | {"trained": self.classifier.record}
+
+
 class Judge:
   """Says which rule a document breaks, by itself.
 
@@ -173,6 +213,7 @@ class Judge:
     filters: names of quality.FILTERS.
     tests: the source of evaluation sets, or None.
     languages: codes of the languages that are kept, or None for all.
+    rater: what leaves out bad texts, or None.
   """
 
   def __init__(
@@ -180,8 +221,9 @@ class Judge:
     filters: tuple[str, ...],
     tests: str | None,
     languages: str | None = None,
+    rater: Rater | None = None,
   ):
-    self._filters = filters
+    self._filters, self._rater = filters, rater
     self.tests = self._languages = None
     if languages is not None:
       self._languages = repair.Languages(languages)
@@ -195,6 +237,9 @@ class Judge:
       if likely < MIN_LIKELY:
         return "language", likely
     failed = quality.first_failed(text, self._filters)
+    if failed is None and self._rater is not None:
+      score = self._rater.classifier.score(text)
+      failed = ("quality", score) if score < self._rater.least else None
     if failed is None and self.tests is not None:
       count = self.tests.count(text)
       failed = ("tests", count) if count else None
@@ -207,6 +252,8 @@ class Judge:
       wanted = " or ".join(self._languages.wanted)
       says["language"] = f"{wanted}, with a probability of {MIN_LIKELY}"
     says |= {name: quality.FILTERS[name].says for name in self._filters}
+    if self._rater is not None:
+      says["quality"] = f"good with a probability of {self._rater.least}"
     if self.tests is not None:
       says["tests"] = "no n-gram of an evaluation set"
     if copies != "keep":
