@@ -7,6 +7,7 @@ and the record says how well they are told apart.
 import argparse
 import os
 from collections.abc import Iterator
+from typing import Any
 
 from gpt_jax import cli, digest, files
 from gpt_jax.data import card
@@ -62,7 +63,7 @@ def main(argv: list[str]) -> int:
   weights, bias = classifier.fit(sets["good"], sets["bad"])
   made = classifier.Classifier(weights, bias, {})
   scores = {name: list(map(made.score, texts)) for name, texts in held.items()}
-  record = {
+  record: dict[str, Any] = {
     name: {
       "source": specs[name],
       "texts": found.num_texts,
