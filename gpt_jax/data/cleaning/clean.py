@@ -66,6 +66,22 @@ def _parser() -> argparse.ArgumentParser:
     help="replace by pseudonyms with the key in this file, the same for the "
     "same value; without it, by the type alone",
   )
+  _add_steps(parser)
+  parser.add_argument(
+    "--licence",
+    metavar="TEXT",
+    help="the licence of the source, for the record beside the output",
+  )
+  parser.add_argument(
+    "--report",
+    metavar="FILE.html",
+    help="a page with counts, and examples of what was left out",
+  )
+  return parser
+
+
+def _add_steps(parser: argparse.ArgumentParser) -> None:
+  """Adds the flags of what mends documents and of what leaves them out."""
   parser.add_argument(
     "--repair",
     default="",
@@ -113,17 +129,6 @@ def _parser() -> argparse.ArgumentParser:
     "5-grams have a Jaccard index of 0.8 with an earlier one's (default "
     "%(default)s)",
   )
-  parser.add_argument(
-    "--licence",
-    metavar="TEXT",
-    help="the licence of the source, for the record beside the output",
-  )
-  parser.add_argument(
-    "--report",
-    metavar="FILE.html",
-    help="a page with counts, and examples of what was left out",
-  )
-  return parser
 
 
 def main(argv: list[str]) -> int:
