@@ -101,6 +101,11 @@ def describe(folder: str) -> str:
   return "\n".join(lines) + "\n"
 
 
+def describe_all(paths: Sequence[str]) -> str:
+  """Returns the cards of some prepared folders, one below the other."""
+  return "\n".join(map(describe, paths))
+
+
 def _digest_of_ids(part: dict[str, Any]) -> str:
   """Returns a digest of the shards of a split."""
   return digest.of_json([shard["sha256"] for shard in part["shards"]])

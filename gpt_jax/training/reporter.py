@@ -310,6 +310,7 @@ class Reporter:
       ("checkpoints/", f"the last is step {total:,}"),
       ("plots/loss.svg", "the loss curve"),
       ("metrics.jsonl", "every logged figure; also in tensorboard/"),
+      ("data.md", "what was learned from, and how that was prepared"),
     ]
     if c.model.num_experts is not None:
       rows.append(("plots/expert_load.svg", "how busy experts were, by layer"))

@@ -13,6 +13,7 @@ from gpt_jax import config as config_lib
 from gpt_jax import files, sharding, tree
 from gpt_jax.config import Config, InputError
 from gpt_jax.data import batches as batches_lib
+from gpt_jax.data import card
 from gpt_jax.data.objectives import check_sources, find_layout, prompting
 from gpt_jax.data.prepare import prepare_data
 from gpt_jax.inference import references
@@ -417,6 +418,8 @@ class Setup:
         files.write_text(
           os.path.join(self.workdir, "tokenizer.json"), tokenizer.to_json()
         )
+        told = card.describe_all(self.prepared.folders)
+        files.write_text(os.path.join(self.workdir, "data.md"), told)
         workdir_lib.write_config(
           self.workdir,
           self.config,

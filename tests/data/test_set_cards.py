@@ -59,6 +59,17 @@ def test_a_set_of_cleaned_text_says_how_it_was_cleaned(
   assert again.returncode == 2 and "exists" in again.stderr
 
 
+def test_a_run_on_two_sets_has_the_cards_of_both(corpus, cleaned, tmp_path):
+  other = tmp_path / "other.jsonl"
+  other.write_text(json.dumps({"text": "more of it " * 9}) + "\n")
+  mixture = f"0.5*jsonl:{cleaned},0.5*jsonl:{other}"
+  made = prepare_data(corpus([], source=mixture), quiet)
+  assert len(made.folders) == 2
+  text = card.describe_all(made.folders)
+  assert text == "\n".join(map(card.describe, made.folders))
+  assert text.count("\n# ") == 1 and text.startswith("# jsonl-")
+
+
 def test_a_record_of_another_text_is_not_told(corpus, cleaned):
   with open(cleaned, "a") as file:
     file.write('{"name": "new", "text": "one more"}\n')

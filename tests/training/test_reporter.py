@@ -2,6 +2,7 @@
 
 import json
 
+from gpt_jax.data import card
 from gpt_jax.training import preflight
 
 
@@ -21,6 +22,10 @@ def test_a_run_without_bits_per_byte_is_reported_too(
   (found,) = [row for row in map(json.loads, lines) if "eval/valid/loss" in row]
   assert "eval/valid/bits_per_byte" not in found
   assert (tmp_path / "run" / "plots" / "loss.svg").exists()
+  # The run says what it learned from, in the card of its set.
+  (folder,) = (tmp_path / "prepared").iterdir()
+  told = (tmp_path / "run" / "data.md").read_text()
+  assert told == card.describe(str(folder)) and "data.md" in done.stdout
 
 
 def test_the_first_row_comes_before_what_can_wait(
