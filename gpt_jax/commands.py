@@ -28,6 +28,7 @@ COMMANDS = {
   "lab.scaling": "fit scaling laws to runs, and forecast from them",
   "lab.sweep": "plan, run, list and report the cells of a sweep",
   "lab.sweep.compare": "two runs, or seeds of two: is one better?",
+  "lab.sweep.mixture": "the best weights of a mixture, by a sweep over them",
   "lab.tasks": "tasks of lm-evaluation-harness on a run",
   "lab.transfer": "the best learning rate against width or depth",
   "lab.transfer.coordinates": "growth of activations with width or depth",

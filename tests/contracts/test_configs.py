@@ -71,6 +71,7 @@ COUNTS = {
   "classify.py:base": (30_522, 109_482_240 + 2 * 769),
   "mup.py:64": (256, 115_008),
   "mup.py:512": (256, 6_425_088),
+  "mixture.py": (257, 258_624),
   "isoflop.py:small": (257, 115_072),
   "families.py:causal": (None, 1_066_368),
   "families.py:masked": (None, 1_066_368),
