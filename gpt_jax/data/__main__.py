@@ -15,7 +15,7 @@ from gpt_jax.machine import places
 CLEAN = """`clean --source=SOURCE --out=FILE.jsonl [--rules=RULE,RULE]
 [--key=FILE] [--repair=STEP,STEP] [--languages=CODE,CODE]
 [--filters=FILTER,FILTER] [--copies=near] [--tests=SOURCE] [--licence=TEXT]
-[--quality=FILE.json] [--report=FILE.html]` writes a cleaned source;
+[--quality=FILE.json] [--least=P] [--report=FILE.html]` writes a cleaned source;
 `clean --help` says how.
 
 `quality --good=SOURCE --bad=SOURCE --out=FILE.json` learns to tell good texts
