@@ -8,6 +8,8 @@ import pytest
 from harness import ROOT, user_env
 
 NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
+# Of one model, a minute or two; of five tiny ones, up to a minute.
+MARKS = {"inside": pytest.mark.slow, "scaling": pytest.mark.wide}
 
 
 def code_of(notebook: dict) -> str:
@@ -25,8 +27,11 @@ def test_there_are_notebooks_and_they_hold_no_output():
     compile(code_of(notebook), str(path), "exec")
 
 
-@pytest.mark.slow  # trains a small model
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+  "path",
+  [pytest.param(path, marks=MARKS[path.stem]) for path in NOTEBOOKS],
+  ids=lambda path: path.stem,
+)
 def test_a_notebook_runs(path, tmp_path):
   code = code_of(json.loads(path.read_text("utf-8")))
   done = subprocess.run(

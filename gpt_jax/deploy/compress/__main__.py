@@ -64,7 +64,6 @@ def main(argv: list[str]) -> int:
   from gpt_jax.data import prepare
   from gpt_jax.deploy.compress import calibrate, report
   from gpt_jax.deploy.hf.folders import whole_folder
-  from gpt_jax.inference import continuations
   from gpt_jax.runs import workdir
 
   note = processes.note
@@ -73,14 +72,7 @@ def main(argv: list[str]) -> int:
   )
   params = model.restore_matrices(params)
   run = config, model, params, tokenizer, mesh
-  from gpt_jax import config as config_lib
-
-  continuations.check_model(model, config_lib.has_prefixes(config))
-  if config.model.num_experts is not None:
-    raise InputError(
-      f"the run in {args.workdir} has experts, which are not compressed; give "
-      "one without"
-    )
+  _check_form(config, model, args.workdir)
   read = lambda spec: prepare.prepare_text(
     spec, tokenizer, config.data.dir, config.data.split, note
   )
@@ -130,6 +122,24 @@ def _check(args, asked: list[methods.Method]) -> None:
     raise InputError(f"--method={args.method} names a method twice")
   if args.seed < 0:
     raise InputError(f"--seed is {args.seed}; it must be 0 or more")
+
+
+def _check_form(config, model, place: str) -> None:
+  """Raises InputError unless the run continues plain text, without experts."""
+  from gpt_jax import config as config_lib
+
+  c = config.model
+  others = {
+    f"an {c.family.replace('_', '-')}": c.family != "decoder",
+    "a decoder that scores classes": not model.can_generate,
+    "one that was trained with prefixes": config_lib.has_prefixes(config),
+    "one with experts": c.num_experts is not None,
+  }
+  if found := [form for form, is_so in others.items() if is_so]:
+    raise InputError(
+      "decoders that continue plain text, without experts, are compressed, and "
+      f"the run in {place} is {found[0]}; give another run"
+    )
 
 
 def _write(folder: str, source: str, made: methods.Compressed, tokenizer):

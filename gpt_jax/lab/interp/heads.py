@@ -57,9 +57,7 @@ def repeated(
   return np.concatenate([half, half], axis=1)
 
 
-def induction_scores(
-  run: Run, rows_BT: np.ndarray, after: int = 1
-) -> np.ndarray:
+def induction_scores(run: Run, rows_BT: np.ndarray) -> np.ndarray:
   """Returns score_LN: how much heads attend to what followed last time.
 
   Of a token in the second half, the weight of the token after its first
@@ -67,13 +65,12 @@ def induction_scores(
 
   Args:
     rows_BT: from `repeated`.
-    after: how far after the first occurrence; 1 is what followed. A layer may
-      have carried that token further on before another looks for it.
   """
   half, scores = rows_BT.shape[1] // 2, []
   for row in rows_BT:
     w = passes.record(run, row.tolist()).weights_LNTS
-    scores.append(np.diagonal(w, after - half, 2, 3)[..., after:].mean(-1))
+    # The diagonal begins with the last token of the first half.
+    scores.append(np.diagonal(w, 1 - half, 2, 3)[..., 1:].mean(-1))
   return np.mean(scores, axis=0)
 
 

@@ -1,9 +1,8 @@
 """The induction head of a run, and what it does: --help.
 
 Random tokens are read twice. The head that attends most to what followed last
-time, or to a fixed place up to AFTER tokens on, where a layer before has
-carried what followed, is taken away; then with it all heads of its layer that
-do the same; and as a control the head of its layer that does so least.
+time (Olsson et al. 2022) is taken away; then with it all heads that do at least
+SHARE as much; and as a control the head of its layer that does so least.
 """
 
 import sys
@@ -14,9 +13,8 @@ from gpt_jax.machine import processes, runtime
 
 # Rows of random tokens.
 ROWS = 32
-# Places after the last occurrence that are tried; of a head that does as the
-# best one, the share of its score.
-AFTER, SHARE = 8, 0.5
+# Of a head that does as the best one, the share of its score.
+SHARE = 0.5
 
 
 def main(argv: list[str]) -> int:
@@ -80,23 +78,17 @@ def measure(run, length: int) -> tuple[dict, str]:
   from gpt_jax.runs.plot import COLORS, Layer, draw_layers
 
   rows = heads.repeated(run, length, ROWS, seed=1, ids=_letters(run))
-  scores = np.stack(
-    [heads.induction_scores(run, rows, k + 1) for k in range(AFTER)]
-  )
-  top = int(np.argmax(scores))
-  after, layer, best = map(int, np.unravel_index(top, scores.shape))
-  score_N = scores[after, layer]
+  score_LN = heads.induction_scores(run, rows)
+  layer, best = map(int, np.unravel_index(score_LN.argmax(), score_LN.shape))
+  score_N = score_LN[layer]
   control = int(score_N.argmin())
-  same = np.flatnonzero(score_N >= SHARE * score_N[best]).tolist()
+  same = np.argwhere(score_LN >= SHARE * score_N[best]).tolist()
   name = lambda head: f"layer {layer}, head {head}"
-  cases = {
-    "all heads": [],
-    f"without {name(best)}": [(layer, best)],
-    f"without {len(same)} such heads": [(layer, head) for head in same],
-    f"without {name(control)}": [(layer, control)],
-  }
+  cases = {"all heads": [], f"without {name(best)}": [(layer, best)]}
+  if len(same) > 1:
+    cases[f"without {len(same)} such heads"] = [(i, head) for i, head in same]
+  cases[f"without {name(control)}"] = [(layer, control)]
   found = {
-    "tokens after the last occurrence": after + 1,
     f"score of {name(best)}": float(score_N[best]),
     f"score of {name(control)}": float(score_N[control]),
   }

@@ -43,7 +43,8 @@ def look(
   T, L = len(found.ids), len(found.attn_LTD)
   if not 2 <= T <= MOST:
     raise InputError(
-      f"the text has {T} tokens; a page shows 2 to {MOST}, so give another"
+      f"the text has {T} token{'s' * (T > 1)}; a page shows 2 to {MOST}, so "
+      "give another"
     )
   answer = int(found.logits_TV[-1].argmax())
   said = passes.token_texts(run, [answer])[0]

@@ -57,11 +57,17 @@ def open_model(run: Run) -> Model:
     InputError: it is no decoder, or has experts or latent attention.
   """
   c = run.model.config
-  is_plain = run.model.stacks == ("blocks",) and run.model.can_generate
-  if not is_plain or c.kv_lora_rank is not None or c.num_experts is not None:
+  others = {
+    f"an {c.family.replace('_', '-')}": c.family != "decoder",
+    "a decoder that scores classes": not run.model.can_generate,
+    "one with experts": c.num_experts is not None,
+    "one with latent attention": c.kv_lora_rank is not None,
+    "one with layers of other forms": run.model.stacks != ("blocks",),
+  }
+  if found := [form for form, is_so in others.items() if is_so]:
     raise InputError(
       "a look inside is for decoders without experts and latent attention, and "
-      f"this run is a {c.family} of another form"
+      f"this run is {found[0]}; give another run"
     )
   model = apart(run.model)
   own = dataclasses.replace(model.config, attention="dense")

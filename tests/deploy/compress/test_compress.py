@@ -16,6 +16,7 @@ from gpt_jax import config as config_lib
 from gpt_jax import tree
 from gpt_jax.config import InputError
 from gpt_jax.data.tokenizers import build_tokenizer
+from gpt_jax.deploy.compress import __main__ as command
 from gpt_jax.deploy.compress import (
   calibrate,
   factors,
@@ -383,6 +384,26 @@ def test_a_wrong_method_is_a_sentence(folder, call_verb):
     assert done.returncode == 2 and said in done.stderr, (words, done.stderr)
     assert done.stderr.count("\n") == 1
     assert not (folder / "bad").exists()
+
+
+def test_what_is_not_compressed_is_named(small):
+  config, model, _, _ = small
+  of = lambda **changes: dataclasses.replace(
+    config, model=dataclasses.replace(config.model, **changes)
+  )
+  scores = types.SimpleNamespace(can_generate=False)
+  prefixes = dataclasses.replace(config.data, objective="prefix_lm")
+  for given, said in (
+    (of(family="encoder"), "is an encoder; give another run"),
+    (of(family="encoder_decoder"), "is an encoder-decoder"),
+    (of(num_experts=4), "is one with experts"),
+    (dataclasses.replace(config, data=prefixes), "trained with prefixes"),
+  ):
+    with pytest.raises(InputError, match=f"the run in there is .*{said[3:]}"):
+      command._check_form(given, model, "there")
+  with pytest.raises(InputError, match="a decoder that scores classes"):
+    command._check_form(config, scores, "there")
+  command._check_form(config, model, "there")
 
 
 def test_too_short_a_text_is_refused():

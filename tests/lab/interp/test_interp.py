@@ -1,5 +1,7 @@
 """A look inside: every number agrees with what the model itself computes."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,16 +29,22 @@ TEXT, OTHER = "What is it", "Where's he"
 L, D, N = 2, 32, 2
 
 
-def write(folder, **changes):
-  """Writes a run whose parameters are drawn; returns it, opened."""
+def make(objective="causal", **changes):
+  """Returns the config of a run, frozen."""
   values = base.get_config()
+  values.data.objective = objective
   values.data.tokenizer = "bytes"
   values.data.seq_len = values.model.max_len = 32
   values.model.vocab_size, values.model.num_layers = 257, L
   values.model.num_heads, values.model.model_dim = N, D
   values.model.mlp_dim, values.mesh.data = 48, 1
   values.model.update(changes)
-  config = config_lib.freeze(values)
+  return config_lib.freeze(values)
+
+
+def write(folder, **changes):
+  """Writes a run whose parameters are drawn; returns it, opened."""
+  config = make(**changes)
   model = build_model(config.model)
 
   def draw(name, leaf):
@@ -66,12 +74,13 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def grouped(folder):
-  """A run with RMSNorm, rotation and a key head that two heads share."""
+  """A run with RMSNorm, rotation and key heads that two heads share each."""
   return write(
     folder,
     norm="rmsnorm",
     position="rope",
-    num_kv_heads=1,
+    num_heads=2 * N,
+    num_kv_heads=N,
     mlp="swiglu",
     bias=False,
   )
@@ -109,10 +118,11 @@ def test_heads_are_the_weighted_sums_of_their_values(either):
   found = passes.record(either, TEXT)
   sums = np.einsum("LNTS,LSNH->LTNH", found.weights_LNTS, found.v_LTNH)
   close(sums, found.heads_LTNH)
-  close(found.weights_LNTS.sum(-1), np.ones((L, N, len(found.ids))))
+  heads = either.model.config.num_heads
+  close(found.weights_LNTS.sum(-1), np.ones((L, heads, len(found.ids))))
   # The weights are the softmax of queries times keys, of no later token.
   scores = np.einsum("LTNH,LSNH->LNTS", found.q_LTNH, found.k_LTNH)
-  scores /= np.sqrt(D // N)
+  scores /= np.sqrt(D // heads)
   later = np.triu(np.ones(scores.shape[-2:]), 1).astype(bool)
   own = np.exp(np.where(later, -np.inf, scores))
   close(own / own.sum(-1, keepdims=True), found.weights_LNTS)
@@ -142,6 +152,17 @@ def test_a_tuned_lens_is_nearer_than_the_logit_lens(run):
   tuned = lens.tuned_lens(run, found, learned)
   assert away(tuned) < away(lens.logit_lens(run, found))
   close(tuned[-1], found.logits_TV, 1e-5)
+
+
+def test_a_tuned_lens_reads_each_stream_through_its_own_map(run):
+  found = passes.record(run, TEXT)
+  rng = np.random.default_rng(0)
+  w_LDD = 0.1 * rng.normal(size=(L, D, D)).astype(np.float32)
+  b_LD = rng.normal(size=(L, D)).astype(np.float32)
+  tuned = lens.tuned_lens(run, found, lens.Translators(w_LDD, b_LD, []))
+  x_D = found.residual_XTD[1, 4]
+  moved_D = x_D + x_D @ w_LDD[1] + b_LD[1]
+  close(tuned[1, 4], passes.read_out(run, moved_D[None, None])[0, 0])
 
 
 @pytest.mark.wide
@@ -185,9 +206,12 @@ def test_direct_logits_add_up_to_the_logit(either):
   parts = ("embed", "attn", "mlp", "rest")
   total = sum(float(given[name].sum()) for name in parts)
   assert total == pytest.approx(found.logits_TV[5, 70], rel=1e-4)
-  has_bias = either.model.config.bias
-  assert has_bias == (abs(given["rest"]) > 1e-3)
-  if not has_bias:
+  if either.model.config.bias:
+    bias_D = either.params["final_norm"]["bias"]
+    want = float(bias_D @ either.params["unembed"][70])
+    assert given["rest"] == pytest.approx(want, abs=1e-3) and abs(want) > 0.01
+  else:
+    assert abs(given["rest"]) < 1e-3
     close(given["heads"].sum(1), given["attn"])
 
 
@@ -309,6 +333,20 @@ def test_steps_show_the_numbers_of_the_head(grouped):
   assert shown.count(">1.000<") >= len(weights)  # each row's sum
 
 
+def test_what_cannot_be_looked_into_is_named():
+  changes = {
+    "an encoder": dict(family="encoder", objective="masked_lm"),
+    "a decoder that scores classes": dict(
+      objective="classification", head="last", num_classes=3
+    ),
+    "one with experts": dict(num_experts=4),
+  }
+  for said, more in changes.items():
+    other = types.SimpleNamespace(model=build_model(make(**more).model))
+    with pytest.raises(InputError, match=f"this run is {said}; give another"):
+      passes.open_model(other)
+
+
 def test_texts_of_unlike_lengths_and_unknown_points_are_refused(run):
   source = passes.record(run, TEXT)
   with pytest.raises(InputError, match="10 tokens and the other 3"):
@@ -330,7 +368,7 @@ def test_the_command_writes_a_page(grouped, folder, call_verb, tmp_path):
   page = out.read_text()
   for name in ("Attention", "Logit lens", "Patching", "Features"):
     assert f"<h2>{name}</h2>" in page
-  assert page.count("<figure>") == L * N
+  assert page.count("<figure>") == L * 2 * N
   assert "prefers-color-scheme: dark" in page
   # A byte is a token, so that a tag would be a lone sign.
   assert "&lt;" in page and "<<" not in page and "http" not in page
@@ -340,7 +378,7 @@ def test_the_command_writes_a_page(grouped, folder, call_verb, tmp_path):
   for more, said in {
     ("--other=short",): "10 tokens and the other 5",
     (f"--other={TEXT}",): "the same next token",
-    ("--text=a",): "1 tokens; a page shows 2 to 64",
+    ("--text=a",): "1 token; a page shows 2 to 64",
     ("--layer=1",): "does nothing without --corpus",
     (f"--corpus={text}", "--layer=9"): "layers 0 to 1",
     (f"--out={tmp_path}/no/a.html",): "in a folder that exists",
