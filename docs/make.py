@@ -8,6 +8,7 @@ a disk. A warning is an error: a link to nothing, a page that no list names.
 
 import argparse
 import ast
+import json
 import pathlib
 import re
 import shutil
@@ -19,6 +20,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 # {caption of a list at the side: its pages, or where a page lists them}
 LISTS = {
   "Guides": "docs/README.md",
+  "Notebooks": ["docs/notebooks/inside", "docs/notebooks/scaling"],
   "Recipes and results": ["configs/README", "reference/configs", "configs/LOG"],
   "Machines": ["launch/README", "launch/RUNBOOK"],
   "Contributing": ["CONTRIBUTING"],
@@ -50,6 +52,11 @@ def collect(source: pathlib.Path) -> None:
   pages = [path for pattern in PAGES for path in sorted(ROOT.glob(pattern))]
   for path in pages:
     _copy(path, source / path.relative_to(ROOT))
+  for path in sorted((ROOT / "docs" / "notebooks").glob("*.ipynb")):
+    page = source / path.relative_to(ROOT).with_suffix(".md")
+    page.parent.mkdir(exist_ok=True)
+    page.write_text(convert(path.name, path.read_text("utf-8")), "utf-8")
+    shutil.copyfile(path, page.with_suffix(".ipynb"))
   rooms = [*sorted(p.parent for p in (ROOT / "gpt_jax").glob("*/__init__.py"))]
   reference = {"gpt_jax": sorted((ROOT / "gpt_jax").glob("*.py"))}
   reference |= {room.name: sorted(room.rglob("*.py")) for room in rooms}
@@ -91,7 +98,18 @@ def _copy(path: pathlib.Path, to: pathlib.Path) -> None:
       copy = to.parent / link[1]
       copy.parent.mkdir(parents=True, exist_ok=True)
       shutil.copyfile(other, copy)
-  to.write_text(text)
+  # The site shows a notebook as a page, which offers the file.
+  to.write_text(text.replace(".ipynb)", ".md)"))
+
+
+def convert(name: str, notebook: str) -> str:
+  """Returns a notebook, which holds no output, as Markdown."""
+  cells = []
+  for cell in json.loads(notebook)["cells"]:
+    text = "".join(cell["source"])
+    is_code = cell["cell_type"] == "code"
+    cells.append(f"```python\n{text}\n```" if is_code else text)
+  return "\n\n".join([*cells, f"The notebook: [{name}]({name})."]) + "\n"
 
 
 def build(source: pathlib.Path, out: pathlib.Path) -> int:

@@ -1,6 +1,7 @@
 """The site is built of these pages, and one finds one's way in it."""
 
 import importlib.util
+import json
 import re
 import subprocess
 import sys
@@ -47,6 +48,29 @@ def build(folder, **pages) -> subprocess.CompletedProcess:
 def test_every_page_of_the_docs_is_in_the_site(site):
   pages = {path.stem for path in (ROOT / "docs").glob("*.md")}
   assert {path.stem for path in (site / "docs").glob("*.html")} == pages
+
+
+@pytest.mark.wide
+def test_a_notebook_is_a_page_that_offers_its_file(site):
+  for path in (ROOT / "docs" / "notebooks").glob("*.ipynb"):
+    page = (site / "docs" / "notebooks" / f"{path.stem}.html").read_text()
+    (link,) = re.findall(rf'href="([^"]*{path.name})"', page)
+    offered = site / "docs" / "notebooks" / link
+    assert offered.read_text("utf-8") == path.read_text("utf-8")
+  assert "<h1>From runs to a scaling law" in page
+  guide = (site / "docs" / "README.html").read_text()
+  assert 'href="notebooks/scaling.html"' in guide
+
+
+def test_a_notebook_becomes_markdown():
+  cells = [
+    {"cell_type": "markdown", "source": ["# Top\n", "text"]},
+    {"cell_type": "code", "source": ["x = 1\n", "x + 1"], "outputs": []},
+  ]
+  assert make.convert("a.ipynb", json.dumps({"cells": cells})) == (
+    "# Top\ntext\n\n```python\nx = 1\nx + 1\n```\n\n"
+    "The notebook: [a.ipynb](a.ipynb).\n"
+  )
 
 
 @pytest.mark.wide
