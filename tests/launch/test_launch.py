@@ -243,11 +243,21 @@ def test_tests_run_after_lint_and_format_and_their_exit_code_is_passed_on(
   house,
 ):
   ci = {"script": ".ci/run"}
-  names = [line.split()[0] for line in house.launch(**ci)[2][2:]]
+  log = house.launch(**ci)[2][2:]
+  assert log[0] == "pip tests/runs/servers.txt"
+  names = [line.split()[0] for line in log[1:]]
   assert names == ["ruff", "ruff", "ty", "pytest"]
   assert house.launch(code=7, STUB_FAILS="pytest", **ci)[2][-1].startswith("py")
-  assert len(house.launch(code=7, STUB_FAILS="ruff", **ci)[2]) == 1
+  assert len(house.launch(code=7, STUB_FAILS="ruff", **ci)[2]) == 2
   assert house.launch(code=7, STUB_FAILS="ty", **ci)[2][-1].startswith("ty ")
+
+
+def test_ci_goes_on_without_the_stores_and_says_so(house):
+  said = "could not install tests/runs/servers.txt"
+  _, err, log = house.launch(script=".ci/run")
+  assert said not in err
+  _, err, log = house.launch(script=".ci/run", STUB_NO_PIP="1")
+  assert said in err and log[-1].startswith("pytest")
 
 
 APT_GET = """#!/bin/bash

@@ -44,11 +44,15 @@ class Proxy:
       threading.Thread(target=self._serve, args=(client,), daemon=True).start()
 
   def _serve(self, client) -> None:
-    # A server of one thread would wait for a client that says nothing.
-    if not client.recv(1, socket.MSG_PEEK):
+    try:
+      # A server of one thread would wait for a client that says nothing.
+      if not client.recv(1, socket.MSG_PEEK):
+        client.close()
+        return
+      server = socket.create_connection(("127.0.0.1", self.target))
+    except OSError:  # the client is gone, or the server at the end of a test
       client.close()
       return
-    server = socket.create_connection(("127.0.0.1", self.target))
     args = server, client, False
     threading.Thread(target=self._pass, args=args, daemon=True).start()
     self._pass(client, server, True)

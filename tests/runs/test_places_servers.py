@@ -1,8 +1,9 @@
 """Runs in gs:// and s3://, against servers that speak the protocols.
 
 Two processes with data, prepared set and workdir in a bucket, killed and
-continued from an empty disk; and networks that fail. The packages are those of
-the extras gcs and s3, moto and gcp-storage-emulator.
+continued from an empty disk; and networks that fail. servers.txt lists the
+packages, which .ci/run installs: those of the extras gcs and s3, moto and
+gcp-storage-emulator.
 """
 
 import functools
@@ -215,7 +216,7 @@ def test_two_processes_go_on_from_a_bucket_bit_for_bit(
   print(f"{scheme}: {proxy.most_listings_a_minute()} listings in a minute")
 
 
-@pytest.mark.slow
+@pytest.mark.wide
 def test_a_failing_network_is_survived_or_said(server, monkeypatch):
   scheme, proxy, _ = server
   monkeypatch.setenv("GPT_JAX_NETWORK_SECONDS", "4")
@@ -245,7 +246,7 @@ def test_a_failing_network_is_survived_or_said(server, monkeypatch):
     places.write(f"{scheme}://nobody/x", b"x")
 
 
-@pytest.mark.slow
+@pytest.mark.wide
 def test_a_refused_connection_is_one_sentence(fork_verb, server, tmp_path):
   scheme, _, names = server
   gone = {key: re.sub(r":\d+$", ":9", value) for key, value in names.items()}
@@ -255,11 +256,12 @@ def test_a_refused_connection_is_one_sentence(fork_verb, server, tmp_path):
     f"--workdir={scheme}://runs/one/run",
     env=gone
     | {"GPT_JAX_NETWORK_SECONDS": "4", "XDG_CACHE_HOME": str(tmp_path)},
+    # gcsfs has six tries of its own, which are cut off twice.
+    before="from gpt_jax.machine import places; places.PATIENCE = 3.0",
   )
   assert result.returncode == 2 and "Traceback" not in result.stderr
   assert f"{scheme}://runs/one/run/steps cannot be listed" in result.stderr
-  # gcsfs has six tries of its own, which are cut off after half a minute.
-  assert time.monotonic() - started < 85
+  assert time.monotonic() - started < 30
 
 
 @pytest.mark.slow
