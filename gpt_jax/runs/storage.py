@@ -22,11 +22,14 @@ import numpy as np
 
 from gpt_jax import encryption, tree
 from gpt_jax.files import Damage
+from gpt_jax.machine import runtime
 from gpt_jax.runs.contents import MERGED, META, STATE
 
 # Bytes of small arrays that are written, and read, at once.
 MIN_COPIED = 1 << 28
 MIN_READ = 1 << 27
+# Bytes of leaves that are read by one call, unless one is larger.
+MAX_GROUP = 1 << 24
 # Path characters without a special meaning to glob or TensorStore.
 _PLAIN = re.compile(r"[\w ./+=,@-]*")
 
@@ -291,9 +294,37 @@ def read_encrypted(
 def read_arrays(directory: str, step: int, flat: dict) -> list:
   """Returns the leaves of a step in the order of {"a/b": abstract leaf}.
 
+  Orbax holds a copy of what it reads, and glibc what Orbax frees: GPT-2 124M
+  took 1.00 GB while it was read at once, and takes .68 in groups.
+
   Raises:
     Damage: the arrays cannot be read.
   """
+  found = []
+  for group in _group(flat):
+    found += _read_group(directory, step, group)
+    runtime.give_back_memory()
+  return found
+
+
+def _group(flat: dict) -> list[dict]:
+  """Returns leaves that are read together: few bytes, or a large one alone.
+
+  Several processes read all at once, since each reading makes them meet.
+  """
+  groups: list[dict] = [{}]
+  size = 0
+  for name, leaf in flat.items():
+    own = math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize
+    if groups[-1] and size + own > MAX_GROUP and jax.process_count() == 1:
+      groups.append({})
+      size = 0
+    groups[-1][name] = leaf
+    size += own
+  return groups
+
+
+def _read_group(directory: str, step: int, flat: dict) -> list:
   ocp = import_orbax()
   item = _nest(flat)
   try:

@@ -148,6 +148,18 @@ def test_bert_base_with_its_pooler_has_its_published_count(has_pooler):
   assert count - 2 * (768 + 1) == 109_482_240
 
 
+def test_a_pooler_that_no_head_reads_is_counted_too():
+  tokens = model_config(**FORMS["bert"])
+  pooled = dataclasses.replace(tokens, pooler=True)
+  counts = [
+    (tree.count_elements(build_model(c).abstract_params()[0]), c)
+    for c in (tokens, pooled)
+  ]
+  more = counts[1][0] - counts[0][0]
+  count = lambda c: sum(flops.count_parameters(c).values())
+  assert more == count(pooled) - count(tokens) > 0
+
+
 @pytest.mark.parametrize("form", ["bert_first", "bert_pooled"])
 def test_the_pooler_is_a_projection_and_tanh_of_the_first_token(form):
   model, params = make(form)

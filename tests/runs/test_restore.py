@@ -54,6 +54,32 @@ def test_a_flipped_bit_is_found_though_orbax_does_not(folder):
   assert_same(keeper_of(folder).restore(abstract)[0], state)
 
 
+@pytest.mark.parametrize("most", [1, 1 << 24])
+def test_leaves_are_read_in_groups_whose_memory_is_given_back(
+  folder, most, monkeypatch
+):
+  state, given = make_state(2, width=WIDE), []
+  save(folder, 10, state=state)
+  read, back = storage._read_group, storage.runtime.give_back_memory
+  sizes: list[list[int]] = []
+
+  def spy(directory, step, flat):
+    assert len(given) == len(sizes)
+    sizes.append([leaf.size * leaf.dtype.itemsize for leaf in flat.values()])
+    return read(directory, step, flat)
+
+  monkeypatch.setattr(storage, "MAX_GROUP", most)
+  monkeypatch.setattr(storage, "_read_group", spy)
+  monkeypatch.setattr(
+    storage.runtime, "give_back_memory", lambda: given.append(back())
+  )
+  found = keeper_of(folder).restore(abstract_of(state))[0]
+  assert_same(found, state)
+  count = sum(map(len, sizes))
+  assert count > 3 and len(sizes) == (count if most == 1 else 1)
+  assert all(len(group) == 1 or sum(group) <= most for group in sizes)
+
+
 @pytest.mark.parametrize("spec", [ROWS, P(None, "data")])
 def test_no_more_is_read_at_once_than_the_largest_leaf(
   folder, spec, monkeypatch

@@ -70,6 +70,11 @@ def _import(argv: list[str]) -> int:
     f"{config.model.num_layers} layers of width {config.model.model_dim}, "
     f"{config.model.vocab_size} tokens, {config.model.param_dtype}"
   )
+  if config.model.rope_scaling.mechanism == "longrope":
+    print(
+      f"It has {config.model.max_len:,} positions: in a longer text longrope "
+      "would turn the first tokens by other angles than those that are cached"
+    )
   return 0
 
 

@@ -14,7 +14,9 @@ from configs import base
 from gpt_jax import config as config_lib
 from gpt_jax import tree
 from gpt_jax.config import InputError
+from gpt_jax.deploy.hf import __main__ as command
 from gpt_jax.deploy.hf import exporting, importing, stated, tensors
+from gpt_jax.machine import runtime
 from gpt_jax.runs import workdir
 
 pytestmark = pytest.mark.battery
@@ -197,6 +199,20 @@ def test_an_import_onto_devices_is_the_same(axes, tmp_path, monkeypatch):
     jax.tree.leaves(params), jax.tree.leaves(spread), strict=True
   ):
     np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("case", ["longrope", "llama"])
+def test_positions_that_an_import_leaves_out_are_said(
+  case, tmp_path, capsys, monkeypatch
+):
+  monkeypatch.setattr(runtime, "start", lambda devices: None)
+  source = write_source(tmp_path / "source", case)
+  words = [f"--workdir={tmp_path / 'run'}", f"--tokenizer={letters(tmp_path)}"]
+  assert command.main(["import", f"--from={source}", *words]) == 0
+  said = (
+    "It has 48 positions: in a longer text longrope" in capsys.readouterr().out
+  )
+  assert said == (case == "longrope")
 
 
 def test_a_folder_that_is_there_stays(tmp_path):
