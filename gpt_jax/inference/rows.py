@@ -142,6 +142,15 @@ def _read(params, cache, tokens_1C, start_1, last_1, *, model, is_last):
   return cache, logits_11V[:, 0] if is_last else None
 
 
+@functools.partial(jax.jit, static_argnames=("model", "num_slots"))
+def _empty(model, num_slots):
+  """Returns the cache of a prompt.
+
+  One program: array by array, it took a third of the time of 64 tokens.
+  """
+  return model.init_cache(1, num_slots)
+
+
 @functools.partial(jax.jit, donate_argnames="state")
 def _join(state, row, cache, logits_1V, bias_V):
   """Returns the state with a prompt that has been read in a row."""
@@ -278,7 +287,7 @@ class Rows:
 
   def start(self, ids: np.ndarray) -> Prompt:
     """Returns a prompt of which nothing is read but what is stored."""
-    cache, num_read = self.model.init_cache(1, self._slots_for(len(ids))), 0
+    cache, num_read = _empty(self.model, self._slots_for(len(ids))), 0
     if self.pages is not None:
       cache, num_read = self.pages.load(cache, ids)
     prompt = Prompt(np.asarray(ids, np.int32), cache, num_read)
