@@ -304,12 +304,12 @@ def run(
 
 def _give_up(code: int, why: str) -> int:
   """Prints why in one line, process 0 for all processes; returns `code`."""
-  if processes.index() == 0:
-    print(f"gpt_jax: {places.rename(why)}", file=sys.stderr)
+  why, index = places.rename(why), processes.index()
+  if index == 0:
+    print(f"gpt_jax: {why}", file=sys.stderr)
   processes.end(code, why)
-  if processes.index() > 0:
-    line = f"gpt_jax: process {processes.index()}: {why}"
-    print(line, file=sys.stderr, flush=True)
+  if index > 0:
+    print(f"gpt_jax: process {index}: {why}", file=sys.stderr, flush=True)
   if processes.count() > 1:
     os._exit(code)  # process 0 does not answer, so `leave` would wait forever
   return code

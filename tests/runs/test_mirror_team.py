@@ -110,7 +110,7 @@ def test_a_process_that_cannot_commit_ends_all_and_loses_nothing(team, flags):
   ended = [child.wait(90) for child in started]
   assert [e.code for e in ended] == [2, 2], ended
   (line,) = ended[0].err.strip().splitlines()
-  assert line.startswith("gpt_jax: process 1: the disk of ")
+  assert line.startswith(f"gpt_jax: process 1: the disk of {address}/check")
   assert "is full: step 16 was not saved, step 8 is safe" in line
   assert ended[1].err.strip() in ("", f"gpt_jax: process 1: {UNSAVED}{address}")
   assert list(bucket.list_steps(address)[0]) == [8]

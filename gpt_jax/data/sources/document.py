@@ -141,7 +141,8 @@ def kind_of(value: Any, article: str = "a JSON ") -> str:
   """Returns what a value of JSON is, for use in a sentence."""
   if value is None:
     return "null"
-  return f"{article or 'a '}{type(value).__name__}"
+  name = type(value).__name__
+  return f"{article or ('an ' if name[0] in 'aeiou' else 'a ')}{name}"
 
 
 def missing_field(

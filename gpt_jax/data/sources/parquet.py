@@ -197,7 +197,7 @@ def _find_column(table, path: str, field: str) -> int:
     nested = "nested, " if types.is_nested(kind) else ""
     raise InputError(
       f"{path}: column {field!r} is {nested}of type {str(kind):.80}; it must "
-      f"be of strings, as are {', '.join(map(repr, texts)) or 'none'} in it"
+      f"be of strings, and {', '.join(map(repr, texts)) or 'none'} in it is"
     )
   leaves = [table.schema.column(i).path for i in range(len(table.schema.names))]
   return leaves.index(field)

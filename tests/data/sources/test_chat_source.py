@@ -63,7 +63,7 @@ def turns(*pairs):
     ([["a"]], "line 1 is not JSON|is a JSON list|is a JSON str"),
     ([{"messages": []}], "and is empty"),
     ([{"messages": [{"role": "user"}]}], "turn 1 has no field 'content'"),
-    ([{"instruction": "a", "output": 3}], "'output' is a int"),
+    ([{"instruction": "a", "output": 3}], "'output' is an int"),
   ],
 )
 def test_a_fault_is_one_sentence_with_its_line(tmp_path, records, words):

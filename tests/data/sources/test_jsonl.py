@@ -37,7 +37,7 @@ def test_json_lines_are_read_plain_and_packed(tmp_path):
   [
     ('{"body": "x", "n": 1}', "document 2 has no field 'text'; it has 'body'"),
     ('{"text": "x"', "line 2 is not JSON"),
-    ('{"text": 3}', "document 2: field 'text' is a int"),
+    ('{"text": 3}', "document 2: field 'text' is an int"),
     ('"text"', "document 2 is a JSON str"),
     ('{"text": "\\ud800"}', "half of a surrogate pair"),
     ("[" * 100_000, "line 2 is not JSON"),

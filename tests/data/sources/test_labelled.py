@@ -72,7 +72,7 @@ def test_columns_may_have_names(tmp_path):
   [
     ("a.jsonl", '{"text": "", "label": 1}', "line 1 has an empty text"),
     ("a.jsonl", '{"label": 1}', "line 1 has no field 'text'; it has 'label'"),
-    ("a.jsonl", '{"text": 1, "label": 1}', "line 1: field 'text' is a int"),
+    ("a.jsonl", '{"text": 1, "label": 1}', "line 1: field 'text' is an int"),
     ("a.jsonl", "{", "line 1 is not JSON"),
     ("a.tsv", "one\ttwo\tx", "line 1 has 3 columns; it must have 2"),
     ("a.csv", "one,x", "has no column 'text'; it has 'one', 'x'"),

@@ -95,7 +95,7 @@ def test_names_and_numbers_choose_the_sides_and_their_direction(tsv, records):
       "",
       "document 1 has no field 'target'; it has 'source': name both after",
     ),
-    ("x.jsonl", '{"source": "a", "target": 3}', "", "field 'target' is a int"),
+    ("x.jsonl", '{"source": "a", "target": 3}', "", "field 'target' is an int"),
     ("x.jsonl", '{"source": "", "target": "b"}', "", "has an empty source"),
     ("x.jsonl", '"a"', "", "must be an object with a field 'source'"),
     ("x.jsonl", '{"source": "a"}', "#source#", "a pair has two fields"),

@@ -114,9 +114,9 @@ BAD = {
   "missing": ({"txt": ["a"], "id": [1]}, "no column 'text'; .* mean 'txt'"),
   "number": (
     {"text": [1], "body": ["a"]},
-    "column 'text' is of type int64; it must be of strings, as are 'body'",
+    "column 'text' is of type int64; it must be of strings, and 'body'",
   ),
-  "list": ({"text": [["a"]]}, "is nested, of type list<.*as are none"),
+  "list": ({"text": [["a"]]}, "is nested, of type list<.*and none in it is"),
   "struct": ({"text": [{"a": "b"}]}, "is nested, of type struct<a: string>"),
   "null": ({"text": ["a", None]}, "row 2: column 'text' is null; .* leave out"),
   "nulls": ({"text": pa.nulls(2)}, "is of type null; it must be of strings"),
