@@ -27,6 +27,13 @@ LISTS = {
 }
 PAGES = ("CONTRIBUTING.md", "docs/*.md", "configs/*.md", "launch/*.md")
 LINK = re.compile(r"\]\(([^)#\s]+)(#[^)]*)?\)")
+# Figures are drawn on white; where the page is dark, so are they.
+CSS = """img[src$=".svg"] { max-width: 100%; }
+body[data-theme="dark"] img[src$=".svg"] { DARK }
+@media (prefers-color-scheme: dark) {
+  body:not([data-theme="light"]) img[src$=".svg"] { DARK }
+}
+""".replace("DARK", "filter: invert(0.92) hue-rotate(180deg);")
 FIELDS = re.compile(r"(Args|Attributes|Raises|Returns|Yields):$")
 
 
@@ -116,6 +123,8 @@ def build(source: pathlib.Path, out: pathlib.Path) -> int:
   """Returns 0 if Sphinx had nothing to complain about."""
   from sphinx.application import Sphinx
 
+  (source / "_static").mkdir()
+  (source / "_static" / "figures.css").write_text(CSS)
   app = Sphinx(
     str(source),
     None,
@@ -128,6 +137,8 @@ def build(source: pathlib.Path, out: pathlib.Path) -> int:
       "extensions": ["myst_parser"],
       "myst_heading_anchors": 4,
       "html_theme": "furo",
+      "html_static_path": ["_static"],
+      "html_css_files": ["figures.css"],
       "html_title": "gpt_jax",
       "html_show_sphinx": False,
       "html_show_sourcelink": False,

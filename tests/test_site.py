@@ -85,6 +85,24 @@ def test_a_page_loads_nothing_from_elsewhere(site):
 
 
 @pytest.mark.wide
+def test_a_figure_is_dark_where_the_page_is(site, browser):
+  page = site / "docs" / "compression.html"
+  text = page.read_text()
+  assert 'src="../_images/compression.svg"' in text
+  ask = "getComputedStyle(document.querySelector('article img')).filter"
+  for theme, want in (("dark", "invert(0.92)"), ("light", "none")):
+    probe = site / "docs" / f"probe-{theme}.html"
+    probe.write_text(
+      text
+      + f"<script>document.body.dataset.theme = {theme!r};"
+      + f"document.title = 'filter: ' + {ask}</script>"
+    )
+    shown = browser(probe, "--dump-dom")
+    probe.unlink()
+    assert f"<title>filter: {want}" in shown
+
+
+@pytest.mark.wide
 def test_the_reference_says_what_the_docstrings_say(site):
   page = (site / "reference" / "ops.html").read_text()
   assert "A frozen matrix and the low-rank change" in page
