@@ -304,6 +304,21 @@ def test_the_induction_score_is_the_weight_of_what_followed(run, monkeypatch):
   close(score, [[1, 0]])
 
 
+def test_a_head_that_is_taken_away_gives_its_mean(run):
+  rows = heads.repeated(run, 5, 2, seed=0, ids=[65, 66, 67])
+  plain = heads.losses_by_place(run, rows)
+  close(plain, [run.losses(row.tolist()) for row in rows])
+  z = [passes.record(run, row.tolist()).heads_LTNH[1, :, 1] for row in rows]
+  edit = {
+    "blocks_1/attn/heads": lambda x: x.at[:, 1].set(np.mean(z, (0, 1))),
+  }
+  logits = run.logits(rows[0].tolist(), edit)[:-1]
+  want = -jax.nn.log_softmax(jnp.asarray(logits))[np.arange(9), rows[0, 1:]]
+  found = heads.losses_by_place(run, rows, [(1, 1)])
+  close(found[0], want)
+  differs(found, plain)
+
+
 def test_an_autoencoder_finds_the_directions_that_data_is_made_of():
   rng = np.random.default_rng(0)
   true_FD = rng.normal(size=(12, 16))
