@@ -78,10 +78,12 @@ def test_a_draft_model_changes_no_text(large, small, settings):
 def test_a_masked_row_takes_no_drafts(large):
   held = build(large, large, 2)
   join(held, 0, PROMPT, Settings(Sampling(0.0)))
-  held.step()
-  held.mask_RW[0, 0] = 1 << 5
+  following = int(held.step().next_R[0])
+  held.mask_RW[0, 0] = 1 << following  # as if it were not masked, but it is
   drawn = held.step()
-  assert drawn.num_R[0] == 1 and drawn.ids_RT[0, 0] == 5
+  assert drawn.num_R[0] == 1 and drawn.ids_RT[0, 0] == following
+  held.mask_RW[0] = 2**32 - 1
+  assert held.step().num_R[0] == 1 + DRAFTS  # the control
 
 
 def test_a_draft_model_of_windows_is_refused():
@@ -91,16 +93,17 @@ def test_a_draft_model_of_windows_is_refused():
 
 
 def chances(large, temperature: float):
-  """Returns p_VVV of the three tokens after the prompt."""
+  """Returns p_VVV of the second to the fourth token after the prompt."""
   model, params = large
-  tails = np.array(list(np.ndindex(V, V, V)), np.int32)
-  tokens_BT = np.concatenate([np.tile(PROMPT, (len(tails), 1)), tails], axis=1)
-  logits_BTV = jax.jit(model.apply)(params, tokens_BT)
+  tails = np.array(list(np.ndindex(V, V, V, V)), np.int32)
+  prompts = np.tile(PROMPT, (len(tails), 1))
+  tokens_BT = np.concatenate([prompts, tails], axis=1)
   at = len(PROMPT) - 1
-  logits_BTV = np.asarray(logits_BTV, np.float64)[:, at : at + 3, :V]
-  logs_BTV = jax.nn.log_softmax(logits_BTV / temperature)
-  picked_BT = np.take_along_axis(np.asarray(logs_BTV), tails[..., None], 2)
-  return np.exp(picked_BT.sum((1, 2))).reshape(V, V, V)
+  tail = jax.jit(lambda *args: model.apply(*args)[:, at : at + 4, :V])
+  logits_BTV = np.asarray(tail(params, tokens_BT), np.float64)
+  logs_BTV = np.asarray(jax.nn.log_softmax(logits_BTV / temperature))
+  picked_BT = np.take_along_axis(logs_BTV, tails[..., None], 2)
+  return np.exp(picked_BT.sum((1, 2))).reshape(V, V, V, V).sum(0)
 
 
 def fits(counts, p) -> float:
@@ -125,23 +128,26 @@ def test_drafts_leave_the_distribution_as_it_is(large, small, who):
     join(held, row, PROMPT, settings)
   rows = [held] if held.drafter is None else [held, held.drafter.rows]
   states = [jax.tree.map(jnp.copy, each.state) for each in rows]
-  counts, num_counted = np.zeros((V, V, V)), 0
+  counts, num_taken = np.zeros((V, V, V)), 0
   for first in range(0, 50_000, num_rows):
     for each, state in zip(rows, states, strict=True):
       each.state = jax.tree.map(jnp.copy, state)
     held.lengths_R[:], held.draws.made_R[:] = len(PROMPT), 0
     held.draws.seed_R[:] = first + np.arange(num_rows)
-    one = held.step()
-    guesses = {}
-    for row in range(num_rows if held.drafter is None else 0):
-      lookup = Lookup([*PROMPT.tolist(), int(one.ids_RT[row, 0])])
-      guesses[row] = lookup.guess(int(one.next_R[row]), DRAFTS)
-    two = held.step(guesses)
-    is_taken_R = two.num_R > 1
-    num_counted += is_taken_R.sum()
-    third_R = np.where(is_taken_R, two.ids_RT[:, 1], two.next_R)
-    np.add.at(counts, (one.ids_RT[:, 0], two.ids_RT[:, 0], third_R), 1)
-  assert counts.sum() == 50_000 and num_counted > 2_000
+    rows_of = [[] for _ in range(num_rows)]
+    drawn = None
+    for _ in range(3):
+      guesses = {}
+      for row in range(num_rows if held.drafter is None and drawn else 0):
+        lookup = Lookup([*PROMPT.tolist(), *rows_of[row]])
+        guesses[row] = lookup.guess(int(drawn.next_R[row]), DRAFTS)
+      drawn = held.step(guesses)
+      for row, own in enumerate(rows_of):
+        own += drawn.ids_RT[row, : drawn.num_R[row]].tolist()
+      num_taken += (drawn.num_R > 1).sum()
+    for row, own in enumerate(rows_of):
+      counts[tuple([*own, drawn.next_R[row]][1:4])] += 1
+  assert counts.sum() == 50_000 and num_taken > 10_000
   assert fits(counts, chances(large, temperature)) > 1e-3
   # The control: another temperature's distribution is told apart.
-  assert fits(counts, chances(large, temperature * 1.1)) < 1e-9
+  assert fits(counts, chances(large, temperature * 1.2)) < 1e-9
