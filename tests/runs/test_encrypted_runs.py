@@ -21,7 +21,7 @@ def read_all(folder: pathlib.Path) -> bytes:
   return b"".join(p.read_bytes() for p in folder.rglob("*") if p.is_file())
 
 
-@pytest.mark.slow
+@pytest.mark.wide
 def test_an_encrypted_run_is_the_same_run(small_run, call_verb, tmp_path):
   key_file = tmp_path / "secret.key"
   key_file.write_bytes(b"0123456789abcdef")
