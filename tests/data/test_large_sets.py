@@ -141,7 +141,9 @@ def test_two_gigabytes_are_the_same_by_all_ways(tmp_path, capsys):
     found, peak, seconds = prepare(spec, tmp_path / str(count), count, 64 << 20)
     lines.append(f"{count} workers: {seconds:.0f} s, {peak / GIB:.2f} GiB")
     sets.append(found)
-  longest = 0.8 * seconds
+  # What was done stays done: ten kills fit into one pass if they are, on
+  # average, within less than a tenth of it.
+  longest = 0.15 * seconds
   hit = kill_and_go_on(spec, tmp_path / "killed", 10, longest, 2, 64 << 20)
   lines.append(f"{hit} of 10 kills hit")
   with capsys.disabled():
