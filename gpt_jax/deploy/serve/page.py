@@ -30,6 +30,11 @@ main p { white-space: pre-wrap; overflow-wrap: anywhere; margin: 0 0 .75rem;
 form { display: flex; gap: .5rem; padding: .75rem 0; }
 textarea { flex: 1; font: inherit; padding: .5rem; resize: none; }
 button, input { font: inherit; padding: .25rem .5rem; }
+@media (max-width: 34rem) {
+  h1 { flex: 1 0 50%; }
+  label { order: 1; flex: 1 0 25%; }
+  label input, input[type=number] { display: block; width: 100%; }
+}
 :focus-visible { outline: 2px solid #2563eb; outline-offset: 1px; }
 </style>
 <header>
