@@ -38,3 +38,10 @@ def test_every_value_of_each_parameter_is_met():
 def test_a_form_of_one_question_alone_is_kept():
   late = ("a", (("form", "late"),))
   assert late in choose([*product("abcd", 8), late])
+
+
+def test_a_test_that_is_a_battery_itself_takes_each_fourth_row():
+  rows = product("a", 8)
+  assert choose(rows, is_alone=True) == {rows[0], rows[4]}
+  # The control: among others each form must be met.
+  assert choose(rows) == set(rows)

@@ -15,6 +15,8 @@ from gpt_jax.config import InputError
 from gpt_jax.runs import bases, checkpoint, integrity
 from gpt_jax.runs import workdir as workdir_lib
 
+pytestmark = pytest.mark.wide
+
 RANK = "attn=4,mlp=2"
 STEPS = 12
 

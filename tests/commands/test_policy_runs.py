@@ -9,6 +9,8 @@ from refusals import assert_refused, content_of, flag
 
 from gpt_jax.runs import integrity
 
+pytestmark = pytest.mark.wide
+
 STEPS = 6
 
 

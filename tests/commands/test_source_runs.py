@@ -24,6 +24,9 @@ SMALL = {
 }
 
 
+pytestmark = pytest.mark.wide
+
+
 @pytest.fixture(scope="module")
 def flags(tmp_path_factory):
   """Returns {config: flags of a run of it}."""
@@ -56,7 +59,6 @@ def runs(flags, call_verb, tmp_path_factory):
   return found
 
 
-@pytest.mark.wide
 def test_a_target_is_shown_without_its_source(runs, call_verb):
   call = lambda *words: call_verb(
     "generate", f"--workdir={runs['attention']}", "--prompt=012", *words
@@ -80,7 +82,6 @@ def test_a_target_is_shown_without_its_source(runs, call_verb):
   assert few.returncode == 0, few.stderr
 
 
-@pytest.mark.wide
 def test_a_server_translates_as_generate_does(runs, call_verb):
   from gpt_jax.deploy.serve import tasks
   from gpt_jax.runs import workdir

@@ -413,6 +413,7 @@ def test_parameter_paths_are_as_they_were(form):
   assert listed == PATHS[form].strip()
 
 
+@pytest.mark.battery
 @pytest.mark.parametrize("form", FORMS)
 def test_first_losses_are_as_they_were(form):
   np.testing.assert_allclose(losses_of(form), LOSSES[form], rtol=1e-4)

@@ -186,6 +186,7 @@ def test_a_killed_run_of_two_is_gone_on_with_by_four(
   assert_same_losses(alone, tmp_path)
 
 
+@pytest.mark.wide
 def test_the_survivors_of_process_0_end_with_a_sentence(team, flags, tmp_path):
   group = team(2, "train", *flags, f"--workdir={tmp_path}")
   group.await_checkpoint(tmp_path, 10)
@@ -252,6 +253,7 @@ def test_a_process_that_is_stuck_is_noticed(team, flags, tmp_path):
   assert "process 0 is at step " in said and "process 1 has been silent" in said
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize(
   "verb, words",
   [
@@ -318,6 +320,7 @@ def test_different_code_is_refused_by_all(team, flags, tmp_path):
   assert codes == [2, 2] and "the code of" not in "".join(errs)
 
 
+@pytest.mark.wide
 def test_a_coordinator_that_never_answers_is_named_in_time(
   team, flags, tmp_path
 ):

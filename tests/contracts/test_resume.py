@@ -177,6 +177,7 @@ def test_only_a_second_ctrl_c_gives_up_saving(monkeypatch):
     stop.close()
 
 
+@pytest.mark.wide
 def test_a_signal_saves_though_nobody_listens_any_more(small_run, tmp_path):
   """Its output goes to a pipe that has no reader, standard error is closed."""
   workdir = tmp_path / "run"
@@ -198,6 +199,7 @@ def test_a_signal_saves_though_nobody_listens_any_more(small_run, tmp_path):
   assert 40 <= saved == max(row["step"] for row in rows) < LAST
 
 
+@pytest.mark.wide
 def test_a_finished_run_says_so_and_a_lost_report_is_made_up(
   small_run, call_verb, tmp_path
 ):

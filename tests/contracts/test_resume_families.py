@@ -9,7 +9,7 @@ from test_resume import final_leaves, logged
 
 from gpt_jax import metric_names
 
-pytestmark = pytest.mark.battery
+pytestmark = pytest.mark.wide
 
 SMALL = {
   "optim.warmup_steps": 2,

@@ -65,6 +65,7 @@ def test_choices_have_the_probability_of_a_full_pass(changes, texts):
   assert abs(want[0] - want[1]).max() > 0.05
 
 
+@pytest.mark.wide
 def test_a_choice_fits_up_to_the_last_position(made):
   prompts = ["p" * LIMIT, "p" * (LIMIT - 7), "p"]
   tokenizer = ByteTokenizer()

@@ -34,6 +34,7 @@ def exact(made, context, continuation):
   return log_p_T.sum(), bool((logits_TV.argmax(1) == continuation).all())
 
 
+@pytest.mark.wide
 def test_pairs_of_all_lengths_are_scored_as_if_each_were_alone(made):
   draw = np.random.default_rng(0)
   row = lambda n: draw.integers(0, 256, n).tolist()

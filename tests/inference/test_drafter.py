@@ -61,6 +61,7 @@ def write(held, row: int, ids, settings, count: int):
   [Settings(Sampling(0.0)), Settings(Sampling(0.9, top_p=0.95), seed=3)],
   ids=["greedy", "drawn"],
 )
+@pytest.mark.wide
 def test_a_draft_model_changes_no_text(large, small, settings):
   plain, other, same = (build(large, each, 2) for each in (None, small, large))
   rng = np.random.default_rng(0)

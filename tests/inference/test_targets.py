@@ -84,6 +84,7 @@ def test_targets_are_written_from_sources_alone(house, call_verb):
   assert "5 targets written" in said.stdout
 
 
+@pytest.mark.wide
 def test_a_prompt_is_a_source(house, call_verb):
   folder, _ = house
   done = call_verb(
@@ -149,6 +150,7 @@ def test_what_writes_no_targets_is_refused(
   assert "--generate is for pairs, and this run's data.obj" in refused.stderr
 
 
+@pytest.mark.wide
 def test_a_pair_that_is_left_out_is_told(house, call_verb, tmp_path):
   folder, flags = house
   path = write(tmp_path / "long.tsv", [*PAIRS, ("a" * 50, "b")])
@@ -189,6 +191,7 @@ def test_bleu_is_sacrebleus_or_says_what_to_install(monkeypatch):
   assert files.pip("bleu")
 
 
+@pytest.mark.wide
 def test_a_damaged_seed_of_the_decoder_writes_other_targets(house):
   """The control: without its training the same search finds nothing."""
   folder, _ = house

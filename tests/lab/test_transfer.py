@@ -78,6 +78,7 @@ def flags(tmp_path):
   ]
 
 
+@pytest.mark.wide
 def test_a_grid_is_run_once_and_can_be_extended(flags, call_verb, tmp_path):
   grid = ["--widths=64", "--powers=-9,-8"]
   first = call_verb("lab.transfer", *flags, *grid)

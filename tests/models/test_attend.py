@@ -116,7 +116,8 @@ def test_the_comparison_sees_another_window_and_a_leak(monkeypatch):
   assert lab.compare("blocks", "all").leak > 1e-3
 
 
-@pytest.mark.parametrize("length", [1, 63, 100, 700])
+@pytest.mark.battery
+@pytest.mark.parametrize("length", [100, 1, 63, 700])
 def test_blocks_serve_every_length(length):
   q, k, v, dy, _ = lab.make_inputs(2, length, False)
   wanted = lab.naive(q, k, v, dy, Rule(window=50), None)
@@ -183,6 +184,7 @@ def test_no_array_grows_with_the_square_of_the_length():
   assert largest("dense", 4096) >= 4096**2  # the control
 
 
+@pytest.mark.wide
 def test_a_ring_holds_no_more_when_it_and_the_row_are_longer():
   def held(parts, how):
     axes = dict.fromkeys(sharding.AXES, 1) | {"seq": parts}

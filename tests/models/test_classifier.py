@@ -26,6 +26,8 @@ from gpt_jax.models import build_model
 from gpt_jax.ops.cross_entropy import Smoothing
 from gpt_jax.training import state
 
+pytestmark = pytest.mark.battery
+
 LENGTH = 9
 
 

@@ -350,6 +350,7 @@ def test_an_update_that_is_skipped_moves_no_bias():
   assert int(after.num_skipped) == 1
 
 
+@pytest.mark.wide
 def test_microbatches_move_biases_as_the_whole_batch_does():
   whole, parts = make_config(**BIASED), make_config(**BIASED)
   parts = dataclasses.replace(
@@ -365,6 +366,7 @@ def test_microbatches_move_biases_as_the_whole_batch_does():
   np.testing.assert_allclose(afters[0][1][name], afters[1][1][name], rtol=1e-6)
 
 
+@pytest.mark.wide
 def test_weights_of_the_router_are_in_what_is_minimised():
   quiet = make_config(router_balance_weight=0.0)
   loud = make_config(router_balance_weight=0.5, router_z_weight=0.25)

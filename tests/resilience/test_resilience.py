@@ -383,6 +383,7 @@ def test_strangers_at_the_meeting_port_are_passed_over(
     assert "Traceback" not in result.stdout + result.stderr
 
 
+@pytest.mark.wide
 def test_the_trials_reach_every_kind_of_file(base):
   kinds = files_of(base.folder)
   for name in (

@@ -166,6 +166,7 @@ def test_a_slow_body_is_given_up(running):
     assert 1.5 < time.monotonic() - begun < 15
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize(
   "pieces",
   [
