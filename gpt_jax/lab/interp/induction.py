@@ -79,7 +79,7 @@ def measure(run, length: int) -> tuple[dict, str]:
 
   rows = heads.repeated(run, length, ROWS, seed=1, ids=_letters(run))
   score_LN = heads.induction_scores(run, rows)
-  layer, best = map(int, np.unravel_index(score_LN.argmax(), score_LN.shape))
+  layer, best = map(int, np.unravel_index(np.argmax(score_LN), score_LN.shape))
   score_N = score_LN[layer]
   control = int(score_N.argmin())
   same = np.argwhere(score_LN >= SHARE * score_N[best]).tolist()

@@ -135,7 +135,7 @@ def fit(
   left_out = values - (values - fitted) / room
   grid = candidates(weights.shape[1])
   surface = terms(grid) @ (np.linalg.pinv(x) @ values)
-  place = int(surface.argmin())
+  place = int(np.argmin(surface))
   least = float(surface[place])
   return Study(
     specs, unit, weights, values, fitted, left_out, grid[place], least
