@@ -49,6 +49,19 @@ def logged(workdir, name: str = "train/loss") -> dict[int, float]:
   return {row["step"]: row[name] for row in rows if name in row}
 
 
+def team_flags(num_steps: int) -> list[str]:
+  """Returns flags by which small_flags' run is one of two processes' shards."""
+  more = {
+    "model.num_layers": 1,
+    "train.num_steps": num_steps,
+    "checkpoint.every_steps": 8,
+    "checkpoint.keep_last": 1,
+    "mesh.data": 1,
+    "mesh.fsdp": 2,
+  }
+  return [f"--config.{key}={value}" for key, value in more.items()]
+
+
 def move_to(root: str, flags: list[str], folder: pathlib.Path) -> list[str]:
   """Puts the text of small_flags at an address; returns the flags with it."""
   from gpt_jax.machine import places

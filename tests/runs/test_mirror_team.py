@@ -3,7 +3,7 @@
 import socket
 
 import pytest
-from harness import move_to
+from harness import move_to, team_flags
 
 from gpt_jax.runs import bucket
 
@@ -42,17 +42,8 @@ pathlib.Path.replace = lambda path, to: os.replace(path, to) or type(path)(to)
 @pytest.fixture(scope="module")
 def flags(tmp_path_factory, small_flags):
   folder = tmp_path_factory.mktemp("team")
-  more = {
-    "model.num_layers": 1,
-    "train.num_steps": STEPS,
-    "checkpoint.every_steps": 8,
-    "checkpoint.keep_last": 1,
-    "mesh.data": 1,
-    "mesh.fsdp": 2,
-  }
-  more = [f"--config.{key}={value}" for key, value in more.items()]
   root = f"file://{folder}/bucket"
-  return move_to(root, small_flags(folder) + more, folder), root
+  return move_to(root, small_flags(folder) + team_flags(STEPS), folder), root
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import socket
 import time
 
 import pytest
-from harness import move_to
+from harness import move_to, team_flags
 from proxy import Proxy
 
 from gpt_jax.machine import places
@@ -112,16 +112,7 @@ def _name_gs(url: str) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def local_flags(tmp_path_factory, small_flags):
   folder = tmp_path_factory.mktemp("servers")
-  more = {
-    "model.num_layers": 1,
-    "train.num_steps": STEPS,
-    "checkpoint.every_steps": 8,
-    "checkpoint.keep_last": 1,
-    "mesh.data": 1,
-    "mesh.fsdp": 2,
-  }
-  more = [f"--config.{key}={value}" for key, value in more.items()]
-  return folder, small_flags(folder) + more
+  return folder, small_flags(folder) + team_flags(STEPS)
 
 
 @pytest.fixture
