@@ -29,8 +29,8 @@ from gpt_jax.exits import InputError
 
 # Dialogues that a process writes, one after another.
 BATCH = 256
-# What the writing of a text may take: seconds of a processor, bytes of memory,
-# and characters beside those of its messages.
+# What the writing of a text may take: seconds of a processor, ten times as many
+# by the clock, bytes of memory, and characters beside those of its messages.
 SECONDS = 2.0
 MAX_BYTES = 1 << 30
 MAX_CHARS = 1 << 16

@@ -83,8 +83,10 @@ def main() -> None:
   environment = build_environment(job["borders"])
   template = None
   for messages, is_prompt, most in job["requests"]:
-    # By the default action of SIGPROF, which no loop in C can delay.
+    # By the default action of the signals, which no loop in C can delay. A
+    # virtual machine whose host is busy may count no processor time at all.
     signal.setitimer(signal.ITIMER_PROF, job["seconds"])
+    signal.setitimer(signal.ITIMER_REAL, 10 * job["seconds"])
     names = job["names"] | {"tools": None, "documents": None}
     names |= {"messages": messages, "add_generation_prompt": is_prompt}
     try:
@@ -96,6 +98,7 @@ def main() -> None:
         why = "it needs too much memory"
       found = {"error": why}
     signal.setitimer(signal.ITIMER_PROF, 0)
+    signal.setitimer(signal.ITIMER_REAL, 0)
     print(json.dumps(found), flush=True)
 
 

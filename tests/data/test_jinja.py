@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import signal
 
 import make_chats
 import pytest
@@ -87,7 +88,7 @@ def test_an_answer_counts_up_to_its_first_special_token(words):
     ("{{ messages.append(1) }}", "for the attribute 'append' of a list"),
     ("{% include '/etc/passwd' %}", "no loader for this environment"),
     (
-      "{% for i in range(9999) %}{% for j in range(9999) %}{% endfor %}"
+      "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}"
       "{% endfor %}",
       "took more than 0.3 s",
     ),
@@ -110,6 +111,21 @@ def test_a_hostile_template_is_one_sentence(words, monkeypatch, text, why):
   with pytest.raises(InputError) as error:
     jinja.JinjaEncoder(words("chatml", text))
   assert why in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_machine_that_counts_no_processor_time_ends_a_template(
+  words, monkeypatch
+):
+  monkeypatch.setattr(jinja, "SECONDS", 0.1)
+  loop = "{% for i in range(99999) %}"
+  tokenizer = words("chatml", 2 * loop + 2 * "{% endfor %}")
+  # The process inherits it, so its timer of processor time ends nothing.
+  before = signal.signal(signal.SIGPROF, signal.SIG_IGN)
+  try:
+    with pytest.raises(InputError, match=r"it took more than 0\.1 s"):
+      jinja.JinjaEncoder(tokenizer)
+  finally:
+    signal.signal(signal.SIGPROF, before)
 
 
 def test_a_template_that_rewrites_earlier_answers_is_refused(words):
