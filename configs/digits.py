@@ -19,4 +19,6 @@ def get_config(rule: str = "reverse"):
     raise ValueError(f"no rule {rule!r}; there are {', '.join(RULES)}")
   config = attention.get_config("laptop")
   config.data.source = f"digits:{rule}"
+  # After the 1,000 of attention.py, 11 of 1,000 strings are sorted wrongly.
+  config.train.num_steps = 1_400
   return config

@@ -165,8 +165,7 @@ def main(argv: list[str]) -> int:
   server = Server(run, engine, own, keys, bounds)
   settings = uvicorn.Config(
     server,
-    http=server.heads.protocol,
-    lifespan="off",
+    **server.web,
     log_level="warning",
     timeout_graceful_shutdown=int(args.drain_seconds) + 1,
   )

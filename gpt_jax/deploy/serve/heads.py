@@ -13,6 +13,8 @@ from typing import Any
 
 # (host, port) of a client, as ASGI's scope has it.
 Client = tuple[str, int]
+# Of a connection that was lost before it was looked at.
+UNKNOWN = ("", 0)
 
 
 class Heads:
@@ -72,7 +74,7 @@ class _Bounded(asyncio.Protocol):
     self.eof_received = inner.eof_received
 
   def connection_made(self, transport) -> None:
-    host, port = transport.get_extra_info("peername")[:2]
+    host, port = (transport.get_extra_info("peername") or UNKNOWN)[:2]
     self._client, self._close = (str(host), int(port)), transport.close
     self._inner.connection_made(transport)
     self._heads.expect(self._client, self._close)

@@ -17,7 +17,7 @@ from gpt_jax.deploy.serve.answers import Served, Texts
 from gpt_jax.deploy.serve.asgi import Answer, Bounds, Request, json_answer
 from gpt_jax.deploy.serve.engine import Busy, Engine
 from gpt_jax.deploy.serve.fields import Refusal, read_body
-from gpt_jax.deploy.serve.heads import Heads
+from gpt_jax.deploy.serve.heads import UNKNOWN, Heads
 from gpt_jax.deploy.serve.keys import Keys
 from gpt_jax.deploy.serve.metrics import Metrics
 from gpt_jax.deploy.serve.page import PAGE, PAGE_RULES
@@ -41,6 +41,8 @@ class Server:
   Attributes:
     is_draining: whether it is about to end.
     heads: bounds the time until a request has arrived.
+    web: settings of uvicorn that it needs. A proxy's word on who asks would
+      hide which connection a request came by.
   """
 
   def __init__(
@@ -55,6 +57,9 @@ class Server:
     self.keys, self.bounds = keys, bounds
     self.is_draining, self.metrics = False, Metrics()
     self.heads = Heads(bounds.head_seconds)
+    self.web: dict[str, Any] = dict(
+      http=self.heads.protocol, lifespan="off", proxy_headers=False
+    )
     self._routes = {
       "/v1/completions": ("POST", self.complete),
       "/v1/chat/completions": ("POST", self.chat),
@@ -70,7 +75,7 @@ class Server:
   async def __call__(self, scope, receive, send) -> None:
     if scope["type"] != "http":
       raise ValueError(f"{scope['type']} is not spoken here")
-    client = tuple(scope["client"])
+    client = tuple(scope["client"] or UNKNOWN)
     self.heads.begin(client)
     try:
       await self._answer(Request(scope, receive, self.bounds), send)

@@ -81,13 +81,7 @@ class Serve:
     none = Tasks(None, None, None)
     server = Server(run, self.engine, none, Keys(None), bounds)
     self.engine.start()
-    settings = uvicorn.Config(
-      server,
-      http=server.heads.protocol,
-      port=0,
-      log_level="error",
-      lifespan="off",
-    )
+    settings = uvicorn.Config(server, port=0, log_level="error", **server.web)
     self.web = uvicorn.Server(settings)
     self.thread = threading.Thread(target=self.web.run)
     self.thread.start()

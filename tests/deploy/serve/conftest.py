@@ -68,11 +68,7 @@ class Running:
     )
     self.engine.start()
     settings = uvicorn.Config(
-      self.server,
-      http=self.server.heads.protocol,
-      port=0,
-      log_level="error",
-      lifespan="off",
+      self.server, port=0, log_level="error", **self.server.web
     )
     self._web = uvicorn.Server(settings)
     self._thread = threading.Thread(target=self._web.run)

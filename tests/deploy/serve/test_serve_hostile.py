@@ -195,12 +195,15 @@ def test_a_slow_head_is_given_up(running, pieces):
   assert not running.server.heads._answered
 
 
-def test_a_long_answer_is_not_given_up(running, client, monkeypatch):
+@pytest.mark.parametrize("headers", [{}, {"x-forwarded-for": "10.0.0.9"}])
+def test_a_long_answer_is_not_given_up(running, client, monkeypatch, headers):
   """The control: the bound is on a request's head alone."""
   read = running.engine.rows.read
   slow = lambda prompt: (time.sleep(2.3), read(prompt))
   monkeypatch.setattr(running.engine.rows, "read", slow)
-  done = client.completions.create(model="tiny", prompt="abc", max_tokens=3)
+  done = client.completions.create(
+    model="tiny", prompt="abc", max_tokens=3, extra_headers=headers
+  )
   assert done.usage.completion_tokens == 3
   health = client.models.list()  # on the same connection
   assert health.data[0].id == "tiny"
