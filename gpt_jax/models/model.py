@@ -96,10 +96,16 @@ class Model:
       return shapes, specs
     return adapters.abstract_rounded(self.adapter, shapes, specs)
 
-  def round_base(self, params):
-    """Returns frozen parameters as `attach` takes them (adapter.base)."""
+  def round_base(self, params, specs=None):
+    """Returns frozen parameters as `attach` takes them (adapter.base).
+
+    Args:
+      specs: those of params; None where params are all there are.
+    """
     assert self.adapter is not None  # else nothing is frozen
-    return adapters.round_base(self.adapter, params, self.abstract_params()[1])
+    if specs is None:
+      specs = self.abstract_params()[1]
+    return adapters.round_base(self.adapter, params, specs)
 
   def merge(self, params):
     """Returns what `attach` returned as one array for each parameter."""

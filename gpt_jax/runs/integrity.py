@@ -11,6 +11,7 @@ import functools
 import math
 import os
 import stat
+import threading
 from typing import Any
 
 import jax
@@ -47,6 +48,7 @@ class Checksum:
 
   def __init__(self):
     self._compiled = {}
+    self._lock = threading.Lock()
 
   def __call__(self, leaves: Any) -> tuple[list[str], list[bool]]:
     """Returns each leaf's hexadecimal checksum, and whether it is finite."""
@@ -85,19 +87,20 @@ class Checksum:
 
   def _compile(self, leaf):
     key = leaf.shape, leaf.dtype, leaf.sharding
-    if key not in self._compiled:
-      place = None
-      if isinstance(leaf.sharding, NamedSharding):
-        # Every process reads the result.
-        place = NamedSharding(leaf.sharding.mesh, P())
-      inspect = functools.partial(_inspect_leaf, blocks=_count_blocks(leaf))
-      function = jax.jit(inspect, out_shardings=place)
-      index = jax.ShapeDtypeStruct((), np.int32)
-      abstract = jax.ShapeDtypeStruct(
-        leaf.shape, leaf.dtype, sharding=leaf.sharding
-      )
-      self._compiled[key] = function.lower(abstract, index).compile()
-    return self._compiled[key]
+    with self._lock:
+      if key not in self._compiled:
+        place = None
+        if isinstance(leaf.sharding, NamedSharding):
+          # Every process reads the result.
+          place = NamedSharding(leaf.sharding.mesh, P())
+        inspect = functools.partial(_inspect_leaf, blocks=_count_blocks(leaf))
+        function = jax.jit(inspect, out_shardings=place)
+        index = jax.ShapeDtypeStruct((), np.int32)
+        abstract = jax.ShapeDtypeStruct(
+          leaf.shape, leaf.dtype, sharding=leaf.sharding
+        )
+        self._compiled[key] = function.lower(abstract, index).compile()
+      return self._compiled[key]
 
 
 def _count_blocks(leaf) -> int:

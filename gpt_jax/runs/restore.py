@@ -1,5 +1,6 @@
 """Reading checkpoints back: every array is checked against its checksum."""
 
+import functools
 import os
 from collections.abc import Callable
 from typing import Any
@@ -60,6 +61,7 @@ def read_newest(
   say: Callable[[str], None],
   facts: dict,
   ignored: tuple[str, ...] = (),
+  convert: Callable[[str, Any], Any] = lambda name, leaf: leaf,
 ):
   """Yields (step, leaves, meta) of the steps that can be read, newest first.
 
@@ -69,6 +71,8 @@ def read_newest(
     say: prints the line about a step that could not be read.
     facts: integrity.FACTS of the run.
     ignored: first parts, after the prefix, of names that need not match.
+    convert: makes what is yielded of a name in `flat` and its leaf, as soon as
+      that is read.
 
   Raises:
     InputError: a step is of another run or model, or none could be read.
@@ -79,12 +83,13 @@ def read_newest(
       say(f"{unsaid}; trying step {step}")
       unsaid = None
     try:
-      found = _read(directory, step, flat, prefix, checksum, facts, ignored)
+      meta = _read_meta(directory, step, flat, prefix, facts, ignored)
+      leaves = _read(directory, step, flat, meta, checksum, convert)
     except Damage as damage:
       unsaid = f"step {step} in {directory} cannot be read: {damage}"
       faults.append(unsaid)
       continue
-    yield step, *found
+    yield step, leaves, meta
     is_none = False
   if is_none:
     raise InputError(
@@ -93,8 +98,8 @@ def read_newest(
     )
 
 
-def _read(directory, step, flat, prefix, checksum, facts, ignored):
-  """Returns (leaves in the order of `flat`, meta); see read_newest."""
+def _read_meta(directory, step, flat, prefix, facts, ignored) -> dict:
+  """Returns the record of a step that holds `flat`; see read_newest."""
   meta = _agree(lambda: integrity.read_meta(directory, step))
   here = f"step {step} in {directory}"
   clause = integrity.find_stranger(meta, facts)
@@ -122,24 +127,31 @@ def _read(directory, step, flat, prefix, checksum, facts, ignored):
   wrong = [name for name in meta.get("nonfinite", ()) if name in flat]
   if wrong:
     raise Damage(f"{integrity.some(wrong)} is not finite")
+  return meta
 
-  def read_leaves() -> list:
-    scratch.complete(directory, step)
-    return _read_leaves(directory, step, flat, meta)
 
-  leaves = _agree(read_leaves)
-  runtime.give_back_memory()  # as much as the arrays, which Orbax has copied
+def _read(directory, step, flat, meta, checksum, convert) -> list:
+  """Returns leaves in the order of `flat`; see read_newest."""
   saved = integrity.rows_by_name(meta)
-  # Wait for slower readers here: gloo, in the checksum, waits only 30 seconds.
-  processes.agree("the checkpoint to restore", step)
-  found = dict(zip(flat, checksum(leaves)[0], strict=True))
-  wrong = [name for name in flat if found[name] != saved[name]]
+  found, wrong = {}, set()
+  for group in storage.group_leaves(flat):
+    read = functools.partial(_read_leaves, directory, step, group, meta)
+    leaves = _agree(read)
+    runtime.give_back_memory()  # as much as the arrays, which Orbax has copied
+    # Wait for slower readers here: gloo, in the checksum, waits only 30 s.
+    processes.agree("the checkpoint to restore", step)
+    for name, sums in zip(group, checksum(leaves)[0], strict=True):
+      if sums != saved[name]:
+        wrong.add(name)
+      found[name] = convert(name, leaves.pop(0))
   if wrong:
-    raise Damage(f"the checksum of {integrity.some(wrong)} does not match")
-  return leaves, meta
+    some = integrity.some([name for name in flat if name in wrong])
+    raise Damage(f"the checksum of {some} does not match")
+  return [found[name] for name in flat]
 
 
 def _read_leaves(directory: str, step: int, flat: dict, meta: dict) -> list:
+  scratch.complete(directory, step)
   if "encryption" not in meta:
     return storage.read_arrays(directory, step, flat)
   key = encryption.find(meta["encryption"], f"step {step} in {directory}")
@@ -175,6 +187,7 @@ def restore_params(
   facts: dict | None = None,
   step: int | None = None,
   ignored: tuple[str, ...] = (),
+  convert: Callable[[str, Any], Any] | None = None,
 ):
   """Returns the parameters of a run, without reading its optimizer state.
 
@@ -187,6 +200,8 @@ def restore_params(
     facts: integrity.FACTS of that run, from its config.json.
     step: the step to read; None for the newest readable one.
     ignored: names in that run's tree that abstract_params may lack.
+    convert: makes what is returned of a name and its leaf, as soon as that is
+      read; of no average.
 
   Raises:
     InputError: no step can be read, fewer than N can, or the parameters have
@@ -205,6 +220,44 @@ def restore_params(
     f"{folder}/{name}": leaf
     for name, leaf in tree.flatten_with_names(wanted).items()
   }
+  steps = _choose_steps(workdir, directory, average, step)
+  checksum = integrity.Checksum()
+  make = lambda name, leaf: leaf
+  if convert is not None:
+    make = lambda name, leaf: convert(name.removeprefix(f"{folder}/"), leaf)
+  found = read_newest(
+    directory,
+    steps,
+    flat,
+    f"{folder}/",
+    checksum,
+    say,
+    facts or {},
+    ignored,
+    make,
+  )
+  with checksum.compiled_beside(wanted):
+    _, leaves, _ = next(found)
+  for count in range(2, number + 1):
+    _, others, _ = next(found, (None, None, None))
+    if others is None:
+      raise InputError(
+        f"--average is {average} and only {count - 1} of the checkpoints in "
+        f"{workdir} can be read"
+      )
+    leaves = _moved(leaves, others, 1 / count)
+  whole = jax.tree.unflatten(jax.tree.structure(abstract_params), leaves)
+  if convert is not None:
+    return whole
+  cast = lambda leaf, like: leaf.astype(like.dtype)
+  return jax.tree.map(cast, whole, abstract_params)
+
+
+def _choose_steps(
+  workdir: str, directory: str, average: str | None, step: int | None
+) -> list[int]:
+  """Returns the steps that restore_params tries."""
+  _, number = read_average(average)
   steps = processes.share(lambda: _committed(workdir, directory))
   if step is not None:
     if step not in steps:
@@ -223,23 +276,7 @@ def restore_params(
       f"--average is {average} and {workdir} holds {len(steps)} checkpoints "
       "(checkpoint.keep_last)"
     )
-  checksum = integrity.Checksum()
-  found = read_newest(
-    directory, steps, flat, f"{folder}/", checksum, say, facts or {}, ignored
-  )
-  with checksum.compiled_beside(wanted):
-    _, leaves, _ = next(found)
-  for count in range(2, number + 1):
-    _, others, _ = next(found, (None, None, None))
-    if others is None:
-      raise InputError(
-        f"--average is {average} and only {count - 1} of the checkpoints in "
-        f"{workdir} can be read"
-      )
-    leaves = _moved(leaves, others, 1 / count)
-  cast = lambda leaf, like: leaf.astype(like.dtype)
-  whole = jax.tree.unflatten(jax.tree.structure(abstract_params), leaves)
-  return jax.tree.map(cast, whole, abstract_params)
+  return steps
 
 
 def read_average(average: str | None) -> tuple[str, int]:

@@ -106,6 +106,26 @@ class Assembly:
     with jax.set_mesh(self.mesh):
       return jax.jit(self.model.round_base, out_shardings=places)(params)
 
+  def make_rounding(self) -> Callable[[str, Any], Any]:
+    """Returns convert(name, leaf): round_base of one parameter alone.
+
+    So a base can be rounded while it is read, and is never there as a whole.
+    """
+    specs = self.model.abstract_params()[1]
+    places = jax.tree.map(lambda leaf: leaf.sharding, self.abstract.base)
+    names = tree.flatten_with_names(specs)
+    parts = jax.tree.structure(specs).flatten_up_to(places)
+    places = dict(zip(names, parts, strict=True))
+
+    def convert(name: str, leaf):
+      if isinstance(places[name], jax.sharding.Sharding):
+        return leaf
+      one = lambda leaf: self.model.round_base(leaf, names[name])
+      with jax.set_mesh(self.mesh):
+        return jax.jit(one, out_shardings=places[name])(leaf)
+
+    return convert
+
   def make_step(self):
     """Returns step(state, batch) -> (state, metrics), to be compiled."""
     one = step_lib.make_train_step(

@@ -1,6 +1,7 @@
 """A run up to its first step: what is prepared, checked, compiled and read."""
 
 import concurrent.futures
+import functools
 import json
 import os
 import typing
@@ -327,20 +328,20 @@ class Setup:
     return self._with_frozen(state), meta
 
   def _with_frozen(self, state: state_lib.TrainState) -> state_lib.TrainState:
-    def read(source, abstract, found):
+    def read(source, abstract, found, convert=None):
       if found is None or abstract is None:
         return None
       facts = processes.share(lambda: workdir_lib.read_facts(source))
-      say = self.screen.say
-      return restore.restore_params(
-        source, abstract, say, facts=facts, step=found.step
-      )
+      some = functools.partial(restore.restore_params, convert=convert)
+      say, step = self.screen.say, found.step
+      return some(source, abstract, say, facts=facts, step=step)
 
     c, assembly = self.config, self.assembly
-    whole = assembly.abstract_base() if self.has_base else None
-    base = read(c.train.init_from, whole, self.base)
+    whole = convert = None
+    if self.has_base:
+      whole, convert = assembly.abstract_base(), assembly.make_rounding()
     return state.replace(
-      base=None if base is None else assembly.round_base(base),
+      base=read(c.train.init_from, whole, self.base, convert),
       teacher=read(c.distill.teacher, self.abstract.teacher, self.teacher),
     )
 

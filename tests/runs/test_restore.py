@@ -4,6 +4,7 @@ import os
 import pathlib
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
@@ -60,7 +61,7 @@ def test_leaves_are_read_in_groups_whose_memory_is_given_back(
 ):
   state, given = make_state(2, width=WIDE), []
   save(folder, 10, state=state)
-  read, back = storage._read_group, storage.runtime.give_back_memory
+  read, back = storage.read_arrays, restore.runtime.give_back_memory
   sizes: list[list[int]] = []
 
   def spy(directory, step, flat):
@@ -69,15 +70,40 @@ def test_leaves_are_read_in_groups_whose_memory_is_given_back(
     return read(directory, step, flat)
 
   monkeypatch.setattr(storage, "MAX_GROUP", most)
-  monkeypatch.setattr(storage, "_read_group", spy)
+  monkeypatch.setattr(storage, "read_arrays", spy)
   monkeypatch.setattr(
-    storage.runtime, "give_back_memory", lambda: given.append(back())
+    restore.runtime, "give_back_memory", lambda: given.append(back())
   )
   found = keeper_of(folder).restore(abstract_of(state))[0]
   assert_same(found, state)
   count = sum(map(len, sizes))
   assert count > 3 and len(sizes) == (count if most == 1 else 1)
   assert all(len(group) == 1 or sum(group) <= most for group in sizes)
+  flat = [size for group in sizes for size in group]
+  assert flat == sorted(flat, reverse=True) and flat[0] > flat[-1]
+
+
+def test_a_leaf_is_converted_before_the_next_is_read(folder, monkeypatch):
+  state, seen = make_state(2, width=WIDE), []
+  save(folder, 10, state=state)
+  monkeypatch.setattr(storage, "MAX_GROUP", 1)
+  read = storage.read_arrays
+
+  def spy(directory, step, flat):
+    seen.append(f"read {[*flat]}")
+    return read(directory, step, flat)
+
+  def convert(name, leaf):
+    seen.append(f"read ['params/{name}'] made")
+    return {"twice": 2 * leaf}
+
+  monkeypatch.setattr(storage, "read_arrays", spy)
+  workdir, abstract = os.path.dirname(folder), abstract_of(state).params
+  found = restore.restore_params(workdir, abstract, convert=convert)
+  twice = jax.tree.map(lambda leaf: {"twice": 2 * leaf}, state.params)
+  assert_same(found, twice)
+  assert len(seen) == 6
+  assert seen[1::2] == [f"{word} made" for word in seen[::2]]
 
 
 @pytest.mark.parametrize("spec", [ROWS, P(None, "data")])

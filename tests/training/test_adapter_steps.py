@@ -103,6 +103,22 @@ def test_state_optimizer_and_checkpoint_hold_adapters_alone():
   )
 
 
+@pytest.mark.parametrize("base", ["full", "int4"])
+def test_a_base_that_is_rounded_leaf_by_leaf_is_what_it_is_as_a_whole(base):
+  config = adapter_config(mesh={"fsdp": 2, "tensor": 4}, base=base)
+  built, now = begin(config, 8)
+  plain = dataclasses.replace(
+    config, adapter=dataclasses.replace(config.adapter, base="full")
+  )
+  whole = begin(plain, 8)[1].base
+  convert = built.make_rounding()
+  found = tree.map_with_names(lambda name, leaf: convert(name, leaf), whole)
+  assert jax.tree.structure(found) == jax.tree.structure(now.base)
+  for one, like in zip(*map(jax.tree.leaves, (found, now.base)), strict=True):
+    assert one.sharding == like.sharding and one.dtype == like.dtype
+    np.testing.assert_array_equal(one, like)
+
+
 def test_a_step_computes_no_gradient_of_the_base():
   def flops(rank):
     config = adapter_config(rank)
