@@ -458,7 +458,8 @@ def get_config() -> ConfigDict:
   evaluation.task_limit = placeholder(int)
 
   sample = config.sample = ConfigDict()
-  # Write a sample every N steps, and at the end; 0 writes none.
+  # Write a sample every N steps, and at the end; 0 writes none, and neither do
+  # an encoder and a classifier, which continue no text.
   sample.every_steps = 500
   # What the sample continues.
   sample.prompt = "\n"

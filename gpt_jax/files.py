@@ -55,6 +55,10 @@ class Damage(ValueError):
     self.is_missing = is_missing
 
 
+class Doubled(Damage):
+  """An object of JSON has a key twice."""
+
+
 def to_sentence(error: OSError) -> str:
   """Returns the system's error about a path, a disk or a network."""
   what = error.strerror or str(error) or type(error).__name__
@@ -274,6 +278,7 @@ def parse_json(
   Raises:
     Damage: it is not JSON, or (if bounded) nested deeper than MAX_DEPTH, or
       contains a number that is not finite or beyond MAX_INT.
+    Doubled: is_unique, and a key is there twice.
   """
   text = decode(data) if isinstance(data, bytes) else data
   try:
@@ -298,7 +303,7 @@ def _refuse_doubles(pairs: list[tuple[str, Any]]) -> dict:
   if len(found) < len(pairs):
     counts = collections.Counter(key for key, _ in pairs)
     double = next(key for key, count in counts.items() if count > 1)
-    raise Damage(f"has the key {double!r:.80} twice")
+    raise Doubled(f"has the key {double!r:.80} twice")
   return found
 
 

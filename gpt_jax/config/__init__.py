@@ -49,6 +49,7 @@ from gpt_jax.config.derived import (
   num_sublayers,
   padded_vocab_size,
   rope_dim,
+  sample_steps,
   stack_config,
   stack_configs,
   tokenizer_spec,

@@ -223,6 +223,16 @@ def tokenizer_spec(spec: str) -> tuple[str, str]:
   return parsed.kind, parsed.argument
 
 
+def sample_steps(config: Config) -> int:
+  """Returns after how many steps each a sample is written; 0 for none.
+
+  An encoder or a classifier continues no text, whatever sample.every_steps is.
+  """
+  model = config.model
+  can_continue = FAMILIES[model.family].is_causal and not has_classes(model)
+  return config.sample.every_steps if can_continue else 0
+
+
 def batch_stages(train: TrainConfig) -> list[tuple[int, int]]:
   """Returns [(first step, batch size)] of each stage of train.batch_ramp."""
   stages, step = [], 0

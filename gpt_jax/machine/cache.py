@@ -59,7 +59,22 @@ def fill(name: str, size: int, make: Callable[[str], object]) -> str:
     size: bytes that `make` will write.
     make: fills the folder; a process that is killed in it leaves nothing that
       counts.
+
+  Raises:
+    InputError: the disk is full, or the bound of the cache leaves no room.
   """
+  try:
+    return _fill(name, size, make)
+  except OSError as error:
+    if error.errno not in files.DISK_FULL:
+      raise
+    raise InputError(
+      f"the disk of the cache {top()} is full; make room there and go on with "
+      "the same command, or set XDG_CACHE_HOME to a folder on another disk"
+    ) from None
+
+
+def _fill(name: str, size: int, make: Callable[[str], object]) -> str:
   path = os.path.join(top(), name)
   while True:
     hold(name)

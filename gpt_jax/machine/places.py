@@ -15,8 +15,6 @@ import dataclasses
 import datetime
 import functools
 import hashlib
-import importlib
-import logging
 import os
 import posixpath
 import threading
@@ -26,6 +24,7 @@ from typing import Any
 
 from gpt_jax import files
 from gpt_jax.exits import InputError, to_line
+from gpt_jax.machine import clients
 
 # Seconds within which a request that fails is sent again, unless
 # GPT_JAX_NETWORK_SECONDS names another number.
@@ -35,19 +34,14 @@ MIN_TRIES = 2
 # Seconds before the second try; each later pause is twice as long.
 PAUSE, MAX_PAUSE = 0.5, 16.0
 VARIABLE = "GPT_JAX_NETWORK_SECONDS"
-# Seconds that a request may take, and bytes a second that more are granted for.
-PATIENCE, SLOWEST = 30.0, 200_000
-# {scheme: (the module that fsspec needs, the extra that installs it)}
-EXTRAS = {
-  "gs": ("gcsfs", "gcs"),
-  "gcs": ("gcsfs", "gcs"),
-  "s3": ("s3fs", "s3"),
-  "s3a": ("s3fs", "s3"),
-}
+# Seconds that a try may take, and bytes a second that more are granted for.
+# With fewer NETWORK_SECONDS it is their share, and LEAST_PATIENCE at least.
+PATIENCE, LEAST_PATIENCE, SLOWEST = 30.0, 5.0, 200_000
 # Objects that are up or down at once.
 MANY = 8
 
 _NAMES: dict[str, str] = {}
+_HURRY = threading.Event()
 
 
 class Unreached(InputError):
@@ -166,7 +160,12 @@ def fetch(address: str, path: str, found: Found | None = None) -> None:
   os.makedirs(os.path.dirname(path), exist_ok=True)
 
   def call(fs, key: str) -> None:
-    fs.get_file(key, temporary)
+    try:
+      fs.get_file(key, temporary)
+    except OSError as error:
+      if error.errno in files.DISK_FULL:
+        error.filename = os.path.dirname(path)  # or it names the object
+      raise
     if found is not None:
       _check(temporary, found)
 
@@ -242,10 +241,11 @@ def _request(
     size: bytes that the request moves.
   """
   fs, path = _open(address)
-  limit = PATIENCE + size / SLOWEST
   allowed = network_seconds()
   started, tries, pause = time.monotonic(), 0, PAUSE
   while True:
+    share = 0.0 if _HURRY.is_set() else allowed / MIN_TRIES
+    limit = min(PATIENCE, max(LEAST_PATIENCE, share)) + size / SLOWEST
     try:
       return _call_within(limit, functools.partial(call, fs, path))
     except InputError:
@@ -253,12 +253,22 @@ def _request(
     except Exception as error:
       tries += 1
       seconds = time.monotonic() - started
-      is_over = tries >= MIN_TRIES and seconds + pause > allowed
+      is_late = _HURRY.is_set() or seconds + pause > allowed
+      is_over = tries >= MIN_TRIES and is_late
       if is_over or _is_lasting(error):
         how = f"tried {tries} times within {seconds:.0f} s"
         raise _explain(address, verb, error, how) from None
     time.sleep(pause)
     pause = min(2 * pause, MAX_PAUSE)
+
+
+def hurry(is_on: bool) -> None:
+  """Has each request tried MIN_TRIES times only, until this is switched off.
+
+  For a run that ends without a network: each request that is left would be sent
+  again for network_seconds.
+  """
+  (_HURRY.set if is_on else _HURRY.clear)()
 
 
 def network_seconds() -> float:
@@ -298,18 +308,12 @@ def _is_lasting(error: Exception) -> bool:
     return True
   if isinstance(error, OSError) and error.errno in files.DISK_FULL:
     return True
-  is_refused = _code(error) in (400, 401, 403)
+  is_refused = clients.status_of(error) in (400, 401, 403)
   return is_refused or type(error).__name__ in _NO_CREDENTIALS
 
 
 # Names of the classes, of libraries that may be absent.
 _NO_CREDENTIALS = "NoCredentialsError", "DefaultCredentialsError"
-
-
-def _code(error: Exception) -> int | None:
-  """Returns the HTTP status that an error of gcsfs or botocore names."""
-  code = str(getattr(error, "code", ""))
-  return int(code) if code.isdecimal() else None
 
 
 def _explain(address: str, verb: str, error: Exception, how: str) -> Unreached:
@@ -329,7 +333,8 @@ def _explain(address: str, verb: str, error: Exception, how: str) -> Unreached:
       f"{here}: the disk of {error.filename or 'the cache'} is full; make room "
       "there and go on with the same command"
     )
-  is_denied = isinstance(error, PermissionError) or _code(error) in (401, 403)
+  is_denied = clients.status_of(error) in (401, 403)
+  is_denied |= isinstance(error, PermissionError)
   if is_denied or type(error).__name__ in _NO_CREDENTIALS:
     return Unreached(
       f"{here}: permission denied; give this account the right to it, or check "
@@ -361,42 +366,9 @@ def _make_parent(fs, path: str) -> None:
     fs.makedirs(posixpath.dirname(path), exist_ok=True)
 
 
-@functools.lru_cache(64)
-def _file_system(scheme: str):
-  import fsspec
-
-  if scheme in EXTRAS:
-    module, extra = EXTRAS[scheme]
-    try:
-      importlib.import_module(module)
-    except ImportError:
-      raise InputError(
-        f"{scheme}:// is read by {module}, which is not installed; in the "
-        f"folder of this project, {files.pip(extra)}"
-      ) from None
-  options: dict[str, Any] = {}
-  if scheme in ("s3", "s3a"):
-    # The tries are counted here, once.
-    options["config_kwargs"] = {
-      "connect_timeout": 10,
-      "read_timeout": PATIENCE,
-      "retries": {"max_attempts": 1},
-    }
-  # Which would print the tracebacks of what is raised, too.
-  logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
-  try:
-    return fsspec.filesystem(scheme, **options)
-  except (ValueError, ImportError) as error:
-    known = ", ".join(f"{s}://" for s in ("gs", "s3", "memory", "file"))
-    raise InputError(
-      f"{scheme}:// is no address that can be opened here "
-      f"({to_line(str(error))[:80]}); {known} are"
-    ) from None
-
-
 def _open(address: str) -> tuple[Any, str]:
   """Returns (file system, its path of an address)."""
-  fs = _file_system(address.partition("://")[0].lower())
+  fs = clients.file_system(address.partition("://")[0].lower())
   return fs, fs._strip_protocol(address)
 
 

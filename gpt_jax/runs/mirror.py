@@ -164,19 +164,26 @@ class Mirror:
       InputError: something did not arrive; the sentence says what did.
     """
     self._is_ending.set()
-    self.await_sent()
-    self._is_closed.set()
-    if self._own is not None and not isinstance(self._fault, lease.Lost):
-      try:
-        self._sync(is_whole=True)
-        self._own.release()
-        if max(self._scratch.steps, default=None) in (None, *self._arrived):
-          self._fault = None  # it was over before the end
-      except InputError as error:
-        self._fault = self._fault or error
+    try:
+      self.await_sent()
+      self._is_closed.set()
+      if self._own is not None and not isinstance(self._fault, lease.Lost):
+        self._end(self._own)
+    finally:
+      places.hurry(False)
     if self._fault is not None:
       raise InputError(self._describe(self._fault))
     cache.remove(os.path.basename(self.folder))
+
+  def _end(self, own: lease.Lease) -> None:
+    """Sends what is left beside the steps, and releases the lease."""
+    try:
+      self._sync(is_whole=True)
+      own.release()
+      if max(self._scratch.steps, default=None) in (None, *self._arrived):
+        self._fault = None  # it was over before the end
+    except InputError as error:
+      self._fault = self._fault or error
 
   def _describe(self, fault: InputError) -> str:
     step = max(self._arrived, default=None)
@@ -217,6 +224,8 @@ class Mirror:
         self._tell(f"{error}{more}")
       if not isinstance(self._fault, lease.Lost):
         self._fault = error
+      if self._is_ending.is_set() and isinstance(error, places.Unreached):
+        places.hurry(True)  # one network_seconds is enough for all of the end
 
   def _tell(self, line: str) -> None:
     if self._index:  # whose other lines are those of process 0

@@ -24,13 +24,22 @@ def check_prompt(
 ) -> None:
   """Raises InputError unless sample.prompt fits the model's positions.
 
-  Design choice: for a prompt that the vocabulary cannot encode, `say` gets a
-  warning and the run goes on. The prompt may come from the config file and the
-  vocabulary from the text (chars), and samples are not worth refusing a run.
+  Design choice: for a prompt that the vocabulary cannot encode, and for a model
+  that continues no text, `say` gets a warning and the run goes on. The prompt
+  and sample.every_steps may come from the config file, and samples are not
+  worth refusing a run.
   """
-  if not config.sample.every_steps:
+  every, text = config.sample.every_steps, config.sample.prompt
+  if not every:
     return
-  text = config.sample.prompt
+  if not config_lib.sample_steps(config):
+    key = "head" if config_lib.has_classes(config.model) else "family"
+    say(
+      f"no samples will be written: sample.every_steps is {every}, and "
+      f"model.{key} is {getattr(config.model, key)}, which continues no text; "
+      "set it to 0"
+    )
+    return
   try:
     size = len(tokenizer.encode(text))
   except InputError as error:

@@ -88,6 +88,7 @@ class Reporter:
     )
     self.is_profiling = False
     self.sample_fault = None
+    self._sample_steps = config_lib.sample_steps(config)
     self.skipped_in_row = 0
 
   def finish(self, step: int, result: dict, is_forced: bool = False) -> None:
@@ -200,8 +201,7 @@ class Reporter:
 
   def is_due(self, step: int) -> bool:
     """Returns whether an evaluation or a sample is due after this step."""
-    c = self.config
-    every = (c.eval.every_steps, c.sample.every_steps)
+    every = self.config.eval.every_steps, self._sample_steps
     return any(n and step % n == 0 for n in every)
 
   def report_on(self, step: int, state: Any) -> None:
@@ -227,7 +227,7 @@ class Reporter:
         self._write(step, row)
         self.screen.say(line)
       self._answer_tasks(step, state)
-    if c.sample.every_steps and step % c.sample.every_steps == 0:
+    if self._sample_steps and step % self._sample_steps == 0:
       self._sample(step, state)
 
   def catch_up(self, state: Any) -> None:
@@ -295,7 +295,7 @@ class Reporter:
     if not is_stopped():
       self._answer_tasks(total, state)
     self._say_noise_scale()
-    if c.sample.every_steps and not is_stopped():
+    if self._sample_steps and not is_stopped():
       text = self._sample(total, state)
       if text is not None:
         self.screen.say("sample:")
@@ -314,7 +314,7 @@ class Reporter:
     ]
     if c.model.num_experts is not None:
       rows.append(("plots/expert_load.svg", "how busy experts were, by layer"))
-    if c.sample.every_steps:
+    if self._sample_steps:
       rows.append(("samples/", "generated text"))
     self.screen.table(rows)
 

@@ -85,6 +85,30 @@ def test_a_disk_full_of_prepared_text_is_left_empty(train, disk):
   assert content_of(kept) == {}
 
 
+def test_a_disk_full_of_what_was_fetched_is_named_and_left_as_it_was(
+  disk, tmp_path, call_verb, monkeypatch
+):
+  cached, kept = disk("64k"), tmp_path / "prepared"
+  monkeypatch.setenv("XDG_CACHE_HOME", str(cached))
+  (tmp_path / "small.txt").write_text("some text " * 900)
+  (tmp_path / "large.txt").write_text("some text " * 20_000)
+  prepare = lambda name: call_verb(
+    "data.__main__",
+    f"--config.data.source=text:file://{tmp_path}/{name}.txt",
+    f"--config.data.dir={kept}",
+    "--config.data.tokenizer=bytes",
+  )
+  result = prepare("large")
+  assert_refused(result, "/large.txt cannot be read", f"disk of {cached}")
+  left = [path for path in cached.rglob("*") if path.is_file()]
+  assert [path.suffix for path in left] == [".lock"]
+  fill(cached)
+  assert_refused(prepare("small"), f"disk of {cached}", "is full; make room")
+  assert all(name[:6] == ".lock-" for name in content_of(kept))
+  (cached / "ballast").unlink()
+  assert prepare("small").returncode == 0
+
+
 @pytest.mark.wide
 def test_a_disk_that_fills_while_saving_keeps_the_earlier_steps(
   run_verb, call_verb, base, disk

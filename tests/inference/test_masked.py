@@ -15,12 +15,13 @@ from gpt_jax import metric_names, objective, sharding
 from gpt_jax.data.tokenizers.plain import ByteTokenizer
 from gpt_jax.inference import scoring
 from gpt_jax.models import build_model
+from gpt_jax.training import preflight
 
 ENCODER = (
   "--config.model.family=encoder",
   "--config.data.objective=masked_lm",
   "--config.model.head=transform",
-  "--config.sample.every_steps=0",
+  "--config.sample.every_steps=5",  # of which nothing comes
 )
 
 
@@ -48,6 +49,9 @@ def test_an_encoder_trains_and_reports_its_accuracy_beside_the_baseline(
   done = call_verb("train", *small_run, *ENCODER, f"--workdir={workdir}")
   assert done.returncode == 0, done.stderr
   assert "by the commonest token" in done.stdout
+  assert done.stdout.count("no samples will be written: sample.every") == 1
+  assert "sample of" not in done.stdout and "generated" not in done.stdout
+  assert not (workdir / "samples").exists()
   rows = [
     json.loads(line)
     for line in (workdir / "metrics.jsonl").read_text().splitlines()
@@ -64,6 +68,33 @@ def test_an_encoder_trains_and_reports_its_accuracy_beside_the_baseline(
   refused = call_verb("generate", f"--workdir={workdir}", "--prompt=The")
   assert refused.returncode == 2
   assert "encoder, which cannot continue a text" in refused.stderr
+
+
+def test_a_model_that_continues_no_text_says_so_before_training():
+  keys = {
+    "decoder": {},
+    "family is encoder": {
+      "model.family": "encoder",
+      "data.objective": "masked_lm",
+    },
+    "head is mean": {
+      "model.head": "mean",
+      "data.objective": "classification",
+    },
+  }
+  for what, values in keys.items():
+    said, text = [], base.get_config()
+    text.update_from_flattened_dict(values | {"sample.every_steps": 5})
+    config = config_lib.freeze(text)
+    preflight.check_prompt(config, ByteTokenizer(), said.append)
+    if what == "decoder":
+      assert config_lib.sample_steps(config) == 5 and not said
+      continue
+    assert config_lib.sample_steps(config) == 0
+    assert said == [
+      "no samples will be written: sample.every_steps is 5, and model."
+      f"{what}, which continues no text; set it to 0"
+    ]
 
 
 @pytest.mark.parametrize(

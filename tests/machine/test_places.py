@@ -1,12 +1,13 @@
 """Addresses: what is written is read, and what fails is said in a sentence."""
 
 import errno
+import time
 
 import faulty
 import pytest
 
 from gpt_jax.exits import InputError
-from gpt_jax.machine import places
+from gpt_jax.machine import clients, places
 
 
 @pytest.fixture(autouse=True)
@@ -98,6 +99,26 @@ def test_a_server_that_falls_silent_is_not_waited_for(monkeypatch):
     places.read("faulty://t/g")
 
 
+def test_silence_is_waited_for_as_long_as_a_failing_network(monkeypatch):
+  monkeypatch.setattr(places, "LEAST_PATIENCE", 0.1)
+  faulty.PLAN["write"] = [30] * 99
+  started = time.monotonic()
+  with pytest.raises(places.Unreached, match="no answer within"):
+    places.write("faulty://t/g", b"x")
+  assert time.monotonic() - started < 5  # of a second, in two shares
+
+
+def test_at_the_end_of_a_run_each_request_is_tried_twice(monkeypatch):
+  monkeypatch.setenv("GPT_JAX_NETWORK_SECONDS", "60")
+  faulty.PLAN["write"] = [ConnectionRefusedError("no route")] * 99
+  places.hurry(True)
+  try:
+    with pytest.raises(places.Unreached, match="tried 2 times"):
+      places.write("faulty://t/f", b"x")
+  finally:
+    places.hurry(False)
+
+
 def test_an_answer_that_is_cut_short_is_not_taken(tmp_path):
   places.write("faulty://t/h", b"whole")
   found = places.stat("faulty://t/h")
@@ -117,6 +138,8 @@ def test_an_answer_that_is_cut_short_is_not_taken(tmp_path):
     ),
     (type("NoCredentialsError", (Exception,), {})("x"), "the credentials for"),
     (type("HttpError", (Exception,), {"code": 403})("x"), "permission denied"),
+    # So gcsfs says it.
+    (OSError("Forbidden: https://x/o\nno rights"), "permission denied; give"),
   ],
 )
 def test_what_would_fail_again_is_not_tried_again(error, sentence):
@@ -139,8 +162,8 @@ def test_a_package_that_is_not_installed_is_named(monkeypatch):
   def missing(name):
     raise ImportError(name)
 
-  places._file_system.cache_clear()
-  monkeypatch.setattr(places.importlib, "import_module", missing)
+  clients.file_system.cache_clear()
+  monkeypatch.setattr(clients.importlib, "import_module", missing)
   with pytest.raises(InputError, match=r"s3:// is read by s3fs.*'\.\[s3\]'"):
     places.find("s3://bucket/x")
   with pytest.raises(InputError, match=r"gs:// is read by gcsfs.*'\.\[gcs\]'"):

@@ -7,6 +7,14 @@ import threading
 import time
 
 _REQUEST = re.compile(rb"^(GET|PUT|POST|HEAD|DELETE) (\S+) HTTP/1.1", re.M)
+# As S3 says it. GCS sends JSON, of which its client needs none.
+_BODY = (
+  b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
+)
+_DENIED = (
+  b"HTTP/1.1 403 Forbidden\r\nContent-Type: application/xml\r\n"
+  b"Connection: close\r\nContent-Length: %d\r\n\r\n%b"
+) % (len(_BODY), _BODY)
 _NAME = re.compile(rb'^{"name": "([^"\n]+)"', re.M)
 
 
@@ -15,9 +23,10 @@ class Proxy:
   port: where it listens.
   requests: (time, method, path) of each request.
   fault: what becomes of a request: None, or a function of (method, path)
-    that returns "drop" to close the connection, "hang" to fall silent, or
-    None to pass it on. An upload to GCS names its object in its body: the
-    function is then called with that name too.
+    that returns "drop" to close the connection, "hang" to fall silent,
+    "deny" to answer that it is forbidden, or None to pass it on. An upload to
+    GCS names its object in its body: the function is then called with that
+    name too.
   """
 
   def __init__(self, target: int):
@@ -60,7 +69,10 @@ class Proxy:
   def _pass(self, one, other, sees: bool) -> None:
     with contextlib.suppress(OSError):
       while data := one.recv(1 << 16):
-        if sees and self._fails(data):
+        fault = self._fault_of(data) if sees else None
+        if fault is not None:
+          if fault == "deny":
+            one.sendall(_DENIED)
           one.close()
           other.close()
           return
@@ -69,15 +81,15 @@ class Proxy:
       with contextlib.suppress(OSError):
         end.close()
 
-  def _fails(self, data: bytes) -> bool:
-    """Counts the requests in some bytes; returns whether to drop them."""
+  def _fault_of(self, data: bytes) -> str | None:
+    """Counts the requests in some bytes; returns what becomes of them."""
     found = [tuple(map(bytes.decode, m)) for m in _REQUEST.findall(data)]
     self.requests += [(time.monotonic(), *one) for one in found]
     found += [("POST", name.decode()) for name in _NAME.findall(data)]
     whats = {self.fault(*one) for one in found} if self.fault else set()
     if "hang" in whats:
       time.sleep(600)
-    return "drop" in whats
+    return next((what for what in ("deny", "drop") if what in whats), None)
 
 
 def is_listing(method: str, path: str) -> bool:

@@ -1,5 +1,6 @@
 """A run at an address: killed, continued from an empty disk, and the same."""
 
+import collections
 import json
 import os
 import pathlib
@@ -11,7 +12,7 @@ import pytest
 from harness import move_to
 
 from gpt_jax.exits import InputError
-from gpt_jax.machine import cache, places
+from gpt_jax.machine import cache, clients, places
 from gpt_jax.runs import bucket, integrity, lease, metrics
 from gpt_jax.runs import mirror as mirror_lib
 
@@ -213,6 +214,33 @@ def test_what_did_not_arrive_is_said_and_sent_by_the_next_run(
   assert again.folder == mirror.folder
   again.close()
   assert arrived(pair.address) == [1, 2]
+
+
+def test_an_end_without_a_network_waits_for_it_once(pair, monkeypatch):
+  monkeypatch.setenv("GPT_JAX_NETWORK_SECONDS", "1")
+  monkeypatch.setattr(places, "PAUSE", 0.05)
+  mirror, tries = pair.begin(), collections.Counter()
+
+  def fail(self, path, key, **_):
+    tries[key.split("/checkpoints/")[1][0]] += 1
+    raise ConnectionResetError("gone")
+
+  store = type(clients.file_system("file"))
+  monkeypatch.setattr(store, "put_file", fail)
+  for step in (1, 2, 3):
+    pair.save(mirror, step)
+  with pytest.raises(InputError, match="no step has arrived"):
+    mirror.close()
+  assert tries["1"] > 3 and tries["2"] == tries["3"] == places.MIN_TRIES
+  # Another run of this process is as patient as the first.
+  monkeypatch.undo()
+  monkeypatch.setattr(places, "PAUSE", 0.05)
+  monkeypatch.setenv("GPT_JAX_NETWORK_SECONDS", "1")
+  monkeypatch.setattr(store, "put_file", fail)
+  tries.clear()
+  with pytest.raises(places.Unreached):
+    places.put(__file__, f"{pair.address}/checkpoints/4/a")
+  assert tries["4"] > 3
 
 
 def test_a_scratch_that_another_machine_has_overtaken_is_not_used(

@@ -6,6 +6,7 @@ fails leaves none.
 """
 
 import argparse
+import collections
 import contextlib
 import dataclasses
 import hashlib
@@ -24,6 +25,7 @@ from gpt_jax.data.cleaning import (
   quality,
   repair,
   report,
+  signing,
 )
 from gpt_jax.data.sources.document import Document
 from gpt_jax.exits import InputError
@@ -293,20 +295,29 @@ def find_copies(
   """
   if kind == "keep":
     return {}
-  near = duplicates.NearDuplicates()
   seen: dict[bytes, int] = {}
   numbers, copies = [], {}
-  for number, (_, text) in enumerate(read_documents(mixture)):
-    text = mend(text, steps)
-    if judge(text) is not None:
-      continue
-    digest = hashlib.sha256(text.encode()).digest()[:16]
-    first = seen.setdefault(digest, number)
-    if first != number:
-      copies[number] = first
-    elif kind == "near":
-      near.add(text)
-      numbers.append(number)
+
+  def read_firsts() -> Iterator[str]:
+    """Yields the texts that are nobody's exact copy, and notes the others."""
+    for number, (_, text) in enumerate(read_documents(mixture)):
+      text = mend(text, steps)
+      if judge(text) is not None:
+        continue
+      digest = hashlib.sha256(text.encode()).digest()[:16]
+      first = seen.setdefault(digest, number)
+      if first != number:
+        copies[number] = first
+      else:
+        numbers.append(number)
+        yield text
+
+  if kind == "exact":
+    collections.deque(read_firsts(), maxlen=0)
+    return copies
+  near = duplicates.NearDuplicates()
+  for signature in signing.sign_all(read_firsts()):
+    near.add(signature)
   for own, first in enumerate(near.copies().tolist()):
     if own != first:
       copies[numbers[own]] = numbers[first]

@@ -12,6 +12,7 @@ import os
 import re
 import tempfile
 import zlib
+from typing import NamedTuple
 
 import numpy as np
 
@@ -88,6 +89,24 @@ def band_keys(grams: np.ndarray) -> np.ndarray:
   return key
 
 
+class Signature(NamedTuple):
+  """What is known of a text to be compared.
+
+  Attributes:
+    grams: the sorted set of its n-grams, uint32 as bytes.
+    keys: band_keys of it, as bytes.
+  """
+
+  grams: bytes
+  keys: bytes
+
+
+def sign(text: str) -> Signature:
+  """Returns the signature of a text."""
+  grams = np.unique(gram_hashes(text, GRAM).astype(np.uint32))
+  return Signature(grams.tobytes(), band_keys(grams).tobytes())
+
+
 class NearDuplicates:
   """Documents by number, in the order in which they are added.
 
@@ -99,12 +118,11 @@ class NearDuplicates:
     self._keys: list[bytes] = []
     self._starts = [0]
 
-  def add(self, text: str) -> None:
+  def add(self, signature: Signature) -> None:
     """Adds the next document."""
-    grams = np.unique(gram_hashes(text, GRAM).astype(np.uint32))
-    self._file.write(grams.tobytes())
-    self._starts.append(self._starts[-1] + len(grams))
-    self._keys.append(band_keys(grams).tobytes())
+    self._file.write(signature.grams)
+    self._starts.append(self._starts[-1] + len(signature.grams) // 4)
+    self._keys.append(signature.keys)
 
   def copies(self) -> np.ndarray:
     """Returns for each document the first one that it is a copy of: int64[N].

@@ -5,6 +5,8 @@ turn comes, and one that is there is not fetched again. NAME may also be a
 folder with the files of a set.
 """
 
+import contextlib
+import difflib
 import errno
 import json
 import os
@@ -29,6 +31,8 @@ from gpt_jax.machine import runtime
 
 # Seconds to wait before each try to reach the hub but the first.
 WAITS = (1.0, 2.0, 4.0, 8.0)
+# Names that are asked for to find those that a misspelt one is like.
+NUM_NAMES = 200
 # Seconds to wait for a listing. For files, HF_HUB_DOWNLOAD_TIMEOUT says it.
 TIMEOUT = 30.0
 _SPEC = re.compile(
@@ -275,9 +279,11 @@ def _refusal(
   status = _status(error)
   is_absent = isinstance(error, errors.RepositoryNotFoundError)
   if is_absent or status in (401, 403):
+    near = _near(name) if is_absent else []
+    hint = f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
     return InputError(
       f"{spec}: {host} has no data set {name!r} that this machine may read; "
-      "check the name, or log in with `hf auth login` if it is private"
+      f"check the name{hint}, or log in with `hf auth login` if it is private"
     )
   if isinstance(error, errors.HFValidationError):
     return InputError(
@@ -292,6 +298,34 @@ def _refusal(
       "some, or set HF_HUB_CACHE to a folder on another disk"
     )
   return None
+
+
+def _near(name: str) -> list[str]:
+  """Returns up to two names of sets that are nearly this one.
+
+  Of those in the cache, those of the same owner, and those that are called so
+  under another.
+  """
+  hub = _import_hub()
+  there = set()
+  with contextlib.suppress(OSError):
+    for entry in os.listdir(hub.constants.HF_HUB_CACHE):
+      kind, *words = entry.split("--")
+      if kind == "datasets":
+        there.add("/".join(words))
+  owner, _, last = name.rpartition("/")
+  for question in ({"author": owner}, {"search": last}):
+    # Asked once, other than by list_datasets: it is only a hint.
+    with contextlib.suppress(Exception):
+      answer = hub.utils.get_session().get(
+        f"{hub.constants.ENDPOINT}/api/datasets",
+        params=question | {"limit": NUM_NAMES},
+        headers=hub.utils.build_hf_headers(),
+        timeout=TIMEOUT,
+      )
+      there |= {one["id"] for one in answer.json()}
+  # What is absent may lie in the cache, as an empty folder.
+  return difflib.get_close_matches(name, there - {name}, 2)
 
 
 def _status(error: BaseException | None) -> int | None:

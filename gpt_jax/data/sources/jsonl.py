@@ -150,9 +150,20 @@ def _split_lines(blocks, path: str) -> Iterator[bytes]:
 
 
 def _parse_json(data: bytes, where: str):
+  """Returns the value of a line or a file.
+
+  Design choice: a key that an object has twice is refused, as pyarrow does and
+  Python's json does not. RFC 8259 leaves open which of the two counts, so that
+  one of two texts would be lost in silence.
+  """
   text = document.decode(data, where)
   try:
-    return files.parse_json(text, is_bounded=False)
+    return files.parse_json(text, is_bounded=False, is_unique=True)
+  except files.Doubled as damage:
+    raise InputError(
+      f"{where} {damage}, and readers differ in which of them counts; leave "
+      "one of them"
+    ) from None
   except files.Damage as damage:
     if str(damage).startswith("is not JSON"):
       raise InputError(f"{where} {damage}") from None

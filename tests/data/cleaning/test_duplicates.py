@@ -29,8 +29,8 @@ def pairs(count: int, seed: int = 0):
 def recall_and_precision(count: int) -> tuple[float, float, float]:
   found, true, right = duplicates.NearDuplicates(), [], 0
   for one, other, index in pairs(count):
-    found.add(one)
-    found.add(other)
+    found.add(duplicates.sign(one))
+    found.add(duplicates.sign(other))
     true.append(index >= 0.8)
   first = found.copies()
   is_pair = first[1::2] == first[::2]
@@ -67,7 +67,7 @@ def test_the_planted_index_is_that_of_the_sets():
 def copies(*texts) -> list[int]:
   found = duplicates.NearDuplicates()
   for text in texts:
-    found.add(text)
+    found.add(duplicates.sign(text))
   return found.copies().tolist()
 
 
@@ -101,10 +101,10 @@ def test_memory_is_bounded_by_the_number_of_documents():
 
   text = " ".join(f"w{i}" for i in range(20_000))
   found = duplicates.NearDuplicates()
-  found.add(text)
+  found.add(duplicates.sign(text))
   tracemalloc.start()
   for number in range(20):
-    found.add(f"{number} {text}")
+    found.add(duplicates.sign(f"{number} {text}"))
   kept, _ = tracemalloc.get_traced_memory()
   tracemalloc.stop()
   assert kept < 20 * 1_000

@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import threading
+import urllib.parse
 
 import pyarrow as pa
 import pytest
@@ -78,6 +79,7 @@ class Hub(http.server.ThreadingHTTPServer):
     faults: {what a path ends with: the next faults of it, in order}; a fault is
       a status, "drop" or "slow".
     asked: the (method, path) of every request.
+    names: of the sets that it lists.
   """
 
   daemon_threads = True
@@ -86,6 +88,7 @@ class Hub(http.server.ThreadingHTTPServer):
     super().__init__(("127.0.0.1", 0), Answer)
     self.files = {COMMIT: FILES, OLD: {"train.jsonl": lines(["old"])}}
     self.faults, self.asked = {}, []
+    self.names = ["o/set", "o/other", "p/wiki", "q/wiki"]
     self.release = threading.Event()
     self.address = f"http://127.0.0.1:{self.server_port}"
 
@@ -121,6 +124,15 @@ class Answer(http.server.BaseHTTPRequestHandler):
         return self.reply(404, b"{}", code)
       names = [{"rfilename": name} for name in self.server.files[commit]]
       body = {"id": "o/set", "sha": commit, "siblings": names}
+      return self.reply(200, json.dumps(body).encode())
+    if self.path.startswith("/api/datasets?"):
+      names = self.server.names
+      asked = urllib.parse.parse_qs(self.path.partition("?")[2])
+      for owner in asked.get("author", []):
+        names = [name for name in names if name.startswith(f"{owner}/")]
+      for word in asked.get("search", []):
+        names = [name for name in names if word in name]
+      body = [{"id": name, "_id": "1", "private": False} for name in names]
       return self.reply(200, json.dumps(body).encode())
     found = re.fullmatch(r"/datasets/o/set/resolve/(\w+)/(.+)", self.path)
     if found is None:
@@ -199,7 +211,9 @@ def test_what_was_fetched_is_read_without_a_network(server, monkeypatch):
 
 
 WRONG = {
-  "hf:o/sett": "has no data set 'o/sett' that this machine may read; check",
+  "hf:x/y": "has no data set 'x/y' that this machine may read; .* the name, or",
+  "hf:o/sett": "has no data set 'o/sett' .* .did you mean 'o/set'.., or log",
+  "hf:pp/wiki": "has no data set 'pp/wiki' .* mean 'p/wiki' or 'q/wiki'.., or",
   "hf:o/set@v2": "o/set has no revision 'v2'",
   "hf:o/set:smal:train": "no config 'smal'; .* did you mean 'small'",
   "hf:o/set:tran": "no split 'tran'; it has 'train', 'test': .* mean 'train'",
@@ -220,6 +234,14 @@ def test_what_is_not_on_the_hub_is_one_sentence(server, spec):
   )
   # None of these is asked for again and again.
   assert len(server.asked) <= 8
+
+
+def test_a_name_is_nearly_that_of_a_set_in_the_cache(server):
+  assert read("hf:o/set")
+  server.names = []
+  server.faults = {"?author=p&limit=200": [500]}  # only a hint is lost
+  with pytest.raises(InputError, match="'p/set' .* .did you mean 'o/set'"):
+    read("hf:p/set")
 
 
 FAULTS = {

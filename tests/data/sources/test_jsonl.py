@@ -43,6 +43,12 @@ def test_json_lines_are_read_plain_and_packed(tmp_path):
     ("[" * 100_000, "line 2 is not JSON"),
     ('{"text": "x", "n": ' + "9" * 9999 + "}", "line 2 .* too many digits"),
     ('{"text": null}', "document 2: field 'text' is null"),
+    (
+      '{"text": "x", "text": "y"}',
+      "line 2 has the key 'text' twice, and readers differ in which of them "
+      "counts; leave one of them",
+    ),
+    ('{"text": "x", "n": [{"a": 1, "a": 1}]}', "line 2 has the key 'a' twice"),
     ("null", "document 2 is null"),
   ],
 )

@@ -156,6 +156,12 @@ def test_a_file_that_is_cut_or_none_is_one_sentence(tmp_path):
     path.write_bytes(data[:cut])
     with pytest.raises(InputError, match="a.parquet is not a whole parquet"):
       read(f"parquet:{path}")
+  # A copy that lost or never got a stretch, with its footer whole.
+  at = len(data) // 3
+  for stretch in (b"", b"\0" * 4096):
+    path.write_bytes(data[:at] + stretch + data[at + 4096 :])
+    with pytest.raises(InputError, match="a.parquet is not a whole parquet"):
+      read(f"parquet:{path}")
   path.write_bytes(gzip.compress(data))
   with pytest.raises(InputError, match="compressed with gzip; unpack it"):
     read(f"parquet:{path}")
