@@ -12,6 +12,7 @@ since the last draft of a step is drawn but never read.
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -21,7 +22,8 @@ import numpy as np
 from gpt_jax import config as config_lib
 from gpt_jax.config import InputError
 from gpt_jax.inference.drawing import Settings, draw
-from gpt_jax.inference.rows import Prompt, Rows
+from gpt_jax.inference.prefill import Prompt
+from gpt_jax.inference.rows import Rows
 from gpt_jax.models import Model
 
 
@@ -93,10 +95,11 @@ class Drafter:
     self.count = count
     self._pairs_R2 = np.zeros((num_rows, 2), np.int32)
 
-  def read(self, prompt: Prompt, num_read: int) -> None:
-    """Reads a prompt at least as far as the large model has."""
-    while prompt.num_read < num_read:
-      self.rows.read(prompt)
+  def read(self, prompts: Sequence[Prompt]) -> None:
+    """Reads prompts at least as far as the large model has."""
+    own = [(p.own, p.num_read) for p in prompts if p.own is not None]
+    while behind := [each for each, count in own if each.num_read < count]:
+      self.rows.read(behind)
 
   def join(self, row: int, prompt: Prompt, settings: Settings) -> None:
     """Lets a prompt join a row, as Rows.join."""

@@ -1,7 +1,7 @@
 """Keys and values of prompts that were read, so that none is read twice.
 
 A pool of pages of PAGE tokens. A page is found by the hash of all tokens up to
-its end, and copied into the cache of the prompt that begins with them; reading
+its end, and copied to the place of the prompt that begins with them; reading
 then goes on at the chunk after it, with the same bits as if all had been read.
 Answers are not stored: a step computes them with other products than a chunk.
 
@@ -21,32 +21,47 @@ import numpy as np
 
 from gpt_jax.models import Model
 
-# Tokens of a page; rows.CHUNK is the same, as reading goes on at a page's end.
+# Tokens of a page; prefill.CHUNK is the same: reading goes on at a page's end.
 PAGE = 32
 
 
 @functools.partial(jax.jit, donate_argnames="cache")
-def _load(cache, pool, pages_X):
-  """Returns the cache of one row, its first X pages copied from the pool."""
+def _load(cache, pool, place, pages_X, count):
+  """Returns the cache with `count` pages of the pool at the start of a place.
 
-  def one(x_1KSH, pool_PKCH):
-    own_XKCH = pool_PKCH[pages_X]
-    own_KXCH = own_XKCH.swapaxes(0, 1)
-    K, X, C, H = own_KXCH.shape
-    own_1KSH = own_KXCH.reshape(1, K, X * C, H)
-    return jax.lax.dynamic_update_slice(x_1KSH, own_1KSH, (0, 0, 0, 0))
+  One program for any number of pages: a loop copies as many as there are.
+  """
+
+  def one(x_PKSH, pool_YKCH):
+    _, K, C, H = pool_YKCH.shape
+
+    def copy(i, x_PKSH):
+      start = (pages_X[i], 0, 0, 0)
+      own_1KCH = jax.lax.dynamic_slice(pool_YKCH, start, (1, K, C, H))
+      return jax.lax.dynamic_update_slice(
+        x_PKSH, own_1KCH, (place, 0, i * C, 0)
+      )
+
+    return jax.lax.fori_loop(0, count, copy, x_PKSH)
 
   return jax.tree.map(one, cache, pool)
 
 
 @functools.partial(jax.jit, donate_argnames="pool")
-def _store(pool, cache, pages_X):
-  """Returns the pool with a row's first X pages; those beyond it are left."""
+def _store(pool, cache, place, pages_X, at_X, count):
+  """Returns the pool with pages of a place: `count` of at_X as pages_X."""
 
-  def one(pool_PKCH, x_1KSH):
-    X, (_, K, C, H) = len(pages_X), pool_PKCH.shape
-    own_KXCH = x_1KSH[0, :, : X * C].reshape(K, X, C, H)
-    return pool_PKCH.at[pages_X].set(own_KXCH.swapaxes(0, 1), mode="drop")
+  def one(pool_YKCH, x_PKSH):
+    _, K, C, H = pool_YKCH.shape
+
+    def copy(i, pool_YKCH):
+      start = (place, 0, at_X[i] * C, 0)
+      own_1KCH = jax.lax.dynamic_slice(x_PKSH, start, (1, K, C, H))
+      return jax.lax.dynamic_update_slice(
+        pool_YKCH, own_1KCH, (pages_X[i], 0, 0, 0)
+      )
+
+    return jax.lax.fori_loop(0, count, copy, pool_YKCH)
 
   return jax.tree.map(one, pool, cache)
 
@@ -57,13 +72,14 @@ class Pages:
   Args:
     model: whose cache they are of; all its layers have a slot for each token.
     num_pages: of the pool.
+    num_slots: of the caches that pages are copied from and to.
 
   Attributes:
     num_held: pages that hold something.
   """
 
-  def __init__(self, model: Model, num_pages: int):
-    self._num_pages = num_pages
+  def __init__(self, model: Model, num_pages: int, num_slots: int):
+    self._num_pages, self._most = num_pages, num_slots // PAGE
     whole = model.init_cache(num_pages, PAGE)
     self._pool: Any = whole
     self._free = list(range(num_pages))
@@ -75,8 +91,14 @@ class Pages:
     assert len(self._found) + len(self._free) == self._num_pages
     return len(self._found)
 
-  def load(self, cache, ids: np.ndarray):
-    """Returns (cache, number of tokens of the prompt that it now holds).
+  def warm_up(self, cache):
+    """Compiles both programs; returns the cache."""
+    none = self._pad([])
+    self._pool = _store(self._pool, cache, 0, none, none, 0)
+    return _load(cache, self._pool, 0, none, 0)
+
+  def load(self, cache, place: int, ids: np.ndarray):
+    """Returns (cache, number of tokens of the prompt that a place now holds).
 
     At least one token is left to be read, whose logits are wanted.
     """
@@ -88,29 +110,28 @@ class Pages:
       pages.append(self._found[key])
     if not pages:
       return cache, 0
-    pages_X = self._pad(cache, pages, 0)
-    return _load(cache, self._pool, pages_X), len(pages) * PAGE
+    cache = _load(cache, self._pool, place, self._pad(pages), len(pages))
+    return cache, len(pages) * PAGE
 
-  def store(self, cache, ids: np.ndarray) -> None:
-    """Stores the whole pages of a prompt that has been read."""
-    pages = []
-    for key in _keys(ids)[: self._num_pages]:
+  def store(self, cache, place: int, ids: np.ndarray) -> None:
+    """Stores the whole pages of a prompt that has been read in a place."""
+    pages, at = [], []
+    for i, key in enumerate(_keys(ids)[: self._num_pages]):
       if key in self._found:
         self._found.move_to_end(key)
-        pages.append(self._num_pages)  # beyond the pool: not written
         continue
       if not self._free:
         self._free.append(self._found.popitem(last=False)[1])
       self._found[key] = self._free.pop()
       pages.append(self._found[key])
-    if any(page < self._num_pages for page in pages):
-      pages_X = self._pad(cache, pages, self._num_pages)
-      self._pool = _store(self._pool, cache, pages_X)
+      at.append(i)
+    if pages:
+      own = self._pad(pages), self._pad(at)
+      self._pool = _store(self._pool, cache, place, *own, len(pages))
 
-  def _pad(self, cache, pages: list[int], filler: int) -> np.ndarray:
-    """Returns as many pages as the cache has, to compile few programs."""
-    count = jax.tree.leaves(cache)[0].shape[2] // PAGE
-    return np.array(pages + [filler] * (count - len(pages)), np.int32)
+  def _pad(self, numbers: list[int]) -> np.ndarray:
+    """Returns as many numbers as a prompt has pages at most."""
+    return np.array(numbers + [0] * (self._most - len(numbers)), np.int32)
 
 
 def _keys(ids: np.ndarray) -> list[bytes]:

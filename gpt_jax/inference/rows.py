@@ -1,11 +1,11 @@
 """Rows that join and leave one compiled decoding step at any time.
 
 Every step computes the same number of rows, whichever of them hold a text, and
-every prompt is read alone, in chunks of one length. So no product's shape
-depends on what else is being written, and a text is the same, bit for bit,
-alone and in company: on a CPU another number of rows is another kernel, which
-sums in another order. Attention reads a cache block by block up to where the
-longest row ends (attend.slotwise), with the same bits whatever that is.
+every pass over prompts the same number of chunks (prefill.py). So no product's
+shape depends on what else is being written, and a text is the same, bit for
+bit, alone and in company: on a CPU another number of rows is another kernel,
+which sums in another order. Attention reads a cache block by block up to where
+the longest row ends (attend.slotwise), with the same bits whatever that is.
 """
 
 import functools
@@ -20,7 +20,7 @@ from flax import struct
 from gpt_jax import config as config_lib
 from gpt_jax import sharding
 from gpt_jax.config import InputError
-from gpt_jax.inference import generation, pages
+from gpt_jax.inference import generation
 from gpt_jax.inference.drawing import (
   NUM_LIKELIEST,
   Drawn,
@@ -30,14 +30,16 @@ from gpt_jax.inference.drawing import (
   log_probs,
 )
 from gpt_jax.inference.generation import Sampling
+from gpt_jax.inference.prefill import Prefill, Prompt
 from gpt_jax.models import Model
 from gpt_jax.models import cache as cache_lib
 from gpt_jax.models.attend import SLOTS
 
-# Tokens of a prompt that are read at once. A chunk takes about as long as a
-# step of eight rows, so that who is being answered waits at most twice as long
-# for a token (docs/serving.md).
-CHUNK = pages.PAGE
+# Rows to a prompt that is read beside them. A chunk of a prompt takes about as
+# long as a step of so many rows, so that who is being answered waits at most
+# twice as long for a token (docs/serving.md). From 8 prompts on, none of them
+# gets cheaper by more.
+ROWS_PER_PROMPT, MAX_PROMPTS = 4, 8
 # Blocks of slots that a step reads one after the other, at most: each is a part
 # of the program in every layer.
 MAX_BLOCKS = 8
@@ -123,48 +125,26 @@ def _step(
   return state, (ids, num_R, next_R, *chances)
 
 
-@functools.partial(
-  jax.jit, static_argnames=("model", "is_last"), donate_argnames="cache"
-)
-def _read(params, cache, tokens_1C, start_1, last_1, *, model, is_last):
-  """Returns (cache, logits_1V of token last_1 of the chunk).
-
-  Only the last chunk of a prompt has logits: they take a third of its time.
-  """
-  logits_11V, cache = model.apply_cached(
-    params,
-    tokens_1C,
-    cache,
-    start_1,
-    last_1,
-    filled=start_1[0] + tokens_1C.shape[1],
-  )
-  return cache, logits_11V[:, 0] if is_last else None
-
-
-@functools.partial(jax.jit, static_argnames=("model", "num_slots"))
-def _empty(model, num_slots):
-  """Returns the cache of a prompt.
-
-  One program: array by array, it took a third of the time of 64 tokens.
-  """
-  return model.init_cache(1, num_slots)
-
-
 @functools.partial(jax.jit, donate_argnames="state")
-def _join(state, row, cache, logits_1V, bias_V):
-  """Returns the state with a prompt that has been read in a row."""
+def _join(state, row, cache, place, length, logits_PV, bias_V):
+  """Returns the state with the prompt of a place in a row."""
   put = lambda whole, own: jax.lax.dynamic_update_slice(
     whole, own.astype(whole.dtype), (row, *(0,) * (whole.ndim - 1))
   )
+  pick = lambda x_P: jax.lax.dynamic_slice_in_dim(x_P, place, 1)
 
-  def put_slots(whole, own):
+  def put_slots(whole, own_PKSH):
     if not isinstance(whole, list):
-      return put(whole, own)
-    size, blocks = whole[0].shape[2], list(whole)
-    for i in range(-(-own.shape[2] // size)):  # the prompt may end before
-      part = own[:, :, i * size : (i + 1) * size]
-      blocks[i] = put(blocks[i], part)
+      return put(whole, pick(own_PKSH))
+    size, blocks = whole[0].shape[2], []
+
+    def put_block(i: int, block):
+      (_, K, S, H), first = block.shape, (place, 0, i * size, 0)
+      return put(block, jax.lax.dynamic_slice(own_PKSH, first, (1, K, S, H)))
+
+    for i, block in enumerate(whole):  # the prompt may end before
+      own = functools.partial(put_block, i)
+      blocks.append(jax.lax.cond(length > i * size, own, lambda x: x, block))
     return blocks
 
   return State(
@@ -172,31 +152,10 @@ def _join(state, row, cache, logits_1V, bias_V):
       tuple(map(put_slots, whole, own))
       for whole, own in zip(state.cache, cache, strict=True)
     ],
-    put(state.logits_RV, logits_1V),
+    put(state.logits_RV, pick(logits_PV)),
     put(state.counts_RV, jnp.zeros_like(state.counts_RV[:1])),
     put(state.bias_RV, bias_V[None]),
   )
-
-
-class Prompt:
-  """A prompt that is being read, a chunk at a time.
-
-  Attributes:
-    ids: int32.
-    num_read: how many of them are in the cache.
-    cache: of one row.
-    logits_1V: of the token after the last, once all are read.
-    own: the same prompt as a drafter reads it, or None.
-  """
-
-  def __init__(self, ids: np.ndarray, cache: Any, num_read: int = 0):
-    self.ids, self.cache, self.num_read = ids, cache, num_read
-    self.logits_1V: jax.Array | None = None
-    self.own: Prompt | None = None
-
-  @property
-  def is_read(self) -> bool:
-    return self.num_read == len(self.ids)
 
 
 class Rows:
@@ -245,28 +204,27 @@ class Rows:
         f"windows, found {config_lib.layer_kinds(c)}, of more positions than "
         f"that, found {c.max_len}"
       )
-    # Where a token lies in a ring is by the length of the ring.
-    self._least = self._most if is_ring else SLOTS
-    has_pages = num_pages > 0 and not is_ring
-    self.pages = pages.Pages(model, num_pages) if has_pages else None
+    most = -(-c.max_len // SLOTS) * SLOTS
+    self.prefill = Prefill(
+      model,
+      self.params,
+      min(max(1, num_rows // ROWS_PER_PROMPT), MAX_PROMPTS),
+      most,
+      0 if is_ring else num_pages,
+    )
     V = self._padded_vocab()
     zeros = lambda dtype: jnp.zeros((num_rows, V), dtype)
-    block = -(-self._most // (MAX_BLOCKS * SLOTS)) * SLOTS
+    block = -(-most // (MAX_BLOCKS * SLOTS)) * SLOTS
     self.state = State(
-      cache_lib.split(model.init_cache(num_rows, self._most), block),
+      cache_lib.split(model.init_cache(num_rows, most), block),
       zeros(jnp.float32),
       zeros(jnp.int32),
       zeros(jnp.float32),
     )
     self.lengths_R = np.zeros(num_rows, np.int32)
     self.is_held_R = np.zeros(num_rows, bool)
-    self._no_bias_V = jnp.zeros(V)
     self.mask_RW = np.full((num_rows, -(-V // 32)), 2**32 - 1, np.uint32)
     self.draws = init_draws(num_rows)
-
-  @property
-  def _most(self) -> int:
-    return -(-self.model.config.max_len // SLOTS) * SLOTS
 
   def _padded_vocab(self) -> int:
     """Returns V of the logits, which may be above the config's."""
@@ -278,55 +236,57 @@ class Rows:
     )
     return found.shape[-1]
 
-  def _slots_for(self, length: int) -> int:
-    """Returns the slots of a prompt's cache, of few lengths."""
-    size = self._least
-    while size < length:
-      size *= 2
-    return min(size, self._most)
+  @property
+  def pages(self):
+    return self.prefill.pages
 
-  def start(self, ids: np.ndarray) -> Prompt:
-    """Returns a prompt of which nothing is read but what is stored."""
-    cache, num_read = _empty(self.model, self._slots_for(len(ids))), 0
-    if self.pages is not None:
-      cache, num_read = self.pages.load(cache, ids)
-    prompt = Prompt(np.asarray(ids, np.int32), cache, num_read)
+  def warm_up(self) -> None:
+    """Compiles all programs, while no row holds a text."""
+    for each in [self] if self.drafter is None else [self, self.drafter.rows]:
+      each.prefill.warm_up()
+    prompt = self.start(np.zeros(1, np.int32))
+    self.read([prompt])
+    self.join(0, prompt, Settings(Sampling(temperature=0.0)))
+    self.drop(prompt)
+    self.step()
+    self.leave(0)
+
+  def start(self, ids: Sequence[int] | np.ndarray) -> Prompt:
+    """Returns a prompt of which nothing is read but what is stored.
+
+    There must be a free place, prefill.num_free; `drop` frees it.
+    """
+    prompt = self.prefill.start(ids)
     if self.drafter is not None:
       prompt.own = self.drafter.rows.start(ids)
     return prompt
 
-  def read(self, prompt: Prompt) -> None:
-    """Reads the next chunk of a prompt."""
-    start = prompt.num_read
-    own = prompt.ids[start : start + CHUNK]
-    tokens_1C = np.zeros((1, CHUNK), np.int32)
-    tokens_1C[0, : len(own)] = own
-    prompt.cache, prompt.logits_1V = _read(
-      self.params,
-      prompt.cache,
-      tokens_1C,
-      np.array([start], np.int32),
-      np.array([len(own) - 1], np.int32),
-      model=self.model,
-      is_last=start + len(own) == len(prompt.ids),
-    )
-    prompt.num_read += len(own)
+  def read(self, prompts: Sequence[Prompt]) -> None:
+    """Reads the next chunk of each of the prompts, which are not read."""
+    self.prefill.read(prompts)
     if self.drafter is not None:
-      self.drafter.read(prompt.own, prompt.num_read)
-    if prompt.is_read and self.pages is not None:
-      self.pages.store(prompt.cache, prompt.ids)
+      self.drafter.read(prompts)
+
+  def drop(self, prompt: Prompt) -> None:
+    """Frees the place of a prompt, which no further row will join."""
+    self.prefill.drop(prompt)
+    if self.drafter is not None:
+      self.drafter.rows.drop(prompt.own)
 
   def join(self, row: int, prompt: Prompt, settings: Settings) -> None:
     """Lets a prompt that is read be continued in a free row."""
     assert prompt.is_read and not self.is_held_R[row]
     self.is_held_R[row], self.lengths_R[row] = True, len(prompt.ids)
-    bias_V = self._no_bias_V
-    if settings.bias:
-      ids = np.array(list(settings.bias), np.int32)
-      values = np.array(list(settings.bias.values()), np.float32)
-      bias_V = bias_V.at[ids].set(values)
+    bias_V = np.zeros(self.state.bias_RV.shape[1], np.float32)
+    bias_V[list(settings.bias)] = list(settings.bias.values())
     self.state = _join(
-      self.state, np.int32(row), prompt.cache, prompt.logits_1V, bias_V
+      self.state,
+      np.int32(row),
+      self.prefill.cache,
+      np.int32(prompt.place),
+      np.int32(len(prompt.ids)),
+      prompt.logits_PV,
+      bias_V,
     )
     self.draws.put(row, settings)
     if self.drafter is not None:
@@ -427,11 +387,14 @@ def generate(
       f"the model's {model.config.max_len} positions; shorten either"
     )
   rows = Rows(model, params, num_rows, vocab_size)
-  for row, ids in enumerate(prompts):
-    prompt = rows.start(np.asarray(ids, np.int32))
-    while not prompt.is_read:
-      rows.read(prompt)
-    rows.join(row, prompt, Settings(sampling, seed, row))
+  size = rows.prefill.num_places
+  for first in range(0, len(prompts), size):
+    own = [rows.start(ids) for ids in prompts[first : first + size]]
+    while unread := [prompt for prompt in own if not prompt.is_read]:
+      rows.read(unread)
+    for row, prompt in enumerate(own, first):
+      rows.join(row, prompt, Settings(sampling, seed, row))
+      rows.drop(prompt)
   for _ in range(num_tokens):
     ids_B1 = rows.step().ids_RT[: len(prompts)]
     generation.check_finite(bool((ids_B1 >= 0).all()))

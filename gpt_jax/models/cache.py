@@ -116,10 +116,19 @@ def join_source(own: tuple, source, segments_BS) -> tuple:
 
 
 def _write(cache_BKSH, new_BKTH, start_B):
+  """Returns the cache with new tokens; where a row's do not fit, without them.
+
+  dynamic_update_slice would write these over the last slots.
+  """
   if isinstance(cache_BKSH, list):
     return _write_blocks(cache_BKSH, new_BKTH, start_B)
-  write = lambda row, new, start: jax.lax.dynamic_update_slice(
-    row, new.astype(row.dtype), (0, start, 0)
+  window = jax.lax.ScatterDimensionNumbers((0, 1, 2), (), (1,))
+  write = lambda row_KSH, new_KTH, start: jax.lax.scatter(
+    row_KSH,
+    start[None],
+    new_KTH.astype(row_KSH.dtype),
+    window,
+    mode=jax.lax.GatherScatterMode.FILL_OR_DROP,
   )
   return jax.vmap(write)(cache_BKSH, new_BKTH, start_B)
 

@@ -21,7 +21,7 @@ from gpt_jax.inference.rows import Rows
 from gpt_jax.models.attend import SLOTS
 
 # As the other tests of rows, so that programs are compiled once.
-LIMIT, V = 256, 257
+LIMIT, V, NUM_ROWS = 256, 257, 8
 DRAFTS = 3
 GREEDY = Settings(Sampling(temperature=0.0))
 
@@ -34,7 +34,7 @@ def made():
 
 @pytest.fixture(scope="module")
 def held(made):
-  return Rows(*made, num_rows=4, vocab_size=V)
+  return Rows(*made, num_rows=NUM_ROWS, vocab_size=V)
 
 
 def prompt_of(seed: int, length: int):
@@ -44,8 +44,9 @@ def prompt_of(seed: int, length: int):
 def join(held, row: int, ids, settings=GREEDY):
   prompt = held.start(ids)
   while not prompt.is_read:
-    held.read(prompt)
+    held.read([prompt])
   held.join(row, prompt, settings)
+  held.drop(prompt)
 
 
 def follow(held, row: int, count: int):
@@ -73,6 +74,53 @@ def test_a_row_has_the_same_bits_alone_and_in_any_company(held):
       held.leave(other)
     assert found[0] == alone[0]
     np.testing.assert_array_equal(found[1], alone[1])
+
+
+def read(held, *prompts):
+  """Returns prompts that were read together; each must be dropped."""
+  found = [held.start(ids) for ids in prompts]
+  while unread := [prompt for prompt in found if not prompt.is_read]:
+    held.read(unread)
+  return found
+
+
+def kept(held, prompt):
+  """Returns (logits, keys and values) of a prompt, which is then dropped."""
+  logits_V = np.asarray(prompt.logits_PV[prompt.place])
+  cache = [
+    np.asarray(x[prompt.place, :, : len(prompt.ids)])
+    for layer in held.prefill.cache
+    for x in layer
+  ]
+  held.drop(prompt)
+  return [logits_V, *cache]
+
+
+def test_a_prompt_has_the_same_bits_alone_and_read_with_others(held):
+  assert held.prefill.num_places == 2
+  for length in (1, 45, 64):
+    ids = prompt_of(length, length)
+    wanted = kept(held, *read(held, ids))
+    for other in (3, 64, 200):
+      for is_first in (True, False):
+        order = [ids, prompt_of(other, other)][:: 1 if is_first else -1]
+        both = read(held, *order)
+        own = both.pop(0 if is_first else 1)
+        for found, each in zip(kept(held, own), wanted, strict=True):
+          np.testing.assert_array_equal(found, each)
+        held.drop(both[0])
+  assert held.prefill.num_free == 2
+
+
+@pytest.mark.parametrize("length", [1, 40, LIMIT - 3])
+def test_a_prompt_that_waits_is_not_changed_by_the_next(made, held, length):
+  ids = prompt_of(length, length)
+  wanted = kept(held, *read(held, ids))
+  (prompt,) = read(held, ids)
+  held.drop(*read(held, prompt_of(5, 70)))
+  held.drop(*read(held, prompt_of(6, 70)))
+  for found, each in zip(kept(held, prompt), wanted, strict=True):
+    np.testing.assert_array_equal(found, each)
 
 
 @functools.cache
@@ -112,7 +160,7 @@ def test_a_row_is_the_argmax_of_full_forward_passes(made, held):
   ids=str,
 )
 def test_each_row_draws_as_generation_does(held, sampling):
-  rng, R = np.random.default_rng(3), 4
+  rng, R = np.random.default_rng(3), NUM_ROWS
   logits_RV = jnp.asarray(rng.normal(0, 2, (R, V + 7)).astype(np.float32))
   keys_R = generation.row_keys(jax.random.key(5), 11, R)
   wanted_R = generation.sample(logits_RV, keys_R, sampling, V)
@@ -142,7 +190,7 @@ def test_generating_in_rows_gives_what_a_row_gives(made, held):
   join(held, 2, ids)
   wanted, _ = follow(held, 2, 10)
   run = *made, [ids, ids[:5]], 10, Sampling(0.0), 0, V
-  found = np.concatenate(list(rows.generate(*run, num_rows=4)), axis=1)
+  found = np.concatenate(list(rows.generate(*run, num_rows=NUM_ROWS)), axis=1)
   assert found[0].tolist() == wanted
   with pytest.raises(InputError, match="2 prompts and 1 rows"):
     next(rows.generate(*run, num_rows=1))
@@ -258,10 +306,13 @@ def test_a_model_of_windows_writes_the_same_in_rows():
     max_len=96,
     vocab_size=V,
   )
-  held = Rows(*made, num_rows=2, vocab_size=V)
+  held = Rows(*made, num_rows=NUM_ROWS, vocab_size=V)
   for length in (5, 40):
     ids = prompt_of(length, length)
-    join(held, 1, ids)
+    (prompt,) = read(held, ids)
+    held.drop(*read(held, prompt_of(7, 50)))  # beside one that waits
+    held.join(1, prompt, GREEDY)
+    held.drop(prompt)
     assert follow(held, 1, 20)[0] == by_full_passes(made, ids, 20)
 
 
@@ -282,7 +333,7 @@ def test_rows_on_a_mesh_write_the_same(made, sizes):
     jax.devices()[: math.prod(sizes.values())],
   )
   with jax.set_mesh(mesh):
-    held = Rows(*made, num_rows=4, vocab_size=V, num_pages=4)
+    held = Rows(*made, num_rows=NUM_ROWS, vocab_size=V, num_pages=4)
     ids = prompt_of(14, 40)
     for row in (1, 3):  # the second from pages
       join(held, row, ids)

@@ -37,11 +37,17 @@ def build(large, small, num_rows: int) -> Rows:
   return Rows(*large, num_rows, V, num_drafts=DRAFTS, drafter=drafter)
 
 
-def join(held, row: int, ids, settings) -> None:
+def read(held, ids):
   prompt = held.start(np.array(ids, np.int32))
   while not prompt.is_read:
-    held.read(prompt)
+    held.read([prompt])
+  return prompt
+
+
+def join(held, row: int, ids, settings) -> None:
+  prompt = read(held, ids)
   held.join(row, prompt, settings)
+  held.drop(prompt)
 
 
 def write(held, row: int, ids, settings, count: int):
@@ -125,8 +131,9 @@ def test_drafts_leave_the_distribution_as_it_is(large, small, who):
   num_rows, temperature = 500, 0.8
   held = build(large, small if who == "small model" else None, num_rows)
   settings = Settings(Sampling(temperature))
+  prompt = read(held, PROMPT)
   for row in range(num_rows):
-    join(held, row, PROMPT, settings)
+    held.join(row, prompt, settings)
   rows = [held] if held.drafter is None else [held, held.drafter.rows]
   states = [jax.tree.map(jnp.copy, each.state) for each in rows]
   counts, num_taken = np.zeros((V, V, V)), 0

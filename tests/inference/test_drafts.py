@@ -23,8 +23,9 @@ def held():
 def join(held, row, ids, settings):
   prompt = held.start(np.array(ids, np.int32))
   while not prompt.is_read:
-    held.read(prompt)
+    held.read([prompt])
   held.join(row, prompt, settings)
+  held.drop(prompt)
   return prompt
 
 

@@ -1,9 +1,9 @@
 """The engine: one thread that reads prompts and draws tokens, row by row.
 
 Requests wait in order of arrival. At every turn a free row takes the next of
-them, a chunk of one prompt is read, and one step draws a token in every row
-that holds a text; so a request joins while others are being answered, and its
-row is free at the turn after its last token.
+them, a chunk of several prompts is read, and one step draws a token in every
+row that holds a text; so a request joins while others are being answered, and
+its row is free at the turn after its last token.
 
 A step begins before the tokens of the one before it are made text and sent, so
 that neither waits for the other. What it draws for a text that has ended at
@@ -20,17 +20,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 
-from gpt_jax.deploy.serve.jobs import WAITING, Event, Job, Token
+from gpt_jax.deploy.serve.jobs import WAITING, Event, Job, Reading, Token
 from gpt_jax.deploy.serve.metrics import Histogram
 from gpt_jax.inference.drafts import Lookup
-from gpt_jax.inference.drawing import Drawn, Settings
-
-# A step of this many rows takes as long as a chunk of a prompt (serving.md):
-# with more chunks between two steps, a token would wait longer for prompts than
-# for its own step.
-ROWS_PER_CHUNK = 16
+from gpt_jax.inference.drawing import Drawn
 
 
 class NoRows:
@@ -153,18 +147,8 @@ class Engine:
 
   def _warm_up(self) -> None:
     """Compiles what the first requests run."""
-    if not self.num_rows:
-      return
-    prompt = self.rows.start(np.ones(1, np.int32))
-    self.rows.read(prompt)
-    self.rows.join(0, prompt, self._no_settings())
-    self.rows.step()
-    self.rows.leave(0)
-
-  def _no_settings(self) -> Settings:
-    from gpt_jax.inference.generation import Sampling
-
-    return Settings(Sampling(temperature=0.0))
+    if self.num_rows:
+      self.rows.warm_up()
 
   def _turn(self) -> bool:
     """Does what is next; returns whether to go on."""
@@ -206,11 +190,41 @@ class Engine:
       self._active.append(job)
 
   def _read(self) -> None:
-    """Reads chunks of the prompts that wait to join."""
-    num_unread = len(self._active) - len(self._writing())
-    most = max(1, self.rows.num_rows // ROWS_PER_CHUNK)
-    for _ in range(min(most, num_unread)):
-      self._read_chunk()
+    """Reads a chunk of the prompts that come first; lets texts join."""
+    rows, readings = self.rows, []
+    unread = [job for job in self._active if not rows.is_held_R[job.row]]
+    for reading in dict.fromkeys(job.reading for job in unread):
+      if reading.prompt is None:
+        if not rows.prefill.num_free:
+          break
+        self._start(reading)
+      readings.append(reading)
+    prompts = [each.prompt for each in readings if not each.prompt.is_read]
+    if prompts:
+      rows.read(prompts)
+    for job in unread:
+      if job.reading.prompt is not None and job.reading.prompt.is_read:
+        self._join(job)
+
+  def _start(self, reading: Reading) -> None:
+    reading.prompt = self.rows.start(reading.ids)
+    reading.num_reused = reading.prompt.num_read
+    self.counts["reused_tokens"] += reading.num_reused
+    self.counts["prompt_tokens"] += len(reading.ids)
+
+  def _join(self, job: Job) -> None:
+    self.rows.join(job.row, job.reading.prompt, job.settings)
+    self._let_go(job.reading)
+    is_guessed = self.rows.num_drafts and self.rows.drafter is None
+    if is_guessed and job.matcher is None:
+      job.lookup = Lookup(job.reading.ids.tolist())
+
+  def _let_go(self, reading: Reading) -> None:
+    """Of a job that has joined or ended: the last of them frees the place."""
+    reading.num_waiting -= 1
+    if not reading.num_waiting and reading.prompt is not None:
+      self.rows.drop(reading.prompt)
+      reading.prompt = None
 
   def _writing(self) -> list[Job]:
     """Returns the jobs whose prompts are read."""
@@ -230,30 +244,6 @@ class Engine:
       return self._num_gathered <= self.num_rows
     self._num_gathered = 0
     return False
-
-  def _read_chunk(self) -> None:
-    """Reads a chunk of the first prompt that is not whole; lets it join."""
-    rows = self.rows
-    for job in self._active:
-      if rows.is_held_R[job.row]:
-        continue
-      reading = job.reading
-      if reading.prompt is None:
-        reading.prompt = rows.start(reading.ids)
-        reading.num_reused = reading.prompt.num_read
-        self.counts["reused_tokens"] += reading.num_reused
-        self.counts["prompt_tokens"] += len(reading.ids)
-      if not reading.prompt.is_read:
-        rows.read(reading.prompt)
-      if reading.prompt.is_read:
-        rows.join(job.row, reading.prompt, job.settings)
-        reading.num_waiting -= 1
-        if not reading.num_waiting:
-          reading.prompt = None
-        is_guessed = rows.num_drafts and rows.drafter is None
-        if is_guessed and job.matcher is None:
-          job.lookup = Lookup(reading.ids.tolist())
-      return
 
   def _step(self) -> None:
     """Begins a step, and takes the tokens of the one before it."""
@@ -346,8 +336,10 @@ class Engine:
     job.has_ended = True
     if job in self._active:
       self._active.remove(job)
-      if self.rows.is_held_R[job.row]:
-        self.rows.leave(job.row)
+    if job.row != WAITING and self.rows.is_held_R[job.row]:
+      self.rows.leave(job.row)
+    else:
+      self._let_go(job.reading)
     self.counts[f"jobs_{how}"] += 1
     job.tell(Event(job.speech.take(is_last=True), token, how))
 
@@ -357,9 +349,12 @@ class Engine:
     self._begun = None
     for job in list(self._active):
       self._active.remove(job)
-      job.reading.prompt = None  # its arrays may be gone
       job.tell(Event("", None, "error"))
       self.counts["jobs_error"] += 1
+    # Choices that wait for a row: the place of their prompt is gone.
+    left = collections.Counter(job.reading for job in self._waiting)
+    for reading, count in left.items():
+      reading.num_waiting, reading.prompt = count, None
     self.rows = self._make_rows()
 
 

@@ -10,7 +10,7 @@ from gpt_jax.deploy.serve.grammar import Matcher
 from gpt_jax.deploy.serve.speech import Speech
 from gpt_jax.inference.drafts import Lookup
 from gpt_jax.inference.drawing import Settings
-from gpt_jax.inference.rows import Prompt
+from gpt_jax.inference.prefill import Prompt
 
 # In place of a row.
 WAITING = -1
@@ -49,8 +49,8 @@ class Reading:
 
   Attributes:
     ids: int32.
-    num_waiting: choices that have not joined yet.
-    prompt: rows.Prompt from when reading begins to when all have joined.
+    num_waiting: choices that have neither joined a row nor ended.
+    prompt: prefill.Prompt from when reading begins to when there are none.
     num_reused: tokens that were not read, as their keys and values were stored.
   """
 

@@ -29,7 +29,7 @@ from gpt_jax.deploy.serve.tasks import Tasks
 from gpt_jax.inference import embedding
 from gpt_jax.inference.rows import Rows
 
-NUM_ROWS, MAX_LEN, WAITING, NUM_PAGES = 4, 256, 64, 16
+NUM_ROWS, MAX_LEN, WAITING, NUM_PAGES = 8, 256, 64, 16
 
 
 class Running:

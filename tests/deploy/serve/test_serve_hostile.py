@@ -199,7 +199,7 @@ def test_a_slow_head_is_given_up(running, pieces):
 def test_a_long_answer_is_not_given_up(running, client, monkeypatch, headers):
   """The control: the bound is on a request's head alone."""
   read = running.engine.rows.read
-  slow = lambda prompt: (time.sleep(2.3), read(prompt))
+  slow = lambda prompts: (time.sleep(2.3), read(prompts))
   monkeypatch.setattr(running.engine.rows, "read", slow)
   done = client.completions.create(
     model="tiny", prompt="abc", max_tokens=3, extra_headers=headers
@@ -313,6 +313,8 @@ def test_clients_that_leave_leave_nothing_behind(running, count):
   gc.collect()
   assert not engine.rows.is_held_R.any() and not engine.rows.lengths_R.any()
   assert 0 < engine.num_pages <= 16  # num_held checks that no page is lost
+  prefill = engine.rows.prefill
+  assert prefill.num_free == prefill.num_places
   assert engine.counts["jobs_cancelled"] > count // 20
   grown = resident_bytes() - before
   assert grown < 30e6, f"{grown / 1e6:.1f} MB"

@@ -17,7 +17,7 @@ from gpt_jax.inference.generation import Sampling
 GREEDY = dict(model="tiny", temperature=0)
 
 
-def written(running, prompt: str, num_tokens: int, *, num_rows=4, **sampling):
+def written(running, prompt: str, num_tokens: int, **sampling):
   """Returns what generate writes in as many rows."""
   (text,) = texts.generate_text(
     running.model,
@@ -26,7 +26,7 @@ def written(running, prompt: str, num_tokens: int, *, num_rows=4, **sampling):
     [prompt],
     num_tokens,
     Sampling(**({"temperature": 0.0} | sampling)),
-    num_rows=num_rows,
+    num_rows=running.engine.num_rows,
   )
   return text
 
@@ -55,14 +55,14 @@ def test_texts_of_random_arrivals_are_those_of_generate(running, client):
     rows.generate(
       running.model,
       running.params,
-      ids[first : first + 4],
-      max(lengths[first : first + 4]),
+      ids[first : first + 8],
+      max(lengths[first : first + 8]),
       Sampling(0.0),
       0,
       257,
-      4,
+      8,
     )
-    for first in range(0, 64, 4)
+    for first in range(0, 64, 8)
   ]
   drawn = [row for group in loop for row in np.concatenate(list(group), axis=1)]
   wanted = [
@@ -103,7 +103,7 @@ def test_several_prompts_and_choices_come_in_order(running, client):
       9,
       Sampling(0.8),
       seed=4,
-      num_rows=4,
+      num_rows=running.engine.num_rows,
     )
     assert [c.text for c in done.choices[2 * i : 2 * i + 2]] == wanted
     assert wanted[0] != wanted[1]
@@ -437,7 +437,7 @@ def test_metrics_say_what_was_done(running, client):
   assert grown['gpt_jax_texts_total{end="length"}'] == 1
   assert grown["gpt_jax_first_token_seconds_count"] == 1
   assert grown['gpt_jax_request_seconds_bucket{le="+Inf"}'] == 2
-  assert after["gpt_jax_rows"] == 4 and after["gpt_jax_waiting"] == 0
+  assert after["gpt_jax_rows"] == 8 and after["gpt_jax_waiting"] == 0
 
 
 def test_the_page_loads_nothing_from_elsewhere(running):
