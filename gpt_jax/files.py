@@ -324,18 +324,36 @@ def write_bytes(path: str, data: bytes) -> None:
   Raises:
     OSError: with `path` as its filename.
   """
+  try:
+    with new_file(path, "wb") as file:
+      file.write(data)
+  except OSError as error:
+    error.filename, error.filename2 = path, None
+    raise
+
+
+@contextlib.contextmanager
+def new_file(path: str, mode: str = "w"):
+  """Opens a file to write; it appears under its name when it is whole.
+
+  Its folder is made.
+
+  Raises:
+    OSError: the file's own with `path` as its filename, others as they are.
+  """
   temporary = f"{path}.{os.getpid()}.tmp"
+  encoding = None if "b" in mode else "utf-8"
   try:
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    with open(temporary, "wb") as file:
-      file.write(data)
+    with open(temporary, mode, encoding=encoding) as file:
+      yield file
       file.flush()
       os.fsync(file.fileno())
     os.replace(temporary, path)
   except BaseException as error:
     with contextlib.suppress(OSError):
       os.remove(temporary)
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and error.filename == temporary:
       error.filename, error.filename2 = path, None
     raise
 

@@ -22,7 +22,7 @@ from gpt_jax.data import (
   order,
   preferences,
 )
-from gpt_jax.data.pairs import describe_left_out, pair_rows
+from gpt_jax.data.pairs import pair_rows
 from gpt_jax.data.prepare import PreparedData, weigh
 from gpt_jax.data.shards import TokenSet, check_length
 from gpt_jax.machine import runtime
@@ -242,11 +242,14 @@ def check_set(token_set: TokenSet, seq_len: int, layout: Any) -> str | None:
     return None
   if isinstance(layout, examples.Layout):
     return examples.describe_cut(token_set, layout)
-  if isinstance(layout, chats.Layout):
-    return chats.describe_left_out(token_set, layout)
-  if isinstance(layout, preferences.Layout):
-    return preferences.describe_left_out(token_set, layout)
-  return describe_left_out(token_set, layout)
+  rows = _rows_of(token_set, layout, None)
+  if rows.num_kept == rows.num_all:
+    return None
+  return (
+    f"{rows.num_all - rows.num_kept:,} of {rows.num_all:,} {rows.NAME} of "
+    f"{token_set.name} are longer than a row and left out; raise {rows.KEYS} "
+    "to read them"
+  )
 
 
 def _limit(total: int, batch_size: int, max_batches: int | None) -> int:

@@ -6,7 +6,7 @@ a row is left out, and counted.
 """
 
 import functools
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
@@ -39,11 +39,15 @@ class ChatRows:
   Attributes:
     num_rows: their number, which is that of an epoch.
     num_all: dialogues of the set, those that are longer than a row included.
-    chats: the others, in the order of rows: int64 numbers within the set.
+    num_kept: the others.
+    chats: these, in the order of rows: int64 numbers within the set.
 
   Raises:
     InputError: the set has no mask, or no dialogue is short enough.
   """
+
+  NAME: ClassVar = "chats"
+  KEYS: ClassVar = "data.seq_len"
 
   def __init__(self, token_set: TokenSet, layout: Layout, seed: int | None):
     mask = token_set.read_mask()
@@ -66,6 +70,7 @@ class ChatRows:
       )
     limits = np.array([layout.seq_len])
     self.chats, self._rows = arrange(sizes, limits, layout.is_packed, seed)
+    self.num_kept = len(self.chats)
 
   @property
   def num_rows(self) -> int:
@@ -113,19 +118,3 @@ class ChatRows:
 def chat_rows(token_set: TokenSet, layout: Layout, seed: int | None):
   """Returns ChatRows of its arguments, the same for the same ones."""
   return ChatRows(token_set, layout, seed)
-
-
-def describe_left_out(token_set: TokenSet, layout: Layout) -> str | None:
-  """Returns a sentence on dialogues longer than a row, None for none.
-
-  Raises:
-    InputError: as ChatRows.
-  """
-  rows = chat_rows(token_set, layout, None)
-  left_out = rows.num_all - len(rows.chats)
-  if not left_out:
-    return None
-  return (
-    f"{left_out:,} of {rows.num_all:,} chats of {token_set.name} are longer "
-    "than a row and left out; raise data.seq_len to read them"
-  )

@@ -13,7 +13,7 @@ order is order.py's: a function of (seed, step), like that of windows.
 """
 
 import functools
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
@@ -61,11 +61,16 @@ class PairRows:
   Attributes:
     num_rows: their number, which is that of an epoch.
     num_all: pairs of the set, those that are longer than a row included.
-    pairs: the others, in the order of rows: int64 numbers within the set.
+    num_kept: the others.
+    pairs: these, in the order of rows: int64 numbers within the set.
 
   Raises:
     InputError: the set holds no pairs, or none is short enough.
   """
+
+  # What errors call its examples, and the keys that make room for them.
+  NAME: ClassVar = "pairs"
+  KEYS: ClassVar = "data.seq_len, and data.source_len where it is set,"
 
   def __init__(self, token_set: TokenSet, layout: Layout, seed: int | None):
     if not token_set.is_paired:
@@ -92,6 +97,7 @@ class PairRows:
     self.num_all = len(fits)
     found = arrange(sizes, np.array(limits), layout.is_packed, seed)
     self.pairs, self._rows = found
+    self.num_kept = len(self.pairs)
 
   @property
   def num_rows(self) -> int:
@@ -210,23 +216,6 @@ class SourceTokenizer:
 def pair_rows(token_set: TokenSet, layout: Layout, seed: int | None):
   """Returns PairRows of its arguments, the same for the same ones."""
   return PairRows(token_set, layout, seed)
-
-
-def describe_left_out(token_set: TokenSet, layout: Layout) -> str | None:
-  """Returns a sentence on pairs that are longer than a row, None for none.
-
-  Raises:
-    InputError: as PairRows.
-  """
-  rows = pair_rows(token_set, layout, None)
-  left_out = rows.num_all - len(rows.pairs)
-  if not left_out:
-    return None
-  return (
-    f"{left_out:,} of {rows.num_all:,} pairs of {token_set.name} are longer "
-    "than a row and left out; raise data.seq_len, and data.source_len where it "
-    "is set, to read them"
-  )
 
 
 def arrange(

@@ -13,7 +13,7 @@ import collections
 import functools
 import itertools
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -131,7 +131,7 @@ class PreferenceRows:
     seed: of the order of rows; None for the set's.
 
   Attributes:
-    num_rows: their number, which is that of an epoch.
+    num_rows, num_kept: their number, which is that of an epoch.
     num_all: preferences of the set, those that are too long included.
     pairs: the others, in the order of rows: int64 numbers within the set.
 
@@ -139,6 +139,9 @@ class PreferenceRows:
     InputError: the set has no preferences of this kind, or none is short
       enough.
   """
+
+  NAME: ClassVar = "preferences"
+  KEYS: ClassVar = "data.seq_len"
 
   def __init__(self, token_set: TokenSet, layout: Layout, seed: int | None):
     mask = token_set.read_mask()
@@ -167,7 +170,7 @@ class PreferenceRows:
       )
     limits = np.array([layout.seq_len])
     self.pairs, _ = arrange(sizes, limits, False, seed)
-    self.num_rows = len(self.pairs)
+    self.num_rows = self.num_kept = len(self.pairs)
 
   def _find_sizes(self, lengths: np.ndarray) -> np.ndarray:
     """Returns the tokens of each row, (rows, 1)."""
@@ -254,19 +257,3 @@ class PreferenceRows:
 def preference_rows(token_set: TokenSet, layout: Layout, seed: int | None):
   """Returns PreferenceRows of its arguments, the same for the same ones."""
   return PreferenceRows(token_set, layout, seed)
-
-
-def describe_left_out(token_set: TokenSet, layout: Layout) -> str | None:
-  """Returns a sentence on rows that are too long, None for none.
-
-  Raises:
-    InputError: as PreferenceRows.
-  """
-  rows = preference_rows(token_set, layout, None)
-  left_out = rows.num_all - rows.num_rows
-  if not left_out:
-    return None
-  return (
-    f"{left_out:,} of {rows.num_all:,} preferences of {token_set.name} are "
-    "longer than a row and left out; raise data.seq_len to read them"
-  )

@@ -292,38 +292,20 @@ def _write_labelled(
   folder: str, part: Part, encoder: Tokenizer, say, key, labels: Labels
 ) -> dict:
   """As _write_splits, of texts with labels, which lie in files beside."""
-  dtype = manifest_lib.dtype_of(encoder.vocab_size)
-  with Progress("reading", [part.source], say) as progress:
-    part.survey(progress.add)
-  separator_id, sides = encoder.separator_id, []
-  writers = {
-    s: SplitWriter(folder, s, dtype, separator_id, key) for s in SPLITS
-  }
+  has_separators = encoder.separator_id is not None
   beside = {
-    s: LabelWriter(folder, s, labels, separator_id is not None, key)
-    for s in SPLITS
+    s: LabelWriter(folder, s, labels, has_separators, key) for s in SPLITS
   }
 
-  def examples():
-    for split, example in part.examples():
-      sides.append(split)
-      yield example
-
-  with Progress("encoding", [part.source], say) as progress:
-    encoded = encode(examples(), encoder, labels)
-    for i, (example, ids, value) in enumerate(encoded):
-      text = "".join(example.texts)
+  def encoded(examples):
+    for example, ids, value in encode(examples, encoder, labels):
       if example.label is None:
         parse(labels.kind, example)  # which raises the sentence
-      writers[sides[i]].write(ids, count_bytes(text), True)
-      beside[sides[i]].write(value)
-      progress.add(text)
-  splits = {
-    split: writer.finish() | {"labels": beside[split].finish()}
-    for split, writer in writers.items()
-  }
-  _require_text(part, splits)
-  return splits
+      yield [("".join(example.texts), ids, value)]
+
+  return _write_beside(
+    folder, part, encoder, say, key, "labels", beside, encoded
+  )
 
 
 def _write_masked(
@@ -333,6 +315,22 @@ def _write_masked(
 
   A preference is several documents, a dialogue for each answer.
   """
+  masks = {s: SideWriter(folder, f"{s}.mask.bin", key) for s in SPLITS}
+  encoded = lambda examples: _encode_masked(part, examples, encoder)
+  return _write_beside(folder, part, encoder, say, key, "mask", masks, encoded)
+
+
+def _write_beside(
+  folder: str, part: Part, encoder: Tokenizer, say, key, name, beside, encoded
+) -> dict:
+  """Encodes examples into shards, and what each has into files beside them.
+
+  Args:
+    name: of these files in an entry of the manifest.
+    beside: {split: their writer}.
+    encoded: of examples, an iterator over [(text, ids, what lies beside)] of
+      the documents of each.
+  """
   dtype = manifest_lib.dtype_of(encoder.vocab_size)
   with Progress("reading", [part.source], say) as progress:
     part.survey(progress.add)
@@ -340,8 +338,6 @@ def _write_masked(
   writers = {
     s: SplitWriter(folder, s, dtype, separator_id, key) for s in SPLITS
   }
-  masks = {s: SideWriter(folder, f"{s}.mask.bin", key) for s in SPLITS}
-  before = np.zeros(int(separator_id is not None), np.uint8)
 
   def examples():
     for split, example in part.examples():
@@ -349,14 +345,13 @@ def _write_masked(
       yield example
 
   with Progress("encoding", [part.source], say) as progress:
-    encoded = _encode_masked(part, examples(), encoder)
-    for i, documents in enumerate(encoded):
-      for text, ids, mask in documents:
+    for i, documents in enumerate(encoded(examples())):
+      for text, ids, value in documents:
         writers[sides[i]].write(ids, count_bytes(text), True)
-        masks[sides[i]].write(np.append(before, mask))
+        beside[sides[i]].write(value)
         progress.add(text)
   splits = {
-    split: writer.finish() | {"mask": masks[split].finish()}
+    split: writer.finish() | {name: beside[split].finish()}
     for split, writer in writers.items()
   }
   _require_text(part, splits)
@@ -364,19 +359,21 @@ def _write_masked(
 
 
 def _encode_masked(part: Part, examples, encoder: Tokenizer):
-  """Yields [(text, ids, mask)] of the documents of each example."""
+  """Yields [(text, ids, mask, also of a separator)] of each example."""
   assert part.template is not None
+  of_separator = np.zeros(int(encoder.separator_id is not None), np.uint8)
+  whole = lambda mask: np.append(of_separator, mask)
   join = lambda messages: "".join(message.content for message in messages)
   if isinstance(part.source, PreferenceSource):
     found = preferences.encode(examples, part.template, encoder)
     for one, answers in found:
       texts = [join((*one.prompt, *answer)) for answer in one.answers]
       both = zip(texts, answers, strict=True)
-      yield [(text, *answer) for text, answer in both]
+      yield [(text, ids, whole(mask)) for text, (ids, mask) in both]
     return
   chats = build_encoder(part.template, encoder)
   for chat, ids, mask in chats.encode_batch(examples):
-    yield [(join(chat.messages), ids, mask)]
+    yield [(join(chat.messages), ids, whole(mask))]
 
 
 def _write_manifest(

@@ -22,6 +22,8 @@ GROUPS = (64, 32)
 # With more rows a CPU dequantizes the matrix first: with one scale for each
 # output, and with groups.
 MANY_ROWS, MANY_ROWS_GROUPED = 256, 16
+# The integers of a format. Those of int8 are symmetric about 0.
+LIMITS = {4: (-8, 7), 8: (-127, 127)}
 # Factors tried on the scale of a group's largest weight; the one of least
 # squared error is taken.
 SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8)
@@ -91,7 +93,7 @@ def pack(
 ) -> Quantized:
   """Returns a Quantized of integers, of which in int4 two share a byte."""
   if num_bits == 4:
-    low, high = jnp.split(values_GFC, 2, axis=1)
+    low, high = jnp.split(values_GFC, 2, axis=-2)
     values_GFC = (high << 4) | (low + 8)
   values_GFC = values_GFC.astype(jnp.int8)
   return Quantized(values_GFC, scale_GF, outs, num_bits, platform, is_frozen)
@@ -103,15 +105,11 @@ def fuse(ws: list[Quantized]) -> Quantized:
   Leading dims of their arrays (layers) are the same.
   """
   first = ws[0]
-  numbers = [jnp.concatenate(_numbers(w), axis=-2) for w in ws]
-  values = jnp.concatenate(numbers, axis=-2)
+  values = jnp.concatenate([integers(w) for w in ws], axis=-2)
   scale = jnp.concatenate([w.scale_GF for w in ws], axis=-1)
-  if first.num_bits == 4:
-    low, high = jnp.split(values, 2, axis=-2)
-    values = (high << 4) | (low + 8)
-  return first.replace(
-    values_GFC=values, scale_GF=scale, outs=(scale.shape[-1],)
-  )
+  outs = (scale.shape[-1],)
+  rest = first.num_bits, first.platform, first.is_frozen
+  return pack(values, scale, outs, *rest)
 
 
 def restore(w: Quantized, role: str, shape) -> jax.Array:
@@ -123,8 +121,13 @@ def restore(w: Quantized, role: str, shape) -> jax.Array:
 def by_outputs(w: Quantized) -> jax.Array:
   """Returns w_FD, w dequantized, float32."""
   F = w.scale_GF.shape[1]
-  w_GFC = jnp.concatenate(_numbers(w), axis=1) * w.scale_GF[..., None]
+  w_GFC = integers(w) * w.scale_GF[..., None]
   return w_GFC.swapaxes(0, 1).reshape(F, -1)
+
+
+def integers(w: Quantized) -> jax.Array:
+  """Returns the integers, in int4 too a byte each: (..., G, F, C) int8."""
+  return jnp.concatenate(_numbers(w), axis=-2)
 
 
 def pick(w: Quantized, ids):
@@ -223,7 +226,7 @@ def _round4(w_GFC):
   for shrink in SHRINKS:
     # int4 has no +8, so the weight of the largest magnitude maps to -8.
     scale_GF1 = _or_one(shrink * largest_GF1 / -8)
-    values_GFC = jnp.clip(jnp.round(w_GFC / scale_GF1), -8, 7)
+    values_GFC = jnp.clip(jnp.round(w_GFC / scale_GF1), *LIMITS[4])
     error_GF1 = ((values_GFC * scale_GF1 - w_GFC) ** 2).sum(-1, keepdims=True)
     found = values_GFC, scale_GF1, error_GF1
     if best is None:

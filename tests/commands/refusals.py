@@ -30,6 +30,16 @@ def flag(key: str, value) -> str:
   return f"--config.{key}={value}"
 
 
+def assert_run_refused(call_verb, flags, changed: dict, said: str, workdir):
+  """Checks that flags with some changed start no run, for what is said."""
+  keys = tuple(f"--config.{key}=" for key in changed)
+  kept = [word for word in flags if not word.startswith(keys)]
+  more = [flag(key, value) for key, value in changed.items()]
+  result = call_verb("train", *kept, *more, f"--workdir={workdir}")
+  assert_refused(result, said)
+  assert not content_of(workdir)
+
+
 def damaged(trained, tmp_path) -> pathlib.Path:
   """Returns a copy of the run that a test may spoil."""
   return pathlib.Path(shutil.copytree(trained, tmp_path / "run"))

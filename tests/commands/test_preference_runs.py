@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 from harness import logged
-from refusals import assert_refused, content_of, flag
+from refusals import assert_refused, assert_run_refused, content_of, flag
 
 from gpt_jax.runs import integrity
 from gpt_jax.runs import workdir as workdir_lib
@@ -209,13 +209,7 @@ REFUSED = [
 def test_what_preferences_cannot_be_is_one_sentence(
   changed, said, flags, call_verb, tmp_path
 ):
-  keys = tuple(f"--config.{key}=" for key in changed)
-  kept = [word for word in flags if not word.startswith(keys)]
-  more = [flag(key, value) for key, value in changed.items()]
-  new = tmp_path / "new"
-  result = call_verb("train", *kept, *more, f"--workdir={new}")
-  assert_refused(result, said)
-  assert not content_of(new)
+  assert_run_refused(call_verb, flags, changed, said, tmp_path / "new")
 
 
 def test_a_source_of_another_kind_is_refused(flags, call_verb, tmp_path):

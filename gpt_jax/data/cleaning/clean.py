@@ -7,7 +7,6 @@ fails leaves none.
 
 import argparse
 import collections
-import contextlib
 import dataclasses
 import hashlib
 import json
@@ -149,7 +148,7 @@ def main(argv: list[str]) -> int:
   copies = find_copies(args.source, steps, judge, args.copies)
   replaced, says = dict.fromkeys(rules, 0), judge.says(args.copies)
   found = report.Report(replaced, says, steps)
-  with new_file(args.out) as file:
+  with files.new_file(args.out) as file:
     for number, (name, text) in enumerate(read_documents(args.source)):
       found.num_documents += 1
       text = mend(text, steps, found.mend)
@@ -356,7 +355,7 @@ def join_pieces(document: Document, spec: str) -> str:
 
 def write_documents(path: str, documents: Iterable[tuple[str, str]]) -> None:
   """Writes documents as JSON lines with name and text."""
-  with new_file(path) as file:
+  with files.new_file(path) as file:
     for name, text in documents:
       file.write(_line(name, text))
 
@@ -364,26 +363,3 @@ def write_documents(path: str, documents: Iterable[tuple[str, str]]) -> None:
 def _line(name: str, text: str) -> str:
   row = {"name": name, "text": text}
   return json.dumps(row, ensure_ascii=False) + "\n"
-
-
-@contextlib.contextmanager
-def new_file(path: str):
-  """Opens a file to write text; it appears under its name when it is whole.
-
-  Raises:
-    OSError: with `path` as its filename.
-  """
-  temporary = f"{path}.{os.getpid()}.tmp"
-  try:
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    with open(temporary, "x", encoding="utf-8") as file:
-      yield file
-      file.flush()
-      os.fsync(file.fileno())
-    os.replace(temporary, path)
-  except BaseException as error:
-    with contextlib.suppress(OSError):
-      os.remove(temporary)
-    if isinstance(error, OSError) and error.filename == temporary:
-      error.filename, error.filename2 = path, None
-    raise

@@ -13,11 +13,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from gpt_jax import tree
-from gpt_jax.deploy.compress import calibrate
+from gpt_jax.deploy.compress import calibrate, layerwise
 from gpt_jax.deploy.compress.gptq import DAMPING
-from gpt_jax.deploy.compress.rounding import blocks_of, leaf_of, put_leaf
-from gpt_jax.models import Model, adapters, stack
+from gpt_jax.models import Model, adapters
 from gpt_jax.ops import factored
 from gpt_jax.ops.quantized import split_dims
 
@@ -25,30 +23,22 @@ from gpt_jax.ops.quantized import split_dims
 def factor(model: Model, params: Any, percent: int, rows_BT: np.ndarray):
   """Returns the parameters with a Factored for each matrix of a layer.
 
-  Layer by layer, as GPTQ goes.
-
   Args:
     params: stacked.
     percent: of the weights of each matrix that its factors have.
   """
-  own = calibrate.apart(model)
-  work = stack.unstack_layers(params, model.stacks)
-  roles, small = calibrate.list_matrices(own, work), {}
-  for block in blocks_of(roles):
-    grams = calibrate.find_grams(own, work, rows_BT)
-    for name in (n for n in roles if n.startswith(f"{block}/")):
-      w = leaf_of(work, name)
-      w_FD = calibrate.by_rows(w, roles[name])
-      rank = adapters.rank_of(w_FD.size, sum(w_FD.shape), percent)
-      a_DR, b_RF = decompose(w_FD, grams[name], rank)
-      outs = split_dims(w, roles[name])[1]
-      ins = w.shape[: w.ndim - len(outs)]
-      put = lambda x, *dims, w=w: jnp.asarray(x.reshape(dims), w.dtype)
-      pair = factored.Factored(put(a_DR, *ins, rank), put(b_RF, rank, *outs))
-      small[name] = pair
-      work = put_leaf(work, name, factored.merge(pair))
-  work = tree.map_with_names(lambda name, w: small.get(name, w), work)
-  return stack.stack_layers(work, model.stacks)
+
+  def fit(w, role, gram_DD):
+    w_FD = calibrate.by_rows(w, role)
+    rank = adapters.rank_of(w_FD.size, sum(w_FD.shape), percent)
+    a_DR, b_RF = decompose(w_FD, gram_DD, rank)
+    outs = split_dims(w, role)[1]
+    ins = w.shape[: w.ndim - len(outs)]
+    put = lambda x, *dims: jnp.asarray(x.reshape(dims), w.dtype)
+    pair = factored.Factored(put(a_DR, *ins, rank), put(b_RF, rank, *outs))
+    return pair, factored.merge(pair)
+
+  return layerwise.refit(model, params, rows_BT, fit)
 
 
 def decompose(w_FD: np.ndarray, gram_DD: np.ndarray, rank: int):

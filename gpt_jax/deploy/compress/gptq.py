@@ -85,7 +85,7 @@ def _compensate(w_FD, gram_DD, scale_GF, num_bits: int, C: int):
   scale_FD = np.repeat(scale_GF.astype(np.float64), C, axis=0).T[:, order_D]
   rest_FD = w_FD.astype(np.float64)[:, order_D]  # the free weights, changed
   values_FD = np.zeros((F, D), np.int8)
-  low, high = (-8, 7) if num_bits == 4 else (-127, 127)
+  low, high = quantized.LIMITS[num_bits]
   for start in range(0, D, BLOCK):
     end = min(start + BLOCK, D)
     error_FB = np.zeros((F, end - start))

@@ -15,9 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from gpt_jax.deploy.compress import calibrate
-from gpt_jax.deploy.compress.rounding import blocks_of, leaf_of, put_leaf
-from gpt_jax.models import Model, stack
+from gpt_jax.deploy.compress import calibrate, layerwise
+from gpt_jax.models import Model
 
 GROUP, KEPT = 4, 2
 
@@ -27,31 +26,22 @@ def prune(
 ):
   """Returns the parameters, stacked, with zeros in the matrices of layers.
 
-  Wanda goes layer by layer, as GPTQ does.
-
   Args:
     params: stacked.
     share: of the weights of each matrix that become zero; None keeps two of
       every four.
     rows_BT: ids of calibration text for wanda; None prunes by magnitude.
   """
-  own = calibrate.apart(model)
-  work = stack.unstack_layers(params, model.stacks)
-  roles = calibrate.list_matrices(own, work)
-  for block in blocks_of(roles):
-    grams = {}
-    if rows_BT is not None:
-      grams = calibrate.find_grams(own, work, rows_BT)
-    for name in (n for n in roles if n.startswith(f"{block}/")):
-      w = leaf_of(work, name)
-      w_FD = calibrate.by_rows(w, roles[name])
-      score_FD = np.abs(w_FD)
-      if grams:
-        score_FD = score_FD * np.sqrt(np.diag(grams[name]))
-      mask_FD = choose(score_FD, share)
-      kept = calibrate.from_rows(w_FD * mask_FD, w, roles[name])
-      work = put_leaf(work, name, kept)
-  return stack.stack_layers(work, model.stacks)
+
+  def fit(w, role, gram_DD):
+    w_FD = calibrate.by_rows(w, role)
+    score_FD = np.abs(w_FD)
+    if gram_DD is not None:
+      score_FD = score_FD * np.sqrt(np.diag(gram_DD))
+    kept = calibrate.from_rows(w_FD * choose(score_FD, share), w, role)
+    return kept, kept
+
+  return layerwise.refit(model, params, rows_BT, fit)
 
 
 def choose(score_FD: np.ndarray, share: float | None) -> np.ndarray:

@@ -12,7 +12,13 @@ import numpy as np
 from gpt_jax import config as config_lib
 from gpt_jax import tree
 from gpt_jax.config import ModelConfig
-from gpt_jax.deploy.compress import calibrate, gptq
+from gpt_jax.deploy.compress import calibrate, gptq, layerwise
+from gpt_jax.deploy.compress.layerwise import (
+  blocks_of,
+  has_leaf,
+  leaf_of,
+  put_leaf,
+)
 from gpt_jax.models import Model, stack
 from gpt_jax.models.adapters import TABLES
 from gpt_jax.ops import quantized
@@ -24,31 +30,22 @@ POWERS = np.linspace(0, 1, 21)
 def round_gptq(model: Model, params: Any, rows_BT: np.ndarray):
   """Returns the parameters with a Quantized for each matrix.
 
-  Layer by layer: a layer's inputs are those that the rounded layers before it
-  give, as in the paper's section 4.
-
   Args:
     model: its weights name the format.
     params: stacked.
     rows_BT: ids of calibration text.
   """
-  own = calibrate.apart(model)
   num_bits = int(model.weights.removeprefix("int"))
-  tables = _round_tables(model, params)
-  work = stack.unstack_layers(model.restore_matrices(tables), model.stacks)
-  roles, small = calibrate.list_matrices(own, work), {}
-  for block in blocks_of(roles):
-    grams = calibrate.find_grams(own, work, rows_BT)
-    for name in (n for n in roles if n.startswith(f"{block}/")):
-      w = leaf_of(work, name)
-      w_FD = calibrate.by_rows(w, roles[name])
-      bits, C = quantized.grid_of(w_FD.shape, num_bits)
-      found = gptq.quantize(w_FD, grams[name], bits, C)
-      small[name] = pack(found, w, roles[name], bits, model.platform)
-      back = calibrate.from_rows(gptq.restore(*found), w, roles[name])
-      work = put_leaf(work, name, back)
-  work = tree.map_with_names(lambda name, w: small.get(name, w), work)
-  return _round_tables(model, stack.stack_layers(work, model.stacks))
+
+  def fit(w, role, gram_DD):
+    w_FD = calibrate.by_rows(w, role)
+    bits, C = quantized.grid_of(w_FD.shape, num_bits)
+    found = gptq.quantize(w_FD, gram_DD, bits, C)
+    small = pack(found, w, role, bits, model.platform)
+    return small, calibrate.from_rows(gptq.restore(*found), w, role)
+
+  tables = model.restore_matrices(_round_tables(model, params))
+  return _round_tables(model, layerwise.refit(model, tables, rows_BT, fit))
 
 
 def round_scaled(model: Model, params: Any, rows_BT: np.ndarray):
@@ -117,33 +114,6 @@ def find_scale(ws: list[np.ndarray], gram_DD: np.ndarray, num_bits: int):
   return best
 
 
-def blocks_of(names) -> list[str]:
-  """Returns the names of the layers, in order."""
-  blocks = {name.partition("/")[0] for name in names}
-  return sorted(blocks, key=lambda b: (b.rpartition("_")[0], _number(b)))
-
-
-def has_leaf(params: Any, name: str) -> bool:
-  for word in name.split("/"):
-    if word not in params:
-      return False
-    params = params[word]
-  return True
-
-
-def leaf_of(params: Any, name: str):
-  """Returns the array at "a/b" of nested dicts."""
-  for word in name.split("/"):
-    params = params[word]
-  return params
-
-
-def put_leaf(params: Any, name: str, leaf: Any):
-  """Returns nested dicts with another leaf at "a/b"."""
-  word, _, rest = name.partition("/")
-  return params | {word: put_leaf(params[word], rest, leaf) if rest else leaf}
-
-
 def pack(found, like, role: str, num_bits: int, platform: str):
   """Returns the Quantized of GPTQ's integers and scales.
 
@@ -175,7 +145,3 @@ def _divide(w, s_D: np.ndarray):
   )
   lead = (1,) * (w.ndim - count)
   return (w / s_D.reshape(*lead, *w.shape[-count:])).astype(w.dtype)
-
-
-def _number(block: str) -> int:
-  return int(block.rpartition("_")[2])

@@ -20,6 +20,7 @@ from gpt_jax.deploy.compress import __main__ as command
 from gpt_jax.deploy.compress import (
   calibrate,
   factors,
+  layerwise,
   methods,
   pruning,
   rounding,
@@ -350,7 +351,7 @@ def test_two_of_every_four_weights_stay(small, reads_text):
   own = calibrate.apart(model)
   work = stack.unstack_layers(pruned, model.stacks)
   for name, role in calibrate.list_matrices(own, work).items():
-    w_FD = calibrate.by_rows(rounding.leaf_of(work, name), role)
+    w_FD = calibrate.by_rows(layerwise.leaf_of(work, name), role)
     counts = (w_FD.reshape(len(w_FD), -1, 4) != 0).sum(-1)
     assert (counts == 2).all(), name
 

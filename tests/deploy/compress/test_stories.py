@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import gpt_jax
-from gpt_jax.deploy.compress import calibrate, methods, rounding
+from gpt_jax.deploy.compress import calibrate, layerwise, methods
 from gpt_jax.deploy.hf import importing
 from gpt_jax.models import stack
 
@@ -73,6 +73,6 @@ def test_each_method_costs_what_its_page_says(stories):
   work = stack.unstack_layers(pruned, run.model.stacks)
   own = calibrate.apart(run.model)
   for name, role in calibrate.list_matrices(own, work).items():
-    w_FD = calibrate.by_rows(rounding.leaf_of(work, name), role)
+    w_FD = calibrate.by_rows(layerwise.leaf_of(work, name), role)
     counts = (w_FD.reshape(len(w_FD), -1, 4) != 0).sum(-1)
     assert (counts == 2).all(), name
