@@ -14,6 +14,7 @@ import re
 import shutil
 import sys
 import tempfile
+import textwrap
 from collections.abc import Iterator
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -27,11 +28,25 @@ LISTS = {
 }
 PAGES = ("CONTRIBUTING.md", "docs/*.md", "configs/*.md", "launch/*.md")
 LINK = re.compile(r"\]\(([^)#\s]+)(#[^)]*)?\)")
-# Figures are drawn on white; where the page is dark, so are they.
+# A block of "text" that begins with one of these is a command, and not run.
+COMMAND = re.compile(r"^```text\n(?=(bash |\.venv/bin/))", re.M)
+# Figures are drawn on white; where the page is dark, so are they. A command is
+# read whole, and a word like --flag=VALUE broken only where it fits no line. A
+# narrow page has smaller heads and cells.
 CSS = """img[src$=".svg"] { max-width: 100%; }
 body[data-theme="dark"] img[src$=".svg"] { DARK }
 @media (prefers-color-scheme: dark) {
   body:not([data-theme="light"]) img[src$=".svg"] { DARK }
+}
+.highlight-bash pre { white-space: pre-wrap; overflow-wrap: anywhere; }
+:is(article, section, li) > p > code .pre { display: inline-block;
+  max-width: 100%; overflow-wrap: anywhere; }
+@media (max-width: 40em) {
+  article h1 { font-size: 1.8em; }
+  article h2 { font-size: 1.35em; }
+  article h3, article h4 { font-size: 1.15em; }
+  table.docutils { font-size: .8rem; }
+  table.docutils :is(td, th) { padding: .25rem .35rem; }
 }
 """.replace("DARK", "filter: invert(0.92) hue-rotate(180deg);")
 FIELDS = re.compile(r"(Args|Attributes|Raises|Returns|Yields):$")
@@ -106,6 +121,7 @@ def _copy(path: pathlib.Path, to: pathlib.Path) -> None:
       copy.parent.mkdir(parents=True, exist_ok=True)
       shutil.copyfile(other, copy)
   # The site shows a notebook as a page, which offers the file.
+  text = COMMAND.sub("```bash\n", text)
   to.write_text(text.replace(".ipynb)", ".md)"))
 
 
@@ -140,6 +156,10 @@ def build(source: pathlib.Path, out: pathlib.Path) -> int:
       "html_static_path": ["_static"],
       "html_css_files": ["figures.css"],
       "html_title": "gpt_jax",
+      # Two dashes of a flag are not one long one.
+      "smartquotes": False,
+      # There are no entries: the reference is no domain of Sphinx's.
+      "html_use_index": False,
       "html_show_sphinx": False,
       "html_show_sourcelink": False,
       "html_copy_source": False,
@@ -198,14 +218,18 @@ def markdown(docstring: str) -> str:
     if field := FIELDS.match(first):
       blocks.append(f"**{field[1]}**\n\n{_list_fields(rest)}")
     elif first.startswith(" "):
-      blocks.append(f"```text\n{block}\n```")
+      blocks.append(_fence(block))
     else:
       prose = [line for line in (first, *rest) if not line.startswith(" ")]
       table = [line for line in rest if line.startswith(" ")]
       blocks.append(escape("\n".join(prose)))
       if table:
-        blocks.append("```text\n" + "\n".join(table) + "\n```")
+        blocks.append(_fence("\n".join(table)))
   return "\n\n".join(blocks) + "\n"
+
+
+def _fence(block: str) -> str:
+  return COMMAND.sub("```bash\n", f"```text\n{textwrap.dedent(block)}\n```")
 
 
 def _list_fields(lines: list[str]) -> str:

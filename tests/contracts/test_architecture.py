@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 # Rooms and modules of the hall, in the order of the house: a module imports
 # from lower layers, and from its own layer only to the left.
 LAYERS = [
-  ["exits", "digest", "files", "config", "tree", "metric_names"],
+  ["exits", "digest", "files", "config", "tree", "metric_names", "theme"],
   ["machine"],
   ["encryption", "cli", "commands", "sharding", "parametrization"],
   ["ops"],

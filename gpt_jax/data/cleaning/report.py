@@ -1,17 +1,21 @@
 """What cleaning did: counts for each rule, and examples, as text and a page."""
 
 import html
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+
+from gpt_jax import theme
 
 # Examples of a filter, and characters of each.
 MAX_EXAMPLES = 5
 MAX_CHARACTERS = 400
 
-_HEAD = """<!doctype html><meta charset="utf-8"><title>clean</title>
-<style>body{font:15px sans-serif;max-width:60em;margin:2em auto;
-padding:0 1em}table{margin-bottom:1.5em}td:last-child{text-align:right}
-td,th{padding:.2em 1em;text-align:left}pre{white-space:pre-wrap;
-background:#f4f4f4;padding:.5em}</style>
+_STYLE = """
+table { margin-bottom: 1.5rem; }
+th, td { padding: .25rem .9rem .25rem 0; text-align: left; vertical-align: top;
+  border-bottom: 1px solid var(--line); }
+th:last-child, td:last-child { text-align: right; padding-right: 0; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; padding: .5rem .7rem;
+  background: var(--stripe); border: 1px solid var(--line); }
 """
 
 
@@ -68,22 +72,31 @@ class Report:
 
   def page(self, source: str) -> str:
     """Returns the counts and examples as one HTML page."""
-    parts = [_HEAD, f"<h1>{html.escape(source)}</h1>"]
-    parts += [f"<p>{self.num_kept:,} of {self.num_documents:,} documents "]
-    parts += ["written</p>"]
+    parts = [
+      f"<h1>{html.escape(source)}</h1>",
+      f"<p>{self.num_kept:,} of {self.num_documents:,} documents written</p>",
+    ]
     if self.mended:
-      parts += ["<table><tr><th>step<th>documents mended</tr>"]
-      parts += [f"<tr><td>{s}<td>{n:,}</tr>" for s, n in self.mended.items()]
-      parts += ["</table>"]
-    parts += ["<table><tr><th>rule<th>replaced</tr>"]
-    parts += [f"<tr><td>{r}<td>{n:,}</tr>" for r, n in self.replaced.items()]
-    parts += ["</table><table><tr><th>filter<th>kept are<th>left out</tr>"]
-    for name, count in self.left_out.items():
-      says = html.escape(self._says[name])
-      parts += [f"<tr><td>{name}<td>{says}<td>{count:,}</tr>"]
-    parts += ["</table>"]
+      parts.append(_table(("step", "documents mended"), self.mended.items()))
+    if self.replaced:
+      parts.append(_table(("rule", "replaced"), self.replaced.items()))
+    rows = [(name, self._says[name], n) for name, n in self.left_out.items()]
+    if rows:
+      parts.append(_table(("filter", "kept are", "left out"), rows))
     for name, examples in self._examples.items():
       for document, value, text in examples:
         title = f"{name}: {value:.4g}, {html.escape(document)}"
         parts += [f"<h3>{title}</h3><pre>{html.escape(text)}</pre>"]
-    return "\n".join(parts) + "\n"
+    return theme.page(f"Cleaning of {source}", "\n".join(parts), _STYLE)
+
+
+def _table(names: Sequence[str], rows: Iterable[tuple]) -> str:
+  """Returns a table whose last column is of counts."""
+  head = "".join(f"<th>{name}</th>" for name in names)
+  body = "".join(
+    "<tr>"
+    + "".join(f"<td>{html.escape(cell)}</td>" for cell in row[:-1])
+    + f"<td>{row[-1]:,}</td></tr>"
+    for row in rows
+  )
+  return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'

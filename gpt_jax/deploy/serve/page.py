@@ -1,21 +1,16 @@
 """The page at /: a dialogue with the run, in one file without a framework."""
 
+from gpt_jax import theme
+
 # Nothing is loaded from elsewhere, and no text of the model becomes markup.
 PAGE_RULES = {
   "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; "
   "script-src 'unsafe-inline'; connect-src 'self'",
   "x-content-type-options": "nosniff",
 }
-PAGE = """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>gpt_jax</title>
-<style>
-:root { color-scheme: light dark; --line: #8884; --own: #2563eb22; }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 46rem; height: 100dvh; padding: 0 1rem;
-  display: flex; flex-direction: column; font: 1rem/1.5 system-ui, sans-serif; }
+_STYLE = """
+body { height: 100dvh; max-width: 46rem; padding: 0 1rem; display: flex;
+  flex-direction: column; }
 header { display: flex; flex-wrap: wrap; gap: .5rem 1rem; align-items: center;
   padding: .75rem 0; border-bottom: 1px solid var(--line); }
 h1 { font-size: 1.1rem; margin: 0; flex: 1; }
@@ -24,9 +19,10 @@ input[type=number] { width: 5rem; }
 main { flex: 1; overflow-y: auto; padding: 1rem 0; }
 main p { white-space: pre-wrap; overflow-wrap: anywhere; margin: 0 0 .75rem;
   padding: .5rem .75rem; border-radius: .5rem; }
-.user { background: var(--own); margin-left: 15% !important; }
-.assistant { border: 1px solid var(--line); margin-right: 15% !important; }
-.error { border: 1px solid #c00; }
+.user { margin-left: 15%;
+  background: color-mix(in srgb, var(--mark) 14%, transparent); }
+.assistant { border: 1px solid var(--line); margin-right: 15%; }
+.error { border: 1px solid var(--bad); }
 form { display: flex; gap: .5rem; padding: .75rem 0; }
 textarea { flex: 1; font: inherit; padding: .5rem; resize: none; }
 button, input { font: inherit; padding: .25rem .5rem; }
@@ -35,9 +31,10 @@ button, input { font: inherit; padding: .25rem .5rem; }
   label { order: 1; flex: 1 0 25%; }
   label input, input[type=number] { display: block; width: 100%; }
 }
-:focus-visible { outline: 2px solid #2563eb; outline-offset: 1px; }
-</style>
-<header>
+:focus-visible { outline: 2px solid var(--mark); outline-offset: 1px; }
+"""
+
+_BODY = """<header>
   <h1 id="name">gpt_jax</h1>
   <label>temperature
     <input id="temperature" type="number" min="0" max="2" step="0.1"
@@ -54,8 +51,9 @@ button, input { font: inherit; padding: .25rem .5rem; }
   <textarea id="text" rows="2" aria-label="Message"
     placeholder="Message; Enter sends, Shift+Enter breaks the line"></textarea>
   <button id="send">Send</button>
-</form>
-<script>
+</form>"""
+
+_SCRIPT = """
 const $ = id => document.getElementById(id);
 let messages = [], leaving = null;
 const head = () => ({"content-type": "application/json",
@@ -118,6 +116,6 @@ $("form").onsubmit = async e => {
   leaving = null; $("send").textContent = "Send";
 };
 $("text").focus();
-</script>
-</html>
 """
+
+PAGE = theme.page("gpt_jax", _BODY, _STYLE, _SCRIPT)

@@ -1,8 +1,7 @@
 """The template of this room's pages, and the parts that they consist of.
 
-A page is one HTML file that loads nothing. It follows the reader's light or
-dark theme: cells are of one colour, and their strength is the value. What comes
-from a text or a model passes through html.escape.
+Cells are of one colour, and their strength is the value. What comes from a text
+or a model passes through html.escape.
 """
 
 import html
@@ -10,26 +9,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from gpt_jax import theme
+
 _STYLE = """
-:root { color-scheme: light dark; --ground: #fff; --ink: #1d2125;
-  --soft: #5d6670; --line: #d9dee3; --mark: #1f5fa8; --less: #b3361b; }
-@media (prefers-color-scheme: dark) { :root { --ground: #15181c;
-  --ink: #e3e6e9; --soft: #9aa4ae; --line: #343b43; --mark: #7db4ee;
-  --less: #f0866a; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1.2rem; max-width: 1200px;
-  background: var(--ground); color: var(--ink);
-  font: 15px/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.5rem; margin: 0 0 .6rem; overflow-wrap: anywhere; }
-h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
-h3 { font-size: 1rem; margin: 1.2rem 0 .3rem; }
-p { max-width: 75ch; margin: .4rem 0 .8rem; } .soft { color: var(--soft); }
-nav a { margin-right: 1rem; display: inline-block; } a { color: var(--mark); }
-.wide { overflow-x: auto; padding-bottom: .4rem; }
-table { border-collapse: collapse; font-size: .85rem;
-  font-variant-numeric: tabular-nums; }
+body { max-width: 1200px; }
+nav a { margin-right: 1rem; display: inline-block; }
+.wide { padding-bottom: .4rem; }
+table { font-size: .85rem; }
 th, td { padding: .2rem .45rem; text-align: right; white-space: pre; }
-th { color: var(--soft); font-weight: 600; }
 td.c { position: relative; border: 1px solid var(--line); }
 td.t, th.t { text-align: left; }
 .maps { display: grid; gap: .8rem;
@@ -56,15 +43,10 @@ def build(title: str, sections: Sequence[tuple[str, str]], intro="") -> str:
     f'<a href="#s{i}">{escape(name)}</a>'
     for i, (name, _) in enumerate(sections)
   )
-  parts = [
-    '<!doctype html><html lang="en"><meta charset="utf-8">',
-    '<meta name="viewport" content="width=device-width, initial-scale=1">',
-    f"<title>{escape(title)}</title><style>{_STYLE}</style>",
-    f"<h1>{escape(title)}</h1>{intro}<nav>{links}</nav>",
-  ]
+  parts = [f"<h1>{escape(title)}</h1>{intro}<nav>{links}</nav>"]
   for i, (name, body) in enumerate(sections):
     parts.append(f'<section id="s{i}"><h2>{escape(name)}</h2>{body}</section>')
-  return "\n".join(parts) + "\n</html>\n"
+  return theme.page(title, "\n".join(parts), _STYLE)
 
 
 def escape(text: str) -> str:
@@ -91,7 +73,7 @@ def _shade(value: float, largest: float) -> str:
   if not np.isfinite(value) or largest <= 0:
     return ""
   strength = round(70 * min(1.0, abs(value) / largest))
-  color = "--mark" if value >= 0 else "--less"
+  color = "--mark" if value >= 0 else "--bad"
   mixed = f"color-mix(in srgb, var({color}) {strength}%, transparent)"
   return f"background:{mixed}"
 

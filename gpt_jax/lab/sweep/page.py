@@ -1,8 +1,7 @@
 """The report as one HTML file, which loads nothing from a network.
 
-It follows the reader's light or dark theme. Everything that comes from a
-config, a name or an error passes through html.escape. The script only sorts the
-table and holds no data.
+Everything that comes from a config, a name or an error passes through
+html.escape. The script only sorts the table and holds no data.
 """
 
 import dataclasses
@@ -10,6 +9,7 @@ import html
 import re
 import time
 
+from gpt_jax import theme
 from gpt_jax.lab.sweep import losses, paired
 from gpt_jax.machine import console
 from gpt_jax.runs import plot
@@ -18,28 +18,13 @@ from gpt_jax.runs import plot
 LEGEND_WIDTH = 250
 
 _STYLE = """
-:root { color-scheme: light dark; --ground: #fff; --ink: #1d2125;
-  --soft: #5d6670; --line: #d9dee3; --stripe: #f5f7f9; --link: #1f5fa8;
-  --good: #2c7a43; --bad: #b3361b; --band: #3b82c4; }
-@media (prefers-color-scheme: dark) { :root { --ground: #15181c;
-  --ink: #e3e6e9; --soft: #9aa4ae; --line: #343b43; --stripe: #1c2025;
-  --link: #7db4ee; --good: #6cc386; --bad: #f0866a; --band: #6aa7e0; } }
-body { margin: 0 auto; padding: 1.5rem; max-width: 1100px;
-  background: var(--ground); color: var(--ink);
-  font: 15px/1.45 system-ui, sans-serif; }
-h1 { font-size: 1.5rem; margin: 0 0 .8rem; overflow-wrap: anywhere; }
-h2 { font-size: 1.1rem; margin: 2rem 0 .6rem; }
-p { max-width: 75ch; } a { color: var(--link); }
-.soft { color: var(--soft); } code { font-size: .92em; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1rem;
   margin: 0; } dt { color: var(--soft); } dd { margin: 0; overflow-wrap:
   anywhere; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric:
-  tabular-nums; font-size: .9rem; }
+table { width: 100%; }
 th, td { padding: .3rem .6rem; text-align: left; border-bottom: 1px solid
   var(--line); vertical-align: top; }
-th { white-space: nowrap; color: var(--soft); font-weight: 600; }
+th { white-space: nowrap; }
 tbody tr:nth-child(even) { background: var(--stripe); }
 td.n, th.n { text-align: right; white-space: nowrap; }
 td.name { min-width: 9rem; overflow-wrap: anywhere; }
@@ -154,13 +139,7 @@ def write(
     )
   now = time.strftime("%Y-%m-%d %H:%M")
   parts.append(f"<p class=soft>Written {now} by gpt_jax.lab.sweep.</p>")
-  body = "\n".join(parts)
-  return (
-    '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-    '<meta name="viewport" content="width=device-width, initial-scale=1">'
-    f"<title>{_e(title)}</title><style>{_STYLE}</style></head>\n"
-    f"<body>\n{body}\n<script>{_SCRIPT}</script>\n</body></html>\n"
-  )
+  return theme.page(console.plain(title), "\n".join(parts), _STYLE, _SCRIPT)
 
 
 def _e(text) -> str:

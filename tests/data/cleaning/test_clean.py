@@ -65,7 +65,7 @@ def test_filters_leave_out_documents_and_the_page_shows_which(tmp_path):
   assert clean.main(words) == 0
   assert [row["name"] for row in lines(out)] == ["in.jsonl:2"]
   text = page.read_text("utf-8")
-  assert "<td>c4_sentences<td>5 sentences or more" in text
+  assert "<td>c4_sentences</td><td>5 sentences or more" in text
   assert "1 of 3 documents" in text.replace("\n", " ")
   assert "[EMAIL] &lt;b&gt;and" in text and "a@b.co" not in text
 

@@ -61,7 +61,7 @@ def test_bad_texts_are_left_out_and_the_card_says_who_judged(
   assert result.returncode == 0, result.stderr
   rows = [json.loads(line) for line in out.read_text().splitlines()]
   assert [row["text"] for row in rows] == new[3:]
-  assert "<td>good with a probability of 0.5<td>3" in page.read_text()
+  assert "<td>good with a probability of 0.5</td><td>3" in page.read_text()
   record = json.loads((tmp_path / "out.jsonl.card.json").read_text())
   assert record["left out"] == {"quality": 3}
   trained = record["quality"]["trained"]

@@ -69,4 +69,4 @@ def test_clean_mends_before_it_judges_and_counts(tmp_path, call_verb):
   assert ["normal", "0", "documents", "mended"] in counts
   assert ["language", "1", "left", "out"] in counts
   assert ["copy", "1", "left", "out"] in counts
-  assert "<td>unicode<td>1" in page.read_text()
+  assert "<td>unicode</td><td>1" in page.read_text()
