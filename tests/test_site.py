@@ -152,6 +152,8 @@ More.
   a   b
   1   2
 
+  bash launch/local.sh --config=configs/tiny.py
+
 Args:
   x_BT: the tokens,
     of two lines.
@@ -167,8 +169,12 @@ Raises:
 More.
 
 ```text
-  a   b
-  1   2
+a   b
+1   2
+```
+
+```bash
+bash launch/local.sh --config=configs/tiny.py
 ```
 
 **Args**
