@@ -31,8 +31,9 @@ FORMAT = 1
 # Bytes of a chunk, as its source counts them, from which it takes no more
 # units. Which text is in which chunk decides the digest of a prepared set.
 CHUNK_BYTES = 1 << 26
-# Characters that are encoded in one call.
-BATCH_CHARS = 1 << 21
+# Characters that are encoded in one call: each process holds as many, with
+# their ids in 32 bits and what the encoder makes of them.
+BATCH_CHARS = 1 << 19
 # Of each document: the hash of its name, that of its text, and its sizes.
 ROW = np.dtype(
   [

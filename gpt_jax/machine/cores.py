@@ -11,5 +11,14 @@ def count_cores() -> int:
 
 
 def worker_environment() -> dict[str, str]:
-  """Returns the environment of one of several processes, a core for each."""
-  return os.environ | {"RAYON_NUM_THREADS": "1"}
+  """Returns the environment of one of several processes, a core for each.
+
+  What a process frees goes back to the system: arrow's own pool, and malloc for
+  what is smaller than some megabytes, would hold it for the next batch, in each
+  of them. Where malloc is not glibc's, its variable means nothing.
+  """
+  frugal = {
+    "ARROW_DEFAULT_MEMORY_POOL": "system",
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 18),
+  }
+  return frugal | os.environ | {"RAYON_NUM_THREADS": "1"}

@@ -21,6 +21,8 @@ BANDS, ROWS = 20, 5
 MIN_JACCARD = 0.8
 # Of a set of documents that share a band, each is compared with this many.
 MAX_COMPARED = 64
+# N-grams that are held while documents are compared.
+MAX_HELD = 1 << 20
 # N-grams that a training document may not share with a test: Brown et al. 2020,
 # arXiv:2005.14165, appendix C.
 TEST_GRAM = 13
@@ -117,6 +119,9 @@ class NearDuplicates:
     self._file = tempfile.TemporaryFile(dir=folder)
     self._keys: list[bytes] = []
     self._starts = [0]
+    # The sets that were read last: a document is compared with many.
+    self._held: dict[int, np.ndarray] = {}
+    self._num_held = 0
 
   def add(self, signature: Signature) -> None:
     """Adds the next document."""
@@ -138,10 +143,11 @@ class NearDuplicates:
     for band in range(BANDS):
       order = np.argsort(keys[:, band], kind="stable")
       equal = keys[order, band]
-      borders = np.flatnonzero(np.diff(equal)) + 1
-      for group in np.split(order, borders) if len(borders) else [order]:
-        if len(group) > 1:
-          self._join(group, first)
+      borders = np.flatnonzero(equal[1:] != equal[:-1]) + 1
+      starts, ends = np.append(0, borders), np.append(borders, count)
+      has_more = ends - starts > 1
+      for start, end in zip(starts[has_more], ends[has_more], strict=True):
+        self._join(order[start:end], first)
     for number in range(count):  # in order: the first of each is final
       first[number] = first[first[number]]
     return first
@@ -164,15 +170,25 @@ class NearDuplicates:
     sizes = [self._starts[i + 1] - self._starts[i] for i in (one, other)]
     if min(sizes) < MIN_JACCARD * max(sizes):
       return 0.0
-    a, b = self._grams_of(one), self._grams_of(other)
-    shared = len(np.intersect1d(a, b, assume_unique=True))
-    return shared / (len(a) + len(b) - shared)
+    # As np.intersect1d does it, in a third of its time.
+    both = np.concatenate([self._grams_of(one), self._grams_of(other)])
+    both.sort()
+    shared = np.count_nonzero(both[1:] == both[:-1])
+    return shared / (len(both) - shared)
 
   def _grams_of(self, number: int) -> np.ndarray:
-    # Read, not mapped: pages of a mapping count as memory of the process.
-    start, end = (4 * place for place in self._starts[number : number + 2])
-    data = os.pread(self._file.fileno(), end - start, start)
-    return np.frombuffer(data, np.uint32)
+    found = self._held.get(number)
+    if found is None:
+      # Read, not mapped: pages of a mapping count as memory of the process.
+      start, end = (4 * place for place in self._starts[number : number + 2])
+      data = os.pread(self._file.fileno(), end - start, start)
+      found = np.frombuffer(data, np.uint32)
+      self._num_held += len(found)
+      if self._num_held > MAX_HELD:
+        self._held.clear()
+        self._num_held = len(found)
+      self._held[number] = found
+    return found
 
 
 def _root(first: np.ndarray, number: int) -> int:

@@ -22,7 +22,7 @@ from gpt_jax.machine import cache
 
 SUFFIXES = (".parquet", ".pq")
 # Bytes of text, on average, and rows of a batch at most.
-BATCH_BYTES = 1 << 22
+BATCH_BYTES = 1 << 20
 BATCH_ROWS = 1 << 12
 # Bytes that are read from a file at once.
 _BUFFER_BYTES = 1 << 18

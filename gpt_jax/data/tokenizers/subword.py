@@ -22,8 +22,8 @@ from gpt_jax.exits import InputError
 # Characters of a piece that is encoded on its own: long enough to make the cost
 # of a call negligible, short enough that a batch keeps every core busy.
 PIECE_LEN = 1 << 15
-# Characters of a batch that are worth looking for the faster encoder, which
-# takes the time in which the library encodes as many.
+# Characters of long texts after which it is worth looking for the faster
+# encoder, which takes the time in which the library encodes as many.
 RANKED_CHARS = 1 << 21
 # What mask tokens are called.
 MASKS = ("[MASK]", "<mask>")
@@ -73,15 +73,21 @@ class LibraryTokenizer:
     self.mask_id = found[0] if found else None
     self._token_bytes = None
     self._ranked, self._is_ranked_sought = None, False
+    self._num_chars = 0
     self._cuts = self._find_safe_cuts()
 
   def encode(self, text: str) -> np.ndarray:
     return self.encode_batch([text])[0]
 
   def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
-    if not self._is_ranked_sought and sum(map(len, texts)) >= RANKED_CHARS:
-      self._ranked = ranked.find(self._inner)
-      self._is_ranked_sought = True
+    if not self._is_ranked_sought:
+      size = sum(map(len, texts))
+      # Prompts, however many, are not made to wait for it.
+      is_long = size >= min(PIECE_LEN, RANKED_CHARS)
+      self._num_chars += size if is_long else 0
+      self._is_ranked_sought = self._num_chars >= RANKED_CHARS
+      if self._is_ranked_sought:
+        self._ranked = ranked.find(self._inner)
     if self._ranked is None:
       return self._encode_by_library(texts)
     found = self._ranked.encode_batch(texts)

@@ -146,7 +146,15 @@ def test_a_long_batch_goes_to_tiktoken_and_what_it_refuses_to_the_library(
   text = "".join(CORPUS)
   encoder.encode_batch([text])
   assert encoder._ranked is None
-  monkeypatch.setattr(subword, "RANKED_CHARS", len(text))
+  # It is looked for after several batches of so many, and not for prompts.
+  monkeypatch.setattr(subword, "PIECE_LEN", len(text))
+  monkeypatch.setattr(subword, "RANKED_CHARS", 3 * len(text))
+  encoder._num_chars = 0
+  for _ in range(9):
+    encoder.encode_batch([text[1:]])
+  encoder.encode_batch([text])
+  encoder.encode_batch([text])
+  assert encoder._ranked is None
   # tiktoken's limit on spaces in a row is a million.
   texts = [text, " " * 1_100_000 + "x", text[::-1]]
   found = encoder.encode_batch(texts)
