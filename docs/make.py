@@ -30,6 +30,9 @@ PAGES = ("CONTRIBUTING.md", "docs/*.md", "configs/*.md", "launch/*.md")
 LINK = re.compile(r"\]\(([^)#\s]+)(#[^)]*)?\)")
 # A block of "text" that begins with one of these is a command, and not run.
 COMMAND = re.compile(r"^```text\n(?=(bash |\.venv/bin/))", re.M)
+BASH = re.compile(r"(?<=^```bash\n).*?(?=^```$)", re.M | re.S)
+# Characters of a line of commands, which goes on behind a backslash.
+WIDTH = 60
 # Figures are drawn on white; where the page is dark, so are they. A command is
 # read whole, and a word like --flag=VALUE broken only where it fits no line. A
 # narrow page has smaller heads and cells.
@@ -121,7 +124,7 @@ def _copy(path: pathlib.Path, to: pathlib.Path) -> None:
       copy.parent.mkdir(parents=True, exist_ok=True)
       shutil.copyfile(other, copy)
   # The site shows a notebook as a page, which offers the file.
-  text = COMMAND.sub("```bash\n", text)
+  text = break_commands(COMMAND.sub("```bash\n", text))
   to.write_text(text.replace(".ipynb)", ".md)"))
 
 
@@ -229,7 +232,25 @@ def markdown(docstring: str) -> str:
 
 
 def _fence(block: str) -> str:
-  return COMMAND.sub("```bash\n", f"```text\n{textwrap.dedent(block)}\n```")
+  text = f"```text\n{textwrap.dedent(block)}\n```"
+  return break_commands(COMMAND.sub("```bash\n", text))
+
+
+def break_commands(text: str) -> str:
+  """Returns Markdown whose long commands go on in a line of their own flags."""
+  return BASH.sub(
+    lambda block: "".join(map(_break, block[0].splitlines(True))), text
+  )
+
+
+def _break(command: str) -> str:
+  lines = [""]
+  for part in re.split(r" +(?=--)", command):
+    if lines[-1] and len(lines[-1]) + len(part) > WIDTH:
+      lines.append(f"  {part}")
+    else:
+      lines[-1] += f" {part}" if lines[-1] else part
+  return " \\\n".join(lines)
 
 
 def _list_fields(lines: list[str]) -> str:

@@ -102,6 +102,17 @@ def test_a_figure_is_dark_where_the_page_is(site, browser):
     assert f"<title>filter: {want}" in shown
 
 
+def test_a_long_command_is_broken_before_its_flags():
+  word = "--config.a=" + 30 * "b"
+  text = (
+    f"```bash\nrun {word} {word} --c='d'  # e\nls\n```\n\nrun {word} {word}"
+  )
+  assert make.break_commands(text) == (
+    f"```bash\nrun {word} \\\n  {word} --c='d'  # e\nls\n```\n\n"
+    f"run {word} {word}"
+  )
+
+
 @pytest.mark.wide
 def test_the_reference_says_what_the_docstrings_say(site):
   page = (site / "reference" / "ops.html").read_text()

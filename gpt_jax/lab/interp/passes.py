@@ -102,8 +102,11 @@ def record(run: Run, text: str | Sequence[int]) -> Record:
 
 
 def token_texts(run: Run, ids: Sequence[int]) -> list[str]:
-  """Returns what each token adds to the text."""
-  return [run.decode([i]) for i in ids]
+  """Returns what each token adds to a text.
+
+  It is read behind itself, since tokenizers drop the space before a text.
+  """
+  return [run.decode([i, i])[len(run.decode([i])) :] for i in ids]
 
 
 def edited(run: Run, rows_BT, edits: dict[str, tuple]):

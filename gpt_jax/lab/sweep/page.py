@@ -33,7 +33,8 @@ td.name { min-width: 9rem; overflow-wrap: anywhere; }
 .sort th[aria-sort=descending]::after { content: " \\2193"; }
 .done, .better { color: var(--good); } .failed, .unreadable, .refused, .worse,
   .diverged { color: var(--bad); } .better, .worse { font-weight: 600; }
-svg { display: block; max-width: 100%; height: auto; margin: .5rem 0 1rem; }
+svg { display: block; max-width: 100%; min-width: 36rem; height: auto;
+  margin: .5rem 0 1rem; }
 details { margin-top: 2rem; } summary { cursor: pointer; color: var(--soft); }
 """
 
@@ -166,7 +167,8 @@ def _figure(svg: str, number: int) -> str:
   )
   svg = svg.replace('fill="white"', 'fill="none"')
   svg = re.sub(r'stroke="#(ddd|eee)"', 'stroke="var(--line)"', svg)
-  return svg.replace("inside", f"inside{number}")
+  svg = svg.replace("inside", f"inside{number}")
+  return f"<div class=wide>{svg}</div>"
 
 
 def _troubles(rows) -> str:

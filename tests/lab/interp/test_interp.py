@@ -114,6 +114,13 @@ def test_what_is_recorded_is_what_the_model_computes(either):
   assert "".join(found.tokens) == TEXT
 
 
+def test_a_token_keeps_the_space_before_it():
+  pieces = ["<s>", " a", "b", " c"]
+  decode = lambda ids: "".join(pieces[i] for i in ids).removeprefix(" ")
+  run = types.SimpleNamespace(decode=decode)
+  assert passes.token_texts(run, [1, 2, 0, 3]) == [" a", "b", "<s>", " c"]
+
+
 def test_heads_are_the_weighted_sums_of_their_values(either):
   found = passes.record(either, TEXT)
   sums = np.einsum("LNTS,LSNH->LTNH", found.weights_LNTS, found.v_LTNH)
