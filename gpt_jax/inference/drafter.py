@@ -104,11 +104,10 @@ class Drafter:
   def join(self, row: int, prompt: Prompt, settings: Settings) -> None:
     """Lets a prompt join a row, as Rows.join."""
     self.rows.join(row, prompt, settings)
-    # What a first step guesses means nothing, but it reads this token again.
-    self._pairs_R2[row] = prompt.ids[-1]
+    self._pairs_R2[row] = [*prompt.ids[-2:], prompt.ids[-1]][:2]
 
   def guess(self, lengths_R, draws, is_on_R):
-    """Returns drafts_RK of the tokens after those that `follow` was given."""
+    """Returns drafts_RK of what follows the prompts or `follow`'s tokens."""
     rows = self.rows
     cache, drafts_RK = _guess(
       rows.params,

@@ -36,7 +36,11 @@ class Settings(NamedTuple):
 
 
 class Draws(struct.PyTreeNode):
-  """Settings of all rows, as arrays, and the tokens drawn before."""
+  """Settings of all rows, as arrays.
+
+  made_R are the tokens drawn before, and -1 where the row is about to read the
+  last token of its prompt.
+  """
 
   temperature_R: Any
   top_k_R: Any
@@ -64,7 +68,7 @@ class Draws(struct.PyTreeNode):
       (self.frequency_R, settings.frequency_penalty),
       (self.seed_R, settings.seed),
       (self.choice_R, settings.choice),
-      (self.made_R, 0),
+      (self.made_R, -1),
       (self.has_log_probs_R, settings.has_log_probs),
     ):
       array_R[row] = value
@@ -92,7 +96,9 @@ class Drawn(NamedTuple):
 
   Attributes:
     ids_RT: int32; -1 where the logits were not finite.
-    num_R: how many of each row's are drawn; the others mean nothing.
+    first_R: 1 where the first is the last token of the row's prompt, which was
+      not drawn; elsewhere 0.
+    num_R: how many of each row's are read; the others mean nothing.
     next_R: what the row draws next, if its settings stay; where there are no
       drafts, it is not known and 0.
     log_probs_RT: of the tokens, by the model, before temperature and filters.
@@ -101,6 +107,7 @@ class Drawn(NamedTuple):
   """
 
   ids_RT: np.ndarray
+  first_R: np.ndarray
   num_R: np.ndarray
   next_R: np.ndarray
   log_probs_RT: np.ndarray

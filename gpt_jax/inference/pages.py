@@ -98,12 +98,9 @@ class Pages:
     return _load(cache, self._pool, 0, none, 0)
 
   def load(self, cache, place: int, ids: np.ndarray):
-    """Returns (cache, number of tokens of the prompt that a place now holds).
-
-    At least one token is left to be read, whose logits are wanted.
-    """
+    """Returns (cache, number of tokens of the ids that a place now holds)."""
     pages = []
-    for key in _keys(ids[:-1]):
+    for key in _keys(ids):
       if key not in self._found:
         break
       self._found.move_to_end(key)

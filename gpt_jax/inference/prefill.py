@@ -3,6 +3,10 @@
 Every pass reads the same number of chunks, each of one length, whichever of
 them belong to a prompt. So no product's shape depends on what else is being
 read, and a prompt has the same bits alone and in company.
+
+The last token of a prompt is left to the first step of the text. So reading
+needs no logits, which would take a third of its time, and those of the first
+token are computed as all others are.
 """
 
 import functools
@@ -12,25 +16,20 @@ from typing import Any
 import jax
 import numpy as np
 
-from gpt_jax.inference import pages
+from gpt_jax.inference.pages import PAGE, Pages
 from gpt_jax.models import Model
 
 # Tokens of a prompt that are read at once.
-CHUNK = pages.PAGE
+CHUNK = PAGE
 
 
-@functools.partial(
-  jax.jit, static_argnames=("model", "is_last"), donate_argnames="cache"
-)
-def _read(params, cache, tokens_PC, start_P, last_P, filled, *, model, is_last):
-  """Returns (cache, logits_PV of token last_P of each chunk).
-
-  Only the last chunk of a prompt has logits: they take a third of its time.
-  """
-  logits_P1V, cache = model.apply_cached(
+@functools.partial(jax.jit, static_argnames="model", donate_argnames="cache")
+def _read(params, cache, tokens_PC, start_P, last_P, filled, *, model):
+  """Returns the cache with chunks, of which token last_P is the last."""
+  _, cache = model.apply_cached(
     params, tokens_PC, cache, start_P, last_P, filled=filled
   )
-  return cache, logits_P1V[:, 0] if is_last else None
+  return cache
 
 
 class Prompt:
@@ -38,20 +37,19 @@ class Prompt:
 
   Attributes:
     ids: int32.
-    place: of its keys and values in the cache of Prefill.
+    home, place: the Prefill that reads it, and where in its cache.
     num_read: how many of them are there.
-    logits_PV: once all are read, those of the next token, in row `place`.
     own: the same prompt as a drafter reads it, or None.
   """
 
-  def __init__(self, ids: np.ndarray, place: int, num_read: int):
-    self.ids, self.place, self.num_read = ids, place, num_read
-    self.logits_PV: jax.Array | None = None
+  def __init__(self, ids: np.ndarray, home: "Prefill", place: int):
+    self.ids, self.home, self.place, self.num_read = ids, home, place, 0
     self.own: Prompt | None = None
 
   @property
   def is_read(self) -> bool:
-    return self.num_read == len(self.ids)
+    """Returns whether all but the last token are read."""
+    return self.num_read == len(self.ids) - 1
 
 
 class Prefill:
@@ -61,7 +59,7 @@ class Prefill:
     model, params: as decoding reads them.
     num_places: P, prompts that are read at once.
     num_slots: of each.
-    num_pages: of pages.Pages, which stores prompts; 0 stores none.
+    stored: pages.Pages, which stores prompts, or None.
   """
 
   def __init__(
@@ -70,11 +68,11 @@ class Prefill:
     params: Any,
     num_places: int,
     num_slots: int,
-    num_pages: int,
+    stored: Pages | None,
   ):
     self._model, self._params, self.num_places = model, params, num_places
     self.cache = model.init_cache(num_places, num_slots)
-    self.pages = pages.Pages(model, num_pages, num_slots) if num_pages else None
+    self._pages = stored
     self._free = list(range(num_places))
     self._held: dict[int, Prompt] = {}
 
@@ -84,19 +82,19 @@ class Prefill:
 
   def warm_up(self) -> None:
     """Compiles all programs."""
-    for is_last in (False, True):
-      self._read({}, is_last)
-    if self.pages is not None:
-      self.cache = self.pages.warm_up(self.cache)
+    self._read({})
+    if self._pages is not None:
+      self.cache = self._pages.warm_up(self.cache)
 
   def start(self, ids: Sequence[int] | np.ndarray) -> Prompt:
     """Returns a prompt of which nothing is read but what is stored."""
-    own = np.asarray(ids, np.int32)
-    place, num_read = self._free.pop(0), 0
-    if self.pages is not None:
-      self.cache, num_read = self.pages.load(self.cache, place, own)
-    self._held[place] = Prompt(own, place, num_read)
-    return self._held[place]
+    prompt = Prompt(np.asarray(ids, np.int32), self, self._free.pop(0))
+    if self._pages is not None:
+      self.cache, prompt.num_read = self._pages.load(
+        self.cache, prompt.place, prompt.ids[:-1]
+      )
+    self._held[prompt.place] = prompt
+    return prompt
 
   def drop(self, prompt: Prompt) -> None:
     """Frees the place of a prompt."""
@@ -105,22 +103,18 @@ class Prefill:
 
   def read(self, prompts: Sequence[Prompt]) -> None:
     """Reads the next chunk of each of the prompts, which are not read."""
-    parts = {
-      prompt.place: prompt.ids[prompt.num_read : prompt.num_read + CHUNK]
-      for prompt in prompts
-    }
-    ends = {p.place: p.num_read + len(parts[p.place]) for p in prompts}
-    is_last = any(ends[p.place] == len(p.ids) for p in prompts)
-    logits_PV = self._read(parts, is_last)
+    parts = {}
     for prompt in prompts:
-      prompt.num_read = ends[prompt.place]
-      if prompt.is_read:
-        prompt.logits_PV = logits_PV
-        if self.pages is not None:
-          self.pages.store(self.cache, prompt.place, prompt.ids)
+      end = min(prompt.num_read + CHUNK, len(prompt.ids) - 1)
+      parts[prompt.place] = prompt.ids[prompt.num_read : end]
+    self._read(parts)
+    for prompt in prompts:
+      prompt.num_read += len(parts[prompt.place])
+      if prompt.is_read and self._pages is not None:
+        self._pages.store(self.cache, prompt.place, prompt.ids[:-1])
 
-  def _read(self, parts: dict[int, np.ndarray], is_last: bool):
-    """Reads {place: its next tokens}; returns logits_PV, or None."""
+  def _read(self, parts: dict[int, np.ndarray]) -> None:
+    """Reads {place: its next tokens}."""
     tokens_PC = np.zeros((self.num_places, CHUNK), np.int32)
     # A place that reads nothing has padding written behind what it holds; where
     # there is no room, the cache drops it.
@@ -132,7 +126,7 @@ class Prefill:
       tokens_PC[place, : len(own)] = own
       last_P[place] = len(own) - 1
     filled = max((start_P[place] for place in parts), default=0) + CHUNK
-    self.cache, logits_PV = _read(
+    self.cache = _read(
       self._params,
       self.cache,
       tokens_PC,
@@ -140,6 +134,35 @@ class Prefill:
       last_P,
       np.int32(filled),
       model=self._model,
-      is_last=is_last,
     )
-    return logits_PV
+
+
+def have_same_bits(one: Prefill, other: Prefill, length: int) -> bool:
+  """Returns whether both read the same prompts of this length to the same bits.
+
+  One order of a product's terms or another shows in random numbers at once.
+  """
+  size = max(one.num_places, other.num_places)
+  prompts = np.random.default_rng(0).integers(0, 2, (size, length))
+  return all(
+    np.array_equal(*pair)
+    for pair in zip(_kept(one, prompts), _kept(other, prompts), strict=True)
+  )
+
+
+def _kept(prefill: Prefill, prompts: np.ndarray) -> list[np.ndarray]:
+  """Returns the keys and values of prompts, which are then dropped."""
+  size, found = prefill.num_places, []
+  for first in range(0, len(prompts), size):
+    own = [prefill.start(ids) for ids in prompts[first : first + size]]
+    while unread := [prompt for prompt in own if not prompt.is_read]:
+      prefill.read(unread)
+    for prompt in own:
+      filled = prompt.num_read
+      found += [
+        np.asarray(x[prompt.place, :, :filled])
+        for layer in prefill.cache
+        for x in layer
+      ]
+      prefill.drop(prompt)
+  return found

@@ -20,7 +20,7 @@ from flax import struct
 from gpt_jax import config as config_lib
 from gpt_jax import sharding
 from gpt_jax.config import InputError
-from gpt_jax.inference import generation
+from gpt_jax.inference import generation, pages
 from gpt_jax.inference.drawing import (
   NUM_LIKELIEST,
   Drawn,
@@ -30,7 +30,7 @@ from gpt_jax.inference.drawing import (
   log_probs,
 )
 from gpt_jax.inference.generation import Sampling
-from gpt_jax.inference.prefill import Prefill, Prompt
+from gpt_jax.inference.prefill import CHUNK, Prefill, Prompt, have_same_bits
 from gpt_jax.models import Model
 from gpt_jax.models import cache as cache_lib
 from gpt_jax.models.attend import SLOTS
@@ -40,6 +40,9 @@ from gpt_jax.models.attend import SLOTS
 # twice as long for a token (docs/serving.md). From 8 prompts on, none of them
 # gets cheaper by more.
 ROWS_PER_PROMPT, MAX_PROMPTS = 4, 8
+# How many times fewer are read at once while texts are being written, or where
+# no more wait.
+NARROWER = 4
 # Blocks of slots that a step reads one after the other, at most: each is a part
 # of the program in every layer.
 MAX_BLOCKS = 8
@@ -65,15 +68,26 @@ class State(struct.PyTreeNode):
   jax.jit, static_argnames=("model", "vocab_size"), donate_argnames="state"
 )
 def _step(
-  params, state, lengths_R, draws, mask_RW, drafts_RK, *, model, vocab_size
+  params,
+  state,
+  lengths_R,
+  draws,
+  mask_RW,
+  last_R,
+  drafts_RK,
+  *,
+  model,
+  vocab_size,
 ):
   """Returns (state, Drawn): draws a token of each row, and reads it.
 
-  With it the drafts after it are read, and the token after each is drawn. The
+  A row that has just joined reads the last token of its prompt instead. With it
+  the drafts after it are read, and the token after each is drawn. The
   row goes on behind the first draft that is not what was drawn: its keys and
   values are written over.
 
   Args:
+    last_R: of each row's prompt.
     drafts_RK: what may come after the token; -1 for nothing.
   """
   (R, K), E = drafts_RK.shape, min(NUM_LIKELIEST, vocab_size)
@@ -94,8 +108,10 @@ def _step(
     return ids_R, chances
 
   ids_R, chances = draw_at(0, state.logits_RV, state.counts_RV, mask_RW)
+  is_prompt_R = draws.made_R < 0
+  ids_R = jnp.where(is_prompt_R, last_R, ids_R)
   found, read_R = [(ids_R, *chances)], jnp.maximum(ids_R, 0)
-  counts_RV = state.counts_RV.at[rows_R, read_R].add(1)
+  counts_RV = state.counts_RV.at[rows_R, read_R].add(~is_prompt_R)
   tokens_RT = jnp.concatenate(
     [read_R[:, None], jnp.maximum(drafts_RK, 0)], axis=1
   )
@@ -122,12 +138,13 @@ def _step(
   logits_RV = logits_RTV[rows_R, num_R - 1]
   ids, *chances = (jnp.stack(each, axis=1) for each in zip(*found, strict=True))
   state = State(cache, logits_RV, counts_RV, bias_RV)
-  return state, (ids, num_R, next_R, *chances)
+  first_R = is_prompt_R.astype(jnp.int32)
+  return state, (ids, first_R, num_R, next_R, *chances)
 
 
 @functools.partial(jax.jit, donate_argnames="state")
-def _join(state, row, cache, place, length, logits_PV, bias_V):
-  """Returns the state with the prompt of a place in a row."""
+def _join(state, row, cache, place, length, bias_V):
+  """Returns the state with what is read of a prompt, in a row."""
   put = lambda whole, own: jax.lax.dynamic_update_slice(
     whole, own.astype(whole.dtype), (row, *(0,) * (whole.ndim - 1))
   )
@@ -142,7 +159,7 @@ def _join(state, row, cache, place, length, logits_PV, bias_V):
       (_, K, S, H), first = block.shape, (place, 0, i * size, 0)
       return put(block, jax.lax.dynamic_slice(own_PKSH, first, (1, K, S, H)))
 
-    for i, block in enumerate(whole):  # the prompt may end before
+    for i, block in enumerate(whole):
       own = functools.partial(put_block, i)
       blocks.append(jax.lax.cond(length > i * size, own, lambda x: x, block))
     return blocks
@@ -152,7 +169,7 @@ def _join(state, row, cache, place, length, logits_PV, bias_V):
       tuple(map(put_slots, whole, own))
       for whole, own in zip(state.cache, cache, strict=True)
     ],
-    put(state.logits_RV, pick(logits_PV)),
+    state.logits_RV,
     put(state.counts_RV, jnp.zeros_like(state.counts_RV[:1])),
     put(state.bias_RV, bias_V[None]),
   )
@@ -205,13 +222,12 @@ class Rows:
         f"that, found {c.max_len}"
       )
     most = -(-c.max_len // SLOTS) * SLOTS
-    self.prefill = Prefill(
-      model,
-      self.params,
-      min(max(1, num_rows // ROWS_PER_PROMPT), MAX_PROMPTS),
-      most,
-      0 if is_ring else num_pages,
-    )
+    has_pages = num_pages > 0 and not is_ring
+    self.pages = pages.Pages(model, num_pages, most) if has_pages else None
+    size = min(max(1, num_rows // ROWS_PER_PROMPT), MAX_PROMPTS)
+    build = lambda size: Prefill(model, self.params, size, most, self.pages)
+    self.prefill = build(size)
+    self.narrow = build(max(1, size // NARROWER)) if size > 1 else None
     V = self._padded_vocab()
     zeros = lambda dtype: jnp.zeros((num_rows, V), dtype)
     block = -(-most // (MAX_BLOCKS * SLOTS)) * SLOTS
@@ -224,6 +240,7 @@ class Rows:
     self.lengths_R = np.zeros(num_rows, np.int32)
     self.is_held_R = np.zeros(num_rows, bool)
     self.mask_RW = np.full((num_rows, -(-V // 32)), 2**32 - 1, np.uint32)
+    self.last_R = np.zeros(num_rows, np.int32)
     self.draws = init_draws(num_rows)
 
   def _padded_vocab(self) -> int:
@@ -237,55 +254,73 @@ class Rows:
     return found.shape[-1]
 
   @property
-  def pages(self):
-    return self.prefill.pages
+  def homes(self) -> list[Prefill]:
+    """Returns what reads prompts: many at once, and few."""
+    return [self.prefill] + ([] if self.narrow is None else [self.narrow])
 
   def warm_up(self) -> None:
-    """Compiles all programs, while no row holds a text."""
-    for each in [self] if self.drafter is None else [self, self.drafter.rows]:
-      each.prefill.warm_up()
-    prompt = self.start(np.zeros(1, np.int32))
-    self.read([prompt])
-    self.join(0, prompt, Settings(Sampling(temperature=0.0)))
-    self.drop(prompt)
-    self.step()
-    self.leave(0)
+    """Compiles all programs, while no row holds a text.
 
-  def start(self, ids: Sequence[int] | np.ndarray) -> Prompt:
+    Where few prompts would have other bits than many, they are read as many.
+    """
+    others = [] if self.drafter is None else self.drafter.rows.homes
+    for home in [*self.homes, *others]:
+      home.warm_up()
+    for is_narrow in range(len(self.homes)):
+      prompt = self.start(np.zeros(1, np.int32), bool(is_narrow))
+      self.join(0, prompt, Settings(Sampling(temperature=0.0)))
+      self.drop(prompt)
+      self.step()
+      self.leave(0)
+    length = min(2 * CHUNK, self.max_len - 1) + 1
+    if self.narrow is not None and not have_same_bits(*self.homes, length):
+      self.narrow = None
+
+  def start(
+    self, ids: Sequence[int] | np.ndarray, is_narrow: bool = False
+  ) -> Prompt:
     """Returns a prompt of which nothing is read but what is stored.
 
-    There must be a free place, prefill.num_free; `drop` frees it.
+    Args:
+      is_narrow: read it by self.narrow, which must not be None, in place of
+        self.prefill; it must have a place, num_free, which `drop` frees.
     """
-    prompt = self.prefill.start(ids)
+    home = self.narrow if is_narrow else self.prefill
+    assert home is not None
+    prompt = home.start(ids)
     if self.drafter is not None:
-      prompt.own = self.drafter.rows.start(ids)
+      prompt.own = self.drafter.rows.start(ids, is_narrow)
     return prompt
 
   def read(self, prompts: Sequence[Prompt]) -> None:
     """Reads the next chunk of each of the prompts, which are not read."""
-    self.prefill.read(prompts)
+    for home in dict.fromkeys(prompt.home for prompt in prompts):
+      home.read([prompt for prompt in prompts if prompt.home is home])
     if self.drafter is not None:
       self.drafter.read(prompts)
 
   def drop(self, prompt: Prompt) -> None:
     """Frees the place of a prompt, which no further row will join."""
-    self.prefill.drop(prompt)
-    if self.drafter is not None:
-      self.drafter.rows.drop(prompt.own)
+    prompt.home.drop(prompt)
+    if prompt.own is not None:
+      prompt.own.home.drop(prompt.own)
 
   def join(self, row: int, prompt: Prompt, settings: Settings) -> None:
-    """Lets a prompt that is read be continued in a free row."""
+    """Lets a prompt that is read be continued in a free row.
+
+    The next step reads its last token.
+    """
     assert prompt.is_read and not self.is_held_R[row]
-    self.is_held_R[row], self.lengths_R[row] = True, len(prompt.ids)
+    self.is_held_R[row], self.lengths_R[row] = True, prompt.num_read
+    self.last_R[row] = prompt.ids[-1]
     bias_V = np.zeros(self.state.bias_RV.shape[1], np.float32)
     bias_V[list(settings.bias)] = list(settings.bias.values())
     self.state = _join(
       self.state,
       np.int32(row),
-      self.prefill.cache,
+      prompt.home.cache,
       np.int32(prompt.place),
-      np.int32(len(prompt.ids)),
-      prompt.logits_PV,
+      np.int32(prompt.num_read),
       bias_V,
     )
     self.draws.put(row, settings)
@@ -304,6 +339,8 @@ class Rows:
   def step(self, drafts: dict[int, list[int]] | None = None) -> Drawn:
     """Draws a token of each row; those of free rows mean nothing.
 
+    Of a row that has just joined, it reads the prompt's last token instead.
+
     A row that holds max_len tokens draws one more, and must then leave.
 
     Args:
@@ -321,10 +358,12 @@ class Rows:
     for row, guesses in (drafts or {}).items():
       drafts_RK[row, : len(guesses)] = guesses[: self.num_drafts]
     # Copies: the step may read them after they have changed here.
-    now = jax.tree.map(np.copy, (self.lengths_R, self.draws, self.mask_RW))
+    now = jax.tree.map(
+      np.copy, (self.lengths_R, self.draws, self.mask_RW, self.last_R)
+    )
     if self.drafter is not None:
-      # What comes first follows from the prompt, and is not known yet.
-      is_on_R = self.is_held_R & (self.draws.made_R > 0)
+      # It reads two tokens at once, and a row may have one.
+      is_on_R = self.is_held_R & (self.lengths_R > 0)
       is_on_R &= (self.mask_RW == 2**32 - 1).all(1)
       drafts_RK = self.drafter.guess(*now[:2], is_on_R)
     self.state, drawn = _step(
@@ -395,6 +434,7 @@ def generate(
     for row, prompt in enumerate(own, first):
       rows.join(row, prompt, Settings(sampling, seed, row))
       rows.drop(prompt)
+  rows.step()  # reads their last tokens
   for _ in range(num_tokens):
     ids_B1 = rows.step().ids_RT[: len(prompts)]
     generation.check_finite(bool((ids_B1 >= 0).all()))

@@ -47,6 +47,7 @@ def join(held, row: int, ids, settings=GREEDY):
     held.read([prompt])
   held.join(row, prompt, settings)
   held.drop(prompt)
+  assert held.step().ids_RT[row, 0] == ids[-1]
 
 
 def follow(held, row: int, count: int):
@@ -76,31 +77,33 @@ def test_a_row_has_the_same_bits_alone_and_in_any_company(held):
     np.testing.assert_array_equal(found[1], alone[1])
 
 
-def read(held, *prompts):
+def read(held, *prompts, is_narrow=False):
   """Returns prompts that were read together; each must be dropped."""
-  found = [held.start(ids) for ids in prompts]
+  found = [held.start(ids, is_narrow) for ids in prompts]
   while unread := [prompt for prompt in found if not prompt.is_read]:
     held.read(unread)
   return found
 
 
 def kept(held, prompt):
-  """Returns (logits, keys and values) of a prompt, which is then dropped."""
-  logits_V = np.asarray(prompt.logits_PV[prompt.place])
+  """Returns the keys and values of a prompt, which is then dropped."""
   cache = [
-    np.asarray(x[prompt.place, :, : len(prompt.ids)])
-    for layer in held.prefill.cache
+    np.asarray(x[prompt.place, :, : prompt.num_read])
+    for layer in prompt.home.cache
     for x in layer
   ]
   held.drop(prompt)
-  return [logits_V, *cache]
+  return cache
 
 
 def test_a_prompt_has_the_same_bits_alone_and_read_with_others(held):
   assert held.prefill.num_places == 2
-  for length in (1, 45, 64):
+  for length in (2, 45, 65):
     ids = prompt_of(length, length)
     wanted = kept(held, *read(held, ids))
+    narrow = kept(held, *read(held, ids, is_narrow=True))
+    for found, each in zip(narrow, wanted, strict=True):
+      np.testing.assert_array_equal(found, each)
     for other in (3, 64, 200):
       for is_first in (True, False):
         order = [ids, prompt_of(other, other)][:: 1 if is_first else -1]
@@ -112,7 +115,18 @@ def test_a_prompt_has_the_same_bits_alone_and_read_with_others(held):
   assert held.prefill.num_free == 2
 
 
-@pytest.mark.parametrize("length", [1, 40, LIMIT - 3])
+def test_a_width_that_has_other_bits_is_not_used(made):
+  held = Rows(*made, num_rows=NUM_ROWS, vocab_size=V)
+  held.warm_up()
+  assert held.narrow is not None
+  params = held.narrow._params
+  held.narrow._params = jax.tree.map(lambda x: x * (1 + 1e-7), params)
+  held.warm_up()
+  assert held.narrow is None
+  assert not held.is_held_R.any() and held.prefill.num_free == 2
+
+
+@pytest.mark.parametrize("length", [2, 40, LIMIT - 3])
 def test_a_prompt_that_waits_is_not_changed_by_the_next(made, held, length):
   ids = prompt_of(length, length)
   wanted = kept(held, *read(held, ids))
@@ -313,6 +327,7 @@ def test_a_model_of_windows_writes_the_same_in_rows():
     held.drop(*read(held, prompt_of(7, 50)))  # beside one that waits
     held.join(1, prompt, GREEDY)
     held.drop(prompt)
+    held.step()
     assert follow(held, 1, 20)[0] == by_full_passes(made, ids, 20)
 
 

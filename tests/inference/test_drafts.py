@@ -36,12 +36,13 @@ def write(held, ids, settings, count: int, guess):
   while len(found) < count:
     guesses = guess(found, following) if steps else []
     drawn = held.step({1: guesses})
-    num = int(drawn.num_R[1])
+    num, first = int(drawn.num_R[1]), int(drawn.first_R[1])
     assert 1 <= num <= len(guesses) + 1
     if following is not None:
       assert drawn.ids_RT[1, 0] == following
-    found += drawn.ids_RT[1, :num].tolist()
-    logs += drawn.log_probs_RT[1, :num].tolist()
+    assert first == (following is None)
+    found += drawn.ids_RT[1, first:num].tolist()
+    logs += drawn.log_probs_RT[1, first:num].tolist()
     following, steps = int(drawn.next_R[1]), steps + 1
   held.leave(1)
   return found[:count], logs[:count], steps
@@ -60,7 +61,7 @@ def write(held, ids, settings, count: int, guess):
 def test_a_text_is_the_same_whatever_is_guessed(held, settings):
   ids, none = [1, 2, 3, 4, 5], lambda found, following: []
   plain, logs, steps = write(held, ids, settings, 40, none)
-  assert steps == 40
+  assert steps == 1 + 40  # the first reads the prompt's last token
   lookup = Lookup(ids)
 
   def look(found, following):
@@ -72,9 +73,9 @@ def test_a_text_is_the_same_whatever_is_guessed(held, settings):
   wrong = lambda found, following: [(i + 1) % V for i in right(found, 0)]
   mixed = lambda found, following: [*right(found, 0)[:1], 0, 1]
   for guess, least, most in (
-    (look, 10, 40),
+    (look, 11, 41),
     (right, 11, 11),
-    (wrong, 40, 40),
+    (wrong, 41, 41),
     (mixed, 15, 30),
   ):
     again, other, steps = write(held, ids, settings, 40, guess)

@@ -191,23 +191,28 @@ class Engine:
 
   def _read(self) -> None:
     """Reads a chunk of the prompts that come first; lets texts join."""
-    rows, readings = self.rows, []
+    rows, prompts = self.rows, []
     unread = [job for job in self._active if not rows.is_held_R[job.row]]
-    for reading in dict.fromkeys(job.reading for job in unread):
-      if reading.prompt is None:
-        if not rows.prefill.num_free:
-          break
-        self._start(reading)
-      readings.append(reading)
-    prompts = [each.prompt for each in readings if not each.prompt.is_read]
+    readings = dict.fromkeys(job.reading for job in unread)
+    num_begun = sum(job.num_begun >= 0 for job in self._active)
+    # Where more texts wait for prompts than for tokens, these wait for longer.
+    is_narrow = rows.narrow is not None and (
+      len(unread) <= max(num_begun, rows.narrow.num_places)
+    )
+    home = rows.narrow if is_narrow else rows.prefill
+    for reading in readings:
+      if reading.prompt is None and home.num_free:
+        self._start(reading, is_narrow)
+      if reading.prompt is not None and not reading.prompt.is_read:
+        prompts.append(reading.prompt)
     if prompts:
       rows.read(prompts)
     for job in unread:
       if job.reading.prompt is not None and job.reading.prompt.is_read:
         self._join(job)
 
-  def _start(self, reading: Reading) -> None:
-    reading.prompt = self.rows.start(reading.ids)
+  def _start(self, reading: Reading, is_narrow: bool) -> None:
+    reading.prompt = self.rows.start(reading.ids, is_narrow)
     reading.num_reused = reading.prompt.num_read
     self.counts["reused_tokens"] += reading.num_reused
     self.counts["prompt_tokens"] += len(reading.ids)
@@ -238,7 +243,7 @@ class Engine:
     row at most, and not while a text is being written.
     """
     writing = self._writing()
-    is_new = writing and not any(job.num_begun for job in writing)
+    is_new = writing and all(job.num_begun < 0 for job in writing)
     if is_new and len(writing) < len(self._active):
       self._num_gathered += 1
       return self._num_gathered <= self.num_rows
@@ -281,7 +286,7 @@ class Engine:
     for job in jobs:
       if job.has_ended:
         continue
-      for t in range(drawn.num_R[job.row]):
+      for t in range(drawn.first_R[job.row], drawn.num_R[job.row]):
         self.counts["tokens"] += 1
         self.counts["guessed_tokens"] += t > 0
         if not self._take(job, drawn, t):
@@ -297,7 +302,7 @@ class Engine:
     return {
       job.row: job.lookup.guess(job.next, count)
       for job in writing
-      if job.lookup is not None and job.num_made
+      if job.lookup is not None and job.num_begun
     }
 
   def _take(self, job: Job, drawn: Drawn, t: int) -> bool:

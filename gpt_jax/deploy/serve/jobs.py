@@ -75,7 +75,8 @@ class Job:
   Attributes:
     row: WAITING, or its own.
     num_made: tokens that were drawn.
-    num_begun: tokens of steps that have begun, these among them.
+    num_begun: tokens of steps that have begun, these among them; -1 before that
+      which reads the last token of the prompt.
     has_ended: whether it needs no more of them.
     lookup: where drafts are found; None where none are tried.
     next: the token that comes next, where drafts are tried.
@@ -98,7 +99,7 @@ class Job:
     self.reading, self.settings, self.num_tokens = reading, settings, num_tokens
     self.speech, self.tell, self.deadline = speech, tell, deadline
     self.row = WAITING
-    self.num_made = self.num_begun = 0
+    self.num_made, self.num_begun = 0, -1
     self.is_cancelled = self.has_ended = False
     self.lookup: Lookup | None = None
     self.next = 0

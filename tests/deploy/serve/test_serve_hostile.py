@@ -313,8 +313,7 @@ def test_clients_that_leave_leave_nothing_behind(running, count):
   gc.collect()
   assert not engine.rows.is_held_R.any() and not engine.rows.lengths_R.any()
   assert 0 < engine.num_pages <= 16  # num_held checks that no page is lost
-  prefill = engine.rows.prefill
-  assert prefill.num_free == prefill.num_places
+  assert all(home.num_free == home.num_places for home in engine.rows.homes)
   assert engine.counts["jobs_cancelled"] > count // 20
   grown = resident_bytes() - before
   assert grown < 30e6, f"{grown / 1e6:.1f} MB"
