@@ -49,9 +49,9 @@ PIECES = {
 }
 
 
-def texts_of() -> list[str]:
-  """Returns the texts."""
-  draw, found = random.Random(0), [""]
+def texts_of(seed: int = 0) -> list[str]:
+  """Returns the texts; those of other seeds have the same pieces."""
+  draw, found = random.Random(seed), [""]
   kinds = list(PIECES.values())
   while len(found) < 500:
     pieces = [

@@ -14,6 +14,7 @@ HERE = pathlib.Path(__file__).parent
 KINDS = json.loads((HERE / "kinds.json").read_text())
 tricky = runpy.run_path(str(HERE / "make_tricky.py"))
 TEXTS = tricky["texts_of"]()
+RULES = "normalizer", "pre_tokenizer"
 
 
 def write(folder, kind: str) -> pathlib.Path:
@@ -37,6 +38,24 @@ def test_tricky_texts_have_the_ids_and_the_text_that_transformers_gives(
       ids = each.encode(text).tolist()
       assert tricky["digest_of"](ids, each.decode(ids)) == digest, text
   assert len(set(digests)) > 300
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_rules_of_another_kind_give_other_ids(kind, tmp_path):
+  own = KINDS[kind]["tokenizer"]
+  rules = lambda library: {part: library[part] for part in RULES}
+  others = [rules(KINDS[other]["tokenizer"]) for other in KINDS]
+  others = [other for other in others if other != rules(own)]
+  assert len(others) == len(KINDS) - 1
+  for other in others:
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(own | other))
+    wrong = tokenizers.build_tokenizer(f"hf:{path}")
+    assert any(
+      tricky["digest_of"](ids := wrong.encode(text).tolist(), wrong.decode(ids))
+      != digest
+      for text, digest in zip(TEXTS, KINDS[kind]["digests"], strict=True)
+    ), other
 
 
 @pytest.mark.parametrize("kind,is_ranked", [(k, k == "gpt2") for k in KINDS])
