@@ -1,5 +1,6 @@
 """The cache: fetched once, bounded, never taken from whoever reads it."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -78,6 +79,18 @@ def test_an_object_larger_than_the_cache_is_refused(root, monkeypatch):
   monkeypatch.setenv("GPT_JAX_CACHE_BYTES", "many")
   with pytest.raises(InputError, match="is 'many'; it must be a number"):
     cache.local(f"{root}/a")
+
+
+def test_a_full_disk_is_the_sentence_of_the_cache_and_other_errors_are_not():
+  full = OSError(errno.ENOSPC, "No space left on device")
+  for error, kind in ((full, InputError), (OSError(errno.EIO, "I/O"), OSError)):
+
+    def make(folder, error=error):
+      raise error
+
+    with pytest.raises(kind, match="disk of the cache .* XDG_CACHE|I/O"):
+      cache.fill("unit", 1, make)
+    assert not os.path.exists(os.path.join(cache.top(), "unit"))
 
 
 def test_a_process_that_is_killed_while_it_fetches_leaves_nothing(root):

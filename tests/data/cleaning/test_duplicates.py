@@ -110,6 +110,16 @@ def test_memory_is_bounded_by_the_number_of_documents():
   assert kept < 20 * 1_000
 
 
+def test_few_sets_are_held_while_documents_are_compared(monkeypatch):
+  monkeypatch.setattr(duplicates, "MAX_HELD", 300)
+  words = [f"w{i}" for i in range(130)]
+  found = duplicates.NearDuplicates()
+  for start in range(30):
+    found.add(duplicates.sign(" ".join(words[start : start + 100])))
+  assert set(found.copies().tolist()) == {0}
+  assert 0 < sum(map(len, found._held.values())) <= 300
+
+
 def test_items_of_an_evaluation_set_are_found_in_documents():
   words = [f"w{i}" for i in range(60)]
   item, short = " ".join(words[:13]), "Who wrote the play about a prince, then?"

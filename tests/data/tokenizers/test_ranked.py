@@ -152,9 +152,10 @@ def test_a_long_batch_goes_to_tiktoken_and_what_it_refuses_to_the_library(
   encoder._num_chars = 0
   for _ in range(9):
     encoder.encode_batch([text[1:]])
-  encoder.encode_batch([text])
-  encoder.encode_batch([text])
-  assert encoder._ranked is None
+  for is_sought in (False, False, True):
+    assert not encoder._is_ranked_sought
+    encoder.encode_batch([text])
+    assert encoder._is_ranked_sought == is_sought
   # tiktoken's limit on spaces in a row is a million.
   texts = [text, " " * 1_100_000 + "x", text[::-1]]
   found = encoder.encode_batch(texts)
