@@ -295,7 +295,7 @@ def group_leaves(flat: dict) -> list[dict]:
 
   Orbax holds a copy of what it reads. So a caller that gives back memory after
   each group has one group's copy at a time, and the largest, which come first,
-  while little else is there: reading GPT-2 124M, .50 GB, takes .53 GB so, and
+  while little else is there: reading GPT-2 124M, .50 GB, takes .63 GB so, and
   1.00 at once. Several processes read all at once, since each reading makes
   them meet.
   """
