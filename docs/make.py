@@ -31,8 +31,8 @@ LINK = re.compile(r"\]\(([^)#\s]+)(#[^)]*)?\)")
 # A block of "text" that begins with one of these is a command, and not run.
 COMMAND = re.compile(r"^```text\n(?=(bash |\.venv/bin/))", re.M)
 BASH = re.compile(r"(?<=^```bash\n).*?(?=^```$)", re.M | re.S)
-# Characters of a line of commands, which goes on behind a backslash.
-WIDTH = 60
+# Characters of a line of a command, which goes on in the next: few, for phones.
+WIDTH = 40
 # Figures are drawn on white; where the page is dark, so are they. A command is
 # read whole, and a word like --flag=VALUE broken only where it fits no line. A
 # narrow page has smaller heads and cells.

@@ -25,7 +25,7 @@ from gpt_jax.lab.interp import (
 )
 from gpt_jax.models import build_model
 
-TEXT, OTHER = "What is it", "Where's he"
+TEXT, OTHER = "What is it", "Here's she"
 L, D, N = 2, 32, 2
 
 
