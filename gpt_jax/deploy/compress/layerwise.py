@@ -7,6 +7,7 @@ A layer's inputs are those that the layers before it give once they are changed
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 
 from gpt_jax import tree
@@ -33,9 +34,10 @@ def refit(
     if rows_BT is not None:
       grams = calibrate.find_grams(own, work, rows_BT)
     for name in (n for n in roles if n.startswith(f"{block}/")):
-      found = fit(leaf_of(work, name), roles[name], grams.get(name))
-      stored[name], w = found
-      work = put_leaf(work, name, w)
+      old = leaf_of(work, name)
+      stored[name], new = fit(old, roles[name], grams.get(name))
+      # Placed as before, the layers share one compiled program.
+      work = put_leaf(work, name, jax.device_put(new, old.sharding))
   work = tree.map_with_names(lambda name, w: stored.get(name, w), work)
   return stack.stack_layers(work, model.stacks)
 
