@@ -117,6 +117,9 @@ def test_a_long_command_is_broken_before_its_flags():
 def test_the_reference_says_what_the_docstrings_say(site):
   page = (site / "reference" / "ops.html").read_text()
   assert "A frozen matrix and the low-rank change" in page
+  recipes = (site / "reference" / "configs.html").read_text()
+  assert "--config.section.key=value" in recipes  # two dashes, not a long one
+  assert not (site / "genindex.html").exists()  # it would be empty
   assert "<code class=" in page and "scale</span>" in page
 
 
