@@ -181,3 +181,12 @@ def test_a_file_to_write_has_a_folder_and_is_none(tmp_path, monkeypatch):
   for path, said in (("", "is empty"), ("s3://a/b.npy", "not an address")):
     with pytest.raises(InputError, match=said):
       own(path)
+
+
+def test_an_error_of_a_new_file_names_the_file_and_leaves_none(tmp_path):
+  folder = tmp_path / "taken"
+  folder.mkdir()
+  with pytest.raises(OSError) as found, files.new_file(str(folder)) as file:
+    file.write("text")
+  assert (found.value.filename, found.value.filename2) == (str(folder), None)
+  assert list(tmp_path.iterdir()) == [folder]

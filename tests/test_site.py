@@ -103,7 +103,7 @@ def test_a_figure_is_dark_where_the_page_is(site, browser):
 
 
 def test_a_long_command_is_broken_before_its_flags():
-  word = "--config.a=" + 30 * "b"
+  word = "--config.a=" + 14 * "b"
   text = (
     f"```bash\nrun {word} {word} --c='d'  # e\nls\n```\n\nrun {word} {word}"
   )
@@ -166,7 +166,7 @@ More.
   a   b
   1   2
 
-  bash launch/local.sh --config=configs/tiny.py
+  bash launch/local.sh --devices=8
 
 Args:
   x_BT: the tokens,
@@ -188,7 +188,7 @@ a   b
 ```
 
 ```bash
-bash launch/local.sh --config=configs/tiny.py
+bash launch/local.sh --devices=8
 ```
 
 **Args**

@@ -104,6 +104,27 @@ def test_calibration_sees_what_each_matrix_reads(small):
     np.testing.assert_allclose(found, x_LD.T @ x_LD, rtol=1e-3, atol=1e-3)
 
 
+def test_a_layer_is_fitted_to_what_the_changed_ones_before_it_give(small):
+  _, model, params, rows = small
+  own = calibrate.apart(model)
+  work = stack.unstack_layers(params, model.stacks)
+  names, seen = list(calibrate.list_matrices(own, work)), []
+
+  def fit(w, role, gram_DD):
+    seen.append(gram_DD)
+    return w, 0 * w
+
+  same = layerwise.refit(model, params, rows, fit)
+  jax.tree.map(np.testing.assert_array_equal, same, params)
+  silent = work
+  for name in (n for n in names if n.startswith("blocks_0/")):
+    silent = layerwise.put_leaf(silent, name, 0 * layerwise.leaf_of(work, name))
+  before, after = (calibrate.find_grams(own, p, rows) for p in (work, silent))
+  at = names.index("blocks_1/mlp/in")
+  np.testing.assert_allclose(seen[at], after[names[at]], rtol=1e-4, atol=1e-4)
+  assert away(before[names[at]], after[names[at]]) > 0.1
+
+
 @pytest.mark.parametrize("word", ["gptq", "awq", "int4"])
 def test_a_model_in_int4_is_stored_as_integers(small, word):
   config, model, params, rows = small
