@@ -33,9 +33,11 @@ def serving(trained, *more: str):
     line = process.stdout.readline()
     found = re.fullmatch(r"tiny is served at (http://\S+)/v1\n", line)
     assert found, line + process.stderr.read()
-    yield process, found[1]
-    if process.poll() is None:
-      process.kill()
+    try:
+      yield process, found[1]
+    finally:
+      if process.poll() is None:
+        process.kill()
 
 
 @pytest.fixture(scope="module")

@@ -67,6 +67,27 @@ def test_what_is_stored_is_not_read_again_and_has_the_same_bits(made, held):
     held.leave(0), plain.leave(0)
 
 
+def test_prompts_read_together_store_their_own_pages(held):
+  texts = [texts_of(seed, 2 * PAGE + 1) for seed in (7, 8)]
+  both = [held.start(ids) for ids in texts]
+  for _ in range(2):
+    held.read(both)
+  kept = lambda prompt: [
+    np.asarray(x[prompt.place, :, : 2 * PAGE])
+    for layer in held.prefill.cache
+    for x in layer
+  ]
+  wanted = [kept(prompt) for prompt in both]
+  for prompt in both:
+    held.drop(prompt)
+  again = [held.start(ids) for ids in texts]
+  assert all(prompt.is_read for prompt in again)
+  for prompt, each in zip(again, wanted, strict=True):
+    for found, own in zip(kept(prompt), each, strict=True):
+      np.testing.assert_array_equal(found, own)
+  assert not np.array_equal(wanted[0][0], wanted[1][0])
+
+
 def test_the_page_longest_unused_makes_room(held):
   one, two, three = (texts_of(s, 2 * PAGE + 2) for s in (1, 2, 3))
   for ids in (one, two, three):

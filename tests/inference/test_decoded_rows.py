@@ -48,6 +48,7 @@ def join(held, row: int, ids, settings=GREEDY):
   held.join(row, prompt, settings)
   held.drop(prompt)
   assert held.step().ids_RT[row, 0] == ids[-1]
+  assert not held.state.counts_RV[row].any()  # it was not drawn
 
 
 def follow(held, row: int, count: int):
