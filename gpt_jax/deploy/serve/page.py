@@ -24,8 +24,11 @@ main p { white-space: pre-wrap; overflow-wrap: anywhere; margin: 0 0 .75rem;
 .assistant { border: 1px solid var(--line); margin-right: 15%; }
 .error { border: 1px solid var(--bad); }
 form { display: flex; gap: .5rem; padding: .75rem 0; }
-textarea { flex: 1; font: inherit; padding: .5rem; resize: none; }
-button, input { font: inherit; padding: .25rem .5rem; }
+textarea { flex: 1; padding: .5rem; resize: none; }
+button, input { padding: .25rem .5rem; }
+button, input, textarea { font: inherit; color: inherit; border-radius: .25rem;
+  background: var(--stripe); border: 1px solid var(--soft); }
+::placeholder { color: var(--soft); opacity: 1; }
 @media (max-width: 34rem) {
   h1 { flex: 1 0 50%; }
   label { order: 1; flex: 1 0 25%; }
