@@ -16,6 +16,7 @@ from gpt_jax.data.sources.document import Divisible, Unit, Unreachable
 from gpt_jax.data.workers import TOKENIZER
 from gpt_jax.encryption import Key
 from gpt_jax.exits import InputError
+from gpt_jax.machine import cores
 
 
 def main() -> None:
@@ -52,6 +53,7 @@ def _work(say) -> None:
     index, units = json.loads(line)
     chunk = Chunk(index, tuple(Unit(*unit) for unit in units))
     chunks.encode(source, encoder, folder, plan, chunk, lambda n: say(bytes=n))
+    cores.give_back()
     say(done=index)
 
 

@@ -19,7 +19,7 @@ from test_chunks import CODE, ROOT, kill_and_go_on
 
 GIB = 1 << 30
 # Of 8 workers and the process that started them: the bar is 1 GiB.
-LARGEST = 0.7 * GIB
+LARGEST = 0.6 * GIB
 # Bytes of text of a row, on average, and rows of a row group, as in FineWeb.
 ROW_BYTES, GROUP_ROWS = 3000, 1000
 
@@ -130,7 +130,7 @@ def read_set(folder) -> dict[str, str]:
 def test_memory_does_not_grow_with_row_groups(tmp_path):
   spec = make_corpus(tmp_path / "corpus", 60 << 20, 2)
   found, peak, _ = prepare(spec, tmp_path / "two", 2, 8 << 20)
-  assert peak < GIB and len(found) >= 6
+  assert peak < GIB / 5 and len(found) >= 6
   # All of it held at once, the first file alone would be 30 MiB of text more.
   assert peak > 50 << 20  # the measure measures
 
