@@ -1,7 +1,6 @@
 """Sets made of chunks: the same bytes by any number of workers and machines."""
 
 import hashlib
-import io
 import json
 import os
 import pathlib
@@ -17,16 +16,8 @@ import pytest
 from pyarrow import parquet
 
 from gpt_jax.config import InputError
-from gpt_jax.data import (
-  chunk_worker,
-  chunks,
-  merging,
-  prepare,
-  tokenizers,
-  workers,
-)
+from gpt_jax.data import chunks, merging, prepare, workers
 from gpt_jax.data.sources.document import Unreachable
-from gpt_jax.machine import cores
 
 ROOT = pathlib.Path(__file__).parents[2]
 # Each row group of the table below is a chunk.
@@ -336,26 +327,6 @@ def test_errors_of_workers_are_the_sentences_of_one(make, table, tmp_path):
     left = [n for n in os.listdir(tmp_path / "set") if n[:6] != ".lock-"]
     assert not left
   assert said[0] == said[1]
-
-
-def test_a_worker_gives_back_what_a_chunk_took(
-  corpus, table, tmp_path, monkeypatch
-):
-  monkeypatch.setattr(chunks, "CHUNK_BYTES", CHUNK_BYTES)
-  (part,) = prepare.list_parts(corpus([], source=table))
-  wanted = merging.find_chunks(part)[:2]
-  plan = chunks.Plan("0" * 12, "f" * 64, "uint16", len(wanted), "document")
-  encoder = tokenizers.build_tokenizer("bytes")
-  (tmp_path / workers.TOKENIZER).write_text(encoder.to_json())
-  job = {"spec": table, "folder": str(tmp_path), "plan": plan, "key": None}
-  asked = [[chunk.index, chunk.units] for chunk in wanted]
-  lines = "".join(json.dumps(line) + "\n" for line in (job, *asked))
-  monkeypatch.setattr(chunk_worker.sys, "stdin", io.StringIO(lines))
-  order = []
-  monkeypatch.setattr(cores, "give_back", lambda: order.append("given back"))
-  chunk_worker._work(lambda **said: order.extend(said))
-  done = [word for word in order if word != "bytes"]
-  assert done == ["given back", "done"] * 2
 
 
 def test_a_full_disk_in_a_worker_is_one_sentence(make, table, monkeypatch):
