@@ -1,6 +1,6 @@
 """What a model repeats of its text (Carlini et al. 2019, arXiv:1802.08232).
 
-A small model on bytes, trained long enough to memorise, of a text in which
+A small model on bytes that memorises what is often there, of a text in which
 `gpt_jax.lab.canaries plant` has planted lines; docs/cleaning.md has the
 commands.
 

@@ -132,10 +132,28 @@ def test_deduplication_takes_what_was_memorised(tmp_path, call_verb):
     *("--rules=none", "--copies=exact"),
   )
   assert result.returncode == 0, result.stderr
-  flags = ["--config=configs/canaries.py", f"--config.data.dir={root / 'p'}"]
+  values = {
+    "data.valid_frac": 0.0,
+    "data.tokenizer": "bytes",
+    "data.seq_len": 128,
+    "data.dir": root / "prepared",
+    "model.max_len": 128,
+    "model.num_layers": 2,
+    "model.model_dim": 96,
+    "model.mlp_dim": 384,
+    "model.num_heads": 4,
+    "train.global_batch_size": 16,
+    "train.num_steps": 600,
+    "optim.warmup_steps": 30,
+    "optim.learning_rate": 0.003,
+    "eval.every_steps": 0,
+    "sample.every_steps": 0,
+    "checkpoint.every_steps": 0,
+  }
+  flags = [f"--config.{key}={value}" for key, value in values.items()]
   for path in (out, single):
     result = call_verb(
-      *("train", *flags),
+      *("train", "--config=configs/tiny.py", *flags),
       *(f"--config.data.source=jsonl:{path}", f"--workdir={root / path.stem}"),
     )
     assert result.returncode == 0, result.stderr
