@@ -63,7 +63,7 @@ def median_of(url: str, seconds: float) -> float:
   return statistics.median(found)
 
 
-@pytest.mark.wide
+@pytest.mark.slow
 def test_bad_requests_do_not_double_the_time_of_others(trained):
   from test_serve_door import serving  # this file is run as a program too
 
