@@ -231,7 +231,8 @@ def test_an_end_without_a_network_waits_for_it_once(pair, monkeypatch):
     pair.save(mirror, step)
   with pytest.raises(InputError, match="no step has arrived"):
     mirror.close()
-  assert tries["1"] > 3 and tries["2"] == tries["3"] == places.MIN_TRIES
+  assert tries["1"] > places.MIN_TRIES
+  assert tries["2"] == tries["3"] == places.MIN_TRIES
   # Another run of this process is as patient as the first.
   monkeypatch.undo()
   monkeypatch.setattr(places, "PAUSE", 0.05)
@@ -240,7 +241,7 @@ def test_an_end_without_a_network_waits_for_it_once(pair, monkeypatch):
   tries.clear()
   with pytest.raises(places.Unreached):
     places.put(__file__, f"{pair.address}/checkpoints/4/a")
-  assert tries["4"] > 3
+  assert tries["4"] > places.MIN_TRIES
 
 
 def test_a_scratch_that_another_machine_has_overtaken_is_not_used(
