@@ -21,11 +21,11 @@ class MoE(nn.Module):
 
   The weights of a token's experts are their scores, in float32, divided by
   their sum (Jiang et al. 2024) or as they are, times a scale (DeepSeek-V2,
-  2024). Scores are softmax probabilities over all
-  experts or sigmoids (DeepSeek-V3, 2024, eq. 13 to 15). With A = 1 the weight
-  is the score itself (Fedus et al. 2021): it is the only gradient that the
-  router gets. Shared experts, to which all tokens go, are one MLP as wide as
-  they are together (DeepSeekMoE, Dai et al. 2024, eq. 9).
+  2024). Scores are softmax probabilities over all experts or sigmoids
+  (DeepSeek-V3, 2024, eq. 13 to 15). With A = 1 the weight is the score itself
+  (Fedus et al. 2021): it is the only gradient that the router gets. Shared
+  experts, to which all tokens go, are one MLP as wide as they are together
+  (DeepSeekMoE, Dai et al. 2024, eq. 9).
   """
 
   config: ModelConfig
