@@ -173,7 +173,7 @@ class NearDuplicates:
     # As np.intersect1d does it, in a third of its time.
     both = np.concatenate([self._grams_of(one), self._grams_of(other)])
     both.sort()
-    shared = np.count_nonzero(both[1:] == both[:-1])
+    shared = int(np.count_nonzero(both[1:] == both[:-1]))
     return shared / (len(both) - shared)
 
   def _grams_of(self, number: int) -> np.ndarray:
