@@ -19,6 +19,7 @@ def get_config(rule: str = "reverse"):
     raise ValueError(f"no rule {rule!r}; there are {', '.join(RULES)}")
   config = attention.get_config("laptop")
   config.data.source = f"digits:{rule}"
-  # After the 1,000 of attention.py, 11 of 1,000 strings are sorted wrongly.
-  config.train.num_steps = 1_400
+  # At the rate that inverse_sqrt ends with, a step now and then leaves the floor
+  # of label smoothing, and if it is one of the last, strings are sorted wrongly.
+  config.optim.schedule = "linear"
   return config
