@@ -19,7 +19,7 @@ def get_config(rule: str = "reverse"):
     raise ValueError(f"no rule {rule!r}; there are {', '.join(RULES)}")
   config = attention.get_config("laptop")
   config.data.source = f"digits:{rule}"
-  # At the rate that inverse_sqrt ends with, a step now and then leaves the floor
-  # of label smoothing, and if it is one of the last, strings are sorted wrongly.
+  # At the rate that inverse_sqrt ends with, single steps leave the floor of
+  # label smoothing; after such a last step, strings would be sorted wrongly.
   config.optim.schedule = "linear"
   return config
