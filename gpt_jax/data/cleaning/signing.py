@@ -17,6 +17,7 @@ from concurrent import futures
 
 from gpt_jax.data.cleaning import duplicates
 from gpt_jax.data.cleaning.duplicates import Signature
+from gpt_jax.data.grouping import group_texts
 from gpt_jax.exits import InputError
 from gpt_jax.machine import cores
 
@@ -39,7 +40,7 @@ def sign_all(
     InputError: a process was killed.
   """
   count = count or cores.count_cores()
-  batches = _batches(texts)
+  batches = group_texts(texts, BATCH_CHARS)
   first = next(batches, [])
   second = next(batches, None)
   if count == 1 or second is None:
@@ -106,18 +107,6 @@ def _start() -> subprocess.Popen:
     stdout=subprocess.PIPE,
     env=cores.worker_environment(),
   )
-
-
-def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
-  batch, size = [], 0
-  for text in texts:
-    batch.append(text)
-    size += len(text)
-    if size >= BATCH_CHARS:
-      yield batch
-      batch, size = [], 0
-  if batch:
-    yield batch
 
 
 def _serve() -> None:

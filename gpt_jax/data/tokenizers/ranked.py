@@ -10,11 +10,11 @@ know different versions of Unicode).
 """
 
 import json
-from collections.abc import Iterable
 from concurrent import futures
 
 import numpy as np
 
+from gpt_jax.data.grouping import group_texts
 from gpt_jax.data.tokenizers import limits
 from gpt_jax.data.tokenizers.protocol import SEPARATOR
 from gpt_jax.exits import InputError
@@ -52,7 +52,8 @@ class RankedEncoder:
     It refuses half a surrogate pair, and a million spaces in a row.
     """
     with futures.ThreadPoolExecutor() as pool:
-      found = pool.map(self._encode_group, list(_group(texts)))
+      groups = list(group_texts(texts, _GROUP_CHARS))
+      found = pool.map(self._encode_group, groups)
       return [ids for group in found for ids in group]
 
   def _encode_group(self, texts: list[str]) -> list[np.ndarray | None]:
@@ -112,19 +113,6 @@ def merge_below(token: bytes, rank: int, ranks: dict[bytes, int]) -> list:
     if i < len(joined):
       joined[i] = ranks.get(parts[i] + parts[i + 1], rank)
   return parts
-
-
-def _group(texts: list[str]) -> Iterable[list[str]]:
-  """Yields the texts in order, in groups of about _GROUP_CHARS characters."""
-  group, num_chars = [], 0
-  for text in texts:
-    group.append(text)
-    num_chars += len(text)
-    if num_chars >= _GROUP_CHARS:
-      yield group
-      group, num_chars = [], 0
-  if group:
-    yield group
 
 
 def _has_plain_rules(library: dict) -> bool:
