@@ -68,7 +68,7 @@ def measure(
     config, "serve", peer, devices, trial, {"weights": weights}, **options
   ) as both:
     for count in batch_sizes:
-      port = both.ours.ask(do="open", num_rows=max(2, count))["port"]
+      port = both.ours.ask(do="open", num_rows=count)["port"]
       load = lambda count=count, port=port: asyncio.run(
         _load(port, count, V, prompt_len, num_tokens)
       )
