@@ -44,6 +44,15 @@ LLAMA_KEYS = (
   Key("rms_norm_eps", "norm_eps", 1e-6),
   Key("tie_word_embeddings", "tied_embeddings", False),
 )
+
+
+def with_defaults(keys: tuple[Key, ...], **defaults) -> tuple[Key, ...]:
+  """Returns keys with what their class takes where a key is missing."""
+  return tuple(
+    key._replace(default=defaults.get(key.theirs, key.default)) for key in keys
+  )
+
+
 LLAMA_FIXED = dict(norm="rmsnorm", position="rope", mlp="swiglu")
 LLAMA = Architecture(
   name="LlamaForCausalLM",
@@ -62,10 +71,7 @@ MIXTRAL_EXPERT = LLAMA_LAYER + ".block_sparse_moe"
 NEOX_LAYER = "gpt_neox.layers.{layer}"
 GPT2_LAYER = "transformer.h.{layer}"
 
-QWEN3_KEYS = (
-  *(key for key in LLAMA_KEYS if key.ours != "head_dim"),
-  Key("head_dim", "head_dim", 128),
-)
+QWEN3_KEYS = with_defaults(LLAMA_KEYS, num_key_value_heads=32, head_dim=128)
 QWEN3_WANTED = {
   "hidden_act": ("silu",),
   "attention_bias": (False,),
@@ -77,10 +83,8 @@ QWEN3_NORMS = rows_of(
   attn__k_norm=("self_attn.k_norm.weight", "same"),
 )
 
-GEMMA_KEYS = (
-  *(k for k in LLAMA_KEYS if k.ours not in ("head_dim", "tied_embeddings")),
-  Key("head_dim", "head_dim", 256),
-  Key("tie_word_embeddings", "tied_embeddings", True),
+GEMMA_KEYS = with_defaults(
+  LLAMA_KEYS, num_key_value_heads=4, head_dim=256, tie_word_embeddings=True
 )
 GEMMA2 = LLAMA._replace(
   name="Gemma2ForCausalLM",
@@ -123,11 +127,15 @@ ARCHITECTURES = {
   "llama": LLAMA,
   "mistral": LLAMA._replace(
     name="MistralForCausalLM",
-    keys=(*LLAMA_KEYS, Key("sliding_window", "sliding_window", 4096)),
+    keys=(
+      *with_defaults(LLAMA_KEYS, num_key_value_heads=8),
+      Key("sliding_window", "sliding_window", 4096),
+    ),
     wanted={"hidden_act": ("silu",)},
   ),
   "qwen2": LLAMA._replace(
     name="Qwen2ForCausalLM",
+    keys=with_defaults(LLAMA_KEYS, num_key_value_heads=32),
     fixed=LLAMA_FIXED | dict(qkv_bias=True),
     wanted={"hidden_act": ("silu",), "use_sliding_window": (False,)},
     rows=(
@@ -142,7 +150,10 @@ ARCHITECTURES = {
   ),
   "phi3": LLAMA._replace(
     name="Phi3ForCausalLM",
-    keys=(*LLAMA_KEYS, Key("sliding_window", "sliding_window", None)),
+    keys=(
+      *with_defaults(LLAMA_KEYS, rms_norm_eps=1e-5),
+      Key("sliding_window", "sliding_window", None),
+    ),
     wanted={"hidden_act": ("silu",)},
     rows=(
       *LLAMA_ENDS,
@@ -164,10 +175,7 @@ ARCHITECTURES = {
   ),
   "olmo2": LLAMA._replace(
     name="Olmo2ForCausalLM",
-    keys=(
-      *(key for key in LLAMA_KEYS if key.ours != "norm_eps"),
-      Key("rms_norm_eps", "norm_eps", 1e-5),
-    ),
+    keys=with_defaults(LLAMA_KEYS, rms_norm_eps=1e-5),
     fixed=LLAMA_FIXED
     | dict(norm_placement="output", qk_norm=True, qk_norm_over="heads"),
     wanted={"hidden_act": ("silu",), "attention_bias": (False,)},
@@ -187,7 +195,7 @@ ARCHITECTURES = {
   "qwen3_moe": LLAMA._replace(
     name="Qwen3MoeForCausalLM",
     keys=(
-      *QWEN3_KEYS,
+      *with_defaults(QWEN3_KEYS, num_key_value_heads=4),
       Key("num_experts", "num_experts", 128, "num_local_experts"),
       Key("num_experts_per_tok", "experts_per_token", 8),
       Key("moe_intermediate_size", "expert_mlp_dim", 768),
@@ -216,7 +224,7 @@ ARCHITECTURES = {
   "mixtral": LLAMA._replace(
     name="MixtralForCausalLM",
     keys=(
-      *LLAMA_KEYS,
+      *with_defaults(LLAMA_KEYS, num_key_value_heads=8, rms_norm_eps=1e-5),
       Key("sliding_window", "sliding_window", None),
       Key("num_local_experts", "num_experts", 8),
       Key("num_experts_per_tok", "experts_per_token", 2),
@@ -234,6 +242,7 @@ ARCHITECTURES = {
         moe__out="experts.{expert}.w2.weight",
       ),
     ),
+    rope_theta=1e6,
   ),
   "gemma2": GEMMA2,
   "gemma3_text": GEMMA2._replace(
@@ -254,6 +263,7 @@ ARCHITECTURES = {
       ),
     ),
     pattern=Pattern("sliding_window_pattern", 6, theta="rope_local_base_freq"),
+    rope_theta=1e6,
   ),
   "gpt_neox": Architecture(
     name="GPTNeoXForCausalLM",

@@ -200,6 +200,12 @@ def read_pattern(
     rope = _dict(stated.get("rope_parameters") or {}, "rope_parameters", where)
     local = rope.get("sliding_attention") or {}
     local = _dict(local, "rope_parameters.sliding_attention", where)
+    kind = local.get("rope_type", local.get("type", "default"))
+    if kind != "default":
+      raise InputError(
+        f"{where} has rope_parameters.sliding_attention of type {kind!r:.60}; "
+        "only those of full_attention can be scaled"
+      )
     theta = local.get("rope_theta", stated.get(pattern.theta, 10_000.0))
     found["local_rope_theta"] = _number(theta, pattern.theta, where)
   if pattern.scalar:

@@ -29,7 +29,7 @@ WIDTHS = (
 # Fields that are None where theirs is null.
 NULLABLE = (
   *("head_dim", "sliding_window", "attn_softcap", "logit_softcap"),
-  "q_lora_rank",
+  *("q_lora_rank", "num_kv_heads"),
 )
 
 

@@ -209,3 +209,44 @@ def test_configs_of_t5_are_what_the_hub_states(variant, name):
   }
   assert {key: here[key] for key in values} == values
   assert {"scaled_readout", "tied_embeddings", "mlp", "max_len"} <= set(values)
+
+
+@pytest.mark.parametrize(
+  "word,key,ours,value",
+  [
+    ("llama", "num_key_value_heads", "num_kv_heads", None),
+    ("mistral", "num_key_value_heads", "num_kv_heads", 8),
+    ("mixtral", "num_key_value_heads", "num_kv_heads", 8),
+    ("mixtral", "rms_norm_eps", "norm_eps", 1e-5),
+    ("mixtral", "rope_theta", "rope_theta", 1e6),
+    ("phi3", "rms_norm_eps", "norm_eps", 1e-5),
+    ("olmo2", "rms_norm_eps", "norm_eps", 1e-5),
+    ("qwen2", "num_key_value_heads", "num_kv_heads", 32),
+    ("qwen3", "num_key_value_heads", "num_kv_heads", 32),
+    ("qwen3", "head_dim", "head_dim", 128),
+    ("qwen3_moe", "num_key_value_heads", "num_kv_heads", 4),
+    ("gemma2", "num_key_value_heads", "num_kv_heads", 4),
+    ("gemma3_text", "head_dim", "head_dim", 256),
+    ("gemma3_text", "rope_theta", "rope_theta", 1e6),
+  ],
+)
+def test_a_key_that_is_missing_has_the_value_that_its_class_takes(
+  word, key, ours, value
+):
+  config = {
+    "vocab_size": 512,
+    "hidden_size": 512,
+    "intermediate_size": 512,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 16,
+    "max_position_embeddings": 64,
+    "sliding_window": 32,
+  }
+  own = 0.01 if key == "rms_norm_eps" else 64
+  config |= {"model_type": word, key: own}
+  sizes = stated.Sizes(1000, 1024)
+  given = stated.read_model(config, sizes, "config.json")
+  assert given[ours] == own
+  del config[key]
+  found = stated.read_model(config, sizes, "config.json")
+  assert found.get(ours) == value

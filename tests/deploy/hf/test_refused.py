@@ -205,6 +205,16 @@ def test_an_output_matrix_that_is_not_finite_is_no_other_than_the_table(
     ("llama", dict(vocab_size=60), "61 tokens and its model 60"),
     ("llama", dict(model_type=["llama"]), "has model_type ['llama']"),
     ("gemma3_text", dict(rope_parameters=3), "rope_scaling 3; it must be"),
+    (
+      "gemma3_text",
+      dict(
+        rope_parameters=dict(
+          full_attention=dict(rope_type="default", rope_theta=1e6),
+          sliding_attention=dict(rope_type="linear", factor=2.0),
+        )
+      ),
+      "sliding_attention of type 'linear'; only those of full_attention can",
+    ),
     ("qwen3_moe", dict(norm_topk_prob=None), "norm_topk_prob None"),
     ("qwen3_moe", dict(num_experts_per_tok=1), "has 1 expert per token"),
     ("bert", dict(hidden_act="relu"), "has hidden_act 'relu'"),
