@@ -58,7 +58,7 @@ def _guess(
     any_RW = jnp.full((R, -(-V // 32)), 2**32 - 1, jnp.uint32)
     now = draws.replace(made_R=draws.made_R + t)
     args = none_RV, none_RV, now, any_RW, vocab_size
-    ids_R = jnp.maximum(draw(logits_RTV[:, -1], *args), 0)
+    ids_R = jnp.maximum(draw(logits_RTV[:, -1].T, *args), 0)
     found.append(ids_R)
     start_R, tokens_RT = start_R + T, ids_R[:, None]
   return cache, jnp.where(is_on_R[:, None], jnp.stack(found, 1), -1)

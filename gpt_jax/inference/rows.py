@@ -53,13 +53,13 @@ class State(struct.PyTreeNode):
 
   Attributes:
     cache: from Model.init_cache.
-    logits_RV: of each row's next token.
+    logits_VR: of each row's next token.
     counts_RV: int32, how often a row has drawn each token.
     bias_RV: what is added to its logits.
   """
 
   cache: Any
-  logits_RV: jax.Array
+  logits_VR: jax.Array
   counts_RV: jax.Array
   bias_RV: jax.Array
 
@@ -93,12 +93,12 @@ def _step(
   (R, K), E = drafts_RK.shape, min(NUM_LIKELIEST, vocab_size)
   rows_R, bias_RV = jnp.arange(R), state.bias_RV
 
-  def draw_at(t: int, logits_RV, counts_RV, mask_RW):
+  def draw_at(t: int, logits_VR, counts_RV, mask_RW):
     now = draws.replace(made_R=draws.made_R + t)
-    ids_R = draw(logits_RV, counts_RV, bias_RV, now, mask_RW, vocab_size)
+    ids_R = draw(logits_VR, counts_RV, bias_RV, now, mask_RW, vocab_size)
     chances = jax.lax.cond(
       jnp.any(draws.has_log_probs_R),
-      lambda: log_probs(logits_RV, ids_R, vocab_size),
+      lambda: log_probs(logits_VR.T, ids_R, vocab_size),
       lambda: (
         jnp.zeros(R),
         jnp.zeros((R, E), jnp.int32),
@@ -107,7 +107,7 @@ def _step(
     )
     return ids_R, chances
 
-  ids_R, chances = draw_at(0, state.logits_RV, state.counts_RV, mask_RW)
+  ids_R, chances = draw_at(0, state.logits_VR, state.counts_RV, mask_RW)
   is_prompt_R = draws.made_R < 0
   ids_R = jnp.where(is_prompt_R, last_R, ids_R)
   found, read_R = [(ids_R, *chances)], jnp.maximum(ids_R, 0)
@@ -126,7 +126,7 @@ def _step(
   num_R = jnp.ones(R, jnp.int32)
   for t in range(1, K + 2 if K else 1):
     any_RW = jnp.full_like(mask_RW, 2**32 - 1)
-    ids_R, chances = draw_at(t, logits_RTV[:, t - 1], counts_RV, any_RW)
+    ids_R, chances = draw_at(t, logits_RTV[:, t - 1].T, counts_RV, any_RW)
     next_R = jnp.where(is_on_R, ids_R, next_R)
     if t > K:
       break
@@ -135,9 +135,10 @@ def _step(
     read_R = jnp.maximum(ids_R, 0)
     counts_RV = counts_RV.at[rows_R, read_R].add(is_on_R)
     found.append((ids_R, *chances))
-  logits_RV = logits_RTV[rows_R, num_R - 1]
+  # The compiler makes one product of the last and the transposition.
+  last_RV = logits_RTV[rows_R, num_R - 1] if K else logits_RTV[:, 0]
   ids, *chances = (jnp.stack(each, axis=1) for each in zip(*found, strict=True))
-  state = State(cache, logits_RV, counts_RV, bias_RV)
+  state = State(cache, last_RV.T, counts_RV, bias_RV)
   first_R = is_prompt_R.astype(jnp.int32)
   return state, (ids, first_R, num_R, next_R, *chances)
 
@@ -169,7 +170,7 @@ def _join(state, row, cache, place, length, bias_V):
       tuple(map(put_slots, whole, own))
       for whole, own in zip(state.cache, cache, strict=True)
     ],
-    state.logits_RV,
+    state.logits_VR,
     put(state.counts_RV, jnp.zeros_like(state.counts_RV[:1])),
     put(state.bias_RV, bias_V[None]),
   )
@@ -233,7 +234,7 @@ class Rows:
     block = -(-most // (MAX_BLOCKS * SLOTS)) * SLOTS
     self.state = State(
       cache_lib.split(model.init_cache(num_rows, most), block),
-      zeros(jnp.float32),
+      zeros(jnp.float32).T,
       zeros(jnp.int32),
       zeros(jnp.float32),
     )
@@ -331,6 +332,7 @@ class Rows:
     """Frees a row."""
     self.is_held_R[row], self.lengths_R[row] = False, 0
     self.draws.temperature_R[row] = 0
+    self.draws.is_changed_R[row] = False
     self.draws.has_log_probs_R[row] = False
     self.mask_RW[row] = 2**32 - 1
     if self.drafter is not None:

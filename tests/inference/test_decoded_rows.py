@@ -55,7 +55,7 @@ def follow(held, row: int, count: int):
   """Returns (ids, logits) of a row's next tokens; it then leaves."""
   ids, logits = [], []
   for _ in range(count):
-    logits.append(np.asarray(held.state.logits_RV[row]))
+    logits.append(np.asarray(held.state.logits_VR[:, row]))
     ids.append(int(held.step().ids_RT[row, 0]))
   held.leave(row)
   return ids, np.array(logits)
@@ -193,8 +193,23 @@ def test_each_row_draws_as_generation_does(held, sampling):
       own = Settings(sampling, 5, row) if each == row else other
       changed.put(each, own)
       changed.made_R[each] = 11
-    ids_R = jit_draw(logits_RV, zeros_RV, zeros_RV, changed, mask_RW)
+    ids_R = jit_draw(logits_RV.T, zeros_RV, zeros_RV, changed, mask_RW)
     assert ids_R[row] == wanted_R[row]
+
+
+def test_rows_that_all_take_the_likeliest_of_all_tokens_take_the_first_of_it():
+  logits_VR = np.zeros((V + 7, NUM_ROWS), np.float32)
+  logits_VR[[9, 4, V - 1], [0, 0, 1]] = 2.0
+  logits_VR[V:] = 5.0  # these are no tokens
+  logits_VR[3, 2] = np.nan
+  logits_VR[0, 3] = np.inf
+  zeros_RV = np.zeros(logits_VR.T.shape, np.float32)
+  draws = drawing.init_draws(NUM_ROWS)
+  mask_RW = np.full((NUM_ROWS, 9), 2**32 - 1, np.uint32)
+  for is_changed in (False, True):  # the longer way gives the same
+    draws.is_changed_R[3] = is_changed
+    ids_R = jit_draw(logits_VR, zeros_RV, zeros_RV, draws, mask_RW)
+    assert ids_R[:4].tolist() == [4, V - 1, -1, -1]
 
 
 jit_draw = jax.jit(lambda *args: drawing.draw(*args, V))
@@ -237,7 +252,7 @@ def test_logits_around_the_borders_of_blocks_are_those_of_a_whole_pass(
       num = each.num_drafts + 1
       assert drawn.num_R[1] == num
       assert (drawn.ids_RT[1] == ids[length : length + num]).all()
-      found_V = np.asarray(each.state.logits_RV[1])
+      found_V = np.asarray(each.state.logits_VR[:, 1])
       each.leave(1)
       np.testing.assert_allclose(
         found_V, wanted_TV[length + num - 1], atol=2e-5, rtol=1e-4
@@ -261,7 +276,7 @@ def test_penalties_and_biases_are_taken_from_logits(held, wanted):
   join(held, 0, prompt_of(9, 20), GREEDY._replace(**changes))
   counts, found, ids = np.zeros(V), [], []
   for _ in range(12):
-    logits = np.asarray(held.state.logits_RV[0])[:V].astype(np.float64)
+    logits = np.asarray(held.state.logits_VR[:, 0])[:V].astype(np.float64)
     logits -= changes.get("presence_penalty", 0) * (counts > 0)
     logits -= changes.get("frequency_penalty", 0) * counts
     for i, value in changes.get("bias", {}).items():
@@ -279,7 +294,7 @@ def test_log_probabilities_are_the_models_own(held):
   settings = Settings(Sampling(1.0, top_k=3), seed=2, has_log_probs=True)
   join(held, 1, prompt_of(10, 20), settings)
   for _ in range(3):
-    logits = np.asarray(held.state.logits_RV[1])[:V].astype(np.float64)
+    logits = np.asarray(held.state.logits_VR[:, 1])[:V].astype(np.float64)
     wanted = logits - np.log(np.exp(logits - logits.max()).sum()) - logits.max()
     drawn = held.step()
     own = wanted[drawn.ids_RT[1, 0]]
@@ -304,8 +319,8 @@ def test_a_mask_leaves_out_tokens(held):
 def test_logits_that_are_not_finite_draw_no_token(held):
   join(held, 0, prompt_of(12, 9))
   join(held, 1, prompt_of(13, 9))
-  logits_RV = held.state.logits_RV.at[0, 5].set(np.nan)
-  held.state = held.state.replace(logits_RV=logits_RV)
+  logits_VR = held.state.logits_VR.at[5, 0].set(np.nan)
+  held.state = held.state.replace(logits_VR=logits_VR)
   ids_R = held.step().ids_RT[:, 0]
   held.leave(0), held.leave(1)
   assert ids_R[0] == -1 and ids_R[1] >= 0
