@@ -160,7 +160,11 @@ def main(argv: list[str]) -> int:
   own = tasks.build(config, model, params, tokenizer, mesh, labels)
   engine.start()
   bounds = Bounds(
-    args.body_bytes, body_seconds=30.0, send_seconds=30.0, head_seconds=10.0
+    args.body_bytes,
+    body_seconds=30.0,
+    send_seconds=30.0,
+    head_seconds=10.0,
+    refusals=100.0,
   )
   server = Server(run, engine, own, keys, bounds)
   settings = uvicorn.Config(

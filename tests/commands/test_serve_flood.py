@@ -1,6 +1,7 @@
 """What a flood of bad requests costs the others: two processes and a server."""
 
 import asyncio
+import itertools
 import json
 import statistics
 import subprocess
@@ -12,36 +13,40 @@ import pytest
 
 pytest.importorskip("uvicorn", reason="extra serve is not installed")
 
-# Bad requests per second, and how long.
-RATE, SECONDS = 100, 4.0
+# Of the flood: connections that ask as fast as they are answered, and how long.
+NUM_CONNECTIONS, SECONDS = 8, 4.0
 BODIES = (
   b'{"prompt": 1}',
   b"[" * 60_000,
   b"{}",
   b"\xff",
   b'{"prompt": [[[]]]}',
+  b'{"prompt": "%s"}' % (b"some words " * 90_000),
 )
 
 
 def flood(port: int) -> None:
   """Sends bad requests, and prints how many were answered by each status."""
   counts: dict[str, int] = {}
+  end = time.monotonic() + SECONDS
 
-  async def one(body: bytes) -> None:
+  async def one(first: int) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\n"
-    writer.write(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
-    status = (await reader.read(12)).split()[1].decode()
-    counts[status] = counts.get(status, 0) + 1
-    await reader.read()
+    for i in itertools.count(first):
+      if time.monotonic() > end:
+        break
+      body = BODIES[i % len(BODIES)]
+      head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\n"
+      writer.write(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
+      head = await reader.readuntil(b"\r\n\r\n")
+      status = head.split()[1].decode()
+      counts[status] = counts.get(status, 0) + 1
+      size = head.lower().split(b"content-length: ")[1].split()[0]
+      await reader.readexactly(int(size))
     writer.close()
 
   async def all_of_them() -> None:
-    tasks = []
-    for i in range(int(RATE * SECONDS)):
-      tasks.append(asyncio.ensure_future(one(BODIES[i % len(BODIES)])))
-      await asyncio.sleep(1 / RATE)
-    await asyncio.gather(*tasks)
+    await asyncio.gather(*map(one, range(NUM_CONNECTIONS)))
 
   asyncio.run(all_of_them())
   print(json.dumps(counts))
@@ -78,7 +83,7 @@ def test_bad_requests_do_not_double_the_time_of_others(trained):
         time.sleep(0.5)  # until it has started
         ratios.append(median_of(url, SECONDS / 2) / before)
         counts = json.loads(flooding.communicate()[0])
-      assert counts == {"400": RATE * SECONDS}
+      assert counts.keys() == {"400"} and counts["400"] > len(BODIES)
     assert process.poll() is None
     assert statistics.median(ratios) < 2, ratios
 

@@ -9,6 +9,7 @@ the web server.
 import asyncio
 import contextlib
 import json
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, NamedTuple
 
@@ -25,12 +26,14 @@ class Bounds(NamedTuple):
     body_bytes, body_seconds: of a body, and until it has arrived.
     send_seconds: that a client may take to read what is sent at once.
     head_seconds: until its first line and headers have arrived.
+    refusals: that all clients together are told in a second.
   """
 
   body_bytes: int
   body_seconds: float
   send_seconds: float
   head_seconds: float
+  refusals: float
 
 
 class Request:
@@ -39,6 +42,8 @@ class Request:
   Attributes:
     method, path: of its first line.
     headers: by lower-case name; of several of a name the last.
+    read_at: time.monotonic() once its body has been read; before, once it has
+      come.
   """
 
   def __init__(self, scope: dict, receive: Callable, bounds: Bounds):
@@ -46,6 +51,7 @@ class Request:
     text = lambda data: data.decode("latin-1")
     self.headers = {text(k).lower(): text(v) for k, v in scope["headers"]}
     self._receive, self._bounds = receive, bounds
+    self.read_at = time.monotonic()
 
   async def body(self) -> bytes:
     """Returns its body; raises Refusal where it is long, or late."""
@@ -69,6 +75,7 @@ class Request:
           if len(found) > limit:
             raise too_long
           if not message.get("more_body", False):
+            self.read_at = time.monotonic()
             return bytes(found)
     except TimeoutError:
       raise Refusal(

@@ -20,11 +20,14 @@ from gpt_jax.deploy.serve.fields import Refusal, read_body
 from gpt_jax.deploy.serve.heads import UNKNOWN, Heads
 from gpt_jax.deploy.serve.keys import Keys
 from gpt_jax.deploy.serve.metrics import Metrics
+from gpt_jax.deploy.serve.pace import Pace
 from gpt_jax.deploy.serve.page import PAGE, PAGE_RULES
 from gpt_jax.deploy.serve.tasks import Tasks
 
 # Seconds after which a client that was refused may try again.
 RETRY_SECONDS = 1
+# Of clients that have kept themselves waiting.
+SLOW = (408, asgi.GONE)
 # What needs no key; the page asks its reader for one.
 OPEN_PATHS = ("/", "/health", "/metrics")
 
@@ -41,6 +44,7 @@ class Server:
   Attributes:
     is_draining: whether it is about to end.
     heads: bounds the time until a request has arrived.
+    pace: at which requests are refused.
     web: settings of uvicorn that it needs. A proxy's word on who asks would
       hide which connection a request came by.
   """
@@ -56,7 +60,7 @@ class Server:
     self.run, self.engine, self.tasks = run, engine, tasks
     self.keys, self.bounds = keys, bounds
     self.is_draining, self.metrics = False, Metrics()
-    self.heads = Heads(bounds.head_seconds)
+    self.heads, self.pace = Heads(bounds.head_seconds), Pace(bounds.refusals)
     self.web: dict[str, Any] = dict(
       http=self.heads.protocol, lifespan="off", proxy_headers=False
     )
@@ -92,6 +96,9 @@ class Server:
       traceback.print_exc(file=sys.stderr)
       fault = Refusal(500, "the server has a fault", kind="server_error")
       answer = asgi.refusal_answer(fault)
+    is_refused = 400 <= answer.status < 500 and answer.status not in SLOW
+    if is_refused and not self.is_draining:
+      await self.pace.wait(time.monotonic() - request.read_at)
     with contextlib.suppress(TimeoutError):  # the client does not read
       if isinstance(answer.content, bytes):
         await asgi.send_answer(answer, send, self.bounds)

@@ -77,7 +77,7 @@ class Serve:
       max_tokens=limit,
       seconds=1e6,
     )
-    bounds = Bounds(1 << 20, 30.0, 30.0, 30.0)
+    bounds = Bounds(1 << 20, 30.0, 30.0, 30.0, 100.0)
     none = Tasks(None, None, None)
     server = Server(run, self.engine, none, Keys(None), bounds)
     self.engine.start()

@@ -100,7 +100,11 @@ class Running:
 @pytest.fixture(scope="package")
 def running():
   bounds = Bounds(
-    body_bytes=1 << 16, body_seconds=2.0, send_seconds=5.0, head_seconds=2.0
+    body_bytes=1 << 16,
+    body_seconds=2.0,
+    send_seconds=5.0,
+    head_seconds=2.0,
+    refusals=1e9,
   )
   found = Running(Keys(None), bounds)
   yield found

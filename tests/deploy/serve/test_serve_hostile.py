@@ -9,9 +9,12 @@ import pathlib
 import random
 import socket
 import string
+import threading
 import time
 
 import pytest
+
+from gpt_jax.deploy.serve.pace import Pace
 
 FINE = {
   "prompt": "abc",
@@ -259,6 +262,46 @@ def test_a_key_is_asked_for_on_all_routes_of_the_api(running, tmp_path):
     assert ask(running, json.dumps(FINE).encode(), **key)[0] == 200
   finally:
     running.server.keys = before
+
+
+def test_a_flood_of_bad_requests_is_answered_slowly_and_good_ones_are_not(
+  running,
+):
+  before, running.server.pace = running.server.pace, Pace(per_second=4)
+  try:
+    end, statuses = time.monotonic() + 2, []
+
+    def flood_by_one():
+      while time.monotonic() < end:
+        statuses.append(ask(running, b"{", "/v1/completions")[0])
+
+    threads = [threading.Thread(target=flood_by_one) for _ in range(8)]
+    for thread in threads:
+      thread.start()
+    time.sleep(1)
+    begun = time.monotonic()
+    assert ask(running, json.dumps(FINE).encode())[0] == 200
+    assert time.monotonic() - begun < 0.5
+    for thread in threads:
+      thread.join()
+    # A second's worth is saved up, and each thread has one on its way.
+    assert set(statuses) == {400} and 8 < len(statuses) <= 4 * (1 + 2) + 8
+  finally:
+    running.server.pace = before
+
+
+def test_what_was_long_in_reading_holds_the_next_refusals_back():
+  async def told_after(seconds: float) -> float:
+    pace, loop = Pace(per_second=1e9), asyncio.get_running_loop()
+    await pace.wait(0.0)
+    begun = loop.time()
+    await pace.wait(seconds)
+    await pace.wait(0.0)
+    return loop.time() - begun
+
+  assert asyncio.run(told_after(0.0)) < 0.05
+  # A second is saved up.
+  assert 0.15 < asyncio.run(told_after(0.12)) < 0.4
 
 
 async def visit(port: int, rng: random.Random) -> None:
