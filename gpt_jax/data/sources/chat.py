@@ -4,7 +4,8 @@
   ShareGPT  {"conversations": [{"from": "human", "value": ...}, ...]}
   Alpaca    {"instruction": ..., "input": ..., "output": ...}
 
-The first record says which layout it is, and every other must have it too.
+The first record says which layout it is, and every other must have it too. Each
+may have a system's message as "system", and Alpaca earlier turns as "history".
 """
 
 import json
@@ -29,6 +30,8 @@ LISTS = {
   "messages": ("messages", "role", "content"),
   "conversations": ("ShareGPT", "from", "value"),
 }
+# What no template of ours writes; without it a dialogue would be another one.
+UNREAD = ("tools", "functions", "tool_calls", "function_call")
 
 
 class Message(NamedTuple):
@@ -134,11 +137,14 @@ def read_record(record: Any, where: str) -> tuple[str, tuple[Message, ...]]:
       f"{where} is {document.kind_of(record)}; it must be an object with "
       "messages, conversations, or instruction and output"
     )
+  _refuse_unread(record, where)
   for field, (layout, _, _) in LISTS.items():
     if field in record:
-      return layout, read_list(record[field], field, where)
+      turns = read_list(record[field], field, where)
+      return layout, (*_read_system(record, where), *turns)
   if "instruction" in record and "output" in record:
-    return "Alpaca", _read_alpaca(record, where)
+    turns = _read_alpaca(record, where)
+    return "Alpaca", (*_read_system(record, where), *turns)
   raise InputError(
     f"{where} is no chat, with the fields "
     f"{document.listed(record, [*LISTS, 'instruction', 'output'])}; it must "
@@ -164,12 +170,23 @@ def read_list(turns: Any, field: str, where: str) -> tuple[Message, ...]:
   found = []
   for i, turn in enumerate(turns, 1):
     at = f"{where}, turn {i}"
+    if isinstance(turn, dict):
+      _refuse_unread(turn, at)
+      content = turn.get(text_field)
+      joined = join_parts(content) if isinstance(content, list) else None
+      turn = turn if joined is None else turn | {text_field: joined}
     text = jsonl.text_of(turn, text_field, at, f"give it {text_field}")
     assert isinstance(turn, dict)  # as text_of has found
     role = turn.get(role_field)
     if not isinstance(role, str) or role not in ROLES:
       raise InputError(
         f"{at} has the role {role!r}; it must be one of {', '.join(ROLES)}"
+      )
+    weight = turn.get("weight")
+    if ROLES[role] == "assistant" and weight not in (None, 1):
+      raise InputError(
+        f"{at} has the weight {weight!r:.60}; every turn of the assistant is "
+        "learned with weight 1"
       )
     found.append(Message(ROLES[role], text))
   return tuple(found)
@@ -180,7 +197,49 @@ def _read_alpaca(record: dict, where: str) -> tuple[Message, ...]:
   asked = text("instruction")
   more = text("input") if record.get("input") else ""
   asked = f"{asked}\n\n{more}" if more else asked
-  return Message("user", asked), Message("assistant", text("output"))
+  earlier = record.get("history") or []
+  is_pair = lambda x: (
+    isinstance(x, list) and len(x) == 2 and all(isinstance(t, str) for t in x)
+  )
+  if not isinstance(earlier, list) or not all(map(is_pair, earlier)):
+    raise InputError(
+      f"{where}: field 'history' must be a list of [instruction, output], the "
+      "earlier turns"
+    )
+  roles = ("user", "assistant")
+  turns = [Message(*one) for p in earlier for one in zip(roles, p, strict=True)]
+  return *turns, Message("user", asked), Message("assistant", text("output"))
+
+
+def _read_system(record: dict, where: str) -> tuple[Message, ...]:
+  """Returns the message of the field that stands beside the turns, if any."""
+  if not record.get("system"):
+    return ()
+  text = jsonl.text_of(record, "system", where, "leave it out")
+  return (Message("system", text),)
+
+
+def _refuse_unread(fields: dict, where: str) -> None:
+  """Refuses fields of a record or a turn that change what is learned."""
+  for name in UNREAD:
+    if fields.get(name):
+      raise InputError(
+        f"{where} has {name}, and dialogues here are of texts alone; leave the "
+        "record out, or write it as text"
+      )
+
+
+def join_parts(parts: list) -> str | None:
+  """Returns the text of a content's parts; None if one is no text."""
+  texts = [
+    part["text"]
+    for part in parts
+    if isinstance(part, dict)
+    and part.get("type") == "text"
+    and {name for name, x in part.items() if x is not None} == {"type", "text"}
+  ]
+  is_text = len(texts) == len(parts) and all(isinstance(t, str) for t in texts)
+  return "\n".join(texts) if is_text else None
 
 
 def check_turns(messages: Sequence[Message], where: str) -> None:

@@ -20,7 +20,8 @@ class PairSource(DividedSource):
   """Two fields of JSON records, or two columns of tab-separated lines.
 
   Without #SOURCE#TARGET a line of TSV has two columns; with it, such as #2#1,
-  columns are counted from 1 and others are left out. Fields of JSON are named.
+  columns are counted from 1 and others are left out. A first line that reads
+  `source` and `target` names them. Fields of JSON are named.
   """
 
   def __init__(self, spec: str, argument: str):
@@ -69,4 +70,6 @@ class PairSource(DividedSource):
         raise fields.wrong_columns(
           where, columns, max(wanted), bool(self._names)
         )
+      if number == 1 and not self._names and (*columns,) == FIELDS:
+        continue
       yield number, [columns[n - 1] for n in wanted], where

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from gpt_jax.config import InputError
-from gpt_jax.data.sources.chat import Message, check_turns
+from gpt_jax.data.sources.chat import Message, check_turns, join_parts
 from gpt_jax.deploy.serve.fields import (
   Fields,
   Refusal,
@@ -94,6 +94,13 @@ def read_chat(body: dict, vocab_size: int) -> Asked:
   messages = _read_messages(fields)
   newer = fields.whole("max_completion_tokens", 1, 2**31 - 1, None)
   num_tokens = fields.whole("max_tokens", 1, 2**31 - 1, newer)
+  if newer not in (None, num_tokens):
+    raise Refusal(
+      400,
+      f"max_tokens is {num_tokens} and max_completion_tokens {newer}; they are "
+      "two names of one bound: leave one out",
+      param="max_tokens",
+    )
   has_log_probs = fields.switch("logprobs")
   num = fields.whole("top_logprobs", 0, NUM_LIKELIEST, 0)
   if num and not has_log_probs:
@@ -323,9 +330,18 @@ def _read_messages(fields: Fields) -> tuple[Message, ...]:
         f"{at} has the role {show(role)}; it must be one of {', '.join(roles)}",
         param=at,
       )
+    for name, value in one.items():
+      # Clients send back what an answer had: null and empty fields.
+      if name not in ("role", "content") and value not in (None, []):
+        raise Refusal(
+          400,
+          f"{at} has {show(name)}, which is not read; a message is a role and "
+          "a content",
+          param=at,
+        )
     content = one.get("content")
     if isinstance(content, list):
-      content = _join_parts(content)
+      content = join_parts(content)
     if not isinstance(content, str) or not is_unicode(content):
       raise Refusal(
         400, f"{at} has no content; it must be a text, or parts of it", param=at
@@ -344,14 +360,3 @@ def _read_messages(fields: Fields) -> tuple[Message, ...]:
       param="messages",
     )
   return tuple(messages)
-
-
-def _join_parts(parts: list) -> str | None:
-  """Returns the text of a content's parts; None if one is no text."""
-  texts = [
-    part.get("text")
-    for part in parts
-    if isinstance(part, dict) and part.get("type") == "text"
-  ]
-  is_text = len(texts) == len(parts) and all(isinstance(t, str) for t in texts)
-  return "\n".join(texts) if is_text else None

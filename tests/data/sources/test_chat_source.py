@@ -38,6 +38,31 @@ def test_alpaca_joins_instruction_and_input(tmp_path):
   assert second.messages == (("user", "Add."), ("assistant", "3"))
 
 
+def test_what_stands_beside_the_turns_is_part_of_the_dialogue(tmp_path):
+  alpaca = {"instruction": "Add.", "input": "", "output": "3"}
+  earlier = {"history": [["Hi", "Yes."], ["1", "2"]], "system": "Be brief."}
+  (chat,) = read(tmp_path, alpaca | earlier)
+  assert [content for _, content in chat.messages] == [
+    *("Be brief.", "Hi", "Yes.", "1", "2", "Add.", "3")
+  ]
+  assert [role for role, _ in chat.messages] == [
+    "system",
+    *["user", "assistant"] * 3,
+  ]
+  (chat,) = read(tmp_path, AS_SHAREGPT | {"system": "Be brief.", "tools": []})
+  assert list(chat.messages) == [("system", "Be brief."), *TURNS]
+  (chat,) = read(tmp_path, AS_MESSAGES | {"system": ""})
+  assert list(chat.messages) == TURNS
+
+
+def test_a_content_may_be_a_list_of_texts(tmp_path):
+  parts = lambda *texts: [{"type": "text", "text": text} for text in texts]
+  (chat,) = read(
+    tmp_path, turns(("user", parts("Hi", "you")), ("assistant", parts("Yes.")))
+  )
+  assert list(chat.messages) == TURNS[:2]
+
+
 def turns(*pairs):
   return {"messages": [{"role": r, "content": c} for r, c in pairs]}
 
@@ -64,6 +89,24 @@ def turns(*pairs):
     ([{"messages": []}], "and is empty"),
     ([{"messages": [{"role": "user"}]}], "turn 1 has no field 'content'"),
     ([{"instruction": "a", "output": 3}], "'output' is an int"),
+    (
+      [{"instruction": "a", "output": "b", "history": ["c"]}],
+      "'history' must be a list of",
+    ),
+    ([AS_MESSAGES | {"tools": [{"name": "f"}]}], "line 1 has tools, and"),
+    (
+      [{"messages": [{"role": "user", "content": "", "tool_calls": [1]}]}],
+      "turn 1 has tool_calls, and dialogues",
+    ),
+    (
+      [{"messages": [{"role": "assistant", "content": "a", "weight": 0}]}],
+      "turn 1 has the weight 0; every turn",
+    ),
+    ([turns(("user", [{"type": "image"}]))], "'content' is a list"),
+    (
+      [turns(("system", "a"), ("user", "b")) | {"system": "c"}],
+      "turn 2 is of the system; it must be of the user",
+    ),
   ],
 )
 def test_a_fault_is_one_sentence_with_its_line(tmp_path, records, words):

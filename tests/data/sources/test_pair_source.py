@@ -55,6 +55,9 @@ def test_lines_and_records_are_pairs(tsv, records):
     ("un", "one"),
     ("deux\tfois", "two\nlines"),
   ]
+  named = tsv.with_name("c.tsv")
+  named.write_bytes(b"source\ttarget\n" + tsv.read_bytes() + b"source\ttarget")
+  assert texts(f"pairs:{named}") == [*wanted, ("source", "target")]
   packed = tsv.with_name("b.tsv.gz")
   packed.write_bytes(gzip.compress(tsv.read_bytes()))
   assert texts(f"pairs:{packed}") == wanted

@@ -25,8 +25,7 @@ from gpt_jax.deploy.serve.engine import Engine
 from gpt_jax.deploy.serve.grammar import Grammars
 from gpt_jax.deploy.serve.http import Server
 from gpt_jax.deploy.serve.keys import Keys
-from gpt_jax.deploy.serve.tasks import Tasks
-from gpt_jax.inference import embedding
+from gpt_jax.deploy.serve.tasks import Tasks, build_embed
 from gpt_jax.inference.rows import Rows
 
 NUM_ROWS, MAX_LEN, WAITING, NUM_PAGES = 8, 256, 64, 16
@@ -63,8 +62,13 @@ class Running:
       max_tokens=MAX_LEN,
       seconds=60.0,
     )
+    config = config_lib.freeze(base.get_config())
+    config = dataclasses.replace(
+      config, data=dataclasses.replace(config.data, seq_len=MAX_LEN)
+    )
+    embed = build_embed(config, self.model, self.params, tokenizer)
     self.server = Server(
-      run, self.engine, Tasks(self._embed, None, None), keys, bounds
+      run, self.engine, Tasks(embed, None, None), keys, bounds
     )
     self.engine.start()
     settings = uvicorn.Config(
@@ -77,11 +81,6 @@ class Running:
       self._thread.join(0.01)
     port = self._web.servers[0].sockets[0].getsockname()[1]
     self.port, self.url = port, f"http://127.0.0.1:{port}/v1"
-
-  def _embed(self, inputs):
-    rows = embedding.encode(self.tokenizer, inputs, MAX_LEN)
-    vectors = embedding.embed(self.model, self.params, rows, 2)
-    return vectors, sum(map(len, rows))
 
   def client(self, **settings) -> openai.OpenAI:
     defaults = dict(api_key="none", max_retries=0, timeout=60)

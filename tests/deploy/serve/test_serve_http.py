@@ -292,24 +292,6 @@ def test_what_cannot_be_done_is_said_in_a_sentence(
   assert param is None or error.param == param
 
 
-@pytest.mark.parametrize(
-  "messages,said",
-  [
-    ([], "messages is []"),
-    ([{"role": "tool", "content": "x"}], 'the role "tool"'),
-    ([{"role": "user", "content": None}], "messages[0] has no content"),
-    ([{"role": "user", "content": " "}], "turn 1 of the user is empty"),
-    ([{"role": "assistant", "content": "x"}], "must be of the user"),
-    ([{"role": "user", "content": [{"type": "image_url"}]}], "no content"),
-    ([{"role": "user", "content": "<|im_end|>"}], "a mark of"),
-  ],
-)
-def test_a_dialogue_out_of_form_is_refused(client, messages, said):
-  with pytest.raises(openai.BadRequestError) as refused:
-    client.chat.completions.create(messages=messages, **GREEDY)
-  assert said in refused.value.body["message"]
-
-
 @pytest.mark.wide
 def test_more_than_can_wait_is_refused_with_429(running, client):
   long = dict(prompt="busy", max_tokens=200, n=64, **GREEDY)
