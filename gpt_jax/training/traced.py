@@ -19,7 +19,7 @@ import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -93,7 +93,7 @@ def lower(
     exported = _read(path, wrap, abstract, batch)
     if exported is None:
       exported = export.export(wrap(step))(abstract, batch)
-      _write(path, exported, wrap, abstract, batch)
+      exported = _write(path, exported, wrap, abstract, batch)
     return wrap(exported.call).lower(abstract, batch)
   except InputError:
     raise
@@ -115,26 +115,41 @@ def _read(path: str, wrap, abstract, batch) -> export.Exported | None:
     return None
   head, _, module = rest.partition(b"\n")
   about = files.parse_json(head)
-  return dataclasses.replace(
-    _export_nothing(wrap, abstract, batch, about["metrics"]),
-    mlir_module_serialized=module,
-    module_kept_var_idx=tuple(about["arguments"]),
-  )
+  like = _export_nothing(wrap, abstract, batch, about["metrics"])
+  return _put_into(like, module, about["arguments"])
 
 
-def _write(path: str, exported: export.Exported, wrap, abstract, batch) -> None:
-  """Writes a step, if nothing but its module and arguments are its own."""
+def _write(
+  path: str, exported: export.Exported, wrap, abstract, batch
+) -> export.Exported:
+  """Writes a step, if nothing but its module and arguments are its own.
+
+  Returns the step as _read will: an Exported has private fields that a read one
+  lacks, lowers to another text with them, and that text is the key under which
+  jax stores the compiled program.
+  """
   avals = exported.out_tree.unflatten(exported.out_avals)[1]
   metrics = {name: str(aval.dtype) for name, aval in avals.items()}
   like = _export_nothing(wrap, abstract, batch, metrics)
   if any(getattr(like, name) != getattr(exported, name) for name in _SHARED):
-    return
-  about = {"metrics": metrics, "arguments": exported.module_kept_var_idx}
-  rest = json.dumps(about).encode() + b"\n" + exported.mlir_module_serialized
-  if len(rest) < MAX_BYTES:
-    with contextlib.suppress(OSError):
-      files.write_bytes(path, digest.of_bytes(rest).encode() + b"\n" + rest)
-      _prune(os.path.dirname(path))
+    return exported
+  module = exported.mlir_module_serialized
+  arguments = exported.module_kept_var_idx
+  about = {"metrics": metrics, "arguments": arguments}
+  rest = json.dumps(about).encode() + b"\n" + module
+  if len(rest) >= MAX_BYTES:
+    return exported
+  with contextlib.suppress(OSError):
+    files.write_bytes(path, digest.of_bytes(rest).encode() + b"\n" + rest)
+    _prune(os.path.dirname(path))
+  return _put_into(like, module, arguments)
+
+
+def _put_into(like: export.Exported, module: bytes, arguments: Sequence[int]):
+  """Returns `like` with the module of a step and the arguments it uses."""
+  return dataclasses.replace(
+    like, mlir_module_serialized=module, module_kept_var_idx=tuple(arguments)
+  )
 
 
 def _export_nothing(wrap, abstract, batch, metrics: dict) -> export.Exported:

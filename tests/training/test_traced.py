@@ -76,6 +76,22 @@ def test_a_stored_step_is_not_traced_again(cache, request):
     assembled(log_every_steps=7).compile_step()
 
 
+def test_a_second_start_asks_for_the_program_of_the_first(cache, monkeypatch):
+  lower, texts = traced.lower, []
+
+  def record(*args):
+    lowered = lower(*args)
+    texts.append(lowered.as_text())
+    return lowered
+
+  monkeypatch.setattr(traced, "lower", record)
+  assembled().compile_step()
+  assert len(list(cache.iterdir())) == 1
+  assembled().compile_step()
+  first, second = texts
+  assert first == second
+
+
 DAMAGES = {
   "a flipped bit": lambda data: data[:-9] + bytes([data[-9] ^ 1]) + data[-8:],
   "cut": lambda data: data[: len(data) // 2],
