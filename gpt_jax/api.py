@@ -5,10 +5,12 @@ import jax, so call them before anything else does.
 """
 
 import functools
+import operator
+import os
 from collections.abc import Sequence
 from typing import Any
 
-from gpt_jax.exits import InputError
+from gpt_jax.config import WEIGHTS, InputError
 from gpt_jax.machine import runtime
 
 
@@ -34,15 +36,19 @@ class Run:
 
   def __init__(
     self,
-    workdir: str,
+    workdir: str | os.PathLike,
     weights: str = "full",
     step: int | None = None,
     average: str | None = None,
   ):
     from gpt_jax.runs import workdir as workdir_lib
 
+    if weights not in WEIGHTS:
+      raise InputError(
+        f"weights is {weights!r:.60}; it must be one of {', '.join(WEIGHTS)}"
+      )
     found = workdir_lib.open_run(
-      workdir, None, lambda line: None, weights, average, step
+      os.fsdecode(workdir), None, lambda line: None, weights, average, step
     )
     self.config, self.model, self.params, self.tokenizer, self.mesh = found
 
@@ -110,16 +116,28 @@ class Run:
     _, taps = self._read(text, has_taps=True)
     return taps
 
-  def embed(self, texts: Sequence[str], batch_size: int = 32):
-    """Returns vectors (texts, D) of length one, as `gpt_jax.embed` writes."""
+  def embed(
+    self, texts: str | Sequence[str | Sequence[int]], batch_size: int = 32
+  ):
+    """Returns vectors (texts, D) of length one, as `gpt_jax.embed` writes.
+
+    Of one string: its vector (D,).
+
+    Raises:
+      InputError: a text has more than `data.seq_len` tokens, which that
+        command cuts, or has none.
+    """
     import jax
 
     from gpt_jax.inference import embedding
 
-    limit = self.model.config.max_len
-    rows = embedding.encode(self.tokenizer, list(texts), limit)
+    limit = min(self.config.data.seq_len, self.model.config.max_len)
+    several = [texts] if isinstance(texts, str) else list(texts)
+    given = [one if isinstance(one, str) else self._ids(one) for one in several]
+    rows = embedding.encode_uncut(self.tokenizer, given, limit)
     with jax.set_mesh(self.mesh):
-      return embedding.embed(self.model, self._rounded, rows, batch_size)
+      found = embedding.embed(self.model, self._rounded, rows, batch_size)
+    return found[0] if isinstance(texts, str) else found
 
   def generate(
     self,
@@ -165,7 +183,16 @@ class Run:
   def _ids(self, text: str | Sequence[int]) -> list[int]:
     from gpt_jax import config as config_lib
 
-    ids = self.encode(text) if isinstance(text, str) else list(map(int, text))
+    try:
+      ids = (
+        self.encode(text)
+        if isinstance(text, str)
+        else list(map(operator.index, text))
+      )
+    except TypeError:
+      raise InputError(
+        f"the text is {text!r:.60}; it must be a string, or a list of ids"
+      ) from None
     limit, V = (
       self.model.config.max_len,
       config_lib.vocab_size(self.config.model),
@@ -272,7 +299,7 @@ def _jit_forward():
 
 
 def load(
-  workdir: str,
+  workdir: str | os.PathLike,
   weights: str = "full",
   step: int | None = None,
   average: str | None = None,
@@ -282,7 +309,11 @@ def load(
   return Run(workdir, weights, step, average)
 
 
-def fit(config: Any, workdir: str, changes: dict[str, Any] | None = None):
+def fit(
+  config: Any,
+  workdir: str | os.PathLike,
+  changes: dict[str, Any] | None = None,
+) -> Run:
   """Trains a run, or goes on with one, as `python -m gpt_jax.train`; opens it.
 
   Args:
@@ -297,8 +328,9 @@ def fit(config: Any, workdir: str, changes: dict[str, Any] | None = None):
   from gpt_jax import cli, train
   from gpt_jax import config as config_lib
 
-  if isinstance(config, str):
-    config = cli.load_config(config, {})
+  workdir = os.fsdecode(workdir)
+  if isinstance(config, str | os.PathLike):
+    config = cli.load_config(os.fsdecode(config), {})
   if not hasattr(config, "to_dict"):
     raise InputError(
       f"config is a {type(config).__name__}; it must be FILE[:VARIANT] or the "

@@ -183,9 +183,8 @@ def _few_shot(args, config, model, params, tokenizer, mesh) -> dict:
   for name, found in ((path, shown), (args.data, asked)):
     if not found:
       raise InputError(f"{name} holds no text; it must hold some")
-  classes = sorted({few_shot.class_of(one) for one in shown})
+  classes, truth = few_shot.find_classes(shown, asked)
   shots = few_shot.pick_shots(shown, int(count))
-  truth = [few_shot.class_of(one) for one in asked]
   with jax.set_mesh(mesh):
     called = few_shot.classify(
       model,

@@ -40,6 +40,29 @@ def encode(
   ]
 
 
+def encode_uncut(
+  tokenizer: Tokenizer, texts: Sequence[str | Sequence[int]], limit: int
+) -> list[np.ndarray]:
+  """Returns the ids of texts as `encode` does, and ids as they are.
+
+  Raises:
+    InputError: a text has more than `limit` ids, which `encode` would cut.
+  """
+  written = [text for text in texts if isinstance(text, str)]
+  found = iter(encode(tokenizer, written, limit + 1) if written else [])
+  rows = [
+    next(found) if isinstance(text, str) else np.array(text, np.int32)
+    for text in texts
+  ]
+  for row, ids in enumerate(rows, 1):
+    if len(ids) > limit:
+      raise InputError(
+        f"text {row} has more tokens than the {limit} of a text of the run "
+        "(data.seq_len); shorten it, or give it in parts"
+      )
+  return rows
+
+
 def embed(
   model: Model, params: Any, rows: Sequence[np.ndarray], batch_size: int
 ) -> np.ndarray:

@@ -39,6 +39,31 @@ def class_of(example: Example) -> str:
   return str(label)
 
 
+def find_classes(
+  shown: Sequence[Example], asked: Sequence[Example]
+) -> tuple[list[str], list[str]]:
+  """Returns (classes of the examples that may be shown, class of each text).
+
+  Raises:
+    InputError: there is one class only, or a text has another than these.
+  """
+  classes = sorted(set(map(class_of, shown)))
+  if len(classes) < 2:
+    raise InputError(
+      f"the examples of --shots have one class only, {classes[0]!r}; there "
+      "must be 2 or more"
+    )
+  truth = list(map(class_of, asked))
+  for one, label in zip(asked, truth, strict=True):
+    if label not in classes:
+      named = ", ".join(classes[:8]) + ", ..." * (len(classes) > 8)
+      raise InputError(
+        f"{one.where} has the label {label!r}, which no example of --shots "
+        f"has; their classes are {named}"
+      )
+  return classes, truth
+
+
 def pick_shots(examples: Sequence[Example], count: int) -> list[Example]:
   """Returns `count` examples, the same ones in every call.
 

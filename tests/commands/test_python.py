@@ -115,7 +115,14 @@ def test_embeddings_are_those_of_the_command(run, trained, call_verb, tmp_path):
     "embed", f"--workdir={trained}", f"--texts={lines}", f"--out={out}"
   )
   assert done.returncode == 0, done.stderr
-  np.testing.assert_allclose(run.embed(texts), np.load(out), atol=1e-6)
+  vectors = run.embed(texts)
+  np.testing.assert_allclose(vectors, np.load(out), atol=1e-6)
+  np.testing.assert_allclose(run.embed(texts[0]), vectors[0], atol=1e-6)
+  # A run of bytes has a separator before a text, which ids are given with.
+  ids = [run.tokenizer.separator_id, *run.encode(texts[1])]
+  np.testing.assert_allclose(run.embed([texts[0], ids]), vectors, atol=1e-6)
+  with pytest.raises(InputError, match="text 2 has more tokens than the"):
+    run.embed(["a", "a" * run.config.data.seq_len])
 
 
 def test_rounded_weights_move_the_logits_a_little(run, trained):
@@ -204,6 +211,11 @@ def test_what_cannot_be_read_is_refused(run, tmp_path):
     run.logits([])
   with pytest.raises(InputError, match="an id is not from 0 to"):
     run.logits([10**6])
+  for wrong in ([1.5], None, 3):
+    with pytest.raises(InputError, match="must be a string, or a list of ids"):
+      run.logits(wrong)
+  with pytest.raises(InputError, match="weights is 'int3'; it must be one of"):
+    gpt_jax.load(tmp_path, weights="int3")
   with pytest.raises(InputError, match="is one token"):
     run.losses([1])
   with pytest.raises(
@@ -216,3 +228,5 @@ def test_what_cannot_be_read_is_refused(run, tmp_path):
     run.generate(TEXT, temperature=-1)
   with pytest.raises(InputError):
     gpt_jax.load(str(tmp_path / "nowhere"))
+  with pytest.raises(InputError, match="nowhere does not exist"):
+    gpt_jax.load(tmp_path / "nowhere")

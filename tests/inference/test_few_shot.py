@@ -72,6 +72,17 @@ def test_a_label_that_is_no_class_is_refused(label):
     few_shot.class_of(example("a", label))
 
 
+def test_a_text_of_a_class_that_no_example_has_is_refused():
+  shown = [example("a", "good"), example("b", "bad")]
+  asked = [example("c", "good"), example("d", 0)]
+  found = few_shot.find_classes(shown, asked[:1])
+  assert found == (["bad", "good"], ["good"])
+  with pytest.raises(InputError, match="label '0', which no example of --sho"):
+    few_shot.find_classes(shown, asked)
+  with pytest.raises(InputError, match="have one class only, 'good'"):
+    few_shot.find_classes(shown[:1], asked)
+
+
 @pytest.mark.wide
 def test_evaluate_answers_and_refuses(small_run, call_verb, tmp_path):
   words = ["--config.train.num_steps=1", "--config.optim.warmup_steps=0"]

@@ -52,16 +52,7 @@ def build_embed(config, model, rounded, tokenizer):
   limit = min(config.data.seq_len, model.config.max_len)
 
   def embed(inputs: list) -> tuple[np.ndarray, int]:
-    if isinstance(inputs[0], str):
-      rows = embedding.encode(tokenizer, inputs, limit + 1)
-    else:
-      rows = [np.array(ids, np.int32) for ids in inputs]
-    for i, row in enumerate(rows):
-      if len(row) > limit:  # which embedding.encode would cut
-        raise InputError(
-          f"input[{i}] has more tokens than the {limit} of a text of the run "
-          "(data.seq_len); shorten it, or send it in parts"
-        )
+    rows = embedding.encode_uncut(tokenizer, inputs, limit)
     vectors = embedding.embed(model, rounded, rows, BATCH)
     return vectors, sum(map(len, rows))
 

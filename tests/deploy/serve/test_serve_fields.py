@@ -37,7 +37,9 @@ def test_a_text_to_embed_is_never_cut_in_silence(client):
   for long in ("a" * 256, "a" * 1000):
     with pytest.raises(openai.BadRequestError) as refused:
       embed(long)
-    assert "input[1] has more tokens than" in refused.value.body["message"]
+    assert (
+      "text 2 has more tokens than the 256" in refused.value.body["message"]
+    )
 
 
 @pytest.mark.parametrize(
