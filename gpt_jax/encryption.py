@@ -71,7 +71,7 @@ def read_key(origin: str) -> Key:
   """Returns the key in a file, or with COMMAND that which the command prints.
 
   Raises:
-    InputError: there is none, or it is too short or too long.
+    InputError: there is none, or it is too short, too long or of zero bytes.
   """
   if origin == COMMAND:
     data = key_command.run()
@@ -88,6 +88,11 @@ def read_key(origin: str) -> Key:
     raise InputError(
       f"{what} {len(data):,} bytes; a key has {MIN_KEY_BYTES} to "
       f"{MAX_KEY_BYTES:,}, drawn at random: head -c 32 /dev/urandom > KEY"
+    )
+  if not any(data):
+    raise InputError(
+      f"{what} zero bytes alone, as a file does that was not written to its "
+      "end; draw a key at random: head -c 32 /dev/urandom > KEY"
     )
   secret = hmac.new(b"gpt_jax key", data, hashlib.sha256).digest()
   return Key(secret, origin)

@@ -195,6 +195,11 @@ def user_text(name: str, text: str) -> str:
     raise InputError(f"{name} {damage}; type it in UTF-8") from None
 
 
+def readable(name: str) -> str:
+  r"""Returns the name of a file as text; bytes that are not UTF-8 as \udcff."""
+  return name.encode("utf-8", "backslashreplace").decode()
+
+
 def open_bytes(path: str):
   """Returns a regular file, opened to read bytes.
 

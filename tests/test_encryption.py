@@ -168,3 +168,6 @@ def test_a_key_may_come_from_a_command(key_file, monkeypatch):
   key_file.write_bytes(b"short\n")
   with pytest.raises(InputError, match="holds 5 bytes; a key has 16 to 4,096"):
     encryption.read_key(str(key_file))
+  key_file.write_bytes(bytes(32))
+  with pytest.raises(InputError, match="holds zero bytes alone"):
+    encryption.read_key(str(key_file))

@@ -17,6 +17,7 @@ from gpt_jax.data import folders
 from gpt_jax.data import manifest as manifest_lib
 from gpt_jax.exits import InputError
 
+MANIFEST = "manifest.json"
 ENDING = ".card.json"
 # Records of a source that a manifest holds at most.
 MAX_RECORDS = 1000
@@ -59,7 +60,7 @@ def read_records(paths: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
     if isinstance(record, dict) and record.get("bytes") == os.path.getsize(
       path
     ):
-      found.append({"file": name, **record})
+      found.append({"file": files.readable(name), **record})
   return found
 
 
@@ -146,7 +147,13 @@ def main(argv: list[str]) -> int:
     "--out", metavar="FILE.md", help="write it there instead of printing it"
   )
   args, _ = cli.parse(parser, argv)
-  text = describe(files.user_path("--folder", args.folder))
+  folder = files.user_path("--folder", args.folder)
+  if not os.path.isfile(os.path.join(folder, MANIFEST)):
+    raise InputError(
+      f"--folder={args.folder} is not a prepared set: it has no "
+      f"{MANIFEST}; give one of the folders in data.dir"
+    )
+  text = describe(folder)
   if args.out is None:
     print(text, end="")
     return 0

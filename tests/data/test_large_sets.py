@@ -15,7 +15,10 @@ import time
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
-from test_chunks import CODE, ROOT, kill_and_go_on
+from test_chunks import CODE, ROOT
+
+from gpt_jax.data import chunks, sources
+from gpt_jax.data.sources.document import Divisible
 
 GIB = 1 << 30
 # Of 8 workers and the process that started them: the bar is 1 GiB.
@@ -126,6 +129,38 @@ def read_set(folder) -> dict[str, str]:
   return found
 
 
+def kill_as_it_goes(spec, folder, kills: int, chunk_bytes: int) -> list[int]:
+  """Prepares with 2 workers, killed at random places of one way through.
+
+  Places are numbers of chunks that are done, so that all kills hit, whatever
+  the machine does beside. The last is when all are, and the set is made.
+
+  Returns:
+    The chunks that were done at each kill that hit.
+  """
+  code = CODE.format(
+    source=spec, dir=str(folder), workers=2, chunk_bytes=chunk_bytes
+  )
+  words, dice = [sys.executable, "-c", code], random.Random(1)
+  source = sources.open_source(spec)
+  assert isinstance(source, Divisible)
+  total = len(chunks.divide(source))
+  places = sorted(dice.randrange(total) for _ in range(kills - 1))
+  count = lambda: len(list(folder.glob(".chunks-*/chunk-*.json")))
+  hit = []
+  for place in [*places, total]:
+    run = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL)
+    while count() < place and run.poll() is None:
+      time.sleep(0.01)
+    if place < total:
+      time.sleep(dice.uniform(0.5, 1.5))  # into a chunk, or into the start
+    run.kill()
+    if run.wait() != 0:
+      hit.append(count())
+  subprocess.run(words, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+  return hit
+
+
 @pytest.mark.wide
 def test_memory_does_not_grow_with_row_groups(tmp_path):
   spec = make_corpus(tmp_path / "corpus", 60 << 20, 2)
@@ -135,30 +170,36 @@ def test_memory_does_not_grow_with_row_groups(tmp_path):
   assert peak > 50 << 20  # the measure measures
 
 
-# {size: (bytes of text, bytes of a chunk)}; the larger takes most of an hour.
-SIZES = {"120MB": (12 * 10**7, 4 << 20), "2GB": (2 * 10**9, 64 << 20)}
+# {size: (bytes of text, bytes of a chunk, workers of each preparation)}. The
+# larger is prepared once, beside the run that is killed by 2 workers.
+SIZES = {
+  "120MB": (12 * 10**7, 4 << 20, (8, 1, 2)),
+  "2GB": (2 * 10**9, 64 << 20, (8,)),
+}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES)
-def test_large_sets_are_the_same_by_all_ways(tmp_path, capsys, size):
-  num_bytes, chunk_bytes = SIZES[size]
+def test_large_sets_are_the_same_by_all_ways(
+  tmp_path, capsys, monkeypatch, size
+):
+  num_bytes, chunk_bytes, counts = SIZES[size]
   spec = make_corpus(tmp_path / "corpus", num_bytes, 8)
   lines, sets, peaks = [], [], []
-  for count in (8, 1, 2):
-    found, peak, seconds = prepare(
-      spec, tmp_path / str(count), count, chunk_bytes
-    )
+  for count in counts:
+    into = tmp_path / str(count)
+    found, peak, seconds = prepare(spec, into, count, chunk_bytes)
     lines.append(f"{count} workers: {seconds:.0f} s, {peak / GIB:.2f} GiB")
     sets.append(found)
     peaks.append(peak)
-  # What was done stays done: ten kills fit into one pass if they are, on
-  # average, within less than a tenth of it.
-  longest = 0.15 * seconds
-  hit = kill_and_go_on(spec, tmp_path / "killed", 10, longest, 2, chunk_bytes)
-  lines.append(f"{hit} of 10 kills hit")
+  start = time.monotonic()
+  monkeypatch.setattr(chunks, "CHUNK_BYTES", chunk_bytes)
+  killed_at = kill_as_it_goes(spec, tmp_path / "killed", 10, chunk_bytes)
+  spent = time.monotonic() - start
+  lines.append(f"killed at {killed_at} chunks, {spent:.0f} s")
   with capsys.disabled():
     print("", *lines, sep="\n")
-  assert sets[0] == sets[1] == sets[2] == read_set(tmp_path / "killed")
-  assert hit >= 5
+  sets.append(read_set(tmp_path / "killed"))
+  assert all(found == sets[0] for found in sets)
+  assert len(killed_at) == 10
   assert max(peaks) == peaks[0] < LARGEST

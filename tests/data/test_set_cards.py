@@ -81,3 +81,5 @@ def test_a_record_of_another_text_is_not_told(corpus, cleaned):
 def test_what_is_no_prepared_set_is_one_sentence(call_verb, tmp_path):
   result = call_verb("data.__main__", "card", f"--folder={tmp_path}")
   assert result.returncode == 2 and "is not a prepared set" in result.stderr
+  assert "give one of the folders" in result.stderr  # it may be any folder
+  assert "remove" not in result.stderr

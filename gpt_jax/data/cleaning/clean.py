@@ -26,7 +26,7 @@ from gpt_jax.data.cleaning import (
   report,
   signing,
 )
-from gpt_jax.data.sources.document import Document
+from gpt_jax.data.sources.document import Document, Source
 from gpt_jax.exits import InputError
 
 # Sources whose documents are records: of them, clean would keep the text alone.
@@ -135,13 +135,12 @@ def _add_steps(parser: argparse.ArgumentParser) -> None:
 def main(argv: list[str]) -> int:
   """Runs the command; returns the exit status."""
   args, _ = cli.parse(_parser(), argv)
+  args.source = files.user_text("--source", args.source)
   filters = quality.parse_filters(args.filters)
   rules = identity.parse_rules(args.rules)
   key = None if args.key is None else pseudonyms.read_key(args.key)
-  if os.path.lexists(args.out):
-    raise InputError(
-      f"--out={args.out} exists; give the name of a new file, or remove it"
-    )
+  _require_new_files(args)
+  identities = [one.fingerprint() for one in open_sources(args.source)]
   steps = repair.parse_steps(args.repair)
   rater = None if args.quality is None else _read_rater(args)
   judge = Judge(filters, args.tests, args.languages, rater)
@@ -151,6 +150,7 @@ def main(argv: list[str]) -> int:
   with files.new_file(args.out) as file:
     for number, (name, text) in enumerate(read_documents(args.source)):
       found.num_documents += 1
+      found.has_text |= bool(text)
       text = mend(text, steps, found.mend)
       failed = judge(text)
       if failed is None and number in copies:
@@ -160,6 +160,9 @@ def main(argv: list[str]) -> int:
         found.leave_out(*failed, name, text)
         continue
       file.write(_line(name, text))
+    _require_whole(args.source, identities, found.has_text)
+    if args.report is not None:
+      files.write_text(args.report, found.page(args.source))
   print(found.describe())
   if judge.tests is not None and judge.tests.num_short:
     print(
@@ -185,9 +188,36 @@ def main(argv: list[str]) -> int:
       "versions": card.versions(),
     },
   )
-  if args.report is not None:
-    files.write_text(args.report, found.page(args.source))
   return 0
+
+
+def _require_new_files(args: argparse.Namespace) -> None:
+  """Raises InputError unless what is written writes over nothing."""
+  for flag, path in {"--out": args.out, "--report": args.report}.items():
+    if path is not None and os.path.lexists(path):
+      raise InputError(
+        f"{flag}={path} exists; give the name of a new file, or remove it"
+      )
+  if args.report is None:
+    return
+  if os.path.realpath(args.report) == os.path.realpath(args.out):
+    raise InputError(
+      f"--out and --report are both {args.out}; give each its own file"
+    )
+
+
+def _require_whole(mixture: str, before: list[str], has_text: bool) -> None:
+  """Raises InputError if a mixture has no text, or is not what it was."""
+  after = [one.fingerprint() for one in open_sources(mixture)]
+  if before != after:
+    raise InputError(
+      f"{mixture} changed while it was read; start again when it is whole"
+    )
+  if not has_text:
+    raise InputError(
+      f"{mixture} is empty: no document holds any text; give a source that "
+      "has some"
+    )
 
 
 def _read_rater(args: argparse.Namespace) -> "Rater":
@@ -329,14 +359,25 @@ def read_documents(mixture: str) -> Iterator[tuple[str, str]]:
   Raises:
     InputError: a source cannot be read, or a document is too long.
   """
-  for _, spec in sources.parse_mixture(mixture):
+  for source in open_sources(mixture):
+    for document in source.documents():
+      yield files.readable(document.name), join_pieces(document, source.spec)
+
+
+def open_sources(mixture: str) -> list[Source]:
+  """Returns all sources of a mixture.
+
+  Raises:
+    InputError: one has other records than texts, or cannot be opened.
+  """
+  specs = [spec for _, spec in sources.parse_mixture(mixture)]
+  for spec in specs:
     if sources.parse_spec(spec)[0] in NOT_TEXT:
       raise InputError(
         f"{spec!r} is a source of records with several fields; clean reads "
         "documents, as text:GLOB and jsonl:GLOB have them"
       )
-    for document in sources.open_source(spec).documents():
-      yield document.name, join_pieces(document, spec)
+  return [sources.open_source(spec) for spec in specs]
 
 
 def join_pieces(document: Document, spec: str) -> str:

@@ -24,7 +24,8 @@ def read_key(path: str) -> bytes:
   """Returns the key in a file; a newline at its end is not part of it.
 
   Raises:
-    InputError: the file cannot be read, or its key is too short or too long.
+    InputError: the file cannot be read, or its key is too short, too long or
+      of zero bytes.
   """
   try:
     key = files.read_bytes(path, MAX_KEY_BYTES).rstrip(b"\r\n")
@@ -34,6 +35,11 @@ def read_key(path: str) -> bytes:
     raise InputError(
       f"the key file {path} holds {len(key)} bytes; it must hold "
       f"{MIN_KEY_BYTES} or more, drawn at random"
+    )
+  if not any(key):
+    raise InputError(
+      f"the key file {path} holds zero bytes alone, as a file does that was "
+      "not written to its end; draw a key at random"
     )
   return key
 

@@ -32,6 +32,7 @@ class Report:
     mended: {step of repair: documents that it changed}.
     replaced: {rule: values}; those of documents that were left out count too.
     num_documents: documents read.
+    has_text: whether one of them was not empty.
   """
 
   def __init__(
@@ -43,7 +44,7 @@ class Report:
     self.mended = dict.fromkeys(steps, 0)
     self.replaced = replaced
     self._says = filters
-    self.num_documents = 0
+    self.num_documents, self.has_text = 0, False
     self.left_out = dict.fromkeys(filters, 0)
     self._examples = {name: [] for name in filters}
 

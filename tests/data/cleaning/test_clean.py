@@ -130,6 +130,70 @@ def test_a_file_that_exists_is_not_written_over(source):
   assert source.read_bytes() == before
 
 
+@pytest.mark.parametrize("name", ["in.jsonl", "out.jsonl", "link/out.jsonl"])
+def test_a_report_is_not_written_over_a_source_or_the_output(
+  source, tmp_path, name
+):
+  (tmp_path / "link").symlink_to(tmp_path)
+  before = source.read_bytes()
+  words = [f"--source=jsonl:{source}", f"--out={tmp_path}/out.jsonl", RULES]
+  with pytest.raises(InputError, match=r"--report=.* exists|each its own file"):
+    clean.main([*words, f"--report={tmp_path}/{name}"])
+  assert source.read_bytes() == before
+  assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_a_report_that_cannot_be_written_leaves_no_output(source, tmp_path):
+  words = [f"--source=jsonl:{source}", f"--out={tmp_path}/out.jsonl", RULES]
+  with pytest.raises(OSError):
+    clean.main([*words, f"--report={source}/page.html"])
+  assert os.listdir(tmp_path) == ["in.jsonl"]
+
+
+@pytest.mark.parametrize("copies", ["keep", "near"])
+def test_a_source_that_changes_meanwhile_is_refused(
+  source, tmp_path, monkeypatch, copies
+):
+  whole = source.read_text() + '{"text": "more"}\n'
+
+  def grow(text, *_):
+    source.write_text(whole)
+    return text
+
+  monkeypatch.setattr(clean, "mend", grow)
+  words = [f"--source=jsonl:{source}", f"--out={tmp_path}/out.jsonl", RULES]
+  with pytest.raises(InputError, match="changed while it was read"):
+    clean.main([*words, f"--copies={copies}"])
+  assert os.listdir(tmp_path) == ["in.jsonl"]
+
+
+@pytest.mark.parametrize("content", ["", "\n \n", '{"text": ""}\n'])
+def test_a_source_without_text_is_refused(tmp_path, content):
+  source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+  source.write_text(content)
+  with pytest.raises(InputError, match="no document holds any text"):
+    clean.main([f"--source=jsonl:{source}", f"--out={out}", RULES])
+  assert os.listdir(tmp_path) == ["in.jsonl"]
+
+
+def test_names_of_files_that_are_not_utf_8_are_told_by_their_bytes(tmp_path):
+  folder, out = tmp_path / "in", tmp_path / "out.jsonl"
+  folder.mkdir()
+  with open(os.path.join(os.fsencode(folder), b"\xff.txt"), "w") as file:
+    file.write("a {")
+  with open(os.path.join(os.fsencode(folder), b"\xfe.txt"), "w") as file:
+    file.write("b")
+  page = tmp_path / "page.html"
+  words = [f"--source=text:{folder}", f"--out={out}", RULES]
+  assert clean.main([*words, f"--report={page}", "--filters=c4_braces"]) == 0
+  assert lines(out) == [{"name": "\\udcfe.txt", "text": "b"}]
+  assert "udcff.txt" in page.read_text("utf-8")
+  out.unlink()
+  words[0] = f"--source=text:{folder}/\udcff.txt"
+  with pytest.raises(InputError, match="--source is not UTF-8"):
+    clean.main(words)
+
+
 @pytest.mark.parametrize("spec", ["digits:copy", "chat:{}", "labelled:{}#a#b"])
 def test_records_of_several_texts_are_refused(source, tmp_path, spec):
   out = tmp_path / "out.jsonl"

@@ -208,6 +208,9 @@ def test_a_key_is_long_enough_and_its_newline_no_part_of_it(tmp_path):
     pseudonyms.read_key(str(path))
   with pytest.raises(InputError, match="does not exist"):
     pseudonyms.read_key(str(tmp_path / "none"))
+  path.write_bytes(bytes(32))
+  with pytest.raises(InputError, match="holds zero bytes alone"):
+    pseudonyms.read_key(str(path))
 
 
 def test_rules_are_named_and_kept_in_their_order():
