@@ -25,7 +25,7 @@ def gradient_times_input(
     at: the place whose prediction it is.
   """
   x_TD = jnp.asarray(found.residual_XTD[0])
-  at %= len(found.ids)
+  at = passes.check_asked(found, at, token)
   model = passes.open_model(run)
   slope_STD = _slopes(model)(run._rounded, x_TD[None], token, at)
   return np.asarray((slope_STD[0] * x_TD).sum(-1))
@@ -50,7 +50,7 @@ def integrated_gradients(
   """
   x_TD = found.residual_XTD[0]
   base_TD = np.broadcast_to(x_TD.mean(0, keepdims=True), x_TD.shape)
-  at %= len(found.ids)
+  at = passes.check_asked(found, at, token)
   points, weights = np.polynomial.legendre.leggauss(num_steps)
   points, weights = (points + 1) / 2, weights / 2
   line = base_TD + points[:, None, None] * (x_TD - base_TD)
@@ -79,6 +79,7 @@ def direct_logits(
     InputError: the stream is no sum of these parts (norm_placement=post), or
       the logits have a soft-cap.
   """
+  at = passes.check_asked(found, at, token)
   model = passes.open_model(run)
   if model.config.logit_softcap is not None:
     raise InputError(

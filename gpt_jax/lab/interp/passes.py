@@ -101,6 +101,25 @@ def record(run: Run, text: str | Sequence[int]) -> Record:
   )
 
 
+def check_asked(found: Record, at: int, *tokens: int) -> int:
+  """Returns the place of a prediction, counted from 0.
+
+  Raises:
+    InputError: the text has no such place, or the vocabulary no such token,
+      which jax would read as another one or as zeros.
+  """
+  T, V = found.logits_TV.shape
+  if not -T <= at < T:
+    raise InputError(f"at is {at}; it must be a place of a text of {T} tokens")
+  for token in tokens:
+    if not 0 <= token < V:
+      raise InputError(
+        f"the token is {token}; it must be from 0 to {V - 1}, as the "
+        "vocabulary's are"
+      )
+  return at % T
+
+
 def token_texts(run: Run, ids: Sequence[int]) -> list[str]:
   """Returns what each token adds to a text.
 

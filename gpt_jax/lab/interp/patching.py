@@ -79,6 +79,8 @@ def sweep(
     kind: a key of KINDS.
   """
   T = _check_lengths(corrupted, clean)
+  _check_kind(kind)
+  passes.check_asked(clean, -1, answer, other)
   L, N = clean.heads_LTNH.shape[0], clean.heads_LTNH.shape[2]
   margin = lambda logits: logits[..., answer] - logits[..., other]
   base = passes.record(run, corrupted)
@@ -117,6 +119,8 @@ def ablate(
     target: the token whose loss is measured.
     at: the place that predicts it.
   """
+  _check_kind(kind)
+  at = passes.check_asked(found, at, target)
   L, T, N = found.heads_LTNH.shape[:3]
   count = N if kind == "heads" else 1
   rows = np.tile(np.asarray(found.ids), (count, 1))
@@ -143,6 +147,14 @@ def _cross_entropy(logits_BV: np.ndarray, target: int) -> np.ndarray:
   largest = logits_BV.max(-1, keepdims=True)
   sums = np.log(np.exp(logits_BV - largest).sum(-1)) + largest[..., 0]
   return sums - logits_BV[..., target]
+
+
+def _check_kind(kind: str) -> None:
+  if kind not in KINDS:
+    raise InputError(
+      f"the kind of points is {kind!r:.60}; it must be one of "
+      f"{', '.join(KINDS)}"
+    )
 
 
 def _check_lengths(ids: Sequence[int], found: passes.Record) -> int:

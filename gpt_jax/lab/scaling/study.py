@@ -99,13 +99,17 @@ class Study:
 
 
 def read(
-  workdirs: str, metric: str | None = None, convention: str = "6N", **options
+  workdirs: str | os.PathLike,
+  metric: str | None = None,
+  convention: str = "6N",
+  **options,
 ) -> Study:
   """Returns the study of finished runs: points.read_workdirs, then analyse.
 
   Args:
     options: of analyse.
   """
+  workdirs = os.fsdecode(workdirs)
   points = points_lib.read_workdirs(workdirs, metric, convention)
   return analyse(points, **options)
 

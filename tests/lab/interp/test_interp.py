@@ -377,6 +377,28 @@ def test_texts_of_unlike_lengths_and_unknown_points_are_refused(run):
     patching.patch(run, source.ids, source, "blocks_7")
 
 
+def test_a_token_or_a_place_that_is_not_there_is_refused(run):
+  found = passes.record(run, TEXT)
+  V = found.logits_TV.shape[1]
+  asked = [
+    lambda token, at: attribution.gradient_times_input(run, found, token, at),
+    lambda token, at: attribution.integrated_gradients(run, found, token, at),
+    lambda token, at: attribution.direct_logits(run, found, token, at),
+    lambda token, at: patching.ablate(run, found, "heads", token, at),
+  ]
+  for ask in asked:
+    for token in (V, -1):
+      with pytest.raises(InputError, match=f"it must be from 0 to {V - 1}"):
+        ask(token, -1)
+    for at in (10, -11):
+      with pytest.raises(InputError, match="a place of a text of 10 tokens"):
+        ask(0, at)
+  with pytest.raises(InputError, match="one of residual, attn, mlp, heads"):
+    patching.ablate(run, found, "head", 0)
+  with pytest.raises(InputError, match="the token is -1; it must be from"):
+    patching.sweep(run, found, found.ids, "heads", 0, -1)
+
+
 @pytest.mark.wide
 def test_the_command_writes_a_page(grouped, folder, call_verb, tmp_path):
   text = tmp_path / "text.txt"

@@ -7,6 +7,9 @@ import pytest
 from harness import ROOT
 from laws import COLUMNS, assert_refused
 
+import gpt_jax
+from gpt_jax.exits import InputError
+
 # Cells of line 4, by column: what the sentence must say.
 CELLS = {
   ("loss", ""): ("column loss (--loss) is missing in line 4",),
@@ -180,3 +183,8 @@ def test_a_folder_that_cannot_be_written_is_refused_first(
     result = call_verb("lab.scaling", *given, f"--out={out}")
     assert_refused(result, "--out: ")
   assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_runs_in_python_may_be_named_by_a_path(tmp_path):
+  with pytest.raises(InputError, match="nowhere matches no folder"):
+    gpt_jax.scaling(tmp_path / "nowhere")
