@@ -86,7 +86,7 @@ def parse(kind: str, example: Example) -> Any:
   single: str; multi: a list of str; number: float; word: a list of str, one for
   each word of the text. A number in place of a class's name is its digits. In a
   column of TSV the classes of multi lie between commas, those of words between
-  spaces.
+  spaces. Blanks at the edges of a name are none of it.
 
   Raises:
     InputError: it is missing, or of another form.
@@ -147,7 +147,7 @@ def _parse_name(value: Any, where: str) -> str:
       f"{where} has the label {_show(value)}; it must be the name of a class, "
       "or a whole number"
     )
-  return value
+  return value.strip()
 
 
 def _is_unicode(text: str) -> bool:

@@ -36,7 +36,7 @@ def class_of(example: Example) -> str:
       f"{example.where} has the label {label!r}; it must be one class, a "
       "string or a whole number"
     )
-  return str(label)
+  return str(label).strip()
 
 
 def find_classes(

@@ -27,6 +27,9 @@ class Source:
   [
     ("single", "x", "x"),
     ("single", 3, "3"),
+    # As spreadsheets have it, and as no one means it.
+    ("single", "x ", "x"),
+    ("multi", ["x", " x"], ["x", "x"]),
     ("multi", ["x", 2], ["x", "2"]),
     ("multi", [], []),
     ("multi", "x, y", ["x", "y"]),

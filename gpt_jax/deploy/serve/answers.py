@@ -18,7 +18,7 @@ import numpy as np
 from gpt_jax.config import InputError
 from gpt_jax.data.templates import Prompt
 from gpt_jax.deploy.serve.engine import Engine
-from gpt_jax.deploy.serve.fields import Refusal
+from gpt_jax.deploy.serve.fields import Refusal, show
 from gpt_jax.deploy.serve.grammar import Grammars, Matcher
 from gpt_jax.deploy.serve.jobs import Event, Job, Reading
 from gpt_jax.deploy.serve.metrics import Histogram
@@ -166,7 +166,15 @@ class Texts:
       self._loop.call_soon_threadsafe(self._events.put_nowait, (place, event))
 
   def submit(self, engine: Engine) -> None:
-    """Raises engine.Busy."""
+    """Raises engine.Busy; Refusal where there are never as many rows."""
+    most = engine.num_rows + engine.max_waiting
+    if len(self.jobs) > most:
+      raise Refusal(
+        400,
+        f"{len(self.jobs)} texts are asked for, n of each prompt; this server "
+        f"takes at most {most} at once: ask for fewer, or more often",
+        param="n",
+      )
     engine.submit(self.jobs)
 
   def cancel(self) -> None:
@@ -182,6 +190,14 @@ class Texts:
     try:
       while not all(self.ends):
         place, event = await self._events.get()
+        if event.end == "lost":
+          raise Refusal(
+            400,
+            "the schema cannot be followed: no text that begins with "
+            f"{show(self.texts[place] + event.text)} is of it, as a part of it "
+            "asks for itself alone",
+            param="response_format",
+          )
         if event.end in ("error", "cancelled"):
           raise Refusal(
             500 if event.end == "error" else 503,

@@ -318,6 +318,9 @@ class Engine:
     if job.matcher is not None:
       job.matcher.push(i)
       job.speech.is_done |= job.matcher.is_done
+      if job.matcher.is_lost:
+        self._end(job, "lost")
+        return False
     token = Token(i, 0.0, [])
     if job.settings.has_log_probs:
       likeliest = zip(

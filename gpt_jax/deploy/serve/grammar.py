@@ -16,6 +16,8 @@ from gpt_jax.deploy.serve.fields import Refusal
 # No free whitespace, of which a weak model writes any number.
 OPTIONS = {"whitespace_flexible": False}
 MAX_SCHEMA_CHARS = 65_536
+# Characters of the library's reasons that are told.
+MAX_WHY = 200
 
 
 class _Vocabulary:
@@ -99,11 +101,18 @@ class Grammars:
     )
     found = library.LLMatcher(self._vocabulary, grammar, log_level=0)
     if found.is_error():
-      line = found.get_error().splitlines()[0]
-      raise Refusal(
-        400, f"the schema cannot be followed: {line}", param="response_format"
-      )
-    return Matcher(found)
+      raise _no_schema(" ".join(found.get_error().split()))
+    matcher = Matcher(found)
+    if matcher.is_lost:
+      raise _no_schema("no text is of it, as it asks for itself alone")
+    return matcher
+
+
+def _no_schema(why: str) -> Refusal:
+  shown = why if len(why) <= MAX_WHY else f"{why[: MAX_WHY - 3]}..."
+  return Refusal(
+    400, f"the schema cannot be followed: {shown}", param="response_format"
+  )
 
 
 class Matcher:
@@ -111,18 +120,25 @@ class Matcher:
 
   Attributes:
     is_done: whether nothing may come but the text's end.
+    is_lost: whether nothing may come, and the text is not of the schema: where
+      a schema asks for itself alone.
   """
 
   def __init__(self, matcher):
     self._matcher, self.is_done = matcher, False
+    self._look()
+
+  def _look(self) -> None:
+    """Finds what may come next, which is how the library finds dead ends."""
+    self._next = self._matcher.compute_bitmask()
+    self.is_lost = self._matcher.is_error()
 
   def copy(self) -> "Matcher":
     return Matcher(self._matcher.deep_copy())
 
   def fill(self, mask_W: np.ndarray) -> None:
     """Writes a bit for each token that may come next."""
-    data = self._matcher.compute_bitmask()
-    own = np.frombuffer(data, np.uint32)
+    own = np.frombuffer(self._next, np.uint32)
     mask_W[:] = 0
     mask_W[: len(own)] = own[: len(mask_W)]
 
@@ -130,3 +146,5 @@ class Matcher:
     """Adds a token that was drawn."""
     self._matcher.consume_token(i)
     self.is_done = self._matcher.is_stopped()
+    if not self.is_done:
+      self._look()

@@ -152,7 +152,7 @@ class Server:
       Texts, self.run, asked, self.metrics.first, asyncio.get_running_loop()
     )
     with self._busy_is_refused():
-      self.engine.submit(texts.jobs)
+      texts.submit(self.engine)
     if not asked.is_stream:
       return json_answer(await asgi.unless_gone(request, texts.whole()))
     headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}

@@ -36,7 +36,8 @@ class Event(NamedTuple):
   Attributes:
     text: that can be shown since the last event.
     token: which was drawn.
-    end: "" while it goes on; then stop, length, timeout, cancelled or error.
+    end: "" while it goes on; then stop, length, timeout, cancelled, error, or
+      lost, where nothing that may follow is of the schema.
   """
 
   text: str

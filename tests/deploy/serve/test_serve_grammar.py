@@ -23,6 +23,13 @@ SCHEMA = {
   "additionalProperties": False,
 }
 
+# A text of it would begin with {"a": and never go on.
+DEAD_END = {
+  "type": "object",
+  "properties": {"a": {"$ref": "#/properties/a"}},
+  "required": ["a"],
+}
+
 
 def form(schema) -> dict:
   return {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
@@ -77,6 +84,9 @@ def test_other_texts_are_left_as_they_are(client):
     (form({"type": "nonsense"}), "Invalid type: nonsense"),
     (form({"$ref": "#/definitions/x"}), "cannot be followed"),
     (form({"enum": ["a" * 70_000]}), "more than"),
+    (form({"type": "string", "pattern": "("}), "unclosed group"),
+    (form({"anyOf": [{"$ref": "#"}]}), "as it asks for itself alone"),
+    (form(DEAD_END), r'no text that begins with "{\"a\":" is of it'),
   ],
 )
 def test_a_schema_that_cannot_be_followed_is_refused(client, wrong, said):

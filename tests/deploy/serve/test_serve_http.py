@@ -304,6 +304,14 @@ def test_more_than_can_wait_is_refused_with_429(running, client):
   wait_until_idle(running)
 
 
+def test_more_than_can_ever_wait_is_no_matter_of_later(client):
+  with pytest.raises(openai.BadRequestError) as refused:
+    client.completions.create(model="tiny", prompt=["a", "b"], n=37)
+  said = refused.value.body["message"]
+  assert "74 texts are asked for" in said and "at most 72 at once" in said
+  assert refused.value.param == "n"
+
+
 def wait_until_idle(running, seconds: float = 10) -> None:
   end = time.monotonic() + seconds
   while running.engine.num_active or running.engine.num_waiting:
