@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpt_jax.ops.matmul import matmul, multiply_over_rows
+from gpt_jax.ops.matmul import matmul, multiply_over_rows, transpose
 
 # Equation, and shapes of its operands.
 FORMS = {
@@ -88,3 +88,21 @@ def test_a_cpu_multiplies_bfloat16_as_it_is():
   assert operands(plain, x, rows) == {"f32"}  # the control
   own = lambda x, y: multiply_over_rows(x, y, 1, 1, jnp.float32)
   assert operands(own, x, rows) == {"bf16"}
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 8, 9])
+def test_a_matrix_stored_by_outputs_gives_the_same_product(num_rows):
+  rng = np.random.default_rng(0)
+  x_LD = rng.normal(size=(num_rows, 48)).astype(np.float32)
+  w_DF = rng.normal(size=(48, 80)).astype(np.float32)
+  w = transpose(jnp.asarray(w_DF), 1)
+  run = jax.jit(lambda x: matmul("LD,DF->LF", x, w, "float32"))
+  np.testing.assert_allclose(run(x_LD), x_LD @ w_DF, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("num_rows", [2, 8, 9])
+def test_few_rows_are_multiplied_with_the_matrix_on_the_left(num_rows):
+  x_LD, w = jnp.ones((num_rows, 48)), transpose(jnp.ones((48, 80)), 1)
+  run = jax.jit(lambda x: matmul("LD,DF->LF", x, w, "float32"))
+  is_turned = "optimization_barrier" in run.lower(x_LD).as_text()
+  assert is_turned == (num_rows <= 8)
