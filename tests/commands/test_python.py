@@ -1,5 +1,6 @@
 """gpt_jax.load: a run in Python says what the commands say."""
 
+import dataclasses
 import pathlib
 import re
 import subprocess
@@ -107,7 +108,9 @@ def test_generation_is_that_of_the_command(run, trained, call_verb):
   assert run.generate([]) == []
 
 
-def test_embeddings_are_those_of_the_command(run, trained, call_verb, tmp_path):
+def test_embeddings_are_those_of_the_command(
+  run, trained, call_verb, tmp_path, monkeypatch
+):
   texts = [TEXT, "and so on, at some length"]
   lines, out = tmp_path / "lines.txt", tmp_path / "out.npy"
   lines.write_text("\n".join(texts) + "\n")
@@ -123,6 +126,11 @@ def test_embeddings_are_those_of_the_command(run, trained, call_verb, tmp_path):
   np.testing.assert_allclose(run.embed([texts[0], ids]), vectors, atol=1e-6)
   with pytest.raises(InputError, match="text 2 has more tokens than the"):
     run.embed(["a", "a" * run.config.data.seq_len])
+  short = dataclasses.replace(run.config.data, seq_len=4)
+  short = dataclasses.replace(run.config, data=short)
+  monkeypatch.setattr(run, "config", short)
+  with pytest.raises(InputError, match="text 1 has more tokens than the 4"):
+    run.embed(["abcd"])
 
 
 def test_rounded_weights_move_the_logits_a_little(run, trained):

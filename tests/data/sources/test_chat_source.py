@@ -104,6 +104,10 @@ def turns(*pairs):
     ),
     ([turns(("user", [{"type": "image"}]))], "'content' is a list"),
     (
+      [turns(("user", [{"type": "text", "text": "a", "cite": 1}]))],
+      "'content' is a list",
+    ),
+    (
       [turns(("system", "a"), ("user", "b")) | {"system": "c"}],
       "turn 2 is of the system; it must be of the user",
     ),
