@@ -344,7 +344,7 @@ def new_file(path: str, mode: str = "w"):
   Its folder is made.
 
   Raises:
-    OSError: the file's own with `path` as its filename, others as they are.
+    OSError: with `path` as its filename, unless another's is known.
   """
   temporary = f"{path}.{os.getpid()}.tmp"
   encoding = None if "b" in mode else "utf-8"
@@ -358,7 +358,8 @@ def new_file(path: str, mode: str = "w"):
   except BaseException as error:
     with contextlib.suppress(OSError):
       os.remove(temporary)
-    if isinstance(error, OSError) and error.filename == temporary:
+    # The error of a full disk names no file.
+    if isinstance(error, OSError) and error.filename in (temporary, None):
       error.filename, error.filename2 = path, None
     raise
 

@@ -1,5 +1,6 @@
 """What others may have written is opened in one way, and bounded."""
 
+import errno
 import json
 import os
 import pathlib
@@ -190,3 +191,9 @@ def test_an_error_of_a_new_file_names_the_file_and_leaves_none(tmp_path):
     file.write("text")
   assert (found.value.filename, found.value.filename2) == (str(folder), None)
   assert list(tmp_path.iterdir()) == [folder]
+  path = str(tmp_path / "new")
+  with pytest.raises(OSError) as found, files.new_file(path):
+    raise OSError(errno.ENOSPC, "No space left on device")
+  assert files.to_sentence(found.value) == (
+    f"cannot read or write {path}: No space left on device"
+  )

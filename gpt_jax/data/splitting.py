@@ -113,6 +113,7 @@ class Part:
 
   def _tagged(self, i: int, pieces) -> Iterator[tuple[str, str]]:
     if self._train_lens is not None:
+      self._require_surveyed(i, len(self._train_lens))
       yield from _cut_tail(pieces, self._train_lens[i])
       return
     split = self._side(i)
@@ -123,8 +124,21 @@ class Part:
     """Returns the split of document i, which is whole."""
     if self.role != "split":
       return self.role
-    is_valid = self._is_valid is not None and self._is_valid[i]
-    return "valid" if is_valid else "train"
+    if self._is_valid is None:
+      return "train"
+    self._require_surveyed(i, len(self._is_valid))
+    return "valid" if self._is_valid[i] else "train"
+
+  def _require_surveyed(self, i: int, count: int) -> None:
+    if i >= count:
+      raise self.changed()
+
+  def changed(self) -> InputError:
+    """Returns the error of a source that is not what it was."""
+    return InputError(
+      f"{self.source.spec} changed while it was read; start again when it is "
+      "whole"
+    )
 
   def _hashed(self, pieces: Iterator[str]) -> Iterator[str]:
     num_bytes = 0

@@ -161,7 +161,7 @@ def write_folder(job: Job, part: Part, name: str) -> str:
       facts["records"] = records
     _write_manifest(temporary, part, encoder, notes, splits, facts, job.labels)
     if part.source.fingerprint() != identity:
-      raise _changed(part)
+      raise part.changed()
     if job.is_apart or part.num_moved:
       path += folders.APART
     locks.publish(temporary, path)
@@ -212,7 +212,7 @@ def write_shard(job: Job, part: Part, name: str, index: int, count: int) -> str:
         os.remove(os.path.join(into, workers.TOKENIZER))
       if part.source.fingerprint() != identity:
         shutil.rmtree(into)
-        raise _changed(part)
+        raise part.changed()
   except OSError as error:
     raise locks.explain(error, job.dir) from error
   if job.store is not None:
@@ -428,10 +428,3 @@ def _require_text(part: Part, splits: dict) -> None:
       f"{spec} leaves no text to train on with data.valid_frac "
       f"{part.valid_frac}; give more text or lower data.valid_frac"
     )
-
-
-def _changed(part: Part) -> InputError:
-  return InputError(
-    f"{part.source.spec} changed while it was read; start again when it is "
-    "whole"
-  )

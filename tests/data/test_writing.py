@@ -9,6 +9,7 @@ import pytest
 from gpt_jax.config import InputError
 from gpt_jax.data.prepare import prepare_data
 from gpt_jax.data.shards import SplitWriter
+from gpt_jax.data.splitting import Part
 
 TEXTS = [f"document {i} says {'é' * i}\n" for i in range(40)]
 
@@ -95,6 +96,26 @@ def test_text_that_changes_while_it_is_read_is_refused(corpus, monkeypatch):
     patch.setattr(SplitWriter, "finish", late)
     with pytest.raises(InputError, match="changed while it was read"):
       prepare_data(data, say=quiet)
+  assert _is_clean(data.dir)
+
+
+@pytest.mark.parametrize("split", ["document", "tail"])
+def test_text_that_grows_between_two_readings_is_refused(
+  corpus, monkeypatch, tmp_path, split
+):
+  path = tmp_path / "in.jsonl"
+  rows = [f'{{"text": "{text * 9}"}}\n' for text in ("one", "two", "three")]
+  path.write_text("".join(rows[:2]))
+  survey = Part.survey
+
+  def then_grow(part, add):
+    survey(part, add)
+    path.write_text("".join(rows))
+
+  monkeypatch.setattr(Part, "survey", then_grow)
+  data = corpus([], source=f"jsonl:{path}", split=split)
+  with pytest.raises(InputError, match="changed while it was read"):
+    prepare_data(data, say=quiet)
   assert _is_clean(data.dir)
 
 

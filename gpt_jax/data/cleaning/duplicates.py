@@ -16,6 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gpt_jax.exits import InputError
+
 GRAM = 5
 BANDS, ROWS = 20, 5
 MIN_JACCARD = 0.8
@@ -116,6 +118,7 @@ class NearDuplicates:
   """
 
   def __init__(self, folder: str | None = None):
+    self._folder = folder or tempfile.gettempdir()
     self._file = tempfile.TemporaryFile(dir=folder)
     self._keys: list[bytes] = []
     self._starts = [0]
@@ -125,9 +128,18 @@ class NearDuplicates:
 
   def add(self, signature: Signature) -> None:
     """Adds the next document."""
-    self._file.write(signature.grams)
+    try:
+      self._file.write(signature.grams)
+    except OSError as error:
+      raise self._full(error) from None
     self._starts.append(self._starts[-1] + len(signature.grams) // 4)
     self._keys.append(signature.keys)
+
+  def _full(self, error: OSError) -> InputError:
+    return InputError(
+      f"the n-grams of texts cannot be written in {self._folder}: "
+      f"{error.strerror}; set TMPDIR to another disk"
+    )
 
   def copies(self) -> np.ndarray:
     """Returns for each document the first one that it is a copy of: int64[N].
@@ -139,7 +151,10 @@ class NearDuplicates:
     first = np.arange(count)
     if not count:
       return first
-    self._file.flush()
+    try:
+      self._file.flush()
+    except OSError as error:
+      raise self._full(error) from None
     for band in range(BANDS):
       order = np.argsort(keys[:, band], kind="stable")
       equal = keys[order, band]

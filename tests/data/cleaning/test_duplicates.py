@@ -1,11 +1,13 @@
 """Near-duplicates are the pairs of Jaccard .8 and more; tests are found."""
 
+import contextlib
 import random
 
 import numpy as np
 import pytest
 
 from gpt_jax.data.cleaning import duplicates
+from gpt_jax.exits import InputError
 
 
 def pairs(count: int, seed: int = 0):
@@ -130,3 +132,14 @@ def test_items_of_an_evaluation_set_are_found_in_documents():
   assert tests.count(" ".join(words[1:40])) == 0
   assert tests.count("x " + short + " y") == 1
   assert tests.count("Who wrote the play about a prince?") == 0
+
+
+@pytest.mark.parametrize("buffering", [0, 1 << 20])
+def test_a_full_disk_for_n_grams_is_one_sentence(buffering):
+  near = duplicates.NearDuplicates()
+  with pytest.raises(InputError, match="No space left.*; set TMPDIR"):
+    near._file = open("/dev/full", "wb", buffering=buffering)
+    near.add(duplicates.sign("one two three four five six seven"))
+    near.copies()
+  with contextlib.suppress(OSError):
+    near._file.close()
