@@ -15,7 +15,8 @@ from gpt_jax.machine import chips
 
 HAS_COMPILER = importlib.util.find_spec("jax_cuda13_plugin") is not None
 needs_compiler = pytest.mark.skipif(
-  not HAS_COMPILER, reason="the GPU compiler, extra plan-gpu, is not installed"
+  not (HAS_COMPILER and gpus.has_cudnn()),
+  reason="the GPU compiler, extra plan-gpu, or cuDNN is not installed",
 )
 
 
@@ -46,6 +47,10 @@ def test_without_a_gpu_or_its_compiler_nothing_is_begun(monkeypatch, tmp_path):
   monkeypatch.setattr(card.runtime, "start_compiler", lambda platform: None)
   monkeypatch.setattr(gpus, "has_compiler", lambda: False)
   with pytest.raises(InputError, match="needs jax's CUDA plugin.*plan-gpu"):
+    card.main(["--compile=h100", f"--out={out}"])
+  monkeypatch.setattr(gpus, "has_compiler", lambda: True)
+  monkeypatch.setattr(gpus, "has_cudnn", lambda: False)
+  with pytest.raises(InputError, match="with cuDNN, which is not inst.*cuda"):
     card.main(["--compile=h100", f"--out={out}"])
   assert not out.exists()
 

@@ -111,6 +111,8 @@ def main(argv: list[str]) -> int:
     from gpt_jax.lab.plan import gpus
 
     gpus.require_compiler()
+    if names != ["decode"]:
+      gpus.require_cudnn()
   if args.part:
     from gpt_jax.lab.card import parts
 

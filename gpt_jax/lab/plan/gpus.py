@@ -155,6 +155,15 @@ def has_cudnn() -> bool:
     return False
 
 
+def require_cudnn() -> None:
+  """Raises InputError unless what attention compiles with is there."""
+  if not has_cudnn():
+    raise InputError(
+      "a card computes attention with cuDNN, which is not installed here: in "
+      f"the folder of this project, {files.pip('cuda')}"
+    )
+
+
 def choose_attention(config: Config) -> tuple[Config, str]:
   """Returns (the config to compile, a remark or "").
 
