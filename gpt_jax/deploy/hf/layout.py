@@ -18,6 +18,8 @@ from gpt_jax.deploy.hf.tensors import Tensor, check_finite
 TABLES = ("embed/tokens", "unembed", "head/bias")
 # Bytes at a multiple of which an array of a CPU's device begins.
 ALIGNMENT = 64
+# A second name of a bias of the logits.
+TWIN = ".decoder.bias"
 
 
 class Part(NamedTuple):
@@ -247,7 +249,25 @@ def match(
       )
   for name in (tied - used) & tensors.keys():
     _check_tied(tensors[name], tensors[theirs(entries[0].name)], name, where)
+  _check_twins(tensors, used, where)
   return matched
+
+
+def _check_twins(tensors: dict, used: set[str], where: str) -> None:
+  """Refuses two biases of the logits that differ, of which we read one.
+
+  transformers ties them as it ties the tables, and otherwise adds the decoder's
+  alone.
+  """
+  for name in tensors.keys() - used:
+    twin = name.removesuffix(TWIN) + ".bias"
+    if not name.endswith(TWIN) or twin not in used:
+      continue
+    if not np.array_equal(tensors[name].read(), tensors[twin].read()):
+      raise InputError(
+        f"{where} holds {name:.80}, which differs from {twin:.80}; they must "
+        "be one bias of the logits"
+      )
 
 
 def _rename(tensors: dict, found: Architecture, where: str) -> dict:

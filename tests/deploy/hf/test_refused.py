@@ -332,6 +332,12 @@ def test_tensors_of_older_berts_are_read_by_their_names(tmp_path):
       "LayerNorm.gamma and bert.embeddings.LayerNorm.weight, which are one",
     ),
     (
+      lambda a: a.update(
+        {"cls.predictions.decoder.bias": a["cls.predictions.bias"] + 1}
+      ),
+      "cls.predictions.decoder.bias, which differs from cls.predictions.bias;",
+    ),
+    (
       lambda a: a.update({BERT_NORM + "bias": np.arange(32)}),
       "bert.embeddings.LayerNorm.bias of int64, no type of weights",
     ),
