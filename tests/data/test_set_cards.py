@@ -78,6 +78,11 @@ def test_a_record_of_another_text_is_not_told(corpus, cleaned):
   assert "No record of cleaning" in card.describe(made.folders[0])
 
 
+def test_a_record_can_be_written_whatever_its_file_is_called(cleaned):
+  (record,) = card.read_records([("\udcff.jsonl", str(cleaned))])
+  assert record["file"] == "\\udcff.jsonl"
+
+
 def test_what_is_no_prepared_set_is_one_sentence(call_verb, tmp_path):
   result = call_verb("data.__main__", "card", f"--folder={tmp_path}")
   assert result.returncode == 2 and "is not a prepared set" in result.stderr

@@ -167,12 +167,15 @@ def test_a_source_that_changes_meanwhile_is_refused(
   assert os.listdir(tmp_path) == ["in.jsonl"]
 
 
-@pytest.mark.parametrize("content", ["", "\n \n", '{"text": ""}\n'])
-def test_a_source_without_text_is_refused(tmp_path, content):
+@pytest.mark.parametrize(
+  "kind, content",
+  [("jsonl", ""), ("jsonl", '\n{"text": ""}\n'), ("text", "\ufeff")],
+)
+def test_a_source_without_text_is_refused(tmp_path, kind, content):
   source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
-  source.write_text(content)
+  source.write_text(content, "utf-8")
   with pytest.raises(InputError, match="no document holds any text"):
-    clean.main([f"--source=jsonl:{source}", f"--out={out}", RULES])
+    clean.main([f"--source={kind}:{source}", f"--out={out}", RULES])
   assert os.listdir(tmp_path) == ["in.jsonl"]
 
 
