@@ -47,6 +47,10 @@ class Run:
       raise InputError(
         f"weights is {weights!r:.60}; it must be one of {', '.join(WEIGHTS)}"
       )
+    if step is not None and type(step) is not int:
+      raise InputError(
+        f"step is {step!r:.60}; it must be a whole number, or None"
+      )
     found = workdir_lib.open_run(
       os.fsdecode(workdir), None, lambda line: None, weights, average, step
     )

@@ -224,6 +224,9 @@ def test_what_cannot_be_read_is_refused(run, tmp_path):
       run.logits(wrong)
   with pytest.raises(InputError, match="weights is 'int3'; it must be one of"):
     gpt_jax.load(tmp_path, weights="int3")
+  for step in ("3", 3.0, True):
+    with pytest.raises(InputError, match="it must be a whole number, or None"):
+      gpt_jax.load(tmp_path, step=step)
   with pytest.raises(InputError, match="is one token"):
     run.losses([1])
   with pytest.raises(

@@ -158,6 +158,11 @@ def _check_kind(kind: str) -> None:
 
 
 def _check_lengths(ids: Sequence[int], found: passes.Record) -> int:
+  if isinstance(ids, str):
+    raise InputError(
+      f"the text is {ids!r:.60}; give its ids, as `encode` of the run returns "
+      "them"
+    )
   if len(ids) != len(found.ids):
     raise InputError(
       f"one text has {len(found.ids)} tokens and the other {len(ids)}; give "

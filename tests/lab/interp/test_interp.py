@@ -241,6 +241,8 @@ def test_a_patched_place_changes_nothing_before_it(run):
   got = patching.patch(run, own.ids, source, "blocks_0", [6])
   close(got[:6], own.logits_TV[:6])
   differs(got[6:], own.logits_TV[6:])
+  with pytest.raises(InputError, match="give its ids, as `encode`"):
+    patching.patch(run, TEXT, source, "blocks_0")
 
 
 @pytest.mark.wide
