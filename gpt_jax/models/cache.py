@@ -88,6 +88,7 @@ def update(cache, new, kind: str, start_B, end_B):
     end_B: tokens of each row afterwards; what comes after them in `new` is
       padding.
   """
+  new = contain(*new)
   if kind != "local":
     cache = tuple(
       _write(c, x, start_B) for c, x in zip(cache, new, strict=True)
@@ -100,6 +101,24 @@ def update(cache, new, kind: str, start_B, end_B):
     return kept, kept
   join = lambda c, x: jnp.concatenate([c, x.astype(c.dtype)], axis=2)
   return tuple(map(join, cache, new)), kept
+
+
+def contain(*new):
+  """Returns new keys and values, those that are not finite in another form.
+
+  A text that does not see a slot gives its value weight 0, and 0 times NaN is
+  NaN: what one text has left behind would spoil all later ones of its row. So
+  such a value becomes 0 and its key NaN, and whoever sees the slot has NaN.
+
+  Args:
+    new: k_BKTH and v_BKTH; or kv_B1TC, whose last dims are of keys alone.
+  """
+  is_finite = jnp.isfinite(new[-1]).all(-1, keepdims=True)
+  last = jnp.where(is_finite, new[-1], 0)
+  if len(new) == 1:
+    key = jnp.where(is_finite, last[..., -1:], jnp.nan)
+    return (last.at[..., -1:].set(key),)
+  return jnp.where(is_finite, new[0], jnp.nan), last
 
 
 def split_source(cache: tuple):

@@ -18,6 +18,7 @@ from gpt_jax.inference import drawing, generation, rows
 from gpt_jax.inference.drawing import NUM_LIKELIEST, Settings
 from gpt_jax.inference.generation import Sampling
 from gpt_jax.inference.rows import Rows
+from gpt_jax.models import cache as cache_lib
 from gpt_jax.models.attend import SLOTS
 
 # As the other tests of rows, so that programs are compiled once.
@@ -264,6 +265,43 @@ def test_all_positions_can_be_filled(made, held):
   join(held, 1, ids)
   found, _ = follow(held, 1, 4)
   assert found == by_full_passes(made, ids, 4)
+
+
+def test_a_text_that_is_not_finite_spoils_no_later_text_of_its_row(held):
+  ids = prompt_of(0, 45)
+  join(held, 0, ids)
+  fresh = follow(held, 0, 12)
+  good, homes = held.params, held.homes
+  spoil = lambda params: jax.tree.map(lambda x: x * np.nan, params)
+  held.params = spoil(good)
+  for home in homes:
+    home._params = held.params
+  join(held, 0, prompt_of(1, 200))
+  assert follow(held, 0, 2)[0] == [-1, -1]  # the control: all is NaN
+  held.params = good
+  for home in homes:
+    home._params = good
+  join(held, 5, prompt_of(2, 220))  # so that all slots are read
+  join(held, 0, ids)
+  found = follow(held, 0, 12)
+  held.leave(5)
+  assert found[0] == fresh[0]
+  np.testing.assert_array_equal(found[1], fresh[1])
+
+
+def test_values_that_are_not_finite_are_stored_as_keys_that_are_not():
+  k_BKTH = np.arange(24, dtype=np.float32).reshape(1, 2, 3, 4)
+  v_BKTH = -k_BKTH
+  v_BKTH[0, 1, 2, 0], v_BKTH[0, 0, 1, 3] = np.inf, np.nan
+  k_new, v_new = map(np.asarray, cache_lib.contain(k_BKTH, v_BKTH))
+  is_bad = np.array([[False, True, False], [False, False, True]])
+  assert not v_new[0][is_bad].any() and np.isnan(k_new[0][is_bad]).all()
+  np.testing.assert_array_equal(v_new[0][~is_bad], v_BKTH[0][~is_bad])
+  np.testing.assert_array_equal(k_new[0][~is_bad], k_BKTH[0][~is_bad])
+  # One array of both, as latent attention has: its last dims are a key's alone.
+  (kv,) = map(np.asarray, cache_lib.contain(v_BKTH))
+  assert not kv[0][is_bad][:, :3].any() and np.isnan(kv[0][is_bad][:, 3]).all()
+  np.testing.assert_array_equal(kv[0][~is_bad], v_BKTH[0][~is_bad])
 
 
 @pytest.mark.parametrize("wanted", ["presence", "frequency", "bias"])
