@@ -68,6 +68,11 @@ def export_model(
   flat = tree.flatten_with_names(params)
   shapes = {name: leaf.shape for name, leaf in flat.items()}
   entries = layout.list_entries(found, model.config, shapes)
+  if not model.config.tied_embeddings:
+    # transformers takes a bias's two names for one where it ties the tables.
+    twin = lambda name: name.removesuffix(".bias") + layout.TWIN
+    both = [e for e in entries if twin(e.name) in found.ignored]
+    entries += [e._replace(name=twin(e.name)) for e in both]
   texts = _describe(word, model, tokenizer, library, template)
   if labels is not None and config_lib.has_classes(model.config):
     texts["config.json"] |= encoders.write_labels(labels)

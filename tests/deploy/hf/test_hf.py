@@ -17,6 +17,7 @@ from gpt_jax.config import InputError
 from gpt_jax.deploy.hf import __main__ as command
 from gpt_jax.deploy.hf import exporting, importing, stated, tensors
 from gpt_jax.machine import runtime
+from gpt_jax.models import build_model
 from gpt_jax.runs import workdir
 
 pytestmark = pytest.mark.battery
@@ -169,6 +170,21 @@ def test_what_is_exported_are_the_same_tensors_and_config(case, tmp_path):
   _, _, again, _, _ = workdir.open_run(str(tmp_path / "again"))
   for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(again), strict=True):
     np.testing.assert_array_equal(a, b)
+
+
+def test_a_bias_of_logits_has_both_names_where_tables_are_not_tied(tmp_path):
+  run = bring_in(tmp_path, "bert")
+  _, model, params, tokenizer, _ = workdir.open_run(run)
+  config = dataclasses.replace(model.config, tied_embeddings=False)
+  untied = params | {"unembed": params["embed"]["tokens"] + 1}
+  name, twin = "cls.predictions.bias", "cls.predictions.decoder.bias"
+  for own, values in ((model, params), (build_model(config), untied)):
+    out = str(tmp_path / f"out_{own.config.tied_embeddings}")
+    exporting.export_model(own, values, tokenizer, out)
+    arrays = read_arrays(out)
+    assert arrays[name].any()
+    assert (twin in arrays) != own.config.tied_embeddings
+  np.testing.assert_array_equal(arrays[name], arrays[twin])
 
 
 def test_a_changed_config_computes_something_else(tmp_path):
