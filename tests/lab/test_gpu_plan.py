@@ -8,10 +8,11 @@ import json
 
 import pytest
 
-from gpt_jax import cli, flops, sharding
+from gpt_jax import cli, sharding
 from gpt_jax import config as config_lib
 from gpt_jax.config import InputError
 from gpt_jax.lab.plan import (
+  analytic,
   aot,
   cost,
   gpus,
@@ -226,7 +227,8 @@ def test_a_step_compiled_for_a_gpu_does_what_the_ledger_counts(call_verb):
   result = call_verb("lab.plan", *words)
   plan = json.loads(result.stdout)
   config = load("bench.py:gpt2-gpu", **{"model.num_layers": "2"})
-  counted = flops.masked_flops_per_token(config.model, config.data.seq_len)
+  topology = chips.parse_topology("h100:2", 1)
+  counted = analytic.hardware_flops(config, topology)
   done = plan["hardware_flops"] / plan["tokens_per_step"]
   assert plan["basis"] == "compiled"
   assert 1 <= done / counted < 1.1
