@@ -10,6 +10,7 @@ from labelled import rows, write
 from refusals import assert_refused, content_of
 
 from gpt_jax import sharding, tree
+from gpt_jax.exits import InputError
 from gpt_jax.machine import processes
 from gpt_jax.models import build_model
 from gpt_jax.runs import metrics, restore, workdir
@@ -365,3 +366,5 @@ def test_a_server_labels_texts_as_evaluation_does(made, call_verb, tmp_path):
   for found, each in zip(own.classify(inputs), wanted, strict=True):
     assert found["label"] == each["label"]
     assert found["scores"] == pytest.approx(each["scores"], abs=2e-6)
+  with pytest.raises(InputError, match="1 of 2 inputs have more tokens than"):
+    own.classify([inputs[0], "plot " * 1000])

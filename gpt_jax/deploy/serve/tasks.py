@@ -70,10 +70,18 @@ def build_classify(config, model, rounded, tokenizer, mesh, labels):
       )
       for i, one in enumerate(inputs)
     ]
+    whole = examples.read_whole("input", found, tokenizer, labels)
+    rows = examples.open_rows(whole, task.pairs)
+    if rows.num_cut:
+      raise InputError(
+        f"{rows.num_cut} of {rows.num_rows} inputs have more tokens than the "
+        f"{config.data.seq_len} of a text of the run (data.seq_len); shorten "
+        "them"
+      )
     lines = predicting.predict(
       model,
       rounded,
-      examples.read_whole("input", found, tokenizer, labels),
+      whole,
       task=task,
       seq_len=config.data.seq_len,
       batch_size=BATCH,
