@@ -81,11 +81,7 @@ def main(argv: list[str]) -> int:
 
 
 def _read_texts(path: str) -> list[str]:
-  """Returns the texts of a file, none of them empty.
-
-  Raises:
-    InputError: it cannot be read, or holds no text, or an empty one.
-  """
+  """Returns the texts of a file, none of them empty."""
   from gpt_jax.data.sources import document, jsonl, unpack
 
   hint = "name it text"

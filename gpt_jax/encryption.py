@@ -104,9 +104,6 @@ def find(note: Any, what: str) -> Key:
   Args:
     note: as Key.note returned it.
     what: what is encrypted, for the error.
-
-  Raises:
-    InputError: the key cannot be read, or is another.
   """
   origin = note["origin"]
   if key_command.is_set() and not os.path.exists(origin):
@@ -328,11 +325,7 @@ class Output:
 
 
 class Stream:
-  """A file that is read in order, decrypted if there is a key.
-
-  Raises:
-    Damage: as Reader and open_bytes.
-  """
+  """A file that is read in order, decrypted if there is a key."""
 
   def __init__(self, path: str, key: Key | None):
     self._source: Any = (

@@ -7,11 +7,7 @@ from gpt_jax.exits import InputError
 
 
 def check_labels(c: Config) -> None:
-  """Refuses values that conflict with data.objective=classification.
-
-  Raises:
-    InputError: the sentence names the keys.
-  """
+  """Refuses values that conflict with data.objective=classification."""
   d, m = c.data, c.model
   asked = f"data.objective is {d.objective}"
   if has_classes(m) != OBJECTIVES[d.objective].has_labels:

@@ -6,11 +6,7 @@ from gpt_jax.exits import InputError
 
 
 def check_privacy(c: Config) -> None:
-  """Refuses values that conflict with optim.noise_multiplier.
-
-  Raises:
-    InputError: the sentence names the keys.
-  """
+  """Refuses values that conflict with optim.noise_multiplier."""
   if c.optim.noise_multiplier is None:
     return
   asked = f"optim.noise_multiplier is {c.optim.noise_multiplier:g}"

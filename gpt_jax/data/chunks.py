@@ -254,11 +254,7 @@ class Stored:
     self._stem = os.path.join(folder, f"chunk-{note['index']:05d}")
 
   def read_rows(self) -> np.ndarray:
-    """Returns its documents, ROW.
-
-    Raises:
-      InputError: the file is damaged.
-    """
+    """Returns its documents, ROW."""
     path = f"{self._stem}.docs"
     try:
       if encryption.file_digest(path, self._key) != self.note["docs_sha256"]:

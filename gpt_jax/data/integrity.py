@@ -87,11 +87,7 @@ class Check:
     return True
 
   def wait(self) -> None:
-    """Waits until the files are known to be intact.
-
-    Raises:
-      InputError: one is not; it is named.
-    """
+    """Waits until the files are known to be intact."""
     if not self.is_over:
       self.start()
       for thread in self._threads:

@@ -32,9 +32,6 @@ def replay(
 
   Returns:
     0, or exits.CORRUPT where the bits differ.
-
-  Raises:
-    InputError: the run has no such step.
   """
   if not 1 <= step <= total:
     raise InputError(

@@ -55,11 +55,7 @@ def _library():
 
 
 def find_phones(text: str) -> Iterator[Span]:
-  """Yields telephone numbers.
-
-  Raises:
-    InputError: phonenumbers is not installed.
-  """
+  """Yields telephone numbers."""
   _library()
   for match in _CANDIDATE.finditer(text):
     if re.search(r"\.\d\b", match[0]):  # a fraction

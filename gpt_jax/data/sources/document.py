@@ -59,11 +59,7 @@ class Source(Protocol):
     """Returns about how many bytes `documents` reads; None if unknown."""
 
   def documents(self) -> Iterator[Document]:
-    """Yields the documents, in an order that never changes.
-
-    Raises:
-      InputError: the text is missing, empty or cannot be read as text.
-    """
+    """Yields the documents, in an order that never changes."""
 
 
 class Unit(NamedTuple):
@@ -98,11 +94,7 @@ class Unreachable(InputError):
 
 
 def file_units(files: Sequence[tuple[str, str]]) -> list[Unit]:
-  """Returns each of (name, path) as a unit.
-
-  Raises:
-    InputError: a file is gone.
-  """
+  """Returns each of (name, path) as a unit."""
   try:
     return [Unit(name, 0, cache.stat(path)[0]) for name, path in files]
   except OSError as error:
@@ -123,11 +115,7 @@ def slice_text(text: str) -> Iterator[str]:
 
 
 def decode(data: bytes, where: str) -> str:
-  """Returns the text of UTF-8 bytes; `where` names them in errors.
-
-  Raises:
-    InputError: they are not UTF-8.
-  """
+  """Returns the text of UTF-8 bytes; `where` names them in errors."""
   try:
     return data.decode("utf-8")
   except UnicodeDecodeError as error:

@@ -41,11 +41,7 @@ class WarcSource(DividedSource):
 
 
 def read_texts(path: str) -> Iterator[tuple[int, str]]:
-  """Yields (number of the record, from 1, its text).
-
-  Raises:
-    InputError: as read_records, or the file holds no text but HTML.
-  """
+  """Yields (number of the record, from 1, its text)."""
   num_texts = num_responses = 0
   for number, header, body in read_records(path):
     where = f"{path}, record {number}"
@@ -64,11 +60,7 @@ def read_texts(path: str) -> Iterator[tuple[int, str]]:
 
 
 def read_records(path: str) -> Iterator[tuple[int, dict[str, str], bytes]]:
-  """Yields (number of the record, from 1, its header, its content).
-
-  Raises:
-    InputError: the file is no WARC, a record is cut, or larger than the bound.
-  """
+  """Yields (number of the record, from 1, its header, its content)."""
   stream = _Stream(unpack.read_blocks(path, document.BLOCK))
   number = 0
   while True:

@@ -29,9 +29,6 @@ def find(folder: str) -> ChatTemplate | None:
 
   It is chat_template.jinja, or stands in tokenizer_config.json, of several the
   one that is called default.
-
-  Raises:
-    InputError: a file is there and cannot be used.
   """
   beside = os.path.join(folder, "tokenizer_config.json")
   apart = os.path.join(folder, "chat_template.jinja")
@@ -56,11 +53,7 @@ def find(folder: str) -> ChatTemplate | None:
 
 
 def parse(content: Any, where: str) -> ChatTemplate:
-  """Returns the template of {"text": ..., "names": ...}.
-
-  Raises:
-    InputError: it is something else, or too long.
-  """
+  """Returns the template of {"text": ..., "names": ...}."""
   text, names = content["text"], content["names"]
   if not isinstance(text, str) or len(text) > MAX_CHARS:
     raise InputError(

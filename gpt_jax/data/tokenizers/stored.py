@@ -12,11 +12,7 @@ from gpt_jax.exits import InputError
 
 
 def load(path: str | os.PathLike) -> Tokenizer:
-  """Returns the tokenizer of a file that `to_json` wrote.
-
-  Raises:
-    InputError: the file is missing or is not such a file.
-  """
+  """Returns the tokenizer of a file that `to_json` wrote."""
   try:
     text = files.read_text(str(path), MAX_FILE_BYTES)
   except files.Damage as damage:
@@ -29,9 +25,6 @@ def from_json(text: str, where: str = "the text") -> Tokenizer:
 
   Args:
     where: what errors call the text.
-
-  Raises:
-    InputError: `to_json` did not write this text.
   """
   try:
     content = files.parse_json(text)

@@ -46,11 +46,7 @@ class Compressed(NamedTuple):
 
 
 def parse(text: str) -> Method:
-  """Returns a Method.
-
-  Raises:
-    InputError: there is no such method, or its number is wrong.
-  """
+  """Returns a Method."""
   word, colon, rest = text.partition(":")
   if word not in METHODS:
     raise InputError(

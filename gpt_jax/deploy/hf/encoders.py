@@ -269,11 +269,7 @@ def _read_classes(stated: dict, model: dict, where: str) -> dict[str, Any]:
 
 
 def read_labels(stated: dict, where: str) -> Labels:
-  """Returns the labels of a config.json.
-
-  Raises:
-    InputError: the names are none, or not as many as their numbers say.
-  """
+  """Returns the labels of a config.json."""
   named = stated.get("id2label", {"0": "LABEL_0", "1": "LABEL_1"})
   count = len(named) if isinstance(named, dict) else 0
   names = tuple(named.get(str(i)) for i in range(count))

@@ -30,11 +30,7 @@ HOST_BYTES_PER_SECOND = 1e9
 
 
 def make(config: Config, topology: chips.Topology) -> dict:
-  """Returns the plan of a config whose vocabulary is known.
-
-  Raises:
-    InputError: mesh, batch and topology do not go together.
-  """
+  """Returns the plan of a config whose vocabulary is known."""
   if not aot.can_compile(topology):
     return _estimated(config, topology)
   remark = ""
