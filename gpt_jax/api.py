@@ -20,7 +20,6 @@ class Run:
   Arrays that it returns are NumPy's, float32. A text is a string, or its ids.
 
   Args:
-    workdir: folder of the run.
     weights, step, average: as the flags of `python -m gpt_jax.generate`.
 
   Attributes:
@@ -319,7 +318,6 @@ def fit(
 
   Args:
     config: "FILE[:VARIANT]", or the ConfigDict that a config file returns.
-    workdir: folder of the run.
     changes: {key: value} of the config, as {"train.num_steps": 200}.
 
   Raises:

@@ -39,7 +39,6 @@ class Key(NamedTuple):
   """A key, and where it came from.
 
   Attributes:
-    secret: 32 bytes.
     origin: the path of its file, or COMMAND.
   """
 
@@ -265,11 +264,7 @@ def open_file(path: str, key: Key) -> Reader:
 
 
 class Array:
-  """An encrypted file as an array of one dim, of which slices are read.
-
-  Args:
-    path: for errors.
-  """
+  """An encrypted file as an array of one dim, of which slices are read."""
 
   def __init__(self, path: str, key: Key, dtype: np.dtype):
     self._path, self._dtype = path, dtype

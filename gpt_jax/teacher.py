@@ -24,7 +24,6 @@ class Teacher(NamedTuple):
   """The section distill, and the teacher's model.
 
   Attributes:
-    distill: the section.
     model: None where the logits are stored.
   """
 

@@ -157,11 +157,7 @@ def read(folder: str) -> dict:
 
 
 def check(content: Any, path: str) -> dict:
-  """Returns a parsed manifest once it is checked.
-
-  Args:
-    path: what errors call it.
-  """
+  """Returns a parsed manifest once it is checked."""
   if type(content) is not dict or "format" not in content:
     raise InputError(f"{path} is damaged: it has no 'format'; {REMEDY}")
   found = content["format"]

@@ -8,12 +8,7 @@ from flax import struct
 
 
 class Factored(struct.PyTreeNode):
-  """A matrix A B of any number of input and output dims.
-
-  Attributes:
-    a: (*inputs, R).
-    b: (R, *outputs).
-  """
+  """A matrix A B of any number of input and output dims."""
 
   a: Any
   b: Any

@@ -22,11 +22,7 @@ KEY = "rollbacks"
 
 
 class Diverged(Exception):
-  """Too many updates in a row were skipped, or a final loss is not finite.
-
-  Args:
-    step: number of steps done.
-  """
+  """Too many updates in a row were skipped, or a final loss is not finite."""
 
   def __init__(self, step: int, message: str):
     super().__init__(message)

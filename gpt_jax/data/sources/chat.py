@@ -38,7 +38,6 @@ class Message(NamedTuple):
   """A turn of a dialogue.
 
   Attributes:
-    role: system, user or assistant.
     content: not empty.
   """
 

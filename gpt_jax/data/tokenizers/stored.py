@@ -21,11 +21,7 @@ def load(path: str | os.PathLike) -> Tokenizer:
 
 
 def from_json(text: str, where: str = "the text") -> Tokenizer:
-  """Returns the tokenizer of a text that `to_json` returned.
-
-  Args:
-    where: what errors call the text.
-  """
+  """Returns the tokenizer of a text that `to_json` returned."""
   try:
     content = files.parse_json(text)
     if content["gpt_jax_tokenizer"] != FORMAT:

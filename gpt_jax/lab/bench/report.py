@@ -31,11 +31,7 @@ def describe(found: Measurement, config_file: str, load: float) -> dict:
 
 
 def lines(found: Measurement, about: dict) -> list[str]:
-  """Returns a measurement as text.
-
-  Args:
-    about: of describe.
-  """
+  """Returns a measurement as text."""
   model = describe_model(found.config)
   text = [f"{found.subject} of {about['config_file']}: {model}"]
   text += machine_lines(about["machine"], found.about, found.config)
@@ -50,11 +46,7 @@ def lines(found: Measurement, about: dict) -> list[str]:
 
 
 def write(found: Measurement, about: dict, folder: str) -> str:
-  """Writes bench.json into a folder; returns its path.
-
-  Args:
-    about: of describe.
-  """
+  """Writes bench.json into a folder; returns its path."""
   content = {
     **about,
     "rows": [row.to_json() for row in found.rows],

@@ -132,7 +132,6 @@ class Module:
   """A compiled program.
 
   Attributes:
-    computations: {name: Computation}.
     entry: name of the computation that the program starts with.
   """
 

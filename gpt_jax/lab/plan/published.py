@@ -202,12 +202,7 @@ def _text(row: dict) -> str:
 
 
 def compare(name: str, overrides: dict[str, str] | None = None) -> dict:
-  """Returns a row of published.json: predicted and measured.
-
-  Args:
-    name: a key of ROWS.
-    overrides: {config key: value}.
-  """
+  """Returns a row of published.json: predicted and measured."""
   from gpt_jax.lab.plan import gpus, planner
 
   row = ROWS[name]

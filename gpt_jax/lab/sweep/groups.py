@@ -15,7 +15,6 @@ class Group:
 
   Attributes:
     name: unique among the groups of a report.
-    states: of the group's cells.
   """
 
   name: str
