@@ -20,6 +20,7 @@ class Run:
   Arrays that it returns are NumPy's, float32. A text is a string, or its ids.
 
   Args:
+    workdir: folder of the run.
     weights, step, average: as the flags of `python -m gpt_jax.generate`.
 
   Attributes:
@@ -318,6 +319,7 @@ def fit(
 
   Args:
     config: "FILE[:VARIANT]", or the ConfigDict that a config file returns.
+    workdir: folder of the run.
     changes: {key: value} of the config, as {"train.num_steps": 200}.
 
   Raises:

@@ -39,6 +39,7 @@ class Key(NamedTuple):
   """A key, and where it came from.
 
   Attributes:
+    secret: 32 bytes.
     origin: the path of its file, or COMMAND.
   """
 
@@ -264,7 +265,11 @@ def open_file(path: str, key: Key) -> Reader:
 
 
 class Array:
-  """An encrypted file as an array of one dim, of which slices are read."""
+  """An encrypted file as an array of one dim, of which slices are read.
+
+  Args:
+    path: for errors.
+  """
 
   def __init__(self, path: str, key: Key, dtype: np.dtype):
     self._path, self._dtype = path, dtype

@@ -79,6 +79,7 @@ def user_path(name: str, path: str, may_be_address: bool = False) -> str:
 
   Args:
     name: the flag or key that it came from, for the error.
+    path: as given.
     may_be_address: whether it may lie in a bucket (machine/places.py).
 
   Raises:

@@ -79,6 +79,7 @@ def build_preference(word: str, beta: float) -> Callable | None:
 
   Args:
     word: option of data.objective.
+    beta: train.preference_beta.
   """
   if not config_lib.OBJECTIVES[word].is_preference:
     return None

@@ -75,6 +75,7 @@ class ParamSpec:
 
   Attributes:
     axes: a logical name for each dim.
+    role: one of ROLES.
     rate: multiplies the learning rate.
     eps: multiplies optim.eps.
     factor: multiplies the update, decay included (optim.rates); 0 freezes.

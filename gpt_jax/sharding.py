@@ -140,7 +140,10 @@ def spec_of(
   """Returns the PartitionSpec of an array whose dims are named by `axes`.
 
   Args:
+    name: of the array, for errors.
     axes: a logical name or None for each dim.
+    shape: sizes of the dims.
+    rules: a key of RULES.
     mesh: its axis sizes must divide the dims.
 
   Raises:
@@ -300,6 +303,7 @@ def place_batch(
     batch: of (b, T) numpy arrays, the rows of this process.
     placement: of the global batch.
     rows: (b,) ascending indices of these rows, from `local_rows`.
+    num_rows: B.
   """
   if placement.is_fully_addressable:
     return jax.device_put(batch, placement)

@@ -24,6 +24,7 @@ class Teacher(NamedTuple):
   """The section distill, and the teacher's model.
 
   Attributes:
+    distill: the section.
     model: None where the logits are stored.
   """
 

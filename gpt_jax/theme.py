@@ -34,6 +34,8 @@ def page(title: str, body: str, style: str = "", script: str = "") -> str:
 
   Args:
     body: HTML, in which what a user or a model wrote is escaped.
+    style: CSS after STYLE.
+    script: runs after the body.
   """
   ran = f"<script>{script}</script>\n" if script else ""
   return (

@@ -45,9 +45,14 @@ def batch_at(
   """Returns the given rows of the global batch of a step.
 
   Args:
+    sets: the train sets.
     weights: the share of each set; they sum to 1. Or a Curriculum of them.
+    seed: the run's seed.
+    step: counted from 0.
     rows: (b,) rows of the global batch that this process reads.
+    seq_len: T.
     packing: "stream" or "documents".
+    global_batch_size: rows of the global batch.
     offset: sequences to skip before step 0. Under a batch ramp it is negative:
       earlier, smaller batches have read fewer than step * global_batch_size.
     task: what makes the batch of windows of ids.
@@ -114,6 +119,7 @@ def make_train_iterator(
     prepared: the prepared data of the run.
     config: its objective, and how the section data has rows read.
     seed: the run's seed, or another in its place.
+    global_batch_size: rows of the global batch.
     rows: (b,) rows of the global batch that this process reads.
     start_step: the step of the first batch.
     offset: as in batch_at.
@@ -175,6 +181,9 @@ def eval_batches(
   id 0 and mask 0. Of pairs each target is predicted once, and each label.
 
   Args:
+    token_set: the set to read.
+    seq_len: T.
+    batch_size: rows of the global batch.
     packing: "stream" or "documents", as in training.
     rows: (b,) rows of the global batch that this process reads.
     max_batches: stop after this number of batches; None reads all.

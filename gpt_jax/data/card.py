@@ -47,6 +47,9 @@ def read_records(paths: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
   """Returns the records that lie beside the files of a source.
 
   One whose file has another size by now is of another text, and is left out.
+
+  Args:
+    paths: (name, path) of the files.
   """
   found = []
   for name, path in paths[:MAX_RECORDS]:

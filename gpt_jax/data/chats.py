@@ -19,6 +19,7 @@ class Layout(NamedTuple):
   """How dialogues become rows.
 
   Attributes:
+    seq_len: T.
     is_packed: whether a row holds as many as fit.
   """
 

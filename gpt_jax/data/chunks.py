@@ -66,6 +66,8 @@ class Plan(NamedTuple):
   Attributes:
     key: of the folder, in which its manifest has it.
     tokenizer: fingerprint of the tokenizer.
+    dtype: of the ids.
+    count: the number of chunks.
     split: data.split, which decides what the hashes of texts are of.
     secret: encrypts the chunks, unless it is None.
   """
@@ -122,6 +124,7 @@ def encode(
   """Writes a chunk.
 
   Args:
+    folder: where its files go.
     add: called with the number of bytes of text that were encoded since.
 
   Raises:

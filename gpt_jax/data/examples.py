@@ -30,6 +30,7 @@ class Layout(NamedTuple):
   """How labelled texts become rows.
 
   Attributes:
+    seq_len: T.
     kind: option of data.label.
     marks: the start that a decoder reads, and the end of a text, for a model
       with an encoder; else None.
@@ -45,9 +46,11 @@ class Labelled:
   """A set of labelled texts in memory; it offers what `Rows` reads of TokenSet.
 
   Attributes:
+    name: what lines call it.
     labels: of the run that reads it.
     document_starts: int64, ascending.
     values: as TokenSet.read_labels; None without labels, of words 0.
+    has_labels: whether the texts have labels.
     lack: a sentence, why the first has none, or "".
   """
 

@@ -34,6 +34,7 @@ class Check:
   """The check of the files of one split, which readers wait for.
 
   Args:
+    folder: the prepared folder.
     hashes: {file name: its SHA-256 hex digest}.
     verify: as data.verify.
     key: that encrypted the files, or None.

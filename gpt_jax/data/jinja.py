@@ -40,7 +40,9 @@ class Request(NamedTuple):
   """A text to be written.
 
   Attributes:
+    messages: of the dialogue.
     is_prompt: whether the beginning of an answer follows them.
+    where: what errors call the dialogue.
   """
 
   messages: Sequence[Message]
@@ -73,6 +75,9 @@ class JinjaEncoder:
   """Encodes dialogues by the tokenizer's own template.
 
   It offers what templates.ChatEncoder does.
+
+  Args:
+    tokenizer: the run's.
 
   Attributes:
     end: what ends an answer; "" where the template writes nothing.
@@ -116,6 +121,7 @@ class JinjaEncoder:
 
     Args:
       messages: the last one is of the user.
+      where: what errors call them.
     """
     return self.go_on(self.open(messages, where))
 

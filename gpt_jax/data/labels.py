@@ -157,6 +157,7 @@ def find_labels(kind: str, sources: Iterable[Any], spec: str) -> Labels:
   Args:
     kind: option of data.label.
     sources: labelled ones.
+    spec: what errors call them.
 
   Raises:
     InputError: a label is missing or wrong, or the classes are too few or too

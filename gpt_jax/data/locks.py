@@ -24,6 +24,7 @@ def lock(
   """Holds a lock that the operating system releases if the process dies.
 
   Args:
+    path: the lock's file.
     name: the folder that it protects, for the lines.
     say: receives a line when it waits.
 

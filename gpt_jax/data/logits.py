@@ -36,7 +36,9 @@ class Logits(NamedTuple):
   """A folder of stored logits.
 
   Attributes:
+    folder: its path.
     num_rows: sequences; of seq_len tokens each.
+    top_k: K.
     digest: 16 hex digits of all that it holds.
   """
 

@@ -157,7 +157,11 @@ def read(folder: str) -> dict:
 
 
 def check(content: Any, path: str) -> dict:
-  """Returns a parsed manifest once it is checked."""
+  """Returns a parsed manifest once it is checked.
+
+  Args:
+    path: what errors call it.
+  """
   if type(content) is not dict or "format" not in content:
     raise InputError(f"{path} is damaged: it has no 'format'; {REMEDY}")
   found = content["format"]

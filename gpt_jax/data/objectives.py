@@ -57,6 +57,7 @@ class Task(NamedTuple):
     word: option of data.objective.
     pairs: the Layout by which pairs, texts with labels, dialogues or
       preferences become the rows of a batch; None reads windows of ids.
+    beta: train.preference_beta.
     group_size: rows that hold the same pair.
   """
 

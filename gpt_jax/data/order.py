@@ -61,6 +61,7 @@ def locate(
   Args:
     weights: the share of each set; they sum to 1. Or a Curriculum of them.
     num_windows: the number of windows in an epoch of each set.
+    seed: the run's seed.
     g: global sample indices, step * global_batch_size + row.
   """
   g = np.asarray(g, np.int64)

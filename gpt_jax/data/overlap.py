@@ -46,6 +46,7 @@ def report(
 
   Args:
     train, valid: lists of TokenSets with one tokenizer.
+    say: receives the line.
     least: the share of the held-out ids below which nothing is said.
   """
   found, total, share = count(train, valid)

@@ -132,6 +132,7 @@ def prepare_data(
   Several processes may call it at once: one of them prepares, the others wait.
 
   Args:
+    data: the config's section.
     say: receives lines of progress, and one for each folder that is written.
     splits: the splits that will be read; large files of these are hashed in
       threads from now on.
@@ -242,6 +243,7 @@ def prepare_text(
     encoder: the tokenizer of the run that will read the set.
     dir: where prepared folders lie.
     split: "tail" writes no separators between documents.
+    say: receives lines of progress.
     verify: as data.verify.
     template: data.template of a run that reads chats or preferences, which the
       source must have; None for one that reads text.

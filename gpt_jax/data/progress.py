@@ -18,6 +18,8 @@ class Progress:
 
   Args:
     doing: what the pass does, such as "reading".
+    source_list: the sources that are read.
+    say: receives the lines.
   """
 
   def __init__(

@@ -292,6 +292,7 @@ class SplitWriter:
   """Writes the shards and offsets of one split, and counts what it writes.
 
   Args:
+    folder: where the files go.
     split: what their names begin with.
     dtype: "uint16" or "uint32".
     separator_id: the id that is written before each document, or None.

@@ -29,6 +29,7 @@ class Part:
   """A source, and which of its text goes into which split.
 
   Attributes:
+    source: where the text comes from.
     role: "split" divides the text; "train" and "valid" take all of it.
     split: "document", "content" or "tail"; a single document is divided by its
       tail.

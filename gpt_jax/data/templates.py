@@ -122,6 +122,10 @@ FORMS = {
 class ChatEncoder:
   """Encodes dialogues by a template.
 
+  Args:
+    template: data.template.
+    tokenizer: the run's.
+
   Attributes:
     end: the mark that ends a turn.
     end_id: its id; None where it is plain text.
@@ -161,6 +165,7 @@ class ChatEncoder:
 
     Args:
       messages: the last one is of the user.
+      where: what errors call them.
     """
     return self.go_on(self.open(messages, where))
 
@@ -231,6 +236,7 @@ class Prompt(str):
 
   Attributes:
     messages: all messages, the last one included.
+    where: what errors call them.
   """
 
   messages: tuple[Message, ...]
@@ -246,6 +252,10 @@ class ChatTokenizer:
   """A run's tokenizer whose prompts are a user's words, which are answered.
 
   Its other attributes are those of the run's.
+
+  Args:
+    tokenizer: the run's.
+    template: data.template.
 
   Attributes:
     plain: the run's tokenizer.

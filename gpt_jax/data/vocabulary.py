@@ -29,6 +29,7 @@ def train_tokenizer(
   Args:
     spec: "chars" or "bpe:SIZE".
     parts: the text; each is divided into splits if it was not yet.
+    say: receives lines of progress.
   """
   kind, _ = config.tokenizer_spec(spec)
   opened = [part.source for part in parts]

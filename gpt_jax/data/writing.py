@@ -56,7 +56,9 @@ class Job:
     dir: where prepared folders lie.
     build: returns the tokenizer and notes on it for the manifest; called when
       a folder must be written.
+    say: receives lines of progress.
     verify: as data.verify.
+    may_make: whether missing folders are written.
     find_labels: returns the labels of the sources, where the objective is to
       learn them; called when a folder must be written.
     is_apart: whether the vocabulary was learned from text of which documents
@@ -88,6 +90,9 @@ class Job:
 
 def find_or_write(job: Job, part: Part, name: str) -> dict[str, TokenSet]:
   """Returns the sets of a part, which is written first if it is missing.
+
+  Args:
+    name: of the folder.
 
   Raises:
     InputError: it is missing and may not be written, is another set, or cannot

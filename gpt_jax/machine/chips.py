@@ -41,6 +41,7 @@ class Chip:
     host_chips: chips per host.
     dcn_gbps: a chip's share of its host's network, GB/s one way.
     shapes: slice shapes on offer; () where any number of hosts will do.
+    sources: URLs.
   """
 
   word: str

@@ -31,6 +31,7 @@ class Place:
   Attributes:
     address: "HOST:PORT" of process 0, as all processes know it.
     count: number of processes, 2 or more.
+    index: of this process, from 0.
     local_devices: this machine's GPUs that this process uses; None: all.
     bind: "HOST:PORT" that process 0 listens at; None: see meeting.bind_host.
     join_seconds: how long the processes wait for each other.
@@ -244,7 +245,11 @@ def _positive(name: str, default: float) -> float:
 
 
 def start_compiler(platform: str) -> None:
-  """Prepares jax to compile for chips that are not here; after `start`."""
+  """Prepares jax to compile for chips that are not here; after `start`.
+
+  Args:
+    platform: tpu, gpu or cpu.
+  """
   if platform == "tpu":
     start_tpu_compiler()
   elif platform == "gpu":

@@ -30,6 +30,7 @@ class Encoder(nn.Module):
 
   Attributes:
     config: model section of the config, vocab_size filled in.
+    rules: value of sharding.RULES.
     is_stacked: whether "blocks" holds all layers in a leading dim.
     platform: cpu, gpu or tpu, which the attention kernel is chosen for.
   """

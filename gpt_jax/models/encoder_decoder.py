@@ -28,6 +28,7 @@ class EncoderDecoder(nn.Module):
 
   Attributes:
     config: model section of the config, vocab_size filled in.
+    rules: value of sharding.RULES.
     is_stacked: whether a stack holds all its layers in a leading dim.
     platform: cpu, gpu or tpu, which the attention kernel is chosen for.
   """

@@ -17,6 +17,7 @@ class Activation(typing.NamedTuple):
   """A nonlinearity of x, or of a gate and x.
 
   Attributes:
+    value: the function.
     slopes: its partial derivatives, one for each argument, as a tuple.
   """
 

@@ -150,7 +150,9 @@ def chunked_cross_entropy(
   Args:
     x_BTD: input of the output matrix w_VD; logits are x_BTD times w_VD.
     w_VD: the parameter; V is a multiple of num_chunks times the tensor axis.
+    mask_BT: float32 weight of each target.
     cap: elementwise function of (logits_BTR, ids_R), such as a soft-cap.
+    rules: value of sharding.RULES.
     grad_dtype: dtype in which w's gradient is computed and summed over devices.
     has_z: also return squared_log_z, third.
     smoothing: as in cross_entropy; the plain loss comes last.

@@ -8,7 +8,12 @@ from flax import struct
 
 
 class Factored(struct.PyTreeNode):
-  """A matrix A B of any number of input and output dims."""
+  """A matrix A B of any number of input and output dims.
+
+  Attributes:
+    a: (*inputs, R).
+    b: (R, *outputs).
+  """
 
   a: Any
   b: Any

@@ -33,6 +33,7 @@ class Transposed(struct.PyTreeNode):
 
   Attributes:
     w_FD: F outputs, D inputs.
+    outs: the output dims of the matrix.
   """
 
   w_FD: jax.Array

@@ -15,6 +15,7 @@ class Observed(struct.PyTreeNode):
   """A matrix and what is called with its left sides.
 
   Attributes:
+    w: the matrix, an array.
     take: called with (rows, inputs) of each product as it is traced.
   """
 

@@ -41,6 +41,7 @@ class Judged(NamedTuple):
   """What a loss makes of answers.
 
   Attributes:
+    loss_B: of each row.
     reward_B2: implicit rewards of both answers.
     is_right_B: whether the better answer has the higher reward; of KTO whether
       the reward is on the label's side of the baseline.

@@ -36,6 +36,7 @@ class Quantized(struct.PyTreeNode):
     values_GFC: int8. In int4 two outputs share a byte: f, plus 8, in the low
       half, and f + F / 2 in the high half.
     scale_GF: float32.
+    outs: the output dims of the matrix.
     num_bits: 8 or 4.
     platform: that the matrix is multiplied on, cpu, gpu or tpu.
     is_frozen: whether a product is that of the dequantized matrix and has a

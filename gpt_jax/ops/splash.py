@@ -199,6 +199,7 @@ def make(
   Args:
     slots_T: ascending, in runs of consecutive numbers; may be traced.
     first_key: slot of the first key; keys are consecutive.
+    num_keys: S.
     run: length of a run.
   """
   T = slots_T.shape[0]

@@ -40,6 +40,7 @@ class Checkpointer:
 
     Args:
       directory: workdir/checkpoints, created by the first save.
+      checkpoint: the section.
       meta: facts of the run (JSON values), stored with every step; those in
         integrity.FACTS are compared when a step is restored.
       say: prints the line about a step that could not be read.
@@ -79,6 +80,7 @@ class Checkpointer:
     """Starts to save; the state may be donated as soon as this returns.
 
     Args:
+      step: names the folder.
       state: any tree of jax.Arrays.
       force: saves even if the step is not due.
 
@@ -292,6 +294,9 @@ def choose_resume(directory: str, resume: str) -> str:
 
   A step folder counts even if it cannot be read: a run never starts afresh
   over one. Leftovers of an interrupted first save do not count.
+
+  Args:
+    resume: checkpoint.resume, "auto", "must" or "never".
 
   Raises:
     InputError: resume is "must" and there is no step, or "never" and there is.

@@ -35,6 +35,7 @@ class Lease:
   """A lease of this process.
 
   Attributes:
+    address: of the run.
     number: of this lease; each holder has a larger one than those before.
     previous: the `nonce` of the lease before, None where there was none.
     nonce: what no other lease has.

@@ -66,7 +66,9 @@ class Layer:
   Attributes:
     kind: "line", "dots", "crosses", or "band" (a filled closed outline).
     points: [(x, y), ...]; an infinite y is drawn at the upper edge.
+    color: any SVG color.
     name: in the legend; None for no entry.
+    is_dashed: of a line.
   """
 
   kind: str
@@ -158,7 +160,12 @@ def draw_layers(
 
 
 def draw_run(rows: list[dict], sets: Iterable[str]) -> dict[str, str]:
-  """Returns {file: SVG} of a run's rows; loss.svg is the last."""
+  """Returns {file: SVG} of a run's rows; loss.svg is the last.
+
+  Args:
+    rows: of metrics.jsonl.
+    sets: names of the validation sets.
+  """
   curve = lambda name: [(r["step"], r[name]) for r in rows if name in r]
   names = [LOSS, *(eval_name(name, "loss") for name in sets)]
   loads = draw_loads(rows)
@@ -173,6 +180,9 @@ def draw_loads(rows: list[dict]) -> str | None:
 
   A line for the largest load of each layer and a dashed one for the smallest;
   1 is an even share. None where no row has any.
+
+  Args:
+    rows: of metrics.jsonl.
   """
   names = sorted({k for r in rows for k in r if k.startswith(EXPERT_LOAD_MAX)})
   layers = []

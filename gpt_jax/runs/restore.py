@@ -192,6 +192,7 @@ def restore_params(
   """Returns the parameters of a run, without reading its optimizer state.
 
   Args:
+    workdir: of that run.
     abstract_params: tree of ShapeDtypeStructs with shardings on any mesh.
     say: prints the line about a step that could not be read.
     average: "ema" reads the moving average instead, "last:N" the mean of the N

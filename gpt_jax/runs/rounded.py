@@ -35,6 +35,7 @@ def read_params(workdir: str, record: dict, model: Model, read: Callable):
   """Returns the parameters of a run.
 
   Args:
+    record: its config.json.
     model: its weights say in which format matrices are wanted.
     read: function of (shapes, specs) that returns what is stored.
   """

@@ -31,6 +31,7 @@ class Scratch:
   """The folder that stands for the run at an address.
 
   Attributes:
+    folder: its path.
     steps: {step: where it is at the address}.
     is_written: whether a run trains in it.
   """

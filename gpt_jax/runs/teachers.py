@@ -55,7 +55,11 @@ def _read_values(source: str, config: Config) -> dict:
 
 
 def check(config: Config, tokenizer: Any) -> None:
-  """Raises InputError unless distill.teacher can teach a run."""
+  """Raises InputError unless distill.teacher can teach a run.
+
+  Args:
+    tokenizer: of the run.
+  """
   source = config.distill.teacher
   model = read_model(config)
   if source is None or model is None:

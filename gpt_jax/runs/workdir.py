@@ -326,6 +326,7 @@ def open_run(
 
   Args:
     overrides: {"a.b": text} of OVERRIDABLE keys.
+    weights: an entry of config.WEIGHTS.
     average, step: as in restore.restore_params.
   """
   import dataclasses

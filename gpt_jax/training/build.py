@@ -32,6 +32,8 @@ class Assembly:
     config: model.vocab_size is known.
     mesh: a Mesh of devices, or an AbstractMesh where there are none.
     model: built for the platform of the devices.
+    tx: the optimizer.
+    schedule: step -> learning rate.
     teacher: what the model learns from beside its data, or None.
     abstract: TrainState of ShapeDtypeStructs with their shardings.
   """

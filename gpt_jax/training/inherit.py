@@ -33,6 +33,7 @@ def read_params(
   Args:
     labels: data.labels.Labels of this run, or None.
     fresh: initial parameters, whose head stays.
+    say: prints which start fresh.
     step: of that run; None for the newest.
   """
   source = assembly.config.train.init_from

@@ -81,6 +81,7 @@ def build_optimizer(
   for a direction.
 
   Args:
+    optim: section of the config.
     specs: tree of ParamSpec with the structure of the parameters.
 
   Raises:
@@ -199,6 +200,7 @@ def state_specs(opt_state: Any, params: Any, specs: Any):
 
   Args:
     opt_state: abstract state, from build_optimizer(...).init.
+    params: abstract parameters.
     specs: tree of ParamSpec with the structure of params.
   """
   shapes = {k: v.shape for k, v in tree.flatten_with_names(params).items()}

@@ -32,7 +32,11 @@ class Reporter:
 
   Args:
     config: model.vocab_size is known.
+    workdir: the run's folder.
     first: number of steps done when this process begins.
+    screen: prints lines and tables.
+    model: the model of the config.
+    mesh: the mesh of the state.
     prepared: the data; its validation sets are evaluated.
     clock: this process's time by activity; that of earlier ones is added.
     seal: seal of the rows up to `first`, from its checkpoint; None if unknown.
@@ -252,6 +256,7 @@ class Reporter:
 
     Args:
       state: the state after the last step.
+      seconds: duration of this process.
       is_stopped: asked between the parts; once it is true, the rest is left
         out.
 

@@ -22,7 +22,11 @@ KEY = "rollbacks"
 
 
 class Diverged(Exception):
-  """Too many updates in a row were skipped, or a final loss is not finite."""
+  """Too many updates in a row were skipped, or a final loss is not finite.
+
+  Args:
+    step: number of steps done.
+  """
 
   def __init__(self, step: int, message: str):
     super().__init__(message)

@@ -34,6 +34,7 @@ class Rollouts:
 
   Args:
     config: model.vocab_size is known.
+    model: of the run.
     end_id: the id that ends an answer.
     vocab_size: ids from here on are never drawn.
     reference: parameters of the reference on the mesh; None without one.
@@ -58,6 +59,7 @@ class Rollouts:
 
     Args:
       params: of Model.apply.
+      step: counted from 0.
       rows: (B, T) arrays of data: tokens, targets, and mask, which is 1 at the
         right answer; a group's rows have the same prompt.
       place: puts a batch of numpy arrays on the mesh.

@@ -50,6 +50,8 @@ class Stage(typing.NamedTuple):
     size: sequences of the global batch.
     rows: the rows of it that this process reads.
     watch: the telemetry pass.
+    step: the compiled train step.
+    seconds: compile time.
     peak: bytes that the step needs on a device, 0 if unknown.
   """
 
@@ -66,6 +68,8 @@ class Setup:
 
   Args:
     config: frozen; model.vocab_size may still be None.
+    workdir: the run's folder.
+    screen: prints lines and tables.
     clock: this process's time by activity.
     is_replay: whether a step is recomputed and nothing is written.
     copy: sends what is written, where the run is at an address.
@@ -281,7 +285,12 @@ class Setup:
   def fill_batch(
     self, rows: dict, stage: Stage, state: state_lib.TrainState, step: int
   ) -> dict:
-    """Returns the global batch of a step; of grpo what the state samples."""
+    """Returns the global batch of a step; of grpo what the state samples.
+
+    Args:
+      rows: the rows of this process.
+      step: number of steps done.
+    """
     place = lambda batch: self.place(batch, stage)
     if not config_lib.OBJECTIVES[self.config.data.objective].is_sampled:
       return place(rows)

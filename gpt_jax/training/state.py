@@ -30,6 +30,7 @@ class TrainState(struct.PyTreeNode):
   Attributes:
     step: int32, optimizer steps done, skipped ones included.
     params: tree of param_dtype.
+    opt_state: the optimizer's state.
     num_skipped: int32, updates skipped in the whole run.
     skipped_in_row: int32, updates skipped in a row up to this step.
     ema: moving average of params, float32; None without train.ema_decay.

@@ -84,6 +84,7 @@ def lower(
   None if the step cannot be stored: it is then to be lowered as it is.
 
   Args:
+    path: from path_of.
     wrap: jax.jit with what is donated, and the shardings of the results.
     step: (state, batch) -> (state, scalars by name).
     abstract, batch: its abstract arguments.

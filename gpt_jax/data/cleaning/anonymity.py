@@ -96,7 +96,11 @@ def read_rows(path: str, wanted: Sequence[str]) -> Iterator[list[str | None]]:
 
 
 class Groups:
-  """Rows by their values in some columns, and without each of these."""
+  """Rows by their values in some columns, and without each of these.
+
+  Attributes:
+    num_rows: rows that were added.
+  """
 
   def __init__(self, names: Sequence[str]):
     self._names, self._secret = names, os.urandom(16)

@@ -68,6 +68,7 @@ class TextSet:
   """Texts of a set as sparse rows, of at most MAX_ENTRIES entries.
 
   Attributes:
+    num_texts: rows.
     is_cut: some texts were not taken, for want of room.
   """
 

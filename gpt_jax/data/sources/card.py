@@ -48,6 +48,8 @@ def choose(
     paths: of all files of the set.
     facts: the metadata of its README.md.
     config: the name of a part of the set, or None for its default.
+    split: such as train.
+    spec: what errors call the set.
   """
   paths = [p for p in paths if _is_readable(p)]
   configs = facts.get("configs")

@@ -38,6 +38,7 @@ class Message(NamedTuple):
   """A turn of a dialogue.
 
   Attributes:
+    role: system, user or assistant.
     content: not empty.
   """
 

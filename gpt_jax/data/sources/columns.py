@@ -57,6 +57,7 @@ def read_fields(
 
   Args:
     names: of the columns, which the first line has.
+    scheme: csv or tsv.
     last_is_optional: leave the last one out where the first line lacks it.
   """
   rows = {"csv": _read_rows, "tsv": _split_rows}[scheme](path)

@@ -66,6 +66,7 @@ class Unit(NamedTuple):
   """A stretch of a source that can be read alone.
 
   Attributes:
+    name: of its file.
     part: which part of the file it is; 0 where it is the whole.
     num_bytes: about how many bytes it has, or None if that is not known.
     version: what else decides its text.

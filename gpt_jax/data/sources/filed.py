@@ -12,6 +12,7 @@ class FiledSource(abc.ABC):
 
   Attributes:
     spec: the spec that it was opened with.
+    files: (name, path) of each file.
   """
 
   is_divided_by_text = True

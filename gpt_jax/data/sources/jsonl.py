@@ -52,6 +52,7 @@ def text_of(value, field: str, where: str, hint: str) -> str:
   """Returns the text in a field of a record.
 
   Args:
+    where: what errors call the record.
     hint: what to do where the field is missing.
   """
   if not isinstance(value, dict):

@@ -82,6 +82,8 @@ def read_column(
   """Yields (number of the row in the file, from 1, its text).
 
   Args:
+    path: of a file of parquet.
+    field: name of the column.
     group: the row group that is read, or None for all of them.
 
   Raises:

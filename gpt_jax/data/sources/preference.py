@@ -36,6 +36,7 @@ class Preference(NamedTuple):
     where: what errors call it: the file and the line.
     prompt: its messages; of a string one of the user.
     answers: the messages of each, the better one first.
+    is_plain: whether they were strings.
     label: of a single answer, whether it is good; None of two.
   """
 

@@ -17,6 +17,7 @@ def train_bpe(
   Args:
     spec: "bpe:SIZE".
     pieces: the text; a text with too few pairs gives fewer tokens.
+    show_progress: draw the library's progress bar.
   """
   from tokenizers import Tokenizer as Library
   from tokenizers import decoders, models, pre_tokenizers, trainers

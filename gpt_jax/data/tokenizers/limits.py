@@ -88,6 +88,7 @@ def build(library: dict, name: str):
 
   Args:
     library: the parsed content of the file.
+    name: what errors call it.
 
   Raises:
     InputError: the library refuses it, or it exceeds MAX_GAP, MAX_STRING or

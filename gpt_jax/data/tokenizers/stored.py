@@ -21,7 +21,11 @@ def load(path: str | os.PathLike) -> Tokenizer:
 
 
 def from_json(text: str, where: str = "the text") -> Tokenizer:
-  """Returns the tokenizer of a text that `to_json` returned."""
+  """Returns the tokenizer of a text that `to_json` returned.
+
+  Args:
+    where: what errors call the text.
+  """
   try:
     content = files.parse_json(text)
     if content["gpt_jax_tokenizer"] != FORMAT:

@@ -25,6 +25,7 @@ def predict(
 
   Args:
     params: as Model.apply reads them.
+    tokens: a prepared set.
   """
   sums = objective.make_loss(model, config.train.num_loss_chunks, (ACCURACY,))
   totals = dict.fromkeys((LOSS, ACCURACY, NUM_TARGETS), 0.0)

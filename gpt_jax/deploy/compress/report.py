@@ -17,7 +17,12 @@ COLUMNS = ("method", "MiB", "of full", "tokens/s", "loss", "change", "accuracy")
 
 
 def measure_full(run: tuple, scored: Any) -> dict:
-  """Returns the row of the run as it is."""
+  """Returns the row of the run as it is.
+
+  Args:
+    run: workdir.open_run's.
+    scored: a prepared set.
+  """
   return measure("full", Compressed(run[0], run[2], "full"), run, scored)
 
 

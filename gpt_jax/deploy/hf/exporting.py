@@ -50,6 +50,7 @@ def export_model(
 
   Args:
     out: folder, must not exist yet.
+    max_shard_bytes: of a file of tensors.
     template: of chats that the run was tuned on; None is the tokenizer's own.
     labels: of a classifier; None leaves its classes numbers.
 

@@ -26,7 +26,9 @@ class Part(NamedTuple):
   """One layer's (and expert's) part of a parameter of ours.
 
   Attributes:
+    path: of the parameter.
     at: (), (layer,) or (layer, expert), its leading indices.
+    shape: of the part.
     start, stop: its outputs, among those of their tensor, or of a head there.
   """
 
@@ -319,6 +321,8 @@ def read_part(
   """Returns a device's part of a parameter of ours.
 
   Args:
+    index: of the part.
+    shape: of the whole parameter.
     sources: by (path, leading indices): where that part is read from.
   """
   spans = [s.indices(n)[:2] for s, n in zip(index, shape, strict=True)]

@@ -83,6 +83,7 @@ class Architecture(NamedTuple):
   """How models of one config.json "model_type" are read and written.
 
   Attributes:
+    name: of their class.
     model_type: theirs, where several are of one; "" is the table's own key.
     told: {key of theirs: value} that these models have among several; the first
       of a model_type that has them is taken.

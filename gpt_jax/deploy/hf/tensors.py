@@ -260,6 +260,9 @@ def write_folder(
   """Writes tensors, in one file or in several with an index.
 
   Each is made when it is its turn.
+
+  Args:
+    max_bytes: of a file's tensors.
   """
   shards: list[list[Planned]] = [[]]
   for each in planned:

@@ -42,6 +42,7 @@ def measure(
     config: frozen, with a byte-pair tokenizer.
     num_steps: in a measurement; None takes about a second's.
     devices: number of simulated devices, or None.
+    say: takes lines about what is being done.
 
   Raises:
     InputError: the tokenizer is of another kind, or the text is too short.

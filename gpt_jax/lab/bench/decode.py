@@ -42,6 +42,8 @@ def measure(
   """Times greedy generation.
 
   Args:
+    config: frozen, with a known vocabulary.
+    num_tokens: made for each sequence.
     weights: how matrices are stored, as generate's --weights.
     peer: a name of peers.NAMES to time in alternation, or None.
     devices: number of simulated devices, or None.

@@ -52,6 +52,7 @@ class Duel:
       devices: number of simulated devices of gpt_jax, or None.
       trial: a short command, to choose how a peer's threads wait.
       ours: options of the subject that a peer does not have.
+      options: of the subject.
     """
     self.waiting = {}
     self.stack = contextlib.ExitStack()

@@ -36,6 +36,8 @@ class Point:
   """A measured step of one size.
 
   Attributes:
+    axis: a key of AXES.
+    value: the size along the axis.
     milliseconds: median of the steps.
     spread: (least, most) milliseconds of a step.
     temporary_bytes: memory beyond the state, as compiled.
@@ -151,8 +153,10 @@ def measure(
   """Returns the points of each axis, the base first.
 
   Args:
+    base: frozen, with a known vocabulary.
     axes: keys of AXES; None takes all.
     repeats: steps that are timed at least.
+    say: takes a line for each point.
   """
   points, known = [], None
   for axis in axes or AXES:

@@ -40,6 +40,7 @@ def measure(config: Config, repeats: int = REPEATS, say=print) -> Measurement:
 
   Args:
     config: frozen, with a known vocabulary and a loss in chunks.
+    say: takes a line if there is no TPU or GPU compiler.
 
   Raises:
     InputError: the config does not compute the loss in parts.

@@ -31,7 +31,11 @@ def describe(found: Measurement, config_file: str, load: float) -> dict:
 
 
 def lines(found: Measurement, about: dict) -> list[str]:
-  """Returns a measurement as text."""
+  """Returns a measurement as text.
+
+  Args:
+    about: of describe.
+  """
   model = describe_model(found.config)
   text = [f"{found.subject} of {about['config_file']}: {model}"]
   text += machine_lines(about["machine"], found.about, found.config)
@@ -46,7 +50,11 @@ def lines(found: Measurement, about: dict) -> list[str]:
 
 
 def write(found: Measurement, about: dict, folder: str) -> str:
-  """Writes bench.json into a folder; returns its path."""
+  """Writes bench.json into a folder; returns its path.
+
+  Args:
+    about: of describe.
+  """
   content = {
     **about,
     "rows": [row.to_json() for row in found.rows],

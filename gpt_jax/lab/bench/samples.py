@@ -14,6 +14,8 @@ class Row:
   """One measured quantity and its prediction.
 
   Attributes:
+    name: of the quantity.
+    unit: of its numbers.
     values: one of each repeat, in order.
     predicted: by the ledger, the roofline or the speed of another program;
       None without a prediction.
@@ -55,6 +57,7 @@ class Pairs:
 
   Attributes:
     quantity: what is compared; less is better.
+    unit: of its numbers.
     ours: one number of each round.
     peers: {name: one number of each round}.
     failed: {name: why this peer has no numbers}.
@@ -102,6 +105,7 @@ class Measurement:
   """What one subject measured.
 
   Attributes:
+    subject: "train", "decode", ...
     config: of the model that was timed.
     rows: quantities with their predictions.
     pairs: comparisons with peers.

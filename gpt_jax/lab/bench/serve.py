@@ -47,6 +47,9 @@ def measure(
   """Times a server under load.
 
   Args:
+    config: frozen, with a known vocabulary.
+    batch_sizes: numbers of clients.
+    num_tokens: of each text.
     weights: how matrices are stored, as generate's --weights.
     peer: a name of peers.NAMES to time in alternation, or None.
     devices: number of simulated devices, or None.

@@ -39,6 +39,7 @@ def measure(
   """Times imports and starts.
 
   Args:
+    config: frozen, with a known vocabulary.
     devices: number of simulated devices, or None.
   """
   check_vocab(config)

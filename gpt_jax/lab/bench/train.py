@@ -26,6 +26,7 @@ def measure(
   """Times the training step.
 
   Args:
+    config: frozen, with a known vocabulary.
     repeats: measurements; None takes 5, or 25 of several steps each.
     num_steps: in a measurement; None takes as many as fit in SECONDS.
     peer: a name of peers.NAMES to time in alternation, or None.

@@ -22,7 +22,9 @@ class Canary:
   """A line of its own: context and secret.
 
   Attributes:
+    context: what stands before the secret.
     secret: " " and NUM_DIGITS digits.
+    copies: how often it is planted.
   """
 
   context: str

@@ -38,6 +38,7 @@ class Trial(NamedTuple):
   """A step that is timed.
 
   Attributes:
+    spec, keys: its config.
     options: of XLA, beside those of the platform.
     gib: the memory that a card must have for it; others leave it out.
   """

@@ -21,6 +21,7 @@ def gradient_times_input(
   """Returns score_T: each embedding times the gradient of one logit.
 
   Args:
+    token: whose logit.
     at: the place whose prediction it is.
   """
   x_TD = jnp.asarray(found.residual_XTD[0])
@@ -45,6 +46,7 @@ def integrated_gradients(
 
   Args:
     token, at: as in gradient_times_input.
+    num_steps: points of the rule.
   """
   x_TD = found.residual_XTD[0]
   base_TD = np.broadcast_to(x_TD.mean(0, keepdims=True), x_TD.shape)

@@ -62,6 +62,9 @@ def induction_scores(run: Run, rows_BT: np.ndarray) -> np.ndarray:
 
   Of a token in the second half, the weight of the token after its first
   occurrence, meaned over tokens and rows (Olsson et al. 2022).
+
+  Args:
+    rows_BT: from `repeated`.
   """
   half, scores = rows_BT.shape[1] // 2, []
   for row in rows_BT:

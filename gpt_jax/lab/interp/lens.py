@@ -54,6 +54,9 @@ def train_lens(
   """Learns translators that bring each layer's prediction to the model's.
 
   They minimise KL(model | lens), and begin as the identity.
+
+  Args:
+    rows_BT: ids of text.
   """
   model = passes.open_model(run)
   L, D = model.config.num_layers, model.config.model_dim

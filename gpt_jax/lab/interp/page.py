@@ -36,6 +36,7 @@ def build(title: str, sections: Sequence[tuple[str, str]], intro="") -> str:
   """Returns a page.
 
   Args:
+    sections: (heading, HTML).
     intro: HTML before them.
   """
   links = "".join(
@@ -88,6 +89,7 @@ def grid(
 
   Args:
     rows, columns: HTML of the heads.
+    form: of the numbers.
     largest: of the strongest shade; None is that of the values.
   """
   values = np.asarray(values, np.float64)

@@ -27,8 +27,11 @@ class Record(NamedTuple):
   """One text's activations, NumPy float32. X is L + 1.
 
   Attributes:
+    ids: of the tokens.
+    tokens: their texts.
     logits_TV: without padding.
     residual_XTD: the stream after the embedding and after each layer.
+    attn_LTD, mlp_LTD: what these sublayers add to the stream.
     heads_LTNH: the weighted sums of values of each head.
     q_LTNH, k_LTNH, v_LTNH: after rotation; keys that heads share are repeated.
     weights_LNTS: of attention; each row sums to one.
@@ -129,6 +132,7 @@ def edited(run: Run, rows_BT, edits: dict[str, tuple]):
   """Returns logits_BTV of passes with changed activations, NumPy.
 
   Args:
+    rows_BT: ids.
     edits: {point: (value, mask_BT)}; where the mask is true the value, of the
       point's shape or one that broadcasts to it, takes the activation's place.
   """

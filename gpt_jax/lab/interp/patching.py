@@ -73,6 +73,7 @@ def sweep(
   Args:
     clean: the text whose answer is `answer`.
     corrupted: ids of a text of as many tokens, whose answer is `other`.
+    kind: a key of KINDS.
   """
   T = _check_lengths(corrupted, clean)
   _check_kind(kind)

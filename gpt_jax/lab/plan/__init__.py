@@ -86,6 +86,7 @@ def make(config, topology, is_search=False, minutes=10.0, typed=(), say=print):
     is_search: look for the fastest mesh, microbatches and remat policy.
     minutes: how long the search may compile.
     typed: the words of the command line that name the config.
+    say: takes lines about what is being done.
   """
   from gpt_jax.data import tokenizers
   from gpt_jax.lab.plan import planner, remedy, search, table

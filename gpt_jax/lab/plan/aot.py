@@ -29,6 +29,7 @@ class Compiled:
   Attributes:
     text: the HLO after all passes.
     memory: the compiler's memory analysis, in bytes on a device.
+    seconds: compile time.
   """
 
   text: str

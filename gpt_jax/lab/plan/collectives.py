@@ -33,6 +33,7 @@ class Collective:
   """One collective.
 
   Attributes:
+    kind: one of KINDS.
     count: times per step.
     bytes: of the whole array, after a gather or before a reduction; of what
       one device sends in an all-to-all or a permute.

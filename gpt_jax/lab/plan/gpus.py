@@ -28,6 +28,7 @@ class Target:
     fpus: float32 units of a core.
     shared_memory: bytes of a core.
     optin_memory: bytes of shared memory that one block may ask for.
+    l2: bytes.
     clock: GHz.
     bandwidth: bytes/s of HBM.
     memory: bytes of HBM that the driver reports.

@@ -132,6 +132,7 @@ class Module:
   """A compiled program.
 
   Attributes:
+    computations: {name: Computation}.
     entry: name of the computation that the program starts with.
   """
 

@@ -202,7 +202,12 @@ def _text(row: dict) -> str:
 
 
 def compare(name: str, overrides: dict[str, str] | None = None) -> dict:
-  """Returns a row of published.json: predicted and measured."""
+  """Returns a row of published.json: predicted and measured.
+
+  Args:
+    name: a key of ROWS.
+    overrides: {config key: value}.
+  """
   from gpt_jax.lab.plan import gpus, planner
 
   row = ROWS[name]

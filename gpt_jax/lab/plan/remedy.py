@@ -89,6 +89,7 @@ def find(plan: dict, config: Config, topology, make, say) -> dict | None:
   Args:
     plan: of the config that does not fit.
     make: (config, topology) -> plan, to verify a suggestion for TPUs.
+    say: takes lines about what is being done.
   """
   needed, available = plan["memory"]["peak"], plan["memory"]["available"]
   # Corrects estimates by the compiler's figure for this config.

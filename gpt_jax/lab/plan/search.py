@@ -37,6 +37,7 @@ def run(config: Config, topology, seconds: float, typed, say) -> dict:
   Args:
     seconds: how long to compile; a compile that has begun is finished.
     typed: words of the command line that name the config.
+    say: takes lines about what is being done.
   """
   started = time.monotonic()
   settings = list_settings(config, topology)

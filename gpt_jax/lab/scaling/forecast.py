@@ -43,6 +43,7 @@ def predict(fit: parametric.Fit, params, tokens, factor: float = 1.0):
   """Returns (loss [P], low [P], high [P]) of runs of given sizes.
 
   Args:
+    params, tokens: [P].
     factor: by which intervals are widened, see rolling.measure; 1 allows for
       noise alone.
   """
@@ -252,6 +253,7 @@ def measure(record: dict, folder: str, metric: str | None, path: str) -> float:
   """Returns the loss of the finished run that a prediction is about.
 
   Args:
+    folder: workdir of the run.
     metric: as of points.read_workdir.
     path: of the prediction, for error sentences.
   """

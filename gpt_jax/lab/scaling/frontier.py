@@ -30,6 +30,7 @@ def corrected_interval(value, samples, left_out) -> tuple[float, float]:
   truth too often, and basic intervals of all seven coefficients too seldom.
 
   Args:
+    value: the estimate.
     samples: [S], the estimates of resamples; NaNs are left out.
     left_out: [J], the estimates without each point.
   """

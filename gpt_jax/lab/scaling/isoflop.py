@@ -56,6 +56,7 @@ def group(flops, tolerance: float, budgets=None) -> list[np.ndarray]:
   """Returns the indices of each budget's runs, by rising compute.
 
   Args:
+    flops: [P].
     tolerance: a group has runs within this fraction above its least FLOPs.
     budgets: [P] values that name each run's budget instead, or None.
   """
@@ -138,6 +139,7 @@ def choose_window(groups, log_n, loss) -> tuple[dict, list[np.ndarray]]:
 
   Args:
     groups: [[indices of runs] for each budget].
+    log_n, loss: [P].
 
   Returns:
     A dict and the groups within the window. The dict has p_whole, the p value

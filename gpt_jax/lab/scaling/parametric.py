@@ -61,6 +61,8 @@ def fit(params, tokens, loss, num_resamples: int, seed: int) -> Fit:
 
   Args:
     params, tokens, loss: [P], all positive.
+    num_resamples: number of bootstrap resamples.
+    seed: of the resamples.
 
   The order of the points changes nothing: they are sorted before resampling.
 
@@ -201,6 +203,7 @@ def undetermined(theta, params, tokens) -> dict[str, str]:
 
   Args:
     theta: [5], of a fit.
+    params, tokens: [P].
   """
   shares = share_of(theta, np.log(params), np.log(tokens))
   why = {}

@@ -27,6 +27,7 @@ class Widening:
   Attributes:
     factor: of the half-widths of intervals for noise alone; 1 or more.
     times: the largest predicted compute over the largest fitted, of all cuts.
+    num_fits: number of cuts.
     num_losses: number of predicted losses, over all cuts.
     inside_noise: fraction of losses inside intervals for noise alone.
     inside: fraction inside widened intervals, each cut's widened by the factor
@@ -50,6 +51,7 @@ def measure(points, predict, seed: int) -> Widening:
 
   Args:
     predict: (fit, params, tokens) -> (loss, low, high [P]).
+    seed: of the resamples.
   """
   scores, times = [], [1.0]
   for below in _cuts(points):

@@ -34,6 +34,7 @@ class Study:
   """What fits to runs found.
 
   Attributes:
+    points: the runs.
     found: all estimates, as scaling.json has them.
     fit: the parametric fit, None where there is none.
     curves: the IsoFLOP analysis, None where there is none.
@@ -103,7 +104,11 @@ def read(
   convention: str = "6N",
   **options,
 ) -> Study:
-  """Returns the study of finished runs: points.read_workdirs, then analyse."""
+  """Returns the study of finished runs: points.read_workdirs, then analyse.
+
+  Args:
+    options: of analyse.
+  """
   workdirs = os.fsdecode(workdirs)
   points = points_lib.read_workdirs(workdirs, metric, convention)
   return analyse(points, **options)
@@ -122,9 +127,13 @@ def analyse(
   """Returns the fits of runs.
 
   Args:
+    points: of points.read_csv or points.read_workdirs.
+    form: "parametric", "isoflop" or "both".
     num_resamples: of the bootstrap that intervals are made of.
+    seed: of the resamples.
     at: FLOPs at which to give the compute-optimal frontier; None takes the
       largest of the runs and ten times that.
+    tolerance: see TOLERANCE, its default.
     hold_above: also fit the runs of at most these FLOPs, and predict the rest.
     is_fit_required: raise where the runs do not determine the parametric form,
       also with form "both".

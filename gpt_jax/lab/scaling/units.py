@@ -57,6 +57,7 @@ def require_plausible(values: dict, columns: dict, names, source: str) -> None:
     values: {"params", "tokens", "flops", "loss": [P]}; one of the first three
       may have been computed from the others.
     columns: {key of values: column's name} of the columns that were given.
+    names: [P] of the runs.
     source: name of the table, for error sentences.
   """
   for role, hints in _NAMES.items():

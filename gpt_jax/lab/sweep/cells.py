@@ -15,6 +15,7 @@ class Cell:
     id: hex digits, the name of the cell's folder.
     name: the name of its group: cells that differ only in the seed.
     values: {config key: value} that the sweep set, the seed included.
+    config: the frozen config.
     data: hash of the training text and of how it is cut into tokens.
     text: hash of the validation text, before it is cut into tokens.
     code: hash of the code that trains the cell.

@@ -61,6 +61,7 @@ class Pair:
     is_same_data: whether all runs have the same prepared set.
     unit: of losses, see losses.find_unit; "" where they cannot be compared.
     verdict: of B against A, paired by seed; None where `unit` is "".
+    why: why there is no verdict.
   """
 
   names: tuple[str, str]

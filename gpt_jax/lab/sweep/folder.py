@@ -43,8 +43,11 @@ class State:
   """What a folder says about its cell.
 
   Attributes:
+    id: the folder's name.
+    path: the folder.
     word: the state, WAITING to DIVERGED.
     step, total: steps done and in all; 0 where they are not known.
+    rows: the rows of metrics.jsonl.
     loss: the last training loss; None where it was not finite.
     final: (metric, value) at the end of the run; None before the end, and
       where the last evaluation was not finite.

@@ -15,6 +15,7 @@ class Group:
 
   Attributes:
     name: unique among the groups of a report.
+    states: of the group's cells.
   """
 
   name: str

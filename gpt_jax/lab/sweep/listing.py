@@ -47,6 +47,7 @@ class Listing:
   """The cells of a sweep, as their folders say they stand.
 
   Attributes:
+    states: of the cells.
     titles: {cell id: name and seed}.
     refused: cells whose values cannot be used.
   """

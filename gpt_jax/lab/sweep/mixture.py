@@ -49,7 +49,9 @@ class Study:
 
   Attributes:
     specs: the M sources.
+    unit: of the losses.
     weights: [N, M], each row of sum 1.
+    losses: [N].
     fitted, left_out: [N], by the fit through all, and through all others.
     best: [M], where the fit is smallest.
     least: the fit there.

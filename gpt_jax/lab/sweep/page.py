@@ -68,6 +68,7 @@ class Value:
   """One field of the table.
 
   Attributes:
+    text: the text that is shown.
     key: the value that the column is sorted by; None sorts by the text.
     link: relative address that the text links to.
     kind: CSS class.

@@ -31,6 +31,7 @@ class Bill:
   """What one cell will take.
 
   Attributes:
+    params: number of parameters.
     tokens, flops: of the steps that are left to do.
     bytes: memory of the process, or of one device with a topology.
     hours: None where the cell does not fit.

@@ -25,6 +25,8 @@ class Pool:
 
   Attributes:
     waiting: cells still to run, in order.
+    workers: of the cells that run.
+    failed, stopped, finished: cells that ended here.
     elsewhere: cells that another process runs.
     lost: cells whose trunk failed.
     signal: the signal that stopped the queue, None without one.

@@ -54,6 +54,7 @@ def make(
 
   Args:
     sweep: None takes all cells that are in ROOT.
+    root: the folder of the sweep.
     baseline: name of the group that the others are compared with; None takes
       the first that ended without diverging.
     out_folder: where the page is to be; None is ROOT.

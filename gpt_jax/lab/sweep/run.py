@@ -26,6 +26,7 @@ class Outcome:
 
   Attributes:
     code: exit code: 0 where all that was chosen is done.
+    done: cells that were done before.
     finished, failed, stopped: cells that ended in this call.
     skipped: cells that failed before, passed over without is_retried.
     elsewhere: cells that another process runs.
@@ -54,9 +55,12 @@ def run(
   """Runs the cells that are not done, each in a process of its own.
 
   Args:
+    root: the folder of the sweep.
+    num_workers: cells at a time.
     only: beginnings of the ids to run; None runs all.
     is_retried: run cells that failed before, too.
     memory: GiB that one cell may take; None is all that there is.
+    say: takes lines about what is being done.
   """
   states = {c.id: folder.read(root, c.id) for c in sweep.cells}
   chosen = choose(sweep, only)

@@ -196,6 +196,7 @@ class _Writer:
   References to the package's own definitions are left open, see filled.
 
   Args:
+    modules: of the package.
     name, index: the group's module, and its place there.
   """
 

@@ -33,8 +33,10 @@ class Cell:
   """One run.
 
   Attributes:
+    word: the parametrization.
     size: the width, or the number of blocks.
     power: the learning rate is 2^power.
+    seed: of parameters and data order.
     loss: validation loss in nats per token; inf where it is not finite.
     identity: hash of config, data and number of evaluated batches.
   """
@@ -132,6 +134,7 @@ def run(
     axis: width | depth.
     powers: learning rates, as powers of two.
     folder: where transfer.jsonl is read and continued.
+    say: takes lines about what is being done.
   """
   from gpt_jax.lab.transfer import family
 

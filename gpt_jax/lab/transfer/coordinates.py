@@ -146,6 +146,7 @@ def check(
     steps: to take at the config's learning rate, without warm-up.
     seeds: number of seeds to average over, from config.seed on.
     growing: heads | head_dim, see family.at_width.
+    say: takes lines about what is being done.
   """
   from gpt_jax.lab.transfer import family
 

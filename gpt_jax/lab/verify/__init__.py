@@ -117,8 +117,10 @@ class Row:
   """A run on one mesh, compared with one device.
 
   Attributes:
+    model: a key of MODELS.
     mesh: {axis: size} of the axes larger than 1.
     words: what else is special about the run.
+    losses: of each step.
     difference: the largest relative difference to one device's losses; inf
       where the run logged fewer steps.
   """
