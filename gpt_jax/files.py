@@ -132,7 +132,7 @@ def user_path(name: str, path: str, may_be_address: bool = False) -> str:
 
 
 def output_path(name: str, path: str) -> str:
-  """Returns the path of a file that is to be written, as user_path does."""
+  """Returns the path of a file that a command is to write, as user_path does."""
   path = user_path(name, path)
   folder = os.path.dirname(os.path.abspath(path))
   if not os.path.isdir(folder) or os.path.isdir(path):

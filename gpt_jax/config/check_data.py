@@ -8,7 +8,7 @@ from gpt_jax.exits import InputError
 
 
 def check_data(c: Config) -> None:
-  """Refuses values of data that conflict, or do with those of the model."""
+  """Refuses values of the section data that conflict, or do with the model's."""
   _check_denoising(c.data)
   _check_pairs(c)
   _check_lengths(c)

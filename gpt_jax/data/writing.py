@@ -183,7 +183,7 @@ def write_folder(job: Job, part: Part, name: str) -> str:
 
 
 def write_shard(job: Job, part: Part, name: str, index: int, count: int) -> str:
-  """Encodes one of `count` shares of a part; returns its folder."""
+  """Encodes one of `count` shares of the chunks of a part; returns its folder."""
   wanted = merging.find_chunks(part)
   if not wanted:
     raise InputError(

@@ -170,7 +170,7 @@ def read_tokenizer(workdir: str):
 
 
 def read_labels(workdir: str):
-  """Returns the data.labels.Labels that a run learns; None if it has none."""
+  """Returns the data.labels.Labels that a run learns; None where it has none."""
   from gpt_jax.data import labels as labels_lib
 
   found = read_record(workdir).get("labels")
