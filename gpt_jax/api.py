@@ -29,6 +29,9 @@ class Run:
     params: its parameters, jax arrays.
     tokenizer: encodes and decodes.
     mesh: the devices that it is on.
+
+  Raises:
+    InputError: there is no run, or it cannot be read.
   """
 
   def __init__(

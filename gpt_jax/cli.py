@@ -107,6 +107,9 @@ def parse(
   """Returns (args, overrides): the verb's flags and {"a.b": "text"}.
 
   ~ is expanded in flags whose METAVAR is DIR, FILE, GLOB or ROOT.
+
+  Raises:
+    InputError: an argument is unknown, or not a valid path.
   """
   flags = [o for a in parser._actions for o in a.option_strings]
   # Before argparse, which would report a mistyped required flag as missing.
@@ -166,7 +169,11 @@ def load_config(path: str, overrides: dict[str, str]):
 
 
 def call_sweep(path: str, add: Callable) -> None:
-  """Calls sweep(add) of a config file."""
+  """Calls sweep(add) of a config file.
+
+  Raises:
+    InputError: the file has no sweep, or it raised.
+  """
   file, _ = find_config(path)
   module = _import_file(file)
   if not callable(getattr(module, "sweep", None)):

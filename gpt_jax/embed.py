@@ -81,7 +81,11 @@ def main(argv: list[str]) -> int:
 
 
 def _read_texts(path: str) -> list[str]:
-  """Returns the texts of a file, none of them empty."""
+  """Returns the texts of a file, none of them empty.
+
+  Raises:
+    InputError: it cannot be read, or holds no text, or an empty one.
+  """
   from gpt_jax.data.sources import document, jsonl, unpack
 
   hint = "name it text"

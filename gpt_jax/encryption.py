@@ -104,6 +104,9 @@ def find(note: Any, what: str) -> Key:
   Args:
     note: as Key.note returned it.
     what: what is encrypted, for the error.
+
+  Raises:
+    InputError: the key cannot be read, or is another.
   """
   origin = note["origin"]
   if key_command.is_set() and not os.path.exists(origin):
@@ -325,7 +328,11 @@ class Output:
 
 
 class Stream:
-  """A file that is read in order, decrypted if there is a key."""
+  """A file that is read in order, decrypted if there is a key.
+
+  Raises:
+    Damage: as Reader and open_bytes.
+  """
 
   def __init__(self, path: str, key: Key | None):
     self._source: Any = (

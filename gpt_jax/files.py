@@ -132,7 +132,11 @@ def user_path(name: str, path: str, may_be_address: bool = False) -> str:
 
 
 def output_path(name: str, path: str) -> str:
-  """Returns the path of a file that a command is to write, as user_path does."""
+  """Returns the path of a file that a command is to write, as user_path does.
+
+  Raises:
+    InputError: as user_path, or its folder does not exist, or it is a folder.
+  """
   path = user_path(name, path)
   folder = os.path.dirname(os.path.abspath(path))
   if not os.path.isdir(folder) or os.path.isdir(path):
@@ -179,6 +183,9 @@ def user_text(name: str, text: str) -> str:
 
   Args:
     name: the flag or key that it came from, for the error.
+
+  Raises:
+    InputError: its bytes are not UTF-8.
   """
   if not any("\udc80" <= char <= "\udcff" for char in text):
     return text

@@ -72,7 +72,11 @@ def make_mesh(
 
 
 def mesh_sizes(mesh: MeshConfig, num_devices: int) -> list[int]:
-  """Returns the size of each of AXES."""
+  """Returns the size of each of AXES.
+
+  Raises:
+    InputError: they do not multiply to the number of devices.
+  """
   sizes = [getattr(mesh, axis) for axis in AXES]
   known = math.prod(s for s in sizes if s != -1)
   if -1 in sizes and num_devices % known == 0:

@@ -67,6 +67,9 @@ def match_parts(
   Args:
     key: the config key that holds the parts, and
     kind: what the names are of, which errors say.
+
+  Raises:
+    InputError: a pattern matches no name.
   """
   names, values = list(names), {}
   for pattern, value in parts:

@@ -40,7 +40,11 @@ PARAMETRIZED = ("adamw", "adam")
 
 
 def check_together(c: Config) -> None:
-  """Refuses values that are valid alone but conflict with each other."""
+  """Refuses values that are valid alone but conflict with each other.
+
+  Raises:
+    InputError: the sentence names the keys.
+  """
   m = c.model
   if m.head_dim is None and m.model_dim % m.num_heads:
     raise InputError(

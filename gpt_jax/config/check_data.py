@@ -8,7 +8,11 @@ from gpt_jax.exits import InputError
 
 
 def check_data(c: Config) -> None:
-  """Refuses values of the section data that conflict, or do with the model's."""
+  """Refuses values of the section data that conflict, or do with the model's.
+
+  Raises:
+    InputError: the sentence names the keys.
+  """
   _check_denoising(c.data)
   _check_pairs(c)
   _check_lengths(c)

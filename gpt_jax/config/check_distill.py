@@ -7,7 +7,11 @@ from gpt_jax.exits import InputError
 
 
 def check_distill(c: Config) -> None:
-  """Refuses values of the section distill that conflict, or do with others."""
+  """Refuses values of the section distill that conflict, or do with others.
+
+  Raises:
+    InputError: the sentence names the keys.
+  """
   d, m = c.distill, c.model
   if d.teacher is None:
     if d.top_k is not None:

@@ -6,7 +6,11 @@ from gpt_jax.exits import InputError
 
 
 def check_heads(m: ModelConfig) -> None:
-  """Refuses norms and rotations of heads, and residuals, that cannot be."""
+  """Refuses norms and rotations of heads, and residuals, that cannot be.
+
+  Raises:
+    InputError: the sentence names the keys.
+  """
   _check_latent(m)
   if m.pooler and m.family != "encoder":
     raise InputError(

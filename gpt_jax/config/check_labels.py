@@ -7,7 +7,11 @@ from gpt_jax.exits import InputError
 
 
 def check_labels(c: Config) -> None:
-  """Refuses values that conflict with data.objective=classification."""
+  """Refuses values that conflict with data.objective=classification.
+
+  Raises:
+    InputError: the sentence names the keys.
+  """
   d, m = c.data, c.model
   asked = f"data.objective is {d.objective}"
   if has_classes(m) != OBJECTIVES[d.objective].has_labels:

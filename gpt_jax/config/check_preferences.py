@@ -6,7 +6,11 @@ from gpt_jax.exits import InputError
 
 
 def check_preferences(c: Config) -> None:
-  """Refuses values that conflict with an objective of preferences."""
+  """Refuses values that conflict with an objective of preferences.
+
+  Raises:
+    InputError: the sentence names the keys.
+  """
   d, m, t = c.data, c.model, c.train
   _check_sampled(c)
   if OBJECTIVES[d.objective].is_sampled and d.curriculum.parts:

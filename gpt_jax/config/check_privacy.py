@@ -6,7 +6,11 @@ from gpt_jax.exits import InputError
 
 
 def check_privacy(c: Config) -> None:
-  """Refuses values that conflict with optim.noise_multiplier."""
+  """Refuses values that conflict with optim.noise_multiplier.
+
+  Raises:
+    InputError: the sentence names the keys.
+  """
   if c.optim.noise_multiplier is None:
     return
   asked = f"optim.noise_multiplier is {c.optim.noise_multiplier:g}"

@@ -214,7 +214,11 @@ def has_prefixes(config: Config) -> bool:
 
 
 def tokenizer_spec(spec: str) -> tuple[str, str]:
-  """Returns (kind, argument) of data.tokenizer, such as ("bpe", "4096")."""
+  """Returns (kind, argument) of data.tokenizer, such as ("bpe", "4096").
+
+  Raises:
+    InputError: the kind is unknown, or its size or path is missing or wrong.
+  """
   parsed = spec if isinstance(spec, TokenizerSpec) else TokenizerSpec(spec)
   return parsed.kind, parsed.argument
 

@@ -85,7 +85,11 @@ def batch_at(
 
 
 def read_weights(prepared: PreparedData, config: Config) -> order.Weights:
-  """Returns the shares of the sets of a run, as data.curriculum has them."""
+  """Returns the shares of the sets of a run, as data.curriculum has them.
+
+  Raises:
+    InputError: a stage has not a weight for each source.
+  """
   shares = [weight for weight, _ in prepared.train]
   sets = [token_set for _, token_set in prepared.train]
   data, starts, stages = config.data, [0], [tuple(shares)]

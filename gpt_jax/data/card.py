@@ -65,7 +65,11 @@ def read_records(paths: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
 
 
 def describe(folder: str) -> str:
-  """Returns the card of a prepared folder as Markdown."""
+  """Returns the card of a prepared folder as Markdown.
+
+  Raises:
+    InputError: it is no prepared folder.
+  """
   content = manifest_lib.read(folder)
   tokenizer, splits = content["tokenizer"], content["splits"]
   key = manifest_lib.text_key(content)

@@ -41,6 +41,9 @@ class ChatRows:
     num_all: dialogues of the set, those that are longer than a row included.
     num_kept: the others.
     chats: these, in the order of rows: int64 numbers within the set.
+
+  Raises:
+    InputError: the set has no mask, or no dialogue is short enough.
   """
 
   NAME: ClassVar = "chats"

@@ -254,7 +254,11 @@ class Stored:
     self._stem = os.path.join(folder, f"chunk-{note['index']:05d}")
 
   def read_rows(self) -> np.ndarray:
-    """Returns its documents, ROW."""
+    """Returns its documents, ROW.
+
+    Raises:
+      InputError: the file is damaged.
+    """
     path = f"{self._stem}.docs"
     try:
       if encryption.file_digest(path, self._key) != self.note["docs_sha256"]:

@@ -92,6 +92,10 @@ def encode(
   The ids of a pair have a separator between; one before the text is for the
   caller to add. A word's label lies at its last id, which has seen the word in
   a causal model too. Without a label nothing is stored, and 0 of a word.
+
+  Raises:
+    InputError: as encoder.encode and labels.parse; the tokenizer has no
+      separator for a pair, or no id for a word.
   """
   queue: list[tuple[Example, list[str]]] = []
   for example in examples:
@@ -232,6 +236,9 @@ class Rows:
   Attributes:
     num_rows: their number, which is that of an epoch.
     num_cut: texts that are longer than a row.
+
+  Raises:
+    InputError: the set has no labels of this kind.
   """
 
   def __init__(self, token_set: TokenSet | Labelled, layout: Layout):
@@ -334,7 +341,11 @@ def open_rows(token_set: TokenSet | Labelled, layout: Layout) -> Rows:
 
 
 def describe_cut(token_set: TokenSet | Labelled, layout: Layout) -> str | None:
-  """Returns a sentence on texts that are longer than a row, None for none."""
+  """Returns a sentence on texts that are longer than a row, None for none.
+
+  Raises:
+    InputError: as Rows.
+  """
   rows = open_rows(token_set, layout)
   if not rows.num_cut:
     return None

@@ -84,6 +84,9 @@ def open_prepared(path: str, verify: str = "once") -> dict[str, TokenSet]:
 
   Args:
     verify: as data.verify.
+
+  Raises:
+    InputError: it is not one, or a file is missing, truncated or changed.
   """
   manifest = manifest_lib.read(path)
   _check_tokenizer_file(path, manifest, verify)
@@ -112,7 +115,11 @@ def require_same(path: str, part: Part, name: str) -> None:
 
 
 def verify_folder(path: str) -> None:
-  """Reads a whole prepared folder and checks the hash of each file."""
+  """Reads a whole prepared folder and checks the hash of each file.
+
+  Raises:
+    InputError: a file is missing, truncated or changed; it is named.
+  """
   for token_set in open_prepared(path, "open").values():
     _ = token_set.document_starts  # mapping the offsets checks them
   load_tokenizer(path)

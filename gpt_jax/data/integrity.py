@@ -87,7 +87,11 @@ class Check:
     return True
 
   def wait(self) -> None:
-    """Waits until the files are known to be intact."""
+    """Waits until the files are known to be intact.
+
+    Raises:
+      InputError: one is not; it is named.
+    """
     if not self.is_over:
       self.start()
       for thread in self._threads:

@@ -56,6 +56,9 @@ def find_template(tokenizer: Any, name: str) -> ChatTemplate:
   Args:
     tokenizer: None where its vocabulary is still to be learned.
     name: data.tokenizer, for the error.
+
+  Raises:
+    InputError: it has none, or jinja2 is not installed.
   """
   template = getattr(tokenizer, "chat_template", None)
   if template is None:
@@ -107,7 +110,11 @@ class JinjaEncoder:
   def encode_batch(
     self, chats: Iterable[Chat]
   ) -> Iterator[tuple[Chat, np.ndarray, np.ndarray]]:
-    """Yields (chat, ids, mask), uint32 and uint8; mask is 1 where ids count."""
+    """Yields (chat, ids, mask), uint32 and uint8; mask is 1 where ids count.
+
+    Raises:
+      InputError: a chat cannot be written or encoded.
+    """
     queue = []
     for chat in chats:
       queue.append(chat)
@@ -122,6 +129,9 @@ class JinjaEncoder:
     Args:
       messages: the last one is of the user.
       where: what errors call them.
+
+    Raises:
+      InputError: they cannot be written or encoded.
     """
     return self.go_on(self.open(messages, where))
 
@@ -208,7 +218,11 @@ class JinjaEncoder:
     )
 
   def _render(self, requests: list[Request]) -> list[tuple[str, list]]:
-    """Returns (text, [(begin, end) of what it marks]) of each request."""
+    """Returns (text, [(begin, end) of what it marks]) of each request.
+
+    Raises:
+      InputError: a message spells a special token, or the template fails.
+    """
     for one in requests:
       self._check(one.messages, one.where)
     borders = secrets.token_hex(16), secrets.token_hex(16)

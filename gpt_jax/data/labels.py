@@ -53,7 +53,11 @@ class Labels(NamedTuple):
     return bool(values.min() >= least and values.max() <= most)
 
   def encode(self, value: Any, where: str) -> np.ndarray:
-    """Returns what is stored of a parsed label, of type DTYPES[kind]."""
+    """Returns what is stored of a parsed label, of type DTYPES[kind].
+
+    Raises:
+      InputError: a class is not one of the set's.
+    """
     dtype = DTYPES[self.kind]
     if self.kind == "number":
       return np.array([value], dtype)
@@ -83,6 +87,9 @@ def parse(kind: str, example: Example) -> Any:
   each word of the text. A number in place of a class's name is its digits. In a
   column of TSV the classes of multi lie between commas, those of words between
   spaces. Blanks at the edges of a name are none of it.
+
+  Raises:
+    InputError: it is missing, or of another form.
   """
   value, where = example.label, example.where
   if value is None:

@@ -142,7 +142,11 @@ _SCHEMA = {
 
 
 def read(folder: str) -> dict:
-  """Returns the checked manifest of a prepared folder."""
+  """Returns the checked manifest of a prepared folder.
+
+  Raises:
+    InputError: it is missing, damaged, edited or of another format.
+  """
   path = os.path.join(folder, "manifest.json")
   try:
     content = files.read_json(path)
@@ -161,6 +165,9 @@ def check(content: Any, path: str) -> dict:
 
   Args:
     path: what errors call it.
+
+  Raises:
+    InputError: it contradicts the schema, its own counts or its seal.
   """
   if type(content) is not dict or "format" not in content:
     raise InputError(f"{path} is damaged: it has no 'format'; {REMEDY}")

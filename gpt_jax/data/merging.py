@@ -117,6 +117,9 @@ def write_splits(
   Returns:
     {split: entry of the manifest}, or None if its documents have one text only,
     which must be divided by its tail.
+
+  Raises:
+    InputError: a chunk is damaged.
   """
   names, texts = [], []
   for chunk in stored:

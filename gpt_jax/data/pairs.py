@@ -63,6 +63,9 @@ class PairRows:
     num_all: pairs of the set, those that are longer than a row included.
     num_kept: the others.
     pairs: these, in the order of rows: int64 numbers within the set.
+
+  Raises:
+    InputError: the set holds no pairs, or none is short enough.
   """
 
   # What errors call its examples, and the keys that make room for them.

@@ -72,6 +72,10 @@ def encode(
 
   Messages are written by the template, strings as they are. mask is 1 where ids
   are of an answer, and 0 of answers within the prompt.
+
+  Raises:
+    InputError: an example cannot be encoded, or is of another kind than the
+      first.
   """
   examples = iter(examples)
   first = next(examples, None)
@@ -130,6 +134,10 @@ class PreferenceRows:
     num_rows, num_kept: their number, which is that of an epoch.
     num_all: preferences of the set, those that are too long included.
     pairs: the others, in the order of rows: int64 numbers within the set.
+
+  Raises:
+    InputError: the set has no preferences of this kind, or none is short
+      enough.
   """
 
   NAME: ClassVar = "preferences"

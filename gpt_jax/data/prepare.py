@@ -109,7 +109,11 @@ class PreparedData:
 
 
 def resolve_classes(config: Config, labels: Labels) -> Config:
-  """Returns the config with model.num_classes known."""
+  """Returns the config with model.num_classes known.
+
+  Raises:
+    InputError: it is another number than that of the labels.
+  """
   asked, found = config.model.num_classes, labels.num_scores
   if asked not in (None, found):
     raise InputError(
@@ -248,6 +252,9 @@ def prepare_text(
     template: data.template of a run that reads chats or preferences, which the
       source must have; None for one that reads text.
     records: which of them: chat or preference.
+
+  Raises:
+    InputError: the text is missing, or the tokenizer cannot encode it.
   """
   spec = sources.spec_of(path_or_spec, "jsonl" if template is None else records)
   if template is not None and sources.parse_spec(spec)[0] != records:

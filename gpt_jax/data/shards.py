@@ -152,7 +152,11 @@ class TokenSet:
 
   @property
   def document_starts(self) -> np.ndarray:
-    """Where each document starts in the stream: int64, ascending."""
+    """Where each document starts in the stream: int64, ascending.
+
+    Raises:
+      InputError: they do not ascend, so the file is damaged.
+    """
     is_new = self._offsets_file not in self._maps
     starts = self._map(self._offsets_file, np.dtype("<i8"))
     if is_new:
@@ -168,6 +172,9 @@ class TokenSet:
     """Returns the labels: (documents, width), or of words one for each id.
 
     None where the set has none.
+
+    Raises:
+      InputError: one is not of the set's classes, so the file is damaged.
     """
     if self.labels is None or self._labels_file is None:
       return None

@@ -129,6 +129,9 @@ class ChatEncoder:
   Attributes:
     end: the mark that ends a turn.
     end_id: its id; None where it is plain text.
+
+  Raises:
+    InputError: the tokenizer lacks a mark of the template.
   """
 
   def __init__(self, template: Template, tokenizer: Tokenizer):
@@ -150,7 +153,11 @@ class ChatEncoder:
   def encode_batch(
     self, chats: Iterable[Chat]
   ) -> Iterator[tuple[Chat, np.ndarray, np.ndarray]]:
-    """Yields (chat, ids, mask), uint32 and uint8; mask is 1 where ids count."""
+    """Yields (chat, ids, mask), uint32 and uint8; mask is 1 where ids count.
+
+    Raises:
+      InputError: a chat cannot be encoded.
+    """
     queue = []
     for chat in chats:
       self._check(chat.messages, chat.where)
@@ -166,6 +173,9 @@ class ChatEncoder:
     Args:
       messages: the last one is of the user.
       where: what errors call them.
+
+    Raises:
+      InputError: they cannot be encoded.
     """
     return self.go_on(self.open(messages, where))
 

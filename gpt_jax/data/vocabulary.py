@@ -30,6 +30,9 @@ def train_tokenizer(
     spec: "chars" or "bpe:SIZE".
     parts: the text; each is divided into splits if it was not yet.
     say: receives lines of progress.
+
+  Raises:
+    InputError: there is no text, or a source cannot be read.
   """
   kind, _ = config.tokenizer_spec(spec)
   opened = [part.source for part in parts]

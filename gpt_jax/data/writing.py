@@ -183,7 +183,11 @@ def write_folder(job: Job, part: Part, name: str) -> str:
 
 
 def write_shard(job: Job, part: Part, name: str, index: int, count: int) -> str:
-  """Encodes one of `count` shares of the chunks of a part; returns its folder."""
+  """Encodes one of `count` shares of the chunks of a part; returns its folder.
+
+  Raises:
+    InputError: the part cannot be read in chunks, or as write_folder.
+  """
   wanted = merging.find_chunks(part)
   if not wanted:
     raise InputError(

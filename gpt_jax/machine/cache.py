@@ -121,7 +121,11 @@ def _clear(name: str) -> None:
 
 
 def make_room(size: int, wanted: str = "") -> None:
-  """Removes the oldest units that nobody uses, until `size` bytes fit."""
+  """Removes the oldest units that nobody uses, until `size` bytes fit.
+
+  Raises:
+    InputError: they cannot fit.
+  """
   bound = max_bytes()
   sizes = {name: _size(name) for name in _units() if name != wanted}
   total = sum(sizes.values())

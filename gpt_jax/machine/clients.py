@@ -25,7 +25,11 @@ CONNECT_SECONDS, READ_SECONDS = 10, 30
 
 @functools.lru_cache(64)
 def file_system(scheme: str):
-  """Returns the file system of a scheme."""
+  """Returns the file system of a scheme.
+
+  Raises:
+    InputError: there is none, or its package is not installed.
+  """
   import fsspec
 
   if scheme in EXTRAS:

@@ -19,7 +19,11 @@ def is_set() -> bool:
 
 
 def run() -> bytes:
-  """Returns what the command prints."""
+  """Returns what the command prints.
+
+  Raises:
+    InputError: there is none, or it failed.
+  """
   if not is_set():
     raise InputError(
       f"{VARIABLE} is not set; set it to the command that prints the key"

@@ -156,6 +156,9 @@ def chunked_cross_entropy(
     grad_dtype: dtype in which w's gradient is computed and summed over devices.
     has_z: also return squared_log_z, third.
     smoothing: as in cross_entropy; the plain loss comes last.
+
+  Raises:
+    InputError: V does not divide.
   """
   shards = sharding.axes_size(rules, "vocab")
   if w_VD.shape[0] % (num_chunks * shards):

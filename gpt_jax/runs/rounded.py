@@ -38,6 +38,9 @@ def read_params(workdir: str, record: dict, model: Model, read: Callable):
     record: its config.json.
     model: its weights say in which format matrices are wanted.
     read: function of (shapes, specs) that returns what is stored.
+
+  Raises:
+    InputError: the record names a format that does not exist.
   """
   word = stored_weights(workdir, record)
   if word == "full":

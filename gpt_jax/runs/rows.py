@@ -32,6 +32,9 @@ def read_rows(path: str) -> list[dict]:
   """Returns the rows {"step": int, "name": finite number, ...} of a file.
 
   Invalid lines are left out; a missing file has no rows.
+
+  Raises:
+    InputError: it is not a regular file, or too large.
   """
   return [row for row, _ in _read(path)[0]]
 

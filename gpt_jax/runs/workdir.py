@@ -112,7 +112,12 @@ def _damaged(path: str, clause: str) -> InputError:
 
 
 def read_values(workdir: str) -> dict:
-  """Returns a run's config as nested values, like cli.load_config."""
+  """Returns a run's config as nested values, like cli.load_config.
+
+  Raises:
+    InputError: as read_record; or the values are of another version, or not
+      those that the run was started with.
+  """
   path = os.path.join(workdir, "config.json")
   record = read_record(workdir)
   try:
@@ -134,7 +139,11 @@ def read_values(workdir: str) -> dict:
 def read_config(
   workdir: str, overrides: dict[str, str] | None = None
 ) -> Config:
-  """Returns the config of a run; overrides may change OVERRIDABLE keys."""
+  """Returns the config of a run; overrides may change OVERRIDABLE keys.
+
+  Raises:
+    InputError: as read_values, or a key cannot be changed.
+  """
   from gpt_jax import cli
 
   values = read_values(workdir)
@@ -170,7 +179,11 @@ def read_tokenizer(workdir: str):
 
 
 def read_labels(workdir: str):
-  """Returns the data.labels.Labels that a run learns; None where it has none."""
+  """Returns the data.labels.Labels that a run learns; None where it has none.
+
+  Raises:
+    InputError: as read_record.
+  """
   from gpt_jax.data import labels as labels_lib
 
   found = read_record(workdir).get("labels")
@@ -189,6 +202,9 @@ def read_base(workdir: str, name: str = "base"):
   Args:
     name: of its bases.Role: what the run adapts or is compared with, or its
       teacher.
+
+  Raises:
+    InputError: as read_record.
   """
   from gpt_jax.runs import bases
 
@@ -390,6 +406,9 @@ def open_adapters(
 
   Args:
     average, step: as in restore.restore_params.
+
+  Raises:
+    InputError: the run has no adapters.
   """
   import dataclasses
 

@@ -73,7 +73,11 @@ def _read_model(source: str) -> ModelConfig:
 
 
 def pick_layers(config: Config, there: ModelConfig) -> dict[str, list[int]]:
-  """Returns {stack: rows of it} that train.init_layers takes of a model."""
+  """Returns {stack: rows of it} that train.init_layers takes of a model.
+
+  Raises:
+    InputError: they are not as many as this model's, or not of their kind.
+  """
   t, own = config.train, config.model
   asked = f"train.init_layers is {t.init_layers!r}"
   chosen = t.init_layers.pick(there.num_layers)

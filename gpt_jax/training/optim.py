@@ -35,6 +35,9 @@ def build_schedule(optim: OptimConfig, num_steps: int) -> Callable:
   first update is not lost at a rate of zero, to the peak at step warmup_steps.
   cosine, linear and wsd reach final_rate_frac of the peak at step num_steps - 1
   and stay there.
+
+  Raises:
+    InputError: optim.schedule is unknown.
   """
   warmup, last = optim.warmup_steps, num_steps - 1
   final = optim.final_rate_frac
@@ -107,7 +110,11 @@ def build_optimizer(
 
 
 def rate_specs(optim: OptimConfig, specs: Any):
-  """Returns specs with the factors of optim.rates."""
+  """Returns specs with the factors of optim.rates.
+
+  Raises:
+    InputError: a pattern matches no parameter, or all are frozen.
+  """
   names = tree.flatten_with_names(specs)
   factors = tree.match_parts(
     "optim.rates", optim.rates.parts, names, "parameter"

@@ -32,6 +32,9 @@ def replay(
 
   Returns:
     0, or exits.CORRUPT where the bits differ.
+
+  Raises:
+    InputError: the run has no such step.
   """
   if not 1 <= step <= total:
     raise InputError(

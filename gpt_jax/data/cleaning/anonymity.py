@@ -81,7 +81,11 @@ def main(argv: list[str]) -> int:
 
 
 def read_rows(path: str, wanted: Sequence[str]) -> Iterator[list[str | None]]:
-  """Yields the values of some columns of each row, as text; None if null."""
+  """Yields the values of some columns of each row, as text; None if null.
+
+  Raises:
+    InputError: the file is no table, or lacks a column.
+  """
   kind = KINDS.get(os.path.splitext(path)[1].lower())
   if kind is None:
     raise InputError(

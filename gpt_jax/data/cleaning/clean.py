@@ -354,14 +354,22 @@ def find_copies(
 
 
 def read_documents(mixture: str) -> Iterator[tuple[str, str]]:
-  """Yields (name, text) of the documents of all sources of a mixture."""
+  """Yields (name, text) of the documents of all sources of a mixture.
+
+  Raises:
+    InputError: a source cannot be read, or a document is too long.
+  """
   for source in open_sources(mixture):
     for document in source.documents():
       yield files.readable(document.name), join_pieces(document, source.spec)
 
 
 def open_sources(mixture: str) -> list[Source]:
-  """Returns all sources of a mixture."""
+  """Returns all sources of a mixture.
+
+  Raises:
+    InputError: one has other records than texts, or cannot be opened.
+  """
   specs = [spec for _, spec in sources.parse_mixture(mixture)]
   for spec in specs:
     if sources.parse_spec(spec)[0] in NOT_TEXT:

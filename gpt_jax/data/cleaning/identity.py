@@ -53,6 +53,9 @@ def parse_rules(text: str) -> tuple[str, ...]:
   """Returns the rules that a comma-separated list names, in table order.
 
   "none" names none.
+
+  Raises:
+    InputError: a word is no rule.
   """
   if text == "none":
     return ()

@@ -55,7 +55,11 @@ def _library():
 
 
 def find_phones(text: str) -> Iterator[Span]:
-  """Yields telephone numbers."""
+  """Yields telephone numbers.
+
+  Raises:
+    InputError: phonenumbers is not installed.
+  """
   _library()
   for match in _CANDIDATE.finditer(text):
     if re.search(r"\.\d\b", match[0]):  # a fraction

@@ -260,6 +260,9 @@ def parse_filters(text: str) -> tuple[str, ...]:
   """Returns the filters that a comma-separated list names, in table order.
 
   A paper stands for all its rules.
+
+  Raises:
+    InputError: a word is neither a filter nor a paper.
   """
   wanted = set()
   for word in (word.strip() for word in text.split(",") if text):

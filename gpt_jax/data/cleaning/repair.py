@@ -76,7 +76,11 @@ STEPS: dict[str, Callable[[str], str]] = {
 
 
 def parse_steps(text: str) -> tuple[str, ...]:
-  """Returns the steps that a comma-separated list names, in their order."""
+  """Returns the steps that a comma-separated list names, in their order.
+
+  Raises:
+    InputError: a word is no step.
+  """
   words = [word.strip() for word in text.split(",") if text]
   for word in words:
     if word not in STEPS:
@@ -89,6 +93,9 @@ class Languages:
 
   Args:
     text: codes of ISO 639-1, such as "en,zh".
+
+  Raises:
+    InputError: a code is none that it knows, or the package is missing.
   """
 
   def __init__(self, text: str):

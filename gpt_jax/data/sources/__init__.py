@@ -93,7 +93,11 @@ def parse_mixture(mixture: str) -> list[tuple[float, str]]:
 
 
 def parse_spec(spec: str) -> tuple[str, str]:
-  """Returns (scheme, argument) of the spec of one source."""
+  """Returns (scheme, argument) of the spec of one source.
+
+  Raises:
+    InputError: the scheme is unknown or its argument is missing.
+  """
   scheme, colon, argument = spec.partition(":")
   if scheme in SOURCES:
     has_argument = SOURCES[scheme][1] is not None
@@ -103,7 +107,11 @@ def parse_spec(spec: str) -> tuple[str, str]:
 
 
 def open_source(spec: str) -> Source:
-  """Returns the source of one spec (not of a mixture)."""
+  """Returns the source of one spec (not of a mixture).
+
+  Raises:
+    InputError: the spec is wrong, or nothing is where it points.
+  """
   scheme, argument = parse_spec(spec)
   kind, _ = SOURCES[scheme]
   return kind(spec, argument)

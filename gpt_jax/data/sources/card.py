@@ -50,6 +50,9 @@ def choose(
     config: the name of a part of the set, or None for its default.
     split: such as train.
     spec: what errors call the set.
+
+  Raises:
+    InputError: it has no such config or split.
   """
   paths = [p for p in paths if _is_readable(p)]
   configs = facts.get("configs")

@@ -76,7 +76,11 @@ class ChatSource(FiledSource):
       yield Document(chat.name, slice_text(text))
 
   def examples(self) -> Iterator[Chat]:
-    """Yields the dialogues, in the order of `documents`."""
+    """Yields the dialogues, in the order of `documents`.
+
+    Raises:
+      InputError: a record is no chat, or of another layout than the first.
+    """
     first = None
     for name, path in self.files:
       for number, where, layout, messages in _read_file(path):
@@ -95,7 +99,12 @@ class ChatSource(FiledSource):
 
 
 def read_prompts(path: str) -> Iterator[tuple[str, tuple[Message, ...]]]:
-  """Yields (what errors call it, messages) of dialogues to be answered."""
+  """Yields (what errors call it, messages) of dialogues to be answered.
+
+  Raises:
+    InputError: as ChatSource.examples; there is none, or the user has not the
+      last turn.
+  """
   where = None
   for _, where, _, messages in _read_file(path):
     if messages[-1].role != "user":
@@ -148,6 +157,9 @@ def read_list(turns: Any, field: str, where: str) -> tuple[Message, ...]:
 
   Args:
     field: key of LISTS.
+
+  Raises:
+    InputError: a turn is no object, has an unknown role or no text.
   """
   _, role_field, text_field = LISTS[field]
   if not isinstance(turns, list) or not turns:

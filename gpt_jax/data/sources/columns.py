@@ -39,7 +39,11 @@ class ColumnSource(DividedSource):
 
 
 def read_csv(path: str, field: str) -> Iterator[tuple[int, str]]:
-  """Yields (number of the row, from 1, its text in a column)."""
+  """Yields (number of the row, from 1, its text in a column).
+
+  Raises:
+    InputError: the file is no CSV, or has no such column.
+  """
   for number, _, (text,) in read_fields(path, [field], "csv"):
     yield number, text
 
@@ -59,6 +63,9 @@ def read_fields(
     names: of the columns, which the first line has.
     scheme: csv or tsv.
     last_is_optional: leave the last one out where the first line lacks it.
+
+  Raises:
+    InputError: the file is not of the scheme, or has no such column.
   """
   rows = {"csv": _read_rows, "tsv": _split_rows}[scheme](path)
   first = next(rows, None)

@@ -59,7 +59,11 @@ class Source(Protocol):
     """Returns about how many bytes `documents` reads; None if unknown."""
 
   def documents(self) -> Iterator[Document]:
-    """Yields the documents, in an order that never changes."""
+    """Yields the documents, in an order that never changes.
+
+    Raises:
+      InputError: the text is missing, empty or cannot be read as text.
+    """
 
 
 class Unit(NamedTuple):
@@ -94,7 +98,11 @@ class Unreachable(InputError):
 
 
 def file_units(files: Sequence[tuple[str, str]]) -> list[Unit]:
-  """Returns each of (name, path) as a unit."""
+  """Returns each of (name, path) as a unit.
+
+  Raises:
+    InputError: a file is gone.
+  """
   try:
     return [Unit(name, 0, cache.stat(path)[0]) for name, path in files]
   except OSError as error:
@@ -115,7 +123,11 @@ def slice_text(text: str) -> Iterator[str]:
 
 
 def decode(data: bytes, where: str) -> str:
-  """Returns the text of UTF-8 bytes; `where` names them in errors."""
+  """Returns the text of UTF-8 bytes; `where` names them in errors.
+
+  Raises:
+    InputError: they are not UTF-8.
+  """
   try:
     return data.decode("utf-8")
   except UnicodeDecodeError as error:

@@ -108,7 +108,12 @@ class HubSource:
     yield from self._read_shard(unit.name, unit.version)
 
   def _shards(self) -> list[str]:
-    """Returns the paths of the files that are read, in order."""
+    """Returns the paths of the files that are read, in order.
+
+    Raises:
+      InputError: there is no such set, config or split, or none that can be
+        read.
+    """
     listing = self._list()
     facts = self._read_card(listing)
     found = card.choose(

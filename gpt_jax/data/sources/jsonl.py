@@ -41,7 +41,11 @@ class JsonSource(DividedSource):
 
 
 def read_field(path: str, field: str) -> Iterator[tuple[int, str]]:
-  """Yields (number of the line or element, from 1, the text in a field)."""
+  """Yields (number of the line or element, from 1, the text in a field).
+
+  Raises:
+    InputError: as read_values and text_of.
+  """
   for number, value in read_values(path):
     where = f"{path}, document {number}"
     hint = "name one after the path as #FIELD"
@@ -54,6 +58,9 @@ def text_of(value, field: str, where: str, hint: str) -> str:
   Args:
     where: what errors call the record.
     hint: what to do where the field is missing.
+
+  Raises:
+    InputError: the value is no record, or its field no text.
   """
   if not isinstance(value, dict):
     raise InputError(

@@ -79,7 +79,11 @@ class LabelledSource(FiledSource):
       yield Document(one.name, slice_text(BETWEEN.join(one.texts)))
 
   def examples(self) -> Iterator[Example]:
-    """Yields the examples, in the order of `documents`."""
+    """Yields the examples, in the order of `documents`.
+
+    Raises:
+      InputError: a record has no text, or cannot be read.
+    """
     for name, path in self.files:
       for number, where, texts, label, *why in self._choose_reader(path)(path):
         if not all(texts):

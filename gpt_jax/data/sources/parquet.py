@@ -70,7 +70,11 @@ class ParquetSource:
 
 
 def list_groups(path: str, field: str) -> list[tuple[int, int]]:
-  """Returns (rows, bytes of the column once decompressed) of row groups."""
+  """Returns (rows, bytes of the column once decompressed) of row groups.
+
+  Raises:
+    InputError: as read_column, as far as the footer shows.
+  """
   with _open(path) as table:
     column, meta = _find_column(table, path, field), table.metadata
     return [_size(meta, column, i) for i in range(meta.num_row_groups)]
@@ -108,7 +112,11 @@ def read_column(
 def read_table(
   path: str, fields: Sequence[str]
 ) -> Iterator[tuple[int, list[Any]]]:
-  """Yields (number of the row, from 1, its values in some columns)."""
+  """Yields (number of the row, from 1, its values in some columns).
+
+  Raises:
+    InputError: the file is not whole, or a column is missing or nested.
+  """
   import pyarrow
 
   with _open(path) as table:

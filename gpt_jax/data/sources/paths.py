@@ -22,6 +22,9 @@ def find_files(
     pattern: as given by the user. A folder stands for all files below it whose
       names have one of the suffixes, compressed or not, and are not hidden.
     suffixes: of the files that are read of a folder; () refuses folders.
+
+  Raises:
+    InputError: nothing matches, or something that is not a regular file.
   """
   pattern = files.user_path("data.source", pattern, may_be_address=True)
   if files.is_address(pattern):
@@ -114,7 +117,11 @@ def split_field(argument: str, default: str = "text") -> tuple[str, str]:
 
 
 def identify(kind: str, found: list[tuple[str, str]]) -> str:
-  """Returns a digest of the names, sizes and modification times of files."""
+  """Returns a digest of the names, sizes and modification times of files.
+
+  Raises:
+    InputError: a file is gone.
+  """
   try:
     rows = [(name, *cache.stat(path)) for name, path in found]
   except OSError as error:
@@ -125,7 +132,11 @@ def identify(kind: str, found: list[tuple[str, str]]) -> str:
 
 
 def identify_content(found: Sequence[tuple[str, str]]) -> str:
-  """Returns a digest of the names and contents of files, which it reads."""
+  """Returns a digest of the names and contents of files, which it reads.
+
+  Raises:
+    InputError: a file cannot be read.
+  """
   rows = []
   for name, path in found:
     try:

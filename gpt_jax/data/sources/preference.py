@@ -74,7 +74,12 @@ class PreferenceSource(FiledSource):
         yield Document(name, join(answer), is_target=True)
 
   def examples(self) -> Iterator[Preference]:
-    """Yields the preferences, in the order of `documents`."""
+    """Yields the preferences, in the order of `documents`.
+
+    Raises:
+      InputError: a record is none, or of another kind than the first; all
+        labels are the same.
+    """
     first, labels = None, set()
     for name, path in self.files:
       for number, record in jsonl.read_values(path):
@@ -99,7 +104,11 @@ class PreferenceSource(FiledSource):
 
 
 def read_record(record: Any, name: str, where: str) -> Preference:
-  """Returns the preference of a record."""
+  """Returns the preference of a record.
+
+  Raises:
+    InputError: it has no prompt or one side only, or a side is no answer.
+  """
   if not isinstance(record, dict):
     raise InputError(
       f"{where} is {document.kind_of(record)}; it must be an object with "

@@ -100,7 +100,12 @@ def kind_of(head: bytes) -> str | None:
 
 
 def read_blocks(path: str, size: int) -> Iterator[bytes]:
-  """Yields the decompressed content of a file in blocks of <= `size` bytes."""
+  """Yields the decompressed content of a file in blocks of <= `size` bytes.
+
+  Raises:
+    InputError: it cannot be read, is truncated, or is of a format that holds no
+      text.
+  """
   try:
     with files.open_bytes(cache.local(path)) as file:
       # The first block is long enough for the patterns of _FOREIGN.

@@ -41,7 +41,11 @@ class WarcSource(DividedSource):
 
 
 def read_texts(path: str) -> Iterator[tuple[int, str]]:
-  """Yields (number of the record, from 1, its text)."""
+  """Yields (number of the record, from 1, its text).
+
+  Raises:
+    InputError: as read_records, or the file holds no text but HTML.
+  """
   num_texts = num_responses = 0
   for number, header, body in read_records(path):
     where = f"{path}, record {number}"
@@ -60,7 +64,11 @@ def read_texts(path: str) -> Iterator[tuple[int, str]]:
 
 
 def read_records(path: str) -> Iterator[tuple[int, dict[str, str], bytes]]:
-  """Yields (number of the record, from 1, its header, its content)."""
+  """Yields (number of the record, from 1, its header, its content).
+
+  Raises:
+    InputError: the file is no WARC, a record is cut, or larger than the bound.
+  """
   stream = _Stream(unpack.read_blocks(path, document.BLOCK))
   number = 0
   while True:

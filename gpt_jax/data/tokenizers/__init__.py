@@ -101,6 +101,9 @@ def identity(spec: str) -> str:
 
   This is the spec, or the digest of the vocabulary's files. It is cheap to
   compute and needs no library.
+
+  Raises:
+    InputError: the spec is wrong or a file does not exist.
   """
   kind, argument = config_lib.tokenizer_spec(spec)
   if kind in FILES:
@@ -109,7 +112,11 @@ def identity(spec: str) -> str:
 
 
 def build_tokenizer(spec: str) -> Tokenizer:
-  """Returns the tokenizer of a spec that does not need the corpus."""
+  """Returns the tokenizer of a spec that does not need the corpus.
+
+  Raises:
+    InputError: the vocabulary is missing, truncated or something else.
+  """
   kind, argument = config_lib.tokenizer_spec(spec)
   if kind not in BUILDERS:
     raise InputError(f"data.tokenizer {spec!r} is made from a corpus")

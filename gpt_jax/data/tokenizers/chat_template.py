@@ -29,6 +29,9 @@ def find(folder: str) -> ChatTemplate | None:
 
   It is chat_template.jinja, or stands in tokenizer_config.json, of several the
   one that is called default.
+
+  Raises:
+    InputError: a file is there and cannot be used.
   """
   beside = os.path.join(folder, "tokenizer_config.json")
   apart = os.path.join(folder, "chat_template.jinja")
@@ -53,7 +56,11 @@ def find(folder: str) -> ChatTemplate | None:
 
 
 def parse(content: Any, where: str) -> ChatTemplate:
-  """Returns the template of {"text": ..., "names": ...}."""
+  """Returns the template of {"text": ..., "names": ...}.
+
+  Raises:
+    InputError: it is something else, or too long.
+  """
   text, names = content["text"], content["names"]
   if not isinstance(text, str) or len(text) > MAX_CHARS:
     raise InputError(

@@ -22,6 +22,9 @@ _MAX_TOKEN_BYTES = 1024
 def find_files(path: str) -> list[str]:
   """Returns the files of the vocabulary at PATH: [vocabulary, merges], or
   [ranks] of a .tiktoken file.
+
+  Raises:
+    InputError: PATH does not exist or does not hold a GPT-2 vocabulary.
   """
   path = files.user_path("data.tokenizer", path, may_be_address=True)
   path = cache.local_folder(path)
@@ -52,7 +55,11 @@ def find_files(path: str) -> list[str]:
 
 
 def read(path: str, spec: str) -> Tokenizer:
-  """Returns the tokenizer of gpt2:PATH."""
+  """Returns the tokenizer of gpt2:PATH.
+
+  Raises:
+    InputError: the files are missing, damaged or of another vocabulary.
+  """
   found = find_files(path)
   if len(found) == 1:
     vocab, merges = _read_ranks(found[0])

@@ -23,7 +23,11 @@ def find_files(path: str) -> list[str]:
 
 
 def read(path: str, spec: str) -> Tokenizer:
-  """Returns the tokenizer of hf:PATH."""
+  """Returns the tokenizer of hf:PATH.
+
+  Raises:
+    InputError: there is no such file, or it is not a tokenizer.json.
+  """
   (file,) = find_files(path)
   data = limits.read_bytes(file)
   why = ""

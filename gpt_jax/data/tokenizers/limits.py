@@ -36,7 +36,11 @@ _SEPARATOR_NAMES = (
 
 
 def read_bytes(path: str) -> bytes:
-  """Returns the content of a vocabulary file."""
+  """Returns the content of a vocabulary file.
+
+  Raises:
+    InputError: it is missing, not a regular file, or above MAX_FILE_BYTES.
+  """
   try:
     return files.read_bytes(path, MAX_FILE_BYTES)
   except files.Damage as damage:

@@ -107,7 +107,11 @@ def begins_inside_word(text: str) -> bool:
 
 
 def check_ids(ids: Sequence[int] | np.ndarray, vocab_size: int) -> np.ndarray:
-  """Returns ids as a flat int64 array."""
+  """Returns ids as a flat int64 array.
+
+  Raises:
+    InputError: an id is not in [0, vocab_size).
+  """
   ids = np.asarray(ids).reshape(-1)
   if ids.size == 0:
     return ids.astype(np.int64)

@@ -12,7 +12,11 @@ from gpt_jax.exits import InputError
 
 
 def load(path: str | os.PathLike) -> Tokenizer:
-  """Returns the tokenizer of a file that `to_json` wrote."""
+  """Returns the tokenizer of a file that `to_json` wrote.
+
+  Raises:
+    InputError: the file is missing or is not such a file.
+  """
   try:
     text = files.read_text(str(path), MAX_FILE_BYTES)
   except files.Damage as damage:
@@ -25,6 +29,9 @@ def from_json(text: str, where: str = "the text") -> Tokenizer:
 
   Args:
     where: what errors call the text.
+
+  Raises:
+    InputError: `to_json` did not write this text.
   """
   try:
     content = files.parse_json(text)

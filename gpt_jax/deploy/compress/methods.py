@@ -46,7 +46,11 @@ class Compressed(NamedTuple):
 
 
 def parse(text: str) -> Method:
-  """Returns a Method."""
+  """Returns a Method.
+
+  Raises:
+    InputError: there is no such method, or its number is wrong.
+  """
   word, colon, rest = text.partition(":")
   if word not in METHODS:
     raise InputError(

@@ -72,7 +72,11 @@ class Merged:
     return self.base.dtype
 
   def read(self) -> np.ndarray:
-    """Returns the sum in float32."""
+    """Returns the sum in float32.
+
+    Raises:
+      InputError: the adapter holds NaN or infinity.
+    """
     wide = lambda tensor: np.asarray(tensor.read(), np.float32)
     for tensor in (self.a, self.b):
       tensors.check_finite(wide(tensor), tensor)

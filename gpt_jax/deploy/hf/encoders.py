@@ -269,7 +269,11 @@ def _read_classes(stated: dict, model: dict, where: str) -> dict[str, Any]:
 
 
 def read_labels(stated: dict, where: str) -> Labels:
-  """Returns the labels of a config.json."""
+  """Returns the labels of a config.json.
+
+  Raises:
+    InputError: the names are none, or not as many as their numbers say.
+  """
   named = stated.get("id2label", {"0": "LABEL_0", "1": "LABEL_1"})
   count = len(named) if isinstance(named, dict) else 0
   names = tuple(named.get(str(i)) for i in range(count))

@@ -103,7 +103,11 @@ def _gather(flat: dict[str, jax.Array], entry: layout.Entry) -> np.ndarray:
 
 
 def describe_tokenizer(tokenizer: Tokenizer) -> dict:
-  """Returns the tokenizer.json of the library for a tokenizer of ours."""
+  """Returns the tokenizer.json of the library for a tokenizer of ours.
+
+  Raises:
+    InputError: it has none.
+  """
   content = json.loads(tokenizer.to_json())
   if content["kind"] == "library":
     return content["library"]

@@ -324,6 +324,9 @@ def read_part(
     index: of the part.
     shape: of the whole parameter.
     sources: by (path, leading indices): where that part is read from.
+
+  Raises:
+    InputError: a tensor holds NaN or infinity.
   """
   spans = [s.indices(n)[:2] for s, n in zip(index, shape, strict=True)]
   out = _aligned([stop - start for start, stop in spans], dtype)

@@ -32,7 +32,11 @@ KINDS = {"sliding_attention": "local", "full_attention": "global"}
 
 
 def read_rope(stated: dict, where: str, found: Architecture) -> dict[str, Any]:
-  """Returns rope's fields of our model section, of their config's form."""
+  """Returns rope's fields of our model section, of their config's form.
+
+  Raises:
+    InputError: the scaling is not supported, or not of numbers.
+  """
   both = [stated.get(key) or {} for key in ("rope_parameters", "rope_scaling")]
   if all(both) and both[0] != both[1]:
     raise InputError(
@@ -170,6 +174,9 @@ def read_pattern(
 
   Args:
     model: {field of our model section: value}, num_layers within bounds.
+
+  Raises:
+    InputError: the kinds of layers are not known or not as many as layers.
   """
   period = pattern.period
   if pattern.key is not None:

@@ -53,7 +53,11 @@ def sizes_of(shapes: Iterable[tuple[int, ...]]) -> Sizes:
 
 
 def find(stated: dict, where: str) -> Architecture:
-  """Returns the architecture of their config."""
+  """Returns the architecture of their config.
+
+  Raises:
+    InputError: it is none that is known.
+  """
   word = stated.get("model_type")
   named: dict[str, list[Architecture]] = {}
   for own, each in ARCHITECTURES.items():
@@ -108,7 +112,11 @@ def read_model(stated: dict, sizes: Sizes, where: str) -> dict[str, Any]:
 
 
 def read_pair_ids(stated: dict, where: str) -> tuple[int, int]:
-  """Returns the ids that begin a target, and that end it and its source."""
+  """Returns the ids that begin a target, and that end it and its source.
+
+  Raises:
+    InputError: there are none.
+  """
   start = stated.get("decoder_start_token_id", stated.get("pad_token_id"))
   end = stated.get("eos_token_id")
   for name, value in (("decoder_start", start), ("eos", end)):

@@ -72,6 +72,9 @@ def check_finite(array: np.ndarray, tensor) -> None:
   Args:
     array: of the tensor's numbers, or a part of them, in any type of floats.
     tensor: a Tensor, or what has its path, name and `read`.
+
+  Raises:
+    InputError: the sentence names the tensor and its file.
   """
   if array.size == 0:
     return
@@ -96,6 +99,9 @@ def open_folder(folder: str, name: str = WHOLE) -> dict[str, Tensor]:
 
   Args:
     name: of the file, where it is not in parts.
+
+  Raises:
+    InputError: there are none, or a file is damaged or lies elsewhere.
   """
   index = os.path.join(folder, INDEX)
   if name == WHOLE and os.path.lexists(index):
@@ -116,7 +122,11 @@ def open_folder(folder: str, name: str = WHOLE) -> dict[str, Tensor]:
 
 
 def read_object(where: str, max_bytes: int = files.MAX_BYTES) -> dict[str, Any]:
-  """Returns the JSON object of a file of theirs, whose keys are unique."""
+  """Returns the JSON object of a file of theirs, whose keys are unique.
+
+  Raises:
+    InputError: the file is damaged, larger, or holds something else.
+  """
   try:
     read = files.parse_json(files.read_bytes(where, max_bytes), is_unique=True)
   except files.Damage as damage:

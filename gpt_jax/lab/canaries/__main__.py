@@ -171,7 +171,11 @@ def _measure_runs(
 
 
 def measure_run(found: list[Canary], workdir: str) -> list[float]:
-  """Returns the exposure of each canary in a run."""
+  """Returns the exposure of each canary in a run.
+
+  Raises:
+    InputError: there is no run, or it continues no text.
+  """
   from gpt_jax import api
 
   run = api.load(workdir)  # before anything imports jax

@@ -35,6 +35,9 @@ def look(
       patching brings.
     rows_BT: ids of more text; shows a tuned lens and a sparse autoencoder.
     layer: whose stream the autoencoder reads; None is the middle one.
+
+  Raises:
+    InputError: a text is too long, or the two differ in length.
   """
   found = passes.record(run, text)
   T, L = len(found.ids), len(found.attn_LTD)

@@ -27,6 +27,9 @@ def patch(
     source: of the other text.
     point: residual, attn, mlp or heads of a layer, as "blocks_1/attn".
     places: tokens whose activations are replaced; None is all.
+
+  Raises:
+    InputError: there is no such point, or the lengths differ.
   """
   T = _check_lengths(into, source)
   mask_BT = np.zeros((1, T), bool)

@@ -73,7 +73,11 @@ def can_compile(topology: Topology) -> bool:
 
 
 def find_devices(topology: Topology) -> list:
-  """Returns the compiler's devices for a topology."""
+  """Returns the compiler's devices for a topology.
+
+  Raises:
+    InputError: the compiler is not installed, or does not accept the topology.
+  """
   if topology.platform == "gpu":
     return gpus.find_devices(topology)
   from jax.experimental import topologies

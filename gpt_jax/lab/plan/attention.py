@@ -221,7 +221,11 @@ def make_attention(kernel: str, rule: Rule, devices=None):
 
 
 def compile_for_tpu(kernel: str, feature: str) -> None:
-  """Compiles a kernel with its gradient for TPUs that need not be here."""
+  """Compiles a kernel with its gradient for TPUs that need not be here.
+
+  Raises:
+    InputError: there is no TPU compiler here.
+  """
   import jax
   import jax.numpy as jnp
   from jax.sharding import NamedSharding

@@ -191,7 +191,11 @@ def choose_attention(config: Config) -> tuple[Config, str]:
 
 
 def find_devices(topology: Topology) -> list[jax.Device]:
-  """Returns the compiler's devices for hosts of GPUs."""
+  """Returns the compiler's devices for hosts of GPUs.
+
+  Raises:
+    InputError: the CUDA plugin is not installed.
+  """
   from jax.experimental import topologies
 
   text = TARGETS[topology.the_chip().word].to_text()

@@ -30,7 +30,11 @@ HOST_BYTES_PER_SECOND = 1e9
 
 
 def make(config: Config, topology: chips.Topology) -> dict:
-  """Returns the plan of a config whose vocabulary is known."""
+  """Returns the plan of a config whose vocabulary is known.
+
+  Raises:
+    InputError: mesh, batch and topology do not go together.
+  """
   if not aot.can_compile(topology):
     return _estimated(config, topology)
   remark = ""

@@ -19,7 +19,11 @@ MOST_GPUS = 1024
 
 
 def change(config: Config, values: dict) -> Config:
-  """Returns the config with {"section.key": value} set, checked."""
+  """Returns the config with {"section.key": value} set, checked.
+
+  Raises:
+    InputError: the values do not go together.
+  """
   nested = dataclasses.asdict(config)
   for key, value in values.items():
     section, name = key.split(".")

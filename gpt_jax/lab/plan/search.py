@@ -38,6 +38,9 @@ def run(config: Config, topology, seconds: float, typed, say) -> dict:
     seconds: how long to compile; a compile that has begun is finished.
     typed: words of the command line that name the config.
     say: takes lines about what is being done.
+
+  Raises:
+    InputError: no setting fits.
   """
   started = time.monotonic()
   settings = list_settings(config, topology)

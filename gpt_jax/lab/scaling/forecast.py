@@ -82,6 +82,9 @@ def hold_out(points: Points, above: float, num_resamples: int, seed: int):
 
   Returns:
     The errors, the widening and a row for each predicted run, as a dict.
+
+  Raises:
+    InputError: no run has more FLOPs, or too few have less.
   """
   is_above = points.flops > above
   if not is_above.any():
@@ -202,7 +205,11 @@ def checksum(record: dict) -> str:
 
 
 def load(path: str) -> dict:
-  """Returns a registered prediction."""
+  """Returns a registered prediction.
+
+  Raises:
+    InputError: the file cannot be read, or was changed since.
+  """
   try:
     record = files.read_json(path, _MAX_BYTES)
   except files.Damage as error:
@@ -256,6 +263,9 @@ def measure(record: dict, folder: str, metric: str | None, path: str) -> float:
     folder: workdir of the run.
     metric: as of points.read_workdir.
     path: of the prediction, for error sentences.
+
+  Raises:
+    InputError: the run is not finished, or is not the one that was predicted.
   """
   run = points_lib.read_workdir(folder, metric)
   if isinstance(run, str):

@@ -83,6 +83,9 @@ def fit(points, tolerance: float, num_resamples: int, seed: int) -> dict:
     laws: {"params", "tokens": {"log_scale", "exponent", ...}}, the power laws
       scale C^exponent with intervals and samples.
     window: see choose_window.
+
+  Raises:
+    InputError: fewer than two budgets have a minimum inside their sizes.
   """
   log_n = np.log(points.params)
   groups = [

@@ -281,6 +281,10 @@ def read_workdirs(pattern: str, metric: str | None, convention: str) -> Points:
     pattern: glob of workdirs; files that match are ignored.
     metric: "eval/<set>/loss"; None if runs were evaluated on one set.
     convention: a key of flops.CONVENTIONS.
+
+  Raises:
+    InputError: no workdir matches, none is finished, a record is damaged or of
+      an older version, or a loss is not finite.
   """
   pattern = files.user_path("--workdirs", pattern)
   found = [f for f in files.expand_glob(pattern) if os.path.isdir(f)]

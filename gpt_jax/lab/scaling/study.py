@@ -137,6 +137,9 @@ def analyse(
     hold_above: also fit the runs of at most these FLOPs, and predict the rest.
     is_fit_required: raise where the runs do not determine the parametric form,
       also with form "both".
+
+  Raises:
+    InputError: the runs do not determine a form that was asked for.
   """
   found = {
     "points": describe.describe_points(points),

@@ -49,6 +49,10 @@ def load(
     overrides: {config key: value} of the command line, for all cells.
     code: the code version that ids are made with; None is today's.
     devices: the value of --devices that each cell is run with, or None.
+
+  Raises:
+    InputError: the file has no sweep(add), it adds no cell or the same cell
+      twice, a key is unknown, or branches go round.
   """
   base = cli.load_config(path, overrides)
   file = path.partition(":")[0]

@@ -78,6 +78,10 @@ def compare(a: str, b: str) -> Pair:
 
   Args:
     a, b: a workdir, or a glob of runs that differ only in the seed.
+
+  Raises:
+    InputError: a side has no run, one that cannot be read, or runs that differ
+      in more than the seed.
   """
   sets = _read(a), _read(b)
   runs = [*sets[0], *sets[1]]
@@ -113,7 +117,12 @@ def lines(found: Pair) -> list[str]:
 
 
 def _read(pattern: str) -> list[folder.State]:
-  """Returns the runs of a workdir or a glob."""
+  """Returns the runs of a workdir or a glob.
+
+  Raises:
+    InputError: none is there, one cannot be read, or they differ in more than
+      the seed.
+  """
   pattern = files.user_path("a workdir", pattern)
   found = [path for path in files.expand_glob(pattern) if os.path.isdir(path)]
   if not found:
@@ -243,7 +252,11 @@ def _verdict(sets, unit: str) -> paired.Comparison:
 
 
 def draw(found: Pair) -> str:
-  """Returns the SVG of the training losses of all runs."""
+  """Returns the SVG of the training losses of all runs.
+
+  Raises:
+    InputError: no run has logged a loss.
+  """
   sets, names = found.sets, found.names
   layers = []
   for color, runs, name in zip(COLORS, sets, names, strict=True):

@@ -85,6 +85,9 @@ def compare(
 
   Args:
     baseline: a group's name; None takes the first that ended without diverging.
+
+  Raises:
+    InputError: there is no such group.
   """
   named = [g.name for g in groups]
   if baseline is not None and baseline not in named:

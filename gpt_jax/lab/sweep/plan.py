@@ -194,6 +194,10 @@ def with_vocab(config: Config, root: str | None) -> Config:
 
   The tokenizer's spec gives it, or a cell of ROOT on the same text that has
   begun.
+
+  Raises:
+    InputError: neither does, or the number of a classifier's classes is not
+      given.
   """
   m, data = config.model, config.data
   if config_lib.has_classes(m) and m.num_classes is None:

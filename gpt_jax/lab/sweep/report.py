@@ -58,6 +58,9 @@ def make(
     baseline: name of the group that the others are compared with; None takes
       the first that ended without diverging.
     out_folder: where the page is to be; None is ROOT.
+
+  Raises:
+    InputError: ROOT holds no cell, or no group has the baseline's name.
   """
   out_folder = root if out_folder is None else out_folder
   states, titles = listing.states_of(sweep, root)

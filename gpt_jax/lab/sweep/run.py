@@ -61,6 +61,10 @@ def run(
     is_retried: run cells that failed before, too.
     memory: GiB that one cell may take; None is all that there is.
     say: takes lines about what is being done.
+
+  Raises:
+    InputError: `only` names no cell of the sweep, or a branch's learning rates
+      differ from its trunk's.
   """
   states = {c.id: folder.read(root, c.id) for c in sweep.cells}
   chosen = choose(sweep, only)
@@ -116,7 +120,11 @@ def _say_end(root, states, skipped, failed, elsewhere, say) -> None:
 
 
 def choose(sweep: Sweep, only: list[str] | None) -> list[Cell]:
-  """Returns the cells whose ids begin like one of `only`; all without it."""
+  """Returns the cells whose ids begin like one of `only`; all without it.
+
+  Raises:
+    InputError: one of `only` is the beginning of no id, or of several.
+  """
   if only is None:
     return sweep.cells
   for word in only:
@@ -145,6 +153,9 @@ def emit(
 
   Returns:
     The lines, and the cells that must wait for their trunks.
+
+  Raises:
+    InputError: no cell can be run now, or as of run.
   """
   ready, later = [], []
   branches.check_rates(sweep.cells)

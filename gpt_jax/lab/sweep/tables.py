@@ -91,6 +91,9 @@ def read(root: str) -> dict[str, list]:
 
   They are those of report.csv, and before them `state`: cells that have not
   ended, or not with a loss, are among the rows. What is not known is None.
+
+  Raises:
+    InputError: ROOT holds no cell.
   """
   states, _ = listing.states_of(None, root)
   if not states:

@@ -135,6 +135,10 @@ def run(
     powers: learning rates, as powers of two.
     folder: where transfer.jsonl is read and continued.
     say: takes lines about what is being done.
+
+  Raises:
+    InputError: a size or parametrization is not possible, or there is no
+      validation text.
   """
   from gpt_jax.lab.transfer import family
 

@@ -30,6 +30,9 @@ def at_width(config: Config, width: int, growing: str = "heads") -> Config:
   Args:
     growing: "heads" makes more heads; "head_dim" makes them wider, and sets
       base_head_dim to the config's head width where it is not set.
+
+  Raises:
+    InputError: the width does not give whole heads.
   """
   m = config.model
   H, D = config_lib.head_dim(m), m.model_dim

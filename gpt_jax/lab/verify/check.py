@@ -39,12 +39,21 @@ def main(argv: list[str]) -> int:
 
 
 def check(config: Config) -> list[str]:
-  """Returns warnings, and what of a config cannot be checked here."""
+  """Returns warnings, and what of a config cannot be checked here.
+
+  Raises:
+    InputError: a source or tokenizer is not there, or would not be on the
+      machines.
+  """
   return [*check_tokenizer(config), *check_source(config)]
 
 
 def check_tokenizer(config: Config) -> list[str]:
-  """Returns lines on what cannot be checked here."""
+  """Returns lines on what cannot be checked here.
+
+  Raises:
+    InputError: the tokenizer cannot be read, or is not committed.
+  """
   kind, path = config_lib.tokenizer_spec(config.data.tokenizer)
   if kind not in ("gpt2", "hf"):
     return []
@@ -56,7 +65,11 @@ def check_tokenizer(config: Config) -> list[str]:
 
 
 def check_source(config: Config) -> list[str]:
-  """Returns lines on what cannot be checked here, and on repeated text."""
+  """Returns lines on what cannot be checked here, and on repeated text.
+
+  Raises:
+    InputError: a source is not there, or is not committed.
+  """
   lines, total = [], 0.0
   specs = [config.data.source]
   specs += [config.data.valid_source] if config.data.valid_source else []
