@@ -106,21 +106,6 @@ def corrupted_lengths(length: int, density: float, mean_span: float) -> Lengths:
   return Lengths(noise, spans, length - noise + spans + 1, noise + spans + 1)
 
 
-def span_lengths(
-  input_len: int, density: float, mean_span: float
-) -> tuple[int, int]:
-  """Returns (length of the window that fills an input, length of its target).
-
-  Args:
-    input_len: length of the input, at least 3: a token, a sentinel, the end.
-    density, mean_span: as in corrupted_lengths.
-  """
-  length = 2
-  while corrupted_lengths(length + 1, density, mean_span).inputs <= input_len:
-    length += 1
-  return length, corrupted_lengths(length, density, mean_span).targets
-
-
 def mixture_lengths(
   length: int, mixture: Sequence[Denoiser]
 ) -> tuple[int, int]:

@@ -35,17 +35,6 @@ from gpt_jax.exits import InputError
 STREAM = 0xC2B2
 
 
-def list_sentinels(first: int, count: int, order: str) -> np.ndarray:
-  """Returns `count` ids from `first` on, in the order in which spans use them.
-
-  Args:
-    order: "ascending", or "descending" as in T5, where the first span has the
-      highest id.
-  """
-  ids = np.arange(first, first + count)
-  return {"ascending": ids, "descending": ids[::-1]}[order]
-
-
 def draws(seed: int, g: np.ndarray) -> list[np.random.Generator]:
   """Returns a generator for each sequence, a function of (seed, its place)."""
   return [np.random.default_rng([STREAM, seed, int(i)]) for i in g]
@@ -112,32 +101,6 @@ def _segment(rank_BP: np.ndarray, total: int, count: int) -> np.ndarray:
   """
   cuts = np.sort(np.argsort(rank_BP, 1)[:, : count - 1], 1) + 1
   return np.diff(cuts, axis=1, prepend=0, append=total)
-
-
-def rebuild(
-  inputs: np.ndarray, targets: np.ndarray, sentinels: np.ndarray
-) -> np.ndarray:
-  """Returns the ids of the window that corrupt_spans was given.
-
-  A sentinel that the targets lack, as a model's may, is taken for an empty
-  span.
-
-  Args:
-    inputs: (I,) ids of one window, whose last is the end.
-    targets: (U,) its targets, whose last is the end.
-    sentinels: as in corrupt_spans.
-  """
-  parts = np.split(
-    targets[:-1], np.flatnonzero(np.isin(targets[:-1], sentinels))
-  )
-  spans = {int(part[0]): part[1:] for part in parts if part.size}
-  empty = targets[:0]
-  marks = np.flatnonzero(np.isin(inputs[:-1], sentinels))
-  found = []
-  for part in np.split(inputs[:-1], marks):
-    is_marked = part.size and int(part[0]) in set(map(int, sentinels))
-    found += [spans.get(int(part[0]), empty), part[1:]] if is_marked else [part]
-  return np.concatenate(found)
 
 
 class Denoised(NamedTuple):

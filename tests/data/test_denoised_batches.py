@@ -4,12 +4,13 @@ import dataclasses
 
 import numpy as np
 import pytest
+import undenoised
 
 from configs import base
 from gpt_jax import config as config_lib
 from gpt_jax.config import InputError, lengths
 from gpt_jax.config.options import Family
-from gpt_jax.data import denoising, objectives
+from gpt_jax.data import objectives
 from gpt_jax.data.batches import batch_at, eval_batches
 from gpt_jax.data.marks import find_marks
 from gpt_jax.data.tokenizers.plain import ByteTokenizer
@@ -71,7 +72,7 @@ def parts_of(batch, row):
 def rebuild(batch, row):
   inputs, targets = parts_of(batch, row)
   inputs = inputs[np.isin(inputs[:1], list(MARKS.modes.values())).sum() :]
-  return denoising.rebuild(inputs, targets, MARKS.sentinels)
+  return undenoised.rebuild(inputs, targets, MARKS.sentinels)
 
 
 @pytest.mark.parametrize("family", ["reader", "decoder"])

@@ -158,12 +158,6 @@ def judge(found: list[Comparison]) -> list[Comparison]:
   return out
 
 
-def holm(ps: list[float]) -> list[float]:
-  """Returns p values corrected by Holm (1979): the k-th least times n-k+1."""
-  factors = holm_factors(ps)
-  return [min(1.0, p * f) for p, f in zip(ps, factors, strict=True)]
-
-
 def holm_factors(ps: list[float]) -> list[float]:
   """Returns the factor, from 1 to n, by which Holm multiplies each of n ps.
 
