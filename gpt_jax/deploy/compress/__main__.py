@@ -86,7 +86,10 @@ def main(argv: list[str]) -> int:
   if args.data is not None:
     scored = read(args.data)
   with whole_folder("--out", args.out) as partial:
-    rows = [] if scored is None else [report.measure_full(run, scored)]
+    whole = methods.Compressed(config, params, "full")
+    rows = []
+    if scored is not None:
+      rows.append(report.measure("full", whole, run, scored))
     for method in asked:
       with jax.set_mesh(mesh):  # a CPU is seven times as slow without
         made = methods.apply(method, config, model, params, rows_BT)

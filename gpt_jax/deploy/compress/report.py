@@ -16,18 +16,13 @@ from gpt_jax.runs.plot import Layer, draw_layers
 COLUMNS = ("method", "MiB", "of full", "tokens/s", "loss", "change", "accuracy")
 
 
-def measure_full(run: tuple, scored: Any) -> dict:
-  """Returns the row of the run as it is.
+def measure(name: str, made: Compressed, run: tuple, scored: Any) -> dict:
+  """Returns {"method", "bytes", "tokens_per_second", "loss", "accuracy"}.
 
   Args:
     run: workdir.open_run's.
     scored: a prepared set.
   """
-  return measure("full", Compressed(run[0], run[2], "full"), run, scored)
-
-
-def measure(name: str, made: Compressed, run: tuple, scored: Any) -> dict:
-  """Returns {"method", "bytes", "tokens_per_second", "loss", "accuracy"}."""
   from gpt_jax.models import build_model
 
   *_, mesh = run

@@ -166,5 +166,5 @@ def make_pairs(size: int, rounds, both) -> list[Pairs]:
     each = lambda name, number=number: [number(r[name]) for r in rounds]
     peers = {name: each(name) for name in both.rivals}
     name = f"B={size}: {what}"
-    pairs.append(Pairs(name, "ms", each("gpt_jax"), peers, both.failed))
+    pairs.append(Pairs(name, each("gpt_jax"), peers, both.failed))
   return pairs

@@ -140,7 +140,7 @@ def pair_lines(pairs: Pairs) -> list[str]:
   head = [cell("gpt_jax")]
   for name in names:
     head += [cell(name), f"{'ratio':>7}"]
-  lines = [f"{pairs.quantity}, {pairs.unit}; ratio above 1: gpt_jax is faster"]
+  lines = [f"{pairs.quantity}, ms; ratio above 1: gpt_jax is faster"]
   lines.append(f"{'round':8}" + " ".join(head))
   for index, ours in enumerate(pairs.ours):
     cells = [cell(format_number(ours))]

@@ -57,14 +57,12 @@ class Pairs:
 
   Attributes:
     quantity: what is compared; less is better.
-    unit: of its numbers.
-    ours: one number of each round.
+    ours: milliseconds of each round.
     peers: {name: one number of each round}.
     failed: {name: why this peer has no numbers}.
   """
 
   quantity: str
-  unit: str
   ours: list[float]
   peers: dict[str, list[float]]
   failed: dict[str, str]
@@ -92,7 +90,7 @@ class Pairs:
       }
     return {
       "quantity": self.quantity,
-      "unit": self.unit,
+      "unit": "ms",
       "ours": self.ours,
       "peers": rows,
       "failed": self.failed,

@@ -92,7 +92,7 @@ def measure(
         }
         ours = [1e3 / one.rate for one in found]
         name = f"{count} clients: a token of all"
-        pairs.append(Pairs(name, "ms", ours, peers, both.failed))
+        pairs.append(Pairs(name, ours, peers, both.failed))
     built = both.ours.built
   about = built | {
     "prompt_len": prompt_len,

@@ -52,7 +52,7 @@ def measure(
   pairs = []
   if peer is not None:
     peers = {name: step_ms(name) for name in both.rivals}
-    pairs.append(Pairs("a step", "ms", ours, peers, both.failed))
+    pairs.append(Pairs("a step", ours, peers, both.failed))
   about = built | {
     "rates": prediction["rates"],
     "steps": {name: command["count"] for name, command in plan.items()},

@@ -11,8 +11,8 @@ from gpt_jax import cli, files
 from gpt_jax.config import InputError
 from gpt_jax.machine import processes, runtime
 
-# Rows of random tokens.
-ROWS = 32
+# Rows of random tokens, and how many there are before they repeat.
+ROWS, LENGTH = 32, 24
 # Of a head that does as the best one, the share of its score.
 SHARE = 0.5
 
@@ -27,13 +27,6 @@ def main(argv: list[str]) -> int:
   )
   parser.add_argument(
     "--workdir", required=True, metavar="DIR", help="folder of the run"
-  )
-  parser.add_argument(
-    "--length",
-    type=int,
-    default=24,
-    metavar="N",
-    help="tokens before they repeat (default %(default)s)",
   )
   parser.add_argument(
     "--out", required=True, metavar="FILE", help="figure to write, as SVG"
@@ -53,20 +46,19 @@ def main(argv: list[str]) -> int:
 
   run = Run(args.workdir)
   passes.open_model(run)
-  most = run.model.config.max_len // 2
-  if not 2 <= args.length <= most:
+  if run.model.config.max_len < 2 * LENGTH:
     raise InputError(
-      f"--length is {args.length}; it must be 2 to {most}, half of what the "
-      "run reads"
+      f"the run reads {run.model.config.max_len} tokens; it must read "
+      f"{2 * LENGTH}: {LENGTH} random ones, twice"
     )
-  found, figure = measure(run, args.length)
+  found, figure = measure(run)
   files.write_text(args.out, figure)
   for name, value in found.items():
     print(f"{name}: {value}")
   return 0
 
 
-def measure(run, length: int) -> tuple[dict, str]:
+def measure(run) -> tuple[dict, str]:
   """Returns (figures by name, SVG).
 
   Figures are the scores of the two heads, and the mean losses in nats over the
@@ -77,7 +69,7 @@ def measure(run, length: int) -> tuple[dict, str]:
   from gpt_jax.lab.interp import heads
   from gpt_jax.runs.plot import COLORS, Layer, draw_layers
 
-  rows = heads.repeated(run, length, ROWS, seed=1, ids=_letters(run))
+  rows = heads.repeated(run, LENGTH, ROWS, seed=1, ids=_letters(run))
   score_LN = heads.induction_scores(run, rows)
   layer, best = map(int, np.unravel_index(np.argmax(score_LN), score_LN.shape))
   score_N = score_LN[layer]
@@ -95,11 +87,11 @@ def measure(run, length: int) -> tuple[dict, str]:
   layers = []
   for i, (case, without) in enumerate(cases.items()):
     loss_T = heads.losses_by_place(run, rows, without).mean(0)
-    found[f"loss, first reading, {case}"] = float(loss_T[: length - 1].mean())
-    found[f"loss, second reading, {case}"] = float(loss_T[length:].mean())
+    found[f"loss, first reading, {case}"] = float(loss_T[: LENGTH - 1].mean())
+    found[f"loss, second reading, {case}"] = float(loss_T[LENGTH:].mean())
     points = [(t + 2, float(loss)) for t, loss in enumerate(loss_T)]
     layers.append(Layer("line", points, COLORS[i + 1], case))
-  title = f"{length} random tokens, read twice"
+  title = f"{LENGTH} random tokens, read twice"
   axes = "place in the text", "loss, nats"
   return found, draw_layers(title, *axes, layers, log="")
 

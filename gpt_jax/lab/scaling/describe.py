@@ -73,10 +73,7 @@ def describe_fit(fit: parametric.Fit, points, budgets) -> dict:
       "root_mean_square": float(np.sqrt(np.mean(residuals**2))),
       "rows": [
         {
-          "name": points.names[i],
-          "params": float(points.params[i]),
-          "tokens": float(points.tokens[i]),
-          "flops": float(points.flops[i]),
+          **points.describe(i),
           "loss": float(points.loss[i]),
           "residual": float(residuals[i]),
         }

@@ -104,10 +104,7 @@ def hold_out(points: Points, above: float, num_resamples: int, seed: int):
   error = value / rest.loss - 1
   rows = [
     {
-      "name": rest.names[i],
-      "params": float(rest.params[i]),
-      "tokens": float(rest.tokens[i]),
-      "flops": float(rest.flops[i]),
+      **rest.describe(i),
       "measured": float(rest.loss[i]),
       "predicted": float(value[i]),
       "low": float(low[i]),

@@ -111,9 +111,5 @@ def _loss(log_c, loss) -> dict:
 
 def _unknown(value) -> dict:
   """Returns the estimate of a value without an interval."""
-  return {
-    "value": float(value),
-    "low": float("nan"),
-    "high": float("nan"),
-    "error": float("nan"),
-  }
+  nothing = dict.fromkeys(("low", "high", "error"), float("nan"))
+  return {"value": float(value), **nothing}

@@ -22,6 +22,8 @@ from gpt_jax.runs import metrics, workdir
 
 # An error sentence names at most this number of rows.
 _MAX_NAMED = 5
+# What is known of a run before it is trained.
+_SIZES = ("params", "tokens", "flops")
 # When a row of metrics.jsonl was written.
 TIME = "time/unix"
 
@@ -58,6 +60,11 @@ class Points:
 
   def __len__(self) -> int:
     return len(self.loss)
+
+  def describe(self, i: int) -> dict:
+    """Returns run i in JSON's types, without its loss."""
+    numbers = {k: float(getattr(self, k)[i]) for k in _SIZES}
+    return {"name": self.names[i], **numbers}
 
   def take(self, kept, *why: str) -> "Points":
     """Returns the points at indices or a mask.

@@ -20,9 +20,6 @@ from gpt_jax.inference import scoring
 from gpt_jax.training import build
 from gpt_jax.training import state as state_lib
 
-# How attention grows with the width: more heads, or wider ones.
-GROWING = ("heads", "head_dim")
-
 
 def at_width(config: Config, width: int, growing: str = "heads") -> Config:
   """Returns the config at another width, its MLP in proportion.

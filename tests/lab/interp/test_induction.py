@@ -17,7 +17,7 @@ def test_an_induction_head_is_learned_and_is_what_copies(tmp_path):
   subprocess.run(words, check=True)
   changes = {"data.source": f"jsonl:{text}", "data.dir": f"{tmp_path}/prepared"}
   run = gpt_jax.fit("configs/induction.py", str(tmp_path / "run"), changes)
-  found, figure = induction.measure(run, 24)
+  found, figure = induction.measure(run)
   print(found)
   score, control = (found[k] for k in found if k.startswith("score of"))
   assert score > 0.6 and control < 0.1
