@@ -74,6 +74,7 @@ def test_a_ratio_is_of_pairs_and_not_of_medians():
   # The machine slows down sixfold; ours is twice as fast all along.
   ours, theirs = [1.0, 2.0, 6.0], [2.0, 4.0, 12.0]
   pairs = samples.Pairs("x", ours, {"a": theirs, "b": [9.0] * 3}, {})
+  assert pairs.to_json()["unit"] == "ms"
   assert pairs.ratios("a") == [2.0, 2.0, 2.0]
   assert pairs.best == "a"
   assert pairs.to_json()["peers"]["a"]["median_ratio"] == 2.0
