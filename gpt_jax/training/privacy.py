@@ -8,7 +8,7 @@ gradient of a batch of B sequences is
 
 Design choice: the noise is drawn here, by step and name, and not by
 optax.contrib.differentially_private_aggregate, whose key is state of its own
-and which holds the gradients of all of a batch. The clipping is optax.s.
+and which holds the gradients of all of a batch. The clipping is optax's.
 """
 
 import math
