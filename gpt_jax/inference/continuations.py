@@ -1,7 +1,7 @@
 """Continuations: the log-probability of each after a context of its own.
 
 What harnesses of evaluation ask for: many pairs of any lengths, each scored in
-one forward pass, in batches of about one length.
+one forward pass, in batches of about one length; or all tokens of a text.
 """
 
 import functools
@@ -35,6 +35,13 @@ def check_model(model: Model, is_prefix: bool) -> None:
     )
 
 
+def _read(params, tokens_BT, model: Model, vocab_size: int):
+  """Returns logits_BTV; of ids that are padding, -inf."""
+  logits_BTV = model.apply(params, tokens_BT)
+  is_token_V = jnp.arange(logits_BTV.shape[-1]) < vocab_size
+  return jnp.where(is_token_V, logits_BTV, -jnp.inf)
+
+
 @functools.partial(jax.jit, static_argnames=("model", "vocab_size"))
 def _score(params, tokens_BT, ids_BT, counts_BT, *, model: Model, vocab_size):
   """Returns (log_p_B, is_greedy_B) over the places that count.
@@ -43,9 +50,7 @@ def _score(params, tokens_BT, ids_BT, counts_BT, *, model: Model, vocab_size):
     ids_BT: the token that follows each place.
     counts_BT: whether it belongs to the continuation.
   """
-  logits_BTV = model.apply(params, tokens_BT)
-  is_token_V = jnp.arange(logits_BTV.shape[-1]) < vocab_size
-  logits_BTV = jnp.where(is_token_V, logits_BTV, -jnp.inf)
+  logits_BTV = _read(params, tokens_BT, model, vocab_size)
   log_p_BTV = jax.nn.log_softmax(logits_BTV)
   log_p_BT = jnp.take_along_axis(log_p_BTV, ids_BT[..., None], 2)[..., 0]
   is_first_BT = logits_BTV.argmax(-1) == ids_BT
@@ -102,3 +107,52 @@ def score_pairs(
     for row, i in enumerate(own):
       found[i] = float(log_p_B[row]), bool(is_greedy_B[row])
   return found
+
+
+@functools.partial(jax.jit, static_argnames=("model", "vocab_size", "count"))
+def _score_all(params, tokens_T, *, model: Model, vocab_size: int, count: int):
+  """Returns (log_p_T of the token that follows, the likeliest_TE, theirs_TE).
+
+  Of the last place log_p_T says nothing.
+  """
+  logits_TV = _read(params, tokens_T[None], model, vocab_size)[0]
+  log_p_TV = jax.nn.log_softmax(logits_TV)
+  log_p_T = jnp.take_along_axis(log_p_TV, jnp.roll(tokens_T, -1)[:, None], 1)
+  theirs_TE, likeliest_TE = jax.lax.top_k(log_p_TV, count)
+  return log_p_T[:, 0], likeliest_TE, theirs_TE
+
+
+def score_text(
+  model: Model, params: Any, ids: Sequence[int], vocab_size: int, count: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Returns the log-probability of each token of a text but the first, in nats.
+
+  Args:
+    params: stacked, as trained.
+    ids: of the text, no more than the model has positions.
+    vocab_size: ids from here on are padding.
+    count: E, the likeliest tokens that are told beside each.
+
+  Returns:
+    (log_p_N, likeliest_NE ids, their log-probabilities_NE, likeliest first), N
+    the number of ids less one.
+
+  Raises:
+    InputError: the logits are not finite.
+  """
+  N = len(ids) - 1
+  T = min(generation.round_up(len(ids)), model.config.max_len)
+  tokens_T = np.zeros(T, np.int32)
+  tokens_T[: len(ids)] = ids
+  found = _score_all(
+    params,
+    tokens_T,
+    model=model,
+    vocab_size=vocab_size,
+    count=min(count, vocab_size),
+  )
+  log_p_N, likeliest_NE, theirs_NE = (
+    np.asarray(sharding.fetch(x))[:N] for x in found
+  )
+  generation.check_finite(bool(np.isfinite(log_p_N).all()))
+  return log_p_N, likeliest_NE, theirs_NE

@@ -20,7 +20,7 @@ from gpt_jax.data.templates import Prompt
 from gpt_jax.deploy.serve.engine import Engine
 from gpt_jax.deploy.serve.fields import Refusal, show
 from gpt_jax.deploy.serve.grammar import Grammars, Matcher
-from gpt_jax.deploy.serve.jobs import Event, Job, Reading
+from gpt_jax.deploy.serve.jobs import Event, Job, Reading, Token
 from gpt_jax.deploy.serve.metrics import Histogram
 from gpt_jax.deploy.serve.speech import Speech
 from gpt_jax.deploy.serve.wire import Asked
@@ -85,16 +85,17 @@ class Texts:
     self.created = int(time.time())
     self.texts = [""] * (len(asked.prompts) * asked.num_choices)
     self.tokens: list[list] = [[] for _ in self.texts]
+    self._heads: list[list[Token]] = [[] for _ in asked.prompts]
     self.ends = [""] * len(self.texts)
     self._loop = loop
     self._events: asyncio.Queue = asyncio.Queue()
     self.jobs: list[Job] = []
     seed = asked.seed
     self._seed = random.getrandbits(32) if seed is None else seed % 2**32
-    self._ids = [self._encode(prompt) for prompt in asked.prompts]
+    self.ids = [self._encode(prompt) for prompt in asked.prompts]
     schema = asked.schema
     matcher = None if schema is None else run.grammars.matcher(schema)
-    for i, ids in enumerate(self._ids):
+    for i, ids in enumerate(self.ids):
       self._add(i, ids, matcher)
 
   def _encode(self, prompt) -> np.ndarray:
@@ -132,7 +133,9 @@ class Texts:
     """Adds the jobs of a prompt."""
     a = self.asked
     left = self.run.max_len - len(ids)
-    num_tokens = min(a.num_tokens or left, self.run.max_tokens)
+    num_tokens = min(
+      left if a.num_tokens is None else a.num_tokens, self.run.max_tokens
+    )
     reading = Reading(ids, a.num_choices)
     deadline = time.monotonic() + self.run.seconds
     for choice in range(a.num_choices):
@@ -148,6 +151,9 @@ class Texts:
       speech = Speech(self.tokenizer, ids.tolist(), a.stop)
       place = i * a.num_choices + choice
       tell = functools.partial(self._tell, place)
+      if not num_tokens:
+        tell(Event("", None, "length"))
+        continue
       self.jobs.append(
         Job(
           reading,
@@ -164,6 +170,20 @@ class Texts:
     """Called in the engine's thread."""
     with contextlib.suppress(RuntimeError):  # the loop has ended
       self._loop.call_soon_threadsafe(self._events.put_nowait, (place, event))
+
+  @property
+  def has_scored_prompts(self) -> bool:
+    """Whether log-probabilities of the prompts are asked for."""
+    return self.asked.is_echo and self.asked.num_log_probs is not None
+
+  def score_prompt(self, i: int, scored) -> None:
+    """Takes what continuations.score_text returns of the ids of prompt i."""
+    log_p_N, likeliest_NE, theirs_NE = (x.tolist() for x in scored)
+    ids = self.ids[i].tolist()
+    self._heads[i] = [Token(ids[0], None, [])]
+    for k, log_p in enumerate(log_p_N):
+      likeliest = list(zip(likeliest_NE[k], theirs_NE[k], strict=True))
+      self._heads[i].append(Token(ids[k + 1], log_p, likeliest))
 
   def submit(self, engine: Engine) -> None:
     """Raises engine.Busy; Refusal where there are never as many rows."""
@@ -217,7 +237,7 @@ class Texts:
       self.cancel()
 
   def usage(self) -> dict:
-    prompt = sum(map(len, self._ids))
+    prompt = sum(map(len, self.ids))
     made = sum(job.num_made for job in self.jobs)
     reused = sum(job.reading.num_reused for job in self.jobs[:: self._stride])
     return {
@@ -251,12 +271,16 @@ class Texts:
     text, reason = self.texts[i], REASONS[self.ends[i]]
     found: dict = {"index": i, "finish_reason": reason, "logprobs": None}
     if self.asked.num_log_probs is not None:
-      found["logprobs"] = self._log_probs(self.tokens[i], i)
+      found["logprobs"] = self._log_probs(self._all_tokens(i), i)
     if self.is_chat:
       found["message"] = {"role": "assistant", "content": text, "refusal": None}
     else:
       found["text"] = self._echo(i) + text
     return found
+
+  def _all_tokens(self, i: int) -> list[Token]:
+    """Returns a choice's tokens; with echo its prompt's before them."""
+    return self._heads[i // self._stride] + self.tokens[i]
 
   def _echo(self, i: int) -> str:
     """Returns what a completion's text begins with: its prompt, or nothing."""
@@ -279,7 +303,7 @@ class Texts:
         delta = {"role": "assistant", "content": "", "refusal": None}
         yield wrap(self._part(i, delta))
       elif self.asked.is_echo:
-        yield wrap(self._part(i, self._echo(i)))
+        yield wrap(self._part(i, self._echo(i), self._all_tokens(i)))
     sent = [0] * len(self.texts)
     async for i, event in self.events():
       tokens = self.tokens[i][sent[i] :]
@@ -318,20 +342,24 @@ class Texts:
         "refusal": None,
       }
     spelled = [self._spell(t.id) for t in tokens]
-    own = self.tokens[i]
+    own = self._all_tokens(i)
     first = next((k for k, t in enumerate(own) if t is tokens[0]), 0)
     before = sum(len(self._spell(t.id)) for t in own[:first])
     ends = np.cumsum([before, *map(len, spelled)])[:-1]
     return {
       "tokens": spelled,
       "token_logprobs": [t.log_prob for t in tokens],
-      "top_logprobs": [
-        {self._spell(id): p for id, p in t.likeliest[:count]} for t in tokens
-      ]
-      if count
-      else None,
+      "top_logprobs": [self._likeliest(t) for t in tokens] if count else None,
       "text_offset": ends.tolist(),
     }
+
+  def _likeliest(self, token: Token) -> dict[str, float] | None:
+    """Returns the likeliest tokens and the token itself, as OpenAI has them."""
+    if token.log_prob is None:
+      return None
+    own = [(token.id, token.log_prob)]
+    found = token.likeliest[: self.asked.num_log_probs] + own
+    return {self._spell(id): p for id, p in found}
 
   def _spell(self, i: int) -> str:
     """Returns the text of one token; of part of a character, its bytes."""

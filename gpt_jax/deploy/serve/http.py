@@ -151,12 +151,19 @@ class Server:
     texts = await asyncio.to_thread(
       Texts, self.run, asked, self.metrics.first, asyncio.get_running_loop()
     )
+    if texts.has_scored_prompts:
+      await asgi.unless_gone(request, self._score_prompts(texts))
     with self._busy_is_refused():
       texts.submit(self.engine)
     if not asked.is_stream:
       return json_answer(await asgi.unless_gone(request, texts.whole()))
     headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
     return Answer(_lines(texts), "text/event-stream", headers=headers)
+
+  async def _score_prompts(self, texts: Texts) -> None:
+    """Scores prompt after prompt, with steps of other texts between them."""
+    for i, ids in enumerate(texts.ids):
+      texts.score_prompt(i, await self._call(self.tasks.score, ids))
 
   async def embeddings(self, request: Request) -> Answer:
     body = read_body(await request.body())

@@ -17,16 +17,16 @@ WAITING = -1
 
 
 class Token(NamedTuple):
-  """A token that was drawn.
+  """A token that was drawn, or one of a prompt.
 
   Attributes:
     id: of the token.
-    log_prob: by the model.
+    log_prob: by the model; None of the first token of a prompt.
     likeliest: [(id, log-probability)] of the likeliest.
   """
 
   id: int
-  log_prob: float
+  log_prob: float | None
   likeliest: list[tuple[int, float]]
 
 

@@ -4,6 +4,7 @@ Each `build_*` returns a function that the engine calls between two steps, so
 it takes few texts at a time.
 """
 
+import functools
 import json
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,8 +15,9 @@ from gpt_jax import config as config_lib
 from gpt_jax.data import examples
 from gpt_jax.data.objectives import build_task, prompting
 from gpt_jax.data.sources.labelled import Example
+from gpt_jax.deploy.serve.wire import MAX_LOG_PROBS
 from gpt_jax.exits import InputError
-from gpt_jax.inference import embedding, predicting, texts
+from gpt_jax.inference import continuations, embedding, predicting, texts
 from gpt_jax.inference.generation import Sampling
 
 # Texts of a forward pass.
@@ -29,11 +31,13 @@ class Tasks(NamedTuple):
     embed: texts or ids to (vectors (N, D), tokens).
     classify: texts, or pairs of them, to a dict each.
     translate: (texts, most tokens) to texts.
+    score: ids of a prompt to what continuations.score_text returns.
   """
 
   embed: Callable[[list], Any] | None
   classify: Callable[[list], list[dict]] | None
   translate: Callable[[list[str], int], list[str]] | None
+  score: Callable[[np.ndarray], Any] | None
 
 
 def build(config, model, params, tokenizer, mesh, labels) -> Tasks:
@@ -44,6 +48,19 @@ def build(config, model, params, tokenizer, mesh, labels) -> Tasks:
     None if has_source else build_embed(*run),
     None if labels is None else build_classify(*run, mesh, labels),
     build_translate(config, model, params, tokenizer) if has_source else None,
+    build_score(*run) if model.can_generate and not has_source else None,
+  )
+
+
+def build_score(config, model, rounded, tokenizer):
+  """Returns Tasks.score."""
+  sizes = config_lib.vocab_size(model.config), tokenizer.vocab_size
+  return functools.partial(
+    continuations.score_text,
+    model,
+    rounded,
+    vocab_size=min(sizes),
+    count=MAX_LOG_PROBS,
   )
 
 

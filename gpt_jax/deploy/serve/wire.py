@@ -43,7 +43,7 @@ class Asked(NamedTuple):
       None for none of any token.
     stop: strings that end a text.
     is_stream, has_usage: whether events are sent, and a last one of counts.
-    is_echo: whether a text begins with its prompt.
+    is_echo: whether a text, and its log-probabilities, begin with its prompt.
     schema: the JSON schema of the text; None for any text.
   """
 
@@ -71,20 +71,13 @@ def read_completion(body: dict, vocab_size: int) -> Asked:
   fields.take("best_of", lambda x: x == n, "n, or left out", None)
   asked = Asked(
     prompts=prompts,
-    num_tokens=fields.whole("max_tokens", 1, 2**31 - 1, 16),
+    num_tokens=fields.whole("max_tokens", 0, 2**31 - 1, 16),
     num_choices=n,
     num_log_probs=fields.whole("logprobs", 0, MAX_LOG_PROBS, None),
     is_echo=fields.switch("echo"),
     **_read_shared(fields, vocab_size),
   )
   fields.finish()
-  if asked.is_echo and asked.num_log_probs is not None:
-    raise Refusal(
-      400,
-      "echo and logprobs are both given; log-probabilities are of drawn tokens "
-      "alone: leave one out",
-      param="echo",
-    )
   return asked
 
 

@@ -78,7 +78,7 @@ class Serve:
       seconds=1e6,
     )
     bounds = Bounds(1 << 20, 30.0, 30.0, 30.0, 100.0)
-    none = Tasks(None, None, None)
+    none = Tasks(None, None, None, None)
     server = Server(run, self.engine, none, Keys(None), bounds)
     self.engine.start()
     settings = uvicorn.Config(server, port=0, log_level="error", **server.web)

@@ -25,7 +25,7 @@ from gpt_jax.deploy.serve.engine import Engine
 from gpt_jax.deploy.serve.grammar import Grammars
 from gpt_jax.deploy.serve.http import Server
 from gpt_jax.deploy.serve.keys import Keys
-from gpt_jax.deploy.serve.tasks import Tasks, build_embed
+from gpt_jax.deploy.serve.tasks import Tasks, build_embed, build_score
 from gpt_jax.inference.rows import Rows
 
 NUM_ROWS, MAX_LEN, WAITING, NUM_PAGES = 8, 256, 64, 16
@@ -66,10 +66,9 @@ class Running:
     config = dataclasses.replace(
       config, data=dataclasses.replace(config.data, seq_len=MAX_LEN)
     )
-    embed = build_embed(config, self.model, self.params, tokenizer)
-    self.server = Server(
-      run, self.engine, Tasks(embed, None, None), keys, bounds
-    )
+    own = config, self.model, self.params, tokenizer
+    tasks = Tasks(build_embed(*own), None, None, build_score(*own))
+    self.server = Server(run, self.engine, tasks, keys, bounds)
     self.engine.start()
     settings = uvicorn.Config(
       self.server, port=0, log_level="error", **self.server.web
