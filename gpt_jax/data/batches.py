@@ -85,20 +85,11 @@ def batch_at(
 
 
 def read_weights(prepared: PreparedData, config: Config) -> order.Weights:
-  """Returns the shares of the sets of a run, as data.curriculum has them.
-
-  Raises:
-    InputError: a stage has not a weight for each source.
-  """
+  """Returns the shares of the sets of a run, as data.curriculum has them."""
   shares = [weight for weight, _ in prepared.train]
   sets = [token_set for _, token_set in prepared.train]
   data, starts, stages = config.data, [0], [tuple(shares)]
   for weights, step in data.curriculum.parts:
-    if len(weights) != len(sets):
-      raise InputError(
-        f"data.curriculum is {data.curriculum} and data.source has {len(sets)} "
-        "sources; give a weight for each in every stage"
-      )
     pairs = list(zip(weights, sets, strict=True))
     found = [weight for weight, _ in weigh(pairs, data.temperature)]
     starts.append(count_sequences(config.train, step))

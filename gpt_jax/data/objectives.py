@@ -316,8 +316,16 @@ def prompting(
 def check_sources(data: DataConfig) -> None:
   """Raises InputError where a source lacks what the objective needs.
 
-  Pairs, or labels. Reads the names of sources alone.
+  Pairs, or labels. Or where a stage of data.curriculum has not a weight for
+  each source. Reads the names of sources alone.
   """
+  count = len(sources.parse_mixture(data.source))
+  for weights, _ in data.curriculum.parts:
+    if len(weights) != count:
+      raise InputError(
+        f"data.curriculum is {data.curriculum} and data.source has {count} "
+        "sources; give a weight for each in every stage"
+      )
   if data.objective not in ROWS:
     return
   has, what, remedy = ROWS[data.objective]

@@ -61,6 +61,7 @@ WRONG_VALUES = {
     "train.num_steps is 20",
     "shorter than the run",
   ),
+  "data.curriculum=1,3@2": ("curriculum is 1,3@2", "has 1 sources"),
   "model.num_heads=5": ("model.num_heads is 5", "model.model_dim 32"),
   "model.num_kv_heads=3": ("model.num_kv_heads is 3", "model.num_heads 4"),
   "model.v_head_dim=8": ("model.v_head_dim is 8", "kv_lora_rank is None"),

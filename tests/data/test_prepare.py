@@ -14,6 +14,7 @@ from gpt_jax import config as config_lib
 from gpt_jax.config import InputError
 from gpt_jax.data import (
   batches,
+  objectives,
   order,
   sources,
   tokenizers,
@@ -247,9 +248,10 @@ def test_a_curriculum_has_a_weight_for_each_source(corpus, tmp_path):
   assert batches.read_weights(made, config) == order.Curriculum(
     (0, 5 * size, 9 * size), ((0.25, 0.75), (0.75, 0.25), (0.5, 0.5))
   )
-  data = dataclasses.replace(data, curriculum="1@5")
+  objectives.check_sources(data)  # the control
+  short = dataclasses.replace(data, curriculum="3,1@5+1@9")
   with pytest.raises(InputError, match="has 2 sources; give a weight for each"):
-    batches.read_weights(made, dataclasses.replace(config, data=data))
+    objectives.check_sources(short)
   for wrong in ("1,0@5", "1,2", "1,2@0", "1,2@5+2,1@5", "a,1@5", ""):
     with pytest.raises(InputError, match="it must be none or WEIGHT"):
       dataclasses.replace(data, curriculum=wrong)
