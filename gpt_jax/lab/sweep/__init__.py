@@ -60,18 +60,21 @@ def main(argv: list[str]) -> int:
 
 
 def _plan(sweep, args) -> int:
-  from gpt_jax.lab.sweep import plan
+  from gpt_jax.lab.sweep import listing, plan
 
   limits = plan.Limits(args.memory, args.topology, args.devices, args.measure)
   bills = plan.make(sweep, args.workdir, limits)
   workers = 1 if args.topology else args.workers
-  _print(plan.lines(sweep, bills, workers))
+  others = listing.lines_of_others(sweep, args.workdir)
+  _print([*plan.lines(sweep, bills, workers), *others])
   return exits.DOES_NOT_FIT if plan.find_faults(sweep, bills) else 0
 
 
 def _run(sweep, args) -> int:
-  from gpt_jax.lab.sweep import run
+  from gpt_jax.lab.sweep import listing, run
 
+  for line in listing.lines_of_others(sweep, args.workdir):
+    run.say(line)
   return run.run(
     sweep,
     args.workdir,
@@ -107,19 +110,21 @@ def _list(sweep, args) -> int:
   if args.json:
     print(json.dumps(listing.rows(found), indent=1))
   else:
-    _print(listing.lines(found))
+    others = listing.lines_of_others(sweep, args.workdir)
+    _print([*listing.lines(found), *others])
   return 0
 
 
 def _report(sweep, args) -> int:
-  from gpt_jax.lab.sweep import report
+  from gpt_jax.lab.sweep import listing, report
 
   out = args.out or os.path.join(args.workdir, "report.html")
   found = report.make(sweep, args.workdir, args.baseline, os.path.dirname(out))
   tables = report.write(found, out)
   names = ", ".join(map(os.path.basename, tables))
   sentences = [one.sentence for one in found.comparisons]
-  _print([*sentences, f"written to {out} and {names}"])
+  others = listing.lines_of_others(sweep, args.workdir)
+  _print([*sentences, f"written to {out} and {names}", *others])
   return 0
 
 

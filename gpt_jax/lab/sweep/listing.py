@@ -103,6 +103,29 @@ def lines(found: Listing) -> list[str]:
   return text
 
 
+def lines_of_others(sweep: Sweep | None, root: str | None) -> list[str]:
+  """Returns a line for each code of cells in ROOT that the sweep has not.
+
+  After a change of the code, or of the config file, a cell has another id: its
+  results are there, and the sweep would run it anew.
+  """
+  if sweep is None or root is None:
+    return []
+  known = {cell.id for cell in sweep.cells}
+  today = {cell.code for cell in sweep.cells} or {identity.code_version()}
+  others = [i for i in folder.list_ids(root) if i not in known]
+  codes = [folder.read(root, i).record.get("code") for i in others]
+  text = []
+  for code in dict.fromkeys(codes):
+    count = codes.count(code)
+    line = f"{count} cell{'s are' if count > 1 else ' is'} in {root} beside "
+    if code is None or code in today:
+      text.append(f"{line}these, which this config does not ask for")
+    else:
+      text.append(f"{line}these, of other code: --code={code} continues them")
+  return text
+
+
 def _notes(state: folder.State, is_other_code: bool) -> list[str]:
   notes = [state.reason] if state.reason else []
   is_midway = state.word in (folder.RUNNING, folder.STOPPED)

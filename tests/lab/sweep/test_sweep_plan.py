@@ -10,6 +10,7 @@ from sweeps import load, make_run
 from configs import classify
 from gpt_jax import config as config_lib
 from gpt_jax import exits
+from gpt_jax.lab.sweep import asked as asked_lib
 from gpt_jax.lab.sweep import folder, listing, plan, pool, report, tables
 from gpt_jax.machine import console
 
@@ -136,3 +137,23 @@ def test_the_plan_of_a_classifier_needs_its_classes_and_its_run_does_not(
   assert filled.model.vocab_size == 1024
   wanted = plan.step_flops(filled) * config.train.num_steps
   assert pool._work(str(tmp_path), cell) == (0, wanted)
+
+
+def test_cells_of_other_code_or_of_an_older_file_are_named(
+  write, call_verb, tmp_path
+):
+  asked = 'add("a", {"optim.learning_rate": %s}, seeds=[0, 1])'
+  root, path = str(tmp_path / "root"), write(asked % 0.1)
+  for cell in asked_lib.load(path, {}, code="c0de").cells:
+    make_run(root, cell)
+  here = ["lab.sweep", "list", f"--workdir={root}"]
+  result = call_verb(*here, f"--config={path}")
+  assert "2 waiting" in result.stdout
+  assert "2 cells are in" in result.stdout
+  assert "of other code: --code=c0de continues them" in result.stdout
+  result = call_verb(*here, f"--config={path}", "--code=c0de")
+  assert "2 done" in result.stdout and "beside" not in result.stdout
+  changed = write(asked % 0.2)
+  result = call_verb(*here, f"--config={changed}", "--code=c0de")
+  assert "2 waiting" in result.stdout
+  assert "which this config does not ask for" in result.stdout
