@@ -160,6 +160,11 @@ def is_byte_level(library: dict) -> bool:
   return [step["type"] for step in _steps(library, "decoder")] == ["ByteLevel"]
 
 
+def has_byte_tokens(library: dict) -> bool:
+  """Returns whether decoding reads tokens such as <0x0A> as bytes."""
+  return any(s["type"] == "ByteFallback" for s in _steps(library, "decoder"))
+
+
 def _bare(word: str) -> str:
   """Returns "end_of_sentence" for "<｜end▁of▁sentence｜>"."""
   return re.sub(r"[\s▁-]", "_", word.strip("<>[]|｜ ")).lower()

@@ -42,6 +42,9 @@ class ByteTokenizer:
     ids = check_ids(ids, self.vocab_size)
     return ids[ids < 256].astype(np.uint8).tobytes()
 
+  def spell(self, i: int) -> bytes:
+    return self.decode_bytes([i])
+
   def continues_word(self, i: int) -> bool:
     return begins_inside_word(self.decode([i]))
 
@@ -94,6 +97,9 @@ class CharTokenizer:
 
   def decode_bytes(self, ids: Sequence[int] | np.ndarray) -> bytes:
     return self.decode(ids).encode("utf-8")
+
+  def spell(self, i: int) -> bytes:
+    return self.decode_bytes([i])
 
   def continues_word(self, i: int) -> bool:
     return begins_inside_word(self.decode([i]))

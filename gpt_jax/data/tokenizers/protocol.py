@@ -60,6 +60,13 @@ class Tokenizer(Protocol):
   def decode_bytes(self, ids: Sequence[int] | np.ndarray) -> bytes:
     """Returns the exact bytes of ids; a separator has none."""
 
+  def spell(self, i: int) -> bytes:
+    """Returns the bytes that an id adds to a text that it continues.
+
+    A decoder may leave out the space that begins a text, and `decode_bytes` of
+    a single id would then lack it.
+    """
+
   def continues_word(self, i: int) -> bool:
     """Returns whether a token, where a word stands before it, goes on with it.
 

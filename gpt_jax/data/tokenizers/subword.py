@@ -3,6 +3,7 @@
 Long texts go through tiktoken where it is sure to give the same ids.
 """
 
+import functools
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -27,6 +28,8 @@ PIECE_LEN = 1 << 15
 RANKED_CHARS = 1 << 21
 # What mask tokens are called.
 MASKS = ("[MASK]", "<mask>")
+# A token of one byte, where a vocabulary falls back on bytes.
+BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")
 
 
 class LibraryTokenizer:
@@ -177,6 +180,24 @@ class LibraryTokenizer:
     if self._token_bytes is None:
       self._token_bytes = self._list_token_bytes()
     return b"".join([self._token_bytes[i] for i in ids])
+
+  def spell(self, i: int) -> bytes:
+    if limits.is_byte_level(self._library):
+      return self.decode_bytes([i])
+    byte = BYTE_TOKEN.fullmatch(self._inner.id_to_token(i) or "")
+    if byte and limits.has_byte_tokens(self._library):
+      return bytes.fromhex(byte[1])
+    # The decoder may strip the space that a text begins with.
+    before, known = self._word
+    return self.decode_bytes([*before, i]).removeprefix(known)
+
+  @functools.cached_property
+  def _word(self) -> tuple[list[int], bytes]:
+    """Returns a token of letters, if there is one, and its bytes."""
+    for i in range(self.vocab_size):
+      if re.fullmatch("[a-zA-Z]+", self.decode([i])):
+        return [i], self.decode_bytes([i])
+    return [], b""
 
   def continues_word(self, i: int) -> bool:
     token = self._inner.id_to_token(i) or ""

@@ -40,6 +40,9 @@ T5 = Architecture(
   ),
   wanted={
     "feed_forward_proj": ("relu",),
+    # Which go before it where they are there.
+    "dense_act_fn": ("relu",),
+    "is_gated_act": (False,),
     "is_encoder_decoder": (True,),
     "relative_attention_num_buckets": (32,),
     "relative_attention_max_distance": (128,),
@@ -89,7 +92,12 @@ def _gated(row: Row) -> tuple[Row, ...]:
 T5_GATED = T5._replace(
   told={"feed_forward_proj": "gated-gelu"},
   fixed=T5.fixed | dict(mlp="geglu_tanh"),
-  wanted=T5.wanted | {"feed_forward_proj": ("gated-gelu",)},
+  wanted=T5.wanted
+  | {
+    "feed_forward_proj": ("gated-gelu",),
+    "dense_act_fn": ("gelu_new",),
+    "is_gated_act": (True,),
+  },
   rows=tuple(each for row in T5.rows for each in _gated(row)),
 )
 
@@ -150,6 +158,15 @@ def _read_bart(stated: dict, model: dict, where: str) -> dict:
         f"{other!r:.60}, which is not supported; they must be equal"
       )
   return {}
+
+
+def _read_marian(stated: dict, model: dict, where: str) -> dict:
+  if "activation_function" not in stated:
+    raise InputError(
+      f"{where} has no activation_function, which its class takes for 'gelu'; "
+      "only 'swish' is supported"
+    )
+  return _read_bart(stated, model, where)
 
 
 BART_LAYERS = (
@@ -237,6 +254,7 @@ MARIAN = BART._replace(
   # Its positions are computed.
   ignored=(*BART.ignored, "embed_positions.weight"),
   zeros=(),
+  read=_read_marian,
 )
 
 # By "model_type" of config.json, or an Architecture's own.

@@ -23,6 +23,7 @@ ONLY: dict[str, dict[str, Any]] = {
   # Which is none up to max_position_embeddings.
   "dynamic": {},
 }
+OWN_FRAC = "rotary_pct"
 ORIGINAL = "original_max_position_embeddings"
 # Factors of longrope, one of each wavelength of a head.
 MAX_FACTORS = 4096
@@ -45,15 +46,23 @@ def read_rope(stated: dict, where: str, found: Architecture) -> dict[str, Any]:
   rope = _dict(both[0] or both[1], "rope_scaling", where)
   full = rope.get("full_attention") or rope
   rope = _dict(full, "rope_scaling.full_attention", where)
-  named = [stated[key] for key in THETAS if key in stated]
+  is_modern = found.pattern is not None and found.pattern.is_first
+  thetas = THETAS[-1:] if is_modern else THETAS
+  named = [stated[key] for key in thetas if key in stated]
   default, frac = (*named, found.rope_theta)[0], found.rope_frac
   theta = _number(rope.get("rope_theta", default), "rope_theta", where)
   kind = rope.get("rope_type", rope.get("type", "default"))
   key = "partial_rotary_factor"
-  default = stated.get("rotary_pct", 1.0 if frac is None else frac)
-  part = _number(rope.get(key, stated.get(key, default)), key, where)
+  # GPT-NeoX names it rotary_pct, and reads no other key beside rope's own.
+  default = stated.get(key, 1.0) if frac is None else stated.get(OWN_FRAC, frac)
+  part = _number(rope.get(key, default), key, where)
   if not 0 < part <= 1 or (part != 1.0 and frac is None):
     raise InputError(f"{where} has {key} {part!r:.60}, which is not supported")
+  if is_modern and both[1] and not both[0] and kind != "default":
+    raise InputError(
+      f"{where} has a rope_scaling, which its class applies to local layers "
+      "too; only those of full_attention can be scaled"
+    )
   read: dict[str, Any] = {"rope_theta": theta}
   if kind == "longrope":
     read |= _read_longrope(rope, stated, where)
@@ -157,11 +166,18 @@ def write_rope(model: ModelConfig, found: Architecture) -> dict[str, Any]:
   stated = {"rope_theta": model.rope_theta, "rope_scaling": rope} | top
   if found.pattern is not None and found.pattern.is_first:
     stated["global_rope_theta"] = model.rope_theta
+    if rope is not None:  # rope_scaling would be that of local layers too
+      local = model.local_rope_theta or model.rope_theta
+      stated["rope_scaling"] = None
+      stated["rope_parameters"] = {
+        "full_attention": rope | {"rope_theta": model.rope_theta},
+        "sliding_attention": {"rope_type": "default", "rope_theta": local},
+      }
   if found.rope_frac is not None:
     stated |= {
       "partial_rotary_factor": model.rope_frac,
       # As GPT-NeoX calls them.
-      "rotary_pct": model.rope_frac,
+      OWN_FRAC: model.rope_frac,
       "rotary_emb_base": model.rope_theta,
     }
   return stated
@@ -215,6 +231,24 @@ def read_pattern(
     if scalar != model["head_dim"]:
       found["attn_scale"] = scalar**-0.5
   return found
+
+
+def check_uniform(stated: dict, has_window: bool, where: str) -> None:
+  """Refuses layer_types that differ, of a model whose layers are alike.
+
+  transformers opens a Mistral that has them as another class, whose layers
+  alternate.
+  """
+  kinds = stated.get("layer_types")
+  only = list(KINDS)[not has_window]
+  if kinds is None or (
+    isinstance(kinds, list) and all(k == only for k in kinds)
+  ):
+    return
+  raise InputError(
+    f"{where} has layer_types {kinds!r:.120}, which is not supported; each "
+    f"must be {only}, as its sliding_window says"
+  )
 
 
 def _repeat(pattern: Pattern, period: int, num_layers: int) -> list[str]:

@@ -106,6 +106,8 @@ def read_model(stated: dict, sizes: Sizes, where: str) -> dict[str, Any]:
     model |= rope.read_rope(stated, where, found)
   if found.pattern is not None:
     model |= rope.read_pattern(stated, model, found.pattern, where)
+  else:
+    rope.check_uniform(stated, bool(model.get("sliding_window")), where)
   if found.read is not None:
     model |= found.read(stated, model, where)
   return model

@@ -331,7 +331,7 @@ class Texts:
       one = lambda id, p: {
         "token": self._spell(id),
         "logprob": p,
-        "bytes": list(self.tokenizer.decode_bytes([id])),
+        "bytes": list(self.tokenizer.spell(id)),
       }
       return {
         "content": [
@@ -363,7 +363,7 @@ class Texts:
 
   def _spell(self, i: int) -> str:
     """Returns the text of one token; of part of a character, its bytes."""
-    data = self.tokenizer.decode_bytes([i])
+    data = self.tokenizer.spell(i)
     try:
       return data.decode("utf-8")
     except UnicodeDecodeError:

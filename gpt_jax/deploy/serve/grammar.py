@@ -31,9 +31,7 @@ class _Vocabulary:
   bos_token_id = None
 
   def __init__(self, tokenizer, end_id: int):
-    self.tokens = [
-      tokenizer.decode_bytes([i]) for i in range(tokenizer.vocab_size)
-    ]
+    self.tokens = [tokenizer.spell(i) for i in range(tokenizer.vocab_size)]
     self.eos_token_id = end_id
     # An id without bytes would be taken for one that may always come.
     self.special_token_ids = [
@@ -42,9 +40,25 @@ class _Vocabulary:
     for i in self.special_token_ids:
       self.tokens[i] = b"\xff" + f"[{i}]".encode()
     self._tokenizer = tokenizer
+    found = ((data, i) for i, data in enumerate(self.tokens))
+    texts = {data: i for data, i in found if i not in self.special_token_ids}
+    self._ids, self._longest = texts, max(map(len, texts), default=0)
 
   def __call__(self, text: str) -> list[int]:
-    return self._tokenizer.encode(text).tolist()
+    """Returns ids of a part of a text, which spell just that."""
+    ids, data = self._tokenizer.encode(text).tolist(), text.encode("utf-8")
+    if b"".join(self.tokens[i] for i in ids) == data:
+      return ids
+    # Many vocabularies put a space before what they encode.
+    ids, start = [], 0
+    while start < len(data):
+      ends = range(min(len(data), start + self._longest), start, -1)
+      end = next((e for e in ends if data[start:e] in self._ids), None)
+      if end is None:
+        break
+      ids.append(self._ids[data[start:end]])
+      start = end
+    return ids
 
 
 class Grammars:
@@ -146,5 +160,6 @@ class Matcher:
     """Adds a token that was drawn."""
     self._matcher.consume_token(i)
     self.is_done = self._matcher.is_stopped()
+    self.is_lost = self._matcher.is_error()
     if not self.is_done:
       self._look()

@@ -187,6 +187,20 @@ def test_a_bias_of_logits_has_both_names_where_tables_are_not_tied(tmp_path):
   np.testing.assert_array_equal(arrays[name], arrays[twin])
 
 
+def test_scaled_global_layers_leave_the_local_ones_alone(tmp_path):
+  scaled = dict(rope_type="linear", factor=4.0, rope_theta=1e4)
+  local = dict(rope_type="default", rope_theta=500.0)
+  both = dict(full_attention=scaled, sliding_attention=local)
+  run = bring_in(tmp_path, "modernbert", rope_parameters=both)
+  _, model, params, tokenizer, _ = workdir.open_run(run)
+  assert model.config.local_rope_theta == 500.0
+  exporting.export_model(model, params, tokenizer, str(tmp_path / "out"))
+  config = json.loads((tmp_path / "out" / "config.json").read_text())
+  # transformers turns local layers by a rope_scaling too.
+  assert config["rope_scaling"] is None
+  assert config["rope_parameters"] == both
+
+
 def test_a_changed_config_computes_something_else(tmp_path):
   # The control of the golden logits: each key of the config counts.
   run = bring_in(tmp_path, "mistral", sliding_window=4)

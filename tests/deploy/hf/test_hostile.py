@@ -74,10 +74,12 @@ def list_keys(word: str) -> dict[str, str | None]:
   if found.fixed.get("family") == "encoder_decoder":
     others += ["decoder_start_token_id", "eos_token_id"]
   if found.rope_frac is not None:
-    others += ["partial_rotary_factor", "rotary_pct", "rotary_emb_base"]
+    others += ["rotary_pct", "rotary_emb_base"]
   if found.pattern is not None:
     others += ["layer_types", found.pattern.key, found.pattern.theta]
     others += ["query_pre_attn_scalar"] * found.pattern.scalar
+    if found.pattern.is_first:  # whose class has another name for it
+      others[others.index("rope_theta")] = "global_rope_theta"
   if found.has_dense:
     others += ["qk_nope_head_dim", "first_k_dense_replace"]
   return keys | dict.fromkeys(filter(None, others))

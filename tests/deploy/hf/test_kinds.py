@@ -40,6 +40,17 @@ def test_tricky_texts_have_the_ids_and_the_text_that_transformers_gives(
   assert len(set(digests)) > 300
 
 
+@pytest.mark.parametrize("kind", ["llama2", "mistral", "gemma", "t5", "gpt2"])
+def test_a_text_is_what_its_tokens_add_one_by_one(kind, tmp_path):
+  ours = tokenizers.build_tokenizer(f"hf:{write(tmp_path, kind)}")
+  texts = "one two, three", "naïve 國 \N{PILE OF POO}", "a [b] {c: 1}"
+  for text in texts:
+    ids = ours.encode(text).tolist()
+    spelled = b"".join(map(ours.spell, ids)).decode("utf-8")
+    assert spelled.removeprefix(" ") == ours.decode(ids).removeprefix(" ")
+    assert spelled.count(" ") >= text.count(" ")
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_rules_of_another_kind_give_other_ids(kind, tmp_path):
   own = KINDS[kind]["tokenizer"]

@@ -8,6 +8,7 @@ import pytest
 
 from gpt_jax import cli
 from gpt_jax import config as config_lib
+from gpt_jax.config import InputError
 from gpt_jax.deploy.hf import stated
 from gpt_jax.deploy.hf.importing import OBJECTIVES
 from gpt_jax.models import build_model
@@ -250,3 +251,42 @@ def test_a_key_that_is_missing_has_the_value_that_its_class_takes(
   del config[key]
   found = stated.read_model(config, sizes, "config.json")
   assert found.get(ours) == value
+
+
+@pytest.mark.parametrize(
+  "word,stated_here,ours,value",
+  [
+    ("gpt_neox", dict(partial_rotary_factor=0.75), "rope_frac", 0.25),
+    ("gpt_neox", dict(rotary_pct=0.5), "rope_frac", 0.5),
+    ("modernbert", dict(rope_theta=77.0), "rope_theta", 160_000.0),
+    ("modernbert", dict(global_rope_theta=77.0), "rope_theta", 77.0),
+  ],
+)
+def test_a_key_that_a_class_does_not_read_changes_nothing(
+  word, stated_here, ours, value
+):
+  sizes = stated.Sizes(1000, 1024)
+  config = {
+    "model_type": word,
+    "vocab_size": 512,
+    "hidden_size": 512,
+    "intermediate_size": 512,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 16,
+    "max_position_embeddings": 64,
+  }
+  found = stated.read_model(config | stated_here, sizes, "config.json")
+  assert found[ours] == value
+
+
+def test_a_marian_without_an_activation_is_refused():
+  config = dict(model_type="marian", is_encoder_decoder=True, d_model=32)
+  for side in ("encoder", "decoder"):
+    config |= {f"{side}_layers": 2, f"{side}_ffn_dim": 48}
+    config |= {f"{side}_attention_heads": 4}
+  config |= dict(vocab_size=61, activation_function="swish")
+  sizes = stated.Sizes(1000, 1024)
+  assert stated.read_model(config, sizes, "config.json")["mlp"] == "silu"
+  del config["activation_function"]
+  with pytest.raises(InputError, match="has no activation_function"):
+    stated.read_model(config, sizes, "config.json")

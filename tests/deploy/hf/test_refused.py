@@ -250,6 +250,24 @@ def test_an_output_matrix_that_is_not_finite_is_no_other_than_the_table(
       "partial_rotary_factor 0.5, which is not supported",
     ),
     ("roberta", dict(pad_token_id=0), "has pad_token_id 0"),
+    (
+      "mistral",
+      dict(layer_types=["full_attention", "sliding_attention"]),
+      "must be sliding_attention, as its sliding_window says",
+    ),
+    (
+      "llama",
+      dict(layer_types=["sliding_attention"] * 2),
+      "must be full_attention, as its sliding_window says",
+    ),
+    (
+      "modernbert",
+      dict(
+        rope_parameters=None, rope_scaling=dict(rope_type="linear", factor=2.0)
+      ),
+      "applies to local layers too",
+    ),
+    ("t5", dict(dense_act_fn="gelu_new"), "has dense_act_fn 'gelu_new'"),
     ("roberta", dict(max_position_embeddings=2), "max_position_embeddings 2"),
     ("modernbert", dict(norm_bias=True), "has norm_bias True"),
     ("modernbert", dict(local_attention="all"), "local_attention 'all'"),
