@@ -284,7 +284,10 @@ def _describe_parameters(c: Config, abstract: Any) -> list[tuple[str, str]]:
   is_adapted = abstract.base is not None
   params = abstract.base if is_adapted else abstract.params
   kind = c.adapter.base if c.adapter.base != "full" else c.model.param_dtype
-  row = f"{count:,} ({sized(params)} {kind}){active}"
+  rows, padding = config_lib.padded_vocab_size(c.model), ""
+  if rows > config_lib.vocab_size(c.model):  # in the bytes, not in the count
+    padding = f", vocabulary padded to {rows:,}"
+  row = f"{count:,} ({sized(params)} {kind}{padding}){active}"
   if not is_adapted:
     return [("parameters", row)]
   count = tree.count_elements(abstract.params)

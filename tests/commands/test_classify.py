@@ -73,7 +73,9 @@ def test_a_run_reports_its_figures_beside_the_majoritys(made):
   folder, _, run, printed = made
   assert "texts of 3 classes to train on, vocabulary 257, rows of 64" in printed
   count = sum(x.size for x in leaves(run).values()) - 32 * (384 - 257)
-  assert f"parameters  {count:,} (" in printed
+  size = f"{4 * (count + 32 * (384 - 257)) / 1024:.1f} KiB"
+  row = f"parameters  {count:,} ({size} float32, vocabulary padded to 384)"
+  assert row in printed
   assert "by the commonest class" in printed
   row = metrics.read_rows(str(run / "metrics.jsonl"))[-1]
   names = {k.rpartition("/")[2] for k in row if k.startswith("eval/valid/")}
