@@ -109,7 +109,7 @@ def _check(args) -> None:
   """Raises InputError where a flag is out of its range."""
   ranges = {
     "port": (0, 65_535),
-    "rows": (2, 4_096),
+    "rows": (1, 4_096),
     "prefix_tokens": (0, 2**31 - 1),
     "drafts": (0, 64),
     "max_waiting": (0, 1_000_000),

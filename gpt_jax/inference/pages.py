@@ -21,7 +21,7 @@ import numpy as np
 
 from gpt_jax.models import Model
 
-# Tokens of a page; prefill.CHUNK is the same: reading goes on at a page's end.
+# Tokens of a page; chunks of a prompt are whole pages (prefill.chunk_for).
 PAGE = 32
 
 

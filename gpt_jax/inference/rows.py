@@ -30,7 +30,7 @@ from gpt_jax.inference.drawing import (
   log_probs,
 )
 from gpt_jax.inference.generation import Sampling
-from gpt_jax.inference.prefill import CHUNK, Prefill, Prompt, have_same_bits
+from gpt_jax.inference.prefill import Prefill, Prompt, chunk_for, have_same_bits
 from gpt_jax.models import Model
 from gpt_jax.models import cache as cache_lib
 from gpt_jax.models.attend import SLOTS
@@ -226,7 +226,8 @@ class Rows:
     has_pages = num_pages > 0 and not is_ring
     self.pages = pages.Pages(model, num_pages, most) if has_pages else None
     size = min(max(1, num_rows // ROWS_PER_PROMPT), MAX_PROMPTS)
-    build = lambda size: Prefill(model, self.params, size, most, self.pages)
+    args = most, self.pages, chunk_for(num_rows)
+    build = lambda size: Prefill(model, self.params, size, *args)
     self.prefill = build(size)
     self.narrow = build(max(1, size // NARROWER)) if size > 1 else None
     V = self._padded_vocab()
@@ -273,7 +274,7 @@ class Rows:
       self.drop(prompt)
       self.step()
       self.leave(0)
-    length = min(2 * CHUNK, self.max_len - 1) + 1
+    length = min(2 * self.prefill.chunk, self.max_len - 1) + 1
     if self.narrow is not None and not have_same_bits(*self.homes, length):
       self.narrow = None
 

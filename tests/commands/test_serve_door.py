@@ -128,7 +128,7 @@ def test_a_text_that_is_being_written_is_ended_before_the_server(served):
 @pytest.mark.parametrize(
   "word,said",
   [
-    ("--rows=1", "--rows is 1; it must be from 2"),
+    ("--rows=0", "--rows is 0; it must be from 1"),
     ("--port=70000", "--port is 70000; it must be from 0 to 65535"),
     ("--keys=missing.txt", "missing.txt"),
     (f"--draft={ROOT}", "--drafts is 0; give the number"),

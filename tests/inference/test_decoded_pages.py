@@ -67,6 +67,28 @@ def test_what_is_stored_is_not_read_again_and_has_the_same_bits(made, held):
     held.leave(0), plain.leave(0)
 
 
+def test_one_row_reads_longer_chunks_that_begin_where_they_would_anyway(made):
+  plain, held = (
+    Rows(*made, num_rows=1, vocab_size=V, num_pages=count)
+    for count in (0, NUM_PAGES)
+  )
+  ids = texts_of(0, 3 * PAGE + 9)
+  for other, chunks in (
+    (ids, 2),
+    (ids, 1),  # three pages are stored, of which it begins after the second
+    (ids[: PAGE + 9] + texts_of(1, 40), 2),
+  ):
+    again, count = read(held, other)
+    alone, _ = read(plain, other)
+    assert count == chunks
+    for found, wanted in zip(
+      again.home.cache[0], alone.home.cache[0], strict=True
+    ):
+      np.testing.assert_array_equal(
+        found[:, :, : again.num_read], wanted[:, :, : alone.num_read]
+      )
+
+
 def test_prompts_read_together_store_their_own_pages(held):
   texts = [texts_of(seed, 2 * PAGE + 1) for seed in (7, 8)]
   both = [held.start(ids) for ids in texts]
