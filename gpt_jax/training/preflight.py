@@ -11,7 +11,7 @@ from gpt_jax import config as config_lib
 from gpt_jax import encryption, flops, sharding, tree
 from gpt_jax.config import Config, InputError, ModelConfig
 from gpt_jax.data.tokenizers.protocol import Tokenizer
-from gpt_jax.machine import chips, console, runtime
+from gpt_jax.machine import chips, console, processes, runtime
 from gpt_jax.runs import metrics, restore, rounded
 from gpt_jax.runs import workdir as workdir_lib
 
@@ -293,6 +293,16 @@ def _describe_parameters(c: Config, abstract: Any) -> list[tuple[str, str]]:
   count = tree.count_elements(abstract.params)
   learned = f"{count:,} ({sized(abstract.params)} float32), {c.adapter.rank}"
   return [("parameters", f"{row}, frozen"), ("adapters", learned)]
+
+
+def check_processes(config: Config) -> None:
+  """Raises InputError where the answers are sampled and there are several."""
+  word, count = config.data.objective, processes.count()
+  if config_lib.OBJECTIVES[word].is_sampled and count > 1:
+    raise InputError(
+      f"data.objective is {word}, of which one process samples, and there are "
+      f"{count}; start one"
+    )
 
 
 def device_peak(mesh: jax.sharding.Mesh) -> float | None:

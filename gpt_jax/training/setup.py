@@ -103,6 +103,7 @@ class Setup:
     # Before data are prepared, which can take hours.
     check_objective(config.model.family, config.data.objective)
     check_sources(config.data)
+    preflight.check_processes(config)
     for other in (config.train.init_from, config.distill.teacher):
       if other is not None:
         scratch.local(other)
@@ -300,11 +301,6 @@ class Setup:
     return self._rollouts.sample(whole, step, rows, place)
 
   def _build_rollouts(self) -> rollouts.Rollouts:
-    if processes.count() > 1:
-      raise InputError(
-        f"data.objective is {self.config.data.objective}, of which one process "
-        f"samples, and there are {processes.count()}; start one"
-      )
     own = prompting(self.config, self.prepared.tokenizer)
     reference, source = None, self.config.train.init_from
     if self.config.train.kl_weight and source is not None:

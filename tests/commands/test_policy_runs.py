@@ -2,12 +2,14 @@
 
 import pathlib
 import shutil
+import types
 
 import pytest
 from harness import logged
 from refusals import assert_run_refused, flag
 
 from gpt_jax.runs import integrity
+from gpt_jax.training import preflight
 
 pytestmark = pytest.mark.wide
 
@@ -119,3 +121,12 @@ def test_what_grpo_cannot_be_is_one_sentence(
   changed, said, flags, call_verb, tmp_path
 ):
   assert_run_refused(call_verb, flags, changed, said, tmp_path / "new")
+
+
+def test_several_processes_are_refused_before_anything_is_written(
+  flags, call_verb, tmp_path, monkeypatch
+):
+  several = types.SimpleNamespace(count=lambda: 2)
+  monkeypatch.setattr(preflight, "processes", several)
+  said = "of which one process samples, and there are 2; start one"
+  assert_run_refused(call_verb, flags, {}, said, tmp_path / "new")
