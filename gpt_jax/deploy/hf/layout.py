@@ -18,6 +18,8 @@ from gpt_jax.deploy.hf.tensors import Tensor, check_finite
 TABLES = ("embed/tokens", "unembed", "head/bias")
 # Bytes at a multiple of which an array of a CPU's device begins.
 ALIGNMENT = 64
+# Other names of the table of tokens, of a model that reads sources.
+COPIES = "encoder.embed_tokens.weight", "decoder.embed_tokens.weight"
 # A second name of a bias of the logits.
 TWIN = ".decoder.bias"
 
@@ -247,8 +249,15 @@ def match(
         f"{where} holds {name}, which is not zero; {found.name} is supported "
         "where it is"
       )
+  table = tensors[theirs(entries[0].name)]
   for name in (tied - used) & tensors.keys():
-    _check_tied(tensors[name], tensors[theirs(entries[0].name)], name, where)
+    _check_tied(tensors[name], table, name, where)
+  for name in tensors.keys() - used:
+    if name.endswith(COPIES) and not _is_same(tensors[name], table):
+      raise InputError(
+        f"{where} holds {name:.80}, which differs from "
+        f"{theirs(entries[0].name)}; sources and targets must have one table"
+      )
   _check_twins(tensors, used, where)
   return matched
 
@@ -289,13 +298,17 @@ def _rename(tensors: dict, found: Architecture, where: str) -> dict:
 
 def _check_tied(head: Tensor, table: Tensor, name: str, where: str) -> None:
   """Refuses an output matrix that config.json says is the embedding's."""
-  if head.shape != table.shape or not np.array_equal(head.read(), table.read()):
+  if not _is_same(head, table):
     for tensor in (table, head):  # NaN differs from itself
       check_finite(tensor.read(), tensor)
     raise InputError(
       f"{where} holds {name}, which differs from the embedding, and "
       "config.json says that they are one (tie_word_embeddings)"
     )
+
+
+def _is_same(one: Tensor, other: Tensor) -> bool:
+  return one.shape == other.shape and np.array_equal(one.read(), other.read())
 
 
 def _some(names: list[str]) -> str:

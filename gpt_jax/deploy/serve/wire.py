@@ -227,6 +227,8 @@ def _read_format(fields: Fields) -> dict | None:
   name = "response_format"
   found = fields.take(name, lambda x: isinstance(x, dict), "an object", {})
   kind = found.get("type", "text")
+  is_schema = kind == "json_schema"
+  _refuse_others(found, {"type", *["json_schema"] * is_schema}, name)
   if kind == "text":
     return None
   if kind == "json_object":
@@ -240,6 +242,9 @@ def _read_format(fields: Fields) -> dict | None:
     )
   inner = found.get("json_schema")
   schema = inner.get("schema") if isinstance(inner, dict) else None
+  if isinstance(inner, dict):
+    known = {"name", "description", "schema", "strict"}
+    _refuse_others(inner, known, f"{name}.json_schema")
   if not isinstance(schema, dict):
     raise Refusal(
       400,
@@ -247,6 +252,18 @@ def _read_format(fields: Fields) -> dict | None:
       param=name,
     )
   return schema
+
+
+def _refuse_others(found: dict, known: set[str], name: str) -> None:
+  """Refuses keys that would be left out, such as the schema of another API."""
+  others = sorted(found.keys() - known)
+  if others:
+    raise Refusal(
+      400,
+      f"{name} has {show(others[0])}, which is not read; it may have "
+      f"{', '.join(sorted(known))}",
+      param=name,
+    )
 
 
 def _read_bias(fields: Fields, vocab_size: int) -> dict[int, float]:

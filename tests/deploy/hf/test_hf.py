@@ -15,7 +15,13 @@ from gpt_jax import config as config_lib
 from gpt_jax import tree
 from gpt_jax.config import InputError
 from gpt_jax.deploy.hf import __main__ as command
-from gpt_jax.deploy.hf import exporting, importing, stated, tensors
+from gpt_jax.deploy.hf import (
+  encoder_decoders,
+  exporting,
+  importing,
+  stated,
+  tensors,
+)
 from gpt_jax.machine import runtime
 from gpt_jax.models import build_model
 from gpt_jax.runs import workdir
@@ -185,6 +191,28 @@ def test_a_bias_of_logits_has_both_names_where_tables_are_not_tied(tmp_path):
     assert arrays[name].any()
     assert (twin in arrays) != own.config.tied_embeddings
   np.testing.assert_array_equal(arrays[name], arrays[twin])
+
+
+def test_sides_have_their_tables_where_these_are_not_tied(tmp_path):
+  run = bring_in(tmp_path, "bart")
+  _, model, params, tokenizer, _ = workdir.open_run(run)
+  config = dataclasses.replace(model.config, tied_embeddings=False)
+  untied = params | {"unembed": params["embed"]["tokens"] + 1}
+  out = str(tmp_path / "out")
+  exporting.export_model(build_model(config), untied, tokenizer, out)
+  # Copies, as the file that they are mapped from is written over.
+  arrays = {n: np.array(a) for n, a in read_arrays(out).items()}
+  names = [
+    f"model.{side}.embed_tokens.weight" for side in encoder_decoders.SIDES
+  ]
+  for name in names:
+    np.testing.assert_array_equal(arrays[name], arrays["model.shared.weight"])
+  importing.import_model(out, str(tmp_path / "again"))
+  for name in names:
+    changed = arrays | {name: arrays[name] + 1}
+    write_tensors(out, changed)
+    with pytest.raises(InputError, match=f"{name}, which differs from model"):
+      importing.import_model(out, str(tmp_path / "other"))
 
 
 def test_scaled_global_layers_leave_the_local_ones_alone(tmp_path):

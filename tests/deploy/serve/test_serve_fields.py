@@ -31,6 +31,25 @@ def test_two_bounds_of_one_answer_are_refused(client):
   assert "max_tokens is 5 and max_completion" in refused.value.body["message"]
 
 
+@pytest.mark.parametrize(
+  "form,said",
+  [
+    ({"type": "json_object", "schema": {}}, 'format has "schema", which is'),
+    ({"json_schema": {"schema": {}}}, 'format has "json_schema", which is'),
+    (
+      {"type": "json_schema", "json_schema": {"schema": {}, "regex": "a"}},
+      'json_schema has "regex", which is not read; it may have description',
+    ),
+  ],
+)
+def test_no_part_of_a_format_is_left_out(form, said, client):
+  with pytest.raises(openai.BadRequestError) as refused:
+    client.completions.create(
+      prompt="x", extra_body={"response_format": form}, **GREEDY
+    )
+  assert said in refused.value.body["message"]
+
+
 def test_a_text_to_embed_is_never_cut_in_silence(client):
   embed = lambda text: client.embeddings.create(model="tiny", input=["a", text])
   assert len(embed("a" * 255).data) == 2
