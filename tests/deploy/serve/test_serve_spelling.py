@@ -17,7 +17,7 @@ KINDS = json.loads(FILES.read_text())
 
 
 @pytest.mark.parametrize("kind", ["llama2", "mistral", "gemma", "gpt2"])
-@pytest.mark.parametrize("word", ["a red cat", "né"])
+@pytest.mark.parametrize("word", ["a red cat", "né", "a   b"])
 def test_a_text_of_any_vocabulary_is_of_its_schema(kind, word, tmp_path):
   path = tmp_path / "tokenizer.json"
   path.write_text(json.dumps(KINDS[kind]["tokenizer"]))
