@@ -33,7 +33,7 @@ td.name { min-width: 9rem; overflow-wrap: anywhere; }
 .sort th[aria-sort=descending]::after { content: " \\2193"; }
 .done, .better { color: var(--good); } .failed, .unreadable, .refused, .worse,
   .diverged { color: var(--bad); } .better, .worse { font-weight: 600; }
-svg { display: block; max-width: 100%; min-width: 36rem; height: auto;
+.wide > svg { display: block; max-width: 100%; min-width: 36rem; height: auto;
   margin: .5rem 0 1rem; }
 details { margin-top: 2rem; } summary { cursor: pointer; color: var(--soft); }
 """
@@ -208,9 +208,8 @@ def _comparisons(found: list[paired.Comparison]) -> str:
     )
   return (
     f"<p>Final loss less that of <strong>{_e(found[0].baseline)}</strong> in "
-    f"{losses.NATS}, paired by seed: the mean difference, its 95&nbsp;% t "
-    f"interval and p, both corrected for {_count(found)} by Holm, so that an "
-    "interval without zero is a verdict. Below zero is better.</p>"
+    f"{losses.NATS}, paired by seed: the mean difference{_measured(found)}. "
+    "Below zero is better.</p>"
     "<div class=wide><table><thead><tr><th>name</th>"
     "<th class=n>pairs</th><th class=n>difference</th><th class=n>interval</th>"
     "<th></th><th class=n>p</th><th>verdict</th></tr></thead>"
@@ -218,9 +217,16 @@ def _comparisons(found: list[paired.Comparison]) -> str:
   )
 
 
-def _count(found: list[paired.Comparison]) -> str:
+def _measured(found: list[paired.Comparison]) -> str:
+  """Returns what stands beside the differences; "" if no two seeds do."""
   count = sum(one.p is not None for one in found)
-  return f"{count} comparison{'s' * (count != 1)}"
+  if not count:
+    return ""
+  return (
+    ", its 95&nbsp;% t interval and p, both corrected for "
+    f"{count} comparison{'s' * (count != 1)} by Holm, so that an interval "
+    "without zero is a verdict"
+  )
 
 
 def _bar(one: paired.Comparison, reach: float) -> str:
@@ -235,7 +241,7 @@ def _bar(one: paired.Comparison, reach: float) -> str:
       'stroke="var(--band)" stroke-width="2"/>'
     )
   return (
-    '<svg viewBox="0 0 120 16" width="120" height="16" style="margin:0">'
+    '<svg viewBox="0 0 120 16" width="120" height="16">'
     '<line x1="60" x2="60" y1="0" y2="16" stroke="var(--soft)"/>'
     f'{line}<circle cx="{at(one.mean):.1f}" cy="8" r="3" fill="var(--band)"/>'
     "</svg>"

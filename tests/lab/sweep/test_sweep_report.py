@@ -127,6 +127,25 @@ def test_a_report_of_many_cells_is_looked_at(
     assert level > 200 if name == "light" else level < 70, (name, level)
 
 
+MEASURE = """<script>addEventListener("load", () => {
+  const table = document.querySelector("td svg").closest("table");
+  document.title = [table.querySelector("svg").getBoundingClientRect().width,
+    table.offsetWidth - table.parentNode.clientWidth].join(" ");
+});</script></body>"""
+
+
+def test_the_bar_of_a_comparison_is_small_and_its_table_fits(
+  write, call_verb, tmp_path, browser
+):
+  lines = ['add("a", seeds=[1])', 'add("b", {"optim.beta1": 0.5}, seeds=[1])']
+  page, _ = written(write, call_verb, tmp_path, lines)
+  text = page.read_text()
+  assert "0 comparisons" not in text  # of one seed nothing is corrected
+  page.write_text(text.replace("</body>", MEASURE))
+  dom = browser(page, "--dump-dom", "--window-size=1400,900")
+  assert re.findall("<title>(.*)</title>", dom) == ["120 0"]
+
+
 def brightness(path) -> float:
   """Returns the mean of the bytes of a PNG's first and last lines, unfiltered.
 
