@@ -22,7 +22,7 @@ from gpt_jax.deploy.serve.fields import Refusal, show
 from gpt_jax.deploy.serve.grammar import Grammars, Matcher
 from gpt_jax.deploy.serve.jobs import Event, Job, Reading, Token
 from gpt_jax.deploy.serve.metrics import Histogram
-from gpt_jax.deploy.serve.speech import Speech
+from gpt_jax.deploy.serve.speech import Speech, find_offsets
 from gpt_jax.deploy.serve.wire import Asked
 from gpt_jax.inference.drawing import Settings
 
@@ -344,13 +344,13 @@ class Texts:
     spelled = [self._spell(t.id) for t in tokens]
     own = self._all_tokens(i)
     first = next((k for k, t in enumerate(own) if t is tokens[0]), 0)
-    before = sum(len(self._spell(t.id)) for t in own[:first])
-    ends = np.cumsum([before, *map(len, spelled)])[:-1]
+    read = [t.id for t in own[: first + len(tokens)]]
+    offsets = find_offsets(self.tokenizer, read, self._echo(i))[first:]
     return {
       "tokens": spelled,
       "token_logprobs": [t.log_prob for t in tokens],
       "top_logprobs": [self._likeliest(t) for t in tokens] if count else None,
-      "text_offset": ends.tolist(),
+      "text_offset": offsets,
     }
 
   def _likeliest(self, token: Token) -> dict[str, float] | None:

@@ -1,5 +1,7 @@
 """A text as its tokens are drawn: pieces that no later token changes."""
 
+import codecs
+import itertools
 import os
 from collections.abc import Sequence
 
@@ -10,6 +12,27 @@ from gpt_jax.inference.texts import safe_length
 # does at a text's start, and for a character of several tokens.
 CONTEXT = 8
 WINDOW = 64
+
+
+def find_offsets(tokenizer, ids: Sequence[int], prompt: str) -> list[int]:
+  """Returns where in a text each of its tokens begins, in characters.
+
+  A token of a part of a character has the place of this character. What stands
+  before a prompt, such as <s>, and the space that a vocabulary puts before it
+  are not in the text.
+
+  Args:
+    prompt: what the text begins with; "" where ids are of drawn tokens alone.
+  """
+  starts = tuple(tokenizer.start_ids) if prompt else ()
+  num_starts = len(starts) if tuple(ids[: len(starts)]) == starts else 0
+  pieces = [b""] * num_starts + [tokenizer.spell(i) for i in ids[num_starts:]]
+  is_padded = b"".join(pieces).startswith(b" " + prompt.encode("utf-8"))
+  decoder = codecs.getincrementaldecoder("utf-8")("replace")
+  sizes = [len(decoder.decode(piece)) for piece in pieces]
+  cut = int(bool(prompt) and is_padded)
+  ends = itertools.accumulate(sizes, initial=0)
+  return [max(end - cut, 0) for end in ends][: len(ids)]
 
 
 class Speech:

@@ -11,6 +11,7 @@ from gpt_jax.data import tokenizers
 pytest.importorskip("llguidance", reason="extra grammar is not installed")
 
 from gpt_jax.deploy.serve.grammar import Grammars
+from gpt_jax.deploy.serve.speech import find_offsets
 
 FILES = pathlib.Path(__file__).parents[1] / "hf" / "kinds.json"
 KINDS = json.loads(FILES.read_text())
@@ -44,6 +45,24 @@ def test_a_text_of_any_vocabulary_is_of_its_schema(kind, word, tmp_path):
     assert not matcher.is_lost
   text = ours.decode(prompt + ids).removeprefix(ours.decode(prompt))
   assert text == f'{{"it":"{word}"}}'
+
+
+@pytest.mark.parametrize("kind", ["llama2", "gemma", "gpt2"])
+@pytest.mark.parametrize("text", ["a 國 red cat", " a  red cat"])
+def test_each_token_begins_where_its_text_does(kind, text, tmp_path):
+  path = tmp_path / "tokenizer.json"
+  path.write_text(json.dumps(KINDS[kind]["tokenizer"]))
+  ours = tokenizers.build_tokenizer(f"hf:{path}").with_start()
+  ids = [*ours.start_ids, *ours.encode(text).tolist()]
+  offsets = find_offsets(ours, ids, text)
+  assert offsets[: len(ours.start_ids) + 1] == [0] * (len(ours.start_ids) + 1)
+  drawn = ours.encode("a 國").tolist()
+  spelled = b"".join(map(ours.spell, drawn)).decode("utf-8")
+  assert find_offsets(ours, drawn, "")[-1] == len(spelled) - 1
+  for i, at in list(zip(ids, offsets, strict=True))[len(ours.start_ids) + 1 :]:
+    data = ours.spell(i)
+    spelled = data.decode("utf-8", errors="ignore")
+    assert text[at:].startswith(spelled or "國"), (i, at)
 
 
 def test_a_token_that_may_not_come_loses_the_text():
