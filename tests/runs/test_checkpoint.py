@@ -8,6 +8,7 @@ import os
 import pathlib
 import shutil
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -339,3 +340,26 @@ def test_the_record_is_plain_json(folder):
   save(folder, 10)
   path = pathlib.Path(folder, "10", "meta", "metadata")
   assert json.loads(path.read_text())["who"] == "a test"
+
+
+def test_simulated_devices_sum_one_array_at_a_time(monkeypatch):
+  waiting = []  # programs that were started and not waited for
+
+  def compiled(self, leaf):
+    def start(leaf, index):
+      assert not waiting, "two programs are in flight"
+      waiting.append(index)
+      return types.SimpleNamespace(block_until_ready=waiting.clear)
+
+    return start
+
+  monkeypatch.setattr(integrity.Checksum, "_compile", compiled)
+  monkeypatch.setattr(integrity.jax, "device_get", lambda rows: rows)
+  monkeypatch.setattr(
+    integrity.np, "concatenate", lambda rows: np.zeros((len(rows), 3))
+  )
+  mesh = jax.make_mesh((2,), ("data",), devices=jax.devices()[:2])
+  place = jax.sharding.NamedSharding(mesh, P("data"))
+  leaves = [jax.device_put(np.zeros(4), place) for _ in range(3)]
+  sums, is_finite = integrity.Checksum()(leaves)
+  assert len(sums) == len(is_finite) == 3 and not waiting
