@@ -25,6 +25,7 @@ from gpt_jax.deploy.serve.jobs import WAITING, Event, Job, Reading, Token
 from gpt_jax.deploy.serve.metrics import Histogram
 from gpt_jax.inference.drafts import Lookup
 from gpt_jax.inference.drawing import Drawn
+from gpt_jax.inference.rows import NARROWER
 
 
 class NoRows:
@@ -195,9 +196,9 @@ class Engine:
     unread = [job for job in self._active if not rows.is_held_R[job.row]]
     readings = dict.fromkeys(job.reading for job in unread)
     num_begun = sum(job.num_begun >= 0 for job in self._active)
-    # Where more texts wait for prompts than for tokens, these wait for longer.
+    # Where many wait for prompts and few for tokens, these wait for longer.
     is_narrow = rows.narrow is not None and (
-      len(unread) <= max(num_begun, rows.narrow.num_places)
+      len(unread) <= max(NARROWER * num_begun, rows.narrow.num_places)
     )
     home = rows.narrow if is_narrow else rows.prefill
     for reading in readings:

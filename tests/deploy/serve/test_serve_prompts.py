@@ -2,9 +2,13 @@
 
 import concurrent.futures
 import time
+from types import SimpleNamespace
 
 import jax
+import pytest
 
+from gpt_jax.deploy.serve.engine import Engine
+from gpt_jax.deploy.serve.jobs import Reading
 from gpt_jax.inference.prefill import CHUNK
 
 GREEDY = dict(model="tiny", temperature=0)
@@ -52,6 +56,36 @@ def test_prompts_that_come_together_are_read_together(running, monkeypatch):
     client.completions.create(prompt=texts, max_tokens=2, **GREEDY)
   size = rows.prefill.num_places
   assert size == 2 and passes == [size] * (3 * 8 // size)
+
+
+@pytest.mark.parametrize(
+  "num_writing,num_unread,wanted",
+  [(0, 2, True), (0, 3, False), (1, 4, True), (1, 5, False), (6, 24, True)],
+)
+def test_many_prompts_are_read_at_once_only_beside_few_texts(
+  num_writing, num_unread, wanted
+):
+  """A text that waits for its next token waits for a short pass."""
+  started = []
+
+  def start(ids, is_narrow):
+    started.append(is_narrow)
+    return SimpleNamespace(is_read=False, num_read=0)
+
+  num_begun = [5] * num_writing + [-1] * num_unread
+  engine = Engine(lambda: None, None, max_waiting=0)
+  engine.rows = SimpleNamespace(
+    is_held_R=[begun >= 0 for begun in num_begun],
+    narrow=SimpleNamespace(num_places=2, num_free=2),
+    prefill=SimpleNamespace(num_places=8, num_free=8),
+    start=start,
+    read=lambda prompts: None,
+  )
+  for row, begun in enumerate(num_begun):
+    job = SimpleNamespace(row=row, num_begun=begun, reading=Reading([row]))
+    engine._active.append(job)
+  engine._read()
+  assert started == [wanted] * num_unread
 
 
 def num_taken(rows) -> int:
