@@ -75,6 +75,7 @@ class LibraryTokenizer:
     found = [i for i in map(self._inner.token_to_id, MASKS) if i is not None]
     self.mask_id = found[0] if found else None
     self._token_bytes = None
+    self._spelled: dict[int, bytes] = {}
     self._ranked, self._is_ranked_sought = None, False
     self._num_chars = 0
     self._cuts = self._find_safe_cuts()
@@ -182,6 +183,11 @@ class LibraryTokenizer:
     return b"".join([self._token_bytes[i] for i in ids])
 
   def spell(self, i: int) -> bytes:
+    if i not in self._spelled:
+      self._spelled[i] = self._spell(i)
+    return self._spelled[i]
+
+  def _spell(self, i: int) -> bytes:
     if limits.is_byte_level(self._library):
       return self.decode_bytes([i])
     byte = BYTE_TOKEN.fullmatch(self._inner.id_to_token(i) or "")
