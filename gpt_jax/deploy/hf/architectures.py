@@ -323,7 +323,7 @@ ARCHITECTURES = {
       norm="layernorm", position="learned", mlp="gelu_tanh", bias=True
     ),
     wanted={
-      "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+      "activation_function": ("gelu_new",),
       "scale_attn_weights": (True,),
       "scale_attn_by_inverse_layer_idx": (False,),
       "add_cross_attention": (False,),

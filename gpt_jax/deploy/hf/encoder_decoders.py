@@ -237,7 +237,7 @@ MARIAN = BART._replace(
     head="biased",
   ),
   wanted={
-    "activation_function": ("swish", "silu"),
+    "activation_function": ("swish",),
     "is_encoder_decoder": (True,),
     "share_encoder_decoder_embeddings": (True,),
     # Of Marian's own files, before they were converted.

@@ -32,6 +32,16 @@ NULLABLE = (
   *("q_lora_rank", "num_kv_heads"),
 )
 
+# Names of one function in transformers.
+SYNONYMS = {
+  "swish": "silu",
+  "gelu_accurate": "gelu_new",
+  "gelu_fast": "gelu_new",
+  "gelu_pytorch_tanh": "gelu_new",
+  "gelu_python_tanh": "gelu_new",
+  "gelu_python": "gelu",
+}
+
 
 class Sizes(NamedTuple):
   """Bounds of the numbers of a config.json.
@@ -71,6 +81,11 @@ def find(stated: dict, where: str) -> Architecture:
   return next((each for each in named[word] if is_told(each)), named[word][-1])
 
 
+def _canonical(value):
+  """Returns the first name of a function that has several, or the value."""
+  return SYNONYMS.get(value, value) if isinstance(value, str) else value
+
+
 def read_model(stated: dict, sizes: Sizes, where: str) -> dict[str, Any]:
   """Returns {field of our model section: value} of their config.
 
@@ -83,7 +98,7 @@ def read_model(stated: dict, sizes: Sizes, where: str) -> dict[str, Any]:
   """
   found = find(stated, where)
   for key, values in found.wanted.items():
-    if stated.get(key, values[0]) not in values:
+    if _canonical(stated.get(key, values[0])) not in map(_canonical, values):
       raise InputError(
         f"{where} has {key} {stated[key]!r:.60}, which is not supported; it "
         f"must be {' or '.join(map(repr, values))}"

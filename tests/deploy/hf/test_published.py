@@ -279,6 +279,33 @@ def test_a_key_that_a_class_does_not_read_changes_nothing(
   assert found[ours] == value
 
 
+@pytest.mark.parametrize(
+  "word,key,value",
+  [
+    ("llama", "hidden_act", "swish"),
+    ("gemma2", "hidden_activation", "gelu_new"),
+    ("gemma2", "hidden_activation", "gelu_fast"),
+    ("gpt_neox", "hidden_act", "gelu_python"),
+  ],
+)
+def test_an_activation_is_known_by_all_its_names(word, key, value):
+  sizes = stated.Sizes(1000, 1024)
+  config = {
+    "model_type": word,
+    "vocab_size": 512,
+    "hidden_size": 512,
+    "intermediate_size": 512,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 16,
+    "max_position_embeddings": 64,
+  }
+  read = lambda **own: stated.read_model(config | own, sizes, "config.json")
+  assert read(**{key: value}) == read()
+  with pytest.raises(InputError, match=f"has {key} 'quick_gelu'"):
+    read(**{key: "quick_gelu"})
+
+
 def test_a_marian_without_an_activation_is_refused():
   config = dict(model_type="marian", is_encoder_decoder=True, d_model=32)
   for side in ("encoder", "decoder"):
