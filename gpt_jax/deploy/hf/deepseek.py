@@ -39,7 +39,8 @@ def _read(stated: dict, model: dict, where: str) -> dict[str, Any]:
   if dense:
     read["layer_pattern"] = f"{dense}*dense+{layers - dense}*moe"
   rope = stated.get("rope_parameters") or stated.get("rope_scaling") or {}
-  if rope.get("mscale_all_dim"):
+  kind = rope.get("rope_type", rope.get("type", "default"))
+  if kind != "default" and rope.get("mscale_all_dim"):
     factor, mscale = (
       read_number(rope, key, where) for key in ("factor", "mscale_all_dim")
     )

@@ -306,6 +306,18 @@ def test_an_activation_is_known_by_all_its_names(word, key, value):
     read(**{key: "quick_gelu"})
 
 
+def test_scores_are_scaled_only_where_rope_is():
+  sizes = stated.Sizes(100_000, 1 << 20)
+  rope = {"factor": 4.0, "mscale_all_dim": 0.7, "rope_theta": 1e4}
+  read = lambda kind: stated.read_model(
+    DEEPSEEK | {"rope_scaling": rope | {"rope_type": kind}},
+    sizes,
+    "config.json",
+  )
+  assert read("default").get("attn_scale") is None
+  assert read("linear")["attn_scale"] == pytest.approx(1.0970406**2 / 192**0.5)
+
+
 def test_a_marian_without_an_activation_is_refused():
   config = dict(model_type="marian", is_encoder_decoder=True, d_model=32)
   for side in ("encoder", "decoder"):
