@@ -215,6 +215,11 @@ BART = Architecture(
   ),
   heads=(Row("lm_head.weight", ("unembed",), "same"),),
   ignored=("encoder.embed_tokens.weight", "decoder.embed_tokens.weight"),
+  # A T5's sides have one table even then.
+  copies=(
+    "model.encoder.embed_tokens.weight",
+    "model.decoder.embed_tokens.weight",
+  ),
   zeros=("final_logits_bias",),
   has_rope=False,
   read=_read_bart,

@@ -73,9 +73,7 @@ def export_model(
     twin = lambda name: name.removesuffix(".bias") + layout.TWIN
     both = [e for e in entries if twin(e.name) in found.ignored]
     entries += [e._replace(name=twin(e.name)) for e in both]
-    # Nor are the tables of a BART's two sides one for it then.
-    copies = [c for c in layout.COPIES if c in found.ignored]
-    entries += [entries[0]._replace(name=found.prefix + c) for c in copies]
+    entries += [entries[0]._replace(name=copy) for copy in found.copies]
   texts = _describe(word, model, tokenizer, library, template)
   if labels is not None and config_lib.has_classes(model.config):
     texts["config.json"] |= encoders.write_labels(labels)

@@ -94,6 +94,8 @@ class Architecture(NamedTuple):
     rows: their tensors.
     heads: rows of models whose output matrix is not that of the embedding.
     ignored: ends of names of tensors that hold no parameters of ours.
+    copies: names of the table of tokens that are written as well where it is
+      not the output matrix.
     zeros: names of tensors that hold parameters that we have not, which must be
       zero.
     renamed: (end of a name in older files, end of it now).
@@ -119,6 +121,7 @@ class Architecture(NamedTuple):
   rows: tuple[Row, ...]
   heads: tuple[Row, ...] = ()
   ignored: tuple[str, ...] = ()
+  copies: tuple[str, ...] = ()
   zeros: tuple[str, ...] = ()
   renamed: tuple[tuple[str, str], ...] = ()
   prefix: str = "model."

@@ -307,7 +307,10 @@ def test_a_branch_equals_a_straight_run_bit_for_bit(write, tmp_path):
     env=user_env(),
   )
   assert again.returncode == 0, again.stderr
-  assert again.stdout == "2 cells: 2 done, 0 to run\n"
+  first, second = again.stdout.splitlines()
+  assert first.startswith("1 cell is in ") and second == (
+    "2 cells: 2 done, 0 to run"
+  )
   assert time.monotonic() - started < 5
 
 
