@@ -193,6 +193,7 @@ def test_a_bias_of_logits_has_both_names_where_tables_are_not_tied(tmp_path):
   np.testing.assert_array_equal(arrays[name], arrays[twin])
 
 
+@pytest.mark.wide
 def test_sides_have_their_tables_where_these_are_not_tied(tmp_path):
   run = bring_in(tmp_path, "bart")
   _, model, params, tokenizer, _ = workdir.open_run(run)
