@@ -212,6 +212,21 @@ def test_configs_of_t5_are_what_the_hub_states(variant, name):
   assert {"scaled_readout", "tied_embeddings", "mlp", "max_len"} <= set(values)
 
 
+def read_small(word: str, **keys) -> dict:
+  """Returns what is read of a small config.json with these keys."""
+  config = {
+    "model_type": word,
+    "vocab_size": 512,
+    "hidden_size": 512,
+    "intermediate_size": 512,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 16,
+    "max_position_embeddings": 64,
+  }
+  sizes = stated.Sizes(1000, 1024)
+  return stated.read_model(config | keys, sizes, "config.json")
+
+
 @pytest.mark.parametrize(
   "word,key,ours,value",
   [
@@ -234,23 +249,9 @@ def test_configs_of_t5_are_what_the_hub_states(variant, name):
 def test_a_key_that_is_missing_has_the_value_that_its_class_takes(
   word, key, ours, value
 ):
-  config = {
-    "vocab_size": 512,
-    "hidden_size": 512,
-    "intermediate_size": 512,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 16,
-    "max_position_embeddings": 64,
-    "sliding_window": 32,
-  }
   own = 0.01 if key == "rms_norm_eps" else 64
-  config |= {"model_type": word, key: own}
-  sizes = stated.Sizes(1000, 1024)
-  given = stated.read_model(config, sizes, "config.json")
-  assert given[ours] == own
-  del config[key]
-  found = stated.read_model(config, sizes, "config.json")
-  assert found.get(ours) == value
+  assert read_small(word, sliding_window=32, **{key: own})[ours] == own
+  assert read_small(word, sliding_window=32).get(ours) == value
 
 
 @pytest.mark.parametrize(
@@ -265,18 +266,7 @@ def test_a_key_that_is_missing_has_the_value_that_its_class_takes(
 def test_a_key_that_a_class_does_not_read_changes_nothing(
   word, stated_here, ours, value
 ):
-  sizes = stated.Sizes(1000, 1024)
-  config = {
-    "model_type": word,
-    "vocab_size": 512,
-    "hidden_size": 512,
-    "intermediate_size": 512,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 16,
-    "max_position_embeddings": 64,
-  }
-  found = stated.read_model(config | stated_here, sizes, "config.json")
-  assert found[ours] == value
+  assert read_small(word, **stated_here)[ours] == value
 
 
 @pytest.mark.parametrize(
@@ -289,21 +279,9 @@ def test_a_key_that_a_class_does_not_read_changes_nothing(
   ],
 )
 def test_an_activation_is_known_by_all_its_names(word, key, value):
-  sizes = stated.Sizes(1000, 1024)
-  config = {
-    "model_type": word,
-    "vocab_size": 512,
-    "hidden_size": 512,
-    "intermediate_size": 512,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 16,
-    "max_position_embeddings": 64,
-  }
-  read = lambda **own: stated.read_model(config | own, sizes, "config.json")
-  assert read(**{key: value}) == read()
+  assert read_small(word, **{key: value}) == read_small(word)
   with pytest.raises(InputError, match=f"has {key} 'quick_gelu'"):
-    read(**{key: "quick_gelu"})
+    read_small(word, **{key: "quick_gelu"})
 
 
 def test_scores_are_scaled_only_where_rope_is():
