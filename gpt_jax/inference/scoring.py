@@ -18,7 +18,7 @@ from gpt_jax.data.pairs import target_ids
 from gpt_jax.data.shards import TokenSet
 from gpt_jax.data.tokenizers.protocol import Tokenizer
 from gpt_jax.inference.measures import GATHERED, MEASURES, find_figures
-from gpt_jax.machine import processes, runtime
+from gpt_jax.machine import cores, processes, runtime
 from gpt_jax.metric_names import ACCURACY, LOSS, NUM_TARGETS
 from gpt_jax.models import Model
 
@@ -160,14 +160,12 @@ def run_batches(
   batches = eval_batches(
     tokens, seq_len, batch_size, packing, rows, max_batches, task
   )
-  devices = mesh.local_devices
-  is_simulated = len(devices) > 1 and devices[0].platform == "cpu"
+  must_wait = cores.are_simulated(mesh.local_devices)
   with jax.set_mesh(mesh):
     for index, batch in enumerate(batches):
       batch = sharding.place_batch(batch, placement, rows, batch_size)
       new = evaluate(batch)
-      if is_simulated:
-        # Two such programs at once can each hold threads that the other needs.
+      if must_wait:
         jax.block_until_ready(new)
       if pending is not None:
         take(pending)

@@ -2,6 +2,8 @@
 
 import ctypes
 import os
+from collections.abc import Collection
+from typing import Any
 
 
 def count_cores() -> int:
@@ -9,6 +11,15 @@ def count_cores() -> int:
   if hasattr(os, "sched_getaffinity"):
     return len(os.sched_getaffinity(0))
   return os.cpu_count() or 1
+
+
+def are_simulated(devices: Collection[Any]) -> bool:
+  """Returns whether several of this process's devices are one CPU.
+
+  They share few threads: of two programs in flight, each can hold threads that
+  the other needs in a collective. So each program is waited for.
+  """
+  return len(devices) > 1 and next(iter(devices)).platform == "cpu"
 
 
 def worker_environment() -> dict[str, str]:

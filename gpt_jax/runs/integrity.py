@@ -22,6 +22,7 @@ from jax.sharding import PartitionSpec as P
 
 from gpt_jax import files, tree
 from gpt_jax.files import Damage
+from gpt_jax.machine import cores
 from gpt_jax.runs import contents, storage
 
 # Leaves of this number of elements or more are summed in blocks, this number at
@@ -66,8 +67,7 @@ class Checksum:
     for index in range(1, blocks):
       parts[-1].block_until_ready()
       parts.append(function(leaf, np.int32(index)))
-    if _is_simulated(leaf):
-      # Two such programs at once can each hold threads that the other needs.
+    if cores.are_simulated(leaf.sharding.addressable_devices):
       parts[-1].block_until_ready()
     if blocks == 1:
       return parts[0]
@@ -104,12 +104,6 @@ class Checksum:
         )
         self._compiled[key] = function.lower(abstract, index).compile()
       return self._compiled[key]
-
-
-def _is_simulated(leaf) -> bool:
-  """Returns whether several of an array's devices share this CPU."""
-  devices = leaf.sharding.addressable_devices
-  return len(devices) > 1 and next(iter(devices)).platform == "cpu"
 
 
 def _count_blocks(leaf) -> int:

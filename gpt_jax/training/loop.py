@@ -15,7 +15,7 @@ import jax
 from gpt_jax import config as config_lib
 from gpt_jax import exits, files, metric_names, tree
 from gpt_jax.config import Config, InputError
-from gpt_jax.machine import console, processes, runtime, signals
+from gpt_jax.machine import console, cores, processes, runtime, signals
 from gpt_jax.runs import checkpoint, goodput, lock, mirror, scratch
 from gpt_jax.training import preflight, replicas, rollback
 from gpt_jax.training import replay as replay_lib
@@ -168,11 +168,8 @@ class Loop:
     batches = self.setup.read_batches(stage, first, self.ledger.num_passed)
     reporter.set_batch(stage.size)
     reporter.catch_up(state)
-    # Simulated devices share few threads: with two programs in flight, devices
-    # of one can wait in a collective on the threads that the other needs.
-    is_simulated = self.setup.assembly.model.platform == "cpu"
-    is_simulated &= self.setup.mesh.size > jax.process_count()
-    wait = jax.block_until_ready if is_simulated else lambda x: x
+    must_wait = cores.are_simulated(self.setup.mesh.local_devices)
+    wait = jax.block_until_ready if must_wait else lambda x: x
     check_every = config.train.check_replicas_every_steps
     pending = None
     for index in range(first, self.total):
