@@ -118,16 +118,24 @@ def nearest(word: str, words: Iterable[str]) -> str:
 
 
 def nearest_key(dotted: str) -> str:
-  """Returns `nearest` over all keys, first by an equal last part."""
+  """Returns `nearest` over all keys, first by an equal last part.
+
+  Of keys with the same last part it takes the nearest whole name, and names
+  all of them where `dotted` has no section.
+  """
   *sections, last = dotted.split(".")
-  owners = [key for key in KEYS if key.split(".")[-1] == last]
-  if owners:
-    return f"did you mean {owners[0]}?"
-  tops = {key.split(".")[0]: key.split(".")[0] for key in KEYS}
-  words = tops | {key.split(".")[-1]: key for key in KEYS}
-  close = difflib.get_close_matches(last, words, n=1, cutoff=0.6)
+  owners: dict[str, list[str]] = {}
+  for key in KEYS:
+    owners.setdefault(key.split(".")[-1], []).append(key)
+  tops = {key.split(".")[0]: [key.split(".")[0]] for key in KEYS}
+  words = tops | owners
+  close = [last] if last in owners else []
+  close = close or difflib.get_close_matches(last, words, n=1, cutoff=0.6)
   if close:
-    return f"did you mean {words[close[0]]}?"
+    near = words[close[0]]
+    if sections:
+      near = difflib.get_close_matches(dotted, near, n=1, cutoff=0)
+    return f"did you mean {' or '.join(near)}?"
   within = [key for key in KEYS if sections == key.split(".")[:-1]]
   return "valid here: " + ", ".join(within if sections and within else tops)
 

@@ -17,6 +17,17 @@ def check_data(c: Config) -> None:
   _check_pairs(c)
   _check_lengths(c)
   _check_prefixes(c)
+  _check_curriculum(c)
+
+
+def _check_curriculum(c: Config) -> None:
+  """Refuses a stage that the run ends before."""
+  for _, step in c.data.curriculum.parts:
+    if step >= c.train.num_steps:
+      raise InputError(
+        f"data.curriculum is {c.data.curriculum} and train.num_steps is "
+        f"{c.train.num_steps:,}; the last stage must begin before the last step"
+      )
 
 
 def _check_denoising(d: DataConfig) -> None:

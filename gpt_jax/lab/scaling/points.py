@@ -154,6 +154,8 @@ def read_csv(
   rows, header = _read_rows(path)
   for role, column in wanted.items():
     times = header.count(column)
+    if len(header) == 1 and not times:
+      _require_commas(path, header[0])
     if times != 1:
       found = "stands twice in" if times else "is not in"
       raise InputError(
@@ -208,6 +210,16 @@ def _check_columns(wanted: dict[str, str]) -> None:
       raise InputError(
         f"--{owner} and --{role} both name the column {wanted[role]}; each "
         "needs one of its own"
+      )
+
+
+def _require_commas(path: str, header: str) -> None:
+  """Refuses a header whose one cell holds names with another separator."""
+  for mark in (";", "\t", "|", " "):
+    if header.count(mark) >= 2:  # a table has three columns at least
+      raise InputError(
+        f"{path} has {mark!r} between its columns; --csv takes commas between "
+        "columns and points in numbers"
       )
 
 

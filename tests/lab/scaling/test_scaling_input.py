@@ -55,7 +55,9 @@ FILES = {
   "N,C,loss\n": ("a header and no rows",),
   "N,C,losses\n1,2,3\n": ("--loss=loss is not in", "did you mean losses?"),
   "N,N,C,loss\n1,1,2,3\n": ("--params=N stands twice in",),
-  "N;C;loss\n1;2;3\n": ("--loss=loss is not in the header",),
+  "N;C;loss\n1;2;3\n": ("has ';' between its columns", "takes commas"),
+  "N\tC\tloss\n1\t2\t3\n": (r"has '\t' between its columns",),
+  "N\n1\n": ("--loss=loss is not in the header",),
   'N,C,loss\n1,2,"3\n': ("line 2", "comma-separated"),
   "N,C,loss\n" + "1e8,1e18,3\n" * 9: ("1 distinct point", "need 6 or more"),
   "N,C,loss\n" + "".join(f"{1 + i}e8,1e18,3\n" for i in range(5)): (
