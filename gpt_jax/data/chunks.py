@@ -68,7 +68,7 @@ class Plan(NamedTuple):
     tokenizer: fingerprint of the tokenizer.
     dtype: of the ids.
     count: the number of chunks.
-    split: data.split, which decides what the hashes of texts are of.
+    split: data.split, which decides what of a text is hashed (TextHash).
     secret: encrypts the chunks, unless it is None.
   """
 

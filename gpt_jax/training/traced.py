@@ -122,11 +122,12 @@ def _read(path: str, wrap, abstract, batch) -> export.Exported | None:
 def _write(
   path: str, exported: export.Exported, wrap, abstract, batch
 ) -> export.Exported:
-  """Writes a step, if nothing but its module and arguments are its own.
+  """Stores a step that differs from an empty one by module and arguments alone.
 
-  Returns the step as _read will: an Exported has private fields that a read one
-  lacks, lowers to another text with them, and that text is the key under which
-  jax stores the compiled program.
+  Any other is returned as it came. A stored one is returned as _read returns it
+  later: an Exported fresh from jax has private fields that a read one lacks,
+  and is lowered to another text. That text is the key under which jax stores
+  the compiled program, so both have to be the same.
   """
   avals = exported.out_tree.unflatten(exported.out_avals)[1]
   metrics = {name: str(aval.dtype) for name, aval in avals.items()}
