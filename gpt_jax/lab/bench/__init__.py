@@ -40,6 +40,7 @@ def main(argv: list[str]) -> int:
   args, overrides = cli.parse(parser, argv)
   _check(args)
   batch_sizes = _batch_sizes_of(args.batch)
+  least, most = _tokens_of(args.tokens, args.subject)
   config = config_lib.freeze(cli.load_config(args.config, overrides))
   runtime.start(args.devices)
 
@@ -50,13 +51,13 @@ def main(argv: list[str]) -> int:
     "train": {"num_steps": args.steps, "peer": args.peer},
     "decode": {
       "batch_sizes": batch_sizes,
-      "num_tokens": args.tokens,
+      "num_tokens": most,
       "weights": args.weights,
       "peer": args.peer,
     },
     "serve": {
       "batch_sizes": batch_sizes,
-      "num_tokens": args.tokens,
+      "num_tokens": most if least == most else (least, most),
       "weights": args.weights,
       "peer": args.peer,
     },
@@ -120,11 +121,10 @@ def _build_parser():
   )
   parser.add_argument(
     "--tokens",
-    type=int,
-    default=128,
+    default="128",
     metavar="N",
     help="decode, serve: tokens to make for each sequence (default "
-    "%(default)s)",
+    "%(default)s); serve: LEAST:MOST draws each text's",
   )
   cli.add_weights(parser)
   parser.add_argument("--out", metavar="DIR", help="folder for bench.json")
@@ -143,8 +143,26 @@ def _batch_sizes_of(text: str) -> list[int]:
   return sizes
 
 
+def _tokens_of(text: str, subject: str | None) -> tuple[int, int]:
+  """Returns the least and the most tokens that --tokens asks for."""
+  words = text.split(":")
+  is_fine = all(word.isdecimal() and len(word) < 10 for word in words)
+  found = [int(word) for word in words] if is_fine else [0]
+  if len(words) > 2 or not 1 <= found[0] <= found[-1]:
+    raise InputError(
+      f"--tokens is {text}; it must be a whole number of 1 or more, or for "
+      "serve the least and the most of them: 8:128"
+    )
+  if len(words) == 2 and subject != "serve":
+    raise InputError(
+      f"--tokens={text} is for serve, whose texts may differ; {subject} takes "
+      "one number"
+    )
+  return found[0], found[-1]
+
+
 def _check(args) -> None:
-  for name in ("repeats", "steps", "tokens"):
+  for name in ("repeats", "steps"):
     value = getattr(args, name)
     if value is not None and value < 1:
       raise InputError(f"--{name} is {value}; it must be 1 or more")

@@ -180,10 +180,7 @@ class Decode:
 
   def run(self, batch_size: int) -> dict:
     """Returns seconds of prefill, of the loop and of both, and loop tokens."""
-    import torch
-
-    shape = (batch_size, self.prompt_len)
-    ids = torch.randint(self.config.model.vocab_size, shape).to(self.device)
+    ids = self._draw_prompts(batch_size)
     prefill = self._generate(ids, 1)
     total = self._generate(ids, self.num_tokens)
     return {
@@ -192,6 +189,23 @@ class Decode:
       "loop_tokens": self.num_tokens - 1,
       "total": total,
     }
+
+  def write(self, batch_size: int, lengths: list[int]) -> dict:
+    """Returns the seconds of texts, made in batches in their order.
+
+    A batch is done when the longest of its texts is.
+    """
+    total = 0.0
+    for first in range(0, len(lengths), batch_size):
+      own = lengths[first : first + batch_size]
+      total += self._generate(self._draw_prompts(len(own)), max(own))
+    return {"total": total}
+
+  def _draw_prompts(self, batch_size: int):
+    import torch
+
+    shape = (batch_size, self.prompt_len)
+    return torch.randint(self.config.model.vocab_size, shape).to(self.device)
 
   def _generate(self, ids, count: int) -> float:
     import torch

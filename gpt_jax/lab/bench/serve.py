@@ -1,8 +1,10 @@
 """The serve subject: tokens per second of a server, and the gaps between them.
 
-Clients ask over HTTP, each for its next text as soon as it has one, and read
-the stream of tokens. The server has as many rows as there are clients. A peer
-makes as many texts at once, in one batch, without a server.
+Clients ask over HTTP, each for the next text of one list as soon as it has one,
+and read the stream of tokens. The server has as many rows as there are clients.
+A peer makes the same texts without a server, in the order of the list, in
+batches of as many as there are clients. A batch is as long as its longest text;
+the tokens of the others behind their ends are not counted.
 """
 
 import asyncio
@@ -17,15 +19,16 @@ from gpt_jax.lab.bench import duel
 from gpt_jax.lab.bench.decode import find_prompt_len
 from gpt_jax.lab.bench.samples import Measurement, Pairs, Row
 
-# Texts that each client asks for in one measurement.
-TEXTS = 2
+# Texts for each client in one measurement: of one length, and of several, where
+# rows that are free at different times must be taken by later texts.
+TEXTS, MIXED_TEXTS = 2, 8
 
 
 class Load(NamedTuple):
   """What clients have seen.
 
   Attributes:
-    rate: tokens per second of all clients together.
+    rate: tokens per second that all clients together asked for.
     first: seconds to the first token of each text.
     gaps: seconds between two tokens of a text.
   """
@@ -38,7 +41,7 @@ class Load(NamedTuple):
 def measure(
   config: Config,
   batch_sizes: list[int] | tuple[int, ...] = (1, 8, 32),
-  num_tokens: int = 128,
+  num_tokens: int | tuple[int, int] = 128,
   weights: str = "full",
   peer: str | None = None,
   repeats: int = 3,
@@ -49,7 +52,8 @@ def measure(
   Args:
     config: frozen, with a known vocabulary.
     batch_sizes: numbers of clients.
-    num_tokens: of each text.
+    num_tokens: of each text; or the least and the most, between which each
+      text's number is drawn uniformly.
     weights: how matrices are stored, as generate's --weights.
     peer: a name of peers.NAMES to time in alternation, or None.
     devices: number of simulated devices, or None.
@@ -59,8 +63,9 @@ def measure(
       peer cannot be built.
     worker.Failed: the process of gpt_jax ended.
   """
-  prompt_len = find_prompt_len(config, num_tokens, 2)
-  options = {"prompt_len": prompt_len, "num_tokens": num_tokens}
+  low, high = (num_tokens,) * 2 if isinstance(num_tokens, int) else num_tokens
+  prompt_len = find_prompt_len(config, high, 2)
+  options = {"prompt_len": prompt_len, "num_tokens": high}
   trial = {"do": "run", "batch_size": batch_sizes[0]}
   rows, pairs = [], []
   V = config_lib.vocab_size(config.model)
@@ -69,25 +74,25 @@ def measure(
   ) as both:
     for count in batch_sizes:
       port = both.ours.ask(do="open", num_rows=count)["port"]
-      load = lambda count=count, port=port: asyncio.run(
-        _load(port, count, V, prompt_len, num_tokens)
+      load = lambda lengths, count=count, port=port: asyncio.run(
+        _load(port, count, V, prompt_len, lengths)
       )
-      theirs = {
-        name: {"do": "run", "batch_size": count} for name in both.rivals
-      }
-      load()  # compiles, and warms up
+      lengths = draw_lengths(count, low, high)
+      theirs = {"do": "write", "batch_size": count}
+      load(lengths[:count])  # warms up
       for name in both.rivals:
-        both.rivals[name].ask(**theirs[name])
+        both.rivals[name].ask(**theirs, lengths=lengths[:count])
       found, seconds = [], {name: [] for name in both.rivals}
       for _ in range(repeats):
-        found.append(load())
+        found.append(load(lengths))
         for name in both.rivals:
-          seconds[name].append(both.ask(name, **theirs[name])["total"])
+          answer = both.ask(name, **theirs, lengths=lengths)
+          seconds[name].append(answer["total"])
       both.ours.ask(do="close")
       rows += _make_rows(count, found)
       if peer is not None:
         peers = {
-          name: [1e3 * s / (count * num_tokens) for s in values]
+          name: [1e3 * s / sum(lengths) for s in values]
           for name, values in seconds.items()
         }
         ours = [1e3 / one.rate for one in found]
@@ -105,6 +110,14 @@ def measure(
   return Measurement("serve", config, rows, pairs, about, packages)
 
 
+def draw_lengths(count: int, low: int, high: int) -> list[int]:
+  """Returns the tokens of each text of a load, the same at every call."""
+  if low == high:
+    return [low] * count * TEXTS
+  rng = random.Random(count)
+  return [rng.randint(low, high) for _ in range(count * MIXED_TEXTS)]
+
+
 def _make_rows(count: int, found: list[Load]) -> list[Row]:
   name = f"{count} client{'s' * (count > 1)}: "
   part = lambda values, share: 1e3 * sorted(values)[int(share * len(values))]
@@ -118,12 +131,13 @@ def _make_rows(count: int, found: list[Load]) -> list[Row]:
 
 
 async def _load(
-  port: int, count: int, V: int, prompt_len: int, num_tokens: int
+  port: int, count: int, V: int, prompt_len: int, lengths: list[int]
 ) -> Load:
-  """Returns what `count` clients see, each asking for TEXTS texts in turn."""
+  """Returns what `count` clients see, who ask for texts of these lengths."""
   rng, first, gaps = random.Random(0), [], []
+  waiting = iter(lengths)
 
-  async def ask() -> None:
+  async def ask(num_tokens: int) -> None:
     body = {
       "prompt": [rng.randrange(V) for _ in range(prompt_len)],
       "max_tokens": num_tokens,
@@ -150,10 +164,10 @@ async def _load(
     writer.close()
 
   async def client() -> None:
-    for _ in range(TEXTS):
-      await ask()
+    for num_tokens in waiting:
+      await ask(num_tokens)
 
   begun = time.perf_counter()
   await asyncio.gather(*(client() for _ in range(count)))
   seconds = time.perf_counter() - begun
-  return Load(count * TEXTS * num_tokens / seconds, first, gaps)
+  return Load(sum(lengths) / seconds, first, gaps)

@@ -64,6 +64,9 @@ print(len(answers[1]["seconds"]))
       ["decode", "--config=configs/bench.py:tiny", "--tokens=1000"],
       "--tokens is 1000; it must be 32 to",
     ),
+    (["serve", "--tokens=9:4"], "--tokens is 9:4; it must be a whole number"),
+    (["serve", "--tokens=0:4"], "--tokens is 0:4; it must be a whole number"),
+    (["decode", "--tokens=4:9"], "--tokens=4:9 is for serve"),
     (["data"], "data.tokenizer is 'bytes'"),
   ],
 )
