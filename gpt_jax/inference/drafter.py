@@ -7,8 +7,8 @@ al. 2023, algorithm 1) accepts a few more, but its texts depend on the drafts;
 here they have the same bits with any drafts and with none.
 
 The small model's cache needs no bookkeeping of its own: it holds the large
-one's texts, of the same lengths. Each guess reads the last two tokens again,
-since the last draft of a step is drawn but never read.
+one's texts, of the same lengths. Each guess reads the last two tokens of a text
+again, since the last draft of a step is drawn but never read.
 """
 
 import functools
@@ -47,7 +47,7 @@ def _guess(
   """Returns (cache, drafts_RK), K = `count`; -1 where a row is not on."""
   found, tokens_RT = [], pairs_R2
   start_R = jnp.maximum(lengths_R - 1, 0)
-  for t in range(1, count + 1):
+  for t in range(count):
     T = tokens_RT.shape[1]
     filled = jnp.max(start_R) + T
     logits_RTV, cache = model.apply_cached(
@@ -125,7 +125,6 @@ class Drafter:
 
   def follow(self, drawn) -> None:
     """Takes what the large model has drawn, a drawing.Drawn."""
-    last_R1 = drawn.num_R[:, None] - 1
-    self._pairs_R2[:, 0] = np.take_along_axis(drawn.ids_RT, last_R1, 1)[:, 0]
-    self._pairs_R2[:, 1] = drawn.next_R
-    np.maximum(self._pairs_R2, 0, out=self._pairs_R2)
+    ids_RT = np.concatenate([self._pairs_R2[:, 1:], drawn.ids_RT], axis=1)
+    at_R2 = drawn.num_R[:, None] + np.array([-1, 0])
+    self._pairs_R2 = np.maximum(np.take_along_axis(ids_RT, at_R2, 1), 0)

@@ -29,15 +29,10 @@ class Lookup:
         self._after[tuple(self._ids[-size:])] = len(self._ids)
     self._ids.append(i)
 
-  def guess(self, following: int, count: int) -> list[int]:
-    """Returns up to `count` tokens that may come after the text.
-
-    Args:
-      following: the token that comes next, and is not in the text yet.
-    """
-    whole = [*self._ids[-max(NUM_TOKENS) :], following]
+  def guess(self, count: int) -> list[int]:
+    """Returns up to `count` tokens that may come after the text."""
     for size in NUM_TOKENS:
-      at = self._after.get(tuple(whole[-size:]))
-      if at is not None and len(whole) >= size:
+      at = self._after.get(tuple(self._ids[-size:]))
+      if at is not None:
         return self._ids[at : at + count]
     return []

@@ -43,9 +43,8 @@ class Settings(NamedTuple):
 class Draws(struct.PyTreeNode):
   """Settings of all rows, as arrays.
 
-  made_R are the tokens drawn before, and -1 where the row is about to read the
-  last token of its prompt; is_changed_R, whether penalties or a bias change its
-  logits.
+  made_R are the tokens drawn before; is_changed_R, whether penalties or a bias
+  change the row's logits.
   """
 
   temperature_R: Any
@@ -76,7 +75,7 @@ class Draws(struct.PyTreeNode):
       (self.is_changed_R, settings.changes_logits),
       (self.seed_R, settings.seed),
       (self.choice_R, settings.choice),
-      (self.made_R, -1),
+      (self.made_R, 0),
       (self.has_log_probs_R, settings.has_log_probs),
     ):
       array_R[row] = value
@@ -105,20 +104,14 @@ class Drawn(NamedTuple):
 
   Attributes:
     ids_RT: int32; -1 where the logits were not finite.
-    first_R: 1 where the first is the last token of the row's prompt, which was
-      not drawn; elsewhere 0.
-    num_R: how many of each row's are read; the others mean nothing.
-    next_R: what the row draws next, if its settings stay; where there are no
-      drafts, it is not known and 0.
+    num_R: how many of each row's count; the others mean nothing.
     log_probs_RT: of the tokens, by the model, before temperature and filters.
     likeliest_RTE, their_log_probs_RTE: of the NUM_LIKELIEST likeliest tokens.
       These three are zeros where no row wants log-probabilities.
   """
 
   ids_RT: np.ndarray
-  first_R: np.ndarray
   num_R: np.ndarray
-  next_R: np.ndarray
   log_probs_RT: np.ndarray
   likeliest_RTE: np.ndarray
   their_log_probs_RTE: np.ndarray

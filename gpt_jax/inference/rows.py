@@ -53,12 +53,14 @@ class State(struct.PyTreeNode):
 
   Attributes:
     cache: from Model.init_cache.
-    logits_VR: of each row's next token.
+    next_R: int32, what each row has drawn last and not read.
+    logits_VR: that it was drawn from.
     counts_RV: int32, how often a row has drawn each token.
     bias_RV: what is added to its logits.
   """
 
   cache: Any
+  next_R: jax.Array
   logits_VR: jax.Array
   counts_RV: jax.Array
   bias_RV: jax.Array
@@ -79,16 +81,16 @@ def _step(
   model,
   vocab_size,
 ):
-  """Returns (state, Drawn): draws a token of each row, and reads it.
+  """Returns (state, Drawn): reads a token of each row, and draws the next.
 
-  A row that has just joined reads the last token of its prompt instead. With it
-  the drafts after it are read, and the token after each is drawn. The
-  row goes on behind the first draft that is not what was drawn: its keys and
-  values are written over.
+  A row reads what it drew in the step before; one that has just joined, the
+  last token of its prompt. The drafts are read with it, and a token is drawn
+  after each. The row goes on behind the first draft that is not what was drawn
+  in its place: its keys and values are written over.
 
   Args:
     last_R: of each row's prompt.
-    drafts_RK: what may come after the token; -1 for nothing.
+    drafts_RK: what may come after what is read; -1 for nothing.
   """
   (R, K), E = drafts_RK.shape, min(NUM_LIKELIEST, vocab_size)
   rows_R, bias_RV = jnp.arange(R), state.bias_RV
@@ -107,13 +109,9 @@ def _step(
     )
     return ids_R, chances
 
-  ids_R, chances = draw_at(0, state.logits_VR, state.counts_RV, mask_RW)
-  is_prompt_R = draws.made_R < 0
-  ids_R = jnp.where(is_prompt_R, last_R, ids_R)
-  found, read_R = [(ids_R, *chances)], jnp.maximum(ids_R, 0)
-  counts_RV = state.counts_RV.at[rows_R, read_R].add(~is_prompt_R)
+  next_R = jnp.where(draws.made_R == 0, last_R, state.next_R)
   tokens_RT = jnp.concatenate(
-    [read_R[:, None], jnp.maximum(drafts_RK, 0)], axis=1
+    [next_R[:, None], jnp.maximum(drafts_RK, 0)], axis=1
   )
   logits_RTV, cache = model.apply_cached(
     params,
@@ -122,25 +120,23 @@ def _step(
     lengths_R,
     filled=jnp.max(lengths_R) + 1 + K,
   )
-  is_on_R, next_R = jnp.ones(R, bool), jnp.zeros(R, jnp.int32)
-  num_R = jnp.ones(R, jnp.int32)
-  for t in range(1, K + 2 if K else 1):
-    any_RW = jnp.full_like(mask_RW, 2**32 - 1)
-    ids_R, chances = draw_at(t, logits_RTV[:, t - 1].T, counts_RV, any_RW)
-    next_R = jnp.where(is_on_R, ids_R, next_R)
-    if t > K:
-      break
-    is_on_R &= ids_R == drafts_RK[:, t - 1]
-    num_R += is_on_R
-    read_R = jnp.maximum(ids_R, 0)
-    counts_RV = counts_RV.at[rows_R, read_R].add(is_on_R)
+  is_on_R, num_R = jnp.ones(R, bool), jnp.zeros(R, jnp.int32)
+  counts_RV, found = state.counts_RV, []
+  for t in range(K + 1):
+    # A masked row has no drafts.
+    now_RW = jnp.full_like(mask_RW, 2**32 - 1) if t else mask_RW
+    ids_R, chances = draw_at(t, logits_RTV[:, t].T, counts_RV, now_RW)
     found.append((ids_R, *chances))
+    next_R = jnp.where(is_on_R, jnp.maximum(ids_R, 0), next_R)
+    counts_RV = counts_RV.at[rows_R, next_R].add(is_on_R)
+    num_R += is_on_R
+    if t < K:
+      is_on_R &= ids_R == drafts_RK[:, t]
   # The compiler makes one product of the last and the transposition.
   last_RV = logits_RTV[rows_R, num_R - 1] if K else logits_RTV[:, 0]
   ids, *chances = (jnp.stack(each, axis=1) for each in zip(*found, strict=True))
-  state = State(cache, last_RV.T, counts_RV, bias_RV)
-  first_R = is_prompt_R.astype(jnp.int32)
-  return state, (ids, first_R, num_R, next_R, *chances)
+  state = State(cache, next_R, last_RV.T, counts_RV, bias_RV)
+  return state, (ids, num_R, *chances)
 
 
 @functools.partial(jax.jit, donate_argnames="state")
@@ -170,6 +166,7 @@ def _join(state, row, cache, place, length, bias_V):
       tuple(map(put_slots, whole, own))
       for whole, own in zip(state.cache, cache, strict=True)
     ],
+    state.next_R,
     state.logits_VR,
     put(state.counts_RV, jnp.zeros_like(state.counts_RV[:1])),
     put(state.bias_RV, bias_V[None]),
@@ -235,6 +232,7 @@ class Rows:
     block = -(-most // (MAX_BLOCKS * SLOTS)) * SLOTS
     self.state = State(
       cache_lib.split(model.init_cache(num_rows, most), block),
+      jnp.zeros(num_rows, jnp.int32),
       zeros(jnp.float32).T,
       zeros(jnp.int32),
       zeros(jnp.float32),
@@ -342,12 +340,11 @@ class Rows:
   def step(self, drafts: dict[int, list[int]] | None = None) -> Drawn:
     """Draws a token of each row; those of free rows mean nothing.
 
-    Of a row that has just joined, it reads the prompt's last token instead.
-
-    A row that holds max_len tokens draws one more, and must then leave.
+    It reads the token before first. A row that then holds max_len tokens must
+    leave.
 
     Args:
-      drafts: {row: guesses of what comes after Drawn.next_R}.
+      drafts: {row: guesses of the tokens that are drawn}.
     """
     return self.end(self.begin(drafts))
 
@@ -437,7 +434,6 @@ def generate(
     for row, prompt in enumerate(own, first):
       rows.join(row, prompt, Settings(sampling, seed, row))
       rows.drop(prompt)
-  rows.step()  # reads their last tokens
   for _ in range(num_tokens):
     ids_B1 = rows.step().ids_RT[: len(prompts)]
     generation.check_finite(bool((ids_B1 >= 0).all()))

@@ -32,18 +32,16 @@ def join(held, row, ids, settings):
 def write(held, ids, settings, count: int, guess):
   """Returns (tokens, log-probabilities, steps) of row 1."""
   join(held, 1, ids, settings)
-  found, logs, steps, following = [], [], 0, None
+  found, logs, steps = [], [], 0
   while len(found) < count:
-    guesses = guess(found, following) if steps else []
+    guesses = guess(found)
     drawn = held.step({1: guesses})
-    num, first = int(drawn.num_R[1]), int(drawn.first_R[1])
+    num = int(drawn.num_R[1])
     assert 1 <= num <= len(guesses) + 1
-    if following is not None:
-      assert drawn.ids_RT[1, 0] == following
-    assert first == (following is None)
-    found += drawn.ids_RT[1, first:num].tolist()
-    logs += drawn.log_probs_RT[1, first:num].tolist()
-    following, steps = int(drawn.next_R[1]), steps + 1
+    assert drawn.ids_RT[1, : num - 1].tolist() == guesses[: num - 1]
+    found += drawn.ids_RT[1, :num].tolist()
+    logs += drawn.log_probs_RT[1, :num].tolist()
+    steps += 1
   held.leave(1)
   return found[:count], logs[:count], steps
 
@@ -59,24 +57,24 @@ def write(held, ids, settings, count: int, guess):
   ids=["greedy", "penalties", "drawn", "drawn with a penalty"],
 )
 def test_a_text_is_the_same_whatever_is_guessed(held, settings):
-  ids, none = [1, 2, 3, 4, 5], lambda found, following: []
+  ids, none = [1, 2, 3, 4, 5], lambda found: []
   plain, logs, steps = write(held, ids, settings, 40, none)
-  assert steps == 1 + 40  # the first reads the prompt's last token
+  assert steps == 40
   lookup = Lookup(ids)
 
-  def look(found, following):
+  def look(found):
     for i in found[len(lookup._ids) - len(ids) :]:
       lookup.push(i)
-    return lookup.guess(following, DRAFTS)
+    return lookup.guess(DRAFTS)
 
-  right = lambda found, following: plain[len(found) + 1 :][:DRAFTS]
-  wrong = lambda found, following: [(i + 1) % V for i in right(found, 0)]
-  mixed = lambda found, following: [*right(found, 0)[:1], 0, 1]
+  right = lambda found: plain[len(found) :][:DRAFTS]
+  wrong = lambda found: [(i + 1) % V for i in right(found)]
+  mixed = lambda found: [*right(found)[:1], 0, 1]
   for guess, least, most in (
-    (look, 11, 41),
-    (right, 11, 11),
-    (wrong, 41, 41),
-    (mixed, 15, 30),
+    (look, 10, 40),
+    (right, 10, 10),
+    (wrong, 40, 40),
+    (mixed, 14, 29),
   ):
     again, other, steps = write(held, ids, settings, 40, guess)
     assert again == plain
@@ -93,7 +91,7 @@ def test_other_rows_are_left_as_they_are(held):
   join(held, 2, [3, 2], settings)
   found = []
   while len(found) < 9:
-    drawn = held.step({0: alone[len(found) + 1 :][:2], 2: [5, 5, 5]})
+    drawn = held.step({0: alone[len(found) :][:2], 2: [5, 5, 5]})
     found += drawn.ids_RT[0, : drawn.num_R[0]].tolist()
   held.leave(0), held.leave(2)
   assert found[:9] == alone
@@ -101,11 +99,14 @@ def test_other_rows_are_left_as_they_are(held):
 
 def test_what_is_guessed_is_what_followed_before():
   lookup = Lookup([1, 2, 3, 4, 1, 2])
-  assert lookup.guess(3, 2) == [4, 1]
-  assert lookup.guess(9, 2) == []
+  assert lookup.guess(2) == [3, 4]
   lookup.push(3)
-  assert lookup.guess(4, 9) == [1, 2, 3]
-  assert Lookup([]).guess(1, 3) == [] == Lookup([1]).guess(1, 3)
+  assert lookup.guess(2) == [4, 1]
+  lookup.push(4)
+  assert lookup.guess(9) == [1, 2, 3, 4]
+  lookup.push(9)
+  assert lookup.guess(9) == []
+  assert Lookup([]).guess(3) == [] == Lookup([1]).guess(3)
 
 
 def test_rings_have_no_drafts():

@@ -195,7 +195,7 @@ class Engine:
     rows, prompts = self.rows, []
     unread = [job for job in self._active if not rows.is_held_R[job.row]]
     readings = dict.fromkeys(job.reading for job in unread)
-    num_begun = sum(job.num_begun >= 0 for job in self._active)
+    num_begun = sum(job.num_begun > 0 for job in self._active)
     # Where many wait for prompts and few for tokens, these wait for longer.
     is_narrow = rows.narrow is not None and (
       len(unread) <= max(NARROWER * num_begun, rows.narrow.num_places)
@@ -244,7 +244,7 @@ class Engine:
     row at most, and not while a text is being written.
     """
     writing = self._writing()
-    is_new = writing and all(job.num_begun < 0 for job in writing)
+    is_new = writing and all(job.num_begun == 0 for job in writing)
     if is_new and len(writing) < len(self._active):
       self._num_gathered += 1
       return self._num_gathered <= self.num_rows
@@ -287,13 +287,12 @@ class Engine:
     for job in jobs:
       if job.has_ended:
         continue
-      for t in range(drawn.first_R[job.row], drawn.num_R[job.row]):
+      for t in range(drawn.num_R[job.row]):
         self.counts["tokens"] += 1
         self.counts["guessed_tokens"] += t > 0
         if not self._take(job, drawn, t):
           break
       job.num_begun = max(job.num_begun, job.num_made)
-      job.next = int(drawn.next_R[job.row])
 
   def _guess(self, writing: list[Job]) -> dict[int, list[int]]:
     """Returns drafts of rows; a matcher allows none, as it is behind them."""
@@ -301,9 +300,9 @@ class Engine:
     if not count:
       return {}
     return {
-      job.row: job.lookup.guess(job.next, count)
+      job.row: job.lookup.guess(count)
       for job in writing
-      if job.lookup is not None and job.num_begun
+      if job.lookup is not None
     }
 
   def _take(self, job: Job, drawn: Drawn, t: int) -> bool:

@@ -76,11 +76,9 @@ class Job:
   Attributes:
     row: WAITING, or its own.
     num_made: tokens that were drawn.
-    num_begun: tokens of steps that have begun, these among them; -1 before that
-      which reads the last token of the prompt.
+    num_begun: tokens of steps that have begun, these among them.
     has_ended: whether it needs no more of them.
     lookup: where drafts are found; None where none are tried.
-    next: the token that comes next, where drafts are tried.
     is_cancelled: set by `cancel`, from any thread.
   """
 
@@ -100,10 +98,9 @@ class Job:
     self.reading, self.settings, self.num_tokens = reading, settings, num_tokens
     self.speech, self.tell, self.deadline = speech, tell, deadline
     self.row = WAITING
-    self.num_made, self.num_begun = 0, -1
+    self.num_made = self.num_begun = 0
     self.is_cancelled = self.has_ended = False
     self.lookup: Lookup | None = None
-    self.next = 0
     self.number = next(Job.numbers)
 
   def cancel(self) -> None:

@@ -72,10 +72,10 @@ def test_many_prompts_are_read_at_once_only_beside_few_texts(
     started.append(is_narrow)
     return SimpleNamespace(is_read=False, num_read=0)
 
-  num_begun = [5] * num_writing + [-1] * num_unread
+  num_begun = [5] * num_writing + [0] * num_unread
   engine = Engine(lambda: None, None, max_waiting=0)
   engine.rows = SimpleNamespace(
-    is_held_R=[begun >= 0 for begun in num_begun],
+    is_held_R=[begun > 0 for begun in num_begun],
     narrow=SimpleNamespace(num_places=2, num_free=2),
     prefill=SimpleNamespace(num_places=8, num_free=8),
     start=start,

@@ -12,7 +12,7 @@ def test_a_text_takes_a_step_for_each_token_and_ends_once(running, client):
   before = counts.copy()
   text = ask().choices[0].text
   ask()
-  assert counts["steps"] - before["steps"] == 2 * (7 + 1)
+  assert counts["steps"] - before["steps"] == 2 * 7
   stopped = ask(stop=[text[2]])
   ask(), ask()
   assert stopped.choices[0].finish_reason == "stop"

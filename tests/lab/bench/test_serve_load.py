@@ -5,6 +5,7 @@ import contextlib
 import http.server
 import json
 import threading
+import time
 import types
 
 import pytest
@@ -61,9 +62,11 @@ def asked(monkeypatch):
 @pytest.mark.parametrize("count", [1, 3])
 def test_clients_and_a_peer_are_given_the_same_texts(asked, count):
   sent, commands = asked
+  begun = time.perf_counter()
   found = serve.measure(
     load(), (count,), (2, 9), peer="transformers", repeats=2
   )
+  seconds = time.perf_counter() - begun
   lengths = serve.draw_lengths(count, 2, 9)
   assert len(lengths) == count * serve.MIXED_TEXTS
   assert min(lengths) >= 2 and max(lengths) <= 9 and len(set(lengths)) > 3
@@ -81,6 +84,7 @@ def test_clients_and_a_peer_are_given_the_same_texts(asked, count):
   (pairs,), rows = found.pairs, {row.name: row for row in found.rows}
   assert pairs.peers["transformers"] == [2e3 / sum(lengths)] * 2
   rate = next(row for name, row in rows.items() if "tokens/s" in name)
+  assert sum(sum(lengths) / each for each in rate.values) < seconds
   assert pairs.ours == pytest.approx([1e3 / each for each in rate.values])
 
 
