@@ -160,7 +160,7 @@ def test_drafts_leave_the_distribution_as_it_is(large, small, who):
       for row, own in enumerate(rows_of):
         own += drawn.ids_RT[row, : drawn.num_R[row]].tolist()
       num_taken += (drawn.num_R > 1).sum()
-    for row, own in enumerate(rows_of):
+    for own in rows_of:
       counts[tuple(own[1:4])] += 1
   assert counts.sum() == 50_000 and num_taken > 10_000
   assert fits(counts, chances(large, temperature)) > 1e-3
