@@ -142,6 +142,16 @@ def parse(
   return args, overrides
 
 
+def parse_flags(
+  parser: argparse.ArgumentParser, argv: list[str]
+) -> argparse.Namespace:
+  """Returns the flags, as parse does, of a verb that takes no config keys."""
+  args, overrides = parse(parser, argv)
+  for key in overrides:
+    raise InputError(f"--config.{key} does nothing here; leave it out")
+  return args
+
+
 def load_config(path: str, overrides: dict[str, str]):
   """Returns the ConfigDict of `FILE[:VARIANT]` with overrides applied.
 
@@ -428,23 +438,3 @@ def _read_value(key: str, text: str, kinds: tuple[type, ...]):
     numbers = "a whole number" if kind is int else "a number"
     wanted = "true or false" if kind is bool else numbers
     raise InputError(f"{key} is {text!r}; it must be {wanted}") from None
-
-
-def parse_tasks(text: str, what: str) -> list[str]:
-  """Returns the tasks of lm-evaluation-harness that the option `what` names.
-
-  Raises:
-    InputError: a name is empty, or a file cannot be read.
-  """
-  names = [name.strip() for name in text.split(",")]
-  for name in names:
-    if not name:
-      raise InputError(
-        f"{what} is {text!r}; it must be names with a comma between"
-      )
-    if name.endswith(".yaml"):
-      try:
-        files.read_text(files.user_path(what, name))
-      except files.Damage as damage:
-        raise InputError(f"{what} names {name}, which {damage}") from None
-  return names

@@ -135,7 +135,8 @@ def output_path(name: str, path: str) -> str:
   """Returns the path of a file that a command is to write, as user_path does.
 
   Raises:
-    InputError: as user_path, or its folder does not exist, or it is a folder.
+    InputError: as user_path, or its folder does not exist or is read-only, or
+      it is a folder, a device or a pipe.
   """
   path = user_path(name, path)
   folder = os.path.dirname(os.path.abspath(path))
@@ -143,15 +144,49 @@ def output_path(name: str, path: str) -> str:
     raise InputError(
       f"{name} is {path!r}; it must be a file, in a folder that exists"
     )
+  _require_writable(name, folder)
+  _require_replaceable(path)
   return path
 
 
+def require_new(named: dict[str, str]) -> None:
+  """Refuses files, {flag: path}, that cannot be made with their folders.
+
+  Raises:
+    InputError: something has this name, two are one, or a folder cannot be
+      made or is read-only.
+  """
+  owners: dict[str, str] = {}
+  for name, path in named.items():
+    if os.path.lexists(path):
+      raise InputError(
+        f"{name}={path} exists; give the name of a new file, or remove it"
+      )
+    folder = os.path.dirname(os.path.abspath(path))
+    while not os.path.lexists(folder):
+      folder = os.path.dirname(folder)
+    _require_writable(name, folder)
+    owner = owners.setdefault(os.path.realpath(path), name)
+    if owner != name:
+      raise InputError(
+        f"{owner} and {name} are both {path}; give each its own file"
+      )
+
+
+def _require_writable(name: str, folder: str) -> None:
+  if not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
+    raise InputError(f"{name}: {folder} is no folder that you may write in")
+
+
+def _require_replaceable(path: str) -> None:
+  """Refuses a device or a pipe, in whose place a file would be moved."""
+  kind = os.path.lexists(path) and stat.S_IFMT(os.lstat(path).st_mode)
+  if kind in _KINDS and kind != stat.S_IFDIR:
+    raise InputError(f"{path} is {_KINDS[kind]}; name a regular file to write")
+
+
 def _is_utf8(path: str) -> bool:
-  try:
-    path.encode("utf-8")
-  except UnicodeEncodeError:
-    return False
-  return True
+  return not any("\ud800" <= char <= "\udfff" for char in path)
 
 
 def pip(extra: str = "") -> str:
@@ -217,12 +252,10 @@ def open_bytes(path: str):
     raise Damage("does not exist", True) from None
   except OSError as error:
     raise Damage(f"cannot be read: {error.strerror}") from None
+  except Damage:
+    raise
   except ValueError as error:  # a NUL or a lone surrogate
-    raise (
-      error
-      if isinstance(error, Damage)
-      else Damage(f"is not a path: {error}", True)
-    ) from None
+    raise Damage(f"is not a path: {error}", True) from None
   file = open(handle, "rb")
   try:
     require_regular(os.fstat(handle))
@@ -344,10 +377,12 @@ def new_file(path: str, mode: str = "w"):
   Its folder is made.
 
   Raises:
+    InputError: the name is that of a device or a pipe.
     OSError: with `path` as its filename, unless another's is known.
   """
   temporary = f"{path}.{os.getpid()}.tmp"
   encoding = None if "b" in mode else "utf-8"
+  _require_replaceable(path)
   try:
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     with open(temporary, mode, encoding=encoding) as file:

@@ -184,6 +184,34 @@ def test_a_file_to_write_has_a_folder_and_is_none(tmp_path, monkeypatch):
       own(path)
 
 
+def test_no_file_takes_the_place_of_a_pipe_or_a_device(tmp_path):
+  pipe = tmp_path / "pipe"
+  os.mkfifo(pipe)
+  for write in (
+    lambda: files.output_path("--out", str(pipe)),
+    lambda: files.write_text(str(pipe), "text"),
+  ):
+    with pytest.raises(InputError, match="pipe is a named pipe; name a reg"):
+      write()
+  with pytest.raises(InputError, match="exists; give the name of a new file"):
+    files.require_new({"--out": str(pipe)})
+  assert os.listdir(tmp_path) == ["pipe"] and not pipe.is_file()
+
+
+def test_a_new_file_has_a_folder_that_can_be_made(tmp_path, monkeypatch):
+  new = lambda path: files.require_new({"--out": str(tmp_path / path)})
+  (tmp_path / "file").write_text("")
+  new("a/b/c.json")
+  with pytest.raises(InputError, match="--out: .*/file is no folder that you"):
+    new("file/b/c.json")
+  # Root may write anywhere.
+  monkeypatch.setattr(os, "access", lambda path, mode: False)
+  with pytest.raises(InputError, match="is no folder that you may write in"):
+    new("c.json")
+  with pytest.raises(InputError, match="is no folder that you may write in"):
+    files.output_path("--out", f"{tmp_path}/c.json")
+
+
 def test_an_error_of_a_new_file_names_the_file_and_leaves_none(tmp_path):
   folder = tmp_path / "taken"
   folder.mkdir()

@@ -10,6 +10,7 @@ import math
 import re
 from typing import NamedTuple
 
+from gpt_jax import files
 from gpt_jax.exits import InputError
 
 # The largest float32.
@@ -427,3 +428,23 @@ class BatchRamp(ParsedOption):
       last = numbers[0]
       parts.append((numbers[0], numbers[1]))
     self.parts = tuple(parts)
+
+
+def parse_tasks(text: str, what: str) -> list[str]:
+  """Returns the tasks of lm-evaluation-harness that the option `what` names.
+
+  Raises:
+    InputError: a name is empty, or a file cannot be read.
+  """
+  names = [name.strip() for name in text.split(",")]
+  for name in names:
+    if not name:
+      raise InputError(
+        f"{what} is {text!r}; it must be names with a comma between"
+      )
+    if name.endswith(".yaml"):
+      try:
+        files.read_text(files.user_path(what, name))
+      except files.Damage as damage:
+        raise InputError(f"{what} names {name}, which {damage}") from None
+  return names

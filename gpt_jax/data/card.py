@@ -146,7 +146,7 @@ def main(argv: list[str]) -> int:
   parser.add_argument(
     "--out", metavar="FILE.md", help="write it there instead of printing it"
   )
-  args, _ = cli.parse(parser, argv)
+  args = cli.parse_flags(parser, argv)
   folder = files.user_path("--folder", args.folder)
   if not os.path.isfile(os.path.join(folder, MANIFEST)):
     raise InputError(
@@ -157,9 +157,6 @@ def main(argv: list[str]) -> int:
   if args.out is None:
     print(text, end="")
     return 0
-  if os.path.lexists(args.out):
-    raise InputError(
-      f"--out={args.out} exists; give the name of a new file, or remove it"
-    )
+  files.require_new({"--out": args.out})
   files.write_text(args.out, text)
   return 0

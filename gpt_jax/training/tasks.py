@@ -4,9 +4,10 @@ from typing import Any
 
 import jax
 
-from gpt_jax import cli, metric_names
 from gpt_jax import config as config_lib
+from gpt_jax import metric_names
 from gpt_jax.config import Config
+from gpt_jax.config.options import parse_tasks
 from gpt_jax.data.objectives import prompting
 from gpt_jax.data.templates import ChatTokenizer
 from gpt_jax.data.tokenizers.protocol import Tokenizer
@@ -36,7 +37,7 @@ class Tasks:
     self._limit = config.eval.task_limit
     self._names: list[str] = []
     if config.eval.tasks is not None:
-      self._names = cli.parse_tasks(config.eval.tasks, "eval.tasks")
+      self._names = parse_tasks(config.eval.tasks, "eval.tasks")
       continuations.check_model(model, config_lib.has_prefixes(config))
       harness.require(is_quiet=True)
       assert tokenizer is not None

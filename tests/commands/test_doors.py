@@ -55,6 +55,31 @@ def test_the_package_lists_and_runs_commands(tmp_path):
   assert_refused(run("-m", "gpt_jax.lab", "x"), "unknown command x")
 
 
+NO_KEYS = {
+  "data.__main__": (
+    ("clean", "--source=a", "--out=b"),
+    ("quality", "--good=a", "--bad=b", "--out=c"),
+    ("anonymity", "--table=a", "--columns=b"),
+    ("card", "--folder=a"),
+  ),
+  "deploy.hf.__main__": (("import", "--from=a", "--workdir=b"),),
+  "lab.canaries.__main__": (("plant", "--list=a"), ("measure", "--list=a")),
+  "lab.interp.__main__": (("--workdir=a", "--text=b", "--out=c"),),
+  "lab.plan.attention": ((),),
+  "lab.sweep.mixture": (("--workdir=a",),),
+}
+
+
+@pytest.mark.parametrize("verb", NO_KEYS)
+def test_a_config_key_that_would_do_nothing_is_refused(
+  call_verb, verb, elsewhere
+):
+  for words in NO_KEYS[verb]:
+    result = call_verb(verb, *words, "--config.seed=1")
+    assert_refused(result, "--config.seed does nothing here; leave it out")
+    assert_refused(call_verb(verb, *words, "--sede=1"), "argument --sede; ")
+
+
 # Config files
 
 

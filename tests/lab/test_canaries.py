@@ -59,6 +59,12 @@ def test_deduplication_leaves_one_copy(tmp_path, call_verb):
   result = call_verb(*plant)
   assert result.returncode == 0, result.stderr
   assert len(out.read_text().splitlines()) == 9 + 16
+  other = tmp_path / "other.jsonl"
+  for path in (other, text / "list.json"):
+    words = f"--source=jsonl:{text}", f"--out={other}", f"--list={path}"
+    bad = call_verb("lab.canaries.__main__", "plant", *words)
+    assert bad.returncode == 2 and not other.exists()
+    assert "each its own file" in bad.stderr or "no folder" in bad.stderr
   again = call_verb(*plant)
   assert again.returncode == 2 and "exists" in again.stderr
   single = tmp_path / "single.jsonl"

@@ -25,7 +25,7 @@ needs_compiler = pytest.mark.skipif(
   [
     (["--parts=gpt3"], r"--parts names 'gpt3'; there are check, gpt2, .*flags"),
     (["--minutes=0"], "--minutes is 0; it must be above 0 and below 1000"),
-    (["--toy", "--config.model.num_layers=2"], "num_layers is given, and ev"),
+    (["--toy", "--config.model.num_layers=2"], "num_layers does nothing here"),
     (["--parts="], "--parts names ''"),
     (["--minutes=nan"], "--minutes is nan; it must be above 0"),
     (

@@ -175,7 +175,7 @@ def test_what_cannot_be_compared_is_one_sentence(make, call_verb, tmp_path):
     (a, str(tmp_path / "[ac]")): "have both seed 0",
     (a, str(old.parent)): "unknown config key model.eps",
     (a, str(tmp_path / "empty")): "has no config.json",
-    (a, b, "--config.seed=1"): "takes two workdirs and no config key",
+    (a, b, "--config.seed=1"): "--config.seed does nothing here",
     (a, b, "--outt=x"): "did you mean --out?",
   }
   for words, sentence in said.items():

@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str]) -> int:
   """Runs the command; returns 1 if some rows are in groups below --k."""
-  args, _ = cli.parse(_parser(), argv)
+  args = cli.parse_flags(_parser(), argv)
   names = [name.strip() for name in args.columns.split(",")]
   if args.k < 2:
     raise InputError(

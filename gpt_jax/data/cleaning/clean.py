@@ -10,7 +10,6 @@ import collections
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -134,12 +133,13 @@ def _add_steps(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: list[str]) -> int:
   """Runs the command; returns the exit status."""
-  args, _ = cli.parse(_parser(), argv)
+  args = cli.parse_flags(_parser(), argv)
   args.source = files.user_text("--source", args.source)
   filters = quality.parse_filters(args.filters)
   rules = identity.parse_rules(args.rules)
   key = None if args.key is None else pseudonyms.read_key(args.key)
-  _require_new_files(args)
+  named = {"--out": args.out, "--report": args.report}
+  files.require_new({k: v for k, v in named.items() if v is not None})
   identities = [one.fingerprint() for one in open_sources(args.source)]
   steps = repair.parse_steps(args.repair)
   rater = None if args.quality is None else _read_rater(args)
@@ -189,21 +189,6 @@ def main(argv: list[str]) -> int:
     },
   )
   return 0
-
-
-def _require_new_files(args: argparse.Namespace) -> None:
-  """Raises InputError unless what is written writes over nothing."""
-  for flag, path in {"--out": args.out, "--report": args.report}.items():
-    if path is not None and os.path.lexists(path):
-      raise InputError(
-        f"{flag}={path} exists; give the name of a new file, or remove it"
-      )
-  if args.report is None:
-    return
-  if os.path.realpath(args.report) == os.path.realpath(args.out):
-    raise InputError(
-      f"--out and --report are both {args.out}; give each its own file"
-    )
 
 
 def _require_whole(mixture: str, before: list[str], has_text: bool) -> None:

@@ -5,7 +5,6 @@ and the record says how well they are told apart.
 """
 
 import argparse
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -41,12 +40,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str]) -> int:
   """Runs the command; returns the exit status."""
-  args, _ = cli.parse(_parser(), argv)
-  out = files.output_path("--out", args.out)
-  if os.path.lexists(out):
-    raise InputError(
-      f"--out={out} exists; give the name of a new file, or remove it"
-    )
+  args = cli.parse_flags(_parser(), argv)
+  files.require_new({"--out": args.out})
   specs = {"good": args.good, "bad": args.bad}
   held: dict[str, list[str]] = {name: [] for name in specs}
   sets = {
@@ -79,7 +74,7 @@ def main(argv: list[str]) -> int:
     "area under ROC": round(classifier.separation(**scores), 4),
     "versions": card.versions(),
   }
-  classifier.write(out, classifier.Classifier(weights, bias, record))
+  classifier.write(args.out, classifier.Classifier(weights, bias, record))
   for name, found in sets.items():
     cut = "; there was no room for more" if found.is_cut else ""
     print(f"{name}: {found.num_texts:,} texts{cut}")
@@ -87,7 +82,7 @@ def main(argv: list[str]) -> int:
     f"of {len(right):,} texts held out, {100 * sum(right) / len(right):.1f} % "
     f"are on the right side of 0.5; area under ROC {record['area under ROC']}"
   )
-  print(f"classifier: {out}")
+  print(f"classifier: {args.out}")
   return 0
 
 

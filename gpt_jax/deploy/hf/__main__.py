@@ -128,12 +128,7 @@ def _export(argv: list[str]) -> int:
 
 
 def _parse(parser, argv: list[str]):
-  args, overrides = cli.parse(parser, argv)
-  if overrides:
-    raise InputError(
-      f"--config.{next(iter(overrides))} does nothing here; leave it out"
-    )
-  return args
+  return cli.parse_flags(parser, argv)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ prints the exposure of these lines by how often they were planted.
 import argparse
 import dataclasses
 import json
-import os
 
 import numpy as np
 
@@ -66,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str]) -> int:
   """Runs `python -m gpt_jax.lab.canaries`; returns the exit status."""
-  args, _ = cli.parse(_parser(), argv)
+  args = cli.parse_flags(_parser(), argv)
   if args.verb == "plant":
     return _plant(args)
   return _measure(args)
@@ -80,11 +79,7 @@ def _plant(args: argparse.Namespace) -> int:
   copies = _parse_copies(args.copies)
   if not 1 <= args.each <= 10_000:
     raise InputError(f"--each is {args.each}; it must be from 1 to 10,000")
-  for flag, path in (("--out", args.out), ("--list", args.list)):
-    if os.path.lexists(path):
-      raise InputError(
-        f"{flag}={path} exists; give the name of a new file, or remove it"
-      )
+  files.require_new({"--out": args.out, "--list": args.list})
   found = canaries.make(copies, args.each, args.seed)
   count = sum(1 for _ in clean.read_documents(args.source))
   planted = canaries.plant(

@@ -81,12 +81,7 @@ def main(argv: list[str]) -> int:
     "--out", metavar="DIR", help="folder for card.jsonl, programs and profiles"
   )
   parser.add_argument("--part", help=argparse.SUPPRESS)  # in this process
-  args, overrides = cli.parse(parser, argv)
-  if overrides:
-    raise InputError(
-      f"--config.{next(iter(overrides))} is given, and every part has a config "
-      "of its own (gpt_jax/lab/card/parts.py); leave it out"
-    )
+  args = cli.parse_flags(parser, argv)
   names = args.parts.split(",")
   for name in names:
     if name not in PARTS:

@@ -45,11 +45,7 @@ def _build_parser():
 
 
 def main(argv: list[str]) -> int:
-  args, overrides = cli.parse(_build_parser(), argv)
-  if overrides:
-    raise InputError(
-      f"--config.{next(iter(overrides))} does nothing here; leave it out"
-    )
+  args = cli.parse_flags(_build_parser(), argv)
   args.out = files.output_path("--out", args.out)
   if args.layer is not None and args.corpus is None:
     raise InputError("--layer does nothing without --corpus; leave it out")

@@ -31,11 +31,7 @@ def main(argv: list[str]) -> int:
   parser.add_argument(
     "--out", required=True, metavar="FILE", help="figure to write, as SVG"
   )
-  args, overrides = cli.parse(parser, argv)
-  if overrides:
-    raise InputError(
-      f"--config.{next(iter(overrides))} does nothing here; leave it out"
-    )
+  args = cli.parse_flags(parser, argv)
   args.out = files.output_path("--out", args.out)
   runtime.start(args.devices)
   if processes.count() > 1:

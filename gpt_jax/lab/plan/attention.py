@@ -6,7 +6,6 @@ another document; it must be exactly zero. From a notebook: compare(kernel,
 feature).
 """
 
-import argparse
 import dataclasses
 import sys
 
@@ -286,10 +285,11 @@ def compare(kernel: str, feature: str) -> Result:
 
 
 def main(argv: list[str]) -> int:
-  parser = argparse.ArgumentParser(
-    prog="python -m gpt_jax.lab.plan.attention",
-    description="Every attention kernel against a naive one: largest absolute "
-    "errors in float32, and leaks.",
+  parser = cli.build_parser(
+    "lab.plan.attention",
+    "Every attention kernel against a naive one: largest absolute errors in "
+    "float32, and leaks.",
+    needs_config=False,
   )
   parser.add_argument(
     "--only", default="", metavar="WORD", help="kernels that have this in them"
@@ -299,14 +299,14 @@ def main(argv: list[str]) -> int:
     action="store_true",
     help="compile the TPU kernels, which needs libtpu and no TPU",
   )
-  args = parser.parse_args(argv)
+  args = cli.parse_flags(parser, argv)
   chosen = [name for name in KERNELS if args.only in name]
   if not chosen:
     raise InputError(
       f"--only={args.only!r} is in no kernel's name; they are: "
       f"{'; '.join(KERNELS)}"
     )
-  runtime.start(8)
+  runtime.start(args.devices or 8)
   if args.tpu:
     runtime.start_tpu_compiler()
     for kernel in chosen:

@@ -22,12 +22,7 @@ _COLUMNS = ("params", "tokens", "flops", "budgets")
 
 def main(argv: list[str]) -> int:
   parser = _build_parser()
-  args, overrides = cli.parse(parser, argv)
-  if overrides:
-    key = next(iter(overrides))
-    raise InputError(
-      f"--config.{key} is a key of a run; a fit has none: see --help"
-    )
+  args = cli.parse_flags(parser, argv)
   if args.score is not None:
     return _score(args)
   _check(args)

@@ -36,9 +36,7 @@ def main(argv: list[str]) -> int:
   add("a", nargs="?", metavar="A", help="workdir, or a glob of several seeds")
   add("b", nargs="?", metavar="B", help="the same")
   add("--out", metavar="FILE.svg", help="write the curves here")
-  args, overrides = cli.parse(parser, argv)
-  if overrides:
-    raise InputError("lab.sweep.compare takes two workdirs and no config key")
+  args = cli.parse_flags(parser, argv)
   if args.a is None or args.b is None:
     raise InputError("lab.sweep.compare takes two workdirs, or two globs: A B")
   found = compare(args.a, args.b)

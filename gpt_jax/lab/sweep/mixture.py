@@ -36,9 +36,7 @@ def main(argv: list[str]) -> int:
   parser.add_argument(
     "--workdir", required=True, metavar="ROOT", help="the folder of the sweep"
   )
-  args, overrides = cli.parse(parser, argv)
-  if overrides:
-    raise InputError("lab.sweep.mixture takes a --workdir and no config key")
+  args = cli.parse_flags(parser, argv)
   print("\n".join(map(console.plain, study(args.workdir).lines())))
   return 0
 

@@ -9,6 +9,7 @@ import json
 from gpt_jax import cli, files
 from gpt_jax import config as config_lib
 from gpt_jax.config import InputError
+from gpt_jax.config.options import parse_tasks
 from gpt_jax.machine import processes, runtime
 
 
@@ -74,7 +75,9 @@ def main(argv: list[str]) -> int:
   template = None
   if args.template is not None:
     template = config_lib.Template(args.template, "--template")
-  names = cli.parse_tasks(args.tasks, "--tasks")
+  names = parse_tasks(args.tasks, "--tasks")
+  if args.out is not None:
+    args.out = files.output_path("--out", args.out)
   runtime.start(args.devices)
   import jax
 

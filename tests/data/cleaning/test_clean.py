@@ -145,7 +145,7 @@ def test_a_report_is_not_written_over_a_source_or_the_output(
 
 def test_a_report_that_cannot_be_written_leaves_no_output(source, tmp_path):
   words = [f"--source=jsonl:{source}", f"--out={tmp_path}/out.jsonl", RULES]
-  with pytest.raises(OSError):
+  with pytest.raises(InputError, match="--report: .*in.jsonl is no folder"):
     clean.main([*words, f"--report={source}/page.html"])
   assert os.listdir(tmp_path) == ["in.jsonl"]
 

@@ -134,7 +134,7 @@ FLAGS = {
     "2 or more",
   ),
   ("--measured=2",): ("--measured goes with --score=FILE",),
-  ("--config.seed=1",): ("--config.seed is a key of a run",),
+  ("--config.seed=1",): ("--config.seed does nothing here",),
   ("--boot=1",): ("unknown argument --boot",),
 }
 
