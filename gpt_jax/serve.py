@@ -66,8 +66,8 @@ def _add_bounds(add) -> None:
     type=int,
     default=64,
     metavar="N",
-    help="texts that may wait for a row; more are refused with 429 (default "
-    "%(default)s)",
+    help="texts of a client that may wait for a row; more are refused with 429 "
+    "(default %(default)s)",
   )
   add(
     "--max_tokens",

@@ -17,6 +17,7 @@ import numpy as np
 
 from gpt_jax.config import InputError
 from gpt_jax.data.templates import Prompt
+from gpt_jax.data.tokenizers.subword import PIECE_LEN
 from gpt_jax.deploy.serve.engine import Engine
 from gpt_jax.deploy.serve.fields import Refusal, show
 from gpt_jax.deploy.serve.grammar import Grammars, Matcher
@@ -105,21 +106,14 @@ class Texts:
     else:
       text = Prompt(prompt, where) if self.is_chat else prompt
       try:
+        self._check_pieces(prompt, where)
         ids = self.tokenizer.encode(text)
       except InputError as error:
         raise Refusal(400, error, param=where) from None
-    asked, limit = self.asked.num_tokens, self.run.max_len
     if not len(ids):
       raise Refusal(400, f"{where} has no tokens; give some text", param=where)
-    num_tokens = 1 if asked is None else asked
-    if len(ids) + num_tokens > limit:
-      raise Refusal(
-        400,
-        f"{where} has {len(ids)} tokens and {num_tokens} are to be written; "
-        f"together they must be at most {limit}, the positions of the model",
-        param=where,
-        code="context_length_exceeded",
-      )
+    self._check_length(len(ids), where)
+    num_tokens = self._num_asked
     if num_tokens > self.run.max_tokens:
       raise Refusal(
         400,
@@ -128,6 +122,35 @@ class Texts:
         param="max_tokens",
       )
     return np.asarray(ids, np.int32)
+
+  @property
+  def _num_asked(self) -> int:
+    """Returns how many tokens a text must have room for."""
+    return 1 if self.asked.num_tokens is None else self.asked.num_tokens
+
+  def _check_length(self, num_ids: int, where: str, least: str = "") -> None:
+    num_tokens, limit = self._num_asked, self.run.max_len
+    if num_ids + num_tokens > limit:
+      raise Refusal(
+        400,
+        f"{where} has {least}{num_ids} tokens and {num_tokens} are to be "
+        f"written; together they must be at most {limit}, the positions of the "
+        "model",
+        param=where,
+        code="context_length_exceeded",
+      )
+
+  def _check_pieces(self, prompt, where: str) -> None:
+    """Refuses a text that is far too long without encoding all of it.
+
+    A megabyte takes a second, for which other texts would have one core less.
+    """
+    texts = [m.content.strip() for m in prompt] if self.is_chat else [prompt]
+    for text in filter(lambda text: len(text) > PIECE_LEN, texts):
+      count = 0
+      for piece in self.tokenizer.split([text]):
+        count += len(self.tokenizer.encode_batch([piece])[0])
+        self._check_length(count, where, "at least ")
 
   def _add(self, i: int, ids: np.ndarray, matcher: Matcher | None) -> None:
     """Adds the jobs of a prompt."""
@@ -185,7 +208,7 @@ class Texts:
       likeliest = list(zip(likeliest_NE[k], theirs_NE[k], strict=True))
       self._heads[i].append(Token(ids[k + 1], log_p, likeliest))
 
-  def submit(self, engine: Engine) -> None:
+  def submit(self, engine: Engine, client: str) -> None:
     """Raises engine.Busy; Refusal where there are never as many rows."""
     most = engine.num_rows + engine.max_waiting
     if len(self.jobs) > most:
@@ -195,7 +218,7 @@ class Texts:
         f"takes at most {most} at once: ask for fewer, or more often",
         param="n",
       )
-    engine.submit(self.jobs)
+    engine.submit(self.jobs, client)
 
   def cancel(self) -> None:
     for job in self.jobs:

@@ -41,6 +41,7 @@ class Request:
 
   Attributes:
     method, path: of its first line.
+    client: the address that it came from, or the name of its key.
     headers: by lower-case name; of several of a name the last.
     read_at: time.monotonic() once its body has been read; before, once it has
       come.
@@ -48,6 +49,7 @@ class Request:
 
   def __init__(self, scope: dict, receive: Callable, bounds: Bounds):
     self.method, self.path = scope["method"], scope["path"]
+    self.client: str = scope["client"][0] if scope["client"] else ""
     text = lambda data: data.decode("latin-1")
     self.headers = {text(k).lower(): text(v) for k, v in scope["headers"]}
     self._receive, self._bounds = receive, bounds

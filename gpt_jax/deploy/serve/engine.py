@@ -1,9 +1,9 @@
 """The engine: one thread that reads prompts and draws tokens, row by row.
 
-Requests wait in order of arrival. At every turn a free row takes the next of
-them, a chunk of several prompts is read, and one step draws a token in every
-row that holds a text; so a request joins while others are being answered, and
-its row is free at the turn after its last token.
+Requests wait, and clients take turns (turns.py). At every turn a free row takes
+the next of them, a chunk of several prompts is read, and one step draws a token
+in every row that holds a text; so a request joins while others are being
+answered, and its row is free at the turn after its last token.
 
 A step begins before the tokens of the one before it are made text and sent, so
 that neither waits for the other. What it draws for a text that has ended at
@@ -23,9 +23,13 @@ import jax
 
 from gpt_jax.deploy.serve.jobs import WAITING, Event, Job, Reading, Token
 from gpt_jax.deploy.serve.metrics import Histogram
+from gpt_jax.deploy.serve.turns import Turns
 from gpt_jax.inference.drafts import Lookup
 from gpt_jax.inference.drawing import Drawn
 from gpt_jax.inference.rows import NARROWER
+
+# Clients for each of which as many jobs may wait as for one.
+MAX_CLIENTS = 4
 
 
 class NoRows:
@@ -44,7 +48,8 @@ class Engine:
   Args:
     make_rows: returns Rows; called in that thread, and again after a fault.
     mesh: of the run.
-    max_waiting: jobs that may wait for a row.
+    max_waiting: jobs of a client that may wait for a row; all clients together
+      may have MAX_CLIENTS times as many.
 
   Attributes:
     counts: Counter of what happened: tokens, guessed_tokens (of these, that
@@ -55,7 +60,7 @@ class Engine:
 
   def __init__(self, make_rows: Callable[[], Any], mesh, max_waiting: int):
     self._make_rows, self._mesh, self.max_waiting = make_rows, mesh, max_waiting
-    self._waiting: collections.deque[Job] = collections.deque()
+    self._waiting = Turns()
     self._calls: collections.deque = collections.deque()
     self._active: list[Job] = []
     # (what Rows.begin returned, its jobs) of the step that has begun, or None.
@@ -99,13 +104,16 @@ class Engine:
   def is_alive(self) -> bool:
     return self._thread.is_alive() and not self._is_draining
 
-  def submit(self, jobs: list[Job]) -> None:
-    """Takes all of the jobs, or raises Busy."""
+  def submit(self, jobs: list[Job], client) -> None:
+    """Takes all of the jobs of a client, or raises Busy."""
     with self._changed:
-      free = self.num_rows - len(self._active) + self.max_waiting
-      if self._is_draining or len(self._waiting) + len(jobs) > free:
+      new = len(jobs) - (self.num_rows - len(self._active))
+      own, all_clients = self._waiting.count(client), len(self._waiting)
+      is_full = own + new > self.max_waiting
+      is_full |= all_clients + new > MAX_CLIENTS * self.max_waiting
+      if self._is_draining or is_full:
         raise Busy
-      self._waiting.extend(jobs)
+      self._waiting.add(jobs, client)
       self._changed.notify()
 
   def call(self, function: Callable[[], Any]) -> concurrent.futures.Future:
@@ -185,8 +193,10 @@ class Engine:
   def _admit(self) -> None:
     held = {job.row for job in self._active}
     free = [row for row in range(self.rows.num_rows) if row not in held]
+    num_held = collections.Counter(job.client for job in self._active)
     while free and self._waiting:
-      job = self._waiting.popleft()
+      job = self._waiting.pop(num_held)
+      num_held[job.client] += 1
       job.row = free.pop(0)
       self._active.append(job)
 
@@ -360,7 +370,8 @@ class Engine:
       job.tell(Event("", None, "error"))
       self.counts["jobs_error"] += 1
     # Choices that wait for a row: the place of their prompt is gone.
-    left = collections.Counter(job.reading for job in self._waiting)
+    with self._changed:
+      left = collections.Counter(job.reading for job in self._waiting)
     for reading, count in left.items():
       reading.num_waiting, reading.prompt = count, None
     self.rows = self._make_rows()

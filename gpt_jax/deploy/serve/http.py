@@ -127,7 +127,8 @@ class Server:
         headers={"allow": method},
       )
     if path not in OPEN_PATHS:
-      self.keys.count(request.headers.get("authorization"))
+      name = self.keys.count(request.headers.get("authorization"))
+      request.client = request.client if name is None else name
     return await act(request)
 
   async def complete(self, request: Request) -> Answer:
@@ -154,7 +155,7 @@ class Server:
     if texts.has_scored_prompts:
       await asgi.unless_gone(request, self._score_prompts(texts))
     with self._busy_is_refused():
-      texts.submit(self.engine)
+      texts.submit(self.engine, request.client)
     if not asked.is_stream:
       return json_answer(await asgi.unless_gone(request, texts.whole()))
     headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}

@@ -74,6 +74,7 @@ class Job:
     matcher: which tokens may come next; None for all.
 
   Attributes:
+    client: who asked for it.
     row: WAITING, or its own.
     num_made: tokens that were drawn.
     num_begun: tokens of steps that have begun, these among them.
@@ -97,7 +98,7 @@ class Job:
     self.matcher = matcher
     self.reading, self.settings, self.num_tokens = reading, settings, num_tokens
     self.speech, self.tell, self.deadline = speech, tell, deadline
-    self.row = WAITING
+    self.client, self.row = None, WAITING
     self.num_made = self.num_begun = 0
     self.is_cancelled = self.has_ended = False
     self.lookup: Lookup | None = None

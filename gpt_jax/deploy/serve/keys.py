@@ -58,14 +58,16 @@ class Keys:
     if not self._keys:
       raise InputError(f"{path} holds no key; it must hold one or more")
 
-  def count(self, header: str | None) -> None:
-    """Counts a request; raises Refusal where it has no key, or too many.
+  def count(self, header: str | None) -> str | None:
+    """Counts a request, and returns whose it is; None without a file of keys.
+
+    Raises Refusal where it has no key, or the key too many requests.
 
     Args:
       header: Authorization.
     """
     if self.is_open:
-      return
+      return None
     scheme, _, word = (header or "").partition(" ")
     key = self._keys.get(_digest(word.strip()))
     if scheme.lower() != "bearer" or key is None:
@@ -78,7 +80,7 @@ class Keys:
         headers={"www-authenticate": "Bearer"},
       )
     if not key.per_minute:
-      return
+      return key.name
     now = time.monotonic()
     times = self._times.setdefault(key.name, collections.deque())
     while times and now - times[0] > WINDOW_SECONDS:
@@ -93,6 +95,7 @@ class Keys:
         headers={"retry-after": str(wait)},
       )
     times.append(now)
+    return key.name
 
 
 def _digest(key: str) -> bytes:

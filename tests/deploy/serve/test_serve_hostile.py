@@ -238,13 +238,13 @@ def test_a_wrong_key_is_refused_and_a_key_has_its_rate(tmp_path):
       keys.count(header)
     assert refused.value.status == 401
   for _ in range(2):
-    keys.count("Bearer 0123456789abcdef")
+    assert keys.count("Bearer 0123456789abcdef") == "anna"
   with pytest.raises(Refusal) as refused:
     keys.count("Bearer 0123456789abcdef")
   assert refused.value.status == 429
   assert 0 < int(refused.value.headers["retry-after"]) <= 61
   for _ in range(9):
-    keys.count("bearer fedcba9876543210")
+    assert keys.count("bearer fedcba9876543210") == "bob"
 
 
 def test_a_key_is_asked_for_on_all_routes_of_the_api(running, tmp_path):
