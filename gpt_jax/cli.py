@@ -128,6 +128,8 @@ def parse(
       name = (*action.option_strings, metavar)[0]
       may = metavar.endswith("ADDRESS")
       setattr(args, action.dest, files.user_path(name, value, may))
+      if (kind, action.dest) == ("DIR", "out"):  # not after hours of computing
+        files.require_folder(name, getattr(args, action.dest))
   overrides = {}
   while rest:
     word = rest.pop(0)

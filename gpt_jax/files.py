@@ -19,6 +19,7 @@ import os
 import re
 import stat
 import sys
+import tempfile
 from typing import Any
 
 from gpt_jax import digest
@@ -95,7 +96,7 @@ def user_path(name: str, path: str, may_be_address: bool = False) -> str:
     )
   if "\0" in path:
     raise InputError(f"{name} is {path!r}; a path cannot hold a NUL character")
-  if not _is_utf8(path):
+  if readable(path) != path:
     raise InputError(
       f"{name} is {path.encode(errors='surrogateescape')!r}, which is not "
       "UTF-8; rename that path"
@@ -123,7 +124,7 @@ def user_path(name: str, path: str, may_be_address: bool = False) -> str:
         f"{name} is {path!r}, and the current folder has been removed; change "
         "to another, or give the full path"
       ) from None
-    if not _is_utf8(here):
+    if readable(here) != here:
       raise InputError(
         f"{name} is {path!r}, and the current folder is {os.fsencode(here)!r}, "
         "which is not UTF-8; rename that folder"
@@ -144,7 +145,7 @@ def output_path(name: str, path: str) -> str:
     raise InputError(
       f"{name} is {path!r}; it must be a file, in a folder that exists"
     )
-  _require_writable(name, folder)
+  require_folder(name, folder)
   _require_replaceable(path)
   return path
 
@@ -162,10 +163,7 @@ def require_new(named: dict[str, str]) -> None:
       raise InputError(
         f"{name}={path} exists; give the name of a new file, or remove it"
       )
-    folder = os.path.dirname(os.path.abspath(path))
-    while not os.path.lexists(folder):
-      folder = os.path.dirname(folder)
-    _require_writable(name, folder)
+    require_folder(name, os.path.dirname(os.path.abspath(path)))
     owner = owners.setdefault(os.path.realpath(path), name)
     if owner != name:
       raise InputError(
@@ -173,9 +171,16 @@ def require_new(named: dict[str, str]) -> None:
       )
 
 
-def _require_writable(name: str, folder: str) -> None:
-  if not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
-    raise InputError(f"{name}: {folder} is no folder that you may write in")
+def require_folder(name: str, folder: str) -> None:
+  """Raises InputError where a folder cannot be made, or not be written in."""
+  at = os.path.abspath(folder)
+  while not os.path.lexists(at):
+    at = os.path.dirname(at)
+  try:
+    tempfile.TemporaryFile(dir=at).close()
+  except OSError as error:
+    told = f"{name}: {at} is no folder to write in: {error.strerror}"
+    raise InputError(told) from None
 
 
 def _require_replaceable(path: str) -> None:
@@ -183,10 +188,6 @@ def _require_replaceable(path: str) -> None:
   kind = os.path.lexists(path) and stat.S_IFMT(os.lstat(path).st_mode)
   if kind in _KINDS and kind != stat.S_IFDIR:
     raise InputError(f"{path} is {_KINDS[kind]}; name a regular file to write")
-
-
-def _is_utf8(path: str) -> bool:
-  return not any("\ud800" <= char <= "\udfff" for char in path)
 
 
 def pip(extra: str = "") -> str:

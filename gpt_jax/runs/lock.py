@@ -25,6 +25,8 @@ NAME = "lock.json"
 TOUCH_SECONDS = 3.0
 # How long a start waits for a holder that may be about to end.
 WAIT_SECONDS = 10.0
+# How often a folder is made again that its holder removed.
+MAX_TRIES = 20
 # Without flock, a holder on another machine counts as dead after this time
 # without a touch.
 STALE_SECONDS = 300.0
@@ -80,8 +82,7 @@ def hold(workdir: str, say: Callable[[str], None] = print) -> Lock:
   _require_place(workdir)
   made = []
   try:
-    _make_folders(os.path.abspath(workdir), made)
-    handle = _take(workdir, path, say)
+    handle = _make_and_take(workdir, path, made, say)
   except BaseException as error:
     with contextlib.suppress(OSError):
       for folder in made:
@@ -99,6 +100,20 @@ def hold(workdir: str, say: Callable[[str], None] = print) -> Lock:
     os.register_at_fork(after_in_child=lambda: _forget(lock))
   lock._start()
   return lock
+
+
+def _make_and_take(workdir: str, path: str, made: list[str], say) -> int | None:
+  """Makes the folder and returns what _take does.
+
+  A holder that ends before its run begins removes the folder that it made,
+  which another start may be waiting in.
+  """
+  for _ in range(MAX_TRIES):
+    with contextlib.suppress(FileNotFoundError):
+      _make_folders(os.path.abspath(workdir), made)
+      return _take(workdir, path, say)
+  _make_folders(os.path.abspath(workdir), made)
+  return _take(workdir, path, say)
 
 
 def _forget(lock: Lock) -> None:

@@ -86,10 +86,10 @@ def read_record(workdir: str) -> dict:
   except files.Damage as error:
     if not os.path.lexists(path):
       what = "is not a folder" if os.path.exists(workdir) else "does not exist"
-      what = "has no config.json" if os.path.isdir(workdir) else what
-      raise InputError(
-        f"{workdir} {what}; give the --workdir of a training run"
-      ) from None
+      inside = "has no config.json" if error.is_missing else str(error)
+      what = inside if os.path.isdir(workdir) else what
+      told = f"{workdir} {what}; give the --workdir of a training run"
+      raise InputError(told) from None
     raise _damaged(path, str(error)) from None
   texts = "data_fingerprint", "fingerprint"
   if not (

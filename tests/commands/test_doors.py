@@ -80,6 +80,32 @@ def test_a_config_key_that_would_do_nothing_is_refused(
     assert_refused(call_verb(verb, *words, "--sede=1"), "argument --sede; ")
 
 
+FOLDERS = {
+  "deploy.compress.__main__": ("--workdir=a", "--method=int8"),
+  "deploy.logits": ("--top_k=4",),
+  "deploy.merge": ("--workdir=a",),
+  "lab.bench": ("train",),
+  "lab.bench.growth": (),
+  "lab.card": ("--toy",),
+  "lab.plan": ("--topology=cpu:1",),
+  "lab.plan.published": (),
+  "lab.plan.slices": ("--topologies=v5e:2x2",),
+  "lab.scaling": ("--csv=a",),
+  "lab.transfer": (),
+  "lab.transfer.coordinates": (),
+}
+
+
+@pytest.mark.parametrize("verb", FOLDERS)
+def test_a_folder_that_cannot_be_written_is_refused_before_the_work(
+  call_verb, verb, elsewhere
+):
+  (elsewhere / "file").touch()
+  for out in ("file", "file/b", "/proc/none"):
+    result = call_verb(verb, *FOLDERS[verb], f"--out={out}")
+    assert_refused(result, "is no folder to write in")
+
+
 # Config files
 
 

@@ -61,6 +61,17 @@ def test_a_start_that_leaves_nothing_leaves_no_folder(disk, tmp_path):
   assert os.listdir(tmp_path) == []
 
 
+def test_a_start_that_waits_survives_a_holder_that_leaves_no_folder(
+  disk, tmp_path
+):
+  workdir = str(tmp_path / "a" / "run")
+  first = lock.hold(workdir, pytest.fail)
+  second = lock.hold(workdir, lambda line: first.release())
+  assert os.listdir(workdir) == ["lock.json"]
+  second.release()
+  assert not os.listdir(tmp_path)
+
+
 def test_a_dead_holder_is_taken_over(disk, tmp_path):
   path, said = tmp_path / "lock.json", []
   for changed in (

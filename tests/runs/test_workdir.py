@@ -237,3 +237,19 @@ def test_a_commit_of_another_repository_is_none_of_ours(
   monkeypatch.setenv("GIT_DIR", str(repo / ".git"))
   monkeypatch.setenv("GIT_WORK_TREE", str(other / "venv" / "site"))
   assert commit_of(other / "venv" / "site") is None
+
+
+def test_a_folder_that_may_not_be_read_is_not_said_to_be_empty(
+  tmp_path, monkeypatch
+):
+  with pytest.raises(
+    InputError, match="has no config.json; give the --workdir"
+  ):
+    workdir.read_record(str(tmp_path))
+
+  def refuse(path, *_):
+    raise files.Damage("cannot be read: Permission denied")
+
+  monkeypatch.setattr(files, "read_json", refuse)
+  with pytest.raises(InputError, match="cannot be read: Permission denied; g"):
+    workdir.read_record(str(tmp_path))

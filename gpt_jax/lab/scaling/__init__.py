@@ -10,7 +10,6 @@ imported: fits need numpy and scipy. From a notebook:
 import json
 import math
 import os
-import tempfile
 
 from gpt_jax import cli, files
 from gpt_jax.config import InputError, require_choice
@@ -261,10 +260,9 @@ def _check(args) -> None:
           "isoflop; give --form=both"
         )
   _budgets_of(args.at)
-  _check_folder("--out", args.out)
   if args.register is not None:
     forecast.check_new(args.register)
-    _check_folder("--register", os.path.dirname(args.register) or ".")
+    files.require_folder("--register", os.path.dirname(args.register) or ".")
 
 
 def _budgets_of(text: str | None) -> list[float]:
@@ -280,24 +278,6 @@ def _budgets_of(text: str | None) -> list[float]:
       )
     budgets.append(value)
   return budgets
-
-
-def _check_folder(flag: str, folder: str | None) -> None:
-  """Raises InputError where a folder cannot be written to."""
-  if folder is None:
-    return
-  at = os.path.abspath(folder)
-  while not os.path.exists(at):
-    at = os.path.dirname(at)
-  if not os.path.isdir(at):
-    raise InputError(f"{flag}: {at} is a file; it must be a folder")
-  try:
-    tempfile.TemporaryFile(dir=at).close()
-  except OSError as error:
-    raise InputError(
-      f"{flag}: {at} cannot be written to: {error.strerror}; give another "
-      "folder"
-    ) from None
 
 
 def _read_points(args):
@@ -329,7 +309,6 @@ def _score(args) -> int:
     raise InputError(
       f"--score needs one of --measured and --workdir; {found} given"
     )
-  _check_folder("--out", args.out)
   record = forecast.load(args.score)
   measured = args.measured
   if args.workdir is not None:

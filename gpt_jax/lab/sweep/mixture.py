@@ -102,7 +102,11 @@ def study(root: str) -> Study:
   """
   states, _ = listing.states_of(None, root)
   ended = [s for s in states if s.final is not None]
-  unit, why = losses.find_unit(ended) if ended else ("", "none has ended")
+  if not ended:
+    raise InputError(
+      f"no run in {root} has ended; give the --workdir of a sweep that has run"
+    )
+  unit, why = losses.find_unit(ended)
   if not unit:
     raise InputError(f"the runs in {root} cannot be compared: {why}")
   parsed = [_weights_of(state) for state in ended]
