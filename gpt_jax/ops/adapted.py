@@ -70,7 +70,6 @@ def gain_of(w: Adapted):
 
   The norm of W + scale * A B by W and A^T W, without the sum:
   |W|^2 + b.(2 scale A^T W + scale^2 A^T A b), for each output's column b of B.
-  It is a constant to the gradient (4.3).
   """
   assert w.magnitude is not None  # else there is no norm
   rank = w.a.shape[-1]
@@ -83,11 +82,14 @@ def gain_of(w: Adapted):
   cross_RO = 2 * w.scale * (a_IR.T @ w_IO)
   own_RO = w.scale**2 * ((a_IR.T @ a_IR) @ b_RO)
   whole_O = base_O + (b_RO * (cross_RO + own_RO)).sum(0)
-  ratio_O = jax.lax.stop_gradient(_ratio(base_O, whole_O))
-  return w.magnitude * ratio_O.reshape(w.magnitude.shape)
+  return w.magnitude * _ratio(base_O, whole_O).reshape(w.magnitude.shape)
 
 
 def _ratio(base, whole):
-  """Returns the root of base / whole, one where whole is zero."""
+  """Returns the root of base / whole, one where whole is zero.
+
+  It is a constant to the gradient (4.3).
+  """
   is_zero = whole <= 0
-  return jnp.where(is_zero, 1.0, jnp.sqrt(base / jnp.where(is_zero, 1, whole)))
+  found = jnp.sqrt(base / jnp.where(is_zero, 1, whole))
+  return jax.lax.stop_gradient(jnp.where(is_zero, 1.0, found))

@@ -10,6 +10,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+# Of a mean over tokens, whose odds are then 10^7 to 1.
+MOST_LOG_P = -1e-7
+
 
 class Answers(NamedTuple):
   """What a loss knows of a batch.
@@ -83,7 +86,9 @@ def orpo(answers: Answers, beta: float) -> Judged:
   is_empty_B2 = answers.num_B2 == 0
   mean_B2 = answers.log_p_B2 / jnp.where(is_empty_B2, 1, answers.num_B2)
   mean_B2 = jnp.where(is_empty_B2, -1.0, mean_B2)
-  odds_B2 = mean_B2 - jnp.log(-jnp.expm1(mean_B2))
+  # Nor those of an answer that is certain, in float32.
+  bound_B2 = jnp.minimum(mean_B2, MOST_LOG_P)
+  odds_B2 = bound_B2 - jnp.log(-jnp.expm1(bound_B2))
   margin_B = odds_B2[:, 0] - odds_B2[:, 1]
   loss_B = -mean_B2[:, 0] - beta * jax.nn.log_sigmoid(margin_B)
   return Judged(loss_B, beta * mean_B2, margin_B > 0)

@@ -45,6 +45,25 @@ def adapted(
   return model, base, tree.map_with_names(draw, shapes)
 
 
+def test_the_norm_of_doras_sum_is_a_constant_to_every_gradient():
+  # Of experts too, whose sum is made (Liu et al. 2024, 4.3).
+  rng = np.random.default_rng(0)
+  sizes = (3, 5), (5, 4), (5, 2), (2, 4), (4,)
+  x, w, a, b, m = (rng.normal(size=s).astype(np.float32) for s in sizes)
+  whole = w + 0.5 * a @ b
+  gain = m * np.sqrt(np.square(w).sum(0) / np.square(whole).sum(0))
+  outer = np.cos((x @ whole) * gain) * gain
+  by_hand = 0.5 * (x @ a).T @ outer
+  one = lambda b: Adapted(w, a, b, 0.5, m)
+  alone = lambda b: jnp.sin(
+    (x @ (w + 0.5 * a @ b)) * gain_of(one(b))[None]
+  ).sum()
+  stacked = lambda b: jax.tree.map(lambda x: x[None], one(b))
+  expert = lambda b: jnp.sin(x @ merge(stacked(b))[0]).sum()
+  for loss in (alone, expert):
+    np.testing.assert_allclose(jax.grad(loss)(b), by_hand, 1e-4, 1e-5)
+
+
 @pytest.mark.parametrize("scan", [True, False])
 @pytest.mark.parametrize("form", FORMS)
 def test_the_adapted_model_is_the_merged_one(form, scan):

@@ -10,6 +10,7 @@ from test_step import small_config
 
 from gpt_jax import judging, metric_names, objective, sharding, tree
 from gpt_jax.config import AdapterConfig
+from gpt_jax.ops import preferences
 from gpt_jax.training import build, step
 
 T, ROWS, BETA = 32, 8, 0.3
@@ -166,6 +167,23 @@ def test_loss_and_gradient_are_those_of_the_paper(word, case):
   found, metrics = gradient_of(config, batch, now.params)
   assert metrics[metric_names.LOSS] == pytest.approx(float(wanted), rel=1e-5)
   assert_close(found, by_hand)
+
+
+def test_odds_of_a_certain_answer_are_finite():
+  def loss(log_p_B2):
+    num_B2, label_B = jnp.full((1, 2), 3.0), jnp.ones(1)
+    answers = preferences.Answers(log_p_B2, None, num_B2, label_B)
+    return preferences.orpo(answers, BETA).loss_B[0]
+
+  found = jax.value_and_grad(loss)
+  learned, grad_12 = found(jnp.array([[0.0, -5.0]]))
+  assert abs(learned) < 1e-5
+  np.testing.assert_allclose(grad_12, [[-1 / 3, 0]], atol=1e-5)
+  # Rounding can make a sum of log-probabilities larger than 0.
+  for most in (0.0, 1e-6):
+    wrong, grad_12 = found(jnp.array([[-5.0, most]]))
+    near, _ = found(jnp.array([[-5.0, -3e-5]]))
+    assert near < wrong < 2 * near and np.isfinite(grad_12).all()
 
 
 @pytest.mark.battery

@@ -208,6 +208,7 @@ ARCHITECTURES = {
       "decoder_sparse_step": (1,),
       "mlp_only_layers": ([], None),
     },
+    synonyms={"num_local_experts": "num_experts"},
     rows=(
       *LLAMA_ENDS,
       *LLAMA_ATTENTION,
@@ -243,6 +244,7 @@ ARCHITECTURES = {
       ),
     ),
     rope_theta=1e6,
+    synonyms={"num_experts": "num_local_experts"},
   ),
   "gemma2": GEMMA2,
   "gemma3_text": GEMMA2._replace(
@@ -353,6 +355,12 @@ ARCHITECTURES = {
     ignored=(".attn.bias", ".attn.masked_bias"),
     prefix="transformer.",
     has_rope=False,
+    synonyms={
+      "hidden_size": "n_embd",
+      "num_hidden_layers": "n_layer",
+      "num_attention_heads": "n_head",
+      "max_position_embeddings": "n_positions",
+    },
     read=lambda stated, model, where: {
       "mlp_dim": model.get("mlp_dim") or 4 * model["model_dim"]
     },

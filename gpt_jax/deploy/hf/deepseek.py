@@ -146,6 +146,7 @@ ARCHITECTURE = Architecture(
   heads=(Row("lm_head.weight", ("unembed",), "same"),),
   ignored=(".rotary_emb.inv_freq",),
   has_dense=True,
+  synonyms={"num_experts": "n_routed_experts"},
   read=_read,
   write=_write,
   more=("head_dim", "attn_scale", *GROUPS.values()),

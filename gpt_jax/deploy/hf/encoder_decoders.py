@@ -77,6 +77,12 @@ T5 = Architecture(
   ignored=("encoder.embed_tokens.weight", "decoder.embed_tokens.weight"),
   prefix="",
   has_rope=False,
+  synonyms={
+    "hidden_size": "d_model",
+    "head_dim": "d_kv",
+    "num_attention_heads": "num_heads",
+    "num_hidden_layers": "num_layers",
+  },
 )
 
 
@@ -222,6 +228,11 @@ BART = Architecture(
   ),
   zeros=("final_logits_bias",),
   has_rope=False,
+  synonyms={
+    "hidden_size": "d_model",
+    "num_attention_heads": "encoder_attention_heads",
+    "num_hidden_layers": "encoder_layers",
+  },
   read=_read_bart,
   write=lambda model, stated: {
     f"decoder_{name}": stated[f"encoder_{name}"]

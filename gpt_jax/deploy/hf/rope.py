@@ -47,7 +47,9 @@ def read_rope(stated: dict, where: str, found: Architecture) -> dict[str, Any]:
   full = rope.get("full_attention") or rope
   rope = _dict(full, "rope_scaling.full_attention", where)
   is_modern = found.pattern is not None and found.pattern.is_first
-  thetas = THETAS[-1:] if is_modern else THETAS
+  thetas = THETAS[2:] if is_modern else THETAS[:1]
+  if found.rope_frac is not None:  # GPT-NeoX, likewise
+    thetas = THETAS[1:2]
   named = [stated[key] for key in thetas if key in stated]
   default, frac = (*named, found.rope_theta)[0], found.rope_frac
   theta = _number(rope.get("rope_theta", default), "rope_theta", where)
@@ -211,8 +213,11 @@ def read_pattern(
     raise InputError(
       f"{where} has {len(kinds)} layer_types for {model['num_layers']} layers"
     )
-  found: dict[str, Any] = {"layer_pattern": "+".join(KINDS[k] for k in kinds)}
-  if pattern.theta is not None:
+  words = [KINDS[kind] for kind in kinds]
+  found: dict[str, Any] = {"layer_pattern": "+".join(words)}
+  if "local" not in words:
+    found = {"sliding_window": None}
+  if pattern.theta is not None and "local" in words:
     rope = _dict(stated.get("rope_parameters") or {}, "rope_parameters", where)
     local = rope.get("sliding_attention") or {}
     local = _dict(local, "rope_parameters.sliding_attention", where)

@@ -88,6 +88,7 @@ class Architecture(NamedTuple):
     told: {key of theirs: value} that these models have among several; the first
       of a model_type that has them is taken.
     keys: what both configs state.
+    synonyms: {another name of a key in transformers: the key}.
     fixed: fields of our model section that all these models have.
     wanted: {key of theirs: values that can be represented}; the first is
       written, and is what a missing key means.
@@ -136,6 +137,7 @@ class Architecture(NamedTuple):
   model_type: str = ""
   told: dict[str, Any] = {}
   held: tuple[tuple[str, str], ...] = ()
+  synonyms: dict[str, str] = {}
 
 
 def rows_of(

@@ -31,6 +31,8 @@ NULLABLE = (
   *("head_dim", "sliding_window", "attn_softcap", "logit_softcap"),
   *("q_lora_rank", "num_kv_heads"),
 )
+# The window of a model without local layers, whose class must have some.
+WINDOW, UNREAD = "sliding_window", 128
 
 # Names of one function in transformers.
 SYNONYMS = {
@@ -97,6 +99,7 @@ def read_model(stated: dict, sizes: Sizes, where: str) -> dict[str, Any]:
       what cannot be represented.
   """
   found = find(stated, where)
+  stated = _own_names(stated, found, where)
   for key, values in found.wanted.items():
     if _canonical(stated.get(key, values[0])) not in map(_canonical, values):
       raise InputError(
@@ -105,7 +108,8 @@ def read_model(stated: dict, sizes: Sizes, where: str) -> dict[str, Any]:
       )
   model = dict(found.fixed)
   for key in found.keys:
-    if key.alias and key.theirs not in stated and key.alias in stated:
+    is_there = stated.get(key.theirs) is not None
+    if key.alias and not is_there and key.alias in stated:
       key = key._replace(theirs=key.alias)
     value = _read_key(stated, key, where)
     if value is not None or key.default is not None:
@@ -126,6 +130,25 @@ def read_model(stated: dict, sizes: Sizes, where: str) -> dict[str, Any]:
   if found.read is not None:
     model |= found.read(stated, model, where)
   return model
+
+
+def _own_names(stated: dict, found: Architecture, where: str) -> dict:
+  """Returns stated, where a key has its own name only.
+
+  Raises:
+    InputError: a key has two values.
+  """
+  own = dict(stated)
+  for other, name in found.synonyms.items():
+    value = own.pop(other, None)
+    if own.get(name) is None and value is not None:
+      own[name] = value
+    if value not in (None, own.get(name)):
+      raise InputError(
+        f"{where} has {name} {own[name]!r:.60} and {other} {value!r:.60}, "
+        "which are two names of one number; it must have one"
+      )
+  return own
 
 
 def read_pair_ids(stated: dict, where: str) -> tuple[int, int]:
@@ -250,9 +273,11 @@ def _has_layers(found: Architecture, model: ModelConfig) -> bool:
   is_local = any("local" in word or "global" in word for word in parts)
   mlps = list(config_lib.mlp_kinds(model))
   is_sorted = found.has_dense and mlps == sorted(mlps)  # dense before moe
-  return (is_local == (found.pattern is not None)) and (
-    is_sorted or not is_mixed
-  )
+  if found.pattern is None:
+    is_fine = not is_local
+  else:
+    is_fine = is_local or model.sliding_window is None
+  return is_fine and (is_sorted or not is_mixed)
 
 
 def write_model(word: str, model: ModelConfig) -> dict[str, Any]:
@@ -267,6 +292,9 @@ def write_model(word: str, model: ModelConfig) -> dict[str, Any]:
   for key in found.keys:
     value = getattr(model, key.ours)
     stated[key.theirs] = key.to_theirs(value) if type(value) is int else value
+  if found.pattern is not None and model.sliding_window is None:
+    # Of which no layer has one, but their class computes with it.
+    stated |= {k.theirs: UNREAD for k in found.keys if k.ours == WINDOW}
   for key in found.keys:
     if key.alias is not None:
       stated.setdefault(key.alias, stated[key.theirs])

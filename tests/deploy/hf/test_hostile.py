@@ -75,6 +75,7 @@ def list_keys(word: str) -> dict[str, str | None]:
     others += ["decoder_start_token_id", "eos_token_id"]
   if found.rope_frac is not None:
     others += ["rotary_pct", "rotary_emb_base"]
+    others.remove("rope_theta")  # which its class does not read
   if found.pattern is not None:
     others += ["layer_types", found.pattern.key, found.pattern.theta]
     others += ["query_pre_attn_scalar"] * found.pattern.scalar

@@ -259,6 +259,8 @@ def test_a_key_that_is_missing_has_the_value_that_its_class_takes(
   [
     ("gpt_neox", dict(partial_rotary_factor=0.75), "rope_frac", 0.25),
     ("gpt_neox", dict(rotary_pct=0.5), "rope_frac", 0.5),
+    ("gpt_neox", dict(rope_theta=77.0), "rope_theta", 10_000.0),
+    ("gpt_neox", dict(rotary_emb_base=77), "rope_theta", 77.0),
     ("modernbert", dict(rope_theta=77.0), "rope_theta", 160_000.0),
     ("modernbert", dict(global_rope_theta=77.0), "rope_theta", 77.0),
   ],
@@ -267,6 +269,88 @@ def test_a_key_that_a_class_does_not_read_changes_nothing(
   word, stated_here, ours, value
 ):
   assert read_small(word, **stated_here)[ours] == value
+
+
+# {model_type: (keys that it needs beside those of read_small, names of keys
+# that transformers takes for them)}
+BY_NAMES = {
+  "gpt2": (
+    {},
+    {
+      "hidden_size": "n_embd",
+      "num_hidden_layers": "n_layer",
+      "num_attention_heads": "n_head",
+      "max_position_embeddings": "n_positions",
+    },
+  ),
+  "mixtral": ({}, {"num_experts": "num_local_experts"}),
+  "qwen3_moe": ({}, {"num_local_experts": "num_experts"}),
+  "deepseek_v2": (
+    dict(num_experts_per_tok=2, q_lora_rank=32, moe_intermediate_size=64),
+    {"num_experts": "n_routed_experts"},
+  ),
+  "t5": (
+    dict(d_ff=64),
+    {
+      "hidden_size": "d_model",
+      "num_attention_heads": "num_heads",
+      "num_hidden_layers": "num_layers",
+      "head_dim": "d_kv",
+    },
+  ),
+  "bart": (
+    dict(encoder_ffn_dim=64, decoder_ffn_dim=64, decoder_layers=2)
+    | dict(decoder_attention_heads=32),
+    {
+      "hidden_size": "d_model",
+      "num_hidden_layers": "encoder_layers",
+      "num_attention_heads": "encoder_attention_heads",
+    },
+  ),
+}
+
+
+@pytest.mark.parametrize("word", BY_NAMES)
+def test_a_key_can_have_the_name_that_transformers_takes_for_it(word):
+  more, names = BY_NAMES[word]
+  plain = read_small(word, **more, **dict.fromkeys(names, 32))
+  own = dict.fromkeys([*names, *names.values()])
+  for name, theirs in names.items():
+    keys = own | more | dict.fromkeys(names, 32)
+    assert read_small(word, **keys | {name: None, theirs: 32}) == plain
+    with pytest.raises(InputError, match=f"has {theirs} 32 and {name} 16"):
+      read_small(word, **keys | {name: 16, theirs: 32})
+
+
+def test_a_t5_has_as_many_layers_on_both_sides_unless_it_says_so():
+  sizes = dict(d_model=32, d_ff=64, d_kv=8, num_heads=4, num_layers=3)
+  sizes |= dict.fromkeys(["hidden_size", "num_attention_heads"])
+  sizes |= dict(num_hidden_layers=None)
+  for own in ({}, dict(num_decoder_layers=None), dict(num_decoder_layers=3)):
+    assert read_small("t5", **sizes | own)["num_layers"] == 3
+  assert read_small("t5", **sizes, num_decoder_layers=2)["num_layers"] == 2
+
+
+@pytest.mark.parametrize("word", ["gemma2", "gemma3_text", "modernbert"])
+def test_a_model_may_have_no_local_layer(word):
+  kinds = ["full_attention"] * 2
+  read = read_small(word, sliding_window=32, layer_types=kinds)
+  assert read["sliding_window"] is None and "layer_pattern" not in read
+  assert "local_rope_theta" not in read
+  values = cli.load_config("configs/base.py", {})
+  defaults = config_lib.freeze(values).model
+  values.model.update(read)
+  values.data.seq_len = 64
+  values.data.objective = OBJECTIVES[values.model.family]
+  model = config_lib.freeze(values).model
+  written = stated.write_model(stated.choose(model, defaults), model)
+  assert written["model_type"] == word and written["layer_types"] == kinds
+  # A number that their class computes with, and no layer reads.
+  windows = "sliding_window", "local_attention"
+  assert [written[key] for key in windows if key in written] == [128]
+  again = stated.read_model(written, stated.Sizes(1000, 1024), "config.json")
+  again = {k: v for k, v in again.items() if v is not None}
+  assert again == {k: v for k, v in read.items() if v is not None}
 
 
 @pytest.mark.parametrize(
