@@ -22,6 +22,9 @@ from gpt_jax.exits import InputError
 # split. Earlier versions did not move them, and wrote other ids under the name
 # without the suffix.
 APART = "-apart"
+# In the names of preferences whose answers have the ids that follow their
+# prompt's; earlier versions encoded them apart.
+BEHIND = "behind"
 
 
 def name_folder(
@@ -45,6 +48,8 @@ def name_folder(
   ]
   if part.template is not None:
     facts.append(part.template)
+  if isinstance(part.source, sources.PreferenceSource):
+    facts.append(BEHIND)
   if key is not None:
     facts.append(key.id)
   digits = digest.of_json(facts)[: manifest_lib.KEY_DIGITS]

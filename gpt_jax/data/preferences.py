@@ -23,7 +23,7 @@ from gpt_jax.data.shards import TokenSet
 from gpt_jax.data.sources.chat import Chat
 from gpt_jax.data.sources.preference import Preference, count_answers
 from gpt_jax.data.templates import build_encoder
-from gpt_jax.data.tokenizers.protocol import Tokenizer
+from gpt_jax.data.tokenizers.protocol import Tokenizer, ids_behind
 from gpt_jax.exits import InputError
 
 # Answers of a row.
@@ -58,7 +58,8 @@ class PlainEncoder:
     end = [] if own.separator_id is None else [own.separator_id]
     for chat in chats:
       texts = [message.content for message in chat.messages]
-      prompt, answer = own.encode_batch(texts)
+      prompt, alone, whole = own.encode_batch([*texts, "".join(texts)])
+      answer = ids_behind(prompt, whole, alone)
       ids = np.concatenate([own.start_ids, prompt, answer, end])
       mask = np.zeros(len(ids), np.uint8)
       mask[len(own.start_ids) + len(prompt) :] = 1

@@ -18,7 +18,7 @@ import numpy as np
 from gpt_jax import sharding
 from gpt_jax.config import InputError
 from gpt_jax.data.objectives import ANSWERED
-from gpt_jax.data.tokenizers.protocol import Tokenizer
+from gpt_jax.data.tokenizers.protocol import Tokenizer, ids_behind
 from gpt_jax.inference import generation, texts
 from gpt_jax.models import Model
 
@@ -65,18 +65,15 @@ def encode_choices(
 ) -> list[np.ndarray]:
   """Returns the ids of each choice, none empty.
 
-  They are those that follow the prompt's in the text of both, as training saw
-  it. Where a token spans the border of the two, they are the choice's own.
-  After a source or a user's words they are those of a target that ends.
+  They are those of protocol.ids_behind, as training saw them. After a source or
+  a user's words they are those of a target that ends.
   """
   if isinstance(tokenizer, ANSWERED):
     return [tokenizer.encode_target(c).astype(np.int32) for c in choices]
-  start, found = tokenizer.encode(prompt), []
+  plain = getattr(tokenizer, "plain", tokenizer)
+  start, found = plain.encode(prompt), []
   for text in choices:
-    whole = tokenizer.encode(prompt + text)
-    ids = whole[len(start) :]
-    if not len(ids) or not np.array_equal(whole[: len(start)], start):
-      ids = tokenizer.encode(text)
+    ids = ids_behind(start, plain.encode(prompt + text), plain.encode(text))
     if not len(ids):
       raise InputError(
         f"the choice {text!r} has no token in the vocabulary of "

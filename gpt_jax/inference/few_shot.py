@@ -12,6 +12,7 @@ from gpt_jax.config import InputError
 from gpt_jax.data.sources.labelled import BETWEEN, Example
 from gpt_jax.data.tokenizers.protocol import Tokenizer
 from gpt_jax.inference import choices
+from gpt_jax.inference.prompts import PromptTokenizer
 from gpt_jax.models import Model
 
 ASKED, ANSWER, END = "{}\n=", " {}\n", "\n"
@@ -106,11 +107,11 @@ def classify(
     InputError: as choices.score.
   """
   answers = [ANSWER.format(name) for name in classes]
-  found = []
+  found, begun = [], PromptTokenizer(tokenizer)
   for first in range(0, len(asked), batch_size):
     some = asked[first : first + batch_size]
     prompts = [write_prompt(shots, text_of(one)) for one in some]
-    for each in choices.score(model, params, tokenizer, prompts, answers):
+    for each in choices.score(model, params, begun, prompts, answers):
       best = choices.rank(each)[0].text
       found.append(classes[answers.index(best)])
   return found

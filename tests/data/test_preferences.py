@@ -10,6 +10,8 @@ from gpt_jax import config as config_lib
 from gpt_jax.config import InputError
 from gpt_jax.data import batches, objectives, preferences
 from gpt_jax.data.prepare import prepare_data, verify_text
+from gpt_jax.data.sources.chat import Chat, Message
+from gpt_jax.data.tokenizers.plain import ByteTokenizer
 
 SEPARATOR = 256
 
@@ -225,6 +227,32 @@ def test_strings_need_no_mark_of_a_template(make):
   make(template="chatml")
   with pytest.raises(InputError, match=r"'<\|im_start\|>' is no token"):
     make(chat, template="chatml")
+
+
+class Spaced(ByteTokenizer):
+  """Puts a space before a text, and "oo" is one token."""
+
+  def encode_batch(self, texts):
+    ids = [
+      f" {text}".replace("oo", chr(255)).encode("latin1") for text in texts
+    ]
+    return [np.frombuffer(each, np.uint8).astype(np.uint32) for each in ids]
+
+
+@pytest.mark.parametrize(
+  "prompt, answer, wanted",
+  [
+    ("2 =", " 4", " 2 =| 4"),
+    ("Li", "ly", " Li|ly"),
+    ("to", "o", " to| o"),  # where a token spans the border, the answer's own
+  ],
+)
+def test_an_answer_goes_on_with_its_prompt_as_one_text(prompt, answer, wanted):
+  turns = Message("user", prompt), Message("assistant", answer)
+  encoder = preferences.PlainEncoder(Spaced())
+  ((_, ids, mask),) = encoder.encode_batch([Chat("a", "a.jsonl", turns)])
+  parts = [text_of(ids[mask == side]) for side in range(2)]
+  assert "|".join(parts) == wanted + "|"  # and the separator
 
 
 def test_strings_and_messages_do_not_mix(make, tmp_path):

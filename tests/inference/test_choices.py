@@ -15,6 +15,7 @@ from gpt_jax.config import InputError
 from gpt_jax.data.tokenizers.plain import ByteTokenizer
 from gpt_jax.inference import choices
 from gpt_jax.inference.choices import Choice
+from gpt_jax.inference.prompts import PromptTokenizer
 
 LIMIT = 20
 PROMPTS = ["a", "the end", "x = 1"]
@@ -110,6 +111,7 @@ class Pairs:
   """Tokens of up to two characters, so that one may span a border."""
 
   name, vocab_size, separator_id = "pairs", 257, None
+  start_ids = (7,)
 
   def encode(self, text):
     pairs = [text[i : i + 2] for i in range(0, len(text), 2)]
@@ -125,6 +127,12 @@ def test_a_choice_is_encoded_after_its_prompt():
   # A token would span the border: the choice has its own.
   assert encode("a", ["bc"]) == [[b + c]]
   assert encode("abc", ["ab"]) == [[a + b]]
+  # No start stands between a prompt and what follows it.
+  own = PromptTokenizer(Pairs())
+  assert own.encode("ab").tolist() == [7, a + b]
+  for prompt, wanted in (("ab", [c]), ("a", [c])):
+    (found,) = choices.encode_choices(own, prompt, ["c"])
+    assert found.tolist() == wanted
 
 
 def test_choices_that_cannot_be_scored_are_refused(made):

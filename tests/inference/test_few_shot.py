@@ -29,22 +29,25 @@ def test_a_prompt_shows_the_shots_and_then_the_text():
   assert few_shot.write_prompt([], "x") == "x\n="
 
 
-@pytest.mark.parametrize("batch_size", [1, 4])
-def test_the_class_is_the_likeliest_by_a_full_pass(batch_size):
+@pytest.mark.parametrize("batch_size, start", [(1, ()), (4, (256,))])
+def test_the_class_is_the_likeliest_by_a_full_pass(batch_size, start):
+  # An imported model expects its start before the prompt.
+  tokenizer = ByteTokenizer()
+  tokenizer.start_ids = start
   model, params = draw_model(3, max_len=LIMIT, vocab_size=257)
   texts = ["a", "fine end", "dull", "x = 1 and more", "we", "the cast is warm"]
   asked, classes = [example(t, "bad") for t in texts], ["bad", "good", "so so"]
   found = few_shot.classify(
-    model, params, ByteTokenizer(), SHOTS, classes, asked, batch_size
+    model, params, tokenizer, SHOTS, classes, asked, batch_size
   )
   apply = jax.jit(model.apply)
 
   def full(prompt: str, answer: str) -> float:
-    row = (prompt + answer).encode()
+    row = [*start, *(prompt + answer).encode()]
     tokens = np.zeros((1, LIMIT), np.int32)
-    tokens[0, : len(row)] = list(row)
+    tokens[0, : len(row)] = row
     log_p = np.asarray(jax.nn.log_softmax(apply(params, tokens)))[0]
-    places = range(len(prompt), len(row))
+    places = range(len(start) + len(prompt), len(row))
     return sum(log_p[at - 1, row[at]] for at in places)
 
   prompts = [few_shot.write_prompt(SHOTS, text) for text in texts]

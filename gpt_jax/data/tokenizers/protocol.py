@@ -108,6 +108,25 @@ def encode_utf8(text: str) -> bytes:
     raise InputError(f"the text holds {what}; it must be Unicode") from None
 
 
+def ids_behind(
+  start: np.ndarray, whole: np.ndarray, alone: np.ndarray
+) -> np.ndarray:
+  """Returns the ids of a text that goes on with another.
+
+  They are those that follow the other's in the text of both: many tokenizers
+  put a space before a text. Where a token spans the border of the two, they are
+  the text's own.
+
+  Args:
+    start: ids of the other text.
+    whole: of both as one text.
+    alone: of the text by itself.
+  """
+  rest = whole[len(start) :]
+  is_behind = len(rest) > 0 and np.array_equal(whole[: len(start)], start)
+  return rest if is_behind else alone
+
+
 def begins_inside_word(text: str) -> bool:
   """Returns whether a token of this text goes on with a word before it."""
   return text[:1].isalnum() or text[:1] == "\N{REPLACEMENT CHARACTER}"

@@ -20,6 +20,8 @@ from gpt_jax.config import InputError, nearest
 from gpt_jax.deploy.hf import layout, tensors
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+# Forms of a layout.Entry's matrices: (out, in), but conv's.
+MATRICES = ("linear", "turned", "heads", "conv")
 # What names of tensors begin with.
 PREFIX = "base_model.model."
 # {key of adapter_config.json: values that can be represented}; a missing key is
@@ -46,7 +48,7 @@ class Merged:
   Attributes:
     base, a, b: tensors; a is (rank, in), b (out, rank).
     scale: of the product.
-    form: a layout.Entry's, linear or conv.
+    form: a layout.Entry's, of MATRICES.
   """
 
   base: tensors.Tensor
@@ -106,7 +108,7 @@ def merge(
   forms = {
     e.name.removesuffix(".weight"): e
     for e in entries
-    if e.form in ("linear", "conv") and e.name.endswith(".weight")
+    if e.form in MATRICES and e.name.endswith(".weight")
   }
   merged: dict[str, Any] = dict(matched)
   for name in opened:

@@ -7,6 +7,7 @@ block for each on its diagonal.
 
 import collections
 import json
+import math
 import os
 from typing import Any, NamedTuple
 
@@ -91,34 +92,57 @@ def export_adapters(model: Model, learned: Any, base: Any, out: str) -> str:
 
 def _join(entry: layout.Entry, arrays: dict, base: dict, alpha: float) -> Pair:
   """Returns the adapter of a matrix of theirs, of those of its parts."""
-  found = []
-  for part in entry.parts:
+  found = {}
+  for i, part in enumerate(entry.parts):
     if f"{part.path}/lora_a" in arrays:
       a, b = (arrays[f"{part.path}/lora_{c}"][part.at] for c in "ab")
-      rank = a.shape[-1]
-      found.append((part, a.reshape(-1, rank).T, b.reshape(rank, -1).T))
-  scales = [alpha / a.shape[0] for _, a, _ in found]
-  rank = sum(a.shape[0] for _, a, _ in found)
+      found[i] = a.reshape(-1, a.shape[-1]).T, b
+  scales = [alpha / a.shape[0] for a, _ in found.values()]
+  rank = sum(a.shape[0] for a, _ in found.values())
   is_one = len(set(scales)) == 1
-  b_all, start = np.zeros((entry.parts[-1].stop, rank), np.float32), 0
-  for (part, a, b), scale in zip(found, scales, strict=True):
+  wide, start = (
+    [np.zeros((rank, *_outs(p)), np.float32) for p in entry.parts],
+    0,
+  )
+  for (i, (a, b)), scale in zip(found.items(), scales, strict=True):
     stop = start + a.shape[0]
-    factor = np.float32(1 if is_one else scale)
-    b_all[part.start : part.stop, start:stop] = factor * b
+    wide[i][start:stop] = np.float32(1 if is_one else scale) * b
     start = stop
-  a_all = np.concatenate([a for _, a, _ in found])
+  a_all = np.concatenate([a for a, _ in found.values()])
   magnitude = None
   if base:
-    magnitude = np.concatenate([_norms(p, arrays, base) for p in entry.parts])
-  return Pair(a_all, b_all, rank * (scales[0] if is_one else 1.0), magnitude)
+    norms = [_norms(part, arrays, base)[None] for part in entry.parts]
+    magnitude = _by_outputs(entry, norms)[:, 0]
+  alpha = rank * (scales[0] if is_one else 1.0)
+  return Pair(a_all, _by_outputs(entry, wide), alpha, magnitude)
+
+
+def _outs(part: layout.Part) -> tuple[int, ...]:
+  """Returns the output dims of a part."""
+  dims = range(1, len(part.shape))
+  return next(
+    part.shape[d:] for d in dims if math.prod(part.shape[:d]) == part.num_in
+  )
+
+
+def _by_outputs(entry: layout.Entry, rows: list[np.ndarray]) -> np.ndarray:
+  """Returns (out, R), R rows of all outputs in the order of their tensor.
+
+  Args:
+    rows: (R, *outputs) of each part.
+  """
+  pairs = zip(entry.parts, rows, strict=True)
+  parts = tuple(p._replace(path="", shape=x.shape) for p, x in pairs)
+  joined = entry._replace(parts=parts).give(rows)
+  return joined.T if entry.form == "conv" else joined
 
 
 def _norms(part: layout.Part, arrays: dict, base: dict) -> np.ndarray:
   """Returns the norm of each output of a part: its own, times its magnitude."""
-  w = base[part.path][part.at].reshape(part.num_in, -1)
+  w = base[part.path][part.at].reshape(part.num_in, *_outs(part))
   norms = np.sqrt(np.square(w).sum(0))
   own = f"{part.path}/lora_magnitude"
-  return norms * arrays[own][part.at].reshape(-1) if own in arrays else norms
+  return norms * arrays[own][part.at] if own in arrays else norms
 
 
 def _describe(pairs: dict[str, Pair], is_conv: bool) -> dict[str, Any]:

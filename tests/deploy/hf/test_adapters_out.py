@@ -12,7 +12,7 @@ from test_hf import GOLDEN, letters, tokens_of
 
 from gpt_jax import tree
 from gpt_jax.config import InputError
-from gpt_jax.deploy.hf import importing, tensors
+from gpt_jax.deploy.hf import architectures, importing, layout, tensors
 from gpt_jax.models import adapters
 from gpt_jax.runs import workdir
 
@@ -50,6 +50,52 @@ def test_peft_computes_what_our_adapters_do(case, tmp_path):
   back = tree.flatten_with_names(workdir.open_run(run)[2])
   for name, x in tree.flatten_with_names(adapters.merge(attached)).items():
     np.testing.assert_allclose(back[name], x, rtol=0, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.wide
+@pytest.mark.parametrize(
+  "case, rank, kind",
+  [("gpt_neox", "attn=2,out=3", "dora"), ("deepseek_v2", "attn=2", "lora")],
+)
+def test_outputs_are_in_the_order_of_the_hubs_tensors(
+  case, rank, kind, tmp_path
+):
+  # GPT-NeoX has queries, keys and values head by head, DeepSeek-V2 turned dims
+  # in pairs of neighbours.
+  folder = tmp_path / "all"
+  model, params, learned = made["write"](folder, case, rank, kind)
+  flat = tree.flatten_with_names(model.abstract_params()[0])
+  shapes = {name: leaf.shape for name, leaf in flat.items()}
+  found = architectures.ARCHITECTURES[case]
+  whole = tree.flatten_with_names(adapters.merge(model.attach(learned, params)))
+  base = tensors.open_folder(str(folder / "base"))
+  own = tensors.open_folder(str(folder / "own"), made["TENSORS"])
+  config = json.loads((folder / "own" / "adapter_config.json").read_text())
+  count = 0
+  for entry in layout.list_entries(found, model.config, shapes):
+    name = entry.name.removesuffix(".weight")
+    read = lambda key, n=name: own[f"base_model.model.{n}.lora_{key}"].read()
+    if f"base_model.model.{name}.lora_A.weight" not in own:
+      continue
+    rank = config["rank_pattern"].get(name, config["r"])
+    scale = config["alpha_pattern"].get(name, config["lora_alpha"]) / rank
+    delta = scale * read("B.weight") @ read("A.weight")
+    wanted = base[entry.name].read() + delta
+    if kind == "dora":
+      size = np.linalg.norm(wanted, axis=1)
+      wanted *= (read("magnitude_vector") / size)[:, None]
+    parts = [np.asarray(whole[p.path])[p.at] for p in entry.parts]
+    given = entry.give(parts)
+    np.testing.assert_allclose(given, wanted, rtol=0, atol=1e-5, err_msg=name)
+    count += 1
+  assert count == len(own) // (3 if kind == "dora" else 2) > 3
+  if kind == "lora":  # and back
+    source, run = str(folder / "base"), str(tmp_path / "run")
+    adapter = str(folder / "own")
+    importing.import_model(source, run, letters(tmp_path), adapter=adapter)
+    back = tree.flatten_with_names(workdir.open_run(run)[2])
+    for name, x in whole.items():
+      np.testing.assert_allclose(back[name], x, rtol=0, atol=1e-6, err_msg=name)
 
 
 def test_a_part_without_an_adapter_is_left_alone(tmp_path):
