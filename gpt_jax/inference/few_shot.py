@@ -107,7 +107,8 @@ def classify(
     InputError: as choices.score.
   """
   answers = [ANSWER.format(name) for name in classes]
-  found, begun = [], PromptTokenizer(tokenizer)
+  found: list[str] = []
+  begun: Any = PromptTokenizer(tokenizer)
   for first in range(0, len(asked), batch_size):
     some = asked[first : first + batch_size]
     prompts = [write_prompt(shots, text_of(one)) for one in some]
