@@ -1,6 +1,7 @@
 """The server as its user starts and ends it."""
 
 import contextlib
+import gc
 import json
 import re
 import signal
@@ -12,6 +13,8 @@ import urllib.request
 import pytest
 from harness import ROOT, user_env
 from refusals import assert_refused
+
+from gpt_jax import serve
 
 pytest.importorskip("uvicorn", reason="extra serve is not installed")
 
@@ -123,6 +126,20 @@ def test_a_text_that_is_being_written_is_ended_before_the_server(served):
     lines = answer.read().decode().strip().splitlines()
   assert lines[-1] == "data: [DONE]"
   assert process.wait(60) == 0, process.stderr.read()
+
+
+def test_no_text_waits_for_a_collection_of_what_was_there_before_it(
+  trained, call_verb, monkeypatch
+):
+  left, before = [], gc.get_freeze_count()
+  look = lambda *_: left.append(gc.get_freeze_count() - before)
+  monkeypatch.setattr(serve, "_serve", look)
+  try:
+    done = call_verb("serve", f"--workdir={trained}", "--port=0", "--rows=2")
+  finally:
+    gc.unfreeze()
+  assert done.returncode == 0, done.stderr
+  assert left[0] > 50_000
 
 
 @pytest.mark.parametrize(
