@@ -19,7 +19,6 @@ import os
 import re
 import stat
 import sys
-import tempfile
 from typing import Any
 
 from gpt_jax import digest
@@ -154,8 +153,7 @@ def require_new(named: dict[str, str]) -> None:
   """Refuses files, {flag: path}, that cannot be made with their folders.
 
   Raises:
-    InputError: something has this name, two are one, or a folder cannot be
-      made or is read-only.
+    InputError: a name is taken or given twice, or a folder is read-only.
   """
   owners: dict[str, str] = {}
   for name, path in named.items():
@@ -173,6 +171,8 @@ def require_new(named: dict[str, str]) -> None:
 
 def require_folder(name: str, folder: str) -> None:
   """Raises InputError where a folder cannot be made, or not be written in."""
+  import tempfile  # slow, and no --help needs it
+
   at = os.path.abspath(folder)
   while not os.path.lexists(at):
     at = os.path.dirname(at)

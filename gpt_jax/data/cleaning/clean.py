@@ -251,6 +251,10 @@ class Judge:
     if tests is not None:
       texts = (text for _, text in read_documents(tests))
       self.tests = duplicates.Contamination(texts)
+      if not self.tests.num_items:
+        raise InputError(
+          f"--tests={tests} is empty; give evaluation sets that have texts"
+        )
 
   def __call__(self, text: str) -> tuple[str, float] | None:
     if self._languages is not None:

@@ -222,8 +222,9 @@ class Contamination:
 
   def __init__(self, texts, least: int = 8):
     grams: dict[int, list[np.ndarray]] = {}
-    self.num_short = 0
+    self.num_items = self.num_short = 0
     for text in texts:
+      self.num_items += 1
       size = min(TEST_GRAM, len(token_hashes(text)))
       if size < least:
         self.num_short += 1

@@ -123,6 +123,14 @@ def test_a_failure_leaves_no_file(source, tmp_path):
   assert sorted(os.listdir(tmp_path)) == ["in.jsonl"]
 
 
+def test_an_evaluation_set_without_texts_is_refused(source, tmp_path):
+  (tmp_path / "none.txt").touch()
+  words = [f"--source=jsonl:{source}", f"--out={tmp_path}/out.jsonl", RULES]
+  with pytest.raises(InputError, match="--tests=text:.*none.txt is empty; giv"):
+    clean.main([*words, f"--tests=text:{tmp_path}/none.txt"])
+  assert not (tmp_path / "out.jsonl").exists()
+
+
 def test_a_file_that_exists_is_not_written_over(source):
   before = source.read_bytes()
   with pytest.raises(InputError, match="exists; give the name of a new file"):
