@@ -35,19 +35,22 @@ class Layout(NamedTuple):
     lengths: of a row; a source for a model with an encoder.
     is_packed: whether a row holds as many pairs as fit.
     start, end: ids of the marks.
+    first: ids before a source, which an imported model expects.
   """
 
   lengths: RowLengths
   is_packed: bool
   start: int
   end: int
+  first: tuple[int, ...] = ()
 
 
 def build_layout(config: Config, tokenizer: Tokenizer) -> Layout:
   """Returns the layout of a config's pairs."""
   is_packed = config.data.packing == "documents"
   lengths = config_lib.row_lengths(config)
-  return Layout(lengths, is_packed, *pair_ids(tokenizer))
+  first = tuple(tokenizer.start_ids)
+  return Layout(lengths, is_packed, *pair_ids(tokenizer), first)
 
 
 class PairRows:
@@ -85,7 +88,7 @@ class PairRows:
     self._skip = int(token_set.num_ids > token_set.num_tokens)
     self._borders = borders
     lengths = np.diff(borders) - self._skip
-    sizes = _sizes(lengths[::2], lengths[1::2], layout)
+    sizes = _sizes(lengths[::2] + len(layout.first), lengths[1::2], layout)
     limits = [n for n in layout.lengths if n is not None]
     fits = np.all(sizes <= limits, axis=1)
     if len(fits) and not fits.any():
@@ -104,7 +107,7 @@ class PairRows:
     return len(self._rows) - 1
 
   def parts(self, pair: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the ids of a pair's (source, target), int32."""
+    """Returns the ids of a pair's texts (source, target), int32."""
     begin, middle, end = map(int, self._borders[2 * pair : 2 * pair + 3])
     ids = self._set.read(begin, end)
     return ids[self._skip : middle - begin], ids[middle - begin + self._skip :]
@@ -134,6 +137,7 @@ class PairRows:
     start, end, t, s = self._layout.start, self._layout.end, 0, 0
     for part, pair in enumerate(pairs):
       source, target = self.parts(pair)
+      source = np.append(np.array(self._layout.first, np.int32), source)
       if "sources" in row:
         s_end = s + len(source) + 1
         row["sources"][s:s_end] = np.append(source, end)

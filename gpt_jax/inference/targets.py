@@ -57,7 +57,8 @@ def write_targets(
   rows = pair_rows(tokens, layout._replace(is_packed=False), None)
   wanted = rows.pairs[:num_pairs]
   parts = [rows.parts(int(pair)) for pair in wanted]
-  prompts = [np.append(source, tokenizer.last_id) for source, _ in parts]
+  join = lambda source: [*layout.first, *source, tokenizer.last_id]
+  prompts = [np.array(join(source), np.int32) for source, _ in parts]
   most = _most_tokens(model, layout, prompts)
   found = []
   for some in _batches(prompts, batch_size):

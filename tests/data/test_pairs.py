@@ -88,6 +88,31 @@ def texts_of(ids) -> str:
   return bytes(int(i) for i in ids).decode()
 
 
+@pytest.mark.parametrize("family", ["reader", "decoder"])
+@pytest.mark.parametrize("first", [(), (7, 8)])
+def test_a_source_is_read_in_training_as_it_is_prompted(make, family, first):
+  # An imported model expects ids before a text.
+  prepared, config = make(family=family, packing="documents")
+  prepared.tokenizer.start_ids = first
+  task = task_of(prepared, config)
+  rows = pairs.pair_rows(prepared.train[0][1], task.pairs, None)
+  batch = rows.read(np.arange(rows.num_rows))
+  encode = objectives.prompting(config, prepared.tokenizer).encode
+  name = "sources" if family == "reader" else "tokens"
+  side = "source_segments" if family == "reader" else "segments"
+  found = {
+    tuple(ids[own == part].tolist())
+    for ids, own in zip(batch[name], batch[side], strict=True)
+    for part in np.unique(own)
+  }
+  for pair in rows.pairs:
+    source, target = rows.parts(int(pair))
+    wanted = encode(texts_of(source)).tolist()
+    assert wanted[: len(first)] == list(first)
+    wanted += [] if family == "reader" else target.tolist()
+    assert any(list(one[: len(wanted)]) == wanted for one in found)
+
+
 def pairs_of(batch) -> list[tuple[str, str]]:
   """Returns the texts of a batch's pairs, of any form, as a model sees them."""
   found = []

@@ -212,6 +212,43 @@ def test_a_damaged_seed_of_the_decoder_writes_other_targets(house):
   assert targets.exact_match(found) == 1 and targets.exact_match(blank) == 0
 
 
+class Searched(Exception):
+  """The prompts would be continued now."""
+
+
+def test_a_target_is_asked_for_as_by_a_prompt(tmp_path, monkeypatch):
+  def search(model, params, prompts, *_, **how):
+    raise Searched([p.tolist() for p in prompts])
+
+  monkeypatch.setattr(targets.beam_lib, "search", search)
+  config = base.get_config()
+  config.data.update(
+    source=f"pairs:{write(tmp_path / 'a.tsv', PAIRS)}",
+    objective="sequence_to_sequence",
+    valid_frac=0.0,
+    dir=str(tmp_path / "prepared"),
+  )
+  frozen = config_lib.freeze(config)
+  prepared = prepare.prepare_data(frozen.data, say=lambda line: None)
+  frozen = prepared.resolve_vocab(frozen)
+  prepared.tokenizer.start_ids = (7, 8)  # of an imported model
+  asked = objectives.prompting(frozen, prepared.tokenizer)
+  layout = objectives.find_layout(frozen, lambda: prepared.tokenizer)
+  run = types.SimpleNamespace(config=frozen.model), None
+  with pytest.raises(Searched) as found:
+    targets.write_targets(
+      *run,
+      prepared.train[0][1],
+      asked,
+      layout,
+      num_pairs=2,
+      batch_size=2,
+      num_beams=1,
+    )
+  wanted = [asked.encode(source).tolist() for source, _ in PAIRS[:2]]
+  assert found.value.args[0] == wanted and wanted[0][:2] == [7, 8]
+
+
 @pytest.mark.parametrize("family", ["decoder", "encoder_decoder"])
 def test_pairs_that_share_a_row_cost_what_they_cost_alone(family, tmp_path):
   """So that no pair sees another, and none is lost or counted twice."""
