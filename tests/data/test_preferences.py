@@ -244,7 +244,9 @@ class Spaced(ByteTokenizer):
   [
     ("2 =", " 4", " 2 =| 4"),
     ("Li", "ly", " Li|ly"),
-    ("to", "o", " to| o"),  # where a token spans the border, the answer's own
+    # Where a token spans the border, the answer's own.
+    ("to", "o", " to| o"),
+    ("to", "ol", " to| ol"),
   ],
 )
 def test_an_answer_goes_on_with_its_prompt_as_one_text(prompt, answer, wanted):

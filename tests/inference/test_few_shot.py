@@ -11,7 +11,7 @@ from labelled import write
 from gpt_jax.config import InputError
 from gpt_jax.data.sources.labelled import Example
 from gpt_jax.data.tokenizers.plain import ByteTokenizer
-from gpt_jax.inference import few_shot
+from gpt_jax.inference import choices, few_shot
 
 LIMIT = 96
 
@@ -55,6 +55,21 @@ def test_the_class_is_the_likeliest_by_a_full_pass(batch_size, start):
   assert found == [classes[i] for i in np.argmax(sums, axis=1)]
   # The control: texts differ in what follows, and so do prompts.
   assert np.ptp(np.array(sums)[:, 0] - np.array(sums)[:, 1]) > 1e-3
+
+
+def test_a_prompt_begins_as_an_imported_model_expects(monkeypatch):
+  seen = []
+
+  def score(model, params, tokenizer, prompts, answers):
+    seen.extend(tokenizer.encode(prompt).tolist() for prompt in prompts)
+    return [[choices.Choice(a, 0.0, 1) for a in answers] for _ in prompts]
+
+  monkeypatch.setattr(few_shot.choices, "score", score)
+  tokenizer = ByteTokenizer()
+  tokenizer.start_ids = (256,)
+  classify = few_shot.classify
+  classify(None, None, tokenizer, SHOTS, ["bad"], [example("a", "bad")], 4)
+  assert seen == [[256, *few_shot.write_prompt(SHOTS, "a").encode()]]
 
 
 def test_figures_and_shots():

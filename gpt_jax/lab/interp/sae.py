@@ -1,8 +1,8 @@
 """A sparse autoencoder of the stream after a layer, and its features' texts.
 
 Bricken et al. 2023: f = relu((x - b) E + c), x' = f W + b, with rows of W of
-length one, minimises |x - x'|^2 + weight * |f|_1. x is scaled to a mean square
-of one per dim.
+length one, minimises |x - x'|^2 + weight * sqrt(D) * |f|_1. x is scaled to a
+mean square of one per dim.
 """
 
 import functools
