@@ -99,6 +99,21 @@ def test_a_masked_row_takes_no_drafts(large):
   assert held.step().num_R[0] == 1 + DRAFTS
 
 
+def test_a_draft_model_holds_the_text_that_is_written(large):
+  """Keys and values of the same tokens, whichever guesses did not count."""
+  held = build(large, large, 2)
+  join(held, 1, PROMPT, Settings(Sampling(0.9), seed=3))
+  for _ in range(4):
+    held.step()
+  end = held.lengths_R[1] - 1  # from here on the next guess reads
+  assert end > len(PROMPT)
+  own, wanted = (
+    jax.tree.leaves(each.state.cache) for each in (held.drafter.rows, held)
+  )
+  for found, each in zip(own, wanted, strict=True):
+    np.testing.assert_allclose(found[1, :, :end], each[1, :, :end], atol=1e-5)
+
+
 def test_a_draft_model_of_windows_is_refused():
   made = draw_model(0, **SIZES | dict(sliding_window=8))
   with pytest.raises(InputError, match="sliding windows"):
