@@ -10,6 +10,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from gpt_jax import files
 from gpt_jax.config import WEIGHTS, InputError
 from gpt_jax.machine import runtime
 
@@ -51,8 +52,9 @@ class Run:
       raise InputError(
         f"step is {step!r:.60}; it must be a whole number, or None"
       )
+    place = files.user_path("workdir", os.fsdecode(workdir), True)
     found = workdir_lib.open_run(
-      os.fsdecode(workdir), None, lambda line: None, weights, average, step
+      place, None, lambda line: None, weights, average, step
     )
     self.config, self.model, self.params, self.tokenizer, self.mesh = found
 
@@ -332,7 +334,7 @@ def fit(
   from gpt_jax import cli, train
   from gpt_jax import config as config_lib
 
-  workdir = os.fsdecode(workdir)
+  workdir = files.user_path("workdir", os.fsdecode(workdir), True)
   if isinstance(config, str | os.PathLike):
     config = cli.load_config(os.fsdecode(config), {})
   if not hasattr(config, "to_dict"):

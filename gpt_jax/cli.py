@@ -29,6 +29,7 @@ from gpt_jax.machine import (
 )
 
 DEFAULT_CONFIG = "configs/tiny.py"
+MAX_DEVICES = 4096
 # A flag is a path if its METAVAR begins with one of these words.
 _PATHS = ("DIR", "FILE", "GLOB", "ROOT")
 _KEY_LINE = re.compile(r"^  (?:(\w+) = )?(\w+)\.(\w+) = (.*)$")
@@ -118,8 +119,11 @@ def parse(
     if re.fullmatch(r"--[\w-]+", flag) and flag not in flags:
       raise InputError(f"unknown argument {flag}; {nearest(flag, flags)}")
   args, rest = parser.parse_known_args(argv)
-  if args.devices is not None and args.devices < 1:
-    raise InputError(f"--devices is {args.devices}; it must be 1 or more")
+  if args.devices is not None and not 1 <= args.devices <= MAX_DEVICES:
+    raise InputError(
+      f"--devices is {args.devices}; it must be 1 or more, at most "
+      f"{MAX_DEVICES}"
+    )
   for action in parser._actions:
     metavar = str(action.metavar or "")
     kind = re.sub("[^A-Z].*", "", metavar)

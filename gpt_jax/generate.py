@@ -239,10 +239,10 @@ def main(argv: list[str]) -> int:
 
 def _check_rows(args, is_prefix: bool) -> int | None:
   """Returns --rows."""
-  if args.rows is not None and (is_prefix or args.rows < 2):
+  if args.rows is not None and (is_prefix or not 2 <= args.rows <= 4096):
     raise InputError(
-      f"--rows is {args.rows}; it must be 2 or more, and the run one of "
-      "prompts without prefixes"
+      f"--rows is {args.rows}; it must be 2 or more, at most 4096, and the run "
+      "one of prompts without prefixes"
     )
   return args.rows
 

@@ -59,9 +59,10 @@ class Beam:
   early_stopping: bool = False
 
   def __post_init__(self):
-    if self.num_beams < 1:
+    if not 1 <= self.num_beams <= 4096:
       raise InputError(
-        f"the number of beams is {self.num_beams}; it must be 1 or more"
+        f"the number of beams is {self.num_beams}; it must be 1 or more, at "
+        "most 4096"
       )
     if not 1 <= self.num_best <= self.num_beams:
       raise InputError(

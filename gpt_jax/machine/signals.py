@@ -20,7 +20,25 @@ from gpt_jax.machine import processes, streams
 # faults, job control, timers and descriptors keep their handlers: libtpu, for
 # one, profiles itself with SIGPROF.
 NAMES = "SIGINT SIGTERM SIGHUP SIGQUIT SIGUSR1 SIGUSR2 SIGXCPU SIGPWR".split()
-DEFAULTS = (signal.SIG_DFL, signal.default_int_handler)
+
+
+def _interrupt(number, frame) -> None:
+  """Raises KeyboardInterrupt, after the import that is under way.
+
+  An extension such as jaxlib's that is interrupted while it is imported ends
+  in a traceback or in a segmentation fault.
+  """
+  while frame is not None:
+    if frame.f_code.co_filename.startswith("<frozen importlib"):
+      again = threading.Timer(0.1, os.kill, (os.getpid(), number))
+      again.daemon = True
+      again.start()
+      return
+    frame = frame.f_back
+  raise KeyboardInterrupt
+
+
+DEFAULTS = (signal.SIG_DFL, signal.default_int_handler, _interrupt)
 # Sent from a keyboard: the second one exits at once.
 IMPATIENT = (signal.SIGINT, signal.SIGQUIT)
 
@@ -138,11 +156,18 @@ _is_held = False
 def hold(is_run: bool) -> None:
   """Says whether this process ends with its run; then `Stop.close` waits.
 
+  From here on Ctrl-C does not interrupt an import.
+
   A default that came back would say that the run was killed, between its end
   and `end_with`.
   """
   global _is_held
   _is_held = is_run
+  if (
+    threading.current_thread() is threading.main_thread()
+    and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+  ):
+    signal.signal(signal.SIGINT, _interrupt)
 
 
 def end_with(code: int) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from refusals import assert_refused
 
 from gpt_jax.inference import texts
 from gpt_jax.machine import console
@@ -196,3 +197,10 @@ def test_a_gap_is_filled_by_a_run_that_learned_it(
   refused = call_verb("generate", f"--workdir={trained}", *asked)
   assert refused.returncode == 2
   assert "data.objective is causal; only a run of" in refused.stderr
+
+
+@pytest.mark.parametrize("rows", [0, 1, 10**20])
+def test_a_number_of_rows_out_of_range_is_refused(call_verb, trained, rows):
+  words = f"--workdir={trained}", "--prompt=a", f"--rows={rows}"
+  said = f"--rows is {rows}; it must be 2 or more, at most 4096"
+  assert_refused(call_verb("generate", *words), said)

@@ -176,6 +176,9 @@ def test_what_cannot_be_trained_is_refused(small, tmp_path, monkeypatch):
     with pytest.raises(InputError, match=said):
       gpt_jax.fit(given, folder, changes)
   assert not pathlib.Path(folder).exists()
+  for call in (gpt_jax.load, lambda place: gpt_jax.fit(config, place)):
+    with pytest.raises(InputError, match="workdir is empty; it must be a path"):
+      call("")
   monkeypatch.setattr(train, "run", lambda *words: exits.DIVERGED)
   with pytest.raises(RuntimeError, match="ended with code 3"):
     gpt_jax.fit(config, folder)

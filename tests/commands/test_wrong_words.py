@@ -182,6 +182,8 @@ WRONG_WORDS = {
   ("evaluate", "--workdir=none"): ("none does not exist",),
   ("evaluate", "--workdir=x", "--jsno"): ("--jsno", "--json?"),
   ("evaluate", "--workdir=x", "--devices=0"): ("--devices is 0",),
+  ("evaluate", "--workdir=x", f"--devices={10**20}"): ("at most 4096",),
+  ("generate", "--workdir=x", f"--beams={10**20}"): ("at most 4096",),
   ("data.__main__", "--verfy"): ("--verfy", "--verify?"),
   ("data.__main__", "--config=none.py"): ("none.py does not exist",),
 }

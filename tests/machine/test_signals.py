@@ -156,6 +156,31 @@ def test_handlers_are_put_back():
   assert after == before and signal.set_wakeup_fd(-1) == -1
 
 
+IMPORT = """
+import sys, time
+from gpt_jax import cli
+sys.path.insert(0, sys.argv[1])
+def main(argv):
+  import slow
+  time.sleep(10)
+  return 0
+cli.run(main, [])
+"""
+
+
+def test_ctrl_c_waits_for_the_import_that_is_under_way(tmp_path):
+  (tmp_path / "slow.py").write_text(
+    "import os, signal, time\n"
+    "os.kill(os.getpid(), signal.SIGINT)\n"
+    "time.sleep(0.3)\n"
+    "print('imported')\n"
+  )
+  words = [sys.executable, "-c", IMPORT, str(tmp_path)]
+  done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+  assert (done.returncode, done.stderr) == (130, "gpt_jax: interrupted\n")
+  assert done.stdout == "imported\n"
+
+
 LEAVE = """
 import atexit, sys, time
 from gpt_jax import cli
