@@ -67,8 +67,8 @@ def _add_bounds(add) -> None:
     type=int,
     default=64,
     metavar="N",
-    help="texts of a client that may wait for a row; more are refused with 429 "
-    "(default %(default)s)",
+    help="texts of one client that may wait for a row, a quarter of what all "
+    "may have; more are refused with 429 (default %(default)s)",
   )
   add(
     "--max_tokens",
