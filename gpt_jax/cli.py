@@ -315,6 +315,7 @@ def run(
     # The exit waits for threads, and one may hang on a file system.
     with contextlib.suppress(InputError):
       watchdog.bound_exit(code, runtime.stuck_seconds())
+  signals.release()
   sys.exit(code)
 
 

@@ -22,6 +22,20 @@ from gpt_jax.machine import processes, streams
 NAMES = "SIGINT SIGTERM SIGHUP SIGQUIT SIGUSR1 SIGUSR2 SIGXCPU SIGPWR".split()
 
 
+def _send_again() -> None:
+  again = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
+  again.daemon = True
+  again.start()
+
+
+def _keep_interrupts(unraisable) -> None:
+  """Sends Ctrl-C again that came in a callback, whose errors are not raised."""
+  if unraisable.exc_type is KeyboardInterrupt:
+    _send_again()
+  else:
+    sys.__unraisablehook__(unraisable)
+
+
 def _interrupt(number, frame) -> None:
   """Raises KeyboardInterrupt, after the import that is under way.
 
@@ -30,14 +44,30 @@ def _interrupt(number, frame) -> None:
   """
   while frame is not None:
     if frame.f_code.co_filename.startswith("<frozen importlib"):
-      again = threading.Timer(0.1, os.kill, (os.getpid(), number))
-      again.daemon = True
-      again.start()
-      return
+      return _send_again()
     frame = frame.f_back
+  global _is_interrupted
+  _is_interrupted = True
   raise KeyboardInterrupt
 
 
+def require_uninterrupted() -> None:
+  """Raises KeyboardInterrupt where one was raised, and became another error.
+
+  Libraries that call back into Python, such as tensorstore, raise errors of
+  their own for it, and these look like a file that cannot be read.
+  """
+  if _is_interrupted:
+    raise KeyboardInterrupt
+
+
+def release() -> None:
+  """Lets Ctrl-C end the process at once: all that is left is to exit."""
+  if signal.getsignal(signal.SIGINT) is _interrupt:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+_is_interrupted = False
 DEFAULTS = (signal.SIG_DFL, signal.default_int_handler, _interrupt)
 # Sent from a keyboard: the second one exits at once.
 IMPATIENT = (signal.SIGINT, signal.SIGQUIT)
@@ -168,6 +198,8 @@ def hold(is_run: bool) -> None:
     and signal.getsignal(signal.SIGINT) is signal.default_int_handler
   ):
     signal.signal(signal.SIGINT, _interrupt)
+    if sys.unraisablehook is sys.__unraisablehook__:
+      sys.unraisablehook = _keep_interrupts
 
 
 def end_with(code: int) -> None:

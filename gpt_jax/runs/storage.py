@@ -22,6 +22,7 @@ import numpy as np
 
 from gpt_jax import encryption, tree
 from gpt_jax.files import Damage
+from gpt_jax.machine import signals
 from gpt_jax.runs.contents import MERGED, META, STATE
 
 # Bytes of small arrays that are written, and read, at once.
@@ -336,6 +337,7 @@ def read_arrays(directory: str, step: int, flat: dict) -> list:
   except (MemoryError, jax.errors.JaxRuntimeError):
     raise  # the machine's fault, not the file's
   except Exception as error:
+    signals.require_uninterrupted()
     raise Damage(f"its arrays are unreadable ({short(error)})") from None
 
 
@@ -360,6 +362,7 @@ def list_leaves(directory: str, step: int) -> set[str]:
   except Damage:
     raise
   except Exception as error:
+    signals.require_uninterrupted()
     raise Damage(f"its arrays are unreadable ({short(error)})") from None
   ending = "/.zarray"
   return {

@@ -22,6 +22,7 @@ from states import (
 )
 
 from gpt_jax.config import InputError
+from gpt_jax.machine import signals
 from gpt_jax.runs import checkpoint, restore, storage
 
 # Python prints these.
@@ -288,6 +289,24 @@ def test_another_model_is_refused_by_its_leaves(folder, other, clause):
     restore.restore_params(os.path.dirname(folder), abstract.params)
   assert clause in str(caught.value)
   assert lines == []  # not damage: no older step is tried
+
+
+@pytest.mark.parametrize("is_interrupted", [True, False])
+def test_an_interrupted_read_is_no_damage(folder, is_interrupted, monkeypatch):
+  """TensorStore turns a KeyboardInterrupt in a callback into its own error."""
+  save(folder, 10, 20)
+  abstract = abstract_of(make_state())
+
+  def read(*args):
+    monkeypatch.setattr(signals, "_is_interrupted", is_interrupted)
+    raise ValueError("Encountered error while reading array index")
+
+  monkeypatch.setattr(storage, "_state_handler", read)
+  lines = []
+  expected = KeyboardInterrupt if is_interrupted else InputError
+  with pytest.raises(expected):
+    keeper_of(folder, lines.append).restore(abstract)
+  assert bool(lines) != is_interrupted
 
 
 def test_another_tree_is_refused_by_its_leaves(folder):
