@@ -1,7 +1,6 @@
 """The server as its user starts and ends it."""
 
 import contextlib
-import gc
 import json
 import re
 import signal
@@ -13,8 +12,6 @@ import urllib.request
 import pytest
 from harness import ROOT, user_env
 from refusals import assert_refused
-
-from gpt_jax import serve
 
 pytest.importorskip("uvicorn", reason="extra serve is not installed")
 
@@ -128,18 +125,24 @@ def test_a_text_that_is_being_written_is_ended_before_the_server(served):
   assert process.wait(60) == 0, process.stderr.read()
 
 
-def test_no_text_waits_for_a_collection_of_what_was_there_before_it(
-  trained, call_verb, monkeypatch
-):
-  left, before = [], gc.get_freeze_count()
-  look = lambda *_: left.append(gc.get_freeze_count() - before)
-  monkeypatch.setattr(serve, "_serve", look)
-  try:
-    done = call_verb("serve", f"--workdir={trained}", "--port=0", "--rows=2")
-  finally:
-    gc.unfreeze()
-  assert done.returncode == 0, done.stderr
-  assert left[0] > 50_000
+FROZEN = """
+import gc, sys
+from gpt_jax import serve
+serve._serve = lambda *_: print("kept", gc.get_freeze_count())
+serve.main(sys.argv[1:])
+"""
+
+
+def test_no_text_waits_for_a_collection_of_what_was_there_before_it(trained):
+  flags = [f"--workdir={trained}", "--port=0", "--rows=2"]
+  done = subprocess.run(
+    [sys.executable, "-c", FROZEN, *flags],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+  )
+  kept = [int(n) for n in re.findall(r"^kept (\d+)$", done.stdout, re.M)]
+  assert kept and kept[0] > 50_000, done.stderr
 
 
 @pytest.mark.parametrize(
