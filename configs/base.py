@@ -1,14 +1,12 @@
 """The complete configuration: every key once, with its reason or unit.
 
 Config files change these values and add none; the command line changes them
-again (--config.section.key=value). `--help` prints this file's comments, so
-each key is preceded by what it means, and adds the options of a key, which
-gpt_jax/config/schema.py declares with its type. A key that may be None is a
-placeholder of its type. Nothing else in the project holds a default.
+again (--config.section.key=value). `--help` prints this file's comments and the
+options of a key, which gpt_jax/config/schema.py declares with its type. A key
+that may be None is a placeholder. Nothing else here holds a default.
 """
 
-from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
+from ml_collections.config_dict import ConfigDict, placeholder
 
 
 def get_config() -> ConfigDict:
@@ -44,17 +42,16 @@ def get_config() -> ConfigDict:
   # Where prepared token shards are kept and found again; may be an address
   # (docs/places.md), as the GLOB of a source and train.init_from may.
   data.dir = "prepared"
-  # When the files of a prepared set are checked against their hashes. open:
-  # all, each time. once: those of 64 MiB and more when they are new or changed
-  # on this machine, smaller ones each time.
+  # When files of a prepared set are checked against their hashes. open: always.
+  # once: those of 64 MiB and more only when new to this machine or changed.
   data.verify = "once"
   # Tokens in a training sequence (T).
   data.seq_len = 256
   # Tokens in a source (S) where an encoder reads it; None means seq_len.
   data.source_len = placeholder(int)
   # Whether sequences run on across documents (stream), or attention and the
-  # loss stop at the borders of documents. A pair of sequence_to_sequence has a
-  # row of its own (stream), or shares it with as many as fit (documents).
+  # loss stop at their borders (documents). A pair of sequence_to_sequence has a
+  # row of its own, or shares it with as many as fit.
   data.packing = "stream"
   # What is predicted: causal, every token from those before it; prefix_lm, what
   # follows a prefix of random length that sees both ways; masked_lm, tokens
@@ -98,9 +95,8 @@ def get_config() -> ConfigDict:
   data.key = placeholder(str)
 
   model = config.model = ConfigDict()
-  # Family of the model (gpt_jax/models); a decoder continues a text, an encoder
-  # reads it both ways, an encoder_decoder reads a source both ways and writes a
-  # target.
+  # Family of the model: a decoder continues a text, an encoder reads it both
+  # ways, an encoder_decoder reads a source both ways and writes a target.
   model.family = "decoder"
   # Blocks (L); of an encoder_decoder, those of its decoder.
   model.num_layers = 4
@@ -138,8 +134,7 @@ def get_config() -> ConfigDict:
   # Normalise what enters a sublayer (pre), also what it adds (sandwich), that
   # alone (output), or the sum after it (post).
   model.norm_placement = "pre"
-  # The MLP reads what attention reads, so that the two stand side by side, not
-  # attention's output (GPT-J, GPT-NeoX).
+  # The MLP reads what attention reads, side by side with it (GPT-J, GPT-NeoX).
   model.parallel_residual = False
   # Added to the variance before the root.
   model.norm_eps = 1e-5
@@ -153,14 +148,12 @@ def get_config() -> ConfigDict:
   model.scaled_embeddings = False
   # Divide what the output matrix reads by the root of the width, as T5 does.
   model.scaled_readout = False
-  # How a model knows the positions of tokens: a table that is learned or one of
-  # sines and cosines, in turn or in halves, added to the embeddings; rope,
-  # turned queries and keys; alibi and relative, biases of the scores, which
-  # relative learns for each head and bucket of distances, the same in all
-  # layers.
+  # How a model knows the positions of tokens: a table, learned or of sines and
+  # cosines in turn or in halves, added to the embeddings; rope, turned queries
+  # and keys; alibi and relative, biases of the scores, which relative learns
+  # for each head and bucket of distances, the same in all layers.
   model.position = "learned"
-  # Kinds of tokens that an encoder's embeddings tell apart, such as two for
-  # the first and the second text of a pair; None: none.
+  # Token types that an encoder embeds, such as 2 for pairs of texts, or none.
   model.num_token_types = placeholder(int)
   # Part of a head's dims that rope turns, the first of them.
   model.rope_frac = 1.0
@@ -171,8 +164,7 @@ def get_config() -> ConfigDict:
   # Stretches the rotary wavelengths for texts longer than trained on; MSCALE of
   # yarn and longrope multiplies sines and cosines.
   model.rope_scaling = "none"
-  # Nonlinearity of the MLP; gelu_tanh approximates gelu; swiglu, geglu and
-  # geglu_tanh have a gate.
+  # Nonlinearity of the MLP; gelu_tanh approximates gelu; the glu have a gate.
   model.mlp = "gelu_tanh"
   # Experts (E) in place of every MLP, without biases; None is a plain MLP.
   model.num_experts = placeholder(int)
@@ -186,8 +178,7 @@ def get_config() -> ConfigDict:
   # that come first; the others miss it. On a mesh, experts then exchange their
   # tokens by all-to-all. None: no token is ever dropped, as in decoding.
   model.expert_capacity_factor = placeholder(float)
-  # How the router scores experts; the chosen ones' scores are the weights of
-  # their outputs.
+  # How the router scores experts; the scores of the chosen weigh their outputs.
   model.router_score = "softmax"
   # Divide the weights by their sum, where there are several.
   model.router_normalized = True
@@ -223,12 +214,10 @@ def get_config() -> ConfigDict:
   # after BERT's pooler, a projection and tanh; on the mean of all tokens; on
   # the last; or on each token, for labels of words.
   model.head = "linear"
-  # Classes, or numbers, that a head of classification scores; None takes those
-  # of the data.
+  # Classes, or numbers, that classification scores; None: those of the data.
   model.num_classes = placeholder(int)
-  # An encoder's trunk ends with BERT's pooler, which a published model brings.
-  # head="first" reads it in place of one of its own, so that a classifier of
-  # train.init_from starts from it; no other head does, nor trains it.
+  # An encoder ends with the pooler that a published BERT brings, from which
+  # head="first" starts (train.init_from); no other head reads or trains it.
   model.pooler = False
   # Normalise queries and keys (RMS) before scores.
   model.qk_norm = False
@@ -264,8 +253,7 @@ def get_config() -> ConfigDict:
   model.base_dim = placeholder(int)
   # Blocks that completep changes nothing at; mup ignores it.
   model.base_layers = placeholder(int)
-  # Width of a head at base_dim; None is that of the heads here, which then
-  # grow in number.
+  # Width of a head at base_dim; None: as here, so that heads grow in number.
   model.base_head_dim = placeholder(int)
   # One compiled block scanned over layers, or every layer compiled.
   model.scan_layers = False
@@ -284,8 +272,7 @@ def get_config() -> ConfigDict:
   model.seq_attention = "gather"
   # Type that parameters are stored in.
   model.param_dtype = "float32"
-  # Type of activations and matmuls; the statistics of norms, softmax and loss
-  # stay float32.
+  # Type of activations and matmuls; statistics, softmax and loss stay float32.
   model.compute_dtype = "float32"
   # Type that gradients of matrices are produced in, and summed in over devices.
   model.grad_dtype = "float32"
@@ -312,8 +299,7 @@ def get_config() -> ConfigDict:
   distill.top_k = placeholder(int)
   # What is minimised: forward, KL(teacher || student), or reverse.
   distill.kl = "forward"
-  # Logits of both are divided by it, and the divergence multiplied by its
-  # square.
+  # Divides the logits of both; the divergence is multiplied by its square.
   distill.temperature = 1.0
   # Part of the divergence in the loss; the plain loss has the rest.
   distill.weight = 0.5
@@ -383,23 +369,19 @@ def get_config() -> ConfigDict:
   # The ratio to the policy that has sampled them is bounded to 1 - clip_ratio
   # and 1 + clip_ratio (0.2 as in PPO).
   train.clip_ratio = 0.2
-  # Weight of the distance to the model of train.init_from; 0 has none, and does
-  # not hold that model.
+  # Weight of the distance to train.init_from's model, which 0 does not load.
   train.kl_weight = 0.0
   # Decay a step of a moving average of the parameters, which is evaluated too
   # (generate and evaluate read it with --average=ema); None keeps none.
   train.ema_decay = placeholder(float)
-  # A line, and a row of metrics.jsonl, every N steps; 0 only of the first and
-  # the last.
+  # A line and a row of metrics.jsonl every N steps; 0: of the first and last.
   train.log_every_steps = 10
   # Largest scores and logits, activations and updates by layer, gradients by
   # role, every N steps (one costs about 1.3 steps); 0 never.
   train.telemetry_every_steps = 0
-  # Every N steps, compare the bits that devices hold in common, to find a
-  # faulty one; 0 never.
+  # Every N steps, look for a device whose copy differs in a bit; 0 never.
   train.check_replicas_every_steps = 0
-  # This many updates in a row may be skipped, as non-finite or as spikes; then
-  # the run stops, or rolls back.
+  # Updates in a row skipped as non-finite or as spikes, before the run stops.
   train.max_nonfinite_steps = 10
   # An update whose gradient norm is this many times the running mean of the
   # norms is skipped as a spike, once 20 updates are done; None skips none.
@@ -411,8 +393,7 @@ def get_config() -> ConfigDict:
   train.profile_steps = 0
   # Start from the parameters of this other workdir.
   train.init_from = placeholder(str)
-  # Which of its layers a smaller model starts from, as DistilGPT2 does from
-  # every second: as many as there are here.
+  # Which of its layers a smaller model starts from: as many as there are here.
   train.init_layers = "all"
   # Weights of matrices that are zero there stay so: a pruned run recovers.
   train.keep_zeros = False
@@ -439,11 +420,9 @@ def get_config() -> ConfigDict:
   checkpoint.every_steps = 500
   # Newest checkpoints kept.
   checkpoint.keep_last = 2
-  # Also keep every checkpoint whose step this divides; None or 0 keeps no
-  # others.
+  # Also keep every checkpoint whose step this divides; None or 0: no others.
   checkpoint.keep_every_steps = placeholder(int)
-  # Whether to continue the run that is in the workdir; auto does if there is
-  # one.
+  # Whether to continue the run in the workdir; auto does if there is one.
   checkpoint.resume = "auto"
 
   evaluation = config.eval = ConfigDict()

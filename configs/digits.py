@@ -22,4 +22,5 @@ def get_config(rule: str = "reverse"):
   # At the rate that inverse_sqrt ends with, single steps leave the floor of
   # label smoothing; after such a last step, strings would be sorted wrongly.
   config.optim.schedule = "linear"
+  config.train.num_steps = 700
   return config

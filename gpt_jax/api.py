@@ -131,8 +131,13 @@ class Run:
 
     Raises:
       InputError: a text has more than `data.seq_len` tokens, which that
-        command cuts, or has none.
+        command cuts, or has none; or batch_size is not 1 or more.
     """
+    if type(batch_size) is not int or batch_size < 1:
+      raise InputError(
+        f"batch_size is {batch_size!r:.60}; it must be a whole number, 1 or "
+        "more"
+      )
     import jax
 
     from gpt_jax.inference import embedding

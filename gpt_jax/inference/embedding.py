@@ -46,8 +46,12 @@ def encode_uncut(
   """Returns the ids of texts as `encode` does, and ids as they are.
 
   Raises:
-    InputError: a text has more than `limit` ids, which `encode` would cut.
+    InputError: a text is empty, or has more than `limit` ids, which `encode`
+      would cut.
   """
+  for row, text in enumerate(texts, 1):
+    if len(text) == 0:
+      raise InputError(f"text {row} is empty; it must have some tokens")
   written = [text for text in texts if isinstance(text, str)]
   found = iter(encode(tokenizer, written, limit + 1) if written else [])
   rows = [

@@ -126,6 +126,12 @@ def test_embeddings_are_those_of_the_command(
   np.testing.assert_allclose(run.embed([texts[0], ids]), vectors, atol=1e-6)
   with pytest.raises(InputError, match="text 2 has more tokens than the"):
     run.embed(["a", "a" * run.config.data.seq_len])
+  for empty in ("", ["a", ""]):
+    with pytest.raises(InputError, match="text [12] is empty"):
+      run.embed(empty)
+  for size in (0, -1, 2.0):
+    with pytest.raises(InputError, match=f"batch_size is {size}; it must be"):
+      run.embed("a", batch_size=size)
   short = dataclasses.replace(run.config.data, seq_len=4)
   short = dataclasses.replace(run.config, data=short)
   monkeypatch.setattr(run, "config", short)

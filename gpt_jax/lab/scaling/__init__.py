@@ -203,7 +203,7 @@ def _add_predictions(add) -> None:
 
 def _check(args) -> None:
   """Raises InputError for bad or contradictory flags, before any reading."""
-  from gpt_jax.lab.scaling import forecast
+  from gpt_jax.lab.scaling import forecast, study
 
   if (args.csv is None) == (args.workdirs is None):
     found = "neither was" if args.csv is None else "both were"
@@ -226,16 +226,17 @@ def _check(args) -> None:
       f"--convention is {args.convention}; a CSV file says nothing of the "
       "models' shapes: give 6N, or all of --params, --tokens and --flops"
     )
-  require_choice("--form", args.form, ("parametric", "isoflop", "both"))
+  require_choice("--form", args.form, study.FORMS)
   if args.budgets is not None and args.budget_tolerance is not None:
     raise InputError(
       "--budgets and --budget-tolerance both say what one budget is; give one"
     )
   if args.drop_highest < 0:
     raise InputError(f"--drop-highest is {args.drop_highest}; it must be >= 0")
-  if args.bootstraps < 20:
+  if args.bootstraps < study.MIN_RESAMPLES:
     raise InputError(
-      f"--bootstraps is {args.bootstraps}; an interval needs 20 or more"
+      f"--bootstraps is {args.bootstraps}; an interval needs "
+      f"{study.MIN_RESAMPLES} or more"
     )
   if args.seed < 0:
     raise InputError(f"--seed is {args.seed}; it must be 0 or more")
@@ -281,16 +282,15 @@ def _budgets_of(text: str | None) -> list[float]:
 
 
 def _read_points(args):
-  from gpt_jax import flops
   from gpt_jax.lab.scaling import points as points_lib
 
   if args.csv is not None:
     columns = {k: getattr(args, k) for k in ("loss", *_COLUMNS)}
     points = points_lib.read_csv(args.csv, columns, args.trust_units)
   else:
-    convention = args.convention or "6N"
-    require_choice("--convention", convention, flops.CONVENTIONS)
-    points = points_lib.read_workdirs(args.workdirs, args.loss, convention)
+    points = points_lib.read_workdirs(
+      args.workdirs, args.loss, args.convention or "6N"
+    )
   return points.drop_highest(args.drop_highest)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from gpt_jax import config as config_lib
 from gpt_jax import digest, files, metric_names
 from gpt_jax import flops as flops_lib
-from gpt_jax.config import InputError
+from gpt_jax.config import InputError, require_choice
 from gpt_jax.lab.scaling import units
 from gpt_jax.runs import metrics, workdir
 
@@ -302,9 +302,11 @@ def read_workdirs(pattern: str, metric: str | None, convention: str) -> Points:
     convention: a key of flops.CONVENTIONS.
 
   Raises:
-    InputError: no workdir matches, none is finished, a record is damaged or of
-      an older version, or a loss is not finite.
+    InputError: there is no such convention, no workdir matches, none is
+      finished, a record is damaged or of an older version, or a loss is not
+      finite.
   """
+  require_choice("convention", convention, flops_lib.CONVENTIONS)
   pattern = files.user_path("--workdirs", pattern)
   found = [f for f in files.expand_glob(pattern) if os.path.isdir(f)]
   if not found:

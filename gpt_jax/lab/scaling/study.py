@@ -12,7 +12,7 @@ import os
 import numpy as np
 
 from gpt_jax import files
-from gpt_jax.config import InputError
+from gpt_jax.config import InputError, require_choice
 from gpt_jax.lab.scaling import (
   describe,
   figures,
@@ -27,6 +27,9 @@ from gpt_jax.lab.scaling import points as points_lib
 
 # Runs whose FLOPs are within this fraction of the least are of one budget.
 TOLERANCE = 0.1
+FORMS = ("parametric", "isoflop", "both")
+# Fewer resamples make no interval.
+MIN_RESAMPLES = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,8 +142,22 @@ def analyse(
       also with form "both".
 
   Raises:
-    InputError: the runs do not determine a form that was asked for.
+    InputError: an option is not one of those above, or the runs do not
+      determine a form that was asked for.
   """
+  require_choice("form", form, FORMS)
+  if num_resamples < MIN_RESAMPLES:
+    raise InputError(
+      f"num_resamples is {num_resamples}; an interval needs {MIN_RESAMPLES} or "
+      "more"
+    )
+  positive = {"tolerance": [tolerance], "hold_above": [hold_above], "at": at}
+  for name, values in positive.items():
+    for value in values or []:
+      if value is not None and not (math.isfinite(value) and value > 0):
+        raise InputError(
+          f"{name} has {value}; it must be a finite number above 0"
+        )
   found = {
     "points": describe.describe_points(points),
     "num_resamples": num_resamples,

@@ -234,13 +234,18 @@ HALF_STD = 0.06
 def draw(
   shapes: dict[str, list[int]], seed: int = 0, std: float = 0.3
 ) -> dict[str, np.ndarray]:
-  """Returns float32 tensors of these shapes; norms are near one."""
+  """Returns float32 tensors of these shapes; the scales of norms near one.
+
+  Gemma's are stored less one.
+  """
   rng = np.random.default_rng(seed)
   found = {}
+  mean = 0 if any("pre_feedforward_layernorm" in name for name in shapes) else 1
   for name in sorted(shapes):
     array = rng.normal(0, std, shapes[name]).astype(np.float32)
     is_norm = "norm" in name.lower() or ".ln_" in name
-    found[name] = array + 1 if is_norm and name.endswith("weight") else array
+    is_scale = is_norm and name.endswith("weight")
+    found[name] = array + mean if is_scale else array
   return found
 
 

@@ -279,3 +279,22 @@ def test_the_columns_of_what_is_not_determined_say_so():
   points = make_points(params, flops / 6 / params, loss)
   runs = study.analyse(points, "isoflop", num_resamples=20)
   assert runs.coefficients()["form"] == ["isoflop"] * 2
+
+
+@pytest.mark.parametrize(
+  "option, sentence",
+  [
+    (dict(form="parametrik"), "form is 'parametrik'; it must be one of"),
+    (dict(num_resamples=3), "num_resamples is 3; an interval needs 20"),
+    (dict(tolerance=-0.1), "tolerance has -0.1; it must be a finite"),
+    (dict(at=[1e9, float("nan")]), "at has nan; it must be a finite"),
+    (dict(hold_above=0), "hold_above has 0; it must be a finite"),
+  ],
+)
+def test_an_option_that_means_nothing_is_refused(option, sentence):
+  params = np.geomspace(1e7, 1e9, 8)
+  points = make_points(params, 20 * params, 2 + 100 * params**-0.3)
+  with pytest.raises(InputError, match=sentence):
+    study.analyse(points, **option)
+  with pytest.raises(InputError, match="convention is '5N'; it must be one of"):
+    gpt_jax.scaling("runs/*", convention="5N")
