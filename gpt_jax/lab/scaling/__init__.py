@@ -282,15 +282,16 @@ def _budgets_of(text: str | None) -> list[float]:
 
 
 def _read_points(args):
+  from gpt_jax import flops
   from gpt_jax.lab.scaling import points as points_lib
 
   if args.csv is not None:
     columns = {k: getattr(args, k) for k in ("loss", *_COLUMNS)}
     points = points_lib.read_csv(args.csv, columns, args.trust_units)
   else:
-    points = points_lib.read_workdirs(
-      args.workdirs, args.loss, args.convention or "6N"
-    )
+    convention = args.convention or "6N"
+    require_choice("--convention", convention, flops.CONVENTIONS)
+    points = points_lib.read_workdirs(args.workdirs, args.loss, convention)
   return points.drop_highest(args.drop_highest)
 
 

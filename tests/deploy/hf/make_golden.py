@@ -231,16 +231,25 @@ NUM_TOKENS, NUM_NEW = 20, 32
 HALF_STD = 0.06
 
 
-def draw(
-  shapes: dict[str, list[int]], seed: int = 0, std: float = 0.3
-) -> dict[str, np.ndarray]:
-  """Returns float32 tensors of these shapes; the scales of norms near one.
+def draw_half(case: str, shapes: dict[str, list[int]]) -> dict[str, np.ndarray]:
+  """Returns what is then rounded to bfloat16.
 
-  Gemma's are stored less one.
+  Gemma 3 stores scales less one; its queries and keys, scaled by two, would
+  have scores four times as large.
   """
+  mean = 0 if case.startswith("gemma3") else 1
+  return draw(shapes, std=HALF_STD, mean=mean)
+
+
+def draw(
+  shapes: dict[str, list[int]],
+  seed: int = 0,
+  std: float = 0.3,
+  mean: float = 1,
+) -> dict[str, np.ndarray]:
+  """Returns float32 tensors; `mean` is that of the scales of norms."""
   rng = np.random.default_rng(seed)
   found = {}
-  mean = 0 if any("pre_feedforward_layernorm" in name for name in shapes) else 1
   for name in sorted(shapes):
     array = rng.normal(0, std, shapes[name]).astype(np.float32)
     is_norm = "norm" in name.lower() or ".ln_" in name
@@ -306,7 +315,7 @@ def main() -> None:
       if case == "t5_gated":  # transformers 5 ties what it makes
         shapes["lm_head.weight"] = shapes["shared.weight"]
       save, rounded = safetensors.torch.save_file, {}
-      for k, v in draw(shapes, std=HALF_STD).items():
+      for k, v in draw_half(case, shapes).items():
         rounded[k] = torch.from_numpy(v).bfloat16().float()
       save(rounded, weights, {"format": "pt"})
       half = auto.from_pretrained(folder, attn_implementation="eager")
