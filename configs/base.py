@@ -164,7 +164,7 @@ def get_config() -> ConfigDict:
   # Stretches the rotary wavelengths for texts longer than trained on; MSCALE of
   # yarn and longrope multiplies sines and cosines.
   model.rope_scaling = "none"
-  # Nonlinearity of the MLP; gelu_tanh approximates gelu; the glu have a gate.
+  # Nonlinearity of the MLP; gelu_tanh approximates gelu; glu means a gate.
   model.mlp = "gelu_tanh"
   # Experts (E) in place of every MLP, without biases; None is a plain MLP.
   model.num_experts = placeholder(int)

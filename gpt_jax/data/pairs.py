@@ -63,9 +63,9 @@ class PairRows:
 
   Attributes:
     num_rows: their number, which is that of an epoch.
-    num_all: pairs of the set, those that are longer than a row included.
-    num_kept: the others.
-    pairs: these, in the order of rows: int64 numbers within the set.
+    num_all: pairs of the set.
+    num_kept: those that are not longer than a row.
+    pairs: their numbers within the set, int64, in the order of rows.
 
   Raises:
     InputError: the set holds no pairs, or none is short enough.

@@ -83,8 +83,7 @@ def make_gradient(grad: Callable, config: Config) -> Callable:
 def add_noise(grads: Any, config: Config, step: jax.Array) -> Any:
   """Returns a mean of clipped gradients with noise of z C / B.
 
-  B is the size of the batch, of which a config with a ramp has none: it is
-  refused.
+  B is the batch size; a config with a ramp, which has several, is refused.
   """
   o, train = config.optim, config.train
   assert o.noise_multiplier is not None and o.clip_norm is not None
