@@ -22,17 +22,16 @@ def get_config() -> ConfigDict:
   # tfds:NAME[:SPLIT] or hf:NAME[@REVISION][:[CONFIG:]SPLIT][#FIELD]; several
   # with weights make a mixture: "0.7*text:a/*.txt,0.3*interpreter".
   data.source = "interpreter"
-  # What the weights of a mixture are: None, shares of the sequences; 1, epochs
-  # of each source, relative to the others'; T, shares of weight * size^(1/T).
+  # How the weights of a mixture are read. None: shares of the sequences; T: a
+  # source's share is weight * size^(1/T), so that with 1 weights count epochs.
   data.temperature = placeholder(float)
-  # Weights of the sources from some steps on, as in "1,3@1000+1,9@2000".
+  # Other weights from given steps on, as in "1,3@1000+1,9@2000".
   data.curriculum = "none"
   # Another source for validation; None holds back part of `source`.
   data.valid_source = placeholder(str)
-  # What is held back: whole documents, chosen by a hash of their names
-  # (document) or of their text without white space and capitals (content: a
-  # copy is on the same side, whatever its name and source); or the tail of
-  # every document, and then documents run on without separators.
+  # What is held back: whole documents, by a hash of their names (document) or
+  # of their text without white space and case (content, which keeps copies on
+  # one side); or the tail of every document, which then have no separators.
   data.split = "document"
   # Fraction held back for validation, between 0 and 1.
   data.valid_frac = 0.1
@@ -50,48 +49,47 @@ def get_config() -> ConfigDict:
   # Tokens in a source (S) where an encoder reads it; None means seq_len.
   data.source_len = placeholder(int)
   # Whether sequences run on across documents (stream), or attention and the
-  # loss stop at their borders (documents). A pair of sequence_to_sequence has a
-  # row of its own, or shares it with as many as fit.
+  # loss stop at their borders (documents). A pair of sequence_to_sequence has
+  # its own row (stream), or shares one with as many as fit (documents).
   data.packing = "stream"
-  # What is predicted: causal, every token from those before it; prefix_lm, what
-  # follows a prefix of random length that sees both ways; masked_lm, tokens
-  # that are chosen at random, from all others; fill_in_the_middle, every token
-  # of documents whose middles stand at their ends; span_corruption, spans of a
-  # sequence that marks stand for, from the rest of it (T5); ul2, the same in
-  # seven forms from short spans to the whole end (UL2); sequence_to_sequence,
-  # the target of a pair from its source; classification, the labels of texts;
-  # chat, what the assistant says in dialogues; dpo, ipo and orpo, the better of
-  # two answers; kto, answers that are good and not those that are not
-  # (docs/tuning.md); grpo, what the model answers where that is right.
+  # What is predicted. causal: each token from those before it. prefix_lm: what
+  # follows a prefix of random length that sees both ways. masked_lm: random
+  # tokens from all others. fill_in_the_middle: each token of documents whose
+  # middle is moved to the end. span_corruption: spans that marks stand for,
+  # from the rest (T5); ul2: the same in seven forms, from short spans to the
+  # whole end (UL2). sequence_to_sequence: the target of a pair from its source.
+  # classification: the labels of texts. chat: what the assistant says. dpo,
+  # ipo, orpo: the better of two answers; kto: good answers and not bad ones
+  # (docs/tuning.md). grpo: the model's own answers, as far as they are right.
   data.objective = "causal"
-  # Part of a sequence's tokens that masked_lm chooses.
+  # Fraction of a sequence's tokens that masked_lm predicts.
   data.mask_rate = 0.15
   # What it shows in their place: a mask, a random token, or the token itself.
   data.mask_mix = "0.8*mask+0.1*random+0.1*keep"
   # Whether it chooses tokens, or whole words.
   data.mask_unit = "token"
-  # Part of the documents whose middle fill_in_the_middle moves.
+  # Fraction of documents whose middle fill_in_the_middle moves.
   data.fim_rate = 0.5
-  # Of those, the part whose suffix stands before the prefix (SPM), not after.
+  # Fraction of these whose suffix stands before the prefix (SPM), not after.
   data.fim_spm_rate = 0.5
   # Whether a middle begins and ends between tokens, or at any character.
   data.fim_unit = "character"
-  # Part of a sequence's tokens that span_corruption hides.
+  # Fraction of a sequence's tokens that span_corruption hides.
   data.noise_density = 0.15
-  # Mean length of the spans that it hides them in.
+  # Mean length of the hidden spans, in tokens.
   data.mean_span_len = 3.0
   # Labels of classification: a text has one class (single), any number of
   # classes (multi), a number, or a class for each of its words.
   data.label = "single"
-  # What marks the turns of a chat. Each mark is a token; with :text marks are
-  # spelled as plain text, for a tokenizer that lacks them. tokenizer takes the
-  # template that came with it.
+  # Chat template. Each mark is a token; with :text marks are spelled as plain
+  # text, for a tokenizer that lacks them. tokenizer takes the template that
+  # came with the tokenizer.
   data.template = "chatml"
   # Reader processes; 0 reads in threads of this process.
   data.num_workers = 0
-  # Encrypts prepared sets and checkpoints, which remember where their key was:
-  # the path of a file of 16 random bytes or more, or "command" for what the
-  # command in GPT_JAX_KEY_COMMAND prints; None leaves them readable.
+  # Encryption key of prepared sets and checkpoints: the path of a file of 16 or
+  # more random bytes, or "command" for the output of the command in
+  # GPT_JAX_KEY_COMMAND; None leaves them readable.
   data.key = placeholder(str)
 
   model = config.model = ConfigDict()
@@ -116,8 +114,8 @@ def get_config() -> ConfigDict:
   model.kv_lora_rank = placeholder(int)
   # Width that latent attention compresses queries to; None does not.
   model.q_lora_rank = placeholder(int)
-  # Dims of its heads that are rotated, the last of head_dim. All heads share
-  # this part of a key, which is cached too; the rest has no positions.
+  # Rotated dims of its heads, the last of head_dim. All heads share this part
+  # of a key, which is cached too; the other dims have no positions.
   model.qk_rope_head_dim = placeholder(int)
   # Width of its heads' values; None means head_dim.
   model.v_head_dim = placeholder(int)
@@ -131,35 +129,35 @@ def get_config() -> ConfigDict:
   model.vocab_multiple = 128
   # Normalisation of activations; rmsnorm subtracts no mean.
   model.norm = "layernorm"
-  # Normalise what enters a sublayer (pre), also what it adds (sandwich), that
+  # Normalise a sublayer's input (pre), input and output (sandwich), output
   # alone (output), or the sum after it (post).
   model.norm_placement = "pre"
   # The MLP reads what attention reads, side by side with it (GPT-J, GPT-NeoX).
   model.parallel_residual = False
-  # Added to the variance before the root.
+  # Added to the variance before the square root.
   model.norm_eps = 1e-5
-  # Also normalise the embeddings; before pre-norm layers this replaces the
-  # first one's norm.
+  # Also normalise the embeddings; with pre-norm, in place of the first layer's
+  # first norm.
   model.embed_norm = False
-  # Learned positions, and the norm after them, of an encoder that stands before
-  # a decoder: shared with it, or its own as in BART. Tokens are always shared.
+  # Whether the encoder before a decoder shares its learned positions, and the
+  # norm after them, or has its own (BART). Tokens are always shared.
   model.source_embed = "shared"
   # Multiply the embeddings by the root of the width, before positions.
   model.scaled_embeddings = False
   # Divide what the output matrix reads by the root of the width, as T5 does.
   model.scaled_readout = False
-  # How a model knows the positions of tokens: a table, learned or of sines and
-  # cosines in turn or in halves, added to the embeddings; rope, turned queries
-  # and keys; alibi and relative, biases of the scores, which relative learns
-  # for each head and bucket of distances, the same in all layers.
+  # How a model knows positions: a table, learned or of sines and cosines in
+  # turn or in halves, added to the embeddings; rope, rotated queries and keys;
+  # alibi and relative, biases of the scores, which relative learns for each
+  # head and bucket of distances, the same in all layers.
   model.position = "learned"
   # Token types that an encoder embeds, such as 2 for pairs of texts, or none.
   model.num_token_types = placeholder(int)
-  # Part of a head's dims that rope turns, the first of them.
+  # Fraction of a head's dims that rope rotates, the first of them.
   model.rope_frac = 1.0
   # Base of the rotary wavelengths.
   model.rope_theta = 10_000.0
-  # That of local layers, which are then not scaled; None: as all others.
+  # Base for local layers, which rope_scaling then leaves alone; None: as above.
   model.local_rope_theta = placeholder(float)
   # Stretches the rotary wavelengths for texts longer than trained on; MSCALE of
   # yarn and longrope multiplies sines and cosines.
@@ -168,36 +166,36 @@ def get_config() -> ConfigDict:
   model.mlp = "gelu_tanh"
   # Experts (E) in place of every MLP, without biases; None is a plain MLP.
   model.num_experts = placeholder(int)
-  # Experts that a token goes to (A).
+  # Experts that each token is routed to (A).
   model.experts_per_token = 2
   # Hidden width of each expert; None means mlp_dim.
   model.expert_mlp_dim = placeholder(int)
-  # Experts of the same width beside these, to which every token goes.
+  # Further experts of the same width, which every token goes through.
   model.num_shared_experts = 0
-  # An expert takes this many times an even share of a sequence's tokens, those
-  # that come first; the others miss it. On a mesh, experts then exchange their
-  # tokens by all-to-all. None: no token is ever dropped, as in decoding.
+  # Capacity of an expert, relative to an even share of a sequence's tokens; the
+  # last tokens beyond it are dropped. On a mesh, experts then exchange tokens
+  # by all-to-all. None: no token is dropped, as in decoding.
   model.expert_capacity_factor = placeholder(float)
   # How the router scores experts; the scores of the chosen weigh their outputs.
   model.router_score = "softmax"
-  # Divide the weights by their sum, where there are several.
+  # Divide these weights by their sum, if there are several.
   model.router_normalized = True
-  # Multiply them.
+  # Factor of these weights.
   model.router_scale = 1.0
-  # Groups of equally many experts, one after the other.
+  # Groups of equal size that the experts are divided into, in order.
   model.router_groups = 1
   # A token's experts lie in this many of them, those whose best expert scores
   # highest (DeepSeek-V2 has 3 of 8); None is all.
   model.router_groups_per_token = placeholder(int)
-  # Weight in training of the loss, a layer, that grows as a sequence's tokens
-  # crowd on few experts (1 where they spread evenly).
+  # Weight of each layer's load-balancing loss in training, over the tokens of a
+  # sequence; the loss is 1 where they spread evenly over the experts.
   model.router_balance_weight = 0.01
   # Each expert has a bias that counts only where experts are chosen; a step
   # lowers it by this much if the expert had more than an even share of the
   # batch, else raises it (DeepSeek-V3 has 0.001, with sigmoid). 0: no biases.
   model.router_bias_rate = 0.0
-  # Weight in training of the router's z-loss, a layer: the mean square of
-  # log(sum(exp(scores))), which keeps the scores small (ST-MoE has 0.001).
+  # Weight of each layer's router z-loss in training, the mean square of
+  # log(sum(exp(scores))), which keeps scores small (ST-MoE has 0.001).
   model.router_z_weight = 0.0
   # Biases in projections and, with layernorm, in the norms.
   model.bias = False
@@ -205,14 +203,14 @@ def get_config() -> ConfigDict:
   model.qkv_bias = False
   # One matrix both embeds tokens and scores them.
   model.tied_embeddings = True
-  # Tokens that are predicted at each place in training: the next, and those
-  # after it by a block each on top of the last layer. Generation uses the next.
+  # Tokens predicted at each position in training: the next, and each later one
+  # by a block of its own after the last layer. Generation uses the next.
   model.num_future_tokens = 1
-  # What scores tokens: the output matrix alone (linear), with a bias (biased),
-  # or with that after an encoder's transform, a projection, gelu and a norm. Or
-  # what scores the classes of classification: a matrix on the first token,
-  # after BERT's pooler, a projection and tanh; on the mean of all tokens; on
-  # the last; or on each token, for labels of words.
+  # What scores tokens: the output matrix (linear), with a bias (biased), and
+  # after a projection, gelu and a norm as in BERT (transform). Or what scores
+  # classes: a matrix on the first token after BERT's pooler (first), on the
+  # mean of all tokens (mean), on the last (last), or on each, for labels of
+  # words (each).
   model.head = "linear"
   # Classes, or numbers, that classification scores; None: those of the data.
   model.num_classes = placeholder(int)
@@ -229,24 +227,24 @@ def get_config() -> ConfigDict:
   model.attn_softcap = placeholder(float)
   # The same for the logits.
   model.logit_softcap = placeholder(float)
-  # A query of a local layer sees this many last positions, itself included.
+  # Positions that a query of a local layer sees: its own and those just before.
   model.sliding_window = placeholder(int)
-  # What each layer is: the kinds of layers in their order, which repeat, as in
-  # 5*local+global or, with experts in every second layer, dense+moe; both in
-  # one kind as local/dense. What a kind leaves open, and uniform in all layers:
-  # local where there is a window, else global; moe where there are experts.
+  # Kinds of layers in order, repeated over the depth, as in 5*local+global,
+  # dense+moe or local/dense, a kind of both. What a kind leaves open, and
+  # uniform in all layers, follows from the keys: local where there is a window,
+  # else global; moe where there are experts, else dense.
   model.layer_pattern = "uniform"
   # Probability of dropping embeddings, attention weights, sublayer outputs.
   model.dropout_rate = 0.0
   # Standard deviation of initial weights; those that write to the residual
   # stream are divided by sqrt(2 L).
   model.init_std = 0.02
-  # That of the output matrix, where it is not tied; None is init_std. From 0
-  # all tokens start level, at every width alike (Yang et al. 2022, D.2).
+  # That of an untied output matrix; None is init_std. With 0 all tokens start
+  # equally likely at every width (Yang et al. 2022, D.2).
   model.unembed_init_std = placeholder(float)
-  # How rates and initial scales depend on the sizes. mup: those that fit at
-  # base_dim fit at any width; completep: those at base_layers also at any
-  # depth. Both need adamw or adam.
+  # How learning rates and initial scales depend on the sizes. mup: what is
+  # tuned at base_dim transfers to any width; completep: from base_layers also
+  # to any depth. Both need adamw or adam.
   model.parametrization = "standard"
   # Width that mup and completep change nothing at; standard ignores these
   # three. The MLP is to grow with the width, and heads in number or width.
@@ -278,36 +276,36 @@ def get_config() -> ConfigDict:
   model.grad_dtype = "float32"
 
   adapter = config.adapter = ConfigDict()
-  # Learn low-rank changes of these matrices alone, and leave the parameters of
-  # train.init_from as they are: ranks by path, the last that matches, as in
+  # Train low-rank changes of these matrices alone, and keep the parameters of
+  # train.init_from: ranks by path, the last that matches, as in
   # "attn=8,blocks/mlp/*=16" (docs/exchange.md).
   adapter.rank = "none"
   # A change is scaled by this over its rank.
   adapter.alpha = 16.0
-  # lora, or dora: the norm of each output of the sum is learned apart.
+  # lora, or dora, which also learns the norm of each output of the sum.
   adapter.kind = "lora"
-  # How the frozen matrices of layers are held in training: full is as they are
-  # stored; int8 and int4 round them, and adapters learn beside the rounded.
+  # How frozen matrices of layers are held in training: as stored (full), or
+  # quantized to int8 or int4, beside which the adapters learn (QLoRA).
   adapter.base = "full"
 
   distill = config.distill = ConfigDict()
   # Also learn from the logits of a decoder of the same vocabulary: the workdir
   # of its run, or with top_k a folder of stored logits (docs/distillation.md).
   distill.teacher = placeholder(str)
-  # The number of largest logits a token that are stored there; the teacher need
-  # not be present then. None: the teacher is applied in each step.
+  # Logits per token in that folder, the largest ones; the teacher need not be
+  # present then. None: the teacher is run at each step.
   distill.top_k = placeholder(int)
   # What is minimised: forward, KL(teacher || student), or reverse.
   distill.kl = "forward"
   # Divides the logits of both; the divergence is multiplied by its square.
   distill.temperature = 1.0
-  # Part of the divergence in the loss; the plain loss has the rest.
+  # Weight of the divergence in the loss; the plain loss has 1 minus this.
   distill.weight = 0.5
 
   optim = config.optim = ConfigDict()
   # Rule of the updates; muon updates all but matrices by adamw.
   optim.optimizer = "adamw"
-  # Peak rate.
+  # Peak learning rate.
   optim.learning_rate = 1e-3
   # Shape of the rate over the steps; wsd is warm-up, stable, decay.
   optim.schedule = "cosine"
@@ -326,7 +324,7 @@ def get_config() -> ConfigDict:
   optim.moment_dtype = "float32"
   # Added to the root of the second moment.
   optim.eps = 1e-8
-  # Decoupled decay per step times the rate; matrices only, and not by adam.
+  # Decoupled weight decay per step, times the rate; matrices only, not by adam.
   optim.weight_decay = 0.1
   # Factors of the rate, and so of the decay, by parameter path, the last that
   # matches: "embed=0,blocks/attn/*=0.5"; 0 freezes (docs/exchange.md).
@@ -350,8 +348,8 @@ def get_config() -> ConfigDict:
   # The batch is split into N parts whose gradients are averaged; on a CPU
   # parts of about a thousand tokens stay in its caches.
   train.num_microbatches = 1
-  # The loss goes through tokens, or on a mesh through the vocabulary, in N
-  # parts; above 1, the logits of a batch never exist as a whole.
+  # The loss is computed in N chunks of tokens, or on a mesh of the vocabulary;
+  # above 1, the logits of a whole batch never exist.
   train.num_loss_chunks = 1
   # Weight of the z-loss, the mean square of the logarithm of softmax's
   # denominator, which keeps logits from drifting together; 0 has none.
@@ -359,19 +357,19 @@ def get_config() -> ConfigDict:
   # Label smoothing: the part of each target's probability that all tokens share
   # evenly; train/loss and every evaluation stay without it. 0 has none.
   train.label_smoothing = 0.0
-  # Objectives of preferences: the factor of rewards, the larger the closer to
-  # the reference (0.1 as in the paper of DPO); of orpo the weight of the odds.
+  # Preference objectives: factor of the rewards, larger for closer to the
+  # reference (0.1 in the DPO paper); for orpo the weight of the odds ratio.
   train.preference_beta = 0.1
-  # grpo: answers that are sampled to each prompt, whose rewards are compared.
+  # grpo: answers sampled for each prompt, whose rewards are compared.
   train.group_size = 1
-  # Updates by each batch of them.
+  # Updates from each batch of samples.
   train.updates_per_batch = 1
-  # The ratio to the policy that has sampled them is bounded to 1 - clip_ratio
-  # and 1 + clip_ratio (0.2 as in PPO).
+  # The ratio to the policy that sampled is clipped to 1 - clip_ratio and 1 +
+  # clip_ratio (0.2 as in PPO).
   train.clip_ratio = 0.2
-  # Weight of the distance to train.init_from's model, which 0 does not load.
+  # Weight of the KL divergence from train.init_from, which 0 does not load.
   train.kl_weight = 0.0
-  # Decay a step of a moving average of the parameters, which is evaluated too
+  # Decay per step of a moving average of the parameters, which is evaluated too
   # (generate and evaluate read it with --average=ema); None keeps none.
   train.ema_decay = placeholder(float)
   # A line and a row of metrics.jsonl every N steps; 0: of the first and last.
@@ -395,7 +393,7 @@ def get_config() -> ConfigDict:
   train.init_from = placeholder(str)
   # Which of its layers a smaller model starts from: as many as there are here.
   train.init_layers = "all"
-  # Weights of matrices that are zero there stay so: a pruned run recovers.
+  # Keep weights zero that are zero in train.init_from: trains a pruned model.
   train.keep_zeros = False
   # Also log to this Weights & Biases project (extra `wandb`).
   train.wandb_project = placeholder(str)
@@ -428,7 +426,7 @@ def get_config() -> ConfigDict:
   evaluation = config.eval = ConfigDict()
   # Evaluate every N steps; 0 never. The end of a run evaluates the whole set.
   evaluation.every_steps = 250
-  # Batches of the validation set in an evaluation on the way.
+  # Validation batches in each evaluation during training.
   evaluation.num_batches = 20
   # Tasks of lm-evaluation-harness (extra eval) that belong to each evaluation:
   # names, or files that end in .yaml, with a comma between; None has none.
