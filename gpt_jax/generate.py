@@ -34,20 +34,20 @@ def _build_parser():
     "--prompt",
     action="append",
     metavar="TEXT",
-    help="text to continue; repeat it for a batch; - reads standard input",
+    help="text to continue; repeat for a batch; - reads standard input",
   )
   parser.add_argument(
     "--messages",
     metavar="FILE|ADDRESS",
-    help="dialogues to answer in place of prompts, as chat:FILE has them, with "
-    "a user's turn last",
+    help="dialogues to answer instead of prompts, in the layouts of chat:FILE; "
+    "each must end with a user's turn",
   )
   parser.add_argument(
     "--template",
     metavar="NAME",
-    help="take prompts for what a user says to an assistant, in the chat "
-    f"template {', '.join(config_lib.Template.FORMS)}; a run that was tuned on "
-    "chats has its own",
+    help="read prompts as a user's messages in this chat template: "
+    f"{', '.join(config_lib.Template.FORMS)}; a run that was tuned on chats "
+    "uses its own",
   )
   parser.add_argument(
     "--suffix",
@@ -65,7 +65,7 @@ def _build_parser():
     help="0 always takes the most likely token (default %(default)s)",
   )
   parser.add_argument(
-    "--top_k", type=int, default=0, help="sample only the k likeliest; 0: all"
+    "--top_k", type=int, default=0, help="sample only the k most likely; 0: all"
   )
   parser.add_argument(
     "--top_p", type=float, default=1.0, help="nucleus probability; 1: all"
@@ -81,7 +81,7 @@ def _build_parser():
     "--rows",
     type=int,
     metavar="N",
-    help="compute N rows at every step, as gpt_jax.serve --rows=N does: the "
+    help="compute N rows in each step, as gpt_jax.serve --rows=N does, for the "
     "same text bit for bit",
   )
   parser.add_argument(

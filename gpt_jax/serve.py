@@ -31,29 +31,29 @@ def _build_parser():
     type=int,
     default=8,
     metavar="N",
-    help="texts that are written at once (default %(default)s)",
+    help="texts that are generated at once (default %(default)s)",
   )
   add(
     "--prefix_tokens",
     type=int,
     default=8192,
     metavar="N",
-    help="tokens of prompts whose keys and values are stored, so that what "
-    "begins alike is not read again; 0: none (default %(default)s)",
+    help="tokens of the cache of prompts, with which a prompt that begins like "
+    "an earlier one is not read again; 0: none (default %(default)s)",
   )
   add(
     "--drafts",
     type=int,
     default=0,
     metavar="N",
-    help="guesses at each step of what comes next, from what stands in the "
-    "text; for few rows and texts that repeat themselves (default %(default)s)",
+    help="speculative decoding: tokens guessed in each step, from the text so "
+    "far; for few rows and repetitive texts (default %(default)s)",
   )
   add(
     "--draft",
     metavar="DIR",
-    help="workdir of a small run with the same tokenizer, which makes the "
-    "guesses of --drafts in place of what stands in the text",
+    help="workdir of a small run with the same tokenizer, which guesses the "
+    "tokens of --drafts instead",
   )
   _add_bounds(add)
   cli.add_weights(parser)
@@ -67,42 +67,42 @@ def _add_bounds(add) -> None:
     type=int,
     default=64,
     metavar="N",
-    help="texts of one client that may wait for a row, a quarter of what all "
-    "may have; more are refused with 429 (default %(default)s)",
+    help="texts of one client that may wait, and four times as many of all "
+    "clients; more are refused with 429 (default %(default)s)",
   )
   add(
     "--max_tokens",
     type=int,
     default=0,
     metavar="N",
-    help="the most tokens of a text; 0: the model's positions",
+    help="most tokens of a generated text; 0: as many as the model's positions",
   )
   add(
     "--seconds",
     type=float,
     default=600.0,
     metavar="S",
-    help="after which a text ends as it is (default %(default)s)",
+    help="seconds after which a text ends unfinished (default %(default)s)",
   )
   add(
     "--drain_seconds",
     type=float,
     default=30.0,
     metavar="S",
-    help="that texts have to end after SIGTERM (default %(default)s)",
+    help="seconds that texts have to end after SIGTERM (default %(default)s)",
   )
   add(
     "--body_bytes",
     type=int,
     default=1 << 20,
     metavar="N",
-    help="the largest body of a request (default %(default)s)",
+    help="bytes of the largest request body (default %(default)s)",
   )
   add(
     "--keys",
     metavar="FILE",
-    help="keys of clients: lines KEY NAME REQUESTS_PER_MINUTE; without, no key "
-    "is asked for",
+    help="API keys, a line each: KEY NAME REQUESTS_PER_MINUTE; without a file "
+    "no key is needed",
   )
 
 
