@@ -143,6 +143,7 @@ def _build_parser():
     "lab.sweep",
     "Runs the cells that sweep(add) of a config file asks for.\n\n"
     f"verbs:\n{words}",
+    default_config="that of the sweep in --workdir",
   )
   parser.set_defaults(config=None)
   add = parser.add_argument
