@@ -94,7 +94,7 @@ flash.defvjp(_forward, _backward)
 def _padded(rule: Rule, segments_BT, q, k, v, *more):
   """Returns (q, k, v, segments_BT or None, *more), T a multiple of the tile.
 
-  Padding comes last: a causal rule hides it, otherwise its document id does.
+  Padding comes last: a causal rule hides it, else its document id does.
   """
   B, T = q.shape[:2]
   short = -T % TILE
