@@ -18,7 +18,7 @@ from gpt_jax.machine import runtime
 class Run:
   """A run that is open for reading.
 
-  Arrays that it returns are NumPy's, float32. A text is a string, or its ids.
+  Its arrays are NumPy float32. A text is a string, or a list of token ids.
 
   Args:
     workdir: folder of the run.
@@ -29,7 +29,7 @@ class Run:
     model: gpt_jax.models.Model.
     params: its parameters, jax arrays.
     tokenizer: encodes and decodes.
-    mesh: the devices that it is on.
+    mesh: the devices that the parameters are on.
 
   Raises:
     InputError: there is no run, or it cannot be read.
@@ -60,7 +60,7 @@ class Run:
 
   @functools.cached_property
   def _rounded(self):
-    """The parameters as a whole forward pass reads them."""
+    """The parameters, rounded to `weights`, for a forward pass over a text."""
     return self.model.round_weights(self.params)
 
   def encode(self, text: str) -> list[int]:
@@ -71,15 +71,15 @@ class Run:
     return self.tokenizer.decode(ids)
 
   def logits(self, text: str | Sequence[int], edit: dict | None = None):
-    """Returns logits_TV: of the token after each of the text's T tokens.
+    """Returns logits_TV: row t is for the token after the text's token t.
 
-    Of an encoder: of the token at each place. V is without padding.
+    With an encoder, row t is for the token at t itself. V excludes padding.
 
     Args:
-      edit: {module: function of its output (T, D), a jax array, to what takes
-        its place}. Modules are "embed", "blocks_3", its "blocks_3/attn" and
-        "blocks_3/mlp", "final_norm" and the like; "blocks_3/attn/heads" is what
-        its heads give before the output matrix, (T, N, H). The pass is not
+      edit: {module: function from the module's output (T, D), a jax array, to
+        its replacement}. Modules are "embed", "blocks_3", its "blocks_3/attn"
+        and "blocks_3/mlp", "final_norm" and the like; "blocks_3/attn/heads" is
+        the heads' output before the output matrix, (T, N, H). The pass is not
         compiled, so that a function may also look at the output or store it.
 
     Raises:

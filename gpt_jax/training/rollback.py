@@ -85,7 +85,7 @@ class Ledger:
 
 
 def passed_at(keeper: Any, step: int) -> int:
-  """Returns the sequences that had been skipped when a run did this step.
+  """Returns how many sequences rollbacks had skipped when a run did this step.
 
   Args:
     keeper: the run's Checkpointer.
