@@ -39,7 +39,7 @@ _KINDS = {
   stat.S_IFBLK: "a device",
 }
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-# What the system says of a disk without room.
+# The system's error codes for a full disk.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -70,7 +70,7 @@ def to_sentence(error: OSError) -> str:
 
 
 def is_address(path: str) -> bool:
-  """Returns whether a path is one of a bucket, as gs://runs/a is."""
+  """Returns whether a path is an address in a bucket, such as gs://runs/a."""
   return _SCHEME.match(path) is not None
 
 
