@@ -64,7 +64,7 @@ class Run:
     return self.model.round_weights(self.params)
 
   def encode(self, text: str) -> list[int]:
-    """Returns the ids of a text, with what the model expects before it."""
+    """Returns the ids of a text, after the start ids that the model expects."""
     return [*self.tokenizer.start_ids, *self.tokenizer.encode(text).tolist()]
 
   def decode(self, ids: Sequence[int]) -> str:

@@ -29,7 +29,7 @@ BLOCK = 1 << 16
 TAG = SALT = 16
 HEADER = len(MAGIC) + SALT + TAG
 MIN_KEY_BYTES, MAX_KEY_BYTES = 16, 4096
-# The value of data.key that asks for what the user's command prints.
+# The value of data.key for a key that the user's command prints.
 COMMAND = "command"
 # Number of decrypted blocks of a file that stay in memory.
 _CACHED = 8
@@ -152,7 +152,7 @@ def stored_size(size: int) -> int:
 
 
 class Writer:
-  """Encrypts what is written to a binary file; `finish` completes it.
+  """Encrypts data written to a binary file; `finish` completes it.
 
   Args:
     name: the file's name, which a Reader must be given too.
@@ -323,7 +323,7 @@ class Output:
     return found if self._key is None else self._key.mark(found)
 
   def close(self) -> None:
-    """Leaves the file as it is."""
+    """Closes the file, which only `finish` completes."""
     self._file.close()
 
 

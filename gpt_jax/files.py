@@ -317,7 +317,7 @@ def parse_json(
   Raises:
     Damage: it is not JSON, or (if bounded) nested deeper than MAX_DEPTH, or
       contains a number that is not finite or beyond MAX_INT.
-    Doubled: is_unique, and a key is there twice.
+    Doubled: is_unique, and an object has a key twice.
   """
   text = decode(data) if isinstance(data, bytes) else data
   try:

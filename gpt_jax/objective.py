@@ -205,12 +205,12 @@ def make_loss(
 ):
   """Returns loss(params, batch, key, told) -> {public name: sum of the batch}.
 
-  LOSS in nats and NUM_TARGETS, by which the other sums are divided (those of
-  PER_SEQUENCE by the number of rows). If `others` names them, also Z_LOSS
+  The sums are LOSS in nats and NUM_TARGETS, by which others are divided (those
+  of PER_SEQUENCE by the number of rows). If `others` names them, also Z_LOSS
   (cross_entropy.squared_log_z), ACCURACY, FUTURE_LOSS (over count_totals'
   future targets), BALANCE_LOSS and ROUTER_Z_LOSS (models/moe.py), which are
-  summed over layers too, and with BALANCE_LOSS the COUNTS of experts and what
-  they DROPPED.
+  summed over layers too. BALANCE_LOSS comes with COUNTS and, with a capacity,
+  DROPPED.
 
   A new metric is one entry of these sums, and its name in metric_names.py.
 

@@ -110,7 +110,7 @@ class Decoder(nn.Module):
         reordered the tokens; None: they are in order.
       slots_BT: slots of tokens, in rows that have prefixes (ops/visibility.py);
         None is the index of each token.
-      is_headless: return (x_BTD, w_VD) in place of logits, their product.
+      is_headless: return (x_BTD, w_VD) in place of their product, the logits.
       needs_balance: return (result, routing), as stack.run_blocks does.
       needs_future: return (result, futures): futures lists the same result for
         each block that predicts a token beyond the next.

@@ -67,7 +67,7 @@ class Encoder(nn.Module):
         where a row is one document.
       types_BT: int32 below num_token_types; None is 0.
       key: dropout key; None drops nothing.
-      is_headless: return (x_BTD, w_VD) in place of logits, their product.
+      is_headless: return (x_BTD, w_VD) in place of their product, the logits.
       needs_balance: return (result, routing), as Decoder.
     """
     c = self.config

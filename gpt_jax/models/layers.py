@@ -283,7 +283,7 @@ def build_read_out(
 ):
   """Returns read_out(x_BTD, is_headless) -> logits_BTV, or (x_BTD, w_VD).
 
-  With is_headless it returns that pair, whose product are the logits. A
+  With is_headless it returns the pair, whose product is the logits. A
   classification head always returns Classifier's logits.
 
   Args:

@@ -128,10 +128,10 @@ class Model:
     return adapters.attach(self.adapter, base, learned, specs)
 
   def unstack_layers(self, params):
-    """Returns the parameters with a tree for each layer, unless layers scan.
+    """Returns the parameters with a tree for each layer, unless scan_layers.
 
     `apply` takes both forms. Unstacking once before several calls shares the
-    work between them, and that of their gradients.
+    work between them, and the work of their gradients.
     """
     if self.config.scan_layers:
       return params

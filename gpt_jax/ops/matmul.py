@@ -1,7 +1,7 @@
 """Matmuls of activations and parameters, with their gradients.
 
 Each is one einsum. On a CPU its form decides the speed: XLA's library has
-bfloat16 kernels only for products that contract the last dim of the left
+bfloat16 kernels only for matmuls that contract the last dim of the left
 operand and return float32; other forms are multiplied in float32, at half the
 speed (configs/LOG.md).
 """

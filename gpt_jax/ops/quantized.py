@@ -56,8 +56,8 @@ def quantize(
 ) -> Quantized:
   """Returns w quantized; its role says which dims are outputs.
 
-  Symmetric about 0. The scale of int8 is set by the largest weight, that of
-  int4 by the least squared error.
+  Symmetric about 0: int8 takes the scale of the largest weight, int4 the scale
+  of least squared error.
   """
   w_FD, outs = split_dims(w, role)
   num_bits, C = grid_of(w_FD.shape, num_bits)
@@ -193,7 +193,7 @@ def _multiply_digits(x_LGC, w: Quantized):
 
   def times(values_GFC):
     multiply = functools.partial(jnp.einsum, preferred_element_type=jnp.int32)
-    if len(values_GFC) == 1:  # 2-D products have a faster kernel
+    if len(values_GFC) == 1:  # 2-D matmuls have a faster kernel
       return multiply("ZC,FC->ZF", x_ZGC[:, 0], values_GFC[0])[None]
     return multiply("ZGC,GFC->GZF", x_ZGC, values_GFC)
 

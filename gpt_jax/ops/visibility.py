@@ -24,7 +24,7 @@ from gpt_jax.config import FAMILIES, ModelConfig
 
 # Score of a masked pair: finite, so that a fully masked row has a softmax.
 MASK_VALUE = -1e30
-# Slots of padding: under no rule does it see a key or is it seen.
+# Slots of padding, which sees nothing and is seen by nothing under any rule.
 QUERY_PADDING, KEY_PADDING = -1, 2**30
 
 

@@ -55,7 +55,7 @@ class Ledger:
     return self.entries[-1][2] if self.entries else 0
 
   def meta(self) -> dict:
-    """Returns what a checkpoint stores: nothing without a rollback."""
+    """Returns the metadata for a checkpoint; {} without a rollback."""
     return {KEY: [list(e) for e in self.entries]} if self.entries else {}
 
   def add(

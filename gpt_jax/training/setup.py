@@ -1,4 +1,4 @@
-"""A run up to its first step: what is prepared, checked, compiled and read."""
+"""A run up to its first step: preparing, checking, compiling and reading."""
 
 import concurrent.futures
 import functools

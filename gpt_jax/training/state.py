@@ -52,7 +52,7 @@ class TrainState(struct.PyTreeNode):
   teacher: Any = None
 
   def without_frozen(self) -> "TrainState":
-    """Returns what a checkpoint holds."""
+    """Returns the state without frozen parameters, as checkpoints hold it."""
     return self.replace(base=None, teacher=None)
 
 

@@ -81,11 +81,11 @@ def lower(
 ) -> jax.stages.Lowered | None:
   """Returns the lowered step, read from `path`, or traced and written there.
 
-  None if the step cannot be stored: it is then to be lowered as it is.
+  None if the step cannot be stored: the caller then lowers it directly.
 
   Args:
     path: from path_of.
-    wrap: jax.jit with what is donated, and the shardings of the results.
+    wrap: jax.jit with donated arguments and shardings of the results.
     step: (state, batch) -> (state, scalars by name).
     abstract, batch: its abstract arguments.
   """
