@@ -1,4 +1,4 @@
-"""Counts from a config: parameters by role, FLOPs per token, cache bytes.
+"""The ledger of a config: parameters by role, FLOPs per token, cache bytes.
 
 All figures are arithmetic on a config, independent of the compiler. Each FLOPs
 figure names its convention; MFU uses PaLM's, as published tables do.

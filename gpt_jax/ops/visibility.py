@@ -14,7 +14,7 @@ never see each other.
 Design choice: no kernel treats a prefix specially. All tokens of a prefix get
 the slot of its last one, so that they see each other under a causal rule.
 
-This file imports no jax: flops.py, whose figures are printed before jax is
+This file imports no jax: the ledger (flops.py), which is printed before jax is
 loaded, counts by the same rule. Masks use the operators of the arrays given.
 """
 
