@@ -18,7 +18,7 @@ from gpt_jax.machine import runtime
 class Run:
   """A run that is open for reading.
 
-  Arrays that it returns are NumPy's, float32. A text is a string, or its ids.
+  Its arrays are NumPy float32. A text is a string, or a list of token ids.
 
   Args:
     workdir: folder of the run.
@@ -29,7 +29,7 @@ class Run:
     model: gpt_jax.models.Model.
     params: its parameters, jax arrays.
     tokenizer: encodes and decodes.
-    mesh: the devices that it is on.
+    mesh: the devices that the parameters are on.
 
   Raises:
     InputError: there is no run, or it cannot be read.
@@ -60,26 +60,26 @@ class Run:
 
   @functools.cached_property
   def _rounded(self):
-    """The parameters as a whole forward pass reads them."""
+    """The parameters, rounded to `weights`, for a forward pass over a text."""
     return self.model.round_weights(self.params)
 
   def encode(self, text: str) -> list[int]:
-    """Returns the ids of a text, with what the model expects before it."""
+    """Returns the ids of a text, after the start ids that the model expects."""
     return [*self.tokenizer.start_ids, *self.tokenizer.encode(text).tolist()]
 
   def decode(self, ids: Sequence[int]) -> str:
     return self.tokenizer.decode(ids)
 
   def logits(self, text: str | Sequence[int], edit: dict | None = None):
-    """Returns logits_TV: of the token after each of the text's T tokens.
+    """Returns logits_TV: row t is for the token after the text's token t.
 
-    Of an encoder: of the token at each place. V is without padding.
+    With an encoder, row t is for the token at t itself. V excludes padding.
 
     Args:
-      edit: {module: function of its output (T, D), a jax array, to what takes
-        its place}. Modules are "embed", "blocks_3", its "blocks_3/attn" and
-        "blocks_3/mlp", "final_norm" and the like; "blocks_3/attn/heads" is what
-        its heads give before the output matrix, (T, N, H). The pass is not
+      edit: {module: function from the module's output (T, D), a jax array, to
+        its replacement}. Modules are "embed", "blocks_3", its "blocks_3/attn"
+        and "blocks_3/mlp", "final_norm" and the like; "blocks_3/attn/heads" is
+        the heads' output before the output matrix, (T, N, H). The pass is not
         compiled, so that a function may also look at the output or store it.
 
     Raises:
@@ -90,7 +90,7 @@ class Run:
     return logits_TV
 
   def losses(self, text: str | Sequence[int]):
-    """Returns loss_T in nats of the text's tokens but the first, T - 1 of them.
+    """Returns the loss in nats of each token after the first, T - 1 of them.
 
     Raises:
       InputError: the model predicts no next token, or the text has only one.
@@ -115,9 +115,10 @@ class Run:
   def activations(self, text: str | Sequence[int]) -> dict[str, Any]:
     """Returns {name: array} of one forward pass.
 
-    embed and residual, the stream's begin and its end before the last norm,
-    are (T, D); attn and mlp, what these sublayers give in each layer, are
-    (L, T, D); pooled, of an encoder with a pooler, is (1, D).
+    embed and residual, the residual stream before the first block and after the
+    last (before the final norm), are (T, D); attn and mlp, the outputs of these
+    sublayers in each layer, are (L, T, D); pooled, of an encoder with a pooler,
+    is (1, D).
     """
     _, taps = self._read(text, has_taps=True)
     return taps
@@ -125,9 +126,9 @@ class Run:
   def embed(
     self, texts: str | Sequence[str | Sequence[int]], batch_size: int = 32
   ):
-    """Returns vectors (texts, D) of length one, as `gpt_jax.embed` writes.
+    """Returns unit vectors (texts, D), as `gpt_jax.embed` writes them.
 
-    Of one string: its vector (D,).
+    For one string, its vector (D,).
 
     Raises:
       InputError: a text has more than `data.seq_len` tokens, which that
@@ -158,10 +159,10 @@ class Run:
     stop: Sequence[str] = (),
     **sampling,
   ) -> Any:
-    """Returns what the run writes after a prompt, or a list for a list of them.
+    """Returns the continuation of a prompt, or a list for a list of prompts.
 
     Args:
-      stop: texts that end it, and are no part of it.
+      stop: texts that end the continuation, and are not part of it.
       sampling: temperature, top_k, top_p, min_p of generation.Sampling.
     """
     import jax
@@ -235,8 +236,8 @@ class Run:
         "are of models of one text"
       )
     ids = self._ids(text)
-    # Padded to few lengths, since each is compiled; a document of its own,
-    # which no token of the text sees.
+    # Padded to one of few lengths, since each is compiled. The padding is a
+    # document of its own, which no token of the text sees.
     T = min(generation.round_up(len(ids)), self.model.config.max_len)
     tokens_BT = np.zeros((1, T), np.int32)
     tokens_BT[0, : len(ids)] = ids
@@ -249,14 +250,14 @@ class Run:
           self._rounded, tokens_BT, segments_BT, self.model, has_taps
         )
       out, taps = jax.tree.map(sharding.fetch, (out, taps))
-    # The largest score is also one of the padding's.
+    # score_max covers the padding's scores too, so it is left out.
     taps = {k: v for k, v in taps.items() if not k.endswith("score_max")}
     cut = lambda x: np.asarray(x[..., 0, : len(ids), :], np.float32)
     V = config_lib.vocab_size(self.config.model)
     return cut(out)[:, :V], jax.tree.map(cut, taps)
 
   def _edited(self, tokens_BT, segments_BT, length: int, edit: dict):
-    """Returns logits_BTV, as `logits` says of its `edit`."""
+    """Returns logits_BTV of a pass with edits, which `logits` describes."""
     import dataclasses
     import difflib
 
@@ -325,7 +326,7 @@ def fit(
   workdir: str | os.PathLike,
   changes: dict[str, Any] | None = None,
 ) -> Run:
-  """Trains a run, or goes on with one, as `python -m gpt_jax.train`; opens it.
+  """Trains or resumes a run as `python -m gpt_jax.train` does, and opens it.
 
   Args:
     config: "FILE[:VARIANT]", or the ConfigDict that a config file returns.

@@ -7,7 +7,7 @@ from gpt_jax import cli, files
 from gpt_jax.config import InputError
 from gpt_jax.machine import cache, processes, runtime
 
-# Rows of a forward pass.
+# Number of texts in a forward pass, before rounding up to the mesh.
 BATCH_SIZE = 32
 
 

@@ -1,12 +1,12 @@
-"""Files and arrays that only who has the key can read: AES-256-GCM in blocks.
+"""Encrypted files and arrays: AES-256-GCM in blocks.
 
 A file is MAGIC, a salt of 16 bytes, a check of the key of 16 bytes, and blocks
-of BLOCK bytes, each with its tag of 16. The key of a file is HMAC-SHA256(key,
-salt and name), so that no nonce is used twice and a file does not pass for one
-of another name. The nonce of a block is its index, and its additional data says
-whether it is the last: a block that is changed, moved or missing is noticed
-(Hoang et al. 2015, STREAM). Design choice: blocks are read where they are
-needed, so that a set may be larger than memory.
+of BLOCK bytes, each with a tag of 16 bytes. The key of a file is
+HMAC-SHA256(key, salt and name), so that no nonce is used twice and a file does
+not pass for one of another name. The nonce of a block is its index, and its
+additional data says whether it is the last: a block that is changed, moved or
+missing is noticed (Hoang et al. 2015, STREAM). Design choice: blocks are read
+where they are needed, so that a set may be larger than memory.
 """
 
 import collections
@@ -29,9 +29,9 @@ BLOCK = 1 << 16
 TAG = SALT = 16
 HEADER = len(MAGIC) + SALT + TAG
 MIN_KEY_BYTES, MAX_KEY_BYTES = 16, 4096
-# The value of data.key that asks for what the user's command prints.
+# The value of data.key for a key that the user's command prints.
 COMMAND = "command"
-# Blocks of a file that stay in memory.
+# Number of decrypted blocks of a file that stay in memory.
 _CACHED = 8
 
 
@@ -48,7 +48,7 @@ class Key(NamedTuple):
 
   @property
   def id(self) -> str:
-    """What names the key without telling it."""
+    """Identifies the key without revealing it."""
     return self.mac(b"id").hex()[:16]
 
   def mac(self, data: bytes) -> bytes:
@@ -56,19 +56,19 @@ class Key(NamedTuple):
     return hmac.new(self.secret, data, hashlib.sha256).digest()
 
   def mark(self, digest: str) -> str:
-    """Returns a digest in hexadecimal as only the key can compute it.
+    """Returns a keyed form of a digest, in hexadecimal.
 
-    The digest itself would tell whether a guessed text is the right one.
+    The plain digest would tell whether a guessed text is the right one.
     """
     return self.mac(b"digest\0" + digest.encode()).hex()
 
   def note(self) -> dict[str, str]:
-    """Returns what is stored beside what it encrypts; `find` reads it."""
+    """Returns the record to store beside encrypted data; `find` reads it."""
     return {"id": self.id, "origin": self.origin}
 
 
 def read_key(origin: str) -> Key:
-  """Returns the key in a file, or with COMMAND that which the command prints.
+  """Returns the key in a file, or with COMMAND the key that the command prints.
 
   Raises:
     InputError: there is none, or it is too short, too long or of zero bytes.
@@ -152,10 +152,10 @@ def stored_size(size: int) -> int:
 
 
 class Writer:
-  """Encrypts what is written to a binary file; `finish` completes it.
+  """Encrypts data written to a binary file; `finish` completes it.
 
   Args:
-    name: what the file is called, which reading must know.
+    name: the file's name, which a Reader must be given too.
   """
 
   def __init__(self, file, key: Key, name: str):
@@ -186,15 +186,15 @@ class Reader:
 
   Args:
     file: opened to read bytes; its position may move.
-    size: of the file, encrypted.
-    name: as it was written.
+    size: bytes of the encrypted file.
+    name: the name that it was written under.
 
   Attributes:
     size: bytes when decrypted.
 
   Raises:
-    Damage: it is no such file, was encrypted with another key, or its end is
-      missing.
+    Damage: the file is not encrypted, was encrypted with another key, or its
+      end is missing.
   """
 
   def __init__(self, file, size: int, key: Key, name: str):
@@ -268,10 +268,10 @@ def open_file(path: str, key: Key) -> Reader:
 
 
 class Array:
-  """An encrypted file as an array of one dim, of which slices are read.
+  """An encrypted file as a one-dimensional array; slices are read on demand.
 
   Args:
-    path: for errors.
+    path: of the file, also named in errors.
   """
 
   def __init__(self, path: str, key: Key, dtype: np.dtype):
@@ -298,7 +298,7 @@ class Output:
   """A file that is written in order, encrypted if there is a key.
 
   Args:
-    name: that reading will know; None for that of the path.
+    name: the name to encrypt under; None for the file name of `path`.
   """
 
   def __init__(self, path: str, key: Key | None, name: str | None = None):
@@ -323,7 +323,7 @@ class Output:
     return found if self._key is None else self._key.mark(found)
 
   def close(self) -> None:
-    """Leaves the file as it is."""
+    """Closes the file, which only `finish` completes."""
     self._file.close()
 
 
@@ -369,8 +369,8 @@ def decrypt(data: bytes, key: Key, name: str) -> bytes:
 def file_digest(path: str, key: Key | None) -> str:
   """Returns the digest that a manifest has of a file.
 
-  SHA-256 in hexadecimal; of an encrypted file Key.mark of that of its content,
-  so that it does not depend on the salt.
+  SHA-256 in hexadecimal; for an encrypted file, Key.mark of the SHA-256 of its
+  content, so that it does not depend on the salt.
 
   Raises:
     Damage: the file cannot be read, or not with this key.

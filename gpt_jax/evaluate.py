@@ -9,7 +9,7 @@ from gpt_jax import cli, files
 from gpt_jax.config import InputError
 from gpt_jax.machine import cache, processes, runtime
 
-# Options of data.objective whose runs write what --generate compares.
+# Options of data.objective whose runs write the texts that --generate scores.
 WRITTEN = ("sequence_to_sequence", "chat", "grpo")
 
 
@@ -149,7 +149,7 @@ def _show(name: str, result: dict, is_json: bool, is_speaking: bool) -> None:
 
 
 def _few_shot(args, config, model, params, tokenizer, mesh) -> dict:
-  """Returns the figures of classes that follow a prompt with examples."""
+  """Returns the metrics of few-shot classification (--shots)."""
   import jax
 
   from gpt_jax.data import sources
@@ -283,7 +283,7 @@ def _check_generate(args, task) -> None:
 
 
 def _generate(args, run, how: dict, is_chat: bool) -> dict[str, float]:
-  """Returns the exact match, and BLEU if it can be had, of what is written."""
+  """Returns exact match, and BLEU with sacrebleu, of generated texts."""
   import importlib.util
 
   import jax
@@ -353,7 +353,7 @@ def _find_sets(args, config, tokenizer, overrides: dict, note) -> dict:
 
 
 def _records(config) -> tuple:
-  """Returns (data.template, what the run reads by it), () of other runs."""
+  """Returns (data.template, the kind of its records); () for other runs."""
   from gpt_jax.config import OBJECTIVES
 
   word = config.data.objective
@@ -365,7 +365,7 @@ def _records(config) -> tuple:
 def _own_sets(workdir: str, data, overrides: dict, note) -> dict:
   """Returns {name: set} of a run's validation sets.
 
-  A run may come from somebody else, and its config.json names files to read
+  A run may come from someone else, and its config.json names files to read
   and a folder to write to. So text is prepared again only if the user gives
   the folder (data.dir), or if the text is the interpreter's and the folder is
   below the current one; otherwise prepared sets are only opened.

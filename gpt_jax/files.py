@@ -39,7 +39,7 @@ _KINDS = {
   stat.S_IFBLK: "a device",
 }
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-# What the system says of a disk without room.
+# The system's error codes for a full disk.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -70,7 +70,7 @@ def to_sentence(error: OSError) -> str:
 
 
 def is_address(path: str) -> bool:
-  """Returns whether a path is one of a bucket, as gs://runs/a is."""
+  """Returns whether a path is an address in a bucket, such as gs://runs/a."""
   return _SCHEME.match(path) is not None
 
 
@@ -317,7 +317,7 @@ def parse_json(
   Raises:
     Damage: it is not JSON, or (if bounded) nested deeper than MAX_DEPTH, or
       contains a number that is not finite or beyond MAX_INT.
-    Doubled: is_unique, and a key is there twice.
+    Doubled: is_unique, and an object has a key twice.
   """
   text = decode(data) if isinstance(data, bytes) else data
   try:

@@ -1,4 +1,4 @@
-"""The ledger: parameters by role, FLOPs per token, cache bytes.
+"""The ledger of a config: parameters by role, FLOPs per token, cache bytes.
 
 All figures are arithmetic on a config, independent of the compiler. Each FLOPs
 figure names its convention; MFU uses PaLM's, as published tables do.
@@ -75,8 +75,8 @@ def count_parameters(model: ModelConfig) -> dict[str, int]:
 def count_stack(model: ModelConfig) -> dict[str, int]:
   """Returns {role: number of parameters} of a stack of layers.
 
-  Its biases by distance are among them, and its final norm, where there are no
-  norms after the sums.
+  This includes its relative position biases and, unless norm_placement is
+  "post", its final norm.
   """
   D, L = model.model_dim, count_blocks(model)
   reads, writes, norms = count_attention(model)
@@ -103,7 +103,7 @@ def count_stack(model: ModelConfig) -> dict[str, int]:
 
 
 def count_blocks(model: ModelConfig) -> int:
-  """Returns the number of layers, those that predict further tokens too."""
+  """Returns the number of layers, with those for tokens beyond the next."""
   return model.num_layers + model.num_future_tokens - 1
 
 
@@ -116,9 +116,9 @@ def _has_norm_bias(model: ModelConfig) -> bool:
 
 
 def count_source_parameters(model: ModelConfig) -> int:
-  """Returns the number of parameters that a token of a source passes.
+  """Returns the number of parameters that a source token passes through.
 
-  Those of the encoder, and what projects its output to keys and values.
+  The encoder's, and the projections of its output to keys and values.
   """
   if not config_lib.has_source(model):
     return 0
@@ -129,7 +129,7 @@ def count_source_parameters(model: ModelConfig) -> int:
 
 
 def sum_mlp_dims(model: ModelConfig, num_experts: int) -> int:
-  """Returns the widths of all layers' MLPs together, with so many experts."""
+  """Returns the summed MLP widths of all layers, with num_experts experts."""
   num_moe = config_lib.mlp_kinds(model).count("moe")
   each = num_experts + model.num_shared_experts
   dense = (count_blocks(model) - num_moe) * model.mlp_dim
@@ -163,11 +163,11 @@ def score_flops_per_token(
 ) -> int:
   """Returns FLOPs per trained token of all T x T scores: 6 L N (H + V) T.
 
-  H wide products make a score and V wide ones read it; backward doubles both.
+  A score takes H multiply-adds, its value V; backward takes twice as many.
   With values as wide as keys this is PaLM's 12 L N H T.
 
   Args:
-    source_len: S, of a model that has a source; None is seq_len.
+    source_len: S, in a model that has a source; None is seq_len.
   """
   width = config_lib.head_dim(model) + config_lib.value_dim(model)
   scores = sum(n for n, _ in _count_scores(model, seq_len, source_len))
@@ -175,10 +175,10 @@ def score_flops_per_token(
 
 
 def _count_scores(model: ModelConfig, T: int, source_len: int | None):
-  """Returns [(scores of a head and token, the part of them that is visible)].
+  """Returns [(scores per head and token, visible part of them)] by attention.
 
-  T of each layer; with a source also S of its attention to it, and those of the
-  encoder's layers, S x S in a row of T tokens.
+  Each layer has T; with a source, also S in its cross-attention, and each layer
+  of the encoder S x S in a row of T tokens.
   """
   kinds = config_lib.layer_kinds(model)
   kinds += kinds[-1:] * (model.num_future_tokens - 1)
@@ -213,7 +213,7 @@ def has_tied_head(model: ModelConfig) -> bool:
 
 
 def active_mlp_dim(model: ModelConfig) -> int:
-  """Returns the MLP width that one token uses: a layer's, the mean of all."""
+  """Returns the MLP width that one token uses, the mean over layers."""
   return sum_mlp_dims(model, model.experts_per_token) // model.num_layers
 
 
@@ -222,8 +222,8 @@ def train_flops_per_token(
 ) -> int:
   """Returns FLOPs per trained token: 6 N + 12 L (N_heads H) T.
 
-  The second term is that of score_flops_per_token. With a source the token is
-  one of the target, and a source's tokens count S / T times for each.
+  The second term is score_flops_per_token. With a source, this is per target
+  token, each of which accounts for S / T source tokens.
 
   N excludes learned positions and untied input embeddings, which are looked up
   and not multiplied (Chowdhery et al. 2022, appendix B), and the experts that a
@@ -265,9 +265,9 @@ def masked_flops_per_token(
 def train_flops_of(config: Config) -> int:
   """Returns train_flops_per_token of each token of data.seq_len.
 
-  A run counts its tokens by these, whatever rows its objective makes of them.
-  With adapters 4 N in place of 6 N: their base has no gradient of its own. The
-  adapters' own products, about 6 R / D of one matrix, are left out.
+  A run counts its tokens by data.seq_len, whatever rows its objective makes of
+  them. With adapters it is 4 N in place of 6 N: their base has no gradient of
+  its own. The adapters' own matmuls, about 6 R / D of one matrix, are left out.
   """
   return _by_rows(config, train_flops_per_token)
 
@@ -321,8 +321,8 @@ def cache_bytes(
 ) -> float:
   """Returns the bytes of the cache of a row of num_tokens tokens.
 
-  Keys and values, or what latent attention projects them from. The cache of a
-  local layer is no longer than its window; that of a source holds all its
+  Keys and values, or latent attention's compressed vectors. The cache of a
+  local layer is no longer than its window; a source takes slots for all its
   num_source tokens in every layer.
   """
   width = sum(heads * dim for heads, dim in config_lib.cached_dims(model))

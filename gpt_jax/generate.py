@@ -139,7 +139,7 @@ def _add_search(parser) -> None:
 
 
 def _mode_of(argv: list[str]) -> str:
-  """Returns the one of MODES that flags ask for.
+  """Returns the entry of MODES that the flags ask for.
 
   Raises:
     InputError: a flag was given that this mode does not read.
@@ -302,17 +302,17 @@ def _ask_for_gap(config, tokenizer, suffix: str):
 
 
 def _heads_of(prompts: list[str], tokenizer) -> list[str]:
-  """Returns what texts are shown after: prompts, or nothing before answers."""
+  """Returns what is printed before each text: its prompt, or "" for answers."""
   from gpt_jax.data.objectives import ANSWERED
 
   return [""] * len(prompts) if isinstance(tokenizer, ANSWERED) else prompts
 
 
 def _show_samples(prompts, heads, show, run, options, more: dict) -> None:
-  """Continues prompts; a single one is shown while its text is made.
+  """Continues prompts; the text of a single one is streamed.
 
   Args:
-    heads: what each text is shown after: its prompt, or nothing.
+    heads: what is printed before each text (_heads_of).
   """
   from gpt_jax.inference import texts
 
@@ -342,7 +342,7 @@ def _show_found(prompts, heads, found, show) -> None:
 
 
 def _show_choices(prompts, found, is_per_token: bool, show) -> None:
-  """Shows each prompt's choices, likeliest first, and their figures."""
+  """Shows each prompt's choices, likeliest first, with log-probabilities."""
   from gpt_jax.inference import choices
 
   for prompt, own in zip(prompts, found, strict=True):

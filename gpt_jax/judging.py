@@ -1,4 +1,4 @@
-"""What is made of answers: sums over a batch of preferences or of samples.
+"""Losses and metrics of answers: sums over preferences or sampled answers.
 
 objective.make_loss calls these in place of the cross-entropy of targets.
 """
@@ -25,8 +25,8 @@ from gpt_jax.metric_names import (
 )
 from gpt_jax.ops import cross_entropy, policy, preferences
 
-# Of preferences, the numbers of chosen and of rejected answers; and the sums
-# that are averaged over one of them.
+# For preferences: the name of the numbers of chosen and rejected answers, and
+# the sums that are averaged over the first (0) or the second (1) of these.
 SIDES = "sides"
 PER_SIDE = {
   CHOSEN_REWARD: 0,
@@ -37,9 +37,9 @@ PER_SIDE = {
 
 
 def build_judge(config: Config) -> Callable | None:
-  """Returns what make_loss calls `prefer` in a step, None for most objectives.
+  """Returns make_loss's `prefer` for training; None for most objectives.
 
-  A function of (logits_BTV, batch) that returns sums.
+  It is a function of (logits_BTV, batch) that returns sums.
   """
   word, train = config.data.objective, config.train
   if config_lib.OBJECTIVES[word].is_sampled:
@@ -50,7 +50,7 @@ def build_judge(config: Config) -> Callable | None:
 
 
 def _judge_samples(logits_BTV, batch, *, clip: float, kl_weight: float) -> dict:
-  """Returns sums over sampled answers: LOSS, of ops.policy, REWARD, KL, ..."""
+  """Returns sums over sampled answers: LOSS (ops.policy), REWARD, KL, ..."""
   judged = policy.grpo(
     cross_entropy.log_probs(logits_BTV, batch["targets"]),
     batch["old_log_probs"],
@@ -71,11 +71,11 @@ def _judge_samples(logits_BTV, batch, *, clip: float, kl_weight: float) -> dict:
 
 @functools.cache
 def build_preference(word: str, beta: float) -> Callable | None:
-  """Returns what make_loss calls `prefer`, None without preferences.
+  """Returns make_loss's argument `prefer`; None without preferences.
 
-  A function of (logits_BTV, batch) that returns sums over rows: LOSS, of
-  ops.preferences, REWARD_ACCURACY, those of PER_SIDE, NUM_TARGETS, the number
-  of rows that hold something, and SIDES.
+  It is a function of (logits_BTV, batch) that returns sums over rows: LOSS
+  (ops.preferences), REWARD_ACCURACY, those of PER_SIDE, NUM_TARGETS (rows that
+  are not padding), and SIDES.
 
   Args:
     word: option of data.objective.
@@ -111,7 +111,7 @@ def count_sides(batch: dict):
 
 
 def answers_of(logits_BTV, batch: dict) -> preferences.Answers:
-  """Returns what losses know of the answers in a batch's rows."""
+  """Returns the inputs of a preference loss from a batch's rows."""
   log_p_BT = cross_entropy.log_probs(logits_BTV, batch["targets"])
   is_side = [(batch["segments"] == side) * batch["mask"] for side in range(2)]
   over_rows = lambda values_BT: jnp.stack([x.sum(1) for x in values_BT], 1)

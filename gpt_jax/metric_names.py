@@ -5,26 +5,26 @@ metrics.jsonl. jax is not imported here.
 """
 
 LOSS = "train/loss"
-# What train.label_smoothing makes of LOSS, which stays the plain one.
+# The loss with train.label_smoothing; LOSS stays the plain one.
 SMOOTHED_LOSS = "train/smoothed_loss"
-# Nats per target of the blocks that predict further tokens than the next.
+# Nats per target of the blocks that predict tokens beyond the next.
 FUTURE_LOSS = "train/future_loss"
 # Nats per target by which a student diverges from its teacher.
 TEACHER_KL = "train/teacher_kl"
 BALANCE_LOSS = "train/balance_loss"
 Z_LOSS = "train/z_loss"
-# The part of the targets that are the likeliest token of their place.
+# The part of the targets that are the most likely token.
 ACCURACY = "train/accuracy"
 ROUTER_Z_LOSS = "train/router_z_loss"
-# The part of the places of tokens with experts that were over a capacity.
+# The part of the assignments of tokens to experts that exceed a capacity.
 DROPPED = "train/dropped_frac"
 # The largest and smallest load of a layer's experts, 1 where all have the same;
 # "/00" and so on, the layer, follows.
 EXPERT_LOAD_MAX = "train/expert_load_max"
 EXPERT_LOAD_MIN = "train/expert_load_min"
-# Of preferences: the mean rewards of chosen and of rejected answers, their
+# For preferences: the mean rewards of chosen and of rejected answers, their
 # difference, the part of the pairs where it is above 0, and the answers' mean
-# log-probabilities in nats. kto's answers are chosen or rejected by their
+# log-probabilities in nats. In kto, answers are chosen or rejected by their
 # labels, and right where the reward is on the label's side of the baseline.
 CHOSEN_REWARD = "train/chosen_reward"
 REJECTED_REWARD = "train/rejected_reward"
@@ -32,8 +32,8 @@ REWARD_MARGIN = "train/reward_margin"
 REWARD_ACCURACY = "train/reward_accuracy"
 CHOSEN_LOG_PROB = "train/chosen_log_prob"
 REJECTED_LOG_PROB = "train/rejected_log_prob"
-# Of sampled answers: the mean reward, the estimate of the distance to the
-# reference, and the part of the tokens at which the bound of the ratio decides.
+# For sampled answers: the mean reward, the estimated KL divergence from the
+# reference, and the part of the tokens whose clipped ratio sets the loss.
 REWARD = "train/reward"
 KL = "train/kl"
 CLIPPED = "train/clipped_frac"

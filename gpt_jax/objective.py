@@ -1,4 +1,4 @@
-"""What is minimised: the batch, and its loss."""
+"""The training objective: the loss of a batch, and its metrics."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -35,7 +35,7 @@ from gpt_jax.models import Model
 from gpt_jax.ops import cross_entropy, preferences
 from gpt_jax.teacher import Teacher
 
-# The sum of make_loss that stays one: int32 tokens of each expert, by layer.
+# The sum of make_loss that is not averaged: int32 token counts (layer, expert).
 COUNTS = "counts"
 # Sums that are averaged over sequences; the others over targets.
 PER_SEQUENCE = (BALANCE_LOSS, ROUTER_Z_LOSS, DROPPED)
@@ -65,20 +65,22 @@ def make_objective(
 ):
   """Returns objective(params, batch, key, totals, told) -> (sum, metrics).
 
-  The sum is what is minimised: the mean loss over targets, smoothed by
-  train.label_smoothing, or of preferences over pairs, plus that of each block
-  which predicts further tokens, plus train.z_loss_weight times the z-loss, and
-  in each layer with experts
-  model.router_balance_weight times their balance loss and model.router_z_weight
-  times their router's z-loss. With a teacher, whose parameters are told, the
-  first of these counts 1 - distill.weight, and beside it stands the divergence
-  from the teacher (Teacher.scale). metrics is {public name: mean}, to be added
-  over microbatches: LOSS (nats per target), SMOOTHED_LOSS with smoothing,
-  Z_LOSS if it has a weight, with experts BALANCE_LOSS (mean over layers; 1 is
-  even), ROUTER_Z_LOSS if it has a weight, DROPPED with a capacity and COUNTS,
-  with model.num_future_tokens FUTURE_LOSS, the mean over those blocks, with a
-  teacher TEACHER_KL, and any other sum of make_loss. All are unweighted; none
-  is part of LOSS.
+  The sum is what is minimised:
+    the mean loss over targets (over pairs, with preferences), smoothed by
+      train.label_smoothing; with a teacher times 1 - distill.weight
+    the loss of each block that predicts tokens beyond the next
+    train.z_loss_weight times the z-loss
+    in each layer with experts, model.router_balance_weight times their balance
+      loss and model.router_z_weight times their router's z-loss
+    with a teacher, whose parameters are `told`, Teacher.scale times the
+      divergence from it
+
+  metrics is {public name: mean}, to be added over microbatches: LOSS (nats per
+  target), SMOOTHED_LOSS with smoothing, Z_LOSS if it has a weight, with experts
+  BALANCE_LOSS (mean over layers; 1 is even), ROUTER_Z_LOSS if it has a weight,
+  DROPPED with a capacity and COUNTS, with model.num_future_tokens FUTURE_LOSS
+  (mean over those blocks), with a teacher TEACHER_KL, and any other sum of
+  make_loss. All are unweighted, and LOSS includes none of the others.
 
   totals is what `count_totals` returns for the global batch, of which `batch`
   may be one microbatch.
@@ -140,9 +142,10 @@ def make_objective(
 def count_totals(batch: dict, num_future_tokens: int = 1):
   """Returns the numbers of targets, rows, future targets and SIDES of a batch.
 
-  Of preferences the targets are pairs, of sampled answers these. Future targets
-  are those of model.num_future_tokens that are not the next token. Both numbers
-  of targets are float32 and at least 1. SIDES is None without preferences.
+  With preferences a target is a pair, with sampled answers an answer. Future
+  targets are those of model.num_future_tokens beyond the next token. Both
+  numbers of targets are float32 and at least 1. SIDES is None without
+  preferences.
   """
   num_targets = jnp.float32(batch["targets"].size)
   num_sides = None
@@ -161,7 +164,7 @@ def count_totals(batch: dict, num_future_tokens: int = 1):
 
 
 def shift_targets(batch: dict, num_future_tokens: int) -> list[tuple]:
-  """Returns [(targets_BT, mask_BT)] of the tokens after the next, one by one.
+  """Returns [(targets_BT, mask_BT)] of the second next token, the third, ...
 
   The mask is 0 where such a token is in another document, or beyond the row.
   """
@@ -202,25 +205,25 @@ def make_loss(
 ):
   """Returns loss(params, batch, key, told) -> {public name: sum of the batch}.
 
-  LOSS in nats and NUM_TARGETS, by which the other sums are divided (those of
-  PER_SEQUENCE by the number of rows). If `others` names them, also Z_LOSS
+  The sums are LOSS in nats and NUM_TARGETS, by which others are divided (those
+  of PER_SEQUENCE by the number of rows). If `others` names them, also Z_LOSS
   (cross_entropy.squared_log_z), ACCURACY, FUTURE_LOSS (over count_totals'
   future targets), BALANCE_LOSS and ROUTER_Z_LOSS (models/moe.py), which are
-  summed over layers too, and with BALANCE_LOSS the COUNTS of experts and what
-  they DROPPED.
+  summed over layers too. BALANCE_LOSS comes with COUNTS and, with a capacity,
+  DROPPED.
 
   A new metric is one entry of these sums, and its name in metric_names.py.
 
   A batch has the arrays of data.objectives.fields; mask, segments, positions
-  and slots may be missing. With a head of classes the kind of targets decides
-  what LOSS is, and the logits, which are few, are never in parts.
+  and slots may be missing. With a classification head the dtype of targets
+  decides what LOSS is, and the logits, which are few, are computed at once.
 
   Args:
     num_chunks: parts of the logits, computed one at a time; 1 for all at once.
     others: any of Z_LOSS, FUTURE_LOSS, BALANCE_LOSS, ROUTER_Z_LOSS, ACCURACY.
     smoothing: also return SMOOTHED_LOSS, and LOSS without a gradient.
-    measure: function of (logits, batch) that returns more sums, of classes.
-    prefer: what build_judge returns, whose sums are in place of LOSS and
+    measure: function of (logits, batch) that returns more sums, for classes.
+    prefer: the function of build_judge, whose sums replace LOSS and
       NUM_TARGETS.
     teacher: also return TEACHER_KL; told is the teacher's parameters.
   """
@@ -274,7 +277,7 @@ def make_loss(
 
 
 def _balance(models: list, batch: dict, shifted: list, is_dropping: bool):
-  """Returns both in the order that evens the work over axis seq, and it."""
+  """Returns (batch, shifted, order_1T), reordered to balance axis seq."""
   length, parts = batch["tokens"].shape[1], sharding.axis_size("seq")
   can_reorder = [model.can_reorder(length, is_dropping) for model in models]
   if parts == 1 or not all(can_reorder):
@@ -288,7 +291,7 @@ def _balance(models: list, batch: dict, shifted: list, is_dropping: bool):
 
 
 def _sum_routing(routing: dict, has_z: bool) -> dict:
-  """Returns the sums of what stack.run_blocks says of the experts."""
+  """Returns the sums of the routing that stack.run_blocks returns."""
   sums = {
     BALANCE_LOSS: routing["balance_B"].sum(0).sum(),
     COUNTS: routing["count_BE"].sum(1),
@@ -301,10 +304,10 @@ def _sum_routing(routing: dict, has_z: bool) -> dict:
 
 
 def add_baseline(model: Model, params, split: dict, word: str) -> dict:
-  """Returns microbatches, of kto with the baseline of all of them.
+  """Returns microbatches; for kto, with the baseline of the whole batch.
 
   Args:
-    params: of Model.apply.
+    params: parameters as Model.apply reads them.
     split: a batch whose arrays have a leading dim of microbatches.
     word: option of data.objective.
   """
@@ -323,7 +326,7 @@ def add_baseline(model: Model, params, split: dict, word: str) -> dict:
 
 
 def _compare(model: Model, num_chunks, smoothing, has_z, out, *goal) -> tuple:
-  """Returns what cross_entropy does of logits, or of what makes them.
+  """Returns the cross_entropy of logits, or of a headless (x_BTD, w_VD).
 
   Args:
     goal: targets_BT and mask_BT, which may be None.
@@ -355,9 +358,9 @@ def _compare(model: Model, num_chunks, smoothing, has_z, out, *goal) -> tuple:
 def _sum_float_loss(logits_B1C, targets_BC, mask_B1):
   """Returns (sum of losses, number of rows) where targets are not ids.
 
-  The targets of one output are numbers, and the loss is the squared error.
-  Those of several say whether each class is a label of the text, 1 or 0, and
-  the loss is the mean over classes of the cross-entropy, after a sigmoid.
+  With one output, targets are numbers and the loss is the squared error. With
+  several, they say whether each class is a label of the text (1 or 0), and the
+  loss is the mean over classes of the cross-entropy after a sigmoid.
   """
   out_BC = logits_B1C[:, 0]
   if out_BC.shape[1] == 1:

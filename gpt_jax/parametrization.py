@@ -12,7 +12,7 @@ With m = model_dim / base_dim and n = num_layers / base_layers, for Adam:
 | router: std | s | s / m | s / m |
 | residual: std, also | / sqrt(2 L) | / sqrt(2 L) | / sqrt(2 base_layers) |
 | hidden, residual, router: rate | 1 | 1 / m | 1 / m |
-| these: weight decay | 1 | m | m |
+| hidden, residual, router: weight decay | 1 | m | m |
 | eps, except router's | 1 | 1 / m | 1 / m |
 | eps in blocks, also | 1 | 1 | 1 / n |
 | attention scores | q.k / sqrt(H) | q.k sqrt(base H) / H | as mup |
@@ -38,16 +38,16 @@ from gpt_jax.config import ModelConfig
 
 ROLES = (
   "embed",  # token embeddings, and the output matrix when tied
-  "position",  # learned positions, and biases by distance
+  "position",  # learned positions, and relative position biases
   "hidden",  # matrices that read the residual stream
-  "residual",  # matrices that write to it
+  "residual",  # matrices that write to the residual stream
   "router",  # matrices that choose experts
   "unembed",  # the output matrix when not tied
   "norm",  # scales of norms: start at one
   "bias",  # start at zero
-  "balance",  # biases of the choice of experts: no optimizer moves them
-  "lora_a",  # of an adapter: reads what its matrix reads
-  "lora_b",  # of an adapter: writes what it writes, and starts at zero
+  "balance",  # biases that balance experts: no optimizer moves them
+  "lora_a",  # of an adapter: reads its matrix's input
+  "lora_b",  # of an adapter: adds to its matrix's output, starts at zero
 )
 
 # Roles that start at a constant; the others are drawn.
@@ -79,7 +79,7 @@ class ParamSpec:
     rate: multiplies the learning rate.
     eps: multiplies optim.eps.
     factor: multiplies the update, decay included (optim.rates); 0 freezes.
-    std: of the initial weights; None is init_std of the role.
+    std: standard deviation of the initial weights; None: by role (init_std).
   """
 
   axes: tuple[str | None, ...]

@@ -61,7 +61,7 @@ def _build_parser():
 
 
 def _add_bounds(add) -> None:
-  """Adds flags of what clients may do."""
+  """Adds the flags that limit clients."""
   add(
     "--max_waiting",
     type=int,
@@ -174,8 +174,8 @@ def main(argv: list[str]) -> int:
     log_level="warning",
     timeout_graceful_shutdown=int(args.drain_seconds) + 1,
   )
-  # A full collection takes 0.1 s for what lives as long as the server, and all
-  # texts wait for it.
+  # A full garbage collection spends 0.1 s on objects that live as long as the
+  # server, and all texts wait for it.
   gc.collect()
   gc.freeze()
   _serve(uvicorn.Server(settings), server, listening)

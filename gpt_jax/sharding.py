@@ -36,7 +36,7 @@ RULES = {
     "residual_length": ("seq", "tensor"),
     "layers": (),
     "embed": ("fsdp",),
-    "latent": ("fsdp",),  # of what latent attention compresses to
+    "latent": ("fsdp",),  # latent attention's compressed vector
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "head_dim": (),

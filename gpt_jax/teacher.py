@@ -1,8 +1,8 @@
-"""A teacher: whose logits a student learns from (Hinton et al. 2015).
+"""The teacher in distillation, whose logits a student learns from.
 
-It is a model whose parameters are frozen and lie in the training state, or the
-rows of its largest logits, which a batch then holds. Either way the student
-gets one more sum: its divergence from the teacher.
+Hinton et al. 2015. The teacher is a model whose frozen parameters are in the
+training state, or its stored largest logits, which each batch then holds.
+Either way the loss gets one more sum, the divergence of the student from it.
 """
 
 import functools
@@ -21,10 +21,10 @@ from gpt_jax.ops.visibility import MASK_VALUE
 
 
 class Teacher(NamedTuple):
-  """The section distill, and the teacher's model.
+  """The teacher of a config: its options and its model.
 
   Attributes:
-    distill: the section.
+    distill: distill section of the config.
     model: None where the logits are stored.
   """
 
@@ -41,15 +41,15 @@ class Teacher(NamedTuple):
     return self.distill.weight * self.distill.temperature**2
 
   def can_reorder(self, length: int) -> bool:
-    """Returns whether the teacher's rows may be reordered, as Model says."""
+    """Returns whether the teacher's rows may be reordered, see Model."""
     return self.model is None or self.model.can_reorder(length, False)
 
   def tell(self, params, batch: dict, inputs: dict, order_1T, is_headless):
     """Returns what `diverge` compares the student with.
 
     Args:
-      params: of the teacher; None where the logits are stored.
-      batch: holds them then.
+      params: the teacher's parameters; None where its logits are stored.
+      batch: holds the stored logits.
       inputs, order_1T, is_headless: of the student's forward pass.
     """
     if self.model is None:
@@ -63,8 +63,9 @@ class Teacher(NamedTuple):
     """Returns the student's divergence from the teacher, summed over targets.
 
     Args:
-      own: logits_BTV; with num_chunks above 1 what makes them, (x_BTD, w_VD).
-      told: of `tell`.
+      own: logits_BTV; with num_chunks above 1 the (x_BTD, w_VD) of a headless
+        pass.
+      told: result of `tell`.
       mask_BT: float32 weight of each target; None counts all.
       num_chunks: parts of the tokens, whose logits exist one part at a time:
         backward recomputes them.
@@ -100,7 +101,7 @@ class Teacher(NamedTuple):
 
 
 def _read_out(model: Model, x_BTD, w_VD):
-  """Returns logits_BTV of what a headless pass returns."""
+  """Returns logits_BTV from the result of a headless pass."""
   dtype, V = model.config.grad_dtype, w_VD.shape[0]
   logits_BTV = matmul("BTD,VD->BTV", x_BTD, w_VD, dtype, jnp.float32)
   axes = ("batch", "length", "vocab")
@@ -120,7 +121,7 @@ def _cut(num_chunks: int, x_BT: Any):
 
 
 def _resize(logits_BTV, size: int):
-  """Returns logits with rows of padding added, or left out."""
+  """Returns logits with padding of the vocabulary added or removed."""
   short = size - logits_BTV.shape[-1]
   if short <= 0:
     return logits_BTV[..., :size]

@@ -33,7 +33,7 @@ def page(title: str, body: str, style: str = "", script: str = "") -> str:
   """Returns a page.
 
   Args:
-    body: HTML, in which what a user or a model wrote is escaped.
+    body: HTML; text from a user or a model must be escaped in it.
     style: CSS after STYLE.
     script: runs after the body.
   """

@@ -46,8 +46,9 @@ def map_with_names(function: Callable, tree: Any, *rest: Any):
 def find_names(pattern: str, names: Iterable[str]) -> list[str]:
   """Returns the names that a pattern of shell wildcards matches.
 
-  It matches a whole name, or the beginning of it up to a slash; without a slash
-  of its own, any one part: "q" matches "blocks/attn/q", as "attn" does.
+  A pattern matches a whole name, or its beginning up to a slash. A pattern
+  without a slash also matches any one part: "q" matches "blocks/attn/q", as
+  "attn" does.
   """
 
   def is_match(name: str) -> bool:
@@ -65,8 +66,8 @@ def match_parts(
   """Returns {name: value} of (pattern, value) parts; a later one wins.
 
   Args:
-    key: the config key that holds the parts, and
-    kind: what the names are of, which errors say.
+    key: the config key that holds the parts, for errors.
+    kind: what the names stand for, for errors.
 
   Raises:
     InputError: a pattern matches no name.
@@ -89,7 +90,7 @@ def leave_out(tree: Any, is_out: Any):
 
 
 def fill(tree: Any, others: Any):
-  """Returns `others` with the leaves of `tree` where it has any, not None."""
+  """Returns `others` with each leaf replaced by that of `tree` unless None."""
   return jax.tree.map(lambda other, x: other if x is None else x, others, tree)
 
 
@@ -147,8 +148,8 @@ def checksum(tree: Any, index: Any = 0, blocks: int = 1):
   arrays of any dtype of 1, 2, 4 or 8 bytes.
 
   Args:
-    index, blocks: sum block `index` of this number of blocks alone, along the
-      first dim, which they divide. The sums of all blocks add up to the leaf's.
+    index, blocks: sum only block `index` of `blocks` equal blocks along the
+      first dim. The sums of all blocks add up to the leaf's.
   """
   leaves = jax.tree.leaves(tree)
   return jnp.stack([_leaf_checksum(leaf, index, blocks) for leaf in leaves])
@@ -174,7 +175,7 @@ def take_block(x, index, blocks: int):
 
 
 def _sum_bits(x, start):
-  """Returns the two sums over an array, whose first word has place `start`."""
+  """Returns the two sums over an array whose first word is at `start`."""
   width = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}
   bits = jax.lax.bitcast_convert_type(x, width[x.dtype.itemsize])
   bits = bits.astype(jnp.uint32)

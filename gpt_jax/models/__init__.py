@@ -1,8 +1,8 @@
-"""What is computed: `build_model` makes a model of its config.
+"""The models: `build_model` builds one from its config.
 
-The rest of the project depends on this door alone: abstract parameters with
-their declarations, and pure functions of parameters and tokens. Linen stays
-inside this room.
+The rest of the project uses only this package's interface: abstract parameters
+with their declarations, and pure functions of parameters and tokens. The Linen
+modules stay inside the package.
 """
 
 from gpt_jax.config import AdapterConfig, InputError, ModelConfig
@@ -13,7 +13,7 @@ from gpt_jax.models.encoder_decoder import EncoderDecoder
 from gpt_jax.models.layers import HEADS as HEADS
 from gpt_jax.models.model import Model as Model
 
-# By option of model.family: the Linen module of the whole model.
+# The Linen module of the whole model, by option of model.family.
 FAMILIES = {
   "decoder": Decoder,
   "encoder": Encoder,
@@ -31,14 +31,15 @@ def build_model(
   """Returns the model of a config whose vocab_size is known.
 
   Args:
-    rules: word of sharding.RULES.
-    platform: cpu, gpu or tpu, of the devices that it will run on.
-    weights: word of config.WEIGHTS.
-    adapter: the section; None, or a rank of none, is a model without adapters.
+    rules: key of sharding.RULES.
+    platform: cpu, gpu or tpu: the devices that the model will run on.
+    weights: option of config.WEIGHTS, the format for decoding.
+    adapter: adapter section of the config; None, or an empty rank, gives a
+      model without adapters.
 
   Raises:
-    InputError: model.attention names a kernel of another platform, or experts
-      are asked for in few bits.
+    InputError: model.attention names a kernel of another platform, or weights
+      is int8 or int4 and the model has experts.
   """
   attend.check(config, platform)
   if weights != "full" and config.num_experts is not None:

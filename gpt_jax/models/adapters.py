@@ -1,11 +1,12 @@
-"""Adapters: which matrices have one, their declarations, and their place.
+"""Adapters (LoRA, DoRA): which matrices have one, and how they are attached.
 
-Only adapters are learned, so they are a tree of their own: under the path of a
-matrix, lora_a and lora_b, and DoRA's lora_magnitude. `attach` puts them beside
-the frozen parameters where a forward pass finds both (ops/adapted.py).
+Only adapters are trained, so they form a tree of their own: under the path of
+each adapted matrix, lora_a and lora_b and, with DoRA, lora_magnitude. `attach`
+joins them with the frozen parameters for the forward pass (ops/adapted.py).
 
-Design choice: experts get their sum W + scale * A B before the pass, since a
-grouped product takes one array; all other matrices never meet their sum.
+Design choice: an expert is merged into W + scale * A B before the forward pass,
+since a grouped matmul takes one array. For all other matrices the sum is never
+computed.
 """
 
 import math
@@ -23,7 +24,7 @@ from gpt_jax.ops.quantized import Quantized
 from gpt_jax.parametrization import ParamSpec
 
 A, B, MAGNITUDE = "lora_a", "lora_b", "lora_magnitude"
-# Roles of the matrices that can have an adapter: those of layers, and of heads.
+# Roles of the matrices that can have an adapter, in layers and output heads.
 ADAPTED = ("hidden", "residual")
 TABLES = ("embed", "unembed")
 
@@ -35,7 +36,8 @@ def abstract_adapters(adapter: AdapterConfig, shapes: Any, specs: Any):
     shapes, specs: of the frozen parameters.
 
   Raises:
-    InputError: a pattern matches no matrix, or a rank is larger than one.
+    InputError: a pattern of adapter.rank matches no matrix, or a rank is larger
+      than the smaller dim of its matrix.
   """
   named = tree.flatten_with_names(specs)
   leaves = tree.flatten_with_names(shapes)
@@ -49,7 +51,7 @@ def abstract_adapters(adapter: AdapterConfig, shapes: Any, specs: Any):
     _check_rank(adapter, name, rank, ins, outs)
     axes = spec.axes[:lead], spec.axes[lead:split], spec.axes[split:]
     num_in = math.prod(ins)
-    # The variance of a uniform draw from +-1 / sqrt(inputs), as PEFT makes.
+    # As in PEFT: the variance of a uniform draw from +-1 / sqrt(inputs).
     a = ParamSpec((*axes[0], *axes[1], None), A, std=(3 * num_in) ** -0.5)
     b = ParamSpec((*axes[0], None, *axes[2]), B)
     make = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
@@ -64,12 +66,12 @@ def abstract_adapters(adapter: AdapterConfig, shapes: Any, specs: Any):
 
 
 def attach(adapter: AdapterConfig, params: Any, adapters: Any, specs: Any):
-  """Returns the parameters, with an Adapted in place of adapted matrices.
+  """Returns params with an Adapted in place of each adapted matrix.
 
   Args:
-    params: the frozen ones, arrays or round_base's.
-    adapters: arrays like abstract_adapters.
-    specs: of params.
+    params: frozen parameters, as arrays or as round_base returned them.
+    adapters: tree of arrays with the structure of abstract_adapters.
+    specs: tree of ParamSpec of params.
   """
   found = tree.flatten_with_names(adapters)
 
@@ -85,16 +87,16 @@ def attach(adapter: AdapterConfig, params: Any, adapters: Any, specs: Any):
 
 
 def merge(params: Any):
-  """Returns params in which each Adapted, of an array, is one matrix."""
+  """Returns params with each Adapted, of an array, merged into one matrix."""
   is_adapted = lambda x: isinstance(x, Adapted)
   return jax.tree.map(adapted.merge, params, is_leaf=is_adapted)
 
 
 def round_base(adapter: AdapterConfig, params: Any, specs: Any):
-  """Returns the frozen parameters as adapter.base holds them.
+  """Returns the frozen parameters in the format that adapter.base names.
 
-  The matrices of layers are rounded (QLoRA, Dettmers et al. 2023); tables,
-  heads, norms and latent attention, which multiplies head by head, are not.
+  The matrices of layers are quantized (QLoRA, Dettmers et al. 2023). Tables,
+  heads, norms and latent attention, which multiplies per head, are not.
   """
   if adapter.base == "full":
     return params
@@ -103,7 +105,7 @@ def round_base(adapter: AdapterConfig, params: Any, specs: Any):
   def one(leaf, spec):
     if not _is_rounded(spec):
       return leaf
-    # Layer by layer: rounding takes several times a matrix in float32.
+    # Layer by layer: quantizing takes several float32 copies of a matrix.
     return jax.lax.map(
       lambda w: quantized.quantize(w, spec.role, num_bits, "any", True), leaf
     )
@@ -118,13 +120,13 @@ def abstract_rounded(adapter: AdapterConfig, shapes: Any, specs: Any):
 
 
 def specify_rounded(spec: ParamSpec, leaf):
-  """Returns the ParamSpecs of a parameter's arrays, where it is a Quantized."""
+  """Returns a Quantized of ParamSpecs for a Quantized leaf; else its spec."""
   if not isinstance(leaf, Quantized):
     return spec
   lead, split = _dims(spec)
   if spec.role in TABLES:
     lead, split = 1, 0
-  # Within groups, since there may be fewer of them than devices.
+  # Shard within groups: there may be fewer groups than devices.
   stacked = spec.axes[: leaf.scale_GF.ndim - 2]
   axes = *stacked, None, spec.axes[split], spec.axes[lead]
   return leaf.replace(
@@ -133,10 +135,10 @@ def specify_rounded(spec: ParamSpec, leaf):
 
 
 def abstract_factored(percent: int, shapes: Any, specs: Any):
-  """Returns (tree of ShapeDtypeStruct, of ParamSpec), factors for matrices.
+  """Returns (shapes, ParamSpecs) with a Factored for each matrix of a layer.
 
   Args:
-    percent: of the weights of each matrix of a layer that its factors have.
+    percent: size of the two factors, in percent of the matrix's weights.
   """
 
   def one(leaf, spec):
@@ -166,18 +168,18 @@ def abstract_factored(percent: int, shapes: Any, specs: Any):
 
 
 def rank_of(size: int, width: int, percent: int) -> int:
-  """Returns the rank whose factors have a percentage of a matrix's weights.
+  """Returns the rank whose factors hold `percent` of a matrix's weights.
 
   Args:
-    size, width: inputs times outputs, and inputs plus outputs.
+    size, width: D * F and D + F of a matrix of D inputs and F outputs.
   """
   return max(1, percent * size // (100 * width))
 
 
 def restore_base(params: Any, shapes: Any, specs: Any):
-  """Returns params in which each Quantized is an array, alone or in an Adapted.
+  """Returns params with each Quantized and each Factored restored to an array.
 
-  So is each Factored.
+  The base of an Adapted is restored too.
 
   Args:
     shapes, specs: of the frozen parameters.

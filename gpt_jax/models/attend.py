@@ -1,16 +1,16 @@
 """Which attention kernel runs, and how it runs on a mesh.
 
-| kernel | runs on | cannot |
+| kernel | runs on | does not support |
 |---|---|---|
-| dense | all | long rows: it holds all scores |
-| blocks | all, tuned for CPUs | biases of scores, dropout of weights |
-| splash | TPU | these, attention to a source |
-| cudnn | GPU | these, packed documents, soft-caps, float32, a split sequence |
-| flash | GPU | these but documents and soft-caps |
+| dense | all | long rows: it stores all scores |
+| blocks | all, tuned for CPUs | score biases, dropout of attention weights |
+| splash | TPU | what blocks does not, cross-attention |
+| cudnn | GPU | what splash does not, packing, soft-caps, float32, axis seq |
+| flash | GPU | what cudnn does not, but it has packing and soft-caps |
 
 The compiler cannot partition a kernel, so on a mesh it runs in shard_map: rows
 over the batch axes, heads over tensor, and the sequence over seq, where keys
-are all-gathered or passed around a ring (ring.py). The keys of a source are
+are all-gathered or passed around a ring (ring.py). In cross-attention, keys are
 always gathered.
 """
 
@@ -32,12 +32,12 @@ from gpt_jax.ops.ring import ring
 from gpt_jax.ops.visibility import MASK_VALUE, TokenPositions
 from gpt_jax.parametrization import attention_multiplier
 
-# Rows on a CPU from which blocks are faster than dense (configs/LOG.md).
+# Row length from which blocks is faster than dense on a CPU (configs/LOG.md).
 MIN_BLOCKS_LEN = 64
-# Slots of a cache that are read at once, where a caller says how far it is
-# filled.
+# Number of cache slots that `slotwise` reads at a time, where the caller says
+# how far the cache is filled.
 SLOTS = 128
-# The TPU's kernels in Pallas' interpreter, as tests run them on a CPU.
+# Platform name for kernels in Pallas' interpreter, which tests run on a CPU.
 INTERPRETED = "interpreted"
 
 
@@ -71,10 +71,13 @@ def choose(
   Args:
     platform: cpu, gpu, tpu or INTERPRETED.
     length: T of the rows.
-    is_cached: whether keys come from a cache; those are read densely.
-    is_dropping: whether attention weights are dropped.
-    is_prefixed: whether rows have prefixes, each its own slots.
+    is_cached: whether keys come from a cache, which only dense reads.
+    is_dropping: whether dropout applies to attention weights.
+    is_prefixed: whether rows have prefixes, and so slots of their own.
     is_packed: whether rows hold several documents.
+
+  Raises:
+    InputError: model.attention is cudnn and the rows are packed.
   """
   if is_cached or is_dropping or config_lib.has_score_bias(config):
     return "dense"
@@ -98,11 +101,11 @@ def choose(
 def choose_cross(
   config: ModelConfig, platform: str, length: int, needs_dense: bool
 ) -> str:
-  """Returns the kernel of attention to a source, dense or blocks.
+  """Returns the kernel of cross-attention, dense or blocks.
 
   Args:
     length: the longer of queries and source.
-    needs_dense: keys come from a cache, or weights are dropped.
+    needs_dense: keys come from a cache, or attention weights are dropped.
   """
   if needs_dense or config.attention == "dense":
     return "dense"
@@ -115,13 +118,14 @@ def choose_cross(
 def attend(
   q_BKGTH, k_BKSH, v_BKSH, context, config: ModelConfig, rules: str, key=None
 ):
-  """Returns y_BKGTH, softmax attention in the dtype of q, named "attn".
+  """Returns y_BKGTH: softmax attention, in the dtype of q, saved as "attn".
 
-  Its H is that of v, which need not be that of q and k.
+  "attn" is a checkpoint name (model.remat). The last dim of y is the head width
+  of v, which may differ from that of q and k.
 
   Args:
     context: Context of the forward pass, which names the kernel.
-    rules: word of sharding.RULES.
+    rules: key of sharding.RULES.
     key: dropout key, or None.
   """
   scale = attention_multiplier(config, config_lib.head_dim(config))
@@ -148,14 +152,14 @@ def attend(
 
 
 def dense(q_BKGTH, k_BKSH, v_BKSH, context, config: ModelConfig, key=None):
-  """All scores at once, softmax in float32; q comes scaled."""
+  """Returns y_BKGTH from all scores at once (float32 softmax); q is scaled."""
   p_BKGTS = weigh(q_BKGTH, k_BKSH, context).astype(v_BKSH.dtype)
   p_BKGTS = dropout(p_BKGTS, config.dropout_rate, key, "weights")
   return jnp.einsum("BKGTS,BKSH->BKGTH", p_BKGTS, v_BKSH)
 
 
 def weigh(q_BKGTH, k_BKSH, context):
-  """Returns p_BKGTS float32, the weights of dense attention; q is scaled."""
+  """Returns p_BKGTS float32, the attention weights; q is already scaled."""
   s_BKGTS = blockwise.einsum("BKGTH,BKSH->BKGTS", q_BKGTH, k_BKSH)
   s_BKGTS = blockwise.softcap(context.rule, s_BKGTS)
   if context.bias_BKGTS is not None:
@@ -165,14 +169,15 @@ def weigh(q_BKGTH, k_BKSH, context):
 
 
 def slotwise(q_BKGTH, k_BKSH, v_BKSH, context):
-  """Attention to a cache, a block of slots at a time, as far as it is filled.
+  """Attention to a cache, SLOTS slots at a time, as far as it is filled.
 
   FlashAttention-2's forward (Dao 2023, algorithm 1) with one block of queries.
-  A block has one shape, and one that no query sees changes no bit: so neither
-  the length of the cache nor what other rows hold does. q comes scaled.
+  All blocks have the same shape, and a block that no query sees leaves every
+  bit of the result unchanged. So the result depends neither on the cache's
+  length nor on how full other rows are. q is already scaled.
 
   Args:
-    k_BKSH, v_BKSH: lists of blocks; or arrays, in which SLOTS slots are one.
+    k_BKSH, v_BKSH: lists of blocks; or arrays, read SLOTS slots at a time.
   """
   B, K, G, T, _ = q_BKGTH.shape
   row = lambda value, H: jnp.full((B, K, G, T, H), value, jnp.float32)
@@ -219,7 +224,7 @@ def slotwise(q_BKGTH, k_BKSH, v_BKSH, context):
 
 
 def _spread(local, q, k, v, at, keys, how: str, rules: str, mesh):
-  """Runs `local` in shard_map: by rows, heads and parts of the sequence."""
+  """Runs `local` in shard_map, split over rows, heads and the sequence."""
   B, K, G, T, _ = q.shape
   table = sharding.RULES[rules]
   split = lambda name: tuple(a for a in table[name] if mesh.shape[a] > 1)
@@ -261,11 +266,11 @@ def _local_cross(
   key_axis,
   **_,
 ):
-  """Attention of a device's own queries to a source; returns their y.
+  """Cross-attention of a device's own queries; returns their y.
 
   Args:
-    at, keys: of the whole rows.
-    axis, key_axis: mesh axes that queries and source are split over, or None.
+    at, keys: TokenPositions of the whole target and source rows.
+    axis, key_axis: mesh axes that target and source are split over, or None.
   """
   if axis is not None:
     at = _own_part(at, axis, q.shape[3])
@@ -301,8 +306,9 @@ def _local(
   """Attention of a device's own queries; returns their y.
 
   Args:
-    whole: of the whole rows, queries and keys alike.
-    axis, size: mesh axis that the sequence is split over; None and 1 if none.
+    whole: TokenPositions of the whole rows, for queries and keys alike.
+    axis, size: mesh axis that the sequence is split over, and its size; None
+      and 1 if it is not split.
     how: gather | ring.
   """
   if kernel == "splash":
@@ -310,7 +316,7 @@ def _local(
 
   if kernel in ("cudnn", "flash") and is_ordered and axis is None:
     short = q.shape[-1] - v.shape[-1]
-    if short:  # these have one width for keys and values
+    if short:  # these kernels need values as wide as keys
       v = jnp.pad(v, [(0, 0)] * 3 + [(0, short)])
     if kernel == "cudnn":
       y = cudnn(q, k, v, rule, scale)
@@ -338,7 +344,7 @@ def _local(
 
 
 def cudnn(q_BKGTH, k_BKSH, v_BKSH, rule, scale: float):
-  """Fused attention of cuDNN, whole rows in order; it scales q itself."""
+  """Runs cuDNN attention on whole rows in order; takes q unscaled."""
   window = None
   if rule.window is not None:
     before = rule.window - 1
@@ -357,7 +363,7 @@ def cudnn(q_BKGTH, k_BKSH, v_BKSH, rule, scale: float):
 
 
 def flash(q_BKGTH, k_BKSH, v_BKSH, segments_BT, rule, scale, interpret=False):
-  """Our kernels for GPUs, whole rows in order; they scale q themselves."""
+  """Runs our GPU kernels on whole rows in order; takes q unscaled."""
   from gpt_jax.ops import flash  # Pallas takes half a second to import
 
   y_BTNH = flash.flash(

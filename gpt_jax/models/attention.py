@@ -1,8 +1,8 @@
 """Attention: projections, positions, grouped queries.
 
-Heads come before time, (B, K, G, T, H): matrix products over trailing dims are
-what every back end does best. Causality is by slot, the index of a token in
-its row, never by position, which restarts where packed documents do.
+Arrays are (B, K, G, T, H), heads before time: every backend is fastest at
+matmuls over trailing dims. The causal mask compares slots (the index of a token
+in its row), never positions, which restart at each packed document.
 """
 
 import flax.linen as nn
@@ -28,7 +28,8 @@ from gpt_jax.ops.projection import (
 from gpt_jax.ops.visibility import TokenPositions
 from gpt_jax.parametrization import attention_multiplier
 
-# The matrices that read the residual stream, in one, as decoding stores them.
+# Name of the matrix into which decoding fuses READERS, the matrices that read
+# the residual stream.
 FUSED = "qkv"
 READERS = ("q", "q_down", "k", "v", "kv_down")
 
@@ -90,7 +91,7 @@ class Attention(nn.Module):
       (k_BKSH, v_BKSH), cache = cache_lib.update(
         cache, (k_BKSH, v_BKSH), context.kind, context.start_B, context.end_B
       )
-    if context.kernel == "dense":  # the others place keys themselves
+    if context.kernel == "dense":  # other kernels shard keys themselves
       keys = ("batch", "kv_heads", "key_length", "head_dim")
       k_BKSH, v_BKSH = jax.tree.map(
         lambda x: sharding.constrain(x, keys, self.rules), (k_BKSH, v_BKSH)
@@ -100,7 +101,7 @@ class Attention(nn.Module):
       top = largest_score(q_BKGTH, k_BKSH, context, c)
       self.sow("taps", "score_max", top)
     y_BKGTH = attend(q_BKGTH, k_BKSH, v_BKSH, context, c, self.rules, key)
-    if self.is_mutable_collection("heads"):  # of dense attention alone
+    if self.is_mutable_collection("heads"):  # only dense attention has weights
       scale = attention_multiplier(c, H)
       p_BKGTS = weigh(scale * q_BKGTH, k_BKSH, context)
       self.sow("heads", "parts", (q_BKGTH, k_BKSH, v_BKSH, p_BKGTS))
@@ -108,20 +109,20 @@ class Attention(nn.Module):
 
 
 class Point(nn.Module):
-  """Its input: a name for an activation that Run.logits may edit."""
+  """Returns its input; names an activation that Run.logits may edit."""
 
   def __call__(self, x):
     return x
 
 
 def normalize_heads(module: nn.Module, name: str, x_BTNH, axes):
-  """Returns queries or keys, each head's normalised, or all heads' together.
+  """Returns queries or keys after RMSNorm, per head or over all heads together.
 
-  Henry et al. 2020; all together as in OLMo 2 (2025).
+  Per head as in Henry et al. 2020; over all heads as in OLMo 2 (2025).
 
   Args:
     module: declares the scale.
-    axes: of heads and their width.
+    axes: logical axes of heads and head width.
   """
   num_dims = 1 if module.config.qk_norm_over == "head" else 2
   shape = x_BTNH.shape[-num_dims:]
@@ -134,12 +135,12 @@ def project_out(module: nn.Module, y_BKGTH, x_BTD):
 
   Args:
     module: declares the matrix and the bias.
-    x_BTD: what the sublayer reads.
+    x_BTD: the sublayer's input; y_BTD has its shape and dtype.
   """
   c, (B, T, D) = module.config, x_BTD.shape
   N, H = c.num_heads, y_BKGTH.shape[-1]
   y_BTNH = y_BKGTH.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
-  y_BTNH = y_BTNH.astype(x_BTD.dtype)  # a cache may be wider
+  y_BTNH = y_BTNH.astype(x_BTD.dtype)  # a cache may have a wider dtype
   y_BTNH = Point(name="heads")(y_BTNH)
   w_o_NHD = declare(
     module, "o", (N, H, D), ("heads", "head_dim", "embed"), "residual"
@@ -154,7 +155,7 @@ def project_out(module: nn.Module, y_BKGTH, x_BTD):
 def largest_score(q_BKGTH, k_BKSH, context, config: ModelConfig):
   """Returns the largest score that is not masked, before any soft-cap.
 
-  A few queries at a time, since all scores may be too many.
+  Computed 64 queries at a time: all scores may not fit in memory.
   """
   T = q_BKGTH.shape[3]
   scale = attention_multiplier(config, config_lib.head_dim(config))

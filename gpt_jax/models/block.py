@@ -1,4 +1,4 @@
-"""A block: sublayers around a residual, with norms."""
+"""A transformer block: sublayers, residual connections and norms."""
 
 import flax.linen as nn
 import jax
@@ -17,9 +17,9 @@ from gpt_jax.parametrization import residual_multiplier
 
 
 class Block(nn.Module):
-  """Attention and MLP, or experts, each around a residual, with norms.
+  """Attention, then an MLP or experts, each with a residual and a norm.
 
-  Where the context has a source, attention to it stands between the two.
+  Where the context has a source, cross-attention comes between the two.
 
   Attributes:
     mlp_kind: one of config.MLP_KINDS.
@@ -34,9 +34,9 @@ class Block(nn.Module):
     """Returns (x_BTD, (cache, routing)).
 
     Args:
-      layer: its index, which dropout is keyed by.
+      layer: index of the layer, folded into the dropout key.
 
-    routing is that of the experts (moe.MoE), None without experts.
+    routing is moe.MoE's; None without experts.
     """
     c = self.config
     x_BTD = checkpoint_name(x_BTD, "block")
@@ -87,7 +87,7 @@ class Block(nn.Module):
         y, source = attend_source(enter(norm_cross, x_BTD))
         y = close(norm_cross, y)
         x_BTD = pin(x_BTD + drop(y, "cross"))
-      # Beside attention as in GPT-J (2021), not after it.
+      # Parallel: the MLP reads what attention reads (GPT-J, 2021).
       read_BTD = start_BTD if c.parallel_residual else x_BTD
       y, routing = mlp(whole(enter(norm_mlp, read_BTD)))
       y = close(norm_mlp, y)

@@ -1,16 +1,15 @@
 """The cache of keys and values that decoding reads.
 
-Where layers attend to a source, what they read of it follows their own keys and
-values once it is read: (k_BKSH, v_BKSH) and the document of each of its tokens.
+In layers with cross-attention, a layer's tuple also holds, once the source has
+been read, the source's (k_BKSH, v_BKSH) and the document of each of its tokens.
 
-A local layer's cache is a ring of as many slots as its window: token t lies at
-t mod S, where the token that leaves the window was. A layer of any other kind
-has a slot for each token of the row.
+A local layer's cache is a ring buffer with as many slots as its window: token t
+is stored at t mod S, over the token that leaves the window. Any other layer has
+a slot for each token of the row.
 
-Where many rows are decoded, a list of blocks of slots can stand for k_BKSH. A
-CPU would copy a slice of a larger array before it multiplies it, which took
-twice as long as the attention itself (docs/serving.md); a block is read where
-it lies.
+For decoding many rows, k_BKSH may be a list of blocks of slots. A CPU copies a
+slice of a larger array before the matmul, which took twice as long as the
+attention itself (docs/serving.md); a block is read in place.
 """
 
 import jax
@@ -19,14 +18,14 @@ import jax.numpy as jnp
 from gpt_jax import config as config_lib
 from gpt_jax.config import ModelConfig
 
-# Slot of what a ring does not hold yet: no query sees it.
+# Slot number of the empty places of a ring: no query sees it.
 EMPTY = 2**30
 
 
 def init_cache(config: ModelConfig, batch_size: int, num_slots: int, dtype):
-  """Returns an empty cache: a list over layers of zeros.
+  """Returns an empty cache: a list over layers, filled with zeros.
 
-  Each layer's is (k_BKSH, v_BKSH), or (kv_B1SC,) of latent attention.
+  A layer has (k_BKSH, v_BKSH), or (kv_B1SC,) with latent attention.
   """
 
   def empty(kind: str):
@@ -42,7 +41,7 @@ def init_cache(config: ModelConfig, batch_size: int, num_slots: int, dtype):
 
 
 def split(cache, size: int):
-  """Returns the cache with global layers' slots in blocks of `size`.
+  """Returns the cache with the slots of global layers in blocks of `size`.
 
   Rings, and the one array of latent attention, are left whole.
   """
@@ -63,12 +62,12 @@ def num_slots(x_BKSH) -> int:
 
 
 def key_slots(kind: str, size: int, num_new: int, start_B, end_B):
-  """Returns slots_BS of the keys that `update` gives to attend to.
+  """Returns slots_BS of the keys that `update` returns to attend to.
 
   Args:
     size: S of the layer's cache.
-    num_new: T, tokens that are written.
-    start_B, end_B: int32, tokens of each row before and after.
+    num_new: T, the number of tokens written.
+    start_B, end_B: int32, number of tokens of each row before and after.
   """
   if kind != "local":
     return jnp.arange(size)[None]
@@ -84,8 +83,8 @@ def update(cache, new, kind: str, start_B, end_B):
   Args:
     cache: (k_BKSH, v_BKSH) of the layer.
     new: (k_BKTH, v_BKTH) of tokens start_B, start_B + 1, ...
-    kind: of the layer.
-    end_B: tokens of each row afterwards; what comes after them in `new` is
+    kind: the layer's kind.
+    end_B: number of tokens of each row afterwards; the rest of `new` is
       padding.
   """
   new = contain(*new)
@@ -97,21 +96,22 @@ def update(cache, new, kind: str, start_B, end_B):
   kept = tuple(
     _write_ring(c, x, start_B, end_B) for c, x in zip(cache, new, strict=True)
   )
-  if new[0].shape[2] == 1:  # the token that it replaces is out of the window
+  if new[0].shape[2] == 1:  # the token that it overwrites has left the window
     return kept, kept
   join = lambda c, x: jnp.concatenate([c, x.astype(c.dtype)], axis=2)
   return tuple(map(join, cache, new)), kept
 
 
 def contain(*new):
-  """Returns new keys and values, those that are not finite in another form.
+  """Returns new keys and values, with NaN or infinite values made harmless.
 
-  A text that does not see a slot gives its value weight 0, and 0 times NaN is
-  NaN: what one text has left behind would spoil all later ones of its row. So
-  such a value becomes 0 and its key NaN, and whoever sees the slot has NaN.
+  A text gives a slot that it does not see weight 0, but 0 * NaN is NaN: what
+  one text left behind would spoil all later texts of its row. So a value that
+  is not finite becomes 0 and its key NaN: only queries that see the slot get
+  NaN.
 
   Args:
-    new: k_BKTH and v_BKTH; or kv_B1TC, whose last dims are of keys alone.
+    new: k_BKTH and v_BKTH; or kv_B1TC, whose last dims only keys have.
   """
   is_finite = jnp.isfinite(new[-1]).all(-1, keepdims=True)
   last = jnp.where(is_finite, new[-1], 0)
@@ -122,9 +122,9 @@ def contain(*new):
 
 
 def split_source(cache: tuple):
-  """Returns (a layer's own keys and values, those of the source it has read).
+  """Returns (own keys and values, the source's keys and values) of a layer.
 
-  The second is None in an empty cache.
+  The latter are None before the source has been read.
   """
   return cache[:2], cache[2:4] or None
 
@@ -135,9 +135,9 @@ def join_source(own: tuple, source, segments_BS) -> tuple:
 
 
 def _write(cache_BKSH, new_BKTH, start_B):
-  """Returns the cache with new tokens; where a row's do not fit, without them.
+  """Returns the cache with new tokens, except in rows where they do not fit.
 
-  dynamic_update_slice would write these over the last slots.
+  dynamic_update_slice would write such tokens over the last slots.
   """
   if isinstance(cache_BKSH, list):
     return _write_blocks(cache_BKSH, new_BKTH, start_B)
@@ -153,13 +153,13 @@ def _write(cache_BKSH, new_BKTH, start_B):
 
 
 def _write_blocks(blocks: list, new_BKTH, start_B) -> list:
-  """Returns the blocks with the tokens of each row in those that have them."""
+  """Returns the blocks with each row's new tokens written to their slots."""
   B, _, T, _ = new_BKTH.shape
   new_BTKH, rows_B1 = new_BKTH.swapaxes(1, 2), jnp.arange(B)[:, None]
   slots_BT, found = start_B[:, None] + jnp.arange(T)[None], []
   for x_BKSH in blocks:
     size = x_BKSH.shape[2]
-    at_BT = jnp.where(slots_BT < 0, size, slots_BT)  # -1 would be the last
+    at_BT = jnp.where(slots_BT < 0, size, slots_BT)  # -1 is the last slot
     new = new_BTKH.astype(x_BKSH.dtype)
     found.append(x_BKSH.at[rows_B1, :, at_BT].set(new, mode="drop"))
     slots_BT = slots_BT - size
@@ -167,7 +167,7 @@ def _write_blocks(blocks: list, new_BKTH, start_B) -> list:
 
 
 def _ring_slots(size: int, end_B):
-  """Returns slots_BS of what a ring holds of the first end_B tokens."""
+  """Returns slots_BS: which of the first end_B tokens each ring place holds."""
   last_B1 = end_B[:, None] - 1
   slots_BS = last_B1 - (last_B1 - jnp.arange(size)[None]) % size
   return jnp.where(slots_BS < 0, EMPTY, slots_BS)

@@ -1,4 +1,4 @@
-"""What the attention of all layers of one kind shares in a forward pass."""
+"""The attention inputs that all layers of one kind share in a forward pass."""
 
 import jax
 import jax.numpy as jnp
@@ -17,27 +17,26 @@ class Context(struct.PyTreeNode):
   """Inputs of attention that all layers of one kind share in a forward pass.
 
   Attributes:
-    kind: of the layers that read this, global or local; cross for attention
-      to a source.
-    rule: what their queries see.
+    kind: kind of the layers that read this, global or local; cross for
+      cross-attention.
+    rule: which keys a query sees.
     kernel: dense | blocks | splash | cudnn | flash (attend.choose).
     platform: cpu, gpu, tpu or attend.INTERPRETED.
-    slots_BT: of each query, int32 (ops/visibility.py); B may be 1.
-    is_ordered: whether they are 0, 1, 2, ... in every row.
+    slots_BT: slot of each query, int32 (ops/visibility.py); B may be 1.
+    is_ordered: whether slots are 0, 1, 2, ... in every row.
     segments_BT: document of each token, or None.
-    mask_BTS: bool, which keys each query sees; for "dense" alone, since it
-      grows with the square of the length.
+    mask_BTS: bool, which keys each query sees; only for the dense kernel, since
+      it grows with the square of the length.
     rope: (cos, sin) for position="rope", else None.
-    bias_BKGTS: what is added to the scores for position="alibi" or "relative",
-      else None.
-    start_B, end_B: int32, tokens of each row that are cached before and after,
-      with a cache, else None.
-    filled: int32, how many slots of the cache hold something in any row, where
-      a caller tells; attention then reads no further (attend.slotwise).
+    bias_BKGTS: score bias for position="alibi" or "relative", else None.
+    start_B, end_B: int32, number of cached tokens of each row before and after
+      the pass; None without a cache.
+    filled: int32, number of slots used by the fullest row of the cache, where
+      the caller gives it; attention then reads no further (attend.slotwise).
     keys: TokenPositions of the keys, where they are not the queries' own.
-    source_BSD: what the keys and values of attention to a source are projected
-      from; None where a cache holds them.
-    cross: the Context of attention to a source, in layers that have it.
+    source_BSD: encoder output, from which cross-attention projects keys and
+      values; None where a cache holds them.
+    cross: the Context of cross-attention, in layers that have it.
   """
 
   kind: str = struct.field(pytree_node=False)
@@ -79,13 +78,13 @@ def build_contexts(
   Args:
     platform: cpu, gpu, tpu or attend.INTERPRETED.
     at: slots and documents of the tokens.
-    positions_BT: what positions inside attention are computed from.
-    cache, start_B, only_B, filled: as Decoder's.
+    positions_BT: positions from which RoPE angles are computed.
+    cache, start_B, only_B, filled: as in Decoder.__call__.
     is_ordered: whether slots are 0, 1, 2, ... in every row.
-    is_prefixed: whether rows have prefixes, each its own slots.
-    is_dropping: whether attention weights are dropped.
+    is_prefixed: whether rows have prefixes, and so slots of their own.
+    is_dropping: whether dropout applies to attention weights.
     relative_XN: from positions.declare_relative.
-    cross: from build_cross, where layers attend to a source too.
+    cross: from build_cross, in layers with cross-attention.
   """
   c, T = config, at.slots_BT.shape[1]
   kernel = choose(
@@ -143,14 +142,14 @@ def build_cross(
   is_cached: bool,
   is_dropping: bool,
 ) -> Context:
-  """Returns the Context of attention to a source.
+  """Returns the Context of cross-attention.
 
   A query sees all tokens of the source, or those of its own document.
 
   Args:
     queries: slots and documents of the tokens.
-    source_BSD: the encoder's output; None where a cache holds what follows.
-    segments_BS: document of each token of the source; None sees them all.
+    source_BSD: the encoder's output; None where a cache holds its keys.
+    segments_BS: document of each source token; None: a query sees them all.
     is_cached: whether the pass writes or reads a cache.
   """
   source = segments_BS if source_BSD is None else source_BSD

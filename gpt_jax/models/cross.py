@@ -1,8 +1,9 @@
-"""Attention to a source: queries from one text, keys and values from another.
+"""Cross-attention: queries from a target, keys and values from a source.
 
 Vaswani et al. 2017, section 3.2.3: the second sublayer of a decoder's block
 attends to the encoder's output. Nothing here depends on positions. Decoding
-projects keys and values once, with the prompt, and reads them from its cache.
+projects the source's keys and values once, in the prompt's forward pass, and
+then reads them from its cache.
 """
 
 import flax.linen as nn
@@ -73,7 +74,7 @@ class CrossAttention(nn.Module):
     k_BKSH, v_BKSH = (
       checkpoint_name(x, "qkv").swapaxes(1, 2) for x in (k_BSKH, v_BSKH)
     )
-    if context.kernel == "dense":  # the others place keys themselves
+    if context.kernel == "dense":  # other kernels shard keys themselves
       keys = ("batch", "kv_heads", "key_length", "head_dim")
       k_BKSH = sharding.constrain(k_BKSH, keys, self.rules)
       v_BKSH = sharding.constrain(v_BKSH, keys, self.rules)

@@ -1,7 +1,7 @@
 """Parameters, each declared in one line: name, shape, logical axes, role.
 
-Where a parameter lies on a mesh and how it starts follow from that line
-(sharding.py, parametrization.py).
+How a parameter is sharded and initialised follows from that line (sharding.py,
+parametrization.py).
 """
 
 import flax.linen as nn
@@ -16,7 +16,7 @@ from gpt_jax.ops.observed import Observed
 from gpt_jax.ops.quantized import Quantized
 from gpt_jax.parametrization import ROLES, ParamSpec, init_param, specify
 
-# What stands in place of an array, with another shape.
+# What may stand in place of a parameter's array, with another shape.
 FORMS = Quantized | Transposed | Adapted | Factored | Observed
 
 
@@ -40,13 +40,13 @@ class Declared(struct.PyTreeNode, nn.meta.AxisMetadata):
 
 
 def declare(module: nn.Module, name: str, shape, axes, role: str):
-  """Returns the parameter `name`, which is declared by this call alone."""
+  """Declares the parameter `name` of a module, and returns its value."""
   config = module.config
   if module.has_variable("params", name):
     stored = module.get_variable("params", name)
     if isinstance(stored, FORMS):
       return stored
-    # Flax would trace `init` for the shape, of each parameter in each pass.
+    # Else Flax would trace `init` for the shape of every parameter, every pass.
     if not module.is_initializing() and stored.shape == tuple(shape):
       return stored
   if role not in ROLES:
@@ -55,7 +55,7 @@ def declare(module: nn.Module, name: str, shape, axes, role: str):
   spec = specify(axes, role, config, is_in_block)
 
   def init(key):
-    # bfloat16 would lose the small steps of a balance.
+    # bfloat16 would lose the small updates of the experts' balance bias.
     is_balance = role == "balance"
     dtype = jnp.dtype("float32" if is_balance else config.param_dtype)
     return Declared(init_param(key, spec, shape, dtype, config), spec)

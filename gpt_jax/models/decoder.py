@@ -27,7 +27,7 @@ class Decoder(nn.Module):
 
   Attributes:
     config: model section of the config, vocab_size filled in.
-    rules: value of sharding.RULES.
+    rules: key of sharding.RULES.
     is_stacked: whether "blocks" holds all layers in a leading dim.
     platform: cpu, gpu or tpu, which the attention kernel is chosen for.
   """
@@ -58,10 +58,11 @@ class Decoder(nn.Module):
 
   @staticmethod
   def prepare(params, specs):
-    """Returns both as decoding reads them.
+    """Returns (params, specs) in the form that decoding reads.
 
-    The READERS of the stream are one matrix, and what predicts further tokens
-    than the next is left out.
+    READERS, the matrices that read the residual stream, are fused into one
+    unless they are factored. Blocks that predict tokens beyond the next are
+    left out.
     """
     is_rounded = lambda ws: isinstance(ws[0], quantized.Quantized)
     fused = lambda ws: (
@@ -71,7 +72,7 @@ class Decoder(nn.Module):
     params, specs = own(params), own(specs)
     is_factored = lambda x: isinstance(x, Factored)
     leaves = jax.tree.leaves(params, is_leaf=is_factored)
-    if any(map(is_factored, leaves)):  # thin matrices, each its own
+    if any(map(is_factored, leaves)):  # factors are not fused
       return params, specs
     return _fuse(params, fused), _fuse(specs, lambda each: each[0])
 
@@ -94,7 +95,7 @@ class Decoder(nn.Module):
   ):
     """Returns logits_BTV float32, or (logits_BTV, cache) with a cache.
 
-    Those of padding are -1e30; a head of classes gives layers.Classifier's.
+    Logits of padding ids are -1e30; for classes, see layers.Classifier.
 
     Args:
       tokens_BT: int32 ids below vocab_size.
@@ -105,15 +106,15 @@ class Decoder(nn.Module):
       only_B: int32, the one token of each row whose logits are wanted; the
         result then has T = 1. None wants all.
       key: dropout key; None drops nothing.
-      order_1T: index of each token in its row, where the rows are not in order
-        (sharding over seq reorders them); None: they are.
-      slots_BT: of tokens in rows that have prefixes (ops/visibility.py); None
-        is the index of each token.
-      is_headless: return (x_BTD, w_VD) in place of logits, their product.
+      order_1T: index of each token in its row, where sharding over seq has
+        reordered the tokens; None: they are in order.
+      slots_BT: slots of tokens, in rows that have prefixes (ops/visibility.py);
+        None is the index of each token.
+      is_headless: return (x_BTD, w_VD) in place of their product, the logits.
       needs_balance: return (result, routing), as stack.run_blocks does.
-      needs_future: return (result, futures), a list of the same result of each
-        of the blocks that predict further tokens.
-      filled: int32, slots up to which a row holds something; None reads all.
+      needs_future: return (result, futures): futures lists the same result for
+        each block that predicts a token beyond the next.
+      filled: int32, number of slots used by the fullest row; None reads all.
     """
     c = self.config
     is_prefixed, is_ordered = slots_BT is not None, order_1T is None

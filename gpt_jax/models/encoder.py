@@ -1,7 +1,7 @@
 """The bidirectional transformer: embed, blocks, final norm, unembed.
 
-Its blocks are the decoder's, under a rule by which all tokens of a document see
-each other. What it predicts, tokens that were hidden, it predicts in place.
+Its blocks are the decoder's without the causal mask: all tokens of a document
+see each other. It predicts masked tokens, each at its own position.
 """
 
 from typing import ClassVar
@@ -26,11 +26,11 @@ from gpt_jax.ops.visibility import TokenPositions
 class Encoder(nn.Module):
   """BERT (Devlin et al. 2019), built from the mechanisms of the config.
 
-  ModernBERT's form (Warner et al. 2024) is the same with other words.
+  ModernBERT's form (Warner et al. 2024) is the same with other options.
 
   Attributes:
     config: model section of the config, vocab_size filled in.
-    rules: value of sharding.RULES.
+    rules: key of sharding.RULES.
     is_stacked: whether "blocks" holds all layers in a leading dim.
     platform: cpu, gpu or tpu, which the attention kernel is chosen for.
   """
@@ -58,16 +58,16 @@ class Encoder(nn.Module):
   ):
     """Returns logits_BTV float32; those of vocabulary padding are -1e30.
 
-    With a head of classes the logits are layers.Classifier's.
+    With a classification head the logits are layers.Classifier's.
 
     Args:
       tokens_BT: int32 ids below vocab_size.
       positions_BT: int32 below max_len; None is the index in the row.
-      segments_BT: document of each token, which attends to its own alone; None
+      segments_BT: document of each token; a token attends only to its own. None
         where a row is one document.
       types_BT: int32 below num_token_types; None is 0.
       key: dropout key; None drops nothing.
-      is_headless: return (x_BTD, w_VD) in place of logits, their product.
+      is_headless: return (x_BTD, w_VD) in place of their product, the logits.
       needs_balance: return (result, routing), as Decoder.
     """
     c = self.config

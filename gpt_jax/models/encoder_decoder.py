@@ -1,9 +1,8 @@
-"""The encoder-decoder: a source is read both ways, a target written token by
-token.
+"""The encoder-decoder: a bidirectional encoder and a causal decoder.
 
 Vaswani et al. 2017, and T5 (Raffel et al. 2020). The encoder's blocks are those
-of the family encoder, the decoder's attend to its output besides. Both read one
-table of tokens.
+of the family encoder; the decoder's blocks attend to its output as well. Both
+read one table of token embeddings.
 """
 
 import functools
@@ -28,7 +27,7 @@ class EncoderDecoder(nn.Module):
 
   Attributes:
     config: model section of the config, vocab_size filled in.
-    rules: value of sharding.RULES.
+    rules: key of sharding.RULES.
     is_stacked: whether a stack holds all its layers in a leading dim.
     platform: cpu, gpu or tpu, which the attention kernel is chosen for.
   """
@@ -69,20 +68,21 @@ class EncoderDecoder(nn.Module):
   ):
     """Returns logits_BTV float32, or (logits_BTV, cache) with a cache.
 
-    Logits of vocabulary padding are -1e30; a head of classes gives
-    layers.Classifier's.
+    Logits of vocabulary padding are -1e30; with a classification head the
+    logits are layers.Classifier's.
 
     Args:
       tokens_BT: int32 ids below vocab_size, of the target.
       positions_BT: int32 below max_len; None is the index in the row.
-      segments_BT: document of each token, which sees its own alone; None: all
-        are of document 0.
-      sources_BS: int32 ids of the source. None where a cache has read it.
-      source_segments_BS: document of each token of the source, whose targets
-        see it; padding is of one without targets. None: all see all.
+      segments_BT: document of each token, which sees only its own; None: all
+        are in document 0.
+      sources_BS: int32 ids of the source; None where the cache holds it.
+      source_segments_BS: document of each source token: only targets of that
+        document see it, and padding has a document without targets. None: all
+        targets see the whole source.
       source_positions_BS: as positions_BT.
-      cache: list over layers of (k_BKSH, v_BKSH), empty, with sources_BS; or
-        the list that such a call returned. It needs is_stacked=False.
+      cache: an empty list over layers of (k_BKSH, v_BKSH), with sources_BS; or
+        the cache that an earlier call returned. Needs is_stacked=False.
       start_B, only_B, key, order_1T, is_headless: as Decoder's.
       needs_balance: return (result, None): there are no experts.
     """
@@ -148,7 +148,7 @@ class EncoderDecoder(nn.Module):
       cached: (cache, start_B, only_B).
     """
     seen = at
-    if source_segments_BS is None:  # all of it is seen
+    if source_segments_BS is None:  # queries see all of it
       seen = TokenPositions(at.slots_BT)
     elif at.segments_BT is None:
       B, T = len(source_segments_BS), at.slots_BT.shape[1]
@@ -177,7 +177,7 @@ class EncoderDecoder(nn.Module):
   def _read_source(self, embed, sources_BS, positions_BS, segments_BS, key):
     """Returns source_BSD, the encoder's output."""
     c = self.config
-    # Not the masks of the decoder's layers.
+    # Other dropout masks than the decoder's layers have.
     key = None if key is None else tree.key_for(key, "encoder")
     slots_BS = jnp.arange(sources_BS.shape[1])[None]
     if positions_BS is None:

@@ -1,7 +1,7 @@
 """Runs the experts that a router chose, on one device or over axis expert.
 
 Without a capacity, dropless (MegaBlocks, Gale et al. 2022): the P = T * A
-places of tokens with experts are sorted by expert, and a grouped matrix product
+assignments of tokens to experts are sorted by expert, and a grouped matmul
 multiplies each run of rows by its expert's matrix. T counts the tokens of all
 sequences here.
 
@@ -11,15 +11,14 @@ them, and the outputs are summed and scattered back (reduce-scatter).
 
 Design choice: no all-to-all without a capacity. To be exact it needs buffers
 for the worst case, all tokens on one device, so it saves no memory. It moves
-A (n - 1) / n rows a token where gathering moves n - 1, so gathering costs more
-for n > A devices along expert.
+A (n - 1) / n rows per token where gathering moves n - 1, so gathering costs
+more if there are n > A devices along expert.
 
-With a capacity (GShard, Lepikhin et al. 2020) an expert has a buffer of C
-places for each sequence, which its tokens take in their order; a token that
-finds it full gets nothing of this expert. Buffers have one size, so devices
-along expert exchange them by all-to-all. Design choice: tokens come in order,
-never all first choices before the second ones, which would show a token later
-ones.
+With a capacity (GShard, Lepikhin et al. 2020) an expert has a buffer of C slots
+for each sequence, filled in token order; an expert whose buffer is full drops
+the token. All buffers have the same size, so devices along expert exchange them
+by all-to-all. Design choice: slots are filled in token order, never all first
+choices before the second ones: that would let later tokens affect earlier ones.
 """
 
 import functools
@@ -34,12 +33,12 @@ from gpt_jax.config import ModelConfig
 from gpt_jax.ops.activation import ACTIVATIONS, activate
 from gpt_jax.ops.grouped import grouped, take_rows, take_some
 
-# Logical dims of the experts' matrices.
+# Logical axes of the experts' matrices.
 READS, WRITES = ("experts", "embed", "mlp"), ("experts", "mlp", "embed")
 
 
 def capacity_of(config: ModelConfig, length: int) -> int | None:
-  """Returns C, the tokens of a sequence that an expert takes; None is all."""
+  """Returns C, the tokens of a sequence that an expert takes; None: all."""
   c = config
   if c.expert_capacity_factor is None:
     return None
@@ -54,8 +53,8 @@ def run_experts(
   """Returns y_BTD, the weighted sum of the outputs of each token's experts.
 
   Args:
-    ids_BTA: int32, a token's experts.
-    weight_BTA: float32.
+    ids_BTA: int32, the experts chosen for each token.
+    weight_BTA: float32, their weights.
     ws: the parameters: w_EDF "in", w_EFD "out" and, with a gate, w_EDF "gate".
     capacity: C; None drops no token.
   """
@@ -79,8 +78,8 @@ def run_experts(
     embed_axes=used("embed"),
     mlp_axes=used("mlp"),
   )
-  # check_vma=False: outputs are equal along an axis because of the sums in
-  # `local`, which the checker cannot follow into `grouped`.
+  # check_vma=False: the sums in `local` replicate outputs along an axis, which
+  # the checker cannot follow into `grouped`.
   return jax.shard_map(
     local,
     in_specs=(tokens, tokens, tokens, specs),
@@ -100,13 +99,13 @@ def _run_all(
   embed_axes=(),
   mlp_axes=(),
 ):
-  """Runs a device's experts on its tokens; returns y_BTD whole.
+  """Runs a device's experts on its tokens; returns y_BTD, summed over devices.
 
   Args:
     owners: mesh axes that the experts are split over.
-    is_gathered: whether they split the tokens too.
+    is_gathered: whether tokens are split over the same axes, and so gathered.
     embed_axes: mesh axes that dim D of the matrices is split over.
-    mlp_axes: mesh axes that dim F of them is split over.
+    mlp_axes: mesh axes that dim F of the matrices is split over.
   """
   c, shape, A = config, x_BTD.shape, ids_BTA.shape[-1]
   x_TD = x_BTD.reshape(-1, shape[-1])
@@ -164,10 +163,10 @@ def _run_limited(
   embed_axes=(),
   mlp_axes=(),
 ):
-  """As _run_all, with C places for each sequence in each expert's buffer."""
+  """As _run_all, with C slots for each sequence in each expert's buffer."""
   B, T, D = x_BTD.shape
   A, E, C = ids_BTA.shape[-1], config.num_experts, capacity
-  # A place's slot in the buffers (E, B, C); beyond them where it is over.
+  # An assignment's slot in the buffers (E, B, C); past their end if dropped.
   is_chosen_BTE = (ids_BTA[..., None] == jnp.arange(E)[None, None, None]).any(2)
   before_BTE = jnp.cumsum(is_chosen_BTE, 1) - is_chosen_BTE
   rank_BTA = jnp.take_along_axis(before_BTE, ids_BTA, axis=2)

@@ -1,15 +1,15 @@
 """Latent attention (MLA): keys and values are projected from one small vector.
 
 DeepSeek-V2 (Liu et al. 2024, 2.1): a token's keys and values are up-projections
-of a compressed vector of width R = kv_lora_rank, which decoding caches in their
-place. Rotated keys could not be absorbed as below, so positions have dims of
-their own: the last qk_rope_head_dim of a head, whose key is projected from the
-residual stream and is the same for all heads.
+of a compressed vector of width R = kv_lora_rank, and decoding caches this
+vector instead of them. Rotated keys could not be absorbed as below, so RoPE has
+dims of its own: the last qk_rope_head_dim of a head, whose key is projected
+from the residual stream and is the same for all heads.
 
 Design choice: training projects keys and values, which every kernel takes;
 decoding absorbs the up-projections into queries and outputs instead (2.1.2):
 (W_uk c).q = c.(W_uk^T q), so that all heads read the cache as one key head of
-width R + qk_rope_head_dim, and no key or value is ever made.
+width R + qk_rope_head_dim, and no key or value is ever computed.
 """
 
 import flax.linen as nn
@@ -31,9 +31,9 @@ from gpt_jax.ops.projection import project, project_each, project_fused
 class LatentAttention(nn.Module):
   """Causal self-attention with a compressed vector for keys and values.
 
-  Letters: R is the vector's width, r = qk_rope_head_dim, C = R + r that of what
-  is cached; H is the width of a head's queries and keys, of which r dims are
-  rotated and P = H - r are not, V that of its values. There are no biases.
+  Dims: R is the vector's width, r = qk_rope_head_dim, and C = R + r the width
+  of a cache entry. H is the width of a head's queries and keys (r rotated dims
+  and P = H - r others), V the width of its values. There are no biases.
   """
 
   config: ModelConfig
@@ -91,7 +91,7 @@ class LatentAttention(nn.Module):
       fused = self.get_variable("params", FUSED)
       q, kv_BTC = project_fused(x_BTD, fused, outs, c.grad_dtype)
     else:
-      # The small vectors are whole on every device of axis tensor.
+      # The compressed vectors are replicated over axis tensor.
       name, axes = "q_down", (None,)
       if Q is None:
         name, axes = "q", ("heads", "head_dim")
@@ -111,11 +111,12 @@ class LatentAttention(nn.Module):
     q_rope_BTNr = rotate(q[..., -r:], context.rope)
     q_BTNH = jnp.concatenate([q[..., :-r], q_rope_BTNr], axis=-1)
     kv_BTC = jnp.concatenate([kv_BTR, rope_BT1r[:, :, 0]], axis=-1)
-    # Not keys and values: backward projects them again, from less memory.
+    # Save these, not keys and values: they are smaller, and backward recomputes
+    # keys and values from them.
     return checkpoint_name(q_BTNH, "qkv"), checkpoint_name(kv_BTC, "qkv")
 
   def expand(self, kv_BSC, w_k_RNP, w_v_RNV, context):
-    """Returns (k_BNSH, v_BNSV) of what is compressed."""
+    """Returns (k_BNSH, v_BNSV), projected from compressed vectors."""
     c, R = self.config, self.config.kv_lora_rank
     k_BSNP, v_BSNV = project_each(
       kv_BSC[..., :R], [w_k_RNP, w_v_RNV], c.grad_dtype, context.platform
@@ -125,7 +126,7 @@ class LatentAttention(nn.Module):
     )
     k_BNSH = jnp.concatenate([k_BSNP, rope_BSNr], axis=-1).swapaxes(1, 2)
     v_BNSV = v_BSNV.swapaxes(1, 2)
-    if context.kernel == "dense":  # the others place keys themselves
+    if context.kernel == "dense":  # other kernels shard keys themselves
       keys = ("batch", "kv_heads", "key_length", "head_dim")
       k_BNSH = sharding.constrain(k_BNSH, keys, self.rules)
       v_BNSV = sharding.constrain(v_BNSV, keys, self.rules)
@@ -135,8 +136,8 @@ class LatentAttention(nn.Module):
 def attend_absorbed(q_BTNH, kv_B1SC, w_k_RNP, context, config, rules, key):
   """Returns y_BTNR: attention whose keys and values are the compressed vectors.
 
-  Values are read C wide and the last r dims of the result dropped: a slice of
-  the cache would be a copy of it.
+  Values are read C wide, and the last r dims of the result are dropped: slicing
+  the cache would copy it.
   """
   R, _, P = w_k_RNP.shape
   w_k_RNP = w_k_RNP.astype(q_BTNH.dtype)
@@ -148,10 +149,10 @@ def attend_absorbed(q_BTNH, kv_B1SC, w_k_RNP, context, config, rules, key):
 
 
 def is_absorbed(config: ModelConfig, num_new: int) -> bool:
-  """Returns whether num_new tokens read a cache cheaper in compressed form.
+  """Returns whether absorbed attention is cheaper for num_new tokens.
 
-  For each head and cached token that is num_new products of width 2 C in place
-  of H + V, and R (P + V) less to project a key and a value.
+  Absorbed, each head and cached token costs num_new * 2 C multiplications
+  instead of num_new * (H + V), and saves R (P + V) for the key and the value.
   """
   H, V = config_lib.head_dim(config), config_lib.value_dim(config)
   R, r = config.kv_lora_rank, config_lib.rope_dim(config)

@@ -20,10 +20,10 @@ from gpt_jax.ops.norm import normalize
 from gpt_jax.ops.projection import project, shift
 from gpt_jax.parametrization import readout_multiplier
 
-# First parts of the names of parameters that only score what a model has read;
-# all others are its trunk.
+# First parts of the paths of the output heads' parameters; all others are the
+# trunk's.
 HEADS = ("classifier", "head", "unembed")
-# Columns that a bias of the logits takes beside the output matrix.
+# Number of columns that append a bias of the logits to the output matrix.
 BIAS_WIDTH = 128
 
 
@@ -36,10 +36,10 @@ def dropout(x, rate: float, key, name: str):
 
 
 class Embedding(nn.Module):
-  """Token embeddings; where the config has them, positions, types, a norm.
+  """Token embeddings and, if configured, positions, token types and a norm.
 
   Attributes:
-    has_tokens: whether the table of tokens is its own, not another's.
+    has_tokens: whether the module declares its own table of tokens.
   """
 
   config: ModelConfig
@@ -95,10 +95,10 @@ def start_stream(module: nn.Module, x_BTD, key, name: str = "embed"):
   """Returns the residual stream that the first layer reads.
 
   Args:
-    module: the family's.
-    x_BTD: Embedding's.
+    module: the family's Linen module.
+    x_BTD: output of Embedding.
     key: dropout key, or None.
-    name: what apply_tapped calls it.
+    name: prefix of the tap's name (Model.apply_tapped).
   """
   module.sow("taps", f"{name}_out", x_BTD)
   x_BTD = dropout(x_BTD, module.config.dropout_rate, key, "embed")
@@ -128,8 +128,8 @@ class MLP(nn.Module):
   """Two projections with a nonlinearity between, or three with a gate.
 
   Attributes:
-    width: F; None is mlp_dim.
-    has_bias: None is the config's.
+    width: F; None: config.mlp_dim.
+    has_bias: None: config.bias.
   """
 
   config: ModelConfig
@@ -178,9 +178,9 @@ def feed_forward(x_BTD, ws: dict, biases: dict, config, rules: str):
 
 
 class Transform(nn.Module):
-  """What precedes BERT's output matrix (Devlin et al. 2019): head="transform".
+  """BERT's transform before the output matrix (Devlin et al. 2019).
 
-  A projection, gelu and a norm.
+  A projection, gelu and a norm; for head="transform".
   """
 
   config: ModelConfig
@@ -200,13 +200,13 @@ class Transform(nn.Module):
 
 
 class LogitBias(nn.Module):
-  """A bias of the logits alone: head="biased"."""
+  """A bias of the logits without a transform, for head="biased"."""
 
   config: ModelConfig
 
   @nn.compact
   def __call__(self, x_BTD):
-    """As Transform's."""
+    """Returns (x_BTD unchanged, the bias_V of the logits)."""
     V = config_lib.padded_vocab_size(self.config)
     return x_BTD, declare(self, "bias", (V,), ("vocab",), "bias")
 
@@ -224,7 +224,7 @@ class Pooler(nn.Module):
 
 
 def pool_first(module: nn.Module, x_BTD):
-  """Returns x_B1D of the first token, by parameters of the module's own."""
+  """Returns the pooled first token, x_B1D; declares parameters in `module`."""
   c, D = module.config, x_BTD.shape[-1]
   x_B1D = x_BTD[:, :1]
   w_DD = declare(module, "dense", (D, D), ("embed", "mlp"), "hidden")
@@ -236,22 +236,22 @@ def pool_first(module: nn.Module, x_BTD):
 
 
 class Classifier(nn.Module):
-  """Scores classes: what data.objective=classification trains (model.head).
+  """The classification head (model.head), for data.objective=classification.
 
-  Design choice: the text is the first segment of its row, so that any family
-  whose rows may hold several can be padded; there is no mask beside segments.
+  Design choice: the text is the first segment of its row and padding another,
+  so segments mask the padding in every family and no other mask is needed.
   """
 
   config: ModelConfig
 
   @nn.compact
   def __call__(self, x_BTD, segments_BT=None, key=None, pooled_B1D=None):
-    """Returns logits float32 of C classes: (B, 1, C), by "each" (B, T, C).
+    """Returns float32 logits of C classes: (B, 1, C), or (B, T, C) for "each".
 
     Args:
       x_BTD: the last layer's output, after the final norm.
-      pooled_B1D: Pooler's of it; None is a model without one.
-      segments_BT: of which tokens of the first one are read; None is all.
+      pooled_B1D: Pooler's output for x_BTD; None in a model without a pooler.
+      segments_BT: only tokens of a row's first segment are pooled; None: all.
       key: dropout key, or None.
     """
     c, (B, T, D) = self.config, x_BTD.shape
@@ -283,14 +283,13 @@ def build_read_out(
 ):
   """Returns read_out(x_BTD, is_headless) -> logits_BTV, or (x_BTD, w_VD).
 
-  Logits are the product of these two.
-
-  A head of classes returns what Classifier does, whatever is_headless.
+  With is_headless it returns the pair, whose product is the logits. A
+  classification head always returns Classifier's logits.
 
   Args:
-    module: the family's, whose parameter the matrix is where it is not tied.
-    table_VD: that of the embedding.
-    segments_BT, key: of the forward pass; a head of classes reads them.
+    module: the family's, which declares the output matrix unless it is tied.
+    table_VD: table of token embeddings.
+    segments_BT, key: of the forward pass; only a classification head uses them.
     pooled_B1D: as Classifier's.
   """
   if config_lib.has_classes(module.config):
@@ -317,7 +316,7 @@ def _read_out(w_VD, transform, x_BTD, is_headless: bool, config, rules: str):
   if is_headless and bias_V is None:
     return x_BTD, w_VD
   if is_headless and bias_V is not None:
-    # The bias as columns of the matrix, whose width devices must divide.
+    # Append the bias as columns; devices must still divide the width.
     one = jax.nn.one_hot(jnp.zeros((), jnp.int32), BIAS_WIDTH)
     ones = jnp.broadcast_to(one, (*x_BTD.shape[:-1], BIAS_WIDTH))
     x_BTD = jnp.concatenate([x_BTD, ones.astype(x_BTD.dtype)], axis=-1)
@@ -333,10 +332,10 @@ def _read_out(w_VD, transform, x_BTD, is_headless: bool, config, rules: str):
 
 
 def cap_logits(logits_BTV, ids_V, config: ModelConfig):
-  """Returns logits after the soft-cap, those of padded rows at -1e30.
+  """Returns logits after the soft-cap; those of padding ids are -1e30.
 
   Args:
-    ids_V: which token each logit is of; some tokens, or all.
+    ids_V: token id of each logit; V may be a part of the vocabulary.
   """
   if config.logit_softcap is not None:
     cap = config.logit_softcap

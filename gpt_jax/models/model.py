@@ -1,9 +1,9 @@
 """A model as functions: what training, decoding and studies call.
 
 A family is a Linen module (models/__init__.py) with these class attributes:
-  STACKS        names of its stacks of layers, "blocks" and, where it reads a
-                source, "encoder"; each is several where layers have different
-                parameters (config.layer_stacks)
+  STACKS        names of its stacks of layers: "blocks" and, if it reads a
+                source, "encoder"; a stack is stored as several if its layers
+                have different parameters (config.layer_stacks)
   OBJECTIVES    options of data.objective that it can be trained with
   can_generate  whether it continues a text; then its __call__ takes a cache,
                 and it has a static method prepare(params, specs) -> (params,
@@ -26,8 +26,8 @@ from gpt_jax.models.declare import Declared
 from gpt_jax.ops import matmul, quantized, visibility
 from gpt_jax.ops.factored import Factored
 
-# Roles of matrices. Tables are rounded to 8 bits at least: an error in a row
-# is an error in every use of a rare token.
+# Roles of matrices. Tables are quantized to 8 bits at least: an error in a row
+# affects every occurrence of its token.
 TABLES = adapters.TABLES
 MATRICES = ("hidden", "residual", *TABLES)
 # What a compressed run stores in place of an array.
@@ -40,11 +40,12 @@ class Model:
 
   Attributes:
     module: the family's Linen module.
-    config: its section, vocab_size filled in.
-    rules: word of sharding.RULES.
-    platform: cpu, gpu or tpu, what attention's kernel is chosen for.
-    weights: word of config.WEIGHTS, of what prepare_for_decoding returns.
-    adapter: what is learned beside frozen parameters; None learns them all.
+    config: model section of the config, vocab_size filled in.
+    rules: key of sharding.RULES.
+    platform: cpu, gpu or tpu, which the attention kernel is chosen for.
+    weights: option of config.WEIGHTS, the format for decoding.
+    adapter: adapter section of the config: only adapters are trained. None
+      trains all parameters.
   """
 
   module: Any
@@ -78,7 +79,7 @@ class Model:
     return shapes, specs
 
   def abstract_learned(self):
-    """Returns what abstract_params does, of the adapters where there are any.
+    """Returns (shapes, ParamSpecs) of what is trained: adapters or parameters.
 
     Raises:
       InputError: adapter.rank does not fit the model.
@@ -89,7 +90,7 @@ class Model:
     return adapters.abstract_adapters(self.adapter, shapes, specs)
 
   def abstract_base(self):
-    """Returns what abstract_params does, of the base that `attach` takes."""
+    """Returns (shapes, ParamSpecs) of the frozen base that `attach` takes."""
     shapes, specs = self.abstract_params()
     assert self.adapter is not None  # else there is no base
     if self.adapter.base == "full":
@@ -97,10 +98,10 @@ class Model:
     return adapters.abstract_rounded(self.adapter, shapes, specs)
 
   def round_base(self, params, specs=None):
-    """Returns frozen parameters as `attach` takes them (adapter.base).
+    """Returns frozen parameters in the format of adapter.base, for `attach`.
 
     Args:
-      specs: those of params; None where params are all there are.
+      specs: tree of ParamSpec of params; None if params is the whole tree.
     """
     assert self.adapter is not None  # else nothing is frozen
     if specs is None:
@@ -108,7 +109,7 @@ class Model:
     return adapters.round_base(self.adapter, params, specs)
 
   def merge(self, params):
-    """Returns what `attach` returned as one array for each parameter."""
+    """Merges what `attach` returned into one array for each parameter."""
     if self.adapter is None:
       return params
     whole = adapters.restore_base(params, *self.abstract_params())
@@ -119,7 +120,7 @@ class Model:
 
     Args:
       learned: parameters, or adapters.
-      base: what these adapt, from round_base; None without adapters.
+      base: frozen parameters, from round_base; None without adapters.
     """
     if self.adapter is None:
       return learned
@@ -127,17 +128,17 @@ class Model:
     return adapters.attach(self.adapter, base, learned, specs)
 
   def unstack_layers(self, params):
-    """Returns the parameters as `apply` reads them; it takes both forms.
+    """Returns the parameters with a tree for each layer, unless scan_layers.
 
-    Where layers are not scanned each becomes a tree of its own. Several calls
-    share what was unstacked once, and so do their gradients.
+    `apply` takes both forms. Unstacking once before several calls shares the
+    work between them, and the work of their gradients.
     """
     if self.config.scan_layers:
       return params
     return stack.unstack_layers(params, self.stacks)
 
   def stack_layers(self, unstacked):
-    """Returns what unstack_layers was given."""
+    """Undoes unstack_layers."""
     if self.config.scan_layers:
       return unstacked
     return stack.stack_layers(unstacked, self.stacks)
@@ -145,7 +146,7 @@ class Model:
   def apply(self, params, tokens_BT, positions_BT=None, segments_BT=None, **kw):
     """Returns logits_BTV float32; `kw` are the module's other arguments.
 
-    Those that are None are not passed on, since a family may lack them.
+    Arguments that are None are not passed on, since a family may lack them.
     """
     is_stacked = self.config.scan_layers
     module = self.module(
@@ -158,12 +159,12 @@ class Model:
     )
 
   def apply_tapped(self, params, tokens_BT, *args, **kw):
-    """Returns (what apply returns, taps); apply itself saves none of them.
+    """Returns (what apply returns, taps): activations that apply does not save.
 
     taps: embed and residual (before the last norm) of shape (B, T, D), attn
     and mlp (the sublayers' outputs) of (L, B, T, D), and score_max (L,), the
-    largest attention score. Where there is an encoder, also those three of it,
-    encoder_attn and so on; where there is a pooler, pooled of (B, 1, D).
+    largest attention score. With an encoder, also encoder_attn, encoder_mlp and
+    encoder_score_max; with a pooler, pooled of (B, 1, D).
     """
     out, saved = self.apply(params, tokens_BT, *args, mutable=["taps"], **kw)
     saved = stack.stack_layers(saved["taps"], self.stacks)
@@ -179,10 +180,10 @@ class Model:
     return out, {name: value for name, (value,) in named.items()}
 
   def can_reorder(self, length: int, is_dropping: bool) -> bool:
-    """Returns whether rows are worth reordering where they are split.
+    """Returns whether to reorder tokens for balance when axis seq splits rows.
 
-    Dense and bidirectional attention have nothing to balance, and dropout draws
-    by place.
+    Dense and bidirectional attention have nothing to balance, and dropout masks
+    depend on a token's place.
     """
     word = attend.choose(
       self.config, self.platform, length, is_dropping=is_dropping
@@ -191,15 +192,14 @@ class Model:
     return is_causal and word != "dense" and not is_dropping
 
   def cap_logits(self, logits_BTV, ids_V):
-    """Returns what becomes of x_BTD times rows `ids_V` of w_VD."""
+    """Returns final logits from raw ones, x_BTD times rows `ids_V` of w_VD."""
     return layers.cap_logits(logits_BTV, ids_V, self.config)
 
   def prepare_for_decoding(self, params):
     """Returns the parameters in the form that apply_cached reads.
 
-    Layer by layer; matrices in the type that they are multiplied in, or in
-    int8 or int4, since reading them is what a token costs. Adapters become part
-    of their matrices.
+    A tree for each layer; matrices are in compute_dtype, int8 or int4, since
+    the time per token is spent reading them. Adapters are merged.
     """
     c, params = self.config, self.merge(params)
     is_full = self.weights == "full"
@@ -211,8 +211,7 @@ class Model:
     ready = _map_matrices(form, prepared, specs)
     has_sum = c.position == "learned" or config_lib.is_sinusoidal(c)
     if is_full and has_sum:
-      # Rows of the table are summed with positions in the type they are
-      # stored in.
+      # The input table keeps its dtype, in which positions are added to it.
       low = ready["embed"]["tokens"]
       ready["embed"] = params["embed"]
       if c.tied_embeddings and low.dtype != table.dtype:
@@ -234,7 +233,7 @@ class Model:
     return jax.vmap(one)(p) if is_stacked else one(p)
 
   def round_weights(self, params):
-    """Returns the parameters rounded to `weights`, stored in their own type."""
+    """Returns the parameters quantized to `weights` and restored to arrays."""
     if self.weights == "full":
       return params
 
@@ -254,13 +253,13 @@ class Model:
     return adapters.restore_base(params, *self.abstract_params())
 
   def abstract_rounded(self):
-    """Returns what abstract_params does, of what round_matrices returns."""
+    """Returns (shapes, ParamSpecs) of what round_matrices returns."""
     shapes, specs = self.abstract_params()
     rounded = jax.eval_shape(self.round_matrices, shapes)
     return rounded, jax.tree.map(adapters.specify_rounded, specs, rounded)
 
   def abstract_factored(self, percent: int):
-    """Returns what abstract_params does, of matrices of layers as factors."""
+    """Returns (shapes, ParamSpecs) with a Factored for each layer matrix."""
     return adapters.abstract_factored(percent, *self.abstract_params())
 
   def _quantize(self, p, spec, is_stacked: bool):
@@ -275,10 +274,9 @@ class Model:
   def init_cache(self, batch_size: int, num_slots: int):
     """Returns an empty cache for `num_slots` tokens in each row.
 
-    Whatever its arrays hold, their first dim is the row: beam search gathers
-    the rows that it goes on with.
+    The first dim of every array is the row: beam search gathers along it.
     """
-    # A CPU makes its products with a cache in float32 whatever it holds.
+    # A CPU multiplies with a cache in float32, whatever its dtype.
     is_wide = self.platform == "cpu"
     dtype = "float32" if is_wide else self.config.compute_dtype
     return cache_lib.init_cache(self.config, batch_size, num_slots, dtype)
@@ -286,7 +284,7 @@ class Model:
   def apply_cached(
     self, prepared, tokens_BT, cache, start_B, only_B=None, slots_BT=None, **kw
   ):
-    """Returns (logits_BTV, cache) for tokens that follow what is cached.
+    """Returns (logits_BTV, cache) for tokens that follow the cached ones.
 
     Args:
       prepared: parameters from prepare_for_decoding.
@@ -294,7 +292,7 @@ class Model:
       cache: from init_cache or an earlier call.
       start_B: int32, how many tokens each row has cached.
       only_B: int32, the one token of each row whose logits are wanted.
-      slots_BT: as Decoder's; the prompt of a prefix language model.
+      slots_BT: as Decoder's, for the prompt of a prefix language model.
       kw: sources_BS and source_segments_BS, which a family that has a source
         reads with the first tokens; filled, as Decoder's.
     """

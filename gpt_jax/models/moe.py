@@ -1,6 +1,6 @@
-"""A mixture of experts in place of the MLP: every token goes to A of E.
+"""A mixture of experts in place of the MLP: a token goes to A of E experts.
 
-A router scores the experts; models/experts.py runs those that it chose.
+A router scores the experts; models/experts.py runs the chosen ones.
 """
 
 import flax.linen as nn
@@ -36,15 +36,15 @@ class MoE(nn.Module):
     """Returns (y_BTD, routing).
 
     Args:
-      is_cached: whether x is what follows tokens that are cached. No token is
-        dropped then, since how busy these left the experts is not known.
+      is_cached: whether x follows cached tokens. No token is dropped then,
+        since the cached tokens' load on the experts is not known.
 
-    routing is a dict of arrays, of each sequence:
+    routing is a dict of arrays with a value for each sequence:
       balance_B  `balance_of`
-      count_BE   int32, the number of its tokens that each expert has
+      count_BE   int32, number of the sequence's tokens that each expert gets
       z_B        mean over tokens of log(sum(exp(router's logits)))^2, with
                  model.router_z_weight (Zoph et al. 2022, eq. 5)
-      dropped_B  fraction of its places that are over an expert's capacity, with
+      dropped_B  fraction of the sequence's assignments over capacity, with
                  model.expert_capacity_factor
     """
     c, D = self.config, x_BTD.shape[-1]
@@ -63,8 +63,8 @@ class MoE(nn.Module):
 
     read_BTD = x_BTD
     if E == 1 and c.router_score == "softmax":
-      # Its weight is always one. Without this, bfloat16 would be rounded
-      # elsewhere than in a dense model.
+      # The only expert's weight is always 1, so the router has no gradient.
+      # Without this, bfloat16 would round at other points than a dense model.
       read_BTD = jax.lax.stop_gradient(x_BTD)
     read_BTD = read_BTD.astype(jnp.float32)
     logits_BTE = project(read_BTD, w_router_DE, c.grad_dtype)
@@ -97,7 +97,7 @@ def route(logits_BTE, bias_E, config: ModelConfig):
 
   Args:
     logits_BTE: float32, of the router.
-    bias_E: added to the scores where experts are chosen; None adds nothing.
+    bias_E: added to the scores that choose experts, not to weights; or None.
   """
   c, A = config, config.experts_per_token
   if c.router_score == "sigmoid":
@@ -144,7 +144,7 @@ def keep_groups(rank_BTE, num_groups: int, most: int):
 
 
 def count_of(ids_BTA, num_experts: int):
-  """Returns count_BE int32, the number of tokens that an expert has."""
+  """Returns count_BE int32, the number of tokens that each expert gets."""
   is_chosen_BTAE = ids_BTA[..., None] == jax.lax.broadcast_to_rank(
     jnp.arange(num_experts), 4
   )
@@ -154,10 +154,10 @@ def count_of(ids_BTA, num_experts: int):
 def balance_of(p_BTE, count_BE):
   """Returns balance_B float32: 1 where a sequence loads its experts evenly.
 
-  E sum_e f_e P_e, f_e the fraction of places that expert e has and P_e its
-  mean probability (Fedus et al. 2021, eq. 4 to 6). Over each sequence as a
-  group (Lepikhin et al. 2020, 2.2), so that neither microbatches nor devices
-  change it.
+  E * sum_e f_e P_e, with f_e the fraction of assignments that go to expert e
+  and P_e its mean probability (Fedus et al. 2021, eq. 4 to 6). Computed for
+  each sequence as a group (Lepikhin et al. 2020, 2.2), so that neither
+  microbatches nor devices change it.
   """
   f_BE = count_BE / count_BE.sum(-1, keepdims=True)
   return p_BTE.shape[-1] * (f_BE * p_BTE.mean(1)).sum(-1)

@@ -1,4 +1,4 @@
-"""Positions: sines, rotary angles, and biases of the scores by distance."""
+"""Positions: sinusoids, RoPE angles, and score biases by distance."""
 
 import math
 
@@ -12,21 +12,21 @@ from gpt_jax.models.declare import declare
 from gpt_jax.ops.visibility import Rule
 
 # Llama 3's rotary scaling: wavelengths over ORIGINAL_LEN / LOW are stretched,
-# those under ORIGINAL_LEN / HIGH are kept (Dubey et al. 2024, appendix).
+# those under ORIGINAL_LEN / HIGH are unchanged (Dubey et al. 2024, appendix).
 LLAMA3_LOW, LLAMA3_HIGH = 1.0, 4.0
 YARN_FAST, YARN_SLOW = 32.0, 1.0
 
 
 def sinusoids(positions_BT, width: int, in_halves: bool = False):
-  """Returns x_BTD float32: sines and cosines of positions, in turn.
+  """Returns x_BTD float32: interleaved sines and cosines of positions.
 
-  Dims 2 i and 2 i + 1 hold those of position / 10000^(2 i / D) (Vaswani et al.
-  2017, section 3.5).
+  Dims 2 i and 2 i + 1 are the sine and cosine of position / 10000^(2 i / D)
+  (Vaswani et al. 2017, section 3.5).
 
   Args:
-    in_halves: dims i and D/2 + i hold them, as in the code of that paper.
+    in_halves: use dims i and D/2 + i instead, as in the code of that paper.
   """
-  # In float64: an error of a rate grows with the position.
+  # In float64: the error of a frequency is multiplied by the position.
   rate_H = (10_000.0 ** (-np.arange(0, width, 2) / width)).astype(np.float32)
   angle_BTH = positions_BT[..., None].astype(jnp.float32) * rate_H[None, None]
   both = jnp.sin(angle_BTH), jnp.cos(angle_BTH)
@@ -37,7 +37,7 @@ def sinusoids(positions_BT, width: int, in_halves: bool = False):
 
 
 def bias_of(config: ModelConfig, rule: Rule, slots_BT, keys_BS, table_XN=None):
-  """Returns what is added to the scores, (B, K, G, T, S); None for nothing.
+  """Returns the bias of the scores, (B, K, G, T, S), or None.
 
   Args:
     slots_BT, keys_BS: slots of queries and of keys; B may be 1.
@@ -56,7 +56,7 @@ def bias_of(config: ModelConfig, rule: Rule, slots_BT, keys_BS, table_XN=None):
 
 
 def declare_relative(module: nn.Module, name: str):
-  """Returns the table_XN of a stack's biases; None where it has none.
+  """Returns a stack's table_XN, a bias for each bucket and head, or None.
 
   All layers of the stack share it (Raffel et al. 2020, section 2.1).
   """
@@ -67,10 +67,10 @@ def declare_relative(module: nn.Module, name: str):
 
 
 def relative_of(table_XN, distance_BTS, is_causal: bool):
-  """Returns float32 bias_BTSN, that of each distance's bucket.
+  """Returns float32 bias_BTSN, the table row of each distance's bucket.
 
   Args:
-    distance_BTS: slot of the key less that of the query.
+    distance_BTS: the key's slot minus the query's slot.
   """
   reach = config_lib.RELATIVE_REACH
   buckets_R = buckets_of(np.arange(-reach, reach + 1), is_causal)
@@ -79,12 +79,12 @@ def relative_of(table_XN, distance_BTS, is_causal: bool):
 
 
 def buckets_of(distances, is_causal: bool) -> np.ndarray:
-  """Returns the bucket of each distance, key less query, as in T5's code.
+  """Returns the bucket of each distance (key minus query), as in T5's code.
 
-  Half of the buckets hold one distance each; the others widen with its
-  logarithm up to RELATIVE_REACH (Raffel et al. 2020, section 2.1). Both ways,
-  keys after the query have the upper half of all buckets. The margin keeps
-  distances that are on a border of two buckets in the upper one.
+  Half of the buckets hold one distance each; the others widen logarithmically
+  up to RELATIVE_REACH (Raffel et al. 2020, section 2.1). Without causality,
+  keys after the query use the upper half of the buckets. The margin of 1e-9
+  keeps a distance on the border of two buckets in the upper one.
   """
   distances = np.asarray(distances)
   count = config_lib.RELATIVE_BUCKETS // (1 if is_causal else 2)
@@ -102,7 +102,7 @@ def alibi_of(
 ):
   """Returns the linear biases (B, K, G, T, S): -slope times the distance.
 
-  Slopes are 2^(-8 i / n) for n heads; where n is no power of two, those of the
+  Slopes are 2^(-8 i / n) for n heads; if n is not a power of two, those of the
   power below, then every other one of the power above (Press et al. 2021).
   """
   power = 2 ** (num_heads.bit_length() - 1)
@@ -122,8 +122,8 @@ def rope_of(positions_BT, config: ModelConfig, kind: str = "global"):
   H is the number of dims that are rotated.
 
   Args:
-    kind: of the layer. Local layers with a base of their own are not scaled
-      (Gemma 3, 2025): they see no distance that is longer than in training.
+    kind: the layer's kind. Local layers with a base of their own are not scaled
+      (Gemma 3, 2025): their distances are no longer than in training.
   """
   H, theta = config_lib.rope_dim(config), config.rope_theta
   scaling = config.rope_scaling
@@ -143,7 +143,7 @@ def rope_of(positions_BT, config: ModelConfig, kind: str = "global"):
     factor, original, mscale = numbers
     keep_H = yarn_part(H, theta, original)
     rate_H = keep_H * rate_H + (1 - keep_H) * rate_H / factor
-  elif word == "longrope":  # Ding et al. 2024, of one range of lengths
+  elif word == "longrope":  # Ding et al. 2024, for one range of lengths
     mscale, *factors = numbers
     rate_H /= jnp.array(factors, jnp.float32)
   positions_BT11 = positions_BT[..., None, None].astype(jnp.float32)
@@ -154,10 +154,10 @@ def rope_of(positions_BT, config: ModelConfig, kind: str = "global"):
 
 
 def yarn_part(width: int, theta: float, original: float):
-  """Returns the part of each wavelength that YaRN leaves unstretched.
+  """Returns how much of each frequency YaRN leaves unscaled, from 0 to 1.
 
-  All of those that turn YARN_FAST times or more in the original length, none of
-  those that turn less than YARN_SLOW times, a ramp between, whose ends are
+  1 for those that turn YARN_FAST times or more in the original length, 0 for
+  those that turn less than YARN_SLOW times, and a ramp between, whose ends are
   whole dims (Peng et al. 2023, section 3.2, and their code).
   """
   place = lambda turns: (
@@ -171,9 +171,9 @@ def yarn_part(width: int, theta: float, original: float):
 
 
 def rotate(x_BTNH, rope):
-  """Turns pairs (i, i + H/2) of every head by its angle.
+  """Rotates pairs (i, i + H/2) of every head by their angles.
 
-  Of the first dims alone where there are fewer angles (GPT-NeoX, 2022).
+  With fewer angles than pairs, only the first dims rotate (GPT-NeoX, 2022).
   """
   cos, sin = rope
   width = 2 * cos.shape[-1]

@@ -1,4 +1,4 @@
-"""Stacks of layers: one tree, or one for each layer; and what remat saves."""
+"""Stacks of layers, scanned or unrolled, and their remat policy."""
 
 import collections
 import dataclasses
@@ -14,12 +14,12 @@ from gpt_jax.models.block import Block
 from gpt_jax.models.declare import Declared
 from gpt_jax.ops.matmul import MATMUL
 
-# Blocks that predict further tokens than the next are named so, and numbered.
+# Blocks that predict tokens beyond the next are named future_0, future_1, ...
 FUTURE = "future"
 
 
 def rematerialised(config: ModelConfig, is_scanned: bool) -> type[Block]:
-  """Returns the block; backward recomputes what model.remat says."""
+  """Returns the Block class, rematerialized by the policy of model.remat."""
   word, names = config.remat.policy, config.remat.names
   if word == "none":
     return Block
@@ -37,7 +37,7 @@ def rematerialised(config: ModelConfig, is_scanned: bool) -> type[Block]:
       offload_dst="pinned_host",
     ),
   }[word]()
-  # Unrolled, the compiler would find the first computation and keep it.
+  # Unrolled, CSE would undo the recomputation.
   return nn.remat(Block, policy=policy, prevent_cse=not is_scanned)
 
 
@@ -51,12 +51,12 @@ def run_blocks(
 ):
   """Runs all blocks of a family's stack; returns (x_BTD, cache, routing).
 
-  routing is moe.MoE's, with a leading dim of the layers that have experts; None
+  routing is moe.MoE's, with a leading dim over layers that have experts; None
   without experts.
 
   Args:
     module: has config, rules and is_stacked, and calls this in its __call__.
-    contexts: context.build_contexts of the forward pass.
+    contexts: from context.build_contexts, for this forward pass.
     cache: list over layers, or None; needs is_stacked=False.
     key: dropout key, or None.
     name: one of the module's STACKS.
@@ -67,7 +67,7 @@ def run_blocks(
   block = rematerialised(c, module.is_stacked)
   layers = range(c.num_layers)
   if module.is_initializing():
-    # The others of a stack have the same parameters as its first.
+    # Initialise one layer of each stack: the others have the same shapes.
     layers = [layer for layer in layers if places[layer][1] == 0]
   elif module.is_stacked:
     return _scan_blocks(module, c, places, block, x_BTD, contexts, key)
@@ -91,7 +91,7 @@ def run_blocks(
 
 
 def look_ahead(module: nn.Module, x_BTD, contexts: dict, key=None) -> list:
-  """Returns the outputs of the blocks that predict further tokens.
+  """Returns the outputs of the blocks that predict tokens beyond the next.
 
   Each is one more layer, without experts, on top of the same trunk, for the
   token after the next, the one after that, and so on (Gloeckle et al. 2024).
@@ -110,7 +110,7 @@ def look_ahead(module: nn.Module, x_BTD, contexts: dict, key=None) -> list:
 
 
 def _scan_blocks(module, c, places, block, x_BTD, contexts, key):
-  """Runs blocks whose parameters are stacked: a scan over their periods.
+  """Runs blocks with stacked parameters, by a scan over periods of layers.
 
   Layers before the first period and after the last (config.layer_cycle) run one
   by one. Returns (x_BTD, None, routing).
@@ -125,7 +125,7 @@ def _scan_blocks(module, c, places, block, x_BTD, contexts, key):
   sizes = collections.Counter(name for name, _ in places[start:][:period])
 
   def one(x_BTD, layer, params, like):
-    """Runs a layer of the kinds of layer `like`."""
+    """Runs a layer that has the attention and MLP kinds of layer `like`."""
     own = block(c, module.rules, mlps[like], parent=None)
     args = x_BTD, layer, contexts[kinds[like]], None, key
     if not has_taps:
@@ -182,10 +182,13 @@ def _scan_blocks(module, c, places, block, x_BTD, contexts, key):
 
 
 def _periods(stack, first: int, size: int, num_periods: int):
-  """Returns `size` layers a period of a stack, with a leading dim of periods.
+  """Returns a stack's layers by period: arrays (num_periods, size, ...).
+
+  With one layer per period there is no dim for size.
 
   Args:
-    first: place of the first layer in the stack.
+    first: index in the stack of the first period's first layer.
+    size: number of the stack's layers in a period.
   """
 
   def split(p):
@@ -197,14 +200,14 @@ def _periods(stack, first: int, size: int, num_periods: int):
 
 
 def _join(how, trees: list):
-  """Returns the tree of how([leaf of each tree]); of one tree, that one."""
+  """Joins trees leaf by leaf with how(leaves); one tree stays as it is."""
   if len(trees) == 1:
     return trees[0]
   return jax.tree.map(lambda *leaves: how(leaves), *trees)
 
 
 def layer_places(config: ModelConfig, name: str = "blocks"):
-  """Returns [(stack, place in it)] of the parameters of each layer."""
+  """Returns [(stack, index in the stack)] of each layer's parameters."""
   places, sizes = [], {}
   for stack in config_lib.layer_stacks(config, name):
     places.append((stack, sizes.setdefault(stack, 0)))
@@ -213,7 +216,7 @@ def layer_places(config: ModelConfig, name: str = "blocks"):
 
 
 def merge_stacks(trees: dict, config: ModelConfig, name: str = "blocks"):
-  """Returns one tree over all layers, in order, of {stack: tree} of a stack.
+  """Merges the {stack: tree} of one of STACKS into a tree over all layers.
 
   The trees have the same structure.
   """
@@ -227,7 +230,7 @@ def merge_stacks(trees: dict, config: ModelConfig, name: str = "blocks"):
 
 
 def stack_layers(params: dict, stacks) -> dict:
-  """Returns what unstack_layers was given; what is stacked stays."""
+  """Undoes unstack_layers; stacks that are still stacked stay so."""
   rest = dict(params)
   for name in stacks:
     if name not in rest:
@@ -241,9 +244,9 @@ def stack_layers(params: dict, stacks) -> dict:
 def unstack_layers(params: dict, stacks) -> dict:
   """Returns params with each stack as trees "<stack>_0", "<stack>_1", ...
 
-  The unrolled forward pass reads this form, and takes it as it is. A split,
-  whose transpose is one concatenation, keeps backward from adding L padded
-  copies.
+  The unrolled forward pass reads this form; params already in it are returned
+  unchanged. Uses lax.split, whose transpose is one concatenation: indexing
+  would make backward add L padded copies.
 
   Args:
     stacks: names of stacks, such as "blocks".
@@ -271,13 +274,13 @@ def unstack_layers(params: dict, stacks) -> dict:
 def abstract_params(module, config: ModelConfig):
   """Returns a family's boxed abstract parameters, stacked (leaves Declared).
 
-  Cached: tracing a model takes longer than all else of assembling a run. The
+  Cached: tracing a model is the slowest part of building a run. The
   caller must not change the tree.
 
   Args:
     module: the family's; it makes one layer of each stack at initialisation.
   """
-  # The kernel makes no parameters; this one asks nothing of the platform.
+  # No kernel has parameters, and dense runs on any platform.
   plain = dataclasses.replace(config, attention="dense")
   tokens = jnp.zeros((1, 1), jnp.int32)
   init = lambda key: module(plain, is_stacked=False).init(key, tokens)

@@ -1,1 +1,1 @@
-"""How is it computed, and differentiated? Gradients written by hand."""
+"""Numerical operations, with gradients written by hand."""

@@ -1,13 +1,13 @@
-"""A frozen matrix and the low-rank change that is learned beside it.
+"""A frozen matrix and its trainable low-rank update.
 
-LoRA (Hu et al. 2021, 4.1): W + scale * A B, with A of R columns. The product is
-taken from the right, x W + scale * (x A) B, so that neither the sum nor its
-gradient is ever an array of W's size.
+LoRA (Hu et al. 2021, 4.1): W + scale * A B, where A has R columns, is applied
+as x W + scale * (x A) B, so that neither the sum nor its gradient is ever an
+array of W's size.
 
 DoRA (Liu et al. 2024, eq. 5): each output of the sum is divided by its norm
-over the inputs and multiplied by a magnitude that is learned. Design choice:
-the magnitude is stored over the norm of W's output, so that it starts at one,
-and the first step's model is the base, bit for bit.
+over the inputs and multiplied by a learned magnitude. Design choice: the
+magnitude is stored as a multiple of the norm of W's output, so that it starts
+at one, and the first step's model is the base, bit for bit.
 """
 
 import jax
@@ -25,8 +25,8 @@ class Adapted(struct.PyTreeNode):
     base: the frozen matrix, of dims (*inputs, *outputs), or a Quantized.
     a: float32, (*inputs, R).
     b: float32, (R, *outputs).
-    scale: of the product of the two.
-    magnitude: float32, of dims (*outputs), of DoRA; None is LoRA.
+    scale: factor of A B.
+    magnitude: float32 (*outputs), for DoRA; None for LoRA.
   """
 
   base: jax.Array | Quantized
@@ -44,8 +44,8 @@ def base_of(w):
 def merge(w):
   """Returns the matrix that an Adapted stands for; any other w as it is.
 
-  The sum is made in float32 and has the type of the frozen matrix. Leading
-  dims beside those of a matrix (layers, experts) are those of all three arrays.
+  Summed in float32, then cast to the frozen matrix's dtype. All three arrays
+  have the same leading dims (layers, experts) beside those of a matrix.
   """
   if not isinstance(w, Adapted):
     return w
@@ -66,9 +66,9 @@ def merge(w):
 
 
 def gain_of(w: Adapted):
-  """Returns float32 of dims (*outputs): DoRA's factor of each output.
+  """Returns DoRA's factor of each output, float32 (*outputs).
 
-  The norm of W + scale * A B by W and A^T W, without the sum:
+  Computes the norm of W + scale * A B from W and A^T W, without the sum:
   |W|^2 + b.(2 scale A^T W + scale^2 A^T A b), for each output's column b of B.
   """
   assert w.magnitude is not None  # else there is no norm
@@ -86,9 +86,9 @@ def gain_of(w: Adapted):
 
 
 def _ratio(base, whole):
-  """Returns the root of base / whole, one where whole is zero.
+  """Returns sqrt(base / whole), or 1 where whole is zero.
 
-  It is a constant to the gradient (4.3).
+  No gradient flows through it (DoRA, 4.3).
   """
   is_zero = whole <= 0
   found = jnp.sqrt(base / jnp.where(is_zero, 1, whole))

@@ -10,7 +10,7 @@ P = exp(S - L) from it. Two forms of one function:
   tiles   tokens in any order and of any length, in loops that skip a hidden
           pair of blocks at run time
 
-Softmax statistics are float32. Queries come scaled.
+Softmax statistics are float32. Queries are already scaled.
 """
 
 import functools
@@ -33,8 +33,8 @@ from gpt_jax.ops.visibility import (
   visible_queries,
 )
 
-# Longest rows that are unrolled; length from which blocks are larger; scores
-# of one block of rows that fit a core's cache (configs/LOG.md).
+# Longest rows that are unrolled; longest rows that take small blocks; number of
+# scores that fit a core's cache (configs/LOG.md).
 MAX_STRIPS_LEN = 4096
 LONG = 512
 SMALL_BLOCK, LARGE_BLOCK = 64, 128
@@ -113,7 +113,7 @@ def _strips_forward(q_BKGTH, k_BKSH, v_BKSH, segments_BT, rule):
 def _strips_backward(rule, saved, dy_BKGTH):
   """FlashAttention-2's backward (Dao 2023, algorithm 2), by blocks of keys.
 
-  Scores are transposed, so that every product but one contracts the last dim of
+  Scores are transposed, so that every matmul but one contracts the last dim of
   its left operand, the form that is twice as fast on a CPU; dQ is accumulated
   transposed for the same reason.
   """
@@ -156,8 +156,8 @@ strips.defvjp(_strips_forward, _strips_backward)
 def delta_of(y_BKGTH, dy_BKGTH):
   """Returns delta = rowsum(dO * O) (FlashAttention-2, algorithm 2, line 4).
 
-  Computed as a product with ones: XLA on a CPU would fuse a plain sum into the
-  product of scores, which then takes eight times as long (configs/LOG.md).
+  Computed as a matmul with ones: XLA on a CPU would fuse a plain sum into the
+  matmul of scores, which then takes eight times as long (configs/LOG.md).
   """
   each = y_BKGTH.astype(jnp.float32) * dy_BKGTH.astype(jnp.float32)
   ones_H = jnp.ones(each.shape[-1], jnp.float32)
@@ -274,7 +274,7 @@ def tiles_forward(
 
 
 def tiles_backward(q, k, v, q_at, k_at, rule, y, dy, lse):
-  """Returns (dq, dk, dv) float32 that come from these keys.
+  """Returns (dq, dk, dv) float32, the contributions of these keys.
 
   Args:
     y, lse: y_BKGTH and lse_BKGT over all keys; k and v may be a part of them.
@@ -343,7 +343,7 @@ def _padded(x, axis: int, at: TokenPositions, length: int, slot: int):
   """Returns (x, positions, tile), the length a multiple of the tile.
 
   Args:
-    slot: of the padding.
+    slot: slot number of the padding.
   """
   tile = tile_of(length)
   short = -length % tile

@@ -20,26 +20,26 @@ class Smoothing(NamedTuple):
   """Label smoothing (Szegedy et al. 2016, section 7).
 
   Attributes:
-    rate: the part of each target's probability that all tokens share evenly.
-    vocab_size: the number of tokens, rows of padding left out.
+    rate: the part of each target's probability spread evenly over all tokens.
+    vocab_size: number of tokens, without rows of padding.
   """
 
   rate: float
   vocab_size: int
 
   def soften(self, is_target_V, ids_V):
-    """Returns the smoothed targets, (..., V), of one-hot ones."""
+    """Returns smoothed targets, (..., V), from one-hot targets."""
     soft_V = (1 - self.rate) * is_target_V + self.rate / self.vocab_size
     return jnp.where(ids_V < self.vocab_size, soft_V, 0)
 
   def sum_real(self, logits_V, ids_V):
-    """Returns the sum over V of the logits of tokens."""
+    """Returns the sum over V of the logits, rows of padding left out."""
     return jnp.where(ids_V < self.vocab_size, logits_V, 0).sum(-1)
 
   def smooth(self, nll, picked, total):
     """Returns smoothed nats: the cross-entropy with the smoothed targets.
 
-    They are -(1 - rate) log p(target) - rate mean(log p), which is the plain
+    These are -(1 - rate) log p(target) - rate mean(log p), which is the plain
     nats plus rate (log p(target) - mean(log p)); log Z cancels in the brackets.
 
     Args:
@@ -55,8 +55,8 @@ def cross_entropy(
 ):
   """Returns (sum of negative log-likelihoods in nats, number of targets).
 
-  With smoothing, the sum is the smoothed loss, and the plain one, which has no
-  gradient, comes last.
+  With smoothing, the sum is the smoothed loss, and a third value is the plain
+  sum, which has no gradient.
 
   Args:
     logits_BTV: float32.
@@ -106,7 +106,7 @@ def count_hits(logits_BTV, targets_BT, mask_BT=None):
 def chunked_count_hits(
   x_BTD, w_VD, targets_BT, mask_BT, cap, num_chunks: int, rules
 ):
-  """Returns count_hits by chunks of the vocabulary; arguments as below."""
+  """Returns count_hits by chunks of the vocabulary (chunked_cross_entropy)."""
 
   def one(carry, index):
     top_BT, picked_BT = carry
@@ -140,25 +140,25 @@ def chunked_cross_entropy(
 ):
   """Returns cross_entropy without ever holding all logits.
 
-  On one device, chunks of tokens: forward computes the gradient of each chunk
-  with it, as in Liger (Hsu et al. 2024), so that no product is computed twice.
-  On a mesh, and with a z-loss, chunks of the vocabulary: a device that holds a
-  shard of w_VD gathers one chunk at a time, and the gradient of a chunk is
-  summed over devices once. Backward then recomputes the logits, one product
-  more: a quarter of the cost of the head with its gradients.
+  On one device it goes by chunks of tokens: forward computes each chunk's
+  gradient as well, as in Liger (Hsu et al. 2024), so that no matmul runs twice.
+  On a mesh, or with a z-loss, it goes by chunks of the vocabulary: devices that
+  hold shards of w_VD gather one chunk at a time, and a chunk's gradient is
+  summed over devices once. Backward then recomputes the logits: one more
+  matmul, a quarter of the cost of the head with its gradients.
 
   Args:
     x_BTD: input of the output matrix w_VD; logits are x_BTD times w_VD.
     w_VD: the parameter; V is a multiple of num_chunks times the tensor axis.
     mask_BT: float32 weight of each target.
     cap: elementwise function of (logits_BTR, ids_R), such as a soft-cap.
-    rules: value of sharding.RULES.
+    rules: key of sharding.RULES.
     grad_dtype: dtype in which w's gradient is computed and summed over devices.
     has_z: also return squared_log_z, third.
     smoothing: as in cross_entropy; the plain loss comes last.
 
   Raises:
-    InputError: V does not divide.
+    InputError: V is not such a multiple.
   """
   shards = sharding.axes_size(rules, "vocab")
   if w_VD.shape[0] % (num_chunks * shards):
@@ -179,7 +179,7 @@ def chunked_cross_entropy(
 
 
 def logsumexp(logits_RV):
-  """Returns log(sum(exp(logits))) of each row; it is not differentiated."""
+  """Returns log(sum(exp(logits))) of each row; used without a gradient."""
   return jax.lax.platform_dependent(
     logits_RV,
     cuda=one_pass_logsumexp,
@@ -188,10 +188,10 @@ def logsumexp(logits_RV):
 
 
 def one_pass_logsumexp(logits_RV):
-  """Returns logsumexp, maximum and sum found in one pass over memory.
+  """Returns logsumexp; finds maximum and sum in one pass over memory.
 
   The running sum is rescaled whenever the maximum grows (Milakov and Gimelshein
-  2018). A CPU is faster in two passes, which take one exp an element.
+  2018). A CPU is faster in two passes, which take one exp per element.
   """
 
   def join(a, b):

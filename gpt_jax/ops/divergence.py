@@ -1,9 +1,9 @@
 """The divergence of a student from its teacher, as a float32 sum over targets.
 
-Both say how likely each outcome is. An outcome is a token; or, where only the
-teacher's K likeliest tokens are stored, one of these or "any other", which has
-the probability that is left. Coarser outcomes never diverge more than finer
-ones, and as much where K is the whole vocabulary.
+Student and teacher each give a distribution over outcomes. An outcome is a
+token; or, where only the teacher's K likeliest tokens are stored, one of those
+or "any other", with the remaining probability. Merging outcomes never increases
+the divergence; where K is the whole vocabulary, it is the same.
 """
 
 from typing import NamedTuple
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from gpt_jax.ops.visibility import MASK_VALUE
 
-# Log-probabilities below this are those of rows of padding.
+# Log-probabilities below this belong to padding rows of the vocabulary.
 LEAST = -1e20
 
 
@@ -21,10 +21,10 @@ class Divergence(NamedTuple):
   """Which divergence (Hinton et al. 2015; reverse: Gu et al. 2024).
 
   Attributes:
-    kind: "forward", KL(teacher || student): the student is to give weight to
-      whatever the teacher does; or "reverse", KL(student || teacher): to
-      nothing else.
-    temperature: both divide their logits by it.
+    kind: "forward", KL(teacher || student): the student should give weight to
+      whatever the teacher does; or "reverse", KL(student || teacher): it should
+      give weight to nothing else.
+    temperature: divides the logits of both.
   """
 
   kind: str
@@ -35,7 +35,7 @@ class Divergence(NamedTuple):
     return jax.nn.log_softmax(logits_BTV / self.temperature, axis=-1)
 
   def log_probs_of(self, logits_BTV, ids_BTK):
-    """Returns log-probabilities of K tokens and of any other, (B, T, K + 1)."""
+    """Returns log-probabilities of K tokens and "any other", (B, T, K + 1)."""
     logp_BTV = self.log_probs(logits_BTV)
     named_BTK = jnp.take_along_axis(logp_BTV, ids_BTK, axis=-1)
     B, T, _ = ids_BTK.shape

@@ -1,4 +1,4 @@
-"""A matrix as the product of two thin ones."""
+"""A matrix stored as the product of two low-rank factors."""
 
 from typing import Any
 
@@ -20,6 +20,6 @@ class Factored(struct.PyTreeNode):
 
 
 def merge(w: Factored) -> jax.Array:
-  """Returns the matrix, summed in float32, in its factors' type."""
+  """Returns A B, summed in float32, in the dtype of the factors."""
   whole = jnp.tensordot(w.a, w.b, 1, preferred_element_type=jnp.float32)
   return whole.astype(w.a.dtype)

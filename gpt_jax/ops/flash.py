@@ -7,10 +7,10 @@ may have a soft-cap, heads any width.
 
 Which tiles of scores a program visits is computed outside, from the rule and
 from the least and largest document of each block: the first and the last tile
-that may have a visible pair. A row of short documents costs what they cost.
+that may have a visible pair. So short documents in one row stay cheap.
 
-Softmax runs in base 2, as the hardware does. Twins: blockwise.py, and numpy in
-lab/plan/attention.py.
+Softmax runs in base 2, as the hardware does. Reference implementations:
+blockwise.py, and numpy in lab/plan/attention.py.
 """
 
 import functools
@@ -28,7 +28,7 @@ from gpt_jax.ops.visibility import MASK_VALUE, Rule, TokenPositions
 LOG2E = math.log2(math.e)
 # Side of the tiles.
 TILE = 64
-# A tensor core's product has at least this many of each dim.
+# Smallest size of each dim of a tensor-core matmul.
 LEAST = 16
 
 
@@ -37,7 +37,7 @@ def flash(q_BTNH, k_BTKH, v_BTKH, segments_BT, rule: Rule, scale, interpret):
   """Returns y_BTNH of whole rows in order.
 
   Args:
-    segments_BT: document of each token, or None; equal ids see each other.
+    segments_BT: document of each token, or None; a token sees only its own.
     scale: what scores are multiplied by.
     interpret: run in Pallas' interpreter, on any platform.
   """
@@ -94,7 +94,7 @@ flash.defvjp(_forward, _backward)
 def _padded(rule: Rule, segments_BT, q, k, v, *more):
   """Returns (q, k, v, segments_BT or None, *more), T a multiple of the tile.
 
-  Padding comes last, where a causal rule hides it; else documents do.
+  Padding comes last: a causal rule hides it, else its document id does.
   """
   B, T = q.shape[:2]
   short = -T % TILE
@@ -112,7 +112,7 @@ def _padded(rule: Rule, segments_BT, q, k, v, *more):
 def visited(rule: Rule, segments_BT, length: int):
   """Returns bool visits_BIJ: which tiles (i, j) may have a visible pair.
 
-  B is 1 where all rows agree. Exact but for documents whose ids do not ascend.
+  B is 1 where all rows agree. Not exact if document ids do not ascend in a row.
   """
   slots_IT = jnp.arange(length).reshape(-1, TILE)
   meets = functools.partial(visibility.any_visible, rule)
@@ -127,14 +127,17 @@ def visited(rule: Rule, segments_BT, length: int):
 
 
 def _caller(q, k, segments_BT, rule: Rule, interpret: bool):
-  """Returns run(kernel, name, inputs, outputs, by_keys=False)."""
+  """Returns run(kernel, name, inputs, outputs, by_keys=False).
+
+  run launches a program for each tile of queries or, by_keys, of keys.
+  """
   (B, T, N, H), K = q.shape, k.shape[2]
   G, wide = N // K, max(LEAST, pl.next_power_of_2(H))
   visits_BIJ = visited(rule, segments_BT, T)
 
   def run(kernel, name, inputs, outputs, by_keys=False):
     heads = G if by_keys else None
-    # A program has one tile of one side and the whole row of the other.
+    # A program reads one tile of its own side and whole rows of the other.
     own, other = ("k", "q") if by_keys else ("q", "k")
     sizes = {own: TILE, other: T}
     at = {own: lambda i: i, other: lambda i: 0}
@@ -206,7 +209,7 @@ def _scores(rule: Rule, scale: float, q_TH, k_SH, q_at, k_at):
 
 
 def _tile(ref, index, width: int):
-  """Returns tile `index` of a row's array, and zeros beyond the head."""
+  """Returns tile `index` of a row's array, with zeros beyond the head width."""
   return _load(ref.at[pl.ds(index * TILE, TILE)], width)
 
 

@@ -1,14 +1,15 @@
-"""A few rows times a matrix in int4 on a GPU, as Pallas kernels.
+"""Pallas kernels for GPUs that multiply a few rows by an int4 matrix.
 
 XLA would write the dequantized matrix, nine times the bytes, for each token.
-Here a program reads the integers of some outputs in place. Their twin is the
-product with the dequantized matrix in quantized.py.
+Here a program reads the integers of some outputs in place. The reference is the
+matmul with the dequantized matrix in quantized.py.
 
-- One row: turning each integer into a float would take longer than to read it.
-  So the row becomes two digits, as on a CPU (quantized.py), but to base 254 of
-  the largest of each group, and one instruction multiplies four integers.
-- More rows: by tensor cores, in the dtype of the rows. A byte is 16 * high +
-  low, so both halves come of the products with the byte and with its high half.
+- One row: converting each integer to a float would take longer than reading it.
+  So the row is split into two base-254 digits, as on a CPU (quantized.py), but
+  relative to the largest of each group, and one instruction multiplies four
+  integers.
+- More rows: on tensor cores, in the dtype of the rows. A byte is 16 * high +
+  low, so a matmul with the byte and one with its high half give both halves.
 
 Tiles, warps and stages were tried on an H200 with the matrices of an 8B model
 (docs/performance.md).
@@ -21,9 +22,9 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-# Rows of a product by tensor cores, the least that they take.
+# Number of rows of a tensor-core matmul, the fewest it takes.
 ROWS = 16
-# Inputs whose integers a thread reads at once, in four words.
+# Number of inputs whose integers a thread reads at once, as four words.
 PIECE = 16
 
 
@@ -94,7 +95,7 @@ def _multiply_one(x_GC, values_GFC, scale_GF, interpret: bool):
 
 
 def _to_digits(x_GC):
-  """Returns int8 digits_2GC and unit_G, x being (d_0 + d_1 / 254) * unit."""
+  """Returns int8 digits_2GC and unit_G; x is (d_0 + d_1 / 254) * unit."""
   x_GC = x_GC.astype(jnp.float32)
   unit_G1 = jnp.abs(x_GC).max(-1, keepdims=True) / 127
   x_GC /= jnp.where(unit_G1 == 0, 1, unit_G1)
@@ -124,15 +125,15 @@ def _repeat(byte: int):
 
 
 def _at(index: int):
-  """Returns an index that the interpreter takes as well."""
+  """Returns a constant index in a form that the interpreter accepts."""
   return jax.lax.full((), index, jnp.int32)
 
 
 def _multiply_few(x_LGC, values_GFC, scale_GF, interpret: bool):
   L, G, C = x_LGC.shape
   F = values_GFC.shape[1]
-  # Programs share the inputs too, and write sums of parts. Of many outputs
-  # these are as many bytes as the matrix.
+  # Programs split the inputs too, and write partial sums. With many outputs
+  # there are fewer parts: the sums can be as many bytes as the matrix.
   outputs, parts = math.gcd(F, 128), math.gcd(G, 16 if F <= 4096 else 8)
   own = G // parts
   # N = 16 rows.

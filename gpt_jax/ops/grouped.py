@@ -1,10 +1,10 @@
-"""Matrix products of groups of rows, each group with its own matrix.
+"""Grouped matmul: rows sorted by group, each group with its own matrix.
 
-P rows sorted by group, E groups. Where XLA has no kernel for it, it multiplies
+There are P rows and E groups. Where XLA has no kernel for this, it multiplies
 every row with every group's matrix, E times the work: always on a CPU, and for
-the gradient of the matrices on a TPU (libtpu of jax 0.10.2 and 0.12). A loop
-over blocks of rows of one group computes what is needed, plus part of a block
-for each group.
+the gradient of the matrices on a TPU (libtpu of jax 0.10.2 and 0.12). Here a
+loop over blocks of rows of one group does the work that is needed, plus part of
+a block for each group.
 """
 
 import functools
@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 # Largest block, in rows: on a CPU what fits its cache, elsewhere enough that
-# accumulating into the E gradients costs little beside the products.
+# accumulating into the E gradients costs little beside the matmuls.
 CPU_BLOCK, BLOCK = 128, 1024
 # Smallest block, where there are enough rows.
 MIN_BLOCK = 32
@@ -47,14 +47,14 @@ take_rows.defvjp(_take_forward, _take_backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def take_some(x_TD, place_S, slot_P, copies: int):
-  """Returns x_TD with rows repeated, then moved to slots: zeros where none is.
+  """Returns x_TD with rows repeated, then moved to slots; empty ones are zero.
 
-  As take_rows, where some of the P = T * copies rows have no slot and some of
-  the S slots no row.
+  As take_rows, but some of the P = T * copies rows may have no slot, and some
+  of the S slots no row.
 
   Args:
-    place_S: the row of a slot, before it is divided by copies; P for none.
-    slot_P: its inverse; S or more for none.
+    place_S: index of each slot's row among the P rows; P for an empty slot.
+    slot_P: slot of each row; S or more for a row without one.
   """
   return _take_or_zero(x_TD, place_S // copies)
 
@@ -83,7 +83,8 @@ def grouped(x_PD, w_EDF, sizes_E, grad_dtype: str, dim: int, axes: tuple):
   and summed over `axes` in grad_dtype.
 
   Args:
-    x_PD: or x_ECD, groups of C rows each, with sizes_E None and y_ECF then.
+    x_PD: the rows; or x_ECD, E groups of C rows, with sizes_E None: the result
+      is then y_ECF.
     w_EDF: the parameter.
     dim, axes: the dim of w_EDF that is sharded, and the mesh axes it is over.
   """
@@ -135,25 +136,21 @@ def _times(x_PD, w_EDF, sizes_E):
   y_PF = jax.lax.platform_dependent(
     x_PD, w_EDF, sizes_E, cpu=times_by_blocks, default=jax.lax.ragged_dot
   )
-  # What a kernel leaves in rows of no group is not to be relied on.
+  # Kernels leave undefined values in rows of no group.
   is_in_P = jnp.arange(x_PD.shape[0]) < sizes_E.sum()
   return jnp.where(is_in_P[:, None], y_PF, 0)
 
 
-# Without a kernel, XLA multiplies every row with every expert's matrix: E times
-# the work. It has none on a CPU, and on a TPU (libtpu of jax 0.10.2 and 0.12)
-# one for the product and none for the gradient of its matrices. A loop over
-# blocks of rows that have one expert does what is to be done and a part of a
-# block a group more.
+# Loops over blocks of rows of one group, where XLA has no kernel (see the top).
 
 
 def times_by_blocks(x_PD, w_EDF, sizes_E):
-  """Returns ragged_dot(x_PD, w_EDF, sizes_E) but for rows of no group."""
+  """Returns ragged_dot(x_PD, w_EDF, sizes_E), except in rows of no group."""
   P, F = x_PD.shape[0], w_EDF.shape[2]
   size, total, block_of = _blocks(P, sizes_E, CPU_BLOCK)
   x_PD = jnp.pad(x_PD, ((0, size), (0, 0)))
 
-  # A block's rows beyond its group are written anew by the next.
+  # A block's rows beyond its group are overwritten by the next block.
   def one(i, y_PF):
     e, start, _ = block_of(i)
     x = jax.lax.dynamic_slice_in_dim(x_PD, start, size)
@@ -168,7 +165,7 @@ def outer_by_blocks(x_PD, dy_PF, sizes_E, dtype, most=CPU_BLOCK):
   """Returns dw_EDF, the sum over each group's rows of x times dy.
 
   Args:
-    most: rows of a block.
+    most: largest number of rows of a block.
   """
   E, D, F = sizes_E.size, x_PD.shape[1], dy_PF.shape[1]
   size, total, block_of = _blocks(x_PD.shape[0], sizes_E, most)

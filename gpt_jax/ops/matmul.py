@@ -1,7 +1,7 @@
-"""Matrix products of activations and parameters, with their gradients.
+"""Matmuls of activations and parameters, with their gradients.
 
 Each is one einsum. On a CPU its form decides the speed: XLA's library has
-bfloat16 kernels only for products that contract the last dim of the left
+bfloat16 kernels only for matmuls that contract the last dim of the left
 operand and return float32; other forms are multiplied in float32, at half the
 speed (configs/LOG.md).
 """
@@ -18,13 +18,14 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from gpt_jax.machine import processor
 from gpt_jax.ops import quantized
 
-# The checkpoint name of a product: a remat policy does not see into a function
+# The checkpoint name of a matmul: a remat policy does not see into a function
 # with a custom gradient.
 MATMUL = "matmul"
-# Up to this number of rows a product is one of decoding.
+# Up to this number of rows, a matmul is treated as one of decoding.
 FEW_ROWS = 64
-# Between these a CPU multiplies in float32 with the matrix on the left. Of more
-# rows, as chunks of prompts have, the bits would depend on their number.
+# For this range of rows, a CPU multiplies in float32 with the matrix on the
+# left. With more rows, as in chunks of prompts, the bits of a row's result
+# would depend on the number of rows.
 MIN_TURNED, MAX_TURNED = 2, 8
 
 
@@ -41,7 +42,7 @@ class Transposed(struct.PyTreeNode):
 
 
 def transpose(w, num_in: int) -> Transposed:
-  """Returns w, whose first `num_in` dims are inputs."""
+  """Returns w, whose first `num_in` dims are inputs, as a Transposed."""
   outs = w.shape[num_in:]
   return Transposed(w.reshape(-1, math.prod(outs)).T, outs)
 
@@ -57,7 +58,7 @@ def matmul(equation: str, x, w, grad_dtype: str, out_dtype=None):
       more.
     w: an array, or, without a gradient and with the equation "LD,DF->LF", a
       quantized.Quantized or a Transposed.
-    out_dtype: of the result; None for that of x.
+    out_dtype: dtype of the result; None for x's.
   """
   out_dtype = jnp.dtype(out_dtype or x.dtype)
   if isinstance(w, quantized.Quantized) and w.is_frozen:
@@ -103,7 +104,7 @@ _matmul.defvjp(_matmul_forward, _matmul_backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _matmul_frozen(x, w, out_dtype):
-  """Returns x_LD times a rounded matrix, which both passes dequantize."""
+  """Returns x_LD times a quantized matrix; both passes dequantize it."""
   w_FD = quantized.by_outputs(w).astype(x.dtype)
   return multiply("LD,FD->LF", x, w_FD, out_dtype)
 
@@ -138,8 +139,8 @@ def multiply(equation: str, x, w, out_dtype):
     "".join(a for a in letters if a in result) for letters in (of_x, of_w)
   )
 
-  # A CPU multiplies two rows in a tenth of the time of one. Of one row a GPU
-  # makes sums over columns, and of bfloat16 products that are rounded.
+  # One row is doubled: a CPU multiplies two rows in a tenth of the time of one.
+  # With one row, a GPU sums over columns and rounds each bfloat16 product.
   twice = lambda x: jnp.concatenate([x, x]) if num_rows == 1 else x
 
   def on_gpu(x, w):
@@ -149,7 +150,7 @@ def multiply(equation: str, x, w, out_dtype):
     rows = twice(x)
     is_turned = of_w.startswith(outs) and not processor.is_intel()
     if is_turned and num_rows <= FEW_ROWS:
-      # XLA would transpose w, which is large, first; for an Intel it does not.
+      # XLA would first transpose w, which is large; on Intel it does not.
       swapped = f"{of_w},{of_x}->{outs}{lead}"
       y = jnp.einsum(swapped, w, rows, preferred_element_type=jnp.float32)
       y = jnp.einsum(f"{outs}{lead}->{result}", y)
@@ -165,8 +166,8 @@ def multiply(equation: str, x, w, out_dtype):
 def _multiply_turned(x_LD, w_FD, out_dtype):
   """Returns x_LD times w_FD transposed; faster for few rows on a CPU.
 
-  XLA packs the right operand anew at each call. The barrier keeps it from
-  turning the product back.
+  XLA repacks the right operand at each call, so the large w_FD goes left. The
+  barrier keeps XLA from swapping the operands back.
   """
   y_FL = jnp.einsum("FD,LD->FL", w_FD, x_LD, preferred_element_type=out_dtype)
   return jax.lax.optimization_barrier(y_FL).T

@@ -18,7 +18,7 @@ def normalize(x, scale, eps: float, is_centred: bool):
 
 
 def _over(x, scale):
-  """Returns a scale of the last dim in float32, of the rank of x."""
+  """Returns the scale in float32, broadcast to the rank of x."""
   return jax.lax.broadcast_to_rank(scale.astype(jnp.float32), x.ndim)
 
 
@@ -51,10 +51,10 @@ def _normalize_backward(eps, is_centred, saved, dy):
 
 
 def recompute_dscale(dy, x, mean, rstd):
-  """Returns the scale's gradient, recomputed from what is in memory.
+  """Returns the scale's gradient, with dy * y recomputed from saved arrays.
 
-  Else a GPU writes dy * y in float32, to read it for this sum over rows and for
-  those over columns, which are kernels of their own.
+  Otherwise a GPU writes dy * y in float32, to read it again for this sum over
+  rows and for the sums over columns, which are separate kernels.
   """
   dy, x = jax.lax.optimization_barrier((dy, x))
   y = (x.astype(jnp.float32) - mean) * rstd
@@ -65,7 +65,7 @@ normalize.defvjp(_normalize, _normalize_backward)
 
 
 def rms_normalize(x, scale, eps: float):
-  """Returns RMSNorm of queries or keys over the dims of a scale, times it."""
+  """Returns RMSNorm of queries or keys over the dims of the scale."""
   y, dims = x.astype(jnp.float32), tuple(range(-scale.ndim, 0))
   y = y * jax.lax.rsqrt((y * y).mean(dims, keepdims=True) + eps)
   return (y * _over(x, scale)).astype(x.dtype)

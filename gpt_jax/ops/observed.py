@@ -1,4 +1,4 @@
-"""A matrix whose left sides are recorded: what calibration reads.
+"""A matrix whose inputs are recorded, for calibration.
 
 GPTQ, AWQ and Wanda need the inputs of each matrix on some text. `project`
 records them where it multiplies, so that no model has to name them.
@@ -12,11 +12,11 @@ from flax import struct
 
 
 class Observed(struct.PyTreeNode):
-  """A matrix and what is called with its left sides.
+  """A matrix and a callback that receives its inputs.
 
   Attributes:
     w: the matrix, an array.
-    take: called with (rows, inputs) of each product as it is traced.
+    take: called with the (rows, inputs) array of each matmul as it is traced.
   """
 
   w: jax.Array

@@ -1,4 +1,4 @@
-"""The loss of a policy that learns from the rewards of what it has sampled."""
+"""The GRPO loss: a policy learns from the rewards of answers it has sampled."""
 
 from typing import NamedTuple
 
@@ -7,12 +7,12 @@ import jax.numpy as jnp
 
 
 class Judged(NamedTuple):
-  """What the loss makes of sampled answers, means over the tokens of each.
+  """The loss and its statistics for each answer, as means over its tokens.
 
   Attributes:
     loss_B: what is minimised.
-    kl_B: estimate of the distance to the reference; 0 without one.
-    clipped_B: part of the tokens at which the bound of the ratio decides.
+    kl_B: estimated KL divergence from the reference; 0 without one.
+    clipped_B: part of the tokens at which the clipped ratio sets the loss.
   """
 
   loss_B: jax.Array
@@ -29,7 +29,7 @@ def grpo(
   reference_BT=None,
   kl_weight: float = 0.0,
 ) -> Judged:
-  """Returns group relative policy optimization's (Shao et al. 2024, eq. 3, 4).
+  """Returns the loss of GRPO for each answer (Shao et al. 2024, eq. 3, 4).
 
   -(min(ratio A, clip(ratio, 1 - clip, 1 + clip) A) - kl_weight KL), the mean
   over the tokens of an answer, with ratio = p / old and the estimate of
@@ -37,15 +37,15 @@ def grpo(
 
   Args:
     log_p_BT: log-probability of each token by the policy.
-    old_BT: by the policy that has sampled it.
-    advantage_B1: A, of each answer.
+    old_BT: its log-probability by the policy that sampled it.
+    advantage_B1: A, the advantage of each answer.
     mask_BT: 1 at the tokens of an answer.
     clip: the paper's epsilon.
     reference_BT: log-probabilities by the reference; None without one.
     kl_weight: the paper's beta.
   """
   mean = lambda x_BT: (x_BT * mask_BT).sum(1) / jnp.maximum(mask_BT.sum(1), 1)
-  # Elsewhere a ratio could overflow, and infinity times 0 is no number.
+  # Masked: outside answers a ratio could overflow, and infinity * 0 is NaN.
   ratio_BT = jnp.exp((log_p_BT - old_BT) * mask_BT)
   free_BT = ratio_BT * advantage_B1
   bound_BT = jnp.clip(ratio_BT, 1 - clip, 1 + clip) * advantage_B1

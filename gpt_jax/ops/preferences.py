@@ -1,8 +1,9 @@
-"""Losses of preferences: two answers to a prompt, of which one is better.
+"""Preference losses: direct, identity, odds ratio, Kahneman-Tversky (KTO).
 
-w and l are the chosen and the rejected answer, y their tokens, x the prompt.
-KTO's answers are judged alone: beside each stands the answer to another prompt,
-whose mean ratio says how far the model is from its reference.
+w and l are the chosen and the rejected answer to a prompt, y their tokens, x
+the prompt. KTO judges each answer alone: a row also has the answer to another
+prompt, and the mean log ratio of these says how far the model is from its
+reference.
 """
 
 from typing import NamedTuple
@@ -10,19 +11,19 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-# Of a mean over tokens, whose odds are then 10^7 to 1.
+# Largest mean log-probability of a token: there the odds are 10^7 to 1.
 MOST_LOG_P = -1e-7
 
 
 class Answers(NamedTuple):
-  """What a loss knows of a batch.
+  """Inputs of a preference loss for a batch.
 
   Attributes:
     log_p_B2: log-probabilities of both answers of a row, in nats.
-    reference_B2: those of the reference; None without one.
-    num_B2: their numbers of tokens.
-    label_B: 1 for a row, 0 where there is none; of KTO -1 where the first
-      answer is to be avoided.
+    reference_B2: the same by the reference; None without one.
+    num_B2: numbers of tokens of both answers.
+    label_B: 1 for a row, 0 for padding; in KTO -1 where the first answer is
+      undesirable.
     baseline: KTO's mean ratio of the whole batch; None where the rows are the
       whole batch.
   """
@@ -41,12 +42,12 @@ class Answers(NamedTuple):
 
 
 class Judged(NamedTuple):
-  """What a loss makes of answers.
+  """Results of a preference loss.
 
   Attributes:
-    loss_B: of each row.
+    loss_B: loss of each row.
     reward_B2: implicit rewards of both answers.
-    is_right_B: whether the better answer has the higher reward; of KTO whether
+    is_right_B: whether the better answer has the higher reward; in KTO whether
       the reward is on the label's side of the baseline.
   """
 
@@ -56,7 +57,7 @@ class Judged(NamedTuple):
 
 
 def dpo(answers: Answers, beta: float) -> Judged:
-  """Returns direct preference optimization's (Rafailov et al. 2023, eq. 7).
+  """Returns the DPO loss (Rafailov et al. 2023, eq. 7).
 
   -log sigmoid(r(y_w) - r(y_l)), with r(y) = beta log(p(y|x) / reference(y|x)).
   """
@@ -66,7 +67,7 @@ def dpo(answers: Answers, beta: float) -> Judged:
 
 
 def ipo(answers: Answers, beta: float) -> Judged:
-  """Returns identity preference optimization's (Azar et al. 2023, eq. 17).
+  """Returns the IPO loss (Azar et al. 2023, eq. 17).
 
   (h - 1 / (2 beta))^2, with h the difference of log(p(y|x) / reference(y|x)),
   sums over tokens. beta is the paper's tau.
@@ -77,16 +78,16 @@ def ipo(answers: Answers, beta: float) -> Judged:
 
 
 def orpo(answers: Answers, beta: float) -> Judged:
-  """Returns odds ratio preference optimization's (Hong et al. 2024, eq. 6, 7).
+  """Returns the ORPO loss (Hong et al. 2024, eq. 6, 7).
 
   -log p(y_w|x) - beta log sigmoid(log(odds(y_w|x) / odds(y_l|x))), with odds
   p / (1 - p) and log p the mean over tokens. beta is the paper's lambda.
   """
-  # A row without answers has log p 0, of which the odds are not finite.
+  # A row without answers has log p 0, whose odds are infinite.
   is_empty_B2 = answers.num_B2 == 0
   mean_B2 = answers.log_p_B2 / jnp.where(is_empty_B2, 1, answers.num_B2)
   mean_B2 = jnp.where(is_empty_B2, -1.0, mean_B2)
-  # Nor those of an answer that is certain, in float32.
+  # In float32 so are the odds of a certain answer.
   bound_B2 = jnp.minimum(mean_B2, MOST_LOG_P)
   odds_B2 = bound_B2 - jnp.log(-jnp.expm1(bound_B2))
   margin_B = odds_B2[:, 0] - odds_B2[:, 1]
@@ -95,11 +96,11 @@ def orpo(answers: Answers, beta: float) -> Judged:
 
 
 def kto(answers: Answers, beta: float) -> Judged:
-  """Returns Kahneman-Tversky optimization's (Ethayarajh et al. 2024, eq. 8).
+  """Returns the KTO loss (Ethayarajh et al. 2024, eq. 8).
 
-  1 - sigmoid(beta (r - z)) of an answer to learn, 1 - sigmoid(beta (z - r)) of
-  one to avoid, with r = log(p(y|x) / reference(y|x)) and z the baseline. Both
-  weights of the paper are 1.
+  1 - sigmoid(beta (r - z)) for a desirable answer, 1 - sigmoid(beta (z - r))
+  for an undesirable one, with r = log(p(y|x) / reference(y|x)) and z the
+  baseline. Both weights of the paper are 1.
   """
   ratio_B2, baseline = answers.ratio_B2, answers.baseline
   if baseline is None:

@@ -1,7 +1,7 @@
 """Projections of activations by stored matrices, and their biases.
 
-They run as 2-D matrix products over B * T rows: on a CPU that is twice as fast
-as a product over three dims, elsewhere it is the same.
+They run as 2-D matmuls over B * T rows: on a CPU that is twice as fast as a
+matmul over three dims, elsewhere it is the same.
 """
 
 import functools
@@ -21,7 +21,7 @@ from gpt_jax.ops.quantized import Quantized
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def shift(x, bias, grad_dtype: str):
-  """Returns x plus a bias over its last dims; its gradient is in grad_dtype."""
+  """Returns x plus a bias over its last dims, with d(bias) in grad_dtype."""
   return jax.lax.platform_dependent(x, bias, cuda=add_flat, default=_add)
 
 
@@ -30,9 +30,9 @@ def _add(x, bias):
 
 
 def add_flat(x, bias):
-  """Returns x plus a bias, whose dims are one in the sum.
+  """Returns x plus a bias, added with its dims merged into one.
 
-  So cuBLAS adds the bias of each head within the product before it.
+  In this form cuBLAS adds a bias of each head within the matmul before it.
   """
   lead = x.shape[: x.ndim - bias.ndim]
   return _add(x.reshape(*lead, -1), bias.reshape(-1)).reshape(x.shape)
@@ -81,9 +81,9 @@ def project(x, w, grad_dtype: str, num_in: int = 1):
 
 
 def adapt(y, x, w, grad_dtype: str, num_in: int = 1):
-  """Returns y, the product of x with w's frozen matrix, plus its adapter's.
+  """Returns y, x times w's frozen matrix, with w's adapter applied.
 
-  A w without an adapter leaves y as it is.
+  If w has no adapter, y is returned unchanged.
   """
   if not isinstance(w, Adapted):
     return y
@@ -96,12 +96,12 @@ def adapt(y, x, w, grad_dtype: str, num_in: int = 1):
 
 
 def project_each(x, ws: list, grad_dtype: str, platform: str):
-  """Returns [project(x, w) for w in ws], as one product where that is faster.
+  """Returns [project(x, w) for w in ws], as one matmul where that is faster.
 
-  One wide product is a third faster than three narrow ones on a CPU. A GPU's
-  attention kernel needs each result whole, so that splitting a wide one is a
-  copy. Heads that are sharded over devices would have to move to become columns
-  of one matrix. Adapters are left out of it.
+  On a CPU one wide matmul is a third faster than three narrow ones. A GPU's
+  attention kernel needs each result contiguous, so that splitting a wide one is
+  a copy. Heads that are sharded over devices would have to move to become
+  columns of one matrix. Adapters are applied after the matmul.
   """
   bases = [base_of(w) for w in ws]
   other = Quantized | Transposed | Factored | Observed

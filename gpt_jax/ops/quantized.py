@@ -1,12 +1,12 @@
-"""Matrices in int8 or int4: for decoding, which spends its time reading them,
-and for adapters, whose base takes most of the memory.
+"""Matrices in int8 or int4, for decoding and for the frozen base of adapters.
 
+Decoding spends its time reading matrices, and a base takes most of the memory.
 A weight is an integer times a scale: in int8 one scale for each output, in int4
 one for each output and group of inputs. Accelerators multiply the integers in
-the dtype of the activations, but a GPU a few rows in int4 by kernels (gemv.py).
+the dtype of the activations; for a few int4 rows a GPU has kernels (gemv.py).
 A CPU is fast only at int8 times int8, so there an activation is split into two
 base-254 digits, 16 bits relative to the largest of its row. At batch 1 that
-costs no time: a product of two rows takes less than a product of one
+costs no time: a matmul with two rows takes less than a matmul with one
 (configs/LOG.md).
 """
 
@@ -19,10 +19,10 @@ from flax import struct
 
 # Inputs that share a scale in int4: the first size that divides their number.
 GROUPS = (64, 32)
-# With more rows a CPU dequantizes the matrix first: with one scale for each
-# output, and with groups.
+# With more rows than this, a CPU dequantizes the matrix first: the limit with
+# one scale for each output, and the limit with groups.
 MANY_ROWS, MANY_ROWS_GROUPED = 256, 16
-# The integers of a format. Those of int8 are symmetric about 0.
+# Least and largest integer, by number of bits; int8 is symmetric about 0.
 LIMITS = {4: (-8, 7), 8: (-127, 127)}
 # Factors tried on the scale of a group's largest weight; the one of least
 # squared error is taken.
@@ -38,9 +38,9 @@ class Quantized(struct.PyTreeNode):
     scale_GF: float32.
     outs: the output dims of the matrix.
     num_bits: 8 or 4.
-    platform: that the matrix is multiplied on, cpu, gpu or tpu.
-    is_frozen: whether a product is that of the dequantized matrix and has a
-      gradient, that of its left side (ops/matmul.py); else it is the fast one.
+    platform: cpu, gpu or tpu, on which the matrix is multiplied.
+    is_frozen: whether a matmul dequantizes the matrix and has a gradient for
+      its input (ops/matmul.py); else it is the fast one, without a gradient.
   """
 
   values_GFC: jax.Array
@@ -54,10 +54,10 @@ class Quantized(struct.PyTreeNode):
 def quantize(
   w, role: str, num_bits: int, platform: str, is_frozen: bool = False
 ) -> Quantized:
-  """Returns w rounded; its role says which dims are outputs.
+  """Returns w quantized; its role says which dims are outputs.
 
-  Symmetric about 0: int8 by the largest weight, int4 by the scale of least
-  squared error.
+  Symmetric about 0: int8 takes the scale of the largest weight, int4 the scale
+  of least squared error.
   """
   w_FD, outs = split_dims(w, role)
   num_bits, C = grid_of(w_FD.shape, num_bits)
@@ -76,7 +76,10 @@ def split_dims(w, role: str):
 
 
 def grid_of(shape, num_bits: int) -> tuple[int, int]:
-  """Returns (bits, inputs that share a scale) of a matrix of F by D."""
+  """Returns (bits, number of inputs per scale) of an F by D matrix.
+
+  In int4 two outputs share a byte, so an odd F takes int8.
+  """
   F, D = shape
   if num_bits == 4 and F % 2 == 0:
     return 4, next((size for size in GROUPS if D % size == 0), D)
@@ -84,14 +87,14 @@ def grid_of(shape, num_bits: int) -> tuple[int, int]:
 
 
 def round_groups(w_GFC, num_bits: int):
-  """Returns (integers, scale_GF): each weight, to its nearest integer."""
+  """Returns (integers, scale_GF), weights rounded to the nearest integer."""
   return (_round8 if num_bits == 8 else _round4)(w_GFC)
 
 
 def pack(
   values_GFC, scale_GF, outs, num_bits: int, platform: str, is_frozen=False
 ) -> Quantized:
-  """Returns a Quantized of integers, of which in int4 two share a byte."""
+  """Returns a Quantized of integers; in int4 it packs two into a byte."""
   if num_bits == 4:
     low, high = jnp.split(values_GFC, 2, axis=-2)
     values_GFC = (high << 4) | (low + 8)
@@ -102,7 +105,7 @@ def pack(
 def fuse(ws: list[Quantized]) -> Quantized:
   """Returns one Quantized with the outputs of all ws, of the same inputs.
 
-  Leading dims of their arrays (layers) are the same.
+  The leading dims of their arrays (layers) are the same.
   """
   first = ws[0]
   values = jnp.concatenate([integers(w) for w in ws], axis=-2)
@@ -126,7 +129,7 @@ def by_outputs(w: Quantized) -> jax.Array:
 
 
 def integers(w: Quantized) -> jax.Array:
-  """Returns the integers, in int4 too a byte each: (..., G, F, C) int8."""
+  """Returns the integers unpacked, (..., G, F, C) int8, one to a byte."""
   return jnp.concatenate(_numbers(w), axis=-2)
 
 
@@ -159,7 +162,7 @@ def _multiply_on_gpu(x_LGC, w: Quantized):
     is_whole = mesh.empty or mesh.size == 1
     if is_whole and gemv.can_multiply(len(x_LGC), w.values_GFC):
       return gemv.multiply(x_LGC, w.values_GFC, w.scale_GF)
-  # A product of two rows takes little more than half the time of one.
+  # A matmul with two rows takes little more than half the time of one.
   twice = jnp.concatenate([x_LGC, x_LGC]) if len(x_LGC) == 1 else x_LGC
   return _multiply(twice, w)[: len(x_LGC)]
 
@@ -190,7 +193,7 @@ def _multiply_digits(x_LGC, w: Quantized):
 
   def times(values_GFC):
     multiply = functools.partial(jnp.einsum, preferred_element_type=jnp.int32)
-    if len(values_GFC) == 1:  # 2-D products have a faster kernel
+    if len(values_GFC) == 1:  # 2-D matmuls have a faster kernel
       return multiply("ZC,FC->ZF", x_ZGC[:, 0], values_GFC[0])[None]
     return multiply("ZGC,GFC->GZF", x_ZGC, values_GFC)
 

@@ -26,7 +26,7 @@ def ring(q_BKGTH, k_BKTH, v_BKTH, at, rule, axis: str, size: int, inner):
 
   Args:
     at: visibility.TokenPositions of these tokens.
-    axis, size: of the mesh, along which the rows are split.
+    axis, size: mesh axis that the rows are split over, and its size.
     inner: (forward, backward) with the signatures of blockwise.tiles_*.
   """
   return _forward(q_BKGTH, k_BKTH, v_BKTH, at, rule, axis, size, inner)[0]
@@ -46,8 +46,8 @@ def _forward(q, k, v, at, rule, axis, size, inner):
 
   y = jnp.zeros((*q.shape[:-1], v.shape[-1]), jnp.float32)
   lse = jnp.full(q.shape[:-1], visibility.MASK_VALUE, jnp.float32)
-  # One scan over all turns, though the last only returns the keys: turns of
-  # their own for the first and last would compile every kernel three times.
+  # One scan over all turns, though the last need not pass keys on: separate
+  # first and last turns would compile every kernel three times.
   carry = (y, lse, (k, v, at))
   (y, lse, _), _ = jax.lax.scan(turn, carry, length=size)
   y = checkpoint_name(y.astype(q.dtype), "attn")

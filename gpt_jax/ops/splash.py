@@ -1,9 +1,9 @@
 """Splash attention: the Pallas kernels for TPUs in jax.experimental.
 
 The kernels are used unchanged. Which blocks of scores they visit is computed
-here from the slots of the queries, a few thousand integers. The library derives
-it from a mask, element by element: 17 billion elements at T = 131,072. And
-slots may be traced values that differ between devices, so that one form serves
+here from the slots of the queries, a few thousand integers; the library derives
+it from a mask, element by element: 17 billion elements at T = 131,072. Slots
+may be traced values that differ between devices, so one implementation serves
 whole rows, rows sharded over seq, and the turns of a ring.
 """
 
@@ -24,10 +24,10 @@ from gpt_jax.config import InputError
 from gpt_jax.ops import blockwise, visibility
 from gpt_jax.ops.visibility import Rule, TokenPositions
 
-# Registers are this wide; lengths are whole multiples of it.
+# Width of a vector register; the kernels need multiples of it as lengths.
 LANES = 128
-# Sides of blocks, the largest that divides. 512 is what published TPU training
-# configs use; twice that for keys halves the visits and still fits VMEM.
+# Sides of blocks: the largest that divides is used. 512 is common in published
+# TPU training configs; for keys, 1024 halves the visits and still fits VMEM.
 SIDES_Q, SIDES_K = (512, 256, 128), (1024, 512, 256, 128)
 
 
@@ -36,7 +36,7 @@ def whole(q_BKGTH, k_BKSH, v_BKSH, segments_BT, rule: Rule, interpret: bool):
   T = q_BKGTH.shape[3]
   short = -T % LANES
   if short:
-    # Padding comes last, where a causal rule hides it; else documents do.
+    # Padding comes last: a causal rule hides it, else its document id does.
     if segments_BT is None and not rule.is_causal:
       segments_BT = jnp.zeros((q_BKGTH.shape[0], T), jnp.int32)
     pad = lambda x: jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, short), (0, 0)])
@@ -63,7 +63,7 @@ def part(
 
   Args:
     own: TokenPositions of T queries: two runs of consecutive slots, ascending.
-    all_: those of the keys, in runs of the same length.
+    all_: TokenPositions of all keys, in runs of the same length.
   """
   T, S = q_BKGTH.shape[3], k_BKSH.shape[2]
   run = _check_run(T)
@@ -107,8 +107,8 @@ def _turn_forward(q, k, v, q_at, k_at, rule, interpret):
 def _turn_backward(q, k, v, q_at, k_at, rule, y, dy, lse, interpret):
   """Returns what blockwise.tiles_backward does, by the library's kernels.
 
-  They are private: the public gradient would use the log-sum-exp of these keys
-  alone, and a turn of the ring needs that of all keys.
+  Those are private: the public gradient would use the log-sum-exp of these keys
+  alone, where a turn of the ring needs the log-sum-exp of all keys.
   """
   dq, dks, dvs = jnp.float32(0), [], []
   B, K, G, T, H = q.shape
@@ -194,13 +194,14 @@ def make(
   interpret: bool,
   save_residuals: bool = False,
 ):
-  """Returns the kernel of queries at `slots_T`.
+  """Returns the kernel for queries at `slots_T`.
 
   Args:
     slots_T: ascending, in runs of consecutive numbers; may be traced.
     first_key: slot of the first key; keys are consecutive.
     num_keys: S.
-    run: length of a run.
+    run: length of a run of slots_T.
+    save_residuals: return the log-sum-exp as well.
   """
   T = slots_T.shape[0]
   pick = lambda sides, *lengths: next(
@@ -288,9 +289,9 @@ def _mask_info(steps, high, count: int, ids_T):
   """Returns the library's record of which blocks to visit.
 
   Args:
-    steps: what each visit would read, low, low + 1, ...
-    high: the last that is to be read; the visits after it stay there.
-    count: of blocks.
+    steps: index of the block that each visit reads: low, low + 1, ...
+    high: the last block to read; later visits stay there and are masked.
+    count: number of blocks.
     ids_T: slots of the queries, for a mask function; None without one.
   """
   is_read = (steps <= high) & (high >= 0)

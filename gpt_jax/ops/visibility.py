@@ -8,28 +8,28 @@ slot s where
   prefix         s <= max(t, length of the row's prefix - 1)
   bidirectional  always
 
-and, with a window, |t - s| < window; documents that are packed into one row
-see themselves alone.
+and, with a window, |t - s| < window. Documents that are packed into one row
+never see each other.
 
-Design choice: a prefix is no case of its own in any kernel: all its tokens get
-the slot of its last one, so that they see each other under a causal rule. And
-this file imports no jax, so that the ledger, which prints before jax is loaded,
-counts by the rule that kernels obey; masks are made by the operators of
-whatever arrays come in.
+Design choice: no kernel treats a prefix specially. All tokens of a prefix get
+the slot of its last one, so that they see each other under a causal rule.
+
+This file imports no jax: the ledger (flops.py), which is printed before jax is
+loaded, counts by the same rule. Masks use the operators of the arrays given.
 """
 
 import typing
 
 from gpt_jax.config import FAMILIES, ModelConfig
 
-# The score of a hidden pair: finite, so that a row of them has a softmax.
+# Score of a masked pair: finite, so that a fully masked row has a softmax.
 MASK_VALUE = -1e30
-# Slots of padding, which no rule lets see or be seen.
+# Slots of padding, which sees nothing and is seen by nothing under any rule.
 QUERY_PADDING, KEY_PADDING = -1, 2**30
 
 
 class Rule(typing.NamedTuple):
-  """What is static about attention scores.
+  """The static options of masks and attention scores.
 
   Attributes:
     is_causal: whether a query sees no later slot than its own.
@@ -85,8 +85,8 @@ def visible(rule: Rule, queries: TokenPositions, keys: TokenPositions):
 def any_visible(rule: Rule, q_slots_BT, k_slots_BS):
   """Returns whether some of these queries may see some of these keys.
 
-  By the smallest and largest slots, so that it costs next to nothing; exact
-  for contiguous slots.
+  Compares only the smallest and largest slots, so that it is cheap; exact for
+  contiguous slots.
   """
   first_q, last_q = q_slots_BT.min(), q_slots_BT.max()
   first_k, last_k = k_slots_BS.min(), k_slots_BS.max()
@@ -120,9 +120,9 @@ def visible_queries(rule: Rule, start: int, stop: int, length: int) -> slice:
 
 
 def visible_part(rule: Rule, length: int) -> float:
-  """Returns the part of T x T scores that a kernel cannot skip.
+  """Returns the part of the T x T scores that a kernel cannot skip.
 
-  Half of them under causality, where the diagonal is left out of account.
+  Half of them under causality; the diagonal is neglected.
   """
   window = rule.window
   if rule.is_causal:

@@ -1,1 +1,1 @@
-"""How is it learned? State, step, loop and what is reported of it."""
+"""Training: the state, the train step, the loop and its reports."""

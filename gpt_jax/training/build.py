@@ -1,4 +1,4 @@
-"""A run, assembled: the one place where a config and devices become a step.
+"""Assembles a run: the one place where a config becomes a train step.
 
 Training, the planner, benchmarks, studies and tests all begin with `assemble`,
 so that what is planned or timed is what is trained.
@@ -34,7 +34,7 @@ class Assembly:
     model: built for the platform of the devices.
     tx: the optimizer.
     schedule: step -> learning rate.
-    teacher: what the model learns from beside its data, or None.
+    teacher: the teacher that the model is distilled from, or None.
     abstract: TrainState of ShapeDtypeStructs with their shardings.
   """
 
@@ -53,8 +53,8 @@ class Assembly:
 
   @property
   def learned(self) -> Any:
-    """What is abstract of params, with None for those that are frozen."""
-    # Factors go by names alone, so that no model is needed.
+    """The abstract parameters, with None in place of frozen ones."""
+    # optim.rates matches names only, so that empty specs are enough.
     specs = jax.tree.map(lambda _: ParamSpec((), ""), self.abstract.params)
     is_frozen = optim.find_frozen(optim.rate_specs(self.config.optim, specs))
     return tree.leave_out(self.abstract.params, is_frozen)
@@ -74,7 +74,7 @@ class Assembly:
     return state_lib.init_state(self.model, self.tx, self.config, self.mesh)
 
   def init_state(self) -> state_lib.TrainState:
-    """Returns a fresh state on the mesh; frozen parameters are drawn too."""
+    """Returns a fresh state on the mesh, with random frozen parameters."""
     plain = dataclasses.replace(self.model, adapter=None)
     teacher = self.teacher and self.teacher.model
 
@@ -99,7 +99,7 @@ class Assembly:
     return sharding.abstract_of(*parts, self.config.mesh.rules, self.mesh)
 
   def round_base(self, params: Any) -> Any:
-    """Returns the base as a state holds it (adapter.base)."""
+    """Returns the base in the format that a state stores (adapter.base)."""
     if self.config.adapter.base == "full":
       return params
     places = jax.tree.map(lambda leaf: leaf.sharding, self.abstract.base)
@@ -107,9 +107,9 @@ class Assembly:
       return jax.jit(self.model.round_base, out_shardings=places)(params)
 
   def make_rounding(self) -> Callable[[str, Any], Any]:
-    """Returns convert(name, leaf): round_base of one parameter alone.
+    """Returns convert(name, leaf), which applies round_base to one parameter.
 
-    So a base can be rounded while it is read, and is never there as a whole.
+    So a base can be quantized while it is read, and is never in memory whole.
     """
     specs = self.model.abstract_params()[1]
     places = jax.tree.map(lambda leaf: leaf.sharding, self.abstract.base)
@@ -143,7 +143,7 @@ class Assembly:
     """Returns (compiled step, seconds, peak bytes on a device or 0).
 
     Args:
-      options: of XLA, beside those that the platform has.
+      options: XLA options, added to those of the platform.
     """
     return step_lib.compile_step(
       self.make_step(),

@@ -1,4 +1,4 @@
-"""What a run starts from of another's parameters: all, a trunk, some layers."""
+"""Initial parameters from another run: all, the trunk or some layers."""
 
 import dataclasses
 from collections.abc import Callable
@@ -25,16 +25,16 @@ def read_params(
   say: Callable[[str], None],
   step: int | None = None,
 ) -> dict:
-  """Returns the parameters of the run of train.init_from, to start from.
+  """Returns initial parameters, read from the run of train.init_from.
 
   A classifier takes all but the head, unless the other run has learned the
   same labels.
 
   Args:
     labels: data.labels.Labels of this run, or None.
-    fresh: initial parameters, whose head stays.
-    say: prints which start fresh.
-    step: of that run; None for the newest.
+    fresh: initial parameters, whose head stays where none is taken.
+    say: prints which parameters start fresh.
+    step: checkpoint of that run; None for the newest.
   """
   source = assembly.config.train.init_from
   assert source is not None
@@ -42,7 +42,7 @@ def read_params(
   if assembly.config.train.init_layers != "all":
     wanted, rows = _deep(assembly, source)
   facts = processes.share(lambda: workdir_lib.read_facts(source))
-  # A JSON value: processes share no Labels.
+  # Shared as a bool: processes can share JSON, but not Labels.
   has_head = labels is None or processes.share(
     lambda: labels == workdir_lib.read_labels(source)
   )
@@ -61,7 +61,7 @@ def read_params(
 
 
 def check_layers(config: Config) -> None:
-  """Raises InputError where train.init_layers does not fit, as pick_layers."""
+  """Raises InputError if train.init_layers does not fit (pick_layers)."""
   source = config.train.init_from
   if source is not None and config.train.init_layers != "all":
     pick_layers(config, _read_model(source))
@@ -73,10 +73,14 @@ def _read_model(source: str) -> ModelConfig:
 
 
 def pick_layers(config: Config, there: ModelConfig) -> dict[str, list[int]]:
-  """Returns {stack: rows of it} that train.init_layers takes of a model.
+  """Returns {stack: indices in it} of the layers that train.init_layers takes.
+
+  Args:
+    there: model section of the other run.
 
   Raises:
-    InputError: they are not as many as this model's, or not of their kind.
+    InputError: a layer does not exist there, their number is not that of this
+      model's layers, or a layer's kind differs.
   """
   t, own = config.train, config.model
   asked = f"train.init_layers is {t.init_layers!r}"
@@ -106,7 +110,7 @@ def pick_layers(config: Config, there: ModelConfig) -> dict[str, list[int]]:
 
 
 def _deep(assembly: Assembly, source: str):
-  """Returns (abstract parameters with all layers there are, rows to take)."""
+  """Returns (abstract parameters at the other run's depth, rows to take)."""
   c = assembly.config
   there = _read_model(source)
   rows = pick_layers(c, there)

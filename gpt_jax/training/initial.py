@@ -26,7 +26,7 @@ _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
 
 def is_served(model: Model, mesh: jax.sharding.Mesh) -> bool:
-  """Returns whether `in_chunks` serves: one CPU device, jax's own generator."""
+  """Returns whether `in_chunks` applies: one CPU device, jax's default PRNG."""
   made: Any = jax.config  # its attributes are defined when jax is imported
   is_usual = made.jax_default_prng_impl == "threefry2x32"
   is_usual &= made.jax_threefry_partitionable

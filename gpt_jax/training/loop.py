@@ -117,8 +117,8 @@ class Loop:
         f"this run is finished: all {self.total:,} steps are done"
       )
       return 0
-    # Processes wait for each other here, however long each compiled: in the
-    # first collective gloo fails after 30 seconds.
+    # Wait for all processes here, however long each compiled: gloo's first
+    # collective times out after 30 seconds.
     processes.agree("the step to go on from", first)
     self.stop.wait_for()
     self.clock.switch("step")
@@ -210,7 +210,7 @@ class Loop:
     return state
 
   def _settle(self, state) -> None:
-    """Does what a start can put off until the row of its first step is there.
+    """Does the start-up work that can wait until the first step is logged.
 
     Imports and compiles what a save needs, and measures the peak for MFU.
     """
@@ -226,7 +226,7 @@ class Loop:
     self.reporter.meter.leave_out(time.perf_counter() - started)
 
   def _enter_stage(self, step: int):
-    """Returns (stage, its batches) of a step where the batch grows."""
+    """Returns (stage, its batches) at a step where the batch size grows."""
     with self.clock.spend("compile"):
       stage = self.setup.build_stage(step)
     processes.agree("the step of a larger batch", step)

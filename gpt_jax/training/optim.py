@@ -132,12 +132,12 @@ def rate_specs(optim: OptimConfig, specs: Any):
 
 
 def find_frozen(specs: Any):
-  """Returns the tree of whether each parameter is frozen."""
+  """Returns a tree of bool: whether each parameter is frozen."""
   return jax.tree.map(lambda spec: spec.factor == 0, specs)
 
 
 def _by_factor(tx: optax.GradientTransformation, specs, is_frozen):
-  """Returns tx for the parameters that are not frozen, times their factors."""
+  """Returns tx for parameters that are not frozen, scaled by their factors."""
 
   def update(updates, state, params=None):
     updates, params = (tree.leave_out(t, is_frozen) for t in (updates, params))

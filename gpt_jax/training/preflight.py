@@ -55,11 +55,12 @@ def check_prompt(
 def check_init(workdir: str, tokenizer: Tokenizer, model: ModelConfig) -> None:
   """Raises InputError unless `workdir` has a checkpoint for this tokenizer.
 
-  Shapes alone do not tell: different vocabularies of one size fit one table.
+  Shapes alone do not tell: tables of different vocabularies of one size have
+  the same shape.
 
   Args:
-    model: the section of the run that starts; a classifier has no use for the
-      marks of the other's objective, but for its table.
+    model: model section of the run that starts. A classifier needs only the
+      other run's table of embeddings, not its objective's special tokens.
   """
   if not restore.list_steps(restore.checkpoints_of(workdir)):
     raise InputError(
@@ -296,7 +297,7 @@ def _describe_parameters(c: Config, abstract: Any) -> list[tuple[str, str]]:
 
 
 def check_processes(config: Config) -> None:
-  """Raises InputError where the answers are sampled and there are several."""
+  """Raises InputError if answers are sampled by several processes."""
   word, count = config.data.objective, processes.count()
   if config_lib.OBJECTIVES[word].is_sampled and count > 1:
     raise InputError(

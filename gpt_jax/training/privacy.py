@@ -30,7 +30,7 @@ ORDERS = (*(1 + x / 10 for x in range(1, 100)), *range(11, 64), 128, 256, 512)
 
 
 def make_gradient(grad: Callable, config: Config) -> Callable:
-  """Returns gradient(params, batch, key, told) -> (sum over B / B, metrics).
+  """Returns gradient(params, batch, key, told) -> (clipped mean, metrics).
 
   The gradients of the sequences of a microbatch are held at once.
 
@@ -81,7 +81,7 @@ def make_gradient(grad: Callable, config: Config) -> Callable:
 
 
 def add_noise(grads: Any, config: Config, step: jax.Array) -> Any:
-  """Returns a mean of clipped gradients with noise of z C / B.
+  """Returns a mean of clipped gradients with Gaussian noise of std z C / B.
 
   B is the batch size; a config with a ramp, which has several, is refused.
   """
@@ -127,11 +127,11 @@ def epsilon(noise: float, rate: float, steps: int, delta: float) -> float:
 
 
 def account(config: Config, train_sets: Any) -> dict[str, Any] | None:
-  """Returns what a run guarantees, None without optim.noise_multiplier.
+  """Returns the privacy guarantee of a run; None without noise_multiplier.
 
   Args:
-    train_sets: (weight, set) of each source; the one whose sequences come most
-      often decides.
+    train_sets: (weight, set) of each source; the source whose sequences come
+      up most often sets the rate.
   """
   o, train = config.optim, config.train
   if o.noise_multiplier is None:
@@ -158,7 +158,7 @@ def account(config: Config, train_sets: Any) -> dict[str, Any] | None:
 
 
 def describe(found: dict[str, Any]) -> str:
-  """Returns the line on what `account` found."""
+  """Returns the line to print about the result of `account`."""
   return (
     f"privacy: ({found['epsilon']:.3f}, {found['delta']:g}) after "
     f"{found['num_steps']:,} steps, for each of {found['num_sequences']:,} "

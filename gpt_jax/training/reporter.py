@@ -1,4 +1,4 @@
-"""What happens around the steps of a run: rows, evaluations, samples, report.
+"""Reports on a run: metric rows, evaluations, samples and the final report.
 
 An evaluation or sample that is due comes before the checkpoint of its step, so
 that a run resumed from that checkpoint has it already. If a signal prevents
@@ -38,7 +38,7 @@ class Reporter:
     model: the model of the config.
     mesh: the mesh of the state.
     prepared: the data; its validation sets are evaluated.
-    clock: this process's time by activity; that of earlier ones is added.
+    clock: this process's time by activity; earlier processes' time is added.
     seal: seal of the rows up to `first`, from its checkpoint; None if unknown.
   """
 
@@ -65,7 +65,7 @@ class Reporter:
     total = config.train.num_steps
     if self.is_writing:
       has_curve = os.path.exists(self._curve_path())
-      # An interrupted report is repeated, so the rows that it wrote go.
+      # An interrupted report is repeated, so its rows are dropped.
       is_cut = lambda row: (
         row["step"] == total and any(name.startswith("eval/") for name in row)
       )
@@ -83,7 +83,7 @@ class Reporter:
     self.meter = metrics.Meter(
       config.train.global_batch_size * config.data.seq_len,
       flops.train_flops_of(config),
-      peak=None,  # the loop's to find, once the first step is done
+      peak=None,  # measured by the loop after the first steps
       is_measured=mesh.devices.flat[0].platform == "cpu",
     )
     self.is_profiling = False
@@ -166,7 +166,7 @@ class Reporter:
       metric_names.PASSED: num_passed,
     }
     if self.is_writing:
-      # A run that was killed after a rollback repeats it, and has its row.
+      # A run killed after a rollback repeats it, and already has its row.
       rows = metrics.read_rows(os.path.join(self.workdir, "metrics.jsonl"))
       if any(row.items() <= each.items() for each in rows):
         return
@@ -231,7 +231,7 @@ class Reporter:
       self._sample(step, state)
 
   def catch_up(self, state: Any) -> None:
-    """Does the evaluation and sample of step `first`, if a signal did not."""
+    """Evaluates and samples at step `first`, if a signal prevented that."""
 
     def is_there() -> bool:
       rows = metrics.read_rows(os.path.join(self.workdir, "metrics.jsonl"))
@@ -428,7 +428,7 @@ class Reporter:
     return text
 
   def _join_sample(self, text: str) -> str:
-    """Returns sample.prompt and its continuation, or below it its answer."""
+    """Returns sample.prompt and its continuation, or its answer below it."""
     tokenizer = prompting(self.config, self.prepared.tokenizer)
     between = "\n" if isinstance(tokenizer, ANSWERED) else ""
     return self.config.sample.prompt + between + text

@@ -55,7 +55,7 @@ class Ledger:
     return self.entries[-1][2] if self.entries else 0
 
   def meta(self) -> dict:
-    """Returns what a checkpoint stores: nothing without a rollback."""
+    """Returns the metadata for a checkpoint; {} without a rollback."""
     return {KEY: [list(e) for e in self.entries]} if self.entries else {}
 
   def add(
@@ -85,7 +85,7 @@ class Ledger:
 
 
 def passed_at(keeper: Any, step: int) -> int:
-  """Returns the sequences that had been skipped when a run did this step.
+  """Returns how many sequences rollbacks had skipped when a run did this step.
 
   Args:
     keeper: the run's Checkpointer.

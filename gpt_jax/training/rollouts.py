@@ -1,9 +1,9 @@
 """Answers that a policy samples, judged by a rule: the batches of GRPO.
 
 A row of data is a prompt and its right answer. The policy writes
-train.group_size answers to each prompt; one that is right to the letter, and
-ends, has reward 1, any other 0. What an answer is worth is its reward beside
-those of its group.
+train.group_size answers to each prompt. An answer equal to the right one, end
+included, has reward 1, any other 0. Its advantage compares its reward with the
+rewards of its group.
 
 Design choice: a batch is a pure function of (parameters, seed, step), sampled
 anew by the host before each step. Nothing of it is stored, and a resumed run
@@ -34,7 +34,7 @@ class Rollouts:
 
   Args:
     config: model.vocab_size is known.
-    model: of the run.
+    model: the run's model.
     end_id: the id that ends an answer.
     vocab_size: ids from here on are never drawn.
     reference: parameters of the reference on the mesh; None without one.
@@ -58,7 +58,7 @@ class Rollouts:
     """Returns the global batch of a step.
 
     Args:
-      params: of Model.apply.
+      params: parameters as Model.apply reads them.
       step: counted from 0.
       rows: (B, T) arrays of data: tokens, targets, and mask, which is 1 at the
         right answer; a group's rows have the same prompt.
@@ -114,7 +114,7 @@ def split_rows(rows: dict) -> tuple[list[np.ndarray], list[np.ndarray]]:
 
 
 def read_until_ended(chunks: Iterator[np.ndarray], end_id: int) -> np.ndarray:
-  """Returns the ids_BC of chunks, up to the one in which the last row ends."""
+  """Returns the ids_BC of chunks, read until every row has ended."""
   read = []
   for ids_BC in chunks:
     read.append(ids_BC)
@@ -124,7 +124,7 @@ def read_until_ended(chunks: Iterator[np.ndarray], end_id: int) -> np.ndarray:
 
 
 def cut_answers(ids_BC: np.ndarray, end_id: int) -> list[np.ndarray]:
-  """Returns each row up to its end, which belongs to it."""
+  """Returns each row up to its end token, inclusive."""
   found = []
   for ids in ids_BC:
     ends = np.flatnonzero(ids == end_id)
@@ -133,9 +133,9 @@ def cut_answers(ids_BC: np.ndarray, end_id: int) -> list[np.ndarray]:
 
 
 def fill_rows(prompts, written, length: int) -> dict:
-  """Returns tokens, targets and mask of prompts with what follows them.
+  """Returns tokens, targets and mask of prompts followed by their answers.
 
-  What a row has no room for is left out.
+  Answers are cut where a row is full.
   """
   shape = len(prompts), length
   batch: dict = {k: np.zeros(shape, np.int32) for k in ("tokens", "targets")}
@@ -155,7 +155,7 @@ def judge(written, answers) -> np.ndarray:
 
 
 def find_advantages(reward_B: np.ndarray, size: int) -> np.ndarray:
-  """Returns (reward - mean) / standard deviation, both of the group's rows."""
+  """Returns (reward - mean) / standard deviation, both of its group."""
   reward_GR = reward_B.reshape(-1, size)
   centered_GR = reward_GR - reward_GR.mean(1, keepdims=True)
   found_GR = centered_GR / (reward_GR.std(1, keepdims=True) + EPS)

@@ -1,4 +1,4 @@
-"""A run up to its first step: what is prepared, checked, compiled and read."""
+"""A run up to its first step: preparing, checking, compiling and reading."""
 
 import concurrent.futures
 import functools
@@ -48,7 +48,7 @@ class Stage(typing.NamedTuple):
 
   Attributes:
     size: sequences of the global batch.
-    rows: the rows of it that this process reads.
+    rows: the rows of that batch that this process reads.
     watch: the telemetry pass.
     step: the compiled train step.
     seconds: compile time.
@@ -72,16 +72,16 @@ class Setup:
     screen: prints lines and tables.
     clock: this process's time by activity.
     is_replay: whether a step is recomputed and nothing is written.
-    copy: sends what is written, where the run is at an address.
+    copy: uploads what is written, if the run is at an address.
 
   Attributes:
     config: model.vocab_size is known.
     prepared: the prepared data.
     assembly: mesh, model, optimizer and abstract state (build.py).
     keeper: the run's Checkpointer.
-    base: the step of another run that this one's adapters adapt, or that its
-      loss compares it with, or None.
-    teacher: the step of another run that this one learns from, or None.
+    base: checkpoint of another run that adapters adapt, or that the loss takes
+      as its reference; or None.
+    teacher: checkpoint of the run of the teacher, or None.
     stages: {first step: sequences of a batch from that step on}.
     is_resumed: whether there is a checkpoint to resume from.
   """
@@ -207,7 +207,7 @@ class Setup:
     return processes.share(lambda: os.path.exists(self.record))
 
   def _recorded(self, role: bases.Role) -> bases.Base | None:
-    """Returns what this run's record, if it has one, says of another run."""
+    """Returns the other run that this run's record names, or None."""
     if not self._has_begun():
       return None
     base = processes.share(
@@ -246,7 +246,7 @@ class Setup:
   # Compile, and create or restore the state
 
   def build_stage(self, step: int) -> Stage:
-    """Returns what is used from this step until the batch size changes."""
+    """Returns the Stage of this step, used until the batch size changes."""
     now = self.assembly.at_step(step)
     return Stage(
       now.config.train.global_batch_size,
@@ -286,7 +286,7 @@ class Setup:
   def fill_batch(
     self, rows: dict, stage: Stage, state: state_lib.TrainState, step: int
   ) -> dict:
-    """Returns the global batch of a step; of grpo what the state samples.
+    """Returns the global batch of a step; for grpo, sampled by the state.
 
     Args:
       rows: the rows of this process.
@@ -318,7 +318,7 @@ class Setup:
     """Returns (state, its checkpoint's metadata).
 
     Args:
-      which: as Checkpointer.restore's.
+      which: arguments of Checkpointer.restore.
     """
     state, meta = self.keeper.restore(self.abstract.without_frozen(), **which)
     return self._with_frozen(state), meta
@@ -371,8 +371,8 @@ class Setup:
     """Returns (state, its checkpoint's metadata, the first stage).
 
     The step is compiled while the state is created or restored. A base of
-    adapters is read after it: the compiler beside the base would be the most
-    memory that such a run ever needs.
+    adapters is read only afterwards: the compiler and the base together would
+    be the peak memory of the run.
     """
     self.screen.say("compiling ...")
     keeper, init_from = self.keeper, self.config.train.init_from

@@ -29,16 +29,16 @@ class TrainState(struct.PyTreeNode):
 
   Attributes:
     step: int32, optimizer steps done, skipped ones included.
-    params: tree of param_dtype.
+    params: what is trained: parameters in param_dtype, or adapters.
     opt_state: the optimizer's state.
     num_skipped: int32, updates skipped in the whole run.
     skipped_in_row: int32, updates skipped in a row up to this step.
     ema: moving average of params, float32; None without train.ema_decay.
     norm_mean: {"mean": float32, "count": int32} of the gradient norms of
       updates that were not skipped; None without train.spike_factor.
-    base: the frozen parameters that params, then adapters, adapt; None without
-      adapters. Never changed, and not saved.
-    teacher: those of the model that params learn from, likewise; None without.
+    base: the frozen parameters that adapters adapt; None without adapters.
+      Never changed, and not saved.
+    teacher: the frozen parameters of a teacher, not saved either; or None.
   """
 
   step: jax.Array
@@ -52,12 +52,12 @@ class TrainState(struct.PyTreeNode):
   teacher: Any = None
 
   def without_frozen(self) -> "TrainState":
-    """Returns what a checkpoint holds."""
+    """Returns the state without frozen parameters, as checkpoints hold it."""
     return self.replace(base=None, teacher=None)
 
 
 def init_params(model: Model, seed: int):
-  """Returns what is learned at first; a leaf depends on seed and name."""
+  """Returns initial values of what is trained, by the seed and leaf names."""
   shapes, specs = model.abstract_learned()
   c, root = model.config, jax.random.key(seed)
 
@@ -122,7 +122,7 @@ def init_state(
 ) -> TrainState:
   """Returns a fresh state on the mesh; no leaf is ever whole on one device.
 
-  Frozen parameters, of adapters and of a teacher, are the caller's to add.
+  The caller adds frozen parameters: the base of adapters, a teacher.
   """
   abstract = abstract_state(model, tx, config, mesh).without_frozen()
 
@@ -147,7 +147,7 @@ def init_state(
 
 
 def replace_params(state: TrainState, params: Any) -> TrainState:
-  """Returns the state with other parameters; its average starts from them."""
+  """Returns the state with other parameters, from which its EMA starts."""
   ema = None if state.ema is None else jax.jit(_as_float32)(params)
   return state.replace(params=params, ema=ema)
 

@@ -38,19 +38,19 @@ from gpt_jax.training.state import TrainState
 MAX_GRAD_NORM = 1e15
 # Metrics of a step that are not written to metrics.jsonl.
 SKIPPED_IN_ROW, IS_SPIKE = "skipped_in_row", "is_spike"
-# What XLA is asked for a step, by platform; what each gains stands in
-# docs/performance.md.
+# XLA options of the train step, by platform; docs/performance.md says what each
+# gains.
 COMPILER_OPTIONS: dict[str, dict[str, str | bool]] = {
   "gpu": {
-    # cuBLAS alone adds a bias or an addend within the product.
+    # Only cuBLAS adds a bias or an addend within the matmul.
     "xla_gpu_enable_triton_gemm": False,
     # Rounds to bfloat16 where the program says so, and so writes half as much.
     "xla_allow_excess_precision": False,
-    # Joined products of one input would be split again, by copies.
+    # Merged matmuls of one input would be split again, by copies.
     "xla_gpu_dot_merger_threshold_mb": "0",
   }
 }
-# Updates before a norm can be called a spike: those of a start are large.
+# Updates before a norm can count as a spike: norms are large at the start.
 SPIKE_HISTORY = 20
 
 # Roles of the matrices whose zeros train.keep_zeros keeps: those of layers.
@@ -62,8 +62,8 @@ def make_gradient(model: Model, config: Config, teacher: Teacher | None = None):
 
   The gradient of the mean over the whole batch, accumulated over
   train.num_microbatches microbatches; it has None for frozen parameters. The
-  metrics are the objective's. params, base and told, of the teacher, are those
-  of a TrainState.
+  metrics are the objective's. params, base and told (the teacher's parameters)
+  are those of a TrainState.
   """
   minimise = objective.make_objective(model, config, teacher)
   parts = config.train.num_microbatches
@@ -74,7 +74,7 @@ def make_gradient(model: Model, config: Config, teacher: Teacher | None = None):
 
   def gradient(params, batch, key, base=None, told=None):
     def of_some(params, *rest):
-      # Not of all parameters: what is unused inside of a scan is computed.
+      # Only of unfrozen ones: a scan computes unused gradients as well.
       whole = lambda some: model.attach(tree.fill(some, params), base)
       moved = lambda some: minimise(whole(some), *rest)
       return jax.grad(moved, has_aux=True)(tree.leave_out(params, is_frozen))
@@ -126,7 +126,7 @@ def make_train_step(
 
   metrics are scalars by name: the objective's, GRAD_NORM (before clipping),
   LEARNING_RATE, NUM_SKIPPED, SKIPPED_IN_ROW and those of describe_load; with
-  train.spike_factor also IS_SPIKE, and BATCH_HASH, of a skipped update's batch.
+  train.spike_factor also IS_SPIKE and the batch's BATCH_HASH.
   """
   gradient = make_gradient(model, config, teacher)
   ema_decay, spike_factor = config.train.ema_decay, config.train.spike_factor
@@ -197,7 +197,7 @@ def make_train_step(
 def _limit(grads: Any, config: Config, step: jax.Array):
   """Returns (gradients as they are applied, their norm before clipping)."""
   if config.optim.noise_multiplier is not None:
-    # Each sequence's gradient was clipped, and not their noisy mean.
+    # Each sequence's gradient is clipped already; the noisy mean is not.
     grads = privacy.add_noise(grads, config, step)
     return grads, optax.tree.norm(grads)
   norm = optax.tree.norm(grads)
@@ -255,7 +255,7 @@ def update(
   Args:
     old: (params, opt_state, ema); ema may be None.
     rate, ema_decay: float32 scalars; ema_decay is None without ema.
-    settle: (new params, old params) -> params, those that no gradient moves.
+    settle: (new params, old params) -> params, for changes without gradients.
   """
   params, opt_state, ema = old
   directions, opt_state = tx.update(grads, opt_state, params)
@@ -269,13 +269,13 @@ def update(
 
 
 def build_settle(model: Model, has_zeros: bool) -> Callable:
-  """Returns settle(new, old, count_LE) -> params, those of a step.
+  """Returns settle(new, old, count_LE) -> params, the last part of an update.
 
-  Experts are balanced by the counts.
+  It moves the balance biases of experts by their token counts.
 
   Args:
-    has_zeros: train.keep_zeros: a weight of a layer's matrix that was zero in
-      the old parameters is zero in the new.
+    has_zeros: train.keep_zeros: weights of layer matrices that were zero in the
+      old parameters also stay zero.
   """
   balance = functools.partial(balance_experts, model)
   if not has_zeros:
@@ -291,14 +291,14 @@ def build_settle(model: Model, has_zeros: bool) -> Callable:
 
 
 def balance_experts(model: Model, new: Any, old: Any, count_LE):
-  """Returns params `new` with the biases of experts one step on from `old`.
+  """Returns params `new` with the experts' balance biases a step from `old`.
 
   b + rate * sign(even share - count) (DeepSeek-V3, 2024, 2.1.2), by the counts
   of the whole batch: integers, so that the sign is the same on any mesh. No
   optimizer moves these biases.
 
   Args:
-    count_LE: int32, tokens of experts in each layer that has them.
+    count_LE: int32, token counts of experts in each layer that has experts.
   """
   rate = model.config.router_bias_rate
   if not rate or model.adapter is not None:
@@ -370,11 +370,11 @@ def compile_step(
 ):
   """Returns (compiled step, seconds, peak bytes on a device or 0).
 
-  Traces the step, unless an earlier process has and traced.py stored it.
+  Traces the step unless traced.py has stored the trace of an earlier process.
 
   Args:
-    teacher: the step's.
-    options: of XLA, beside COMPILER_OPTIONS.
+    teacher: the Teacher of the step, or None.
+    options: XLA options, added to COMPILER_OPTIONS.
   """
   start, lowered = time.perf_counter(), None
   if traced.is_served(mesh):

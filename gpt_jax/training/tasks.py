@@ -14,8 +14,8 @@ from gpt_jax.data.tokenizers.protocol import Tokenizer
 from gpt_jax.inference import continuations, harness
 from gpt_jax.models import Model
 
-# Requests that are answered at once, and most tokens of an answer where a task
-# does not say: those of lab.tasks.
+# Number of requests answered at once, and largest number of tokens of an answer
+# where a task sets none; both as in lab.tasks.
 BATCH_SIZE, MAX_GEN_TOKS = 8, 256
 
 

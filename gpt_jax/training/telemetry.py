@@ -41,7 +41,7 @@ def make_watch(
       after the last
     update_rms/LL, update_rms/ROLE  the step's change of parameters: those of a
       layer, and those of a role outside the blocks
-    encoder_...        these of an encoder's layers, beside a decoder's
+    encoder_...        the same for the layers of an encoder-decoder's encoder
     grad_norm/ROLE     before clipping
     grad_square, grad_variance  the terms of metrics.noise_scale, in sequences,
       from the two halves of the microbatch (McCandlish et al. 2018, appendix
@@ -159,7 +159,7 @@ def _rms(x):
 
 
 def _largest_logit(model: Model, x_BTD, w_VD):
-  """Returns the largest |logit|, of 64 positions of all rows at a time."""
+  """Returns the largest |logit|, computed 64 positions at a time."""
   V = model.config.vocab_size
 
   def one(x_BD):

@@ -11,7 +11,7 @@ whose programs cannot be stored again once they came from a cache on a CPU. Nor
 module's bytes are stored, and all else is taken from an export of a function of
 the same arguments and results that does nothing.
 
-A file is believed only if its digest is right. No fault of the cache fails a
+A file is used only if its digest matches. No fault of the cache fails a
 run: the step is then traced.
 """
 
@@ -31,10 +31,10 @@ from gpt_jax import digest, files
 from gpt_jax.config import Config, InputError
 from gpt_jax.machine import meeting, runtime
 
-# Files that are kept, the last written.
+# Number of files that are kept, the most recently written.
 MOST = 64
 MAX_BYTES = 64 << 20
-# Of an Exported: all that a step has in common with one that does nothing.
+# Fields of an Exported in which a step must equal one that does nothing.
 _SHARED = (
   "in_tree",
   "in_avals",
@@ -58,7 +58,7 @@ def is_served(mesh: Any) -> bool:
 
 
 def path_of(config: Config, mesh: Any, teacher: Any = None) -> str:
-  """Returns the file of a config's step, named by all that decides it.
+  """Returns the path of a config's step: a hash of all that tracing depends on.
 
   Args:
     teacher: the Teacher of the step, whose model is in another run's config.
@@ -81,11 +81,11 @@ def lower(
 ) -> jax.stages.Lowered | None:
   """Returns the lowered step, read from `path`, or traced and written there.
 
-  None if the step cannot be stored: it is then to be lowered as it is.
+  None if the step cannot be stored: the caller then lowers it directly.
 
   Args:
     path: from path_of.
-    wrap: jax.jit with what is donated, and the shardings of the results.
+    wrap: jax.jit with donated arguments and shardings of the results.
     step: (state, batch) -> (state, scalars by name).
     abstract, batch: its abstract arguments.
   """
@@ -97,7 +97,7 @@ def lower(
     return wrap(exported.call).lower(abstract, batch)
   except InputError:
     raise
-  except Exception:  # of a file, or of jax: what may be read, or exported
+  except Exception:  # the file is damaged, or jax cannot export it
     _remove(path)
     return None
 
@@ -124,10 +124,10 @@ def _write(
 ) -> export.Exported:
   """Stores a step that differs from an empty one by module and arguments alone.
 
-  Any other is returned as it came. A stored one is returned as _read returns it
-  later: an Exported fresh from jax has private fields that a read one lacks,
-  and is lowered to another text. That text is the key under which jax stores
-  the compiled program, so both have to be the same.
+  Any other is returned as it is. A stored one is returned in the form in which
+  _read returns it later: an Exported fresh from jax has private fields that a
+  read one lacks, and lowers to another text. That text is jax's key for the
+  compiled program, so both must be the same.
   """
   avals = exported.out_tree.unflatten(exported.out_avals)[1]
   metrics = {name: str(aval.dtype) for name, aval in avals.items()}
