@@ -1,6 +1,7 @@
 """Stores a teacher's largest logits: python -m gpt_jax.deploy.logits --help.
 
-A student that reads them needs the teacher no more (data/logits.py).
+A student that learns from the stored logits does not need the teacher any more
+(data/logits.py).
 """
 
 import sys

@@ -1,7 +1,7 @@
-"""Makes one model of a run of adapters: python -m gpt_jax.deploy.merge --help.
+"""Merges adapters into their base: python -m gpt_jax.deploy.merge --help.
 
-The adapters and their base stay as they are, so that nothing has to be
-subtracted again: to take a merge back is to read these.
+The merged model is written to a new workdir. The adapters and their base stay
+as they are, so a merge never has to be undone.
 """
 
 import dataclasses

@@ -1,17 +1,18 @@
 """Beam search: the likeliest continuations, in one compiled loop.
 
 A prompt has W beams, the partial hypotheses that are continued at each step
-(Sutskever et al. 2014). The cache has a row for each, and follows them by
-gathering the rows of their parents: every array of a cache has its rows in its
-first dim, whatever else it holds.
+(Sutskever et al. 2014). The KV cache has a row for each. At each step it is
+reordered by gathering the rows of the beams' parents; this works for every
+array of a cache, because all have their rows in the first dimension.
 
-Design choice: plain beam search can end below greedy decoding, when the greedy
-hypothesis leaves the beam and would have become the best. Here it is followed
-to its end in a row of its own, so that no result scores below it.
+Design choice: plain beam search can return a hypothesis that scores below
+greedy decoding's, because the greedy one may leave the beam early. Here the
+greedy hypothesis is followed to its end in a row of its own, so that the best
+result never scores below it.
 
-B prompts, W beams, R rows of the cache for each prompt, C tokens of a row that
-are candidates, M candidates, X candidates with the greedy one, T tokens, F
-finalists.
+Dimensions: B prompts, W beams, R rows of the cache for each prompt, C candidate
+tokens of a row, M candidates of a prompt, X = M + 1 candidates with the greedy
+one, T tokens, F hypotheses returned.
 """
 
 import dataclasses
@@ -45,12 +46,12 @@ class Beam:
 
   Attributes:
     num_beams: W; 1 is greedy decoding.
-    length_penalty: 0 ranks by log-probability; the larger, the less a long
-      hypothesis loses.
+    length_penalty: 0 ranks by log-probability; larger values favour longer
+      hypotheses.
     num_best: number of hypotheses that are returned, W at most.
-    early_stopping: end when W hypotheses have ended, and so has the greedy one.
-      Otherwise the search goes on until what is alive cannot enter the
-      num_best any more.
+    early_stopping: end when W hypotheses have ended and the greedy one can no
+      longer be the best. Otherwise the search goes on until no unfinished
+      hypothesis can enter the num_best any more.
   """
 
   num_beams: int = 4
@@ -76,7 +77,7 @@ class Beam:
       )
 
   def penalty(self, num_tokens):
-    """Returns what a log-probability of this number of tokens is divided by."""
+    """Returns the divisor of a hypothesis's log-probability."""
     return ((5 + num_tokens) / 6) ** self.length_penalty
 
 
@@ -98,19 +99,19 @@ class Hypothesis:
 
 
 class Search(NamedTuple):
-  """What the loop carries beside the cache. Sums are log-probabilities.
+  """The loop's state beside the cache. Sums are of log-probabilities.
 
   Attributes:
-    sums_BR: of each row's hypothesis; -inf where the row has none.
-    ids_BRT: its tokens, the first `made`.
-    parents_BR: the row that it came from at the last step.
-    greedy_B: the row that is at the greedy hypothesis; R if that has ended.
+    sums_BR: sum of each row's hypothesis; -inf where the row has none.
+    ids_BRT: tokens of each row's hypothesis; the first `made` are valid.
+    parents_BR: the row that each hypothesis extended at the last step.
+    greedy_B: the row of the greedy hypothesis; R if that has ended.
     best_BF, best_sums_BF, best_lengths_BF, best_ids_BFT: score, sum, length
       and tokens of the best hypotheses that have ended, best first; -inf where
       there are fewer.
     num_ended_B: number of hypotheses that have ended.
-    made: tokens of each hypothesis.
-    is_finite: whether the logits of every hypothesis were.
+    made: number of tokens of each unfinished hypothesis.
+    is_finite: whether the logits of every hypothesis have been finite.
   """
 
   sums_BR: jax.Array
@@ -137,7 +138,7 @@ class _Settings:
 
   @property
   def num_rows(self) -> int:
-    """R. One beam is the greedy hypothesis itself."""
+    """R: W, and one more for the greedy hypothesis where W is above 1."""
     return self.beam.num_beams + (self.beam.num_beams > 1)
 
 
@@ -165,7 +166,7 @@ class _Candidates(NamedTuple):
   sums_BX: jax.Array
   parents_BX: jax.Array
   tokens_BX: jax.Array
-  # Whether the greedy hypothesis goes on, and is also among the others.
+  # Whether the greedy hypothesis is alive, and which of the others it equals.
   has_greedy_B1: jax.Array
   is_greedy_BM: jax.Array
 
@@ -175,14 +176,14 @@ def _pick(x, index):
 
 
 def _candidates(search: Search, logits_BRV, settings: _Settings):
-  """Returns _Candidates: the best 2W of the beams, in order, and the greedy.
+  """Returns _Candidates: the beams' best 2W, best first, and the greedy one.
 
-  At most W of 2W end, so that W are left to go on.
+  Each beam ends in at most one of them, so at least W of the 2W go on.
   """
   W, (B, R, V) = settings.beam.num_beams, logits_BRV.shape
   C = min(2 * W, settings.vocab_size)
   is_token_V = jnp.arange(V) < settings.vocab_size
-  # By logits first: where sums round to the same, the order is the greedy one.
+  # Ranked by logits, as greedy decoding does: rounded sums may tie.
   _, tokens_BRC = jax.lax.top_k(jnp.where(is_token_V, logits_BRV, -jnp.inf), C)
   log_p_BRV = jax.nn.log_softmax(logits_BRV)
   sums_BRC = jnp.take_along_axis(log_p_BRV, tokens_BRC, axis=2)
@@ -261,10 +262,10 @@ def _select(search: Search, logits_BRV, settings: _Settings) -> Search:
 
 
 def _is_done(search: Search, settings: _Settings) -> jax.Array:
-  """Returns whether what is alive of each prompt can no longer matter.
+  """Returns for each prompt whether no unfinished hypothesis matters any more.
 
-  A sum only falls, and a longest hypothesis is penalised least, so that
-  nothing alive can score more than `reach`.
+  A sum only falls, and the longest hypothesis has the largest divisor, so no
+  descendant of a row's hypothesis can score more than reach_BR.
   """
   beam, R = settings.beam, settings.num_rows
   reach_BR = search.sums_BR / beam.penalty(settings.num_tokens)
@@ -279,7 +280,7 @@ def _is_done(search: Search, settings: _Settings) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames=("settings",))
 def _begin(cache, logits_BV, settings: _Settings):
-  """Returns (cache with R rows for each prompt, the search of first tokens)."""
+  """Returns (cache with R rows per prompt, the search at one token)."""
   R = settings.num_rows
   cache = jax.tree.map(lambda x: jnp.repeat(x, R, axis=0), cache)
   logits_BRV = jnp.repeat(logits_BV[:, None], R, axis=1)
@@ -293,7 +294,7 @@ def _begin(cache, logits_BV, settings: _Settings):
 def _advance(
   params, cache, search, lengths_B, stop, *, model, settings: _Settings
 ):
-  """Returns (cache, search) at `stop` tokens, or when nothing is alive."""
+  """Returns (cache, search) at `stop` tokens, or once all hypotheses ended."""
   B, R, _ = search.ids_BRT.shape
   starts = jnp.repeat(lengths_B, R)
   first_B1 = R * jnp.arange(B)[:, None]
@@ -332,14 +333,14 @@ def search(
   Args:
     params: stacked, as trained.
     prompts: the ids of each prompt, none empty.
-    num_tokens: tokens of a hypothesis that does not end.
+    num_tokens: the most tokens of a hypothesis.
     separator_id: the token between documents, which ends a hypothesis; its
       probability counts. None: nothing ends before num_tokens.
     vocab_size, is_prefix, start_ids: as in generation.generate.
 
   Raises:
     InputError: the model cannot continue these prompts, a prompt and
-      num_tokens are more than its positions, or the logits are not finite.
+      num_tokens need more positions than it has, or logits are not finite.
   """
   generation.check_prompts(prompts, model)
   sources, rows = generation.split_prompts(model, prompts, start_ids)
@@ -408,7 +409,7 @@ def search_text(
 def check_room(prompts, num_tokens: int, model: Model) -> None:
   """Raises InputError unless num_tokens fit after each prompt."""
   longest, limit = max(map(len, prompts)), model.config.max_len
-  # The last token is not read.
+  # The last token is drawn, but never read.
   most = limit - longest + 1
   if not 1 <= num_tokens <= most:
     raise InputError(
@@ -419,7 +420,7 @@ def check_room(prompts, num_tokens: int, model: Model) -> None:
 
 
 def _finalists(found: Search, settings: _Settings) -> list[list[Hypothesis]]:
-  """Returns the best of what has ended and what is alive, for each prompt."""
+  """Returns the best ended and unfinished hypotheses of each prompt."""
   T, beam = settings.num_tokens, settings.beam
   results = []
   for b in range(len(found.sums_BR)):

@@ -1,9 +1,9 @@
-"""Choices: the log-probability of each of some texts after a prompt.
+"""Choices: log-probabilities of several given texts after a prompt.
 
-Classification without a head: the prompt is read once, and the choices as the
-rows of one batch over copies of its cache.
+This classifies without a classification head. The prompt is prefilled once, and
+all choices are then scored in one batch, over copies of its KV cache.
 
-B prompts, A choices of each, T tokens of the longest.
+Dimensions: B prompts, A choices per prompt, T tokens of the longest choice.
 """
 
 import dataclasses
@@ -25,12 +25,12 @@ from gpt_jax.models import Model
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-  """A text that a prompt may go on with.
+  """A possible continuation of a prompt.
 
   Attributes:
-    text: of the choice.
+    text: the continuation.
     log_prob: sum of the log-probabilities of its tokens, in nats.
-    num_tokens: number of them, 1 or more.
+    num_tokens: number of its tokens, 1 or more.
   """
 
   text: str
@@ -39,18 +39,18 @@ class Choice:
 
 
 def rank(choices: Sequence[Choice], per_token: bool = False) -> list[Choice]:
-  """Returns choices, likeliest first; equal ones stay in their order.
+  """Returns choices, likeliest first; ties stay in the order given.
 
   Args:
-    per_token: compare the mean log-probability of a token, which does not
-      favour short choices.
+    per_token: compare mean log-probabilities per token, which do not favour
+      short choices.
   """
   size = lambda c: c.num_tokens if per_token else 1
   return sorted(choices, key=lambda c: -c.log_prob / size(c))
 
 
 def check_choices(choices: Sequence[str]) -> None:
-  """Raises InputError unless there are choices, none empty, none twice."""
+  """Raises InputError for no choices, an empty choice or a repeated one."""
   if not choices:
     raise InputError("there is no choice; give one text or more")
   for index, text in enumerate(choices):
@@ -65,8 +65,12 @@ def encode_choices(
 ) -> list[np.ndarray]:
   """Returns the ids of each choice, none empty.
 
-  They are those of protocol.ids_behind, as training saw them. After a source or
-  a user's words they are those of a target that ends.
+  A choice is encoded as it follows the prompt in one text, as in training
+  (protocol.ids_behind). With a tokenizer of pairs or chats it is a whole target
+  or answer, with its end token.
+
+  Raises:
+    InputError: a choice has no token.
   """
   if isinstance(tokenizer, ANSWERED):
     return [tokenizer.encode_target(c).astype(np.int32) for c in choices]
@@ -84,11 +88,11 @@ def encode_choices(
 
 
 def check_room(prompts, choices, model: Model) -> None:
-  """Raises InputError unless each choice of ids fits after its prompt."""
+  """Raises InputError unless the ids of each choice fit after its prompt."""
   limit = model.config.max_len
   for prompt, own in zip(prompts, choices, strict=True):
     longest = max(map(len, own))
-    # The last token is not read.
+    # The last token is scored, but never read.
     if len(prompt) + longest - 1 > limit:
       raise InputError(
         f"a prompt of {len(prompt)} tokens and a choice of {longest} are more "
@@ -129,12 +133,12 @@ def score_ids(
   Args:
     params: stacked, as trained.
     prompts: the ids of each prompt, of any lengths, none empty.
-    choices: for each prompt the ids of A choices, none empty.
+    choices: the ids of A choices for each prompt, none empty.
     is_prefix, start_ids: as in generation.generate.
 
   Raises:
     InputError: the model cannot continue these prompts, a prompt and a choice
-      are more than its positions, or the logits are not finite.
+      have more tokens than it has positions, or the logits are not finite.
   """
   generation.check_prompts(prompts, model)
   sources, rows = generation.split_prompts(model, prompts, start_ids)
@@ -144,8 +148,8 @@ def score_ids(
   pad = lambda ids: np.pad(np.asarray(ids, np.int32), (0, T - len(ids)))
   ids_BAT = np.stack([np.stack([pad(ids) for ids in own]) for own in choices])
   lengths_B = np.array([len(r) for r in rows], np.int32)
-  # Beyond the model's positions too: a write that is cut off would move, and
-  # what is written there is padding of shorter choices.
+  # The slots may exceed the model's positions: a write that does not fit would
+  # be dropped as a whole, and only padding of shorter choices lies beyond them.
   num_slots = generation.round_up(int(np.max(lengths_B)) + T)
   prepared = generation.prepare(params, model)
   cache, logits_BV, lengths_B = generation.read_prompts(
@@ -174,7 +178,8 @@ def score(
     prompts, choices: texts, none empty; choices differ from each other.
 
   Raises:
-    InputError: as in score_ids; there is no choice, or one is empty or twice.
+    InputError: as in score_ids; or there is no choice, an empty one, or one
+      that is given twice.
   """
   check_choices(choices)
   ids = [encode_choices(tokenizer, prompt, choices) for prompt in prompts]

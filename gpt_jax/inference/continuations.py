@@ -1,7 +1,8 @@
-"""Continuations: the log-probability of each after a context of its own.
+"""Log-probabilities of continuations, each after a context of its own.
 
-What harnesses of evaluation ask for: many pairs of any lengths, each scored in
-one forward pass, in batches of about one length; or all tokens of a text.
+Evaluation harnesses ask for these: many (context, continuation) pairs of any
+length, each scored in one forward pass, in batches of similar length; or the
+log-probability of every token of a text.
 """
 
 import functools
@@ -36,7 +37,7 @@ def check_model(model: Model, is_prefix: bool) -> None:
 
 
 def _read(params, tokens_BT, model: Model, vocab_size: int):
-  """Returns logits_BTV; of ids that are padding, -inf."""
+  """Returns logits_BTV, with -inf for padding ids (vocab_size and above)."""
   logits_BTV = model.apply(params, tokens_BT)
   is_token_V = jnp.arange(logits_BTV.shape[-1]) < vocab_size
   return jnp.where(is_token_V, logits_BTV, -jnp.inf)
@@ -44,11 +45,11 @@ def _read(params, tokens_BT, model: Model, vocab_size: int):
 
 @functools.partial(jax.jit, static_argnames=("model", "vocab_size"))
 def _score(params, tokens_BT, ids_BT, counts_BT, *, model: Model, vocab_size):
-  """Returns (log_p_B, is_greedy_B) over the places that count.
+  """Returns (log_p_B, is_greedy_B) of the continuations.
 
   Args:
-    ids_BT: the token that follows each place.
-    counts_BT: whether it belongs to the continuation.
+    ids_BT: the token that follows each position.
+    counts_BT: whether that token belongs to the continuation.
   """
   logits_BTV = _read(params, tokens_BT, model, vocab_size)
   log_p_BTV = jax.nn.log_softmax(logits_BTV)
@@ -65,12 +66,14 @@ def score_pairs(
   batch_size: int,
   vocab_size: int,
 ) -> list[tuple[float, bool]]:
-  """Returns (log-probability in nats, whether each token is the likeliest).
+  """Returns each pair's (log-probability in nats, whether it is greedy).
+
+  A continuation is greedy if each of its tokens is the likeliest.
 
   Args:
     params: stacked, as trained.
-    pairs: ids of a context and of its continuation, none empty. Of those that
-      are longer than the model's positions the last tokens are read.
+    pairs: ids of a context and of its continuation, neither empty. Only the
+      last tokens of a pair longer than the model's positions are read.
     batch_size: rows of a forward pass.
     vocab_size: ids from here on are padding.
 
@@ -111,9 +114,9 @@ def score_pairs(
 
 @functools.partial(jax.jit, static_argnames=("model", "vocab_size", "count"))
 def _score_all(params, tokens_T, *, model: Model, vocab_size: int, count: int):
-  """Returns (log_p_T of the token that follows, the likeliest_TE, theirs_TE).
+  """Returns (log_p_T of the next token, likeliest_TE ids, theirs_TE).
 
-  Of the last place log_p_T says nothing.
+  The last element of log_p_T means nothing: no token follows there.
   """
   logits_TV = _read(params, tokens_T[None], model, vocab_size)[0]
   log_p_TV = jax.nn.log_softmax(logits_TV)
@@ -129,9 +132,9 @@ def score_text(
 
   Args:
     params: stacked, as trained.
-    ids: of the text, no more than the model has positions.
+    ids: the text's ids, at most as many as the model has positions.
     vocab_size: ids from here on are padding.
-    count: E, the likeliest tokens that are told beside each.
+    count: E, the number of likeliest tokens that are returned beside each.
 
   Returns:
     (log_p_N, likeliest_NE ids, their log-probabilities_NE, likeliest first), N

@@ -1,14 +1,15 @@
-"""Drafts by a small model, which draws them as the large one would.
+"""Speculative decoding: a small model drafts tokens for a large one.
 
-A draft counts where it is what the large model draws (rows._step). Both draw
-with the same key, so they often agree where their distributions overlap, at any
-temperature. Design choice: the test by a ratio of probabilities (Leviathan et
-al. 2023, algorithm 1) accepts a few more, but its texts depend on the drafts;
-here they have the same bits with any drafts and with none.
+A draft is accepted if it equals the token that the large model draws
+(rows._step). Both draw with the same key, so they often agree where their
+distributions overlap, at any temperature. Design choice: speculative sampling,
+which tests a ratio of probabilities (Leviathan et al. 2023, algorithm 1),
+accepts a few more drafts, but its texts depend on the drafts. Here a text has
+the same bits with any drafts and with none.
 
-The small model's cache needs no bookkeeping of its own: it holds the large
-one's texts, of the same lengths. Each guess reads the last two tokens of a text
-again, since the last draft of a step is drawn but never read.
+The small model's cache needs no bookkeeping of its own: it holds the texts of
+the large model's rows, of the same lengths. Each guess reads the last two
+tokens of a text again, since the last draft of a step is drawn but never read.
 """
 
 import functools
@@ -44,7 +45,11 @@ def _guess(
   vocab_size,
   count,
 ):
-  """Returns (cache, drafts_RK), K = `count`; -1 where a row is not on."""
+  """Returns (cache, drafts_RK), K = `count`; -1 in rows where is_on_R is False.
+
+  Args:
+    pairs_R2: the last two tokens of each row.
+  """
   found, tokens_RT = [], pairs_R2
   start_R = jnp.maximum(lengths_R - 1, 0)
   for t in range(count):
@@ -69,12 +74,12 @@ class Drafter:
 
   Args:
     model, params: of the small model, which has the large one's vocabulary.
-    num_rows, vocab_size, num_pages, count: as Rows' of the large model; count
-      is its num_drafts.
+    num_rows, vocab_size, num_pages: as in the large model's Rows.
+    count: num_drafts of the large model's Rows.
 
   Raises:
-    InputError: it has sliding windows, whose caches cannot take a draft back,
-      or writes no texts.
+    InputError: the small model has sliding windows, whose caches cannot take a
+      draft back, or does not continue texts.
   """
 
   def __init__(
@@ -102,12 +107,12 @@ class Drafter:
       self.rows.read(behind)
 
   def join(self, row: int, prompt: Prompt, settings: Settings) -> None:
-    """Lets a prompt join a row, as Rows.join."""
+    """Copies the small model's prefilled prompt into a row, as Rows.join."""
     self.rows.join(row, prompt, settings)
     self._pairs_R2[row] = [*prompt.ids[-2:], prompt.ids[-1]][:2]
 
   def guess(self, lengths_R, draws, is_on_R):
-    """Returns drafts_RK of what follows the prompts or `follow`'s tokens."""
+    """Returns drafts_RK, guesses of the tokens after each row's last two."""
     rows = self.rows
     cache, drafts_RK = _guess(
       rows.params,
@@ -124,7 +129,7 @@ class Drafter:
     return drafts_RK
 
   def follow(self, drawn) -> None:
-    """Takes what the large model has drawn, a drawing.Drawn."""
+    """Records the tokens that the large model has drawn, a drawing.Drawn."""
     ids_RT = np.concatenate([self._pairs_R2[:, 1:], drawn.ids_RT], axis=1)
     at_R2 = drawn.num_R[:, None] + np.array([-1, 0])
     self._pairs_R2 = np.maximum(np.take_along_axis(ids_RT, at_R2, 1), 0)

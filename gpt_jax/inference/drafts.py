@@ -1,23 +1,23 @@
-"""Drafts: tokens that may come next, guessed without the model.
+"""Prompt lookup: drafts of the next tokens, without a model (Saxena 2023).
 
-A text often repeats what stands in it or in its prompt. What followed the last
-NUM_TOKENS tokens when they stood there before is the guess (prompt lookup;
-Saxena 2023). The model then reads the guesses with the token before them, in
-one pass, and draws after each; a guess that equals what is drawn saves a pass.
-What is drawn is drawn as always, so no guess changes a text.
+A text often repeats itself or its prompt. The last NUM_TOKENS tokens are looked
+up in the text so far, and the guess is what followed them the last time. The
+model then reads the guesses with the token before them in one pass, and draws
+after each; a guess that equals the token drawn saves a pass. Tokens are drawn
+as they are without drafts, so no guess changes a text.
 """
 
-# The longest run of tokens that is looked up, and the shortest.
+# Lengths of the n-grams that are looked up, longest first.
 NUM_TOKENS = (3, 2)
 
 
 class Lookup:
-  """The tokens of one text, and where each run of them last stood."""
+  """The tokens of one text, and where each n-gram of them last occurred."""
 
   def __init__(self, ids: list[int]):
     self._ids: list[int] = []
-    # {run of tokens: index of the token after it}; the last run, of which no
-    # token has followed, is not in it.
+    # {n-gram: index of the token after it}, without the text's last n-grams,
+    # which no token follows yet.
     self._after: dict[tuple[int, ...], int] = {}
     for i in ids:
       self.push(i)

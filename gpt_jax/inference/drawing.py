@@ -1,4 +1,4 @@
-"""How the next token of each row is drawn, every row by its own settings."""
+"""Sampling: the next token of each row is drawn by that row's own settings."""
 
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ from flax import struct
 from gpt_jax.inference import generation
 from gpt_jax.inference.generation import Sampling
 
-# The likeliest tokens whose log-probabilities a step returns.
+# Number of likeliest tokens whose log-probabilities a step returns.
 NUM_LIKELIEST = 20
 
 
@@ -19,10 +19,11 @@ class Settings(NamedTuple):
 
   Attributes:
     sampling: temperature and filters.
-    seed, choice: a row draws as row `choice` of generation.generate does.
-    presence_penalty, frequency_penalty: taken from the logit of a token that
-      the row has drawn before: once, and for each time.
-    bias: {id: what is added to its logit}.
+    seed, choice: the row draws the same random numbers as row `choice` of
+      generation.generate with this seed.
+    presence_penalty, frequency_penalty: subtracted from the logit of a token
+      that the row has drawn before: the first once, the second for each time.
+    bias: {id: number that is added to its logit}.
     has_log_probs: whether log-probabilities are wanted.
   """
 
@@ -36,15 +37,15 @@ class Settings(NamedTuple):
 
   @property
   def changes_logits(self) -> bool:
-    """Returns whether penalties or a bias do."""
+    """Returns whether penalties or a bias change the row's logits."""
     return bool(self.presence_penalty or self.frequency_penalty or self.bias)
 
 
 class Draws(struct.PyTreeNode):
   """Settings of all rows, as arrays.
 
-  made_R are the tokens drawn before; is_changed_R, whether penalties or a bias
-  change the row's logits.
+  made_R is the number of tokens that a row has drawn; is_changed_R, whether
+  penalties or a bias change its logits.
   """
 
   temperature_R: Any
@@ -60,7 +61,7 @@ class Draws(struct.PyTreeNode):
   has_log_probs_R: Any
 
   def put(self, row: int, settings: Settings) -> None:
-    """Lets a row, which has drawn nothing, be drawn so; NumPy arrays alone."""
+    """Sets a row that has drawn nothing yet; the arrays must be NumPy's."""
     sampling = settings.sampling
     for array_R, value in (
       (
@@ -82,7 +83,7 @@ class Draws(struct.PyTreeNode):
 
 
 def init_draws(num_rows: int) -> Draws:
-  """Returns those of rows that hold no text."""
+  """Returns the Draws of rows that are all free."""
   full = lambda value, dtype: np.full(num_rows, value, dtype)
   return Draws(
     temperature_R=full(0, np.float32),
@@ -100,14 +101,15 @@ def init_draws(num_rows: int) -> Draws:
 
 
 class Drawn(NamedTuple):
-  """The tokens of one step; NumPy arrays. T is 1, and 1 more for each draft.
+  """The tokens of one decode step; NumPy arrays. T is 1 + number of drafts.
 
   Attributes:
     ids_RT: int32; -1 where the logits were not finite.
-    num_R: how many of each row's count; the others mean nothing.
-    log_probs_RT: of the tokens, by the model, before temperature and filters.
-    likeliest_RTE, their_log_probs_RTE: of the NUM_LIKELIEST likeliest tokens.
-      These three are zeros where no row wants log-probabilities.
+    num_R: number of ids that each row goes on with; the rest mean nothing.
+    log_probs_RT: the ids' log-probabilities before temperature and filters.
+    likeliest_RTE, their_log_probs_RTE: ids and log-probabilities of the E =
+      NUM_LIKELIEST likeliest tokens. Where no row wants log-probabilities,
+      these three arrays are zeros.
   """
 
   ids_RT: np.ndarray
@@ -120,16 +122,16 @@ class Drawn(NamedTuple):
 def draw(
   logits_VR, counts_RV, bias_RV, draws: Draws, mask_RW, vocab_size: int
 ) -> jax.Array:
-  """Returns int32 ids_R, as generation.sample draws a row of these settings.
+  """Returns int32 ids_R; each row as generation.sample with its settings.
 
-  Where every row takes the likeliest of all tokens, nothing else is computed:
-  four passes over all logits fewer (docs/serving.md).
+  Where every row is greedy, without penalties, bias or mask, only the argmax is
+  computed, which saves four passes over all logits (docs/serving.md).
 
   Args:
-    logits_VR: tokens first, as a CPU multiplies fastest.
-    counts_RV: how often a row has drawn each token.
-    bias_RV: what is added to its logits.
-    mask_RW: uint32, a bit for each token that may come next.
+    logits_VR: vocabulary first, the layout of a CPU's fastest matmul.
+    counts_RV: how often each row has drawn each token.
+    bias_RV: added to each row's logits.
+    mask_RW: uint32; a bit that is set allows its token to come next.
     vocab_size: ids from here on are never drawn.
   """
   is_drawn_R = draws.temperature_R >= generation.MIN_TEMPERATURE
@@ -146,10 +148,10 @@ def draw(
 
 
 def _take_likeliest(logits_VR, vocab_size: int):
-  """Returns (the largest logit of each row, the first token that has it)."""
+  """Returns (each row's largest logit, the first token that has it)."""
   logits_VR = logits_VR[:vocab_size]
   largest_R = logits_VR.max(0)
-  # An argmax of XLA's takes a CPU five times as long as these two passes.
+  # On a CPU, XLA's argmax takes five times as long as these two passes.
   at_V1 = jnp.arange(vocab_size, dtype=jnp.int32)[:, None]
   at_VR = jnp.where(logits_VR == largest_R[None], at_V1, vocab_size - 1)
   return largest_R, at_VR.min(0)
@@ -158,7 +160,7 @@ def _take_likeliest(logits_VR, vocab_size: int):
 def _draw_changed(
   logits_RV, counts_RV, bias_RV, draws: Draws, mask_RW, vocab_size: int
 ):
-  """Returns (the largest logit of each row, ids_R), each by its settings."""
+  """Returns (each row's largest logit, ids_R), with all settings and masks."""
   V = logits_RV.shape[1]
   column = lambda x_R: x_R[:, None]
   logits_RV = (
@@ -200,7 +202,7 @@ def _draw_changed(
 
 
 def filter_rows(logits_RV, draws: Draws):
-  """Returns generation.filter_logits of each row, by its own settings."""
+  """Returns generation.filter_logits of each row, with its own settings."""
   V = logits_RV.shape[-1]
   column = lambda x_R: x_R[:, None]
   sorted_RV = jnp.flip(jnp.sort(logits_RV, axis=-1), axis=-1)
@@ -219,7 +221,7 @@ def filter_rows(logits_RV, draws: Draws):
 
 
 def log_probs(logits_RV, ids_R, vocab_size: int):
-  """Returns (log-probabilities of ids, likeliest tokens, theirs)."""
+  """Returns (log-probabilities of ids_R, likeliest_RE ids, theirs)."""
   E = min(NUM_LIKELIEST, vocab_size)
   logits_RV = logits_RV[:, :vocab_size]
   all_RV = jax.nn.log_softmax(logits_RV, axis=-1)

@@ -1,7 +1,7 @@
-"""Embeddings: one vector of length one for each text.
+"""Embeddings: one unit vector for each text.
 
-The mean of the last layer's output over a text's tokens, divided by its length
-(Reimers and Gurevych 2019, section 3).
+It is the mean of the last layer's output over a text's tokens (Reimers and
+Gurevych 2019, section 3), divided by its Euclidean norm.
 """
 
 import dataclasses
@@ -25,10 +25,11 @@ from gpt_jax.models import HEADS, Model
 def encode(
   tokenizer: Tokenizer, texts: Sequence[str], limit: int
 ) -> list[np.ndarray]:
-  """Returns the ids of texts as the model has met them, at most `limit` each.
+  """Returns the ids of texts as in the model's training, at most `limit` each.
 
-  Those of an imported model stand between what its tokenizer puts around a
-  text, which a cut leaves; those of other runs follow a separator.
+  For an imported model, they include the special tokens that its tokenizer puts
+  around a text, which truncation leaves in place. For other runs, they follow a
+  separator.
   """
   if isinstance(tokenizer, LibraryTokenizer) and tokenizer.start_ids:
     return tokenizer.encode_whole(texts, limit)
@@ -43,7 +44,7 @@ def encode(
 def encode_uncut(
   tokenizer: Tokenizer, texts: Sequence[str | Sequence[int]], limit: int
 ) -> list[np.ndarray]:
-  """Returns the ids of texts as `encode` does, and ids as they are.
+  """Returns the ids of texts as `encode` does; inputs that are ids stay so.
 
   Raises:
     InputError: a text is empty, or has more than `limit` ids, which `encode`
@@ -79,7 +80,7 @@ def embed(
 
   Raises:
     InputError: the model reads sources, a text has no ids or more than the
-      model's positions, or the output is not finite.
+      model has positions, or the output is not finite.
   """
   if config_lib.has_source(model.config):
     raise InputError(
@@ -92,7 +93,7 @@ def embed(
       raise InputError(
         f"text {row} has {len(ids)} tokens; it must have 1 to {limit}"
       )
-  # Without what scores tokens or classes.
+  # Without the heads that score tokens or classes.
   plain = dict(head="linear", tied_embeddings=True, num_classes=None)
   trunk = dataclasses.replace(
     model, config=dataclasses.replace(model.config, **plain)

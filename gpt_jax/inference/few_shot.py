@@ -19,15 +19,15 @@ ASKED, ANSWER, END = "{}\n=", " {}\n", "\n"
 
 
 def text_of(example: Example) -> str:
-  """Returns the text, or both of a pair."""
+  """Returns an example's text, or the two texts of a pair, joined."""
   return BETWEEN.join(example.texts)
 
 
 def class_of(example: Example) -> str:
-  """Returns the class as a text.
+  """Returns an example's class as a text.
 
   Raises:
-    InputError: the label is none, or not one class.
+    InputError: the label is missing, or is not one class.
   """
   label = example.label
   if label is None and example.lack:
@@ -46,7 +46,8 @@ def find_classes(
   """Returns (classes of the examples that may be shown, class of each text).
 
   Raises:
-    InputError: there is one class only, or a text has another than these.
+    InputError: the examples have one class only, or a text has a class that no
+      example has.
   """
   classes = sorted(set(map(class_of, shown)))
   if len(classes) < 2:
@@ -69,7 +70,7 @@ def pick_shots(examples: Sequence[Example], count: int) -> list[Example]:
   """Returns `count` examples, the same ones in every call.
 
   Raises:
-    InputError: there are fewer.
+    InputError: there are fewer examples than `count`.
   """
   if count > len(examples):
     raise InputError(
@@ -80,7 +81,7 @@ def pick_shots(examples: Sequence[Example], count: int) -> list[Example]:
 
 
 def write_prompt(shots: Sequence[Example], text: str) -> str:
-  """Returns the prompt that a class is to follow."""
+  """Returns the prompt of a text, to be continued by its class."""
   shown = (
     ASKED.format(text_of(shot)) + ANSWER.format(class_of(shot)) + END
     for shot in shots
@@ -101,10 +102,10 @@ def classify(
 
   Args:
     params: stacked, as trained.
-    batch_size: prompts that are read at a time.
+    batch_size: number of prompts that are read at a time.
 
   Raises:
-    InputError: as choices.score.
+    InputError: as in choices.score.
   """
   answers = [ANSWER.format(name) for name in classes]
   found: list[str] = []
@@ -119,7 +120,7 @@ def classify(
 
 
 def measure(called: Sequence[str], truth: Sequence[str]) -> dict[str, float]:
-  """Returns the accuracy, the commonest class's, and the number of texts."""
+  """Returns the accuracy, its majority-class baseline, and number of texts."""
   hits = sum(a == b for a, b in zip(called, truth, strict=True))
   most = max(truth.count(name) for name in set(truth))
   return {

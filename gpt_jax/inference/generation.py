@@ -1,4 +1,4 @@
-"""Generation: prefill, then one compiled loop with a cache of keys and values.
+"""Generation: prefill, then one compiled decoding loop with a KV cache.
 
 A token's slot in the cache is its index in its row, so that prompts of
 different lengths share a batch: each row writes its next token over its
@@ -103,7 +103,7 @@ def sample(
 
 
 def row_keys(key: jax.Array, made: int | jax.Array, num_rows: int) -> jax.Array:
-  """Returns a key for each row's draw after `made` tokens were drawn."""
+  """Returns a PRNG key for each row's draw that follows `made` tokens."""
   now = jax.random.fold_in(key, made)
   return jax.vmap(lambda row: jax.random.fold_in(now, row))(
     jnp.arange(num_rows)
@@ -111,7 +111,7 @@ def row_keys(key: jax.Array, made: int | jax.Array, num_rows: int) -> jax.Array:
 
 
 def filter_logits(logits_BV: jax.Array, sampling: Sampling) -> jax.Array:
-  """Returns logits, -inf for tokens that top_k, top_p or min_p exclude."""
+  """Returns logits, with -inf for tokens that top_k, top_p or min_p exclude."""
   V = logits_BV.shape[-1]
   if sampling.top_k and sampling.top_k < V:
     kth_B1 = jax.lax.top_k(logits_BV, sampling.top_k)[0][:, -1:]
@@ -148,10 +148,10 @@ def prefill(
     params: from Model.prepare_for_decoding.
     tokens_BP: prompts, padded on the right.
     lengths_B: int32, number of tokens of each prompt, 1 or more.
-    prefix_B: int32, number of tokens at the start of each prompt that see each
-      other; None for none.
-    source: (sources_BS, lengths_B) that a model with an encoder reads first,
-      padded on the right, and the number of tokens of each.
+    prefix_B: int32, number of tokens at the start of each prompt that attend to
+      each other in both directions; None for no prefix.
+    source: (sources_BS, lengths_B), the inputs of a model's encoder, padded on
+      the right, and their numbers of tokens; None for a model without one.
     model: the model of `params`.
     num_slots: slots of the cache for each row.
   """
@@ -197,7 +197,7 @@ def decode_chunk(
   num_tokens: int,
   vocab_size: int,
 ):
-  """Returns (cache, logits_BV, ids_BC): C = `num_tokens` more in every row.
+  """Returns (cache, logits_BV, ids_BC) after C = `num_tokens` decode steps.
 
   A row's draw depends on the key, the row's index and the number of tokens
   drawn before (`made`), so that chunks of any size draw the same tokens.
@@ -226,7 +226,7 @@ prepare = jax.jit(
 
 
 def round_up(length: int) -> int:
-  """Returns a length of the few that prompts and caches are compiled for."""
+  """Returns the length rounded up to a multiple of ROUND."""
   return -(-length // ROUND) * ROUND
 
 
@@ -238,13 +238,13 @@ def read_prompts(
   prefix_B: np.ndarray | None = None,
   sources: Sequence[np.ndarray] | None = None,
 ):
-  """Returns (cache, logits_BV of each row's last token, lengths_B).
+  """Prefills; returns (cache, logits_BV of each row's last token, lengths_B).
 
   Args:
     prepared: from prepare.
     rows: int32 ids of each prompt, of any lengths.
     num_slots, prefix_B: as in prefill.
-    sources: int32 ids of each row's source, for a model that reads one.
+    sources: int32 ids of each row's encoder input, for a model with an encoder.
   """
   limit = model.config.max_len
 
@@ -270,8 +270,11 @@ def read_prompts(
 def split_prompts(model: Model, prompts: Sequence, start_ids: Sequence[int]):
   """Returns (sources or None, the ids that each row begins with), int32.
 
-  A model that reads sources takes the prompts as such, and writes after
-  start_ids; any other goes on with the prompts.
+  For a model that reads sources, the prompts are the sources, and each row
+  begins with start_ids. For any other model, each row begins with its prompt.
+
+  Raises:
+    ValueError: a model that reads sources has no start_ids.
   """
   as_ids = lambda each: [np.asarray(ids, np.int32) for ids in each]
   if not config_lib.has_source(model.config):
@@ -295,18 +298,18 @@ def generate(
   """Yields ids_BC in chunks, num_tokens in all for each row.
 
   Rows run past stop strings and separators; the caller cuts them. When the
-  longest row has filled the model's positions, rows that no longer fit are cut
-  to their last half, and all rows are prefilled again. A target, of a model
-  that reads prompts as sources, ends there.
+  longest row has filled the model's positions, rows that no longer fit keep
+  only their last max_len // 2 tokens, and all rows are prefilled again. A model
+  that reads prompts as sources stops instead.
 
   Args:
     params: stacked, as trained; a second, unstacked copy is held while
       generating.
     prompts: the ids of each row's prompt, none empty.
     vocab_size: ids from here on are never drawn; None for the model's.
-    is_prefix: whether the tokens of a prompt see each other, as in training
-      with prefixes (config.has_prefixes).
-    start_ids: what a target begins with, of a model that reads sources.
+    is_prefix: whether the tokens of a prompt attend to each other in both
+      directions, as in training with prefixes (config.has_prefixes).
+    start_ids: the first ids of a target, for a model that reads sources.
 
   Raises:
     InputError: the model cannot continue these prompts, num_tokens is above

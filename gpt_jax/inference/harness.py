@@ -1,9 +1,10 @@
 """A run as a model of lm-evaluation-harness.
 
 The harness's own code reads the tasks, makes the requests and computes the
-metrics (https://github.com/EleutherAI/lm-evaluation-harness); this answers the
-requests. Texts become ids, and long ones windows, by the rules of its adapter
-of transformers, so that the same weights give the same figures.
+metrics (https://github.com/EleutherAI/lm-evaluation-harness); this module
+answers the requests. Texts are tokenized, and long ones split into windows, by
+the rules of the harness's adapter for transformers, so that the same weights
+give the same figures.
 """
 
 import importlib.util
@@ -20,9 +21,9 @@ from gpt_jax.inference import continuations, generation, texts
 from gpt_jax.machine import processes, runtime
 from gpt_jax.models import Model
 
-# Between the names of a metric and of the filter of answers that it is of.
+# The harness names a result "<metric>,<filter of answers>".
 FILTER, NO_FILTER = ",", "none"
-# Around the number of a dialogue: of Unicode's private characters.
+# Stands before and after a dialogue's number: a private-use Unicode character.
 OPENED = "\uf8ff"
 
 
@@ -30,7 +31,7 @@ def require(is_quiet: bool = False) -> None:
   """Raises InputError unless tasks can be evaluated here.
 
   Args:
-    is_quiet: whether the harness's bars and warnings are left out.
+    is_quiet: whether to hide the harness's progress bars and warnings.
   """
   if processes.count() > 1:
     raise InputError("tasks are evaluated by one process; start one")
@@ -53,10 +54,15 @@ def evaluate(
   """Returns the harness's results.
 
   Args:
-    is_chat: whether questions are a user's, and examples earlier turns.
-    what: the option that names the tasks.
-    limit: only the first of each task; None for all.
+    names: of the tasks.
+    is_chat: whether a question is a user's turn, and the examples before it are
+      earlier turns.
+    what: the option that names the tasks, for errors.
+    limit: number of each task's first questions that are asked; None for all.
     num_fewshot: examples before each question; None for the task's own number.
+
+  Raises:
+    InputError: the harness refuses the tasks.
   """
   import lm_eval
   from lm_eval import utils
@@ -77,7 +83,7 @@ def evaluate(
 
 
 def list_figures(results: dict) -> dict[str, float]:
-  """Returns {"<task>/<metric>": value}, but standard errors and counts."""
+  """Returns {"<task>/<metric>": value}, without standard errors and counts."""
   found = {}
   for task, row in results["results"].items():
     for key, value in row.items():
@@ -90,13 +96,13 @@ def list_figures(results: dict) -> dict[str, float]:
 
 
 class Answers:
-  """What a run says to requests, in the harness's terms.
+  """A run's answers to the harness's requests.
 
   Args:
     model, params: as generation.generate takes them.
     tokenizer: of the run; a templates.ChatTokenizer also answers dialogues.
     batch_size: requests that are answered at once.
-    max_gen_toks: most tokens of an answer, where a task does not say.
+    max_gen_toks: most tokens of an answer, where a task sets no limit.
   """
 
   def __init__(
@@ -110,7 +116,7 @@ class Answers:
     self._model, self._params, self._tokenizer = model, params, tokenizer
     self._batch_size, self.max_gen_toks = batch_size, max_gen_toks
     self._plain = getattr(tokenizer, "plain", tokenizer)
-    self._opened: list = []  # dialogues, by the number in a text
+    self._opened: list = []  # dialogues, by the number in their placeholder
     self.limit = model.config.max_len
     self._vocab_size = min(
       config_lib.vocab_size(model.config), tokenizer.vocab_size
@@ -135,14 +141,14 @@ class Answers:
     return self._tokenizer.name
 
   def open(self, history: list[dict], is_answered: bool) -> str:
-    """Returns a text that stands for a dialogue, as `encode` reads it.
+    """Returns a placeholder for a dialogue, which `encode` replaces by its ids.
 
-    The harness joins texts, and in a text a mark of the template would be one
-    that anybody can write.
+    The harness concatenates texts. In a text, the template's special tokens
+    could not be told from the same characters in a question.
 
     Args:
       history: the harness's messages, {"role": ..., "content": ...}.
-      is_answered: whether the last is the beginning of the answer.
+      is_answered: whether the last message is the beginning of the answer.
     """
     turns = [Message(each["role"], each["content"]) for each in history]
     begun = turns.pop().content if is_answered else ""
@@ -151,7 +157,7 @@ class Answers:
     return f"{OPENED}{len(self._opened) - 1}{OPENED}{begun}"
 
   def encode(self, text: str, is_bare: bool) -> list[int]:
-    """Returns ids, with what the model expects before any text, or bare."""
+    """Returns ids of a text (after start_ids unless is_bare) or a dialogue."""
     if self._opened and text.startswith(OPENED):
       index, _, begun = text[1:].partition(OPENED)
       opened = self._opened[int(index)]
@@ -165,7 +171,7 @@ class Answers:
     )
 
   def score_windows(self, windows) -> list[float]:
-    """Returns the log-probability of each text, of the pairs that it became."""
+    """Returns the log-probability of each text, summed over its windows."""
     scores = iter(self.score([pair for own in windows for pair in own]))
     return [
       sum(log_p for log_p, _ in itertools.islice(scores, len(own)))
@@ -176,7 +182,7 @@ class Answers:
     """Returns an answer to each (context, options).
 
     Args:
-      normalize: the harness's function of options.
+      normalize: the harness's normalize_gen_kwargs, which completes options.
     """
     found: list[str] = []
     for _, group in itertools.groupby(requests, key=lambda each: each[1]):
@@ -220,7 +226,8 @@ class Answers:
       for row, new in enumerate(chunk):
         if not answers[row][1]:
           made[row].extend(new.tolist())
-          # Decoded alone: the harness compares no space that a decoder strips.
+          # Without the prompt: a decoder may strip the answer's first space,
+          # which the harness does not compare.
           answers[row] = texts.cut_text([], made[row], self._tokenizer, stop)
       if all(is_done for _, is_done in answers):
         break
@@ -228,13 +235,13 @@ class Answers:
 
 
 def adapt(answers: Answers):
-  """Returns the harness's model of a run."""
+  """Returns an lm_eval model that answers requests by a run."""
   from lm_eval import utils
   from lm_eval.api.model import TemplateLM
   from lm_eval.models.utils import normalize_gen_kwargs
 
   class Adapter(TemplateLM):
-    """What the harness calls."""
+    """The methods and properties of a model that the harness calls."""
 
     eot_token_id = property(lambda self: answers.separator_id())
     tokenizer_name = property(lambda self: answers.name)

@@ -1,10 +1,10 @@
 """Accuracy, F1, Matthews and Spearman of a whole set, in one pass over it.
 
-A batch gives integer counts of its classes, and counts of batches and processes
-add up to those of the set: the order and the size of batches change no bit. A
-mean over batches of F1 or Matthews would be another figure.
+Each batch gives integer counts per class, which are summed over batches and
+processes, so neither the order nor the size of batches changes a bit of the
+result. Averaging F1 or Matthews over batches would give a different figure.
 
-K classes; N texts, or words.
+Dimensions: K classes; N texts or words.
 """
 
 import math
@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# What the functions of MEASURES return: sums, and what is gathered.
+# Keys of what the functions of MEASURES return. The first two hold sums over a
+# batch; those in GATHERED hold one value per row, to be concatenated.
 CLASSES, RIGHT_ROWS = "classes", "right_rows"
 PREDICTED, ASKED, IS_REAL = "predicted", "asked", "is_real"
 GATHERED = (PREDICTED, ASKED, IS_REAL)
@@ -25,7 +26,7 @@ def count_labels(
 ) -> jax.Array:
   """Returns int32 counts_3K: true positives, false positives and negatives.
 
-  Where an example has one class, both have one True in each row.
+  With one class per example, each row of both arrays has exactly one True.
 
   Args:
     labels_NK, predicted_NK: bool.
@@ -38,7 +39,7 @@ def count_labels(
 
 
 def count_classes(logits_BTK, batch: dict) -> dict:
-  """Returns {CLASSES: counts_3K} of targets of which each has one class."""
+  """Returns {CLASSES: counts_3K} for targets of one class each."""
   K = logits_BTK.shape[-1]
   is_class = lambda ids: ids.reshape(-1, 1) == jnp.arange(K)[None]
   labels_NK = is_class(batch["targets"])
@@ -48,9 +49,10 @@ def count_classes(logits_BTK, batch: dict) -> dict:
 
 
 def count_sets(logits_B1K, batch: dict) -> dict:
-  """Returns {CLASSES: counts_3K, RIGHT_ROWS: int32} of sets of classes.
+  """Returns {CLASSES: counts_3K, RIGHT_ROWS: int32} for multi-label targets.
 
-  A class is predicted from a probability of one half on.
+  A class is predicted if its probability is at least 0.5. RIGHT_ROWS counts the
+  texts whose predicted classes are exactly the target's.
   """
   labels_BK, predicted_BK = batch["targets"] > 0.5, logits_B1K[:, 0] >= 0
   is_real_B = batch["mask"][:, 0] > 0
@@ -61,7 +63,10 @@ def count_sets(logits_B1K, batch: dict) -> dict:
 
 
 def gather_numbers(logits_B11, batch: dict) -> dict:
-  """Returns all numbers of a batch, whole on every device."""
+  """Returns a batch's predicted and target numbers, replicated on all devices.
+
+  IS_REAL is False for rows that only fill the last batch.
+  """
   return {
     PREDICTED: _whole(logits_B11[:, 0, 0]),
     ASKED: _whole(batch["targets"][:, 0]),
@@ -70,7 +75,7 @@ def gather_numbers(logits_B11, batch: dict) -> dict:
 
 
 def gather_logits(logits_BTK, batch: dict) -> dict:
-  """Returns all logits of a batch, whole on every device."""
+  """Returns all logits of a batch, replicated on every device."""
   return {PREDICTED: _whole(logits_BTK)}
 
 
@@ -81,8 +86,8 @@ def _whole(x):
   return jax.lax.with_sharding_constraint(x, jax.P())
 
 
-# By option of data.label: function of (logits, batch) that returns what the
-# figures of a set are found from.
+# By option of data.label: function of (logits, batch). Its results, summed or
+# concatenated over the set, are the input of find_figures.
 MEASURES: dict[str, Callable] = {
   "single": count_classes,
   "multi": count_sets,
@@ -92,16 +97,17 @@ MEASURES: dict[str, Callable] = {
 
 
 def find_figures(label: str, found: dict, count: int) -> dict[str, float]:
-  """Returns {quantity: value}; a figure that is not defined is left out.
+  """Returns {metric: value}; a metric that is undefined (NaN) is left out.
 
-  accuracy (of sets of classes: the part that is right as a whole), f1_macro,
-  f1_micro, matthews, and what always guessing gives beside them: majority, the
-  accuracy of the commonest class. Of numbers spearman, and variance, the
-  squared error of their mean.
+  For classes: accuracy (for "multi", the fraction of texts whose whole set of
+  classes is right), f1_macro and f1_micro; and except for "multi", matthews and
+  the baseline majority, the accuracy of always predicting the commonest class.
+  For numbers: spearman, and the baseline variance, the squared error of always
+  predicting their mean.
 
   Args:
     label: option of data.label.
-    found: what MEASURES returns, added up or joined over the set.
+    found: what MEASURES returns, summed or concatenated over the set.
     count: the number of texts.
   """
   if label == "number":
@@ -126,24 +132,24 @@ def find_figures(label: str, found: dict, count: int) -> dict[str, float]:
 
 
 def accuracy(counts_3K: np.ndarray) -> float:
-  """Returns the fraction of examples called their class; NaN for none."""
+  """Returns the fraction of examples predicted right; NaN without examples."""
   right_K, labels_K, _ = _totals(counts_3K)
   return _ratio(sum(right_K), sum(labels_K))
 
 
 def majority(counts_3K: np.ndarray) -> float:
-  """Returns the fraction of examples of the commonest class; NaN for none."""
+  """Returns the commonest class's share of examples; NaN without examples."""
   _, labels_K, _ = _totals(counts_3K)
   return _ratio(max(labels_K), sum(labels_K))
 
 
 def f1(counts_3K: np.ndarray, average: str) -> float:
-  """Returns F1, the harmonic mean of precision and recall; NaN for none.
+  """Returns F1, the harmonic mean of precision and recall; NaN for no counts.
 
   Args:
-    counts_3K: from count_labels, added up.
-    average: micro: of counts added over classes. macro: the mean over classes
-      that occur as a label or a prediction.
+    counts_3K: from count_labels, summed over batches.
+    average: "micro" is F1 of the counts summed over classes; "macro" is the
+      mean F1 over classes that occur as a label or a prediction.
   """
   counts_3K = np.asarray(counts_3K, np.int64)
   if average == "micro":
@@ -175,9 +181,9 @@ def matthews(counts_3K: np.ndarray) -> float:
 
 
 def _totals(counts_3K) -> list[list[int]]:
-  """Returns, by class: right predictions, labels, predictions.
+  """Returns per class the number of right predictions, labels and predictions.
 
-  Python's integers, since products of counts pass 64 bits.
+  They are Python integers, because products of counts can overflow 64 bits.
   """
   hits, wrong, missed = np.asarray(counts_3K, np.int64)
   return [k.tolist() for k in (hits, hits + missed, hits + wrong)]
@@ -186,9 +192,9 @@ def _totals(counts_3K) -> list[list[int]]:
 def spearman(predicted_N: np.ndarray, targets_N: np.ndarray) -> float:
   """Returns the correlation of ranks, -1 to 1; equal values share their rank.
 
-  Ranks depend on all values, so that nothing smaller than the values
-  themselves adds up: batches are concatenated, in any order. NaN where
-  predictions or targets are all the same.
+  Ranks depend on all values, so there are no partial sums of a batch: the
+  arguments are whole sets, in any order. NaN where predictions or targets are
+  all the same.
   """
   a, b = (_centered_ranks(x) for x in (predicted_N, targets_N))
   dot = lambda a, b: sum(x * y for x, y in zip(a, b, strict=True))
@@ -196,11 +202,11 @@ def spearman(predicted_N: np.ndarray, targets_N: np.ndarray) -> float:
 
 
 def _centered_ranks(values_N: np.ndarray) -> list[int]:
-  """Returns twice each value's rank less its mean: integers."""
+  """Returns 2 * (rank - mean rank) of each value, which is an integer."""
   _, places_N, counts = np.unique(
     np.asarray(values_N), return_inverse=True, return_counts=True
   )
-  # Values of one group have ranks end - count + 1 ... end.
+  # Equal values share the mean of the ranks end - count + 1 ... end.
   ends = np.cumsum(counts)
   twice = 2 * ends - counts + 1
   return (twice[places_N] - (len(values_N) + 1)).tolist()

@@ -1,14 +1,16 @@
-"""Keys and values of prompts that were read, so that none is read twice.
+"""Prefix cache: keys and values of prompts, so that no prefix is read twice.
 
-A pool of pages of PAGE tokens. A page is found by the hash of all tokens up to
-its end, and copied to the place of the prompt that begins with them; reading
-then goes on at the chunk after it, with the same bits as if all had been read.
-Answers are not stored: a step computes them with other products than a chunk.
+A pool holds pages of PAGE tokens. A page is found by the hash of all tokens up
+to its end, and is copied into the cache of a prompt that begins with those
+tokens. Prefill then goes on at the next chunk, with the same bits as if it had
+read the whole prompt. Generated tokens are not stored: a decode step computes
+them with matmuls of other shapes than a prefill chunk, so bits could differ.
 
-Design choice: rows own contiguous caches, into which pages are copied once. On
-a CPU, attention that finds its keys by a table of pages is as fast where it
-gathers them block by block (docs/serving.md); it would save the memory of rows
-that are not full, and needs a program of its own for every kind of cache.
+Design choice: each row owns a contiguous cache, into which pages are copied
+once. Paged attention, which looks its keys up in a table of pages, is as fast
+on a CPU if it gathers them block by block (docs/serving.md). It would save the
+memory of rows that are not full, but needs a program of its own for every kind
+of cache.
 """
 
 import collections
@@ -21,15 +23,20 @@ import numpy as np
 
 from gpt_jax.models import Model
 
-# Tokens of a page; chunks of a prompt are whole pages (prefill.chunk_for).
+# Tokens in a page. A prefill chunk is a whole number of pages
+# (prefill.chunk_for).
 PAGE = 32
 
 
 @functools.partial(jax.jit, donate_argnames="cache")
 def _load(cache, pool, place, pages_X, count):
-  """Returns the cache with `count` pages of the pool at the start of a place.
+  """Returns the cache with `count` pages copied to the start of a place.
 
-  One program for any number of pages: a loop copies as many as there are.
+  `count` is traced, so that one program serves any number of pages.
+
+  Args:
+    place: row of the prefill cache.
+    pages_X: indices of the pages in the pool; the first `count` are copied.
   """
 
   def one(x_PKSH, pool_YKCH):
@@ -49,7 +56,13 @@ def _load(cache, pool, place, pages_X, count):
 
 @functools.partial(jax.jit, donate_argnames="pool")
 def _store(pool, cache, place, pages_X, at_X, count):
-  """Returns the pool with pages of a place: `count` of at_X as pages_X."""
+  """Returns the pool with `count` pages copied into it from a place.
+
+  Args:
+    place: row of the prefill cache.
+    pages_X: indices of the pages in the pool.
+    at_X: indices of the pages within the row.
+  """
 
   def one(pool_YKCH, x_PKSH):
     _, K, C, H = pool_YKCH.shape
@@ -67,15 +80,16 @@ def _store(pool, cache, place, pages_X, at_X, count):
 
 
 class Pages:
-  """A pool of pages, of which the one longest unused is replaced.
+  """A pool of pages; when it is full, the least recently used is replaced.
 
   Args:
-    model: whose cache they are of; all its layers have a slot for each token.
-    num_pages: of the pool.
-    num_slots: of the caches that pages are copied from and to.
+    model: its cache is what is stored; all its layers must have a slot for each
+      token (no sliding windows).
+    num_pages: number of pages in the pool.
+    num_slots: slots per row of the caches that pages are copied from and to.
 
   Attributes:
-    num_held: pages that hold something.
+    num_held: number of pages in use.
   """
 
   def __init__(self, model: Model, num_pages: int, num_slots: int):
@@ -83,7 +97,7 @@ class Pages:
     whole = model.init_cache(num_pages, PAGE)
     self._pool: Any = whole
     self._free = list(range(num_pages))
-    # {hash of all tokens up to a page's end: page}, the longest unused first.
+    # {hash of all tokens up to a page's end: page}, least recently used first.
     self._found: collections.OrderedDict = collections.OrderedDict()
 
   @property
@@ -98,7 +112,11 @@ class Pages:
     return _load(cache, self._pool, 0, none, 0)
 
   def load(self, cache, place: int, ids: np.ndarray):
-    """Returns (cache, number of tokens of the ids that a place now holds)."""
+    """Copies the stored pages of a prompt's prefix into a place.
+
+    Returns:
+      (cache, number of the prompt's first tokens that the place now holds).
+    """
     pages = []
     for key in _keys(ids):
       if key not in self._found:
@@ -111,7 +129,7 @@ class Pages:
     return cache, len(pages) * PAGE
 
   def store(self, cache, place: int, ids: np.ndarray) -> None:
-    """Stores the whole pages of a prompt that has been read in a place."""
+    """Stores the whole pages of a prompt that was prefilled in a place."""
     pages, at = [], []
     for i, key in enumerate(_keys(ids)[: self._num_pages]):
       if key in self._found:
@@ -127,12 +145,12 @@ class Pages:
       self._pool = _store(self._pool, cache, place, *own, len(pages))
 
   def _pad(self, numbers: list[int]) -> np.ndarray:
-    """Returns as many numbers as a prompt has pages at most."""
+    """Returns numbers, padded with 0 to the most pages that a prompt has."""
     return np.array(numbers + [0] * (self._most - len(numbers)), np.int32)
 
 
 def _keys(ids: np.ndarray) -> list[bytes]:
-  """Returns the hash of all tokens up to the end of each whole page."""
+  """Returns for each whole page the hash of all tokens up to its end."""
   hashed, found = hashlib.blake2b(digest_size=16), []
   for end in range(PAGE, len(ids) + 1, PAGE):
     hashed.update(np.asarray(ids[end - PAGE : end], np.int32).tobytes())

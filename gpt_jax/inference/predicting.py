@@ -1,4 +1,4 @@
-"""Predicted labels of a set of texts, one object of JSON for each."""
+"""Predicted labels of a set of texts, one JSON object for each."""
 
 import json
 from typing import Any
@@ -25,16 +25,16 @@ def predict(
   num_loss_chunks: int,
   mesh: jax.sharding.Mesh,
 ) -> str:
-  """Returns a line of JSON for each text of a set, in its order.
+  """Returns one line of JSON for each text of a set, in the set's order.
 
-  "label" is in the form that the set's file has: a class, a list of them, a
-  number, or a class for each word, null for words that the row has no room for.
-  "scores" are the probabilities of classes, rounded to six digits; labels of
-  words have none.
+  "label" has the form of the labels in the set's file: a class, a list of
+  classes, a number, or a class for each word (null for words beyond the end of
+  the row). "scores" are class probabilities, rounded to six digits; numbers and
+  labels of words have none.
 
   Args:
     tokens: a set with labels, or examples.Labelled.
-    others: as in scoring.score.
+    The other arguments: as in scoring.score.
   """
   evaluate = scoring.compile_eval_step(
     model, num_loss_chunks, (), measures.gather_logits
@@ -63,7 +63,7 @@ def predict(
 
 
 def _describe(rows: examples.Rows, row: int, logits_TK: np.ndarray) -> dict:
-  """Returns the object of a text."""
+  """Returns the JSON object of a text, from its row's logits."""
   labels = rows.labels
   if labels.kind == "number":
     return {"label": float(logits_TK[0, 0])}

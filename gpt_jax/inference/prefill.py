@@ -1,12 +1,12 @@
-"""Prompts that are read together, a chunk of each at a time.
+"""Chunked prefill: prompts are read together, a chunk of each at a time.
 
-Every pass reads the same number of chunks, each of one length, whichever of
-them belong to a prompt. So no product's shape depends on what else is being
-read, and a prompt has the same bits alone and in company.
+Every pass reads the same number of chunks of the same length, whichever of them
+belong to a prompt. So no matmul's shape depends on the other prompts, and a
+prompt gives the same bits alone or in a full batch.
 
-The last token of a prompt is left to the first step of the text. So reading
-needs no logits, which would take a third of its time, and those of the first
-token are computed as all others are.
+The last token of a prompt is left to the first decode step. So prefill needs no
+logits, which would take a third of its time, and the logits of a text's first
+token are computed in the same way as all others.
 """
 
 import functools
@@ -24,17 +24,24 @@ CHUNK = PAGE
 
 
 def chunk_for(num_rows: int) -> int:
-  """Returns how many tokens of a prompt are read at once beside the rows.
+  """Returns how many tokens of a prompt are read at once, for a server's rows.
 
-  With one row no other text waits for its next token meanwhile, and 64 tokens
-  at once take two thirds of the time of twice 32 (docs/serving.md).
+  With one row, no other text waits for its next token during prefill, and one
+  chunk of 64 tokens takes two thirds of the time of two chunks of 32
+  (docs/serving.md).
   """
   return 2 * CHUNK if num_rows == 1 else CHUNK
 
 
 @functools.partial(jax.jit, static_argnames="model", donate_argnames="cache")
 def _read(params, cache, tokens_PC, start_P, last_P, filled, *, model):
-  """Returns the cache with chunks, of which token last_P is the last."""
+  """Returns the cache with a chunk read in each place.
+
+  Args:
+    start_P: the slot of each chunk's first token.
+    last_P: the index of each chunk's last token; -1 for a chunk of padding.
+    filled: number of slots, from the first, that attention reads.
+  """
   _, cache = model.apply_cached(
     params, tokens_PC, cache, start_P, last_P, filled=filled
   )
@@ -42,13 +49,13 @@ def _read(params, cache, tokens_PC, start_P, last_P, filled, *, model):
 
 
 class Prompt:
-  """A prompt that is being read, a chunk at a time.
+  """A prompt that is being prefilled, a chunk at a time.
 
   Attributes:
     ids: int32.
-    home, place: the Prefill that reads it, and where in its cache.
-    num_read: how many of them are there.
-    own: the same prompt as a drafter reads it, or None.
+    home, place: the Prefill that reads it, and its row in that cache.
+    num_read: number of ids whose keys and values are in the cache.
+    own: the same prompt as the drafter's model reads it, or None.
   """
 
   def __init__(self, ids: np.ndarray, home: "Prefill", place: int):
@@ -62,13 +69,14 @@ class Prompt:
 
 
 class Prefill:
-  """A cache of P places, each of which holds a prompt until it is dropped.
+  """A KV cache of P places, each holding a prompt until it is dropped.
 
   Args:
-    model, params: as decoding reads them.
-    num_places: P, prompts that are read at once.
-    num_slots: of each.
-    stored: pages.Pages, which stores prompts, or None.
+    model: the run's model.
+    params: from generation.prepare.
+    num_places: P, the number of prompts that are read at once.
+    num_slots: slots of each place.
+    stored: pages.Pages, the prefix cache, or None.
     chunk: tokens of each prompt that are read at once, whole pages.
   """
 
@@ -99,13 +107,14 @@ class Prefill:
       self.cache = self._pages.warm_up(self.cache)
 
   def start(self, ids: Sequence[int] | np.ndarray) -> Prompt:
-    """Returns a prompt of which nothing is read but what is stored."""
+    """Returns a new prompt, with the prefix that the prefix cache has of it."""
     prompt = Prompt(np.asarray(ids, np.int32), self, self._free.pop(0))
     if self._pages is not None:
       self.cache, found = self._pages.load(
         self.cache, prompt.place, prompt.ids[:-1]
       )
-      # A chunk has the same bits where it begins at the same token.
+      # Rounded down to whole chunks: a chunk has the same bits only if it
+      # begins at the same token.
       prompt.num_read = found - found % self.chunk
     self._held[prompt.place] = prompt
     return prompt
@@ -116,7 +125,7 @@ class Prefill:
     self._free.append(prompt.place)
 
   def read(self, prompts: Sequence[Prompt]) -> None:
-    """Reads the next chunk of each of the prompts, which are not read."""
+    """Prefills the next chunk of each prompt; none may be read to its end."""
     parts = {}
     for prompt in prompts:
       end = min(prompt.num_read + self.chunk, len(prompt.ids) - 1)
@@ -128,10 +137,10 @@ class Prefill:
         self._pages.store(self.cache, prompt.place, prompt.ids[:-1])
 
   def _read(self, parts: dict[int, np.ndarray]) -> None:
-    """Reads {place: its next tokens}."""
+    """Runs one pass over {place: its next tokens}."""
     tokens_PC = np.zeros((self.num_places, self.chunk), np.int32)
-    # A place that reads nothing has padding written behind what it holds; where
-    # there is no room, the cache drops it.
+    # A place that is not in parts gets padding written after its prompt; where
+    # there is no room for that, the cache drops it.
     start_P, last_P = np.zeros((2, self.num_places), np.int32)
     last_P -= 1
     for place, prompt in self._held.items():
@@ -154,7 +163,7 @@ class Prefill:
 def have_same_bits(one: Prefill, other: Prefill, length: int) -> bool:
   """Returns whether both read the same prompts of this length to the same bits.
 
-  One order of a product's terms or another shows in random numbers at once.
+  If their matmuls sum in different orders, random tokens show it at once.
   """
   size = max(one.num_places, other.num_places)
   prompts = np.random.default_rng(0).integers(0, 2, (size, length))
@@ -165,7 +174,7 @@ def have_same_bits(one: Prefill, other: Prefill, length: int) -> bool:
 
 
 def _kept(prefill: Prefill, prompts: np.ndarray) -> list[np.ndarray]:
-  """Returns the keys and values of prompts, which are then dropped."""
+  """Prefills prompts, drops them, and returns their keys and values."""
   size, found = prefill.num_places, []
   for first in range(0, len(prompts), size):
     own = [prefill.start(ids) for ids in prompts[first : first + size]]

@@ -1,4 +1,4 @@
-"""Prompts of models that expect tokens before any text."""
+"""Prompts of models that expect start tokens (BOS) before any text."""
 
 from typing import Any
 
@@ -8,9 +8,9 @@ from gpt_jax.data.tokenizers.protocol import Tokenizer
 
 
 class PromptTokenizer:
-  """A run's tokenizer whose prompts begin with its start_ids.
+  """A run's tokenizer, but its prompts begin with the tokenizer's start_ids.
 
-  Its other attributes are those of the run's.
+  All other attributes are those of the run's tokenizer.
 
   Attributes:
     plain: the run's tokenizer.
@@ -23,13 +23,13 @@ class PromptTokenizer:
     return getattr(self.plain, name)
 
   def encode(self, text: str) -> np.ndarray:
-    """Returns the ids of a prompt, those of the start before them."""
+    """Returns start_ids and the ids of a prompt after them."""
     own = self.plain
     ids = own.encode(text)
     return np.concatenate([own.start_ids, ids]).astype(ids.dtype)
 
   def decode(self, ids) -> str:
-    """Returns the text of ids, those of the start left out."""
+    """Returns the text of ids, without start_ids if they begin with these."""
     own, ids = self.plain, list(ids)
     if tuple(ids[: len(own.start_ids)]) == own.start_ids:
       ids = ids[len(own.start_ids) :]

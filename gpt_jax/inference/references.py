@@ -1,9 +1,9 @@
-"""What the reference model gives each answer of a set of preferences.
+"""The reference model's log-probabilities of the answers of preferences.
 
-Computed once for a whole set and stored beside the prepared data, so that the
-reference is in no step. A file's name has a digest of all that its numbers
-depend on: the parameters of the reference, its model section, the ids and how
-they are read. So where one of these changes, another file is written.
+They are computed once for a whole set and stored beside the prepared data, so
+that no train step runs the reference model. The file's name has a digest of all
+that its numbers depend on: the parameters of the reference, its model section,
+the ids and how they are read. If one of these changes, a new file is written.
 """
 
 import dataclasses
@@ -28,12 +28,12 @@ from gpt_jax.runs import bases, restore
 from gpt_jax.runs import workdir as workdir_lib
 
 FORMAT = 1
-# Bytes of a file's first line at most.
+# Most bytes of a file's first line, its header.
 MAX_HEADER = 1 << 12
 
 
 def is_needed(config: Config) -> bool:
-  """Returns whether a run compares answers with stored ones of a reference."""
+  """Returns whether a run's loss needs stored log-probabilities (as DPO's)."""
   return config_lib.OBJECTIVES[config.data.objective].has_reference
 
 
@@ -52,7 +52,7 @@ def find_of_run(workdir: str, config: Config) -> bases.Base:
   """Returns the reference that a run was begun with.
 
   Raises:
-    InputError: its record names none.
+    InputError: the workdir has no record of a reference.
   """
   found = workdir_lib.read_base(workdir)
   if found is None:
@@ -73,14 +73,15 @@ def attach(
   """Gives each set its `reference`, computed and stored where it is missing.
 
   Args:
-    sets: of preferences; those without any are left alone.
+    sets: of preferences; empty ones are left alone.
     config: its train.init_from is the workdir of the reference.
     reference: the step of that workdir, and its fingerprint.
     mesh: where it is computed.
     say: prints a line for each set that is computed.
 
   Raises:
-    InputError: numbers are missing, and the step is gone or has changed.
+    InputError: log-probabilities are missing, and the reference's step is gone
+      or has changed.
   """
   sets = [one for one in sets if one.num_documents]
   paths = {one: _path(one, config, reference) for one in sets}
@@ -118,7 +119,7 @@ def _path(one: TokenSet, config: Config, reference: bases.Base) -> str:
 
 
 def _is_missing(one: TokenSet) -> bool:
-  """Returns whether a process has not found the numbers of a set."""
+  """Returns whether some process has not found a set's log-probabilities."""
   is_missing = one.reference is None
   if jax.process_count() > 1:
     from jax.experimental import multihost_utils
@@ -129,7 +130,7 @@ def _is_missing(one: TokenSet) -> bool:
 
 
 def _read(path: str, num_pairs: int) -> np.ndarray | None:
-  """Returns stored numbers; None where there are none, or damaged ones."""
+  """Returns stored log-probabilities; None if they are missing or damaged."""
   try:
     data = files.read_bytes(path, MAX_HEADER + 8 * num_pairs)
     header, _, content = data.partition(b"\n")
@@ -163,7 +164,7 @@ def _write(path: str, values: np.ndarray) -> None:
 
 
 def _compute(missing, config: Config, reference, mesh, say) -> dict:
-  """Returns {set: float32 (pairs, 2)}; NaN where a row has no room."""
+  """Returns {set: float32 (pairs, 2)}; NaN for pairs too long for a row."""
   model, _ = describe_model(config)
   model = dataclasses.replace(model, platform=mesh.devices.flat[0].platform)
   params = restore_reference(config, reference, mesh, say)
@@ -183,7 +184,7 @@ def restore_reference(
   """Returns the parameters of the reference on a mesh.
 
   Raises:
-    InputError: its step is gone or has changed.
+    InputError: the reference's step is gone or has changed.
   """
   source = config.train.init_from
   assert source is not None  # by config/check_preferences.py
@@ -201,7 +202,7 @@ def restore_reference(
 
 
 def _round(params: Any, config: Config) -> Any:
-  """Returns parameters as a base of adapters holds them (adapter.base)."""
+  """Returns parameters, rounded as an adapter's frozen base (adapter.base)."""
   mesh = config.mesh
   model = build_model(config.model, mesh.rules, adapter=config.adapter)
   return jax.jit(

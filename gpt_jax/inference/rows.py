@@ -1,11 +1,11 @@
-"""Rows that join and leave one compiled decoding step at any time.
+"""Continuous batching: rows join and leave a compiled decode step at any time.
 
-Every step computes the same number of rows, whichever of them hold a text, and
-every pass over prompts the same number of chunks (prefill.py). So no product's
-shape depends on what else is being written, and a text is the same, bit for
-bit, alone and in company: on a CPU another number of rows is another kernel,
-which sums in another order. Attention reads a cache block by block up to where
-the longest row ends (attend.slotwise), with the same bits whatever that is.
+Every step computes the same number of rows, whichever of them are in use, and
+every prefill pass the same number of chunks (prefill.py). So no matmul's shape
+depends on the other requests, and a text is the same, bit for bit, alone or in
+a full batch: on a CPU another batch size selects another kernel, which sums in
+another order. Attention reads a cache block by block up to the end of the
+longest row (attend.slotwise), and where that is does not change the bits.
 """
 
 import functools
@@ -35,28 +35,28 @@ from gpt_jax.models import Model
 from gpt_jax.models import cache as cache_lib
 from gpt_jax.models.attend import SLOTS
 
-# Rows to a prompt that is read beside them. A chunk of a prompt takes about as
-# long as a step of so many rows, so that who is being answered waits at most
-# twice as long for a token (docs/serving.md). From 8 prompts on, none of them
-# gets cheaper by more.
+# Decode rows per prompt of a prefill pass. One prompt's chunk takes about as
+# long as a decode step of this many rows, so that a client being answered waits
+# at most twice as long for a token (docs/serving.md). Beyond 8 prompts in a
+# pass, the time per prompt no longer falls.
 ROWS_PER_PROMPT, MAX_PROMPTS = 4, 8
-# How many times fewer are read at once while texts are being written, or where
-# no more wait.
+# The narrow prefill reads this many times fewer prompts in a pass. It is used
+# while texts are being generated, or where few prompts wait.
 NARROWER = 4
-# Blocks of slots that a step reads one after the other, at most: each is a part
-# of the program in every layer.
+# Most blocks of slots into which a row's cache is divided. A step reads them in
+# turn, and each block is a part of the program in every layer.
 MAX_BLOCKS = 8
 
 
 class State(struct.PyTreeNode):
-  """What stays on the devices from step to step.
+  """The arrays that stay on the devices from step to step.
 
   Attributes:
-    cache: from Model.init_cache.
-    next_R: int32, what each row has drawn last and not read.
-    logits_VR: that it was drawn from.
-    counts_RV: int32, how often a row has drawn each token.
-    bias_RV: what is added to its logits.
+    cache: from Model.init_cache, in blocks.
+    next_R: int32, the token that each row drew last, which it reads next.
+    logits_VR: the logits that next_R was drawn from.
+    counts_RV: int32, how often each row has drawn each token.
+    bias_RV: added to each row's logits.
   """
 
   cache: Any
@@ -81,16 +81,17 @@ def _step(
   model,
   vocab_size,
 ):
-  """Returns (state, Drawn): reads a token of each row, and draws the next.
+  """Decodes a token or more in each row; returns (state, fields of Drawn).
 
-  A row reads what it drew in the step before; one that has just joined, the
-  last token of its prompt. The drafts are read with it, and a token is drawn
-  after each. The row goes on behind the first draft that is not what was drawn
-  in its place: its keys and values are written over.
+  A row reads the token that it drew in the last step, or if it has just joined,
+  the last token of its prompt. Its drafts are read in the same pass, and a
+  token is drawn after each. A draft is accepted if it is the token that is
+  drawn in its place. The first that is not, and those after it, are dropped:
+  the next step overwrites their keys and values.
 
   Args:
-    last_R: of each row's prompt.
-    drafts_RK: what may come after what is read; -1 for nothing.
+    last_R: the last token of each row's prompt.
+    drafts_RK: guesses of the next tokens; -1 for none.
   """
   (R, K), E = drafts_RK.shape, min(NUM_LIKELIEST, vocab_size)
   rows_R, bias_RV = jnp.arange(R), state.bias_RV
@@ -123,7 +124,7 @@ def _step(
   is_on_R, num_R = jnp.ones(R, bool), jnp.zeros(R, jnp.int32)
   counts_RV, found = state.counts_RV, []
   for t in range(K + 1):
-    # A masked row has no drafts.
+    # A row with a token mask has no drafts.
     now_RW = jnp.full_like(mask_RW, 2**32 - 1) if t else mask_RW
     ids_R, chances = draw_at(t, logits_RTV[:, t].T, counts_RV, now_RW)
     found.append((ids_R, *chances))
@@ -132,7 +133,7 @@ def _step(
     num_R += is_on_R
     if t < K:
       is_on_R &= ids_R == drafts_RK[:, t]
-  # The compiler makes one product of the last and the transposition.
+  # XLA fuses the transposition below into the unembedding matmul.
   last_RV = logits_RTV[rows_R, num_R - 1] if K else logits_RTV[:, 0]
   ids, *chances = (jnp.stack(each, axis=1) for each in zip(*found, strict=True))
   state = State(cache, next_R, last_RV.T, counts_RV, bias_RV)
@@ -141,7 +142,12 @@ def _step(
 
 @functools.partial(jax.jit, donate_argnames="state")
 def _join(state, row, cache, place, length, bias_V):
-  """Returns the state with what is read of a prompt, in a row."""
+  """Returns the state with a prefilled prompt copied into a row.
+
+  Args:
+    cache, place: the prefill cache, and the prompt's row in it.
+    length: number of the prompt's tokens there.
+  """
   put = lambda whole, own: jax.lax.dynamic_update_slice(
     whole, own.astype(whole.dtype), (row, *(0,) * (whole.ndim - 1))
   )
@@ -174,22 +180,23 @@ def _join(state, row, cache, place, length, bias_V):
 
 
 class Rows:
-  """The rows of a compiled step, and the prompts that will join them.
+  """The rows of a compiled decode step, and the prompts that will join them.
 
   Call it in one thread, within jax.set_mesh of the run's mesh.
 
   Args:
-    model: of the run.
+    model: the run's model.
     params: stacked, as trained; a second copy is held.
-    num_rows: computed at every step.
+    num_rows: number of rows that every step computes.
     vocab_size: ids from here on are never drawn.
-    num_drafts: K, guesses that a step tries in each row.
-    num_pages: of pages.PAGE tokens, that are stored of prompts; those of models
-      with sliding windows are not.
+    num_drafts: K, the number of drafts that a step checks in each row.
+    num_pages: size of the prefix cache, in pages of pages.PAGE tokens; not used
+      for models with sliding windows.
     drafter: drafter.Drafter, which makes the drafts; None: the caller does.
 
   Raises:
-    InputError: the model does not continue texts token by token.
+    InputError: the model does not continue texts token by token, or cannot take
+      num_drafts.
   """
 
   def __init__(
@@ -244,7 +251,7 @@ class Rows:
     self.draws = init_draws(num_rows)
 
   def _padded_vocab(self) -> int:
-    """Returns V of the logits, which may be above the config's."""
+    """Returns V of the logits, which padding may raise above the config's."""
     one = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     start = jax.ShapeDtypeStruct((1,), jnp.int32)
     cache = jax.eval_shape(lambda: self.model.init_cache(1, SLOTS))
@@ -255,13 +262,13 @@ class Rows:
 
   @property
   def homes(self) -> list[Prefill]:
-    """Returns what reads prompts: many at once, and few."""
+    """Returns the Prefills: the wide one, and the narrow one if it exists."""
     return [self.prefill] + ([] if self.narrow is None else [self.narrow])
 
   def warm_up(self) -> None:
-    """Compiles all programs, while no row holds a text.
+    """Compiles all programs; call it while no row is in use.
 
-    Where few prompts would have other bits than many, they are read as many.
+    The narrow Prefill is dropped if it gives other bits than the wide one.
     """
     others = [] if self.drafter is None else self.drafter.rows.homes
     for home in [*self.homes, *others]:
@@ -279,11 +286,12 @@ class Rows:
   def start(
     self, ids: Sequence[int] | np.ndarray, is_narrow: bool = False
   ) -> Prompt:
-    """Returns a prompt of which nothing is read but what is stored.
+    """Returns a new prompt, with the prefix that the prefix cache has of it.
 
     Args:
-      is_narrow: read it by self.narrow, which must not be None, in place of
-        self.prefill; it must have a place, num_free, which `drop` frees.
+      is_narrow: whether self.narrow, which must not be None, will read it
+        instead of self.prefill. That Prefill must have a free place (num_free);
+        `drop` frees the place again.
     """
     home = self.narrow if is_narrow else self.prefill
     assert home is not None
@@ -293,22 +301,22 @@ class Rows:
     return prompt
 
   def read(self, prompts: Sequence[Prompt]) -> None:
-    """Reads the next chunk of each of the prompts, which are not read."""
+    """Prefills the next chunk of each prompt; none may be read to its end."""
     for home in dict.fromkeys(prompt.home for prompt in prompts):
       home.read([prompt for prompt in prompts if prompt.home is home])
     if self.drafter is not None:
       self.drafter.read(prompts)
 
   def drop(self, prompt: Prompt) -> None:
-    """Frees the place of a prompt, which no further row will join."""
+    """Frees a prompt's place in the prefill cache; no more rows can take it."""
     prompt.home.drop(prompt)
     if prompt.own is not None:
       prompt.own.home.drop(prompt.own)
 
   def join(self, row: int, prompt: Prompt, settings: Settings) -> None:
-    """Lets a prompt that is read be continued in a free row.
+    """Copies a prefilled prompt into a free row, to be continued there.
 
-    The next step reads its last token.
+    The next step reads the prompt's last token.
     """
     assert prompt.is_read and not self.is_held_R[row]
     self.is_held_R[row], self.lengths_R[row] = True, prompt.num_read
@@ -338,31 +346,31 @@ class Rows:
       self.drafter.rows.leave(row)
 
   def step(self, drafts: dict[int, list[int]] | None = None) -> Drawn:
-    """Draws a token of each row; those of free rows mean nothing.
+    """Runs a decode step; what it draws for free rows means nothing.
 
-    It reads the token before first. A row that then holds max_len tokens must
-    leave.
+    A row that holds max_len tokens after it must leave.
 
     Args:
-      drafts: {row: guesses of the tokens that are drawn}.
+      drafts: {row: guesses of its next tokens}.
     """
     return self.end(self.begin(drafts))
 
   def begin(self, drafts: dict[int, list[int]] | None = None) -> tuple:
-    """Starts a step, as `step`; returns what `end` waits for.
+    """Starts a step and returns at once, with the argument of `end`.
 
-    Without drafts the next one may begin before this one's end, while rows join
-    and leave: what was drawn for a row that has left meanwhile means nothing.
+    Without drafts, the next step may begin before this one ends, and rows may
+    join and leave in between. What is drawn for a row that has left means
+    nothing.
     """
     drafts_RK = np.full((self.num_rows, self.num_drafts), -1, np.int32)
     for row, guesses in (drafts or {}).items():
       drafts_RK[row, : len(guesses)] = guesses[: self.num_drafts]
-    # Copies: the step may read them after they have changed here.
+    # Copies: the step runs asynchronously, and these change in the meantime.
     now = jax.tree.map(
       np.copy, (self.lengths_R, self.draws, self.mask_RW, self.last_R)
     )
     if self.drafter is not None:
-      # It reads two tokens at once, and a row may have one.
+      # The drafter reads the last two tokens, and a row may have only one.
       is_on_R = self.is_held_R & (self.lengths_R > 0)
       is_on_R &= (self.mask_RW == 2**32 - 1).all(1)
       drafts_RK = self.drafter.guess(*now[:2], is_on_R)
@@ -405,13 +413,13 @@ def generate(
 ) -> Iterator[np.ndarray]:
   """Yields ids_B1 of each prompt's next token, num_tokens times.
 
-  The texts are those of a server of as many rows, bit for bit.
+  The texts are those of a server of num_rows rows, bit for bit.
 
-  Args: as generation.generate's.
+  Args: as in generation.generate; num_rows: as in Rows.
 
   Raises:
-    InputError: there are more prompts than rows, or the model has not the
-      positions for a prompt and its continuation.
+    InputError: there are more prompts than rows, or a prompt and num_tokens
+      need more positions than the model has.
   """
   generation.check_prompts(prompts, model)
   if len(prompts) > num_rows:

@@ -24,8 +24,8 @@ from gpt_jax.models import Model
 
 # The largest text that is compressed for comparison.
 COMPARED_BYTES = 64 << 20
-# What score derives for a report alone; the rest of its result is also written
-# during a run.
+# Metrics of score's result that only a report shows; the others are also logged
+# during training.
 DERIVED = ("perplexity", "num_tokens", "bits_per_byte", "majority", "variance")
 
 
@@ -65,18 +65,18 @@ def score(
 ) -> dict[str, float]:
   """Returns {"loss", "perplexity", "num_tokens", "bits_per_byte"}.
 
-  Where a task does not predict all of a text, also accuracy: the part of its
-  targets that are the model's first choice, in place of bits_per_byte.
+  If a task does not predict every token of a text, bits_per_byte is replaced by
+  accuracy: the fraction of targets that are the model's first choice.
 
-  Of labels: loss, what measures.find_figures finds, and the number of targets
-  as num_tokens, in place of all others. Of preferences: loss, the means of
-  judging.build_preference, and their number as num_tokens.
+  For labels, the result is loss, what measures.find_figures finds, and the
+  number of targets as num_tokens. For preferences, it is loss, the means of
+  judging.build_preference, and the number of preferences as num_tokens.
 
   Other sums of objective.make_loss are returned too, as means over targets and
   without "train/" in their names.
 
   Every id but the first is predicted once, from those before it in its
-  sequence. bits_per_byte charges the whole text: a token that nothing predicted
+  sequence. bits_per_byte counts the whole text: a token that is not predicted
   costs as much as a uniform guess, log2 of the vocabulary size.
 
   Args:
@@ -91,8 +91,8 @@ def score(
     max_batches: stop after this number of batches; if that is before the end,
       bits_per_byte is left out.
     show: called with (batches done, batches in all) every 20 batches.
-    task: what makes batches of the set. Where it does not predict all of a text
-      (after a prefix, for instance), bits_per_byte is left out.
+    task: makes the batches of the set. If it does not predict every token (only
+      those after a prefix, for instance), bits_per_byte is left out.
   """
   check_memory(model, batch_size * seq_len, mesh)
   how = config_lib.OBJECTIVES[task.word]
@@ -147,12 +147,13 @@ def run_batches(
 ) -> None:
   """Calls take(evaluate(batch)) for each batch of a set, in order.
 
-  A result is taken once the next batch is on its way.
+  A result is taken only once the next batch has been dispatched, so that the
+  devices do not wait for the host.
 
   Args:
     evaluate: a compiled function of the global batch.
     tokens, seq_len, batch_size, packing, mesh, max_batches, task: as in score.
-    rules: word of sharding.RULES.
+    rules: option of sharding.RULES.
     show: called with the number of batches done every 20 batches.
   """
   placement, pending = sharding.batch_sharding(mesh, rules), None
@@ -180,9 +181,9 @@ def run_batches(
 def pseudo_perplexity(
   model: Model, params: Any, tokens: TokenSet, tokenizer: Tokenizer, **how
 ) -> float:
-  """Returns exp of the mean loss of each token, hidden alone, given all others.
+  """Returns exp of the mean loss of each token masked alone, given all others.
 
-  Salazar et al. 2020. One pass over the set for each place of a sequence.
+  Salazar et al. 2020. One pass over the set for each position of a sequence.
 
   Args:
     how: as in score, without task.
@@ -201,7 +202,7 @@ def pseudo_perplexity(
 
 
 def describe(result: dict) -> str:
-  """Returns the figures of a result in a line."""
+  """Returns the metrics of a result as one line of text."""
   words = {"loss": 4, "perplexity": 2, "bits_per_byte": 4, "accuracy": 4}
   words |= {"f1_macro": 4, "f1_micro": 4, "matthews": 4, "spearman": 4}
   words |= {"majority": 4, "variance": 4, "pseudo_perplexity": 2}
@@ -252,7 +253,7 @@ def compile_eval_step(
 
 
 def _add(totals: dict[str, Any], sums: dict[str, jax.Array]) -> None:
-  """Adds the sums of a batch; what measures gather is joined."""
+  """Adds the sums of a batch to totals; gathered arrays are concatenated."""
   for name, value in sums.items():
     if name in GATHERED:
       found = [totals[name]] if name in totals else []
@@ -264,10 +265,10 @@ def _add(totals: dict[str, Any], sums: dict[str, jax.Array]) -> None:
 
 
 def compare(result: dict, tokens: TokenSet, tokenizer) -> list[tuple[str, str]]:
-  """Returns rows that set a result beside what needs no model.
+  """Returns rows that compare a result with baselines that need no model.
 
-  Bits per byte beside compressors', an accuracy beside the commonest token's or
-  class's, the error of numbers beside that of their mean.
+  The baseline of bits per byte is compressors; of an accuracy, always guessing
+  the commonest token or class; of a squared error, always guessing the mean.
   """
   if "majority" in result:
     text = f"{result['accuracy']:.3f}; {result['majority']:.3f} by the "
@@ -295,9 +296,8 @@ def compare(result: dict, tokens: TokenSet, tokenizer) -> list[tuple[str, str]]:
 def commonest_share(tokens: TokenSet) -> float:
   """Returns the share of a set's commonest token, separators left out.
 
-  Of pairs the targets' alone, of dialogues the answers'.
-
-  This is the accuracy of always guessing that token.
+  This is the accuracy of always guessing that token. Of pairs only the targets
+  are counted, and of dialogues only the answers.
   """
   if tokens.is_paired:
     ids = target_ids(tokens)

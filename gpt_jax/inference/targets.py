@@ -1,7 +1,7 @@
-"""What a model writes for pairs and chats, and how right it is.
+"""Generates targets of pairs and answers of chats, and scores them.
 
-Of a pair the likeliest target is searched for, by one beam greedily, until its
-end; of a chat the last answer is written greedily.
+A pair's target is found by beam search (greedily with one beam) until it ends;
+a chat's last answer is decoded greedily. Scores are exact match and BLEU.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +23,7 @@ from gpt_jax.models import Model
 
 
 class Written(NamedTuple):
-  """A pair or a chat, and what a model wrote in the place of its target."""
+  """A pair or a chat, and what a model generated for its target."""
 
   source: str
   target: str
@@ -42,16 +42,16 @@ def write_targets(
   num_beams: int,
   show: Callable[[int, int], None] | None = None,
 ) -> list[Written]:
-  """Returns the first pairs of a set, each with the target that is written.
+  """Returns the first pairs of a set, each with the target that is generated.
 
-  Pairs that are longer than a row of training are left out, as there.
+  Pairs that are longer than a row are left out, as in training.
 
   Args:
     tokens: a set of pairs.
     layout: how the run reads pairs.
-    num_pairs: their number, or all if there are fewer.
-    batch_size: pairs whose targets are searched for at a time.
-    num_beams: 1 takes the likeliest token each time.
+    num_pairs: number of pairs, or all if there are fewer.
+    batch_size: number of pairs in a beam search.
+    num_beams: 1 is greedy decoding.
     show: called with (pairs done, pairs in all).
   """
   rows = pair_rows(tokens, layout._replace(is_packed=False), None)
@@ -92,20 +92,20 @@ def write_answers(
   num_chats: int,
   batch_size: int,
 ) -> list[Written]:
-  """Returns the first dialogues of a set, each with the last answer written.
+  """Returns a set's first dialogues, each with the last answer generated.
 
-  Dialogues that are longer than a row of training are left out, as there.
+  Dialogues that are longer than a row are left out, as in training.
 
   Args:
     tokens: a set of dialogues.
     layout: how the run reads them.
-    num_chats: their number, or all if there are fewer.
-    batch_size: dialogues that are answered at a time.
+    num_chats: number of dialogues, or all if there are fewer.
+    batch_size: number of dialogues that are answered at a time.
   """
   rows = chats.chat_rows(tokens, layout._replace(is_packed=False), None)
   parts = [rows.last_turn(int(chat)) for chat in rows.chats[:num_chats]]
   prompts, answers = [p for p, _ in parts], [a for _, a in parts]
-  # A row's last token is not read.
+  # A row's last token is predicted, but never read.
   room = min(layout.seq_len, model.config.max_len) + 1
   most = room - max(map(len, prompts))
   found = []
@@ -121,23 +121,23 @@ def write_answers(
 
 
 def _most_tokens(model: Model, layout: Layout, prompts) -> int:
-  """Returns the tokens of a target at most, its end included."""
+  """Returns the most tokens of a target, its end token included."""
   most = layout.lengths.target
   if layout.lengths.source is None:
-    # A row holds the source as well; its last token is not read.
+    # A row also holds the source; its last token is predicted, but never read.
     most = min(most, model.config.max_len - max(map(len, prompts)) + 1)
   return most
 
 
 def _batches(prompts: list, size: int) -> Iterator[list]:
-  """Yields batches of one size; the last is filled up by its last prompt."""
+  """Yields batches of `size`; the last repeats its last prompt to be full."""
   for at in range(0, len(prompts), size):
     some = prompts[at : at + size]
     yield some + [some[-1]] * (size - len(some))
 
 
 def exact_match(found: Sequence[Written]) -> float:
-  """Returns the part of the targets that were written to the letter."""
+  """Returns the fraction of targets that were generated exactly."""
   return float(np.mean([one.target == one.written for one in found]))
 
 

@@ -1,4 +1,4 @@
-"""Generated text: ids to text as they are drawn, up to where it ends."""
+"""Generated text: ids are decoded as they are drawn, until the text ends."""
 
 import os
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from gpt_jax.models import Model
 
 
 def start_ids_of(tokenizer: Tokenizer, config: ModelConfig) -> tuple[int, ...]:
-  """Returns what a target begins with; () for a model that reads no source."""
+  """Returns the first ids of a target; () for a model that reads no source."""
   if not config_lib.has_source(config):
     return ()
   assert isinstance(tokenizer, SourceTokenizer)  # of a run that has sources
@@ -39,8 +39,8 @@ def generate_text(
 ) -> list[str]:
   """Returns each prompt's continuation, up to a stop string or separator.
 
-  Or its target, where the model reads the prompt as a source, or the answer to
-  it.
+  For a model that reads sources it is the prompt's target; with a ChatTokenizer
+  it is the answer.
 
   Args:
     model, params, num_tokens, sampling, seed, is_prefix: as in generate.
@@ -50,8 +50,8 @@ def generate_text(
     show: called with each new piece of the first row's text; a piece is held
       back while it may be the start of a stop string, or end inside a
       character.
-    num_rows: computed at each step, as a server of that many rows does
-      (inference/rows.py); None for those of the prompts alone.
+    num_rows: decode as a server of this many rows does, with the same bits
+      (inference/rows.py); None for a batch of the prompts alone.
   """
   ids = [tokenizer.encode(p) for p in prompts]
   return continue_ids(
@@ -82,11 +82,11 @@ def continue_ids(
   is_prefix: bool = False,
   num_rows: int | None = None,
 ) -> list[str]:
-  """Returns `generate_text` of prompts that are encoded."""
+  """Returns what generate_text does, for prompts that are encoded already."""
   if isinstance(tokenizer, ChatTokenizer):
     stop = (*stop, *tokenizer.stop)
   starts = start_ids_of(tokenizer, model.config)
-  # A target begins anew.
+  # A target is a text of its own, which does not continue the prompt.
   before = [[] for _ in ids] if starts else ids
   made = [[] for _ in ids]
   texts, is_done = [""] * len(ids), [False] * len(ids)
@@ -135,7 +135,7 @@ def cut_text(prompt, ids: list[int], tokenizer, stop=()) -> tuple[str, bool]:
 
 
 def safe_length(text: str, stop) -> int:
-  """Returns the length of the part that more tokens cannot change."""
+  """Returns the length of the text's start that later tokens cannot change."""
   end = len(text.rstrip("\ufffd"))
   held = [
     size

@@ -1,4 +1,4 @@
-"""The command: one method makes a run, several a run each and a table."""
+"""The command: one method makes a run; several make a run each and a table."""
 
 import dataclasses
 import os

@@ -1,7 +1,7 @@
-"""What calibration text shows: the Gram matrix X X^T of each matrix's inputs.
+"""Calibration: the Gram matrix X X^T of each matrix's inputs on a text.
 
-A model is worked on with its layers apart ("blocks_3/attn/q"), and each matrix
-as F outputs by D inputs.
+Here a model's layers are unstacked ("blocks_3/attn/q"), and each matrix is F
+outputs by D inputs.
 """
 
 import dataclasses
@@ -22,12 +22,12 @@ from gpt_jax.ops.quantized import split_dims
 
 # Roles of the matrices of layers.
 ROLES = ("hidden", "residual")
-# Rows that are read at once.
+# Number of rows in a forward pass.
 BATCH = 16
 
 
 def apart(model: Model) -> Model:
-  """Returns the model with its layers one by one, and nothing recomputed."""
+  """Returns the model with unstacked layers and without rematerialization."""
   own = dataclasses.replace(
     model.config, scan_layers=False, remat=Remat("none")
   )
@@ -38,7 +38,7 @@ def list_matrices(model: Model, params: Any) -> dict[str, str]:
   """Returns {name: role} of the matrices of layers, in order.
 
   Args:
-    params: with layers apart.
+    params: with unstacked layers.
   """
   specs = tree.flatten_with_names(model.abstract_params()[1])
   roles = {}
@@ -51,7 +51,7 @@ def list_matrices(model: Model, params: Any) -> dict[str, str]:
 
 
 def draw_rows(tokens: Any, count: int, seq_len: int, seed: int) -> np.ndarray:
-  """Returns `count` rows of T ids from a set, at places drawn by the seed.
+  """Returns `count` rows of T ids, from random places of a set.
 
   Raises:
     InputError: the text is shorter than a row.
@@ -70,7 +70,7 @@ def find_grams(model: Model, params: Any, rows_BT) -> dict[str, np.ndarray]:
   """Returns {name: gram_DD float64}, summed over all tokens of the rows.
 
   Args:
-    model, params: with layers apart.
+    model, params: with unstacked layers.
   """
   total: dict[str, np.ndarray] = {}
   for start in range(0, len(rows_BT), BATCH):
@@ -108,6 +108,6 @@ def by_rows(w, role: str) -> np.ndarray:
 
 
 def from_rows(w_FD: np.ndarray, like, role: str):
-  """Returns what by_rows was given, with the shape and dtype of `like`."""
+  """Returns the inverse of by_rows, with the shape and dtype of `like`."""
   assert role in ROLES
   return jnp.asarray(w_FD.T.reshape(like.shape), like.dtype)

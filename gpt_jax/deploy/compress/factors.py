@@ -1,4 +1,4 @@
-"""Matrices as products of two thin ones, by what text shows of their inputs.
+"""Low-rank factors of matrices, weighted by their inputs on a text.
 
 The rank-R product that is nearest to W (F by D) on inputs X, with X X^T = G and
 G = S S^T, minimises |(W - W') S|: by Eckart and Young W' S is the singular
@@ -25,7 +25,7 @@ def factor(model: Model, params: Any, percent: int, rows_BT: np.ndarray):
 
   Args:
     params: stacked.
-    percent: of the weights of each matrix that its factors have.
+    percent: number of weights in a matrix's two factors, of its own number.
   """
 
   def fit(w, role, gram_DD):

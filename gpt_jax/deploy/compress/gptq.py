@@ -34,7 +34,8 @@ import numpy as np
 
 from gpt_jax.ops import quantized
 
-# Inputs whose changes are applied at once to all inputs after them (step 2).
+# Inputs of a block, whose corrections are applied together to all inputs after
+# the block (step 2).
 BLOCK = 128
 DAMPING = 0.01
 
@@ -44,7 +45,7 @@ def quantize(w_FD: np.ndarray, gram_DD: np.ndarray, num_bits: int, C: int):
 
   Args:
     gram_DD: X X^T.
-    C: inputs that share a scale.
+    C: number of inputs that share a scale.
   """
   plain = round_rows(w_FD, num_bits, C)
   found = _compensate(w_FD, gram_DD, plain[1], num_bits, C), plain[1]
@@ -78,7 +79,7 @@ def inverse_factor(gram_DD: np.ndarray) -> np.ndarray:
 
 
 def _compensate(w_FD, gram_DD, scale_GF, num_bits: int, C: int):
-  """Returns values_GFC by algorithm 1, on a grid that is given."""
+  """Returns values_GFC by algorithm 1, for given scales."""
   F, D = w_FD.shape
   order_D = np.argsort(-np.diag(gram_DD), kind="stable")
   U_DD = inverse_factor(gram_DD[np.ix_(order_D, order_D)])
@@ -100,7 +101,7 @@ def _compensate(w_FD, gram_DD, scale_GF, num_bits: int, C: int):
 
 
 def round_rows(w_FD: np.ndarray, num_bits: int, C: int):
-  """Returns (values_GFC, scale_GF): each weight, to its nearest integer."""
+  """Returns (values_GFC, scale_GF), each weight rounded to nearest."""
   w_GFC = w_FD.astype(np.float32).reshape(len(w_FD), -1, C).swapaxes(0, 1)
   values_GFC, scale_GF = quantized.round_groups(w_GFC, num_bits)
   return np.asarray(values_GFC, np.int8), np.asarray(scale_GF)

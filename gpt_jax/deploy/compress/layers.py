@@ -1,4 +1,4 @@
-"""Layers left out one by one, each time the one that is missed least."""
+"""Drops layers one by one, each time the one that raises the loss least."""
 
 import dataclasses
 import functools
@@ -19,16 +19,16 @@ def drop(
 ) -> tuple[Config, Any]:
   """Returns (config, params) without `count` layers.
 
-  Design choice: the loss on the calibration text decides, of every layer that
-  is left, so L passes for each; scores of one pass (Men et al. 2024) would not
-  see that two layers make up for each other.
+  Design choice: before each drop, the loss on the calibration text is computed
+  without each of the L remaining layers in turn, in L passes. Scores of one
+  pass (Men et al. 2024) would not see that two layers make up for each other.
 
   Args:
     params: stacked.
     rows_BT: ids of calibration text.
 
   Raises:
-    InputError: the layers are not alike, or too few.
+    InputError: the layers are not all of one kind, or too few.
   """
   c = config.model
   kinds = {*config_lib.layer_kinds(c)}, {*config_lib.mlp_kinds(c)}

@@ -1,7 +1,7 @@
-"""Matrices of layers are changed layer by layer, each by what it reads.
+"""Changes a model's matrices layer by layer, each by its own inputs.
 
-A layer's inputs are those that the layers before it give once they are changed
-(Frantar et al. 2023, section 4), so that it makes up for some of their errors.
+A layer's inputs are computed with the layers before it already changed (Frantar
+et al. 2023, section 4), so that it makes up for some of their errors.
 """
 
 from collections.abc import Callable
@@ -18,13 +18,14 @@ from gpt_jax.models import Model, stack
 def refit(
   model: Model, params: Any, rows_BT: np.ndarray | None, fit: Callable
 ) -> Any:
-  """Returns the parameters, stacked, with what `fit` makes of each matrix.
+  """Returns the parameters, stacked, with each matrix replaced by `fit`'s.
 
   Args:
     params: stacked.
     rows_BT: ids of calibration text, or None.
-    fit: (matrix, role, gram_DD of its inputs, None without a text) -> (what is
-      stored of it, the array that the layers after it are fitted to).
+    fit: (matrix, role, gram_DD of its inputs, or None without rows_BT) -> (what
+      is stored in its place, the array that this stands for, with which the
+      inputs of later layers are computed).
   """
   own = calibrate.apart(model)
   work = stack.unstack_layers(params, model.stacks)

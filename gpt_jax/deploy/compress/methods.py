@@ -1,12 +1,12 @@
-"""The ways to make a model smaller, each a word of --method."""
+"""The ways to make a model smaller, each an option of --method."""
 
 import dataclasses
 from typing import Any, NamedTuple
 
 from gpt_jax.config import Config, InputError, nearest
 
-# Method -> (what it does, what its number is; None where it has none, whether
-# it reads calibration text).
+# Method -> (what it does, what its number is or None if it has none, whether it
+# reads calibration text).
 METHODS = {
   "int8": ("matrices in int8, to nearest", None, False),
   "int4": ("matrices in int4, to nearest", None, False),
@@ -24,7 +24,7 @@ class Method(NamedTuple):
 
   Attributes:
     word: a key of METHODS.
-    number: after the colon; None of 2of4, and where there is none.
+    number: the number after the colon; None for 2of4 and without a colon.
     text: as it was given.
   """
 
@@ -38,7 +38,7 @@ class Method(NamedTuple):
 
 
 class Compressed(NamedTuple):
-  """A smaller model: its config, parameters as stored, and how they are."""
+  """A smaller model: config, parameters as stored, and their weight format."""
 
   config: Config
   params: Any

@@ -1,14 +1,15 @@
-"""Weights set to zero: the smallest, or those that text shows to matter least.
+"""Pruning: weights become zero by their size, or also by their inputs' size.
 
   magnitude   |W_ij|
   wanda       |W_ij| * |X_j| (Sun et al. 2024), |X_j| being the norm of input j
               over the calibration text
 
-Design choice: both are compared within a matrix. The paper compares Wanda's
-within an output, which was worse on one of two small models (configs/LOG.md).
+Design choice: both scores are compared within a matrix. The paper compares
+Wanda's within an output, which was worse on one of two small models
+(configs/LOG.md).
 
-In groups of four the two largest of every four consecutive inputs stay, which
-GPUs multiply faster; either score can choose them.
+In 2:4 sparsity, the two weights with the largest scores of every four
+consecutive inputs stay, which GPUs multiply faster. It works with either score.
 """
 
 from typing import Any
@@ -28,7 +29,7 @@ def prune(
 
   Args:
     params: stacked.
-    share: of the weights of each matrix that become zero; None keeps two of
+    share: fraction of each matrix's weights that become zero; None keeps two of
       every four.
     rows_BT: ids of calibration text for wanda; None prunes by magnitude.
   """
@@ -48,8 +49,8 @@ def choose(score_FD: np.ndarray, share: float | None) -> np.ndarray:
   """Returns mask_FD, true where a weight stays.
 
   Args:
-    share: of weights that go; None keeps two of four. Where four do not divide
-      D, the last inputs are a smaller group.
+    share: fraction of weights that become zero; None keeps two of every four.
+      If four does not divide D, the last inputs are a smaller group.
   """
   F, D = score_FD.shape
   if share is None:

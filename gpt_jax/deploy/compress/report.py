@@ -47,7 +47,7 @@ def measure(name: str, made: Compressed, run: tuple, scored: Any) -> dict:
 
 
 def describe(row: dict, full: dict) -> str:
-  """Returns a row in a line."""
+  """Returns a row as a line of text; `full` is the row of the full model."""
   return "  ".join(
     f"{a} {b}" for a, b in zip(COLUMNS, _cells(row, full), strict=True)
   )

@@ -49,13 +49,14 @@ def round_gptq(model: Model, params: Any, rows_BT: np.ndarray):
 
 
 def round_scaled(model: Model, params: Any, rows_BT: np.ndarray):
-  """Returns what round_nearest does, of inputs that are scaled first.
+  """Returns parameters rounded to nearest, after scaling inputs as in AWQ.
 
-  AWQ (Lin et al. 2024): (x / s) (s W) is x W, but rounds better where s is
-  large for the inputs that are. s is the root mean square of an input to a
-  power, of POWERS the one with the least error on the calibration text. What
-  made the input is divided by s: a norm, the values, the gated half of an MLP.
-  Design choice: only where that changes no function between the two.
+  AWQ (Lin et al. 2024): (x / s) (s W) equals x W, but its rounding error is
+  smaller if s is large for large inputs. s is the root mean square of an input
+  to a power, the one of POWERS with the least error on the calibration text.
+  The array that produced the input is divided by s: a norm's scale, the values'
+  matrix, the linear half of a gated MLP. Design choice: matrices are scaled
+  only where dividing by s commutes with all functions in between.
   """
   own = calibrate.apart(model)
   num_bits = int(model.weights.removeprefix("int"))
@@ -79,7 +80,7 @@ def round_scaled(model: Model, params: Any, rows_BT: np.ndarray):
 
 
 def list_scalable(c: ModelConfig, block: str) -> list[tuple[list, list]]:
-  """Returns [(what makes inputs, the matrices that read them)] of a layer."""
+  """Returns [(arrays that produce inputs, their readers)] of a layer."""
   name = lambda *words: [f"{block}/{word}" for word in words]
   found = []
   is_normed = c.norm_placement in ("pre", "sandwich") and not c.embed_norm
@@ -96,7 +97,7 @@ def list_scalable(c: ModelConfig, block: str) -> list[tuple[list, list]]:
 
 
 def find_scale(ws: list[np.ndarray], gram_DD: np.ndarray, num_bits: int):
-  """Returns s_D, the scale of the least error of the matrices' outputs."""
+  """Returns the scale s_D with the least error of the matrices' outputs."""
   size_D = np.sqrt(np.diag(gram_DD))
   size_D = np.maximum(size_D, 1e-4 * max(size_D.max(), 1e-30))
   best, least = np.ones_like(size_D), np.inf
@@ -139,7 +140,7 @@ def _round_tables(model: Model, params: Any):
 
 
 def _divide(w, s_D: np.ndarray):
-  """Returns w with each of its outputs, its last dims, divided."""
+  """Returns w with its outputs, which are its last dims, divided by s_D."""
   count = next(
     k for k in range(1, w.ndim + 1) if np.prod(w.shape[-k:]) == s_D.size
   )

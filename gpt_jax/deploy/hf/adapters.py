@@ -3,9 +3,9 @@
 W + scale * B A (Hu et al. 2021, 4.1), with scale = alpha / rank, or alpha /
 sqrt(rank) (Kalajdzievski 2023).
 
-Design choice: merged in the layout of the hub, tensor by tensor as each is
-read, so that no parameter of ours needs to know of adapters, and no more than
-one matrix is in memory beside the model.
+Design choice: each tensor of the hub's layout is merged as it is read. So our
+parameters need to know nothing of adapters, and no more than one merged matrix
+is in memory beside the model.
 """
 
 import dataclasses
@@ -20,11 +20,11 @@ from gpt_jax.config import InputError, nearest
 from gpt_jax.deploy.hf import layout, tensors
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
-# Forms of a layout.Entry's matrices: (out, in), but conv's.
+# Forms of a layout.Entry that are matrices: (out, in), but conv is (in, out).
 MATRICES = ("linear", "turned", "heads", "conv")
-# What names of tensors begin with.
+# Prefix of the tensors' names.
 PREFIX = "base_model.model."
-# {key of adapter_config.json: values that can be represented}; a missing key is
+# {key of adapter_config.json: values that are supported}; a missing key means
 # the first of them.
 WANTED: dict[str, tuple] = {
   "peft_type": ("LORA",),
@@ -43,12 +43,12 @@ WANTED: dict[str, tuple] = {
 
 @dataclasses.dataclass(frozen=True)
 class Merged:
-  """A tensor of the base and what an adapter adds to it.
+  """A tensor of the base, to which an adapter is added when it is read.
 
   Attributes:
     base, a, b: tensors; a is (rank, in), b (out, rank).
-    scale: of the product.
-    form: a layout.Entry's, of MATRICES.
+    scale: factor of the product b a.
+    form: form of the base's layout.Entry, one of MATRICES.
   """
 
   base: tensors.Tensor
@@ -74,7 +74,7 @@ class Merged:
     return self.base.dtype
 
   def read(self) -> np.ndarray:
-    """Returns the sum in float32.
+    """Returns base + scale * b a in float32.
 
     Raises:
       InputError: the adapter holds NaN or infinity.
@@ -91,12 +91,12 @@ def merge(
   entries: list[layout.Entry],
   matched: dict[str, tensors.Tensor],
 ) -> dict[str, Any]:
-  """Returns the tensors of a base with an adapter's added where it has some.
+  """Returns a base's tensors, with a Merged for each that an adapter changes.
 
   Args:
     folder: with adapter_config.json and adapter_model.safetensors.
-    entries: of the base.
-    matched: its tensors, by the name of their entry.
+    entries: entries of the base.
+    matched: the base's tensors, by the name of their entry.
 
   Raises:
     InputError: the adapter is of another kind or base, or is damaged.
@@ -147,7 +147,8 @@ def _read_config(where: str) -> dict:
     if not isinstance(patterns, dict):
       raise InputError(f"{where} has {key} {patterns!r:.80}, no JSON object")
     for pattern, value in patterns.items():
-      # Others are regular expressions, which a stranger's file may not run.
+      # Others are regular expressions, and one from an untrusted file is not
+      # run: matching it could take forever.
       if not re.fullmatch(r"\^?[A-Za-z0-9_.]+", pattern):
         raise InputError(
           f"{where} has the {key} {pattern!r:.80}; it must be the name of a "
@@ -168,7 +169,7 @@ def _check_number(value: Any, key: str, where: str) -> None:
 
 
 def _check(read, module: str, entry, a, b, where: str) -> float:
-  """Returns the scale of a module's product, whose shapes fit its matrix."""
+  """Checks an adapter's shapes against its matrix, and returns its scale."""
   num_in, num_out = entry.shape if entry.form == "conv" else entry.shape[::-1]
   rank = _find(read["rank_pattern"], module, read["r"])
   most = min(num_in, num_out)
@@ -190,7 +191,7 @@ def _check(read, module: str, entry, a, b, where: str) -> float:
 def _find(patterns: dict, module: str, default):
   """Returns the value of the first pattern that a module's name ends with.
 
-  As PEFT does; after ^ it is the whole name.
+  As in PEFT, a pattern that begins with ^ must be the whole name.
   """
   for pattern, value in patterns.items():
     if pattern.startswith("^"):

@@ -1,8 +1,8 @@
-"""A run's adapters, written as PEFT reads them.
+"""Writes a run's adapters in PEFT's format.
 
-Where a matrix of theirs holds several of ours (GPT-2's c_attn queries, keys and
-values), its adapter holds theirs side by side: A has the rows of each, and B a
-block for each on its diagonal.
+One matrix of the hub may hold several of ours (GPT-2's c_attn holds those of
+queries, keys and values). Its adapter then holds all of their adapters: A is
+their A matrices one above the other, and B has theirs as diagonal blocks.
 """
 
 import collections
@@ -23,11 +23,11 @@ from gpt_jax.models import Model
 
 
 class Pair(NamedTuple):
-  """An adapter of a matrix of theirs.
+  """An adapter of a matrix of the hub's layout.
 
   Attributes:
     a, b: (rank, in) and (out, rank).
-    alpha: their product's scale, times the rank.
+    alpha: the scale of the product b a, times the rank.
     magnitude: (out,), DoRA's norm of each output; None is LoRA.
   """
 
@@ -42,8 +42,8 @@ def export_adapters(model: Model, learned: Any, base: Any, out: str) -> str:
 
   Args:
     model: with adapters.
-    learned: their arrays.
-    base: the parameters that they adapt, which DoRA alone needs; else None.
+    learned: the adapters' arrays.
+    base: the parameters that they adapt, for DoRA; None for LoRA.
     out: folder, must not exist yet.
 
   Raises:
@@ -91,7 +91,7 @@ def export_adapters(model: Model, learned: Any, base: Any, out: str) -> str:
 
 
 def _join(entry: layout.Entry, arrays: dict, base: dict, alpha: float) -> Pair:
-  """Returns the adapter of a matrix of theirs, of those of its parts."""
+  """Returns the adapter of a matrix of the hub, from those of its parts."""
   found = {}
   for i, part in enumerate(entry.parts):
     if f"{part.path}/lora_a" in arrays:
@@ -126,7 +126,7 @@ def _outs(part: layout.Part) -> tuple[int, ...]:
 
 
 def _by_outputs(entry: layout.Entry, rows: list[np.ndarray]) -> np.ndarray:
-  """Returns (out, R), R rows of all outputs in the order of their tensor.
+  """Returns (out, R): R rows, with outputs in the order of the hub's tensor.
 
   Args:
     rows: (R, *outputs) of each part.
@@ -138,7 +138,7 @@ def _by_outputs(entry: layout.Entry, rows: list[np.ndarray]) -> np.ndarray:
 
 
 def _norms(part: layout.Part, arrays: dict, base: dict) -> np.ndarray:
-  """Returns the norm of each output of a part: its own, times its magnitude."""
+  """Returns the norm of each output's weights, times its magnitude if any."""
   w = base[part.path][part.at].reshape(part.num_in, *_outs(part))
   norms = np.sqrt(np.square(w).sum(0))
   own = f"{part.path}/lora_magnitude"
@@ -146,7 +146,7 @@ def _norms(part: layout.Part, arrays: dict, base: dict) -> np.ndarray:
 
 
 def _describe(pairs: dict[str, Pair], is_conv: bool) -> dict[str, Any]:
-  """Returns adapter_config.json; what most matrices have is not repeated."""
+  """Returns adapter_config.json, whose patterns list only unusual values."""
   ranks = {name: len(pair.a) for name, pair in pairs.items()}
   alphas = {name: pair.alpha for name, pair in pairs.items()}
   usual = lambda values: collections.Counter(values).most_common(1)[0][0]

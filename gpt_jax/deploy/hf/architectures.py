@@ -1,7 +1,7 @@
 """Architectures of the hub, each as one table: config keys and tensors.
 
-A key of theirs that is not named here does not change what a model computes.
-Where it does, it is in `keys` or `wanted`; else the table is wrong.
+A key of config.json that changes what a model computes must be in `keys` or
+`wanted` of its table. All others are ignored.
 """
 
 from gpt_jax.deploy.hf import deepseek
@@ -47,7 +47,7 @@ LLAMA_KEYS = (
 
 
 def with_defaults(keys: tuple[Key, ...], **defaults) -> tuple[Key, ...]:
-  """Returns keys with what their class takes where a key is missing."""
+  """Returns keys with the defaults of a class of transformers."""
   return tuple(
     key._replace(default=defaults.get(key.theirs, key.default)) for key in keys
   )

@@ -9,10 +9,11 @@ from gpt_jax.data.tokenizers import Tokenizer
 
 
 def describe(template: Template | None, tokenizer: Tokenizer) -> dict[str, Any]:
-  """Returns keys of a tokenizer_config.json: chat_template, and its names.
+  """Returns keys of tokenizer_config.json: chat_template and what it refers to.
 
   Args:
-    template: that the run was tuned with; None is the tokenizer's own, if any.
+    template: the template of the run's training; None is the tokenizer's own,
+      if it has one.
   """
   if template is not None and template.name != "tokenizer":
     return {"chat_template": write(templates.FORMS[template.name])}
@@ -30,7 +31,7 @@ def end_id(template: Template | None, tokenizer: Tokenizer) -> int | None:
 
 
 def write(form: templates.Form) -> str:
-  """Returns the program that writes what form.render does."""
+  """Returns a Jinja template that writes what form.render does."""
   quote = lambda text: json.dumps(text, ensure_ascii=False)
   trim = " | trim" if form.is_trimmed else ""
   role = "message['role']"

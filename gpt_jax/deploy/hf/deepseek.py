@@ -8,15 +8,15 @@ from gpt_jax.config import InputError, ModelConfig
 from gpt_jax.deploy.hf.rope import mscale_of, read_number
 from gpt_jax.deploy.hf.rows import SIZES, Architecture, Key, Row, rows_of
 
-# The topk_method by which a token's experts lie in some groups, and {key of
-# theirs: ours} of how many.
+# The topk_method that takes a token's experts from a few groups, and {key of
+# config.json: our field} for the number of groups and of those few.
 GROUPED = "group_limited_greedy"
 GROUPS = {"n_group": "router_groups", "topk_group": "router_groups_per_token"}
 LAYER = "model.layers.{layer}"
 
 
 def _read(stated: dict, model: dict, where: str) -> dict[str, Any]:
-  """Returns the fields of our model section that no Key can say."""
+  """Returns the fields of our model section that no Key can express."""
   found: dict[str, Any] = {}
   is_grouped = stated.get("topk_method") == GROUPED
   defaults = {"qk_nope_head_dim": 128, "first_k_dense_replace": 0}
@@ -52,7 +52,7 @@ def _write(model: ModelConfig, stated: dict) -> dict[str, Any]:
   """Returns the keys that _read reads.
 
   Raises:
-    InputError: scores are scaled, and not by YaRN.
+    InputError: the model scales attention scores, but not as YaRN does.
   """
   width = config_lib.head_dim(model)
   written: dict[str, Any] = {
@@ -100,7 +100,7 @@ ARCHITECTURE = Architecture(
     router_normalized=False,
   ),
   wanted={
-    # The norms within attention have this one whatever it is.
+    # The norms within latent attention have 1e-6 in any case.
     "rms_norm_eps": (1e-6,),
     "hidden_act": ("silu",),
     "attention_bias": (False,),

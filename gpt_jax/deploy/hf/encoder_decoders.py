@@ -1,11 +1,11 @@
-"""Tables of the hub's models that read a source and write a target."""
+"""Tables of the hub's encoder-decoders: T5, BART and Marian."""
 
 from gpt_jax.config import InputError
 from gpt_jax.deploy.hf.rows import Architecture, Key, Row, rows_of
 
 
 def _attention(layer: str, ours: str, theirs: str, stack: str = "blocks"):
-  """Returns the four matrices of an attention of T5."""
+  """Returns the rows of the four matrices of a T5 attention."""
   names = {f"{ours}__{x}": f"{theirs}.{x}.weight" for x in "qkvo"}
   return rows_of(layer, stack, **names)
 
@@ -25,7 +25,8 @@ T5 = Architecture(
     Key("n_positions", "max_len", 512),
     Key("vocab_size", "vocab_size"),
     Key("layer_norm_epsilon", "norm_eps", 1e-6),
-    # Which was one switch, until transformers 5 tied all that it writes.
+    # Before transformers 5, tie_word_embeddings was the switch of both; now
+    # all models that it writes are tied.
     Key("scale_decoder_outputs", "scaled_readout", True, "tie_word_embeddings"),
     Key(
       "scale_decoder_outputs", "tied_embeddings", True, "tie_word_embeddings"
@@ -40,7 +41,7 @@ T5 = Architecture(
   ),
   wanted={
     "feed_forward_proj": ("relu",),
-    # Which go before it where they are there.
+    # These keys, if they are there, take precedence over feed_forward_proj.
     "dense_act_fn": ("relu",),
     "is_gated_act": (False,),
     "is_encoder_decoder": (True,),
@@ -87,7 +88,7 @@ T5 = Architecture(
 
 
 def _gated(row: Row) -> tuple[Row, ...]:
-  """Returns a row of T5 with its gate, where the row enters an MLP."""
+  """Returns a row of T5; for an MLP's input matrix, those of gate and input."""
   stem = row.theirs.removesuffix("wi.weight")
   if stem == row.theirs:
     return (row,)
@@ -113,7 +114,7 @@ BART_DECODER = "model.decoder.layers.{layer}"
 
 
 def _both(layer: str, stack: str, **named: str) -> tuple[Row, ...]:
-  """Returns rows of matrices, or of norms, and of their biases."""
+  """Returns the rows of matrices or norms, and of their biases."""
   found: dict = {}
   for ours, theirs in named.items():
     is_norm = ours.startswith("norm")
@@ -126,7 +127,7 @@ def _both(layer: str, stack: str, **named: str) -> tuple[Row, ...]:
 
 
 def _biased(layer: str, stack: str, ours: str, theirs: str):
-  """Returns an attention of BART, and the norm after it."""
+  """Returns the rows of a BART attention, and of the norm after it."""
   names = {f"{ours}__{x}": f"{theirs}.{x}_proj" for x in "qkv"}
   names |= {f"{ours}__o": f"{theirs}.out_proj"}
   return _both(
@@ -207,7 +208,7 @@ BART = Architecture(
   wanted={
     "activation_function": ("gelu",),
     "is_encoder_decoder": (True,),
-    # Those of the first models, before they were trained to write.
+    # Keys that only the first, pretrained models have.
     "normalize_before": (False,),
     "add_final_layer_norm": (False,),
     "normalize_embedding": (True,),
@@ -221,7 +222,8 @@ BART = Architecture(
   ),
   heads=(Row("lm_head.weight", ("unembed",), "same"),),
   ignored=("encoder.embed_tokens.weight", "decoder.embed_tokens.weight"),
-  # A T5's sides have one table even then.
+  # Unlike here, T5's encoder and decoder share one table even if it is untied
+  # from the output matrix.
   copies=(
     "model.encoder.embed_tokens.weight",
     "model.decoder.embed_tokens.weight",
@@ -256,7 +258,7 @@ MARIAN = BART._replace(
     "activation_function": ("swish",),
     "is_encoder_decoder": (True,),
     "share_encoder_decoder_embeddings": (True,),
-    # Of Marian's own files, before they were converted.
+    # Keys that were converted from Marian's own files.
     "normalize_before": (False,),
     "add_final_layer_norm": (False,),
     "normalize_embedding": (False,),
@@ -267,7 +269,7 @@ MARIAN = BART._replace(
     Row("final_logits_bias", ("head/bias",), "row"),
     *BART_LAYERS,
   ),
-  # Its positions are computed.
+  # Sinusoidal positions are computed, so a stored table is ignored.
   ignored=(*BART.ignored, "embed_positions.weight"),
   zeros=(),
   read=_read_marian,

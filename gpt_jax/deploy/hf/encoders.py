@@ -1,4 +1,4 @@
-"""Tables of the hub's models that read a text both ways."""
+"""Tables of the hub's encoders (bidirectional attention): BERT and others."""
 
 from typing import Any
 
@@ -94,7 +94,7 @@ BERT = Architecture(
     Row("cls.predictions.bias", ("head/bias",), "same"),
   ),
   heads=(Row("cls.predictions.decoder.weight", ("unembed",), "same"),),
-  # The next sentence's score is not read where tokens are.
+  # The head of next-sentence prediction is not imported.
   ignored=(
     *(".position_ids", "cls.predictions.decoder.bias"),
     *("cls.seq_relationship.weight", "cls.seq_relationship.bias"),
@@ -107,7 +107,7 @@ BERT = Architecture(
 
 
 def _roberta(name: str) -> str:
-  """Returns RoBERTa's name of a tensor of BERT."""
+  """Returns RoBERTa's name for a tensor of BERT."""
   for old, new in (
     ("bert.", "roberta."),
     ("cls.predictions.transform.LayerNorm", "lm_head.layer_norm"),
@@ -129,7 +129,7 @@ ROBERTA = BERT._replace(
       to_ours=lambda count: count - PADDING_ROWS,
     ),
   ),
-  # Positions begin after it.
+  # Positions begin at pad_token_id + 1, so PADDING_ROWS holds for id 1 alone.
   wanted=BERT.wanted | {"pad_token_id": (1,)},
   rows=tuple(
     row._replace(
@@ -149,7 +149,8 @@ MODERNBERT = Architecture(
   keys=(
     *SIZES,
     Key("norm_eps", "norm_eps", 1e-5),
-    # Theirs has as many tokens on each side as half of it, and the middle one.
+    # local_attention // 2 tokens on each side are visible; our window counts
+    # one side and the token itself.
     Key(
       "local_attention",
       "sliding_window",
@@ -210,10 +211,10 @@ MODERNBERT = Architecture(
 
 
 def _without_head(found: Architecture, model_type: str, name: str):
-  """Returns the table of a model without its head of tokens.
+  """Returns the table of a model without a head that scores tokens.
 
-  Its tensors are named without a prefix. What we call its head is the table of
-  tokens, which nothing has trained as one.
+  Its tensors' names have no prefix. In our model section its head is the tied
+  embedding table, which was not trained as a head.
   """
   bare = lambda word: word.removeprefix(found.prefix)
   return found._replace(
@@ -237,10 +238,10 @@ def _with_classes(found: Architecture, model_type: str, name: str, out: str):
   """Returns the table of a classifier of the first token, after its pooler.
 
   Args:
-    out: name of its last matrix, of classes.
+    out: name of the last matrix, whose outputs are scores of classes.
   """
   pooled = lambda row: row.ours[0].startswith("pooler/")
-  # A run of ours may have the pooler within its head.
+  # In our runs, the pooler may be a part of the classifier head instead.
   own = tuple(
     row._replace(ours=(row.ours[0].replace("pooler/", "classifier/"),))
     for row in filter(pooled, found.rows)
@@ -272,7 +273,7 @@ def read_labels(stated: dict, where: str) -> Labels:
   """Returns the labels of a config.json.
 
   Raises:
-    InputError: the names are none, or not as many as their numbers say.
+    InputError: id2label does not name each class, or does not fit problem_type.
   """
   named = stated.get("id2label", {"0": "LABEL_0", "1": "LABEL_1"})
   count = len(named) if isinstance(named, dict) else 0

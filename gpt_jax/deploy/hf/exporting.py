@@ -26,7 +26,7 @@ from gpt_jax.deploy.hf.folders import whole_folder
 from gpt_jax.machine import processes
 from gpt_jax.models import Model
 
-# What tokens of these roles are called.
+# Usual spellings of the tokens of some roles.
 PADS = ("[PAD]", "<pad>")
 ROLES = {
   "unk": ("[UNK]", "<unk>"),
@@ -50,9 +50,9 @@ def export_model(
 
   Args:
     out: folder, must not exist yet.
-    max_shard_bytes: of a file of tensors.
+    max_shard_bytes: most bytes of a file of tensors.
     template: of chats that the run was tuned on; None is the tokenizer's own.
-    labels: of a classifier; None leaves its classes numbers.
+    labels: of a classifier; None names its classes by numbers.
 
   Raises:
     InputError: no architecture of the hub has this model, or its tokenizer
@@ -69,7 +69,7 @@ def export_model(
   shapes = {name: leaf.shape for name, leaf in flat.items()}
   entries = layout.list_entries(found, model.config, shapes)
   if not model.config.tied_embeddings:
-    # transformers takes a bias's two names for one where it ties the tables.
+    # Only where transformers ties the tables, it also ties a bias's two names.
     twin = lambda name: name.removesuffix(".bias") + layout.TWIN
     both = [e for e in entries if twin(e.name) in found.ignored]
     entries += [e._replace(name=twin(e.name)) for e in both]
@@ -91,7 +91,7 @@ def export_model(
 
 
 def _gather(flat: dict[str, jax.Array], entry: layout.Entry) -> np.ndarray:
-  """Returns one of their tensors."""
+  """Returns the array of a tensor of the hub's layout."""
 
   def one(part: layout.Part) -> np.ndarray:
     leaf = flat[part.path]
@@ -104,10 +104,10 @@ def _gather(flat: dict[str, jax.Array], entry: layout.Entry) -> np.ndarray:
 
 
 def describe_tokenizer(tokenizer: Tokenizer) -> dict:
-  """Returns the tokenizer.json of the library for a tokenizer of ours.
+  """Returns the content of a tokenizer.json for a tokenizer of ours.
 
   Raises:
-    InputError: it has none.
+    InputError: the tokenizer has none.
   """
   content = json.loads(tokenizer.to_json())
   if content["kind"] == "library":
@@ -182,7 +182,7 @@ def _describe(
   """Returns {name: content} of the JSON files beside the tensors."""
   config = stated.write_model(word, model.config)
   config["torch_dtype"] = model.config.param_dtype
-  # A default of theirs may lie outside of the vocabulary.
+  # Without these keys, a class's default id may lie outside the vocabulary.
   config |= dict.fromkeys(("bos_token_id", "eos_token_id"))
   pads = {t["id"] for t in library["added_tokens"] if t["content"] in PADS}
   config["pad_token_id"] = min(pads, default=None)

@@ -1,4 +1,4 @@
-"""Folders that are written whole or not at all, and the run that one holds."""
+"""Folders that are written whole or not at all, and a run's workdir in one."""
 
 import contextlib
 import os
@@ -17,15 +17,15 @@ from gpt_jax.runs import workdir as workdir_lib
 
 @contextlib.contextmanager
 def whole_folder(name: str, folder: str) -> Generator[str]:
-  """Yields a folder beside `folder`, which becomes it when all went well.
+  """Yields a temporary folder, which is renamed to `folder` if all goes well.
 
-  What an interrupted call left is removed by the next.
+  What an interrupted call left is removed by the next call.
 
   Args:
-    name: of the flag that gave the folder.
+    name: of the flag that gave the folder, for errors.
 
   Raises:
-    InputError: it exists and is not an empty folder.
+    InputError: `folder` exists and is not an empty folder, or cannot be made.
   """
   folder = os.path.abspath(folder)
   if os.path.lexists(folder) and not (
@@ -65,10 +65,10 @@ def write_run(
   """Writes a workdir whose checkpoint 0 holds parameters alone.
 
   Args:
-    make_params: returns them.
-    labels, others: as workdir.write_config's.
-    abstract: of the parameters, with shardings: what a save needs is compiled
-      before they are made, which takes memory too.
+    make_params: returns the parameters.
+    labels, others: as in workdir.write_config.
+    abstract: abstract parameters with shardings. With them, the save is
+      compiled before the parameters are made, since both take memory.
   """
   facts = {
     "config_fingerprint": config_lib.fingerprint(config),

@@ -1,7 +1,7 @@
 """A model of the hub becomes a workdir that generate, evaluate and train read.
 
-Array by array, each device's part on its own, so that the host never holds
-more than the parts of its devices and one tensor.
+Arrays are read one by one, and each device's shard of them on its own, so that
+the host never holds more than the shards of its devices and one tensor.
 """
 
 import os
@@ -20,22 +20,22 @@ from gpt_jax.deploy.hf.folders import whole_folder, write_run
 from gpt_jax.machine import processes
 from gpt_jax.models import build_model
 
-# Length of the rows that evaluation and further training read, at most.
+# Largest data.seq_len of the run, which evaluation and further training read.
 MAX_SEQ_LEN = 2048
-# What stands for a fingerprint of data where a run was trained elsewhere.
+# In place of a fingerprint of data: the model was trained elsewhere.
 NO_DATA = "imported"
-# What a family is evaluated by.
+# The run's data.objective, by model.family.
 OBJECTIVES = {
   "decoder": "causal",
   "encoder": "masked_lm",
   "encoder_decoder": "sequence_to_sequence",
 }
-# What is read of a folder beside its tensors.
+# Files of a folder that are read beside its tensors.
 SMALL = (
   *("config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json"),
   *("merges.txt", "chat_template.jinja", "sentence_bert_config.json"),
 )
-# What a classifier's labels are read from, unless a command names a file.
+# A classifier's data.source, unless a command names a file of labelled texts.
 LABELLED = "labelled:texts.jsonl"
 
 
@@ -52,7 +52,8 @@ def import_model(
     source: folder with config.json, safetensors and the tokenizer's files.
     workdir: must not exist yet.
     tokenizer: a data.tokenizer in place of the folder's.
-    param_dtype: float32 or bfloat16; None is what most of the tensors have.
+    param_dtype: float32 or bfloat16. None: bfloat16 if most of the tensors are
+      and no scale is stored less one, otherwise float32.
     adapter: folder of a LoRA adapter in PEFT's format, to be merged.
 
   Raises:
@@ -160,7 +161,7 @@ def _build_config(
   is_half = stored in ("bfloat16", "float16")
   values = cli.load_config("configs/base.py", {})
   values.model.update(fields)
-  # bfloat16 would round a scale that is stored less one.
+  # A scale that is stored as scale - 1 would be rounded in bfloat16.
   is_narrow = stored == "bfloat16" and not has_offsets
   values.model.param_dtype = param_dtype or (
     "bfloat16" if is_narrow else "float32"

@@ -1,6 +1,7 @@
-"""Where each part of a parameter of ours lies among their tensors.
+"""Maps each part of a parameter of ours to a tensor of the hub's layout.
 
-Everything here is shapes and views: no array is copied.
+In deploy.hf, "ours" is a name or value of this package, and "theirs" one of
+transformers and the hub's files.
 """
 
 import collections
@@ -14,13 +15,14 @@ from gpt_jax.config import InputError, ModelConfig
 from gpt_jax.deploy.hf.rows import PADDING_ROWS, Architecture
 from gpt_jax.deploy.hf.tensors import Tensor, check_finite
 
-# Parameters whose rows are tokens; ours have padding after theirs.
+# Parameters with a row for each token; ours have rows of padding after them.
 TABLES = ("embed/tokens", "unembed", "head/bias")
-# Bytes at a multiple of which an array of a CPU's device begins.
+# JAX takes an array as a CPU device's own if it begins at a multiple of this
+# number of bytes.
 ALIGNMENT = 64
-# Other names of the table of tokens, of a model that reads sources.
+# Other names of the embedding table in an encoder-decoder.
 COPIES = "encoder.embed_tokens.weight", "decoder.embed_tokens.weight"
-# A second name of a bias of the logits.
+# End of a second name of the logits' bias.
 TWIN = ".decoder.bias"
 
 
@@ -31,7 +33,8 @@ class Part(NamedTuple):
     path: of the parameter.
     at: (), (layer,) or (layer, expert), its leading indices.
     shape: of the part.
-    start, stop: its outputs, among those of their tensor, or of a head there.
+    start, stop: range of its outputs within the hub's tensor, or in form heads
+      within each head of it.
   """
 
   path: str
@@ -42,20 +45,20 @@ class Part(NamedTuple):
 
   @property
   def num_in(self) -> int:
-    """Returns the width of what the matrix reads."""
+    """Returns the number of inputs of the matrix."""
     dims = 2 if self.path.endswith("/o") else 1
     return math.prod(self.shape[:dims])
 
 
 class Entry(NamedTuple):
-  """A tensor of theirs.
+  """A tensor of the hub's layout.
 
   Attributes:
-    name, shape: its.
-    parts: of ours that it holds.
-    form: a Row's.
-    num_turned: dims that are rotated, the last of each of its heads; of form
-      turned.
+    name, shape: of the tensor.
+    parts: the parts of our parameters that it holds.
+    form: of its Row.
+    num_turned: number of each head's last dims that RoPE rotates; 0 unless form
+      is turned.
   """
 
   name: str
@@ -65,7 +68,7 @@ class Entry(NamedTuple):
   num_turned: int = 0
 
   def take(self, theirs: np.ndarray, part: Part) -> np.ndarray:
-    """Returns a view of their tensor in the shape of a part."""
+    """Returns a part of the tensor in our shape; a view where there is one."""
     if self.form in ("linear", "turned"):
       linear = theirs[part.start : part.stop].T.reshape(part.shape)
       return linear[..., self._order(part)] if self.num_turned else linear
@@ -87,9 +90,10 @@ class Entry(NamedTuple):
     return theirs
 
   def _order(self, part: Part) -> np.ndarray:
-    """Returns which of their dims of a head is each of ours.
+    """Returns the index among their dims of a head for each of our dims.
 
-    Ours turn with those half of the turned dims away, theirs with the next.
+    RoPE rotates pairs of dims: ours are half of the rotated dims apart, theirs
+    are neighbours.
     """
     dims = np.arange(part.shape[-1])
     first = len(dims) - self.num_turned
@@ -97,7 +101,7 @@ class Entry(NamedTuple):
     return np.concatenate([dims[:first], pairs[:, 0], pairs[:, 1]])
 
   def give(self, ours: list[np.ndarray]) -> np.ndarray:
-    """Returns their tensor of the parts' arrays."""
+    """Returns the tensor that holds the parts' arrays; the inverse of take."""
     if self.form == "heads":
       joined = np.concatenate(ours, axis=-1)
       if len(self.shape) == 1:
@@ -128,7 +132,7 @@ class Entry(NamedTuple):
 def list_entries(
   found: Architecture, model: ModelConfig, shapes: dict[str, tuple[int, ...]]
 ) -> list[Entry]:
-  """Returns their tensors of a model of ours.
+  """Returns the entries of a model of ours in the hub's layout.
 
   Args:
     shapes: of all our parameters, by path.
@@ -159,7 +163,7 @@ def list_entries(
 
 
 def _places(model: ModelConfig, name: str) -> list[tuple[int, str, int]]:
-  """Returns (layer, stack, place in it) of the layers of "blocks" or "encoder".
+  """Returns (layer, stack, index in it) of the layers of "blocks" or "encoder".
 
   Layers of several kinds are in stacks of their own (config.layer_stacks).
   """
@@ -210,7 +214,7 @@ def match(
   """Returns the tensor of each entry by the entry's name.
 
   Raises:
-    InputError: tensors are missing, of other shapes, or more than entries.
+    InputError: tensors are missing, of another shape or type, or unknown.
   """
   tensors = _rename(tensors, found, where)
   bare = not any(name.startswith(found.prefix) for name in tensors)
@@ -263,10 +267,10 @@ def match(
 
 
 def _check_twins(tensors: dict, used: set[str], where: str) -> None:
-  """Refuses two biases of the logits that differ, of which we read one.
+  """Refuses a model whose two copies of the logits' bias differ.
 
-  transformers ties them as it ties the tables, and otherwise adds the decoder's
-  alone.
+  We read one of them. transformers ties them if it ties the tables, and adds
+  only the decoder's otherwise.
   """
   for name in tensors.keys() - used:
     twin = name.removesuffix(TWIN) + ".bias"
@@ -280,7 +284,7 @@ def _check_twins(tensors: dict, used: set[str], where: str) -> None:
 
 
 def _rename(tensors: dict, found: Architecture, where: str) -> dict:
-  """Returns tensors by the names that they have now."""
+  """Returns tensors by their current names, which differ in older files."""
   renamed = {}
   for name, tensor in tensors.items():
     now = name
@@ -297,7 +301,7 @@ def _rename(tensors: dict, found: Architecture, where: str) -> dict:
 
 
 def _check_tied(head: Tensor, table: Tensor, name: str, where: str) -> None:
-  """Refuses an output matrix that config.json says is the embedding's."""
+  """Refuses an output matrix that differs from the embedding it is tied to."""
   if not _is_same(head, table):
     for tensor in (table, head):  # NaN differs from itself
       check_finite(tensor.read(), tensor)
@@ -317,7 +321,7 @@ def _some(names: list[str]) -> str:
 
 
 def _aligned(shape: list[int], dtype: np.dtype) -> np.ndarray:
-  """Returns zeros that a CPU's device takes as its array, without a copy."""
+  """Returns zeros, aligned so that a CPU device takes them without a copy."""
   size = math.prod(shape) * dtype.itemsize
   room = np.zeros(size + ALIGNMENT, np.uint8)
   start = -room.ctypes.data % ALIGNMENT
@@ -331,12 +335,12 @@ def read_part(
   dtype: np.dtype,
   sources: dict[tuple[str, tuple[int, ...]], tuple[Entry, Part, Tensor]],
 ) -> np.ndarray:
-  """Returns a device's part of a parameter of ours.
+  """Returns a device's shard of a parameter of ours.
 
   Args:
-    index: of the part.
+    index: slices of the shard.
     shape: of the whole parameter.
-    sources: by (path, leading indices): where that part is read from.
+    sources: {(path, leading indices): where that part is read from}.
 
   Raises:
     InputError: a tensor holds NaN or infinity.
@@ -348,7 +352,7 @@ def read_part(
     at = tuple(i + spans[d][0] for d, i in enumerate(place))
     entry, part, tensor = sources[path, at]
     piece = entry.take(tensor.read(), part)[index[depth:]]
-    # The rows of padding stay zero.
+    # A table's rows of padding stay zero.
     own = out[place][tuple(slice(n) for n in piece.shape)]
     with np.errstate(over="ignore"):  # which the next line refuses
       own[...] = piece

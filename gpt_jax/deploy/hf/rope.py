@@ -1,8 +1,8 @@
-"""What config.json states of positions: rope, its scaling, local layers.
+"""The keys of config.json on positions: RoPE, its scaling, local layers.
 
-Design choice: the wavelengths of longrope and dynamic scaling depend on how
-long a text is. A run has those of texts up to the original length, and that
-many positions; within them it computes what they do.
+Design choice: with longrope and dynamic scaling, wavelengths depend on a text's
+length. A run gets the wavelengths of texts up to the original length, and only
+as many positions; within them it computes what transformers does.
 """
 
 import math
@@ -12,7 +12,7 @@ from gpt_jax import config as config_lib
 from gpt_jax.config import InputError, ModelConfig
 from gpt_jax.deploy.hf.rows import Architecture, Pattern
 
-# What the rotary base is called.
+# Names of the rotary base.
 THETAS = ("rope_theta", "rotary_emb_base", "global_rope_theta")
 # {type of rope scaling: {key: its only value that is supported}}
 ONLY: dict[str, dict[str, Any]] = {
@@ -20,12 +20,12 @@ ONLY: dict[str, dict[str, Any]] = {
   "llama3": {"low_freq_factor": 1.0, "high_freq_factor": 4.0},
   "yarn": {"beta_fast": 32, "beta_slow": 1, "truncate": True},
   "longrope": {},
-  # Which is none up to max_position_embeddings.
+  # Dynamic scaling changes nothing up to max_position_embeddings.
   "dynamic": {},
 }
 OWN_FRAC = "rotary_pct"
 ORIGINAL = "original_max_position_embeddings"
-# Factors of longrope, one of each wavelength of a head.
+# Most factors of longrope; there is one for each wavelength of a head.
 MAX_FACTORS = 4096
 MSCALES = "mscale", "mscale_all_dim"
 SCALAR = "query_pre_attn_scalar"
@@ -33,10 +33,10 @@ KINDS = {"sliding_attention": "local", "full_attention": "global"}
 
 
 def read_rope(stated: dict, where: str, found: Architecture) -> dict[str, Any]:
-  """Returns rope's fields of our model section, of their config's form.
+  """Returns the RoPE fields of our model section, read from config.json.
 
   Raises:
-    InputError: the scaling is not supported, or not of numbers.
+    InputError: the scaling is not supported, or its values are not numbers.
   """
   both = [stated.get(key) or {} for key in ("rope_parameters", "rope_scaling")]
   if all(both) and both[0] != both[1]:
@@ -48,7 +48,7 @@ def read_rope(stated: dict, where: str, found: Architecture) -> dict[str, Any]:
   rope = _dict(full, "rope_scaling.full_attention", where)
   is_modern = found.pattern is not None and found.pattern.is_first
   thetas = THETAS[2:] if is_modern else THETAS[:1]
-  if found.rope_frac is not None:  # GPT-NeoX, likewise
+  if found.rope_frac is not None:  # GPT-NeoX has its own name for it
     thetas = THETAS[1:2]
   named = [stated[key] for key in thetas if key in stated]
   default, frac = (*named, found.rope_theta)[0], found.rope_frac
@@ -74,7 +74,7 @@ def read_rope(stated: dict, where: str, found: Architecture) -> dict[str, Any]:
 
 
 def _read_longrope(rope: dict, stated: dict, where: str) -> dict[str, Any]:
-  """Returns rope_scaling and max_len, those of texts up to that."""
+  """Returns rope_scaling and max_len, for texts up to the original length."""
   original = rope.get(ORIGINAL, stated.get(ORIGINAL))
   if type(original) is not int or not 1 < original < 1 << 31:
     raise InputError(
@@ -132,7 +132,7 @@ def _read_scaling(rope: dict, kind, where: str) -> str:
 
 
 def _read_mscale(rope: dict, factor: float, where: str) -> float:
-  """Returns what YaRN multiplies sines and cosines by."""
+  """Returns the factor by which YaRN multiplies sines and cosines."""
   if rope.get("attention_factor") is not None:
     return read_number(rope, "attention_factor", where)
   both = [_number(rope.get(key) or 0, key, where) for key in MSCALES]
@@ -145,7 +145,10 @@ def _read_mscale(rope: dict, factor: float, where: str) -> float:
 
 
 def mscale_of(factor: float, mscale: float) -> float:
-  """Returns YaRN's factor of the scores' root (Peng et al. 2023, eq. 22)."""
+  """Returns YaRN's sqrt(1 / t), with mscale in it (Peng et al. 2023, eq. 22).
+
+  It multiplies queries and keys alike, so that scores are multiplied by 1 / t.
+  """
   return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
@@ -168,7 +171,7 @@ def write_rope(model: ModelConfig, found: Architecture) -> dict[str, Any]:
   stated = {"rope_theta": model.rope_theta, "rope_scaling": rope} | top
   if found.pattern is not None and found.pattern.is_first:
     stated["global_rope_theta"] = model.rope_theta
-    if rope is not None:  # rope_scaling would be that of local layers too
+    if rope is not None:  # rope_scaling would also apply to local layers
       local = model.local_rope_theta or model.rope_theta
       stated["rope_scaling"] = None
       stated["rope_parameters"] = {
@@ -188,13 +191,14 @@ def write_rope(model: ModelConfig, found: Architecture) -> dict[str, Any]:
 def read_pattern(
   stated: dict, model: dict, pattern: Pattern, where: str
 ) -> dict[str, Any]:
-  """Returns layer_pattern and what it brings with it of their config.
+  """Returns layer_pattern and fields that depend on it, read from config.json.
 
   Args:
     model: {field of our model section: value}, num_layers within bounds.
 
   Raises:
-    InputError: the kinds of layers are not known or not as many as layers.
+    InputError: a kind of layer is unknown, their number is not num_layers, or
+      the positions of local layers are not supported.
   """
   period = pattern.period
   if pattern.key is not None:
@@ -239,10 +243,10 @@ def read_pattern(
 
 
 def check_uniform(stated: dict, has_window: bool, where: str) -> None:
-  """Refuses layer_types that differ, of a model whose layers are alike.
+  """Refuses mixed layer_types in a model whose layers must be all of one kind.
 
-  transformers opens a Mistral that has them as another class, whose layers
-  alternate.
+  transformers opens a Mistral with mixed layer_types as another class, whose
+  layers alternate.
   """
   kinds = stated.get("layer_types")
   only = list(KINDS)[not has_window]
@@ -268,7 +272,7 @@ def write_pattern(model: ModelConfig, pattern: Pattern) -> dict[str, Any]:
   words = {ours: theirs for theirs, ours in KINDS.items()}
   kinds = [words[kind] for kind in config_lib.layer_kinds(model)]
   stated: dict[str, Any] = {"layer_types": kinds}
-  if pattern.key is not None:  # which older versions read
+  if pattern.key is not None:  # older versions of transformers read it
     fits = lambda n: _repeat(pattern, n, len(kinds)) == kinds
     period = next(filter(fits, range(1, len(kinds) + 1)), None)
     stated |= {} if period is None else {pattern.key: period}

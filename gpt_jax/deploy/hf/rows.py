@@ -1,22 +1,22 @@
-"""What a table of an architecture of the hub consists of."""
+"""The types of which the tables of the hub's architectures are made."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 REQUIRED = object()
-# Rows of RoBERTa's positions before the first: of padding, and none.
+# Number of unused rows before the first position in RoBERTa's and BART's table.
 PADDING_ROWS = 2
 
 
 class Key(NamedTuple):
-  """A number or a switch that both configs have.
+  """A number or a switch that config.json and our model section both have.
 
   Attributes:
-    theirs, ours: its names; ours is a field of the model section.
-    default: what theirs is where it is missing; REQUIRED where it must be
-      there, None leaves ours to its own default.
-    alias: its name in other versions of transformers.
-    to_ours, to_theirs: functions of the number, where it means another.
+    theirs, ours: its key in config.json, and its field in our model section.
+    default: value of a missing key. REQUIRED: the key must be there. None: our
+      field has its own default.
+    alias: its key in other versions of transformers.
+    to_ours, to_theirs: convert the number, if the two count differently.
   """
 
   theirs: str
@@ -27,7 +27,7 @@ class Key(NamedTuple):
   to_theirs: Callable[[int], int] = lambda value: value
 
 
-# The sizes that most tables name alike.
+# The sizes that have the same keys in most architectures.
 SIZES = (
   Key("hidden_size", "model_dim"),
   Key("intermediate_size", "mlp_dim"),
@@ -42,12 +42,12 @@ class Pattern(NamedTuple):
   """How config.json says which layers are local.
 
   Attributes:
-    key: of the number of layers to a global one, where "layer_types" is
-      missing; None where it never is anything but `period`.
-    period: what it is where it is missing.
+    key: key of the period, used if "layer_types" is missing; None: the period
+      is always `period`.
+    period: the period if that key is missing: one layer of so many is global.
     is_first: whether the global layer is the first of a period, not the last.
-    theta: key of the rope base of local layers; None is that of all.
-    scalar: whether "query_pre_attn_scalar" scales the scores.
+    theta: key of the local layers' rotary base; None: all layers share one.
+    scalar: whether "query_pre_attn_scalar" scales the attention scores.
   """
 
   key: str | None = None
@@ -58,18 +58,20 @@ class Pattern(NamedTuple):
 
 
 class Row(NamedTuple):
-  """A tensor of theirs.
+  """A tensor of the hub's layout, or one of each layer and expert.
 
   Attributes:
-    theirs: its name, with {layer} and {expert} where there are several.
-    ours: paths of the parameters that it holds, one after the other along
-      their outputs.
-    form: linear (out, in) | turned, as linear, with dims that are rotated in
-      pairs of neighbours | conv (in, out) | heads, as linear but head by head,
-      with all parts of each | same | flat, in one dim | offset, the same less
-      one | padded, after PADDING_ROWS rows that nothing reads.
-    first: its name in layer 0, where that has another.
-    is_optional: whether some of these models, or of their layers, lack it.
+    theirs: its name, with {layer} and {expert} if there are several.
+    ours: paths of our parameters that it holds, concatenated along their
+      outputs.
+    form: how their array is stored: linear, (out, in) | turned, as linear, with
+      RoPE rotating pairs of neighbouring dims | conv, (in, out) | heads, as
+      linear, but concatenated within each head | same, as ours | flat, in one
+      dim | offset, ours - 1 | padded, after PADDING_ROWS unused rows | row, in
+      a matrix of one row.
+    first: its name in layer 0, if that differs.
+    is_optional: whether some models of this architecture, or some of their
+      layers, lack it.
   """
 
   theirs: str
@@ -83,36 +85,37 @@ class Architecture(NamedTuple):
   """How models of one config.json "model_type" are read and written.
 
   Attributes:
-    name: of their class.
-    model_type: theirs, where several are of one; "" is the table's own key.
-    told: {key of theirs: value} that these models have among several; the first
-      of a model_type that has them is taken.
-    keys: what both configs state.
+    name: class of transformers.
+    model_type: of config.json, if several tables share one; "": the table's own
+      key in ARCHITECTURES.
+    told: {key of config.json: value} that tells these models from others of the
+      model_type; the first table whose values are all there is taken.
+    keys: numbers and switches that both configs have.
     synonyms: {another name of a key in transformers: the key}.
-    fixed: fields of our model section that all these models have.
-    wanted: {key of theirs: values that can be represented}; the first is
-      written, and is what a missing key means.
-    rows: their tensors.
-    heads: rows of models whose output matrix is not that of the embedding.
+    fixed: {field of our model section: value} that all these models have.
+    wanted: {key of config.json: values that are supported}; the first is
+      written, and is the meaning of a missing key.
+    rows: the tensors.
+    heads: rows of the output matrix, if it is not tied to the embedding.
     ignored: ends of names of tensors that hold no parameters of ours.
-    copies: names of the table of tokens that are written as well where it is
-      not the output matrix.
-    zeros: names of tensors that hold parameters that we have not, which must be
-      zero.
+    copies: further names under which the embedding table is written, if it is
+      not tied to the output matrix.
+    zeros: names of tensors that must be zero, as we have no such parameters.
     renamed: (end of a name in older files, end of it now).
-    prefix: of names, which a model without its head was saved without.
-    has_rope: whether config.json says how positions turn.
-    rope_frac: part of a head that turns where config.json does not say; None:
-      all of it in all these models.
-    pattern: how it says which layers are local; None where none is, or all are.
-    rope_theta: the rotary base where it does not say.
-    has_dense: whether layers without experts come before those with them.
-    read: returns more fields of our model section, of their config, those read
-      so far and the path of the file: what no Key can say.
-    write: returns what `read` reads, of our model section and what is stated
-      so far.
-    more: fields of ours that `read` may return and that have no Key.
-    held: (end of a tensor's name, switch of ours that is on where it is there).
+    prefix: of names; files of a model without its head lack it.
+    has_rope: whether config.json has keys of RoPE.
+    rope_frac: default fraction of a head that RoPE rotates; None: always all.
+    pattern: how config.json says which layers are local; None: all layers are
+      of one kind.
+    rope_theta: default rotary base.
+    has_dense: whether layers without experts may come before those with them.
+    read: (config.json, fields read so far, path of the file) -> more fields of
+      our model section, which no Key can express.
+    write: (our model section, keys written so far) -> the keys that `read`
+      reads.
+    more: our fields that `read` may return and that have no Key.
+    held: (end of a tensor's name, our switch that is on if there is such a
+      tensor).
   """
 
   name: str
@@ -143,7 +146,10 @@ class Architecture(NamedTuple):
 def rows_of(
   layer: str, stack: str = "blocks", **named: tuple[str, ...] | str
 ) -> tuple[Row, ...]:
-  """Returns rows of a stack: {name of ours, "/" as "__": theirs and form}."""
+  """Returns rows of a stack, from our_path=their_name or (their_name, form).
+
+  In our path "__" stands for "/", and "___" separates several parameters.
+  """
   found = []
   for ours, value in named.items():
     theirs, form = (value, "linear") if isinstance(value, str) else value

@@ -1,4 +1,4 @@
-"""What config.json states of a model, read and written by the tables."""
+"""Reads and writes config.json by the tables of architectures."""
 
 import dataclasses
 import math
@@ -19,22 +19,22 @@ FREE = (
   *("vocab_multiple", "router_balance_weight", "router_bias_rate"),
   *("router_z_weight", "layer_pattern"),
 )
-# Fields that are numbers of tensors, and those that are dims of tensors.
+# Fields bounded by the number of tensors, and fields bounded by their dims.
 COUNTS = ("num_layers", "num_encoder_layers", "num_experts")
 WIDTHS = (
   *("model_dim", "num_heads", "num_kv_heads", "head_dim", "mlp_dim"),
   *("vocab_size", "expert_mlp_dim", "kv_lora_rank", "q_lora_rank"),
   *("qk_rope_head_dim", "v_head_dim", "num_token_types"),
 )
-# Fields that are None where theirs is null.
+# Fields that are None if config.json has null.
 NULLABLE = (
   *("head_dim", "sliding_window", "attn_softcap", "logit_softcap"),
   *("q_lora_rank", "num_kv_heads"),
 )
-# The window of a model without local layers, whose class must have some.
+# sliding_window of a model without local layers, where its class needs one.
 WINDOW, UNREAD = "sliding_window", 128
 
-# Names of one function in transformers.
+# Other names of a function in transformers.
 SYNONYMS = {
   "swish": "silu",
   "gelu_accurate": "gelu_new",
@@ -46,10 +46,10 @@ SYNONYMS = {
 
 
 class Sizes(NamedTuple):
-  """Bounds of the numbers of a config.json.
+  """Sizes of a folder's tensors, which bound the numbers of its config.json.
 
   Attributes:
-    count: number of tensors that hold anything.
+    count: number of tensors that are not empty.
     longest: the largest dim of these.
   """
 
@@ -65,10 +65,10 @@ def sizes_of(shapes: Iterable[tuple[int, ...]]) -> Sizes:
 
 
 def find(stated: dict, where: str) -> Architecture:
-  """Returns the architecture of their config.
+  """Returns the architecture of a config.json.
 
   Raises:
-    InputError: it is none that is known.
+    InputError: the architecture is unknown.
   """
   word = stated.get("model_type")
   named: dict[str, list[Architecture]] = {}
@@ -84,19 +84,19 @@ def find(stated: dict, where: str) -> Architecture:
 
 
 def _canonical(value):
-  """Returns the first name of a function that has several, or the value."""
+  """Returns the main name of a function that has several, or the value."""
   return SYNONYMS.get(value, value) if isinstance(value, str) else value
 
 
 def read_model(stated: dict, sizes: Sizes, where: str) -> dict[str, Any]:
-  """Returns {field of our model section: value} of their config.
+  """Returns {field of our model section: value}, read from config.json.
 
   Args:
-    sizes: of the tensors, which bound its numbers.
+    sizes: of the tensors, which bound the numbers of config.json.
 
   Raises:
-    InputError: a key is missing, of another type or out of bounds, or states
-      what cannot be represented.
+    InputError: a key is missing, has a wrong type or is out of bounds, or its
+      value is not supported.
   """
   found = find(stated, where)
   stated = _own_names(stated, found, where)
@@ -133,7 +133,7 @@ def read_model(stated: dict, sizes: Sizes, where: str) -> dict[str, Any]:
 
 
 def _own_names(stated: dict, found: Architecture, where: str) -> dict:
-  """Returns stated, where a key has its own name only.
+  """Returns `stated` with each synonym of a key replaced by the key.
 
   Raises:
     InputError: a key has two values.
@@ -152,10 +152,10 @@ def _own_names(stated: dict, found: Architecture, where: str) -> dict:
 
 
 def read_pair_ids(stated: dict, where: str) -> tuple[int, int]:
-  """Returns the ids that begin a target, and that end it and its source.
+  """Returns (the id that begins a target, the id that ends source and target).
 
   Raises:
-    InputError: there are none.
+    InputError: one of them is missing.
   """
   start = stated.get("decoder_start_token_id", stated.get("pad_token_id"))
   end = stated.get("eos_token_id")
@@ -169,7 +169,7 @@ def read_pair_ids(stated: dict, where: str) -> tuple[int, int]:
 
 
 def _read_key(stated: dict, key: Key, where: str):
-  """Returns the value of a key of the tables, None where there is none."""
+  """Returns the value of a key of the tables; None if it has none."""
   value = stated.get(key.theirs, key.default)
   if value is REQUIRED:
     raise InputError(f"{where} has no {key.theirs}")
@@ -191,8 +191,8 @@ def _read_key(stated: dict, key: Key, where: str):
 def _check_size(key: Key, value, model: dict, sizes: Sizes, where: str) -> None:
   """Refuses a number that is larger than the tensors allow.
 
-  Nothing may be made by a stranger's number before: layers and experts become
-  lists, widths and vocabularies arrays.
+  This must come before anything is allocated by a number of an untrusted file:
+  layers and experts become lists, widths and vocabularies arrays.
   """
   if value is None:
     return
@@ -293,7 +293,7 @@ def write_model(word: str, model: ModelConfig) -> dict[str, Any]:
     value = getattr(model, key.ours)
     stated[key.theirs] = key.to_theirs(value) if type(value) is int else value
   if found.pattern is not None and model.sliding_window is None:
-    # Of which no layer has one, but their class computes with it.
+    # No layer has a window, but the class of transformers computes with it.
     stated |= {k.theirs: UNREAD for k in found.keys if k.ours == WINDOW}
   for key in found.keys:
     if key.alias is not None:

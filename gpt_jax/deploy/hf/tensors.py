@@ -25,19 +25,19 @@ DTYPES = {
   "F32": np.dtype("float32"),
   "F16": np.dtype("float16"),
   "BF16": np.dtype(jnp.bfloat16),
-  # Positions and masks, which older files hold.
+  # Types of position ids and masks, which older files hold.
   "I64": np.dtype("int64"),
   "U8": np.dtype("uint8"),
   "BOOL": np.dtype("bool"),
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
-# Limits of a header, as the format's own library has it, and of an index.
+# Most bytes of a header (the limit of the format's own library), or an index.
 MAX_HEADER_BYTES = 100_000_000
-# Characters of a file's name.
+# Most characters of a file's name.
 MAX_NAME = 255
-# Dims of a tensor, as numpy has it.
+# Most dims of a tensor (numpy's limit).
 MAX_DIMS = 64
-# Bytes of a written file, before the next one begins.
+# Most bytes of the tensors in a written file.
 MAX_SHARD_BYTES = 5_000_000_000
 # Tensors begin at a multiple of this.
 ALIGNMENT = 8
@@ -65,13 +65,13 @@ class Tensor(NamedTuple):
 def check_finite(array: np.ndarray, tensor) -> None:
   """Refuses NaN and infinity among the numbers of a tensor.
 
-  As integers, the bits of the two infinities are the largest of their sign but
-  for NaN. Design choice: no np.isfinite, which stores its answers and takes 40
-  times as long in bfloat16.
+  Read as an integer, an infinity is larger than all finite numbers of its sign,
+  and only NaNs are larger still, so two maxima suffice. Design choice: no
+  np.isfinite, which allocates a mask and takes 40 times as long in bfloat16.
 
   Args:
-    array: of the tensor's numbers, or a part of them, in any type of floats.
-    tensor: a Tensor, or what has its path, name and `read`.
+    array: the tensor's numbers, or a part of them, in any type of floats.
+    tensor: a Tensor, or another object with path, name and `read`.
 
   Raises:
     InputError: the sentence names the tensor and its file.
@@ -98,10 +98,10 @@ def open_folder(folder: str, name: str = WHOLE) -> dict[str, Tensor]:
   """Returns the tensors of a folder's safetensors by name.
 
   Args:
-    name: of the file, where it is not in parts.
+    name: of the file, unless the tensors are in several files with an index.
 
   Raises:
-    InputError: there are none, or a file is damaged or lies elsewhere.
+    InputError: there are none, or a file is damaged or outside of the folder.
   """
   index = os.path.join(folder, INDEX)
   if name == WHOLE and os.path.lexists(index):
@@ -122,7 +122,7 @@ def open_folder(folder: str, name: str = WHOLE) -> dict[str, Tensor]:
 
 
 def read_object(where: str, max_bytes: int = files.MAX_BYTES) -> dict[str, Any]:
-  """Returns the JSON object of a file of theirs, whose keys are unique.
+  """Returns the JSON object of a file of the hub; its keys must be unique.
 
   Raises:
     InputError: the file is damaged, larger, or holds something else.
@@ -164,7 +164,7 @@ def _open_indexed(folder: str, index: str) -> dict[str, Tensor]:
 def refuse_links(folder: str, names: Iterable[str]) -> None:
   """Refuses those files of a folder that are links to files elsewhere.
 
-  What they hold would go into a run, and with it wherever that is sent.
+  Otherwise private files could be copied into a run, and be shared with it.
   """
   for name in names:
     if os.path.isfile(os.path.join(folder, name)):
@@ -173,7 +173,7 @@ def refuse_links(folder: str, names: Iterable[str]) -> None:
 
 def _inside(folder: str, file: str, where: str) -> str:
   """Returns the path of a file of the folder, which must lie in it."""
-  # No NUL, no half of a surrogate pair: the system takes them in no name.
+  # No NUL and no lone surrogate: the system allows neither in a name.
   if not file.isprintable() or len(file) > MAX_NAME:
     raise InputError(
       f"{where} names {file!r:.80}, which no file can be called; it must be "
@@ -252,7 +252,7 @@ def _check_cover(tensors: dict[str, Tensor], base: int, size: int) -> None:
 
 
 class Planned(NamedTuple):
-  """A tensor to write."""
+  """A tensor to write; `make` returns its array."""
 
   name: str
   dtype: np.dtype
@@ -269,10 +269,10 @@ def write_folder(
 ) -> None:
   """Writes tensors, in one file or in several with an index.
 
-  Each is made when it is its turn.
+  Each array is made only when it is written, to save memory.
 
   Args:
-    max_bytes: of a file's tensors.
+    max_bytes: most bytes of a file's tensors.
   """
   shards: list[list[Planned]] = [[]]
   for each in planned:
@@ -295,7 +295,7 @@ def write_folder(
 
 
 def write_file(path: str, shard: list[Planned]) -> None:
-  """Writes tensors as one file, each made when it is its turn."""
+  """Writes tensors as one file; each array is made when it is written."""
   header: dict = {"__metadata__": {"format": "pt"}}
   at = 0
   for each in shard:

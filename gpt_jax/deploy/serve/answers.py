@@ -1,7 +1,7 @@
-"""Requests to jobs, and what jobs write to answers, as OpenAI's API has them.
+"""Turns requests into jobs, and jobs' events into answers of OpenAI's API.
 
-An answer is collected whole, or sent event by event; both are built from the
-same events.
+An answer is either collected whole or streamed; both are built from the same
+events.
 """
 
 import asyncio
@@ -27,7 +27,8 @@ from gpt_jax.deploy.serve.speech import Speech, find_offsets
 from gpt_jax.deploy.serve.wire import Asked
 from gpt_jax.inference.drawing import Settings
 
-# How jobs end, as a choice's finish_reason. Time-outs return what there is.
+# A choice's finish_reason, by the end of its job. A job that times out returns
+# the text so far.
 REASONS = {"stop": "stop", "length": "length", "timeout": "length"}
 
 
@@ -35,15 +36,15 @@ class Served(NamedTuple):
   """A run that is served.
 
   Attributes:
-    name: what the API calls the model.
+    name: the model's name in the API.
     created: seconds since 1970.
-    tokenizer: of prompts that are continued.
-    chat: of dialogues, a ChatTokenizer; None where the run has no template.
+    tokenizer: encodes prompts that are continued.
+    chat: ChatTokenizer that encodes dialogues; None if the run has no template.
     grammars: makes matchers of JSON schemas.
-    max_len: positions of the model.
-    vocab_size: ids that may be in a prompt.
-    max_tokens: the most that a request may ask for.
-    seconds: after which a text ends as it is.
+    max_len: number of tokens of a prompt and its text together, at most.
+    vocab_size: ids in a prompt must be below it.
+    max_tokens: the most tokens that a request may ask for.
+    seconds: time after which a text ends as it is.
   """
 
   name: str
@@ -61,10 +62,10 @@ class Texts:
   """The texts of one request.
 
   Args:
-    run: what is served.
+    run: the run that is served.
     asked: the request.
-    first: observes how long the first token takes.
-    loop: which reads its events.
+    first: observes the time from here to each text's first token.
+    loop: the event loop that reads the jobs' events.
 
   Raises:
     Refusal: a prompt cannot be encoded or is too long, or the schema of the
@@ -125,7 +126,7 @@ class Texts:
 
   @property
   def _num_asked(self) -> int:
-    """Returns how many tokens a text must have room for."""
+    """Returns the number of tokens that each text must have room for."""
     return 1 if self.asked.num_tokens is None else self.asked.num_tokens
 
   def _check_length(self, num_ids: int, where: str, least: str = "") -> None:
@@ -141,9 +142,9 @@ class Texts:
       )
 
   def _check_pieces(self, prompt, where: str) -> None:
-    """Refuses a text that is far too long without encoding all of it.
+    """Refuses a text that is far too long, before all of it is encoded.
 
-    A megabyte takes a second, for which other texts would have one core less.
+    Encoding a megabyte takes a second, in which the engine has one core less.
     """
     texts = [m.content.strip() for m in prompt] if self.is_chat else [prompt]
     for text in filter(lambda text: len(text) > PIECE_LEN, texts):
@@ -153,7 +154,7 @@ class Texts:
         self._check_length(count, where, "at least ")
 
   def _add(self, i: int, ids: np.ndarray, matcher: Matcher | None) -> None:
-    """Adds the jobs of a prompt."""
+    """Adds a job for each choice of prompt i."""
     a = self.asked
     left = self.run.max_len - len(ids)
     num_tokens = min(
@@ -190,7 +191,7 @@ class Texts:
       )
 
   def _tell(self, place: int, event: Event) -> None:
-    """Called in the engine's thread."""
+    """Passes an event to the event loop; called in the engine's thread."""
     with contextlib.suppress(RuntimeError):  # the loop has ended
       self._loop.call_soon_threadsafe(self._events.put_nowait, (place, event))
 
@@ -200,7 +201,7 @@ class Texts:
     return self.asked.is_echo and self.asked.num_log_probs is not None
 
   def score_prompt(self, i: int, scored) -> None:
-    """Takes what continuations.score_text returns of the ids of prompt i."""
+    """Stores what continuations.score_text returns for prompt i."""
     log_p_N, likeliest_NE, theirs_NE = (x.tolist() for x in scored)
     ids = self.ids[i].tolist()
     self._heads[i] = [Token(ids[0], None, [])]
@@ -209,7 +210,12 @@ class Texts:
       self._heads[i].append(Token(ids[k + 1], log_p, likeliest))
 
   def submit(self, engine: Engine, client: str) -> None:
-    """Raises engine.Busy; Refusal where there are never as many rows."""
+    """Submits all jobs.
+
+    Raises:
+      Busy: too many jobs wait.
+      Refusal: the request has more jobs than could ever wait.
+    """
     most = engine.num_rows + engine.max_waiting
     if len(self.jobs) > most:
       raise Refusal(
@@ -225,7 +231,7 @@ class Texts:
       job.cancel()
 
   async def events(self) -> AsyncIterator[tuple[int, Event]]:
-    """Yields (index of the choice, event) up to the end of the last choice.
+    """Yields (index of the choice, event) until all choices have ended.
 
     Raises:
       Refusal: a job failed.
@@ -302,11 +308,11 @@ class Texts:
     return found
 
   def _all_tokens(self, i: int) -> list[Token]:
-    """Returns a choice's tokens; with echo its prompt's before them."""
+    """Returns a choice's tokens, after those of its prompt if it was scored."""
     return self._heads[i // self._stride] + self.tokens[i]
 
   def _echo(self, i: int) -> str:
-    """Returns what a completion's text begins with: its prompt, or nothing."""
+    """Returns the prompt, if a completion's text begins with it, or ""."""
     if not self.asked.is_echo:
       return ""
     prompt = self.asked.prompts[i // self._stride]
@@ -315,7 +321,7 @@ class Texts:
     return self.tokenizer.decode(prompt)
 
   async def parts(self) -> AsyncIterator[dict]:
-    """Yields the objects of a stream."""
+    """Yields the JSON objects of a streamed answer."""
     is_chat = self.is_chat
     head = self.head("chat.completion.chunk" if is_chat else "text_completion")
     if self.asked.has_usage:
@@ -348,7 +354,7 @@ class Texts:
     return found
 
   def _log_probs(self, tokens: list, i: int) -> dict:
-    """Returns a choice's field logprobs, which the two APIs have apart."""
+    """Returns a choice's field logprobs; chats and completions differ in it."""
     count = self.asked.num_log_probs
     if self.is_chat:
       one = lambda id, p: {
@@ -377,7 +383,7 @@ class Texts:
     }
 
   def _likeliest(self, token: Token) -> dict[str, float] | None:
-    """Returns the likeliest tokens and the token itself, as OpenAI has them."""
+    """Returns {text: log-probability} of the likeliest tokens and the token."""
     if token.log_prob is None:
       return None
     own = [(token.id, token.log_prob)]
@@ -385,7 +391,7 @@ class Texts:
     return {self._spell(id): p for id, p in found}
 
   def _spell(self, i: int) -> str:
-    """Returns the text of one token; of part of a character, its bytes."""
+    """Returns a token's text; "bytes:..." if it is a part of a character."""
     data = self.tokenizer.spell(i)
     try:
       return data.decode("utf-8")

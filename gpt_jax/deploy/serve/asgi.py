@@ -1,9 +1,9 @@
-"""Requests and answers of HTTP, above ASGI: what a framework would be.
+"""HTTP requests and answers on plain ASGI, in place of a web framework.
 
-Bodies are counted as they arrive, since nothing below bounds them, and each
-answer is written against the watch: a client that reads nothing is left. ASGI
-is two functions, so that no package is imported for it; the door alone imports
-the web server.
+The size of a body is checked as it arrives, since the web server does not limit
+it, and each write of an answer has a time limit, so that a client that does not
+read is dropped. ASGI needs no package: it is two functions. Only the command
+gpt_jax.serve and heads.py import the web server.
 """
 
 import asyncio
@@ -15,18 +15,19 @@ from typing import Any, NamedTuple
 
 from gpt_jax.deploy.serve.fields import Refusal
 
-# After its client has gone, nobody reads the answer.
+# Status of a request whose client has gone (nginx's); nobody reads it.
 GONE = 499
 
 
 class Bounds(NamedTuple):
-  """What a request may cost.
+  """Limits of a request.
 
   Attributes:
-    body_bytes, body_seconds: of a body, and until it has arrived.
-    send_seconds: that a client may take to read what is sent at once.
-    head_seconds: until its first line and headers have arrived.
-    refusals: that all clients together are told in a second.
+    body_bytes: most bytes of a body.
+    body_seconds: most time until a body has arrived.
+    send_seconds: most time for one write to a client.
+    head_seconds: most time until the first line and headers have arrived.
+    refusals: most refusals per second, to all clients together.
   """
 
   body_bytes: int
@@ -42,9 +43,9 @@ class Request:
   Attributes:
     method, path: of its first line.
     client: the address that it came from, or the name of its key.
-    headers: by lower-case name; of several of a name the last.
-    read_at: time.monotonic() once its body has been read; before, once it has
-      come.
+    headers: {lower-case name: value}; of several with one name, the last.
+    read_at: time.monotonic() at which its body had been read, or until then at
+      which its head had.
   """
 
   def __init__(self, scope: dict, receive: Callable, bounds: Bounds):
@@ -56,7 +57,7 @@ class Request:
     self.read_at = time.monotonic()
 
   async def body(self) -> bytes:
-    """Returns its body; raises Refusal where it is long, or late."""
+    """Returns the body; raises Refusal if it is too long or too late."""
     limit, seconds = self._bounds.body_bytes, self._bounds.body_seconds
     too_long = Refusal(
       413,
@@ -87,19 +88,19 @@ class Request:
       ) from None
 
   async def wait_until_gone(self) -> None:
-    """Returns once the client has gone; the body must have been read."""
+    """Waits until the client disconnects; the body must have been read."""
     while (await self._receive())["type"] != "http.disconnect":
       pass
 
 
 class Answer(NamedTuple):
-  """What is sent.
+  """An HTTP answer.
 
   Attributes:
-    content: bytes, or pieces as they are made.
+    content: bytes, or pieces of a streamed body.
     kind: its media type.
-    status: of HTTP.
-    headers: more of them.
+    status: HTTP status.
+    headers: additional headers.
   """
 
   content: bytes | AsyncIterator[bytes]
@@ -118,7 +119,7 @@ def refusal_answer(refusal: Refusal) -> Answer:
 
 
 async def send_answer(answer: Answer, send: Callable, bounds: Bounds) -> None:
-  """Sends an answer; raises TimeoutError where its client does not read."""
+  """Sends an answer; raises TimeoutError if its client does not read it."""
   whole = answer.content if isinstance(answer.content, bytes) else None
   headers = {"content-type": answer.kind, **answer.headers}
   if whole is not None:
@@ -144,7 +145,7 @@ async def _send(send: Callable, bounds: Bounds, **message) -> None:
 
 
 async def unless_gone(request: Request, work: Awaitable) -> Any:
-  """Returns what the work does; cancels it where the client goes.
+  """Returns the result of `work`; cancels it if the client disconnects.
 
   Raises:
     Refusal: the client has gone.

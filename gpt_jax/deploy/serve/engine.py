@@ -1,13 +1,14 @@
-"""The engine: one thread that reads prompts and draws tokens, row by row.
+"""The engine: one thread that prefills prompts and runs decode steps.
 
-Requests wait, and clients take turns (turns.py). At every turn a free row takes
-the next of them, a chunk of several prompts is read, and one step draws a token
-in every row that holds a text; so a request joins while others are being
-answered, and its row is free at the turn after its last token.
+This is continuous batching. Requests wait in a queue per client (turns.py). In
+each turn of the engine's loop, free rows take waiting jobs, a chunk of several
+prompts is prefilled, and one decode step draws a token in every row in use. So
+a request joins while others are being answered, and its row is free in the turn
+after its last token.
 
-A step begins before the tokens of the one before it are made text and sent, so
-that neither waits for the other. What it draws for a text that has ended at
-that token is thrown away.
+A step begins before the tokens of the step before it are decoded to text and
+sent, so that the two overlap. What it draws for a text that has ended
+meanwhile is thrown away.
 """
 
 import collections
@@ -28,12 +29,12 @@ from gpt_jax.inference.drafts import Lookup
 from gpt_jax.inference.drawing import Drawn
 from gpt_jax.inference.rows import NARROWER
 
-# Clients for each of which as many jobs may wait as for one.
+# All clients together may have this many times the waiting jobs of one client.
 MAX_CLIENTS = 4
 
 
 class NoRows:
-  """In place of Rows, for a run that continues no texts."""
+  """Stands in for Rows, for a run that does not continue texts."""
 
   num_rows, num_drafts, pages = 0, 0, None
 
@@ -46,16 +47,17 @@ class Engine:
   """Answers jobs in a thread of its own.
 
   Args:
-    make_rows: returns Rows; called in that thread, and again after a fault.
-    mesh: of the run.
-    max_waiting: jobs of a client that may wait for a row; all clients together
-      may have MAX_CLIENTS times as many.
+    make_rows: returns Rows; called in the engine's thread, and again after a
+      fault.
+    mesh: the run's mesh.
+    max_waiting: most jobs of a client that may wait for a row; all clients
+      together may have MAX_CLIENTS times as many.
 
   Attributes:
-    counts: Counter of what happened: tokens, guessed_tokens (of these, that
-      were drafts), prompt_tokens, reused_tokens, steps, faults, and "jobs_END"
-      of each way that a job ends.
-    gaps: seconds between a step and the one before it.
+    counts: Counter of tokens drawn, guessed_tokens (those of them that were
+      accepted drafts), prompt_tokens, reused_tokens (prompt tokens from the
+      prefix cache), steps, faults, and "jobs_END" for each END of a job.
+    gaps: Histogram of the seconds from one step's end to the next's.
   """
 
   def __init__(self, make_rows: Callable[[], Any], mesh, max_waiting: int):
@@ -65,7 +67,7 @@ class Engine:
     self._active: list[Job] = []
     # (what Rows.begin returned, its jobs) of the step that has begun, or None.
     self._begun: tuple | None = None
-    # Turns at which texts that could begin waited for others.
+    # Turns in a row in which prefilled jobs waited for others (_is_gathering).
     self._num_gathered = 0
     self._changed = threading.Condition()
     self._is_draining, self._last = False, 0.0
@@ -105,7 +107,7 @@ class Engine:
     return self._thread.is_alive() and not self._is_draining
 
   def submit(self, jobs: list[Job], client) -> None:
-    """Takes all of the jobs of a client, or raises Busy."""
+    """Queues all of a client's jobs, or raises Busy and queues none."""
     with self._changed:
       new = len(jobs) - (self.num_rows - len(self._active))
       own, all_clients = self._waiting.count(client), len(self._waiting)
@@ -117,7 +119,7 @@ class Engine:
       self._changed.notify()
 
   def call(self, function: Callable[[], Any]) -> concurrent.futures.Future:
-    """Runs a function between two steps; raises Busy where many wait."""
+    """Runs a function between two steps; raises Busy if too many wait."""
     future = concurrent.futures.Future()
     with self._changed:
       if self._is_draining or len(self._calls) >= self.max_waiting:
@@ -160,7 +162,7 @@ class Engine:
       self.rows.warm_up()
 
   def _turn(self) -> bool:
-    """Does what is next; returns whether to go on."""
+    """Runs one turn of the engine's loop; returns whether to go on."""
     with self._changed:
       while not (self._waiting or self._active or self._calls):
         if self._is_draining:
@@ -182,7 +184,7 @@ class Engine:
     return True
 
   def _sweep(self) -> None:
-    """Ends jobs that were cancelled or are late."""
+    """Ends jobs that were cancelled or are past their deadline."""
     now = time.monotonic()
     for job in [*self._active, *self._waiting]:
       if job.is_cancelled or now > job.deadline:
@@ -201,12 +203,13 @@ class Engine:
       self._active.append(job)
 
   def _read(self) -> None:
-    """Reads a chunk of the prompts that come first; lets texts join."""
+    """Prefills a chunk of the first prompts; jobs that are read join a row."""
     rows, prompts = self.rows, []
     unread = [job for job in self._active if not rows.is_held_R[job.row]]
     readings = dict.fromkeys(job.reading for job in unread)
     num_begun = sum(job.num_begun > 0 for job in self._active)
-    # Where many wait for prompts and few for tokens, these wait for longer.
+    # The wide prefill slows the texts that are being generated, and is worth it
+    # only if many more jobs wait for their prompts.
     is_narrow = rows.narrow is not None and (
       len(unread) <= max(NARROWER * num_begun, rows.narrow.num_places)
     )
@@ -236,22 +239,22 @@ class Engine:
       job.lookup = Lookup(job.reading.ids.tolist())
 
   def _let_go(self, reading: Reading) -> None:
-    """Of a job that has joined or ended: the last of them frees the place."""
+    """Counts off a job that has joined or ended; the last drops the prompt."""
     reading.num_waiting -= 1
     if not reading.num_waiting and reading.prompt is not None:
       self.rows.drop(reading.prompt)
       reading.prompt = None
 
   def _writing(self) -> list[Job]:
-    """Returns the jobs whose prompts are read."""
+    """Returns the jobs whose texts are being generated."""
     return [job for job in self._active if self.rows.is_held_R[job.row]]
 
   def _is_gathering(self) -> bool:
-    """Returns whether the first of many texts wait for the others' prompts.
+    """Returns whether prefilled jobs should wait for the prompts of others.
 
-    Of texts that come together all are sooner at their end if they begin
-    together, as a step takes the same time for few. It is for a turn for each
-    row at most, and not while a text is being written.
+    A step takes the same time however few rows are in use. So when many
+    requests arrive together, all finish sooner if they begin together. They
+    wait for at most num_rows turns, and not while a text is being generated.
     """
     writing = self._writing()
     is_new = writing and all(job.num_begun == 0 for job in writing)
@@ -264,7 +267,8 @@ class Engine:
   def _step(self) -> None:
     """Begins a step, and takes the tokens of the one before it."""
     writing = self._writing()
-    # What may come next, or is guessed to, follows from the token before.
+    # A schema's mask and the drafts depend on the token before, so these steps
+    # cannot overlap.
     is_slow = self.rows.num_drafts or any(job.matcher for job in writing)
     if is_slow:
       self._end_step()
@@ -305,7 +309,10 @@ class Engine:
       job.num_begun = max(job.num_begun, job.num_made)
 
   def _guess(self, writing: list[Job]) -> dict[int, list[int]]:
-    """Returns drafts of rows; a matcher allows none, as it is behind them."""
+    """Returns {row: drafts}; jobs with a matcher have no lookup, so no drafts.
+
+    A matcher knows only the mask of the next token, not of the one after it.
+    """
     count = self.rows.num_drafts
     if not count:
       return {}
@@ -316,7 +323,7 @@ class Engine:
     }
 
   def _take(self, job: Job, drawn: Drawn, t: int) -> bool:
-    """Adds a token to a text; returns whether it goes on."""
+    """Adds a token to a job's text; returns whether the text goes on."""
     i = int(drawn.ids_RT[job.row, t])
     if i < 0:
       self._end(job, "error")
@@ -350,7 +357,7 @@ class Engine:
     return False
 
   def _end(self, job: Job, how: str, token: Token | None = None) -> None:
-    """Frees the row of a job and tells how it ended."""
+    """Frees a job's row, and sends its last event, with how it ended."""
     job.has_ended = True
     if job in self._active:
       self._active.remove(job)
@@ -362,14 +369,14 @@ class Engine:
     job.tell(Event(job.speech.take(is_last=True), token, how))
 
   def _recover(self) -> None:
-    """After a fault: ends the jobs that were active, and begins anew."""
+    """Ends all active jobs after a fault, and makes new Rows."""
     self.counts["faults"] += 1
     self._begun = None
     for job in list(self._active):
       self._active.remove(job)
       job.tell(Event("", None, "error"))
       self.counts["jobs_error"] += 1
-    # Choices that wait for a row: the place of their prompt is gone.
+    # Jobs that wait for a row must prefill again: their prompt's cache is gone.
     with self._changed:
       left = collections.Counter(job.reading for job in self._waiting)
     for reading, count in left.items():

@@ -1,4 +1,4 @@
-"""The fields of a request's body, each taken once, and the refusal of one."""
+"""Reads the fields of a request's body; raises Refusal for a bad one."""
 
 import json
 import math
@@ -8,9 +8,9 @@ from typing import Any
 from gpt_jax import files
 from gpt_jax.config import nearest
 
-# What says something about a request and changes nothing in the answer.
+# Fields that are accepted but ignored: they do not change an answer.
 NOTES = ("user", "metadata", "store", "safety_identifier", "service_tier")
-# Fields of which one value alone can be had.
+# Fields of OpenAI's API for which only one value is accepted.
 FIXED = {
   "tools": [],
   "tool_choice": "none",
@@ -26,13 +26,13 @@ FIXED = {
 
 
 class Refusal(Exception):
-  """An answer that is an error.
+  """An error that is sent to the client.
 
   Attributes:
-    status: of HTTP.
+    status: HTTP status.
     message: a sentence.
     kind, param, code: fields `type`, `param` and `code` of OpenAI's errors.
-    headers: of the answer.
+    headers: additional headers of the answer.
   """
 
   def __init__(
@@ -60,7 +60,7 @@ class Refusal(Exception):
 
 
 def read_body(data: bytes) -> dict:
-  """Returns the object of a body; raises Refusal."""
+  """Returns a body's JSON object; raises Refusal if it is none."""
   try:
     body = files.parse_json(data.decode("utf-8"))
   except (UnicodeDecodeError, ValueError, RecursionError) as error:
@@ -71,7 +71,7 @@ def read_body(data: bytes) -> dict:
 
 
 class Fields:
-  """The fields of a body, each taken once."""
+  """The fields of a body. `finish` refuses those that were not taken."""
 
   def __init__(self, body: dict):
     self._body, self._known = body, list(NOTES)
@@ -80,8 +80,8 @@ class Fields:
     """Returns a field, or the default where it is missing or null.
 
     Args:
-      check: returns whether a value is what it must be.
-      wanted: what it must be, for the error.
+      check: returns whether a value is valid.
+      wanted: what a value must be, for the error.
     """
     self._known.append(name)
     value = self._body.get(name)
@@ -109,7 +109,7 @@ class Fields:
     return self.take(name, is_fine, "true or false", default)
 
   def finish(self) -> None:
-    """Refuses fields that cannot be honoured, or that nobody knows."""
+    """Refuses fields that cannot be honoured, and unknown ones."""
     for name, only in FIXED.items():
       if name not in self._known:
         self.take(name, lambda x, only=only: x == only, show(only), None)
@@ -128,7 +128,7 @@ def is_number(value: Any) -> bool:
 
 
 def is_unicode(text: str) -> bool:
-  """Returns whether no half of a surrogate pair is in a text."""
+  """Returns whether UTF-8 can encode a text: it has no lone surrogates."""
   try:
     text.encode("utf-8")
   except UnicodeEncodeError:
@@ -137,6 +137,6 @@ def is_unicode(text: str) -> bool:
 
 
 def show(value: Any) -> str:
-  """Returns a value as JSON, cut."""
+  """Returns a value as JSON, truncated to 60 characters."""
   text = json.dumps(value)
   return text if len(text) <= 60 else f"{text[:57]}..."

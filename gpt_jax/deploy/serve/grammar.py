@@ -1,7 +1,7 @@
-"""Texts that are JSON of a schema: which tokens may come next.
+"""Constrained decoding: which tokens may come next in JSON of a given schema.
 
-llguidance follows the schema; here are its tokenizer, made of ours, and one
-matcher for each text.
+llguidance follows the schema. This module gives it the run's tokenizer, and
+keeps one matcher for each text.
 """
 
 import functools
@@ -13,19 +13,19 @@ import numpy as np
 from gpt_jax import files
 from gpt_jax.deploy.serve.fields import Refusal
 
-# No free whitespace, of which a weak model writes any number.
+# No free whitespace between JSON tokens: a weak model could write it endlessly.
 OPTIONS = {"whitespace_flexible": False}
 MAX_SCHEMA_CHARS = 65_536
-# Characters of the library's reasons that are told.
+# Most characters of the library's reason in an error.
 MAX_WHY = 200
 
 
 class _Vocabulary:
-  """A tokenizer as llguidance reads one.
+  """A run's tokenizer, with the interface that llguidance expects.
 
   Attributes:
     tokens: bytes of each id.
-    eos_token_id, bos_token_id, special_token_ids: ids that are no text.
+    eos_token_id, bos_token_id, special_token_ids: ids that stand for no text.
   """
 
   bos_token_id = None
@@ -33,7 +33,7 @@ class _Vocabulary:
   def __init__(self, tokenizer, end_id: int):
     self.tokens = [tokenizer.spell(i) for i in range(tokenizer.vocab_size)]
     self.eos_token_id = end_id
-    # An id without bytes would be taken for one that may always come.
+    # llguidance would always allow an id without bytes.
     self.special_token_ids = [
       i for i, data in enumerate(self.tokens) if not data or i == end_id
     ]
@@ -45,11 +45,11 @@ class _Vocabulary:
     self._ids, self._longest = texts, max(map(len, texts), default=0)
 
   def __call__(self, text: str) -> list[int]:
-    """Returns ids of a part of a text, which spell just that."""
+    """Returns ids whose bytes are exactly those of a part of a text."""
     ids, data = self._tokenizer.encode(text).tolist(), text.encode("utf-8")
     if b"".join(self.tokens[i] for i in ids) == data:
       return ids
-    # Many vocabularies put a space before what they encode.
+    # Many vocabularies put a space before a text; then match tokens greedily.
     ids, start = [], 0
     while start < len(data):
       ends = range(min(len(data), start + self._longest), start, -1)
@@ -98,10 +98,11 @@ class Grammars:
     return library.LLTokenizer(wrapped)
 
   def matcher(self, schema: Any) -> "Matcher":
-    """Returns what a text of the schema must match.
+    """Returns a Matcher of texts of a JSON schema.
 
     Raises:
-      Refusal: it is no schema, or beyond the library's limits.
+      Refusal: the schema is invalid, too long or beyond the library's limits,
+        or no text matches it, or llguidance is not installed.
     """
     if len(json.dumps(schema)) > MAX_SCHEMA_CHARS:
       raise Refusal(
@@ -130,12 +131,12 @@ def _no_schema(why: str) -> Refusal:
 
 
 class Matcher:
-  """Follows one text.
+  """Follows one text through a schema.
 
   Attributes:
-    is_done: whether nothing may come but the text's end.
-    is_lost: whether nothing may come, and the text is not of the schema: where
-      a schema asks for itself alone.
+    is_done: whether the text is complete, and must end.
+    is_lost: whether no token may come next and the text is not complete, as
+      with a schema that requires itself without end.
   """
 
   def __init__(self, matcher):
@@ -143,7 +144,7 @@ class Matcher:
     self._look()
 
   def _look(self) -> None:
-    """Finds what may come next, which is how the library finds dead ends."""
+    """Computes the mask of next tokens; the library finds dead ends only so."""
     self._next = self._matcher.compute_bitmask()
     self.is_lost = self._matcher.is_error()
 
@@ -151,7 +152,7 @@ class Matcher:
     return Matcher(self._matcher.deep_copy())
 
   def fill(self, mask_W: np.ndarray) -> None:
-    """Writes a bit for each token that may come next."""
+    """Writes a mask into mask_W, with a bit set for each token allowed next."""
     own = np.frombuffer(self._next, np.uint32)
     mask_W[:] = 0
     mask_W[: len(own)] = own[: len(mask_W)]

@@ -1,10 +1,10 @@
-"""The time that the head of a request may take.
+"""A time limit for the head of a request, its first line and headers.
 
-The web server waits for a request's first line and headers without end, so that
-a client could hold a connection by a byte now and then. A connection is closed
-where the application has not been called within the bound: after it was made,
-or after the first byte of a later request. Between requests the web server's
-own bound holds.
+The web server waits for a head without a limit, so that a client could hold a
+connection by sending a byte now and then (the Slowloris attack). Here a
+connection is closed if the application is not called within the limit, which
+starts when the connection is made or at the first byte of a later request.
+Between requests, the web server's own keep-alive limit holds.
 """
 
 import asyncio
@@ -13,15 +13,15 @@ from typing import Any
 
 # (host, port) of a client, as ASGI's scope has it.
 Client = tuple[str, int]
-# Of a connection that was lost before it was looked at.
+# Client of a connection that was lost before its address was read.
 UNKNOWN = ("", 0)
 
 
 class Heads:
-  """The connections whose request has not arrived.
+  """The connections whose request's head has not arrived yet.
 
   Args:
-    seconds: that its first line and headers may take.
+    seconds: the most time that a head may take.
 
   Attributes:
     protocol: makes the protocol of a connection; uvicorn's `http`, which is
@@ -46,16 +46,16 @@ class Heads:
       self._timers[client] = loop.call_later(self._seconds, close)
 
   def begin(self, client: Client) -> None:
-    """A request has arrived."""
+    """Stops a client's timer: its request's head has arrived."""
     self._answered.add(client)
     self._cancel(client)
 
   def end(self, client: Client) -> None:
-    """It has been answered."""
+    """Notes that a client's request has been answered."""
     self._answered.discard(client)
 
   def forget(self, client: Client) -> None:
-    """The connection is lost."""
+    """Stops a client's timer: its connection is lost."""
     self._cancel(client)
 
   def _cancel(self, client: Client) -> None:
@@ -65,7 +65,7 @@ class Heads:
 
 
 class _Bounded(asyncio.Protocol):
-  """A connection that is closed where its request does not arrive."""
+  """A connection that is closed if a request's head does not arrive in time."""
 
   def __init__(self, inner: asyncio.Protocol, heads: Heads):
     self._inner, self._heads = inner, heads

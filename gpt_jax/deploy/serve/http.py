@@ -1,4 +1,4 @@
-"""The server: its routes, and its errors in OpenAI's form."""
+"""The server: its routes, and its errors in the form of OpenAI's API."""
 
 import asyncio
 import base64
@@ -26,9 +26,9 @@ from gpt_jax.deploy.serve.tasks import Tasks
 
 # Seconds after which a client that was refused may try again.
 RETRY_SECONDS = 1
-# Of clients that have kept themselves waiting.
+# Errors that are not delayed: the client was slow, or has gone.
 SLOW = (408, asgi.GONE)
-# What needs no key; the page asks its reader for one.
+# Paths that need no API key; the page at / asks its user for one.
 OPEN_PATHS = ("/", "/health", "/metrics")
 
 
@@ -36,17 +36,17 @@ class Server:
   """The ASGI application of one run.
 
   Args:
-    run: what is served.
-    engine: writes its texts.
-    tasks: what else it answers, in the engine's thread.
-    keys, bounds: what clients may do.
+    run: the run that is served.
+    engine: generates its texts.
+    tasks: the run's other tasks, called in the engine's thread.
+    keys, bounds: API keys, and limits of a request.
 
   Attributes:
-    is_draining: whether it is about to end.
-    heads: bounds the time until a request has arrived.
-    pace: at which requests are refused.
-    web: settings of uvicorn that it needs. A proxy's word on who asks would
-      hide which connection a request came by.
+    is_draining: whether the server is shutting down.
+    heads: bounds the time until a request's head has arrived.
+    pace: rate limit of refusals.
+    web: settings that uvicorn needs. proxy_headers is off because `heads` finds
+      a request's connection by its client's address, which they replace.
   """
 
   def __init__(
@@ -146,7 +146,7 @@ class Server:
     return await self._write(request, asked)
 
   async def _write(self, request: Request, asked: wire.Asked) -> Answer:
-    # In a thread: a long prompt or schema would hold up all other clients.
+    # In a thread: a long prompt or schema would block the event loop.
     if not self.engine.num_rows:
       raise Refusal(400, "the run continues no texts; see GET /v1/models")
     texts = await asyncio.to_thread(
@@ -162,7 +162,7 @@ class Server:
     return Answer(_lines(texts), "text/event-stream", headers=headers)
 
   async def _score_prompts(self, texts: Texts) -> None:
-    """Scores prompt after prompt, with steps of other texts between them."""
+    """Scores one prompt at a time, so that the engine can step between them."""
     for i, ids in enumerate(texts.ids):
       texts.score_prompt(i, await self._call(self.tasks.score, ids))
 
@@ -202,7 +202,7 @@ class Server:
     return json_answer({"object": "list", "data": data, "model": self.run.name})
 
   async def _call(self, task: Callable | None, *args) -> Any:
-    """Returns what a task gives, between two steps of the engine."""
+    """Runs a task between two steps of the engine and returns its result."""
     if task is None:
       raise Refusal(400, "the run was not trained for this; see GET /v1/models")
     with self._busy_is_refused():
@@ -270,7 +270,7 @@ class Server:
 
 
 async def _lines(texts: Texts) -> AsyncIterator[bytes]:
-  """Yields the lines of server-sent events."""
+  """Yields the server-sent events of a streamed answer."""
   line = lambda value: f"data: {json.dumps(value)}\n\n".encode()
   try:
     async for part in texts.parts():

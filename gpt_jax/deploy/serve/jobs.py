@@ -1,4 +1,4 @@
-"""A text that is to be written: what is asked of it, and what it tells."""
+"""Jobs: texts to be generated, their settings, and the events they send."""
 
 import itertools
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from gpt_jax.inference.drafts import Lookup
 from gpt_jax.inference.drawing import Settings
 from gpt_jax.inference.prefill import Prompt
 
-# In place of a row.
+# A job's row while it waits for one.
 WAITING = -1
 
 
@@ -20,9 +20,9 @@ class Token(NamedTuple):
   """A token that was drawn, or one of a prompt.
 
   Attributes:
-    id: of the token.
-    log_prob: by the model; None of the first token of a prompt.
-    likeliest: [(id, log-probability)] of the likeliest.
+    id: the token's id.
+    log_prob: its log-probability; None for the first token of a prompt.
+    likeliest: [(id, log-probability)] of the likeliest tokens in its place.
   """
 
   id: int
@@ -31,13 +31,13 @@ class Token(NamedTuple):
 
 
 class Event(NamedTuple):
-  """What an engine tells of a job.
+  """What the engine reports of a job.
 
   Attributes:
-    text: that can be shown since the last event.
-    token: which was drawn.
-    end: "" while it goes on; then stop, length, timeout, cancelled, error, or
-      lost, where nothing that may follow is of the schema.
+    text: the text that can be shown since the last event.
+    token: the token that was drawn, or None.
+    end: "" while the job goes on; then stop, length, timeout, cancelled, error,
+      or lost: no continuation of the text can match the schema.
   """
 
   text: str
@@ -50,9 +50,9 @@ class Reading:
 
   Attributes:
     ids: int32.
-    num_waiting: choices that have neither joined a row nor ended.
-    prompt: prefill.Prompt from when reading begins to when there are none.
-    num_reused: tokens that were not read, as their keys and values were stored.
+    num_waiting: number of choices that have neither joined a row nor ended.
+    prompt: prefill.Prompt, from the start of prefill until num_waiting is 0.
+    num_reused: number of tokens that came from the prefix cache.
   """
 
   def __init__(self, ids: np.ndarray, num_choices: int = 1):
@@ -67,19 +67,20 @@ class Job:
   Args:
     reading: its prompt.
     settings: how its tokens are drawn.
-    num_tokens: at most.
-    speech: makes text of them.
+    num_tokens: the most tokens that are drawn.
+    speech: decodes the tokens to text.
     tell: called with each Event, in the engine's thread; must not block.
-    deadline: time.monotonic() at which it ends as it is.
+    deadline: time.monotonic() at which the text ends as it is.
     matcher: which tokens may come next; None for all.
 
   Attributes:
     client: who asked for it.
-    row: WAITING, or its own.
-    num_made: tokens that were drawn.
-    num_begun: tokens of steps that have begun, these among them.
-    has_ended: whether it needs no more of them.
-    lookup: where drafts are found; None where none are tried.
+    row: the row that it holds, or WAITING.
+    num_made: number of tokens that were drawn.
+    num_begun: number of tokens of steps that have begun; num_made, and one more
+      while a step is running.
+    has_ended: whether it needs no more tokens.
+    lookup: finds drafts; None if none are tried.
     is_cancelled: set by `cancel`, from any thread.
   """
 

@@ -1,4 +1,4 @@
-"""Keys of clients, and how many requests each may make."""
+"""API keys of clients, and the number of requests that each may make."""
 
 import collections
 import hashlib
@@ -13,11 +13,11 @@ WINDOW_SECONDS = 60
 
 
 class Key(NamedTuple):
-  """A key.
+  """A client's key.
 
   Attributes:
-    name: of who has it.
-    per_minute: requests that it may make in a minute; 0 for any number.
+    name: of the client.
+    per_minute: most requests with it in a minute; 0 for any number.
   """
 
   name: str
@@ -25,13 +25,14 @@ class Key(NamedTuple):
 
 
 class Keys:
-  """The keys of a file, and what each has done in the last minute.
+  """The keys of a file, and the times of each one's requests of a minute.
 
   Args:
-    path: a file of lines KEY NAME PER_MINUTE; None asks for no key.
+    path: a file of lines KEY NAME PER_MINUTE; None: no key is needed.
 
   Raises:
-    InputError: the file cannot be read, or a line is no such line.
+    InputError: the file cannot be read, a line has another form, or there is no
+      key.
   """
 
   def __init__(self, path: str | None):
@@ -59,12 +60,13 @@ class Keys:
       raise InputError(f"{path} holds no key; it must hold one or more")
 
   def count(self, header: str | None) -> str | None:
-    """Counts a request, and returns whose it is; None without a file of keys.
-
-    Raises Refusal where it has no key, or the key too many requests.
+    """Counts a request; returns its client's name, or None without keys.
 
     Args:
-      header: Authorization.
+      header: the request's Authorization header.
+
+    Raises:
+      Refusal: the request has no valid key, or its key has made too many.
     """
     if self.is_open:
       return None
@@ -99,5 +101,5 @@ class Keys:
 
 
 def _digest(key: str) -> bytes:
-  """Compared in place of keys, so that no time tells how much is right."""
+  """Returns a key's hash. Looking up hashes leaks nothing by its timing."""
   return hashlib.sha256(key.encode()).digest()

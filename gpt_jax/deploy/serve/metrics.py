@@ -1,16 +1,17 @@
-"""What a server has done, in the text format of Prometheus."""
+"""Metrics of a server, in the text format of Prometheus."""
 
 import bisect
 import collections
 import threading
 
-# Upper bounds of seconds, each about 2.5 times the one before.
+# Upper bounds of a histogram's buckets in seconds, each about 2.5 times the one
+# before.
 BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
 PREFIX = "gpt_jax_"
 
 
 class Histogram:
-  """How many of the observed seconds are at most each bound."""
+  """Counts observed times by bucket: those at most each of BOUNDS."""
 
   def __init__(self, about: str):
     self.about = about
@@ -45,7 +46,7 @@ class Metrics:
     self._requests[path, status] += 1
 
   def text(self, engine) -> str:
-    """Returns all of them."""
+    """Returns all counters, gauges and histograms, the engine's too."""
     counts = engine.counts
     lines = _head("requests_total", "requests by path and status", "counter")
     lines += [

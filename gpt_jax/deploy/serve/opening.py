@@ -19,14 +19,15 @@ from gpt_jax.runs import workdir
 
 
 def open_draft(config, tokenizer, overrides: dict, say, args):
-  """Returns (model, params) of the run that guesses, or None without one.
+  """Returns (model, params) of the run of --draft; None without that flag.
 
   Args:
     config, tokenizer: of the run that is served.
-    overrides: of both runs.
+    overrides: config overrides for both runs.
 
   Raises:
-    InputError: its tokens or positions are not those of the run.
+    InputError: the draft run has another tokenizer or fewer positions than the
+      run that is served, or --drafts is 0.
   """
   if args.draft is None:
     return None
@@ -54,7 +55,7 @@ def open_draft(config, tokenizer, overrides: dict, say, args):
 def build_engine(
   model, params, mesh, vocab_size: int, args, draft=None
 ) -> Engine:
-  """Returns an engine that is not started, without rows for other tasks.
+  """Returns an engine, not started; a run that continues no texts has no rows.
 
   Args:
     args: flags of the command: rows, prefix_tokens, drafts, max_waiting.
@@ -74,10 +75,10 @@ def build_engine(
 
 
 def describe(where: str, config, model, tokenizer, args) -> Served:
-  """Returns what is served.
+  """Returns the Served of a run.
 
   Raises:
-    InputError: the run continues no texts.
+    InputError: the run was trained with prefixes, which serving does not read.
   """
   if config_lib.has_prefixes(config):
     raise InputError(
@@ -87,7 +88,7 @@ def describe(where: str, config, model, tokenizer, args) -> Served:
   template = (
     None if args.template is None else Template(args.template, "--template")
   )
-  if not model.can_generate:  # it labels texts
+  if not model.can_generate:  # an encoder or a classifier
     plain: Any = tokenizer
     chat = None
   else:
@@ -112,7 +113,10 @@ def describe(where: str, config, model, tokenizer, args) -> Served:
 
 
 def _chat_of(config, tokenizer, template) -> ChatTokenizer | None:
-  """Returns the tokenizer of dialogues: the run's own template, or ChatML."""
+  """Returns the tokenizer of dialogues, or None if the run cannot have one.
+
+  Its template is --template, else the run's own, else ChatML.
+  """
   if template is not None:
     return prompting(config, tokenizer, template)
   own = prompting(config, tokenizer)

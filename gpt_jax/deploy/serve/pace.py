@@ -1,15 +1,16 @@
-"""How fast bad requests are answered, so that a flood leaves time for others.
+"""Rate limit of refusals, so that a flood of them leaves time for others.
 
 Reading a request that is then refused takes Python's time from the engine. So
-refusals are told no faster than at a rate, and who waits for one asks no sooner
-again. An answer that is no refusal never waits.
+refusals are sent at a limited rate, and a client that waits for one does not
+send its next request meanwhile. Any other answer is sent without delay.
 """
 
 import asyncio
 
-# A quiet second saves up what may be told in one; none waits longer than this.
+# The burst is what may be sent in SAVED_SECONDS; no refusal waits longer than
+# MAX_SECONDS.
 SAVED_SECONDS, MAX_SECONDS = 1.0, 5.0
-# A refusal keeps the next one back by this many times what reading it took.
+# A refusal delays the next one by REST times the seconds that reading it took.
 REST = 10.0
 
 
@@ -17,17 +18,17 @@ class Pace:
   """A leaky bucket of refusals.
 
   Args:
-    per_second: the most of them that are told in the long run.
+    per_second: the most refusals a second in the long run.
   """
 
   def __init__(self, per_second: float):
     self._each, self._free_at = 1 / per_second, 0.0
 
   async def wait(self, seconds: float) -> None:
-    """Returns when a refusal may be told.
+    """Waits until a refusal may be sent.
 
     Args:
-      seconds: that it took to find out.
+      seconds: time that it took to read and refuse the request.
     """
     now = asyncio.get_running_loop().time()
     self._free_at = max(self._free_at, now - SAVED_SECONDS)

@@ -1,8 +1,9 @@
-"""The page at /: a dialogue with the run, in one file without a framework."""
+"""The page at /: a chat with the run, in one file without a framework."""
 
 from gpt_jax import theme
 
-# Nothing is loaded from elsewhere, and no text of the model becomes markup.
+# The page loads nothing from other hosts. (Its script inserts the model's text
+# as text, never as HTML.)
 PAGE_RULES = {
   "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; "
   "script-src 'unsafe-inline'; connect-src 'self'",

@@ -1,4 +1,4 @@
-"""A text as its tokens are drawn: pieces that no later token changes."""
+"""Decodes a text token by token, and gives what no later token changes."""
 
 import codecs
 import itertools
@@ -8,21 +8,23 @@ from collections.abc import Sequence
 from gpt_jax.data.templates import ChatTokenizer
 from gpt_jax.inference.texts import safe_length
 
-# Tokens that are decoded again with each new one: enough for what a decoder
-# does at a text's start, and for a character of several tokens.
+# Each new token is decoded with a window of the tokens before it. When the
+# window has WINDOW tokens, it shrinks to the last CONTEXT: enough for what a
+# decoder does at a text's start, and for a character of several tokens.
 CONTEXT = 8
 WINDOW = 64
 
 
 def find_offsets(tokenizer, ids: Sequence[int], prompt: str) -> list[int]:
-  """Returns where in a text each of its tokens begins, in characters.
+  """Returns each token's offset in the text, in characters.
 
-  A token of a part of a character has the place of this character. What stands
-  before a prompt, such as <s>, and the space that a vocabulary puts before it
-  are not in the text.
+  A token that is a part of a character has the offset of that character. Start
+  tokens such as <s>, and the space that a vocabulary puts before a prompt, are
+  not in the text.
 
   Args:
-    prompt: what the text begins with; "" where ids are of drawn tokens alone.
+    prompt: the prompt that the text begins with; "" if ids are drawn tokens
+      alone.
   """
   starts = tuple(tokenizer.start_ids) if prompt else ()
   num_starts = len(starts) if tuple(ids[: len(starts)]) == starts else 0
@@ -36,10 +38,10 @@ def find_offsets(tokenizer, ids: Sequence[int], prompt: str) -> list[int]:
 
 
 class Speech:
-  """What texts.cut_text gives of all tokens, token by token.
+  """Gives the text that texts.cut_text gives of all tokens, token by token.
 
   Attributes:
-    text: all of it, with what is held back.
+    text: the text so far, with the end that is held back.
     is_done: whether a stop string or a separator has ended it.
   """
 
@@ -76,7 +78,7 @@ class Speech:
       self._rebase(self._window[-CONTEXT:])
 
   def take(self, is_last: bool = False) -> str:
-    """Returns what can be shown since the last call."""
+    """Returns the text that can be shown since the last call."""
     is_whole = is_last or self.is_done
     end = len(self.text) if is_whole else safe_length(self.text, self._stop)
     new = self.text[self._shown : end]

@@ -1,7 +1,7 @@
-"""What tuned runs answer beside continuations: labels, targets, vectors.
+"""Tasks of a run beside continuing texts: labels, targets, embeddings, scores.
 
-Each `build_*` returns a function that the engine calls between two steps, so
-it takes few texts at a time.
+Each `build_*` returns a function that the engine calls between two decode
+steps, so it should take few texts at a time.
 """
 
 import functools
@@ -20,18 +20,18 @@ from gpt_jax.exits import InputError
 from gpt_jax.inference import continuations, embedding, predicting, texts
 from gpt_jax.inference.generation import Sampling
 
-# Texts of a forward pass.
+# Number of texts in a forward pass.
 BATCH = 8
 
 
 class Tasks(NamedTuple):
-  """Functions of a run; None where it has no such task.
+  """Functions of a run; None if the run has no such task.
 
   Attributes:
-    embed: texts or ids to (vectors (N, D), tokens).
-    classify: texts, or pairs of them, to a dict each.
-    translate: (texts, most tokens) to texts.
-    score: ids of a prompt to what continuations.score_text returns.
+    embed: (texts or lists of ids) -> (vectors (N, D), number of tokens).
+    classify: (texts, or pairs of texts) -> a dict each (predicting.predict).
+    translate: (texts, most tokens of a target) -> targets.
+    score: (ids of a prompt) -> what continuations.score_text returns.
   """
 
   embed: Callable[[list], Any] | None
@@ -112,7 +112,7 @@ def build_classify(config, model, rounded, tokenizer, mesh, labels):
 
 
 def build_translate(config, model, params, tokenizer):
-  """Returns Tasks.translate: greedy targets of sources."""
+  """Returns Tasks.translate, which decodes targets greedily."""
   own = prompting(config, tokenizer)
 
   def translate(inputs: list[str], num_tokens: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""Whose text is next where rows are free: clients take turns."""
+"""The queue of jobs for free rows, in which clients take turns."""
 
 import collections
 from collections.abc import Iterator
@@ -10,14 +10,15 @@ from gpt_jax.deploy.serve.jobs import Job
 class Turns:
   """Jobs that wait for a row.
 
-  The next is of the client that holds the fewest rows; of several, of the one
-  whose turn was longest ago. Design choice: a turn is a prompt with all its
-  choices. Else prompts that are read, and hold their places until the last
-  choice has a row, could keep those that have rows from being read at all.
+  The next job is of the client that holds the fewest rows; among several such
+  clients, of the one whose turn was longest ago. Design choice: a turn is a
+  prompt with all its choices. A prefilled prompt keeps its place in the prefill
+  cache until its last choice has a row; if other clients' jobs took rows in
+  between, their prompts could find no place to be prefilled in.
   """
 
   def __init__(self):
-    # The client whose turn was longest ago is the first.
+    # The client whose turn was longest ago comes first.
     self._jobs: dict[Any, collections.deque[Job]] = {}
     self._last: Job | None = None
     self._count = 0
@@ -47,10 +48,10 @@ class Turns:
     self._count -= 1
 
   def pop(self, num_held: collections.Counter) -> Job:
-    """Removes and returns the next; there must be one.
+    """Removes and returns the next job; there must be one.
 
     Args:
-      num_held: rows of each client.
+      num_held: {client: number of rows that it holds}.
     """
     last, client = self._last, None
     if last is not None and last.client in self._jobs:

@@ -1,8 +1,7 @@
-"""Bodies of requests: what each field may be, in OpenAI's API.
+"""Parses and checks the bodies of requests of OpenAI's API.
 
-A field that the API has and this server cannot honour is refused, unless it
-asks for what happens anyway; so nothing that was asked for is left out
-silently.
+A field of that API which this server cannot honour is refused, unless it asks
+for what happens anyway. So nothing that was asked for is silently ignored.
 """
 
 from collections.abc import Callable
@@ -20,13 +19,13 @@ from gpt_jax.deploy.serve.fields import (
 from gpt_jax.inference.drawing import NUM_LIKELIEST
 from gpt_jax.inference.generation import Sampling
 
-# Texts of one request.
+# Limits of one request.
 MAX_CHOICES = 128
 MAX_PROMPTS = 128
 MAX_STOPS = 8
 MAX_STOP_CHARS = 256
 MAX_BIASES = 1024
-# A completion's `logprobs`, as OpenAI has it.
+# Largest `logprobs` of a completion, as in OpenAI's API.
 MAX_LOG_PROBS = 5
 
 
@@ -35,14 +34,16 @@ class Asked(NamedTuple):
 
   Attributes:
     prompts: texts, lists of ids, or one tuple of Messages.
-    num_tokens: at most; None: as many as the model has positions for.
-    num_choices: of each prompt.
-    sampling, seed, presence_penalty, frequency_penalty, bias: as
-      rows.Settings; seed None draws one.
-    num_log_probs: likeliest tokens of which log-probabilities are returned;
-      None for none of any token.
+    num_tokens: most tokens of a text; None: as many as the model has positions
+      for.
+    num_choices: number of texts for each prompt.
+    sampling, seed, presence_penalty, frequency_penalty, bias: as in
+      drawing.Settings; a seed of None is replaced by a random one.
+    num_log_probs: number of likeliest tokens whose log-probabilities are
+      returned beside each token's own; None: none are, nor its own.
     stop: strings that end a text.
-    is_stream, has_usage: whether events are sent, and a last one of counts.
+    is_stream: whether the answer is streamed.
+    has_usage: whether a stream's last event has the token counts.
     is_echo: whether a text, and its log-probabilities, begin with its prompt.
     schema: the JSON schema of the text; None for any text.
   """
@@ -64,7 +65,7 @@ class Asked(NamedTuple):
 
 
 def read_completion(body: dict, vocab_size: int) -> Asked:
-  """Returns what /v1/completions is asked."""
+  """Returns the request in a body of /v1/completions; raises Refusal."""
   fields = Fields(body)
   prompts = _read_prompts(fields, vocab_size)
   n = fields.whole("n", 1, MAX_CHOICES, 1)
@@ -82,7 +83,7 @@ def read_completion(body: dict, vocab_size: int) -> Asked:
 
 
 def read_chat(body: dict, vocab_size: int) -> Asked:
-  """Returns what /v1/chat/completions is asked."""
+  """Returns the request in a body of /v1/chat/completions; raises Refusal."""
   fields = Fields(body)
   messages = _read_messages(fields)
   newer = fields.whole("max_completion_tokens", 1, 2**31 - 1, None)
@@ -112,7 +113,7 @@ def read_chat(body: dict, vocab_size: int) -> Asked:
 
 
 def read_embedding(body: dict, vocab_size: int) -> tuple[list, bool]:
-  """Returns (inputs of /v1/embeddings, whether they are sent as base64)."""
+  """Returns (inputs of /v1/embeddings, whether vectors are sent as base64)."""
   fields = Fields(body)
   prompts = _read_prompts(fields, vocab_size, "input")
   form = fields.take(
@@ -127,7 +128,7 @@ def read_embedding(body: dict, vocab_size: int) -> tuple[list, bool]:
 
 
 def read_classify(body: dict) -> list:
-  """Returns the inputs of /v1/classify: texts, or tuples of two."""
+  """Returns the inputs of /v1/classify: texts, or tuples of two texts."""
   fields = Fields(body)
   is_text = lambda x: isinstance(x, str) and x.strip() != "" and is_unicode(x)
   is_pair = lambda x: (
@@ -144,7 +145,7 @@ def read_classify(body: dict) -> list:
 
 
 def read_translate(body: dict, max_tokens: int) -> tuple[list[str], int]:
-  """Returns (inputs of /v1/translate, the most tokens of each target)."""
+  """Returns (inputs of /v1/translate, most tokens of each target)."""
   fields = Fields(body)
   found = _read_inputs(
     fields,
@@ -171,7 +172,7 @@ def _read_inputs(fields: Fields, is_one: Callable, wanted: str) -> list:
 
 
 def _read_shared(fields: Fields, vocab_size: int) -> dict:
-  """Returns fields of Asked that both kinds of requests have."""
+  """Returns the fields of Asked that completions and chats share."""
   fields.take("model", lambda x: isinstance(x, str), "a string", None)
   sampling = Sampling(
     temperature=float(fields.number("temperature", 0, 2, 1.0)),
@@ -255,7 +256,7 @@ def _read_format(fields: Fields) -> dict | None:
 
 
 def _refuse_others(found: dict, known: set[str], name: str) -> None:
-  """Refuses keys that would be left out, such as the schema of another API."""
+  """Refuses unknown keys, such as those of another API's schema."""
   others = sorted(found.keys() - known)
   if others:
     raise Refusal(
@@ -291,7 +292,7 @@ def _read_bias(fields: Fields, vocab_size: int) -> dict[int, float]:
 
 
 def _read_prompts(fields: Fields, vocab_size: int, name="prompt") -> list:
-  """Returns texts and lists of ids."""
+  """Returns a list of texts, or of lists of ids."""
   is_text = lambda x: isinstance(x, str) and x != "" and is_unicode(x)
   is_id = lambda x: type(x) is int and 0 <= x < vocab_size
   is_ids = lambda x: isinstance(x, list) and bool(x) and all(map(is_id, x))
@@ -341,7 +342,7 @@ def _read_messages(fields: Fields) -> tuple[Message, ...]:
         param=at,
       )
     for name, value in one.items():
-      # Clients send back what an answer had: null and empty fields.
+      # Clients send back an answer's message, with its null and empty fields.
       if name not in ("role", "content") and value not in (None, []):
         raise Refusal(
           400,

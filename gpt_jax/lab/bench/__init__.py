@@ -1,9 +1,9 @@
 """How fast is it, against the prediction and against other libraries?
 
-python -m gpt_jax.lab.bench SUBJECT. A thin door: subject, flags and config are
-read and checked before anything that computes is imported. What is timed runs
-in a process of its own. From a notebook: train.measure(config) and likewise
-for the other subjects; report.lines(found) is the table.
+python -m gpt_jax.lab.bench SUBJECT. Subject, flags and config are read and
+checked before anything that computes is imported. Each program that is timed
+runs in a process of its own. From a notebook: train.measure(config) and
+likewise for the other subjects; report.lines(found) is the table.
 """
 
 import importlib

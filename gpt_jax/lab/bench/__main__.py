@@ -1,4 +1,4 @@
-"""Runs the door: python -m gpt_jax.lab.bench SUBJECT."""
+"""Runs the command: python -m gpt_jax.lab.bench SUBJECT."""
 
 import sys
 

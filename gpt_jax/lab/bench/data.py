@@ -1,4 +1,4 @@
-"""The data subject: text to shards, shards to batches, and waits for data."""
+"""The data subject: times preparation, the loader, and waits for data."""
 
 import dataclasses
 import itertools
@@ -40,9 +40,9 @@ def measure(
 
   Args:
     config: frozen, with a byte-pair tokenizer.
-    num_steps: in a measurement; None takes about a second's.
+    num_steps: steps in a measurement; None: about a second's.
     devices: number of simulated devices, or None.
-    say: takes lines about what is being done.
+    say: called with lines about what is being done.
 
   Raises:
     InputError: the tokenizer is of another kind, or the text is too short.
@@ -164,7 +164,7 @@ def read_texts(config: Config, encoder) -> list[str]:
 
 
 def alone_tokenizers(prepared):
-  """Returns a function: texts -> number of ids, by tokenizers alone."""
+  """Returns a function texts -> number of ids, by the library tokenizers."""
   from tokenizers import Tokenizer
 
   with open(prepared.tokenizer_path, encoding="utf-8") as file:
@@ -181,7 +181,7 @@ def alone_tokenizers(prepared):
 
 
 def alone_tiktoken(encoder):
-  """Returns the same function by tiktoken with the same merges."""
+  """Returns a function texts -> number of ids, by tiktoken, of equal merges."""
   import tiktoken
 
   ranks = {}

@@ -43,8 +43,8 @@ def measure(
 
   Args:
     config: frozen, with a known vocabulary.
-    num_tokens: made for each sequence.
-    weights: how matrices are stored, as generate's --weights.
+    num_tokens: tokens that are generated for each sequence.
+    weights: format of the matrices, as in generate's --weights.
     peer: a name of peers.NAMES to time in alternation, or None.
     devices: number of simulated devices, or None.
 

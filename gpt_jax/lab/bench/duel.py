@@ -1,7 +1,7 @@
 """Times gpt_jax and peers in alternation, each in a process of its own.
 
-A machine's speed drifts by more than two programs differ. So only runs that
-follow one another are compared, and the median of such pairs is reported.
+A machine's speed drifts by more than two programs differ. So only consecutive
+runs are compared, and the median over such pairs is reported.
 """
 
 import contextlib
@@ -31,8 +31,8 @@ class Duel:
     rivals: {name: Worker} of the peer's forms that could be built.
     failed: {name: why the others could not be built, or failed}.
     waiting: {name: key of WAITING} of the rivals.
-    idle_share: the largest part of a core that a worker took while it should
-      have waited.
+    idle_share: the largest share of a core that a worker used while it should
+      have been idle.
   """
 
   def __init__(

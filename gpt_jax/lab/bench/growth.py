@@ -42,7 +42,7 @@ class Point:
     spread: (least, most) milliseconds of a step.
     temporary_bytes: memory beyond the state, as compiled.
     flops: FLOPs of a step, by the ledger.
-    bytes: bytes that pass through a step, by the ledger.
+    bytes: temporary bytes of a step, by the ledger's estimate.
   """
 
   axis: str
@@ -133,7 +133,7 @@ def grow(base: Config, axis: str, factor: int) -> tuple[int, Config]:
 
 
 def predict(config: Config, platform: str) -> tuple[int, int]:
-  """Returns (FLOPs, passing bytes) of a step, by the ledger."""
+  """Returns (FLOPs, temporary bytes) of a step, by the ledger."""
   from gpt_jax.models import attend
 
   tokens = config.train.global_batch_size * config.data.seq_len
@@ -155,8 +155,8 @@ def measure(
   Args:
     base: frozen, with a known vocabulary.
     axes: keys of AXES; None takes all.
-    repeats: steps that are timed at least.
-    say: takes a line for each point.
+    repeats: the least number of steps that are timed.
+    say: called with a line for each point.
   """
   points, known = [], None
   for axis in axes or AXES:

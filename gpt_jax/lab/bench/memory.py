@@ -1,9 +1,10 @@
 """The memory subject: attention and cross-entropy, in parts and at once.
 
-In these two the naive form holds an array that grows faster than the model's
-own: all scores (T x T for each head) and all logits (T x V). Each is compiled
-with its gradient for this machine and, where the compilers are installed, for
-one TPU chip and one GPU. Both forms run here in alternation, in this process.
+In these two, the naive form stores an array that grows faster than the model's
+own: all scores (T x T for each head) and all logits (T x V). Each form is
+compiled with its gradient for this machine and, where the compilers are
+installed, for one TPU chip and one GPU. Both forms run here in alternation, in
+this process.
 """
 
 import dataclasses
@@ -30,7 +31,7 @@ from gpt_jax.ops import cross_entropy, visibility
 from gpt_jax.ops.matmul import matmul
 from gpt_jax.ops.visibility import TokenPositions
 
-# One chip of each is compiled for.
+# The pieces are compiled for one chip of each.
 TOPOLOGIES = "v5e:2x4", "h100:1"
 NOTE = "predicted: the naive form"
 
@@ -40,7 +41,7 @@ def measure(config: Config, repeats: int = REPEATS, say=print) -> Measurement:
 
   Args:
     config: frozen, with a known vocabulary and a loss in chunks.
-    say: takes a line if there is no TPU or GPU compiler.
+    say: called with a line if there is no TPU or GPU compiler.
 
   Raises:
     InputError: the config does not compute the loss in parts.

@@ -1,4 +1,4 @@
-"""Our train step and our decoding, built for timing as a run builds them.
+"""gpt_jax's train step and decoding for timing, built as a run builds them.
 
 Imports only jax, flax, optax and ml_collections, so that a step can be timed on
 a machine without the other dependencies.
@@ -38,7 +38,7 @@ def build(who: str, subject: str, config: Config, **options):
 
 
 class Train:
-  """The train step, fed and awaited as in the training loop."""
+  """The train step, with batches and waits as in the training loop."""
 
   def __init__(self, config: Config, prepared_dir: str | None = None):
     started = time.perf_counter()
@@ -216,7 +216,7 @@ def random_batches(config: Config, num_rows: int):
     for name, field in wanted.items():
       is_wide = batch[name].shape[1] == field.length
       if not is_wide or batch[name].dtype != field.dtype:
-        # Targets and mask of a label; what preferences have.
+        # Targets and mask of a label; fields of preferences.
         batch[name] = np.ones((num_rows, field.length), field.dtype)
     batches.append(batch)
   while True:

@@ -1,4 +1,4 @@
-"""The same model in torch and in transformers, to compare speed with.
+"""The same model in torch and in transformers, to compare its speed.
 
 A plain GPT in torch with fused attention and fused AdamW, eager and compiled;
 GPT-2 and Llama of transformers, trained and sampled. Each peer gets its fastest
@@ -161,7 +161,7 @@ class Train:
 
 
 class Decode:
-  """transformers' generate, greedy, with its cache of keys and values."""
+  """transformers' generate, greedy, with its KV cache."""
 
   def __init__(self, config, model, device, prompt_len: int, num_tokens: int):
     import torch
@@ -191,9 +191,9 @@ class Decode:
     }
 
   def write(self, batch_size: int, lengths: list[int]) -> dict:
-    """Returns the seconds of texts, made in batches in their order.
+    """Returns the seconds that texts take, generated in batches in their order.
 
-    A batch is done when the longest of its texts is.
+    A batch takes as long as the longest of its texts.
     """
     total = 0.0
     for first in range(0, len(lengths), batch_size):

@@ -5,7 +5,7 @@ import statistics
 
 from gpt_jax.config import Config
 
-# Measurements of which the median counts, unless the caller asks for more.
+# Default number of measurements, of which the median counts.
 REPEATS = 5
 
 

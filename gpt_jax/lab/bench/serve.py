@@ -1,10 +1,10 @@
 """The serve subject: tokens per second of a server, and the gaps between them.
 
-Clients ask over HTTP, each for the next text of one list as soon as it has one,
-and read the stream of tokens. The server has as many rows as there are clients.
-A peer makes the same texts without a server, in the order of the list, in
-batches of as many as there are clients. A batch is as long as its longest text;
-the tokens of the others behind their ends are not counted.
+Clients send requests over HTTP and read the stream of tokens; a client that has
+its text asks for the next one of a shared list. The server has one row for each
+client. A peer generates the same texts without a server, in the order of the
+list, in batches of one text for each client. A batch runs until its longest
+text ends; tokens of its other texts after their ends are not counted.
 """
 
 import asyncio
@@ -19,18 +19,18 @@ from gpt_jax.lab.bench import duel
 from gpt_jax.lab.bench.decode import find_prompt_len
 from gpt_jax.lab.bench.samples import Measurement, Pairs, Row
 
-# Texts for each client in one measurement: of one length, and of several, where
-# rows that are free at different times must be taken by later texts.
+# Texts for each client in one measurement: if all have one length, and if they
+# have several, where rows become free at different times for later texts.
 TEXTS, MIXED_TEXTS = 2, 8
 
 
 class Load(NamedTuple):
-  """What clients have seen.
+  """A server's performance, as its clients measured it.
 
   Attributes:
-    rate: tokens per second that all clients together asked for.
+    rate: tokens per second that all clients together received.
     first: seconds to the first token of each text.
-    gaps: seconds between two tokens of a text.
+    gaps: seconds between consecutive tokens of a text.
   """
 
   rate: float
@@ -52,9 +52,9 @@ def measure(
   Args:
     config: frozen, with a known vocabulary.
     batch_sizes: numbers of clients.
-    num_tokens: of each text; or the least and the most, between which each
-      text's number is drawn uniformly.
-    weights: how matrices are stored, as generate's --weights.
+    num_tokens: tokens of each text; or (least, most), between which each text's
+      number is drawn uniformly.
+    weights: format of the matrices, as in generate's --weights.
     peer: a name of peers.NAMES to time in alternation, or None.
     devices: number of simulated devices, or None.
 
@@ -111,7 +111,7 @@ def measure(
 
 
 def draw_lengths(count: int, low: int, high: int) -> list[int]:
-  """Returns the tokens of each text of a load, the same at every call."""
+  """Returns the number of tokens of each text, the same at every call."""
   if low == high:
     return [low] * count * TEXTS
   rng = random.Random(count)

@@ -1,4 +1,4 @@
-"""The server that the serve subject loads: a run's own, of random weights."""
+"""The server that the serve subject measures, of a run with random weights."""
 
 import threading
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from gpt_jax.training import state as state_lib
 
 
 class Numbers:
-  """A tokenizer whose texts are the ids."""
+  """A tokenizer whose texts are the ids, written as numbers."""
 
   separator_id = None
   start_ids = ()
@@ -62,7 +62,7 @@ class Serve:
         f"serving needs uvicorn; install it with {files.pip('serve')}"
       ) from None
     V = config_lib.vocab_size(self.config.model)
-    # No pages: every prompt is read.
+    # No prefix cache: every prompt is read.
     make = lambda: Rows(self.model, self.params, num_rows, V)
     self.engine = Engine(make, self.mesh, num_rows)
     limit, tokenizer = self.config.model.max_len, Numbers()

@@ -22,13 +22,13 @@ from gpt_jax.lab.bench.samples import (
 from gpt_jax.lab.bench.train import check_vocab
 
 VERBS = ("train", "generate", "evaluate")
-# What a verb imports once its flags and its config are read.
+# Modules that a command imports once its flags and its config are read.
 LOADED = {
   "train": "gpt_jax.training.loop",
   "generate": "gpt_jax.inference.generation, gpt_jax.runs.workdir",
   "evaluate": "gpt_jax.inference.scoring, gpt_jax.runs.workdir",
 }
-# Packages that are named as the slowest to import.
+# Number of packages that are named as the slowest to import.
 MOST_NAMED = 8
 _IMPORT_LINE = re.compile(r"import time:\s+(\d+) \|\s+\d+ \| \s*([\w.]+)")
 
@@ -94,7 +94,7 @@ def _remark(parts: dict, dominating: dict) -> list[str]:
 
 
 def import_line(modules: str) -> str:
-  """Returns Python that imports modules as a verb does."""
+  """Returns Python code that imports modules as a command does."""
   return (
     f"from gpt_jax.machine import runtime; runtime.start(); import {modules}"
   )

@@ -28,7 +28,7 @@ def measure(
   Args:
     config: frozen, with a known vocabulary.
     repeats: measurements; None takes 5, or 25 of several steps each.
-    num_steps: in a measurement; None takes as many as fit in SECONDS.
+    num_steps: steps in a measurement; None: as many as fit in SECONDS.
     peer: a name of peers.NAMES to time in alternation, or None.
     devices: number of simulated devices, or None.
 

@@ -1,4 +1,4 @@
-"""A process that is timed: it builds its subject, then runs on command.
+"""A worker process that is timed: it builds its subject, then takes commands.
 
 Commands and answers are lines of JSON. Between two commands the process blocks
 in a read, so that another worker has the whole machine. Each answer says how
@@ -21,7 +21,7 @@ from gpt_jax import config as config_lib
 from gpt_jax.config import Config, InputError
 from gpt_jax.machine import runtime
 
-# Program that is timed -> module that builds it.
+# {program that is timed: module that builds it}.
 BUILDERS = {
   "gpt_jax": "ours",
   "torch eager": "peers",
@@ -133,7 +133,7 @@ def serve(lines, answer) -> None:
 
   Args:
     lines: JSON texts.
-    answer: takes the answer to each, a dict.
+    answer: called with the answer to each, a dict.
   """
   first = json.loads(next(lines))
   if first["who"] == "gpt_jax":

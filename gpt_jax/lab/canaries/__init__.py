@@ -22,9 +22,9 @@ class Canary:
   """A line of its own: context and secret.
 
   Attributes:
-    context: what stands before the secret.
+    context: the text before the secret.
     secret: " " and NUM_DIGITS digits.
-    copies: how often it is planted.
+    copies: number of times that it is planted.
   """
 
   context: str
@@ -36,7 +36,7 @@ class Canary:
     return f"{self.context}{self.secret}\n"
 
   def candidates(self) -> list[str]:
-    """Returns NUM_CANDIDATES secrets, of which its own is the first."""
+    """Returns NUM_CANDIDATES secrets, the canary's own first."""
     # The draws of a string are the same in every process.
     dice, found = random.Random(self.context), {self.secret: None}
     while len(found) < NUM_CANDIDATES:
@@ -81,7 +81,7 @@ def plant(
 def exposure(log_probs: Sequence[float]) -> float:
   """Returns the exposure in bits of the first of some candidates.
 
-  Candidates that are as likely as the first count half above it.
+  Ties count as half: a candidate as likely as the first adds 1/2 to its rank.
   """
   scores = np.asarray(log_probs)
   above = np.sum(scores > scores[0])

@@ -1,9 +1,10 @@
 """The first minutes on a GPU: python -m gpt_jax.lab.card.
 
-Parts run in order of worth, each in a process of its own with its own limit, so
-that an error or a hang costs one part. Each row is a line of JSON as soon as it
-is known; the tables of docs/performance.md come last. `launch/gpu_check.sh`
-calls it with jax for CUDA, flax, optax and ml_collections alone.
+Parts run in order of importance, each in a process of its own with a time limit
+of its own, so that an error or a hang costs one part. Each row is printed as a
+line of JSON as soon as it is known; the tables of docs/performance.md come
+last. `launch/gpu_check.sh` runs it with only jax for CUDA, flax, optax and
+ml_collections installed.
 """
 
 import argparse
@@ -146,7 +147,7 @@ def _run_all(names: list[str], args) -> int:
 
 
 def _run_part(name: str, limit: float, args) -> tuple[list[dict], str]:
-  """Returns (rows, why it did not come to its end, or "")."""
+  """Returns (rows, why the part did not finish, or "")."""
   words = [sys.executable, "-m", "gpt_jax.lab.card", f"--part={name}"]
   words += ["--toy"] if args.toy else []
   words += [f"--compile={args.compile}"] if args.compile else []

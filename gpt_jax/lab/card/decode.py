@@ -17,7 +17,7 @@ from gpt_jax.lab.bench import machine, ours
 from gpt_jax.lab.card.steps import GIB, Setting, profiled, write_program
 from gpt_jax.models import build_model
 
-# Slots of the cache; the row begins a quarter of the way.
+# Slots of the cache; decoding begins at a quarter of them.
 SLOTS, TOY_SLOTS = 512, 64
 
 
@@ -27,7 +27,7 @@ def time_decode(
   """Returns a row: milliseconds a token, share of the memory's bandwidth.
 
   Args:
-    weights: word of config.WEIGHTS.
+    weights: option of config.WEIGHTS.
   """
   device = setting.devices[0]
   mesh = sharding.make_mesh(config.mesh, setting.devices)
@@ -110,7 +110,7 @@ def _advance(chunk, params, state: tuple) -> tuple:
 
 
 def _random_params(abstract: Any) -> Any:
-  """Returns weights as large as those of a start, made where they lie."""
+  """Returns random weights of the usual initial size, made on their devices."""
 
   def make(key):
     leaves, kind = jax.tree.flatten(abstract)

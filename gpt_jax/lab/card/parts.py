@@ -39,8 +39,8 @@ class Trial(NamedTuple):
 
   Attributes:
     spec, keys: its config.
-    options: of XLA, beside those of the platform.
-    gib: the memory that a card must have for it; others leave it out.
+    options: XLA options beside those of the platform.
+    gib: least memory of a GPU in GiB; smaller GPUs skip the trial.
   """
 
   spec: str
@@ -109,7 +109,7 @@ def run(part: str, is_toy: bool, target: str | None, out: str | None) -> int:
   about = {"part": part, "device": devices[0].device_kind}
   for row in _rows(part, setting):
     print(json.dumps(about | row), flush=True)
-    gc.collect()  # of what was compiled and held before the next
+    gc.collect()  # frees programs and arrays before the next row
   return 0
 
 
@@ -162,7 +162,7 @@ def _config(spec: str, keys: dict) -> Config:
 
 
 def _caught(label: str, work: Callable[[], dict]) -> dict:
-  """Returns what `work` does, or its error, so that the next row is run."""
+  """Returns the row of `work`, or its error, so that the next row can run."""
   try:
     return {"row": label} | work()
   except jax.errors.JaxRuntimeError as error:

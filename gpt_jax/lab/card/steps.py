@@ -30,10 +30,10 @@ class Setting:
   """How a part is run.
 
   Attributes:
-    devices: one device, which may be one of the compiler's only.
+    devices: one device, real or only described to the compiler.
     is_compiled_only: compile every program and run none.
-    is_toy: at sizes for a CPU.
-    out: what the names of files begin with, or None to write none.
+    is_toy: use small sizes, for a CPU.
+    out: prefix of the names of files, or None to write none.
   """
 
   devices: list
@@ -68,9 +68,10 @@ class Steps:
     return metrics
 
   def time(self, count: int) -> tuple[list[float], float]:
-    """Returns (seconds of each step, last loss), awaited as a run awaits.
+    """Returns (seconds of each step, last loss).
 
-    That is one step late, so that the device never waits for the host.
+    As in a run, each step is awaited once the next has been dispatched, so that
+    the device never waits for the host.
     """
     seconds, pending, begun = [], self.take(), time.perf_counter()
     for _ in range(count):
@@ -91,8 +92,8 @@ def time_step(
   """Returns a row: step time, tokens/s and MFU of a train step.
 
   Args:
-    options: of XLA, beside those of the platform.
-    is_profiled: list the kernels too, and write the program where `out` says.
+    options: XLA options beside those of the platform.
+    is_profiled: also list the kernels, and write the program if `out` is set.
   """
   steps = Steps(config, setting.devices, options)
   memory = steps.step.memory_analysis()
@@ -136,7 +137,7 @@ def write_program(path: str, compiled: Any) -> None:
 
 @contextlib.contextmanager
 def profiled(row: dict, count: int) -> Generator[None]:
-  """Adds to a row the kernels that run meanwhile, as read_profile does.
+  """Adds to a row the kernels that run in the context, from read_profile.
 
   Args:
     count: steps or tokens that the times are divided by.

@@ -6,7 +6,7 @@ from gpt_jax import cli, files
 from gpt_jax.config import InputError
 from gpt_jax.machine import processes, runtime
 
-# Rows of --corpus, of this number of tokens at most, that are read.
+# Number of rows of --corpus that are read, and most tokens of a row.
 ROWS, ROW_LEN = 128, 64
 
 

@@ -11,7 +11,7 @@ from gpt_jax.config import InputError
 from gpt_jax.lab.interp import passes
 from gpt_jax.parametrization import readout_multiplier, residual_multiplier
 
-# The error of a sum of parts that is refused, of the stream's size.
+# Largest error of a sum of parts, relative to the size of the residual stream.
 TOLERANCE = 1e-3
 
 
@@ -21,8 +21,8 @@ def gradient_times_input(
   """Returns score_T: each embedding times the gradient of one logit.
 
   Args:
-    token: whose logit.
-    at: the place whose prediction it is.
+    token: the id whose logit it is.
+    at: the position that predicts it.
   """
   x_TD = jnp.asarray(found.residual_XTD[0])
   at = passes.check_asked(found, at, token)
@@ -42,11 +42,12 @@ def integrated_gradients(
 
   Sundararajan et al. 2017: the gradient's mean on the line from a baseline to
   the embeddings, times their difference. The baseline has the mean embedding
-  of the text at every place. The mean is a Gauss-Legendre rule.
+  of the text at every position. The mean is computed by Gauss-Legendre
+  quadrature.
 
   Args:
     token, at: as in gradient_times_input.
-    num_steps: points of the rule.
+    num_steps: number of quadrature points.
   """
   x_TD = found.residual_XTD[0]
   base_TD = np.broadcast_to(x_TD.mean(0, keepdims=True), x_TD.shape)
@@ -69,15 +70,15 @@ def integrated_gradients(
 def direct_logits(
   run: Run, found: passes.Record, token: int, at: int = -1
 ) -> dict[str, np.ndarray]:
-  """Returns what each part adds to one logit, its final norm held fixed.
+  """Returns what each part adds to one logit, with the final norm held fixed.
 
   {"embed": (), "attn": (L,), "mlp": (L,), "heads": (L, N), "rest": ()}. embed,
-  attn, mlp and rest add up to the logit; rest is that of the norm's bias. heads
-  add up to attn but for its output bias.
+  attn, mlp and rest add up to the logit; rest is the part of the norm's bias.
+  heads add up to attn without its output bias.
 
   Raises:
-    InputError: the stream is no sum of these parts (norm_placement=post), or
-      the logits have a soft-cap.
+    InputError: the residual stream is not a sum of these parts
+      (norm_placement=post), or the logits have a soft-cap.
   """
   at = passes.check_asked(found, at, token)
   model = passes.open_model(run)
@@ -106,7 +107,7 @@ def direct_logits(
 
 
 def _head_outputs(run: Run, found: passes.Record, at: int) -> np.ndarray:
-  """Returns (L, N, D), what each head adds to the stream at one place."""
+  """Returns (L, N, D), what each head adds to the stream at one position."""
   whole = run.model.restore_matrices(run._rounded)
   o_LNHD = np.asarray(whole["blocks"]["attn"]["o"], np.float32)
   out = np.einsum("LNH,LNHD->LND", found.heads_LTNH[:, at], o_LNHD)
@@ -114,10 +115,10 @@ def _head_outputs(run: Run, found: passes.Record, at: int) -> np.ndarray:
 
 
 def _shares(run: Run, x_D, part_D: np.ndarray, token: int) -> np.ndarray:
-  """Returns what parts of a stream add to a logit; the last dim is theirs.
+  """Returns what parts (..., D) of a residual stream add to a logit.
 
-  The final norm divides by the whole stream's size, which is held fixed: so it
-  is linear.
+  The final norm divides by the size of the whole stream. With that held fixed,
+  the norm is linear.
   """
   c, params = run.model.config, run._rounded
   is_centred = c.norm == "layernorm"
@@ -131,7 +132,7 @@ def _shares(run: Run, x_D, part_D: np.ndarray, token: int) -> np.ndarray:
 
 
 def _logit_of(model, params, x_STD, token, at):
-  """Returns (S,), a logit of passes that begin with these embeddings."""
+  """Returns (S,), one logit of S passes that begin with these embeddings."""
   tokens = jnp.zeros(x_STD.shape[:2], jnp.int32)
   change = lambda point, x: x_STD if point == "embed" else x
   out = passes.apply_with(model, params, tokens, change)

@@ -14,8 +14,8 @@ class Statistics(NamedTuple):
   """Means over the queries of a text, each (L, N).
 
   Attributes:
-    entropy_LN: of the weights, in nats.
-    distance_LN: from a query to what it attends to, in tokens.
+    entropy_LN: entropy of the weights, in nats.
+    distance_LN: mean distance from a query to its keys, in tokens.
     first_LN: weight of the first token.
     own_LN: weight of the query's own token.
     previous_LN: weight of the token before.
@@ -46,10 +46,10 @@ def describe(weights_LNTS: np.ndarray) -> Statistics:
 def repeated(
   run: Run, length: int, count: int, seed: int, ids: Sequence[int] | None = None
 ) -> np.ndarray:
-  """Returns rows of `length` random tokens, and the same again.
+  """Returns `count` rows of `length` random tokens, each repeated once.
 
   Args:
-    ids: to draw from; None is the whole vocabulary.
+    ids: the ids to draw from; None is the whole vocabulary.
   """
   rng = np.random.default_rng(seed)
   V = config_lib.vocab_size(run.config.model)
@@ -60,8 +60,9 @@ def repeated(
 def induction_scores(run: Run, rows_BT: np.ndarray) -> np.ndarray:
   """Returns score_LN: how much heads attend to what followed last time.
 
-  Of a token in the second half, the weight of the token after its first
-  occurrence, meaned over tokens and rows (Olsson et al. 2022).
+  A token of the second half attends to the token after its own first occurrence
+  with some weight; the score is its mean over tokens and rows (Olsson et al.
+  2022).
 
   Args:
     rows_BT: from `repeated`.
@@ -80,7 +81,8 @@ def losses_by_place(
   """Returns loss_BT in nats of each token but the first, T - 1 of them.
 
   Args:
-    without: (layer, head) whose weighted sums are their mean over the rows.
+    without: (layer, head) pairs that are ablated: their weighted sums are
+      replaced by the mean over the rows.
   """
   edits, everywhere = {}, np.ones(rows_BT.shape, bool)
   if without:

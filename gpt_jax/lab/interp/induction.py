@@ -1,8 +1,9 @@
 """The induction head of a run, and what it does: --help.
 
-Random tokens are read twice. The head that attends most to what followed last
-time (Olsson et al. 2022) is taken away; then with it all heads that do at least
-SHARE as much; and as a control the head of its layer that does so least.
+The model reads random tokens that are repeated. The head that attends most to
+what followed last time (Olsson et al. 2022) is ablated; then all heads with at
+least SHARE of its score; and as a control, the head of its layer with the least
+score.
 """
 
 import sys
@@ -11,9 +12,9 @@ from gpt_jax import cli, files
 from gpt_jax.config import InputError
 from gpt_jax.machine import processes, runtime
 
-# Rows of random tokens, and how many there are before they repeat.
+# Number of rows of random tokens, and of tokens before they repeat.
 ROWS, LENGTH = 32, 24
-# Of a head that does as the best one, the share of its score.
+# Heads with at least this share of the best head's score are ablated with it.
 SHARE = 0.5
 
 
@@ -58,7 +59,7 @@ def measure(run) -> tuple[dict, str]:
   """Returns (figures by name, SVG).
 
   Figures are the scores of the two heads, and the mean losses in nats over the
-  first and the second reading.
+  first and the second occurrence of the tokens.
   """
   import numpy as np
 
@@ -93,7 +94,7 @@ def measure(run) -> tuple[dict, str]:
 
 
 def _letters(run) -> list[int]:
-  """Returns ids of single letters, which hold no place of their own."""
+  """Returns ids of single letters, which say nothing about their position."""
   import string
 
   ids = []

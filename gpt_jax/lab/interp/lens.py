@@ -1,4 +1,4 @@
-"""What the stream would predict if it ended after each layer."""
+"""Logit lens and tuned lens: what the stream after each layer would predict."""
 
 import functools
 from typing import NamedTuple
@@ -16,8 +16,8 @@ class Translators(NamedTuple):
   """A tuned lens: x + x W + b for each layer's x, before the read-out.
 
   Attributes:
-    w_LDD, b_LD: of the streams before each layer; the last needs none.
-    losses: (step, mean KL in nats) while they were learned.
+    w_LDD, b_LD: of the stream before each layer; the last stream needs none.
+    losses: (step, mean KL in nats) of their training.
   """
 
   w_LDD: np.ndarray
@@ -28,7 +28,7 @@ class Translators(NamedTuple):
 def logit_lens(run: Run, found: passes.Record) -> np.ndarray:
   """Returns logits_XTV of the stream after the embedding and each layer.
 
-  The last are the model's logits (nostalgebraist 2020).
+  The last of the X are the model's logits (nostalgebraist 2020).
   """
   return passes.read_out(run, found.residual_XTD)
 
@@ -51,9 +51,9 @@ def train_lens(
   rate: float = 3e-3,
   batch_size: int = 8,
 ) -> Translators:
-  """Learns translators that bring each layer's prediction to the model's.
+  """Trains translators that bring each layer's prediction close to the model's.
 
-  They minimise KL(model | lens), and begin as the identity.
+  They minimise KL(model | lens), starting from the identity.
 
   Args:
     rows_BT: ids of text.

@@ -1,4 +1,4 @@
-"""A text seen from inside: every view of it as one page."""
+"""One page with every view of what a model does with a text."""
 
 import numpy as np
 
@@ -15,9 +15,9 @@ from gpt_jax.lab.interp import (
   steps,
 )
 
-# Tokens of a text that a page shows: maps grow with their square.
+# Most tokens of a text on a page: attention maps grow with their square.
 MOST = 64
-# Tokens of random repetition, and texts of it, that heads are scored on.
+# Heads are scored on TEXTS texts of REPEATED random tokens that are repeated.
 REPEATED, TEXTS = 24, 4
 
 
@@ -31,10 +31,11 @@ def look(
   """Returns the page of a text.
 
   Args:
-    other: a text of as many tokens whose next token is another; shows what
-      patching brings.
-    rows_BT: ids of more text; shows a tuned lens and a sparse autoencoder.
-    layer: whose stream the autoencoder reads; None is the middle one.
+    other: a text of as many tokens but with another next token; with it, the
+      page shows activation patching.
+    rows_BT: ids of more text; with them, the page shows a tuned lens and a
+      sparse autoencoder.
+    layer: the layer whose stream the autoencoder reads; None is the middle one.
 
   Raises:
     InputError: a text is too long, or the two differ in length.
@@ -103,7 +104,8 @@ def _heads(run: Run, found: passes.Record) -> str:
     rows = heads.repeated(run, length, TEXTS, seed=0)
     name = f"Induction score, on {length} random tokens repeated"
     shown[name] = heads.induction_scores(run, rows)
-  # Weights are shaded against one, the others against their largest.
+  # Values of at most 1, such as weights, are shaded relative to 1; others
+  # relative to their largest.
   of_one = lambda values: 1.0 if values.max() <= 1 else None
   parts = [
     f"<div><h3>{name}</h3>"

@@ -1,4 +1,4 @@
-"""The template of this room's pages, and the parts that they consist of.
+"""The template of the pages of lab.interp, and the parts they consist of.
 
 Cells are of one colour, and their strength is the value. What comes from a text
 or a model passes through html.escape.
@@ -64,7 +64,7 @@ def paragraph(text: str) -> str:
 
 
 def wide(body: str) -> str:
-  """Returns what may be wider than the page, which then scrolls by itself."""
+  """Returns HTML that scrolls by itself where it is wider than the page."""
   return f'<div class="wide">{body}</div>'
 
 
@@ -89,8 +89,8 @@ def grid(
 
   Args:
     rows, columns: HTML of the heads.
-    form: of the numbers.
-    largest: of the strongest shade; None is that of the values.
+    form: format of the numbers.
+    largest: the value of the strongest shade; None: the largest of `values`.
   """
   values = np.asarray(values, np.float64)
   top = float(np.nanmax(np.abs(values))) if largest is None else largest

@@ -1,8 +1,9 @@
-"""Forward passes whose activations are recorded, and changed, at named points.
+"""Forward passes whose activations are recorded or changed at named points.
 
-A point is the output of a module: "embed", the residual stream after a layer
-"blocks_3", what its "blocks_3/attn" and "blocks_3/mlp" give, and
-"blocks_3/attn/heads", (T, N, H), what its heads give before the output matrix.
+A point is the output of a module: "embed"; the residual stream after a layer,
+"blocks_3"; the outputs of its sublayers, "blocks_3/attn" and "blocks_3/mlp";
+and "blocks_3/attn/heads", (T, N, H), the outputs of its heads before the output
+matrix.
 """
 
 import dataclasses
@@ -24,7 +25,7 @@ from gpt_jax.parametrization import residual_multiplier
 
 
 class Record(NamedTuple):
-  """One text's activations, NumPy float32. X is L + 1.
+  """One text's activations, NumPy float32. X is L + 1, L the number of layers.
 
   Attributes:
     ids: of the tokens.
@@ -32,9 +33,10 @@ class Record(NamedTuple):
     logits_TV: without padding.
     residual_XTD: the stream after the embedding and after each layer.
     attn_LTD, mlp_LTD: what these sublayers add to the stream.
-    heads_LTNH: the weighted sums of values of each head.
-    q_LTNH, k_LTNH, v_LTNH: after rotation; keys that heads share are repeated.
-    weights_LNTS: of attention; each row sums to one.
+    heads_LTNH: each head's weighted sums of values.
+    q_LTNH, k_LTNH, v_LTNH: queries and keys after RoPE, and values; keys and
+      values that query heads share are repeated.
+    weights_LNTS: attention weights; each row sums to one.
   """
 
   ids: list[int]
@@ -51,10 +53,10 @@ class Record(NamedTuple):
 
 
 def open_model(run: Run) -> Model:
-  """Returns the run's model with its layers apart and dense attention.
+  """Returns the run's model with unstacked layers and dense attention.
 
   Raises:
-    InputError: it is no decoder, or has experts or latent attention.
+    InputError: the model is no decoder, or has experts or latent attention.
   """
   c = run.model.config
   others = {
@@ -102,11 +104,11 @@ def record(run: Run, text: str | Sequence[int]) -> Record:
 
 
 def check_asked(found: Record, at: int, *tokens: int) -> int:
-  """Returns the place of a prediction, counted from 0.
+  """Returns the position of a prediction, counted from 0.
 
   Raises:
-    InputError: the text has no such place, or the vocabulary no such token,
-      which jax would read as another one or as zeros.
+    InputError: the text has no such position, or the vocabulary no such token;
+      jax would silently index another one or return zeros.
   """
   T, V = found.logits_TV.shape
   if not -T <= at < T:
@@ -121,9 +123,10 @@ def check_asked(found: Record, at: int, *tokens: int) -> int:
 
 
 def token_texts(run: Run, ids: Sequence[int]) -> list[str]:
-  """Returns what each token adds to a text.
+  """Returns the text of each token.
 
-  It is read behind itself, since tokenizers drop the space before a text.
+  Each token is decoded after a copy of itself, since a tokenizer may drop the
+  space before a text.
   """
   return [run.decode([i, i])[len(run.decode([i])) :] for i in ids]
 
@@ -133,8 +136,8 @@ def edited(run: Run, rows_BT, edits: dict[str, tuple]):
 
   Args:
     rows_BT: ids.
-    edits: {point: (value, mask_BT)}; where the mask is true the value, of the
-      point's shape or one that broadcasts to it, takes the activation's place.
+    edits: {point: (value, mask_BT)}; where the mask is true, the activation is
+      replaced by the value, which must broadcast to its shape.
   """
   rows = jnp.asarray(rows_BT, jnp.int32)
   edits = jax.tree.map(jnp.asarray, edits)

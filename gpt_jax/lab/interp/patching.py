@@ -1,4 +1,4 @@
-"""What becomes of a prediction when parts of another run take their place."""
+"""Activation patching and ablation: how a prediction depends on activations."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from gpt_jax.api import Run
 from gpt_jax.config import InputError
 from gpt_jax.lab.interp import passes
 
-# Kinds of points, and how a layer's is named.
+# {kind of point: name of the point in a layer}.
 KINDS = {"residual": "blocks_{}", "attn": "blocks_{}/attn"}
 KINDS |= {"mlp": "blocks_{}/mlp", "heads": "blocks_{}/attn/heads"}
 
@@ -20,11 +20,11 @@ def patch(
   point: str,
   places: Sequence[int] | None = None,
 ) -> np.ndarray:
-  """Returns logits_TV of a text in which a point's activations are another's.
+  """Returns logits_TV of a text, with another text's activations at a point.
 
   Args:
     into: ids of the text, as many as the source's.
-    source: of the other text.
+    source: activations of the other text.
     point: residual, attn, mlp or heads of a layer, as "blocks_1/attn".
     places: tokens whose activations are replaced; None is all.
 
@@ -68,10 +68,10 @@ def sweep(
 ) -> np.ndarray:
   """Returns share_LT (heads: share_LN): how much of the answer a patch brings.
 
-  The difference of two logits at the last token, 0 as in the corrupted text and
-  1 as in the clean one, when the clean activations of one layer and token, or
-  of one layer and head at all tokens, are put into the corrupted text's pass
-  (Meng et al. 2022; Wang et al. 2023).
+  A patch puts the clean activations of one layer and token, or of one layer and
+  head at all tokens, into the corrupted text's pass. The share is the
+  difference of the two answers' logits at the last token, scaled to 0 for the
+  corrupted text and 1 for the clean one (Meng et al. 2022; Wang et al. 2023).
 
   Args:
     clean: the text whose answer is `answer`.
@@ -110,14 +110,14 @@ def sweep(
 def ablate(
   run: Run, found: passes.Record, kind: str, target: int, at: int = -1
 ) -> np.ndarray:
-  """Returns rise_L (heads: rise_LN) of a token's loss in nats.
+  """Returns rise_L (heads: rise_LN) of a token's loss in nats, by ablation.
 
-  Without what attn or mlp of one layer, or one head, gives: zero in its place.
+  The output of one layer's attn or mlp, or of one head, is replaced by zero.
 
   Args:
     kind: attn, mlp or heads.
     target: the token whose loss is measured.
-    at: the place that predicts it.
+    at: the position that predicts it.
   """
   _check_kind(kind)
   at = passes.check_asked(found, at, target)

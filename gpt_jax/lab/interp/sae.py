@@ -1,8 +1,8 @@
-"""A sparse autoencoder of the stream after a layer, and its features' texts.
+"""A sparse autoencoder of the residual stream after a layer.
 
-Bricken et al. 2023: f = relu((x - b) E + c), x' = f W + b, with rows of W of
-length one, minimises |x - x'|^2 + weight * sqrt(D) * |f|_1. x is scaled to a
-mean square of one per dim.
+Bricken et al. 2023: f = relu((x - b) E + c), x' = f W + b, with unit rows of W,
+minimises |x - x'|^2 + weight * sqrt(D) * |f|_1. x is scaled to a mean square of
+one per dim.
 """
 
 import functools
@@ -38,7 +38,7 @@ class Autoencoder(NamedTuple):
 
 
 class Example(NamedTuple):
-  """Where a feature is large: the row's tokens and its values there."""
+  """A row where a feature is large: its tokens, and the feature's values."""
 
   tokens: list[str]
   values: list[float]
@@ -71,7 +71,7 @@ def train(
   """Returns an autoencoder of streams.
 
   Args:
-    weight: of |f|_1; more of it leaves fewer features on.
+    weight: of |f|_1; the larger, the fewer features are on.
   """
   scale = float(np.sqrt(np.square(x_XD).mean())) or 1.0
   x = jnp.asarray(x_XD / scale)
@@ -118,7 +118,11 @@ def _fit(learned, x_XD, key, weight: float, rate: float, num_steps: int):
 
 
 def quality(own: Autoencoder, x_XD: np.ndarray) -> dict[str, float]:
-  """Returns the share of variance explained, and features on and in use."""
+  """Returns the share of variance explained, and how many features are used.
+
+  on_per_token is the mean number of features that are on at a token; in_use is
+  the fraction of features that are on at some token.
+  """
   f_XF = own.features(x_XD)
   away = np.square(own.restore(f_XF) - x_XD).sum()
   spread = np.square(x_XD - x_XD.mean(0)).sum()
@@ -132,7 +136,7 @@ def quality(own: Autoencoder, x_XD: np.ndarray) -> dict[str, float]:
 def describe(
   run: Run, own: Autoencoder, rows_BT: np.ndarray, x_BTD, count: int = 40
 ) -> list[Feature]:
-  """Returns the features of the largest values, with texts.
+  """Returns the `count` features of the largest values, with example texts.
 
   Args:
     rows_BT, x_BTD: ids, and their streams.

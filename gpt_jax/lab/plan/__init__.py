@@ -1,8 +1,8 @@
 """What a run will need and how fast it can be: python -m gpt_jax.lab.plan.
 
-A thin door: flags, config and topology are read and checked before jax is
-imported. For a TPU slice or GPUs the real step is compiled, without the chips;
-for a CPU, and for GPUs without their compiler (extra plan-gpu), the figures are
+Flags, config and topology are read and checked before jax is imported. For a
+TPU slice or GPUs, the real train step is compiled, without the chips. For a
+CPU, and for GPUs without their compiler (extra plan-gpu), the figures are
 estimates, and say so.
 """
 
@@ -85,8 +85,8 @@ def make(config, topology, is_search=False, minutes=10.0, typed=(), say=print):
     config: frozen; its vocabulary may be unknown.
     is_search: look for the fastest mesh, microbatches and remat policy.
     minutes: how long the search may compile.
-    typed: the words of the command line that name the config.
-    say: takes lines about what is being done.
+    typed: the arguments of the command line that name the config.
+    say: called with lines about what is being done.
   """
   from gpt_jax.data import tokenizers
   from gpt_jax.lab.plan import planner, remedy, search, table
@@ -102,7 +102,7 @@ def make(config, topology, is_search=False, minutes=10.0, typed=(), say=print):
 
 
 def report(plan: dict, folder: str | None, is_json: bool, say=print) -> int:
-  """Prints a plan, writes it where a folder is given; returns exit code."""
+  """Prints a plan, writes it if a folder is given; returns the exit code."""
   from gpt_jax.lab.plan import planner, table
 
   if folder:

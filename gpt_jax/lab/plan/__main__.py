@@ -1,4 +1,4 @@
-"""Runs the door: python -m gpt_jax.lab.plan FLAGS."""
+"""Runs the command: python -m gpt_jax.lab.plan FLAGS."""
 
 import sys
 

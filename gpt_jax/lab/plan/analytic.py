@@ -35,7 +35,7 @@ class Estimate:
 
 
 def assemble(config: Config, num_devices: int) -> Assembly:
-  """Returns what a run computes with, on a mesh without devices.
+  """Returns a run's Assembly, on a mesh without devices.
 
   Raises:
     InputError: the mesh does not match, or a parameter cannot be placed.
@@ -82,7 +82,8 @@ def estimate_memory(built, topology: Topology) -> memory_lib.Memory:
   H, V = config_lib.head_dim(m), config_lib.value_dim(m)
   q, y = m.num_heads * H // tensor, m.num_heads * V // tensor
   kv = max(config_lib.num_kv_heads(m) // tensor, 1) * (H + V)
-  # What "qkv" names; latent attention saves what it projects both from.
+  # Width of what remat calls "qkv"; latent attention saves the latents from
+  # which it projects keys and values.
   small = sum(width for _, width in config_lib.cached_dims(m))
   qkv = q + (kv if m.kv_lora_rank is None else small)
   gates = 2 if config_lib.is_gated(m) else 1
@@ -185,8 +186,8 @@ def estimate_terms(built, topology: Topology) -> Terms:
 def _exchanged(m, shape, tokens: int, passes: int) -> float:
   """Returns the bytes that a device sends along axis expert in a step.
 
-  To and from the experts of each layer in each pass: every device's tokens, or
-  with a capacity the buffers of the others' experts (models/experts.py).
+  Each pass of each layer sends to the experts and back: every device's tokens,
+  or with a capacity the buffers of other devices' experts (models/experts.py).
   """
   n, layers = shape["expert"], config_lib.mlp_kinds(m).count("moe")
   rows = float(n - 1)
@@ -197,7 +198,7 @@ def _exchanged(m, shape, tokens: int, passes: int) -> float:
 
 
 def _depth(config: Config) -> float:
-  """Returns the layers that a token of data.seq_len passes.
+  """Returns the number of layers that a token of data.seq_len passes.
 
   A decoder's layer that attends to a source counts as one and a half.
   """
@@ -211,7 +212,7 @@ def _depth(config: Config) -> float:
 
 
 def _has_kernel(model, topology: Topology) -> bool:
-  """Returns whether the attention kernel never stores all scores."""
+  """Returns whether attention has a kernel that never stores all scores."""
   if model.attention == "auto":
     # Biases of scores have no kernel.
     has_bias = config_lib.has_score_bias(model)
@@ -227,7 +228,8 @@ def _layer_parameters(model) -> int:
 def hardware_flops(config: Config, topology: Topology) -> float:
   """Returns the FLOPs per token that devices do, recomputation included.
 
-  A kernel computes the scores that the mask leaves; of a causal one half.
+  A kernel computes only the scores that the mask leaves, half of them if it is
+  causal.
   """
   m, (S, T) = config.model, config_lib.row_lengths(config)
   all_scores = flops.score_flops_per_token(m, T, S)

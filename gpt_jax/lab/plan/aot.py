@@ -1,7 +1,7 @@
 """Compiles the real train step for devices that are not here.
 
-Mesh, abstract state and jitted step are those of a run, and the TPU compiler
-gives the answer that it would give on the slice.
+Mesh, abstract state and jitted step are those of a run, and the compiler makes
+the same program that it would make on the slice.
 """
 
 import contextlib
@@ -122,7 +122,7 @@ def compile_step(assembly: Assembly) -> Compiled:
 
 @contextlib.contextmanager
 def _without_cache():
-  """Turns the compilation cache off: entries need their chips to be read."""
+  """Turns the compilation cache off: reading an entry needs its chips."""
   key = "jax_enable_compilation_cache"
   old = getattr(jax.config, key)
   jax.config.update(key, False)

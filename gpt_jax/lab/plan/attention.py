@@ -16,7 +16,7 @@ from gpt_jax.ops import visibility
 from gpt_jax.ops.visibility import Rule, TokenPositions
 
 SHAPE = dict(B=2, N=4, H=64)
-# Name -> (word of model.attention, platform, mesh, model.seq_attention, T).
+# Name -> (option of model.attention, platform, mesh, model.seq_attention, T).
 KERNELS = {
   "dense": ("dense", "cpu", {}, "gather", 512),
   "dense, 8 devices": (
@@ -91,7 +91,7 @@ class Result:
   Attributes:
     forward: of y.
     backward: of the gradients of q, k and v.
-    leak: largest gradient that reaches what must not be seen.
+    leak: largest gradient of a token that must not be visible.
   """
 
   forward: float
@@ -105,7 +105,7 @@ def value_dim_of(feature: str) -> int:
 
 
 def visible(rule: Rule, length: int, num_rows: int, segments_BT):
-  """Returns mask_BTS, numpy: what the rule and the documents let see."""
+  """Returns mask_BTS, numpy: the keys visible by the rule and the documents."""
   import numpy as np
 
   t, s = np.mgrid[:length, :length]
@@ -119,7 +119,7 @@ def visible(rule: Rule, length: int, num_rows: int, segments_BT):
 
 
 def naive(q, k, v, dy, rule: Rule, segments_BT):
-  """Returns (y, dq, dk, dv) in float64 of arrays as Attention has them."""
+  """Returns (y, dq, dk, dv) in float64, for arrays in Attention's layout."""
   import numpy as np
 
   q, k, v, dy = (np.asarray(x, np.float64) for x in (q, k, v, dy))
@@ -161,10 +161,13 @@ def make_inputs(
 
 
 def make_attention(kernel: str, rule: Rule, devices=None):
-  """Returns (mesh, f(q, k, v, dy, segments_BT) -> (y, dq, dk, dv)), in order.
+  """Returns (mesh, f(q, k, v, dy, segments_BT) -> (y, dq, dk, dv)).
+
+  Arguments and results of f are in the order of the text, even if the kernel
+  needs another order of tokens (sharding.zigzag).
 
   Args:
-    devices: TPUs to be for, here or not; None for simulated ones.
+    devices: TPUs to compile for, here or not; None for simulated devices.
   """
   import jax
   import jax.numpy as jnp
@@ -266,7 +269,8 @@ def compare(kernel: str, feature: str) -> Result:
   error = lambda a, b: float(np.abs(a - b).max())
   backward = max(map(error, grads, wanted[1:]))
 
-  # Only some tokens' outputs count; the others' keys must not be felt.
+  # dy is zero but for some tokens, so keys that they do not see, and all other
+  # queries, must get a gradient of exactly zero.
   if segments is None:
     asked = np.zeros((SHAPE["B"], T), bool)
     asked[:, : T // 2] = True

@@ -18,7 +18,7 @@ KINDS = (
   "ragged-all-to-all",
   "collective-broadcast",
 )
-# Mark of a send to the multi-slice runtime -> the collective that it is.
+# {transfer type of a send to the multi-slice runtime: its collective}.
 _BETWEEN = {
   "ALL_REDUCE": "all-reduce",
   "ALL_GATHER": "all-gather",
@@ -39,7 +39,7 @@ class Collective:
       one device sends in an all-to-all or a permute.
     groups: lists of device indices that exchange; for a permute (source,
       target) pairs.
-    op_name: the place in the program that it comes from.
+    op_name: the operation in the program that it comes from.
     slices: number of slices that exchange over the network, each device with
       its counterparts; 0 within a slice, where `groups` says who exchanges.
   """

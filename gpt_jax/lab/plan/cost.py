@@ -1,7 +1,7 @@
 """Counts what a compiled step does: FLOPs, HBM bytes, bytes between chips.
 
-All figures are for one device and one step. Where the HLO leaves two readings,
-the smaller figure is taken, so that the roofline stays an upper bound of speed.
+All figures are for one device and one step. Where the HLO is ambiguous, the
+smaller figure is taken, so that the roofline stays an upper bound of speed.
 """
 
 import dataclasses
@@ -84,7 +84,7 @@ def measure(module: hlo.Module, num_devices: int, causal: float) -> Cost:
   """Returns the Cost of a module.
 
   Args:
-    causal: the part of all scores that attention kernels must compute.
+    causal: the fraction of all scores that attention kernels must compute.
   """
   ops, found, unknown = [], {}, []
 
@@ -106,8 +106,8 @@ def measure(module: hlo.Module, num_devices: int, causal: float) -> Cost:
           or instruction.attribute("true_computation")
           + instruction.attribute("false_computation"),
         )
-        # Which branch is taken is not known; in ring attention it is half of
-        # the time one, half of the time the other.
+        # Which branch is taken is unknown, so each gets an equal share. In ring
+        # attention, each of the two is indeed taken half of the time.
         for branch in branches:
           visit(branch, count / len(branches))
       if opcode in FREE:
@@ -157,7 +157,7 @@ def _flops(module, computation, instruction, causal: float) -> float:
 
 
 def _cublas_flops(computation, instruction) -> float:
-  """Returns FLOPs of a product that a GPU's library makes."""
+  """Returns the FLOPs of a matmul by cuBLAS."""
   left = _dims(computation, instruction.operands[0])
   listed = re.search(
     r'"lhs_contracting_dimensions":\s*\[(.*?)\]', instruction.attributes
@@ -171,7 +171,7 @@ def _cublas_flops(computation, instruction) -> float:
 def _cudnn_flops(computation, instruction) -> float:
   """Returns FLOPs of cuDNN's attention over all scores.
 
-  Forward has 2 products, backward 5, of which one recomputes scores.
+  Forward has 2 matmuls, backward 5, of which one recomputes scores.
   """
   text = instruction.attributes
   listed = re.search(
@@ -391,7 +391,7 @@ def _written_bytes(instruction, inner) -> float:
 
 
 def _results_bytes(instruction) -> float:
-  """Returns bytes of results in HBM; a library's workspace is none."""
+  """Returns bytes of results in HBM, without a GPU library's workspace."""
   is_library = hlo.target_of(instruction).startswith("__cu")
   return sum(
     a.bytes

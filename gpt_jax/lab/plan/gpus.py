@@ -1,8 +1,8 @@
-"""GPUs that are not here, as XLA's GPU compiler needs to know them.
+"""Describes GPUs that are not here to XLA's GPU compiler.
 
 With the wheels of jax's CUDA plugin (extra `plan-gpu`) the compiler runs on any
-machine. It does not time kernels there, so that products are Triton fusions
-where a real card may take cuBLAS instead.
+machine. It cannot time kernels without the GPU, so matmuls become Triton
+fusions where a real GPU may use cuBLAS instead.
 """
 
 import dataclasses
@@ -19,16 +19,16 @@ from gpt_jax.machine.chips import Topology
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-  """What the compiler asks of a card.
+  """What the compiler needs to know of a GPU.
 
   Attributes:
     name: as the driver reports it.
     capability: (major, minor), "compute capability".
-    cores: streaming multiprocessors.
-    fpus: float32 units of a core.
-    shared_memory: bytes of a core.
+    cores: number of streaming multiprocessors.
+    fpus: number of float32 units in a core.
+    shared_memory: bytes of shared memory of a core.
     optin_memory: bytes of shared memory that one block may ask for.
-    l2: bytes.
+    l2: bytes of L2 cache.
     clock: GHz.
     bandwidth: bytes/s of HBM.
     memory: bytes of HBM that the driver reports.
@@ -86,7 +86,7 @@ _HOPPER = {
   "l2": 52428800,
   "clock": 1.98,
 }
-# By word of chips.CHIPS. Source: the specs of openxla/xla in
+# By key of chips.CHIPS. Source: the specs of openxla/xla in
 # xla/backends/gpu/target_config/specs.
 TARGETS = {
   "a100": Target(
@@ -137,7 +137,7 @@ def require_compiler(said: str = "") -> None:
   """Raises InputError unless the compiler is there and works.
 
   Args:
-    said: the plugin's own complaint, "" for none.
+    said: the plugin's own error message, "" for none.
   """
   if said or not has_compiler():
     raise InputError(
@@ -148,7 +148,7 @@ def require_compiler(said: str = "") -> None:
 
 
 def has_cudnn() -> bool:
-  """Returns whether the library is installed that attention compiles with."""
+  """Returns whether cuDNN, with which attention is compiled, is installed."""
   try:
     return importlib.util.find_spec("nvidia.cudnn") is not None
   except ModuleNotFoundError:  # there is no package `nvidia`
@@ -156,7 +156,7 @@ def has_cudnn() -> bool:
 
 
 def require_cudnn() -> None:
-  """Raises InputError unless what attention compiles with is there."""
+  """Raises InputError unless cuDNN is installed."""
   if not has_cudnn():
     raise InputError(
       "a card computes attention with cuDNN, which is not installed here: in "

@@ -254,7 +254,7 @@ def trip_count(module: Module, loop: Instruction, parent: Computation) -> int:
 
 
 def _unwrap(module, condition, root, start):
-  """Returns a comparison inside a fusion, its parameters replaced."""
+  """Returns the comparison in a fusion, with its parameters substituted."""
   inner = module.computations.get(root.called("calls"))
   if inner is None or inner.root.opcode != "compare":
     return None, condition, start

@@ -1,7 +1,7 @@
-"""Splits the memory of a device during a step by kind.
+"""Splits the peak memory of a device during a step by kind.
 
-The compiler gives the sum and the state. Gradients follow from the state's
-shardings, activations are read from the compiled loop over layers, and
+The compiler gives the sum and the size of the state. Gradients follow from the
+state's shardings, activations are read from the compiled loop over layers, and
 temporaries are the rest.
 """
 
@@ -16,13 +16,13 @@ from gpt_jax.lab.plan import hlo
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-  """Bytes on one device, and how each figure came about.
+  """Bytes on one device, and how each figure was found.
 
   Attributes:
     kinds: {kind: bytes}; they add up to `peak`.
     origin: {kind: "exact" | "compiled" | "derived" | "estimated"}.
-    peak: bytes in all at the moment of the most use.
-    available: bytes that a program may take, None if unknown.
+    peak: total bytes at the moment of the highest use.
+    available: bytes that a program may use, None if unknown.
     host: bytes that are offloaded to the host's memory.
   """
 

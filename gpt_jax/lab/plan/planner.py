@@ -33,7 +33,7 @@ def make(config: Config, topology: chips.Topology) -> dict:
   """Returns the plan of a config whose vocabulary is known.
 
   Raises:
-    InputError: mesh, batch and topology do not go together.
+    InputError: mesh, batch and topology do not fit together.
   """
   if not aot.can_compile(topology):
     return _estimated(config, topology)

@@ -12,7 +12,7 @@ from gpt_jax.config import Config, InputError
 from gpt_jax.lab.plan import analytic, aot
 from gpt_jax.machine import chips
 
-# Suggestions that are compiled; after that an estimate is enough.
+# Number of suggestions that are compiled; after that, estimates are enough.
 TRIES = 3
 # The largest number of GPUs that is suggested.
 MOST_GPUS = 1024
@@ -22,7 +22,7 @@ def change(config: Config, values: dict) -> Config:
   """Returns the config with {"section.key": value} set, checked.
 
   Raises:
-    InputError: the values do not go together.
+    InputError: the values do not fit together.
   """
   nested = dataclasses.asdict(config)
   for key, value in values.items():
@@ -93,7 +93,7 @@ def find(plan: dict, config: Config, topology, make, say) -> dict | None:
   Args:
     plan: of the config that does not fit.
     make: (config, topology) -> plan, to verify a suggestion for TPUs.
-    say: takes lines about what is being done.
+    say: called with lines about what is being done.
   """
   needed, available = plan["memory"]["peak"], plan["memory"]["available"]
   # Corrects estimates by the compiler's figure for this config.

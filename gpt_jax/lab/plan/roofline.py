@@ -28,9 +28,9 @@ class Traffic:
   Attributes:
     axis: mesh axes joined by "+".
     count: times per step.
-    bytes: that one chip receives in a step, from its slice and from others.
-    ici_seconds: at the rate of the links along those axes.
-    dcn_seconds: at the chip's share of the network between slices.
+    bytes: bytes that one chip receives in a step, from its slice and others.
+    ici_seconds: time at the rate of the links along those axes.
+    dcn_seconds: time at the chip's share of the network between slices.
     link_seconds: ici_seconds times the number of links used.
   """
 
@@ -48,11 +48,11 @@ class Terms:
   """Lower bounds of a step's seconds.
 
   Attributes:
-    compute: by all FLOPs at the peak.
-    hbm: by all HBM bytes at the peak.
-    ops: by both, the longer of the two for each op.
-    ici: by the busiest links.
-    dcn: by the network between slices.
+    compute: all FLOPs at the peak rate.
+    hbm: all HBM bytes at the peak rate.
+    ops: the sum over ops of the longer of the two.
+    ici: traffic of the busiest links.
+    dcn: traffic of the network between slices.
   """
 
   compute: float
@@ -98,7 +98,10 @@ def bound(cost: Cost, traffic: list[Traffic], topology: Topology) -> Terms:
 
 
 def busiest_links(traffic: list[Traffic], topology: Topology) -> float:
-  """Returns seconds of links: of the busiest axis, or of all together."""
+  """Returns the seconds of the busiest axis, or of all links if that is longer.
+
+  For all links, traffic is spread evenly over the links of a chip.
+  """
   by_axis = {}
   for t in traffic:
     by_axis[t.axis] = by_axis.get(t.axis, 0.0) + t.ici_seconds
@@ -110,10 +113,10 @@ def busiest_links(traffic: list[Traffic], topology: Topology) -> float:
 def links_along(size: int, topology: Topology) -> int:
   """Returns the links of a chip along a torus dim of `size` chips.
 
-  A ring gives two. Without a link between its ends, the chips there have one,
-  which bounds the others. On 2-D slices a dim of 16 is a ring; on 3-D slices
-  all dims are, if each is a multiple of 4 (docs.cloud.google.com/tpu/docs/v5p,
-  /v5e).
+  A ring gives two. In a line, without a link between its ends, the chips there
+  have one, which bounds the others. On 2-D slices a dim of 16 is a ring; on 3-D
+  slices all dims are, if each is a multiple of 4
+  (docs.cloud.google.com/tpu/docs/v5p, /v5e).
   """
   chip = topology.the_chip()
   if chip.torus_dims == 0:

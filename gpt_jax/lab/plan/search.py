@@ -36,8 +36,8 @@ def run(config: Config, topology, seconds: float, typed, say) -> dict:
 
   Args:
     seconds: how long to compile; a compile that has begun is finished.
-    typed: words of the command line that name the config.
-    say: takes lines about what is being done.
+    typed: arguments of the command line that name the config.
+    say: called with lines about what is being done.
 
   Raises:
     InputError: no setting fits.
@@ -94,7 +94,7 @@ def run(config: Config, topology, seconds: float, typed, say) -> dict:
 
 
 def list_settings(config: Config, topology) -> list[Setting]:
-  """Returns all settings whose sizes divide, each with its estimate."""
+  """Returns all settings whose sizes divide evenly, each with its estimate."""
   found = []
   for sizes in _mesh_shapes(config, topology):
     mesh = dataclasses.replace(config.mesh, **sizes)
@@ -117,7 +117,7 @@ def list_settings(config: Config, topology) -> list[Setting]:
 
 
 def _compile_best(likely, topology, deadline: float, say) -> list:
-  """Returns [(setting, plan)], compiled from the best estimate on."""
+  """Returns [(setting, plan)], compiled in the order of their estimates."""
   plans, refused = [], []
   best = float("inf")
   for index, setting in enumerate(likely):
@@ -177,7 +177,7 @@ def _mesh_shapes(config: Config, topology) -> list[dict[str, int]]:
 
 
 def _rest(config: Config, sizes: dict[str, int]):
-  """Yields (microbatches, remat, loss chunks) that divide the batch."""
+  """Yields each (microbatches, remat, loss chunks) that divides evenly."""
   t = config.train
   shards = sizes["data"] * sizes["fsdp"] * sizes["expert"]
   if t.global_batch_size % shards:

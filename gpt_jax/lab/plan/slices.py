@@ -64,13 +64,13 @@ def main(argv: list[str]) -> int:
 
 
 def make(config, topologies: list[chips.Topology]):
-  """Yields the plan of a config on each slice, of planner.make.
+  """Yields the plan of a config on each slice, from planner.make.
 
   Args:
     config: frozen, with a known vocabulary; its batch is for the first slice.
 
   Raises:
-    InputError: the batch does not grow to a whole number.
+    InputError: on a slice, the batch would not be a whole number.
   """
   from gpt_jax.lab.plan import planner
 

@@ -1,7 +1,7 @@
 """Scaling laws of finished runs: python -m gpt_jax.lab.scaling --help.
 
-A thin door. Nothing is written before everything is computed, and jax is never
-imported: fits need numpy and scipy. From a notebook:
+Nothing is written before everything is computed, and jax is never imported:
+fits need numpy and scipy. From a notebook:
 
   runs = points.read_workdirs("runs/grid-*", None, "6N")
   study.analyse(runs).found

@@ -1,4 +1,4 @@
-"""Runs the door: python -m gpt_jax.lab.scaling FLAGS."""
+"""Runs the command: python -m gpt_jax.lab.scaling FLAGS."""
 
 import sys
 

@@ -14,8 +14,8 @@ _OUTLIER = 0.22
 # Root mean square of log residuals. Published ladders have 0.3 to 3 %.
 _LARGE_RESIDUAL = 0.05
 _FEW_POINTS = 15
-# Share of intervals that held each coefficient, over 57 simulated fits of six
-# runs with 0.5 % of noise.
+# Measured coverage: the share of intervals that contained the true coefficient,
+# over 57 simulated fits of six runs with 0.5 % of noise.
 _COVERAGE = (
   "intervals are widened by Student's t and hold the truth of six simulated "
   "runs in 93 to 98 % of trials, 67 to 77 % without"

@@ -7,7 +7,7 @@ import numpy as np
 from gpt_jax.lab.scaling import frontier, parametric
 from gpt_jax.runs import plot
 
-# Budgets and sizes that the legend of a figure names.
+# Most budgets and sizes that a figure's legend names.
 _MOST_NAMED = 12
 
 

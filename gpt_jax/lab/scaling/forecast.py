@@ -44,8 +44,8 @@ def predict(fit: parametric.Fit, params, tokens, factor: float = 1.0):
 
   Args:
     params, tokens: [P].
-    factor: by which intervals are widened, see rolling.measure; 1 allows for
-      noise alone.
+    factor: factor by which intervals are widened, see rolling.measure; 1 allows
+      for noise alone.
   """
   x, y = np.log(params), np.log(tokens)
   central = np.exp(parametric.log_predict(fit.theta, x, y))
@@ -75,16 +75,16 @@ def predict(fit: parametric.Fit, params, tokens, factor: float = 1.0):
 
 
 def hold_out(points: Points, above: float, num_resamples: int, seed: int):
-  """Fits the runs up to a compute, and predicts the others.
+  """Fits the runs up to a compute budget, and predicts the others.
 
   Args:
-    above: FLOPs; runs of more are predicted.
+    above: FLOPs; runs with more are predicted.
 
   Returns:
     The errors, the widening and a row for each predicted run, as a dict.
 
   Raises:
-    InputError: no run has more FLOPs, or too few have less.
+    InputError: no run has more FLOPs, or too few have fewer.
   """
   is_above = points.flops > above
   if not is_above.any():
@@ -258,8 +258,8 @@ def measure(record: dict, folder: str, metric: str | None, path: str) -> float:
 
   Args:
     folder: workdir of the run.
-    metric: as of points.read_workdir.
-    path: of the prediction, for error sentences.
+    metric: as in points.read_workdir.
+    path: file of the prediction, for error sentences.
 
   Raises:
     InputError: the run is not finished, or is not the one that was predicted.

@@ -26,8 +26,9 @@ def interval(samples) -> tuple[float, float]:
 def corrected_interval(value, samples, left_out) -> tuple[float, float]:
   """Returns (low, high) by BCa: percentiles corrected for bias and skew.
 
-  Efron 1987, section 3. In simulations plain percentile intervals of B held the
-  truth too often, and basic intervals of all seven coefficients too seldom.
+  Efron 1987, section 3. In simulations, plain percentile intervals of B
+  contained the true value too often, and basic intervals of all seven
+  coefficients too seldom.
 
   Args:
     value: the estimate.
@@ -75,12 +76,12 @@ def cost_of(params, flops_per_token) -> tuple[float, float]:
 
 
 def exponent(theta, g: float = 1.0):
-  """Returns a of N* ~ C^a for thetas [..., 5]; D* ~ C^(1 - g a)."""
+  """Returns exponents a of N* ~ C^a, of thetas [..., 5]; D* ~ C^(1 - g a)."""
   return theta[..., 4] / (theta[..., 3] + g * theta[..., 4])
 
 
 def optimum(theta, flops: float, cost: tuple[float, float] = (6.0, 1.0)):
-  """Returns (N*, D*, loss) [...] of thetas [..., 5] at one compute.
+  """Returns (N*, D*, loss) [...] of thetas [..., 5] at one compute budget.
 
   At the least E + A/N^alpha + B/D^beta subject to c N^g D = C, alpha A N^-alpha
   equals g beta B D^-beta.
@@ -178,8 +179,8 @@ def estimate(value, samples, left_out=None, degrees=None) -> dict:
     low, high = widen(float(value), low, high, small_sample_factor(degrees))
   error = float("nan")
   if len(samples) > 1:
-    # A resample may lack the points that show a term; then A has no bound, and
-    # the error is taken from the middle 68 % of the samples.
+    # A resample may lack the points that determine a term; then A is unbounded,
+    # so the error is taken from the middle 68 % of the samples.
     with np.errstate(over="ignore", invalid="ignore"):
       middle = np.quantile(samples, (_NORMAL.cdf(-1), _NORMAL.cdf(1)))
       error = float(

@@ -75,7 +75,7 @@ def group(flops, tolerance: float, budgets=None) -> list[np.ndarray]:
 def fit(points, tolerance: float, num_resamples: int, seed: int) -> dict:
   """Returns {"budgets", "left_out", "laws", "window"}.
 
-  The order of the points changes nothing.
+  The result does not depend on the order of the points.
 
   Returns:
     budgets: a list of Budget.
@@ -192,7 +192,7 @@ def _lack_of_fit(groups, log_n, loss) -> float:
     terms, degrees = terms + order - 2, degrees + len(x) - order - 1
   if not terms:
     return float("nan")
-  # Residuals at the level of rounding are taken as that.
+  # Residuals below the level of rounding errors count as that level.
   higher = max(higher, degrees * 1e-24)
   ratio = (max(square - higher, 0.0) / terms) / (higher / degrees)
   return float(special.fdtrc(terms, degrees, ratio))

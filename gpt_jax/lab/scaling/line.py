@@ -1,7 +1,7 @@
 """Fits runs that lie on one line in (log N, log D).
 
-Such are runs with D = 20 N, or a list of compute-optimal runs. They do not
-determine the parametric form, but the exponents of the line, and the loss as a
+Examples are runs with D = 20 N, or a list of compute-optimal runs. They do not
+determine the parametric form, only the exponents of the line, and the loss as a
 power of compute along it. Intervals are Student's t because such lists are
 short.
 """
@@ -12,7 +12,7 @@ import numpy as np
 
 from gpt_jax.lab.scaling import frontier, parametric
 
-# Exponents of C that are tried.
+# Exponents gamma of C that are tried.
 _EXPONENTS = np.geomspace(1e-3, 2, 2000)
 # E, K and gamma.
 _NUM_COEFFICIENTS = 3

@@ -19,9 +19,9 @@ NAMES = ("A", "B", "E", "alpha", "beta")
 # Largest number of jackknife fits; with more points each leaves out several.
 _MAX_LEFT_OUT = 400
 
-# Runs whose deviation across the best line in (log N, log D) is less than this
-# part of that along it lie on a line. Published lists of optima have 0.04 to
-# 0.11, published grids 0.5 to 0.9.
+# Runs lie on a line if their deviation across the best line in (log N, log D)
+# is less than this fraction of their deviation along it. Published lists of
+# optima have 0.04 to 0.11, published grids 0.5 to 0.9.
 MIN_ASPECT = 0.15
 # A term of less than this share of the loss is at its bound, 0.
 MIN_SHARE = 1e-3
@@ -64,7 +64,7 @@ def fit(params, tokens, loss, num_resamples: int, seed: int) -> Fit:
     num_resamples: number of bootstrap resamples.
     seed: of the resamples.
 
-  The order of the points changes nothing: they are sorted before resampling.
+  The order of the points does not matter: they are sorted before resampling.
 
   Raises:
     OnALine: N and D do not vary independently.
@@ -78,7 +78,7 @@ def fit(params, tokens, loss, num_resamples: int, seed: int) -> Fit:
   shares = share_of(found.theta, np.log(params), np.log(tokens))
   for i, name in enumerate("ND"):
     value = found.theta[3 + i]
-    # Where the term is nothing, its exponent is nothing either.
+    # An exponent means nothing if its term is zero.
     if not value > 0 and shares[i] >= MIN_SHARE:
       raise InputError(
         f"the loss of these runs does not fall with {name}: its exponent would "

@@ -67,7 +67,7 @@ class Points:
     return {"name": self.names[i], **numbers}
 
   def take(self, kept, *why: str) -> "Points":
-    """Returns the points at indices or a mask.
+    """Returns the points at the indices `kept`, or where it is a true mask.
 
     Args:
       why: sentences on the points left out.
@@ -129,7 +129,7 @@ class Points:
 
 
 def name_some(names: list[str]) -> str:
-  """Returns the first names and the number of the others."""
+  """Returns the first names, and the number of the others, as text."""
   more = len(names) - _MAX_NAMED
   return ", ".join(names[:_MAX_NAMED]) + (f" and {more} more" * (more > 0))
 

@@ -1,10 +1,10 @@
 """Rolling hold-outs: measures how far off predictions of larger runs are.
 
 A fit's residuals show noise, but not whether the form is wrong beyond the runs.
-So runs up to some compute are fitted and the larger ones predicted, for several
-computes. Intervals are widened until they hold as many of these losses as their
-level says (split conformal prediction with the interval's half-width as scale;
-Papadopoulos et al. 2002).
+So runs up to a cut in compute are fitted and the larger ones predicted, for
+several cuts. Intervals are widened until they contain the fraction of these
+losses that their level says (split conformal prediction with the interval's
+half-width as scale; Papadopoulos et al. 2002).
 """
 
 import dataclasses
@@ -25,8 +25,8 @@ class Widening:
   """How much hold-outs widen the intervals of predictions.
 
   Attributes:
-    factor: of the half-widths of intervals for noise alone; 1 or more.
-    times: the largest predicted compute over the largest fitted, of all cuts.
+    factor: multiplies the half-widths of intervals for noise alone; 1 or more.
+    times: the largest ratio, over all cuts, of predicted to fitted compute.
     num_fits: number of cuts.
     num_losses: number of predicted losses, over all cuts.
     inside_noise: fraction of losses inside intervals for noise alone.
@@ -96,7 +96,7 @@ def _cuts(points) -> list[np.ndarray]:
 
 
 def _scores(value, low, high, rest) -> np.ndarray:
-  """Returns [P] errors of log loss in half-widths of their side."""
+  """Returns [P] errors of log loss, in half-widths of the interval's side."""
   error = np.log(rest.loss / value)
   half = np.where(error > 0, np.log(high / value), np.log(value / low))
   return abs(error) / np.maximum(half, 1e-9)

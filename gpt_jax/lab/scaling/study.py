@@ -1,7 +1,7 @@
 """A whole analysis of finished runs: every fit that they allow.
 
-A fit that the runs do not determine is left out and its reason kept, unless the
-caller asked for that fit.
+A fit that the runs do not determine is left out and the reason recorded, unless
+the caller asked for that fit, which then raises.
 """
 
 import dataclasses
@@ -28,13 +28,13 @@ from gpt_jax.lab.scaling import points as points_lib
 # Runs whose FLOPs are within this fraction of the least are of one budget.
 TOLERANCE = 0.1
 FORMS = ("parametric", "isoflop", "both")
-# Fewer resamples make no interval.
+# Fewer resamples than this do not give an interval.
 MIN_RESAMPLES = 20
 
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-  """What fits to runs found.
+  """The results of the fits to some runs.
 
   Attributes:
     points: the runs.
@@ -110,7 +110,7 @@ def read(
   """Returns the study of finished runs: points.read_workdirs, then analyse.
 
   Args:
-    options: of analyse.
+    options: arguments of analyse.
   """
   workdirs = os.fsdecode(workdirs)
   points = points_lib.read_workdirs(workdirs, metric, convention)
@@ -130,9 +130,9 @@ def analyse(
   """Returns the fits of runs.
 
   Args:
-    points: of points.read_csv or points.read_workdirs.
+    points: from points.read_csv or points.read_workdirs.
     form: "parametric", "isoflop" or "both".
-    num_resamples: of the bootstrap that intervals are made of.
+    num_resamples: number of bootstrap resamples, for intervals.
     seed: of the resamples.
     at: FLOPs at which to give the compute-optimal frontier; None takes the
       largest of the runs and ten times that.
@@ -206,7 +206,7 @@ def write(study: Study, folder: str) -> list[str]:
 
 
 def _without_nan(value):
-  """Returns a value that every JSON reader takes: NaN becomes null."""
+  """Returns a value that every JSON reader accepts: NaN becomes null."""
   if isinstance(value, dict):
     return {k: _without_nan(v) for k, v in value.items()}
   if isinstance(value, list | tuple):

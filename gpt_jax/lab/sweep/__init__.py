@@ -1,7 +1,7 @@
 """Many runs of one config: python -m gpt_jax.lab.sweep VERB.
 
-A thin door: it checks verb, flags and the config file's sweep(add) before
-anything is run or written. From a notebook:
+Verb, flags and the config file's sweep(add) are checked before anything is run
+or written. From a notebook:
 
   sweep = asked.load("configs/x.py", {})
   plan.make(sweep), run.run(sweep, root), listing.read(sweep, root),
@@ -18,7 +18,7 @@ from gpt_jax import config as config_lib
 from gpt_jax.config import InputError
 from gpt_jax.machine import console, runtime
 
-# Lines of --emit that are printed too.
+# Number of lines of --emit that are also printed.
 SHOWN = 3
 
 VERBS = {

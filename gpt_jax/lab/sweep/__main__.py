@@ -1,4 +1,4 @@
-"""Runs the door: python -m gpt_jax.lab.sweep VERB."""
+"""Runs the command: python -m gpt_jax.lab.sweep VERB."""
 
 import sys
 

@@ -1,8 +1,8 @@
-"""What a config file's sweep(add) asks for, as cells.
+"""Turns a config file's sweep(add) into cells.
 
-Everything is checked here, before anything is run: unknown keys, the same cell
-twice, branches that go round. A cell whose values cannot be used is refused,
-and the others run.
+Everything is checked here, before anything is run: unknown keys, repeated
+cells, cyclic branches. A cell whose values cannot be used is refused, and the
+others run.
 """
 
 import dataclasses
@@ -52,7 +52,7 @@ def load(
 
   Raises:
     InputError: the file has no sweep(add), it adds no cell or the same cell
-      twice, a key is unknown, or branches go round.
+      twice, a key is unknown, or branches form a cycle.
   """
   base = cli.load_config(path, overrides)
   file = path.partition(":")[0]

@@ -68,15 +68,15 @@ def start_step(root: str, cell: Cell) -> int:
 
 
 def is_ready(root: str, cell: Cell) -> bool:
-  """Returns whether its trunk has the checkpoint that a cell starts from."""
+  """Returns whether a cell's trunk has the checkpoint that it starts from."""
   return start_step(root, cell) == cell.the_trunk()[1]
 
 
 def start(root: str, cell: Cell) -> int:
-  """Copies its trunk's checkpoint to a cell; returns the step it begins at.
+  """Copies the trunk's checkpoint to a cell; returns the step it begins at.
 
-  That is the newest checkpoint up to the step asked for: training to there is
-  the same for both. 0 where there is none, and the cell runs from step 0.
+  It is the newest checkpoint up to the step asked for, since both train alike
+  until then. If there is none, it returns 0 and the cell runs from step 0.
   """
   path = folder.path_of(root, cell.id)
   if folder.list_steps(path):

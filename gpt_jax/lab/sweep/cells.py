@@ -40,7 +40,7 @@ class Cell:
     return f"{self.name} seed {self.config.seed}"
 
   def the_trunk(self) -> tuple[str, int]:
-    """Returns the trunk, where it is known that the cell has one."""
+    """Returns the trunk of a cell that is known to have one."""
     assert self.trunk is not None, f"{self.title} starts from nothing"
     return self.trunk
 
@@ -94,7 +94,7 @@ def diff(a: dict, b: dict, is_all: bool = False) -> dict:
 
 
 def diff_text(cell: Cell, other: Cell) -> str:
-  """Returns the keys in which `cell` differs from `other`, but the seed."""
+  """Returns the keys in which `cell` differs from `other`, without the seed."""
   changed = diff(flat(other), flat(cell))
   changed.pop("seed", None)
   return ", ".join(f"{short_name(k)} {b}" for k, (_, b) in changed.items())

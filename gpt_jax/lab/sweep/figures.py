@@ -15,14 +15,14 @@ from gpt_jax.runs import plot
 CURVE_POINTS = 120
 # Groups that get a color each; more are shaded by their loss.
 MAX_COLORS = 8
-# Legible on white and on black.
+# Colors that are legible on white and on black.
 COLORS = (
   *("#3b82c4", "#d1602f", "#3f9d5a", "#9a68cc"),
   *("#b8860b", "#c8508a", "#2a9d9d", "#808080"),
 )
-# Length of a name beside a figure.
+# Most characters of a name beside a figure.
 LEGEND_CHARS = 36
-# Lines of a figure that are named.
+# Most lines of a figure that the legend names.
 MAX_LINES = 6
 
 

@@ -1,4 +1,4 @@
-"""A cell's folder, which holds all that is known of the cell.
+"""A cell's folder, which holds everything that is known of the cell.
 
 ROOT/cells/ID is the workdir of a run, with three more files:
 
@@ -80,7 +80,7 @@ class State:
     return self.record.get("name", self.id)
 
   def the_config(self) -> Config:
-    """Returns the config, where it is known that there is one."""
+    """Returns the config of a cell that is known to have one."""
     assert self.config is not None, f"{self.path} has no config"
     return self.config
 
@@ -91,9 +91,9 @@ class State:
 
   @property
   def is_passed_over(self) -> bool:
-    """Whether `run` passes the cell over without --retry.
+    """Whether `run` skips the cell unless --retry is given.
 
-    A cluster's job that was cut off on a loss that is not finite is resumed.
+    An interrupted cluster job is resumed, even after a loss that isn't finite.
     """
     is_sure = bool(self.ended) or self.step >= self.total
     words = (FAILED, UNREADABLE, *([DIVERGED] if is_sure else []))
@@ -101,7 +101,7 @@ class State:
 
   @property
   def seconds(self) -> float | None:
-    """How long its last process took."""
+    """Seconds that the cell's last process took."""
     return self.ended.get("seconds")
 
   @property

@@ -1,4 +1,4 @@
-"""Groups of runs that differ only in the seed, and what they show together."""
+"""Groups of runs that differ only in the seed, and how the groups compare."""
 
 import dataclasses
 import json
@@ -23,7 +23,7 @@ class Group:
 
   @property
   def ended(self) -> list[folder.State]:
-    """Its runs that have ended with a loss."""
+    """The group's runs that have ended with a loss."""
     return [s for s in self.states if s.final is not None]
 
   def losses(self, unit: str = losses.NATS) -> dict[int, float]:

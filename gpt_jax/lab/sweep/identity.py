@@ -60,8 +60,8 @@ def code_version() -> str:
   is in; changed by any other constant, name, operator or default value.
   """
   root = os.path.dirname(os.path.abspath(gpt_jax.__file__))
-  # Hashing trees takes half a second, so the result is cached by the files'
-  # contents, of which every byte counts: an entry is never out of date.
+  # Hashing trees takes half a second, so the result is cached by a hash of all
+  # bytes of the files: an entry is never out of date.
   entry = os.path.join(runtime.cache_dir(), "code", _hash_files(root))
   with contextlib.suppress(files.Damage):
     known = files.read_text(entry)

@@ -1,4 +1,4 @@
-"""How the cells of a sweep stand, one line for each."""
+"""The state of each cell of a sweep, one line for each."""
 
 import dataclasses
 import time
@@ -44,7 +44,7 @@ def title_of(state: folder.State) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Listing:
-  """The cells of a sweep, as their folders say they stand.
+  """The cells of a sweep and their states, read from their folders.
 
   Attributes:
     states: of the cells.
@@ -104,10 +104,10 @@ def lines(found: Listing) -> list[str]:
 
 
 def lines_of_others(sweep: Sweep | None, root: str | None) -> list[str]:
-  """Returns a line for each code of cells in ROOT that the sweep has not.
+  """Returns a line for each code version of cells in ROOT outside the sweep.
 
-  After a change of the code, or of the config file, a cell has another id: its
-  results are there, and the sweep would run it anew.
+  After a change of the code or of the config file, a cell has a new id: its old
+  results are still there, but the sweep would run it again.
   """
   if sweep is None or root is None:
     return []

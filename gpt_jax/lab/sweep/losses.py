@@ -54,7 +54,7 @@ def value(state: State, unit: str) -> float:
 
 
 def text_key(data: DataConfig) -> tuple:
-  """Returns the config's words that say which text validates a run.
+  """Returns the config's values that say which text validates a run.
 
   Weights of a mixture are left out: they change the training data alone.
   """
@@ -71,7 +71,7 @@ def _tokenizer_key(data: DataConfig) -> tuple:
 def _specs(mixture: str) -> tuple[str, ...]:
   try:
     return tuple(spec for _, spec in sources.parse_mixture(mixture))
-  except InputError:  # a word of another version
+  except InputError:  # a value of another version
     return (mixture,)
 
 

@@ -1,14 +1,15 @@
-"""What weights of a mixture are best: python -m gpt_jax.lab.sweep.mixture.
+"""Finds the best weights of a mixture: python -m gpt_jax.lab.sweep.mixture.
 
 Reads the runs of a sweep over data.source that differ in their weights w alone,
 and fits their final losses by Scheffe's quadratic (1958) on the simplex,
 
   L(w) = sum_i b_i w_i + sum_(i<j) b_ij w_i w_j,
 
-by least squares; b_i is the loss on source i alone, and a negative b_ij means
-that i and j together are better than either's share of their losses. How far it
-can be trusted is measured: each run is predicted from all others. As RegMix
-(Liu et al. 2024, arXiv:2407.01492), small runs choose the weights of a large.
+by least squares; b_i is the loss with source i alone, and a negative b_ij means
+that mixing i and j is better than the weighted mean of their losses. The fit's
+error is measured by leave-one-out: each run is predicted from all others. As in
+RegMix (Liu et al. 2024, arXiv:2407.01492), small runs choose the weights of a
+large one.
 """
 
 import dataclasses
@@ -22,8 +23,8 @@ from gpt_jax.exits import InputError
 from gpt_jax.lab.sweep import folder, listing, losses
 from gpt_jax.machine import console
 
-# Steps of a weight, where all mixtures of few sources are looked at, and
-# mixtures that are drawn of more.
+# Up to FEW sources, all mixtures on a grid of STEPS steps are evaluated; for
+# more sources, DRAWN random ones.
 STEPS, FEW, DRAWN = 40, 3, 200_000
 
 
@@ -50,9 +51,10 @@ class Study:
     unit: of the losses.
     weights: [N, M], each row of sum 1.
     losses: [N].
-    fitted, left_out: [N], by the fit through all, and through all others.
-    best: [M], where the fit is smallest.
-    least: the fit there.
+    fitted: [N], losses predicted by the fit to all runs.
+    left_out: [N], losses predicted by a fit to all other runs.
+    best: [M], the weights with the least fitted loss.
+    least: the fitted loss there.
   """
 
   specs: list[str]
@@ -66,7 +68,7 @@ class Study:
 
   @property
   def error(self) -> float:
-    """The root mean square error of the runs that were left out."""
+    """The root mean square of the leave-one-out errors."""
     return float(np.sqrt(np.mean((self.left_out - self.losses) ** 2)))
 
   def lines(self) -> list[str]:
@@ -98,7 +100,8 @@ def study(root: str) -> Study:
   """Returns the study of the runs of a sweep that have ended.
 
   Raises:
-    InputError: too few have, or they differ in more than their weights.
+    InputError: too few runs have ended, or they differ in more than their
+      weights.
   """
   states, _ = listing.states_of(None, root)
   ended = [s for s in states if s.final is not None]
@@ -132,7 +135,7 @@ def fit(
   x = terms(weights)
   hat = x @ np.linalg.pinv(x)
   fitted = hat @ values
-  # Left out of a fit by least squares, an error grows by 1 / (1 - leverage).
+  # In least squares, a leave-one-out residual is residual / (1 - leverage).
   room = np.maximum(1 - np.diag(hat), 1e-9)
   left_out = values - (values - fitted) / room
   grid = candidates(weights.shape[1])

@@ -14,7 +14,7 @@ from gpt_jax.lab.sweep import losses, paired
 from gpt_jax.machine import console
 from gpt_jax.runs import plot
 
-# Pixels for a name of figures.LEGEND_CHARS.
+# Pixels for a name of figures.LEGEND_CHARS characters.
 LEGEND_WIDTH = 250
 
 _STYLE = """
@@ -218,7 +218,7 @@ def _comparisons(found: list[paired.Comparison]) -> str:
 
 
 def _measured(found: list[paired.Comparison]) -> str:
-  """Returns what stands beside the differences; "" if no two seeds do."""
+  """Returns the note beside the differences; "" without two paired seeds."""
   count = sum(one.p is not None for one in found)
   if not count:
     return ""

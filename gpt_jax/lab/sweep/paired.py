@@ -56,7 +56,7 @@ class Comparison:
 
   @property
   def sentence(self) -> str:
-    """What was found, in words."""
+    """The verdict as a sentence."""
     if self.verdict.startswith(DIVERGED):
       return f"{self.name}: {self.verdict}, against {self.baseline}"
     if self.mean is None:

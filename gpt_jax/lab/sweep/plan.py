@@ -1,4 +1,4 @@
-"""What a sweep will cost, cell by cell, before anything is run.
+"""Estimates the cost of a sweep, cell by cell, before anything is run.
 
 A cell's time is the start of a process plus its steps times the seconds of a
 step. A step is timed on this machine for a few shapes and scaled by FLOPs to
@@ -20,7 +20,7 @@ from gpt_jax.machine import chips, console, runtime
 
 # Memory of a training process on a CPU before it builds a model.
 PROCESS_BYTES = 400 << 20
-# Moments that an optimizer stores for each parameter; 2 for all others.
+# Moments that an optimizer stores per parameter; optimizers not named: 2.
 MOMENTS = {"lion": 1, "sgd": 1, "adafactor": 0}
 # Seconds for which the steps of a shape are timed.
 MEASURED_SECONDS = 2.0
@@ -32,7 +32,7 @@ class Bill:
 
   Attributes:
     params: number of parameters.
-    tokens, flops: of the steps that are left to do.
+    tokens, flops: tokens and FLOPs of the steps that are left to do.
     bytes: memory of the process, or of one device with a topology.
     hours: None where the cell does not fit.
     fault: why the cell does not fit, "" if it does.
@@ -56,8 +56,8 @@ class Limits:
   """Where cells are to run, and how their plan is made.
 
   Attributes:
-    memory: GiB that one cell may take; None is all that this machine has.
-    topology: the slice to plan for, as lab.plan takes it; None is this machine.
+    memory: GiB that one cell may use; None: all that this machine has.
+    topology: the slice to plan for, as in lab.plan; None: this machine.
     devices: the value of --devices of each cell, or None.
     num_measured: how many shapes a step is timed for.
   """
@@ -149,7 +149,7 @@ def _total(sweep: Sweep, bills: dict[str, Bill], workers: int) -> list[str]:
     f" {_time(hours)} of one worker"
   ]
   if workers > 1:
-    # They share the machine: two at once are no faster than one after another.
+    # Workers share the machine: two cells at once take as long as in turn.
     text[0] += f"; {workers} workers share this machine"
   trunks = {c.trunk[0] for c in todo if c.trunk is not None}
   leaves = [bills[c.id] for c in todo if c.id not in trunks]

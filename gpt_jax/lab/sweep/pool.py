@@ -25,8 +25,8 @@ class Pool:
 
   Attributes:
     waiting: cells still to run, in order.
-    workers: of the cells that run.
-    failed, stopped, finished: cells that ended here.
+    workers: the processes of the cells that run.
+    failed, stopped, finished: cells that ended in this pool.
     elsewhere: cells that another process runs.
     lost: cells whose trunk failed.
     signal: the signal that stopped the queue, None without one.
@@ -60,7 +60,7 @@ class Pool:
     self.said = time.monotonic()
 
   def run(self) -> int | None:
-    """Runs until all has ended; returns the exit code of a signal, or None."""
+    """Runs until all cells end; returns the exit code of a signal, or None."""
     if not self.waiting:
       return None
     # A signal that this process was started to ignore (nohup) stays ignored.
@@ -189,7 +189,7 @@ class Pool:
     self.say(f"{line}  [{ended_count} of {self.count}]")
 
   def _say(self) -> None:
-    """Prints the progress of the whole every SAY_SECONDS."""
+    """Prints the progress of all cells every SAY_SECONDS."""
     if time.monotonic() - self.said < SAY_SECONDS or not self.workers:
       return
     self.said = time.monotonic()
@@ -206,10 +206,10 @@ class Pool:
     self.say(f"{ended_count} of {self.count} ended{left}; {'; '.join(now)}")
 
   def _seconds_left(self) -> float | None:
-    """Returns the time left, judged by finished cells; None without one.
+    """Returns the time left, estimated from finished cells; None without one.
 
-    A cell takes the time of its steps, and some before and after them.
-    Both are medians of cells that ran beside as many workers as now.
+    A cell takes the time of its steps, and some before and after them. Both
+    are medians over cells that ran with as many workers as now.
     """
     if not self.rates:
       return None
@@ -251,7 +251,7 @@ def share_cores(workers: int) -> list[set[int]]:
 def _work(root: str, cell: Cell) -> tuple[int, float]:
   """Returns a cell's first step and the FLOPs from there on.
 
-  Steps in place of FLOPs where the vocabulary is not known.
+  If the vocabulary is not known, steps are returned in place of FLOPs.
   """
   there = folder.list_steps(folder.path_of(root, cell.id))
   first = max(there, default=cell.the_trunk()[1] if cell.trunk else 0)

@@ -1,4 +1,4 @@
-"""What a sweep found: report.html, which opens from disk, and CSV tables.
+"""A sweep's report: report.html, which opens from disk, and CSV tables.
 
 Everything is read from the folders of the cells. Runs that differ only in the
 seed form a group; groups are compared with one of them by paired.py, in the
@@ -31,7 +31,7 @@ class Report:
 
   Attributes:
     groups: runs that differ only in the seed, in the order of the cells.
-    comparisons: of the other groups with the baseline.
+    comparisons: comparisons of the other groups with the baseline.
     html: the page, whose links are relative to `folder`.
     csv: the table of finished runs, as lab.scaling reads it.
     folder: the folder that the page is for.
@@ -57,7 +57,7 @@ def make(
     root: the folder of the sweep.
     baseline: name of the group that the others are compared with; None takes
       the first that ended without diverging.
-    out_folder: where the page is to be; None is ROOT.
+    out_folder: the folder that the page will be written to; None is ROOT.
 
   Raises:
     InputError: ROOT holds no cell, or no group has the baseline's name.

@@ -25,7 +25,7 @@ class Outcome:
   """How a call of `run` ended.
 
   Attributes:
-    code: exit code: 0 where all that was chosen is done.
+    code: exit code; 0 if all chosen cells are done.
     done: cells that were done before.
     finished, failed, stopped: cells that ended in this call.
     skipped: cells that failed before, passed over without is_retried.
@@ -59,8 +59,8 @@ def run(
     num_workers: cells at a time.
     only: beginnings of the ids to run; None runs all.
     is_retried: run cells that failed before, too.
-    memory: GiB that one cell may take; None is all that there is.
-    say: takes lines about what is being done.
+    memory: GiB that one cell may use; None: all that the machine has.
+    say: called with lines about what is being done.
 
   Raises:
     InputError: `only` names no cell of the sweep, or a branch's learning rates
@@ -104,7 +104,7 @@ def run(
 
 
 def _say_end(root, states, skipped, failed, elsewhere, say) -> None:
-  """Says what has failed and how to run it again."""
+  """Prints which cells have failed and how to run them again."""
   for cell in skipped:
     reason = states[cell.id].reason
     say(f"failed before: {cell.id} {cell.title}: {reason}")
@@ -149,13 +149,13 @@ def emit(
 
   Args:
     file: one line is written to it for each cell.
-    only, is_retried: as of run.
+    only, is_retried: as in run.
 
   Returns:
     The lines, and the cells that must wait for their trunks.
 
   Raises:
-    InputError: no cell can be run now, or as of run.
+    InputError: no cell can be run now, or as in run.
   """
   ready, later = [], []
   branches.check_rates(sweep.cells)

@@ -106,7 +106,7 @@ def columns(states, names, axes) -> dict[str, list]:
   """Returns {column: a value for each cell}.
 
   Args:
-    names: {cell id: name}; others have that of their folder.
+    names: {cell id: name}; other cells have the name in their folder.
     axes: keys that differ among cells, a column each.
   """
   flats = [asked(s) if s.config else {} for s in states]

@@ -50,7 +50,7 @@ def join(
     file: the config file, for error sentences.
 
   Raises:
-    InputError: a trunk is not there, branches go round, or a branch differs
+    InputError: a trunk is missing, branches form a cycle, or a branch differs
       from its trunk in more than the schedule.
   """
   by_place = {cell.place: cell for cell in sweep.cells}
@@ -164,7 +164,7 @@ def _with_kept_steps(cells: list[Cell]) -> list[Cell]:
 
 
 def pace_saves(steps: set[int], asked: int) -> tuple[int, int]:
-  """Returns (every, keep), the paces at which a trunk saves and keeps.
+  """Returns (every, keep): the steps between a trunk's saves, and kept saves.
 
   Branches from `steps` then repeat as few steps as possible. The common
   divisor of `steps` would repeat none, but may be 1, and then every step would
@@ -172,7 +172,7 @@ def pace_saves(steps: set[int], asked: int) -> tuple[int, int]:
   and saves come at most twice as often as `asked`.
 
   Args:
-    steps: that are branched from.
+    steps: the steps that are branched from.
     asked: the config's checkpoint.every_steps; 0 never saves.
   """
   last, most = max(steps), KEPT_PER_STEP * len(steps)

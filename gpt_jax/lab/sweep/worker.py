@@ -26,8 +26,8 @@ class Worker:
   passes it on, so that every cell saves.
 
   Attributes:
-    cores: that the process may use; empty allows all.
-    told: signals that were sent to it.
+    cores: the cores that the process may use; empty allows all.
+    told: the signals that were sent to the process.
   """
 
   def __init__(

@@ -1,6 +1,6 @@
 """Tasks of lm-evaluation-harness on a run: gpt_jax.lab.tasks --help.
 
-Results are its own JSON. During training, eval.tasks names them.
+Results are in the harness's own JSON. eval.tasks evaluates tasks in training.
 """
 
 import argparse

@@ -1,10 +1,10 @@
 """Does the best learning rate stay as a model grows? gpt_jax.lab.transfer.
 
-Trains short runs over a grid of parametrizations, widths (or depths), rates and
-seeds, and finds where the validation loss is least. The step is compiled once
-for each size. A run that ends becomes a line of transfer.jsonl; the same
-command goes on from there, and a value added to the grid adds only its own
-runs.
+Trains short runs over a grid of parametrizations, widths (or depths), learning
+rates and seeds, and finds where the validation loss is least. The step is
+compiled once for each size. Each finished run becomes a line of transfer.jsonl;
+running the same command again continues from there, and a value added to the
+grid adds only its own runs.
 From a notebook: run(config, words, axis, sizes, powers, seeds, folder), then
 verdict(cells, word).
 """
@@ -134,7 +134,7 @@ def run(
     axis: width | depth.
     powers: learning rates, as powers of two.
     folder: where transfer.jsonl is read and continued.
-    say: takes lines about what is being done.
+    say: called with lines about what is being done.
 
   Raises:
     InputError: a size or parametrization is not possible, or there is no
@@ -235,7 +235,7 @@ def between(cells: list[Cell], word: str, size: int) -> float:
 
 
 def verdict(cells: list[Cell], word: str) -> dict:
-  """Returns how far the best rate moves, and whether larger is ever worse.
+  """Returns how far the best rate moves, and if a larger size is ever worse.
 
   Returns:
     best: the best power of each size.

@@ -2,10 +2,10 @@
 
 The coordinate check (Yang et al. 2022, D.1). Models of several widths, or
 depths, take a few steps at one learning rate. After each step the mean absolute
-activation is measured on a batch that is never trained on. A parametrization
-promises that it does not depend on the size: as a power of the size it has an
-exponent near zero. The exponent of the change since the start is printed too,
-because activations also stay the same in a model that does not learn.
+activation is measured on a batch that is never trained on. Under a correct
+parametrization it does not depend on the size: fitted as a power of the size,
+its exponent is near zero. The exponent of the change since the start is printed
+too, because activations also stay the same in a model that does not learn.
 
 At the start logits are a sum of unrelated terms, which under muP falls as
 1 / sqrt(width), and this part outlasts the first steps. The sum over blocks
@@ -143,10 +143,10 @@ def check(
 
   Args:
     axis: width | depth.
-    steps: to take at the config's learning rate, without warm-up.
+    steps: number of steps at the config's learning rate, without warm-up.
     seeds: number of seeds to average over, from config.seed on.
     growing: heads | head_dim, see family.at_width.
-    say: takes lines about what is being done.
+    say: called with lines about what is being done.
   """
   from gpt_jax.lab.transfer import family
 

@@ -1,9 +1,8 @@
 """Do all meshes give the same losses? python -m gpt_jax.lab.verify --help.
 
 Trains a small run on many meshes of simulated devices in one process, and of
-several real processes, and compares its losses with those of one device. A thin
-door: jax is imported once the flags have been read. From a notebook:
-measure(folder).
+several real processes, and compares its losses with those of one device. jax is
+imported only once the flags have been read. From a notebook: measure(folder).
 """
 
 import dataclasses
