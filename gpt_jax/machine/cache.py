@@ -1,4 +1,4 @@
-"""A local cache, of bounded size, of what was fetched from a bucket.
+"""A local cache, of bounded size, of objects fetched from a bucket.
 
 The cache consists of units, folders below cache_dir()/places. A unit is in use
 while a process holds its lock, which a process releases however it ends. If

@@ -28,7 +28,7 @@ from gpt_jax.data.cleaning import (
 from gpt_jax.data.sources.document import Document, Source
 from gpt_jax.exits import InputError
 
-# Sources of records with several fields, of which clean would lose all but one.
+# Sources of records with several fields; clean would keep only their text.
 NOT_TEXT = (*sources.PAIRED, *sources.LABELLED, *sources.CHATS)
 # The most characters of a document, which is cleaned as a whole.
 MAX_CHARACTERS = 1 << 26
