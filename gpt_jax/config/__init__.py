@@ -1,10 +1,10 @@
 """The configuration as the program sees it: frozen, typed, without defaults.
 
 `configs/base.py` holds every default, `schema.py` declares every key. `freeze`
-turns the ConfigDict into frozen sections, which functions receive one at a
-time; they are hashable, so that a compiled function can take one as a static
-argument. Values are checked before jax is imported, so that a mistake shows
-after half a second.
+turns the ConfigDict into frozen sections, which are passed to functions one by
+one; they are hashable, so that a compiled function can take one as a static
+argument. Values are checked before jax is imported, so that a mistake is
+reported within half a second.
 """
 
 import dataclasses
@@ -118,10 +118,10 @@ def nearest(word: str, words: Iterable[str]) -> str:
 
 
 def nearest_key(dotted: str) -> str:
-  """Returns `nearest` over all keys, first by an equal last part.
+  """Returns "did you mean KEY?" for an unknown key, or a list of keys.
 
-  Of keys with the same last part it takes the nearest whole name, and names
-  all of them where `dotted` has no section.
+  Keys with the same or a similar last part come first. Of several such keys it
+  suggests the most similar one, or all of them if `dotted` has no section.
   """
   *sections, last = dotted.split(".")
   owners: dict[str, list[str]] = {}
@@ -170,7 +170,7 @@ def _build(cls, values: dict, prefix: str):
 
 
 def check_value(key: str, value: Any):
-  """Returns the value of a key as the frozen config holds it.
+  """Returns the value of a key as it is stored in the frozen config.
 
   Raises:
     InputError: it has the wrong type, is not an option, or is out of bounds.
@@ -189,7 +189,7 @@ def check_value(key: str, value: Any):
     return files.user_path(key, value, may_be_address=True)
   if type(value) is float:
     _check_float32(key, value)
-    value += 0.0  # -0.0 becomes 0.0, for one text and one fingerprint
+    value += 0.0  # turns -0.0 into 0.0, so that fingerprints agree
   if line.bounds and value is not None:
     low, high = line.bounds.low, line.bounds.high
     if not (value >= low and (high is None or value <= high)):
@@ -199,7 +199,7 @@ def check_value(key: str, value: Any):
 
 
 def _plain(value: Any, kinds: tuple[type, ...]) -> Any:
-  """Returns a ParsedOption as its text, and an int as float where wanted."""
+  """Returns a ParsedOption as a str, and an int as a float for float keys."""
   if isinstance(value, ParsedOption):
     return str(value)
   if float in kinds and type(value) is int:

@@ -28,14 +28,14 @@ from gpt_jax.config.schema import (
 )
 from gpt_jax.exits import InputError
 
-# A bfloat16 moment does not change if its update is below half its last bit.
+# A bfloat16 moment does not change if an update is below half its last bit.
 MAX_BETA2_BFLOAT16 = 0.99
 
 # Optimizers that divide by sqrt(second moment) + eps.
 ADAMS = ("adamw", "adam", "muon")
 
-# Optimizers with rules in parametrization.py: the size of their updates does
-# not depend on the gradient's.
+# Optimizers that parametrization.py has rules for: the size of their updates
+# does not depend on the scale of the gradient.
 PARAMETRIZED = ("adamw", "adam")
 
 
@@ -122,7 +122,7 @@ def check_together(c: Config) -> None:
 
 
 def _check_rounded(c: Config) -> None:
-  """Refuses to round what nothing adapts, or experts."""
+  """Refuses a low-bit base without adapters, or with experts."""
   asked = f"adapter.base is {c.adapter.base}"
   if c.adapter.base == "full":
     return
@@ -181,7 +181,7 @@ def _check_layers(m: ModelConfig) -> None:
 
 
 def _check_source(m: ModelConfig) -> None:
-  """Refuses an encoder where there is none, and what its family cannot have."""
+  """Refuses an encoder's keys without one, and keys that conflict with one."""
   if not has_source(m):
     if m.num_encoder_layers is not None:
       raise InputError(
@@ -242,7 +242,7 @@ def _check_scales(m: ModelConfig) -> None:
 
 
 def _check_experts(c: Config) -> None:
-  """Refuses experts that cannot be, and settings of experts without them."""
+  """Refuses invalid numbers of experts, and keys of experts without any."""
   m, kinds = c.model, mlp_kinds(c.model)
   if m.num_experts is None:
     if "moe" in kinds:
@@ -295,7 +295,7 @@ def _check_experts(c: Config) -> None:
 
 
 def _check_groups(m: ModelConfig) -> None:
-  """Refuses groups of experts that a token's experts do not fit in."""
+  """Refuses groups of experts that are too small or too few for a token."""
   G, each = m.router_groups, m.num_experts or 0
   if each % G:
     raise InputError(
@@ -311,7 +311,7 @@ def _check_groups(m: ModelConfig) -> None:
 
 
 def _check_future(c: Config) -> None:
-  """Refuses tokens ahead that a family or a sequence does not have."""
+  """Refuses multi-token prediction that the family or length rules out."""
   ahead = c.model.num_future_tokens
   if ahead > 1 and not FAMILIES[c.model.family].is_causal:
     raise InputError(
@@ -326,7 +326,7 @@ def _check_future(c: Config) -> None:
 
 
 def _check_ramp(t: TrainConfig) -> None:
-  """Refuses a ramp that does not fit the batch size or the run's length."""
+  """Refuses a batch ramp that does not fit the batch size or the run."""
   whole, asked = t.global_batch_size, t.batch_ramp
   for divisor, _ in asked.parts:
     if whole % divisor:
@@ -343,7 +343,7 @@ def _check_ramp(t: TrainConfig) -> None:
 
 
 def _check_parametrization(c: Config) -> None:
-  """Refuses a parametrization without its base, or without rules."""
+  """Refuses a parametrization that lacks its base, or rules for the run."""
   m, chosen = c.model, c.model.parametrization
   if chosen == "standard":
     return
@@ -416,7 +416,7 @@ def _check_attention(c: Config) -> None:
 
 
 def cudnn_fault(model: ModelConfig, is_packed: bool) -> str | None:
-  """Returns why cuDNN does not support this model, None if it does.
+  """Returns why cuDNN does not support this model, or None if it does.
 
   Args:
     is_packed: whether rows hold several documents.
@@ -439,7 +439,7 @@ def cudnn_fault(model: ModelConfig, is_packed: bool) -> str | None:
 
 
 def flash_fault(model: ModelConfig) -> str | None:
-  """Returns why our GPU kernels do not support this model, None if they do."""
+  """Returns why our GPU kernels do not support this model, or None."""
   H, V = head_dim(model), value_dim(model)
   if model.compute_dtype == "float32":
     return "needs compute_dtype='bfloat16', found 'float32'"

@@ -8,7 +8,7 @@ from gpt_jax.exits import InputError
 
 
 def check_data(c: Config) -> None:
-  """Refuses values of the section data that conflict, or do with the model's.
+  """Refuses values of section data that conflict with others or the model.
 
   Raises:
     InputError: the sentence names the keys.
@@ -21,7 +21,7 @@ def check_data(c: Config) -> None:
 
 
 def _check_curriculum(c: Config) -> None:
-  """Refuses a stage that the run ends before."""
+  """Refuses a stage that begins after the end of the run."""
   for _, step in c.data.curriculum.parts:
     if step >= c.train.num_steps:
       raise InputError(
@@ -56,7 +56,7 @@ def _check_denoising(d: DataConfig) -> None:
 
 
 def _check_pairs(c: Config) -> None:
-  """Refuses pairs that cannot be held out, and lengths that nothing has."""
+  """Refuses a split that would cut pairs, and a source_len without sources."""
   d = c.data
   is_paired = d.objective in ("sequence_to_sequence", "grpo")
   if (is_paired or d.objective == "chat") and d.split == "tail":

@@ -7,7 +7,7 @@ from gpt_jax.exits import InputError
 
 
 def check_distill(c: Config) -> None:
-  """Refuses values of the section distill that conflict, or do with others.
+  """Refuses values of section distill that conflict with each other or others.
 
   Raises:
     InputError: the sentence names the keys.

@@ -1,4 +1,4 @@
-"""Refuses widths, norms and rotations of heads that do not fit."""
+"""Refuses widths, norms and rotations of attention heads that conflict."""
 
 from gpt_jax.config.derived import has_source, head_dim, rope_dim
 from gpt_jax.config.schema import ModelConfig
@@ -6,7 +6,7 @@ from gpt_jax.exits import InputError
 
 
 def check_heads(m: ModelConfig) -> None:
-  """Refuses norms and rotations of heads, and residuals, that cannot be.
+  """Refuses norms and rotations of heads, and residuals, that conflict.
 
   Raises:
     InputError: the sentence names the keys.
@@ -57,7 +57,7 @@ def check_heads(m: ModelConfig) -> None:
 
 
 def _check_latent(m: ModelConfig) -> None:
-  """Refuses widths of latent attention that are alone or do not fit."""
+  """Refuses widths of latent attention that lack another or conflict."""
   if m.kv_lora_rank is None:
     for key in ("q_lora_rank", "qk_rope_head_dim", "v_head_dim"):
       if getattr(m, key) is not None:

@@ -1,4 +1,4 @@
-"""Refuses labels that a model cannot be trained on, and heads without any."""
+"""Refuses labels that a model cannot learn, and class heads without labels."""
 
 from gpt_jax.config.derived import has_classes, has_source
 from gpt_jax.config.options import CLASS_HEADS, FAMILIES, OBJECTIVES

@@ -41,7 +41,7 @@ def check_preferences(c: Config) -> None:
 
 
 def _check_sampled(c: Config) -> None:
-  """Refuses groups without grpo, and grpo without groups."""
+  """Refuses groups of answers without grpo, and grpo without groups."""
   d, m, t = c.data, c.model, c.train
   asked = f"data.objective is {d.objective}"
   if not OBJECTIVES[d.objective].is_sampled:

@@ -1,4 +1,4 @@
-"""Refuses noise in gradients where it would protect nothing."""
+"""Refuses gradient noise (DP-SGD) where it would not protect the text."""
 
 from gpt_jax.config.options import OBJECTIVES
 from gpt_jax.config.schema import Config

@@ -34,6 +34,6 @@ class Stages(ParsedOption):
 
 
 def _read_weight(word: str) -> float:
-  """Returns a number above 0, or 0 for what is none."""
+  """Returns the number in `word`, or 0 if it is not a valid number."""
   plain = re.fullmatch(r"\s*\d{1,9}(\.\d{1,9})?\s*", word)
   return float(word) if plain else 0.0

@@ -1,4 +1,4 @@
-"""What follows from the config: widths, and the batch of each step."""
+"""Values derived from the config: widths, layers, and each step's batch."""
 
 import dataclasses
 
@@ -20,15 +20,15 @@ def head_dim(model: ModelConfig) -> int:
   return model.head_dim or model.model_dim // model.num_heads
 
 
-# Buckets of distances of model.position=relative, and the distance from which
-# all share one (T5).
+# For model.position=relative, as in T5: the number of buckets of distances, and
+# the distance beyond which all share one bucket.
 RELATIVE_BUCKETS, RELATIVE_REACH = 32, 128
 
 
 def stack_config(model: ModelConfig, name: str) -> ModelConfig:
   """Returns the config of a stack of layers, "blocks" or "encoder".
 
-  The encoder of an encoder-decoder is built as the family encoder is.
+  The encoder of an encoder-decoder is built like a model of family encoder.
   """
   if name != "encoder":
     return model
@@ -47,22 +47,22 @@ def stack_configs(model: ModelConfig) -> list[ModelConfig]:
 
 
 def num_sublayers(model: ModelConfig) -> int:
-  """Returns the sublayers of a block; with cross-attention there are three."""
+  """Returns the number of sublayers in a block: 3 with cross-attention."""
   return 3 if has_source(model) else 2
 
 
 def has_score_bias(model: ModelConfig) -> bool:
-  """Returns whether positions are biases of the scores, by distance."""
+  """Returns whether positions are distance biases on attention scores."""
   return model.position in ("alibi", "relative")
 
 
 def has_embed_norm(model: ModelConfig) -> bool:
-  """Returns whether the embeddings have a norm that is no layer's first."""
+  """Returns whether the embeddings have a norm of their own."""
   return model.embed_norm and model.norm_placement in ("post", "output")
 
 
 def value_dim(model: ModelConfig) -> int:
-  """Returns the width of a head's values; plain attention's is H."""
+  """Returns the width of a head's values; H unless attention is latent."""
   return model.v_head_dim or head_dim(model)
 
 
@@ -79,8 +79,8 @@ def rope_dim(model: ModelConfig) -> int:
 def cached_dims(model: ModelConfig) -> tuple[tuple[int, int], ...]:
   """Returns (heads, width) of each array that a layer caches for a token.
 
-  Keys and values; with latent attention one array, which all heads share: the
-  compressed vector and, after it, the rotated part of the key.
+  The arrays are keys and values. With latent attention it is one array, which
+  all heads share: the compressed vector, then the rotated part of the key.
   """
   if model.kv_lora_rank is not None:
     return ((1, model.kv_lora_rank + rope_dim(model)),)
@@ -110,7 +110,7 @@ def num_classes(model: ModelConfig) -> int:
 
 
 def num_scored(model: ModelConfig) -> int:
-  """Returns the number of scores for a target: of classes, or of tokens."""
+  """Returns the number of scores per target: one for each class or token."""
   return num_classes(model) if has_classes(model) else vocab_size(model)
 
 
@@ -120,7 +120,7 @@ def is_gated(model: ModelConfig) -> bool:
 
 
 def padded_vocab_size(model: ModelConfig) -> int:
-  """Returns the rows of the embedding: vocab_size rounded up to a multiple."""
+  """Returns the number of rows of the embedding: vocab_size, rounded up."""
   return -(-vocab_size(model) // model.vocab_multiple) * model.vocab_multiple
 
 
@@ -146,7 +146,7 @@ def mlp_kinds(model: ModelConfig) -> tuple[str, ...]:
 
 
 def _words(model: ModelConfig, words: tuple[str, ...], other: str):
-  """Returns which of `words` each layer's kind has; `other` for none."""
+  """Returns the one of `words` in each layer's kind; `other` if none is."""
   kinds = [k for n, kind in model.layer_pattern.parts for k in n * [kind]]
   pick = lambda kind: next((w for w in kind.split("/") if w in words), other)
   each = [pick(kind) for kind in kinds or [""]]
@@ -154,11 +154,11 @@ def _words(model: ModelConfig, words: tuple[str, ...], other: str):
 
 
 def layer_stacks(model: ModelConfig, name: str = "blocks") -> tuple[str, ...]:
-  """Returns the stack that holds the parameters of each layer.
+  """Returns, for each layer, the stack that holds its parameters.
 
-  One, `name`, where all layers have the same parameters. Else one for each kind
-  of parameters: blocks_dense and blocks_moe. A layer's place in its stack is
-  the number of earlier layers in it.
+  If all layers have the same parameters, there is one stack, `name`. Otherwise
+  there is one for each kind of MLP, such as blocks_dense and blocks_moe. A
+  layer's index in its stack is the number of earlier layers in it.
   """
   differing = [kinds for kinds in (mlp_kinds(model),) if len(set(kinds)) > 1]
   if not differing:
@@ -169,8 +169,8 @@ def layer_stacks(model: ModelConfig, name: str = "blocks") -> tuple[str, ...]:
 def layer_cycle(model: ModelConfig) -> tuple[int, int]:
   """Returns (start, period): from layer `start` on, the kinds repeat.
 
-  Of all such pairs, the one with the fewest layers that a scan over periods
-  traces: those before `start`, a period, and those left over at the end.
+  It is the pair for which a scan over periods traces the fewest layers: those
+  before `start`, one period, and those left over at the end.
   """
   kinds = list(zip(layer_kinds(model), layer_stacks(model), strict=True))
   depth, cycles = len(kinds), []
@@ -224,9 +224,9 @@ def tokenizer_spec(spec: str) -> tuple[str, str]:
 
 
 def sample_steps(config: Config) -> int:
-  """Returns after how many steps each a sample is written; 0 for none.
+  """Returns N to write samples every N steps; 0 to write none.
 
-  An encoder or a classifier continues no text, whatever sample.every_steps is.
+  Encoders and classifiers cannot continue text, so for them it is always 0.
   """
   model = config.model
   can_continue = FAMILIES[model.family].is_causal and not has_classes(model)
@@ -253,7 +253,7 @@ def count_sequences(train: TrainConfig, step: int) -> int:
 
 
 def at_step(config: Config, step: int) -> Config:
-  """Returns the config at a step: without a ramp, with that batch size.
+  """Returns the config at a step: that stage's batch size, and no ramp.
 
   Keeps a microbatch no larger than at the full batch size.
   """

@@ -21,9 +21,9 @@ def flatten(config: Config) -> dict:
 
 
 def nest(flat: dict) -> dict:
-  """Returns the nested values of a stored {"section.key": value}.
+  """Returns nested sections from a stored {"section.key": value}.
 
-  Keys added since then get the values of schema.Added.
+  Keys that were added since it was stored get the values of schema.Added.
 
   Raises:
     ValueError: a key is below one that holds a value; the message is a clause
@@ -43,7 +43,7 @@ def nest(flat: dict) -> dict:
 
 
 def fingerprint(config: Config) -> str:
-  """Returns 16 hex digits of all that affects what this config learns.
+  """Returns 16 hex digits that identify what a run with this config learns.
 
   Free keys are left out, as are added keys with the value of schema.Added.
   """

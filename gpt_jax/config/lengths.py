@@ -1,7 +1,7 @@
-"""How long the rows of a batch are, where an objective makes them of windows.
+"""The lengths of the rows of a batch, by objective.
 
-A window of data.seq_len ids becomes a row whose length follows from the config
-alone: a compiled step, the planner and the reader of data all ask here.
+A window of data.seq_len ids becomes a row whose length depends on the config
+alone. The compiled step, the planner and the data pipeline all use this module.
 """
 
 from collections.abc import Sequence
@@ -13,12 +13,12 @@ from gpt_jax.config.schema import Config, DataConfig
 
 
 class Lengths(NamedTuple):
-  """Numbers of tokens of a corrupted window.
+  """Numbers of tokens in a corrupted window.
 
   Attributes:
-    noise: tokens that are hidden.
-    spans: spans that they form, each with a sentinel.
-    inputs: tokens that stay, sentinels, and the end.
+    noise: hidden tokens.
+    spans: spans of hidden tokens, each with a sentinel.
+    inputs: visible tokens, sentinels, and the end.
     targets: hidden tokens, sentinels, and the end.
   """
 
@@ -29,11 +29,11 @@ class Lengths(NamedTuple):
 
 
 class Denoiser(NamedTuple):
-  """A member of a mixture.
+  """One denoiser of a mixture.
 
   Attributes:
     mode: name of the token that begins its inputs; None for no token.
-    density: the part of the tokens that is noise.
+    density: the fraction of tokens that are noise.
     mean_span: mean length of its spans; math.inf hides one span, at the end.
   """
 
@@ -42,9 +42,10 @@ class Denoiser(NamedTuple):
   mean_span: float
 
 
-# Tay et al. 2022, table 1: regular, extreme, and sequential, whose only span is
-# the last quarter. Each is as likely. Noise is divided into spans as in T5,
-# where the paper draws span lengths from a uniform or a normal distribution.
+# Tay et al. 2022, table 1: regular (R), extreme (X), and sequential (S), whose
+# only span is the last quarter. All are equally likely. Noise is divided into
+# spans as in T5, whereas the paper draws span lengths from a uniform or a
+# normal distribution.
 UL2 = (
   Denoiser("R", 0.15, 3.0),
   Denoiser("R", 0.15, 8.0),
@@ -60,8 +61,8 @@ class RowLengths(NamedTuple):
   """Lengths of a row of a batch.
 
   Attributes:
-    source: S, of what an encoder reads; None where there is no such part.
-    target: T, of tokens, targets and mask.
+    source: S, the length that an encoder reads; None without an encoder.
+    target: T, the length of tokens, targets and mask.
   """
 
   source: int | None
@@ -83,7 +84,7 @@ def row_lengths(config: Config) -> RowLengths:
 
 
 def denoisers(data: DataConfig) -> tuple[Denoiser, ...]:
-  """Returns what corrupts the windows of an objective, () for nothing."""
+  """Returns the denoisers of data.objective; () if it corrupts nothing."""
   if data.objective == "ul2":
     return UL2
   if data.objective == "span_corruption":
@@ -92,16 +93,16 @@ def denoisers(data: DataConfig) -> tuple[Denoiser, ...]:
 
 
 def corrupted_lengths(length: int, density: float, mean_span: float) -> Lengths:
-  """Returns the numbers of tokens that a window of `length` gives.
+  """Returns the numbers of tokens after corrupting a window of `length`.
 
   Args:
     length: at least 2.
-    density: the part that is noise, above 0 and below 1; one token at least is
-      noise, and one is not.
+    density: the fraction of noise, above 0 and below 1; at least one token is
+      noise, and at least one is not.
     mean_span: mean length of a span, 1 or more.
   """
   noise = min(max(round(length * density), 1), length - 1)
-  # Between two spans lies a token that stays.
+  # At least one visible token separates two spans.
   spans = min(max(round(noise / mean_span), 1), length - noise)
   return Lengths(noise, spans, length - noise + spans + 1, noise + spans + 1)
 
@@ -109,22 +110,22 @@ def corrupted_lengths(length: int, density: float, mean_span: float) -> Lengths:
 def mixture_lengths(
   length: int, mixture: Sequence[Denoiser]
 ) -> tuple[int, int]:
-  """Returns the widths (S, U) that hold a window, whoever corrupts it."""
+  """Returns the widths (S, U) that fit a window for all denoisers."""
   found = [_lengths(length, one) for one in mixture]
   return max(n.inputs for n in found), max(n.targets for n in found)
 
 
 def joined_length(length: int, mixture: Sequence[Denoiser]) -> int:
-  """Returns the tokens of a row that holds inputs and then targets.
+  """Returns the length of a row that holds inputs and then targets.
 
-  Its last id is predicted, and predicts nothing.
+  The last id is only predicted, not read, so it takes no position.
   """
   found = [_lengths(length, one) for one in mixture]
   return max(n.inputs + n.targets for n in found) - 1
 
 
 def most_spans(length: int, mixture: Sequence[Denoiser]) -> int:
-  """Returns the sentinels that a window may need."""
+  """Returns the largest number of sentinels that a window needs."""
   return max(_lengths(length, one).spans for one in mixture)
 
 

@@ -17,7 +17,7 @@ from gpt_jax.exits import InputError
 MAX_FLOAT32 = 3.4028234e38
 # Names in model.remat: activations of a block that the backward pass needs.
 REMAT_NAMES = ("block", "qkv", "attn", "mlp")
-# What a layer of model.layer_pattern may be: its attention, and its MLP.
+# Kinds of a layer in model.layer_pattern: of its attention, and of its MLP.
 LAYER_KINDS = ("global", "local")
 MLP_KINDS = ("dense", "moe")
 # Kinds of data.tokenizer, and what follows the colon.
@@ -28,16 +28,16 @@ TOKENIZERS = {
   "gpt2": "PATH",
   "hf": "PATH",
 }
-# Templates of data.template; data/templates.py writes them.
+# Templates of data.template; data/templates.py implements them.
 TEMPLATES = ("chatml", "llama3", "gemma")
 
 
 class Family(NamedTuple):
-  """What the config knows of a family of models.
+  """Properties of a family of models.
 
   Attributes:
-    is_causal: tokens that are predicted see no later ones.
-    has_source: an encoder reads a source, which the tokens see.
+    is_causal: a predicted token attends to no later ones.
+    has_source: an encoder reads a source, to which the tokens attend.
   """
 
   is_causal: bool
@@ -60,14 +60,14 @@ class Objective(NamedTuple):
       family that reads a source has SOURCE_FIELDS in their place.
     predicts_all: every id except the first is predicted exactly once, so that
       the losses over a text add up to its bits per byte.
-    num_marks: ids that it adds to the vocabulary, after the tokenizer's.
+    num_marks: number of ids that it adds after the tokenizer's.
     has_labels: a row is one text with a label, and model.head is one of
       CLASS_HEADS.
-    is_preference: a row is two answers, of which one is better, or of kto one
-      answer that is good or not, and another to compare the model with.
-    is_sampled: rows are prompts with a right answer, and what is learned from
-      are answers that the model samples.
-    has_reference: its loss compares the model with that of train.init_from.
+    is_preference: a row is two answers: a better and a worse one; or, for kto,
+      one that is good or bad, and another one to estimate the KL divergence.
+    is_sampled: rows are prompts with a right answer, and the model learns from
+      answers that it samples itself.
+    has_reference: its loss compares the model with the one in train.init_from.
   """
 
   fields: tuple[str, ...]
@@ -79,9 +79,9 @@ class Objective(NamedTuple):
   has_reference: bool = False
 
 
-# int32 fields of a batch whose sources an encoder reads: their ids, and the
-# part of the row that each id, and each token, belongs to. A token sees the
-# sources of its own part; what fills a source up is of a part without tokens.
+# int32 fields of a batch with sources: the ids of the sources, and the segments
+# of source ids and of tokens. A token attends to the source ids of its own
+# segment; a source's padding has a segment without tokens.
 SOURCE_FIELDS = ("sources", "source_segments", "segments")
 # Ids that stand for hidden spans, as in T5; UL2 adds an id for each mode.
 NUM_SENTINELS = 100
@@ -117,13 +117,13 @@ OBJECTIVES = {
   "orpo": _preference(has_reference=False),
   "grpo": Objective((), predicts_all=False, num_marks=2, is_sampled=True),
 }
-# Options of model.head that score classes, by the tokens that they read; the
-# others score the tokens of the vocabulary.
+# Options of model.head that score classes, named after the tokens that they
+# read; all others score the tokens of the vocabulary.
 CLASS_HEADS = ("first", "mean", "last", "each")
 # Options of data.label: one class, any number of them, a number, or a class for
 # each word.
 LABELS = ("single", "multi", "number", "word")
-# What becomes of a token that data.objective=masked_lm chooses.
+# What happens to a token that data.objective=masked_lm chooses.
 MASK_ACTIONS = ("mask", "random", "keep")
 
 
@@ -171,7 +171,7 @@ class Template(ParsedOption):
   """data.template.
 
   Attributes:
-    name: one of TEMPLATES, or tokenizer for that of the tokenizer.
+    name: one of TEMPLATES, or "tokenizer" for the tokenizer's own.
     is_text: whether its marks are spelled as plain text.
   """
 
@@ -229,7 +229,7 @@ class LayerChoice(ParsedOption):
 
   Attributes:
     every: N of every:N; 1 for all.
-    layers: of a list, counted from 0; () where there is none.
+    layers: the listed layers, counted from 0; () if there is no list.
   """
 
   FORMS = ("all", "every:N", "N+N+...")
@@ -255,7 +255,7 @@ class LayerChoice(ParsedOption):
     self.every, self.layers = every, layers
 
   def pick(self, num_layers: int) -> list[int]:
-    """Returns the layers that are taken of so many."""
+    """Returns the indices of the layers to take, of `num_layers`."""
     return list(self.layers) or list(range(0, num_layers, self.every))
 
 
@@ -292,9 +292,9 @@ class RopeScaling(ParsedOption):
 
   Attributes:
     mechanism: none | linear | llama3 | yarn | longrope.
-    numbers: (), (factor,), (factor, original length), (factor, original
-      length, what sines and cosines are multiplied by), or the latter and a
-      factor of each wavelength.
+    numbers: none: (); linear: (factor,); llama3: (factor, original length);
+      yarn: (factor, original length, multiplier of sines and cosines);
+      longrope: (that multiplier, a factor for each wavelength, ...).
   """
 
   FORMS = (

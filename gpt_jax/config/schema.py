@@ -55,9 +55,9 @@ class Added(NamedTuple):
 
 # A path, in which ~ is expanded.
 PATH = "path"
-# The key places, paces or reports a run without changing what it learns, except
-# for rounding and the dropout masks of microbatches: a run may be resumed with
-# another value. On a section it applies to all of the section's keys.
+# The key affects where, how fast or with what reports a run trains, but not
+# what it learns, except for rounding and the dropout masks of microbatches. A
+# run may be resumed with another value. On a section it applies to all keys.
 FREE = "free"
 
 Count = Annotated[int, Bounds(1, MAX_INT32)]

@@ -4,8 +4,8 @@ Design choice: grain only prefetches. data/order.py decides the order, and
 element i is the batch of step i, so there is no iterator state to save: a start
 at any step, on any number of processes, gives the same global batch.
 
-A batch is a dict of numpy arrays of b rows, as objectives.fields lists them. A
-document that began before a window has its position 0 where the window starts.
+A batch is a dict of numpy arrays of b rows; objectives.fields lists them. If a
+document began before the window, its position 0 is the window's first token.
 """
 
 from collections.abc import Iterator
@@ -46,7 +46,7 @@ def batch_at(
 
   Args:
     sets: the train sets.
-    weights: the share of each set; they sum to 1. Or a Curriculum of them.
+    weights: the share of each set, which sum to 1, or a Curriculum of shares.
     seed: the run's seed.
     step: counted from 0.
     rows: (b,) rows of the global batch that this process reads.
@@ -55,7 +55,7 @@ def batch_at(
     global_batch_size: rows of the global batch.
     offset: sequences to skip before step 0. Under a batch ramp it is negative:
       earlier, smaller batches have read fewer than step * global_batch_size.
-    task: what makes the batch of windows of ids.
+    task: turns windows of ids into the batch to train on.
 
   Raises:
     InputError: a file holds an id outside the vocabulary.
@@ -85,7 +85,7 @@ def batch_at(
 
 
 def read_weights(prepared: PreparedData, config: Config) -> order.Weights:
-  """Returns the shares of the sets of a run, as data.curriculum has them."""
+  """Returns the share of each train set, by stage under data.curriculum."""
   shares = [weight for weight, _ in prepared.train]
   sets = [token_set for _, token_set in prepared.train]
   data, starts, stages = config.data, [0], [tuple(shares)]
@@ -112,16 +112,16 @@ def make_train_iterator(
 
   Args:
     prepared: the prepared data of the run.
-    config: its objective, and how the section data has rows read.
-    seed: the run's seed, or another in its place.
+    config: the run's config; its section data says how rows are read.
+    seed: decides the order of the data; the run's seed or another one.
     global_batch_size: rows of the global batch.
     rows: (b,) rows of the global batch that this process reads.
     start_step: the step of the first batch.
     offset: as in batch_at.
 
   Raises:
-    InputError: a set is shorter than one sequence, or stored logits are not
-      this run's.
+    InputError: a set is shorter than one sequence, or the stored logits belong
+      to another run.
   """
   import grain
 
@@ -144,8 +144,8 @@ def make_train_iterator(
   )
   # Two threads hide the latency of the disk; more contend for the GIL.
   ahead = grain.ReadOptions(num_threads=2, prefetch_buffer_size=16)
-  # Design choice: len() and [] are all that grain asks for, so _Batches does
-  # not inherit from its data source.
+  # Design choice: grain only calls len() and [], so _Batches does not inherit
+  # from grain's class for data sources.
   source: Any = batches
   dataset = grain.MapDataset.source(source)[start_step:]
   dataset = dataset.to_iter_dataset(ahead)
@@ -170,10 +170,11 @@ def eval_batches(
   max_batches: int | None = None,
   task: objectives.Task = objectives.CAUSAL,
 ) -> Iterator[Batch]:
-  """Yields a whole set in order; each id but the first is a target once.
+  """Yields the batches of a whole set, in order.
 
-  Windows do not overlap. Batches are always full: the last ones are padded with
-  id 0 and mask 0. Of pairs each target is predicted once, and each label.
+  Windows do not overlap: each id but the first is a target once. In sets of
+  examples, each target or label is predicted once. Batches are always full:
+  the last ones are padded with id 0 and mask 0.
 
   Args:
     token_set: the set to read.
@@ -182,7 +183,7 @@ def eval_batches(
     packing: "stream" or "documents", as in training.
     rows: (b,) rows of the global batch that this process reads.
     max_batches: stop after this number of batches; None reads all.
-    task: what makes batches of windows; its draws are those of seed 0.
+    task: turns windows into batches; its random draws use seed 0.
   """
   rows = np.asarray(rows, np.int64)
   if task.pairs is None:
@@ -212,7 +213,7 @@ def num_eval_batches(
 
 
 def _rows_of(token_set, layout, seed: int | None) -> Any:
-  """Returns num_rows and read(rows) of a set whose documents become rows."""
+  """Returns an object with num_rows and read(rows), for sets of examples."""
   if isinstance(layout, examples.Layout):
     return examples.open_rows(token_set, layout)
   if isinstance(layout, chats.Layout):
@@ -223,7 +224,7 @@ def _rows_of(token_set, layout, seed: int | None) -> Any:
 
 
 def check_set(token_set: TokenSet, seq_len: int, layout: Any) -> str | None:
-  """Returns a sentence on what is not read of a set, None where all is.
+  """Returns a sentence about examples that are cut or left out, or None.
 
   Raises:
     InputError: the set has no row to train on.
@@ -244,7 +245,7 @@ def check_set(token_set: TokenSet, seq_len: int, layout: Any) -> str | None:
 
 
 def _limit(total: int, batch_size: int, max_batches: int | None) -> int:
-  """Returns the batches that hold `total` rows, at most max_batches."""
+  """Returns the number of batches of `total` rows, at most max_batches."""
   count = -(-total // batch_size)
   return count if max_batches is None else min(count, max_batches)
 

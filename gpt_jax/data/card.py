@@ -19,13 +19,13 @@ from gpt_jax.exits import InputError
 
 MANIFEST = "manifest.json"
 ENDING = ".card.json"
-# Records of a source that a manifest holds at most.
+# The most records of one source that a manifest stores.
 MAX_RECORDS = 1000
 _PACKAGES = ("ftfy", "phonenumbers", "py3langid")
 
 
 def versions() -> dict[str, str]:
-  """Returns the versions of what cleans texts; of packages, if installed."""
+  """Returns the versions of gpt_jax and the installed cleaning packages."""
   found = {"gpt_jax": gpt_jax.__version__}
   for name in _PACKAGES:
     try:
@@ -46,7 +46,8 @@ def write_record(path: str, record: dict[str, Any]) -> None:
 def read_records(paths: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
   """Returns the records that lie beside the files of a source.
 
-  One whose file has another size by now is of another text, and is left out.
+  If a file's size has changed since, its record describes another text and is
+  left out.
 
   Args:
     paths: (name, path) of the files.
@@ -118,7 +119,7 @@ def _table(head: tuple[str, ...], rows: list[tuple]) -> list[str]:
 
 
 def _plain(text: str) -> str:
-  """Returns a text that cannot break out of a cell."""
+  """Returns the text, escaped so that it cannot break out of a table cell."""
   shown = "".join(c if c.isprintable() else " " for c in text)
   for mark in "\\`|<>[]*_":
     shown = shown.replace(mark, f"\\{mark}")

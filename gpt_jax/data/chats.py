@@ -1,8 +1,8 @@
-"""Dialogues as rows: one in a row, or as many as fit.
+"""Turns dialogues into rows: one dialogue per row, or as many as fit.
 
-Every token is predicted from those before it in its dialogue, and the stored
-mask says which of them count. Dialogues are never cut: one that is longer than
-a row is left out, and counted.
+Every token is predicted from the earlier tokens of its dialogue, and the stored
+mask says which tokens count in the loss. Dialogues are never cut: one that is
+longer than a row is left out, and counted.
 """
 
 import functools
@@ -20,7 +20,7 @@ class Layout(NamedTuple):
 
   Attributes:
     seq_len: T.
-    is_packed: whether a row holds as many as fit.
+    is_packed: whether a row holds as many dialogues as fit.
   """
 
   seq_len: int
@@ -33,14 +33,14 @@ class ChatRows:
   Args:
     token_set: a set with a mask.
     layout: how its documents become rows.
-    seed: dialogues are put into rows in an order drawn by it; None for the
-      set's.
+    seed: of the random order in which dialogues fill the rows; None keeps the
+      order of the set.
 
   Attributes:
-    num_rows: their number, which is that of an epoch.
-    num_all: dialogues of the set, those that are longer than a row included.
-    num_kept: the others.
-    chats: these, in the order of rows: int64 numbers within the set.
+    num_rows: the number of rows in an epoch.
+    num_all: the number of dialogues in the set.
+    num_kept: the number of dialogues that fit a row.
+    chats: int64 indices into the set of the dialogues that fit, in row order.
 
   Raises:
     InputError: the set has no mask, or no dialogue is short enough.
@@ -77,7 +77,7 @@ class ChatRows:
     return len(self._rows) - 1
 
   def last_turn(self, chat: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the ids (before the last answer, of it and its end), int32."""
+    """Returns (ids before the last answer, ids of it and its end), int32."""
     begin, end = map(int, self._borders[chat : chat + 2])
     begin += self._skip
     counts = np.flatnonzero(self._mask[begin:end])
@@ -86,7 +86,7 @@ class ChatRows:
     return ids[:first], ids[first : counts[-1] + 1]
 
   def read(self, rows: np.ndarray) -> dict:
-    """Returns a batch of rows; those beyond the last are without targets."""
+    """Returns a batch of rows; rows beyond the last have mask 0."""
     shape = len(rows), self._layout.seq_len
     names = ("tokens", "targets")
     names += ("segments", "positions") * self._layout.is_packed
@@ -99,7 +99,7 @@ class ChatRows:
     return batch
 
   def _fill(self, row: dict, chats: np.ndarray) -> None:
-    """Writes dialogues into a row, whose arrays are views of a batch's."""
+    """Writes dialogues into a row, whose arrays are views into the batch."""
     at = 0
     for part, chat in enumerate(chats):
       begin, end = map(int, self._borders[chat : chat + 2])
@@ -108,7 +108,7 @@ class ChatRows:
       row["tokens"][place], row["targets"][place] = ids[:-1], ids[1:]
       row["mask"][place] = self._mask[begin + self._skip + 1 : end]
       if self._layout.is_packed:
-        # What follows belongs to the last, as no earlier token sees it.
+        # Padding joins the last dialogue: no earlier token attends to it.
         row["segments"][at:] = part
         row["positions"][at:] = np.arange(self._layout.seq_len - at)
       at = place.stop
@@ -116,5 +116,5 @@ class ChatRows:
 
 @functools.lru_cache(maxsize=8)
 def chat_rows(token_set: TokenSet, layout: Layout, seed: int | None):
-  """Returns ChatRows of its arguments, the same for the same ones."""
+  """Returns ChatRows of the arguments, cached."""
   return ChatRows(token_set, layout, seed)

@@ -1,8 +1,8 @@
-"""Encodes chunks for another process: workers.py starts it.
+"""A worker process that encodes chunks; workers.py starts it.
 
-It reads lines of JSON from its standard input: first the job, then a chunk
-each. It writes lines of JSON: {"bytes": n} as it goes, {"done": i} when a chunk
-is stored, {"error": ...} before it ends.
+It reads JSON lines from standard input: first the job, then one chunk per line.
+It writes JSON lines to standard output: {"bytes": n} as it goes, {"done": i}
+when a chunk is stored, {"error": ...} if it fails and exits.
 """
 
 import json
@@ -20,16 +20,16 @@ from gpt_jax.machine import cores
 
 
 def main() -> None:
-  # Ctrl-C reaches the whole group; the process that started this one decides.
+  # Ctrl-C reaches the whole process group; the parent decides what to do.
   signal.signal(signal.SIGINT, signal.SIG_IGN)
   out = os.fdopen(os.dup(1), "w")
-  os.dup2(2, 1)  # what a library prints must not come between the lines
+  os.dup2(2, 1)  # keeps what libraries print out of the JSON lines
 
   def say(**content) -> None:
     try:
       print(json.dumps(content), file=out, flush=True)
     except BrokenPipeError:
-      os._exit(1)  # the process that asked is gone
+      os._exit(1)  # the parent process is gone
 
   try:
     _work(say)

@@ -1,9 +1,10 @@
 """Chunks: stretches of a source, each encoded alone and stored by itself.
 
 A chunk is chunk-NNNNN.ids (ids of its documents, one after the other),
-chunk-NNNNN.docs (ROW for each document) and chunk-NNNNN.json, which is written
-last and says what the others must be. Chunks can be encoded in any order, by
-any process of any machine; merging.py makes a prepared set of them.
+chunk-NNNNN.docs (one ROW for each document) and chunk-NNNNN.json, which is
+written last and has the counts and hashes of the other two. Chunks can be
+encoded in any order, by any process on any machine; merging.py merges them into
+a prepared set.
 
 Design choice: which split a document goes to is decided when chunks are
 merged, since it depends on all texts. So the text is read once, and no process
@@ -28,13 +29,14 @@ from gpt_jax.data.tokenizers.protocol import Tokenizer
 from gpt_jax.exits import InputError
 
 FORMAT = 1
-# Bytes of a chunk, as its source counts them, from which it takes no more
-# units. Which text is in which chunk decides the digest of a prepared set.
+# A chunk takes no more units once it has this many bytes, as its source counts
+# them. Another number would change the text digest of every prepared set.
 CHUNK_BYTES = 1 << 26
-# Characters that are encoded in one call: each process holds as many, with
-# their ids in 32 bits and what the encoder makes of them.
+# Characters that are encoded in one call. Each process holds this much text in
+# memory, its 32-bit ids, and the encoder's intermediate results.
 BATCH_CHARS = 1 << 19
-# Of each document: the hash of its name, that of its text, and its sizes.
+# For each document: hashes of its name and text, its sizes, and whether it is
+# the target of a pair.
 ROW = np.dtype(
   [
     ("name", "<f8"),
@@ -44,12 +46,12 @@ ROW = np.dtype(
     ("is_target", "u1"),
   ]
 )
-# Ids that are read of a chunk at once.
+# Ids of a chunk that are read at once.
 _BLOCK_IDS = 1 << 20
 
 
 class Chunk(NamedTuple):
-  """What is encoded together.
+  """Units of a source that are encoded together.
 
   Attributes:
     index: its place among the chunks of the source.
@@ -64,7 +66,7 @@ class Plan(NamedTuple):
   """What the chunks of a prepared folder depend on.
 
   Attributes:
-    key: of the folder, in which its manifest has it.
+    key: of the prepared folder, as its manifest has it.
     tokenizer: fingerprint of the tokenizer.
     dtype: of the ids.
     count: the number of chunks.
@@ -80,7 +82,7 @@ class Plan(NamedTuple):
   secret: encryption.Key | None = None
 
   def facts(self, chunk: Chunk) -> dict[str, Any]:
-    """Returns what the note of a chunk must say."""
+    """Returns the entries that chunk-NNNNN.json must have."""
     return {
       "format": FORMAT,
       "key": self.key,
@@ -97,7 +99,7 @@ def divide(source: Divisible) -> list[Chunk]:
   chunks, held, size = [], [], 0
   for unit in source.units():
     held.append(unit)
-    # Of files that are not here yet, the size is not known.
+    # The size of a file that is not fetched yet is unknown: it fills a chunk.
     size += CHUNK_BYTES if unit.num_bytes is None else unit.num_bytes
     if size >= CHUNK_BYTES:
       chunks.append(Chunk(len(chunks), tuple(held)))
@@ -121,11 +123,11 @@ def encode(
   chunk: Chunk,
   add: Callable[[int], None],
 ) -> None:
-  """Writes a chunk.
+  """Encodes a chunk and writes its files.
 
   Args:
     folder: where its files go.
-    add: called with the number of bytes of text that were encoded since.
+    add: called with the bytes of text that were encoded since the last call.
 
   Raises:
     InputError: the text cannot be read or encoded.
@@ -161,7 +163,7 @@ def encode(
 
 
 class _Writer:
-  """The files of one chunk, under other names until they are complete."""
+  """Writes the files of one chunk; .ids has another name until complete."""
 
   def __init__(self, folder: str, plan: Plan, chunk: Chunk):
     self._folder, self._facts = folder, plan.facts(chunk)
@@ -179,11 +181,11 @@ class _Writer:
 
   @property
   def row(self) -> int:
-    """The place of the document that is being read."""
+    """The row index of the document that is being read."""
     return len(self._names) - 1
 
   def read(self, document: Document) -> Iterator[str]:
-    """Yields the pieces of a document, whose row is now the last."""
+    """Appends the row of a document, and yields the document's pieces."""
     self._names.append(unit_hash(document.name))
     self._is_target.append(document.is_target)
     for column in (self._texts, self._num_ids, self._num_bytes):
@@ -199,7 +201,7 @@ class _Writer:
   def end_document(self) -> None:
     """Completes the last row, or removes it if there was no text."""
     if self._size:
-      # As Part does: the digest also covers where documents end.
+      # As in splitting.Part, the digest also covers where documents end.
       self._text.update(self._size.to_bytes(8, "little"))
       self._texts[-1] = self._digest.value()
       return
@@ -209,7 +211,7 @@ class _Writer:
       column.pop()
 
   def write(self, row: int, ids: np.ndarray, num_bytes: int) -> None:
-    """Appends ids of the document in a row."""
+    """Appends ids of the document that has this row."""
     data = ids.astype(self._dtype).tobytes()
     self._file.write(data)
     self._num_ids[row] += len(ids)
@@ -235,8 +237,8 @@ class _Writer:
     files.write_text(f"{self._stem}.json", manifest_lib.dump(note))
 
   def remove(self) -> None:
-    """Removes what is not complete."""
-    with contextlib.suppress(OSError):  # the disk may be what is full
+    """Removes the incomplete file."""
+    with contextlib.suppress(OSError):  # the disk may be full
       self._file.close()
     with contextlib.suppress(FileNotFoundError):
       os.remove(self._temporary)
@@ -246,7 +248,7 @@ class Stored:
   """A chunk on disk.
 
   Attributes:
-    note: what its file of JSON says.
+    note: the content of chunk-NNNNN.json.
   """
 
   def __init__(self, folder: str, note: dict[str, Any], key=None):
@@ -254,7 +256,7 @@ class Stored:
     self._stem = os.path.join(folder, f"chunk-{note['index']:05d}")
 
   def read_rows(self) -> np.ndarray:
-    """Returns its documents, ROW.
+    """Returns one ROW for each document.
 
     Raises:
       InputError: the file is damaged.
@@ -276,7 +278,8 @@ class Stored:
       sizes: the column num_ids of its documents.
 
     Raises:
-      InputError: the file is damaged; it may come after the last.
+      InputError: the file is damaged; its hash is only known, and checked,
+        after the last document.
     """
     path, dtype = f"{self._stem}.ids", np.dtype(self.note["dtype"])
     dtype, hashed = dtype.newbyteorder("<"), hashlib.sha256()
@@ -310,7 +313,7 @@ def find(
   """Returns {index: chunk} of the wanted chunks that are stored.
 
   Args:
-    folders: where they may lie; one in an earlier folder is preferred.
+    folders: where to look; of a chunk in several, the first is taken.
   """
   found: dict[int, Stored] = {}
   for folder in folders:
@@ -324,7 +327,7 @@ def find(
 
 
 def _read_note(path: str, facts: dict[str, Any]) -> dict[str, Any] | None:
-  """Returns the note of a chunk; None if it is none or of another plan."""
+  """Returns the note of a chunk; None if it is unusable or of another plan."""
   try:
     note = files.read_json(path)
   except files.Damage:
@@ -338,12 +341,12 @@ def _read_note(path: str, facts: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def text_digest(hashes: Sequence[str]) -> str:
-  """Returns the digest of the text of a source, of those of its chunks."""
+  """Returns the digest of a source's text, from the digests of its chunks."""
   return digest.of_json(["chunks", *hashes])
 
 
 def mark(found: str, key: encryption.Key | None) -> str:
-  """Returns a digest as it is stored: with a key, as only that computes it."""
+  """Returns a digest as it is stored: keyed (Key.mark) if there is a key."""
   return found if key is None else key.mark(found)
 
 

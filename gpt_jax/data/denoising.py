@@ -36,7 +36,7 @@ STREAM = 0xC2B2
 
 
 def draws(seed: int, g: np.ndarray) -> list[np.random.Generator]:
-  """Returns a generator for each sequence, a function of (seed, its place)."""
+  """Returns a random generator for each sequence, seeded by (seed, g)."""
   return [np.random.default_rng([STREAM, seed, int(i)]) for i in g]
 
 
@@ -51,12 +51,12 @@ def corrupt_spans(
   """Returns (inputs, targets), (B, S) and (B, U): see corrupted_lengths.
 
   Args:
-    ids_BL: windows of ids below every sentinel's; L at least 2.
-    draw_B: a generator for each window.
+    ids_BL: windows of ids, all of them below the sentinels; L is at least 2.
+    draw_B: a random generator for each window.
     density, mean_span: as in corrupted_lengths.
     sentinels: (at least the number of spans,) ids in the order of use.
-    end_id: the id that ends inputs and targets; the sentinel after the last
-      span's gives the form of the paper's figure 2.
+    end_id: the id that ends inputs and targets; with the sentinel after the
+      last span's as end_id, the result is that of the paper's figure 2.
 
   Raises:
     InputError: there are too few sentinels.
@@ -69,8 +69,8 @@ def corrupt_spans(
       f"{density:g}, mean length {mean_span:g}), and there are "
       f"{len(sentinels)} sentinels; take shorter windows or longer spans"
     )
-  # Of the places between tokens, those with the lowest ranks are cut: each
-  # division into spans is as likely.
+  # Cut at the places between tokens with the lowest random ranks: every
+  # division into spans is equally likely.
   rank_B = np.stack([draw.random(L - 2) for draw in draw_B])
   stays_BS = _segment(rank_B[:, : L - n.noise - 1], L - n.noise, n.spans)
   noise_BS = _segment(rank_B[:, L - n.noise - 1 :], n.noise, n.spans)
@@ -82,7 +82,7 @@ def corrupt_spans(
   mark_BL = np.asarray(sentinels)[run_BL // 2]
 
   def replace(is_hidden_BL):
-    """Returns ids, each hidden run replaced by its sentinel, and the end."""
+    """Returns ids, each hidden run replaced by its sentinel, then end_id."""
     begins_BL = is_hidden_BL & (starts_BL == 1)
     shown = np.where(begins_BL, mark_BL, ids_BL)[~is_hidden_BL | begins_BL]
     return np.pad(
@@ -107,7 +107,7 @@ class Denoised(NamedTuple):
   """Windows that a mixture has corrupted.
 
   Attributes:
-    inputs_BS, targets_BU: ids, padded with the end.
+    inputs_BS, targets_BU: ids, padded with the end id.
     input_lengths_B, target_lengths_B: ids before the padding.
   """
 
@@ -129,7 +129,7 @@ def mix_denoisers(
 
   Args:
     ids_BL, draw_B, sentinels, end_id: as in corrupt_spans.
-    mixture: denoisers, each as likely.
+    mixture: denoisers, all equally likely.
     modes: {mode: id that begins its inputs}.
 
   Raises:
@@ -158,10 +158,10 @@ def mix_denoisers(
 
 
 def build(config: Config, vocab_size: int) -> Callable:
-  """Returns what makes batches of span_corruption and ul2.
+  """Returns the function that makes the batches of span_corruption and ul2.
 
   Args:
-    vocab_size: of the tokenizer, whose ids the marks follow.
+    vocab_size: of the tokenizer; the ids of marks start here.
   """
   mixture = config_lib.denoisers(config.data)
   return functools.partial(
@@ -181,19 +181,20 @@ def denoise(
   marks: Marks,
   lengths: RowLengths,
 ) -> dict:
-  """Makes inputs and targets of the tokens of each row.
+  """Corrupts each row into inputs and targets.
 
-  A model with an encoder reads inputs as sources, and targets as tokens that
-  the start precedes. A decoder reads both in one row: inputs, which see each
-  other as a prefix does, then targets, which alone are predicted.
+  In a model with an encoder, the encoder reads the inputs, and the decoder the
+  targets, shifted right behind the start id. A decoder-only model reads both in
+  one row: the inputs, which attend to each other as a prefix, then the targets,
+  which alone are predicted.
 
-  A window that is not full, the last one of a set, is corrupted as one of its
-  length; one of fewer than 2 ids has no targets.
+  The last window of a set may be shorter, and is then corrupted as a window of
+  its length; a window of fewer than 2 ids has no targets.
 
   Args:
     batch, seed, g: as in objectives.Task.
-    mixture: denoisers, each as likely.
-    lengths: of the rows; a source for a model with an encoder.
+    mixture: denoisers, all equally likely.
+    lengths: of the rows; source is None for a model without an encoder.
   """
   ids_BL, B = batch["tokens"], len(g)
   counts_B = batch["mask"].sum(1).astype(int)
@@ -230,12 +231,12 @@ def denoise(
 
 
 def _join(row_BW, targets_BT, lengths_2B) -> dict:
-  """Returns batches of one row each, inputs and then targets.
+  """Returns a batch in which each row has the inputs, then the targets.
 
   Args:
-    row_BW: inputs in rows with room for the targets, W = T + 1; written.
+    row_BW: padded inputs, with room for the targets (W = T + 1); overwritten.
     targets_BT: targets, padded.
-    lengths_2B: ids of inputs and of targets.
+    lengths_2B: the number of ids of the inputs and of the targets.
   """
   for row, (begin, length) in enumerate(lengths_2B.T):
     row_BW[row, begin : begin + length] = targets_BT[row, :length]

@@ -1,11 +1,13 @@
-"""Labelled texts as ids: encoded, written beside the shards, read as rows.
+"""Labelled texts: encodes them, writes their labels, reads them as rows.
 
-A text, or a pair with a separator between, is a document of a set; its label
-lies in a file of its own. A row holds one document. One that is longer than the
-row is cut at its end, of a pair the longer text first, and counted.
+A text, or a pair of texts with a separator between them, is one document of a
+set; labels are stored in a file beside the shards. A row holds one document. A
+document longer than the row is cut at its end, the longer text of a pair first,
+and counted.
 
-Where an encoder reads the text, the decoder reads a start alone, and what it
-makes of that is classified: T5's first step, under a head in place of a word.
+In a model with an encoder, the encoder reads the text and the decoder only the
+start id; a head classifies the decoder's output there, where T5 would predict
+its first token.
 """
 
 import dataclasses
@@ -32,8 +34,8 @@ class Layout(NamedTuple):
   Attributes:
     seq_len: T.
     kind: option of data.label.
-    marks: the start that a decoder reads, and the end of a text, for a model
-      with an encoder; else None.
+    marks: for a model with an encoder, the ids of (the start that its decoder
+      reads, the end of a text); else None.
   """
 
   seq_len: int
@@ -46,12 +48,13 @@ class Labelled:
   """A set of labelled texts in memory; it offers what `Rows` reads of TokenSet.
 
   Attributes:
-    name: what lines call it.
-    labels: of the run that reads it.
+    name: what messages call the set.
+    labels: the Labels of the run that reads it.
     document_starts: int64, ascending.
-    values: as TokenSet.read_labels; None without labels, of words 0.
+    values: as TokenSet.read_labels returns them; if the texts have no labels,
+      None, or 0 at the end of each word if labels are of words.
     has_labels: whether the texts have labels.
-    lack: a sentence, why the first has none, or "".
+    lack: a sentence on why the first text has no label, or "".
   """
 
   name: str
@@ -87,11 +90,12 @@ class Labelled:
 def encode(
   examples: Iterable[Example], encoder: Tokenizer, labels: Labels
 ) -> Iterator[tuple[Example, np.ndarray, np.ndarray]]:
-  """Yields (example, ids, what is stored of its label).
+  """Yields (example, ids, stored values of its label).
 
-  The ids of a pair have a separator between; one before the text is for the
-  caller to add. A word's label lies at its last id, which has seen the word in
-  a causal model too. Without a label nothing is stored, and 0 of a word.
+  The texts of a pair have a separator between them; the caller adds the one
+  before the document. A word's label is stored at its last id, where a causal
+  model too has read the whole word. An example without a label has no values,
+  or 0 at the end of each word if labels are of words.
 
   Raises:
     InputError: as encoder.encode and labels.parse; the tokenizer has no
@@ -154,8 +158,8 @@ class LabelWriter:
 
   Args:
     key: encrypts the file, unless it is None.
-    has_separators: whether an id stands before each text, which of words has a
-      place without a label.
+    has_separators: whether a separator stands before each text; if labels are
+      of words, the separator has NO_LABEL.
   """
 
   def __init__(
@@ -187,7 +191,7 @@ def read_whole(
   """Returns examples as a set in memory; all must have a label, or none.
 
   Raises:
-    InputError: as `encode`, there are none, or only some have labels.
+    InputError: as `encode`, or there are no examples, or only some have labels.
   """
   has_separators = encoder.separator_id is not None
   writer = LabelWriter("", "", labels, has_separators)
@@ -234,8 +238,8 @@ class Rows:
     layout: how they become rows.
 
   Attributes:
-    num_rows: their number, which is that of an epoch.
-    num_cut: texts that are longer than a row.
+    num_rows: the number of rows in an epoch.
+    num_cut: the number of texts that are longer than a row.
 
   Raises:
     InputError: the set has no labels of this kind.
@@ -256,11 +260,12 @@ class Rows:
     self.num_cut = int((np.diff(self._borders) > self._room).sum())
 
   def read(self, rows: np.ndarray) -> dict:
-    """Returns a batch of rows; those beyond the last have mask 0.
+    """Returns a batch of rows; rows beyond the last have mask 0.
 
-    segments is 1 where a row is filled up, types 1 in the second text of a
-    pair. Without labels mask and targets are 0; of words mask is 1 where one
-    ends. With marks the texts are sources, each with an end.
+    segments is 1 in the padding; types is 1 in the second text of a pair. If
+    the set has no labels, mask and targets are 0. If labels are of words, mask
+    is 1 at the end of each word, with or without labels. With marks, the texts
+    are sources, each followed by the end id.
     """
     b, T, kind = len(rows), self._room, self.labels.kind
     blank = lambda width, dtype: np.zeros((b, width), dtype)
@@ -276,12 +281,12 @@ class Rows:
     return batch if self._marks is None else _as_sources(batch, *self._marks)
 
   def word_ends(self, row: int) -> np.ndarray:
-    """Returns where words end that a row has room for, ascending."""
+    """Returns the positions in a row where its words end, ascending."""
     return np.flatnonzero(self.read(np.array([row]))["mask"][0])
 
   def count_words(self, row: int) -> int:
     """Returns the number of words of a text."""
-    assert self._values is not None  # which words have, with labels or without
+    assert self._values is not None  # stored for words even without labels
     start, stop = map(int, self._borders[row : row + 2])
     return int((self._values[start:stop] != NO_LABEL).sum())
 
@@ -302,7 +307,7 @@ class Rows:
     batch["mask"][: len(places)] = values != NO_LABEL
 
   def _cut(self, ids: np.ndarray) -> tuple[np.ndarray, int]:
-    """Returns (places that a row has room for, those before the second text).
+    """Returns (indices of the ids that fit, how many precede the second text).
 
     The separator between two texts is always kept.
     """
@@ -311,14 +316,14 @@ class Rows:
       separators = np.flatnonzero(ids == self._set.separator_id)
       first = int(separators[1]) if len(separators) > 1 else first
     second = len(ids) - first
-    # Half of the row is for either, and what the shorter leaves for the longer.
+    # Each text gets half of the row, plus what the other one leaves free.
     keep = min(first, max(T - second, T - T // 2 if second else T))
     kept = min(second, T - keep)
     return np.r_[:keep, first : first + kept], keep + (second > 0)
 
 
 def _as_sources(batch: dict, start: int, end: int) -> dict:
-  """Returns a batch of one token, the start, and texts with an end."""
+  """Returns a batch whose sources are the texts, whose token is the start."""
   lengths_B = (batch["segments"] == 0).sum(1)
   pad = lambda x, value: np.pad(x, ((0, 0), (0, 1)), constant_values=value)
   sources, filled = pad(batch["tokens"], 0), pad(batch["segments"], 1)
@@ -336,12 +341,12 @@ def _as_sources(batch: dict, start: int, end: int) -> dict:
 
 @functools.lru_cache(maxsize=8)
 def open_rows(token_set: TokenSet | Labelled, layout: Layout) -> Rows:
-  """Returns Rows of its arguments, the same for the same ones."""
+  """Returns Rows of the arguments, cached."""
   return Rows(token_set, layout)
 
 
 def describe_cut(token_set: TokenSet | Labelled, layout: Layout) -> str | None:
-  """Returns a sentence on texts that are longer than a row, None for none.
+  """Returns a sentence on texts that are longer than a row; None if none is.
 
   Raises:
     InputError: as Rows.

@@ -22,8 +22,8 @@ from gpt_jax.exits import InputError
 # split. Earlier versions did not move them, and wrote other ids under the name
 # without the suffix.
 APART = "-apart"
-# In the names of preferences whose answers have the ids that follow their
-# prompt's; earlier versions encoded them apart.
+# Hashed into the names of preference sets whose answers are tokenized in the
+# context of their prompts; earlier versions tokenized them separately.
 BEHIND = "behind"
 
 
@@ -33,9 +33,9 @@ def name_folder(
   """Returns the name of the folder of a part.
 
   Args:
-    spec: the tokenizer's, of which the name shows the kind.
-    identity: what the vocabulary depends on.
-    key: that encrypts it, or None.
+    spec: of the tokenizer; the name shows its kind.
+    identity: what the vocabulary and the labels depend on.
+    key: the key that encrypts the folder, or None.
   """
   is_divided = part.role == "split"
   facts = [
@@ -91,7 +91,8 @@ def open_prepared(path: str, verify: str = "once") -> dict[str, TokenSet]:
     verify: as data.verify.
 
   Raises:
-    InputError: it is not one, or a file is missing, truncated or changed.
+    InputError: it is not a prepared folder, or a file is missing, truncated or
+      changed.
   """
   manifest = manifest_lib.read(path)
   _check_tokenizer_file(path, manifest, verify)
@@ -108,7 +109,7 @@ def open_prepared(path: str, verify: str = "once") -> dict[str, TokenSet]:
 def require_same(path: str, part: Part, name: str) -> None:
   """Raises InputError unless a folder was prepared under its name for a part.
 
-  A folder that was renamed, or replaced by another, is found by this.
+  This detects a folder that was renamed, or replaced by another one.
   """
   manifest = manifest_lib.read(path)
   key = name[-manifest_lib.KEY_DIGITS :]
@@ -163,7 +164,7 @@ def describe_share(path: str) -> str:
   share = held / max(1, held + train)
   if wanted / 2 <= share <= wanted * 2:
     return ""
-  # Texts with labels are whole.
+  # Labelled texts are never cut, so "tail" cannot be recommended for them.
   hint = "" if "labels" in manifest else ": data.split='tail' is exact"
   return (
     f"{share:.1%} of the text is held back for data.valid_frac {wanted:g}, as "

@@ -1,17 +1,17 @@
 """Fill-in-the-middle: documents whose middle is moved to their end.
 
-A decoder so learns to fill a gap from the text before and after it (Bavarian et
-al. 2022). A document is cut at two random places into prefix, middle and
+This teaches a decoder to fill a gap from the text before and after it (Bavarian
+et al. 2022). A document is cut at two random places into prefix, middle and
 suffix, and becomes
 
   psm  PRE prefix SUF suffix MID middle
   spm  PRE SUF suffix MID prefix middle   (appendix D, the second form)
 
-The loss stays on all tokens. The separator of the next document says where a
+The loss is on all tokens. The separator of the next document says where a
 middle ends.
 
 Design choice: documents are cut within a window of the data ("context level",
-section 4.2), so that every gap has its text within reach.
+section 4.2), so that a gap's prefix and suffix are in the same window.
 """
 
 import functools
@@ -37,14 +37,14 @@ class Marks(NamedTuple):
 
 
 def find_marks(vocab_size: int) -> Marks:
-  """Returns the ids that follow the tokenizer's."""
+  """Returns the marks, whose ids follow those of the tokenizer."""
   return Marks(*range(vocab_size, vocab_size + 3))
 
 
 class GapTokenizer:
-  """A run's tokenizer whose prompts ask for what stands before a suffix.
+  """Wraps a run's tokenizer: a prompt asks for the text before a suffix.
 
-  Its other attributes are those of the run's.
+  All other attributes are those of the wrapped tokenizer.
   """
 
   def __init__(self, tokenizer: Tokenizer, suffix: str):
@@ -55,7 +55,7 @@ class GapTokenizer:
     return getattr(self._tokenizer, name)
 
   def encode(self, text: str) -> np.ndarray:
-    """Returns the ids of a prompt, the suffix, and the mark of the middle."""
+    """Returns the ids of the prompt as prefix, the suffix, and their marks."""
     marks = find_marks(self.vocab_size)
     return prompt_of(self._tokenizer.encode(text), self._suffix, marks)
 
@@ -71,10 +71,11 @@ def prompt_of(prefix: np.ndarray, suffix: np.ndarray, marks: Marks):
 
 
 def build(data: DataConfig, tokenizer: Tokenizer) -> Callable:
-  """Returns what makes batches of data.objective=fill_in_the_middle.
+  """Returns the function that makes batches of fill_in_the_middle.
 
   Raises:
-    InputError: packed documents cannot be told apart.
+    InputError: documents are packed, and the tokenizer has no separator to
+      find their borders by.
   """
   if data.packing == "documents" and tokenizer.separator_id is None:
     raise InputError(
@@ -101,18 +102,18 @@ def fill_in_the_middle(
   spm_rate: float,
   unit: str,
 ) -> dict:
-  """Moves the middles of documents, and predicts every token from those before.
+  """Moves the middles of documents; every token is predicted from earlier ones.
 
-  Marks lengthen a window, whose end is cut off. Where documents are packed,
-  their segments and positions move with them.
+  Marks lengthen a window, so its end is cut off. If documents are packed, their
+  segments and positions are computed again.
 
   Args:
     batch, seed, g: as in objectives.Task.
-    rate: the part of the documents that is changed.
-    spm_rate: of those, the part in the form spm.
-    unit: "token" cuts between tokens; "character" anywhere, and encodes the
-      parts anew. A document whose text does not come back so, such as one that
-      begins inside a character, is cut between tokens.
+    rate: the fraction of the documents that are changed.
+    spm_rate: the fraction of the changed documents in the form spm.
+    unit: "token" cuts between tokens; "character" cuts anywhere, and tokenizes
+      the parts again. A document whose parts do not decode to the same text,
+      such as one that begins inside a character, is cut between tokens.
   """
   marks, separator = find_marks(tokenizer.vocab_size), tokenizer.separator_id
   separator = -1 if separator is None else separator
@@ -159,7 +160,7 @@ def _move(cut, is_spm: bool, marks: Marks) -> np.ndarray:
 
 
 def _cut(body: np.ndarray, draw, tokenizer: Tokenizer | None):
-  """Returns (prefix, middle, suffix), cut at two places, each as likely.
+  """Returns (prefix, middle, suffix), cut at two uniformly random places.
 
   Args:
     tokenizer: None cuts between tokens.

@@ -37,7 +37,7 @@ class Check:
     folder: the prepared folder.
     hashes: {file name: its SHA-256 hex digest}.
     verify: as data.verify.
-    key: that encrypted the files, or None.
+    key: the key that encrypted the files, or None.
 
   Attributes:
     is_over: whether the result is known; under "never" there is no check.
@@ -103,7 +103,7 @@ class Check:
       raise InputError(self._error)
 
   def __getstate__(self):
-    # The other process relies on the result of this one.
+    # The process that unpickles this relies on the result of this process.
     self.wait()
     return self.__dict__ | {"_threads": []}
 

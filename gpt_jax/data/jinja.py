@@ -1,11 +1,13 @@
-"""The tokenizer's own chat template, written in Jinja's language by a stranger.
+"""Renders dialogues by the tokenizer's own chat template, untrusted Jinja code.
 
-It runs in a process of its own (sandbox.py). What it writes is encoded as
-transformers does: as one text, in which special tokens are read. So a dialogue
-that spells one of them is refused. What counts in the loss stands between
-{% generation %} and {% endgeneration %}, where the template has them. Else the
-dialogue is written up to each answer, and up to its end: what counts is what
-the second text has more, up to the first special token after the answer.
+The template runs in a sandboxed process (sandbox.py). Its output is tokenized
+as transformers does: as one text, in which special tokens are recognized. So a
+dialogue that spells one of them is refused.
+
+The loss is on the text between {% generation %} and {% endgeneration %}, where
+the template has them. Otherwise the dialogue is rendered up to each answer, and
+again up to the answer's end: the loss is on what the second text adds, up to
+and including the first special token after the answer.
 """
 
 import importlib.util
@@ -27,21 +29,21 @@ from gpt_jax.data.tokenizers.protocol import Tokenizer
 from gpt_jax.data.tokenizers.subword import LibraryTokenizer
 from gpt_jax.exits import InputError
 
-# Dialogues that a process writes, one after another.
+# Dialogues that one process renders, one after another.
 BATCH = 256
-# What the writing of a text may take: seconds of a processor, ten times as many
-# by the clock, bytes of memory, and characters beside those of its messages.
+# Limits for rendering one text: CPU seconds (wall-clock seconds are ten times
+# as many), bytes of memory, and characters beyond 4 times its messages'.
 SECONDS = 2.0
 MAX_BYTES = 1 << 30
 MAX_CHARS = 1 << 16
 
 
 class Request(NamedTuple):
-  """A text to be written.
+  """A text to be rendered.
 
   Attributes:
     messages: of the dialogue.
-    is_prompt: whether the beginning of an answer follows them.
+    is_prompt: whether the header of an answer follows them.
     where: what errors call the dialogue.
   """
 
@@ -77,23 +79,23 @@ def find_template(tokenizer: Any, name: str) -> ChatTemplate:
 class JinjaEncoder:
   """Encodes dialogues by the tokenizer's own template.
 
-  It offers what templates.ChatEncoder does.
+  It has the interface of templates.ChatEncoder.
 
   Args:
     tokenizer: the run's.
 
   Attributes:
-    end: what ends an answer; "" where the template writes nothing.
-    end_id: its id, where it is a special token.
+    end: the text that ends an answer; "" if the template writes none.
+    end_id: the id of `end` if it is a special token, else None.
 
   Raises:
-    InputError: the tokenizer has no template, it cannot be run, or it writes
-      an answer in a way that cannot be followed.
+    InputError: the tokenizer has no template, the template fails, or an answer
+      cannot be found in its output.
   """
 
   def __init__(self, tokenizer: Tokenizer):
     template = find_template(tokenizer, tokenizer.name)
-    assert isinstance(tokenizer, LibraryTokenizer)  # as it has a template
+    assert isinstance(tokenizer, LibraryTokenizer)  # others have no template
     self._tokenizer, self._template = tokenizer, template
     special = sorted(filter(None, tokenizer.special_tokens()), key=len)
     words = "|".join(re.escape(word) for word in reversed(special))
@@ -127,7 +129,7 @@ class JinjaEncoder:
     """Returns the ids after which the model answers.
 
     Args:
-      messages: the last one is of the user.
+      messages: the last one is the user's.
       where: what errors call them.
 
     Raises:
@@ -136,12 +138,12 @@ class JinjaEncoder:
     return self.go_on(self.open(messages, where))
 
   def open(self, messages: Sequence[Message], where: str) -> str:
-    """Returns a dialogue up to an answer, for `go_on`; errors as `prompt`'s."""
+    """Renders a dialogue up to an answer, for `go_on`; raises as `prompt`."""
     ((text, _),) = self._render([Request(messages, True, where)])
     return text
 
   def go_on(self, opened: str, begun: str = "") -> np.ndarray:
-    """Returns the ids of a dialogue and of what its answer begins with."""
+    """Returns the ids of an opened dialogue and the beginning of its answer."""
     self._check([Message("assistant", begun)], "an answer")
     ((ids, _),) = self._tokenizer.encode_marked([opened + begun])
     return ids
@@ -166,7 +168,7 @@ class JinjaEncoder:
       yield chat, ids, mask
 
   def _write(self, chats: list[Chat]) -> list[tuple[str, list]]:
-    """Returns (text, [(begin, end) of what counts]) of each dialogue."""
+    """Returns (text, [(begin, end) of each span in the loss]) of dialogues."""
     requests, counts = [], []
     for chat in chats:
       own = [Request(chat.messages, False, chat.where)]
@@ -196,7 +198,7 @@ class JinjaEncoder:
     return found
 
   def _span(self, whole, begin: str, both: str, answer: str, where: str):
-    """Returns where in a dialogue an answer and its end stand.
+    """Returns (begin, stop) of an answer with its end within a dialogue.
 
     Args:
       whole: the dialogue.
@@ -218,7 +220,7 @@ class JinjaEncoder:
     )
 
   def _render(self, requests: list[Request]) -> list[tuple[str, list]]:
-    """Returns (text, [(begin, end) of what it marks]) of each request.
+    """Returns (text, [(begin, end) of generation blocks]) of each request.
 
     Raises:
       InputError: a message spells a special token, or the template fails.
@@ -275,7 +277,7 @@ class JinjaEncoder:
 def _take_out(
   text: str, borders: tuple[str, str], where: str
 ) -> tuple[str, list[tuple[int, int]]]:
-  """Returns (text without borders, [(begin, end) of what stood between])."""
+  """Returns (text without borders, [(begin, end) of what was between them])."""
   begin, end = borders
   first, *rest = text.split(begin)
   spans, size, parts = [], len(first), [first]

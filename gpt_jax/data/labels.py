@@ -14,10 +14,10 @@ from gpt_jax.config import MAX_FLOAT32
 from gpt_jax.data.sources.labelled import Example
 from gpt_jax.exits import InputError
 
-# More are ids of some kind rather than classes.
+# More distinct labels than this are probably ids of some kind, not classes.
 MAX_CLASSES = 10_000
-# The type of a stored label, by option of data.label. Of words there is one
-# for each id, NO_LABEL where no word ends.
+# The dtype of stored labels, by option of data.label. Labels of words are
+# stored for each id, NO_LABEL where no word ends.
 DTYPES = {"single": "<i4", "multi": "u1", "number": "<f4", "word": "<i4"}
 NO_LABEL = -1
 
@@ -43,7 +43,7 @@ class Labels(NamedTuple):
     return len(self.classes) if self.kind == "multi" else 1
 
   def holds(self, values: np.ndarray) -> bool:
-    """Returns whether stored values are possible ones."""
+    """Returns whether stored values are valid labels."""
     if not values.size:
       return True
     if self.kind == "number":
@@ -53,7 +53,7 @@ class Labels(NamedTuple):
     return bool(values.min() >= least and values.max() <= most)
 
   def encode(self, value: Any, where: str) -> np.ndarray:
-    """Returns what is stored of a parsed label, of type DTYPES[kind].
+    """Returns the stored values of a parsed label, of dtype DTYPES[kind].
 
     Raises:
       InputError: a class is not one of the set's.
@@ -84,12 +84,12 @@ def parse(kind: str, example: Example) -> Any:
   """Returns a label in the form of its kind.
 
   single: str; multi: a list of str; number: float; word: a list of str, one for
-  each word of the text. A number in place of a class's name is its digits. In a
-  column of TSV the classes of multi lie between commas, those of words between
-  spaces. Blanks at the edges of a name are none of it.
+  each word of the text. A whole number in place of a class name becomes its
+  digits. In a TSV column, commas separate the classes of multi, and spaces
+  those of words. Spaces around a name are stripped.
 
   Raises:
-    InputError: it is missing, or of another form.
+    InputError: the label is missing, or has another form.
   """
   value, where = example.label, example.where
   if value is None:
@@ -118,7 +118,7 @@ def parse(kind: str, example: Example) -> Any:
 
 
 def words_of(example: Example) -> list[str]:
-  """Returns the words of a text: what white space separates."""
+  """Returns the words of a text, which white space separates."""
   return example.texts[0].split()
 
 
@@ -132,7 +132,7 @@ def _parse_number(value: Any, where: str) -> float:
       f"{where} has the label {_show(value)}; it must be a number, as "
       "data.label is number"
     ) from None
-  if not abs(number) <= MAX_FLOAT32:  # nor NaN
+  if not abs(number) <= MAX_FLOAT32:  # also true of NaN
     raise InputError(
       f"{where} has the label {_show(value)}; it must be a finite number"
     )
@@ -159,11 +159,11 @@ def _is_unicode(text: str) -> bool:
 
 
 def find_labels(kind: str, sources: Iterable[Any], spec: str) -> Labels:
-  """Returns the labels of sources that are trained on, by reading them.
+  """Returns the labels of the training sources, by reading them.
 
   Args:
     kind: option of data.label.
-    sources: labelled ones.
+    sources: labelled sources.
     spec: what errors call them.
 
   Raises:

@@ -25,7 +25,7 @@ def lock(
 
   Args:
     path: the lock's file.
-    name: the folder that it protects, for the lines.
+    name: the folder that it protects, for messages.
     say: receives a line when it waits.
 
   Yields:

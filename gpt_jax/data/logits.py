@@ -1,14 +1,14 @@
 """A teacher's largest logits, stored: one row for each sequence of a run.
 
-A folder has logits.json, which is sealed and says of which data and order the
-rows are, and two files of raw little-endian numbers: of each token the ids of
-the K likeliest next tokens (uint32), and the logarithms of their probabilities
-and of that of any other token (float32).
+A folder has logits.json, which is sealed and records the data and the order
+that the rows follow, and two files of raw little-endian numbers. For each
+token they hold the ids of the K likeliest next tokens (uint32), and K + 1
+log-probabilities (float32): those of the K, and that of all others together.
 
 Design choice: row g is the g-th sequence that a run reads (order.py), not the
-g-th of the text, so that any objective and mixture has them, and a student
-learns what it would from a teacher that is present. Another seed reads in
-another order and needs a folder of its own.
+g-th of the text. So any objective and mixture can use stored logits, and a
+student reads the sequences that it would read with the teacher in memory. A run
+with another seed reads in another order and needs its own folder.
 """
 
 import functools
@@ -37,9 +37,9 @@ class Logits(NamedTuple):
 
   Attributes:
     folder: its path.
-    num_rows: sequences; of seq_len tokens each.
+    num_rows: the number of sequences, of seq_len tokens each.
     top_k: K.
-    digest: 16 hex digits of all that it holds.
+    digest: the seal of its logits.json, 16 hex digits; it covers the files.
   """
 
   folder: str
@@ -71,7 +71,7 @@ def widths(top_k: int, seq_len: int) -> dict[str, tuple[int, int]]:
 
 
 def add_to(task: Task, logits: Logits) -> Task:
-  """Returns the task, whose batches then have FIELDS too."""
+  """Returns the task with FIELDS added to its batches."""
   return task._replace(make=functools.partial(_make, task.make, logits))
 
 
@@ -80,7 +80,7 @@ def _make(make, logits: Logits, batch: dict, seed: int, g: np.ndarray) -> dict:
 
 
 def describe_rows(config: Config, prepared: PreparedData) -> dict:
-  """Returns what rows of stored logits depend on, the teacher apart."""
+  """Returns what rows of stored logits depend on, except for the teacher."""
   keys = config_lib.flatten(config)
   section = {
     key: value
@@ -102,10 +102,10 @@ def count_rows(config: Config) -> int:
 def write_record(
   folder: str, config: Config, prepared: PreparedData, top_k: int, teacher: str
 ) -> None:
-  """Writes logits.json beside the files, which are complete.
+  """Writes logits.json, once the files beside it are complete.
 
   Args:
-    teacher: the workdir, for a reader of the record.
+    teacher: the teacher's workdir, as information for the user.
   """
   record = describe_rows(config, prepared) | {
     "num_rows": count_rows(config),
@@ -119,7 +119,7 @@ def write_record(
 
 
 def open_logits(config: Config, prepared: PreparedData) -> Logits:
-  """Returns the stored logits of distill.teacher, found to be this run's.
+  """Returns the stored logits in distill.teacher, if they suit this run.
 
   Raises:
     InputError: the folder holds none, is damaged, or its logits are of other

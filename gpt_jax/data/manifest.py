@@ -106,7 +106,7 @@ _SPLIT = {
   "shards": [_SHARD],
   "offsets": {"file": _plain_name, "sha256": _digest},
   "labels": _Maybe({"file": _plain_name, "sha256": _digest}),
-  # Of each id, whether it counts in the loss.
+  # For each id, whether it counts in the loss.
   "mask": _Maybe({"file": _plain_name, "sha256": _digest}),
 }
 _SCHEMA = {
@@ -125,17 +125,17 @@ _SCHEMA = {
     "sha256": _Maybe(_digest),
   },
   "dtype": _one_of("uint16", "uint32"),
-  # Documents of an example: of pairs, which are a source and a target in turn.
+  # The number of documents of each example, 2 in sets of pairs; else absent.
   "num_parts": _Maybe(_two),
   "labels": _Maybe({"kind": _one_of(*LABELS), "classes": [_text]}),
-  # The end of the folder's name, and the digest of the text: of all of it, or
-  # of the digests of its chunks.
+  # The end of the folder's name, and the digest of the text: of the whole text,
+  # or of the digests of its chunks.
   "key": _Maybe(_key),
   "text_sha256": _Maybe(_digest),
   "chunks_sha256": _Maybe(_digest),
-  # The key of an encrypted set, whose hashes are as Key.mark makes them.
-  # What lay beside its files: how they were cleaned.
+  # The records beside the source's files: how each was cleaned (card.py).
   "records": _Maybe([_object]),
+  # Which key encrypts the set; the hashes are then keyed, by Key.mark.
   "encryption": _Maybe({"id": _text, "origin": _text}),
   "seal": _Maybe(_digest),
 }

@@ -1,7 +1,7 @@
 """Ids that objectives add to the vocabulary, after the tokenizer's.
 
-Text never holds them. Those that objectives share come first, so that a model
-that was trained with one has learned them for the next.
+Text is never encoded to them. The ids that objectives share come first, so that
+a model trained with one objective has learned them for the next one.
 """
 
 from typing import NamedTuple
@@ -20,7 +20,7 @@ class Marks(NamedTuple):
   Attributes:
     start: begins the targets that a decoder reads.
     end: ends inputs and targets.
-    sentinels: int32, stand for hidden spans, in the order of use.
+    sentinels: int32; they stand for hidden spans, in the order of use.
     modes: {mode of a denoiser: the id that begins its inputs}.
   """
 
@@ -31,13 +31,13 @@ class Marks(NamedTuple):
 
 
 def pair_ids(tokenizer: Tokenizer) -> tuple[int, int]:
-  """Returns (what begins a target, what ends it and its source)."""
+  """Returns (the id that begins a target, the id that ends both texts)."""
   marks = find_marks(tokenizer.vocab_size)
   return tokenizer.pair_ids or (marks.start, marks.end)
 
 
 def find_marks(vocab_size: int) -> Marks:
-  """Returns the ids that follow a tokenizer's `vocab_size`."""
+  """Returns the marks, whose ids start at the tokenizer's `vocab_size`."""
   first = vocab_size + 2
   sentinels = np.arange(first, first + NUM_SENTINELS, dtype=np.int32)
   modes = {mode: first + NUM_SENTINELS + i for i, mode in enumerate(MODES)}

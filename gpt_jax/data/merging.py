@@ -1,4 +1,4 @@
-"""Makes the splits of a prepared folder from the chunks of its source."""
+"""Merges the chunks of a source into the splits of a prepared folder."""
 
 import glob
 import os
@@ -49,7 +49,7 @@ def make_plan(
   part: Part,
   secret: Key | None,
 ) -> Plan:
-  """Returns the plan of the folder with a name."""
+  """Returns the plan for the chunks of the prepared folder `name`."""
   key = name[-manifest_lib.KEY_DIGITS :]
   dtype = manifest_lib.dtype_of(encoder.vocab_size)
   return Plan(
@@ -71,7 +71,7 @@ def encode_missing(
   """Returns the wanted chunks; those that are not stored are encoded first.
 
   Args:
-    dir, name: of the prepared folder, beside which shards may lie.
+    dir, name: of the prepared folder; folders of shards may lie beside it.
     into: the folder where chunks are written. What an earlier process stored
       there, or in folders of shards, is not encoded again.
 
@@ -80,7 +80,7 @@ def encode_missing(
     OSError: the disk is full or cannot be written.
   """
   source = part.source
-  assert isinstance(source, Divisible)  # as find_chunks found
+  assert isinstance(source, Divisible)  # or find_chunks had found none
   os.makedirs(into, exist_ok=True)
   for left in glob.glob(os.path.join(glob.escape(into), "*.tmp")):
     os.remove(left)
@@ -115,8 +115,8 @@ def write_splits(
   """Writes the shards of a part from its chunks.
 
   Returns:
-    {split: entry of the manifest}, or None if its documents have one text only,
-    which must be divided by its tail.
+    {split: entry of the manifest}, or None if all documents have the same text,
+    which must then be divided by its tail.
 
   Raises:
     InputError: a chunk is damaged.

@@ -34,11 +34,11 @@ class Vocabulary(NamedTuple):
   """What objectives know of the tokenizer.
 
   Attributes:
-    size: its ids are below.
+    size: V; every id is below it.
     separator_id: the id before each document, or None.
     mask_id: the id that hides a token.
-    continues_V: bool, whether a token goes on with the word before it; None
-      where the objective does not ask.
+    continues_V: bool, whether a token continues the word before it; None if
+      the objective does not need it.
   """
 
   size: int
@@ -52,8 +52,8 @@ class Task(NamedTuple):
 
   Attributes:
     make: function of (batch, seed, g) that returns the batch to train on.
-      batch: tokens, targets (b, T), mask, and documents' fields; g: (b,) places
-      of the sequences in the order of data.
+      batch: tokens, targets and mask, (b, T), and the fields of packed
+      documents; g: (b,) indices of the sequences in the order of data.
     word: option of data.objective.
     pairs: the Layout by which pairs, texts with labels, dialogues or
       preferences become the rows of a batch; None reads windows of ids.
@@ -75,15 +75,15 @@ class Task(NamedTuple):
 
 
 def causal(batch: dict, seed: int, g: np.ndarray) -> dict:
-  """Every token is predicted from those before it."""
+  """Causal language modelling: predicts every token from earlier ones."""
   return batch
 
 
 def prefix_lm(batch: dict, seed: int, g: np.ndarray) -> dict:
-  """A prefix whose tokens see each other, and a loss on the rest.
+  """Draws a prefix whose tokens attend to each other; the loss is on the rest.
 
-  Prefix language modelling (Raffel et al. 2020, section 3.2.1): the prefix has
-  1 to T - 1 tokens, each length as likely.
+  Prefix language modelling (Raffel et al. 2020, section 3.2.1): the length of
+  the prefix is uniform from 1 to T - 1.
   """
   T = batch["tokens"].shape[1]
   draw = lambda i: np.random.default_rng([PREFIX_STREAM, seed, i])
@@ -107,17 +107,17 @@ def masked_lm(
   rate: float,
   shares: tuple[float, ...],
 ) -> dict:
-  """Tokens are chosen at random, hidden, and predicted from all others.
+  """Masks tokens at random; they are predicted from all others.
 
-  Masked language modelling (Devlin et al. 2019, section 3.1). Of n tokens of a
-  sequence, separators left out, exactly the nearest whole number to rate * n
-  are chosen, and one at least. Whole words are chosen in random order until
-  there are as many.
+  Masked language modelling (Devlin et al. 2019, section 3.1). If a sequence has
+  n tokens besides separators, round(rate * n) of them are chosen, at least one.
+  With whole words, words are chosen in random order until they have at least
+  that many tokens.
 
   Args:
-    rate: the part that is chosen.
-    shares: of the chosen, the part that becomes the mask, a random token, or
-      stays (config.MASK_ACTIONS).
+    rate: the fraction of tokens that is chosen.
+    shares: the fractions of the chosen tokens that become the mask, become a
+      random token, and stay (config.MASK_ACTIONS).
   """
   tokens_BT = np.array(batch["tokens"])
   targets_BT, T = tokens_BT.copy(), tokens_BT.shape[1]
@@ -155,7 +155,7 @@ def mask_one(
 
 
 def _choose(places, ids_T, rank_T, rate: float, vocabulary: Vocabulary):
-  """Returns the places that are hidden, of those that may be."""
+  """Returns the positions to mask, chosen from `places`."""
   if not places.size:
     return places
   count = max(1, round(rate * places.size))
@@ -186,8 +186,8 @@ def _build_denoising(config: Config, tokenizer: Callable) -> Callable:
   return denoising.build(config, tokenizer().vocab_size)
 
 
-# By option of data.objective: function of (config, function that returns the
-# tokenizer) that returns what makes its batches.
+# {option of data.objective: function of (config, function that returns the
+# tokenizer) that returns the `make` of its Task}
 OBJECTIVES: dict[str, Callable] = {
   "causal": lambda config, tokenizer: causal,
   "prefix_lm": lambda config, tokenizer: prefix_lm,
@@ -218,9 +218,9 @@ _PREFERENCES = (
   "preference:FILE, with FILE of JSON records that have a prompt, chosen and "
   "rejected, or a prompt, a completion and a label",
 )
-# Those that read pairs, or texts with labels: rows of their own in place of
-# windows. Function of (spec) that says whether a source has them, and what to
-# give otherwise.
+# Objectives whose rows are examples, such as pairs, and not windows of ids:
+# (function of a spec that tells whether a source has such examples, what they
+# are called, which source to give instead).
 ROWS = {
   **dict.fromkeys(("sequence_to_sequence", "grpo"), _PAIRS),
   "classification": (
@@ -237,7 +237,7 @@ ROWS = {
   ),
   **dict.fromkeys(("dpo", "ipo", "kto", "orpo"), _PREFERENCES),
 }
-# Tokenizers of `prompting` whose prompts are answered, not continued.
+# Types that `prompting` may return whose prompts are answered, not continued.
 ANSWERED = (SourceTokenizer, ChatTokenizer)
 CAUSAL = Task(causal, "causal")
 
@@ -246,7 +246,7 @@ def build_task(config: Config, tokenizer: Callable[[], Tokenizer]) -> Task:
   """Returns the objective of a config.
 
   Args:
-    tokenizer: returns the run's tokenizer; called where it is needed.
+    tokenizer: returns the run's tokenizer; called only if it is needed.
   """
   word = config.data.objective
   make = OBJECTIVES[word](config, tokenizer)
@@ -256,7 +256,7 @@ def build_task(config: Config, tokenizer: Callable[[], Tokenizer]) -> Task:
 
 
 def find_layout(config: Config, tokenizer: Callable[[], Tokenizer]) -> Any:
-  """Returns how documents become rows, None where windows of ids do."""
+  """Returns the layout of documents in rows, None if rows are windows."""
   data = config.data
   if data.objective not in ROWS:
     return None
@@ -276,15 +276,15 @@ def find_layout(config: Config, tokenizer: Callable[[], Tokenizer]) -> Any:
 def prompting(
   config: Config, tokenizer: Tokenizer, template: Template | None = None
 ) -> Any:
-  """Returns the tokenizer whose prompts are those that the run was trained on.
+  """Returns a tokenizer that encodes prompts in the form of the training data.
 
-  Where prompts are sources it adds their mark, and knows the end of a target.
-  After span corruption they ask for a span that is hidden behind them. Of chats
-  they are what a user says.
+  If the run reads sources, a prompt is a source with its marks, and a target's
+  end is known. After span corruption, a prompt asks for a masked span behind
+  it. If the run reads chats, a prompt is a user message.
 
   Args:
-    template: by which a model was tuned elsewhere, whose prompts are what a
-      user says; None for the run's own prompts.
+    template: the chat template of a model that was tuned elsewhere, whose
+      prompts are user messages; None for the run's own form.
 
   Raises:
     InputError: the run does not continue prompts, or the tokenizer lacks a mark
@@ -314,10 +314,10 @@ def prompting(
 
 
 def check_sources(data: DataConfig) -> None:
-  """Raises InputError where a source lacks what the objective needs.
+  """Raises InputError if a source lacks what the objective needs, as pairs.
 
-  Pairs, or labels. Or where a stage of data.curriculum has not a weight for
-  each source. Reads the names of sources alone.
+  Or if a stage of data.curriculum lacks a weight for a source. Only the specs
+  of the sources are read, not their files.
   """
   count = len(sources.parse_mixture(data.source))
   for weights, _ in data.curriculum.parts:
@@ -342,7 +342,7 @@ def describe_vocabulary(tokenizer: Tokenizer, has_words: bool) -> Vocabulary:
   """Returns what objectives know of a tokenizer.
 
   Args:
-    has_words: also find out which tokens go on with a word.
+    has_words: also find which tokens continue a word.
   """
   size, mask_id = tokenizer.vocab_size, tokenizer.mask_id
   continues_V = None
@@ -362,12 +362,12 @@ class Field(NamedTuple):
 def fields(config: Config) -> dict[str, Field]:
   """Returns {name: Field} of the arrays of a batch.
 
-  tokens; targets, what is predicted at each token: the id after it, or its own;
-  mask, 1 where a target counts in the loss. Where documents are packed
-  segments, the document of each token, and positions within it. Then the
-  objective's own: with prefixes slots (ops/visibility.py); for an encoder
-  config.SOURCE_FIELDS; with labels what examples.Rows.read returns; of
-  preferences what preferences.PreferenceRows.read returns.
+  All batches have tokens; targets, the id to predict at each token: the next
+  one, or its own; and mask, 1 where a target counts in the loss. With packed
+  documents there are segments, the document of each token, and positions
+  within it. Then there are the objective's own: slots with prefixes
+  (ops/visibility.py); config.SOURCE_FIELDS with an encoder; with labels or
+  preferences what Rows.read or PreferenceRows.read returns.
   """
   S, T = config_lib.row_lengths(config)
   found = {name: Field(np.int32, T) for name in ("tokens", "targets")}
@@ -393,9 +393,9 @@ def fields(config: Config) -> dict[str, Field]:
 def _label_fields(config: Config) -> dict[str, Field]:
   """Returns the targets and mask of labels.
 
-  Ids of classes; where data.label is multi, 1 for each class that a text has;
-  or a number. mask is 1 where there is a label: of a text, or of a word at its
-  last token.
+  Targets are ids of classes; or, if data.label is multi, 1 for each class that
+  the text has; or a number. mask is 1 where there is a label: of a text, or of
+  a word at its last token.
   """
   label, T = config.data.label, config_lib.row_lengths(config).target
   width = T if label == "word" else 1

@@ -30,8 +30,8 @@ _MASK = (1 << 64) - 1
 def count_windows(num_ids: int, seq_len: int) -> int:
   """Returns the number of windows in an epoch, of T ids and a last target.
 
-  In a long set one window less is used, so that the borders of the others can
-  shift by up to 2 T ids from epoch to epoch.
+  A long set uses one window fewer, so that the borders of the others can shift
+  by up to 2 T ids from epoch to epoch.
   """
   windows = max(0, num_ids - 1) // seq_len
   return windows - 1 if windows > 64 else windows
@@ -41,9 +41,8 @@ class Curriculum(NamedTuple):
   """Shares of sets that change over training.
 
   Attributes:
-    starts: the sequence from which the weights of a stage count; the first is
-      0, and they ascend.
-    weights: of each stage, the share of each set; they sum to 1.
+    starts: the first sequence of each stage, ascending from 0.
+    weights: for each stage, the share of each set; they sum to 1.
   """
 
   starts: tuple[int, ...]
@@ -59,7 +58,7 @@ def locate(
   """Returns (set, epoch, window) of global samples, int64, shaped like g.
 
   Args:
-    weights: the share of each set; they sum to 1. Or a Curriculum of them.
+    weights: the share of each set, which sum to 1, or a Curriculum of shares.
     num_windows: the number of windows in an epoch of each set.
     seed: the run's seed.
     g: global sample indices, step * global_batch_size + row.
@@ -165,7 +164,7 @@ def _take_turns(weights: Weights, g: np.ndarray):
 
 
 def _take_stages(curriculum: Curriculum, g: np.ndarray):
-  """As _take_turns; each stage goes on in a set where the last one ended."""
+  """As _take_turns; a stage continues each set where the last one ended."""
   which, count = np.zeros_like(g), np.zeros_like(g)
   before = np.zeros(len(curriculum.weights[0]), np.int64)
   ends = (*curriculum.starts[1:], np.iinfo(np.int64).max)
@@ -181,7 +180,7 @@ def _take_stages(curriculum: Curriculum, g: np.ndarray):
 
 
 def _count_turns(weights: list[float], n: int) -> np.ndarray:
-  """Returns how many of the first n samples each set has."""
+  """Returns how many of the first n samples come from each set, int64."""
   if len(weights) == 1:
     return np.array([n])
   half = len(weights) // 2
@@ -207,8 +206,8 @@ def _split_turns(weights, first: int, mine, which, count) -> None:
   Args:
     first: the set that weights[0] belongs to.
     mine: bool, the samples that these sets share.
-    which: written: the set of each sample.
-    count: read and written: the index of each sample among those of its sets.
+    which: output: the set of each sample.
+    count: input and output: the index of each sample among those of its sets.
   """
   if len(weights) == 1:
     which[mine] = first

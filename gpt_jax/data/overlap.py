@@ -72,7 +72,7 @@ def _hashes(token_sets) -> tuple[np.ndarray, np.ndarray]:
 def _hash_documents(token_set) -> Iterator[tuple[int, int]]:
   """Yields (hash, length) of each document's ids, without its separator.
 
-  Of pairs only sources are looked at: their targets may well be equal.
+  In sets of pairs only the sources count: many targets may well be equal.
   """
   starts = token_set.document_starts
   borders = np.append(starts, token_set.num_ids)

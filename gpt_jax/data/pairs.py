@@ -1,15 +1,16 @@
-"""Pairs of a source and a target as rows: one in a row, or as many as fit.
+"""Turns (source, target) pairs into rows: one per row, or as many as fit.
 
-A model with an encoder reads the source and an end, and predicts the target and
-an end from a start on. A decoder reads both in one row, source, start and
-target, and predicts the target and an end. In both forms a pair takes as many
-places of a row as it has tokens to read.
+In a model with an encoder, the encoder reads the source and an end id; the
+decoder reads a start id and the target, and predicts the target and an end id.
+A decoder-only model reads source, start id and target in one row, and predicts
+the target and an end id. Either way, a pair takes as many positions of a row as
+it has tokens to read.
 
 Pairs are never cut: one that is longer than a row is left out, and counted.
 
-Design choice: which pairs share a row is decided once, from the lengths that
-the prepared folder holds, so that the rows of a set are numbered, and their
-order is order.py's: a function of (seed, step), like that of windows.
+Design choice: which pairs share a row is decided once, from the lengths in the
+prepared folder. So the rows of a set are numbered, and order.py orders them
+like windows, by a function of (seed, step).
 """
 
 import functools
@@ -24,7 +25,7 @@ from gpt_jax.data.marks import pair_ids
 from gpt_jax.data.shards import TokenSet
 from gpt_jax.data.tokenizers.protocol import Tokenizer
 
-# A pair looks for room in the rows, of those with room, that were begun last.
+# First fit looks at this many rows: those begun last that still have room.
 OPEN_ROWS = 64
 
 
@@ -32,10 +33,10 @@ class Layout(NamedTuple):
   """How pairs become rows.
 
   Attributes:
-    lengths: of a row; a source for a model with an encoder.
+    lengths: of a row; source is None for a model without an encoder.
     is_packed: whether a row holds as many pairs as fit.
     start, end: ids of the marks.
-    first: ids before a source, which an imported model expects.
+    first: ids that an imported model expects before a source.
   """
 
   lengths: RowLengths
@@ -59,19 +60,20 @@ class PairRows:
   Args:
     token_set: a set whose documents are sources and targets in turn.
     layout: how they become rows.
-    seed: pairs are put into rows in an order drawn by it; None for the set's.
+    seed: of the random order in which pairs fill the rows; None keeps the order
+      of the set.
 
   Attributes:
-    num_rows: their number, which is that of an epoch.
-    num_all: pairs of the set.
-    num_kept: those that are not longer than a row.
-    pairs: their numbers within the set, int64, in the order of rows.
+    num_rows: the number of rows in an epoch.
+    num_all: the number of pairs in the set.
+    num_kept: the number of pairs that fit a row.
+    pairs: int64 indices into the set of the pairs that fit, in row order.
 
   Raises:
     InputError: the set holds no pairs, or none is short enough.
   """
 
-  # What errors call its examples, and the keys that make room for them.
+  # For messages: what examples are called, and the keys that lengthen a row.
   NAME: ClassVar = "pairs"
   KEYS: ClassVar = "data.seq_len, and data.source_len where it is set,"
 
@@ -113,7 +115,7 @@ class PairRows:
     return ids[self._skip : middle - begin], ids[middle - begin + self._skip :]
 
   def read(self, rows: np.ndarray) -> dict:
-    """Returns a batch of rows; those beyond the last are without targets."""
+    """Returns a batch of rows; rows beyond the last have mask 0."""
     S, T = self._layout.lengths
     blank = lambda length: np.zeros((len(rows), length), np.int32)
     batch: dict = {name: blank(T) for name in ("tokens", "targets")}
@@ -133,7 +135,7 @@ class PairRows:
     return batch
 
   def _fill(self, row: dict, pairs: np.ndarray) -> None:
-    """Writes pairs into a row, whose arrays are views of a batch's."""
+    """Writes pairs into a row, whose arrays are views into the batch."""
     start, end, t, s = self._layout.start, self._layout.end, 0, 0
     for part, pair in enumerate(pairs):
       source, target = self.parts(pair)
@@ -150,14 +152,14 @@ class PairRows:
       row["mask"][t + len(source) : t_end] = 1
       _number(row, "", t, t_end, part)
       t = t_end
-    # What follows the last target belongs to its pair, as no earlier token
-    # sees it; what follows the last source to none.
+    # Padding after the last target joins its pair, as no earlier token attends
+    # to it. Padding after the last source gets a segment of its own.
     _number(row, "", t, None, len(pairs) - 1)
     _number(row, "source_", s, None, len(pairs))
 
 
 def _number(row: dict, side: str, begin: int, end: int | None, part: int):
-  """Writes the segment and the positions of a part of a row, if it has them."""
+  """Writes `part` as the segment of [begin, end), and positions, if present."""
   if f"{side}segments" in row:
     row[f"{side}segments"][begin:end] = part
   if f"{side}positions" in row:
@@ -166,19 +168,21 @@ def _number(row: dict, side: str, begin: int, end: int | None, part: int):
 
 
 class SourceTokenizer:
-  """A run's tokenizer whose prompts are sources, of which targets are written.
+  """Wraps a run's tokenizer: prompts are sources, and targets are written.
 
-  Its other attributes are those of the run's.
+  All other attributes are those of the wrapped tokenizer.
 
   Args:
     first: marks before a source.
-    hidden: the mark of a span that is hidden behind it, and asked for.
+    hidden: the sentinel after a source, which asks for the hidden span there.
 
   Attributes:
-    vocab_size: of the ids that may be written: the run's, start and end.
-    target_start_ids: what a decoder with an encoder reads first; () without.
-    separator_id: the end of a target.
-    last_id: what the ids of a source end with.
+    vocab_size: every id that may be generated is below it: the wrapped
+      tokenizer's, start and end.
+    target_start_ids: what the decoder reads first in a model with an encoder,
+      else ().
+    separator_id: the id that ends a target.
+    last_id: the id that ends an encoded prompt.
   """
 
   def __init__(
@@ -206,7 +210,7 @@ class SourceTokenizer:
     return np.array([*self._first, *ids, *self._hidden, self.last_id], np.int32)
 
   def encode_target(self, text: str) -> np.ndarray:
-    """Returns the ids of a target that ends."""
+    """Returns the ids of a target and its end."""
     return np.append(self._tokenizer.encode(text), self.separator_id)
 
   def decode(self, ids) -> str:
@@ -218,22 +222,24 @@ class SourceTokenizer:
 
 @functools.lru_cache(maxsize=8)
 def pair_rows(token_set: TokenSet, layout: Layout, seed: int | None):
-  """Returns PairRows of its arguments, the same for the same ones."""
+  """Returns PairRows of the arguments, cached."""
   return PairRows(token_set, layout, seed)
 
 
 def arrange(
   sizes: np.ndarray, limits: np.ndarray, is_packed: bool, seed: int | None
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Returns (examples in the order of rows, where each row begins and ends).
+  """Returns (indices of examples in row order, borders of the rows therein).
 
-  Those that are larger than a row are left out.
+  Examples larger than a row are left out. Row r holds the examples from
+  borders[r] to borders[r + 1]; sides are sources and targets, or one.
 
   Args:
-    sizes: (P, sides) places of a row that each example takes.
-    limits: (sides,) places of a row.
-    is_packed: whether a row holds as many as fit.
-    seed: of the order in which rows are filled; None for the given one.
+    sizes: (P, sides) positions of a row that each example takes.
+    limits: (sides,) positions of a row.
+    is_packed: whether a row holds as many examples as fit.
+    seed: of the random order in which examples fill the rows; None keeps the
+      given order.
   """
   fits = np.all(sizes <= limits, axis=1)
   places = np.arange(len(fits))
@@ -249,11 +255,11 @@ def arrange(
 
 
 def first_fit(sizes: np.ndarray, limits: np.ndarray) -> np.ndarray:
-  """Returns the row of each pair: the first, of those open, with room for it.
+  """Returns the row of each pair: the first open row with room for it.
 
   Args:
-    sizes: (P, sides) places that a pair takes, at most `limits`.
-    limits: (sides,) places of a row.
+    sizes: (P, sides) positions that each pair takes, at most `limits`.
+    limits: (sides,) positions of a row.
   """
   row_of, num_rows = np.zeros(len(sizes), np.int64), 0
   rows, left = np.zeros(0, np.int64), np.zeros((0, len(limits)), np.int64)
@@ -281,7 +287,7 @@ def target_ids(token_set: TokenSet) -> np.ndarray:
 
 
 def _sizes(source_P, target_P, layout: Layout) -> np.ndarray:
-  """Returns (P, sides): the places of a row that each pair takes."""
+  """Returns (P, sides): the positions of a row that each pair takes."""
   if layout.lengths.source is None:
     return (source_P + 1 + target_P)[:, None]
   return np.stack([source_P + 1, target_P + 1], 1)

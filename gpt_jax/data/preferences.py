@@ -1,12 +1,14 @@
-"""Preferences as rows: two answers to a prompt stand in one row.
+"""Turns preferences into rows: a row holds two answers to a prompt.
 
-Each follows a copy of the prompt and sees nothing of the other, as packed
-documents do: so a row is all that its loss needs, however a batch is split. The
-stored mask is 0 outside of answers, BAD in a single one that is to be avoided,
-and 1 in all others. A row that would be too long is left out, and counted.
+Each answer follows its own copy of the prompt and does not attend to the other
+one, like packed documents. So a row has all that its loss needs, however a
+batch is sharded. The stored mask is 0 outside answers, BAD in a single answer
+that is to be avoided, and 1 in all other answers. A row that would be too long
+is left out, and counted.
 
-Rows of KTO have one answer, and behind the same prompt the next one of the set,
-as Ethayarajh et al. 2024 (section 4.1) estimate the distance to the reference.
+A row of KTO has one answer to learn from; its other one is the next answer of
+the set, put behind the same prompt. From such mismatched pairs Ethayarajh et
+al. 2024 (section 4.1) estimate the KL divergence from the reference.
 """
 
 import collections
@@ -26,7 +28,7 @@ from gpt_jax.data.templates import build_encoder
 from gpt_jax.data.tokenizers.protocol import Tokenizer, ids_behind
 from gpt_jax.exits import InputError
 
-# Answers of a row.
+# Answers in a row.
 SIDES = 2
 # The mask of an answer that is to be avoided.
 BAD = 2
@@ -36,9 +38,9 @@ class Layout(NamedTuple):
   """How preferences become rows.
 
   Attributes:
-    seq_len: T, of both answers and their prompts.
+    seq_len: T, which both answers with their prompts must fit.
     has_reference: whether rows have the reference's log-probabilities.
-    is_single: whether a row is of one answer, as of KTO.
+    is_single: whether a row has one answer to learn from, as in KTO.
   """
 
   seq_len: int
@@ -69,10 +71,11 @@ class PlainEncoder:
 def encode(
   examples: Iterable[Preference], template: Template, tokenizer: Tokenizer
 ) -> Iterator[tuple[Preference, list[tuple[np.ndarray, np.ndarray]]]]:
-  """Yields (example, (ids, mask) of each answer behind its prompt).
+  """Yields (example, [(ids, mask) of the prompt and each answer]).
 
-  Messages are written by the template, strings as they are. mask is 1 where ids
-  are of an answer, and 0 of answers within the prompt.
+  Messages are rendered by the template, strings are encoded as they are. mask
+  is 1 in the answer, or BAD if it is to be avoided, and 0 in the prompt and in
+  answers within the prompt.
 
   Raises:
     InputError: an example cannot be encoded, or is of another kind than the
@@ -108,7 +111,7 @@ def encode(
 
 
 def _last_answers(mask: np.ndarray, example: Preference) -> np.ndarray:
-  """Returns a mask without the answers of the prompt."""
+  """Returns the mask, set to 0 in answers within the prompt."""
   begins = np.flatnonzero(np.diff(mask, prepend=0) == 1)
   skipped = count_answers(example.prompt)
   if len(begins) <= skipped:
@@ -126,15 +129,15 @@ class PreferenceRows:
   """The rows of a set of preferences.
 
   Args:
-    token_set: a set with a mask, whose documents are in turn chosen and
-      rejected, or single answers.
+    token_set: a set with a mask; its documents alternate between chosen and
+      rejected answers, or are single answers.
     layout: how they become rows.
-    seed: of the order of rows; None for the set's.
+    seed: of the random order of rows; None keeps the order of the set.
 
   Attributes:
-    num_rows, num_kept: their number, which is that of an epoch.
-    num_all: preferences of the set, those that are too long included.
-    pairs: the others, in the order of rows: int64 numbers within the set.
+    num_rows, num_kept: the number of rows in an epoch.
+    num_all: the number of preferences in the set.
+    pairs: int64 indices into the set of those that fit a row, in row order.
 
   Raises:
     InputError: the set has no preferences of this kind, or none is short
@@ -174,10 +177,10 @@ class PreferenceRows:
     self.num_rows = self.num_kept = len(self.pairs)
 
   def _find_sizes(self, lengths: np.ndarray) -> np.ndarray:
-    """Returns the tokens of each row, (rows, 1)."""
+    """Returns the number of tokens of each row, (rows, 1)."""
     if not self._layout.is_single:
       return lengths.reshape(-1, SIDES).sum(1, keepdims=True)
-    # Where the first id that counts stands, and what follows it.
+    # A prompt ends where the first id that counts in the loss stands.
     starts, counts = self._borders[:-1], np.flatnonzero(self._mask)
     firsts = counts[np.searchsorted(counts, starts)] if len(starts) else counts
     self._prompts = firsts - starts - self._skip
@@ -185,18 +188,18 @@ class PreferenceRows:
     return (lengths + self._prompts + others)[:, None]
 
   def _other(self, i):
-    """Returns the document whose answer stands behind the prompt of i.
+    """Returns the document whose answer is put behind the prompt of i.
 
-    Not that of the same pair, which answers the same prompt.
+    It is of another pair, as both answers of a pair are to the same prompt.
     """
     step = SIDES if self._set.is_paired else 1
     return (i + step) % (len(self._borders) - 1)
 
   def read(self, rows: np.ndarray) -> dict:
-    """Returns a batch of rows; those beyond the last have labels 0.
+    """Returns a batch of rows; rows beyond the last have labels 0.
 
-    segments is 1 in the second answer. labels are 1 and -1, of a single answer
-    one of them and 0. reference has the stored log-probability of either.
+    segments is 1 in the second answer. labels are (1, -1), or (1, 0) or (-1, 0)
+    for a single answer. reference has each answer's stored log-probability.
     """
     b, T = len(rows), self._layout.seq_len
     names = ("tokens", "targets", "segments", "positions")
@@ -212,13 +215,13 @@ class PreferenceRows:
     return batch
 
   def _fill(self, row: dict, pair: int) -> None:
-    """Writes a preference into a row, whose arrays are views of a batch's."""
+    """Writes a preference into a row, whose arrays are views into the batch."""
     at = 0
     for side, (ids, mask) in enumerate(self._answers(pair)):
       place = slice(at, at + len(ids) - 1)
       row["tokens"][place], row["targets"][place] = ids[:-1], ids[1:]
       row["mask"][place] = mask[1:] > 0
-      # What follows belongs to the last answer, as no earlier token sees it.
+      # Padding joins the last answer: no earlier token attends to it.
       row["segments"][at:] = side
       row["positions"][at:] = np.arange(self._layout.seq_len - at)
       at = place.stop
@@ -235,7 +238,7 @@ class PreferenceRows:
     return (-1 if is_bad else 1), 0
 
   def _answers(self, pair: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Returns (ids, mask) of both answers of a row, behind their prompts."""
+    """Returns (ids, mask) of both answers of a row, each with its prompt."""
     if not self._layout.is_single:
       return [self._read(SIDES * pair + side) for side in range(SIDES)]
     ids, mask = self._read(pair)
@@ -256,5 +259,5 @@ class PreferenceRows:
 
 @functools.lru_cache(maxsize=8)
 def preference_rows(token_set: TokenSet, layout: Layout, seed: int | None):
-  """Returns PreferenceRows of its arguments, the same for the same ones."""
+  """Returns PreferenceRows of the arguments, cached."""
   return PreferenceRows(token_set, layout, seed)

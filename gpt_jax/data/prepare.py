@@ -32,13 +32,13 @@ from gpt_jax.data.writing import Job, find_or_write, write_shard
 from gpt_jax.exits import InputError
 from gpt_jax.machine import places
 
-# Share of the held-out ids above which a start mentions an overlap.
+# The start of a run reports an overlap above this share of the held-out ids.
 OVERLAP_SHARE = 1e-3
 
 
 @dataclasses.dataclass(frozen=True)
 class PreparedData:
-  """What a run reads.
+  """The prepared sets that a run reads.
 
   Attributes:
     train: (weight, set) of each source; the weights sum to 1.
@@ -63,7 +63,7 @@ class PreparedData:
 
   @property
   def labels(self) -> Labels | None:
-    """The labels of all sets, where data.objective is to learn them."""
+    """The labels, the same in all sets; None if the objective has none."""
     return self.train[0][1].labels
 
   @property
@@ -71,9 +71,9 @@ class PreparedData:
     return self.train[0][1].vocab_size
 
   def resolve_vocab(self, config: Config) -> Config:
-    """Returns the config with model.vocab_size known and sufficient.
+    """Returns the config with model.vocab_size filled in, or checked.
 
-    And with model.num_classes, where there are labels.
+    Likewise model.num_classes, if there are labels.
 
     Raises:
       InputError: model.vocab_size is too small, or model.num_classes is not the
@@ -109,10 +109,10 @@ class PreparedData:
 
 
 def resolve_classes(config: Config, labels: Labels) -> Config:
-  """Returns the config with model.num_classes known.
+  """Returns the config with model.num_classes filled in, or checked.
 
   Raises:
-    InputError: it is another number than that of the labels.
+    InputError: it differs from the number of classes of the labels.
   """
   asked, found = config.model.num_classes, labels.num_scores
   if asked not in (None, found):
@@ -184,9 +184,10 @@ def prepare_data(
 def weigh(
   train: list[tuple[float, TokenSet]], temperature: float | None
 ) -> list[tuple[float, TokenSet]]:
-  """Returns (share of sequences, set) of (weight, set), as data.temperature.
+  """Returns (share, set) for each (weight, set), as data.temperature says.
 
-  A share is proportional to weight * size^(1 / T), in float64.
+  A share, of sequences, is proportional to weight * size^(1 / T), in float64.
+  If the temperature T is None, shares are the weights.
   """
   if temperature is None:
     return train
@@ -209,8 +210,8 @@ def prepare_shard(
 ) -> list[str]:
   """Encodes one of `count` shares of a config's text; returns the folders.
 
-  prepare_data makes the prepared folders of all shares, byte for byte as if it
-  had encoded the text itself.
+  prepare_data merges all shares into the prepared folders, which are byte for
+  byte as if it had encoded the text itself.
 
   Raises:
     InputError: as prepare_data, or the vocabulary depends on all of the text.
@@ -251,7 +252,7 @@ def prepare_text(
     verify: as data.verify.
     template: data.template of a run that reads chats or preferences, which the
       source must have; None for one that reads text.
-    records: which of them: chat or preference.
+    records: what such a run reads: "chat" or "preference".
 
   Raises:
     InputError: the text is missing, or the tokenizer cannot encode it.
@@ -342,7 +343,7 @@ def list_parts(data: DataConfig) -> list[Part]:
 def _plan_parts(
   parts: list[Part], data: DataConfig, say, may_make: bool
 ) -> tuple[Job, list[str]]:
-  """Returns (the job, with one tokenizer for all parts; their folders)."""
+  """Returns (the job, with one tokenizer for all parts; names of folders)."""
   identity = tokenizers.identity(data.tokenizer)
   is_trained = tokenizers.is_trained(data.tokenizer)
   if is_trained:
@@ -350,7 +351,7 @@ def _plan_parts(
     identity = digest.of_json([identity, rows, data.split, data.valid_frac])
   find_labels = None
   if parts[0].is_labelled:
-    # Which classes there are depends on all that is trained on.
+    # The set of classes depends on all training sources.
     rows = [(p.source.fingerprint(), p.role) for p in parts]
     identity = digest.of_json([identity, data.label, rows])
     trained = [p.source for p in parts if p.role != "valid"]
@@ -392,7 +393,7 @@ def _plan_parts(
 
 
 def _locate(dir: str) -> tuple[str, str | None]:
-  """Returns (the folder of this machine, the address that it stands for)."""
+  """Returns (a local folder, the address that it caches or None)."""
   dir = files.user_path("data.dir", dir, may_be_address=True)
   return (stores.local_dir(dir), dir) if files.is_address(dir) else (dir, None)
 

@@ -1,12 +1,12 @@
-"""Renders a chat template of a stranger: a process that jinja.py starts.
+"""Renders an untrusted chat template, in a process that jinja.py starts.
 
-A template is a program. Jinja's sandbox keeps it from the objects around it,
-the limits of this process from time and memory without end: whatever takes too
-much kills the process, and nothing else. It reads one JSON object from its
-standard input and writes a line of JSON for each text.
+A template is a program. Jinja's sandbox keeps it away from Python's objects,
+and the resource limits of this process bound its time and memory: a template
+that exceeds them kills this process, and nothing else. The process reads one
+JSON object from standard input and writes one JSON line for each text.
 
-Design choice: a template that asks for the date gets none (`strftime_now` is
-not defined), as the same dialogues would have other ids the next day.
+Design choice: templates cannot ask for the date (`strftime_now` is not
+defined), as the same dialogues would have other ids the next day.
 """
 
 import json
@@ -16,16 +16,16 @@ import sys
 
 
 def build_environment(borders: list[str]):
-  """Returns what templates run in: Jinja's sandbox, as transformers has it.
+  """Returns Jinja's sandboxed environment, set up as in transformers.
 
   Args:
-    borders: what is written around the content of {% generation %}.
+    borders: the texts to write before and after each {% generation %} block.
   """
   import jinja2
   from jinja2 import ext, nodes, sandbox
 
   class Sandbox(sandbox.ImmutableSandboxedEnvironment):
-    """Reaching for a private attribute is an error, and not the empty text."""
+    """Makes access to a private attribute an error, not an empty string."""
 
     def unsafe_undefined(self, obj, attribute):
       raise sandbox.SecurityError(
@@ -59,7 +59,7 @@ def build_environment(borders: list[str]):
 
 
 def _to_json(value, ensure_ascii=False, indent=None, separators=None, **_):
-  # Not Jinja's own, which escapes for HTML.
+  # Jinja's own filter escapes for HTML.
   return json.dumps(
     value, ensure_ascii=ensure_ascii, indent=indent, separators=separators
   )
@@ -83,8 +83,9 @@ def main() -> None:
   environment = build_environment(job["borders"])
   template = None
   for messages, is_prompt, most in job["requests"]:
-    # By the default action of the signals, which no loop in C can delay. A
-    # virtual machine whose host is busy may count no processor time at all.
+    # The signals' default action kills the process, which no loop in C can
+    # delay. A virtual machine on a busy host may count no CPU time at all, so
+    # there is a wall-clock limit too.
     signal.setitimer(signal.ITIMER_PROF, job["seconds"])
     signal.setitimer(signal.ITIMER_REAL, 10 * job["seconds"])
     names = job["names"] | {"tools": None, "documents": None}

@@ -20,36 +20,37 @@ from gpt_jax.data.labels import DTYPES, Labels
 from gpt_jax.data.tokenizers.protocol import Tokenizer
 from gpt_jax.exits import InputError
 
-# Ids in a shard at most.
+# The most ids in a shard.
 SHARD_IDS = 1 << 26
 # Offsets that are checked at once (8 MiB), so that memory use stays flat.
 _OFFSETS_BLOCK = 1 << 20
 
 
 class TokenSet:
-  """One split of a prepared folder: a stream of ids, mapped and not loaded.
+  """One split of a prepared folder: a stream of ids, memory-mapped.
 
   Opening checks the sizes of its files and, as data.verify says, their hashes.
-  No id is read before the hashes have been found right. A set can be pickled
-  for other processes. Of an encrypted set blocks are decrypted to be read.
+  No id is read before the hashes have been checked. A set can be pickled for
+  other processes. Blocks of an encrypted set are decrypted as they are read.
 
   Args:
-    key: of an encrypted set.
+    key: the key of an encrypted set, or None.
 
   Attributes:
     name: "folder/split".
     num_ids: ids in the stream, separators included.
     num_tokens: ids in the stream without separators.
     num_documents: documents in the stream.
-    is_paired: whether they are sources and targets in turn.
+    is_paired: whether documents alternate between sources and targets, or
+      between chosen and rejected answers.
     num_bytes: length of the text in UTF-8.
     vocab_size: V; reading raises InputError if an id is not below V.
     separator_id: the tokenizer's, or None; not written by split="tail".
     tokenizer_fingerprint: of the tokenizer that encoded the text.
     is_apart: whether equal documents of the source are in the same split.
-    labels: of its documents; None where it has none.
-    reference: (pairs, 2) float32 log-probabilities of a set of preferences by
-      the reference of a run (inference/references.py); None without.
+    labels: the Labels of its documents, or None.
+    reference: for a set of preferences, (pairs, 2) float32 log-probabilities of
+      the answers under the run's reference (inference/references.py), or None.
     fingerprint: SHA-256 hex digest of the hashes of its files.
     check: the integrity check that reading waits for.
   """
@@ -169,12 +170,12 @@ class TokenSet:
     return self.labels is not None
 
   def read_labels(self) -> np.ndarray | None:
-    """Returns the labels: (documents, width), or of words one for each id.
+    """Returns the labels: (documents, width), or (num_ids,) for words.
 
-    None where the set has none.
+    None if the set has no labels.
 
     Raises:
-      InputError: one is not of the set's classes, so the file is damaged.
+      InputError: a label is none of the set's classes, so the file is damaged.
     """
     if self.labels is None or self._labels_file is None:
       return None
@@ -191,7 +192,7 @@ class TokenSet:
     return values
 
   def read_mask(self) -> np.ndarray | None:
-    """Returns of each id whether it counts in the loss, uint8; None for all."""
+    """Returns the loss mask of the ids, uint8, or None if all of them count."""
     if self._mask_file is None:
       return None
     return self._map(self._mask_file, np.dtype("u1"))
@@ -207,7 +208,7 @@ class TokenSet:
     return self.__dict__ | {"_maps": {}}
 
   def _shard(self, i: int):
-    """Returns the ids of a shard, of which slices can be read."""
+    """Returns the ids of a shard, as an array or an object that slices."""
     file = self._files[i]
     if self._key is None:
       return self._map(file, self._dtype)

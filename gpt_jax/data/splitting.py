@@ -1,10 +1,10 @@
-"""Which text is held out: documents, by a hash of name or content, or tails.
+"""Chooses the held-out text: documents by hash of name or content, or tails.
 
 Equal texts are never on both sides. By name, a document that repeats an earlier
-text goes to the split of the first one. By content, the text alone decides, so
-that copies agree across sources and sets too, and white space and capitals do
-not count. Either costs one more pass over the text and 17 bytes of memory for
-each document. Of a pair its source decides.
+text goes to the split of the first one. By content, the text alone decides:
+copies go to the same split across sources and sets too, and white space and
+case do not count. Either costs one more pass over the text and 17 bytes of
+memory for each document. A pair goes where its source goes.
 """
 
 import array
@@ -35,8 +35,8 @@ class Part:
       tail.
     valid_frac: the fraction that is held out if role is "split".
     is_labelled: whether the labels of its texts are read too.
-    template: of dialogues and preferences, by which they are stored; None for
-      texts.
+    template: the chat template by which dialogues and preferences are stored;
+      None for texts.
     num_moved: documents that moved to the split of an equal document.
     notes: remarks for the user on how the text was divided.
     is_made: whether its folder was written by this process.
@@ -78,12 +78,12 @@ class Part:
       yield document.name, self._tagged(i, self._hashed(document.pieces))
 
   def examples(self) -> Iterator[tuple[str, Any]]:
-    """Yields (split, labelled text, dialogue or preference) in order.
+    """Yields (split, example) in order: labelled texts, chats or preferences.
 
     Raises:
       InputError: all texts are the same, so that none can be held out.
     """
-    # By prepare.list_parts.
+    # prepare.list_parts makes sure of it.
     kinds = LabelledSource, ChatSource, PreferenceSource
     assert isinstance(self.source, kinds)
     self._digest = hashlib.sha256()
@@ -121,7 +121,7 @@ class Part:
       yield split, piece
 
   def _side(self, i: int) -> str:
-    """Returns the split of document i, which is whole."""
+    """Returns the split of document i, which is not cut."""
     if self.role != "split":
       return self.role
     if self._is_valid is None:
@@ -134,7 +134,7 @@ class Part:
       raise self.changed()
 
   def changed(self) -> InputError:
-    """Returns the error of a source that is not what it was."""
+    """Returns the error that the source has changed meanwhile."""
     return InputError(
       f"{self.source.spec} changed while it was read; start again when it is "
       "whole"
@@ -256,7 +256,7 @@ class Part:
 
 
 class TextHash:
-  """A hash of 64 bits of a document's text, of which pieces are added.
+  """A 64-bit hash of a document's text, which is added in pieces.
 
   Args:
     split: under "content", white space and capitals do not count.

@@ -1,8 +1,8 @@
-"""Prepared folders at an address: fetched to this machine, or sent from it.
+"""Prepared folders in a bucket: downloads them, or uploads new ones.
 
-They are written and read in a folder of the cache, by the same code as
-elsewhere. An object store has no rename, so the manifest is sent last: a set
-without one does not count, and is written again.
+They are written and read in a folder of the local cache, by the same code as
+any folder. An object store has no rename, so the manifest is uploaded last: a
+set without one counts as missing, and is written again.
 
 Design choice: a set is fetched whole. Windows are read in a random order over
 all of it, so a machine needs all of it soon, and a part would be fetched and
@@ -19,14 +19,14 @@ MANIFEST = "manifest.json"
 
 
 def local_dir(dir: str) -> str:
-  """Returns a data.dir unchanged, and the folder that stands for an address."""
+  """Returns the local folder that stands for an address in data.dir."""
   path = cache.hold(cache.name_of(dir, "sets"))
   places.call_by(path, dir)
   return path
 
 
 def is_prepared(at: str) -> bool:
-  """Returns whether there is a whole set at an address."""
+  """Returns whether there is a complete set at an address."""
   return places.read_if_there(places.join(at, MANIFEST)) is not None
 
 
@@ -36,7 +36,7 @@ def bring(address: str, dir: str, name: str) -> None:
   Args:
     address: data.dir, as the user gave it.
     dir: as local_dir returns it.
-    name: of the folder, which may end in folders.APART there.
+    name: of the folder; at the address it may end in folders.APART.
   """
   for full in (name, name + folders.APART):
     at = places.join(address, full)
@@ -55,7 +55,7 @@ def bring_shards(address: str, dir: str, name: str) -> None:
 
 
 def send(address: str, path: str) -> None:
-  """Sends a folder, its manifest last, unless it is there."""
+  """Uploads a folder, its manifest last, unless it is there already."""
   at = places.join(address, os.path.basename(path))
   if is_prepared(at):
     return

@@ -1,11 +1,11 @@
 """Chat templates: messages to ids, and which ids count in the loss.
 
-A template writes marks around the turns of a dialogue. The loss is on what the
-assistant says and on the mark that ends its turn, and on nothing else: on what
-the model must write after the prompt that `ChatEncoder.prompt` makes.
+A template writes marks around the turns of a dialogue. The loss is only on what
+the assistant says and on the mark that ends its turn: on what the model must
+generate after a prompt that `ChatEncoder.prompt` encodes.
 
-Design choice: an answer is encoded apart from the header before it, because
-generation begins there: a token that spans the border never comes up.
+Design choice: an answer is tokenized separately from the header before it.
+Generation begins there, so no token spans the border at inference either.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,8 +27,8 @@ class Piece(NamedTuple):
   """A part of a rendered dialogue.
 
   Attributes:
-    text: plain, or of a mark.
-    is_mark: whether it is one token.
+    text: plain text, or the text of a mark.
+    is_mark: whether it is a mark, which is one token.
     counts: whether its tokens count in the loss.
   """
 
@@ -38,7 +38,7 @@ class Piece(NamedTuple):
 
 
 class Form(NamedTuple):
-  """A template: `begin`, then of each turn start role after_role gap text end.
+  """A template: begin; then start, role, after_role, gap, text, end per turn.
 
   Attributes:
     begin: mark before a dialogue, or "".
@@ -47,10 +47,10 @@ class Form(NamedTuple):
     gap: plain text before the content.
     end: mark after the content.
     between: plain text after a turn.
-    roles: what a role is called, where it is not by its own name.
+    roles: {role: its name in the template}, where the two differ.
     is_trimmed: whether whitespace around contents is left out.
-    has_system: whether the system has a turn; without, the user's first turn
-      begins with its message.
+    has_system: whether the system message has a turn of its own; otherwise the
+      user's first turn begins with it.
   """
 
   begin: str
@@ -69,7 +69,7 @@ class Form(NamedTuple):
     return tuple(filter(None, found))
 
   def header(self, role: str) -> list[Piece]:
-    """Returns what stands before the content of a turn."""
+    """Returns the pieces before the content of a turn."""
     name = Piece(self.roles.get(role, role))
     after = Piece(self.after_role, True)
     return [Piece(self.start, True), name, after, Piece(self.gap)]
@@ -90,7 +90,7 @@ class Form(NamedTuple):
     return pieces
 
 
-# {name of config.Template: how it writes}
+# {name of a config.Template: its Form}
 FORMS = {
   # OpenAI's, as Qwen uses it.
   "chatml": Form(
@@ -105,7 +105,7 @@ FORMS = {
     "<|eot_id|>",
     "",
   ),
-  # Google's, which calls the assistant model.
+  # Google's, which calls the assistant "model".
   "gemma": Form(
     "<bos>",
     "<start_of_turn>",
@@ -171,7 +171,7 @@ class ChatEncoder:
     """Returns the ids after which the model answers.
 
     Args:
-      messages: the last one is of the user.
+      messages: the last one is the user's.
       where: what errors call them.
 
     Raises:
@@ -180,13 +180,13 @@ class ChatEncoder:
     return self.go_on(self.open(messages, where))
 
   def open(self, messages: Sequence[Message], where: str) -> list[Piece]:
-    """Returns a dialogue up to an answer, for `go_on`; errors as `prompt`'s."""
+    """Renders a dialogue up to an answer, for `go_on`; raises as `prompt`."""
     self._check(messages, where)
     form = self._form
     return [*form.render(messages), *form.header("assistant")]
 
   def go_on(self, opened: list[Piece], begun: str = "") -> np.ndarray:
-    """Returns the ids of a dialogue and of what its answer begins with."""
+    """Returns the ids of an opened dialogue and the beginning of its answer."""
     self._check([Message("assistant", begun)], "an answer")
     pieces = self._merge([*opened, Piece(begun)])
     ((_, ids, _),) = self._encode([(None, pieces)])
@@ -235,14 +235,14 @@ class ChatEncoder:
 def build_encoder(
   template: Template, tokenizer: Tokenizer
 ) -> ChatEncoder | JinjaEncoder:
-  """Returns what encodes dialogues; raises InputError as either's class."""
+  """Returns the encoder of dialogues; raises InputError as its class does."""
   if template.name == "tokenizer":
     return JinjaEncoder(tokenizer)
   return ChatEncoder(template, tokenizer)
 
 
 class Prompt(str):
-  """What the user says last in a dialogue, of which the rest is an attribute.
+  """The last user message of a dialogue; an attribute has all of it.
 
   Attributes:
     messages: all messages, the last one included.
@@ -259,9 +259,9 @@ class Prompt(str):
 
 
 class ChatTokenizer:
-  """A run's tokenizer whose prompts are a user's words, which are answered.
+  """Wraps a run's tokenizer: prompts are user messages, which are answered.
 
-  Its other attributes are those of the run's.
+  All other attributes are those of the run's tokenizer.
 
   Args:
     tokenizer: the run's.
@@ -269,11 +269,12 @@ class ChatTokenizer:
 
   Attributes:
     plain: the run's tokenizer.
-    encoder: writes dialogues.
+    encoder: encodes dialogues by the template.
     start_ids: (), as the template writes what a dialogue begins with.
-    separator_id: ends an answer; the run's where the template is plain text.
-    end_ids: it, and the run's, with which a model may end all that it says.
-    stop: strings that end an answer; () where an id does.
+    separator_id: the id that ends an answer; the run's separator if the
+      template's end is plain text.
+    end_ids: separator_id and the run's separator; either ends generation.
+    stop: strings that end an answer; () if an id does.
   """
 
   start_ids = ()
@@ -294,14 +295,14 @@ class ChatTokenizer:
     """Returns the ids of a dialogue up to where the assistant answers.
 
     Args:
-      text: what the user says, at first or, as a Prompt, after other turns.
+      text: what the user says: a string, or a Prompt if other turns precede.
     """
     if not isinstance(text, Prompt):
       text = Prompt((Message("user", text),), "the prompt")
     return self.encoder.prompt(text.messages, text.where)
 
   def encode_target(self, text: str) -> np.ndarray:
-    """Returns the ids of an answer that ends."""
+    """Returns the ids of an answer and its end."""
     if self.stop:
       return self.plain.encode(text + self.stop[0])
     ids = self.plain.encode(text)

@@ -15,7 +15,7 @@ from gpt_jax.data.tokenizers.protocol import Tokenizer
 from gpt_jax.exits import InputError
 from gpt_jax.machine import runtime
 
-# Bytes of text that a BPE is learned from at most.
+# The most bytes of text that a BPE is learned from.
 SAMPLE_BYTES = 64 << 20
 # Characters of a piece of that sample.
 _SAMPLE_CHARS = 1 << 17
@@ -28,7 +28,7 @@ def train_tokenizer(
 
   Args:
     spec: "chars" or "bpe:SIZE".
-    parts: the text; each is divided into splits if it was not yet.
+    parts: the text; each part is divided into splits if it is not yet.
     say: receives lines of progress.
 
   Raises:

@@ -1,7 +1,7 @@
-"""Encodes chunks by several processes.
+"""Encodes chunks in several worker processes.
 
 Design choice: a worker is a program of its own (chunk_worker.py) and not a
-fork: the caller may have threads, compiled programs and gigabytes of its own.
+fork: the caller may have threads, compiled programs and gigabytes of memory.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ TOKENIZER = "tokenizer.json"
 
 
 class Killed(InputError):
-  """A worker was killed; what was encoded before is not lost."""
+  """A worker was killed; the chunks encoded before are not lost."""
 
 
 def encode_all(
@@ -42,8 +42,8 @@ def encode_all(
 
   Args:
     missing: the chunks of the plan that are to be written.
-    count: of processes at most; None for as many as there are cores.
-    add: called with numbers of bytes of text that were encoded.
+    count: the most worker processes; None for one for each core.
+    add: called with the bytes of text that were encoded since the last call.
 
   Raises:
     InputError: as chunks.encode, or a worker was killed.
@@ -63,7 +63,7 @@ def encode_all(
     "spec": source.spec,
     "folder": folder,
     "plan": plan._replace(secret=None),
-    # Through the pipe, where no other process reads.
+    # Sent through the pipe, which no other process can read.
     "key": plan.secret and [plan.secret.secret.hex(), plan.secret.origin],
   }
   workers = [_start(job) for _ in range(count)]
@@ -77,7 +77,7 @@ def encode_all(
       pass
     except Exception as error:
       errors.append(error)
-      _kill(workers)  # the threads of the others see their ends
+      _kill(workers)  # so that the other threads stop waiting
 
   threads = [threading.Thread(target=drive, args=(w,)) for w in workers]
   try:
@@ -120,7 +120,7 @@ def _start(job: dict[str, Any]) -> subprocess.Popen:
 
 def _send(worker: subprocess.Popen, content: Any) -> None:
   assert worker.stdin is not None
-  with contextlib.suppress(BrokenPipeError):  # its end says why it ended
+  with contextlib.suppress(BrokenPipeError):  # _ask finds why it ended
     worker.stdin.write(json.dumps(content) + "\n")
     worker.stdin.flush()
 
@@ -128,7 +128,7 @@ def _send(worker: subprocess.Popen, content: Any) -> None:
 def _ask(
   worker: subprocess.Popen, chunk: Chunk, add: Callable[[int], None]
 ) -> None:
-  """Has a worker encode a chunk; returns when it is stored."""
+  """Makes a worker encode a chunk; returns when it is stored."""
   assert worker.stdout is not None
   _send(worker, [chunk.index, [list(unit) for unit in chunk.units]])
   for line in worker.stdout:

@@ -59,11 +59,11 @@ class Job:
     say: receives lines of progress.
     verify: as data.verify.
     may_make: whether missing folders are written.
-    find_labels: returns the labels of the sources, where the objective is to
-      learn them; called when a folder must be written.
-    is_apart: whether the vocabulary was learned from text of which documents
-      were moved to the split of an equal one.
-    num_workers: processes that encode at most; None for one for each core.
+    find_labels: returns the labels of the sources, if the objective learns
+      labels; called when a folder must be written.
+    is_apart: whether documents had moved to the split of an equal one when the
+      vocabulary was learned.
+    num_workers: the most processes that encode; None for one for each core.
     store: the address that `dir` stands for, if there is one.
     key: encrypts what is written, unless it is None.
   """
@@ -121,7 +121,7 @@ def find_or_write(job: Job, part: Part, name: str) -> dict[str, TokenSet]:
           path = write_folder(job, part, name)
     except OSError as error:
       raise locks.explain(error, job.dir) from error
-  # Left by a process that was killed when it had renamed the folder.
+  # Left by a process that was killed just after it renamed the folder.
   shutil.rmtree(merging.chunk_folder(job.dir, name), ignore_errors=True)
   folders.require_same(path, part, name)
   if job.store is not None and job.may_make:
@@ -167,7 +167,7 @@ def write_folder(job: Job, part: Part, name: str) -> str:
     locks.publish(temporary, path)
   except BaseException as error:
     shutil.rmtree(temporary, ignore_errors=True)
-    # What can go on after this is kept; the rest would be encoded again.
+    # Keep the chunks only after errors from which the same command continues.
     goes_on = isinstance(error, (Unreachable, Killed, places.Unreached))
     if isinstance(error, Exception) and not goes_on:
       shutil.rmtree(merging.chunk_folder(job.dir, name), ignore_errors=True)
@@ -228,9 +228,9 @@ def write_shard(job: Job, part: Part, name: str, index: int, count: int) -> str:
 def _write_texts(
   folder: str, part: Part, job: Job, name: str
 ) -> tuple[dict, dict]:
-  """Returns ({split: entry of the manifest}, digest of the text by its key).
+  """Returns ({split: entry of the manifest}, {manifest key: text digest}).
 
-  The digest is empty where `part` has it.
+  The second is empty if the text was read in one pass: `part` has its digest.
   """
   encoder, _ = job.encoder
   wanted = merging.find_chunks(part)
@@ -291,7 +291,7 @@ def _write_splits(
 def _write_labelled(
   folder: str, part: Part, encoder: Tokenizer, say, key, labels: Labels
 ) -> dict:
-  """As _write_splits, of texts with labels, which lie in files beside."""
+  """As _write_splits, for labelled texts; labels go to files of their own."""
   has_separators = encoder.separator_id is not None
   beside = {
     s: LabelWriter(folder, s, labels, has_separators, key) for s in SPLITS
@@ -300,7 +300,7 @@ def _write_labelled(
   def encoded(examples):
     for example, ids, value in encode(examples, encoder, labels):
       if example.label is None:
-        parse(labels.kind, example)  # which raises the sentence
+        parse(labels.kind, example)  # raises the error
       yield [("".join(example.texts), ids, value)]
 
   return _write_beside(
@@ -311,9 +311,9 @@ def _write_labelled(
 def _write_masked(
   folder: str, part: Part, encoder: Tokenizer, say, key: Key | None
 ) -> dict:
-  """As _write_splits, of dialogues, whose masks lie in files beside.
+  """As _write_splits, for dialogues; masks go to files of their own.
 
-  A preference is several documents, a dialogue for each answer.
+  A preference becomes several documents: one dialogue for each answer.
   """
   masks = {s: SideWriter(folder, f"{s}.mask.bin", key) for s in SPLITS}
   encoded = lambda examples: _encode_masked(part, examples, encoder)
@@ -323,13 +323,13 @@ def _write_masked(
 def _write_beside(
   folder: str, part: Part, encoder: Tokenizer, say, key, name, beside, encoded
 ) -> dict:
-  """Encodes examples into shards, and what each has into files beside them.
+  """Encodes examples into shards, and their labels or masks into side files.
 
   Args:
-    name: of these files in an entry of the manifest.
-    beside: {split: their writer}.
-    encoded: of examples, an iterator over [(text, ids, what lies beside)] of
-      the documents of each.
+    name: the key of side files in a split's entry of the manifest.
+    beside: {split: writer of its side file}.
+    encoded: function of examples that yields, for each one, [(text, ids, label
+      or mask)] of its documents.
   """
   dtype = manifest_lib.dtype_of(encoder.vocab_size)
   with Progress("reading", [part.source], say) as progress:
@@ -359,7 +359,7 @@ def _write_beside(
 
 
 def _encode_masked(part: Part, examples, encoder: Tokenizer):
-  """Yields [(text, ids, mask, also of a separator)] of each example."""
+  """Yields [(text, ids, mask)] of each example; masks cover the separator."""
   assert part.template is not None
   of_separator = np.zeros(int(encoder.separator_id is not None), np.uint8)
   whole = lambda mask: np.append(of_separator, mask)

@@ -1,11 +1,11 @@
-"""What was fetched from an address: a folder of this machine, of bounded size.
+"""A local cache, of bounded size, of objects fetched from a bucket.
 
-The cache consists of units, folders below cache_dir()/places. A unit is used
-while a process holds its lock, and a process that ends, in whatever way, lets
-go. Where room is needed, the units that were not used for longest are removed.
+The cache consists of units, folders below cache_dir()/places. A unit is in use
+while a process holds its lock, which a process releases however it ends. If
+room is needed, the least recently used units are removed.
 
-An object is known by its address, size, date and tag, so one that has changed
-is another unit, and a unit that is there is never compared with the store.
+An object is identified by its address, size, date and tag. A changed object is
+therefore another unit, and a cached unit is never compared with the store.
 """
 
 import contextlib
@@ -20,10 +20,10 @@ from gpt_jax import digest, files
 from gpt_jax.exits import InputError
 from gpt_jax.machine import places, runtime
 
-# Bytes of all units together, unless GPT_JAX_CACHE_BYTES names another number.
+# Limit of all units together, in bytes, unless GPT_JAX_CACHE_BYTES is set.
 MAX_BYTES = 100 << 30
 VARIABLE = "GPT_JAX_CACHE_BYTES"
-# In a unit that is complete.
+# Name of the file that marks a unit as complete.
 WHOLE = ".whole"
 
 # Locks that this process holds until it ends: {name of the unit: descriptor}.
@@ -37,14 +37,14 @@ def top() -> str:
 
 
 def name_of(address: str, *facts) -> str:
-  """Returns the name of a unit, which shows the last word of its address."""
+  """Returns the name of a unit: the last word of its address, and a digest."""
   words = re.findall(r"[A-Za-z0-9]+", address)
   key = digest.of_json([address, *facts])[:16]
   return f"{words[-1][:24].lower()}-{key}"
 
 
 def hold(name: str) -> str:
-  """Returns the folder of a unit, which stays until this process ends."""
+  """Locks a unit until this process ends; returns its folder."""
   path = os.path.join(top(), name)
   if name not in _HELD:
     _HELD[name] = _lock(name, fcntl.LOCK_SH)
@@ -53,15 +53,15 @@ def hold(name: str) -> str:
 
 
 def fill(name: str, size: int, make: Callable[[str], object]) -> str:
-  """Returns the folder of a unit, which one process fills first.
+  """Returns the folder of a unit, which one process fills if it is missing.
 
   Args:
     size: bytes that `make` will write.
-    make: fills the folder; a process that is killed in it leaves nothing that
-      counts.
+    make: fills the folder; if the process is killed meanwhile, the unit does
+      not count as complete.
 
   Raises:
-    InputError: the disk is full, or the bound of the cache leaves no room.
+    InputError: the disk is full, or the cache's limit leaves no room.
   """
   try:
     return _fill(name, size, make)
@@ -104,7 +104,7 @@ def release(name: str) -> None:
 
 
 def remove(name: str) -> None:
-  """Removes a unit of this process, unless another uses it, too."""
+  """Removes a unit of this process, unless another process uses it."""
   release(name)
   with contextlib.suppress(OSError):
     _clear(name)
@@ -121,10 +121,12 @@ def _clear(name: str) -> None:
 
 
 def make_room(size: int, wanted: str = "") -> None:
-  """Removes the oldest units that nobody uses, until `size` bytes fit.
+  """Removes the least recently used units until `size` bytes fit.
+
+  Units that are in use stay.
 
   Raises:
-    InputError: they cannot fit.
+    InputError: the bytes cannot fit.
   """
   bound = max_bytes()
   sizes = {name: _size(name) for name in _units() if name != wanted}
@@ -143,7 +145,7 @@ def make_room(size: int, wanted: str = "") -> None:
 
 
 def max_bytes() -> int:
-  """Returns how many bytes all units may have."""
+  """Returns the limit of all units together, in bytes."""
   text = os.environ.get(VARIABLE) or str(MAX_BYTES)
   if not (text.isascii() and text.isdigit()):
     raise InputError(f"{VARIABLE} is {text!r}; it must be a number of bytes")
@@ -166,18 +168,18 @@ def stat(path: str) -> tuple[int, int]:
 
 
 def note(found: dict[str, places.Found]) -> None:
-  """Notes what a listing told of objects: {address: what it is}."""
+  """Remembers objects of a listing, {address: Found}, for `stat`."""
   _KNOWN.update(found)
 
 
 def local(path: str) -> str:
-  """Returns a path unchanged, and the file that an object was fetched to."""
+  """Returns a path unchanged, or the local file of an object at an address."""
   if not files.is_address(path):
     return path
   size, _ = stat(path)
   found = _KNOWN[path]
   name = name_of(path, found.size, found.time_ns, found.tag)
-  # Under its own name, whose suffix may tell what it is.
+  # The file keeps the object's name, whose suffix may tell its format.
   word = os.path.basename(path) or "object"
 
   def make(folder: str) -> None:
@@ -189,9 +191,9 @@ def local(path: str) -> str:
 def local_folder(
   address: str, is_wanted: Callable[[str], bool] = lambda key: True
 ) -> str:
-  """Returns a path unchanged, and the folder that objects were fetched to.
+  """Returns a path unchanged, or a local folder with the objects below it.
 
-  Where the address is one object, its file.
+  If the address is a single object, the result is its local file.
   """
   if not files.is_address(address):
     return address
@@ -227,7 +229,7 @@ def _size(name: str) -> int:
 
 
 def _used(name: str) -> float:
-  """Returns when a unit was last held."""
+  """Returns when a unit was last locked, in seconds since the epoch."""
   try:
     return os.stat(os.path.join(top(), f"{name}.lock")).st_mtime
   except OSError:
@@ -235,10 +237,10 @@ def _used(name: str) -> float:
 
 
 def _lock(name: str, how: int) -> int:
-  """Returns the locked descriptor of a unit.
+  """Returns the descriptor of a unit's lock file, locked.
 
   Raises:
-    BlockingIOError: another process holds it, and `how` says not to wait.
+    BlockingIOError: another process holds the lock, and `how` has LOCK_NB.
   """
   os.makedirs(top(), mode=0o700, exist_ok=True)
   path = os.path.join(top(), f"{name}.lock")
@@ -246,7 +248,7 @@ def _lock(name: str, how: int) -> int:
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
       fcntl.flock(handle, how)
-      # Whoever removed the unit meanwhile has removed this file, too.
+      # A process that removed the unit meanwhile has removed this file too.
       if os.path.samestat(os.fstat(handle), os.stat(path)):
         break
     except FileNotFoundError:

@@ -23,7 +23,7 @@ class Channel:
   """This process's end of the messages; processes.py documents the calls.
 
   Attributes:
-    place: index of this process, and their number.
+    place: this process's index, and the number of processes.
     waker: a pipe; an exit code written to it (a signal handler may) asks all
       processes to stop.
   """

@@ -1,7 +1,7 @@
-"""The libraries that speak to object stores: fsspec, gcsfs and s3fs.
+"""The client libraries of object stores: fsspec, gcsfs and s3fs.
 
-Their own tries are switched off, since they know no bound in seconds: places.py
-sends a request again.
+Their own retries are switched off, since these have no time limit; places.py
+retries requests.
 """
 
 import functools
@@ -12,23 +12,23 @@ from typing import Any
 from gpt_jax import files
 from gpt_jax.exits import InputError, to_line
 
-# {scheme: (the module that fsspec needs, the extra that installs it)}
+# {scheme: (module that fsspec needs, extra of this package that installs it)}
 EXTRAS = {
   "gs": ("gcsfs", "gcs"),
   "gcs": ("gcsfs", "gcs"),
   "s3": ("s3fs", "s3"),
   "s3a": ("s3fs", "s3"),
 }
-# Seconds that s3fs waits for a connection, and for an answer.
+# Timeouts of s3fs, in seconds: for a connection, and for an answer.
 CONNECT_SECONDS, READ_SECONDS = 10, 30
 
 
 @functools.lru_cache(64)
 def file_system(scheme: str):
-  """Returns the file system of a scheme.
+  """Returns the fsspec file system for a scheme.
 
   Raises:
-    InputError: there is none, or its package is not installed.
+    InputError: the scheme is unknown, or its package is not installed.
   """
   import fsspec
 
@@ -49,7 +49,7 @@ def file_system(scheme: str):
       "retries": {"max_attempts": 1},
     }
   if scheme in ("gs", "gcs"):
-    # Which would print the tracebacks of what is raised, too.
+    # gcsfs also logs the tracebacks of the errors that it raises.
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
     _try_once()
   try:
@@ -65,7 +65,7 @@ def file_system(scheme: str):
 def status_of(error: Exception) -> int | None:
   """Returns the HTTP status that an error of gcsfs or botocore names."""
   if isinstance(error, OSError) and str(error).startswith("Forbidden: "):
-    return 403  # gcsfs has no other sign of it
+    return 403  # gcsfs gives no other sign of this status
   code = str(getattr(error, "code", ""))
   return int(code) if code.isdecimal() else None
 
@@ -73,8 +73,8 @@ def status_of(error: Exception) -> int | None:
 def _try_once() -> None:
   """Switches off the six tries of gcsfs, which take half a minute.
 
-  Their number is bound where its classes are defined; which error is tried
-  again is asked at each failure. A token that has expired still is.
+  Their number is fixed when its classes are defined, but is_retriable is called
+  at each failure. A request whose token has expired is still retried.
   """
   retry: Any = importlib.import_module("gcsfs.retry")
   is_retriable = getattr(retry, "is_retriable", None)

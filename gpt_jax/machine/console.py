@@ -1,4 +1,4 @@
-"""What a run prints: tables, and a progress bar or plain lines.
+"""Prints what a run reports: tables, and a progress bar or plain lines.
 
 On a terminal the bar stays on the last line; elsewhere there is a line of
 under 100 characters every INTERVAL seconds, however fast the steps are.
@@ -52,7 +52,7 @@ class Console:
     rates: dict,
     left: float | None = None,
   ) -> None:
-    """Shows how far a run has come.
+    """Shows the progress of a run.
 
     Args:
       rates: what Meter.rates returns.
@@ -157,11 +157,11 @@ def wrap_text(text: str, width: int = 90) -> list[str]:
 
 
 def escape_controls(text: str) -> str:
-  """Returns the text with what could command a terminal escaped.
+  """Returns the text with characters escaped that could command a terminal.
 
-  Escaped, as Python writes them ("\\x1b"), are the control characters C0 and
-  C1, except newline and tab, and those that change the direction of text,
-  which can hide a part of it.
+  These are the control characters C0 and C1, except newline and tab, and those
+  that change the direction of text, which can hide a part of it. They are
+  escaped as Python writes them ("\\x1b").
   """
   return _CONTROLS.sub(lambda c: repr(c[0])[1:-1], text)
 

@@ -14,20 +14,21 @@ def count_cores() -> int:
 
 
 def are_simulated(devices: Collection[Any]) -> bool:
-  """Returns whether several of this process's devices are one CPU.
+  """Returns whether this process has several devices that simulate one CPU.
 
-  They share few threads: of two programs in flight, each can hold threads that
-  the other needs in a collective. So each program is waited for.
+  Such devices share few threads: of two programs in flight, each can hold
+  threads that the other needs in a collective. So callers wait for each program
+  before they start the next.
   """
   return len(devices) > 1 and next(iter(devices)).platform == "cpu"
 
 
 def worker_environment() -> dict[str, str]:
-  """Returns the environment of one of several processes, a core for each.
+  """Returns the environment of a worker process that uses one core.
 
-  What a process frees goes back to the system: arrow's own pool, and malloc for
-  what is smaller than some megabytes, would hold it for the next batch, in each
-  of them. Where malloc is not glibc's, its variable means nothing.
+  It makes a worker return freed memory to the system. Otherwise arrow's own
+  pool, and malloc for blocks below some megabytes, would keep it for the next
+  batch in every worker. Without glibc, the variable of malloc has no effect.
   """
   frugal = {
     "ARROW_DEFAULT_MEMORY_POOL": "system",
@@ -37,10 +38,10 @@ def worker_environment() -> dict[str, str]:
 
 
 def give_back() -> None:
-  """Returns to the system what this process has freed, where glibc can.
+  """Returns this process's freed memory to the system, if glibc is used.
 
-  Texts of many lengths leave holes in the heap, of which each batch fills some:
-  half a megabyte more for each row group of a large file.
+  Texts of different lengths leave holes in the heap, and a batch fills only
+  some of them: the heap grows by .5 MB for each row group of a large file.
   """
   trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
   if trim is not None:

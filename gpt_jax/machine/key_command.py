@@ -1,7 +1,7 @@
-"""The user's command that prints a key, such as that of a password store.
+"""Runs the user's command that prints a key, such as a password manager's.
 
-Design choice: the environment holds it and no config does, since the config of
-a run that is opened may be a stranger's.
+Design choice: the command comes from the environment and never from a config,
+since the config of a run may have been written by someone else.
 """
 
 import os

@@ -1,10 +1,10 @@
-"""How the processes of a run meet, and compare what they were started with.
+"""Connects the processes of a run, and compares how they were started.
 
 Process 0 listens at the coordinator's port, where anyone may connect. A
 greeting counts if it is complete and signed with the key of this run,
 GPT_JAX_SECRET or else the coordinator's address as the processes were given
 it. Anything else is dropped, at once or after SOON seconds, and delays no one.
-Without a secret this keeps out mistakes, not somebody who knows this file.
+Without a secret this keeps out mistakes, but not an attacker.
 """
 
 import contextlib
@@ -24,18 +24,19 @@ from gpt_jax.machine import runtime
 
 MAGIC = "gpt_jax processes 2"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-# Timeout, in seconds, of what takes a healthy peer milliseconds.
+# Timeout, in seconds, of exchanges that take a healthy peer milliseconds.
 SOON = 5.0
-# TCP keepalive, in seconds: a machine that vanishes is noticed after 90.
+# TCP keepalive: a machine that vanishes is noticed after 90 seconds.
 KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 6}
 # Limit, in bytes, of a greeting, which contains a config.
 MAX_GREETING = 1 << 20
-# Connections without a greeting at a time, in addition to the expected ones.
+# The most connections that have not sent a greeting yet, in addition to the
+# number of processes.
 MAX_GUESTS = 64
 
 
 def meet(place: runtime.Place, facts: dict) -> dict[int, "Line"]:
-  """Returns {index: connection}: process 0 has all others, each of those it.
+  """Returns {index: connection}: of process 0 to all others, of these to it.
 
   Raises:
     InputError: a process did not connect in time, or was started differently.
@@ -75,7 +76,7 @@ def _differences(index: int, theirs: dict, ours: dict) -> list[str]:
 
 
 def refusal_of(everyone: dict[int, dict]) -> str | None:
-  """Returns a sentence where processes differ from process 0, else None."""
+  """Returns a sentence if processes differ from process 0, else None."""
   for index in sorted(everyone):
     clauses = _differences(index, everyone[index], everyone[0])
     if clauses:
@@ -233,9 +234,9 @@ def _missing_sentence(place, lines: dict, num_dropped: int) -> str:
 def bind_host(place: runtime.Place) -> str:
   """Returns the address that process 0 listens at; "" for all interfaces.
 
-  The coordinator's address, if it belongs to this machine. A host name that
-  resolves to loopback (127.0.1.1 in /etc/hosts) does not count: others resolve
-  it differently.
+  It is the coordinator's address, if that belongs to this machine. A host name
+  that resolves to loopback (127.0.1.1 in /etc/hosts) does not count: other
+  machines resolve it differently.
   """
   if place.bind is not None:
     return place.bind.rpartition(":")[0].strip("[]")

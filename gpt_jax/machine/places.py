@@ -1,12 +1,13 @@
-"""Addresses: gs://, s3:// and what else fsspec speaks, with bounded retries.
+"""Reads and writes at addresses (gs://, s3://, ...), with bounded retries.
 
-An object store knows objects by key: it lists, reads, writes one whole, and
-creates one that is not there yet. It does not rename or append, and no write
-of several objects is atomic; docs/places.md says how runs live with that.
+Any scheme that fsspec supports will do. An object store has objects under keys:
+it can list them, read one, write a whole one, and create one only if it does
+not exist. It cannot rename or append, and no write of several objects is
+atomic; docs/places.md says how runs cope with that.
 
-A request that fails is sent again for NETWORK_SECONDS, and each try has a time
-limit: clients wait for minutes, and some for ever, on a connection that has
-gone silent. What is left is raised as Unreached, whose message is one sentence.
+A failed request is retried for NETWORK_SECONDS, and each try has a time limit,
+since clients wait for minutes, and some forever, on a silent connection. A
+request that fails for good raises Unreached, whose message is one sentence.
 """
 
 import base64
@@ -26,18 +27,18 @@ from gpt_jax import files
 from gpt_jax.exits import InputError, to_line
 from gpt_jax.machine import clients
 
-# Seconds within which a request that fails is sent again, unless
-# GPT_JAX_NETWORK_SECONDS names another number.
+# Seconds for which a failed request is retried, unless GPT_JAX_NETWORK_SECONDS
+# is set.
 NETWORK_SECONDS = 60.0
-# Tries at least: one that falls silent may take half of those seconds.
+# The fewest tries: one that gets no answer may take half of those seconds.
 MIN_TRIES = 2
 # Seconds before the second try; each later pause is twice as long.
 PAUSE, MAX_PAUSE = 0.5, 16.0
 VARIABLE = "GPT_JAX_NETWORK_SECONDS"
-# Seconds that a try may take, and bytes a second that more are granted for.
-# With fewer NETWORK_SECONDS it is their share, and LEAST_PATIENCE at least.
+# Time limit of a try in seconds, which grows by 1 for each SLOWEST bytes. With
+# few NETWORK_SECONDS it is their share per try, but at least LEAST_PATIENCE.
 PATIENCE, LEAST_PATIENCE, SLOWEST = 30.0, 5.0, 200_000
-# Objects that are up or down at once.
+# Objects that are uploaded or downloaded in parallel.
 MANY = 8
 
 _NAMES: dict[str, str] = {}
@@ -58,13 +59,13 @@ class Unreached(InputError):
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-  """What a listing tells of an object.
+  """The metadata of an object in a listing.
 
   Attributes:
     time_ns: when it was written.
-    tag: changes with the content, where the store has one, else "".
-    md5: of the content, in base64, where the store tells it, as GCS does. S3
-      checks what it sends by sums of its own.
+    tag: the store's tag, which changes with the content; "" if it has none.
+    md5: of the content, in base64, if the store lists it, as GCS does. S3
+      clients verify checksums themselves.
   """
 
   size: int
@@ -74,12 +75,12 @@ class Found:
 
 
 def call_by(path: str, address: str) -> None:
-  """Lets `rename` show the address for which a folder of the cache stands."""
+  """Makes `rename` show an address in place of a folder of the cache."""
   _NAMES[path] = address
 
 
 def rename(text: str) -> str:
-  """Returns a text in which folders of the cache have their addresses."""
+  """Returns a text with folders of the cache replaced by their addresses."""
   for path in sorted(_NAMES, key=len, reverse=True):
     text = text.replace(path, _NAMES[path])
   return text
@@ -90,7 +91,7 @@ def join(address: str, *names: str) -> str:
 
 
 def stat(address: str) -> Found:
-  """Returns what the store tells of one object; raises Unreached."""
+  """Returns the metadata of one object; raises Unreached."""
   info = _request(address, "read", lambda fs, path: fs.info(path))
   if info["type"] != "file":
     raise Unreached(f"{address} is a folder; name an object in it", True)
@@ -98,13 +99,13 @@ def stat(address: str) -> Found:
 
 
 def find(address: str) -> dict[str, Found]:
-  """Returns {key below the address: what it is}, of all objects there.
+  """Returns {key below the address: its metadata} of all objects there.
 
-  {} if there is none.
+  The result is {} if there are none.
   """
 
   def call(fs, path: str) -> dict:
-    # Listings are cached per process, and others write there.
+    # fsspec caches listings, but other processes write there too.
     fs.invalidate_cache()
     try:
       return fs.find(path, detail=True)
@@ -116,7 +117,7 @@ def find(address: str) -> dict[str, Found]:
 
 
 def glob(root: str, pattern: str) -> dict[str, Found]:
-  """Returns {key below root: what it is} of what a pattern there matches."""
+  """Returns {key below root: its metadata} of objects that match a pattern."""
 
   def call(fs, path: str) -> dict:
     fs.invalidate_cache()
@@ -134,9 +135,9 @@ def read(address: str) -> bytes:
 
 
 def read_if_there(address: str) -> bytes | None:
-  """Returns the content of a small object, None where there is none.
+  """Returns the content of a small object, or None if there is none.
 
-  One request, and no listing, as `stat` needs for what is not there.
+  It takes one request. `stat` would also list, if the object is missing.
   """
 
   def call(fs, path: str) -> bytes | None:
@@ -152,8 +153,8 @@ def fetch(address: str, path: str, found: Found | None = None) -> None:
   """Writes the content of an object to a file, atomically.
 
   Args:
-    found: as `stat` returns it, if it is known: the size, and the MD5 where
-      the store tells one, are then compared.
+    found: what `stat` returns, if known: the size, and the MD5 if there is one,
+      are then verified.
   """
   size = 0 if found is None else found.size
   temporary = f"{path}.{os.getpid()}.{threading.get_ident()}.tmp"
@@ -164,7 +165,7 @@ def fetch(address: str, path: str, found: Found | None = None) -> None:
       fs.get_file(key, temporary)
     except OSError as error:
       if error.errno in files.DISK_FULL:
-        error.filename = os.path.dirname(path)  # or it names the object
+        error.filename = os.path.dirname(path)  # not the object's key
       raise
     if found is not None:
       _check(temporary, found)
@@ -193,11 +194,11 @@ def write(address: str, data: bytes) -> None:
 
 
 def create(address: str, data: bytes) -> bool:
-  """Writes an object unless it exists; returns whether it is this one.
+  """Creates an object unless it exists; returns whether it now has this data.
 
-  It is read back, because a store may ignore the condition, and because a
-  request whose answer was lost is sent again and then meets its own object:
-  so `data` must be unlike what any other writer would write.
+  The object is read back, because a store may ignore the condition, and because
+  a request whose answer was lost is retried and then finds its own object. So
+  `data` must differ from what any other writer would write.
   """
 
   def call(fs, key: str) -> None:
@@ -210,7 +211,7 @@ def create(address: str, data: bytes) -> bool:
 
 
 def remove(address: str) -> None:
-  """Removes an object, if it is there."""
+  """Removes an object, if it exists."""
 
   def call(fs, key: str) -> None:
     with contextlib.suppress(FileNotFoundError):
@@ -220,7 +221,7 @@ def remove(address: str) -> None:
 
 
 def each(work: Callable, items: list) -> list:
-  """Returns [work(item)], several at a time; raises the first error."""
+  """Returns [work(item), ...], computed in parallel; raises the first error."""
   import concurrent.futures
 
   with concurrent.futures.ThreadPoolExecutor(MANY) as pool:
@@ -234,11 +235,11 @@ def each(work: Callable, items: list) -> list:
 def _request(
   address: str, verb: str, call: Callable[[Any, str], Any], size: int = 0
 ):
-  """Returns call(file system, path of the address), tried again if it fails.
+  """Returns call(file system, path of the address), with retries.
 
   Args:
-    verb: what could not be done: "read".
-    size: bytes that the request moves.
+    verb: what the request does, for errors, such as "read".
+    size: bytes that the request transfers.
   """
   fs, path = _open(address)
   allowed = network_seconds()
@@ -263,16 +264,16 @@ def _request(
 
 
 def hurry(is_on: bool) -> None:
-  """Has each request tried MIN_TRIES times only, until this is switched off.
+  """Limits each request to MIN_TRIES tries while it is on.
 
-  For a run that ends without a network: each request that is left would be sent
-  again for network_seconds.
+  For a run that ends without a network, where each of the remaining requests
+  would be retried for network_seconds.
   """
   (_HURRY.set if is_on else _HURRY.clear)()
 
 
 def network_seconds() -> float:
-  """Returns within which time a request that fails is sent again."""
+  """Returns for how many seconds a failed request is retried."""
   text = os.environ.get(VARIABLE, "")
   try:
     return max(0.0, float(text or NETWORK_SECONDS))
@@ -283,7 +284,7 @@ def network_seconds() -> float:
 
 
 def _call_within(seconds: float, call: Callable[[], Any]):
-  """Returns call(), run in a thread that is left behind after a time."""
+  """Returns call(), run in a thread that is abandoned after `seconds`."""
   done, result = threading.Event(), []
 
   def work() -> None:
@@ -303,7 +304,7 @@ def _call_within(seconds: float, call: Callable[[], Any]):
 
 
 def _is_lasting(error: Exception) -> bool:
-  """Returns whether another try would fail alike."""
+  """Returns whether a retry would fail likewise."""
   if isinstance(error, (FileNotFoundError, PermissionError)):
     return True
   if isinstance(error, OSError) and error.errno in files.DISK_FULL:
@@ -312,7 +313,7 @@ def _is_lasting(error: Exception) -> bool:
   return is_refused or type(error).__name__ in _NO_CREDENTIALS
 
 
-# Names of the classes, of libraries that may be absent.
+# Names of error classes whose libraries may not be installed.
 _NO_CREDENTIALS = "NoCredentialsError", "DefaultCredentialsError"
 
 
@@ -358,16 +359,16 @@ def _require_bucket(fs, path: str) -> None:
 
 
 def _make_parent(fs, path: str) -> None:
-  """Makes the folder of a path, where the file system has folders.
+  """Makes the parent folder of a path, if the file system has folders.
 
-  Never a bucket, which only its owner makes.
+  It never creates a bucket, which is left to its owner.
   """
   if path.startswith("/"):
     fs.makedirs(posixpath.dirname(path), exist_ok=True)
 
 
 def _open(address: str) -> tuple[Any, str]:
-  """Returns (file system, its path of an address)."""
+  """Returns (file system, path) of an address."""
   fs = clients.file_system(address.partition("://")[0].lower())
   return fs, fs._strip_protocol(address)
 

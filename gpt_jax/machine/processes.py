@@ -1,6 +1,6 @@
-"""Several processes of one run: how they meet, agree, stop and end together.
+"""Several processes of one run: they connect, agree, stop and end together.
 
-The processes meet (meeting.py) before jax takes over the coordinator's port,
+The processes connect (meeting.py) before jax takes over the coordinator's port,
 and keep these connections while they run (channel.py).
 
 Design choice: a channel of our own beside jax's coordination service, which
@@ -60,7 +60,7 @@ def join(facts: dict) -> None:
   place = runtime.find_place()
   if place is None:
     return
-  # Through JSON, as the facts of the others come: tuples become lists.
+  # Convert through JSON, like the facts of the others: tuples become lists.
   facts = json.loads(json.dumps(facts | meeting.own_facts()))
   channel = channel_lib.Channel(place, meeting.meet(place, facts))
   _channel = channel

@@ -1,4 +1,4 @@
-"""What Linux tells of the processor, by which forms are chosen."""
+"""Reads the CPU's model from Linux; some code paths are chosen by it."""
 
 import contextlib
 import functools
@@ -7,7 +7,7 @@ import re
 
 @functools.cache
 def read() -> dict[str, str]:
-  """Returns the lines of /proc/cpuinfo on the first processor; {} elsewhere."""
+  """Returns {key: value} of the first CPU in /proc/cpuinfo; {} elsewhere."""
   with contextlib.suppress(OSError), open("/proc/cpuinfo", "rb") as file:
     lines = file.read(1 << 14).partition(b"\n\n")[0].decode().splitlines()
     return dict(re.split(r"\s*:\s*", f"{line}:", maxsplit=1) for line in lines)
@@ -15,5 +15,5 @@ def read() -> dict[str, str]:
 
 
 def is_intel() -> bool:
-  """Returns whether it calls itself Intel's."""
+  """Returns whether the CPU is made by Intel."""
   return "Intel" in read().get("vendor_id", "")

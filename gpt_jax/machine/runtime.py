@@ -35,7 +35,7 @@ class Place:
     local_devices: this machine's GPUs that this process uses; None: all.
     bind: "HOST:PORT" that process 0 listens at; None: see meeting.bind_host.
     join_seconds: how long the processes wait for each other.
-    stuck_seconds: how long a process may always go without progress.
+    stuck_seconds: the least time without progress to count as stuck.
     secret: shared by the processes of this run alone; may be "".
   """
 
@@ -57,9 +57,9 @@ class Place:
     return int(self.address.rpartition(":")[2])
 
 
-# XLA's CPU otherwise schedules collectives that do not depend on each other for
-# concurrency. Simulated devices then enter them in other orders, wait for each
-# other, and abort: an encoder-decoder split over tensor, in 6 of 11 runs.
+# Otherwise XLA schedules independent collectives on a CPU for concurrency.
+# Simulated devices then enter them in different orders, wait for each other,
+# and abort: in 6 of 11 runs of an encoder-decoder sharded over tensor.
 IN_ORDER = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
 
 
@@ -67,7 +67,7 @@ def start(devices: int | None = None) -> None:
   """Prepares the process for jax: call once, before anything imports it.
 
   Args:
-    devices: number of devices that the CPU shall appear as; None: unchanged.
+    devices: number of devices to simulate on the CPU; None: unchanged.
   """
   # XLA's C++ code logs about CPU features and caches to the terminal.
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -133,7 +133,7 @@ def find_place() -> Place | None:
 
 
 def stuck_seconds() -> float:
-  """Returns for how many seconds a run may always go without progress."""
+  """Returns the least time without progress to count as stuck, in seconds."""
   return _positive("GPT_JAX_STUCK_SECONDS", 600.0)
 
 
@@ -258,7 +258,7 @@ def start_compiler(platform: str) -> None:
 
 
 def start_harness(is_quiet: bool) -> None:
-  """Stops lm_eval from forking beside jax's threads; is_quiet: its bars too."""
+  """Stops lm_eval from forking beside jax's threads; is_quiet: hides bars."""
   os.environ["DISABLE_MULTIPROC"] = "1"
   if is_quiet:
     os.environ["TQDM_DISABLE"] = "1"
@@ -280,7 +280,7 @@ def start_tpu_compiler() -> None:
 
 @contextlib.contextmanager
 def hush_stderr():
-  """Captures standard error, C++'s too; yields a function that returns it."""
+  """Captures standard error, also of C++; yields a function that returns it."""
   with tempfile.TemporaryFile() as kept:
     sys.stderr.flush()
     old = os.dup(2)
@@ -345,11 +345,11 @@ def keep_freed_memory() -> None:
 
 
 def collect_seldom() -> None:
-  """Makes Python look for garbage in cycles more seldom.
+  """Makes Python's cyclic garbage collector run less often.
 
-  Tracing a model makes millions of objects, nearly all of which live on; by
-  default Python looks through the youngest after every 700 of them, through
-  older ones after every 7,000, and so on: 7 % of the tests' time.
+  Tracing a model makes millions of objects, nearly all of which stay alive. By
+  default Python scans the youngest after every 700 new objects, older ones
+  after every 7,000, and so on: 7 % of the tests' time.
   """
   gc.set_threshold(20_000, 20, 50)
 
@@ -369,8 +369,8 @@ def give_back_memory() -> None:
   libc.malloc.argtypes = [ctypes.c_size_t]
   libc.free.argtypes = [ctypes.c_void_p]
   libc.malloc_trim(0)
-  # At most what is free: the addresses of another (preloaded) allocator have
-  # no order that would end the loop.
+  # Allocate at most what is free: with another (preloaded) allocator, the order
+  # of addresses would not end the loop.
   left = libc.mallinfo2().fordblks
   # Larger than nearly any hole, so its address is behind all of them.
   end = libc.malloc(1 << 28)
@@ -417,7 +417,7 @@ def cache_dir() -> str:
 
 
 def compile_facts() -> dict[str, str]:
-  """Returns what a program depends on here: variables, and the processor."""
+  """Returns what compiled programs depend on: variables, Python, the CPU."""
   prefixes = "XLA_", "JAX_", "LIBTPU_"
   facts = {k: v for k, v in os.environ.items() if k.startswith(prefixes)}
   facts |= {"python": sys.version, "processors": str(os.cpu_count())}

@@ -29,7 +29,7 @@ def _send_again() -> None:
 
 
 def _keep_interrupts(unraisable) -> None:
-  """Sends Ctrl-C again that came in a callback, whose errors are not raised."""
+  """Sends a Ctrl-C again if it came in a callback that swallows exceptions."""
   if unraisable.exc_type is KeyboardInterrupt:
     _send_again()
   else:
@@ -37,10 +37,10 @@ def _keep_interrupts(unraisable) -> None:
 
 
 def _interrupt(number, frame) -> None:
-  """Raises KeyboardInterrupt, after the import that is under way.
+  """Raises KeyboardInterrupt, once an import in progress has ended.
 
-  An extension such as jaxlib's that is interrupted while it is imported ends
-  in a traceback or in a segmentation fault.
+  Interrupting the import of an extension such as jaxlib's ends in a traceback
+  or in a segmentation fault.
   """
   while frame is not None:
     if frame.f_code.co_filename.startswith("<frozen importlib"):
@@ -52,17 +52,17 @@ def _interrupt(number, frame) -> None:
 
 
 def require_uninterrupted() -> None:
-  """Raises KeyboardInterrupt where one was raised, and became another error.
+  """Raises KeyboardInterrupt if one was raised earlier and got lost.
 
-  Libraries that call back into Python, such as tensorstore, raise errors of
-  their own for it, and these look like a file that cannot be read.
+  Libraries that call back into Python, such as tensorstore, turn it into errors
+  of their own, which look like a file that cannot be read.
   """
   if _is_interrupted:
     raise KeyboardInterrupt
 
 
 def release() -> None:
-  """Lets Ctrl-C end the process at once: all that is left is to exit."""
+  """Makes Ctrl-C end the process at once, when only the exit is left."""
   if signal.getsignal(signal.SIGINT) is _interrupt:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
@@ -184,12 +184,12 @@ _is_held = False
 
 
 def hold(is_run: bool) -> None:
-  """Says whether this process ends with its run; then `Stop.close` waits.
+  """Sets whether this process ends with its run; then Stop.close does nothing.
+
+  Handlers then stay until `end_with`: with the default ones, a signal between
+  the end of the run and `end_with` would make it look killed.
 
   From here on Ctrl-C does not interrupt an import.
-
-  A default that came back would say that the run was killed, between its end
-  and `end_with`.
   """
   global _is_held
   _is_held = is_run
@@ -203,9 +203,10 @@ def hold(is_run: bool) -> None:
 
 
 def end_with(code: int) -> None:
-  """Makes a signal end the process at once with the code of a run that is over.
+  """Makes a signal end the process at once, with the exit code of its run.
 
-  Its default would say that the run was killed, between its end and the exit.
+  With the default handler, a signal between the end of the run and the exit of
+  the process would make the run look killed.
   """
   for name in NAMES:
     number = getattr(signal, name, None)
@@ -219,10 +220,10 @@ def end_with(code: int) -> None:
 _ending = []
 
 
-# The first to be registered, and so the last to be called.
+# Registered first, so it is called last.
 @atexit.register
 def _ignore() -> None:
-  """Ignores what `end_with` handles: Python now puts the defaults back."""
+  """Ignores the signals of `end_with`, as Python now restores the defaults."""
   for number in _ending:
     signal.signal(number, signal.SIG_IGN)
 
@@ -234,8 +235,8 @@ def _do_nothing(number, frame) -> None:
 def _forget() -> None:
   """Makes a forked child (a data worker) ignore signals.
 
-  Its parent gets them too; the child must not write its own to the pipe that
-  it shares with the parent.
+  The parent gets the signals too, and the child must not write to the pipe that
+  the two share.
   """
   if signal.getsignal(signal.SIGTERM) is _do_nothing:
     signal.set_wakeup_fd(-1)

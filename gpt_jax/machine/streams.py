@@ -1,4 +1,4 @@
-"""Standard input, output and error: always open, and never the end of a run.
+"""Keeps standard input, output and error open, and their errors harmless.
 
 If a descriptor were closed at the start, the next file opened would get its
 number, and C libraries would print into that file.
@@ -22,11 +22,11 @@ NAMES = ("stdin", "stdout", "stderr")
 
 
 def hold(is_comment: bool = False) -> None:
-  """Opens those of the standard streams that are closed; call it first.
+  """Opens any standard streams that are closed; call it first.
 
   Args:
-    is_comment: standard output is not the command's result: ignore errors of
-      writing to it, as is always done for standard error.
+    is_comment: standard output is not the command's result, so errors of
+      writing to it are ignored, as they always are for standard error.
   """
   for descriptor, name in enumerate(NAMES):
     try:
@@ -76,10 +76,10 @@ def replace_stream(name: str, descriptor: int) -> None:
 
 
 def keep_stdout_for_python() -> None:
-  """Makes standard output Python's alone.
+  """Lets only Python write to standard output.
 
-  gloo prints a greeting from C++ whenever processes connect, which would land
-  in the middle of output that another program reads.
+  gloo prints a greeting from C++ whenever processes connect, in the middle of
+  output that another program may read.
   """
   old = sys.stdout
   with contextlib.suppress(OSError):
@@ -102,7 +102,7 @@ def _is_by_line(stream) -> bool:
 
 
 def drop_output() -> None:
-  """Sends standard output to /dev/null, with what is still buffered."""
+  """Sends standard output to /dev/null, including what is still buffered."""
   null = os.open(os.devnull, os.O_WRONLY)
   os.dup2(null, 1)
   os.close(null)

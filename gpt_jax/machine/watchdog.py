@@ -25,15 +25,15 @@ _COMPILERS = (
   "jax/_src/interpreters/mlir.py",
   "jax/_src/interpreters/partial_eval.py",
 )
-# Seconds allowed for writing stacks to the folder: its disk may be what hangs.
+# Seconds allowed for writing stacks to the folder, whose disk may hang itself.
 WRITE_SECONDS = 2.0
 
 
 class Progress:
-  """The progress of a process, and the time since its last sign of it.
+  """The progress of a process, and the time since it last made any.
 
   Args:
-    floor: seconds that a process may always go without progress.
+    floor: the least time without progress to count as stuck, in seconds.
     is_alone: there are no peers, which might compile for longer at the start.
 
   Attributes:
@@ -84,7 +84,7 @@ class Watchdog:
 
   Args:
     folder: the workdir, where the stacks are written.
-    seconds: for which it may always go without progress.
+    seconds: the least time without progress to count as stuck.
   """
 
   def __init__(self, folder: str, seconds: float):

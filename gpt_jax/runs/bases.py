@@ -1,10 +1,10 @@
-"""A run whose parameters another reads and never changes: is it the same?
+"""Checks that a run's base or teacher, which is only read, has not changed.
 
-A run of adapters saves these alone, and a loss of preferences compares a model
-with the one that it began as: such a run names the workdir of its base in
-train.init_from. A student names that of its teacher in distill.teacher. The
-run's own record has the other's step and a fingerprint of the checksums of that
-step's parameters, which reading them verifies.
+A run with adapters saves only the adapters, and a preference loss compares a
+model with the one that it began as. Such a run names the workdir of its base in
+train.init_from. A student names the workdir of its teacher in distill.teacher.
+The run's record has the other run's step and a fingerprint of that step's
+parameter checksums, which are verified when the parameters are read.
 """
 
 from typing import NamedTuple
@@ -19,12 +19,12 @@ PREFIX = "params/"
 
 
 class Role(NamedTuple):
-  """What the other run is for.
+  """The role of the other run.
 
   Attributes:
     key: the config's key that names its workdir.
-    name: of it in the run's record.
-    use: a clause, what it is for.
+    name: the name of the role in the run's record.
+    use: a clause on what it is for, for errors.
   """
 
   key: str
@@ -37,7 +37,7 @@ TEACHER = Role("distill.teacher", "teacher", "this one learns from")
 
 
 class Base(NamedTuple):
-  """A step of a base, and 16 hex digits of its parameters' checksums."""
+  """A step of a base, and a 16-digit hex digest of its parameter checksums."""
 
   step: int
   fingerprint: str
@@ -49,15 +49,15 @@ def find_base(
   step: int | None = None,
   role: Role = BASE,
 ) -> Base:
-  """Returns the Base of a workdir.
+  """Returns the Base of the run in a workdir.
 
   Args:
     shapes: tree.describe_shapes of its parameters.
     step: None for the newest.
-    role: what it is for.
+    role: the role of that run.
 
   Raises:
-    InputError: the step is not there or damaged, or its parameters have other
+    InputError: the step is missing or damaged, or its parameters have other
       shapes.
   """
   return Base(*processes.share(lambda: _find(workdir, shapes, step, role)))
@@ -101,15 +101,16 @@ def check_base(
   wanted: Base | None,
   role: Role = BASE,
 ) -> Base:
-  """Returns the base of a run's record, if it is as when the run was begun.
+  """Returns the base in a run's record, if it is unchanged since the start.
 
   Args:
     workdir: of the base.
     shapes, role: as in find_base.
-    wanted: from the run's record.
+    wanted: the Base in the run's record, or None.
 
   Raises:
-    InputError: as find_base, or its parameters are others, or there is none.
+    InputError: as find_base; or its parameters have changed, or the record
+      names none.
   """
   if wanted is None:
     raise InputError(

@@ -1,15 +1,16 @@
-"""How a run lies at an address, and how a step is sent and fetched.
+"""The layout of a run in a bucket, and the transfer of its steps.
 
   config.json tokenizer.json samples/ plots/ ...   as in a workdir
-  metrics/000003.000001.000000001234.jsonl   what follows byte 1,234 of the rows
+  metrics/000003.000001.000000001234.jsonl   the rows from byte 1,234 on
   checkpoints/500/000003.00/0/...        files of step 500 that process 0 wrote
   steps/500.000003.00.0-of-2.json        their names, sizes and hashes
   lock/000003.json                       lease.py
 
-A name under steps/ is written after the files that it lists, and removed before
-them. A step counts if the notes of all its processes are there, under one tag:
-the number of a lease, and how often its holder has gone back. So whatever a
-kill leaves behind is not read, and two writers never write one object.
+A note under steps/ is written after the files that it lists, and removed before
+them. A step counts only if the notes of all its processes exist under one tag,
+which consists of the number of a lease and how often its holder has gone back
+to an earlier step. So what a killed run leaves behind is not read, and no two
+writers write the same object.
 """
 
 import dataclasses
@@ -26,13 +27,13 @@ from gpt_jax.runs import contents
 STEPS, DATA, METRICS = "steps", "checkpoints", "metrics"
 _NOTE = re.compile(r"(\d{1,10})\.(\d{6}\.\d{2})\.(\d+)-of-(\d+)\.json")
 _ROWS = re.compile(r"(\d{6}\.\d{6})\.(\d{12})\.jsonl")
-# Of a step: what is enough to know of it, without its arrays.
+# The files that describe a step, without its arrays.
 META = f"{contents.META}/"
 
 
 @dataclasses.dataclass(frozen=True, order=True)
 class Kept:
-  """A step at an address: its number, its tag, how many processes wrote it."""
+  """A step at an address: number, tag, and how many processes wrote it."""
 
   step: int
   tag: str
@@ -48,12 +49,12 @@ def note_of(kept: Kept, index: int) -> str:
 
 
 def index_of(note: str) -> int:
-  """Returns which process writes a note."""
+  """Returns the index of the process that writes a note."""
   return int(note.rpartition(".json")[0].rpartition(".")[2].partition("-")[0])
 
 
 def list_steps(address: str) -> tuple[dict[int, Kept], set[Kept]]:
-  """Returns ({step: where it is}, those of which a note is missing)."""
+  """Returns ({number: complete step}, steps of which a note is missing)."""
   found: dict[Kept, set[int]] = {}
   for key in places.find(places.join(address, STEPS)):
     match = _NOTE.fullmatch(key)
@@ -67,10 +68,10 @@ def list_steps(address: str) -> tuple[dict[int, Kept], set[Kept]]:
 
 
 def list_files(folder: str, index: int, count: int) -> list[str]:
-  """Returns which files of a step's folder this process sends.
+  """Returns the files of a step's folder that this process sends.
 
-  Of several, each has a folder of its own for what it wrote, which
-  storage.merge puts together again.
+  If there are several processes, each wrote to folders of its own, which
+  storage.merge merges after they are fetched.
   """
   keys = sorted(
     os.path.relpath(os.path.join(inside, name), folder)
@@ -93,7 +94,7 @@ def send_step(
   index: int,
   before_note: Callable[[], object],
 ) -> None:
-  """Sends what this process wrote of a step, and then its note."""
+  """Sends the files of a step that this process wrote, and then its note."""
   at = _data_of(address, kept, index)
   keys = list_files(folder, index, kept.count)
 
@@ -113,11 +114,12 @@ def fetch_step(address: str, kept: Kept, into: str, is_wanted=None) -> None:
   """Fetches the files of a step into a folder, and checks their hashes.
 
   Args:
-    is_wanted: takes the path of a file in the step; None for all of them.
+    is_wanted: function of a file's path in the step that tells whether to fetch
+      it; None fetches all files.
 
   Raises:
     Damage: a note or a file is not what was sent.
-    Unreached: something is no longer there.
+    Unreached: a note or a file no longer exists, or the store is unreachable.
   """
   wanted = [
     (places.join(_data_of(address, kept, index), key), key, row)
@@ -142,10 +144,10 @@ def fetch_step(address: str, kept: Kept, into: str, is_wanted=None) -> None:
 
 
 def read_notes(address: str, kept: Kept) -> list[dict[str, list]]:
-  """Returns {path in the step: [size, hash]} of each process.
+  """Returns {path in the step: [size, hash]} for each process.
 
   Raises:
-    Damage: one is not what a run writes.
+    Damage: a note is not what a run writes.
   """
   found = []
   for key in kept.notes():
@@ -154,7 +156,7 @@ def read_notes(address: str, kept: Kept) -> list[dict[str, list]]:
     if not isinstance(rows, dict) or note != files.seal(note):
       raise Damage(f"{places.join(address, key)} is damaged")
     for path in rows:
-      # It comes from a bucket, and names a file that will be written here.
+      # The path comes from a bucket, and a file will be written there.
       if os.path.isabs(path) or ".." in path.split("/"):
         raise Damage(f"{places.join(address, key)} names {path!r}")
     found.append(rows)
@@ -183,7 +185,7 @@ def drop_step(address: str, kept: Kept) -> None:
 
 
 def sweep(address: str, steps: dict[int, Kept], torn: set[Kept]) -> None:
-  """Removes what an interrupted run left: notes, and files of no step."""
+  """Removes incomplete steps' notes, and files that belong to no step."""
   for kept in torn:
     for key in kept.notes():
       places.remove(places.join(address, key))
@@ -200,20 +202,20 @@ def fetch_rows(address: str, path: str) -> None:
     match = _ROWS.fullmatch(key)
     if match is not None:
       parts.setdefault(match[1], []).append((int(match[2]), key))
-  # A later tag begins with a copy of what was valid of the one before.
+  # The rows of a later tag begin with a copy of the valid earlier rows.
   whole = [tag for tag, found in parts.items() if min(found)[0] == 0]
   if not whole:
     return
   data = b""
   for start, key in sorted(parts[max(whole)]):
     if start != len(data):
-      break  # what follows a part that is missing would make no sense
+      break  # a part is missing, so later ones are useless
     data += places.read(places.join(address, METRICS, key))
   files.write_bytes(path, data)
 
 
 def send_rows(address: str, tag: str, start: int, data: bytes) -> None:
-  """Sends what follows byte `start` of the rows."""
+  """Sends the rows from byte `start` on."""
   places.write(places.join(address, METRICS, f"{tag}.{start:012d}.jsonl"), data)
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints: what a run saves, keeps and resumes from.
+"""Checkpoints: saves the state of a run, and restores it.
 
   checkpoints/500/state           the arrays, as Orbax writes them
   checkpoints/500/meta/metadata   JSON: step, facts of the run, shapes, checksum
@@ -36,7 +36,7 @@ class Checkpointer:
     mirror: Any = None,
     key: encryption.Key | None = None,
   ):
-    """Touches nothing on disk.
+    """Initializes without touching the disk.
 
     Args:
       directory: workdir/checkpoints, created by the first save.
@@ -56,7 +56,7 @@ class Checkpointer:
     self.say = say
     self._manager = None
     self._saving = None
-    # The step that was saved and not opened yet.
+    # The step that was saved but not yet checked by opening it.
     self._unopened: int | None = None
     self._superseded: list[int] = []
     self._checksum = integrity.Checksum()
@@ -77,7 +77,7 @@ class Checkpointer:
     return max(self.steps(), default=None)
 
   def save(self, step: int, state: Any, force: bool = False) -> None:
-    """Starts to save; the state may be donated as soon as this returns.
+    """Starts an asynchronous save; the state may be donated on return.
 
     Args:
       step: names the folder.
@@ -131,7 +131,7 @@ class Checkpointer:
   def wait(self) -> None:
     """Returns once the last save is committed and has been opened.
 
-    Only then deletes the steps that it supersedes.
+    Only then are the steps that it supersedes deleted.
 
     Raises:
       InputError: the save failed; the sentence says which step is safe.
@@ -165,10 +165,10 @@ class Checkpointer:
       ) from None
 
   def _list_superseded(self) -> list[int]:
-    """Returns the steps that checkpoint.keep_last no longer keeps.
+    """Returns the steps that checkpoint.keep_last and keep_every_steps drop.
 
-    The newest good step always stays, however many bad ones a diverged run
-    has saved since.
+    The newest good step is never among them, however many bad ones a diverged
+    run has saved since.
     """
     steps, checkpoint = self.steps(), self.checkpoint
     kept = steps[-checkpoint.keep_last :]

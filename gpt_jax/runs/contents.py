@@ -1,7 +1,7 @@
-"""What the folder of a step holds, for those that need no arrays to look."""
+"""Names in the folder of a step, for modules that do not import Orbax."""
 
 import os
 
 STATE, META = "state", "meta"
-# In a state: the index of all processes' arrays, which storage.merge makes.
+# In STATE: the index of all processes' arrays, which storage.merge makes.
 MERGED = "manifest.ocdbt", f"d{os.sep}"

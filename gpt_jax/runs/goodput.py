@@ -1,8 +1,8 @@
 """Where a run's time goes: each second counts under exactly one kind.
 
-The seconds of earlier processes come from the rows that they wrote. Work done
-after the step that a run resumes from is repeated, so all the time since then
-counts as lost, whatever it was spent on. Time without a process is not counted.
+The seconds of earlier processes come from the rows that they wrote. Work after
+the step that a run resumes from is repeated, so all the time spent on it counts
+as lost, of whatever kind it was. Time without a process is not counted.
 """
 
 import contextlib
@@ -65,7 +65,7 @@ class Clock:
       self.seconds[kind] += row.get(_name(kind), 0.0)
 
   def forget(self) -> None:
-    """Starts again from zero, for a caller that then calls `go_on`."""
+    """Resets all seconds to zero, for a caller that then calls `go_on`."""
     self.switch(self.kind)
     self.seconds = dict.fromkeys(KINDS, 0.0)
 

@@ -1,8 +1,8 @@
-"""Checks that a step on disk is what was saved: files, record, bits.
+"""Checks that a step on disk is what was saved: files, record and arrays.
 
 Orbax silently restores flipped bits, other dtypes and another run's arrays, and
-opens anything (a pipe, a device) in place of a file. So each step has a sealed
-record with the shapes and checksums of its leaves beside the arrays.
+opens anything (a pipe, a device) in place of a file. So each step has, beside
+its arrays, a sealed record with the shapes and checksums of its leaves.
 """
 
 import concurrent.futures
@@ -25,12 +25,12 @@ from gpt_jax.files import Damage
 from gpt_jax.machine import cores
 from gpt_jax.runs import contents, storage
 
-# Leaves of this number of elements or more are summed in blocks, this number at
-# most, a power of two.
+# Leaves with LARGE elements or more are summed in up to MAX_BLOCKS blocks, a
+# power of two.
 LARGE, MAX_BLOCKS = 1 << 22, 64
 # Hexadecimal digits of a leaf's tree.checksum.
 DIGITS = 16
-# Limit, in bytes, of those files of a step that are not array data.
+# Limit, in bytes, of each file of a step that is not array data.
 MAX_BYTES = 256 << 20
 # Keys of the record that identify the run, with their names in errors.
 FACTS = {
@@ -58,9 +58,10 @@ class Checksum:
     return [row[:2].tobytes().hex() for row in rows], [*map(bool, rows[:, 2])]
 
   def _inspect(self, leaf):
-    """Returns _inspect_leaf of a leaf, in blocks where it is large.
+    """Returns _inspect_leaf of a leaf, computed in blocks if it is large.
 
-    XLA stores the hashes, and those of several leaves at once would add up.
+    XLA stores all hashes of a block, so blocks run one after another to bound
+    the memory.
     """
     function, blocks = self._compile(leaf), _count_blocks(leaf)
     parts = [function(leaf, np.int32(0))]
@@ -77,7 +78,7 @@ class Checksum:
 
   @contextlib.contextmanager
   def compiled_beside(self, abstract: Any):
-    """Compiles while the body runs, which mostly waits for the disk."""
+    """Compiles in a thread while the body runs, which mostly reads the disk."""
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
       compiling = pool.submit(self.compile, abstract)
       yield
@@ -94,7 +95,7 @@ class Checksum:
       if key not in self._compiled:
         place = None
         if isinstance(leaf.sharding, NamedSharding):
-          # Every process reads the result.
+          # Replicated, as every process reads the result.
           place = NamedSharding(leaf.sharding.mesh, P())
         inspect = functools.partial(_inspect_leaf, blocks=_count_blocks(leaf))
         function = jax.jit(inspect, out_shardings=place)
@@ -107,9 +108,9 @@ class Checksum:
 
 
 def _count_blocks(leaf) -> int:
-  """Returns in how many blocks a leaf is summed, which bounds memory.
+  """Returns the number of blocks to sum a leaf in, to bound memory.
 
-  Blocks are along the first dim, where devices do not share it.
+  Blocks divide the first dim; if that is sharded, there is one block.
   """
   spec = getattr(leaf.sharding, "spec", ())
   is_split = len(spec) > 0 and spec[0] is not None
@@ -122,7 +123,7 @@ def _inspect_leaf(x, index, blocks: int):
   """Returns uint32[1, 3]: tree.checksum, and 1 if x is finite, else 0.
 
   Args:
-    index, blocks: as tree.checksum's, of both.
+    index, blocks: as in tree.checksum; both results are of this block.
   """
   is_finite = jnp.bool_(True)
   if jnp.issubdtype(x.dtype, jnp.inexact):
@@ -210,7 +211,7 @@ def is_good(meta: dict) -> bool:
 
 
 def find_stranger(meta: dict, facts: dict) -> str | None:
-  """Returns a clause if a step is of another run, else None.
+  """Returns a clause if a step belongs to another run, else None.
 
   Args:
     meta: record of the step; those of earlier versions lack some FACTS.

@@ -1,14 +1,16 @@
-"""The right to write a run at an address: a numbered lease, which is renewed.
+"""The right to write a run in a bucket: a numbered lease, renewed regularly.
 
-lock/000003.json names the holder. Object stores have no lock that ends with a
-process, but they create an object only if it is not there: so the next holder
-creates 000004.json, which of several one does. The number is part of the keys
-of all that a holder writes, so that one that was given up for dead and is not
-cannot spoil what its successor writes; it finds the next number and ends.
+lock/000003.json names the holder. Object stores have no lock that ends with its
+process, but they can create an object only if it does not exist. So the next
+holder creates 000004.json; of several that try, one succeeds. All keys that a
+holder writes contain the number of its lease. So a holder that was wrongly
+presumed dead cannot overwrite what its successor writes; it finds the next
+lease and ends.
 
-A holder writes its object anew every BEAT_SECONDS. Another machine takes it for
-dead once it has not changed for STALE_SECONDS, by that machine's own clock; on
-the same machine the process id and its start time tell at once.
+A holder rewrites its object every BEAT_SECONDS. Another machine presumes it
+dead if the object does not change for STALE_SECONDS by that machine's own
+clock; on the same machine, process id and start time show at once whether the
+holder is alive.
 """
 
 import json
@@ -36,9 +38,9 @@ class Lease:
 
   Attributes:
     address: of the run.
-    number: of this lease; each holder has a larger one than those before.
-    previous: the `nonce` of the lease before, None where there was none.
-    nonce: what no other lease has.
+    number: of this lease, larger than that of any earlier lease.
+    previous: the `nonce` of the previous lease; None if there was none.
+    nonce: random and unique to this lease.
   """
 
   def __init__(self, address: str, number: int, previous: str | None):
@@ -47,7 +49,7 @@ class Lease:
     self._beats, self._facts = 0, lock.facts()
 
   def take(self) -> bool:
-    """Returns whether this process is now the holder."""
+    """Tries to create the lease; returns whether this process now holds it."""
     return places.create(_at(self.address, self.number), self._record())
 
   def renew(self) -> None:
@@ -78,7 +80,7 @@ class Lease:
 
 
 def take(address: str, say: Callable[[str], None] = print) -> Lease:
-  """Returns the lease of a run, which no other process holds now.
+  """Takes and returns the lease of a run, once no other process holds it.
 
   Raises:
     InputError: another process holds it and is alive.
@@ -96,7 +98,7 @@ def take(address: str, say: Callable[[str], None] = print) -> Lease:
 
 
 def _await_end(address: str, number: int, say) -> str | None:
-  """Returns the nonce of a holder that has ended, or is given up for dead."""
+  """Waits until a holder has ended or is presumed dead; returns its nonce."""
   first, began, is_told = None, time.monotonic(), False
   while True:
     text = places.read_if_there(_at(address, number))

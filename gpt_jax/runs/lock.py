@@ -25,7 +25,7 @@ NAME = "lock.json"
 TOUCH_SECONDS = 3.0
 # How long a start waits for a holder that may be about to end.
 WAIT_SECONDS = 10.0
-# How often a folder is made again that its holder removed.
+# How many times a start makes a folder again after a holder has removed it.
 MAX_TRIES = 20
 # Without flock, a holder on another machine counts as dead after this time
 # without a touch.
@@ -103,10 +103,10 @@ def hold(workdir: str, say: Callable[[str], None] = print) -> Lock:
 
 
 def _make_and_take(workdir: str, path: str, made: list[str], say) -> int | None:
-  """Makes the folder and returns what _take does.
+  """Makes the folder, takes its lock, and returns what _take returns.
 
-  A holder that ends before its run begins removes the folder that it made,
-  which another start may be waiting in.
+  A holder that ends before its run begins removes the folder that it made. If
+  this process waits in that folder, it makes the folder again.
   """
   for _ in range(MAX_TRIES):
     with contextlib.suppress(FileNotFoundError):
@@ -225,7 +225,7 @@ def _create(path: str) -> bool:
 
 
 def _take_over(path: str, changed: float) -> None:
-  """Removes a dead holder's file; of several processes that try, one does."""
+  """Removes a dead holder's file; of several processes, one succeeds."""
   guard = f"{path}.guard.tmp"
   try:
     os.mkdir(guard)
@@ -252,7 +252,7 @@ def _write(handle: int, workdir: str, say, holder: dict | None) -> None:
 
 
 def _read(path: str) -> tuple[dict | None, float]:
-  """Returns (the holder if it can be read, when the file was touched)."""
+  """Returns (the holder, or None if unreadable; when the file was touched)."""
   holder, changed = None, 0.0
   # Read before stat: opening the file makes a network disk refresh its mtime.
   with contextlib.suppress(OSError, files.Damage):
@@ -296,7 +296,7 @@ def describe(holder: dict | None) -> str:
 
 
 def facts() -> dict:
-  """Returns what a lock says of its holder, this process."""
+  """Returns the facts by which a lock identifies its holder, this process."""
   now = datetime.datetime.now().astimezone()
   return {
     "host": socket.gethostname(),
@@ -346,7 +346,7 @@ def _make_folders(path: str, made: list[str]) -> None:
 
 
 def _require_place(workdir: str) -> None:
-  """Raises InputError if a folder holds files of something else and no run."""
+  """Raises InputError if a folder holds other files but no run."""
   try:
     names = os.listdir(workdir)
   except OSError:

@@ -36,9 +36,9 @@ def noise_scale(rows: list[dict]) -> float | None:
   """Returns the gradient noise scale, in sequences, of a run's second half.
 
   tr(Sigma) / |G|^2 (McCandlish et al. 2018, 2.2), numerator and denominator
-  each averaged over steps. A batch far smaller can grow at little cost in
-  tokens; growing one that is far larger gains little. None without telemetry,
-  or if the estimate of |G|^2 is not positive.
+  each averaged over steps. A batch that is far smaller than this can grow at
+  little cost in tokens; for one that is far larger, growing gains little. None
+  without telemetry, or if the estimate of |G|^2 is not positive.
   """
   seen = [row for row in rows if GRAD_SQUARE in row]
   seen = seen[len(seen) // 2 :]
@@ -118,8 +118,8 @@ class Meter:
 class TimeLeft:
   """Estimates seconds per step, with evaluations and saves, for the time left.
 
-  A decaying average over the intervals between rows. The first interval is
-  left out, because it contains one-time work such as compiling.
+  It is a decaying average over the intervals between rows, without the first
+  one, which contains one-time work such as compiling.
   """
 
   # Weight of an interval relative to the next one.
@@ -211,7 +211,7 @@ class Writers:
     except OSError as error:
       raise _unwritable(self.path, error) from None
     if self.wandb is not None:
-      # Not as W&B's own step, whose rows after a rewind it would drop.
+      # Not as W&B's own step: after a rewind, W&B would drop rows with it.
       self.wandb.log({"step": step, **values})
 
   def close(self) -> None:
@@ -243,7 +243,7 @@ class _Board:
     self.file = EventsWriter(os.path.join(folder, "events"))
     self.flushed = time.monotonic()
     if start_step:
-      # Hides what an earlier process wrote from this step on.
+      # Makes TensorBoard hide what an earlier process wrote after this step.
       log = event_pb2.SessionLog  # ty: ignore[missing-attribute]
       start = log(status=log.START)
       self._add(start_step + 1, session_log=start)

@@ -1,12 +1,12 @@
-"""A run at an address: a folder of this machine, the scratch, mirrored there.
+"""Mirrors a run's local folder, the scratch, to an address in a bucket.
 
-The run writes its workdir as on any disk. What it writes is sent in the
-background: each step once it can be opened, the rows of metrics every few
-seconds as one more part, other files with each step.
+The run writes its workdir as on any disk. What it writes is uploaded in the
+background: each step once it can be opened, new rows of metrics every few
+seconds as one more part, all other files with each step.
 
-Design choice: not Orbax's own writing to gs:// and s3://, which would leave
-metrics, locks, retention and damaged steps to be written a second time, for
-stores without rename and append; see docs/places.md for the price.
+Design choice: Orbax's own writing to gs:// and s3:// is not used. Metrics,
+locks, retention and damaged steps would need a second implementation, for
+stores without rename and append; docs/places.md has the cost of mirroring.
 """
 
 import contextlib
@@ -25,13 +25,14 @@ from gpt_jax.runs import bucket, contents, integrity, lease, lock, restore
 from gpt_jax.runs.bucket import Kept
 from gpt_jax.runs.scratch import ROWS, Scratch, place_of
 
-# Who wrote this scratch: the nonce of its lease.
+# A file with the nonce of the lease under which this scratch was written.
 OWNER = ".owner"
-# Parts of rows, after which all are sent as one.
+# After this many parts, all rows are sent again as one.
 MAX_PARTS = 100
-# What stays here, of the scratch's own folder.
+# Files of the scratch that are not sent as files.
 NOT_SENT = ROWS, lock.NAME
-# How much longer than itself took process 0 waits for the parts of others.
+# Seconds that process 0 waits for the others' parts of a step, in addition to
+# 3 times its own upload and the retries of a request.
 OTHERS_SECONDS = 60.0
 
 
@@ -56,7 +57,7 @@ def hold(address: str, say: Callable[[str], None] = print) -> "Mirror":
     number, previous, nonce, rows = processes.share(take)
     folder = place_of(address)
     owner = os.path.join(folder, OWNER)
-    # Of several processes, each has only what itself wrote.
+    # With several processes, each scratch has only its own part of a step.
     is_ours = count == 1 and previous is not None and _read(owner) == previous
     if not is_ours:
       shutil.rmtree(folder)
@@ -78,14 +79,14 @@ def hold(address: str, say: Callable[[str], None] = print) -> "Mirror":
 
 
 class Mirror:
-  """Sends what a run writes in its scratch.
+  """Uploads what a run writes in its scratch.
 
-  A step that cannot be sent is said and left out; the run goes on. `close`
-  fails if the newest one did not arrive.
+  If a step cannot be sent, this is reported and the run goes on. `close` fails
+  if the newest step did not arrive.
 
   Args:
     number: of the lease.
-    own: the lease, which process 0 has.
+    own: the lease in process 0, None in others.
 
   Attributes:
     folder: the scratch.
@@ -103,7 +104,7 @@ class Mirror:
     self._index, self._count = processes.index(), processes.count()
     self._say, self._fault = say, None
     self._generation, self._arrived = 0, set(scratch.steps)
-    # Steps to remove once a newer one has arrived, and before one is sent.
+    # Steps to remove: once a newer one has arrived; before the next is sent.
     self._late: list[Kept] = []
     self._abandoned: list[Kept] = []
     self._sent: dict[str, tuple[int, int]] = {}
@@ -116,7 +117,7 @@ class Mirror:
       self._start(self._beat)
 
   def send_late(self) -> None:
-    """Sends the steps of the scratch that an earlier run could not send."""
+    """Sends the steps of the scratch that an earlier process could not send."""
     for step in restore.list_steps(self._scratch.checkpoints):
       state = os.path.join(self._scratch.checkpoints, str(step), contents.STATE)
       if step not in self._scratch.steps and os.path.isdir(state):
@@ -143,7 +144,7 @@ class Mirror:
       self._work.put(self._drop_late)
 
   def go_back(self, steps: list[int]) -> None:
-    """Removes steps that do not count any more; later ones get another tag."""
+    """Removes steps that the run went back from; later ones get another tag."""
     for step in steps:
       kept = self._scratch.steps.pop(step, None)
       if kept is not None and self._own is not None:
@@ -151,7 +152,7 @@ class Mirror:
     self._generation += bool(steps)
 
   def await_sent(self) -> None:
-    """Returns once all steps so far were sent, or given up."""
+    """Waits until all steps so far are sent, or have failed."""
     done = threading.Event()
     self._work.put(done.set)
     while not done.wait(1.0):
@@ -176,12 +177,12 @@ class Mirror:
     cache.remove(os.path.basename(self.folder))
 
   def _end(self, own: lease.Lease) -> None:
-    """Sends what is left beside the steps, and releases the lease."""
+    """Sends all remaining files besides steps, and releases the lease."""
     try:
       self._sync(is_whole=True)
       own.release()
       if max(self._scratch.steps, default=None) in (None, *self._arrived):
-        self._fault = None  # it was over before the end
+        self._fault = None  # an earlier fault, which did not last
     except InputError as error:
       self._fault = self._fault or error
 
@@ -225,10 +226,10 @@ class Mirror:
       if not isinstance(self._fault, lease.Lost):
         self._fault = error
       if self._is_ending.is_set() and isinstance(error, places.Unreached):
-        places.hurry(True)  # one network_seconds is enough for all of the end
+        places.hurry(True)  # do not wait network_seconds for each last request
 
   def _tell(self, line: str) -> None:
-    if self._index:  # whose other lines are those of process 0
+    if self._index:  # only process 0 prints the run's other lines
       line = f"gpt_jax: process {self._index}: {places.rename(line)}"
       print(line, file=sys.stderr, flush=True)
     else:
@@ -256,7 +257,7 @@ class Mirror:
       self._fault = None
 
   def _await_others(self, kept: Kept, seconds: float) -> None:
-    """Returns once all processes have sent their parts of a step."""
+    """Waits until all processes have sent their parts of a step."""
     missing = kept.notes()[1:]
     limit = time.monotonic() + seconds + places.network_seconds()
     limit += OTHERS_SECONDS
@@ -304,10 +305,10 @@ class Mirror:
 
 
 class Rows:
-  """Sends the rows of a run: what was added since, as one more part.
+  """Sends the rows of a run: each call sends the new ones as one more part.
 
-  Where the file was written anew, by a run that went back, it is sent whole
-  under a new tag, and so it is after MAX_PARTS parts.
+  If a run that went back has rewritten the file, or after MAX_PARTS parts, the
+  whole file is sent under a new tag.
   """
 
   def __init__(self, address: str, path: str, number: int):

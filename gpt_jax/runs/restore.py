@@ -1,4 +1,4 @@
-"""Reading checkpoints back: every array is checked against its checksum."""
+"""Reads checkpoints, and verifies every array by its checksum."""
 
 import functools
 import os
@@ -19,7 +19,7 @@ MAX_STEP = 2**31 - 1
 
 
 def checkpoints_of(workdir: str) -> str:
-  """Returns the folder of the checkpoints of a run, which may be elsewhere."""
+  """Returns the checkpoint folder of a run at a path or an address."""
   return os.path.abspath(os.path.join(scratch.local(workdir), "checkpoints"))
 
 
@@ -71,11 +71,11 @@ def read_newest(
     say: prints the line about a step that could not be read.
     facts: integrity.FACTS of the run.
     ignored: first parts, after the prefix, of names that need not match.
-    convert: makes what is yielded of a name in `flat` and its leaf, as soon as
-      that is read.
+    convert: function of (name in `flat`, leaf) that returns what is yielded for
+      that leaf, called as soon as the leaf is read.
 
   Raises:
-    InputError: a step is of another run or model, or none could be read.
+    InputError: a step belongs to another run or model, or none can be read.
   """
   faults, is_none, unsaid = [], True, None
   for step in sorted(steps, reverse=True):
@@ -137,8 +137,8 @@ def _read(directory, step, flat, meta, checksum, convert) -> list:
   for group in storage.group_leaves(flat):
     read = functools.partial(_read_leaves, directory, step, group, meta)
     leaves = _agree(read)
-    runtime.give_back_memory()  # as much as the arrays, which Orbax has copied
-    # Wait for slower readers here: gloo, in the checksum, waits only 30 s.
+    runtime.give_back_memory()  # Orbax's copies, as large as the arrays
+    # Wait here for slower processes: gloo, in the checksum, waits only 30 s.
     processes.agree("the checkpoint to restore", step)
     for name, sums in zip(group, checksum(leaves)[0], strict=True):
       if sums != saved[name]:
@@ -200,12 +200,12 @@ def restore_params(
     facts: integrity.FACTS of that run, from its config.json.
     step: the step to read; None for the newest readable one.
     ignored: names in that run's tree that abstract_params may lack.
-    convert: makes what is returned of a name and its leaf, as soon as that is
-      read; of no average.
+    convert: function of (name, leaf) that returns what replaces the leaf; it is
+      called as soon as the leaf is read, and not with an average.
 
   Raises:
-    InputError: no step can be read, fewer than N can, or the parameters have
-      other shapes or are of another run.
+    InputError: no step can be read, or fewer than N; or the parameters have
+      other shapes or belong to another run.
   """
   directory = checkpoints_of(workdir)
   word, number = read_average(average)
@@ -297,7 +297,7 @@ def read_average(average: str | None) -> tuple[str, int]:
 
 @jax.jit
 def _moved(leaves, others, part):
-  """Returns a + part * (b - a) for each leaf, in float32."""
+  """Returns a + part * (b - a) for leaves a and others b, in float32."""
   wide = lambda x: x.astype(np.float32)
   return [
     wide(a) + part * (wide(b) - wide(a))

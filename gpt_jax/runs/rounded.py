@@ -1,8 +1,8 @@
-"""A run whose matrices are stored in int8, int4 or factors, by deploy.compress.
+"""Reads a run that deploy.compress stored in int8, int4 or low-rank factors.
 
-Its record names the format. Integers are used as they are stored where the run
-is opened in their format; for any other the matrices are restored first.
-Factors stay what they are.
+The run's record names the format. Integers are used as stored if the run is
+opened in the same format; for any other format, the matrices are dequantized
+first. Factors are always used as stored.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ import jax
 from gpt_jax.config import WEIGHTS, InputError
 from gpt_jax.models import Model
 
-# What a record calls it.
+# The key of Stored in a run's record.
 NAME = "stored"
 FACTORS = "rank:"
 
@@ -25,7 +25,7 @@ class Stored(NamedTuple):
   """How the matrices of a run are stored.
 
   Attributes:
-    weights: an entry of config.WEIGHTS, or "rank:PERCENT" of factors.
+    weights: an entry of config.WEIGHTS, or "rank:PERCENT" for factors.
   """
 
   weights: str
@@ -36,8 +36,8 @@ def read_params(workdir: str, record: dict, model: Model, read: Callable):
 
   Args:
     record: its config.json.
-    model: its weights say in which format matrices are wanted.
-    read: function of (shapes, specs) that returns what is stored.
+    model: model.weights is the format to return.
+    read: function of (shapes, specs) that reads the stored arrays.
 
   Raises:
     InputError: the record names a format that does not exist.

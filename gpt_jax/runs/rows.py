@@ -1,8 +1,8 @@
-"""The rows of metrics.jsonl: reading, and rewinding when a run resumes.
+"""Reads the rows of metrics.jsonl, and rewinds them when a run resumes.
 
-Only the last line may be cut short, by a process killed while writing it. An
-invalid line elsewhere means that something else has written to the file: then
-a copy of the file is set aside, and every row that can be read stays.
+Only the last line may be cut off, by a process that was killed while it wrote.
+An invalid line elsewhere means that something else has written to the file:
+then the file is copied to a backup, and every row that can be read is kept.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ TIMED = ("time/", "perf/", "mem/")
 
 
 def without_time(row: dict) -> dict:
-  """Returns the part of a row that a run repeats bit for bit."""
+  """Returns the part of a row that is identical if the run is repeated."""
   return {k: v for k, v in row.items() if not k.startswith(TIMED)}
 
 
@@ -40,7 +40,7 @@ def read_rows(path: str) -> list[dict]:
 
 
 def read_objects(path: str) -> list[dict]:
-  """Returns the JSON objects of a file of lines, with any content."""
+  """Returns the JSON objects in a file of lines; other lines are skipped."""
   found = []
   for line, _ in _lines(path):
     try:
@@ -55,8 +55,8 @@ def read_objects(path: str) -> list[dict]:
 class Seal:
   """A running hash of the rows of a file, without TIMED metrics.
 
-  Each checkpoint stores the seal of the rows that were written before it, which
-  reveals a changed digit or the rows of another run.
+  Each checkpoint stores the seal of the rows written before it. Comparing seals
+  detects a changed digit, and the rows of another run.
   """
 
   def __init__(self, rows: Iterable[dict] = ()):
@@ -84,14 +84,14 @@ def rewind(
   """Drops the rows after `step`, atomically.
 
   Args:
-    is_dropped: drops also the rows for which this is true.
+    is_dropped: function of a row; rows for which it is true are dropped too.
     say: prints a line if a line is invalid, or rows are missing or changed.
     seal: Seal.value() of the rows when `step` was saved, if known.
 
   Returns:
-    (carried, seal): the last row that stays, with the seconds of dropped ones
-    added as lost (if no row stays, only those seconds); and the Seal of all
-    rows that stay.
+    (carried, seal): the last kept row, with the seconds of dropped rows added
+    as lost (if no row is kept, only those seconds); and the Seal of all kept
+    rows.
   """
   rows, wrong, is_torn = _read(path)
   kept = [

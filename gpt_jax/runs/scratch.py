@@ -1,8 +1,8 @@
-"""The folder of this machine that stands for a run at an address.
+"""The local folder (scratch) that stands for a run in a bucket.
 
-It is made from the address: config.json, tokenizer, rows, what identifies each
-step, and the arrays of a step when they are read. What reads a workdir asks
-`local` for it, and goes on as if the run were on a disk.
+It is filled from the address: config.json, tokenizer, rows, the metadata of
+each step, and the arrays of a step when they are first read. Code that reads a
+workdir calls `local`, and then reads that folder like any workdir.
 """
 
 import atexit
@@ -17,13 +17,13 @@ from gpt_jax.machine import cache, places, processes
 from gpt_jax.runs import bucket, contents
 from gpt_jax.runs.bucket import Kept
 
-# Of a run, beside its steps and rows.
+# Files of a run that are fetched in addition to its steps and rows.
 RECORDS = "config.json", "tokenizer.json"
 ROWS = "metrics.jsonl"
 
-# {folder of checkpoints: what fetches its arrays}
+# {folder of checkpoints: the Scratch that fetches its arrays}
 _OPENED: dict[str, "Scratch"] = {}
-# {address: the folder that it is read from}
+# {address: the local folder from which it is read}
 _READ: dict[str, str] = {}
 
 
@@ -32,7 +32,7 @@ class Scratch:
 
   Attributes:
     folder: its path.
-    steps: {step: where it is at the address}.
+    steps: {number: the step at the address}.
     is_written: whether a run trains in it.
   """
 
@@ -62,17 +62,17 @@ class Scratch:
         self._fetch(kept, lambda key: key.startswith(bucket.META))
 
   def complete(self, step: int) -> None:
-    """Fetches the arrays of a step, if they are not here.
+    """Fetches the arrays of a step, unless they are in the folder.
 
     Raises:
-      Damage: they are not what was sent, or no longer there.
+      Damage: the arrays are not what was sent, or no longer exist.
     """
     path = os.path.join(self.checkpoints, str(step))
     kept = self.steps.get(step)
     if kept is None or os.path.islink(path):
       return
     parts = [""]
-    if kept.count > 1:  # not only what this process has written
+    if kept.count > 1:  # the parts of all processes, not only this one's
       parts = [f"ocdbt.process_{index}" for index in range(kept.count)]
     if all(os.path.isdir(os.path.join(path, contents.STATE, p)) for p in parts):
       return
@@ -81,7 +81,7 @@ class Scratch:
       if self.is_written:
         cache.make_room(size)
         self._fetch(kept, None)
-      else:  # where the next process finds it, too
+      else:  # in the cache, where the next process finds it too
         name = cache.name_of(self.address, kept.step, kept.tag)
         make = lambda folder: bucket.fetch_step(self.address, kept, folder)
         unit = cache.fill(name, size, make)
@@ -107,14 +107,14 @@ class Scratch:
 
 
 def complete(directory: str, step: int) -> None:
-  """Fetches the arrays of a step, where `directory` stands for an address."""
+  """Fetches the arrays of a step, if `directory` stands for an address."""
   scratch = _OPENED.get(os.path.abspath(directory))
   if scratch is not None:
     scratch.complete(step)
 
 
 def local(workdir: str) -> str:
-  """Returns a workdir unchanged, and a folder to read that at an address."""
+  """Returns a path unchanged, or the local folder to read an address from."""
   if not files.is_address(workdir):
     return workdir
   if workdir not in _READ:
@@ -130,7 +130,7 @@ def local(workdir: str) -> str:
 
 
 def place_of(workdir: str) -> str:
-  """Returns a workdir unchanged, and where a run at an address is written."""
+  """Returns a path unchanged, or the local folder to train an address in."""
   if not files.is_address(workdir):
     return workdir
   index, count = processes.index(), processes.count()

@@ -1,7 +1,7 @@
-"""Arrays on disk: the only module that imports Orbax and TensorStore.
+"""Reads and writes arrays: the only module that imports Orbax and TensorStore.
 
-It works around three of their faults: they log the errors that they raise,
-they read a path as a pattern or an address, and they leak memory at each save.
+It works around three of their faults: they log the errors that they raise, they
+interpret a path as a pattern or an address, and they leak memory at each save.
 """
 
 import functools
@@ -25,10 +25,10 @@ from gpt_jax.files import Damage
 from gpt_jax.machine import signals
 from gpt_jax.runs.contents import MERGED, META, STATE
 
-# Bytes of small arrays that are written, and read, at once.
+# Least limits on the bytes of arrays that are written, or read, concurrently.
 MIN_COPIED = 1 << 28
 MIN_READ = 1 << 27
-# Bytes of leaves that are read by one call, unless one is larger.
+# The most bytes of leaves to read in one call; a larger leaf is read alone.
 MAX_GROUP = 1 << 24
 # Path characters without a special meaning to glob or TensorStore.
 _PLAIN = re.compile(r"[\w ./+=,@-]*")
@@ -47,7 +47,7 @@ def import_orbax():
   return ocp
 
 
-# Errors that Orbax leaves behind contain one of these in traceback or text.
+# Leftover errors of Orbax contain one of these in their traceback or text.
 _SIGNS = (f"{os.sep}orbax{os.sep}", "TensorStore", "OCDBT", "loop is closed")
 
 
@@ -133,24 +133,24 @@ def open_manager(directory: str, flat: dict, is_shared: bool = True):
   Args:
     directory: of checkpoints; created if absent.
     flat: {"a/b": leaf} of what it will save.
-    is_shared: whether all processes see this folder. If not, each writes its
-      own part of a step, which `merge` puts together.
+    is_shared: whether all processes share this folder. If not, each writes its
+      own part of a step to its own folder, and `merge` merges the parts.
   """
   ocp = import_orbax()
   os.makedirs(directory, exist_ok=True)
   own, later = ocp.options.MultiprocessingOptions(), ocp.options.AsyncOptions()
   if not is_shared:
-    # No barriers: where one process cannot write, the others would wait for it
-    # in Orbax's threads, and it for them. And folders are made at once, as
-    # Orbax would take a message that another process has made its own for one
-    # of this process.
+    # No barriers: if one process cannot write, the others would wait for it in
+    # Orbax's threads, and it for them. Folders are not made asynchronously: the
+    # message that another process has made its folder would count for this
+    # process's folder.
     here = jax.process_index()
     own = ocp.options.MultiprocessingOptions(None, {here}, f"process {here}")
     later.create_directories_asynchronously = False
   handler = _state_handler(_most_copied(flat), own)
   if not is_shared and jax.process_count() > 1:
-    # Orbax would look for all arrays in the part of this process. What is
-    # merged is checked against its checksums where it is read.
+    # Orbax would look for all arrays in this process's part. Merged arrays are
+    # verified by their checksums when they are read.
     handler._handler_impl._enable_post_merge_validation = False
   return ocp.CheckpointManager(
     plain_path(directory),
@@ -194,7 +194,7 @@ def start_save(
 
 
 def _state_handler(num_bytes: int | None = None, own: Any = None):
-  # Compression saves 7 % of space and takes three times as long to write.
+  # Compression would save 7 % of space and take three times as long.
   size: Any = None if num_bytes is None else num_bytes / 10**9
   ocp = import_orbax()
   return ocp.PyTreeCheckpointHandler(
@@ -206,28 +206,29 @@ def _state_handler(num_bytes: int | None = None, own: Any = None):
 
 
 def _most_copied(flat: dict) -> int:
-  """Returns the bytes of arrays that are written at once, each from a copy.
+  """Returns the limit on bytes that are copied and written concurrently.
 
-  Orbax would copy all of a state. What a device holds of a leaf is written
-  whole, and must be smaller.
+  Without a limit, Orbax copies a whole state. A device's shard of a leaf is
+  written as a whole, so the limit must be above the largest one.
   """
   parts = [leaf.addressable_shards[0].data.nbytes for leaf in flat.values()]
   return max(MIN_COPIED, *parts) + 1000
 
 
 def _most_read(flat: dict) -> int:
-  """Returns the bytes of arrays that are read at once, each into a copy.
+  """Returns the limit on bytes that are read concurrently, each into a copy.
 
-  A part of a leaf may lie in a file with all of it, in a wider type.
+  It allows for the whole of each leaf at 4 bytes an element: a shard may have
+  to be read from a file with the whole leaf, in a wider dtype.
   """
   return max([MIN_READ, *(4 * leaf.size for leaf in flat.values())]) + 1000
 
 
 def merge(state: str, count: int) -> None:
-  """Makes the index of a state from those of the processes that wrote it.
+  """Merges the indices that the processes wrote into the index of a state.
 
   Raises:
-    Damage: one of them is missing or cannot be read.
+    Damage: the parts cannot be merged.
   """
   import_orbax()
   import tensorstore
@@ -265,7 +266,7 @@ def _encrypt(name: str, leaf: jax.Array, key: encryption.Key) -> jax.Array:
 
 
 def _decrypt(name: str, stored: jax.Array, leaf, key: encryption.Key):
-  """Returns a leaf as `leaf` describes it; raises Damage."""
+  """Returns the decrypted array that `leaf` describes; raises Damage."""
   try:
     data = encryption.decrypt(np.asarray(stored).tobytes(), key, name)
   except Damage as damage:
@@ -277,7 +278,7 @@ def _decrypt(name: str, stored: jax.Array, leaf, key: encryption.Key):
 def read_encrypted(
   directory: str, step: int, flat: dict, key: encryption.Key
 ) -> list:
-  """As read_arrays, of leaves that were saved with a key."""
+  """As read_arrays, for leaves that were saved with a key."""
   here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
   def stored(leaf):
@@ -292,13 +293,13 @@ def read_encrypted(
 
 
 def group_leaves(flat: dict) -> list[dict]:
-  """Returns leaves that are read together: few bytes, or a large one alone.
+  """Returns groups of leaves to read together; a large leaf is alone.
 
-  Orbax holds a copy of what it reads. So a caller that gives back memory after
-  each group has one group's copy at a time, and the largest, which come first,
-  while little else is there: reading GPT-2 124M, .50 GB, takes .63 GB so, and
-  1.00 at once. Several processes read all at once, since each reading makes
-  them meet.
+  Orbax holds a copy of what it reads. A caller that frees memory after each
+  group holds the copy of one group at a time. The largest leaves come first,
+  while little else is in memory: reading GPT-2 124M (.50 GB) takes .63 GB in
+  groups and 1.00 GB at once. Several processes read everything at once, since
+  each read synchronizes them.
   """
   if jax.process_count() > 1:
     return [flat]

@@ -1,4 +1,4 @@
-"""The run that a student learns from: can it teach this student?"""
+"""Checks that a teacher's run, or its stored logits, suit a student."""
 
 from typing import Any
 
@@ -12,10 +12,10 @@ from gpt_jax.runs import workdir as workdir_lib
 
 
 def read_model(config: Config) -> ModelConfig | None:
-  """Returns the teacher's section; None where there is none to apply.
+  """Returns the teacher's model section; None if no teacher model is run.
 
   Raises:
-    InputError: distill.teacher is no run of a decoder that can teach this one.
+    InputError: distill.teacher is no run of a decoder that suits this student.
   """
   source, d = config.distill.teacher, config.distill
   if source is None or d.top_k is not None:
@@ -55,10 +55,10 @@ def _read_values(source: str, config: Config) -> dict:
 
 
 def check(config: Config, tokenizer: Any) -> None:
-  """Raises InputError unless distill.teacher can teach a run.
+  """Raises InputError unless distill.teacher suits a student's run.
 
   Args:
-    tokenizer: of the run.
+    config, tokenizer: of the student.
   """
   source = config.distill.teacher
   model = read_model(config)
@@ -76,13 +76,13 @@ def check(config: Config, tokenizer: Any) -> None:
 def find_stored(
   config: Config, prepared: PreparedData, recorded: bases.Base | None
 ) -> bases.Base:
-  """Returns what a run's record says of the stored logits that it reads.
+  """Returns the entry for stored logits in the record of a run that reads them.
 
   Args:
-    recorded: what it says already, or None.
+    recorded: the entry that the record has already, or None.
 
   Raises:
-    InputError: they are not of this run, or have changed since it was begun.
+    InputError: the logits do not suit this run, or have changed since it began.
   """
   find = lambda: logits.open_logits(config, prepared).digest
   found = bases.Base(0, processes.share(find))

@@ -1,4 +1,4 @@
-"""The run contract: what a workdir holds and how a finished run is opened.
+"""The run contract: the files of a workdir, and how a finished run is opened.
 
 config.json    resolved config, commit, versions, fingerprints
 metrics.jsonl  one JSON object per line
@@ -42,8 +42,8 @@ def write_config(
 
   Args:
     tokenizer_fingerprint: None in a branch of a run that recorded none.
-    labels: what read_labels returns of the run.
-    others: {name of a bases.Role: what read_base returns, or None}.
+    labels: the run's data.labels.Labels, or None.
+    others: {name of a bases.Role: the bases.Base in that role, or None}.
   """
   import importlib.metadata  # slow to import, and no --help needs it
 
@@ -179,7 +179,7 @@ def read_tokenizer(workdir: str):
 
 
 def read_labels(workdir: str):
-  """Returns the data.labels.Labels that a run learns; None where it has none.
+  """Returns the data.labels.Labels that a run learns, or None.
 
   Raises:
     InputError: as read_record.
@@ -197,11 +197,11 @@ def read_labels(workdir: str):
 
 
 def read_base(workdir: str, name: str = "base"):
-  """Returns a bases.Base that a run's record names, None if it names none.
+  """Returns the bases.Base in a role that a run's record names, or None.
 
   Args:
-    name: of its bases.Role: what the run adapts or is compared with, or its
-      teacher.
+    name: of the bases.Role: "base", which the run adapts or is compared with,
+      or "teacher".
 
   Raises:
     InputError: as read_record.
@@ -284,9 +284,9 @@ def await_file(path: str) -> None:
 def find_commit(source: str = gpt_jax.__file__) -> str | None:
   """Returns the commit of this package, with "+" if tracked files changed.
 
-  Read from the repository, if it tracks the package's __init__.py (an installed
-  package may lie inside another repository); else from the _commit.txt that
-  `git archive` wrote; else None.
+  It is read from the repository, if that tracks the package's __init__.py (an
+  installed package may be inside another repository); else from the _commit.txt
+  that `git archive` wrote; else it is None.
 
   Args:
     source: the package's __init__.py.
@@ -402,7 +402,7 @@ def open_adapters(
 ):
   """Returns (model, adapters, base) of a run, on one device.
 
-  The base is read for DoRA alone, and else None.
+  The base is read only for DoRA, and is None otherwise.
 
   Args:
     average, step: as in restore.restore_params.
@@ -440,7 +440,7 @@ def open_adapters(
 
 
 def _checked_base(workdir: str, config: Config, model: Any):
-  """Returns (workdir of the base, its bases.Base), which has not changed."""
+  """Returns (workdir of the base, its bases.Base), checked to be unchanged."""
   from gpt_jax import tree
   from gpt_jax.runs import bases
 

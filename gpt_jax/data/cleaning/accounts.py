@@ -17,7 +17,7 @@ _LEFT, _RIGHT = r"(?<![A-Za-z0-9_])", r"(?![A-Za-z0-9_])"
 _CARD = re.compile(
   r"(?<![A-Za-z0-9_.+-])\d(?:[ -]?\d){12,18}(?![A-Za-z0-9_]|[.-]\d)", re.ASCII
 )
-# (first numbers of the issuer, how many digits that is, lengths): ISO 7812.
+# (prefixes of the issuer, digits in a prefix, lengths of a number): ISO 7812.
 _ISSUERS = [
   (range(4, 5), 1, (13, 16, 19)),  # Visa
   (range(51, 56), 2, (16,)),  # Mastercard
@@ -33,7 +33,7 @@ _ISSUERS = [
 _IBAN = re.compile(
   _LEFT + r"[A-Z]{2}\d{2}(?:[ -]?[A-Z0-9]{4}){2,7}(?:[ -]?[A-Z0-9]{1,3})?"
 )
-# Characters of an IBAN by country: the SWIFT registry.
+# Number of characters of an IBAN by country, from the SWIFT registry.
 _IBAN_LENGTHS = {
   length: countries.split()
   for length, countries in {
@@ -61,7 +61,7 @@ _LENGTH_OF = {c: n for n, countries in _IBAN_LENGTHS.items() for c in countries}
 
 
 def find_cards(text: str) -> Iterator[Span]:
-  """Yields card numbers of a known issuer, of its length, with their check."""
+  """Yields card numbers with a known issuer, its length and a valid check."""
   for match in _CARD.finditer(text):
     digits = re.sub(r"\D", "", match[0])
     if len(set(digits)) > 1 and _is_issued(digits) and checksums.luhn(digits):
@@ -76,12 +76,12 @@ def _is_issued(digits: str) -> bool:
 
 
 def find_ibans(text: str) -> Iterator[Span]:
-  """Yields bank accounts; the country says how long its numbers are."""
+  """Yields IBANs that have the length of their country and a valid check."""
   for match in _IBAN.finditer(text):
     wanted = _LENGTH_OF.get(match[0][:2])
     if wanted is None:
       continue
-    # The words after a number may be capitals too: it ends at its length.
+    # Words in capitals may follow the number, so it ends at its length.
     places = [i for i, char in enumerate(match[0]) if char.isalnum()]
     if len(places) < wanted:
       continue

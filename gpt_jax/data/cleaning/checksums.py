@@ -27,7 +27,7 @@ def luhn(digits: str) -> bool:
 
 
 def verhoeff(digits: str) -> bool:
-  """Aadhaar: Verhoeff 1969, which sees every swap of neighbours."""
+  """Aadhaar: Verhoeff 1969, which detects swaps of neighbouring digits."""
   check = 0
   for place, char in enumerate(reversed(digits)):
     check = _PRODUCT[check][_PERMUTED[place % 8][int(char)]]

@@ -1,8 +1,8 @@
 """Names of people in Chinese text, which writes no spaces and no capitals.
 
-A family name and one or two characters of given names are a name where a label
-or a border stands before them and a title, a border or a word that goes with a
-person after them. Common words that look so are excluded.
+A family name and one or two characters of given names count as a name if a
+label or a border precedes them, and a title, a border or a word used with
+people follows them. Common words of this form are excluded.
 """
 
 import re
@@ -18,7 +18,7 @@ _TITLES = (
 _TITLES += (
   "|院长|局长|处长|工程师|护士|警官|记者|同志|大夫|董事长|总经理|书记|会计"
 )
-# A field of a form: what follows its colon is a name, whatever its characters.
+# Fields of a form: after the colon, given names may have any characters.
 _FIELDS = (
   "姓名|联系人|收件人|收货人|寄件人|客户|患者|员工|用户|负责人|申请人|经办人|签名"
   "|作者"
@@ -28,7 +28,7 @@ _ROLES = (
   "|学生"
 )
 _JOINTS = "请|找|给|与|和|跟|由|向|对|问|让|把|被|为|叫|以及|通知|联系|感谢"
-# A particle joins a name to what a person does; a place has "in" and "of" too.
+# Verbs and particles after a person's name. "In" and "of" follow places too.
 _VERBS = (
   "说|表示|称|认为|指出|介绍|告诉|问|答|想|在|是|的|和|与|于"
   "|将|已|从|向|把|被|去|来"
@@ -51,7 +51,7 @@ _PATTERNS = [
   re.compile(rf"(?:{_JOINTS}){_NAME}(?=[^{_HAN}]|$|{_VERBS})"),
   re.compile(rf"(?<![{_HAN}]){_NAME}(?=[^{_HAN}]|$|{_VERBS})"),
 ]
-# Words of the language that begin with a family name and go on as a name.
+# Ordinary words that look like a family name and a given name.
 _WORDS = frozenset(
   """
 王国 王朝 王子 王公 高兴 高山 高大 高峰 高原 高明 高贵 高学 高能 高新 高利

@@ -1,14 +1,14 @@
-"""A classifier of texts: how likely is one of a good set, not of a bad one?
+"""A quality classifier: how likely is a text from a good set, not a bad one?
 
-As GPT-3's (Brown et al. 2020, arXiv:2005.14165, appendix A), a logistic
-regression on hashed words, here with pairs of words as DCLM's (Li et al. 2024,
-arXiv:2406.11794). With x the logarithms 1 + ln(count) of a text's n-grams in
-2^BITS buckets, |x| = 1, and both sets counting alike,
+Like GPT-3's (Brown et al. 2020, arXiv:2005.14165, appendix A), it is a logistic
+regression on hashed words, here with pairs of words like DCLM's (Li et al.
+2024, arXiv:2406.11794). x is 1 + ln(count) of a text's n-grams in 2^BITS
+buckets, scaled to |x| = 1. The two sets have equal weight in the mean:
 
   p(good | x) = 1 / (1 + exp(-w.x - b))
   loss(w, b) = mean over texts of -ln p(its set | x) + PENALTY / 2 * |w|^2.
 
-No random number is drawn: the same texts make the same weights.
+No random number is drawn: the same texts give the same weights.
 """
 
 import base64
@@ -25,21 +25,23 @@ from gpt_jax.exits import InputError
 
 BITS, GRAMS = 18, 2
 PENALTY = 1e-4
-# Characters of a text that are looked at, and n-grams of a set.
+# The most characters of a text that are read, and sparse entries of a set.
 MAX_CHARACTERS = 1 << 16
 MAX_ENTRIES = 20_000_000
 MAX_STEPS = 200
-# What the file of a classifier is.
+# Marks a file as a classifier, with the version of its format.
 KIND = "quality classifier 1"
 
 
 @dataclasses.dataclass(frozen=True)
 class Classifier:
-  """Attributes:
-  weights: float32[2^BITS].
-  bias: b above.
-  record: what it was trained on, and how well it parts texts held out.
-  digest: of all of it.
+  """A trained classifier.
+
+  Attributes:
+    weights: float32[2^BITS].
+    bias: b above.
+    record: what it was trained on, and its accuracy on held-out texts.
+    digest: of the content of its file.
   """
 
   weights: np.ndarray
@@ -55,7 +57,7 @@ class Classifier:
 
 
 def features(text: str) -> tuple[np.ndarray, np.ndarray]:
-  """Returns (buckets int64[N], each once, values float32[N] of norm 1)."""
+  """Returns (distinct buckets int64[N], values float32[N] of norm 1)."""
   text = text[:MAX_CHARACTERS]
   hashes = [duplicates.gram_hashes(text, n) for n in range(1, GRAMS + 1)]
   found = np.concatenate(hashes) >> np.uint64(64 - BITS)
@@ -65,11 +67,11 @@ def features(text: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 class TextSet:
-  """Texts of a set as sparse rows, of at most MAX_ENTRIES entries.
+  """The texts of a set as sparse rows, with at most MAX_ENTRIES entries.
 
   Attributes:
-    num_texts: rows.
-    is_cut: some texts were not taken, for want of room.
+    num_texts: the number of rows.
+    is_cut: whether texts beyond MAX_ENTRIES were left out.
   """
 
   def __init__(self, texts: Iterable[str]):
@@ -91,10 +93,10 @@ def fit(good: TextSet, bad: TextSet) -> tuple[np.ndarray, float]:
   rows = [*good.rows, *bad.rows]
   ends = np.cumsum([0, *(len(buckets) for buckets, _ in rows)])
   buckets, values = (np.concatenate(parts) for parts in zip(*rows, strict=True))
-  # The weights of buckets in which nothing fell are 0 at the minimum.
+  # The weights of empty buckets are 0 at the minimum.
   used, places = np.unique(buckets, return_inverse=True)
   x = sparse.csr_matrix((values, places, ends), (len(rows), len(used)))
-  # +1 and -1, and the share of each text: each set has half of it.
+  # sign: +1 good, -1 bad. share: of each text in the mean; a set has half.
   counts = [good.num_texts, bad.num_texts]
   sign = np.repeat([1.0, -1.0], counts)
   share = np.repeat([0.5 / count for count in counts], counts)
@@ -129,7 +131,7 @@ def separation(good: list[float], bad: list[float]) -> float:
 
 
 def write(path: str, classifier: Classifier) -> None:
-  """Writes a classifier as a file of JSON, sealed."""
+  """Writes a classifier to a JSON file with a seal."""
   import json
 
   data = classifier.weights.astype("<f4").tobytes()
@@ -143,10 +145,13 @@ def write(path: str, classifier: Classifier) -> None:
 
 
 def read(flag: str, path: str) -> Classifier:
-  """Returns the classifier of a file that `write` wrote.
+  """Returns the classifier in a file that `write` wrote.
+
+  Args:
+    flag: the flag that named the file, for errors.
 
   Raises:
-    InputError: it is another file, or damaged; it names `flag`.
+    InputError: the file is no classifier, or is damaged.
   """
   try:
     content = files.read_json(path)

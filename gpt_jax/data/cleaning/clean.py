@@ -28,12 +28,12 @@ from gpt_jax.data.cleaning import (
 from gpt_jax.data.sources.document import Document, Source
 from gpt_jax.exits import InputError
 
-# Sources whose documents are records: of them, clean would keep the text alone.
+# Sources of records with several fields; clean would keep only their text.
 NOT_TEXT = (*sources.PAIRED, *sources.LABELLED, *sources.CHATS)
-# Characters of a document at most: it is cleaned as a whole.
+# The most characters of a document, which is cleaned as a whole.
 MAX_CHARACTERS = 1 << 26
-# The probability of its language from which a document counts as in it: that of
-# FineWeb's filter of English.
+# The least probability of a wanted language for a document to be kept, from
+# FineWeb's filter for English.
 MIN_LIKELY = 0.65
 
 
@@ -81,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_steps(parser: argparse.ArgumentParser) -> None:
-  """Adds the flags of what mends documents and of what leaves them out."""
+  """Adds the flags for repairing documents and for leaving documents out."""
   parser.add_argument(
     "--repair",
     default="",
@@ -192,7 +192,7 @@ def main(argv: list[str]) -> int:
 
 
 def _require_whole(mixture: str, before: list[str], has_text: bool) -> None:
-  """Raises InputError if a mixture has no text, or is not what it was."""
+  """Raises InputError if a mixture has no text, or changed meanwhile."""
   after = [one.fingerprint() for one in open_sources(mixture)]
   if before != after:
     raise InputError(
@@ -216,25 +216,27 @@ def _read_rater(args: argparse.Namespace) -> "Rater":
 
 @dataclasses.dataclass(frozen=True)
 class Rater:
-  """A classifier, and the probability of being good from which one is kept."""
+  """A classifier, and the least probability that a kept document has."""
 
   classifier: classifier.Classifier
   least: float
 
   def describe(self) -> dict[str, Any]:
-    """Returns the least probability, and what the classifier learned from."""
+    """Returns the threshold, and what the classifier was trained on."""
     own = {"least": self.least, "digest": self.classifier.digest}
     return own | {"trained": self.classifier.record}
 
 
 class Judge:
-  """Says which rule a document breaks, by itself.
+  """Finds the first rule that a document breaks, if there is one.
+
+  It looks at each document alone; `find_copies` finds copies.
 
   Args:
     filters: names of quality.FILTERS.
     tests: the source of evaluation sets, or None.
     languages: codes of the languages that are kept, or None for all.
-    rater: what leaves out bad texts, or None.
+    rater: the classifier that rejects bad texts, or None.
   """
 
   def __init__(
@@ -271,7 +273,7 @@ class Judge:
     return failed
 
   def says(self, copies: str) -> dict[str, str]:
-    """Returns {filter: what documents that are kept are}."""
+    """Returns {filter: the condition that documents meet to be kept}."""
     says = {}
     if self._languages is not None:
       wanted = " or ".join(self._languages.wanted)
@@ -291,7 +293,7 @@ def mend(
   steps: tuple[str, ...],
   note: Callable[[str], None] = lambda step: None,
 ) -> str:
-  """Returns a text after some steps of repair.STEPS.
+  """Returns a text after the given steps of repair.STEPS.
 
   Args:
     note: called with each step that changed the text.
@@ -307,9 +309,9 @@ def mend(
 def find_copies(
   mixture: str, steps: tuple[str, ...], judge: Judge, kind: str
 ) -> dict[int, int]:
-  """Returns {number of a copy: that of the first document like it}.
+  """Returns {index of a copy: index of the first document like it}.
 
-  Documents that the judge leaves out are nobody's first.
+  Documents that the judge rejects do not count as first.
   """
   if kind == "keep":
     return {}
@@ -317,7 +319,7 @@ def find_copies(
   numbers, copies = [], {}
 
   def read_firsts() -> Iterator[str]:
-    """Yields the texts that are nobody's exact copy, and notes the others."""
+    """Yields the texts that are not exact copies, and notes those that are."""
     for number, (_, text) in enumerate(read_documents(mixture)):
       text = mend(text, steps)
       if judge(text) is not None:
@@ -357,7 +359,7 @@ def open_sources(mixture: str) -> list[Source]:
   """Returns all sources of a mixture.
 
   Raises:
-    InputError: one has other records than texts, or cannot be opened.
+    InputError: a source has records with several fields, or cannot be opened.
   """
   specs = [spec for _, spec in sources.parse_mixture(mixture)]
   for spec in specs:

@@ -1,8 +1,8 @@
 """Keys, tokens and passwords in a text.
 
-Services give their keys a prefix and a length. Other secrets count where a
-name such as `api_key` is set to a random string: a hash or an id alone has the
-same entropy, and code is full of those.
+Services give their keys a prefix and a length. Other secrets count only if a
+name such as `api_key` is set to a random string: hashes and ids, of which code
+is full, have the same entropy.
 """
 
 import collections
@@ -47,15 +47,15 @@ _NAMED = re.compile(
   r"(?::=|=>|[:=：]|is)\s{0,3}['\"]?([A-Za-z0-9+/_.!@#$%^&*~=-]{8,200})",
   re.I,
 )
-# Bits a character: a random string of 16 letters and digits has about 3.7,
-# English words about 2.8.
+# In bits per character: a random string of 16 letters and digits has about
+# 3.7, English words about 2.8.
 MIN_ENTROPY = 3.0
 
 
 def find_secrets(text: str) -> Iterator[Span]:
-  """Yields keys of services, private keys, and secrets that a name announces.
+  """Yields keys of services, private keys, and secrets after a telling name.
 
-  Of a password in a URL or after a name, the span is the password alone.
+  The span of a password in a URL or after a name is the password alone.
   """
   yield from (m.span() for m in _PEM.finditer(text))
   yield from (m.span() for m in _KEY.finditer(text))
@@ -63,17 +63,17 @@ def find_secrets(text: str) -> Iterator[Span]:
     yield from (m.span(1) for m in _URL_PASSWORD.finditer(text))
   for match in _NAMED.finditer(text):
     start, end = match.span(1)
-    # A sentence may end after it.
+    # Punctuation at the end may belong to the sentence.
     value = match[1].rstrip(".=!")
     if is_random(value):
       yield start, start + len(value) if match[1][-1] in ".!" else end
 
 
 def is_random(value: str) -> bool:
-  """Returns whether a string looks drawn at random rather than written.
+  """Returns whether a string looks randomly generated.
 
   It mixes digits with letters of both cases or with signs, is no dotted name
-  or path of code, and has MIN_ENTROPY bits a character.
+  or path of code, and has about MIN_ENTROPY bits per character.
   """
   if len(value) < 8 or re.fullmatch(r"[A-Za-z_]+(?:[._/-][A-Za-z_]+)*", value):
     return False
@@ -85,6 +85,6 @@ def is_random(value: str) -> bool:
 
 
 def entropy(value: str) -> float:
-  """Returns bits a character of a string, of its own letter frequencies."""
+  """Returns the entropy of a string's own characters, in bits per character."""
   counts = collections.Counter(value).values()
   return -sum(n / len(value) * math.log2(n / len(value)) for n in counts)

@@ -1,10 +1,10 @@
-"""Documents that are copies of others, wholly or nearly, and n-grams of tests.
+"""Finds near-duplicate documents, and documents that contain evaluation data.
 
 Two documents are near-duplicates if the Jaccard index of their sets of 5-grams
 is at least .8. MinHash proposes pairs (Broder 1997): 100 minima in 20 bands of
 5 rows. A pair of index J shares a band with probability 1 - (1 - J^5)^20,
-which is .9996 at .8. Design choice: each proposed pair is then compared by its
-whole sets, which lie in a temporary file, so that no pair below .8 counts.
+which is .9996 at .8. Design choice: each proposed pair is then compared by the
+full sets, which are in a temporary file, so that no pair below .8 counts.
 """
 
 import functools
@@ -21,12 +21,12 @@ from gpt_jax.exits import InputError
 GRAM = 5
 BANDS, ROWS = 20, 5
 MIN_JACCARD = 0.8
-# Of a set of documents that share a band, each is compared with this many.
+# Each document in a band is compared with at most this many others in it.
 MAX_COMPARED = 64
-# N-grams that are held while documents are compared.
+# The most n-grams in memory while documents are compared.
 MAX_HELD = 1 << 20
-# N-grams that a training document may not share with a test: Brown et al. 2020,
-# arXiv:2005.14165, appendix C.
+# Length of the n-grams that a training document may not share with a test:
+# Brown et al. 2020, arXiv:2005.14165, appendix C.
 TEST_GRAM = 13
 
 _TOKEN = re.compile(
@@ -38,7 +38,7 @@ _ASCII_TOKEN = re.compile(rb"\w+")
 def token_hashes(text: str) -> np.ndarray:
   """Returns a hash of each word, or Chinese or Japanese character: uint64[T].
 
-  Capitals, white space and punctuation do not count.
+  Case, white space and punctuation are ignored.
   """
   if text.isascii():
     words = _ASCII_TOKEN.findall(text.lower().encode())
@@ -50,7 +50,7 @@ def token_hashes(text: str) -> np.ndarray:
 def gram_hashes(text: str, size: int) -> np.ndarray:
   """Returns a hash of each n-gram: uint64[max(1, T - size + 1)].
 
-  A text of fewer words is one n-gram.
+  A text of fewer than `size` words is a single n-gram.
   """
   hashes = token_hashes(text)
   size = min(size, max(1, len(hashes)))
@@ -94,11 +94,11 @@ def band_keys(grams: np.ndarray) -> np.ndarray:
 
 
 class Signature(NamedTuple):
-  """What is known of a text to be compared.
+  """The n-grams of a text and their MinHash, for comparison.
 
   Attributes:
-    grams: the sorted set of its n-grams, uint32 as bytes.
-    keys: band_keys of it, as bytes.
+    grams: the sorted set of its hashed n-grams, uint32 as bytes.
+    keys: the band_keys of the set, as bytes.
   """
 
   grams: bytes
@@ -112,9 +112,9 @@ def sign(text: str) -> Signature:
 
 
 class NearDuplicates:
-  """Documents by number, in the order in which they are added.
+  """Finds near-duplicates among documents, numbered in the order of adding.
 
-  Memory grows by 180 bytes a document; the sets of n-grams are on disk.
+  Memory grows by 180 bytes per document; the sets of n-grams are on disk.
   """
 
   def __init__(self, folder: str | None = None):
@@ -122,7 +122,7 @@ class NearDuplicates:
     self._file = tempfile.TemporaryFile(dir=folder)
     self._keys: list[bytes] = []
     self._starts = [0]
-    # The sets that were read last: a document is compared with many.
+    # A cache of sets, as a document is compared with several others.
     self._held: dict[int, np.ndarray] = {}
     self._num_held = 0
 
@@ -142,9 +142,9 @@ class NearDuplicates:
     )
 
   def copies(self) -> np.ndarray:
-    """Returns for each document the first one that it is a copy of: int64[N].
+    """Returns, for each document, the first one it is a copy of: int64[N].
 
-    A document that is no copy has its own number. Copies of copies count.
+    A document that is no copy has its own number. Being a copy is transitive.
     """
     count = len(self._keys)
     keys = np.frombuffer(b"".join(self._keys), np.uint64).reshape(count, BANDS)
@@ -168,7 +168,7 @@ class NearDuplicates:
     return first
 
   def _join(self, group, first: np.ndarray) -> None:
-    """Joins documents of one band that are near-duplicates."""
+    """Joins near-duplicates in a group that has the same key in a band."""
     leaders: list[int] = []
     for number in map(int, group):
       for leader in leaders[-MAX_COMPARED:]:
@@ -185,7 +185,7 @@ class NearDuplicates:
     sizes = [self._starts[i + 1] - self._starts[i] for i in (one, other)]
     if min(sizes) < MIN_JACCARD * max(sizes):
       return 0.0
-    # As np.intersect1d does it, in a third of its time.
+    # The method of np.intersect1d, in a third of its time.
     both = np.concatenate([self._grams_of(one), self._grams_of(other)])
     both.sort()
     shared = int(np.count_nonzero(both[1:] == both[:-1]))
@@ -194,7 +194,7 @@ class NearDuplicates:
   def _grams_of(self, number: int) -> np.ndarray:
     found = self._held.get(number)
     if found is None:
-      # Read, not mapped: pages of a mapping count as memory of the process.
+      # No memory map, whose pages would count as memory of the process.
       start, end = (4 * place for place in self._starts[number : number + 2])
       data = os.pread(self._file.fileno(), end - start, start)
       found = np.frombuffer(data, np.uint32)
@@ -213,11 +213,11 @@ def _root(first: np.ndarray, number: int) -> int:
 
 
 class Contamination:
-  """N-grams of evaluation sets, looked for in documents.
+  """Searches documents for n-grams of evaluation sets.
 
   Args:
     texts: the items of the sets. An item of fewer than TEST_GRAM words is
-      looked for as a whole if it has `least` words.
+      searched for as a whole, if it has at least `least` words.
   """
 
   def __init__(self, texts, least: int = 8):

@@ -1,7 +1,7 @@
-"""Finds what identifies someone, and replaces it: the table of rules.
+"""Finds and replaces personally identifiable information: the table of rules.
 
-A rule is a function from a text to spans. Where spans of two rules overlap,
-the rule that comes first in the table has it: a card number with its check
+A rule is a function from a text to spans. If the spans of two rules overlap,
+the rule that comes first in the table wins: a card number with a valid check
 digit is no telephone number.
 """
 
@@ -27,7 +27,7 @@ class Rule:
   """One kind of value.
 
   Attributes:
-    mark: what stands in the text for the value, in brackets.
+    mark: the type that replaces the value in the text, in brackets.
     find: yields the spans of the values of a text.
   """
 
@@ -35,7 +35,7 @@ class Rule:
   find: Callable[[str], Iterator[Span]]
 
 
-# {word of --rules: rule}, in the order in which they claim text.
+# {option of --rules: rule}, in order of precedence.
 RULES = {
   "secret": Rule("SECRET", credentials.find_secrets),
   "mail": Rule("EMAIL", network.find_mail),
@@ -85,8 +85,8 @@ def deidentify(
 
   Args:
     rules: names of RULES, in their order.
-    key: makes pseudonyms; None: the type alone.
-    counts: {rule: replaced values}, to which this text's are added.
+    key: of the pseudonyms; None replaces values by their types alone.
+    counts: {rule: number of replaced values}; this text's are added to it.
   """
   parts, end = [], 0
   for start, stop, name in find(text, rules):

@@ -14,7 +14,7 @@ from gpt_jax.data.cleaning import classifier, clean
 from gpt_jax.exits import InputError
 
 HELD_OUT = 10
-# Texts of a set at least.
+# The fewest texts in a set.
 MIN_TEXTS = 20
 
 

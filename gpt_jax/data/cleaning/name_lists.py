@@ -1,6 +1,6 @@
 """Given names and surnames that are common in English and Chinese texts."""
 
-# Given names that are hardly ever anything else.
+# Given names that are rarely other words.
 GIVEN = frozenset(
   """
 aaron abby abdul abigail abraham adam adele adrian adriana agnes ahmed aidan

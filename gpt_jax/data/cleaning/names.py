@@ -1,9 +1,9 @@
 """Names of people in a text, by lists and capitals, in English and Chinese.
 
 English: a title and capitalised words, or a listed given name and a surname.
-Chinese: a family name and one or two characters of given names, where the text
-around them leaves little else. A given name alone is too often a word; it is
-not looked for.
+Chinese: a family name and one or two characters of given names, if the text
+around them suggests a name. A given name alone does not count, as it is too
+often an ordinary word.
 """
 
 import re
@@ -16,7 +16,7 @@ Span = tuple[int, int]
 
 _PART = r"(?:Mc|Mac|O['’]|De|La|Le|Fitz)?[A-Z][a-z]+"
 _WORD = rf"(?:{_PART}(?:['’-]{_PART})*)"
-# A given name is part of a place after these: San Diego, Mount Isa.
+# After these, a given name is part of a place name: San Diego, Mount Isa.
 _PLACES = re.compile(
   r"(?:San|Santa|St\.?|Saint|Fort|Mount|Mt\.|Lake|Port|New|El|Los|Cape) $"
 )
@@ -33,7 +33,7 @@ _TITLED = re.compile(
   r"(?<![\w.])(?:Mr|Mrs|Ms|Dr|Prof|Professor|Miss|Doctor)\.? "
   rf"(?P<name>{_WORD}(?: [A-Z]\.)?(?: {_WORD}){{0,2}})(?![\w@])"
 )
-# What follows a name that a place, a prize or a building has.
+# Words after a name that belongs to a place, a prize or a building.
 _OTHERS = frozenset(
   """
 academy airport amendment arena avenue award awards bay beach boulevard bowl
@@ -83,11 +83,11 @@ def find_names(text: str) -> Iterator[Span]:
   while match := _FULL.search(text, place):
     is_name = _is_listed(match)
     if is_name is None:
-      # A surname is not a word of the same text in small letters.
+      # It is no surname if the text also has the word in lower case.
       words = words or frozenset(re.findall("[a-z]{3,}", text)) | {""}
       last = match["last"].split()[-1].lower()
       is_name = last not in words and not _ENDS.search(last)
-    # Names share words with what stands before them: "When Mary Jones".
+    # If it is no name, one may begin at its second word: "When Mary Jones".
     place = match.end() if is_name else match.end("given")
     if is_name:
       yield match.span()
@@ -99,7 +99,7 @@ def find_names(text: str) -> Iterator[Span]:
 
 
 def _is_listed(match: re.Match) -> bool | None:
-  """Returns whether it is a name; None if only its given name is listed."""
+  """Returns whether it is a name; None if just the given name is listed."""
   given, last = match["given"].lower(), match["last"].split()[-1].lower()
   given = given.split("-")[0]
   parts = re.sub("['’]", "", last).split("-")

@@ -21,7 +21,7 @@ _IPV4 = re.compile(
   r"(?![A-Za-z0-9_]|\.[A-Za-z0-9]|-[A-Za-z0-9])",
   re.ASCII,
 )
-# Before a number of four parts that is a version.
+# Text before a number of four parts which is a version.
 _VERSION = re.compile(r"(?:version|release|\bver|\bv|版本)[.:=\s]*$", re.I)
 _IPV6 = re.compile(
   r"(?<![A-Za-z0-9_:.])(?=[0-9A-Fa-f:]*:[0-9A-Fa-f:]*:)"
@@ -53,8 +53,8 @@ def find_mac(text: str) -> Iterator[Span]:
   """Yields hardware addresses in the forms of IEEE 802 and of Cisco."""
   for match in _MAC.finditer(text):
     digits = re.sub("[^0-9a-f]", "", match[0].lower())
-    # All one digit is a filler or the broadcast address; a dotted one of
-    # decimal digits alone is a number.
+    # A single repeated digit is a placeholder or the broadcast address; a
+    # dotted form with only decimal digits is a number.
     if len(set(digits)) > 1 and (match[1] or not digits.isdigit()):
       yield match.span()
 

@@ -1,8 +1,8 @@
 """Telephone numbers in a text, by the numbering plans of phonenumbers.
 
-A number in international form counts if its country's plan has it. A number
-in national form is only digits, which much else is too: it also needs the
-grouping of its country, or a word such as "phone" before it.
+A number in international form counts if it is valid in its country's plan. A
+number in national form is only digits, as many other things are: it also needs
+its country's grouping of digits, or a word such as "phone" before it.
 """
 
 import functools
@@ -65,7 +65,7 @@ def find_phones(text: str) -> Iterator[Span]:
     if re.search(r"\.\d\b", match[0]):  # a fraction
       continue
     number = match[0]
-    if number.startswith("(") and ")" not in number:  # of the sentence
+    if number.startswith("(") and ")" not in number:  # not of the number
       number = number[1:]
     start = match.end() - len(number)
     before = text[max(0, start - 40) : start]
@@ -74,7 +74,7 @@ def find_phones(text: str) -> Iterator[Span]:
 
 
 def normal_form(number: str) -> str:
-  """Returns a number in E.164 form, or its digits where no plan has it."""
+  """Returns a number in E.164 form, or its digits if it is in no plan."""
   library = _library()
   for region in (None,) if _is_international(number) else REGIONS:
     parsed = _parse(_with_plus(number), region)
@@ -106,7 +106,7 @@ def _with_plus(number: str) -> str:
 
 
 def _parse(number: str, region: str | None):
-  """Returns the number as its plan has it; None if there is none."""
+  """Returns the parsed number; None if it is invalid in the region's plan."""
   library = _library()
   try:
     parsed = library.parse(number, region)

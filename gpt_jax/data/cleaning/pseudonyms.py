@@ -1,10 +1,11 @@
-"""What stands in a text in place of a value that identifies someone.
+"""Makes the replacements of values that identify a person.
 
-Without a key: the type, [EMAIL]. With one: the type and a pseudonym,
-[EMAIL-1f8a09c2b3d4e5f6], 64 bits of HMAC-SHA256 of the type and the value. The
-same value has the same pseudonym, in all texts and on all machines that have
-the key. Nobody without the key can compute it from a guess of the value, which
-a plain hash would allow: there are few telephone numbers.
+Without a key, a value is replaced by its type: [EMAIL]. With a key, by its type
+and a pseudonym: [EMAIL-1f8a09c2b3d4e5f6], where the digits are 64 bits of
+HMAC-SHA256 of the type and the value. The same value has the same pseudonym in
+all texts and on all machines that have the key. Without the key, it cannot be
+computed from a guess of the value. A plain hash would allow that, as there are
+few telephone numbers.
 """
 
 import hashlib
@@ -45,7 +46,7 @@ def read_key(path: str) -> bytes:
 
 
 def replacement(mark: str, value: str, key: bytes | None) -> str:
-  """Returns what stands for a value of the type `mark`."""
+  """Returns the replacement of a value of the type `mark`."""
   if key is None:
     return f"[{mark}]"
   message = f"{mark}\0{normal_form(mark, value)}".encode()
@@ -53,7 +54,7 @@ def replacement(mark: str, value: str, key: bytes | None) -> str:
 
 
 def normal_form(mark: str, value: str) -> str:
-  """Returns a value as all its spellings have it."""
+  """Returns the normal form of a value, the same for all its spellings."""
   if mark == "PHONE":
     return phones.normal_form(value)
   value = unicodedata.normalize("NFKC", value)

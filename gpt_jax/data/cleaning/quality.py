@@ -1,8 +1,8 @@
 """The quality rules of Gopher, C4 and FineWeb, with their published numbers.
 
-Each rule is a measure of a document and the bound that a document to keep
-meets. The rules were made for English web pages: words are what white space
-divides, so that Chinese, which writes none, has hardly any.
+Each rule is a measure of a document, and bounds within which a document is
+kept. The rules were made for English web pages: white space separates words, so
+that Chinese, which has none, has hardly any words.
 
 Gopher: Rae et al. 2021, arXiv:2112.11446, section A.1.1 and table A1. C4:
 Raffel et al. 2020, JMLR 21 (140), section 2.2; the code that made the data set
@@ -28,7 +28,7 @@ _SENTENCE = re.compile(r"[.!?][\"'”’)]*(?=\s|$)")
 
 
 class Page:
-  """A text, and what rules measure of it, computed once."""
+  """A text, with its words, lines and paragraphs, each computed once."""
 
   def __init__(self, text: str):
     self.text = text
@@ -56,7 +56,7 @@ def _share_of_lines(page: Page, test: Callable[[str], object]) -> float:
 
 
 def _repeated(parts: list[str], size: Callable[[str], int]) -> float:
-  """Returns the share of parts, each counting `size`, that came before."""
+  """Returns the share of parts, weighted by `size`, that occurred before."""
   seen, repeated = set(), 0
   for part in parts:
     repeated += size(part) if part in seen else 0
@@ -78,9 +78,9 @@ def _characters(page: Page) -> int:
 
 
 def top_gram_share(page: Page, size: int) -> float:
-  """Returns the share of characters in the commonest n-gram's occurrences.
+  """Returns the share of characters in the occurrences of one top n-gram.
 
-  An n-gram that occurs once repeats nothing and counts 0.
+  It is the n-gram that covers most characters. One that occurs once counts 0.
   """
   counts = collections.Counter(_grams(page, size))
   repeated = [len(g) * n for g, n in counts.items() if n > 1]
@@ -88,7 +88,7 @@ def top_gram_share(page: Page, size: int) -> float:
 
 
 def repeated_gram_share(page: Page, size: int) -> float:
-  """Returns the share of characters in n-grams that occurred before.
+  """Returns the share of characters in n-grams that occur earlier in the text.
 
   A character in several of them counts once, as the paper says.
   """
@@ -107,8 +107,8 @@ class Rule:
 
   Attributes:
     says: the rule in the paper's terms.
-    least, most: kept from here to here, both included.
-    below, above: kept strictly below, or strictly above.
+    least, most: inclusive bounds of the measure.
+    below, above: exclusive bounds of the measure.
   """
 
   says: str
@@ -221,7 +221,7 @@ def _gopher() -> dict[str, Rule]:
   return {f"gopher_{name}": rule for name, rule in rules.items()}
 
 
-# {word of --filters: rule}.
+# {option of --filters: rule}.
 FILTERS = _gopher() | {
   "c4_sentences": Rule(
     "5 sentences or more, in the lines that C4 keeps",

@@ -1,6 +1,6 @@
-"""What is mended in a text before it is judged, and which language it is in.
+"""Repairs texts before they are filtered, and identifies their language.
 
-The order of STEPS is that in which they are applied.
+Steps are applied in the order of STEPS.
 """
 
 import functools
@@ -12,8 +12,8 @@ from gpt_jax import files
 from gpt_jax.config import nearest
 from gpt_jax.exits import InputError
 
-# Characters without a width, which hide in words: soft hyphen, zero-width
-# space, joiners are left (Persian and emoji need them), word joiner, BOM.
+# Invisible characters inside words: soft hyphen, zero-width space, word joiner,
+# BOM. Zero-width joiners are not among them: Persian and emoji need them.
 _HIDDEN = dict.fromkeys(map(ord, "\u00ad\u200b\u2060\ufeff"))
 _SPACES = dict.fromkeys(map(ord, "\u00a0\u2007\u202f"), " ")
 _TRAILING = re.compile(r"[ \t]+$", re.M)
@@ -40,7 +40,7 @@ def _need(extra: str) -> InputError:
 
 
 def fix_unicode(text: str) -> str:
-  """Returns a text without what wrong decodings made of it, by ftfy.
+  """Returns a text with wrongly decoded characters repaired by ftfy.
 
   Quotes stay as they are, and so does HTML.
   """
@@ -54,8 +54,8 @@ def fix_unicode(text: str) -> str:
 def normalise(text: str) -> str:
   """Returns a text in NFC, with one kind of line end and of space.
 
-  Hidden characters, spaces at the ends of lines and more than one empty line
-  in a row go. Spaces inside a line stay, as code needs them.
+  Invisible characters, spaces at the ends of lines and repeated empty lines are
+  removed. Spaces inside a line stay, as code needs them.
   """
   text = unicodedata.normalize("NFC", text)
   text = text.replace("\r\n", "\n").replace("\r", "\n")
@@ -89,13 +89,13 @@ def parse_steps(text: str) -> tuple[str, ...]:
 
 
 class Languages:
-  """Says how likely a text is in one of some languages, by py3langid.
+  """Tells how likely a text is in one of some languages, by py3langid.
 
   Args:
     text: codes of ISO 639-1, such as "en,zh".
 
   Raises:
-    InputError: a code is none that it knows, or the package is missing.
+    InputError: a code is unknown to py3langid, or the package is missing.
   """
 
   def __init__(self, text: str):
@@ -106,7 +106,7 @@ class Languages:
         raise InputError(f"unknown language {word!r}; {nearest(word, known)}")
 
   def probability(self, text: str) -> float:
-    """Returns the probability of the likeliest if it is wanted, or 0."""
+    """Returns the probability of the likeliest language; 0 if unwanted."""
     found, probability = _identifier().classify(text)
     return float(probability) if found in self.wanted else 0.0
 

@@ -1,11 +1,11 @@
-"""What cleaning did: counts for each rule, and examples, as text and a page."""
+"""Reports what cleaning did: counts by rule, and examples, as text and HTML."""
 
 import html
 from collections.abc import Iterable, Sequence
 
 from gpt_jax import theme
 
-# Examples of a filter, and characters of each.
+# The most examples for each filter, and the most characters of each example.
 MAX_EXAMPLES = 5
 MAX_CHARACTERS = 400
 
@@ -20,19 +20,19 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; padding: .5rem .7rem;
 
 
 class Report:
-  """Counts of one cleaning.
+  """The counts and examples of one cleaning.
 
-  Examples are of texts after replacement: the page must not hold what the
-  output does not.
+  Examples are texts after replacement, so that the page shows no value that is
+  removed from the output.
 
   Args:
-    filters: {filter: what documents that are kept are}.
+    filters: {filter: the condition that documents meet to be kept}.
 
   Attributes:
-    mended: {step of repair: documents that it changed}.
-    replaced: {rule: values}; those of documents that were left out count too.
-    num_documents: documents read.
-    has_text: whether one of them was not empty.
+    mended: {step of repair: number of documents that it changed}.
+    replaced: {rule: number of values}, in documents that are left out too.
+    num_documents: the number of documents read.
+    has_text: whether any of them was not empty.
   """
 
   def __init__(
@@ -63,7 +63,7 @@ class Report:
     return self.num_documents - sum(self.left_out.values())
 
   def describe(self) -> str:
-    """Returns the counts, a line each."""
+    """Returns the counts, one per line."""
     rows = [(name, n, "documents mended") for name, n in self.mended.items()]
     rows += [(name, n, "replaced") for name, n in self.replaced.items()]
     rows += [(name, n, "left out") for name, n in self.left_out.items()]
@@ -92,7 +92,7 @@ class Report:
 
 
 def _table(names: Sequence[str], rows: Iterable[tuple]) -> str:
-  """Returns a table whose last column is of counts."""
+  """Returns an HTML table whose last column has counts."""
   head = "".join(f"<th>{name}</th>" for name in names)
   body = "".join(
     "<tr>"

@@ -1,7 +1,7 @@
-"""Signatures of many texts, by several processes, in the order of the texts.
+"""Computes signatures of many texts in worker processes, in order.
 
-Design choice: a worker is a program of its own, as in data/workers.py, and ends
-when its input ends, so that none outlives a process that was killed.
+Design choice: a worker is a program of its own, as in data/workers.py. It ends
+when its input ends, so that no worker outlives a parent that was killed.
 """
 
 import collections
@@ -23,18 +23,18 @@ from gpt_jax.machine import cores
 
 # Characters that are signed in one call.
 BATCH_CHARS = 1 << 20
-# Batches of each process that are under way or done, and wait for their turn.
+# For each process, the most batches that are in progress or wait to be yielded.
 AHEAD = 2
 
 
 def sign_all(
   texts: Iterable[str], count: int | None = None
 ) -> Iterator[Signature]:
-  """Yields the signature of each text, whatever the number of processes.
+  """Yields the signature of each text, in the order of the texts.
 
   Args:
-    count: of processes; None for as many as there are cores. A text of one
-      batch needs none.
+    count: the number of processes; None for one for each core. If all texts
+      fit one batch, no process is started.
 
   Raises:
     InputError: a process was killed.
@@ -59,7 +59,7 @@ def sign_all(
 
 
 class _Team:
-  """Processes, and a thread each that speaks to one of them."""
+  """Worker processes, and a thread for each to communicate with it."""
 
   def __init__(self, count: int):
     self._count = count
@@ -74,7 +74,7 @@ class _Team:
 
   def __exit__(self, *_) -> None:
     for worker in self._workers:
-      worker.kill()  # the threads see their ends
+      worker.kill()  # so that the threads stop waiting
     self._pool.shutdown(cancel_futures=True)
     for worker in self._workers:
       with contextlib.suppress(BrokenPipeError):
@@ -111,10 +111,10 @@ def _start() -> subprocess.Popen:
 
 def _serve() -> None:
   """Signs lists of texts from the standard input until it ends."""
-  # Ctrl-C reaches the whole group; the process that started this one decides.
+  # Ctrl-C reaches the whole process group; the parent decides what to do.
   signal.signal(signal.SIGINT, signal.SIG_IGN)
   out = os.fdopen(os.dup(1), "wb")
-  os.dup2(2, 1)  # what a library prints must not come between the answers
+  os.dup2(2, 1)  # keeps what libraries print out of the answers
   with contextlib.suppress(EOFError, BrokenPipeError):
     while True:
       texts = pickle.load(sys.stdin.buffer)

@@ -1,7 +1,7 @@
 """Where text comes from: the table of sources, and mixtures of them.
 
-A new source is a class that offers what `document.Source` lists, and its entry
-in SOURCES. Specs are parsed here and nowhere else.
+A new source is a class with the interface of `document.Source`, and an entry in
+SOURCES. Specs are parsed here and nowhere else.
 """
 
 import math
@@ -28,7 +28,7 @@ from gpt_jax.data.sources.text import TextSource
 from gpt_jax.data.sources.warc import WarcSource
 from gpt_jax.exits import InputError
 
-# {scheme: (class, what follows the colon; None where there is no colon)}
+# {scheme: (class, form of the text after the colon; None if there is none)}
 SOURCES = {
   "interpreter": (InterpreterSource, None),
   "text": (TextSource, "GLOB"),
@@ -45,15 +45,15 @@ SOURCES = {
   "tfds": (TfdsSource, "NAME[:SPLIT]"),
   "hf": (HubSource, "NAME[@REVISION][:[CONFIG:]SPLIT][#FIELD]"),
 }
-# Those whose text is fetched by name; others read files, or need none.
+# Schemes whose text is fetched by name; others read files, or need none.
 HOSTED = ("tfds", "hf")
-# Those whose documents are sources and targets in turn.
+# Schemes whose documents alternate between sources and targets.
 PAIRED = ("pairs", "digits")
-# Those whose documents have labels.
+# Schemes whose documents have labels.
 LABELLED = ("labelled",)
-# Those whose documents are dialogues.
+# Schemes whose documents are dialogues.
 CHATS = ("chat",)
-# Those whose documents are a chosen and a rejected answer in turn.
+# Schemes whose records are a prompt and one or two rated answers.
 PREFERENCES = ("preference",)
 
 _WEIGHT = r"(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
@@ -123,10 +123,11 @@ def is_spec(text: str) -> bool:
 
 
 def spec_of(text: str, records: str = "jsonl") -> str:
-  """Returns a spec unchanged, and the spec of the file at a plain path.
+  """Returns a spec unchanged, or the spec of the file at a plain path.
 
-  Before the suffix of a compressed file, a name that ends in .jsonl or .json is
-  of records, whose scheme is `records`, and one that ends in .tsv of pairs.
+  The file's name decides, without the suffix of a compressed file: records such
+  as .jsonl get the scheme `records`, .tsv gets pairs, .csv and .parquet their
+  own, and all others text.
   """
   if is_spec(text):
     return text
@@ -142,7 +143,7 @@ def spec_of(text: str, records: str = "jsonl") -> str:
 
 
 def labelled_spec(text: str, like: str) -> str:
-  """Returns a spec unchanged; of a plain path, labelled as the spec `like`."""
+  """Returns a spec unchanged, or a path as a spec with the fields of `like`."""
   if is_spec(text):
     return text
   return spec_like(text, parse_spec(like)[1])
@@ -180,7 +181,7 @@ def content_identity(source: Source) -> str:
 
 
 def _beginnings() -> str:
-  """Returns a pattern of what a spec can begin with."""
+  """Returns a regular expression for the beginning of a spec."""
   words = [
     rf"{name}\b" if form is None else f"{name}:"
     for name, (_, form) in SOURCES.items()
@@ -189,7 +190,7 @@ def _beginnings() -> str:
 
 
 def _unknown(spec: str) -> InputError:
-  """Returns the error for what is not a source, with a guess what was meant."""
+  """Returns the error for a text that is no spec, with a guess at a spec."""
   schemes = ", ".join(
     name if form is None else f"{name}:{form}"
     for name, (_, form) in SOURCES.items()

@@ -1,7 +1,7 @@
-"""Which files a split of a set of the hub consists of, and what reads them.
+"""Finds the files of a split of a hub data set, and reads them.
 
-The set's card says it (`configs` in the metadata of README.md), or else the
-words train, validation and test in the paths, as on the hub itself.
+The set's card lists them (`configs` in the metadata of README.md). Otherwise
+words such as train, validation and test in the paths decide, as on the hub.
 """
 
 import re
@@ -18,7 +18,7 @@ _WORDS = {
   "validation": ("validation", "valid", "val", "dev"),
   "test": ("test", "testing", "eval", "evaluation"),
 }
-# {suffix: what yields (number, text) of a file, given its path and a field}
+# {suffix: function of (path, field) that yields (number, text) of a file}
 READERS: dict[str, Callable[[str, str], Iterator[tuple[int, str]]]] = {
   **dict.fromkeys(parquet.SUFFIXES, parquet.read_column),
   **dict.fromkeys(jsonl.SUFFIXES, jsonl.read_field),
@@ -29,7 +29,7 @@ READERS: dict[str, Callable[[str, str], Iterator[tuple[int, str]]]] = {
 
 
 def read(path: str, field: str) -> Iterator[tuple[int, str]]:
-  """Yields (number, text) of a file with a suffix of READERS."""
+  """Yields (number, text) of a file whose suffix is in READERS."""
   bare = unpack.bare_name(path).lower()
   reader = next(call for end, call in READERS.items() if bare.endswith(end))
   return reader(path, field)

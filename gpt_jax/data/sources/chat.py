@@ -4,8 +4,9 @@
   ShareGPT  {"conversations": [{"from": "human", "value": ...}, ...]}
   Alpaca    {"instruction": ..., "input": ..., "output": ...}
 
-The first record says which layout it is, and every other must have it too. Each
-may have a system's message as "system", and Alpaca earlier turns as "history".
+The layout of the first record is required of all others. A record of any layout
+may have a system message as "system"; an Alpaca record may have earlier turns
+as "history".
 """
 
 import json
@@ -17,7 +18,7 @@ from gpt_jax.data.sources.document import Document, slice_text
 from gpt_jax.data.sources.filed import FiledSource
 from gpt_jax.exits import InputError
 
-# Role in a file: role of a Message.
+# {role in a file: role of a Message}
 ROLES = {
   "system": "system",
   "user": "user",
@@ -25,12 +26,13 @@ ROLES = {
   "assistant": "assistant",
   "gpt": "assistant",
 }
-# {field that a record has: (layout, field of a role, field of a text)}
+# {field with the list of turns: (layout, field of the role, field of the text)}
 LISTS = {
   "messages": ("messages", "role", "content"),
   "conversations": ("ShareGPT", "from", "value"),
 }
-# What no template of ours writes; without it a dialogue would be another one.
+# Fields that are refused: no template here writes them, and the dialogue would
+# not be the same without them.
 UNREAD = ("tools", "functions", "tool_calls", "function_call")
 
 
@@ -52,7 +54,7 @@ class Chat(NamedTuple):
   Attributes:
     name: unique within the source.
     where: what errors call it: the file and the line.
-    messages: in order; the users' and the assistant's take turns.
+    messages: in order; user and assistant alternate.
   """
 
   name: str
@@ -60,7 +62,7 @@ class Chat(NamedTuple):
   messages: tuple[Message, ...]
 
   def to_bytes(self) -> bytes:
-    """Returns all that decides how it is stored."""
+    """Returns everything that determines how it is stored."""
     return json.dumps(self.messages).encode()
 
 
@@ -99,11 +101,11 @@ class ChatSource(FiledSource):
 
 
 def read_prompts(path: str) -> Iterator[tuple[str, tuple[Message, ...]]]:
-  """Yields (what errors call it, messages) of dialogues to be answered.
+  """Yields (what errors call it, messages) of each dialogue to be answered.
 
   Raises:
-    InputError: as ChatSource.examples; there is none, or the user has not the
-      last turn.
+    InputError: as ChatSource.examples; or there is no dialogue, or the last
+      turn of one is not the user's.
   """
   where = None
   for _, where, _, messages in _read_file(path):
@@ -212,7 +214,7 @@ def _read_alpaca(record: dict, where: str) -> tuple[Message, ...]:
 
 
 def _read_system(record: dict, where: str) -> tuple[Message, ...]:
-  """Returns the message of the field that stands beside the turns, if any."""
+  """Returns the message in the field "system" of a record, if there is one."""
   if not record.get("system"):
     return ()
   text = jsonl.text_of(record, "system", where, "leave it out")
@@ -243,10 +245,9 @@ def join_parts(parts: list) -> str | None:
 
 
 def check_turns(messages: Sequence[Message], where: str) -> None:
-  """Refuses an empty turn, and turns out of order.
+  """Raises InputError for an empty turn, and for turns out of order.
 
-  A system's message may come first; then the user and the assistant take
-  turns.
+  A system message may come first; then user and assistant alternate.
   """
   is_first_system = bool(messages) and messages[0].role == "system"
   for i, message in enumerate(messages):

@@ -2,10 +2,10 @@
 
 The first line of a file names its columns.
 
-Design choice: a field of `csv:` may stand in quotes, with commas and line
-breaks inside (RFC 4180); one of `tsv:` may not, as in the other files with
-columns that are read here, and as IANA registered them. A quotation mark at
-the beginning of a column of TSV is text.
+Design choice: a field of `csv:` may be quoted, with commas and line breaks
+inside (RFC 4180); a field of `tsv:` may not, as IANA registered the format and
+as other sources here read TSV. A quotation mark at the beginning of a TSV field
+is text.
 """
 
 import csv
@@ -49,7 +49,7 @@ def read_csv(path: str, field: str) -> Iterator[tuple[int, str]]:
 
 
 def read_tsv(path: str, field: str) -> Iterator[tuple[int, str]]:
-  """As read_csv, of columns with tabs between them."""
+  """As read_csv, for columns that tabs separate."""
   for number, _, (text,) in read_fields(path, [field], "tsv"):
     yield number, text
 
@@ -57,12 +57,12 @@ def read_tsv(path: str, field: str) -> Iterator[tuple[int, str]]:
 def read_fields(
   path: str, names: Sequence[str], scheme: str, last_is_optional: bool = False
 ) -> Iterator[tuple[int, int, list[str]]]:
-  """Yields (number of the row, its line, its texts in columns), from 1.
+  """Yields (number of the row from 1, its line, its texts in the columns).
 
   Args:
-    names: of the columns, which the first line has.
+    names: of the columns, as in the first line.
     scheme: csv or tsv.
-    last_is_optional: leave the last one out where the first line lacks it.
+    last_is_optional: leave the last name out if the first line lacks it.
 
   Raises:
     InputError: the file is not of the scheme, or has no such column.
@@ -85,7 +85,7 @@ def read_fields(
 
 
 def describe_lack(path: str, name: str, scheme: str) -> str:
-  """Returns the sentence about a column that is not there, or ""."""
+  """Returns the error sentence for a missing column, or "" if it is there."""
   _, head = next({"csv": _read_rows, "tsv": _split_rows}[scheme](path), (0, []))
   if not head or name in head:
     return ""
@@ -121,8 +121,8 @@ def _split_rows(path: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def _read_rows(path: str) -> Iterator[tuple[int, list[str]]]:
-  """As _split_rows, of CSV, whose rows may take several lines."""
-  # The limit is of the whole process; nothing else in it reads CSV of others.
+  """As _split_rows, for CSV, where a row may span several lines."""
+  # The limit is global to the process, where nothing else reads users' CSV.
   csv.field_size_limit(jsonl.MAX_LINE_BYTES)
   lines = (line for _, line in _read_lines(path))
   reader = csv.reader(lines, strict=True)

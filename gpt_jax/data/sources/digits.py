@@ -1,8 +1,7 @@
-"""digits:RULE[:FROM-TO]: strings of digits, and what a rule makes of them.
+"""digits:RULE[:FROM-TO]: strings of digits, and their transforms by a rule.
 
-Pairs to try models on, without a file: what a rule makes of a string follows
-from the string alone, and a model that was trained on some strings either has
-found the rule or has not.
+Synthetic pairs to test models on, without a file. The target follows from the
+source alone, so held-out strings show whether a model has learned the rule.
 """
 
 import random
@@ -13,9 +12,9 @@ from gpt_jax import digest
 from gpt_jax.data.sources.document import Document
 from gpt_jax.exits import InputError
 
-# Pairs of a source.
+# The number of pairs in a source.
 NUM_PAIRS = 50_000
-# Lengths of strings, each as likely, unless the spec names them.
+# Default range of string lengths; all lengths are equally likely.
 LENGTHS = (1, 12)
 MAX_LENGTH = 1000
 
@@ -27,7 +26,7 @@ RULES: dict[str, Callable[[str], str]] = {
 
 
 class DigitSource:
-  """NUM_PAIRS random strings, a function of the lengths; some repeat."""
+  """NUM_PAIRS random strings, seeded by the range of lengths; some repeat."""
 
   is_divided_by_text = True
   files = ()

@@ -1,4 +1,4 @@
-"""What a source of text offers: named documents, streamed in bounded pieces."""
+"""The interface of a source of text: named documents, in bounded pieces."""
 
 import dataclasses
 import difflib
@@ -8,11 +8,11 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from gpt_jax.exits import InputError
 from gpt_jax.machine import cache
 
-# Bytes of a read, and characters of a piece at most.
+# The most bytes of one read, and the most characters of one piece.
 BLOCK = 1 << 20
 # Some editors write this mark before UTF-8; it is not part of the text.
 BOM = "\ufeff"
-# Fields that an error lists at most.
+# The most fields that an error lists.
 _SHOWN = 20
 
 
@@ -24,7 +24,8 @@ class Document:
     name: unique within the source.
     pieces: the text in order, in pieces of at most BLOCK characters. They can
       be read once, and before the next document is requested.
-    is_target: whether it makes a pair with the document before it, its source.
+    is_target: whether it is the target of a pair, whose source is the last
+      document before it that is no target.
   """
 
   name: str
@@ -37,8 +38,8 @@ class Source(Protocol):
 
   Attributes:
     spec: the spec that it was opened with.
-    files: (name, path) of each text file that it reads; empty where the text is
-      not in files of the user.
+    files: (name, path) of each file that it reads; empty if the text is not in
+      files of the user.
     is_divided_by_text: whether documents of equal text go to the same split.
   """
 
@@ -71,9 +72,9 @@ class Unit(NamedTuple):
 
   Attributes:
     name: of its file.
-    part: which part of the file it is; 0 where it is the whole.
-    num_bytes: about how many bytes it has, or None if that is not known.
-    version: what else decides its text.
+    part: which part of the file it is; 0 if it is the whole file.
+    num_bytes: about how many bytes it has, or None if unknown.
+    version: what else its text depends on, such as a commit.
   """
 
   name: str
@@ -84,21 +85,21 @@ class Unit(NamedTuple):
 
 @runtime_checkable
 class Divisible(Source, Protocol):
-  """A source whose documents are those of its units, one after the other."""
+  """A source that can be read unit by unit, in any order."""
 
   def units(self) -> list[Unit]:
-    """Returns its units, in order; the same wherever its files are."""
+    """Returns its units, in the order of `documents`, on any machine."""
 
   def read_unit(self, unit: Unit) -> Iterator[Document]:
-    """Yields the documents of a unit, under the names of `documents`."""
+    """Yields the documents of a unit, with the names that `documents` gives."""
 
 
 class Unreachable(InputError):
-  """What a text is fetched from cannot be reached; it may be later."""
+  """The server of a text cannot be reached now; a later try may succeed."""
 
 
 def file_units(files: Sequence[tuple[str, str]]) -> list[Unit]:
-  """Returns each of (name, path) as a unit.
+  """Returns a unit for each (name, path).
 
   Raises:
     InputError: a file is gone.
@@ -138,7 +139,7 @@ def decode(data: bytes, where: str) -> str:
 
 
 def kind_of(value: Any, article: str = "a JSON ") -> str:
-  """Returns what a value of JSON is, for use in a sentence."""
+  """Returns the type of a JSON value, for use in a sentence."""
   if value is None:
     return "null"
   name = type(value).__name__
@@ -148,13 +149,13 @@ def kind_of(value: Any, article: str = "a JSON ") -> str:
 def missing_field(
   where: str, what: str, field: str, there: Sequence[str], hint: str = ""
 ) -> InputError:
-  """Returns the error of a record or a table that lacks a field.
+  """Returns the error for a record or a table that lacks a field.
 
   Args:
     where: the record or the table.
     what: "field" or "column".
-    there: what the fields are that it has.
-    hint: what to do, if no other field is nearly called so.
+    there: the names of the fields that it has.
+    hint: what to do, if no other field has a similar name.
   """
   near = difflib.get_close_matches(field, there, 1)
   hint = f"did you mean {near[0]!r}?" if near else hint
@@ -167,7 +168,7 @@ def missing_field(
 
 
 def listed(there: Iterable[str], wanted: Sequence[str]) -> str:
-  """Returns the fields of a record, and which is nearly one of `wanted`."""
+  """Returns the fields of a record, and one that looks like a misspelt one."""
   names = [name for name in there if name not in wanted]
   shown = ", ".join(map(repr, there)) or "none"
   for name in wanted:

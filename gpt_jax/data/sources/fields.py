@@ -1,6 +1,6 @@
-"""Fields of JSON records, or columns of tab-separated lines, by their names.
+"""Fields of JSON records, and columns of tab-separated lines.
 
-What a source of several texts a record shares with others of its kind.
+These functions are shared by all sources that read several texts per record.
 """
 
 import re
@@ -11,7 +11,7 @@ from gpt_jax.exits import InputError
 
 
 def split_names(argument: str) -> tuple[str, tuple[str, ...]]:
-  """Returns (GLOB, names of fields) of GLOB[#NAME...]; files may be missing."""
+  """Returns (GLOB, names) of GLOB[#NAME...]; the files need not exist."""
   pattern, names = argument, []
   while True:
     pattern, name = paths.split_field(pattern, "")
@@ -26,11 +26,11 @@ def is_tsv(path: str) -> bool:
 
 
 def check_file(spec: str, path: str, names: Sequence[str], what: str) -> None:
-  """Refuses a file that holds neither records nor columns.
+  """Raises InputError for a file that holds neither records nor columns.
 
   Args:
-    names: of the fields that the spec gives, or none.
-    what: the file is to hold, for the error.
+    names: of the fields that the spec gives, if it does.
+    what: what the file is to hold, for the error.
   """
   if not is_tsv(path):
     unpack.refuse_table(path)
@@ -47,7 +47,7 @@ def check_file(spec: str, path: str, names: Sequence[str], what: str) -> None:
 
 
 def read_columns(path: str) -> Iterator[tuple[int, str, list[str]]]:
-  """Yields (number, what errors call it, columns) of lines with text."""
+  """Yields (number, what errors call it, columns) of each non-empty line."""
   for number, line in jsonl.read_lines(path):
     where = f"{path}, line {number}"
     columns = document.decode(line, where).removesuffix("\r").split("\t")
@@ -58,7 +58,7 @@ def read_columns(path: str) -> Iterator[tuple[int, str, list[str]]]:
 def wrong_columns(
   where: str, columns: Sequence[str], count: int, is_named: bool
 ) -> InputError:
-  """Returns the error of a line that has other columns than `count`."""
+  """Returns the error for a line that does not have `count` columns."""
   rest = "" if is_named else ", or they must be named as in FILE#1#2"
   return InputError(
     f"{where} has {len(columns)} columns; it must have {count}, with a tab "
@@ -67,7 +67,7 @@ def wrong_columns(
 
 
 def find_records(spec: str, argument: str) -> list[tuple[str, str]]:
-  """Returns (name, path) of files of JSON records with fields of their own.
+  """Returns (name, path) of JSON files whose fields the spec does not name.
 
   Raises:
     InputError: the argument names fields, or a file does not hold records.

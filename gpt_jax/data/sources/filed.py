@@ -1,4 +1,4 @@
-"""What the sources share whose text is in files of the user."""
+"""Base classes of sources whose text is in files of the user."""
 
 import abc
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from gpt_jax.data.sources.document import Document, Unit
 
 
 class FiledSource(abc.ABC):
-  """A source that reads files; how, its class says.
+  """A source that reads files; subclasses implement `documents`.
 
   Attributes:
     spec: the spec that it was opened with.
@@ -18,10 +18,11 @@ class FiledSource(abc.ABC):
   is_divided_by_text = True
 
   def __init__(self, spec: str, kind: str, files: list[tuple[str, str]]):
-    """Takes what `paths.find_files` found.
+    """Initializes the source.
 
     Args:
-      kind: what decides, besides the files, which text is read.
+      kind: everything besides the files that determines which text is read.
+      files: as `paths.find_files` returns them.
     """
     self.spec = spec
     self.files = files
@@ -39,7 +40,7 @@ class FiledSource(abc.ABC):
 
 
 class DividedSource(FiledSource):
-  """A source of files that are read each for itself: they are its units."""
+  """A source whose units are its files, each of which is read by itself."""
 
   def documents(self) -> Iterator[Document]:
     yield from document.read_units(self)
@@ -52,4 +53,4 @@ class DividedSource(FiledSource):
 
   @abc.abstractmethod
   def read_file(self, name: str, path: str) -> Iterator[Document]:
-    """Yields the documents of a file, whose name is part of theirs."""
+    """Yields the documents of a file; their names begin with the file's."""

@@ -35,7 +35,7 @@ class TfdsSource:
 
   def fingerprint(self) -> str:
     folder = self._folder()
-    # Sizes, not dates: a copy of the folder is the same set.
+    # Sizes but no dates, so that a copy of the folder is the same set.
     sizes = [
       (name, os.path.getsize(os.path.join(folder, name)))
       for name in sorted(os.listdir(folder))

@@ -1,8 +1,8 @@
 """hf:NAME[@REVISION][:[CONFIG:]SPLIT][#FIELD]: sets of the Hugging Face hub.
 
-A set is read shard by shard: each is fetched into the hub's own cache when its
-turn comes, and one that is there is not fetched again. NAME may also be a
-folder with the files of a set.
+A set is read shard by shard. Each shard is downloaded into the hub's own cache
+just before it is read, unless it is there already. NAME may also be a folder
+with the files of a set.
 """
 
 import contextlib
@@ -29,11 +29,11 @@ from gpt_jax.data.sources.document import (
 from gpt_jax.exits import InputError
 from gpt_jax.machine import runtime
 
-# Seconds to wait before each try to reach the hub but the first.
+# Seconds to wait before each retry to reach the hub.
 WAITS = (1.0, 2.0, 4.0, 8.0)
-# Names that are asked for to find those that a misspelt one is like.
+# The number of names to request, to suggest one for a misspelt name.
 NUM_NAMES = 200
-# Seconds to wait for a listing. For files, HF_HUB_DOWNLOAD_TIMEOUT says it.
+# Timeout of a listing in seconds; that of files is HF_HUB_DOWNLOAD_TIMEOUT.
 TIMEOUT = 30.0
 _SPEC = re.compile(
   r"(?P<name>[^@#:\[\]]+)(?:@(?P<revision>[^:#]+))?"
@@ -59,8 +59,8 @@ class Listing(NamedTuple):
 class HubSource:
   """A field of the records of a set, `text` unless the spec names it.
 
-  Its spec is its identity: a set that changes upstream under the same name is
-  not prepared again. A folder is known by its files, as those of other sources.
+  The spec identifies it: a set that changes upstream under the same name is not
+  prepared again. A local folder is identified by its files, as other sources.
   """
 
   is_divided_by_text = True
@@ -86,7 +86,7 @@ class HubSource:
   def fingerprint(self) -> str:
     low, high = self._slice
     split = self._split + (f"[{low}:{high}]" if low is not None else "")
-    # As it was before the other parts could be given.
+    # Defaults add nothing, so that fingerprints of older versions stay valid.
     rest = (self._revision, self._config, self._field)
     more: list[str | None] = [*rest] if rest != (None, None, "text") else []
     if self._is_folder():
@@ -111,8 +111,8 @@ class HubSource:
     """Returns the paths of the files that are read, in order.
 
     Raises:
-      InputError: there is no such set, config or split, or none that can be
-        read.
+      InputError: there is no such set, config or split, or it has no file that
+        can be read.
     """
     listing = self._list()
     facts = self._read_card(listing)
@@ -143,7 +143,7 @@ class HubSource:
         if text:
           yield Document(f"{path}:{number}", slice_text(text))
     except InputError as error:
-      # The name of a file in the cache says nothing to a user.
+      # The user does not know the path in the cache.
       raise InputError(
         str(error).replace(local, f"{self.spec}, {path}")
       ) from None
@@ -165,7 +165,7 @@ class HubSource:
     return self._listing
 
   def _list_hub(self) -> Listing:
-    """Returns the listing of the hub, or of an earlier run where offline."""
+    """Returns the listing of the hub; offline, the one of an earlier run."""
     hub = _import_hub()
     constants = hub.constants
     host = constants.ENDPOINT
@@ -194,7 +194,7 @@ class HubSource:
     try:
       files.write_text(noted, json.dumps(listing._asdict()))
     except OSError:
-      pass  # it only serves runs without a network
+      pass  # only offline runs need the file
     return listing
 
   def _read_card(self, listing: Listing) -> dict[str, Any]:
@@ -213,7 +213,7 @@ class HubSource:
     return found if isinstance(found, dict) else {}
 
   def _fetch(self, path: str, commit: str) -> str:
-    """Returns where a file of the set lies on this machine."""
+    """Returns the local path of a file of the set, which may be downloaded."""
     if self._is_folder():
       return os.path.join(self._name, *path.split("/"))
     hub = _import_hub()
@@ -228,7 +228,7 @@ class HubSource:
     )
 
   def _ask(self, call: Callable[[], Any]) -> Any:
-    """Returns call(), which is tried again if the hub cannot be reached."""
+    """Returns call(), with retries if the hub cannot be reached."""
     from huggingface_hub import constants
 
     for wait in (*WAITS, None):
@@ -265,7 +265,7 @@ def _walk(root: str) -> list[str]:
 def _refusal(
   error: Exception, spec: str, name: str, revision: str | None
 ) -> InputError | None:
-  """Returns the sentence of an error that another try would give again."""
+  """Returns the InputError for a failure that retries cannot mend, or None."""
   from huggingface_hub import constants, errors
 
   host = constants.ENDPOINT
@@ -301,10 +301,10 @@ def _refusal(
 
 
 def _near(name: str) -> list[str]:
-  """Returns up to two names of sets that are nearly this one.
+  """Returns up to two similar names of sets.
 
-  Of those in the cache, those of the same owner, and those that are called so
-  under another.
+  Candidates are the sets in the cache, those of the same owner, and those that
+  the hub's search finds for the name without its owner.
   """
   hub = _import_hub()
   there = set()
@@ -315,7 +315,7 @@ def _near(name: str) -> list[str]:
         there.add("/".join(words))
   owner, _, last = name.rpartition("/")
   for question in ({"author": owner}, {"search": last}):
-    # Asked once, other than by list_datasets: it is only a hint.
+    # One request without retries, unlike list_datasets: it is only a hint.
     with contextlib.suppress(Exception):
       answer = hub.utils.get_session().get(
         f"{hub.constants.ENDPOINT}/api/datasets",
@@ -324,12 +324,12 @@ def _near(name: str) -> list[str]:
         timeout=TIMEOUT,
       )
       there |= {one["id"] for one in answer.json()}
-  # What is absent may lie in the cache, as an empty folder.
+  # A missing set may have an empty folder in the cache.
   return difflib.get_close_matches(name, there - {name}, 2)
 
 
 def _status(error: BaseException | None) -> int | None:
-  """Returns the status of the answer that an error, or its cause, is of."""
+  """Returns the HTTP status of an error or of one of its causes."""
   while error is not None:
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status is not None:
@@ -339,7 +339,7 @@ def _status(error: BaseException | None) -> int | None:
 
 
 def _import_hub():
-  """Returns the hub's library, without its bars and warnings."""
+  """Returns the hub's library, with progress bars and warnings turned off."""
   import huggingface_hub
   from huggingface_hub import utils
 

@@ -11,9 +11,9 @@ from gpt_jax.data.sources.filed import DividedSource
 from gpt_jax.exits import InputError
 
 SUFFIXES = (".jsonl", ".json", ".ndjson")
-# Bytes of one line at most.
+# The most bytes of one line.
 MAX_LINE_BYTES = 1 << 28
-# Bytes of a JSON list at most, which is read whole.
+# The most bytes of a JSON list, which is read whole.
 MAX_LIST_BYTES = 1 << 30
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -57,10 +57,10 @@ def text_of(value, field: str, where: str, hint: str) -> str:
 
   Args:
     where: what errors call the record.
-    hint: what to do where the field is missing.
+    hint: what to do if the field is missing.
 
   Raises:
-    InputError: the value is no record, or its field no text.
+    InputError: the value is no record, or its field is missing or no text.
   """
   if not isinstance(value, dict):
     raise InputError(
@@ -77,7 +77,7 @@ def text_of(value, field: str, where: str, hint: str) -> str:
       f"{where}: field {field!r} is {document.kind_of(text, '')}; it "
       "must be a string or a list of strings"
     )
-  # isascii reads a flag, the search all the text.
+  # isascii only reads a flag, whereas the search reads the whole text.
   if not text.isascii() and (surrogate := _SURROGATE.search(text)):
     raise InputError(
       f"{where}: field {field!r} holds half of a surrogate pair at "
@@ -104,7 +104,7 @@ def read_values(path: str) -> Iterator[tuple[int, object]]:
   blocks = itertools.chain([first], blocks)
   if first.lstrip()[:1] == b"[":
     data = _join(blocks, path)
-    # Lines that are lists each are not one list: parsing says so.
+    # If each line is a list of its own, parsing raises an error.
     yield from enumerate(_parse_json(data, path), 1)
     return
   for number, line in enumerate(_split_lines(blocks, path), 1):
@@ -152,9 +152,9 @@ def _split_lines(blocks, path: str) -> Iterator[bytes]:
 def _parse_json(data: bytes, where: str):
   """Returns the value of a line or a file.
 
-  Design choice: a key that an object has twice is refused, as pyarrow does and
-  Python's json does not. RFC 8259 leaves open which of the two counts, so that
-  one of two texts would be lost in silence.
+  Design choice: a duplicate key in an object is an error, as in pyarrow but not
+  in Python's json. RFC 8259 does not say which of the two counts, so one of two
+  texts would be lost silently.
   """
   text = document.decode(data, where)
   try:

@@ -1,11 +1,11 @@
 """labelled:GLOB[#TEXT[#TEXT]#LABEL]: texts with labels: JSON, TSV or CSV.
 
-A label is read as it stands in the file; which form it must have data.label
-says (data/labels.py).
+A label is read as it is in the file; data.label decides which form it must have
+(data/labels.py).
 
-Design choice: the first line of CSV names its columns, as nearly all CSV does.
-One of TSV does so where the spec has names instead of numbers, or where it has
-those of FIELDS, which no text with a label is.
+Design choice: the first line of a CSV file names its columns, as nearly always.
+The first line of a TSV file does so only if the spec has names instead of
+numbers, or if the line has the names in FIELDS, which cannot be an example.
 """
 
 import json
@@ -27,7 +27,7 @@ from gpt_jax.exits import InputError
 # Fields of JSON, and columns of TSV, unless the spec names them.
 FIELDS = ("text", "label")
 COLUMNS = ("1", "2")
-# What lies between the texts of a pair where they are read as one document.
+# Separates the texts of a pair where they are read as one document.
 BETWEEN = "\n"
 
 
@@ -39,8 +39,8 @@ class Example(NamedTuple):
     where: what errors call it: the file and the line.
     texts: one or two, none of them empty.
     label: as in the file; None where it has none.
-    lack: a sentence, why the file or the record has no label; "" where its
-      place is empty, or it has one.
+    lack: a sentence on why the file or the record has no label; "" if it has
+      one, or if only its value is empty.
   """
 
   name: str
@@ -50,15 +50,15 @@ class Example(NamedTuple):
   lack: str = ""
 
   def to_bytes(self) -> bytes:
-    """Returns all that decides how it is stored."""
+    """Returns everything that determines how it is stored."""
     return json.dumps([self.texts, self.label]).encode()
 
 
 class LabelledSource(FiledSource):
   """Two or three fields of JSON records, or columns of TSV or CSV.
 
-  The last one is the label. Columns without names are counted from 1. As
-  documents, for other objectives, the texts alone are read.
+  The last field is the label. Columns without names are counted from 1. For
+  other objectives, `documents` yields the texts alone.
   """
 
   def __init__(self, spec: str, argument: str):
@@ -106,7 +106,7 @@ class LabelledSource(FiledSource):
     return self._read_lines
 
   def _read_table(self, path: str):
-    """Yields (number, where, texts, label, lack) of columns with names."""
+    """Yields (number, where, texts, label, lack) of rows with named columns."""
     names = self.names or FIELDS
     scheme = "csv" if _is_csv(path) else "tsv"
     lack = columns.describe_lack(path, names[-1], scheme)
@@ -117,7 +117,7 @@ class LabelledSource(FiledSource):
       yield number, f"{path}, line {line}", texts, own, lack
 
   def _read_records(self, path: str):
-    """Yields (number, where, texts, label, lack)."""
+    """Yields (number, where, texts, label, lack) of JSON records."""
     *texts, label = self.names or FIELDS
     hint = "name the text and the label after the path as #TEXT#LABEL"
     is_said = False
@@ -126,15 +126,15 @@ class LabelledSource(FiledSource):
       found = [jsonl.text_of(value, name, where, hint) for name in texts]
       assert isinstance(value, dict)  # as text_of has found
       lack = ""
-      if label not in value and not is_said:  # of the first, which is refused
+      if label not in value and not is_said:  # an error quotes the first only
         there, is_said = [*value], True
         lack = str(document.missing_field(where, "field", label, there, hint))
       yield number, where, found, value.get(label), lack
 
   def _read_lines(self, path: str):
-    """Yields (number, where, texts, label, lack)."""
+    """Yields (number, where, texts, label, lack) of lines of columns."""
     wanted = [int(n) for n in self.names or COLUMNS]
-    # A file without labels is one to predict them for.
+    # A file may lack the column of labels, if they are to be predicted.
     *texts, label = wanted
     for number, where, cells in fields.read_columns(path):
       if len(cells) < max(texts) or not (self.names or len(cells) <= 2):
@@ -153,10 +153,10 @@ def _is_csv(path: str) -> bool:
 
 
 def spec_like(path: str, argument: str) -> str:
-  """Returns the spec of a file whose fields are those of another source.
+  """Returns the spec of a file, with the fields of another source as default.
 
   Args:
-    path: of the file, with fields of its own or without.
+    path: of the file, with or without fields of its own.
     argument: GLOB[#NAME...] of the other source.
   """
   pattern, own = fields.split_names(path)

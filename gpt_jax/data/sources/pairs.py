@@ -1,7 +1,7 @@
 """pairs:GLOB[#SOURCE#TARGET]: sources and their targets, from JSON or TSV.
 
-A pair is two documents after each other, so that it survives preparation: a set
-of pairs holds a source and its target in turn.
+A pair becomes two consecutive documents, the source and its target, and the
+documents of a prepared set alternate likewise.
 """
 
 from collections.abc import Iterator
@@ -19,9 +19,9 @@ COLUMNS = (1, 2)
 class PairSource(DividedSource):
   """Two fields of JSON records, or two columns of tab-separated lines.
 
-  Without #SOURCE#TARGET a line of TSV has two columns; with it, such as #2#1,
-  columns are counted from 1 and others are left out. A first line that reads
-  `source` and `target` names them. Fields of JSON are named.
+  Without #SOURCE#TARGET, a TSV line must have two columns, and a first line of
+  `source` and `target` is a header. With it, as in #2#1, columns are counted
+  from 1 and all others are ignored. Fields of JSON go by their names.
   """
 
   def __init__(self, spec: str, argument: str):

@@ -21,18 +21,18 @@ from gpt_jax.exits import InputError
 from gpt_jax.machine import cache
 
 SUFFIXES = (".parquet", ".pq")
-# Bytes of text, on average, and rows of a batch at most.
+# The most bytes of text, on average, and the most rows of a batch.
 BATCH_BYTES = 1 << 20
 BATCH_ROWS = 1 << 12
 # Bytes that are read from a file at once.
 _BUFFER_BYTES = 1 << 18
-# Bounds of what the footer of a file may make the reader allocate.
+# Limits on what a file's footer can make the reader allocate.
 _MAX_STRING_BYTES = 1 << 26
 _MAX_ITEMS = 1 << 22
 
 
 class ParquetSource:
-  """A column of strings, of files of parquet."""
+  """A column of strings in parquet files."""
 
   is_divided_by_text = True
 
@@ -70,10 +70,10 @@ class ParquetSource:
 
 
 def list_groups(path: str, field: str) -> list[tuple[int, int]]:
-  """Returns (rows, bytes of the column once decompressed) of row groups.
+  """Returns (number of rows, decompressed bytes of the column) of row groups.
 
   Raises:
-    InputError: as read_column, as far as the footer shows.
+    InputError: as read_column, for faults that the footer shows.
   """
   with _open(path) as table:
     column, meta = _find_column(table, path, field), table.metadata
@@ -86,13 +86,13 @@ def read_column(
   """Yields (number of the row in the file, from 1, its text).
 
   Args:
-    path: of a file of parquet.
+    path: of a parquet file.
     field: name of the column.
     group: the row group that is read, or None for all of them.
 
   Raises:
-    InputError: the file is not whole, or the column is missing, has another
-      type, or lacks a text in some row.
+    InputError: the file is incomplete, or the column is missing, has another
+      type, or is null in some row.
   """
   with _open(path) as table:
     column = _find_column(table, path, field)
@@ -115,7 +115,7 @@ def read_table(
   """Yields (number of the row, from 1, its values in some columns).
 
   Raises:
-    InputError: the file is not whole, or a column is missing or nested.
+    InputError: the file is incomplete, or a column is missing or nested.
   """
   import pyarrow
 
@@ -137,7 +137,7 @@ def read_table(
         batch = next(batches, None)
         if batch is None:
           return
-        # In the file's order of columns, which need not be the caller's.
+        # By name: the batch has the file's order of columns, not the caller's.
         found = [batch.column(field).to_pylist() for field in fields]
       except (OSError, pyarrow.ArrowException, MemoryError) as error:
         raise _damaged(path, error) from None
@@ -147,7 +147,7 @@ def read_table(
 
 
 def _open(path: str):
-  """Returns a file that is known to end in a footer."""
+  """Returns the ParquetFile at a path; opening it reads the footer."""
   import pyarrow
   from pyarrow import parquet
 
@@ -177,7 +177,7 @@ def _open(path: str):
 
 
 def _find_column(table, path: str, field: str) -> int:
-  """Returns the place of the column among the leaves of the schema."""
+  """Returns the index of the column among the leaves of the schema."""
   from pyarrow import types
 
   schema = table.schema_arrow
@@ -204,7 +204,7 @@ def _find_column(table, path: str, field: str) -> int:
 
 
 def _require_column(schema, path: str, field: str) -> None:
-  """Raises InputError unless a file has just one column of a name."""
+  """Raises InputError unless a file has exactly one column of a name."""
   if field not in schema.names:
     raise InputError(
       str(document.missing_field(path, "column", field, schema.names))

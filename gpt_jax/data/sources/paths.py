@@ -1,4 +1,4 @@
-"""The files that a pattern names, and how a set of files is identified."""
+"""Finds the files that match a pattern, and identifies a set of files."""
 
 import glob
 import os
@@ -21,10 +21,10 @@ def find_files(
   Args:
     pattern: as given by the user. A folder stands for all files below it whose
       names have one of the suffixes, compressed or not, and are not hidden.
-    suffixes: of the files that are read of a folder; () refuses folders.
+    suffixes: of the files that are read in a folder; () refuses folders.
 
   Raises:
-    InputError: nothing matches, or something that is not a regular file.
+    InputError: nothing matches, or a match is not a regular file.
   """
   pattern = files.user_path("data.source", pattern, may_be_address=True)
   if files.is_address(pattern):
@@ -69,7 +69,7 @@ def _find_objects(
 ) -> list[tuple[str, str]]:
   """Returns sorted (name, address) of the objects that a pattern matches.
 
-  As of files: an address that is no object stands for all below it.
+  As with files, an address that is no object stands for all objects below it.
   """
   parts = pattern.split("/")
   place = next((i for i, p in enumerate(parts) if glob.has_magic(p)), None)
@@ -163,8 +163,8 @@ def _expand(pattern: str) -> tuple[str, list[str]]:
   """Returns (the folder before the first wildcard, the paths that match).
 
   A path that exists is not a pattern: a folder [1] means itself and never 1.
-  After the first wildcard a bracket can mean either; if both readings match
-  different files, this is an error rather than a guess.
+  After the first wildcard a bracket may be literal or a choice of characters;
+  if the two readings match different files, this is an error, not a guess.
   """
   if os.path.lexists(pattern):
     return os.path.dirname(pattern) or ".", [pattern]

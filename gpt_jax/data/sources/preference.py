@@ -1,12 +1,12 @@
-"""preference:GLOB: prompts with answers that are good or not, from JSON.
+"""preference:GLOB: prompts with rated answers, from JSON records.
 
   {"prompt": "2 + 2 =", "chosen": " 4", "rejected": " 5"}
   {"prompt": "2 + 2 =", "completion": " 4", "label": true}
 
-The first record says which of the two a source has. A prompt and its answers
-are strings, or lists of messages with a role and a content. Where answers are
-whole dialogues, the prompt is the messages that both begin with, and may be
-left out (TRL calls the two layouts explicit and implicit).
+The form of the first record is required of all others. A prompt and its answers
+are strings, or lists of messages with a role and a content. If both answers are
+whole dialogues, the prompt is the messages that they have in common, and its
+field may be left out (TRL calls the two layouts explicit and implicit).
 """
 
 import itertools
@@ -34,10 +34,10 @@ class Preference(NamedTuple):
   Attributes:
     name: unique within the source.
     where: what errors call it: the file and the line.
-    prompt: its messages; of a string one of the user.
-    answers: the messages of each, the better one first.
-    is_plain: whether they were strings.
-    label: of a single answer, whether it is good; None of two.
+    prompt: its messages; a string becomes one user message.
+    answers: the messages of each answer, the better one first.
+    is_plain: whether prompt and answers were strings.
+    label: whether a single answer is good; None if there are two answers.
   """
 
   name: str
@@ -48,7 +48,7 @@ class Preference(NamedTuple):
   label: bool | None = None
 
   def to_bytes(self) -> bytes:
-    """Returns all that decides how it is stored."""
+    """Returns everything that determines how it is stored."""
     return json.dumps(self[2:]).encode()
 
 
@@ -56,7 +56,7 @@ class PreferenceSource(FiledSource):
   """Preferences of JSON records, in files that may be compressed.
 
   Attributes:
-    is_paired: whether its prompts have two answers; known once it was read.
+    is_paired: whether its prompts have two answers; known once it is read.
   """
 
   is_paired = True
@@ -65,7 +65,7 @@ class PreferenceSource(FiledSource):
     super().__init__(spec, "preference", fields.find_records(spec, argument))
 
   def documents(self) -> Iterator[Document]:
-    """Yields prompts, which decide on the split, and after each its answers."""
+    """Yields each prompt, by which texts are split, and then its answers."""
     join = lambda turns: slice_text("\n".join(turn.content for turn in turns))
     for one in self.examples():
       yield Document(one.name, join(one.prompt))
@@ -77,8 +77,8 @@ class PreferenceSource(FiledSource):
     """Yields the preferences, in the order of `documents`.
 
     Raises:
-      InputError: a record is none, or of another kind than the first; all
-        labels are the same.
+      InputError: a record is no preference, or of another kind than the first;
+        or all labels are the same.
     """
     first, labels = None, set()
     for name, path in self.files:
@@ -107,7 +107,7 @@ def read_record(record: Any, name: str, where: str) -> Preference:
   """Returns the preference of a record.
 
   Raises:
-    InputError: it has no prompt or one side only, or a side is no answer.
+    InputError: the prompt or an answer is missing, or has a wrong form.
   """
   if not isinstance(record, dict):
     raise InputError(

@@ -1,7 +1,7 @@
 """text:GLOB: one document for each file of UTF-8, compressed or not.
 
-A folder stands for the files in it and below that hold prose, by their names.
-Markdown is taken as it is, since a model that writes it must have read it.
+A folder stands for all files in and below it whose suffixes say that they hold
+prose. Markdown is not converted, so that a model can learn to write it.
 """
 
 import codecs
@@ -14,7 +14,7 @@ from gpt_jax.data.sources.filed import DividedSource
 from gpt_jax.exits import InputError
 from gpt_jax.machine import cache
 
-# Of the files that are read of a folder.
+# Suffixes of the files that are read in a folder.
 SUFFIXES = (".txt", ".text", ".md", ".markdown", ".rst")
 
 
@@ -23,7 +23,7 @@ class TextSource(DividedSource):
 
   def __init__(self, spec: str, pattern: str):
     super().__init__(spec, "text", paths.find_files(pattern, SUFFIXES))
-    # A table among other files may be text to learn from, as in a source tree.
+    # A table among other files may be wanted as text, as in a source tree.
     if all(unpack.is_table(path) for _, path in self.files):
       unpack.refuse_table(self.files[0][1])
 

@@ -1,7 +1,7 @@
-"""The bytes of text files, decompressed.
+"""Reads the bytes of text files, and decompresses them.
 
 gzip, zstd, xz and bz2 are recognized by their first bytes, whatever the name of
-the file. Files that hold no text (tables, archives) are refused with a sentence
+the file. Files that hold no text (tables, archives) are refused with an error
 that says what they are.
 """
 
@@ -56,15 +56,16 @@ _FOREIGN = {
 
 # zstd's largest window, used by files that `zstd --long=31` wrote.
 _MAX_WINDOW = 1 << 31
-# Bytes that unpacking xz may take; the largest preset, xz -9, takes 65 MiB.
+# Memory limit for decompressing xz; the largest preset, xz -9, takes 65 MiB.
 _MAX_XZ_BYTES = 1 << 30
-# Compressed bytes that are unpacked at once. zstd may make 32 MiB of them and
-# gzip 1 MiB. bz2 and xz may make more, and are told when to pause.
+# Compressed bytes that are decompressed at once. They may expand to 32 MiB with
+# zstd and to 1 MiB with gzip. bz2 and xz may expand them further, and pause
+# after _PAUSE_BYTES of output.
 _FED_BYTES = 1 << 10
 _PAUSE_BYTES = 1 << 22
 # Bytes that are read at once of a file that is not compressed.
 _READ_BYTES = 1 << 20
-# Bytes of a file's beginning that the patterns of _FOREIGN look at.
+# Bytes at the beginning of a file that the patterns of _FOREIGN look at.
 _HEAD_BYTES = 512
 
 
@@ -94,7 +95,7 @@ def bare_name(path: str) -> str:
 
 
 def kind_of(head: bytes) -> str | None:
-  """Returns how a file that begins with these 16 bytes is compressed."""
+  """Returns the compression of a file with these first 16 bytes, or None."""
   found = (kind for kind, magic in _PACKED.items() if re.match(magic, head))
   return next(found, None)
 
@@ -136,7 +137,7 @@ def _unpacked(file, path: str) -> Iterator[bytes]:
 
 
 def _gather(blocks: Iterator[bytes], size: int) -> Iterator[bytes]:
-  """Yields the same bytes in blocks of `size`, however they were packed."""
+  """Yields the same bytes in blocks of exactly `size`, but for the last."""
   parts, held = [], 0
   for block in blocks:
     parts.append(block)
@@ -161,11 +162,11 @@ def _read(file, path: str, size: int) -> bytes:
 def _unpack(file, path: str, kind: str) -> Iterator[bytes]:
   """Yields the content of all members of a compressed file.
 
-  Design choice: the readers of gzip, lzma and bz2 are not used. Those of lzma
-  and bz2 take what follows the first member, if it is no other, for the end;
-  a damaged member would be lost without a word.
+  Design choice: the file readers of gzip, lzma and bz2 are not used. Those of
+  lzma and bz2 silently stop after a member if no valid member follows, so that
+  a damaged member would be lost.
   """
-  # Some writers fill the last block of a tape or a disk with zeros.
+  # Some writers pad the last block of a tape or a disk with zeros.
   may_be_padded = kind in ("gzip", "xz")
   member, number, rest = None, 0, b""
   while data := rest or _read(file, path, _FED_BYTES):
@@ -178,7 +179,7 @@ def _unpack(file, path: str, kind: str) -> Iterator[bytes]:
       member, number = _new_member(kind), number + 1
     try:
       yield from _expand(member, data)
-    except Exception as error:  # each of the four libraries has its own
+    except Exception as error:  # each of the four libraries has its own class
       what = f"is not a whole {kind} file: {error}"
       if number > 1:
         what += f", in part {number} of those that were joined in it"
@@ -190,7 +191,7 @@ def _unpack(file, path: str, kind: str) -> Iterator[bytes]:
 
 
 def _expand(member, data: bytes) -> Iterator[bytes]:
-  """Yields what a member makes of some of its bytes, in bounded blocks."""
+  """Yields the decompressed bytes of `data` in bounded blocks."""
   if not hasattr(member, "needs_input"):
     yield member.decompress(data)
     return
@@ -200,7 +201,7 @@ def _expand(member, data: bytes) -> Iterator[bytes]:
 
 
 def _new_member(kind: str) -> Any:
-  """Returns what unpacks one member: decompress, eof and unused_data."""
+  """Returns a decompressor of one member: decompress, eof and unused_data."""
   if kind == "gzip":
     return zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
   if kind == "xz":

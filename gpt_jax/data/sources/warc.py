@@ -1,12 +1,11 @@
 """warc:GLOB: the text of web crawls, one document for each page.
 
-Read are records of plain text (`conversion` and `resource`), which WET files
-consist of. ISO 28500 has the format: a version, header lines, an empty line,
-Content-Length bytes, and two line breaks.
+It reads the records of plain text (`conversion` and `resource`) that WET files
+consist of. The format of a record is ISO 28500: a version, header lines, an
+empty line, Content-Length bytes, and two line breaks.
 
-Design choice: HTML of `response` records is not read. What of a page is its
-text is a question of its own, with tools of its own; WET has the answer of
-whoever crawled.
+Design choice: HTML in `response` records is not read. Extracting the text of a
+page is a task for tools of its own; WET files have the crawler's extraction.
 """
 
 import re
@@ -18,7 +17,7 @@ from gpt_jax.data.sources.filed import DividedSource
 from gpt_jax.exits import InputError
 
 SUFFIXES = (".wet", ".warc")
-# Bytes of one record, and of its header, at most.
+# The most bytes of one record, and of its header.
 MAX_RECORD_BYTES = 1 << 28
 MAX_HEADER_BYTES = 1 << 20
 
@@ -27,7 +26,7 @@ _TYPES = ("conversion", "resource")
 
 
 class WarcSource(DividedSource):
-  """Records of plain text, of files that may be compressed by record.
+  """Plain text records, in files that may be compressed record by record.
 
   A record without text is left out.
   """
@@ -67,7 +66,7 @@ def read_records(path: str) -> Iterator[tuple[int, dict[str, str], bytes]]:
   """Yields (number of the record, from 1, its header, its content).
 
   Raises:
-    InputError: the file is no WARC, a record is cut, or larger than the bound.
+    InputError: the file is no WARC, or a record is cut or too large.
   """
   stream = _Stream(unpack.read_blocks(path, document.BLOCK))
   number = 0
@@ -120,7 +119,7 @@ def _read_header(stream: "_Stream", where: str) -> dict[str, str]:
 
 
 class _Stream:
-  """Lines and stretches of bytes of blocks."""
+  """Reads lines, and given numbers of bytes, from an iterator of blocks."""
 
   def __init__(self, blocks: Iterator[bytes]):
     self._blocks = blocks

@@ -50,23 +50,24 @@ def find_vocab_size(spec: str) -> int | None:
 
 
 def num_marks(config: Config) -> int:
-  """Returns the ids that the objective adds after the tokenizer's.
+  """Returns the number of ids that the objective adds after the tokenizer's.
 
-  A model with a source has a start and an end of targets, whatever it learns.
+  A model with an encoder has a start and an end of targets, whatever the
+  objective.
   """
   own = config_lib.OBJECTIVES[config.data.objective].num_marks
   return max(own, 2 * config_lib.has_source(config.model))
 
 
 def resolve_vocab(config: Config, size: int | None = None) -> Config:
-  """Returns the config with model.vocab_size known and sufficient.
+  """Returns the config with model.vocab_size filled in, or checked.
 
   Args:
-    size: tokens of the prepared data's tokenizer and marks of the objective;
-      None takes what their names alone tell, before data is prepared.
+    size: the number of tokens of the prepared data's tokenizer and of marks of
+      the objective; None, before data is prepared, infers it from their names.
 
   Raises:
-    InputError: the name alone does not tell, nor the number of classes, or
+    InputError: the size or the number of classes cannot be inferred, or
       model.vocab_size is too small.
   """
   model = config.model
@@ -124,9 +125,9 @@ def build_tokenizer(spec: str) -> Tokenizer:
 
 
 def remarks(tokenizer: Tokenizer) -> list[str]:
-  """Returns warnings about a tokenizer of a third party.
+  """Returns warnings about a third-party tokenizer.
 
-  It may have no separator, or may not reproduce the text that it encodes.
+  It may have no separator, or decode ids to another text than was encoded.
   """
   if not isinstance(tokenizer, LibraryTokenizer):
     return []

@@ -12,7 +12,7 @@ from gpt_jax.data.tokenizers.subword import LibraryTokenizer
 def train_bpe(
   spec: str, pieces: Iterable[str], show_progress: bool = False
 ) -> Tokenizer:
-  """Returns a BPE of at most SIZE tokens, of which the separator is the last.
+  """Returns a BPE of at most SIZE tokens; the last one is the separator.
 
   Args:
     spec: "bpe:SIZE".

@@ -6,18 +6,18 @@ from typing import Any, NamedTuple
 from gpt_jax import files
 from gpt_jax.exits import InputError
 
-# Bytes of a file of the hub's layout that holds a template, at most.
+# The most bytes of a hub file that may hold a template.
 MAX_BYTES = 1 << 23
-# Characters of a template at most; those published have up to 30,000.
+# The most characters of a template; published ones have up to 30,000.
 MAX_CHARS = 1 << 18
 
 
 class ChatTemplate(NamedTuple):
-  """A program in Jinja's language that writes a dialogue.
+  """A Jinja program that renders a dialogue.
 
   Attributes:
     text: the program.
-    names: special tokens by the names that it has for them: bos_token, ...
+    names: special tokens by their names in the program: bos_token, ...
   """
 
   text: str
@@ -25,10 +25,10 @@ class ChatTemplate(NamedTuple):
 
 
 def find(folder: str) -> ChatTemplate | None:
-  """Returns the template of a folder, None where it has none.
+  """Returns the template in a folder, None if there is none.
 
-  It is chat_template.jinja, or stands in tokenizer_config.json, of several the
-  one that is called default.
+  It is chat_template.jinja, or an entry of tokenizer_config.json. If that has
+  several templates, the one named default is taken.
 
   Raises:
     InputError: a file is there and cannot be used.
@@ -56,10 +56,10 @@ def find(folder: str) -> ChatTemplate | None:
 
 
 def parse(content: Any, where: str) -> ChatTemplate:
-  """Returns the template of {"text": ..., "names": ...}.
+  """Returns the template in a parsed {"text": ..., "names": ...}.
 
   Raises:
-    InputError: it is something else, or too long.
+    InputError: the content is something else, or the template is too long.
   """
   text, names = content["text"], content["names"]
   if not isinstance(text, str) or len(text) > MAX_CHARS:

@@ -15,13 +15,12 @@ from gpt_jax.exits import InputError
 from gpt_jax.machine import cache
 
 VOCAB_SIZE = 50257
-# Bytes of a token in a .tiktoken file; GPT-2's longest has 128.
+# The most bytes of a token in a .tiktoken file; GPT-2's longest has 128.
 _MAX_TOKEN_BYTES = 1024
 
 
 def find_files(path: str) -> list[str]:
-  """Returns the files of the vocabulary at PATH: [vocabulary, merges], or
-  [ranks] of a .tiktoken file.
+  """Returns the files at PATH: [vocabulary, merges], or [a .tiktoken file].
 
   Raises:
     InputError: PATH does not exist or does not hold a GPT-2 vocabulary.

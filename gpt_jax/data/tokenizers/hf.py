@@ -9,14 +9,14 @@ from gpt_jax.data.tokenizers.subword import LibraryTokenizer
 from gpt_jax.exits import InputError
 from gpt_jax.machine import cache
 
-# What is read of a folder.
+# The files of a folder that are read.
 NAMES = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
 
 
 def find_files(path: str) -> list[str]:
-  """Returns [the tokenizer.json] that PATH names, itself or as its folder."""
+  """Returns [the tokenizer.json]; PATH is the file or its folder."""
   path = files.user_path("data.tokenizer", path, may_be_address=True)
-  # Of a run, whose folder holds far more.
+  # Fetch no other files: PATH may be the workdir of a run, which has many.
   path = cache.local_folder(path, lambda key: key in NAMES)
   file = os.path.join(path, "tokenizer.json") if os.path.isdir(path) else path
   return [file]

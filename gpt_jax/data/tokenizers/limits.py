@@ -14,14 +14,14 @@ import re
 from gpt_jax import digest, files
 from gpt_jax.exits import InputError
 
-# Bytes of a vocabulary file at most; a million tokens take 60 MB.
+# The most bytes of a vocabulary file; a million tokens take 60 MB.
 MAX_FILE_BYTES = 1 << 28
-# Ids may skip at most as many numbers as there are tokens, plus this.
+# With V tokens, every id must be below 2 V plus this.
 MAX_GAP = 1024
-# Characters of a replacement, prefix or suffix at most.
+# The most characters of a replacement, prefix or suffix.
 MAX_STRING = 1024
-# Characters that a normalizer or decoder may make of one character. NFKC makes
-# 18 of U+FDFA, and T5's table 33 bytes.
+# The most characters that a normalizer or decoder may turn one character into.
+# NFKC turns U+FDFA into 18 characters, and T5's table has one of 33 bytes.
 MAX_GROWTH = 128
 
 # End tokens, the preferred ones first. If there is none, names are compared
@@ -131,7 +131,7 @@ def special_tokens(library: dict) -> list[str]:
 
 
 def find_separator(library: dict) -> str | None:
-  """Returns the token that ends documents, or None if no token is known to.
+  """Returns the token that ends documents, or None if none is recognized.
 
   Only special tokens count: an ordinary token with these characters is text.
   """
@@ -201,7 +201,7 @@ def _check_steps(library: dict, wrong: str) -> None:
 
 
 def _strings(node, key: str = ""):
-  """Yields (key, text) of every string but tables and regular expressions."""
+  """Yields (key, text) of all strings except tables and regular expressions."""
   if isinstance(node, str):
     yield key, node
   elif isinstance(node, dict):
@@ -214,7 +214,7 @@ def _strings(node, key: str = ""):
 
 
 def _growth(steps: list[dict]) -> int:
-  """Returns an upper bound on the characters that the steps make of one.
+  """Returns an upper bound on the characters that one character may become.
 
   Growth multiplies where a step may match the output of an earlier step: its
   pattern is a regular expression, or shares a character with that output.

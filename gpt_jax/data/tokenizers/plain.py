@@ -115,5 +115,5 @@ def _code_points(text: str) -> np.ndarray:
   try:
     data = text.encode("utf-32-le")
   except UnicodeEncodeError:
-    data = encode_utf8(text)  # raises the sentence
+    data = encode_utf8(text)  # raises the InputError
   return np.frombuffer(data, "<u4")

@@ -1,8 +1,8 @@
 """What a tokenizer offers, and checks that all tokenizers share.
 
-Design choice: special tokens are never read from text. A document that spells
-"<|endoftext|>" gets the tokens of these characters; only data preparation
-writes separators. A separator decodes to the empty string.
+Design choice: special tokens are never recognized in text. A document that
+spells "<|endoftext|>" gets the tokens of these characters; only data
+preparation writes separators. A separator decodes to the empty string.
 """
 
 import json
@@ -19,16 +19,17 @@ FORMAT = 1
 
 
 class Tokenizer(Protocol):
-  """Text to ids and back.
+  """Encodes text to ids, and decodes ids to text.
 
   Attributes:
     name: the spec that it was made from, such as "bpe:4096".
     vocab_size: V; every id is below V.
     separator_id: the id that is written before each document, or None.
-    mask_id: the id of its mask token, or None; text never gives it.
-    start_ids: what its model expects before a prompt; of imported models.
-    pair_ids: what begins a target, and what ends it and its source, of imported
-      models that read sources; None: ids after its own (data/marks.py).
+    mask_id: the id of its mask token, or None; text is never encoded to it.
+    start_ids: ids that an imported model expects before a prompt; else ().
+    pair_ids: of an imported model that reads sources, (the id that begins a
+      target, the id that ends targets and sources); if None, they are ids after
+      the tokenizer's own (data/marks.py).
   """
 
   name: str
@@ -49,16 +50,16 @@ class Tokenizer(Protocol):
     """Returns `encode` of each text, using all cores where that helps."""
 
   def split(self, pieces: Iterable[str]) -> Iterator[str]:
-    """Yields the same text cut where cutting does not change its tokens.
+    """Yields the same text, cut only where a cut does not change its tokens.
 
-    The ids of the whole text are the concatenated ids of these pieces.
+    The ids of the whole text are the concatenated ids of the yielded pieces.
     """
 
   def decode(self, ids: Sequence[int] | np.ndarray) -> str:
     """Returns the text of ids; invalid UTF-8 becomes U+FFFD."""
 
   def decode_bytes(self, ids: Sequence[int] | np.ndarray) -> bytes:
-    """Returns the exact bytes of ids; a separator has none."""
+    """Returns the exact bytes of ids; a separator adds none."""
 
   def spell(self, i: int) -> bytes:
     """Returns the bytes that an id adds to a text that it continues.
@@ -68,7 +69,7 @@ class Tokenizer(Protocol):
     """
 
   def continues_word(self, i: int) -> bool:
-    """Returns whether a token, where a word stands before it, goes on with it.
+    """Returns whether a token that follows a word continues that word.
 
     A space belongs to the word after it.
     """
@@ -111,16 +112,16 @@ def encode_utf8(text: str) -> bytes:
 def ids_behind(
   start: np.ndarray, whole: np.ndarray, alone: np.ndarray
 ) -> np.ndarray:
-  """Returns the ids of a text that goes on with another.
+  """Returns the ids of a text that continues another one.
 
-  They are those that follow the other's in the text of both: many tokenizers
-  put a space before a text. Where a token spans the border of the two, they are
-  the text's own.
+  They are the rest of the ids of both texts joined, because many tokenizers put
+  a space before a text that stands alone. If a token spans the border of the
+  two, they are the ids of the text alone.
 
   Args:
     start: ids of the other text.
-    whole: of both as one text.
-    alone: of the text by itself.
+    whole: ids of both, joined to one text.
+    alone: ids of the text alone.
   """
   rest = whole[len(start) :]
   is_behind = len(rest) > 0 and np.array_equal(whole[: len(start)], start)
@@ -128,7 +129,7 @@ def ids_behind(
 
 
 def begins_inside_word(text: str) -> bool:
-  """Returns whether a token of this text goes on with a word before it."""
+  """Returns whether a token with this text continues a word before it."""
   return text[:1].isalnum() or text[:1] == "\N{REPLACEMENT CHARACTER}"
 
 

@@ -1,12 +1,12 @@
-"""GPT-2's byte pairs by tiktoken: the ids of the tokenizers library, sooner.
+"""GPT-2's BPE by tiktoken: the same ids as the tokenizers library, faster.
 
-tiktoken joins the two parts whose joined bytes have the lowest rank, whichever
-parts they are; the library joins the pair that comes first in its list. The two
-agree on every text if, for each token, merging its bytes by all lower ranks
-ends in the pair of its merge: a token is then made of these two parts wherever
-it is made, since no merge has crossed its borders. `find` checks this, the rest
-of the rules, and that both sort characters into the same classes (the two may
-know different versions of Unicode).
+tiktoken merges the two parts whose joined bytes have the lowest rank, whichever
+parts they are; the library merges the pair that comes first in its list. The
+two agree on every text if, for each token, merging its bytes by all lower ranks
+ends in the pair of its merge: a token is then always made from these two parts,
+since no merge has crossed its borders. `find` checks this, the other rules, and
+that both put characters into the same classes (their versions of Unicode may
+differ).
 """
 
 import json
@@ -19,9 +19,9 @@ from gpt_jax.data.tokenizers import limits
 from gpt_jax.data.tokenizers.protocol import SEPARATOR
 from gpt_jax.exits import InputError
 
-# GPT-2's expression. The group matches without backtracking, and so by a
-# faster automaton; the order of its alternatives is free, except that a
-# contraction comes before the punctuation that it begins with.
+# GPT-2's regular expression. The group needs no backtracking, so a faster
+# automaton matches it. The order of its alternatives does not matter, except
+# that a contraction comes before the punctuation that it begins with.
 PATTERN = (
   r"(?: ?\p{L}+|'(?:[sdmt]|ll|ve|re)| ?\p{N}+| ?[^\s\p{L}\p{N}]+)"
   r"|\s+(?!\S)|\s+"
@@ -29,8 +29,8 @@ PATTERN = (
 _CLASSES = (r"\p{L}+", r"\p{N}+", r"\s+")
 # Texts are given to threads in groups of at least this many characters.
 _GROUP_CHARS = 1 << 16
-# The check of the merges takes a few steps for each pair of bytes of a token.
-# GPT-2's tokens have 2.5 million pairs; a file of others may ask for more.
+# Checking merges takes a few steps for each pair of bytes of a token. GPT-2's
+# tokens have 2.5 million such pairs; other vocabularies may have more.
 _MAX_PAIRS = 1 << 25
 
 
@@ -38,7 +38,7 @@ class RankedEncoder:
   """Encodes texts on all cores.
 
   Args:
-    encoding: tiktoken's.
+    encoding: a tiktoken.Encoding.
     ids: the id of each rank, uint32.
   """
 
@@ -49,7 +49,7 @@ class RankedEncoder:
   def encode_batch(self, texts: list[str]) -> list[np.ndarray | None]:
     """Returns the ids of each text, or None for a text that tiktoken refuses.
 
-    It refuses half a surrogate pair, and a million spaces in a row.
+    tiktoken refuses half a surrogate pair, and a million spaces in a row.
     """
     with futures.ThreadPoolExecutor() as pool:
       groups = list(group_texts(texts, _GROUP_CHARS))
@@ -69,13 +69,13 @@ class RankedEncoder:
 
 
 def find(inner) -> RankedEncoder | None:
-  """Returns an encoder with the ids of a tokenizer of the library.
+  """Returns an encoder that gives the same ids as a tokenizer of the library.
 
   Args:
-    inner: what `limits.build` returned.
+    inner: the tokenizer that `limits.build` returned.
 
   Returns:
-    None where tiktoken might give other ids.
+    The encoder, or None if tiktoken might give other ids.
   """
   import tiktoken
 
@@ -116,7 +116,7 @@ def merge_below(token: bytes, rank: int, ranks: dict[bytes, int]) -> list:
 
 
 def _has_plain_rules(library: dict) -> bool:
-  """Returns whether text becomes words and words bytes as in GPT-2."""
+  """Returns whether text is split into words, then bytes, as in GPT-2."""
   model, after = library["model"], library["post_processor"]
   return (
     limits.has_gpt2_rules(library)
@@ -160,7 +160,8 @@ def _are_found_by_rank(pairs: list, ranks: dict[bytes, int]) -> bool:
 def _know_the_same_characters(tiktoken) -> bool:
   """Returns whether both libraries find the same letters, numbers and spaces.
 
-  tiktoken keeps, and the other drops, these classes from all characters.
+  tiktoken extracts each class from all characters, the other library removes
+  it: together they must give every character once.
   """
   from tokenizers import Regex, normalizers
 

@@ -1,4 +1,4 @@
-"""The tokenizer.json of a run or a prepared folder: what `to_json` wrote."""
+"""Loads the tokenizer.json of a run or prepared folder (see `to_json`)."""
 
 import os
 

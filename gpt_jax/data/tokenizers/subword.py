@@ -1,6 +1,6 @@
 """A tokenizer of the `tokenizers` library: bpe:, gpt2: and hf:.
 
-Long texts go through tiktoken where it is sure to give the same ids.
+Long texts are encoded by tiktoken if it is sure to give the same ids.
 """
 
 import functools
@@ -23,12 +23,12 @@ from gpt_jax.exits import InputError
 # Characters of a piece that is encoded on its own: long enough to make the cost
 # of a call negligible, short enough that a batch keeps every core busy.
 PIECE_LEN = 1 << 15
-# Characters of long texts after which it is worth looking for the faster
-# encoder, which takes the time in which the library encodes as many.
+# Characters of long texts after which tiktoken's encoder is built. Building it
+# takes as long as the library takes to encode this many.
 RANKED_CHARS = 1 << 21
-# What mask tokens are called.
+# Names of mask tokens.
 MASKS = ("[MASK]", "<mask>")
-# A token of one byte, where a vocabulary falls back on bytes.
+# The token of one byte, in a vocabulary with byte fallback.
 BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")
 
 
@@ -39,8 +39,8 @@ class LibraryTokenizer:
     library: the parsed content of a tokenizer.json.
     name: the spec that it came from.
     separator_id: the id that is written before documents, or None.
-    start_ids, pair_ids: the protocol's.
-    chat_template: that of its model, or None.
+    start_ids, pair_ids: as in protocol.Tokenizer.
+    chat_template: the template of its model, or None.
   """
 
   def __init__(
@@ -86,7 +86,7 @@ class LibraryTokenizer:
   def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
     if not self._is_ranked_sought:
       size = sum(map(len, texts))
-      # Prompts, however many, are not made to wait for it.
+      # Short prompts do not count, so they never wait for its construction.
       is_long = size >= min(PIECE_LEN, RANKED_CHARS)
       self._num_chars += size if is_long else 0
       self._is_ranked_sought = self._num_chars >= RANKED_CHARS
@@ -104,7 +104,7 @@ class LibraryTokenizer:
       with limits.guard(f"{self.name} cannot encode the text"):
         found = self._inner.encode_batch_fast(texts, add_special_tokens=False)
     except InputError:
-      # A surrogate is the likely cause, and has a better sentence.
+      # A surrogate is the likely cause, for which encode_utf8 has an error.
       for text in texts:
         encode_utf8(text)
       raise
@@ -113,12 +113,10 @@ class LibraryTokenizer:
   def encode_marked(
     self, texts: list[str]
   ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Returns (ids, where each begins and ends in the text) of texts.
+    """Returns (ids, their spans in the text): uint32 (T,) and int64 (T, 2).
 
-    They are uint32 (T,) and int64 (T, 2).
-
-    Other than in `encode`, special tokens are read from a text. No one else may
-    have written them into it.
+    Unlike in `encode`, special tokens are recognized in a text. The caller must
+    make sure that only the template wrote them.
     """
     with limits.guard(f"{self.name} cannot encode the text"):
       try:
@@ -135,10 +133,10 @@ class LibraryTokenizer:
     ]
 
   def encode_whole(self, texts: Sequence[str], limit: int) -> list[np.ndarray]:
-    """Returns the ids of texts, with what the post_processor puts around each.
+    """Returns the ids of texts, with those that the post_processor adds.
 
-    Other than in `encode`, a text is cut so that all of it is at most `limit`
-    ids.
+    Unlike in `encode`, a text is cut so that it has at most `limit` ids,
+    including the added ones.
     """
     with limits.guard(f"{self.name} cannot encode the text"):
       try:
@@ -199,7 +197,7 @@ class LibraryTokenizer:
 
   @functools.cached_property
   def _word(self) -> tuple[list[int], bytes]:
-    """Returns a token of letters, if there is one, and its bytes."""
+    """Returns ([a token of letters], its bytes); ([], b"") if there is none."""
     for i in range(self.vocab_size):
       if re.fullmatch("[a-zA-Z]+", self.decode([i])):
         return [i], self.decode_bytes([i])
@@ -232,7 +230,7 @@ class LibraryTokenizer:
     return dump(self, content)
 
   def with_start(self) -> "LibraryTokenizer":
-    """Returns the same with what its post_processor puts before a text."""
+    """Returns a copy whose start_ids are what its post_processor adds."""
     with limits.guard(f"{self.name} cannot encode a text"):
       ids = self._inner.encode("").ids
     return LibraryTokenizer(
@@ -244,11 +242,12 @@ class LibraryTokenizer:
     )
 
   def with_pairs(self, start: int, end: int) -> "LibraryTokenizer":
-    """Returns the same of a model that reads sources.
+    """Returns a copy for a model that reads sources.
 
     Args:
-      start: begins a target.
-      end: ends a target, and a source, which begins as a text does.
+      start: the id that begins a target.
+      end: the id that ends targets and sources. A source begins with the
+        start_ids of `with_start`.
     """
     ids = list(self.with_start().start_ids)
     if ids[-1:] == [end]:
@@ -294,8 +293,8 @@ class LibraryTokenizer:
   def _find_safe_cuts(self) -> str:
     """Returns the characters ("\\n", " ") at which text may be cut.
 
-    A cut is made after a newline or before a space that stands alone between
-    two characters that are not whitespace. Whether such a cut changes tokens
+    A cut is made after a newline or before a space, if it stands between two
+    characters that are not whitespace. Whether such a cut changes tokens
     depends on the rules of the vocabulary, so it is tried on examples.
     """
     for token in self._library["added_tokens"]:
@@ -321,7 +320,7 @@ class LibraryTokenizer:
     return "\n"
 
   def _concatenates(self, a: str, b: str) -> bool:
-    """Returns whether the ids of a + b are those of a, then those of b."""
+    """Returns whether the ids of a + b are the ids of a, then the ids of b."""
     try:
       left, right, both = self.encode_batch([a, b, a + b])
     except InputError:  # the vocabulary lacks these letters
