@@ -116,7 +116,7 @@ def test_a_long_command_is_broken_before_its_flags():
 @pytest.mark.wide
 def test_the_reference_says_what_the_docstrings_say(site):
   page = (site / "reference" / "ops.html").read_text()
-  assert "A frozen matrix and the low-rank change" in page
+  assert "A frozen matrix and its trainable low-rank" in page
   recipes = (site / "reference" / "configs.html").read_text()
   assert "--config.section.key=value" in recipes  # two dashes, not a long one
   assert not (site / "genindex.html").exists()  # it would be empty
