@@ -1,7 +1,8 @@
 """Memorisation of training text (Carlini et al. 2019, arXiv:1802.08232).
 
 A small byte-level model that memorises what occurs often in a text in which
-`gpt_jax.lab.canaries plant` has planted lines. docs/cleaning.md has the other commands.
+`gpt_jax.lab.canaries plant` has planted lines. docs/cleaning.md has the other
+commands.
 
   python -m gpt_jax.train --config=configs/canaries.py \
     --config.data.source=jsonl:planted.jsonl --workdir=runs/planted

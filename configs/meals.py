@@ -1,8 +1,8 @@
 """One layer with two heads of width 8: small enough to read every number.
 
 A character model of Chinese sentences that a rule generates; the page
-docs/interpretability.md follows one sentence through its queries, keys, attention
-weights and weighted sums.
+docs/interpretability.md follows one sentence through its queries, keys,
+attention weights and weighted sums.
 
   python tests/meals.py meals.txt
   bash launch/local.sh --config=configs/meals.py
