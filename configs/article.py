@@ -1,11 +1,12 @@
-"""The sizes that this project started from, trained in two stages.
+"""The model sizes that this project started from, trained in two stages.
 
-Vaswani et al. (2017) in small: 2 layers, 4 heads, width 512, MLP 2048, dropout
-0.1, 512 positions, norms after the sum, ReLU's smooth successor, Adam at 1e-3.
+A small version of Vaswani et al. (2017): 2 layers, 4 heads, width 512, MLP
+2048, dropout 0.1, 512 positions, norms after the residual sum, GELU in place
+of ReLU, Adam at 1e-3.
 
 Variants: generate, a language model; masked, its first stage, an encoder that
-predicts hidden tokens. Their parameters are the same arrays, so that generate
-starts from what masked has learned (`launch/article.sh` does both):
+predicts masked tokens. Both have the same parameter arrays, so that generate
+can start from what masked has learned (`launch/article.sh` runs both):
 
   bash launch/local.sh --config=configs/article.py:masked
   bash launch/local.sh --config=configs/article.py:generate \
@@ -21,7 +22,7 @@ def get_config(variant: str = "generate"):
   if variant not in VARIANTS:
     raise ValueError(f"no variant {variant!r}; there are {', '.join(VARIANTS)}")
   config = base.get_config()
-  # One id is left for the mask, so that both stages have 4096 rows.
+  # One id is left for the mask token: both stages have 4096 embedding rows.
   config.data.tokenizer = "bpe:4095"
   config.data.seq_len = config.model.max_len = 512
   config.model.num_layers = 2

@@ -1,18 +1,19 @@
 """The encoder-decoder of "Attention Is All You Need" (Vaswani et al. 2017).
 
-laptop (minutes on two cores) and base: post-norm, sines for positions, one
-table that embeds source and target, times sqrt(D), and scores the target;
-ReLU, dropout, label smoothing, and a rate that rises for 4,000 steps and falls
-as 1 / sqrt(step) (section 5.3: 512^-0.5 4000^-0.5 at its peak).
+Variants: laptop (minutes on two cores) and base. Post-norm, sinusoidal
+positions, and one table that embeds source and target (times sqrt(D)) and is
+also the output matrix. ReLU, dropout and label smoothing. The learning rate
+rises for 4,000 steps and then falls as 1 / sqrt(step) (section 5.3: at its
+peak it is 512^-0.5 4000^-0.5).
 
 base has 63,082,496 parameters with the paper's 37,000 tokens, which are byte
-pairs of both languages: 18,944,000 of the table, 18,914,304 of the encoder and
-25,224,192 of the decoder, whose projections of attention have biases (36,864)
-that the paper's equations lack. Its table 3 says 65 M. The sizes of its other
-rows agree with each other, and with these layers, at a table of about 41,000
-rows (tests/contracts/test_published_counts.py).
+pairs of both languages: 18,944,000 in the table, 18,914,304 in the encoder and
+25,224,192 in the decoder. 36,864 of them are biases of the attention
+projections, which the paper's equations lack. The paper's table 3 says 65 M.
+The sizes in its other rows agree with each other, and with these layers, if
+the table has about 41,000 rows (tests/contracts/test_published_counts.py).
 
-base needs pairs of texts by their path, in two columns or two fields:
+base needs a file of text pairs, as two columns or two fields:
 
   bash launch/local.sh --config=configs/attention.py:base \\
     --config.data.source=pairs:PATH.tsv
@@ -41,7 +42,7 @@ def get_config(variant: str = "laptop"):
   config.model.scaled_embeddings = True
   config.model.mlp = "relu"
   config.model.bias = True
-  # Embeddings of one, once scaled.
+  # Embeddings of unit variance after scaling by sqrt(D).
   config.model.init_std = width**-0.5
   config.optim.optimizer = "adam"
   config.optim.schedule = "inverse_sqrt"
@@ -50,7 +51,7 @@ def get_config(variant: str = "laptop"):
   config.optim.clip_norm = None
   config.train.label_smoothing = 0.1
   if variant == "laptop":
-    # Strings of digits, reversed.
+    # Reverses strings of digits.
     config.data.source = "digits:reverse"
     config.data.valid_frac = 0.05
     config.data.tokenizer = "chars"
@@ -68,7 +69,7 @@ def get_config(variant: str = "laptop"):
   config.data.tokenizer = "bpe:36998"
   config.data.packing = "documents"
   config.data.seq_len = config.model.max_len = 256
-  # Two marks of the objective besides.
+  # The 36,998 and two special tokens of the objective.
   config.model.vocab_size = 37_000
   config.model.dropout_rate = 0.1
   config.optim.learning_rate = (512 * 4000) ** -0.5

@@ -3,21 +3,22 @@
   tiny       4 layers, width 128, T=64, B=12: nanoGPT's CPU setting
   small      6 layers, width 384, T=256, B=64: its small GPU setting
   gpt2       GPT-2 124M, T=256, B=4, float32, for a CPU
-  long       its head and attention at T=8192, for the memory they take
+  long       GPT-2 124M, T=8192, B=1: memory of its head and attention
   gpt2-gpu   GPT-2 124M, T=1024, bfloat16, for a GPU
   llama-1b   Llama 3.2 1B's shape, T=2048, bfloat16, for a GPU
-  llama-3b   Llama 3.2 3B's, the largest that 80 GiB train with AdamW
-  llama-8b   Llama 3 8B's, the same for 140 GiB
-  15m        Llama's form at 15M, as for small stories; to decode
+  llama-3b   Llama 3.2 3B's shape, the largest that AdamW trains in 80 GiB
+  llama-8b   Llama 3 8B's shape, the largest for 140 GiB
+  15m        Llama's architecture at 15M, as for small stories; to time decoding
   growth     2 layers, width 128, T=128, B=4: where lab.bench.growth begins
 
-They are to be timed, not trained: vocabularies are named and no text is read.
-Another precision is --config.model.compute_dtype=bfloat16.
+These configs are for timing, not training: they set the vocabulary size
+directly and read no text. For another precision:
+--config.model.compute_dtype=bfloat16
 """
 
 from configs import base
 
-# GPT-2's form: (layers, heads, width, T, B, V, precision)
+# GPT-2's architecture: (layers, heads, width, T, B, V, precision)
 GPTS = {
   "tiny": (4, 4, 128, 64, 12, 65, "float32"),
   "small": (6, 6, 384, 256, 64, 65, "float32"),
@@ -57,7 +58,7 @@ def get_config(variant: str = "tiny"):
       config.model.vocab_multiple = 1
       config.optim.beta2 = 0.99
       if variant == "small":
-        # Parts that stay in a CPU's caches; the same step (configs/LOG.md).
+        # Microbatches that fit a CPU's caches; same update (configs/LOG.md).
         config.train.num_microbatches = 16
   else:
     _, heads, kv_heads, width, mlp_dim, seq_len, rows, vocab_size, precision = (

@@ -1,10 +1,9 @@
 """BERT (Devlin et al. 2019): laptop (minutes on two cores), base.
 
-An encoder that predicts masked tokens: post-norm, learned positions, two types
-of tokens, gelu, biases, and BERT's head. base has its sizes and, by
---config.model.vocab_size=30522, its 109,514,298 parameters; the published
-vocabulary is a file to give by its path:
---config.data.tokenizer=hf:PATH/tokenizer.json
+An encoder that predicts masked tokens: post-norm, learned positions, two token
+types, gelu, biases, and BERT's head. base has BERT's sizes: 109,514,298
+parameters with its 30,522 tokens. It needs the path of the published
+tokenizer: --config.data.tokenizer=hf:PATH/tokenizer.json
 """
 
 from configs import base

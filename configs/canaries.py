@@ -1,7 +1,7 @@
-"""What a model repeats of its text (Carlini et al. 2019, arXiv:1802.08232).
+"""Memorisation of training text (Carlini et al. 2019, arXiv:1802.08232).
 
-A small model on bytes that memorises what is often there, of a text in which
-`gpt_jax.lab.canaries plant` has planted lines; docs/cleaning.md has the
+A small byte-level model that memorises what occurs often in a text in which
+`gpt_jax.lab.canaries plant` has planted lines. docs/cleaning.md has the other
 commands.
 
   python -m gpt_jax.train --config=configs/canaries.py \
@@ -13,7 +13,7 @@ from configs import base
 
 def get_config():
   config = base.get_config()
-  # All of the text is learned: a canary that is held out cannot be memorised.
+  # Nothing is held out: the model cannot memorise a canary it never reads.
   config.data.valid_frac = 0.0
   config.data.tokenizer = "bytes"
   config.data.seq_len = config.model.max_len = 128

@@ -1,12 +1,12 @@
-"""A classifier of texts: laptop (a minute on two cores), base.
+"""A text classifier: laptop (a minute on two cores), base.
 
   bash launch/local.sh --config=configs/classify.py \
     --config.data.source=labelled:reviews.jsonl
 
-An encoder in BERT's form (configs/bert.py) under BERT's pooler. The file has a
-text and a label on each line, as docs/classification.md shows. base is BERT's
-size with the rates of its fine-tuning (Devlin et al. 2019, appendix A.3), to
-start from a run of configs/bert.py:base:
+BERT's encoder (configs/bert.py) with BERT's pooler and a classification head.
+Each line of the file has a text and a label (docs/classification.md shows an
+example). base has BERT's size and the learning rate of its fine-tuning (Devlin
+et al. 2019, appendix A.3); it should start from a run of configs/bert.py:base:
 
   --config.train.init_from=runs/bert --config.model.vocab_size=30522
 """

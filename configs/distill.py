@@ -1,14 +1,14 @@
-"""Distillation: the quickstart's model teaches one of half its layers.
+"""Distillation: the quickstart's model teaches a student of half its layers.
 
   bash launch/local.sh
   bash launch/local.sh --config=configs/distill.py
   .venv/bin/python -m gpt_jax.lab.sweep run --config=configs/distill.py \
     --workdir=runs/distilled
 
-The first line trains the teacher, the second a student. The sweep compares,
-with three seeds and equal steps, a student alone, one with its teacher, and
-both when they start from every second layer of the teacher, as DistilGPT2 does
-(docs/distillation.md).
+The first line trains the teacher, the second a student. The sweep compares four
+students at equal steps, with three seeds each: with and without the teacher,
+each from random weights and from every second layer of the teacher, as in
+DistilGPT2 (docs/distillation.md).
 """
 
 from configs import tiny

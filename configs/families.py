@@ -2,21 +2,24 @@
 
   bash launch/families.sh
 
-Variants, the first stage: causal, a decoder; prefix, the same with prefixes;
-masked, an encoder; spans, an encoder-decoder that fills in hidden spans. All
-read the interpreter's text. `sweep` tunes each on two tasks that
-tests/functions.py makes of the same library: which package a function is from,
-and what its name is. Controls start from nothing.
+The variants are the pretrained models: causal, a decoder; prefix, the same
+decoder with bidirectional prefixes; masked, an encoder; spans, an
+encoder-decoder that fills in masked spans. All read the interpreter's text.
+`sweep` tunes each on two tasks that tests/functions.py makes from the standard
+library: which package a function is from, and what its name is. Controls are
+trained on the tasks without pretraining.
 
-Equal parameters: two layers of encoder and two of decoder, with their third
-sublayer, have those of four layers whose MLP is four thirds as wide. Equal
-FLOPs: STEPS, by the ledger, which counts an encoder-decoder's tokens where they
-pass (tests/lab/test_families_study.py). Tuning has equal examples.
+Equal parameters: two encoder layers and two decoder layers (with
+cross-attention) have as many as four decoder layers whose MLP is four thirds
+as wide. Equal FLOPs: the steps in STAGES follow from gpt_jax.flops, which
+counts each of an encoder-decoder's tokens only in the stack that processes it
+(tests/lab/test_families_study.py). Tuning has equal numbers of examples.
 
-A model is tuned in the form in which the literature uses it. To classify,
-prefix becomes an encoder, as the whole text is its prefix, and the causal one
-reads its last token. To write, masked becomes a decoder (Rothe et al. 2020),
-as it has the same arrays, and all decoders read their sources causally.
+Each model is tuned in the form that the literature uses. For classification,
+prefix becomes an encoder, since the whole text is its prefix, and causal
+classifies from its last token. For generation, masked becomes a decoder (Rothe
+et al. 2020), which has the same arrays, and all decoders read their sources
+causally.
 """
 
 from configs import base
@@ -29,13 +32,13 @@ STAGES = {
   "spans": ("encoder_decoder", "span_corruption", 852),
 }
 WIDTH = 128
-# (layers, MLP width) of 48 WIDTH^2 parameters.
+# family: (layers, MLP width), with 48 WIDTH^2 parameters.
 SHAPES = {
   "decoder": (4, 4 * WIDTH),
   "encoder": (4, 4 * WIDTH),
   "encoder_decoder": (2, 3 * WIDTH),
 }
-# The family that each is tuned as: (to classify, to write), and its head.
+# What each is tuned as: (family to classify, its head, family to generate).
 TUNED = {
   "causal": ("decoder", "last", "decoder"),
   "prefix": ("encoder", "mean", "decoder"),
@@ -54,7 +57,7 @@ def get_config(variant: str = "causal"):
   config.data.tokenizer = "bpe:2048"
   config.data.objective = objective
   config.data.seq_len = config.model.max_len = 128
-  # Rows for the marks of every objective.
+  # With rows for the special tokens of every objective.
   config.model.vocab_size = 2176
   for key, value in shape_of(family).items():
     config.model[key.removeprefix("model.")] = value
@@ -81,7 +84,7 @@ def get_config(variant: str = "causal"):
 
 
 def shape_of(family: str) -> dict:
-  """Returns the values of a family."""
+  """Returns the config values that select a family and its size."""
   layers, mlp_dim = SHAPES[family]
   return {
     "model.family": family,
@@ -91,7 +94,7 @@ def shape_of(family: str) -> dict:
 
 
 def sweep(add):
-  # The vocabulary is that of the first stage, whose rates are a quarter here.
+  # The tokenizer of pretraining, and a quarter of its learning rate.
   both = {
     "data.tokenizer": f"hf:{FOLDER}/causal/tokenizer.json",
     "data.seq_len": 96,
@@ -109,7 +112,7 @@ def sweep(add):
     "data.valid_frac": 0.2,
     "model.num_classes": 6,
   }
-  # All cells of a seed before the next seed's.
+  # Seeds are the outer loop: each seed's cells run before the next seed's.
   for seed in SEEDS:
     for stage, (reader, head, writer) in TUNED.items():
       start = {"train.init_from": f"{FOLDER}/{stage}"}
@@ -117,7 +120,7 @@ def sweep(add):
       named = name_it | shape_of(writer)
       add(f"package, {stage}", placed | start, seeds=[seed])
       add(f"name, {stage}", named | start, seeds=[seed])
-      # The forms of prefix and the writer of masked are those of others.
+      # prefix, and masked as a decoder, share the controls of other stages.
       if stage != "prefix":
         add(f"package, {reader} from nothing", placed, seeds=[seed])
       if stage in ("causal", "spans"):

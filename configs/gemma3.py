@@ -1,9 +1,9 @@
-"""Gemma 3's form (Gemma Team 2025): laptop, 1b.
+"""Gemma 3's architecture (Gemma Team 2025): laptop, 1b.
 
-Five local layers, of a sliding window and a rope base of their own, to each
-global one; norms before and after each sublayer and of queries and keys; a
-gated GELU; embeddings times the root of the width. The tokenizer of 1b is a
-file to give by its path: --config.data.tokenizer=hf:PATH/tokenizer.json
+Five local layers to each global one; local layers have a sliding window and
+their own rope base. Norms before and after each sublayer, and of queries and
+keys. A gated GELU. Embeddings are multiplied by the root of the width. 1b
+needs the path of its tokenizer: --config.data.tokenizer=hf:PATH/tokenizer.json
 
   bash launch/local.sh --config=configs/gemma3.py:laptop
 """

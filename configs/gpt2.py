@@ -1,7 +1,7 @@
 """GPT-2 (Radford et al. 2019): 124m, 350m, 774m, 1558m.
 
-The published vocabulary is a file to give by its path; without it a
-byte-pair vocabulary of the same size is trained on the corpus:
+Give the path of the published vocabulary; without it, a byte-pair vocabulary
+of the same size is trained on the corpus:
 
   bash launch/local.sh --config=configs/gpt2.py:124m \
     --config.data.tokenizer=gpt2:PATH --config.data.source='text:PATH/*.txt'

@@ -1,8 +1,9 @@
 """GPT-3 175b (Brown et al. 2020, table 2.1 and appendix B), for TPU pods.
 
-96 layers, 96 heads of 128, width 12288, 2048 positions, 300 billion tokens at
-3.2 million a step. The mesh is that of two slices of v5p:8x8x16: a copy of the
-model on each, in it 8 chips to a layer's width and 128 parts of the state.
+96 layers, 96 heads of 128, width 12288, 2048 positions; 300 billion tokens in
+steps of 3.2 million. The mesh is for two slices of v5p:8x8x16. Each slice has
+one copy of the model: every layer's width is split over 8 chips (tensor), and
+the state into 128 parts (fsdp).
 
   python -m gpt_jax.lab.plan --config=configs/gpt3.py --topology=v5p:8x8x16 \
     --slices=2

@@ -1,10 +1,11 @@
-"""Induction heads: two small layers learn to copy what they have seen before.
+"""Induction heads: a two-layer model learns to copy what it has seen before.
 
-Random letters, each string twice: the second half can be predicted by a head
-that looks for the last occurrence of a letter and attends to what followed it
-(Olsson et al. 2022). The first layer sees the letter before and no other, as
-their smeared keys do: else it carries a letter several places on, and the head
-looks there. docs/interpretability.md measures that head.
+Each text is a string of random letters, written twice. The second half can be
+predicted by a head that finds the last occurrence of a letter and attends to
+the letter after it (Olsson et al. 2022). The first layer attends only to the
+current letter and the one before, like the smeared keys of that paper: without
+this window it carries a letter several positions further, and the head looks
+there. docs/interpretability.md measures the head.
 
   python tests/repeats.py repeats.jsonl
   bash launch/local.sh --config=configs/induction.py
@@ -18,7 +19,7 @@ def get_config():
   config.data.source = "jsonl:repeats.jsonl"
   config.data.tokenizer = "chars"
   config.data.packing = "documents"
-  # Short rows would cut many a string between its halves.
+  # Shorter rows would cut many strings between their halves.
   config.data.seq_len = config.model.max_len = 128
   config.model.num_layers = 2
   config.model.layer_pattern = "local+global"
@@ -33,7 +34,8 @@ def get_config():
   config.optim.learning_rate = 3e-3
   config.optim.schedule = "linear"
   config.optim.final_rate_frac = 0.0
-  # Two heads that do the same cost two matrices of queries and keys.
+  # Strong: a second head that does the same pays for its own query and key
+  # matrices, so that only one head learns to copy (docs/interpretability.md).
   config.optim.weight_decay = 3.0
   config.optim.warmup_steps = 50
   config.optim.clip_norm = 1.0

@@ -1,18 +1,18 @@
-"""A scaling study of small models on the interpreter's text, byte by byte.
+"""A scaling study of small byte-level models on the interpreter's text.
 
   bash launch/study.sh runs/study
 
-Four budgets of compute, five or six sizes each, as in Hoffmann et al. 2022,
-approach 2: 23 runs, every one with its own schedule down to zero. muP keeps
-one learning rate good for all widths. The variant `large` is one run of more
-than four times the largest budget, to be predicted before it is done.
+23 runs as in approach 2 of Hoffmann et al. (2022): four compute budgets with
+five or six sizes each. Every run has its own schedule, which ends at zero. With
+muP, one learning rate suits all widths. The variant `large` is one run of more
+than four times the largest budget, whose loss is predicted before it is run.
 
-Compute is 6 N D with all parameters in N.
+Compute is 6 N D, where N counts all parameters, including the embedding.
 """
 
 from configs import mup
 
-# FLOPs, and the widths of two blocks that share them.
+# {FLOPs of one run: widths of the two-layer models that are trained with them}
 BUDGETS = {
   2e11: (16, 32, 48, 64, 80, 96),
   6e11: (32, 48, 64, 80, 96, 128),
@@ -50,12 +50,12 @@ def get_config(variant: str = "small"):
 
 
 def count_params(width: int) -> int:
-  """Returns N: two blocks of 12 width^2 and five norms, and the embedding."""
+  """Returns N of a width: two layers of 12 width^2, five norms, embedding."""
   return 2 * 12 * width**2 + 5 * width + VOCAB * width
 
 
 def shape_of(width: int, flops: float) -> dict:
-  """Returns what a run of this width and compute changes."""
+  """Returns the config values of a run of this width and compute."""
   step = 6 * count_params(width) * ROWS * LENGTH
   return {
     "model.model_dim": width,

@@ -1,10 +1,11 @@
-"""Llama's form (Touvron et al. 2023, Dubey et al. 2024).
+"""Llama's architecture (Touvron et al. 2023, Dubey et al. 2024).
 
 Variants: mini (minutes on two cores), laptop (hours), 1b, 8b, 70b.
 
 RMSNorm, rotary positions, SwiGLU, grouped queries, no biases. 1b is Llama 3.2
-(tied, scaled rotations); 8b and 70b are Llama 3. Their tokenizer is a file to
-give by its path: --config.data.tokenizer=hf:PATH/tokenizer.json
+1B (tied embeddings, scaled rope frequencies); 8b and 70b are Llama 3. All three
+need the path of their tokenizer:
+--config.data.tokenizer=hf:PATH/tokenizer.json
 """
 
 from configs import base

@@ -1,9 +1,9 @@
-"""Local and global layers in turn (Beltagy et al. 2020): laptop, 1b.
+"""Alternating local and global layers (Beltagy et al. 2020): laptop, 1b.
 
-Llama's form with five layers of a sliding window to each layer that sees the
-whole row, and a rope base of their own, as in Gemma 3 (2025). They cache
-the keys and values of their window alone. laptop trains in hours on two cores;
-1b is Llama 3.2 1B's size, with 32,768 positions.
+Llama's architecture with five local layers to each global one, as in Gemma 3
+(2025). Global layers see the whole row. Local layers have a sliding window and
+their own rope base, and cache the keys and values of their window only. laptop
+trains in hours on two cores; 1b has Llama 3.2 1B's size and 32,768 positions.
 """
 
 from configs import llama

@@ -1,7 +1,8 @@
-"""One layer, two heads of 8: small enough to read every number of it.
+"""One layer with two heads of width 8: small enough to read every number.
 
-Chinese sentences made by rule, by characters; docs/interpretability.md follows
-one of them through queries, keys, weights and weighted sums.
+A character model of Chinese sentences that a rule generates; the page
+docs/interpretability.md follows one sentence through its queries, keys,
+attention weights and weighted sums.
 
   python tests/meals.py meals.txt
   bash launch/local.sh --config=configs/meals.py

@@ -1,20 +1,21 @@
-"""How much of each source: three texts of this project, ten mixtures of them.
+"""How much of each source to train on: ten mixtures of three texts.
 
   python -m gpt_jax.lab.sweep run --config=configs/mixture.py \
     --workdir=runs/mixture
   python -m gpt_jax.lab.sweep.mixture --workdir=runs/mixture
 
-Small runs whose weights are a lattice, from one source alone to equal parts
-(Scheffé 1958), and all are measured on a fourth text: what a large run should
-read is then read off a fit, as in RegMix (Liu et al. 2024, arXiv:2407.01492).
-Copy this file, and name your sources and the text that the run is for.
+Small runs whose source weights form a simplex lattice, from one source alone to
+equal parts (Scheffé 1958). All are evaluated on a fourth text, and a fit to
+their losses predicts the best mixture for a large run, as in RegMix (Liu et al.
+2024, arXiv:2407.01492). To use it, copy this file and set your sources and the
+text that the large run should do well on.
 """
 
 from configs import shakespeare_char
 
 SOURCES = ("text:docs/*.md", "text:gpt_jax/**/*.py", "text:figures/*.svg")
 TARGET = "text:tests/data/*.py"
-# Weights are thirds.
+# Weights are multiples of 1 / PARTS.
 PARTS = 3
 
 
@@ -40,7 +41,7 @@ def get_config():
 
 
 def mix(parts) -> str:
-  """Returns the mixture with these parts of each source; 0 leaves it out."""
+  """Returns data.source with these parts of each source; 0 leaves one out."""
   pairs = zip(parts, SOURCES, strict=True)
   return ",".join(f"{part / sum(parts):.4f}*{s}" for part, s in pairs if part)
 

@@ -1,16 +1,17 @@
 """Latent attention (DeepSeek-V2, Liu et al. 2024): laptop, v2-lite.
 
-Decoding caches a small vector per token and layer in place of keys and values.
-laptop is llama.py:laptop with it: 160 numbers in place of 256 (of 768, had each
-query head its own keys), in hours on two cores:
+Decoding caches a small vector per token and layer instead of keys and values.
+laptop is llama.py:laptop with latent attention: it caches 160 numbers instead
+of 256 (768 if each query head had its own keys). Hours on two cores:
 
   bash launch/local.sh --config=configs/mla.py:laptop
 
-v2-lite is DeepSeek-V2-Lite as it was pretrained (their appendix B): after a
-dense first layer 64 small experts and two that all tokens share. Two things
-differ: the weights of a token's experts are divided by their sum, and the rate
-falls by a cosine, not in two steps. Its tokenizer is a file to give by its
-path: --config.data.tokenizer=hf:PATH/tokenizer.json
+v2-lite is DeepSeek-V2-Lite as it was pretrained (their appendix B): the first
+layer is dense, the others have 64 small experts and two shared ones for all
+tokens. Two things differ from the original: the weights of a token's experts
+are divided by their sum, and the learning rate follows a cosine instead of
+dropping in two steps. It needs the path of its tokenizer:
+--config.data.tokenizer=hf:PATH/tokenizer.json
 """
 
 from configs import llama
@@ -22,7 +23,7 @@ def get_config(variant: str = "laptop"):
   config = llama.get_config("laptop" if variant == "laptop" else "8b")
   config.model.num_kv_heads = None
   if variant == "laptop":
-    # A head is 64 dims without positions and 32 that are rotated.
+    # Of a head's 96 dims, 64 have no position and 32 are rotated (rope).
     config.model.head_dim = 96
     config.model.kv_lora_rank = 128
     config.model.qk_rope_head_dim = 32

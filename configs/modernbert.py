@@ -1,9 +1,9 @@
 """ModernBERT (Warner et al. 2024): laptop (minutes on two cores), base.
 
 An encoder that predicts masked tokens: pre-norm, rotary positions, a gated MLP,
-no biases, and one global layer to each two local ones. base has its sizes, and
-149,655,232 parameters with its head; its tokenizer is a file to give by its
-path: --config.data.tokenizer=hf:PATH/tokenizer.json
+no biases, and two local layers to each global one. base has ModernBERT's sizes:
+149,655,232 parameters with its head. It needs the path of its tokenizer:
+--config.data.tokenizer=hf:PATH/tokenizer.json
 """
 
 from configs import base

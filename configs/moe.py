@@ -1,24 +1,24 @@
 """A mixture of experts (Shazeer et al. 2017): laptop, fine, mini, 8x7b.
 
-8x7b is Mixtral's form (Jiang et al. 2024): Llama's with eight experts, of
-which a token goes to two. Its tokenizer is a file to give by its path:
---config.data.tokenizer=hf:PATH/tokenizer.json. laptop has as many parameters
-at work for a token as llama.py:laptop, and 2.9 times as many in all:
+8x7b is Mixtral's architecture (Jiang et al. 2024): Llama's with eight experts,
+two for each token. It needs the path of its tokenizer:
+--config.data.tokenizer=hf:PATH/tokenizer.json. laptop has as many active
+parameters per token as llama.py:laptop, and 2.9 times as many in total:
 
   bash launch/local.sh --config=configs/moe.py:laptop
 
-fine has as many at work too, of 64 experts an eighth as wide (DeepSeekMoE, Dai
-et al. 2024): two are shared by all tokens, and a token goes to six others. The
-first layer has none. Scores are sigmoids, and biases balance the loads
-(DeepSeek-V3, 2024).
+fine has as many active parameters too, with 64 experts an eighth as wide
+(DeepSeekMoE, Dai et al. 2024). Each token goes to six of them, and all tokens
+share two more. The first layer is dense. Router scores are sigmoids, and
+per-expert biases balance the loads (DeepSeek-V3, 2024).
 
-mini and mini-biases train in minutes, and their busiest expert stays within 1.5
-of an even share from the first step to the last, balanced by a loss, and by
-biases beside a weaker loss (configs/LOG.md). A language model first learns how
-frequent tokens are. Where it writes that into the stream, tokens become alike,
-and nearly all go to the same experts. So here embeddings start as large as the
-stream and learn slowly, and the output matrix, which is not tied to them,
-learns fast.
+mini and mini-biases train in minutes. At every step their busiest expert has at
+most 1.5 times an even share of the tokens (configs/LOG.md). mini is balanced by
+a loss; mini-biases by biases and a weaker loss. What makes balance hard is that
+a language model first learns token frequencies. If it writes those into the
+residual stream, tokens become alike and nearly all go to the same experts. So
+here the embeddings start as large as the stream and learn slowly, and the
+output matrix, which is not tied to them, learns fast.
 """
 
 from configs import llama
@@ -44,14 +44,15 @@ def get_config(variant: str = "laptop"):
     config.model.num_shared_experts = 2
     config.model.expert_mlp_dim = 128
     config.model.router_score = "sigmoid"
-    # Beside the biases, against crowds within a sequence.
+    # The biases balance a batch; this weak loss balances each sequence.
     config.model.router_balance_weight = 1e-4
     config.model.router_bias_rate = 0.003
     return config
   config.data.seq_len = config.model.max_len = 4096
   config.model.vocab_size = 32_000
   config.model.rope_theta = 1_000_000.0
-  # Each device gathers the tokens of eight: on v5p:4x4x4 the step fits so.
+  # Each device has room for the tokens of eight (mesh.expert). With two
+  # microbatches the step fits on v5p:4x4x4 (configs/LOG.md).
   config.train.num_microbatches = 2
   config.mesh.expert = 8
   return config
@@ -81,6 +82,7 @@ def _mini(has_biases: bool):
   if has_biases:
     config.model.router_score = "sigmoid"
     config.model.router_bias_rate = 0.01
-    # A row of one kind, such as a table of numbers, is not for biases to know.
+    # Biases react only in the next step, too late for a single batch with an
+    # unusual row, such as a table of numbers. The loss evens that out.
     config.model.router_balance_weight = 0.1
   return config

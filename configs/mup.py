@@ -1,7 +1,8 @@
-"""A family of widths that share a learning rate: muP on the interpreter's text.
+"""Widths that share a learning rate: muP on the interpreter's text.
 
-The variant is the width; 64 is the base, where muP changes nothing. Is the
-best rate the same at every width, with muP and without?
+The variant is the width; at 64, the base width, muP changes nothing. The study
+asks whether the best learning rate is the same at every width, with muP and
+without it.
 
   python -m gpt_jax.lab.transfer.coordinates --config=configs/mup.py
   python -m gpt_jax.lab.transfer --config=configs/mup.py --out=runs/transfer
@@ -9,7 +10,7 @@ best rate the same at every width, with muP and without?
 
 from configs import base
 
-# Transfer: what a cell is made of.
+# The transfer study has one cell for each combination of these.
 WIDTHS = (64, 128, 256, 512)
 RATES = tuple(2.0**k for k in range(-11, -3))
 SEEDS = (0, 1, 2)
@@ -24,7 +25,7 @@ def get_config(variant: str = "64"):
   config.data.seq_len = config.model.max_len = 64
   config.model.num_layers = 2
   config.model.model_dim = width
-  # Heads keep their width and grow in number.
+  # A wider model has more heads of the same width.
   config.model.head_dim = 32
   config.model.num_heads = width // 32
   config.model.mlp_dim = 4 * width

@@ -1,8 +1,8 @@
-"""Runs on TPU slices whose speed is published, a variant each.
+"""Training runs on TPU slices with published speeds, one per variant.
 
-`python -m gpt_jax.lab.plan.published` plans them on their slices and sets what
-is predicted beside what was measured. Batches are per chip, as published. A
-variant is named by the chip and what the source calls the model.
+`python -m gpt_jax.lab.plan.published` plans each run on its slice and compares
+the predicted with the published speed. Batch sizes are per chip, as published.
+A variant's name is the chip and the source's name of the model.
 """
 
 from configs import base

@@ -1,10 +1,10 @@
-"""Runs on H100s and H200s whose speed is published, a variant each.
+"""Training runs on H100s and H200s with published speeds, one per variant.
 
-`python -m gpt_jax.lab.plan.published` compiles them for their GPUs and sets
-what is predicted beside what was measured. Shapes, batches, microbatches and
-recomputation are their sources'. A variant is named by the card and what the
-source calls the model: mpt, llm-foundry's; gpt2, llm.c's; llama2 and
-llama3-70b, MaxText's; llama3-8b, KempnerForge's.
+`python -m gpt_jax.lab.plan.published` compiles each run for its GPUs and
+compares the predicted with the published speed. Shapes, batches, microbatches
+and recomputation are those of the source. A variant's name is the GPU and the
+source's name of the model. Sources: llm-foundry (mpt), llm.c (gpt2), MaxText
+(llama2, llama3-70b), KempnerForge (llama3-8b).
 """
 
 from configs import base
@@ -63,7 +63,7 @@ def get_config(variant: str):
   else:
     config.model.bias = True
   if variant == "h200-llama3-8b":
-    # Measured with 80.7 GB in use: 10 bytes a parameter leave no float32.
+    # The source used 80.7 GB, 10 bytes a parameter: not enough for float32.
     config.model.param_dtype = config.optim.moment_dtype = "bfloat16"
   config.model.scan_layers = name != "gpt2-124m"
   config.model.remat = remat

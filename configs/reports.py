@@ -1,12 +1,12 @@
-"""A report written from fields: which come in any order, and are compared.
+"""Reports written from fields, which come in any order and must be compared.
 
   .venv/bin/python tests/lessons.py runs/lessons
   bash launch/local.sh --config=configs/reports.py --workdir=runs/reports
   .venv/bin/python -m gpt_jax.evaluate --workdir=runs/reports \\
     --data=pairs:runs/lessons/reports-valid.tsv --generate=1000
 
-The model is that of attention.py:laptop; fields and reports of your own are
-pairs in a file.
+The model is that of attention.py:laptop. For your own fields and reports, give
+a file of pairs as data.source.
 """
 
 from configs import attention

@@ -9,11 +9,12 @@
   .venv/bin/python -m gpt_jax.lab.sweep run --config=configs/sentiment.py \
     --workdir=runs/sentiment-sweep
 
-The first line makes reviews by a rule: 20,000 without labels, 200 with, which
-have a fifth of the words that tell, and 1,000 others to judge by. The second
-learns to continue those without labels; the third, classes. The sweep compares
-three seeds of that with three that start from scratch: docs/classification.md
-has the figures.
+The first command generates reviews by a rule: 20,000 without labels, 200 with
+labels, which use only a fifth of the words that reveal the sentiment, and 1,000
+held-out ones. The second command pretrains a language model on the unlabelled
+reviews, the third tunes it to classify, and the fourth evaluates it. The sweep
+tunes with three seeds from the pretrained model and with three from scratch;
+docs/classification.md has the results.
 """
 
 from configs import tiny
@@ -46,7 +47,7 @@ def get_config(variant: str = "tune"):
   config.data.tokenizer = f"hf:{PRETRAINED}/tokenizer.json"
   config.train.init_from = PRETRAINED
   config.model.head = "mean"
-  # Named, since lab.sweep takes no number of classes from the data.
+  # Set here because lab.sweep does not infer it from the data.
   config.model.num_classes = 2
   config.optim.optimizer = "adamw"
   config.optim.beta1 = 0.9

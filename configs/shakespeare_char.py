@@ -3,7 +3,7 @@
   small   4 layers, width 128, T=64: minutes on a CPU, published loss 1.88
   gpu     6 layers, width 384, T=256: published loss 1.4697
 
-The text is not part of the project; give its path:
+The project does not include the text; give its path:
 
   bash launch/local.sh --config=configs/shakespeare_char.py:small \
     --config.data.source=text:PATH/input.txt

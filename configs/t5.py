@@ -1,15 +1,16 @@
 """T5 1.1 and T5 (Raffel et al. 2020): laptop (minutes, two cores), base, v1.0.
 
-An encoder-decoder that fills in hidden spans of text: RMS norms, no biases,
-positions as a bias of the scores that is learned for 32 buckets of distances,
-scores that are not divided by sqrt(H). 1.1 has a gated gelu and an output
-matrix of its own, v1.0 ReLU and the tied table.
+An encoder-decoder that fills in masked spans of text: RMSNorm, no biases,
+relative positions (a learned bias of the attention scores for each of 32
+distance buckets), and scores that are not divided by the root of the head
+width. laptop and base are T5 1.1, with a gated gelu and an untied output
+matrix; v1.0 has ReLU and tied embeddings.
 
-base has the published 247,577,856 parameters, v1.0 222,903,552, both with rows
-for 32,128 tokens. Of a window of 568 tokens 15 % are hidden, in spans of 3 on
-average, which leaves 512 of source and makes 114 of target. Rate, batch and
-steps are those of section 3.1.2, but the rate rises to its first value. The
-tokenizer is a file to give by its path:
+base has the published 247,577,856 parameters, v1.0 222,903,552, both with
+32,128 embedding rows. Of each window of 568 tokens, 15 % are masked in spans of
+3 tokens on average, which leaves a source of 512 tokens and a target of 114.
+Learning rate, batch and steps are those of section 3.1.2, except that the rate
+has a linear warm-up. Both need the path of their tokenizer:
 --config.data.tokenizer=hf:PATH/tokenizer.json
 
   bash launch/local.sh --config=configs/t5.py:laptop

@@ -2,8 +2,8 @@
 
   bash launch/local.sh
 
-What it is made of was chosen by what lowers bits per byte most in three
-minutes on two cores; configs/LOG.md has the figures.
+Its settings are those that give the fewest bits per byte after three minutes
+on two cores; configs/LOG.md has the measurements.
 """
 
 from configs import base

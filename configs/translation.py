@@ -1,13 +1,14 @@
 """Translation of sentences, by a small Transformer: minutes on two cores.
 
-The form is that of attention.py, with the pairs of a file in two columns and
-byte pairs of both languages:
+The model is that of attention.py:laptop. The sentence pairs come from a file
+with two columns, and both languages share one byte-pair vocabulary:
 
   bash launch/local.sh --config=configs/translation.py \\
     --config.data.source=pairs:PATH.tsv --workdir=DIR
   .venv/bin/python -m gpt_jax.evaluate --workdir=DIR --generate=1000 --beams=4
 
-Another direction is pairs:PATH.tsv#2#1. Sentences of up to 64 tokens are read.
+For the other direction, use pairs:PATH.tsv#2#1. Sentences have at most 64
+tokens.
 """
 
 from configs import attention

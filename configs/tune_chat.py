@@ -5,9 +5,10 @@
   bash launch/local.sh --config=configs/tune_chat.py
   .venv/bin/python -m gpt_jax.evaluate --workdir=runs/tune_chat --generate=100
 
-The first line trains the quickstart, whose weights and vocabulary are tuned;
-the second makes the dialogues by a rule, 200 to learn from and 100 others. The
-last one writes the answers to those, and compares them to the letter.
+The first command trains the quickstart, whose weights and tokenizer are the
+starting point. The second generates dialogues by a rule: 200 for training and
+100 held out. The third tunes the model, and the last one generates answers to
+the held-out dialogues and counts exact matches.
 """
 
 from configs import tiny

@@ -1,15 +1,15 @@
-"""Reinforcement from a verifiable reward: sums, from chance to right.
+"""Reinforcement learning from a verifiable reward: sums, from chance to right.
 
   .venv/bin/python tests/sums.py runs/sums
   bash launch/local.sh --config=configs/tune_grpo.py:base
   bash launch/local.sh --config=configs/tune_grpo.py
   .venv/bin/python -m gpt_jax.evaluate --workdir=runs/tune_grpo --generate=100
 
-The first line makes sums by a rule. Those that the second one learns from are
-up to 4 off, each distance as often as none: it knows about how large a sum is,
-and is right by chance, once in nine. The third samples answers and learns from
-those that are right (GRPO, Shao et al. 2024); the last one writes the answers
-to held-out sums.
+The first command generates sums by a rule. The second trains the base model on
+answers that are off by -4 to 4, all nine offsets equally often: the model
+learns roughly how large a sum is, and is right by chance once in nine times.
+The third samples answers and reinforces the right ones (GRPO, Shao et al.
+2024). The last one generates answers to held-out sums.
 """
 
 from configs import base

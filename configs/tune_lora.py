@@ -5,10 +5,10 @@
   bash launch/local.sh --config=configs/tune_lora.py
   .venv/bin/python -m gpt_jax.evaluate --workdir=runs/tune_lora --generate=100
 
-As configs/tune_chat.py, but with the quickstart's weights as they are: what is
-learned are matrices of rank 16 beside those of attention and MLP (LoRA, Hu et
-al. 2021), a seventh of the parameters. The last line writes the answers to 100
-held-out dialogues, and compares them to the letter.
+As configs/tune_chat.py, but the quickstart's weights are frozen: only low-rank
+matrices (rank 16) beside those of attention and MLP are trained (LoRA, Hu et
+al. 2021), a seventh of the parameters. The last command generates answers to
+100 held-out dialogues and counts exact matches.
 """
 
 from configs import tune_chat

@@ -1,20 +1,21 @@
-"""Preferences: a small model that errs on every second sum learns to prefer.
+"""Preferences: a small model that errs on half of the sums learns to prefer.
 
   .venv/bin/python tests/sums.py runs/sums
   bash launch/local.sh --config=configs/tune_preference.py:base
   bash launch/local.sh --config=configs/tune_preference.py
   .venv/bin/python -m gpt_jax.evaluate --workdir=runs/tune_preference
 
-The first line makes sums by a rule. Those that the second one learns from are
-wrong in every second place. The third learns from pairs of a right and a wrong
-answer (DPO, Rafailov et al. 2023; `ipo`, `kto` and `orpo` are the others), and
-the last one says how often the right answer of held-out sums is preferred.
+The first command generates sums by a rule. The second trains the base model on
+sums half of which are wrong. The third learns from pairs of a right and a wrong
+answer (DPO, Rafailov et al. 2023; the other variants are `ipo`, `kto` and
+`orpo`). The last one reports how often the model prefers the right answer of
+held-out sums.
 """
 
 from configs import base
 
-# Steps of each objective, after which held-out sums are ranked worse again;
-# kto learns from the same answers, but not from pairs of them.
+# Steps of each objective: dpo and ipo rank held-out sums worse after 100 steps
+# (configs/LOG.md). kto learns from the same answers, but one at a time.
 STEPS = {"dpo": 100, "ipo": 100, "kto": 200, "orpo": 200}
 
 

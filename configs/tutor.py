@@ -5,8 +5,8 @@
   .venv/bin/python -m gpt_jax.evaluate --workdir=runs/tutor \\
     --data=pairs:runs/lessons/tutor-valid.tsv --generate=1000
 
-Pupils form plurals of words that the model has never seen, so it reads letters
-and has to learn the rules.
+The answers are plurals of made-up words, many of them unseen in training. So
+the model reads characters and has to learn the rules.
 """
 
 from configs import reports

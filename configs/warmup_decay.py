@@ -1,10 +1,11 @@
-"""A warm-up-stable trunk and four decays from it (Hu et al. 2024, section 4).
+"""A warmup-stable-decay trunk and four decays from it (Hu et al. 2024, sec. 4).
 
   python -m gpt_jax.lab.sweep run --config=configs/warmup_decay.py \
     --workdir=runs/decays
 
-The loss at four lengths for the price of a trunk and four decays, with three
-seeds: each equals a straight run of its own schedule, bit for bit.
+Measures the loss at four training lengths with three seeds, for the cost of a
+trunk and four decays. Each decay equals, bit for bit, a run of that length
+trained from its start with the same schedule.
 """
 
 from configs import shakespeare_char
