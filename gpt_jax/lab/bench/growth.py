@@ -2,8 +2,8 @@
 
 Measures time and temporary memory of the real step as width, layers, sequence
 length, batch or vocabulary grows from a small base, and compares them with the
-ledger (flops.py and lab.plan). Measured and predicted values are divided by the
-base's, so that growth is compared and not the machine's speed. From a notebook:
+ledger (flops.py). Measured and predicted values are divided by the base's, so
+that growth is compared and not the machine's speed. From a notebook:
 measure(config).
 """
 
