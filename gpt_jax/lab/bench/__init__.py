@@ -1,8 +1,8 @@
-"""How fast is it, against the prediction and against other libraries?
+"""Compares gpt_jax's speed with its prediction and with other libraries.
 
 python -m gpt_jax.lab.bench SUBJECT. Subject, flags and config are read and
-checked before anything that computes is imported. Each program that is timed
-runs in a process of its own. From a notebook: train.measure(config) and
+checked before jax or a peer is imported. Each timed program runs in its own
+process. From a notebook: train.measure(config) and
 likewise for the other subjects; report.lines(found) is the table.
 """
 
@@ -144,7 +144,7 @@ def _batch_sizes_of(text: str) -> list[int]:
 
 
 def _tokens_of(text: str, subject: str | None) -> tuple[int, int]:
-  """Returns the least and the most tokens that --tokens asks for."""
+  """Returns the fewest and the most tokens per text, as --tokens gives them."""
   words = text.split(":")
   is_fine = all(word.isdecimal() and len(word) < 10 for word in words)
   found = [int(word) for word in words] if is_fine else [0]

@@ -1,4 +1,4 @@
-"""The data subject: times preparation, the loader, and waits for data."""
+"""The data subject: times preparation, the loader, and steps' data waits."""
 
 import dataclasses
 import itertools
@@ -22,8 +22,8 @@ from gpt_jax.lab.bench.samples import REPEATS, Measurement, Row
 LOADER_LENS = (1024, 8192)
 LOADER_TOKENS = 1 << 16
 LOADER_SECONDS = 1.0
-# How GPT-2 cuts text into words (Radford et al. 2019), for tiktoken. The
-# tokenizers library has this pattern built in.
+# GPT-2's pre-tokenization pattern (Radford et al. 2019), for tiktoken. The
+# tokenizers library has it built in.
 WORDS = (
   r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 )
@@ -90,7 +90,11 @@ def measure(
 
 
 def prepare(config: Config, folder: str, spec: str | None = None):
-  """Returns the config's text prepared in a folder of its own."""
+  """Prepares the config's text in `folder`; returns the PreparedData.
+
+  Args:
+    spec: tokenizer spec to use in place of data.tokenizer, or None.
+  """
   data = dataclasses.replace(
     config.data, dir=folder, tokenizer=spec or config.data.tokenizer
   )
@@ -98,7 +102,11 @@ def prepare(config: Config, folder: str, spec: str | None = None):
 
 
 def fixed_spec(config: Config, prepared, folder: str) -> str:
-  """Returns a tokenizer spec of the same vocabulary, already trained."""
+  """Returns the spec of a trained tokenizer with the prepared vocabulary.
+
+  A tokenizer that preparation trained is written to `folder`; others keep
+  their spec.
+  """
   if not tokenizers.is_trained(config.data.tokenizer):
     return config.data.tokenizer
   with open(prepared.tokenizer_path, encoding="utf-8") as file:
@@ -110,7 +118,7 @@ def fixed_spec(config: Config, prepared, folder: str) -> str:
 
 
 def time_preparation(config, spec: str, prepared, folder, repeats: int):
-  """Returns rows of preparation, and of tokenizers alone on the same text."""
+  """Times preparation, and other tokenizers on the same text; returns Rows."""
   encoder = prepared.tokenizer
   texts = read_texts(config, encoder)
   count = sum(len(ids) for ids in encoder.encode_batch(texts))
@@ -119,7 +127,7 @@ def time_preparation(config, spec: str, prepared, folder, repeats: int):
     "tiktoken": alone_tiktoken(encoder),
   }
   seconds = {name: [] for name in ("ours", *alone)}
-  # In alternation, because a machine's speed drifts.
+  # Alternate, because a machine's speed drifts.
   for index in range(repeats):
     where = os.path.join(folder, f"again{index}")
     start = time.perf_counter()
@@ -164,13 +172,13 @@ def read_texts(config: Config, encoder) -> list[str]:
 
 
 def alone_tokenizers(prepared):
-  """Returns a function texts -> number of ids, by the library tokenizers."""
+  """Returns a function texts -> number of ids, by the `tokenizers` library."""
   from tokenizers import Tokenizer
 
   with open(prepared.tokenizer_path, encoding="utf-8") as file:
     library = json.load(file)["library"]
   one = Tokenizer.from_str(json.dumps(library))
-  # A separator's name within a text is text, as in preparation.
+  # Encode a separator's name within a text as plain text, as preparation does.
   one.encode_special_tokens = True
 
   def encode(texts) -> int:
@@ -181,7 +189,7 @@ def alone_tokenizers(prepared):
 
 
 def alone_tiktoken(encoder):
-  """Returns a function texts -> number of ids, by tiktoken, of equal merges."""
+  """Returns a function texts -> number of ids, by tiktoken with our merges."""
   import tiktoken
 
   ranks = {}
@@ -198,7 +206,11 @@ def alone_tiktoken(encoder):
 
 
 def time_loader(config: Config, prepared, length: int, repeats: int):
-  """Returns tokens/s of each repeat; None where the text is too short."""
+  """Returns the loader's tokens/s of each repeat, None if the text is short.
+
+  Args:
+    length: sequence length, for which the text may be too short.
+  """
   from gpt_jax.data.batches import make_train_iterator
 
   data = dataclasses.replace(config.data, seq_len=length)
@@ -228,7 +240,13 @@ def time_loader(config: Config, prepared, length: int, repeats: int):
 def time_fed_steps(
   config: Config, prepared, folder: str, repeats: int, num_steps, devices
 ) -> dict:
-  """Returns seconds per step, and of its wait for data, of each repeat."""
+  """Times training steps that read prepared data, in a worker.
+
+  Returns:
+    config: with the vocabulary filled in.
+    seconds: median seconds per step of each repeat.
+    waits: mean seconds per step spent waiting for data, of each repeat.
+  """
   config = prepared.resolve_vocab(config)
   first = os.path.join(folder, "first")
   with worker.Worker(

@@ -1,4 +1,4 @@
-"""The decode subject: prefill, and tokens per second of the loop after it."""
+"""The decode subject: times prefill, and the loop that generates tokens."""
 
 from gpt_jax import config as config_lib
 from gpt_jax import flops
@@ -8,15 +8,19 @@ from gpt_jax.lab.bench.samples import REPEATS, Measurement, Pairs, Row
 from gpt_jax.lab.bench.train import check_vocab
 
 PROMPT_LEN = 64
-# The loop is timed after its first chunk of tokens, so it needs some more.
+# The loop is timed after its first chunk of tokens, so more must follow.
 LEAST_TOKENS = 32
 
 
 def find_prompt_len(config: Config, num_tokens: int, least: int) -> int:
-  """Returns how long the prompts are before num_tokens, `least` or more.
+  """Returns the length of prompts that leaves room for num_tokens.
+
+  Args:
+    least: the smallest num_tokens that is allowed.
 
   Raises:
-    InputError: num_tokens does not fit, or the vocabulary is not known.
+    InputError: num_tokens is below `least` or does not fit, or the vocabulary
+      is not known.
   """
   check_vocab(config)
   prompt_len = min(PROMPT_LEN, config.model.max_len // 2)

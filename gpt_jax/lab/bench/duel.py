@@ -1,7 +1,8 @@
 """Times gpt_jax and peers in alternation, each in a process of its own.
 
-A machine's speed drifts by more than two programs differ. So only consecutive
-runs are compared, and the median over such pairs is reported.
+A machine's speed drifts by more than the difference between two programs. So
+each run is compared only with the one right after it, and the median over these
+pairs is reported.
 """
 
 import contextlib
@@ -15,11 +16,11 @@ from gpt_jax.lab.bench import peers, worker
 SHARED = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 # How a peer's OpenMP threads wait for each other. Spinning, the default, is
 # faster on a free machine and twenty times slower on a busy one, so each peer
-# gets the one that is faster in a trial.
+# uses whichever is faster in a trial.
 WAITING = {"spin": {}, "sleep": {"OMP_WAIT_POLICY": "PASSIVE"}}
-# Length of a trial, which repeats its command three times or more.
+# A trial repeats its command for this long, but 3 to 9 times.
 TRIAL_SECONDS = 5.0
-# An idle process that takes more of a core than this disturbs the other.
+# A worker that uses more than this share of a core while idle disturbs others.
 MAX_IDLE_SHARE = 0.05
 
 
@@ -94,22 +95,22 @@ class Duel:
         )
 
   def ask(self, who: str, **command) -> dict:
-    """Returns a worker's answer, and records how busy it was before."""
+    """Returns a worker's answer; records its CPU use while it waited."""
     one = self.ours if who == "gpt_jax" else self.rivals[who]
     answer = one.ask(**command)
     idle = answer["idle"]
-    # Threads take a moment to fall asleep, so shorter waits say nothing.
+    # Threads take a moment to fall asleep, so ignore shorter waits.
     if idle["seconds"] > 0.2:
       share = idle["processor_seconds"] / idle["seconds"]
       self.idle_share = max(self.idle_share, share)
     return answer
 
   def round(self, commands: dict[str, dict]) -> dict[str, dict]:
-    """Returns {name: answer}, the workers asked one after the other."""
+    """Returns {name: answer}; asks the workers one after the other."""
     return self.each(lambda name: self.ask(name, **commands[name]))
 
   def each(self, work) -> dict:
-    """Returns {name: work(name)}; a rival that fails is dropped."""
+    """Returns {name: work(name)}; removes a rival that fails."""
     results = {}
     for name in ["gpt_jax", *self.rivals]:
       try:
@@ -129,7 +130,10 @@ class Duel:
 
 
 def build_faster(name: str, subject: str, config: Config, trial, options):
-  """Returns (key of WAITING, Worker), the faster in a trial."""
+  """Returns (key of WAITING, Worker) of the waiting that is faster in a trial.
+
+  A worker on an accelerator is not compared: it uses the first of WAITING.
+  """
   best = None
   for word, variables in WAITING.items():
     one = worker.Worker(name, subject, config, variables=variables, **options)

@@ -2,8 +2,9 @@
 
 Measures time and temporary memory of the real step as width, layers, sequence
 length, batch or vocabulary grows from a small base, and compares them with the
-ledger. Both are relative to the base, so that growth is compared and not the
-machine's speed. From a notebook: measure(config).
+ledger (flops.py). Measured and predicted values are divided by the base's, so
+that growth is compared and not the machine's speed. From a notebook:
+measure(config).
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ from gpt_jax import config as config_lib
 from gpt_jax.config import Config, InputError
 from gpt_jax.machine import runtime
 
-# Axis -> factors by which the base is multiplied.
+# Axis -> factors by which the base's size is multiplied.
 AXES = {
   "width": (1, 2, 3, 4),
   "layers": (1, 2, 3, 4),
@@ -26,7 +27,7 @@ AXES = {
   "batch": (1, 2, 4, 8),
   "vocabulary": (1, 4, 8, 16),
 }
-# A measurement lasts at least LEAST_SECONDS, or has MOST_STEPS steps.
+# A measurement lasts LEAST_SECONDS or, if that comes first, MOST_STEPS steps.
 LEAST_SECONDS, MOST_STEPS = 1.0, 50
 _LINE = "{:10} {:>8} {:>10} {:>8} {:>8} {:>11} {:>8} {:>8}"
 
@@ -107,7 +108,7 @@ def grow(base: Config, axis: str, factor: int) -> tuple[int, Config]:
   """Returns (value along the axis, config) of `factor` times the base."""
   m, d, t = base.model, base.data, base.train
   if axis == "width":
-    # The number of heads grows, not their width, as in larger models.
+    # As in larger models, the number of heads grows, and not their width.
     m = dataclasses.replace(
       m,
       model_dim=m.model_dim * factor,
@@ -138,7 +139,7 @@ def predict(config: Config, platform: str) -> tuple[int, int]:
 
   tokens = config.train.global_batch_size * config.data.seq_len
   work = flops.train_flops_per_token(config.model, config.data.seq_len)
-  # Only the dense kernel stores scores, of T positions for each token.
+  # Only dense attention stores the scores: T per token and head.
   reach = config.data.seq_len
   if attend.choose(config.model, platform, reach) != "dense":
     reach = 1
@@ -195,7 +196,7 @@ def measure_one(axis: str, value: int, config: Config, repeats: int) -> Point:
 
 
 def ratios(point: Point, base: Point) -> tuple[float, float, float, float]:
-  """Returns growth of (time, FLOPs, memory, bytes) from the base."""
+  """Returns (time, FLOPs, temporary memory, ledger's bytes) over the base's."""
   return (
     point.milliseconds / base.milliseconds,
     point.flops / base.flops,
@@ -220,7 +221,7 @@ def describe(point: Point, base: Point) -> str:
 
 
 def draw(axis: str, points: list[Point]) -> str:
-  """Returns an SVG of growth along an axis, with the ledger's."""
+  """Returns an SVG of growth along an axis, measured and by the ledger."""
   from gpt_jax.runs import plot
 
   names = ("time", "time, ledger", "memory", "memory, ledger")

@@ -1,4 +1,4 @@
-"""Describes this machine, and how fast it can be.
+"""Describes this machine and finds its peak rates.
 
 An accelerator's peak rates come from the table of chips. No peaks are published
 for CPUs in general, so a matmul and a copy are timed.
@@ -49,7 +49,7 @@ def describe(packages=()) -> dict:
 
 
 def read_load() -> float:
-  """Returns how many processes ran here in the last minute, on average."""
+  """Returns the load average: processes running here over the last minute."""
   return round(os.getloadavg()[0], 2)
 
 

@@ -1,9 +1,9 @@
-"""The memory subject: attention and cross-entropy, in parts and at once.
+"""The memory subject: attention and cross-entropy, in parts and naively.
 
-In these two, the naive form stores an array that grows faster than the model's
-own: all scores (T x T for each head) and all logits (T x V). Each form is
-compiled with its gradient for this machine and, where the compilers are
-installed, for one TPU chip and one GPU. Both forms run here in alternation, in
+The naive forms store an array that grows faster than all others in the model:
+all scores (T x T for each head), or all logits (T x V). Each form is compiled
+with its gradient for this machine and, where the compilers are installed, for
+one TPU chip and one GPU. Both forms are also timed here, in alternation, in
 this process.
 """
 
@@ -31,7 +31,7 @@ from gpt_jax.ops import cross_entropy, visibility
 from gpt_jax.ops.matmul import matmul
 from gpt_jax.ops.visibility import TokenPositions
 
-# The pieces are compiled for one chip of each.
+# Topologies; the pieces are compiled for one chip of each.
 TOPOLOGIES = "v5e:2x4", "h100:1"
 NOTE = "predicted: the naive form"
 
@@ -168,7 +168,7 @@ def make_row(name: str, naive, parts) -> Row:
 
 
 def time_in_turns(naive, parts, repeats: int):
-  """Returns ([seconds of naive], [seconds of parts]), one of each repeat."""
+  """Returns ([seconds of naive], [seconds of parts]), one value per repeat."""
   random = np.random.default_rng(0)
 
   def fill(shape, dtype):
@@ -205,7 +205,7 @@ def compile_for(name: str, config: Config, pieces, say) -> list[Row]:
     config.mesh, data=1, fsdp=1, expert=1, seq=1, tensor=1
   )
   mesh = sharding.make_mesh(section, devices[:1])
-  # The kernels of TPUs and GPUs are for bfloat16.
+  # Kernels of TPUs and GPUs take bfloat16.
   model = dataclasses.replace(config.model, compute_dtype="bfloat16")
   config = dataclasses.replace(config, model=model)
   rows = []

@@ -1,4 +1,4 @@
-"""gpt_jax's train step and decoding for timing, built as a run builds them.
+"""Times gpt_jax's train step and decoding, built as a run builds them.
 
 Imports only jax, flax, optax and ml_collections, so that a step can be timed on
 a machine without the other dependencies.
@@ -24,7 +24,7 @@ from gpt_jax.models import build_model
 from gpt_jax.training import build as build_lib
 from gpt_jax.training import state as state_lib
 
-# Number of random batches, which are fed in turn.
+# Number of random batches, which are fed cyclically.
 NUM_BATCHES = 4
 
 
@@ -143,7 +143,7 @@ class Decode:
     }
 
   def run(self, batch_size: int) -> dict:
-    """Returns seconds of prefill, of the loop and of both, and loop tokens.
+    """Returns seconds of prefill, loop and both, and the loop's token count.
 
     The loop is timed after its first chunk, which includes a prefill.
     """
@@ -191,7 +191,7 @@ class Decode:
 
 
 def random_batches(config: Config, num_rows: int):
-  """Yields NUM_BATCHES batches of random tokens in turn, forever."""
+  """Yields batches of random tokens forever, cycling through NUM_BATCHES."""
   random, batches = np.random.default_rng(0), []
   draw = lambda length: random.integers(
     config_lib.vocab_size(config.model),
@@ -216,7 +216,7 @@ def random_batches(config: Config, num_rows: int):
     for name, field in wanted.items():
       is_wide = batch[name].shape[1] == field.length
       if not is_wide or batch[name].dtype != field.dtype:
-        # Targets and mask of a label; fields of preferences.
+        # Targets and masks of classifiers, and fields of preference pairs.
         batch[name] = np.ones((num_rows, field.length), field.dtype)
     batches.append(batch)
   while True:

@@ -1,4 +1,4 @@
-"""The same model in torch and in transformers, to compare its speed.
+"""Builds the same model in torch and in transformers, to compare speeds.
 
 A plain GPT in torch with fused attention and fused AdamW, eager and compiled;
 GPT-2 and Llama of transformers, trained and sampled. Each peer gets its fastest
@@ -81,7 +81,7 @@ def build(who: str, subject: str, config: Config, **options):
   import torch
 
   torch.set_num_threads(machine.count_cores())
-  # TF32, as XLA uses for float32 on a GPU.
+  # TF32, which XLA uses for float32 matmuls on a GPU.
   torch.set_float32_matmul_precision("high")
   torch.manual_seed(config.seed)
   device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -191,9 +191,9 @@ class Decode:
     }
 
   def write(self, batch_size: int, lengths: list[int]) -> dict:
-    """Returns the seconds that texts take, generated in batches in their order.
+    """Returns the seconds to generate texts of these lengths, batch by batch.
 
-    A batch takes as long as the longest of its texts.
+    Texts keep their order. A batch runs until its longest text is complete.
     """
     total = 0.0
     for first in range(0, len(lengths), batch_size):

@@ -1,4 +1,4 @@
-"""A measurement as text and as bench.json."""
+"""Formats a measurement as text, and writes it as bench.json."""
 
 import json
 import os
@@ -109,7 +109,7 @@ def rates_line(rates: dict) -> str:
 
 
 def table(rows: list[Row]) -> list[str]:
-  """Returns a table of predicted, measured with its spread, and their ratio."""
+  """Returns a table: predicted, measured with its spread, and their ratio."""
   lines = [
     "",
     _LINE.format(

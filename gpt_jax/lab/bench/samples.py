@@ -5,7 +5,7 @@ import statistics
 
 from gpt_jax.config import Config
 
-# Default number of measurements, of which the median counts.
+# Default number of repeats; the median of them is reported.
 REPEATS = 5
 
 

@@ -19,8 +19,8 @@ from gpt_jax.lab.bench import duel
 from gpt_jax.lab.bench.decode import find_prompt_len
 from gpt_jax.lab.bench.samples import Measurement, Pairs, Row
 
-# Texts for each client in one measurement: if all have one length, and if they
-# have several, where rows become free at different times for later texts.
+# Texts per client in one measurement: TEXTS if all have the same length. Texts
+# of mixed lengths free rows at different times; more of them fill these rows.
 TEXTS, MIXED_TEXTS = 2, 8
 
 

@@ -1,4 +1,4 @@
-"""The server that the serve subject measures, of a run with random weights."""
+"""The server that the serve subject measures; its weights are random."""
 
 import threading
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from gpt_jax.training import state as state_lib
 
 
 class Numbers:
-  """A tokenizer whose texts are the ids, written as numbers."""
+  """A tokenizer whose text of an id is the id written as a number."""
 
   separator_id = None
   start_ids = ()

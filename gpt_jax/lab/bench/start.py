@@ -22,7 +22,7 @@ from gpt_jax.lab.bench.samples import (
 from gpt_jax.lab.bench.train import check_vocab
 
 VERBS = ("train", "generate", "evaluate")
-# Modules that a command imports once its flags and its config are read.
+# Modules that each command imports after it has read its flags and config.
 LOADED = {
   "train": "gpt_jax.training.loop",
   "generate": "gpt_jax.inference.generation, gpt_jax.runs.workdir",
@@ -53,7 +53,7 @@ def measure(
     code = ["-c", import_line(modules)]
     rows.append(Row(f"import what {verb} needs", "s", repeat(code)))
   parts = time_imports(LOADED["train"])
-  # A first start has no compiled program in its cache.
+  # A first start finds no compiled program in its cache.
   first = [start_once(config, devices, None) for _ in range(repeats)]
   with tempfile.TemporaryDirectory() as cache:
     start_once(config, devices, cache)

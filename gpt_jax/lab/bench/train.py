@@ -7,12 +7,12 @@ from gpt_jax.config import Config, InputError
 from gpt_jax.lab.bench import duel
 from gpt_jax.lab.bench.samples import REPEATS, Measurement, Pairs, Row
 
-# Length of a measurement where no number of steps is given. Short and many, so
-# that a machine's slow spells spoil few of them.
+# Length of a measurement if no number of steps is given. Many short ones, so
+# that a slow spell of the machine affects only a few.
 SECONDS = 0.33
 MOST_STEPS = 100
 SHORT_REPEATS = 25
-# Steps before the first measurement, where steps are short.
+# Warm-up steps before the first measurement, if steps are short.
 WARM_STEPS = 3
 
 
@@ -78,7 +78,7 @@ def measure(
 
 
 def check_vocab(config: Config) -> None:
-  """Raises InputError where the vocabulary is known only from the text."""
+  """Raises InputError if only preparing the text would give the vocabulary."""
   if config.model.vocab_size is None:
     raise InputError(
       "model.vocab_size is None and no text is read here; set "
@@ -96,7 +96,7 @@ def warm_up(both, name: str, steps: int | None) -> dict:
 
 
 def make_rows(config: Config, ours_ms, prediction, built) -> list[Row]:
-  """Returns rows of one step with predictions of roofline and ledger."""
+  """Returns the rows of a step, predicted by the roofline and the ledger."""
   tokens = config.train.global_batch_size * config.data.seq_len
   work = flops.train_flops_per_token(config.model, config.data.seq_len)
   rates = prediction["rates"]

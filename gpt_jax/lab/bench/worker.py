@@ -1,8 +1,8 @@
-"""A worker process that is timed: it builds its subject, then takes commands.
+"""A worker process for timing: builds its subject, then executes commands.
 
 Commands and answers are lines of JSON. Between two commands the process blocks
-in a read, so that another worker has the whole machine. Each answer says how
-much processor time it used while it waited.
+in a read, so that another worker has the whole machine. Each answer includes
+the processor time that the worker used while it waited.
 """
 
 import contextlib
@@ -29,12 +29,12 @@ BUILDERS = {
   "transformers": "peers",
 }
 
-# Characters of a failed worker's log that are shown.
+# Number of characters shown from the end of a failed worker's log.
 LOG_CHARS = 4000
 
 
 class Failed(Exception):
-  """A worker could not do a command; the message is one line."""
+  """A worker could not execute a command; the message is one line."""
 
 
 class Worker:
@@ -129,7 +129,7 @@ class Worker:
 
 
 def serve(lines, answer) -> None:
-  """Builds the subject of the first line, and runs the commands of the others.
+  """Builds the subject that the first line names, then executes the others.
 
   Args:
     lines: JSON texts.

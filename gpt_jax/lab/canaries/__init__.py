@@ -1,9 +1,10 @@
-"""Canaries: secrets that are planted in a text, and looked for in a model.
+"""Canaries: random secrets planted in a training text, to measure memorisation.
 
-Carlini et al. 2019, arXiv:1802.08232. A canary is a line whose digits are drawn
-at random. A model that has not memorised it finds its digits no likelier than
-others; its exposure is log2 N - log2 rank among N candidates, about 1.44 bits
-on average by chance, and log2 N if it is the likeliest of all.
+Carlini et al. 2019, arXiv:1802.08232. A canary is a line that ends in random
+digits, its secret. The secret is ranked by likelihood among N candidates, and
+the canary's exposure is log2 N - log2 rank: log2 N if the model finds the
+secret the likeliest of all, and about 1.44 bits on average if the model has not
+memorised it.
 """
 
 import dataclasses
@@ -19,7 +20,7 @@ NUM_CANDIDATES = 1024
 
 @dataclasses.dataclass(frozen=True)
 class Canary:
-  """A line of its own: context and secret.
+  """One planted line: a context, then a secret.
 
   Attributes:
     context: the text before the secret.
@@ -37,7 +38,7 @@ class Canary:
 
   def candidates(self) -> list[str]:
     """Returns NUM_CANDIDATES secrets, the canary's own first."""
-    # The draws of a string are the same in every process.
+    # Seeded with a string, Random draws the same digits in every process.
     dice, found = random.Random(self.context), {self.secret: None}
     while len(found) < NUM_CANDIDATES:
       found[_draw(dice)] = None
@@ -45,7 +46,7 @@ class Canary:
 
 
 def make(copies: Sequence[int], each: int, seed: int) -> list[Canary]:
-  """Returns `each` canaries of each number of copies."""
+  """Returns canaries: `each` of them for each number of copies."""
   dice, found = random.Random(seed), []
   for count in copies:
     for _ in range(each):
@@ -61,9 +62,13 @@ def plant(
   num_documents: int,
   seed: int,
 ) -> Iterator[tuple[str, str]]:
-  """Yields (name, text) of the documents, and of canaries between them.
+  """Yields (name, text) of the documents, with canaries between them.
 
-  Each copy is a document of its own, at a place drawn at random.
+  Each copy of a canary is a separate document at a random position.
+
+  Args:
+    num_documents: how many `documents` there are.
+    seed: of the positions.
   """
   dice = random.Random(f"places {seed}")
   at: dict[int, list[tuple[str, str]]] = {}
@@ -79,9 +84,12 @@ def plant(
 
 
 def exposure(log_probs: Sequence[float]) -> float:
-  """Returns the exposure in bits of the first of some candidates.
+  """Returns the exposure in bits of the first candidate.
 
-  Ties count as half: a candidate as likely as the first adds 1/2 to its rank.
+  A candidate that is as likely as the first adds 1/2 to the first one's rank.
+
+  Args:
+    log_probs: of all candidates, the canary's own secret first.
   """
   scores = np.asarray(log_probs)
   above = np.sum(scores > scores[0])

@@ -153,7 +153,12 @@ def _read_list(path: str) -> list[Canary]:
 def _measure_runs(
   found: list[Canary], dirs: list[str], counts: list[int]
 ) -> np.ndarray:
-  """Returns the mean exposure (runs, counts) of canaries by their copies."""
+  """Returns mean exposures in bits (runs, counts): over canaries of each count.
+
+  Args:
+    dirs: workdirs of the runs.
+    counts: numbers of copies.
+  """
   rows = []
   for workdir in dirs:
     bits = measure_run(found, workdir)
@@ -166,10 +171,10 @@ def _measure_runs(
 
 
 def measure_run(found: list[Canary], workdir: str) -> list[float]:
-  """Returns the exposure of each canary in a run.
+  """Returns the exposure in bits of each canary in a run.
 
   Raises:
-    InputError: there is no run, or it continues no text.
+    InputError: there is no run, or its model does not continue plain text.
   """
   from gpt_jax import api
 

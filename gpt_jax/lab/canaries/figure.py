@@ -1,4 +1,4 @@
-"""Exposure by the number of copies, as a table and a figure."""
+"""Shows exposure by number of copies, as a table and a figure."""
 
 import html
 import math
@@ -10,11 +10,11 @@ from gpt_jax.lab.canaries import NUM_CANDIDATES
 from gpt_jax.runs.plot import COLORS
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 640, 380, 56, 46, 40, 150
-CHANCE = 1 / math.log(2)  # the mean of -log2 of a uniform number
+CHANCE = 1 / math.log(2)  # mean exposure by chance: of -log2(u), u ~ U(0, 1)
 
 
 def table(curves: dict[str, np.ndarray], counts: Sequence[int]) -> str:
-  """Returns the mean exposure of each group, and its range over runs.
+  """Returns a table of each group's mean exposure and its range over runs.
 
   Args:
     curves: {group: exposure in bits (runs, counts)}.
@@ -33,7 +33,7 @@ def table(curves: dict[str, np.ndarray], counts: Sequence[int]) -> str:
 
 
 def draw(curves: dict[str, np.ndarray], counts: Sequence[int]) -> str:
-  """Returns an SVG: a line of means for each group, a dot for each run."""
+  """Returns an SVG: per group, a line of means and dots of single runs."""
   highest = math.log2(NUM_CANDIDATES)
   span = max(1.0, math.log2(counts[-1] / counts[0]))
   at_x = lambda n: (

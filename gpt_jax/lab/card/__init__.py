@@ -1,7 +1,7 @@
-"""The first minutes on a GPU: python -m gpt_jax.lab.card.
+"""Checks and times gpt_jax on a GPU in minutes: python -m gpt_jax.lab.card.
 
-Parts run in order of importance, each in a process of its own with a time limit
-of its own, so that an error or a hang costs one part. Each row is printed as a
+Parts run in order of importance, each in its own process with its own time
+limit, so that an error or a hang costs only one part. Each row is printed as a
 line of JSON as soon as it is known; the tables of docs/performance.md come
 last. `launch/gpu_check.sh` runs it with only jax for CUDA, flax, optax and
 ml_collections installed.
@@ -27,8 +27,9 @@ class Part:
   """A part of the check.
 
   Attributes:
-    about: what it shows.
-    limit: seconds after which it is stopped, of a check of 8 minutes.
+    about: what it checks or times.
+    limit: seconds after which its process is killed. A check of more than
+      MINUTES scales the limit up; --toy and --compile set none.
   """
 
   about: str
@@ -147,7 +148,7 @@ def _run_all(names: list[str], args) -> int:
 
 
 def _run_part(name: str, limit: float, args) -> tuple[list[dict], str]:
-  """Returns (rows, why the part did not finish, or "")."""
+  """Runs a part; returns (rows, why it did not finish, "" if it did)."""
   words = [sys.executable, "-m", "gpt_jax.lab.card", f"--part={name}"]
   words += ["--toy"] if args.toy else []
   words += [f"--compile={args.compile}"] if args.compile else []

@@ -1,4 +1,4 @@
-"""Compares attention and train steps with float32 on the CPU."""
+"""Compares attention and train steps of a GPU with float32 on the CPU."""
 
 import dataclasses
 from typing import Any
@@ -14,9 +14,9 @@ from gpt_jax.models import attend
 from gpt_jax.ops import blockwise
 from gpt_jax.ops.visibility import Rule
 
-# Largest relative error of bfloat16 against float32.
+# Largest relative error that bfloat16 may have against float32.
 TOLERANCE = 2e-2
-# Name -> (rule, whether rows hold several documents).
+# Name -> (visibility rule, whether rows hold several documents).
 RULES = {
   "attention": (Rule(), False),
   "attention, window": (Rule(window=96), False),
@@ -27,7 +27,10 @@ RULES = {
 
 
 def check_attention(name: str, setting: Setting) -> dict:
-  """Returns a row: relative errors of a GPU's attention and its gradients."""
+  """Returns a row: relative errors of a GPU's attention and its gradients.
+
+  The reference is blockwise attention in float32 on the CPU.
+  """
   rule, is_packed = RULES[name]
   B, K, G, T, H = 2, 2, 2, 256, 64
   random = np.random.default_rng(0)
@@ -77,8 +80,11 @@ def _relative_error(a: Any, b: Any) -> float:
 
 
 def check_steps(config: Config, setting: Setting) -> dict:
-  """Returns a row: losses and gradient norms of three steps, and the CPU's."""
-  # Sizes this small are not worth timing kernels for.
+  """Returns a row: loss and gradient norm of three steps, here and on the CPU.
+
+  The CPU computes in float32.
+  """
+  # Autotuning kernels takes longer than it saves at such small sizes.
   is_gpu = setting.devices[0].platform == "gpu"
   options = {"xla_gpu_autotune_level": "0"} if is_gpu else None
   steps = Steps(config, setting.devices, options)

@@ -17,17 +17,18 @@ from gpt_jax.lab.bench import machine, ours
 from gpt_jax.lab.card.steps import GIB, Setting, profiled, write_program
 from gpt_jax.models import build_model
 
-# Slots of the cache; decoding begins at a quarter of them.
+# Positions in the KV cache; decoding starts with a quarter of them filled.
 SLOTS, TOY_SLOTS = 512, 64
 
 
 def time_decode(
   config: Config, weights: str, num_rows: int, setting: Setting
 ) -> dict:
-  """Returns a row: milliseconds a token, share of the memory's bandwidth.
+  """Returns a row: ms per token, tokens/s and the share of HBM's bandwidth.
 
   Args:
-    weights: option of config.WEIGHTS.
+    weights: weight format, one of config.WEIGHTS.
+    num_rows: number of sequences that are decoded together.
   """
   device = setting.devices[0]
   mesh = sharding.make_mesh(config.mesh, setting.devices)
@@ -43,7 +44,7 @@ def time_decode(
   with jax.set_mesh(mesh):
     prepare = jax.jit(model.prepare_for_decoding)
     start = time.perf_counter()
-    # Empty keys cost as much to read as those of a prompt.
+    # No prefill: an empty cache takes as long to read as a prompt's keys.
     begin = functools.partial(_begin, model, num_rows, slots)
     one = jax.sharding.SingleDeviceSharding(device)
     arguments = jax.tree.map(
@@ -89,7 +90,7 @@ def time_decode(
 
 
 def _begin(model, num_rows: int, slots: int) -> tuple:
-  """Returns (cache, logits_BV, lengths_B, key, made), as decode_chunk takes."""
+  """Returns decode_chunk's inputs (cache, logits_BV, lengths_B, key, made)."""
   vocab_size = config_lib.vocab_size(model.config)
   return (
     model.init_cache(num_rows, slots),
@@ -110,7 +111,7 @@ def _advance(chunk, params, state: tuple) -> tuple:
 
 
 def _random_params(abstract: Any) -> Any:
-  """Returns random weights of the usual initial size, made on their devices."""
+  """Returns normal weights, 0.02 in standard deviation, on their devices."""
 
   def make(key):
     leaves, kind = jax.tree.flatten(abstract)

@@ -35,12 +35,13 @@ _BERT, _T5 = "configs/bert.py:base", "configs/t5.py:base"
 
 
 class Trial(NamedTuple):
-  """A step that is timed.
+  """A train step to time.
 
   Attributes:
-    spec, keys: its config.
-    options: XLA options beside those of the platform.
-    gib: least memory of a GPU in GiB; smaller GPUs skip the trial.
+    spec: its config file and variant, as --config takes them.
+    keys: {config key: value} that override the config.
+    options: XLA options, added to those of the platform.
+    gib: memory in GiB that the GPU must have; smaller GPUs skip the trial.
   """
 
   spec: str
@@ -63,7 +64,7 @@ TRIALS = {
   "families": {
     "BERT base, 64 rows of 512": Trial(
       _BERT,
-      # cuDNN drops no weights of attention.
+      # cuDNN attention does not support dropout here.
       _ROWS | {"model.scan_layers": False, "model.dropout_rate": 0.0},
     ),
     "T5 base, 64 rows of 512 and 114": Trial(_T5, _ROWS),
@@ -84,14 +85,14 @@ TRIALS = {
     ),
   },
 }
-# (weights, rows) that are decoded.
+# (weight format, number of sequences) of each row of the decode part.
 DECODED = [(w, n) for n in (1, 8) for w in config_lib.WEIGHTS]
 _DECODE = {
   "model.remat": "none",
   "model.scan_layers": False,
   "model.param_dtype": "bfloat16",
 }
-# Steps whose values are compared: config and keys, at toy size.
+# Name -> (config, overrides) of steps compared with the CPU's, at toy size.
 CHECKED = {
   "step, GPT": (_GPT2, {}),
   "step, Llama": (_1B, {"model.scan_layers": True, "model.remat": "full"}),
@@ -102,7 +103,7 @@ CHECKED = {
 
 
 def run(part: str, is_toy: bool, target: str | None, out: str | None) -> int:
-  """Prints the rows of a part, a line of JSON each; returns an exit code."""
+  """Prints each row of a part as a line of JSON; returns the exit code."""
   devices = _find_devices(target)
   path = None if out is None else os.path.join(out, part)
   setting = Setting(devices, target is not None, is_toy, path)
@@ -124,7 +125,7 @@ def _find_devices(target: str | None) -> list:
 def _rows(part: str, setting: Setting) -> Iterator[dict]:
   toy = TOY if setting.is_toy else {}
   if part in TRIALS:
-    # Options of the GPU compiler say nothing on a CPU.
+    # The GPU compiler's options have no effect on a CPU: run only the first.
     most = 1 if part == "flags" and setting.is_toy else None
     chip = chips.find_chip(setting.devices[0].device_kind)
     memory = chip.hbm_bytes if chip else 0

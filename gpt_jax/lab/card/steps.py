@@ -1,4 +1,4 @@
-"""Times train steps, and reads what a profile says of their kernels."""
+"""Times train steps, and reads the time of each kernel from a profile."""
 
 import contextlib
 import dataclasses
@@ -18,9 +18,9 @@ from gpt_jax.lab.bench import ours
 from gpt_jax.machine import chips
 from gpt_jax.training import build
 
-# Seconds of steps in a measurement.
+# Length of a measurement in seconds.
 SECONDS = 3.0
-# Kernels of a profile that are listed.
+# Largest number of kernels that are listed from a profile.
 MOST_KERNELS = 40
 GIB = 2**30
 
@@ -33,7 +33,7 @@ class Setting:
     devices: one device, real or only described to the compiler.
     is_compiled_only: compile every program and run none.
     is_toy: use small sizes, for a CPU.
-    out: prefix of the names of files, or None to write none.
+    out: path that output files begin with, or None to write none.
   """
 
   devices: list
@@ -56,7 +56,7 @@ class Steps:
     self.batches = ours.random_batches(self.config, len(self.rows))
 
   def take(self) -> dict:
-    """Starts a step; returns its metrics, not yet awaited."""
+    """Dispatches a step; returns its metrics without waiting for them."""
     batch = sharding.place_batch(
       next(self.batches),
       self.run.batch_place,
@@ -92,7 +92,7 @@ def time_step(
   """Returns a row: step time, tokens/s and MFU of a train step.
 
   Args:
-    options: XLA options beside those of the platform.
+    options: XLA options, added to those of the platform.
     is_profiled: also list the kernels, and write the program if `out` is set.
   """
   steps = Steps(config, setting.devices, options)
@@ -137,10 +137,10 @@ def write_program(path: str, compiled: Any) -> None:
 
 @contextlib.contextmanager
 def profiled(row: dict, count: int) -> Generator[None]:
-  """Adds to a row the kernels that run in the context, from read_profile.
+  """Profiles its context, and adds the kernels to a row as row["kernels"].
 
   Args:
-    count: steps or tokens that the times are divided by.
+    count: number of steps or tokens in the context, as in read_profile.
   """
   with tempfile.TemporaryDirectory() as folder:
     with jax.profiler.trace(folder):
@@ -149,10 +149,11 @@ def profiled(row: dict, count: int) -> Generator[None]:
 
 
 def read_profile(folder: str, count: int) -> list:
-  """Returns [name, milliseconds, launches] of kernels, the longest first.
+  """Returns [[name, milliseconds, launches], ...] of kernels, slowest first.
 
-  The first entry is ["all", milliseconds, number of kernels]. Both figures are
-  divided by `count`.
+  Milliseconds and launches are totals over the profile divided by `count`, the
+  number of steps or tokens in it. The first entry is ["all", milliseconds,
+  number of different kernels]; at most MOST_KERNELS entries follow.
   """
   paths = [
     os.path.join(top, name)

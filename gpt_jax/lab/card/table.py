@@ -1,4 +1,4 @@
-"""Rows of lab.card as the tables of docs/performance.md."""
+"""Formats rows of lab.card as the tables of docs/performance.md."""
 
 COLUMNS = {
   "step_ms": "ms a step",
@@ -12,7 +12,7 @@ COLUMNS = {
 
 
 def lines(rows: list[dict]) -> list[str]:
-  """Returns a Markdown table for each part, and the kernels of its profiles."""
+  """Returns lines: a Markdown table for each part, then its slowest kernels."""
   out = []
   for part in dict.fromkeys(row["part"] for row in rows):
     own = [row for row in rows if row["part"] == part]

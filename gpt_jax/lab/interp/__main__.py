@@ -1,4 +1,4 @@
-"""The command: a page of what happens in a run when it reads a text."""
+"""The command: writes a page of what happens in a run as it reads a text."""
 
 import sys
 
@@ -6,7 +6,7 @@ from gpt_jax import cli, files
 from gpt_jax.config import InputError
 from gpt_jax.machine import processes, runtime
 
-# Number of rows of --corpus that are read, and most tokens of a row.
+# Number of rows of --corpus that are read, and tokens of a row at most.
 ROWS, ROW_LEN = 128, 64
 
 

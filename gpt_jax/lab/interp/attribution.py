@@ -1,4 +1,4 @@
-"""Which tokens, and which parts of the model, a logit comes from."""
+"""Attributes a logit to tokens and to parts of the model."""
 
 import functools
 
@@ -11,14 +11,14 @@ from gpt_jax.config import InputError
 from gpt_jax.lab.interp import passes
 from gpt_jax.parametrization import readout_multiplier, residual_multiplier
 
-# Largest error of a sum of parts, relative to the size of the residual stream.
+# Largest error of the sum of parts, relative to the residual stream's size.
 TOLERANCE = 1e-3
 
 
 def gradient_times_input(
   run: Run, found: passes.Record, token: int, at: int = -1
 ) -> np.ndarray:
-  """Returns score_T: each embedding times the gradient of one logit.
+  """Returns score_T: each embedding's dot product with one logit's gradient.
 
   Args:
     token: the id whose logit it is.
@@ -41,9 +41,9 @@ def integrated_gradients(
   """Returns (score_T, the logit's rise that the scores add up to).
 
   Sundararajan et al. 2017: the gradient's mean on the line from a baseline to
-  the embeddings, times their difference. The baseline has the mean embedding
-  of the text at every position. The mean is computed by Gauss-Legendre
-  quadrature.
+  the embeddings, times the difference of embeddings and baseline. The baseline
+  has the mean embedding of the text at every position. The mean of the gradient
+  is computed by Gauss-Legendre quadrature.
 
   Args:
     token, at: as in gradient_times_input.
@@ -72,9 +72,9 @@ def direct_logits(
 ) -> dict[str, np.ndarray]:
   """Returns what each part adds to one logit, with the final norm held fixed.
 
-  {"embed": (), "attn": (L,), "mlp": (L,), "heads": (L, N), "rest": ()}. embed,
-  attn, mlp and rest add up to the logit; rest is the part of the norm's bias.
-  heads add up to attn without its output bias.
+  Shapes: {"embed": (), "attn": (L,), "mlp": (L,), "heads": (L, N), "rest": ()}.
+  embed, attn, mlp and rest add up to the logit; rest comes from the final
+  norm's bias. heads add up to attn without its output bias.
 
   Raises:
     InputError: the residual stream is not a sum of these parts
@@ -107,7 +107,7 @@ def direct_logits(
 
 
 def _head_outputs(run: Run, found: passes.Record, at: int) -> np.ndarray:
-  """Returns (L, N, D), what each head adds to the stream at one position."""
+  """Returns (L, N, D): what each head adds to the stream at one position."""
   whole = run.model.restore_matrices(run._rounded)
   o_LNHD = np.asarray(whole["blocks"]["attn"]["o"], np.float32)
   out = np.einsum("LNH,LNHD->LND", found.heads_LTNH[:, at], o_LNHD)
@@ -117,8 +117,8 @@ def _head_outputs(run: Run, found: passes.Record, at: int) -> np.ndarray:
 def _shares(run: Run, x_D, part_D: np.ndarray, token: int) -> np.ndarray:
   """Returns what parts (..., D) of a residual stream add to a logit.
 
-  The final norm divides by the size of the whole stream. With that held fixed,
-  the norm is linear.
+  The final norm divides by the size of the whole stream x_D. With this divisor
+  held fixed, the norm is linear.
   """
   c, params = run.model.config, run._rounded
   is_centred = c.norm == "layernorm"
@@ -132,7 +132,7 @@ def _shares(run: Run, x_D, part_D: np.ndarray, token: int) -> np.ndarray:
 
 
 def _logit_of(model, params, x_STD, token, at):
-  """Returns (S,), one logit of S passes that begin with these embeddings."""
+  """Returns (S,): one logit in each of S passes from these embeddings."""
   tokens = jnp.zeros(x_STD.shape[:2], jnp.int32)
   change = lambda point, x: x_STD if point == "embed" else x
   out = passes.apply_with(model, params, tokens, change)

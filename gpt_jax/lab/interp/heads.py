@@ -1,4 +1,4 @@
-"""What the heads of a run attend to, as numbers."""
+"""Measures what the heads of a run attend to."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -46,7 +46,7 @@ def describe(weights_LNTS: np.ndarray) -> Statistics:
 def repeated(
   run: Run, length: int, count: int, seed: int, ids: Sequence[int] | None = None
 ) -> np.ndarray:
-  """Returns `count` rows of `length` random tokens, each repeated once.
+  """Returns (count, 2 * length) ids: random tokens, then the same again.
 
   Args:
     ids: the ids to draw from; None is the whole vocabulary.
@@ -58,11 +58,10 @@ def repeated(
 
 
 def induction_scores(run: Run, rows_BT: np.ndarray) -> np.ndarray:
-  """Returns score_LN: how much heads attend to what followed last time.
+  """Returns score_LN: each head's induction score (Olsson et al. 2022).
 
-  A token of the second half attends to the token after its own first occurrence
-  with some weight; the score is its mean over tokens and rows (Olsson et al.
-  2022).
+  The score is the attention weight from a token of the second half to the token
+  after its own first occurrence, averaged over tokens and rows.
 
   Args:
     rows_BT: from `repeated`.
@@ -70,7 +69,7 @@ def induction_scores(run: Run, rows_BT: np.ndarray) -> np.ndarray:
   half, scores = rows_BT.shape[1] // 2, []
   for row in rows_BT:
     w = passes.record(run, row.tolist()).weights_LNTS
-    # The diagonal begins with the last token of the first half.
+    # The diagonal's first entry is of the first half's last token: drop it.
     scores.append(np.diagonal(w, 1 - half, 2, 3)[..., 1:].mean(-1))
   return np.mean(scores, axis=0)
 
@@ -78,11 +77,11 @@ def induction_scores(run: Run, rows_BT: np.ndarray) -> np.ndarray:
 def losses_by_place(
   run: Run, rows_BT: np.ndarray, without: Sequence[tuple[int, int]] = ()
 ) -> np.ndarray:
-  """Returns loss_BT in nats of each token but the first, T - 1 of them.
+  """Returns the loss in nats, (B, T - 1), of each token but the first.
 
   Args:
-    without: (layer, head) pairs that are ablated: their weighted sums are
-      replaced by the mean over the rows.
+    without: (layer, head) pairs to ablate: their weighted sums of values are
+      replaced by the mean over all rows and positions.
   """
   edits, everywhere = {}, np.ones(rows_BT.shape, bool)
   if without:

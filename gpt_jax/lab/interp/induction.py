@@ -1,9 +1,8 @@
-"""The induction head of a run, and what it does: --help.
+"""Finds a run's induction head and ablates it: gpt_jax.lab.interp.induction.
 
-The model reads random tokens that are repeated. The head that attends most to
-what followed last time (Olsson et al. 2022) is ablated; then all heads with at
-least SHARE of its score; and as a control, the head of its layer with the least
-score.
+The model reads random tokens twice. The head with the highest induction score
+(heads.induction_scores) is ablated; then all heads with at least SHARE of its
+score; and, as a control, the head of its layer with the lowest score.
 """
 
 import sys
@@ -12,7 +11,7 @@ from gpt_jax import cli, files
 from gpt_jax.config import InputError
 from gpt_jax.machine import processes, runtime
 
-# Number of rows of random tokens, and of tokens before they repeat.
+# Number of rows of random tokens, and of tokens in a row before they repeat.
 ROWS, LENGTH = 32, 24
 # Heads with at least this share of the best head's score are ablated with it.
 SHARE = 0.5
@@ -56,10 +55,11 @@ def main(argv: list[str]) -> int:
 
 
 def measure(run) -> tuple[dict, str]:
-  """Returns (figures by name, SVG).
+  """Returns ({name: value}, SVG of the loss at each position).
 
-  Figures are the scores of the two heads, and the mean losses in nats over the
-  first and the second occurrence of the tokens.
+  The values are the scores of the best and the control head and, with and
+  without ablation, the mean losses in nats over the first and the second
+  occurrence of the tokens.
   """
   import numpy as np
 
@@ -94,7 +94,10 @@ def measure(run) -> tuple[dict, str]:
 
 
 def _letters(run) -> list[int]:
-  """Returns ids of single letters, which say nothing about their position."""
+  """Returns ids of single letters, which do not hint at what comes next.
+
+  Returns all ids if the tokenizer has no single letters.
+  """
   import string
 
   ids = []

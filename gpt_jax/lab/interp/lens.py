@@ -1,4 +1,4 @@
-"""Logit lens and tuned lens: what the stream after each layer would predict."""
+"""Logit lens and tuned lens: predictions from the stream after each layer."""
 
 import functools
 from typing import NamedTuple
@@ -13,11 +13,12 @@ from gpt_jax.lab.interp import passes
 
 
 class Translators(NamedTuple):
-  """A tuned lens: x + x W + b for each layer's x, before the read-out.
+  """A tuned lens: replaces each layer's x by x + x W + b before the read-out.
 
   Attributes:
-    w_LDD, b_LD: of the stream before each layer; the last stream needs none.
-    losses: (step, mean KL in nats) of their training.
+    w_LDD, b_LD: W and b for the stream before each layer; the stream after the
+      last layer needs none.
+    losses: [(step, mean KL in nats)] of their training.
   """
 
   w_LDD: np.ndarray
@@ -26,9 +27,9 @@ class Translators(NamedTuple):
 
 
 def logit_lens(run: Run, found: passes.Record) -> np.ndarray:
-  """Returns logits_XTV of the stream after the embedding and each layer.
+  """Returns logits_XTV of the stream after the embedding and after each layer.
 
-  The last of the X are the model's logits (nostalgebraist 2020).
+  The last of the X are the model's own logits (nostalgebraist 2020).
   """
   return passes.read_out(run, found.residual_XTD)
 
@@ -36,7 +37,10 @@ def logit_lens(run: Run, found: passes.Record) -> np.ndarray:
 def tuned_lens(
   run: Run, found: passes.Record, translators: Translators
 ) -> np.ndarray:
-  """Returns logits_XTV, of translated streams (Belrose et al. 2023)."""
+  """Returns logits_XTV of the translated streams (Belrose et al. 2023).
+
+  X is as in logit_lens.
+  """
   x_LTD = found.residual_XTD[:-1]
   moved = x_LTD + np.einsum("LTD,LDE->LTE", x_LTD, translators.w_LDD)
   moved += translators.b_LD[:, None]
@@ -56,7 +60,8 @@ def train_lens(
   They minimise KL(model | lens), starting from the identity.
 
   Args:
-    rows_BT: ids of text.
+    rows_BT: ids of the training text.
+    rate: learning rate.
   """
   model = passes.open_model(run)
   L, D = model.config.num_layers, model.config.model_dim

@@ -15,9 +15,9 @@ from gpt_jax.lab.interp import (
   steps,
 )
 
-# Most tokens of a text on a page: attention maps grow with their square.
+# Largest number of tokens on a page: attention maps grow with its square.
 MOST = 64
-# Heads are scored on TEXTS texts of REPEATED random tokens that are repeated.
+# Heads are scored on TEXTS texts of REPEATED random tokens that appear twice.
 REPEATED, TEXTS = 24, 4
 
 

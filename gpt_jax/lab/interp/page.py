@@ -1,7 +1,7 @@
-"""The template of the pages of lab.interp, and the parts they consist of.
+"""The template of the pages of lab.interp, and the parts that they consist of.
 
-Cells are of one colour, and their strength is the value. What comes from a text
-or a model passes through html.escape.
+The strength of a cell's color shows its value. Everything that comes from a
+text or a model passes through html.escape.
 """
 
 import html
@@ -64,12 +64,12 @@ def paragraph(text: str) -> str:
 
 
 def wide(body: str) -> str:
-  """Returns HTML that scrolls by itself where it is wider than the page."""
+  """Returns HTML that scrolls horizontally if it is wider than the page."""
   return f'<div class="wide">{body}</div>'
 
 
 def _shade(value: float, largest: float) -> str:
-  """Returns a background: one colour above zero, another below."""
+  """Returns the CSS of a background: one color above zero, another below."""
   if not np.isfinite(value) or largest <= 0:
     return ""
   strength = round(70 * min(1.0, abs(value) / largest))
@@ -88,9 +88,10 @@ def grid(
   """Returns a table of numbers with shaded cells.
 
   Args:
-    rows, columns: HTML of the heads.
+    rows, columns: HTML of the row and column headings.
     form: format of the numbers.
-    largest: the value of the strongest shade; None: the largest of `values`.
+    largest: the magnitude with the strongest shade; None takes the largest
+      magnitude in `values`.
   """
   values = np.asarray(values, np.float64)
   top = float(np.nanmax(np.abs(values))) if largest is None else largest

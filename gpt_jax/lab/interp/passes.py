@@ -30,7 +30,7 @@ class Record(NamedTuple):
   Attributes:
     ids: of the tokens.
     tokens: their texts.
-    logits_TV: without padding.
+    logits_TV: without those of padding ids.
     residual_XTD: the stream after the embedding and after each layer.
     attn_LTD, mlp_LTD: what these sublayers add to the stream.
     heads_LTNH: each head's weighted sums of values.
@@ -83,7 +83,7 @@ def record(run: Run, text: str | Sequence[int]) -> Record:
   logits_TV, residual, attn, mlp, heads, parts = jax.device_get(found)
   N = model.config.num_heads
   q, k, v, p = (np.stack([layer[i] for layer in parts]) for i in range(4))
-  # (L, 1, K, G, T, H) to (L, T, N, H); keys and values lack G.
+  # (L, 1, K, G, T, H) to (L, T, N, H), N = K G; keys and values have no G.
   of_q = lambda x: x[:, 0].reshape(len(x), N, *x.shape[4:])
   repeat = lambda x: np.repeat(x[:, 0], N // x.shape[2], axis=1)
   turn = lambda x: x.swapaxes(1, 2)
@@ -104,11 +104,11 @@ def record(run: Run, text: str | Sequence[int]) -> Record:
 
 
 def check_asked(found: Record, at: int, *tokens: int) -> int:
-  """Returns the position of a prediction, counted from 0.
+  """Returns the position `at`, which may be negative, counted from 0.
 
   Raises:
-    InputError: the text has no such position, or the vocabulary no such token;
-      jax would silently index another one or return zeros.
+    InputError: the text has no such position, or the vocabulary no such token.
+      jax would silently use another index, or return zeros.
   """
   T, V = found.logits_TV.shape
   if not -T <= at < T:
@@ -125,8 +125,8 @@ def check_asked(found: Record, at: int, *tokens: int) -> int:
 def token_texts(run: Run, ids: Sequence[int]) -> list[str]:
   """Returns the text of each token.
 
-  Each token is decoded after a copy of itself, since a tokenizer may drop the
-  space before a text.
+  Each token is decoded after a copy of itself, because a tokenizer may drop the
+  space at the start of a text.
   """
   return [run.decode([i, i])[len(run.decode([i])) :] for i in ids]
 
@@ -147,9 +147,9 @@ def edited(run: Run, rows_BT, edits: dict[str, tuple]):
 
 
 def read_out(run: Run, x_BTD) -> np.ndarray:
-  """Returns logits_BTV of streams that skip all layers (nostalgebraist 2020).
+  """Returns logits_BTV of streams by the final norm and output matrix alone.
 
-  The final norm and the output matrix are all that is applied.
+  All layers are skipped (nostalgebraist 2020).
   """
   model = open_model(run)
   out = _read_out(model)(run._rounded, jnp.asarray(x_BTD))
@@ -157,7 +157,7 @@ def read_out(run: Run, x_BTD) -> np.ndarray:
 
 
 def apply_with(model: Model, params: Any, tokens_BT, change, **kw):
-  """Returns what Model.apply does, with change(point, x) at each point."""
+  """Runs Model.apply, but with x = change(point, x) at each point."""
 
   def intercept(next_fun, args, kwargs, context):
     out = next_fun(*args, **kwargs)
@@ -173,7 +173,7 @@ def apply_with(model: Model, params: Any, tokens_BT, change, **kw):
 
 
 def skip_layers(model: Model, params: Any, x_BTD):
-  """Returns logits_BTV of the final norm and the output matrix alone."""
+  """Applies only the final norm and the output matrix; returns logits_BTV."""
 
   def intercept(next_fun, args, kwargs, context):
     name = "/".join(context.module.path)

@@ -26,7 +26,7 @@ def patch(
     into: ids of the text, as many as the source's.
     source: activations of the other text.
     point: residual, attn, mlp or heads of a layer, as "blocks_1/attn".
-    places: tokens whose activations are replaced; None is all.
+    places: positions whose activations are replaced; None replaces all.
 
   Raises:
     InputError: there is no such point, or the lengths differ.
@@ -39,9 +39,13 @@ def patch(
 
 
 def activation(run: Run, found: passes.Record, point: str) -> np.ndarray:
-  """Returns the activation at a point, as the module gives it."""
+  """Returns the recorded activation at a point, as its module outputs it.
+
+  Raises:
+    InputError: there is no such point, or its output was not recorded.
+  """
   for layer in range(len(found.attn_LTD)):
-    # A sublayer's output before any norm that closes it is not recorded.
+    # If a norm closes a sublayer, only the norm's output is recorded.
     given = {
       "residual": found.residual_XTD[layer + 1],
       "attn": found.attn_LTD[layer],
@@ -66,7 +70,7 @@ def sweep(
   answer: int,
   other: int,
 ) -> np.ndarray:
-  """Returns share_LT (heads: share_LN): how much of the answer a patch brings.
+  """Returns share_LT (heads: share_LN): how far a patch restores the answer.
 
   A patch puts the clean activations of one layer and token, or of one layer and
   head at all tokens, into the corrupted text's pass. The share is the
@@ -91,7 +95,7 @@ def sweep(
   points = [KINDS[kind].format(layer) for layer in range(L)]
   shape = activation(run, clean, points[0]).shape
   for layer in range(L):
-    # All points are named in each pass, so that one program serves all layers.
+    # Every pass names all points, so that one program is compiled for all.
     edits = {p: (np.zeros((places, *shape), np.float32), off) for p in points}
     value = activation(run, clean, points[layer])
     if kind == "heads":

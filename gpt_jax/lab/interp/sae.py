@@ -18,7 +18,13 @@ from gpt_jax.lab.interp import passes
 
 
 class Autoencoder(NamedTuple):
-  """Attributes: encode_DF, bias_F, decode_FD, center_D, scale of x, layer."""
+  """A trained autoencoder, in the symbols of the equations above.
+
+  Attributes:
+    encode_DF, bias_F, decode_FD, center_D: E, c, W and b.
+    scale: root mean square of the streams, by which they are divided to get x.
+    layer: the layer after which the streams are read.
+  """
 
   encode_DF: np.ndarray
   bias_F: np.ndarray
@@ -28,24 +34,31 @@ class Autoencoder(NamedTuple):
   layer: int
 
   def features(self, x_XD: np.ndarray) -> np.ndarray:
-    """Returns f_XF of streams."""
+    """Returns f_XF, the features of unscaled streams."""
     scaled = x_XD / self.scale - self.center_D
     return np.maximum(scaled @ self.encode_DF + self.bias_F, 0)
 
   def restore(self, f_XF: np.ndarray) -> np.ndarray:
-    """Returns the streams that features stand for."""
+    """Returns the unscaled streams that features decode to."""
     return (f_XF @ self.decode_FD + self.center_D) * self.scale
 
 
 class Example(NamedTuple):
-  """A row where a feature is large: its tokens, and the feature's values."""
+  """A row in which a feature is large: its tokens, and the value at each."""
 
   tokens: list[str]
   values: list[float]
 
 
 class Feature(NamedTuple):
-  """How often a feature is on, where it is largest, which tokens it raises."""
+  """A feature, described by examples.
+
+  Attributes:
+    index: its index in the autoencoder.
+    density: fraction of tokens at which it is on (above zero).
+    examples: the rows in which it is largest.
+    raised: texts of the tokens whose logits its direction raises most.
+  """
 
   index: int
   density: float
@@ -54,7 +67,7 @@ class Feature(NamedTuple):
 
 
 def streams(run: Run, rows_BT: np.ndarray, layer: int) -> np.ndarray:
-  """Returns x_BTD after a layer."""
+  """Returns (B, T, D), the residual stream after a layer."""
   found = [passes.record(run, row.tolist()) for row in rows_BT]
   return np.stack([one.residual_XTD[layer + 1] for one in found])
 
@@ -68,10 +81,12 @@ def train(
   rate: float = 2e-3,
   seed: int = 0,
 ) -> Autoencoder:
-  """Returns an autoencoder of streams.
+  """Trains an autoencoder of streams.
 
   Args:
-    weight: of |f|_1; the larger, the fewer features are on.
+    layer: the layer after which the streams were read.
+    weight: weight of |f|_1; the larger, the fewer features are on.
+    rate: initial learning rate of a cosine decay.
   """
   scale = float(np.sqrt(np.square(x_XD).mean())) or 1.0
   x = jnp.asarray(x_XD / scale)
@@ -118,10 +133,11 @@ def _fit(learned, x_XD, key, weight: float, rate: float, num_steps: int):
 
 
 def quality(own: Autoencoder, x_XD: np.ndarray) -> dict[str, float]:
-  """Returns the share of variance explained, and how many features are used.
+  """Returns {"explained", "on_per_token", "in_use"}.
 
-  on_per_token is the mean number of features that are on at a token; in_use is
-  the fraction of features that are on at some token.
+  explained is the fraction of the streams' variance, on_per_token the mean
+  number of features that are on at a token, and in_use the fraction of features
+  that are on at any token.
   """
   f_XF = own.features(x_XD)
   away = np.square(own.restore(f_XF) - x_XD).sum()
@@ -136,10 +152,13 @@ def quality(own: Autoencoder, x_XD: np.ndarray) -> dict[str, float]:
 def describe(
   run: Run, own: Autoencoder, rows_BT: np.ndarray, x_BTD, count: int = 40
 ) -> list[Feature]:
-  """Returns the `count` features of the largest values, with example texts.
+  """Returns the `count` features with the largest values, with example texts.
+
+  Features that are on at no token, or at half of them or more, are left out.
 
   Args:
-    rows_BT, x_BTD: ids, and their streams.
+    rows_BT: ids.
+    x_BTD: the streams of these ids.
   """
   f_BTF = own.features(x_BTD)
   density_F = (f_BTF > 0).mean((0, 1))

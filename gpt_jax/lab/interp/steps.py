@@ -1,10 +1,10 @@
-"""One head on a short text, step by step: every number of its arithmetic."""
+"""Shows one head's arithmetic on a short text, step by step."""
 
 import numpy as np
 
 from gpt_jax.lab.interp import page, passes
 
-# Tokens, and dims of a head, up to which the tables can be read.
+# Largest number of tokens, and of dims of a head, that the tables show.
 MOST, DIMS = 8, 16
 
 _SUM = (

@@ -1,9 +1,10 @@
 """Estimates a step's memory and time by arithmetic, without compiling.
 
-State and gradients are exact: they follow from the parameters' declarations and
-the sharding rules. The rest are formulas for what a decoder of this form
-stores, reads and exchanges. Searches use the estimate to choose what to
-compile; plans for GPUs and CPUs have nothing else.
+Parameters and moments are exact: they follow from the parameters' declarations
+and the sharding rules. Gradients are taken as one array per trained parameter.
+The rest are formulas for what a decoder of this form stores, reads and
+exchanges. Searches use the estimate to choose what to compile; plans for CPUs,
+and for GPUs without their compiler, have nothing else.
 """
 
 import dataclasses
@@ -21,8 +22,8 @@ from gpt_jax.ops import visibility
 from gpt_jax.training import build
 from gpt_jax.training.build import Assembly
 
-# No peak is published for the CPU at hand. This is one core with two units of
-# 512-bit vectors.
+# No peak rate is published for CPUs in general, so this assumes one core with
+# two 512-bit vector units.
 CPU_FLOPS, CPU_BYTES = 1e11, 2e10
 
 
@@ -58,14 +59,14 @@ def estimate(config: Config, topology: Topology, built=None) -> Estimate:
 
 
 def available_bytes(topology: Topology) -> int | None:
-  """Returns the bytes that a program may take of a device, None for a CPU."""
+  """Returns the memory that a program may use on a device, None for a CPU."""
   if topology.chip is None:
     return None
   return topology.chip.hbm_bytes // topology.chip.devices
 
 
 def _tokens(built) -> tuple[int, int]:
-  """Returns (tokens of a microbatch, tokens of a step) on one device."""
+  """Returns (tokens per microbatch, tokens per step) of one device."""
   c, shape = built.config, built.mesh.shape
   table = sharding.RULES[c.mesh.rules]
   parts = math.prod(shape[a] for a in (*table["batch"], *table["length"]))
@@ -74,7 +75,7 @@ def _tokens(built) -> tuple[int, int]:
 
 
 def estimate_memory(built, topology: Topology) -> memory_lib.Memory:
-  """Returns the Memory of a step; all but the state is by formula."""
+  """Returns the Memory of a step; only parameters and moments are exact."""
   c, m, shape = built.config, built.config.model, built.mesh.shape
   tensor, item = shape["tensor"], flops.DTYPE_BYTES[m.compute_dtype]
   micro, _ = _tokens(built)
@@ -160,7 +161,7 @@ def estimate_terms(built, topology: Topology) -> Terms:
   gather = reads * parts * params * item / tensor * part(fsdp)
   scatter = parts * params * item_grad / tensor * part(fsdp)
   copied = 2 * params * item_grad / tensor / fsdp * part(copies) * parts
-  # Two all-reduces over tensor per layer in each of these passes.
+  # Axis tensor: two all-reduces per layer in each of these passes.
   across = 2 * reads * 2 * L * D * step * item * part(tensor)
   keys = config_lib.head_dim(m) + config_lib.value_dim(m)
   keys *= config_lib.num_kv_heads(m) * item
@@ -186,8 +187,9 @@ def estimate_terms(built, topology: Topology) -> Terms:
 def _exchanged(m, shape, tokens: int, passes: int) -> float:
   """Returns the bytes that a device sends along axis expert in a step.
 
-  Each pass of each layer sends to the experts and back: every device's tokens,
-  or with a capacity the buffers of other devices' experts (models/experts.py).
+  Each pass of each MoE layer sends twice: tokens to the experts, and results
+  back. Without a capacity, all of a device's tokens go to every other device;
+  with one, only the buffers of the other devices' experts (models/experts.py).
   """
   n, layers = shape["expert"], config_lib.mlp_kinds(m).count("moe")
   rows = float(n - 1)
@@ -198,9 +200,9 @@ def _exchanged(m, shape, tokens: int, passes: int) -> float:
 
 
 def _depth(config: Config) -> float:
-  """Returns the number of layers that a token of data.seq_len passes.
+  """Returns the mean number of layers per token of data.seq_len.
 
-  A decoder's layer that attends to a source counts as one and a half.
+  A decoder layer with cross-attention counts as one and a half.
   """
   m = config.model
   if not config_lib.has_source(m):
@@ -214,7 +216,7 @@ def _depth(config: Config) -> float:
 def _has_kernel(model, topology: Topology) -> bool:
   """Returns whether attention has a kernel that never stores all scores."""
   if model.attention == "auto":
-    # Biases of scores have no kernel.
+    # No kernel supports biases of scores.
     has_bias = config_lib.has_score_bias(model)
     return topology.platform != "cpu" and not has_bias
   return model.attention != "dense"
@@ -228,8 +230,8 @@ def _layer_parameters(model) -> int:
 def hardware_flops(config: Config, topology: Topology) -> float:
   """Returns the FLOPs per token that devices do, recomputation included.
 
-  A kernel computes only the scores that the mask leaves, half of them if it is
-  causal.
+  Attention without a kernel computes all scores. A kernel skips masked ones: a
+  causal one computes half of all scores, any other one the visible part.
   """
   m, (S, T) = config.model, config_lib.row_lengths(config)
   all_scores = flops.score_flops_per_token(m, T, S)
@@ -256,8 +258,8 @@ def hardware_flops(config: Config, topology: Topology) -> float:
     saved += 2 * D * gates * F * ("mlp" in names)
     again -= saved * m.num_layers / blocks
   if word != "none":
-    # The last matmul of a block is not recomputed: its output is not needed for
-    # gradients of the block.
+    # The last matmul of a block is not recomputed: no gradient within the block
+    # needs its output.
     F = flops.active_mlp_dim(m)
     again -= 2 * m.model_dim * F * m.num_layers / blocks
   loss = 0.0

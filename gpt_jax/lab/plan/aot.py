@@ -1,7 +1,7 @@
 """Compiles the real train step for devices that are not here.
 
-Mesh, abstract state and jitted step are those of a run, and the compiler makes
-the same program that it would make on the slice.
+The mesh, the abstract state and the jitted step are those of a run, so the
+compiler emits the same program as on the real slice.
 """
 
 import contextlib
@@ -107,7 +107,7 @@ def compile_step(assembly: Assembly) -> Compiled:
   """Compiles the train step.
 
   Raises:
-    OutOfMemory: it does not fit.
+    OutOfMemory: the step needs more memory than a device has.
   """
   try:
     with _without_cache(), runtime.hush_stderr():
@@ -122,7 +122,7 @@ def compile_step(assembly: Assembly) -> Compiled:
 
 @contextlib.contextmanager
 def _without_cache():
-  """Turns the compilation cache off: reading an entry needs its chips."""
+  """Disables the compilation cache, whose entries load only on real chips."""
   key = "jax_enable_compilation_cache"
   old = getattr(jax.config, key)
   jax.config.update(key, False)
@@ -135,7 +135,7 @@ def _without_cache():
 
 
 def read_refusal(text: str) -> OutOfMemory | None:
-  """Returns OutOfMemory from a compiler's error, None for other errors."""
+  """Returns the OutOfMemory that an error's text describes, None for others."""
   if "RESOURCE_EXHAUSTED" not in text and "Ran out of memory" not in text:
     return None
   size = r"([\d.]+)([KMGT]?)i?B?"

@@ -1,9 +1,9 @@
 """Compares attention kernels with a naive one: gpt_jax.lab.plan.attention.
 
-The reference is numpy in float64 with gradients by hand, and shares no code
-with the kernels. A leak is a gradient that reaches a later token, or one of
-another document; it must be exactly zero. From a notebook: compare(kernel,
-feature).
+The reference is numpy in float64 with gradients derived by hand, and shares no
+code with the kernels. A leak is a gradient of a token that the mask hides, such
+as a later token or one of another document; it must be exactly zero. From a
+notebook: compare(kernel, feature).
 """
 
 import dataclasses
@@ -91,7 +91,7 @@ class Result:
   Attributes:
     forward: of y.
     backward: of the gradients of q, k and v.
-    leak: largest gradient of a token that must not be visible.
+    leak: largest gradient of a token that the mask hides; must be zero.
   """
 
   forward: float
@@ -105,7 +105,7 @@ def value_dim_of(feature: str) -> int:
 
 
 def visible(rule: Rule, length: int, num_rows: int, segments_BT):
-  """Returns mask_BTS, numpy: the keys visible by the rule and the documents."""
+  """Returns mask_BTS, numpy: whether query t may attend to key s."""
   import numpy as np
 
   t, s = np.mgrid[:length, :length]
@@ -269,8 +269,8 @@ def compare(kernel: str, feature: str) -> Result:
   error = lambda a, b: float(np.abs(a - b).max())
   backward = max(map(error, grads, wanted[1:]))
 
-  # dy is zero but for some tokens, so keys that they do not see, and all other
-  # queries, must get a gradient of exactly zero.
+  # Only some queries get a non-zero dy. The keys that are hidden from them, and
+  # all other queries, must then have a gradient of exactly zero.
   if segments is None:
     asked = np.zeros((SHAPE["B"], T), bool)
     asked[:, : T // 2] = True
@@ -331,7 +331,7 @@ def main(argv: list[str]) -> int:
 
 
 def compare_all(kernels=tuple(KERNELS)):
-  """Yields (kernel, feature, Result) of kernels with every feature."""
+  """Yields (kernel, feature, Result) for every feature of each kernel."""
   for kernel in kernels:
     for feature in FEATURES:
       yield kernel, feature, compare(kernel, feature)

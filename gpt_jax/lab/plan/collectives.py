@@ -1,7 +1,7 @@
 """Finds the collectives in compiled HLO.
 
-A collective may be an instruction, inside a fusion, split over several fusions
-or, between slices, a send to the multi-slice runtime.
+A collective may be one instruction, part of a fusion, split over several
+fusions or, between slices, a send to the multi-slice runtime.
 """
 
 import dataclasses
@@ -40,8 +40,9 @@ class Collective:
     groups: lists of device indices that exchange; for a permute (source,
       target) pairs.
     op_name: the operation in the program that it comes from.
-    slices: number of slices that exchange over the network, each device with
-      its counterparts; 0 within a slice, where `groups` says who exchanges.
+    slices: number of slices that exchange over the network; each device
+      exchanges with its counterparts in the others. 0 for a collective within
+      a slice, whose devices are in `groups`.
   """
 
   kind: str
@@ -64,8 +65,8 @@ def find(module, computation, instruction, num_devices: int):
   """Yields (kind, key, (bytes, groups, op_name)) of an instruction.
 
   The TPU compiler splits a collective over several fusions that share a
-  channel; these get the same key. A fusion that takes a slice of an all-reduce
-  is a reduce-scatter.
+  channel; all of them get the same key. A fusion that takes a slice of an
+  all-reduce counts as a reduce-scatter.
   """
   opcode = instruction.opcode
   if opcode in hlo.FUSIONS:
@@ -110,8 +111,8 @@ def find(module, computation, instruction, num_devices: int):
 def _between_slices(computation, instruction):
   """Returns (kind, key, entry) of a send to counterparts in other slices.
 
-  The runtime writes targets as {1,2}x{0:3}: slices, counted from 1, times the
-  devices of each.
+  The runtime writes the targets as {1,2}x{0:3}: the slices, counted from 1,
+  and the devices in each.
   """
   marks = instruction.attributes
   word = re.search(r'_xla_megascale_transfer_type="(\w+)"', marks)

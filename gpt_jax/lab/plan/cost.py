@@ -1,7 +1,7 @@
 """Counts what a compiled step does: FLOPs, HBM bytes, bytes between chips.
 
 All figures are for one device and one step. Where the HLO is ambiguous, the
-smaller figure is taken, so that the roofline stays an upper bound of speed.
+smaller figure is taken, so that the roofline remains an upper bound on speed.
 """
 
 import dataclasses
@@ -35,18 +35,18 @@ FREE = (
   "recv-done",
 )
 _SLICES = ("dynamic-slice", "slice", "gather")
-# Targets of custom calls that read and write HBM.
+# Custom calls whose targets begin with these read and write HBM.
 KERNELS = ("tpu_custom_call", "__cublas", "__cudnn", "__gpu$xla.gpu.triton")
 
 
 @dataclasses.dataclass(frozen=True)
 class Op:
-  """One instruction that runs, with its cost each time.
+  """One instruction of the program, with the cost of each execution.
 
   Attributes:
-    count: times per step.
-    flops: of matmuls, each time.
-    bytes: read from and written to HBM, each time.
+    count: executions per step.
+    flops: FLOPs of its matmuls in one execution.
+    bytes: bytes read from and written to HBM in one execution.
     is_async: whether other ops run at the same time.
   """
 
@@ -106,8 +106,8 @@ def measure(module: hlo.Module, num_devices: int, causal: float) -> Cost:
           or instruction.attribute("true_computation")
           + instruction.attribute("false_computation"),
         )
-        # Which branch is taken is unknown, so each gets an equal share. In ring
-        # attention, each of the two is indeed taken half of the time.
+        # Which branch is taken is unknown, so all are weighted equally. Ring
+        # attention does take each of its two branches half of the time.
         for branch in branches:
           visit(branch, count / len(branches))
       if opcode in FREE:
@@ -249,7 +249,10 @@ def _read_window(text: str) -> dict[int, tuple[int, ...]]:
 
 
 def _count_pairs(out, size_in, size, stride, low, dilate, right_dilate) -> int:
-  """Returns the number of (output, kernel tap) pairs on an input element."""
+  """Returns the number of (output, kernel tap) pairs that read an input.
+
+  The others read padding, or zeros that dilation inserts.
+  """
   at = np.arange(out)[:, None] * stride - low
   at = at + np.arange(size)[None, :] * right_dilate
   is_real = (at >= 0) & (at <= (size_in - 1) * dilate) & (at % dilate == 0)
@@ -324,7 +327,7 @@ def _hbm_bytes(module, computation, instruction) -> float:
     if array.space == 0:
       total += _read_bytes(instruction, inner, index, array)
   if opcode in ("copy-start", "slice-start"):
-    # The result is (to, from, context); its first array is what moves.
+    # The result is (destination, source, context): count the destination.
     moved = instruction.arrays[0]
     is_written = moved.space == 0
     return total / max(len(instruction.operands), 1) + (
@@ -368,7 +371,7 @@ def _written_bytes(instruction, inner) -> float:
     if root.opcode == "custom-call":
       return _results_bytes(root)
     if instruction.opcode == "fusion-start":
-      # (operands, results, context); the results are what is written.
+      # The result is (operands, results, context): only results are written.
       arrays = arrays[-1 - len(outputs) : -1]
     if len(outputs) != len(arrays):
       return 0.0

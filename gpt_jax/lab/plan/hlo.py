@@ -1,8 +1,8 @@
 """Parses the text of compiled HLO: instructions, loops, groups of devices.
 
 The text is the compiler's program after partitioning, fusion and scheduling.
-The TPU compiler does not write down how often a loop runs, so its counter is
-evaluated.
+The TPU compiler does not record a loop's trip count, so it is derived from the
+loop's counter.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ import re
 
 import numpy as np
 
-# Bytes of an element, by HLO's names of types.
+# HLO's name of an element type -> its bytes.
 ITEM_BYTES = {
   "pred": 1,
   "s4": 0.5,
@@ -31,7 +31,7 @@ ITEM_BYTES = {
   "c64": 8,
   "c128": 16,
 }
-# Opcodes of fused computations; the latter two run beside other ops.
+# Opcodes of fused computations; the last two run concurrently with other ops.
 FUSIONS = ("fusion", "fusion-start", "async-start")
 _ARRAY = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\](\{[^{}]*\})?")
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
@@ -97,7 +97,7 @@ class Instruction:
 
 @dataclasses.dataclass
 class Computation:
-  """A named list of instructions, as a loop's body or a fusion has one."""
+  """A named list of instructions, such as the body of a loop or fusion."""
 
   name: str
   instructions: dict[str, Instruction]
@@ -160,7 +160,7 @@ def parse(text: str) -> Module:
 
 
 def read_arrays(text: str) -> list[Array]:
-  """Returns the arrays of a shape's text, a tuple's in order."""
+  """Returns the arrays in a shape's text; for a tuple, in its order."""
   found = []
   for dtype, dims, layout in _ARRAY.findall(text):
     space = re.search(r"S\((\d+)\)", layout)
@@ -202,7 +202,7 @@ def _closing(text: str, start: int) -> int:
 
 
 def target_of(instruction: Instruction) -> str:
-  """Returns what a custom call calls, "" for other instructions."""
+  """Returns the target of a custom call, "" for other instructions."""
   return instruction.attribute("custom_call_target").strip('"')
 
 

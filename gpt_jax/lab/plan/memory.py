@@ -90,8 +90,8 @@ def split(built, compiled, module: hlo.Module, available) -> Memory:
 def activation_bytes(module: hlo.Module, num_layers: int) -> int:
   """Returns bytes that the forward loop over layers stores for backward.
 
-  These are arrays with a first dim of num_layers in the loop's state that the
-  body changes.
+  These are the arrays in the loop's state that the body changes and whose first
+  dim is num_layers.
   """
   best = 0
   for computation in module.computations.values():

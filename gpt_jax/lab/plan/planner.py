@@ -1,6 +1,6 @@
 """Makes one plan: compiles or estimates a step and measures it.
 
-A plan is a plain dict, the content of plan.json; table.py makes text of it.
+A plan is a plain dict, the content of plan.json; table.py formats it as text.
 """
 
 import dataclasses
@@ -64,8 +64,8 @@ def make(config: Config, topology: chips.Topology) -> dict:
   terms = roofline.bound(costs, traffic, topology)
   return plan | {
     "compile_seconds": round(compiled.seconds, 1),
-    # The TPU's compiler refuses a step that does not fit. If it accepts one
-    # whose sum is larger than the memory, the sum counts reused memory twice.
+    # The TPU compiler refuses a step that does not fit. If it accepts a step
+    # whose total exceeds the memory, the total counts reused memory twice.
     "memory": _memory(kept) | {"fits": topology.platform == "tpu" or kept.fits},
     "collectives": [dataclasses.asdict(t) for t in traffic],
     "hardware_flops": costs.flops * topology.num_devices,
@@ -177,9 +177,10 @@ def _roofline(
 ) -> dict:
   """Returns the bound and the expected speed, as plan.json has them.
 
-  mfu counts model FLOPs with visible scores only, hfu all FLOPs that the
-  hardware does, recomputation included; neither can exceed 1. `expected` is the
-  bound times the median of its platform's roofline.RATIOS; None for a CPU.
+  mfu counts the model's FLOPs, of attention only visible scores; hfu counts all
+  FLOPs of the hardware, recomputation included. Neither can exceed 1.
+  `expected` is the bound corrected by the median of the platform's
+  roofline.RATIOS (its step time is that many times longer); None for a CPU.
   """
   tokens = config.train.global_batch_size * config.data.seq_len
   masked = flops.masked_flops_of(config)

@@ -2,8 +2,9 @@
 
 Compiles the runs of configs/published.py and published_gpu.py for their slices
 and GPUs and compares each prediction, an upper bound, with the speed that its
-source measured. Both are in TFLOP/s per chip by the source's own formula for
-FLOPs; formulas differ by up to a seventh. From a notebook: compare("v5e-16b").
+source measured. Both are in TFLOP/s per chip by the source's own FLOP formula,
+as these formulas differ by up to a seventh. From a notebook:
+compare("v5e-16b").
 """
 
 import dataclasses
@@ -33,7 +34,7 @@ class Row:
     tflops: measured TFLOP/s per chip by `formula`, or None.
     tokens_per_second: measured per chip, or None.
     formula: "halved" or "full", see flops_per_token.
-    source: address of the page that has the figure.
+    source: URL of the page with the measured speed.
   """
 
   topology: str

@@ -1,7 +1,7 @@
 """Finds the smallest change that makes a step fit into memory.
 
 Changes are tried one by one, the cheapest first, then together, then with
-larger slices. Only moments in bfloat16 change what is learned.
+larger slices. Only storing moments in bfloat16 changes training results.
 """
 
 import dataclasses
@@ -96,7 +96,7 @@ def find(plan: dict, config: Config, topology, make, say) -> dict | None:
     say: called with lines about what is being done.
   """
   needed, available = plan["memory"]["peak"], plan["memory"]["available"]
-  # Corrects estimates by the compiler's figure for this config.
+  # Compiled over estimated memory of this config, to correct other estimates.
   ratio = needed / analytic.estimate(config, topology).memory.peak
   tries = 0
   for values, where in _in_order(config, topology):
@@ -129,7 +129,7 @@ def _in_order(config: Config, topology):
     yield values, topology
   together = {}
   for values in singles:
-    # Of changes to the same key, such as microbatches, only the first joins.
+    # Of several changes to one key (microbatches), take only the first.
     if not set(values) & set(together):
       together |= values
       yield dict(together), topology

@@ -12,8 +12,8 @@ from gpt_jax.lab.plan.collectives import Collective
 from gpt_jax.lab.plan.cost import Cost
 from gpt_jax.machine.chips import Topology
 
-# Predicted over measured speed, sorted: of the runs in published.py, and of
-# bench.py's on one H100 (docs/performance.md).
+# Predicted over measured speed, sorted: for the runs in published.py, and for
+# those of bench.py on one H100 (docs/performance.md).
 RATIOS = {
   "tpu": (1.07, 1.07, 1.11, 1.15, 1.17, 1.18, 1.19, 1.20, 1.21, 1.25)
   + (1.52, 1.63),
@@ -50,7 +50,7 @@ class Terms:
   Attributes:
     compute: all FLOPs at the peak rate.
     hbm: all HBM bytes at the peak rate.
-    ops: the sum over ops of the longer of the two.
+    ops: the sum over ops of the larger of each op's two bounds.
     ici: traffic of the busiest links.
     dcn: traffic of the network between slices.
   """
@@ -98,9 +98,10 @@ def bound(cost: Cost, traffic: list[Traffic], topology: Topology) -> Terms:
 
 
 def busiest_links(traffic: list[Traffic], topology: Topology) -> float:
-  """Returns the seconds of the busiest axis, or of all links if that is longer.
+  """Returns the larger of two bounds in seconds: per axis, and over all links.
 
-  For all links, traffic is spread evenly over the links of a chip.
+  The first is the time of the mesh axis with the most traffic. The second
+  spreads all traffic evenly over the links of a chip.
   """
   by_axis = {}
   for t in traffic:
@@ -113,9 +114,9 @@ def busiest_links(traffic: list[Traffic], topology: Topology) -> float:
 def links_along(size: int, topology: Topology) -> int:
   """Returns the links of a chip along a torus dim of `size` chips.
 
-  A ring gives two. In a line, without a link between its ends, the chips there
-  have one, which bounds the others. On 2-D slices a dim of 16 is a ring; on 3-D
-  slices all dims are, if each is a multiple of 4
+  A ring gives each chip two. In a line, the chips at the ends have only one,
+  which bounds the others too. On 2-D slices a dim of 16 is a ring; on 3-D
+  slices all dims are rings if each is a multiple of 4
   (docs.cloud.google.com/tpu/docs/v5p, /v5e).
   """
   chip = topology.the_chip()
@@ -208,7 +209,7 @@ def _one(collective: Collective, mesh, topology: Topology):
   rate, links = _rate(group, devices, topology)
   ici = share * near / rate if near else 0.0
   if collective.kind == "all-to-all" and near and topology.the_chip().shapes:
-    # Half of all data must pass the middle of the longest ring.
+    # Half of all data must cross the middle of the longest ring or line.
     longest = max(_extents(group, devices, topology))
     way = 8 if links_along(longest, topology) == 2 else 4
     ici = max(ici, size * longest / (way * topology.the_chip().link_gbps * 1e9))

@@ -14,7 +14,8 @@ from gpt_jax.config import Config, InputError
 from gpt_jax.lab.plan import analytic, aot, planner
 
 REMAT = ("none", "dots", "save:qkv+attn", "save:attn", "full")
-# An estimate may exceed the memory by this factor and is still compiled.
+# A setting is compiled if its estimated memory is at most this many times the
+# device's.
 SLACK = 1.1
 ROWS = 8
 # Sequence length from which on the seq axis is tried.
@@ -121,7 +122,7 @@ def _compile_best(likely, topology, deadline: float, say) -> list:
   plans, refused = [], []
   best = float("inf")
   for index, setting in enumerate(likely):
-    # A setting that needs more than one that did not fit does not fit either.
+    # A setting that needs as much as one that did not fit will not fit either.
     if any(setting.peak >= peak for peak in refused):
       continue
     if plans and (time.monotonic() > deadline or len(plans) >= ROWS):
@@ -140,7 +141,7 @@ def _compile_best(likely, topology, deadline: float, say) -> list:
       say(f"     needs {plan['memory']['peak'] / 2**30:.1f} GiB")
       continue
     step = plan["roofline"]["step"]
-    # Settings are ranked by estimates, so the estimate is what to beat.
+    # Compare estimates with estimates: the compiled step time is another scale.
     best = min(best, setting.rank)
     say(f"     {1000 * step:,.0f} ms, {plan['memory']['peak'] / 2**30:.1f} GiB")
   return plans
@@ -177,7 +178,7 @@ def _mesh_shapes(config: Config, topology) -> list[dict[str, int]]:
 
 
 def _rest(config: Config, sizes: dict[str, int]):
-  """Yields each (microbatches, remat, loss chunks) that divides evenly."""
+  """Yields (microbatches, remat, loss chunks) whose sizes divide evenly."""
   t = config.train
   shards = sizes["data"] * sizes["fsdp"] * sizes["expert"]
   if t.global_batch_size % shards:

@@ -80,7 +80,11 @@ def make(config, topologies: list[chips.Topology]):
 
 
 def _with_batch(config, first: chips.Topology, topology: chips.Topology):
-  """Returns the config with as many sequences on each chip as on the first."""
+  """Returns the config with its batch scaled to the chips of a topology.
+
+  Args:
+    first: the topology that the config's batch is for.
+  """
   size = config.train.global_batch_size * topology.num_chips
   if size % first.num_chips:
     raise InputError(
@@ -118,7 +122,7 @@ def write(plans: list[dict], title: str, folder: str) -> None:
   files.write_text(os.path.join(folder, "slices.json"), text)
   chips_of = lambda p: p["topology"]["chips"]
   curve = lambda size_of: [(chips_of(p), size_of(p) / 2**30) for p in plans]
-  # A gradient has the bytes of its parameter: two curves in one place.
+  # Gradients take as many bytes as parameters, so the two curves coincide.
   layers = [
     plot.Layer(
       "line",

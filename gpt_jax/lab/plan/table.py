@@ -1,4 +1,4 @@
-"""A plan as text."""
+"""Formats a plan as text."""
 
 from gpt_jax.lab.plan import aot, roofline
 from gpt_jax.machine import console

@@ -1,7 +1,7 @@
 """Scaling laws of finished runs: python -m gpt_jax.lab.scaling --help.
 
-Nothing is written before everything is computed, and jax is never imported:
-fits need numpy and scipy. From a notebook:
+Everything is computed before anything is written. Fits need only numpy and
+scipy, and jax is never imported. From a notebook:
 
   runs = points.read_workdirs("runs/grid-*", None, "6N")
   study.analyse(runs).found
@@ -14,8 +14,8 @@ import os
 from gpt_jax import cli, files
 from gpt_jax.config import InputError, require_choice
 
-# Flags that name columns of the CSV alone. --loss names a metric of workdirs,
-# too.
+# Flags that name columns of a CSV file only. --loss may also name a metric of
+# workdirs.
 _COLUMNS = ("params", "tokens", "flops", "budgets")
 
 
@@ -202,7 +202,7 @@ def _add_predictions(add) -> None:
 
 
 def _check(args) -> None:
-  """Raises InputError for bad or contradictory flags, before any reading."""
+  """Raises InputError for bad or contradictory flags; reads no files."""
   from gpt_jax.lab.scaling import forecast, study
 
   if (args.csv is None) == (args.workdirs is None):

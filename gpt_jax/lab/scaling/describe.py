@@ -1,4 +1,4 @@
-"""What fits found, as JSON: estimates, remarks, what is not determined."""
+"""Formats fits as JSON: estimates, remarks, and what is not determined."""
 
 import math
 
@@ -7,11 +7,12 @@ import numpy as np
 from gpt_jax.lab.scaling import frontier, minimise, parametric
 
 _NAMES = (*parametric.NAMES, "a", "b")
-# At most this number of outliers is named.
+# Largest number of outliers that are named.
 _MOST_OUTLIERS = 12
-# An outlier's log residual, if it is also 8 times the usual one.
+# Least log residual of an outlier, which must also be 8 times the usual one.
 _OUTLIER = 0.22
-# Root mean square of log residuals. Published ladders have 0.3 to 3 %.
+# A root mean square of log residuals above this is remarked on. Published
+# ladders have 0.3 to 3 %.
 _LARGE_RESIDUAL = 0.05
 _FEW_POINTS = 15
 # Measured coverage: the share of intervals that contained the true coefficient,
@@ -137,7 +138,7 @@ def remarks(residuals, points) -> list[str]:
 
 
 def _figures_of(theta, cost) -> np.ndarray:
-  """Returns [..., 7] coefficients, a and b for a token that costs c N^g."""
+  """Returns [..., 7] coefficients, with a and b for c N^g FLOPs per token."""
   values = parametric.coefficients(theta)
   values[..., 5] = frontier.exponent(theta, cost[1])
   values[..., 6] = 1 - cost[1] * values[..., 5]

@@ -1,4 +1,4 @@
-"""What fits found, as figures."""
+"""Draws fits as figures."""
 
 import math
 
@@ -7,7 +7,7 @@ import numpy as np
 from gpt_jax.lab.scaling import frontier, parametric
 from gpt_jax.runs import plot
 
-# Most budgets and sizes that a figure's legend names.
+# Largest number of budgets or sizes that a figure's legend names.
 _MOST_NAMED = 12
 
 
@@ -52,7 +52,7 @@ def _draw_fit(found, points, fit) -> str:
     i = int(np.flatnonzero(points.params == size)[0])
     span = _span(points.flops.min(), points.flops.max())
     tokens = span / (cost[0] * size ** cost[1])
-    # Draw the curve of a size only where its tokens are near those of the runs.
+    # Draw a size's curve only where its tokens are near those of the runs.
     span, tokens = (
       v[tokens >= points.tokens.min() / 2] for v in (span, tokens)
     )
@@ -168,7 +168,7 @@ def _draw_frontier(found, points, fit, isoflop) -> str:
 
 
 def _band(x, values, samples, color, name) -> list[plot.Layer]:
-  """Returns a line with its interval; none where there are no samples."""
+  """Returns a line, with its interval behind it if there are samples."""
   layers = [plot.Layer("line", list(zip(x, values, strict=True)), color, name)]
   pairs = np.array([frontier.interval(s) for s in samples])
   if not np.isnan(pairs).any():

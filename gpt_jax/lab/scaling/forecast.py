@@ -1,9 +1,10 @@
 """Predictions of runs: held out, registered before a run, scored after it.
 
-A prediction's interval is for a run, not for the curve: each resampled curve
-gets a residual of the fit added, scaled up for the degrees of freedom that the
-fit used, and the interval is widened by what rolling hold-outs measured
-(rolling.py).
+A prediction's interval is for a single run, not for the curve. A residual of
+the fit is added to each resampled curve, scaled up for the degrees of freedom
+that the fit used, and the interval is widened by the factor that rolling
+hold-outs measure (rolling.py).
+
 A registered file carries a checksum, which shows changes made by mistake. It
 does not stop a forger: only a commit, or someone else's copy, proves the date.
 """
@@ -24,7 +25,7 @@ from gpt_jax.lab.scaling import points as points_lib
 from gpt_jax.lab.scaling.points import Points
 from gpt_jax.runs import workdir
 
-# Relative difference that a run's N and D may have from the registered ones.
+# Largest relative difference between a run's N and D and the registered ones.
 _SAME = 0.01
 # A prediction may extrapolate at most this many times as far as hold-outs did.
 _TOO_FAR = 10.0
@@ -64,7 +65,7 @@ def predict(fit: parametric.Fit, params, tokens, factor: float = 1.0):
       for column in spread.T
     ]
   )
-  # Percentiles of a skewed bootstrap may leave out the prediction itself.
+  # Percentiles of a skewed bootstrap may exclude the prediction itself.
   low = np.minimum(pairs[:, 0] - np.log(central), 0)
   high = np.maximum(pairs[:, 1] - np.log(central), 0)
   return (
@@ -84,7 +85,7 @@ def hold_out(points: Points, above: float, num_resamples: int, seed: int):
     The errors, the widening and a row for each predicted run, as a dict.
 
   Raises:
-    InputError: no run has more FLOPs, or too few have fewer.
+    InputError: no run has more FLOPs, or too few have as many or fewer.
   """
   is_above = points.flops > above
   if not is_above.any():
@@ -133,8 +134,8 @@ def register(
   """Writes a prediction of one run and returns it.
 
   Raises:
-    InputError: the file exists, the fit does not determine its exponents, or
-      the run is too far from those fitted.
+    InputError: the file exists, the runs do not determine the exponents, or
+      the predicted run is too far from the fitted ones.
   """
   check_new(path)
   unknown = parametric.undetermined(fit.theta, points.params, points.tokens)
@@ -197,7 +198,7 @@ def check_new(path: str) -> None:
 
 
 def checksum(record: dict) -> str:
-  """Returns the SHA-256 of a prediction without its own checksum."""
+  """Returns the SHA-256 of a prediction, excluding its checksum field."""
   return digest.seal_of(record, "checksum")
 
 
@@ -205,7 +206,7 @@ def load(path: str) -> dict:
   """Returns a registered prediction.
 
   Raises:
-    InputError: the file cannot be read, or was changed since.
+    InputError: the file cannot be read, or was changed since it was registered.
   """
   try:
     record = files.read_json(path, _MAX_BYTES)
@@ -300,7 +301,7 @@ def check_run(record: dict, run: dict, path: str, folder: str) -> None:
       f"metrics.jsonl has no {points_lib.TIME}, so that it cannot be called "
       f"later than {path}; give --measured"
     )
-  # Dated by the run's own rows: a copy has files of its own age.
+  # Use the time in the run's rows: in a copied folder, file times are new.
   if run["began"] < datetime.datetime.fromisoformat(registered).timestamp():
     raise InputError(
       f"{folder} was started before {path} was registered ({registered}); what "

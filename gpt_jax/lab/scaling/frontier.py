@@ -1,8 +1,9 @@
 """The compute-optimal frontier of a parametric fit, under any FLOP convention.
 
-FLOPs per token need not be proportional to N: attention, or a head that N does
-not count, grow differently. They are fitted as c N^g over the runs' models, and
-the frontier of C = c N^g D is exact. The convention 6 N has c = 6, g = 1.
+FLOPs per token need not be proportional to N: those of attention, or of an
+output head that N does not count, grow differently. FLOPs per token are fitted
+as c N^g over the runs' models, and the frontier for C = c N^g D is exact. The
+convention 6 N has c = 6, g = 1.
 """
 
 import statistics
@@ -18,7 +19,7 @@ _NORMAL = statistics.NormalDist()
 
 
 def interval(samples) -> tuple[float, float]:
-  """Returns (low, high), percentiles of a bootstrap; NaNs are left out."""
+  """Returns (low, high), percentiles of bootstrap samples; ignores NaNs."""
   low, high = _quantiles(samples, _TAILS)
   return low, high
 
@@ -26,9 +27,9 @@ def interval(samples) -> tuple[float, float]:
 def corrected_interval(value, samples, left_out) -> tuple[float, float]:
   """Returns (low, high) by BCa: percentiles corrected for bias and skew.
 
-  Efron 1987, section 3. In simulations, plain percentile intervals of B
-  contained the true value too often, and basic intervals of all seven
-  coefficients too seldom.
+  Efron 1987, section 3. In simulations, percentile intervals of B contained the
+  true value too often, and basic bootstrap intervals of all seven coefficients
+  contained it too rarely.
 
   Args:
     value: the estimate.
@@ -83,8 +84,8 @@ def exponent(theta, g: float = 1.0):
 def optimum(theta, flops: float, cost: tuple[float, float] = (6.0, 1.0)):
   """Returns (N*, D*, loss) [...] of thetas [..., 5] at one compute budget.
 
-  At the least E + A/N^alpha + B/D^beta subject to c N^g D = C, alpha A N^-alpha
-  equals g beta B D^-beta.
+  Where E + A/N^alpha + B/D^beta is smallest subject to c N^g D = C,
+  alpha A N^-alpha equals g beta B D^-beta.
   """
   c, g = cost
   a, b, e, alpha, beta = (theta[..., i] for i in range(5))
@@ -120,8 +121,8 @@ def frontier(fit: parametric.Fit, budgets, cost) -> list[dict]:
 def compare_conventions(fit: parametric.Fit, points) -> list[dict]:
   """Returns the exponent a by each convention of counting N and C.
 
-  Each convention's N gets a fit of its own with the same resamples, so that the
-  interval of a shift is that of a paired difference.
+  Each convention's N is fitted separately, but with the same resamples, so that
+  the interval of a shift between two conventions is of a paired difference.
   """
   rows, fits = [], {}
   params, per_token = points.counts[points.convention]
@@ -154,7 +155,7 @@ def compare_conventions(fit: parametric.Fit, points) -> list[dict]:
 
 
 def degrees_of(fit: parametric.Fit) -> int:
-  """Returns a fit's degrees of freedom: points less coefficients."""
+  """Returns a fit's degrees of freedom: points minus coefficients."""
   return len(fit.residuals) - parametric.NUM_COEFFICIENTS
 
 
@@ -162,10 +163,10 @@ def estimate(value, samples, left_out=None, degrees=None) -> dict:
   """Returns {"value", "low", "high", "error"} of a bootstrapped figure.
 
   Args:
-    left_out: estimates without each point, for corrected_interval; without them
-      the interval is that of plain percentiles.
-    degrees: of freedom of the residuals. The interval is widened by
-      small_sample_factor; None leaves it as it is.
+    left_out: estimates without each point, for corrected_interval; None takes
+      plain percentiles.
+    degrees: the residuals' degrees of freedom, by whose small_sample_factor the
+      interval is widened; None does not widen it.
   """
   samples = np.asarray(samples, float)
   samples = samples[~np.isnan(samples)]
@@ -179,8 +180,8 @@ def estimate(value, samples, left_out=None, degrees=None) -> dict:
     low, high = widen(float(value), low, high, small_sample_factor(degrees))
   error = float("nan")
   if len(samples) > 1:
-    # A resample may lack the points that determine a term; then A is unbounded,
-    # so the error is taken from the middle 68 % of the samples.
+    # A resample may lack the points that determine a term, and A is then
+    # unbounded. In that case, use half the width of the middle 68 % of samples.
     with np.errstate(over="ignore", invalid="ignore"):
       middle = np.quantile(samples, (_NORMAL.cdf(-1), _NORMAL.cdf(1)))
       error = float(
@@ -192,7 +193,11 @@ def estimate(value, samples, left_out=None, degrees=None) -> dict:
 
 
 def no_estimate(why: str) -> dict:
-  """Returns the estimate of a figure that the points do not determine."""
+  """Returns an all-NaN estimate, for a figure that the points do not determine.
+
+  Args:
+    why: the reason, stored with it.
+  """
   return dict.fromkeys(("value", "low", "high", "error"), float("nan")) | {
     "why": why
   }
@@ -206,10 +211,11 @@ def student(degrees: int) -> float:
 
 
 def small_sample_factor(degrees: int) -> float:
-  """Returns by what factor a bootstrap interval of few points is too small.
+  """Returns the factor by which a bootstrap interval of few points is widened.
 
-  A fit of k coefficients to n points shrinks its residuals by sqrt((n - k) /
-  n), and a bootstrap's quantiles are normal where Student's would be right.
+  A fit of k coefficients to n points shrinks its residuals by
+  sqrt((n - k) / n), and bootstrap quantiles follow the normal distribution
+  instead of Student's t; both make the interval too small.
   """
   count = degrees + parametric.NUM_COEFFICIENTS
   wide = student(degrees) / _NORMAL.inv_cdf(_TAILS[1])
@@ -217,7 +223,7 @@ def small_sample_factor(degrees: int) -> float:
 
 
 def widen(value: float, low: float, high: float, factor: float):
-  """Returns (low, high), `factor` times as far from the value.
+  """Returns (low, high) moved `factor` times as far from the value.
 
   Distances are ratios where all are positive, as A and B span powers of ten.
   """

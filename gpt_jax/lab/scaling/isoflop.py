@@ -1,10 +1,10 @@
 """IsoFLOP analysis: a parabola for each budget, a power law through the minima.
 
-Design choice: the bootstrap resamples residuals, not runs. A budget has a
-handful of runs at chosen sizes, and resampled runs would often have fewer sizes
-than a parabola needs. Residuals, relative to the loss, are drawn from all
-budgets together, so that budgets of three runs, which a parabola fits exactly,
-get an uncertainty too.
+Design choice: the bootstrap resamples residuals, not runs. A budget has only a
+few runs at chosen sizes, and resampled runs would often have fewer sizes than a
+parabola needs. Relative residuals are drawn from the pool of all budgets, so
+that budgets of three runs, which a parabola fits exactly, have an uncertainty
+too.
 """
 
 import dataclasses
@@ -18,13 +18,13 @@ from gpt_jax.lab.scaling import frontier
 # Number of a parabola's coefficients.
 _ORDER = 3
 _MIN_BUDGETS = 2
-# A window keeps sizes within this factor of the size with the least loss.
+# Factors to try: a window has the sizes within it of the lowest loss's size.
 _WINDOWS = (10.0, 5.0, 3.0, 2.0)
 # A window keeps at least this number of a budget's runs.
 _MIN_WINDOW = 4
-# A parabola is rejected if the p value of higher terms is below this.
+# Parabolas are rejected if the p value of higher terms is below this.
 _SURE = 0.01
-# Degree of the highest of these terms.
+# Degree of the highest term that is tested.
 _HIGHEST = 4
 
 
@@ -57,7 +57,7 @@ def group(flops, tolerance: float, budgets=None) -> list[np.ndarray]:
 
   Args:
     flops: [P].
-    tolerance: a group has runs within this fraction above its least FLOPs.
+    tolerance: a group has the runs within this fraction above its lowest FLOPs.
     budgets: [P] values that name each run's budget instead, or None.
   """
   if budgets is not None:
@@ -136,9 +136,9 @@ def choose_window(groups, log_n, loss) -> tuple[dict, list[np.ndarray]]:
   """Returns the window of sizes that parabolas can describe, and its runs.
 
   Far from its minimum the loss is not a parabola in log N: it rises by
-  different powers on both sides, and a parabola over decades misplaces the
-  minimum. The widest window is taken in which an F test over all budgets does
-  not find cubic and quartic terms.
+  different powers on the two sides, and a parabola over decades misplaces the
+  minimum. The window is the widest one in which an F test over all budgets
+  finds no cubic or quartic terms.
 
   Args:
     groups: [[indices of runs] for each budget].
@@ -170,14 +170,20 @@ def choose_window(groups, log_n, loss) -> tuple[dict, list[np.ndarray]]:
 
 
 def _near(rows, log_n, loss, factor: float) -> np.ndarray:
-  """Returns the runs within a factor of the size with the least loss."""
+  """Returns the runs within a factor of the lowest loss's size.
+
+  At least _MIN_WINDOW runs are returned, if there are as many.
+  """
   away = abs(log_n[rows] - log_n[rows[np.argmin(loss[rows])]])
   reach = max(np.log(factor), np.sort(away)[:_MIN_WINDOW][-1])
   return rows[away <= reach + 1e-9]
 
 
 def _lack_of_fit(groups, log_n, loss) -> float:
-  """Returns p of cubic and quartic terms over all budgets, NaN untested."""
+  """Returns the p value of an F test for terms above the square, over budgets.
+
+  NaN if no budget has enough runs for the test.
+  """
   from scipy import special
 
   square, higher, terms, degrees = 0.0, 0.0, 0, 0
@@ -192,7 +198,7 @@ def _lack_of_fit(groups, log_n, loss) -> float:
     terms, degrees = terms + order - 2, degrees + len(x) - order - 1
   if not terms:
     return float("nan")
-  # Residuals below the level of rounding errors count as that level.
+  # Residuals below the level of rounding errors are raised to that level.
   higher = max(higher, degrees * 1e-24)
   ratio = (max(square - higher, 0.0) / terms) / (higher / degrees)
   return float(special.fdtrc(terms, degrees, ratio))
@@ -212,7 +218,7 @@ def _pool_residuals(groups, log_n, loss) -> np.ndarray:
 
 
 def _fit_budget(flops, rows, log_n, loss, pool, num_resamples, rng):
-  """Returns a Budget, or why it has no minimum, as a sentence."""
+  """Returns a Budget, or a sentence that says why it has no minimum."""
   center = float(log_n.mean())
   x = log_n - center
   design = np.stack([x**2, x, np.ones_like(x)], 1)

@@ -16,7 +16,7 @@ from gpt_jax.lab.scaling import frontier, parametric
 _EXPONENTS = np.geomspace(1e-3, 2, 2000)
 # E, K and gamma.
 _NUM_COEFFICIENTS = 3
-# The largest compute must be this many times the least.
+# The largest compute must be at least this many times the smallest.
 _MIN_SPAN = 2.0
 
 
@@ -44,7 +44,7 @@ def fit(points) -> dict | None:
 
 
 def _slope(x, y) -> dict:
-  """Returns the estimate of a least-squares slope."""
+  """Returns a least-squares slope with its interval, as frontier.estimate."""
   dx = x - x.mean()
   slope = float(dx @ y / (dx @ dx))
   rest = y - y.mean() - slope * dx
@@ -62,8 +62,8 @@ def _slope(x, y) -> dict:
 def _loss(log_c, loss) -> dict:
   """Returns E, K and gamma by relative least squares, with intervals.
 
-  The interval of gamma has all values whose least sum of squares an F test does
-  not reject; the interval of E has the E of these.
+  The interval of gamma spans the values whose sum of squares, minimised over E
+  and K, an F test does not reject. The interval of E spans their values of E.
   """
   sums, levels, scales = [], [], []
   center = log_c.mean()
@@ -110,6 +110,6 @@ def _loss(log_c, loss) -> dict:
 
 
 def _unknown(value) -> dict:
-  """Returns the estimate of a value without an interval."""
+  """Returns an estimate with a value but no interval (NaN)."""
   nothing = dict.fromkeys(("low", "high", "error"), float("nan"))
   return {"value": float(value), **nothing}

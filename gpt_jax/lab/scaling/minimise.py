@@ -2,11 +2,12 @@
 
 The objective is the sum, not the mean, of Huber losses of log residuals: the
 Huber scale of 1e-3 makes a mean so small that a minimiser's absolute tolerance
-ends it early (Besiroglu et al. 2024, section 3).
+stops it early (Besiroglu et al. 2024, section 3).
+
 Design choice: this BFGS runs all starts, or all resamples, at once in numpy.
-scipy's reaches the same objectives to 1e-14 (and coefficients to 3e-8), but it
-takes one problem at a time: 14 to 21 ms against 1.7 ms for 240 points, and a
-bootstrap is a thousand problems.
+scipy's BFGS reaches the same objectives to 1e-14 (and coefficients to 3e-8),
+but takes one problem at a time: 14 to 21 ms per problem of 240 points against
+1.7 ms here, and a bootstrap is a thousand problems.
 """
 
 import numpy as np
@@ -15,8 +16,8 @@ import numpy as np
 DELTA = 1e-3
 NUM_COEFFICIENTS = 5
 
-# Elements of (problems x points) that are worked on together, so that they stay
-# in the processor's cache.
+# Number of (problem, point) elements that are processed together, so that they
+# stay in the processor's cache.
 _BLOCK = 1 << 16
 _MAX_STEPS = 400
 _MAX_RESTARTS = 6
@@ -26,8 +27,8 @@ def make_starts(x, y, z) -> np.ndarray:
   """Returns [S, 5] starts on a grid of alpha, beta and E.
 
   With these three given, the loss is linear in A and B, which follow by
-  relative least squares (variable projection). A negative one is replaced by a
-  small one.
+  relative least squares (variable projection). A negative A or B is replaced by
+  a small positive one.
   """
   grid = (0.1, 0.2, 0.35, 0.5, 0.8, 1.2)
   shares = (0.1, 0.5, 0.8, 0.95)
@@ -62,9 +63,9 @@ def minimise(starts, x, y, z, weights) -> tuple[np.ndarray, np.ndarray]:
   """Returns ([S, 5], [S]): optima of weighted objectives, and their values.
 
   BFGS with a weak Wolfe line search, which also handles the kinks of an
-  objective that is nearly an absolute value (Lewis and Overton 2013). It starts
-  with the curvature of reweighted least squares, and is restarted with it until
-  a restart gains nothing.
+  objective that is nearly an absolute value (Lewis and Overton 2013). Its first
+  inverse Hessian is that of reweighted least squares, and it is restarted from
+  there until a restart gains nothing.
 
   Args:
     starts: [S, 5] thetas.
@@ -81,8 +82,8 @@ def minimise(starts, x, y, z, weights) -> tuple[np.ndarray, np.ndarray]:
   for i in range(0, len(p), size):
     rows = slice(i, i + size)
     problem = _Problem(x - x0, y - y0, z, weights[rows])
-    # A resample without the runs that show a term has zero or infinite
-    # curvature along it.
+    # A resample that lacks the runs which determine a term has zero or infinite
+    # curvature along that term's coefficients.
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
       p[rows], value[rows] = _polish(problem, p[rows])
   p[:, 0] += p[:, 3] * x0
@@ -91,7 +92,7 @@ def minimise(starts, x, y, z, weights) -> tuple[np.ndarray, np.ndarray]:
 
 
 class _Problem:
-  """Weighted objectives of S problems on the same P points."""
+  """The objectives of S problems: different weights on the same P points."""
 
   def __init__(self, x, y, z, weights):
     self.x, self.y, self.z, self.weights = x, y, z, weights
@@ -103,7 +104,7 @@ class _Problem:
     """Returns ([S], [S, 5]): objectives and their gradients."""
     r, parts = self._residuals(p)
     psi = np.clip(r, -DELTA, DELTA)
-    # Huber's loss is psi (r - psi / 2), within DELTA and beyond.
+    # Huber's loss is psi (r - psi / 2), both within DELTA and beyond it.
     weighted = self.weights * psi
     value = np.einsum("sp,sp->s", weighted, r - 0.5 * psi)
     g = [weighted * part for part in parts]
@@ -111,7 +112,7 @@ class _Problem:
     return value, np.stack([*(k.sum(1) for k in g), *slopes], 1)
 
   def curvature(self, p) -> np.ndarray:
-    """Returns [S, 5, 5] inverse curvatures of reweighted least squares."""
+    """Returns [S, 5, 5] inverse Hessians of reweighted least squares."""
     r, (u, v, w) = self._residuals(p)
     jacobian = np.stack([u, v, w, -u * self.x, -v * self.y], 1)
     scale = self.weights * np.minimum(1, DELTA / np.maximum(abs(r), 1e-12))
@@ -121,7 +122,7 @@ class _Problem:
 
   def _residuals(self, p):
     a, b, e, alpha, beta = (p[:, i, None] for i in range(5))
-    # Keeps exp finite; the line search rejects steps that go so far.
+    # Keep exp finite; the line search rejects steps that go this far.
     u = np.exp(np.minimum(a - alpha * self.x, 300))
     v = np.exp(np.minimum(b - beta * self.y, 300))
     w = np.exp(np.minimum(e, 300))
@@ -178,7 +179,10 @@ def _bfgs(problem: _Problem, p):
 
 
 def _search(problem: _Problem, p, value, slope, step):
-  """Returns (t [S], values, slopes) of steps under weak Wolfe conditions."""
+  """Returns (t [S], values, gradients): steps under weak Wolfe conditions.
+
+  t is 0 where no such step was found.
+  """
   down = np.einsum("si,si->s", slope, step)
   low, high = np.zeros(len(p)), np.full(len(p), np.inf)
   t = np.ones(len(p))
@@ -206,7 +210,12 @@ def _search(problem: _Problem, p, value, slope, step):
 
 
 def _update(h, s, y):
-  """Returns the inverse curvatures after steps s and gradient changes y."""
+  """Returns the BFGS update of inverse Hessians h.
+
+  Args:
+    s: [S, 5] steps.
+    y: [S, 5] changes of the gradient over them.
+  """
   sy = np.einsum("si,si->s", s, y)
   hy = np.einsum("sij,sj->si", h, y)
   is_curved = sy > 1e-14 * np.linalg.norm(s, axis=1) * np.linalg.norm(y, axis=1)

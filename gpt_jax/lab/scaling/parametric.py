@@ -1,7 +1,7 @@
 """Loss as E + A/N^alpha + B/D^beta, fitted as published, with its bootstrap.
 
-The published objective is the one of Hoffmann et al. 2022, with the correction
-of Besiroglu et al. 2024; minimise.py has it.
+The objective (minimise.py) is the one of Hoffmann et al. 2022 with the
+correction of Besiroglu et al. 2024.
 """
 
 import dataclasses
@@ -16,16 +16,16 @@ from gpt_jax.lab.scaling.minimise import (
 )
 
 NAMES = ("A", "B", "E", "alpha", "beta")
-# Largest number of jackknife fits; with more points each leaves out several.
+# Largest number of jackknife fits; with more points, each leaves out several.
 _MAX_LEFT_OUT = 400
 
 # Runs lie on a line if their deviation across the best line in (log N, log D)
 # is less than this fraction of their deviation along it. Published lists of
 # optima have 0.04 to 0.11, published grids 0.5 to 0.9.
 MIN_ASPECT = 0.15
-# A term of less than this share of the loss is at its bound, 0.
+# A term with less than this share of the loss counts as being at its bound, 0.
 MIN_SHARE = 1e-3
-# Exponents of N and D. Published ones are 0.05 to 1.2.
+# Bounds of the exponents of N and D. Published ones are 0.05 to 1.2.
 EXPONENTS = (0.01, 3.0)
 MAX_LOG_SCALE = 100.0
 
@@ -126,8 +126,8 @@ def _fit_resamples(fit: Fit, params, tokens, loss, weights) -> Fit:
   warm = np.repeat(fit.theta[None], len(rows), 0)
   thetas, values = minimise(warm, *logs, rows)
   if share_of(fit.theta, *logs[:2])[2] < MIN_SHARE:
-    # At E = 0 the slope in log E vanishes, so that a start there never leaves.
-    # A resample may have a larger E: try that start too.
+    # At E = 0 the gradient in log E vanishes, so a start there stays there. A
+    # resample may have a larger E, so also start from a larger one.
     warm[:, 2] = np.log(0.5) + logs[2].min()
     others, better = minimise(warm, *logs, rows)
     thetas = np.where((better < values)[:, None], others, thetas)
@@ -271,6 +271,6 @@ def resample(params, tokens, num_resamples: int, seed: int) -> np.ndarray:
 
 
 def _linear(theta) -> np.ndarray:
-  # A or B may overflow in a resample without the runs that show its term.
+  # A or B may overflow in a resample that lacks the runs which determine it.
   with np.errstate(over="ignore"):
     return np.concatenate([np.exp(theta[..., :3]), theta[..., 3:5]], -1)

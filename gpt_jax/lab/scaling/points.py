@@ -1,7 +1,7 @@
 """Finished runs as points of a scaling law: parameters, tokens, FLOPs, loss.
 
-They come from columns of a CSV file or from workdirs. Every value is checked
-first: one bad cell would change every coefficient without being noticed.
+Runs are read from columns of a CSV file or from workdirs. Every value is
+checked, because one bad cell would silently change every coefficient.
 """
 
 import csv
@@ -20,17 +20,17 @@ from gpt_jax.config import InputError, require_choice
 from gpt_jax.lab.scaling import units
 from gpt_jax.runs import metrics, workdir
 
-# An error sentence names at most this number of rows.
+# Largest number of rows that an error sentence names.
 _MAX_NAMED = 5
-# What is known of a run before it is trained.
+# The quantities of a run that are known before it is trained.
 _SIZES = ("params", "tokens", "flops")
-# When a row of metrics.jsonl was written.
+# Key of the time at which a row of metrics.jsonl was written.
 TIME = "time/unix"
 
 
 @dataclasses.dataclass(frozen=True)
 class Points:
-  """P runs, an element of each array for each; values are positive and finite.
+  """P runs as arrays with one element per run; all values positive and finite.
 
   Attributes:
     params, tokens, flops, loss: [P].
@@ -42,7 +42,7 @@ class Points:
       that can be computed; a CSV file has only "as given" and "6N".
     budgets: [P] values of the column that names each run's compute budget, or
       None.
-    num_found: number of runs in the source, with those left out.
+    num_found: number of runs in the source, including those left out.
     left_out: sentences that name the runs left out.
   """
 
@@ -214,7 +214,7 @@ def _check_columns(wanted: dict[str, str]) -> None:
 
 
 def _require_commas(path: str, header: str) -> None:
-  """Refuses a header whose one cell holds names with another separator."""
+  """Raises InputError for a header whose names have another separator."""
   for mark in (";", "\t", "|", " "):
     if header.count(mark) >= 2:  # a table has three columns at least
       raise InputError(
@@ -224,7 +224,7 @@ def _require_commas(path: str, header: str) -> None:
 
 
 def _read_rows(path: str):
-  """Returns ([(line, cells)], header), blank lines left out."""
+  """Returns ([(line number, cells)], header cells) without blank lines."""
   try:
     # Spreadsheets write a byte order mark before the first name.
     text = files.read_text(path).removeprefix("\ufeff")
@@ -254,7 +254,7 @@ def _read_column(path, rows, index, column, role) -> np.ndarray:
   for line, cells in rows:
     text = cells[index] if index < len(cells) else ""
     try:
-      # float() would take 1_000.
+      # float() would accept 1_000.
       value = None if "_" in text else float(text)
     except ValueError:
       value = None

@@ -1,10 +1,10 @@
 """Rolling hold-outs: measures how far off predictions of larger runs are.
 
 A fit's residuals show noise, but not whether the form is wrong beyond the runs.
-So runs up to a cut in compute are fitted and the larger ones predicted, for
-several cuts. Intervals are widened until they contain the fraction of these
-losses that their level says (split conformal prediction with the interval's
-half-width as scale; Papadopoulos et al. 2002).
+So, for several cuts in compute, the runs up to the cut are fitted and the
+larger ones predicted. Intervals are widened until they contain the predicted
+runs' losses as often as their level (95 %) says: split conformal prediction
+with the interval's half-width as scale (Papadopoulos et al. 2002).
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from gpt_jax.config import InputError
 from gpt_jax.lab.scaling import frontier, parametric
 
 _MAX_CUTS = 6
-# Least number of runs below a cut, of distinct N and D.
+# Least number of runs with distinct (N, D) below a cut.
 _MIN_RUNS = 10
 _NUM_RESAMPLES = 100
 
@@ -30,8 +30,8 @@ class Widening:
     num_fits: number of cuts.
     num_losses: number of predicted losses, over all cuts.
     inside_noise: fraction of losses inside intervals for noise alone.
-    inside: fraction inside widened intervals, each cut's widened by the factor
-      of the other cuts; NaN with one cut.
+    inside: fraction of losses inside widened intervals, where each cut's are
+      widened by the factor of the other cuts; NaN with one cut.
   """
 
   factor: float
@@ -96,14 +96,17 @@ def _cuts(points) -> list[np.ndarray]:
 
 
 def _scores(value, low, high, rest) -> np.ndarray:
-  """Returns [P] errors of log loss, in half-widths of the interval's side."""
+  """Returns [P] errors of log loss, in half-widths of the interval.
+
+  An interval has two half-widths; the one on the error's side is used.
+  """
   error = np.log(rest.loss / value)
   half = np.where(error > 0, np.log(high / value), np.log(value / low))
   return abs(error) / np.maximum(half, 1e-9)
 
 
 def _factor(scores: list[np.ndarray]) -> float:
-  """Returns the quantile of scores at the level; cuts weigh the same."""
+  """Returns the scores' quantile at the level, every cut with equal weight."""
   weights = np.concatenate([np.full(len(s), 1 / len(s)) for s in scores])
   values = np.concatenate(scores)
   order = np.argsort(values)

@@ -1,7 +1,7 @@
-"""A whole analysis of finished runs: every fit that they allow.
+"""Analyses finished runs with every fit that they allow.
 
-A fit that the runs do not determine is left out and the reason recorded, unless
-the caller asked for that fit, which then raises.
+A fit that the runs do not determine is left out and the reason recorded; but if
+the caller asked for that fit, an error is raised.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from gpt_jax.lab.scaling import (
 )
 from gpt_jax.lab.scaling import points as points_lib
 
-# Runs whose FLOPs are within this fraction of the least are of one budget.
+# Runs whose FLOPs are at most this fraction above the lowest are one budget.
 TOLERANCE = 0.1
 FORMS = ("parametric", "isoflop", "both")
 # Fewer resamples than this do not give an interval.
@@ -206,7 +206,7 @@ def write(study: Study, folder: str) -> list[str]:
 
 
 def _without_nan(value):
-  """Returns a value that every JSON reader accepts: NaN becomes null."""
+  """Returns a value with NaN replaced by None, as JSON has no NaN."""
   if isinstance(value, dict):
     return {k: _without_nan(v) for k, v in value.items()}
   if isinstance(value, list | tuple):

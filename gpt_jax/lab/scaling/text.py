@@ -1,4 +1,4 @@
-"""What fits found, as text: one sentence to quote, and the report's lines."""
+"""Formats fits as text: one sentence to quote, and the report's lines."""
 
 import math
 import textwrap
@@ -13,7 +13,7 @@ _MEANINGS = {
   "a": "N* grows as C^a",
   "b": "D* grows as C^b",
 }
-# Rows of the table of held-out runs.
+# Largest number of rows in the table of held-out runs.
 _MOST_ROWS = 12
 
 

@@ -1,8 +1,8 @@
 """Checks that a table's columns are in parameters, tokens, FLOPs and nats.
 
-A fit accepts any units, and its exponents look right in most. So columns are
-compared with what training runs have: C near 6 N D, a usual number of tokens
-per parameter, losses that a model can reach.
+A fit accepts any units, and with most of them its exponents look right. So
+columns are checked against typical runs: C near 6 N D, a usual number of tokens
+per parameter, and losses that a model can reach.
 """
 
 import math
@@ -12,16 +12,16 @@ import numpy as np
 
 from gpt_jax.config import InputError
 
-# Bounds of the median of C / (6 N D). Attention, and heads that N does not
-# count, make it up to 2 or 3 for small models.
+# Bounds of the median of C / (6 N D). In small models, attention and output
+# heads that N does not count raise it to 2 or 3.
 _COST = (0.4, 4.0)
 # Largest factor between one run's C / (6 N D) and the median.
 _APART = 10.0
 # Bounds of the median of D / N, which is 5 to 200 in published tables.
 _TOKENS_PER_PARAMETER = (0.2, 2e4)
 _LEAST_PARAMS, _LEAST_FLOPS = 1e3, 1e9
-# Bounds in nats per token. A uniform guess among a million tokens has 13.8;
-# text has more than 0.4 per byte.
+# Bounds of the loss in nats per token. A uniform guess among a million tokens
+# has 13.8; text has more than 0.4 nats per byte.
 _LOSSES = (0.05, 13.8)
 
 _TRUST = "or give --trust-units"
@@ -51,7 +51,7 @@ _NAMES = {
 
 
 def require_plausible(values: dict, columns: dict, names, source: str) -> None:
-  """Raises InputError where columns are not what they are given as.
+  """Raises InputError if a column cannot be the quantity it is given as.
 
   Args:
     values: {"params", "tokens", "flops", "loss": [P]}; one of the first three
@@ -113,7 +113,7 @@ def _check_cost(params, tokens, flops, names, source) -> None:
 
 
 def _guess_cost(ratio: float, params, tokens) -> str:
-  """Returns a guess why C / (6 N D) is off, and what to do."""
+  """Returns a sentence on why C / (6 N D) is probably off, with the remedy."""
   if 0.4 < ratio * _PETAFLOP_DAY < 4:
     return "C is in petaflop-days; multiply it by 8.64e19"
   for part, why in ((3, "2 N D, the forward pass alone"), (6, "N D alone")):
@@ -124,7 +124,7 @@ def _guess_cost(ratio: float, params, tokens) -> str:
     prefix = _PREFIXES[-power]
     return f"C is in {prefix}FLOPs; multiply it by 1e{-power}"
   if power > 0:
-    # The one that is too small for a run is probably in other units.
+    # Whichever is too small for a training run is probably in other units.
     n, d = (_power_of(float(np.median(v)) / 1e9) for v in (params, tokens))
     size = f"N or D is 1e{power} times too small"
     if power in _SCALES and n <= -power < d:
@@ -143,7 +143,10 @@ def _guess_cost(ratio: float, params, tokens) -> str:
 
 
 def _power_of(ratio: float) -> int:
-  """Returns a ratio's power of ten if near a multiple of 3, else 0."""
+  """Returns a ratio's nearest power of ten that is a multiple of 3, or 0.
+
+  0 if the ratio is not near it.
+  """
   exact = math.log10(ratio)
   power = 3 * round(exact / 3)
   return power if abs(exact - power) < 0.7 else 0

@@ -1,8 +1,8 @@
 """Turns a config file's sweep(add) into cells.
 
 Everything is checked here, before anything is run: unknown keys, repeated
-cells, cyclic branches. A cell whose values cannot be used is refused, and the
-others run.
+cells, cyclic branches. A cell with invalid values is refused; the other cells
+still run.
 """
 
 import dataclasses
@@ -106,7 +106,7 @@ def _add(asked, *words, seeds=None, branch_from=None, **values) -> None:
       raise InputError(
         f"sweep(add): unknown config key {key}; {config_lib.nearest_key(key)}"
       )
-  # Loops over grids give numpy's numbers.
+  # Loops over grids may give numpy scalars.
   values = {k: v.item() if hasattr(v, "item") else v for k, v in values.items()}
   if branch_from is not None:
     pair = tuple(branch_from) if isinstance(branch_from, (tuple, list)) else ()

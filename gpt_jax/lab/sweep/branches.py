@@ -1,9 +1,10 @@
 """Starts a branch: a cell that begins at another cell's checkpoint.
 
-A branch gets a copy of its trunk's folder as it was at that step, with its own
-config, and is resumed like any run that was stopped. Its result equals a run
-from step 0, bit for bit, because the learning rates are the same up to there:
-check_rates makes sure. That is why a branch needs no id of its own.
+A branch gets a copy of its trunk's folder as of that checkpoint, but its own
+config, and is resumed like any stopped run. Its result equals that of a run
+from step 0, bit for bit, because both have the same learning rates up to the
+checkpoint, which check_rates ensures. So a branch has the same id as a run from
+step 0.
 Design choice: the checkpoint is copied, not linked, so that damage to one run
 does not damage the other.
 """
@@ -22,7 +23,10 @@ from gpt_jax.runs import workdir
 
 
 def check_rates(cells: list[Cell]) -> None:
-  """Raises InputError where a branch's learning rates are not its trunk's."""
+  """Raises InputError if a branch's learning rates differ from its trunk's.
+
+  Only the steps before the branch starts are compared.
+  """
   branches = [c for c in cells if c.trunk is not None]
   if not branches:
     return
@@ -31,7 +35,7 @@ def check_rates(cells: list[Cell]) -> None:
 
   from gpt_jax.training import optim
 
-  # Leave the GPU to the workers.
+  # Compute on the CPU, and leave the GPU to the workers.
   jax.config.update("jax_platforms", "cpu")
 
   by_id = {c.id: c for c in cells}
@@ -73,10 +77,11 @@ def is_ready(root: str, cell: Cell) -> bool:
 
 
 def start(root: str, cell: Cell) -> int:
-  """Copies the trunk's checkpoint to a cell; returns the step it begins at.
+  """Copies a trunk's checkpoint to its branch; returns the branch's first step.
 
-  It is the newest checkpoint up to the step asked for, since both train alike
-  until then. If there is none, it returns 0 and the cell runs from step 0.
+  Copies the trunk's newest checkpoint at or before the step that was asked for,
+  since trunk and branch are equal up to there. If there is none, returns 0, and
+  the cell runs from step 0. Also returns 0 if the cell has its own checkpoint.
   """
   path = folder.path_of(root, cell.id)
   if folder.list_steps(path):
@@ -94,7 +99,7 @@ def start(root: str, cell: Cell) -> int:
   ]
   config = cell.config
   found = {}
-  for name in ("vocab_size", "num_classes"):  # which the data have given
+  for name in ("vocab_size", "num_classes"):  # filled in from the data
     key = f"model.{name}"
     if getattr(config.model, name) is None and key in record["config"]:
       found[name] = record["config"][key]
@@ -114,8 +119,8 @@ def start(root: str, cell: Cell) -> int:
     workdir.read_labels(source),
     {name: workdir.read_base(source, name) for name in ("base", "teacher")},
   )
-  # The checkpoint comes last and is renamed when complete: a run resumes where
-  # it finds one.
+  # Copy the checkpoint last and rename it when complete, because a run resumes
+  # from any checkpoint that it finds.
   checkpoints = os.path.join(path, "checkpoints")
   temporary = os.path.join(checkpoints, f"{step}.copied")
   shutil.rmtree(temporary, ignore_errors=True)
@@ -126,7 +131,7 @@ def start(root: str, cell: Cell) -> int:
 
 
 def _give_to(config, path: str) -> None:
-  """Gives a copied checkpoint's record the fingerprint of its new run."""
+  """Writes the branch's config fingerprint into its copied checkpoint."""
   try:
     meta = files.read_json(path)
   except files.Damage as error:

@@ -1,4 +1,4 @@
-"""A sweep's cells: one run each, that is one config and one seed."""
+"""A sweep's cells, each of which is one run: one config with one seed."""
 
 import dataclasses
 import shlex
@@ -16,8 +16,8 @@ class Cell:
     name: the name of its group: cells that differ only in the seed.
     values: {config key: value} that the sweep set, the seed included.
     config: the frozen config.
-    data: hash of the training text and of how it is cut into tokens.
-    text: hash of the validation text, before it is cut into tokens.
+    data: hash of the text, its split and its tokenizer.
+    text: hash of the validation text, independent of the tokenizer.
     code: hash of the code that trains the cell.
     argv: the arguments of gpt_jax.train, all but --workdir.
     trunk: (id, step) of the checkpoint that the cell starts from, or None.
@@ -45,7 +45,7 @@ class Cell:
     return self.trunk
 
   def record(self) -> dict:
-    """Returns what cell.json holds."""
+    """Returns the content of cell.json."""
     return {
       "id": self.id,
       "name": self.name,

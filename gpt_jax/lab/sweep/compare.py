@@ -1,9 +1,9 @@
 """Two runs, or two sets of seeds: python -m gpt_jax.lab.sweep.compare A B.
 
-Shows where their configs differ, their losses side by side and, over seeds that
-both have, the verdict of lab/sweep/paired.py in the unit that
-lab/sweep/losses.py finds. Only reads, and imports no jax. From a notebook:
-compare(a, b).
+Shows where their configs differ, their losses side by side and, over the seeds
+that both sides have, the verdict of lab/sweep/paired.py, in the unit that
+lab/sweep/losses.py chooses. Writes nothing but a figure that is asked for, and
+imports no jax. From a notebook: compare(a, b).
 """
 
 import dataclasses

@@ -11,18 +11,18 @@ from gpt_jax.lab.sweep.cells import short_name
 from gpt_jax.lab.sweep.groups import Group, asked, drawn_loss
 from gpt_jax.runs import plot
 
-# Points that a curve is thinned to, by means.
+# A curve of more points is averaged down to this many.
 CURVE_POINTS = 120
-# Groups that get a color each; more are shaded by their loss.
+# Up to this many groups get a color each; more are shaded by their loss.
 MAX_COLORS = 8
 # Colors that are legible on white and on black.
 COLORS = (
   *("#3b82c4", "#d1602f", "#3f9d5a", "#9a68cc"),
   *("#b8860b", "#c8508a", "#2a9d9d", "#808080"),
 )
-# Most characters of a name beside a figure.
+# Longest name in a legend, in characters.
 LEGEND_CHARS = 36
-# Most lines of a figure that the legend names.
+# Largest number of lines that a legend names.
 MAX_LINES = 6
 
 
@@ -88,12 +88,15 @@ def draw_telemetry(groups: list[Group]) -> list[str]:
   return [svg for svg in svgs if svg]
 
 
-# Metrics that rise first in a run that goes wrong: drawn first.
+# Metrics that rise first when training becomes unstable; drawn first.
 _FIRST = ("attn_logit_max/layers", "logit_max", "residual_rms")
 
 
 def _kind(key: str) -> str:
-  """Returns the figure of a metric: NAME/layers for a layer, "" for none."""
+  """Returns the name of the figure that a metric is drawn in, "" for none.
+
+  The metrics of single layers share one figure, NAME/layers.
+  """
   if not key.startswith("telemetry/") or key in (
     metric_names.GRAD_SQUARE,
     metric_names.GRAD_VARIANCE,
@@ -104,7 +107,7 @@ def _kind(key: str) -> str:
 
 
 def curve(state: folder.State, kind: str = "") -> list[tuple[float, float]]:
-  """Returns [(tokens, loss or metric), ...] of a run, thinned by means."""
+  """Returns [(tokens, loss or metric), ...] of a run, with points averaged."""
   c = state.the_config()
   tokens = lambda step: (
     config_lib.count_sequences(c.train, step) * c.data.seq_len
@@ -131,9 +134,9 @@ def draw_axis(
 ) -> str:
   """Returns the SVG of the final loss over one swept key.
 
-  "" where no two runs differ in this key alone. A line joins the means over
-  seeds of runs whose other keys are equal. A run that diverged is a cross at
-  the upper edge, and its line breaks off there.
+  "" if no two runs differ in this key alone. A line joins the runs whose other
+  keys are equal, averaged over seeds. A run that diverged is a cross at the
+  upper edge, and the line has a gap there.
   """
   lines: dict[str, dict[float, list[float]]] = {}
   for state in states:
@@ -174,7 +177,10 @@ def draw_axis(
 
 
 def _unbroken(line: dict[float, list[float]]) -> list[list]:
-  """Returns the stretches of (x, mean over seeds) where no seed diverged."""
+  """Returns the line's pieces of (x, mean over seeds), without diverged seeds.
+
+  An x at which any seed diverged ends a piece.
+  """
   pieces: list[list] = [[]]
   for x, ys in sorted(line.items()):
     if all(map(math.isfinite, ys)):

@@ -28,8 +28,8 @@ from gpt_jax.lab.sweep.cells import Cell
 from gpt_jax.machine import console
 from gpt_jax.runs import metrics, workdir
 
-# Seconds between touches of running.json, and after which the process that
-# should touch it counts as gone.
+# A process touches its running.json every BEAT_SECONDS. If that is older than
+# STALE_SECONDS, the process counts as gone.
 BEAT_SECONDS, STALE_SECONDS = 5.0, 120.0
 WAITING, RUNNING, STOPPED = "waiting", "running", "stopped"
 DONE, FAILED, UNREADABLE = "done", "failed", "unreadable"
@@ -46,7 +46,7 @@ class State:
     id: the folder's name.
     path: the folder.
     word: the state, WAITING to DIVERGED.
-    step, total: steps done and in all; 0 where they are not known.
+    step, total: steps done, and steps of the whole run; 0 if not known.
     rows: the rows of metrics.jsonl.
     loss: the last training loss; None where it was not finite.
     final: (metric, value) at the end of the run; None before the end, and
@@ -101,7 +101,7 @@ class State:
 
   @property
   def seconds(self) -> float | None:
-    """Seconds that the cell's last process took."""
+    """Duration of the cell's last process in seconds."""
     return self.ended.get("seconds")
 
   @property
@@ -326,7 +326,7 @@ def beat(path: str) -> None:
 
 
 def release(path: str, ended: dict | None) -> None:
-  """Records that the cell runs no more, and how its process ended."""
+  """Records that no process runs the cell any more, and how the last ended."""
   if ended is not None:
     _write(path, "ended.json", ended)
   with contextlib.suppress(FileNotFoundError):
@@ -362,7 +362,7 @@ def _is_alive(pid: int) -> bool:
     return True
   try:
     with open(f"/proc/{pid}/cmdline", "rb") as file:
-      # The kernel may have given the id to another program.
+      # The kernel may have reused the process id for another program.
       return b"gpt_jax" in file.read()
   except OSError:
     return True
@@ -373,7 +373,7 @@ def _has_reported(path: str) -> bool:
 
 
 def _check_own(record: dict, config: Config) -> str:
-  """Returns how a finished run's config differs from its cell's, or ""."""
+  """Returns how a run's config differs from its cell's, "" if it does not."""
   if not record:
     return ""
   there = config_lib.flatten(config)

@@ -61,7 +61,7 @@ def group(states: list[folder.State], names: dict[str, str]) -> list[Group]:
   for members in found.values():
     first = members[0]
     name = names.get(first.id, first.name)
-    if name in taken:  # by a group of other code, or of another sweep
+    if name in taken:  # by a group of another code version or sweep
       name = f"{name} ({first.id})"
     taken.add(name)
     groups.append(Group(name, members))
@@ -71,7 +71,7 @@ def group(states: list[folder.State], names: dict[str, str]) -> list[Group]:
 def asked(state: folder.State) -> dict:
   """Returns the flat config of a cell as the sweep asked for it.
 
-  Its vocabulary may be None, which a run fills in once its text is prepared.
+  model.vocab_size may be None; a run fills it in once its text is prepared.
   """
   flat = config_lib.flatten(state.the_config())
   size = state.record.get("config", flat).get("model.vocab_size")

@@ -1,9 +1,10 @@
-"""What names a cell: a hash of all that decides its result.
+"""A cell's id: a hash of everything that determines its result.
 
-That is the config without its free keys, the text that it is trained and
-validated on, and the code of this package without lab/. So the same run has
-the same id in every sweep and on every machine. Where a cell starts from is no
-part of its id: a branch is refused unless it equals a run from step 0.
+It covers the config without its free keys, the text for training and
+validation, and the code of this package without lab/. So the same run has the
+same id in every sweep and on every machine. The id does not depend on the
+checkpoint that a cell starts from: a branch is refused unless it equals a run
+from step 0.
 """
 
 import contextlib
@@ -56,12 +57,13 @@ def data_identity(data: config_lib.DataConfig) -> tuple[str, str]:
 def code_version() -> str:
   """Returns a hash of what the package without lab/ computes, see syntax.py.
 
-  Unchanged by comments, docstrings, formatting, and by which file a definition
-  is in; changed by any other constant, name, operator or default value.
+  Editing comments, docstrings or formatting, or moving a definition to another
+  file, leaves the hash as it is; changing any other constant, name, operator or
+  default value changes it.
   """
   root = os.path.dirname(os.path.abspath(gpt_jax.__file__))
-  # Hashing trees takes half a second, so the result is cached by a hash of all
-  # bytes of the files: an entry is never out of date.
+  # Hashing the trees takes half a second, so the result is cached. The key is a
+  # hash of all bytes of the files, so an entry is never out of date.
   entry = os.path.join(runtime.cache_dir(), "code", _hash_files(root))
   with contextlib.suppress(files.Damage):
     known = files.read_text(entry)
@@ -82,7 +84,7 @@ def _hash_files(root: str) -> str:
       folders.remove("lab")
     paths = [os.path.join(folder, n) for n in names if n.endswith(".py")]
     rows += [(os.path.relpath(p, root), _hash_file(p)) for p in sorted(paths)]
-  # How trees are hashed is a part of it.
+  # lab/ is left out, but syntax.py decides the hash, so it is part of the key.
   return digest.of_json([rows, _hash_file(syntax.__file__)])
 
 

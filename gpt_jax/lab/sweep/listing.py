@@ -1,4 +1,4 @@
-"""The state of each cell of a sweep, one line for each."""
+"""Lists the state of each cell of a sweep."""
 
 import dataclasses
 import time

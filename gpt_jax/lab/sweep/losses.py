@@ -1,8 +1,8 @@
 """Which losses may be compared, and in what unit.
 
-Nats per token mean the same in two runs only if both predict the same tokens of
-the same text, from contexts of the same length. If only the text is the same,
-bits per byte can be compared; if it is not, nothing can.
+Nats per token are comparable only if both runs predict the same tokens of the
+same text, from contexts of the same length. If only the text is the same, bits
+per byte are comparable; if it is not, no losses are.
 """
 
 from gpt_jax import metric_names
@@ -49,7 +49,7 @@ def value(state: State, unit: str) -> float:
   """Returns a run's final loss in a unit of find_unit."""
   if unit != BITS:
     return state.the_final()[1]
-  assert state.bits is not None  # find_unit saw to it
+  assert state.bits is not None  # find_unit has checked it
   return state.bits
 
 

@@ -1,11 +1,12 @@
 """Is one set of runs better than another? A paired t test over seeds.
 
-A seed decides the initial weights and the order of the data, and so moves both
-runs of a pair in the same direction: differences of pairs spread less than
-losses do. The mean difference gets a t interval. When several comparisons are
-made together, p values and intervals are corrected by Holm (1979), so that an
-interval excludes zero exactly where the verdict says that there is a
-difference.
+A seed decides the initial weights and the order of the data, and so moves the
+losses of both runs of a pair in the same direction: differences within pairs
+vary less than losses. The mean difference gets a t interval. When several
+comparisons are made together, p values and intervals are corrected by Holm
+(1979), so that an interval excludes zero exactly where the verdict says that
+there is a difference.
+
 With fewer than two pairs there is no spread to judge by, hence no verdict. A
 set in which a run diverged gets the verdict "diverged": a mean of the other
 seeds would be a mean of survivors.

@@ -28,7 +28,7 @@ MEASURED_SECONDS = 2.0
 
 @dataclasses.dataclass(frozen=True)
 class Bill:
-  """What one cell will take.
+  """The resources that one cell will need.
 
   Attributes:
     params: number of parameters.
@@ -192,12 +192,12 @@ def _make_bills(
 def with_vocab(config: Config, root: str | None) -> Config:
   """Returns the config with model.vocab_size filled in.
 
-  The tokenizer's spec gives it, or a cell of ROOT on the same text that has
-  begun.
+  The size comes from the tokenizer's spec, or from a cell in ROOT that has
+  started on the same text.
 
   Raises:
-    InputError: neither does, or the number of a classifier's classes is not
-      given.
+    InputError: neither gives it, or the config of a classifier does not give
+      its number of classes.
   """
   m, data = config.model, config.data
   if config_lib.has_classes(m) and m.num_classes is None:
@@ -229,7 +229,7 @@ def with_vocab(config: Config, root: str | None) -> Config:
 
 
 def shape_of(config: Config) -> tuple:
-  """Returns the config's values that decide how long a step takes."""
+  """Returns the config's (key, value) pairs that determine a step's time."""
   flat = config_lib.flatten(config)
   words = ("data.seq_len", "data.packing", "train.global_batch_size")
   words += ("train.num_microbatches", "train.num_loss_chunks")
@@ -261,7 +261,10 @@ def count_bytes(config: Config) -> int:
 
 
 def machine_bytes() -> int | None:
-  """Returns the bytes of memory of this machine, or of this container."""
+  """Returns the memory in bytes of this machine, or its container's limit.
+
+  None if neither is known.
+  """
   found = []
   with open("/proc/meminfo") as file:
     for line in file:
@@ -277,10 +280,10 @@ def machine_bytes() -> int | None:
 
 
 def available_bytes(memory: float | None) -> int | None:
-  """Returns the bytes that one worker may take, None where they are unknown.
+  """Returns the bytes that one worker may use, None if unknown.
 
   Args:
-    memory: GiB, if limited.
+    memory: the limit in GiB, or None.
   """
   if memory is not None:
     return int(memory * 2**30)
@@ -293,7 +296,7 @@ def fault_of(config: Config, memory: float | None) -> str:
   """Returns why a config does not fit here, "" if it seems to fit.
 
   Args:
-    memory: GiB that it may take, if limited.
+    memory: the limit in GiB, or None.
   """
   needed, there = count_bytes(config), available_bytes(memory)
   if there is None or needed <= there:
@@ -325,7 +328,7 @@ def _bill(cell: Cell, config: Config, limits: Limits) -> Bill:
 def _planned(
   cells, configs, bills, limits: Limits, slice_name: str
 ) -> dict[str, Bill]:
-  """Returns the bills with memory and hours of the planner."""
+  """Returns the bills with the memory and hours that lab.plan predicts."""
   topology = chips.parse_topology(slice_name, 1)
   runtime.start(limits.devices)
   runtime.start_compiler(topology.platform)
@@ -358,9 +361,9 @@ def measure(
 ) -> tuple[dict[tuple, float], float]:
   """Returns ({shape: seconds of a step}, seconds to the first step).
 
-  `num_measured` shapes are timed, the smallest and the largest among them,
-  each in a process of its own. The others get their FLOPs over the FLOP/s of
-  the timed shape that is nearest in size.
+  Times `num_measured` shapes, including the largest and, if there are several,
+  the smallest, each in its own process. The time of another shape is its FLOPs
+  over the FLOP/s of the timed shape whose FLOPs are nearest.
   """
   from gpt_jax.lab.bench.worker import Failed, Worker
 

@@ -13,10 +13,10 @@ from gpt_jax.lab.sweep.cells import Cell
 from gpt_jax.lab.sweep.worker import Worker
 from gpt_jax.machine import console
 
-# Signals that stop a sweep. Its cells get SIGINT for SIGINT, else SIGTERM.
+# Signals that stop a sweep. Cells are sent SIGINT for SIGINT, else SIGTERM.
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 STOPPING += (signal.SIGUSR2,)
-# Seconds between looks at the workers, and between lines of progress.
+# Seconds between polls of the workers, and between lines of progress.
 POLL_SECONDS, SAY_SECONDS = 0.1, 10.0
 
 
@@ -63,7 +63,7 @@ class Pool:
     """Runs until all cells end; returns the exit code of a signal, or None."""
     if not self.waiting:
       return None
-    # A signal that this process was started to ignore (nohup) stays ignored.
+    # A signal that is ignored from the start (nohup) stays ignored.
     heard = [s for s in STOPPING if signal.getsignal(s) != signal.SIG_IGN]
     old = {s: signal.signal(s, self._note) for s in heard}
     is_told = False
@@ -79,13 +79,13 @@ class Pool:
           break
         for worker in self.workers:
           if self.signal is not None and not worker.told:
-            worker.pass_on(self.signal)  # it came while this one started
+            worker.pass_on(self.signal)  # arrived while this worker started
         self._say()
         time.sleep(POLL_SECONDS)
     finally:
       for number, handler in old.items():
         signal.signal(number, handler)
-      for worker in self.workers:  # left only by an error of this process
+      for worker in self.workers:  # only after an error in this process
         worker.pass_on(signal.SIGTERM)
     if self.signal is None:
       return None
@@ -108,7 +108,7 @@ class Pool:
       self._begin(cell)
     held = {w.cell.id for w in self.workers} | {c.id for c in self.waiting}
     for cell in list(self.waiting):
-      # No worker will bring its trunk to that step.
+      # No cell that runs or waits will write the trunk's checkpoint.
       if cell.the_trunk()[0] not in held:
         self.waiting.remove(cell)
         self.lost.append(cell)
@@ -126,7 +126,7 @@ class Pool:
 
   def _begin(self, cell: Cell) -> None:
     fault = ""
-    # Without a known vocabulary the run itself finds out.
+    # If the vocabulary is unknown, only the run itself can find out.
     with contextlib.suppress(InputError):
       fault = plan.fault_of(
         plan.with_vocab(cell.config, self.root), self.memory
@@ -208,8 +208,9 @@ class Pool:
   def _seconds_left(self) -> float | None:
     """Returns the time left, estimated from finished cells; None without one.
 
-    A cell takes the time of its steps, and some before and after them. Both
-    are medians over cells that ran with as many workers as now.
+    A cell takes the time of its steps and a fixed time outside of them. The
+    seconds per FLOP and the fixed time are medians over finished cells, which
+    ran with the same number of workers.
     """
     if not self.rates:
       return None
@@ -221,7 +222,7 @@ class Pool:
     return left / min(self.num_workers, len(self.waiting) + len(self.workers))
 
   def _learn(self, cell: Cell, ended: dict) -> None:
-    """Records the time that a finished cell took."""
+    """Records a finished cell's seconds per FLOP, and seconds outside steps."""
     rows = folder.read(self.root, cell.id).rows
     times = [
       r[metric_names.STEP_SECONDS]
@@ -236,9 +237,10 @@ class Pool:
 
 
 def share_cores(workers: int) -> list[set[int]]:
-  """Returns the cores of each worker, [] to let all use all.
+  """Returns the cores of each worker, [] to let every worker use all cores.
 
-  Threads that take turns on one core wait for each other at every matmul.
+  Without this, threads of several workers share cores and wait for each other
+  at every matmul.
   """
   if workers == 1 or not hasattr(os, "sched_getaffinity"):
     return []
@@ -249,9 +251,9 @@ def share_cores(workers: int) -> list[set[int]]:
 
 
 def _work(root: str, cell: Cell) -> tuple[int, float]:
-  """Returns a cell's first step and the FLOPs from there on.
+  """Returns (a cell's first step, FLOPs of its remaining steps).
 
-  If the vocabulary is not known, steps are returned in place of FLOPs.
+  If the vocabulary is unknown, the number of steps replaces the FLOPs.
   """
   there = folder.list_steps(folder.path_of(root, cell.id))
   first = max(there, default=cell.the_trunk()[1] if cell.trunk else 0)

@@ -83,7 +83,7 @@ def run(
   pool = Pool(root, todo, num_workers, memory, say)
   code = pool.run()
   if code is None and pool.stopped:
-    code = exits.PREEMPTED  # told by another than this process
+    code = exits.PREEMPTED  # a cell was signalled by another process
   failed = [*pool.failed, *skipped]
   _say_end(root, states, skipped, failed, pool.elsewhere, say)
   if code is not None:
@@ -120,10 +120,10 @@ def _say_end(root, states, skipped, failed, elsewhere, say) -> None:
 
 
 def choose(sweep: Sweep, only: list[str] | None) -> list[Cell]:
-  """Returns the cells whose ids begin like one of `only`; all without it.
+  """Returns the cells whose ids begin with one of `only`; all if it is None.
 
   Raises:
-    InputError: one of `only` is the beginning of no id, or of several.
+    InputError: one of `only` matches no id, or several.
   """
   if only is None:
     return sweep.cells
@@ -155,7 +155,7 @@ def emit(
     The lines, and the cells that must wait for their trunks.
 
   Raises:
-    InputError: no cell can be run now, or as in run.
+    InputError: no cell can be run now, or one of the causes that `run` lists.
   """
   ready, later = [], []
   branches.check_rates(sweep.cells)

@@ -1,11 +1,11 @@
 """A hash of what a package computes: its syntax trees, free of paths.
 
-Left out: comments, formatting, docstrings, annotations of functions, and which
-file a definition is in. Names of imported modules say where things are, so a
-reference is replaced by what it refers to: `optim.build(...)` and, after a
-move, `schedules.build(...)` are both "the function build whose syntax tree has
-this hash". The trees are serialised here, not by ast.dump, whose text differs
-between versions of Python.
+The hash ignores comments, formatting, docstrings, annotations of functions, and
+which file a definition is in. An imported module's name only says where a
+definition is, so each reference is replaced by its target: `optim.build(...)`
+and, after a move, `schedules.build(...)` are both "the function build whose
+syntax tree has this hash". The trees are serialised here, not by ast.dump,
+whose text differs between versions of Python.
 """
 
 import ast
@@ -14,17 +14,17 @@ import re
 
 from gpt_jax import digest
 
-# Stands for a reference until it is filled in. repr() writes this character as
-# an escape, so no text holds it.
+# Placeholder of a reference until it is filled in. No other text contains it,
+# because repr() writes this character as an escape.
 _HOLE = "\0"
-# Each round fills references with the hashes of the round before; the first
-# fills in names alone. With N rounds two definitions of the same name and text
-# get different hashes if what they refer to, N - 1 levels deep, differs.
+# Each round fills references with the hashes of the previous round; the first
+# fills in names only. With N rounds, two definitions of the same name and text
+# get different hashes if definitions up to N - 1 references away differ.
 _ROUNDS = 4
 _DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 _SCOPES = (*_DEFINITIONS[:2], ast.Lambda, ast.ListComp, ast.SetComp)
 _SCOPES += (ast.DictComp, ast.GeneratorExp)
-# Statements that hold no other statement, and so no import.
+# Statements that contain no other statement, and so no import.
 _SIMPLE = (ast.Assign, ast.AnnAssign, ast.AugAssign, ast.Expr, ast.Return)
 _SIMPLE += (ast.Raise, ast.Assert, ast.Delete)
 # Fields that change no result, or that only some versions of Python have.
@@ -139,7 +139,7 @@ def _imports_of(statement, home: str) -> dict[str, str]:
 
 
 def _imports_within(statement: ast.stmt, home: str) -> dict[str, str]:
-  """Returns the same for all import statements within a statement."""
+  """Returns {local name: dotted name} of all imports within a statement."""
   found: dict[str, str] = {}
   todo: list[ast.AST] = [statement]
   while todo:
@@ -193,11 +193,13 @@ def _is_silent(statement: ast.stmt) -> bool:
 class _Writer:
   """Serialises one group of statements.
 
-  References to the package's own definitions are left open, see filled.
+  References to the package's own definitions are written as _HOLE, which
+  `filled` replaces.
 
   Args:
-    modules: of the package.
-    name, index: the group's module, and its place there.
+    modules: {dotted name: module} of the package.
+    name: the module of the group.
+    index: the group's index in that module.
   """
 
   def __init__(self, modules, name: str, index: int):
@@ -212,7 +214,11 @@ class _Writer:
     self.text = " ".join(map(self._write, module.groups[index]))
 
   def filled(self, hashes: dict[tuple[str, int], str]) -> str:
-    """Returns the text, each reference as a name and the hash it has here."""
+    """Returns the text with each reference filled in: its name and its hash.
+
+    Args:
+      hashes: {(module, index of a group): its hash}.
+    """
     words = (
       f"<{name} {sorted(hashes[place] for place in places)}>"
       for name, places in self.references
@@ -220,7 +226,7 @@ class _Writer:
     return re.sub(_HOLE, lambda _: next(words), self.text)
 
   def _write(self, value) -> str:
-    kind = type(value)  # compared itself: isinstance takes twice the time
+    kind = type(value)  # `kind is` takes half the time of isinstance
     if kind is list:
       kept = [v for v in value if not _is_silent(v)]
       return f"[{' '.join(map(self._write, kept))}]"
@@ -249,7 +255,7 @@ class _Writer:
     return f"({type(value).__name__} {' '.join(fields)})"
 
   def _parts(self, string: ast.JoinedStr) -> list[str]:
-    """Returns an f-string's parts, neighbouring pieces of text as one."""
+    """Returns an f-string's parts, with adjacent pieces of text joined."""
     parts, text = [], ""
     for part in string.values:
       if isinstance(part, ast.Constant):
@@ -260,9 +266,9 @@ class _Writer:
     return parts + [repr(text)] * bool(text)
 
   def _reference(self, node) -> str | None:
-    """Returns what a name, or an attribute of a module, refers to.
+    """Returns the text of a name, or an attribute of a module, as a reference.
 
-    None where that is nothing imported and nothing at the module's top.
+    None for a name that is neither imported nor defined at the module's top.
     """
     dotted = self._dotted(node)
     if dotted is None:
@@ -272,16 +278,16 @@ class _Writer:
     last, place = dotted.rpartition(".")[2], self._find(dotted)
     if place is not None:
       self.references.append((last, [place]))
-    elif dotted in self.modules:  # a module as a value: all that it holds
+    elif dotted in self.modules:  # a module as a value: all its definitions
       count = len(self.modules[dotted].groups)
       places = [(dotted, i) for i in range(count)]
       self.references.append(("module", places))
     else:
-      return f"<{last}>"  # made as it runs: __file__
+      return f"<{last}>"  # defined at run time, such as __file__
     return _HOLE
 
   def _dotted(self, node) -> str | None:
-    """Returns the dotted name that a node refers to, None as above."""
+    """Returns the dotted name that a node refers to, None as in _reference."""
     if isinstance(node, ast.Name):
       if any(node.id in scope for scope in self.scopes):
         return None
@@ -295,7 +301,10 @@ class _Writer:
     return None
 
   def _find(self, dotted: str) -> tuple[str, int] | None:
-    """Returns the group that binds a name, through modules that import it."""
+    """Returns the (module, index) of the group that binds a name, or None.
+
+    Follows modules that only import the name.
+    """
     for _ in range(len(self.modules)):
       name, _, last = dotted.rpartition(".")
       if dotted in self.modules or name not in self.modules:

@@ -13,7 +13,7 @@ from gpt_jax.lab.sweep.groups import asked, axes_of
 from gpt_jax.machine import console
 from gpt_jax.runs import metrics
 
-# Column of metrics.noise_scale, in sequences; left out where none is known.
+# Column of metrics.noise_scale, in sequences; left out if no run has one.
 NOISE = "noise scale"
 _FIGURES = ("params", "FLOPs", "steps", "loss", "time", NOISE, "state")
 
@@ -87,10 +87,10 @@ def sizes_of(state: folder.State) -> dict:
 
 
 def read(root: str) -> dict[str, list]:
-  """Returns the cells in ROOT as columns, a value in each for every cell.
+  """Returns the cells in ROOT as {column: a value for each cell}.
 
-  They are those of report.csv, and before them `state`: cells that have not
-  ended, or not with a loss, are among the rows. What is not known is None.
+  The columns are `state` and those of report.csv. Unlike report.csv, they
+  include cells that have not ended or have no loss. Unknown values are None.
 
   Raises:
     InputError: ROOT holds no cell.
@@ -106,7 +106,7 @@ def columns(states, names, axes) -> dict[str, list]:
   """Returns {column: a value for each cell}.
 
   Args:
-    names: {cell id: name}; other cells have the name in their folder.
+    names: {cell id: name}; other cells get the name in their folder.
     axes: keys that differ among cells, a column each.
   """
   flats = [asked(s) if s.config else {} for s in states]
@@ -158,9 +158,10 @@ def comparisons_text(found: list[paired.Comparison]) -> str:
 
 
 def inert(value):
-  """Returns a CSV field that no spreadsheet takes for a formula.
+  """Returns a CSV field that no spreadsheet evaluates as a formula.
 
-  Text that begins like a formula gets an apostrophe in front; numbers stay.
+  Text that begins like a formula is prefixed with an apostrophe; numbers are
+  not changed.
   """
   if not isinstance(value, str):
     return value

@@ -1,7 +1,7 @@
 """Trunks and branches: which cell starts from which, and at what step.
 
-A branch starts from a checkpoint of another cell, its trunk, from which it may
-differ in the schedule alone.
+A branch starts from a checkpoint of another cell, its trunk. The two configs
+may differ only in the schedule (and in keys that change no result).
 """
 
 import dataclasses
@@ -10,8 +10,8 @@ from gpt_jax import config as config_lib
 from gpt_jax.config import InputError
 from gpt_jax.lab.sweep.cells import Cell, Refusal, Sweep, diff, flat
 
-# Keys in which a branch may differ from its trunk, as long as learning rates
-# are equal up to the step where they part.
+# Keys in which a branch may differ from its trunk, as long as the learning
+# rates are equal up to the step where the branch starts.
 SCHEDULE = (
   "train.num_steps",
   "optim.schedule",
@@ -30,7 +30,7 @@ _PACING = (
   "train.wandb_project",
 )
 _PACING_SECTIONS = ("checkpoint.", "eval.", "sample.")
-# Checkpoints that a trunk keeps for each step that is branched from.
+# Largest number of checkpoints that a trunk keeps per step branched from.
 KEPT_PER_STEP = 4
 
 
@@ -132,10 +132,10 @@ def _check_parting(cell: Cell, trunk: Cell, step: int) -> None:
 
 
 def _with_kept_steps(cells: list[Cell]) -> list[Cell]:
-  """Returns the cells, trunks told to keep checkpoints for their branches.
+  """Returns the cells; a trunk's arguments make it keep its branches' starts.
 
   A branch starts from the last checkpoint that its trunk keeps at or before
-  the step that was asked for, which changes no result.
+  the step that was asked for. Starting earlier changes no result.
   """
   steps: dict[str, set[int]] = {}
   for cell in cells:
@@ -164,12 +164,12 @@ def _with_kept_steps(cells: list[Cell]) -> list[Cell]:
 
 
 def pace_saves(steps: set[int], asked: int) -> tuple[int, int]:
-  """Returns (every, keep): the steps between a trunk's saves, and kept saves.
+  """Returns (every, keep): steps between a trunk's saves, and kept saves.
 
-  Branches from `steps` then repeat as few steps as possible. The common
-  divisor of `steps` would repeat none, but may be 1, and then every step would
-  be kept. So at most KEPT_PER_STEP checkpoints are kept for each of `steps`,
-  and saves come at most twice as often as `asked`.
+  Chosen so that branches from `steps` repeat as few steps as possible. With the
+  greatest common divisor of `steps` they would repeat none, but it may be 1,
+  and then every step would be kept. So at most KEPT_PER_STEP checkpoints are
+  kept for each of `steps`, and saves come at most twice as often as `asked`.
 
   Args:
     steps: the steps that are branched from.

@@ -22,8 +22,8 @@ _OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "MemoryError", "bad_alloc", "ENOMEM")
 class Worker:
   """The process of one cell.
 
-  It gets a session of its own: Ctrl-C reaches the sweep's process alone, which
-  passes it on, so that every cell saves.
+  It runs in its own session, so that Ctrl-C reaches only the sweep's process,
+  which passes it on so that every cell saves a checkpoint.
 
   Attributes:
     cores: the cores that the process may use; empty allows all.
@@ -47,8 +47,8 @@ class Worker:
         stderr=subprocess.STDOUT,
         start_new_session=True,
       )
-    # Limits are set from outside: jax's threads forbid code between fork and
-    # exec.
+    # Set limits from the parent: with jax's threads, running Python between
+    # fork and exec (preexec_fn) is unsafe.
     with contextlib.suppress(ProcessLookupError):
       if cores:
         os.sched_setaffinity(self.process.pid, cores)
@@ -111,7 +111,7 @@ class Worker:
 
 
 def _count_kills() -> int:
-  """Returns how many processes of this container were killed for memory."""
+  """Returns how many processes this container's memory limit has killed."""
   try:
     with open("/sys/fs/cgroup/memory.events") as file:
       rows = dict(line.split() for line in file)

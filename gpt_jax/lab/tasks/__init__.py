@@ -1,6 +1,7 @@
-"""Tasks of lm-evaluation-harness on a run: gpt_jax.lab.tasks --help.
+"""Evaluates a run on tasks of lm-evaluation-harness: gpt_jax.lab.tasks --help.
 
-Results are in the harness's own JSON. eval.tasks evaluates tasks in training.
+--out writes the results in the harness's own JSON format. The config key
+eval.tasks evaluates such tasks during training.
 """
 
 import argparse

@@ -1,10 +1,11 @@
-"""Does the best learning rate stay as a model grows? gpt_jax.lab.transfer.
+"""Does the best learning rate stay the same as a model grows? lab.transfer.
 
 Trains short runs over a grid of parametrizations, widths (or depths), learning
-rates and seeds, and finds where the validation loss is least. The step is
-compiled once for each size. Each finished run becomes a line of transfer.jsonl;
-running the same command again continues from there, and a value added to the
-grid adds only its own runs.
+rates and seeds, and finds the learning rate with the lowest validation loss for
+each parametrization and size. The step is compiled once for each of these
+pairs. Each finished run is appended to transfer.jsonl. A repeated command skips
+the runs that are already there, so extending the grid trains only new ones.
+
 From a notebook: run(config, words, axis, sizes, powers, seeds, folder), then
 verdict(cells, word).
 """
@@ -30,13 +31,13 @@ RATES = "-11,-10,-9,-8,-7,-6,-5,-4"
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-  """One run.
+  """One run of the grid.
 
   Attributes:
     word: the parametrization.
     size: the width, or the number of blocks.
     power: the learning rate is 2^power.
-    seed: of parameters and data order.
+    seed: seed of the parameters and of the data order.
     loss: validation loss in nats per token; inf where it is not finite.
     identity: hash of config, data and number of evaluated batches.
   """
@@ -108,7 +109,11 @@ def main(argv: list[str]) -> int:
 
 
 def numbers(flag: str, text: str) -> list[int]:
-  """Returns the whole numbers of "1,2", in order."""
+  """Returns the whole numbers in a text such as "1,2", sorted.
+
+  Raises:
+    InputError: the text has something else.
+  """
   try:
     return sorted({int(word) for word in text.split(",")})
   except ValueError:
@@ -188,7 +193,12 @@ def run(
 
 
 def identify(config: Config, data: str, power: float, seed: int) -> str:
-  """Returns a run's identity, 16 hex digits."""
+  """Returns a run's identity, 16 hex digits.
+
+  Args:
+    data: fingerprint of the prepared data.
+    power: the learning rate is 2^power.
+  """
   optim = dataclasses.replace(config.optim, learning_rate=2.0**power)
   config = dataclasses.replace(config, optim=optim, seed=seed)
   text = f"{config_lib.fingerprint(config)} {data} {config.eval.num_batches}"
@@ -196,14 +206,14 @@ def identify(config: Config, data: str, power: float, seed: int) -> str:
 
 
 def read(path: str) -> dict[str, Cell]:
-  """Returns {identity: cell} of a transfer.jsonl, without a cut last line."""
+  """Returns {identity: cell} of a transfer.jsonl; skips a cut last line."""
   from gpt_jax.runs import rows
 
   return {row["identity"]: Cell(**row) for row in rows.read_objects(path)}
 
 
 def means(cells: list[Cell], word: str, size: int) -> dict[float, float]:
-  """Returns {power: mean loss over seeds} of one size."""
+  """Returns {power: mean loss over seeds} of a parametrization and size."""
   grouped: dict[float, list[float]] = {}
   for c in cells:
     if (c.word, c.size) == (word, size):
@@ -212,15 +222,17 @@ def means(cells: list[Cell], word: str, size: int) -> dict[float, float]:
 
 
 def best(cells: list[Cell], word: str, size: int) -> float:
-  """Returns the power of two of the rate with the least mean loss."""
+  """Returns log2 of the learning rate with the lowest mean loss."""
   row = means(cells, word, size)
   return min(row, key=lambda power: row[power])
 
 
 def between(cells: list[Cell], word: str, size: int) -> float:
-  """Returns the best power by a parabola through it and its neighbours.
+  """Returns log2 of the best learning rate, interpolated by a parabola.
 
-  The best power itself at the grid's edge, or beside a loss that is not finite.
+  The parabola goes through the best power of the grid and its two neighbours.
+  Returns that power itself if it is at the grid's edge, if one of the three
+  losses is not finite, or if they lie on a line.
   """
   row, middle = means(cells, word, size), best(cells, word, size)
   powers = sorted(row)
@@ -235,14 +247,14 @@ def between(cells: list[Cell], word: str, size: int) -> float:
 
 
 def verdict(cells: list[Cell], word: str) -> dict:
-  """Returns how far the best rate moves, and if a larger size is ever worse.
+  """Returns how far the best rate moves, and where a larger size is worse.
 
   Returns:
-    best: the best power of each size.
-    moved: steps of the grid between the least and the greatest of them.
-    between: the best power of each size by a parabola.
+    best: log2 of the best learning rate of each size.
+    moved: the largest of `best` minus the smallest, in powers of two.
+    between: `best`, but interpolated by a parabola.
     worse: [(size, next size, rise)] where the mean loss rises from one size to
-      the next, at the best rate of the first size.
+      the next; all sizes at the best rate of the smallest.
   """
   sizes = sorted({c.size for c in cells if c.word == word})
   bests = [best(cells, word, size) for size in sizes]
@@ -293,7 +305,7 @@ def describe(cells: list[Cell], axis: str) -> str:
 
 
 def draw(cells: list[Cell], word: str, axis: str) -> str:
-  """Returns an SVG of loss against rate, a line for each size."""
+  """Returns an SVG of loss against learning rate, with a line for each size."""
   from gpt_jax.runs import plot
 
   sizes = sorted({c.size for c in cells if c.word == word})

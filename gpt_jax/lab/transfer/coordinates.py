@@ -4,15 +4,17 @@ The coordinate check (Yang et al. 2022, D.1). Models of several widths, or
 depths, take a few steps at one learning rate. After each step the mean absolute
 activation is measured on a batch that is never trained on. Under a correct
 parametrization it does not depend on the size: fitted as a power of the size,
-its exponent is near zero. The exponent of the change since the start is printed
-too, because activations also stay the same in a model that does not learn.
+its exponent is near zero. The exponent of the change since initialization is
+printed too, because activations also keep their size in a model that does not
+learn.
 
-At the start logits are a sum of unrelated terms, which under muP falls as
-1 / sqrt(width), and this part outlasts the first steps. The sum over blocks
-falls as 1 / sqrt(depth) under CompleteP in the same way. So logits, and over
-depth the residual stream, are judged by the second half of the steps. If the
-output matrix starts at zero (model.unembed_init_std), so do the logits, which
-are then judged from the first step on.
+At initialization the logits are sums of uncorrelated terms and, under muP, fall
+as 1 / sqrt(width); this initial part still matters in the first steps. In the
+same way, under CompleteP the sum of the blocks' outputs falls as
+1 / sqrt(depth). Therefore the logits, and over depth the residual stream, are
+judged only by the second half of the steps. If the output matrix starts at zero
+(model.unembed_init_std), so do the logits, which are then judged from the first
+step on.
 
 From a notebook: check(config, axis, sizes, steps), then judged(traces, axis).
 """
@@ -30,7 +32,7 @@ from gpt_jax.machine import runtime
 
 TAPS = ("embed", "attn", "mlp", "residual", "logits")
 WIDTHS, DEPTHS = "64,128,256,512,1024", "2,4,8,16,32"
-# Axis -> taps that are judged by the second half of the steps.
+# Axis -> taps that are judged only by the second half of the steps.
 LATE = {"width": ("logits",), "depth": ("logits", "residual")}
 # Activations are measured on the batch of this step, which is never trained on.
 PROBE = 10_000
@@ -45,7 +47,8 @@ class Trace:
   Attributes:
     size: the width, or the number of blocks.
     levels: tap -> mean absolute value before the first step and after each.
-    moves: tap -> mean absolute change since before the first step.
+    moves: tap -> mean absolute change from the initial activation, also before
+      the first step (zero) and after each.
     losses: the training loss of each step.
   """
 
@@ -117,7 +120,11 @@ def main(argv: list[str]) -> int:
 
 
 def parse_sizes(flag: str, text: str) -> list[int]:
-  """Returns the sizes of "64,128": two or more, in order."""
+  """Returns the sizes in a text such as "64,128", sorted.
+
+  Raises:
+    InputError: they are not two or more positive whole numbers.
+  """
   try:
     sizes = sorted({int(word) for word in text.split(",")})
   except ValueError:
@@ -216,7 +223,10 @@ def trace(size: int, config: Config, prepared, steps: int, seeds: int) -> Trace:
 
 
 def exponent(sizes: list[int], values: list[float]) -> float:
-  """Returns k of values ~ sizes^k, by least squares of the logarithms."""
+  """Returns k of values ~ sizes^k, by least squares of the logarithms.
+
+  NaN if a value is not positive and finite.
+  """
   if not all(v > 0 and math.isfinite(v) for v in values):
     return math.nan
   x, y = [math.log(s) for s in sizes], [math.log(v) for v in values]
@@ -226,7 +236,7 @@ def exponent(sizes: list[int], values: list[float]) -> float:
 
 
 def exponents(traces: list[Trace], what: str = "levels") -> dict[str, list]:
-  """Returns tap -> exponents before the first step and after each.
+  """Returns {tap: exponents in the size, before the first step and after each}.
 
   Args:
     what: "levels" or "moves", see Trace.
@@ -240,10 +250,10 @@ def exponents(traces: list[Trace], what: str = "levels") -> dict[str, list]:
 
 
 def judged(traces: list[Trace], axis: str) -> dict[str, float]:
-  """Returns tap -> the exponent farthest from zero.
+  """Returns {tap: the exponent farthest from zero}, NaN if one is NaN.
 
-  Taps of LATE are judged by the second half of the steps; a tap that starts at
-  zero is judged from the first step on.
+  Taps in LATE are judged only by the second half of the steps. A tap that is
+  zero before training is judged from the first step on.
   """
   found = {}
   for tap, row in exponents(traces).items():
@@ -261,7 +271,7 @@ def is_flat(traces: list[Trace], axis: str) -> bool:
 
 
 def describe(traces: list[Trace], config: Config, axis: str) -> str:
-  """Returns the table and the verdict."""
+  """Returns a table of exponents and the verdict, as text."""
   sizes = ", ".join(f"{t.size:,}" for t in traces)
   steps = len(traces[0].losses)
   shown = sorted({round(i * steps / min(steps, 8)) for i in range(9)} - {0})
@@ -287,7 +297,10 @@ def describe(traces: list[Trace], config: Config, axis: str) -> str:
 
 
 def draw(traces: list[Trace], title: str, axis: str) -> str:
-  """Returns an SVG of taps against size at the start, step 1 and the end."""
+  """Returns an SVG of activations against size.
+
+  A tap has three lines: before training, after the first step, after the last.
+  """
   from gpt_jax.runs import plot
 
   steps = len(traces[0].losses)

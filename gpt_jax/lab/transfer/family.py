@@ -1,7 +1,7 @@
-"""One config at other widths and depths, and short runs of these models.
+"""Scales a config to other widths and depths, and trains short runs of them.
 
 The learning rate is an argument of the compiled step, so that a grid of rates
-and seeds compiles once for each size.
+and seeds is compiled only once for each size.
 """
 
 import dataclasses
@@ -22,14 +22,15 @@ from gpt_jax.training import state as state_lib
 
 
 def at_width(config: Config, width: int, growing: str = "heads") -> Config:
-  """Returns the config at another width, its MLP in proportion.
+  """Returns the config at another model width, its MLP scaled in proportion.
 
   Args:
-    growing: "heads" makes more heads; "head_dim" makes them wider, and sets
-      base_head_dim to the config's head width where it is not set.
+    growing: what grows with the width: "heads" (more of them) or "head_dim"
+      (wider ones); "head_dim" also sets an unset base_head_dim to the config's
+      head width.
 
   Raises:
-    InputError: the width does not give whole heads.
+    InputError: the number of heads, or their width, would not be whole.
   """
   m = config.model
   H, D = config_lib.head_dim(m), m.model_dim
@@ -68,12 +69,16 @@ def prepare(config: Config, say=print) -> tuple[Config, PreparedData]:
 
 
 class Member:
-  """One size of a model, to be trained at any rate from any seed.
+  """A model of one size, whose step is compiled for any learning rate and seed.
 
   Args:
-    config: with a known vocabulary. Its schedule is used, its rate is not.
+    config: with a known vocabulary. Its schedule's shape is used; the learning
+      rate and the seed are arguments of the methods.
 
   Attributes:
+    step: the compiled step (state, batch, peak learning rate) -> (state,
+      metrics).
+    start: seed -> the initial state.
     compile_seconds: how long the step took to compile.
   """
 
@@ -105,7 +110,11 @@ class Member:
     self.compile_seconds = time.perf_counter() - began
 
   def train(self, seed: int, rate: float) -> float:
-    """Trains a whole run; returns its validation loss, inf if not finite."""
+    """Trains a run to its end; returns its validation loss, inf if not finite.
+
+    Args:
+      rate: the peak learning rate.
+    """
     c, state = self.config, self.start(np.uint32(seed))
     batches = self.batches(seed)
     for _ in range(c.train.num_steps):
@@ -126,11 +135,11 @@ class Member:
     return loss if np.isfinite(loss) else float("inf")
 
   def batch(self, seed: int, index: int) -> dict:
-    """Returns the batch of a step in the data order of a seed."""
+    """Returns the training batch of step `index` in the seed's data order."""
     return next(self.batches(seed, index))
 
   def batches(self, seed: int, first: int = 0):
-    """Returns an iterator over training batches."""
+    """Returns an iterator over training batches from step `first` on."""
     size = self.config.train.global_batch_size
     rows = np.arange(size)
     return make_train_iterator(

@@ -1,8 +1,9 @@
 """Do all meshes give the same losses? python -m gpt_jax.lab.verify --help.
 
-Trains a small run on many meshes of simulated devices in one process, and of
-several real processes, and compares its losses with those of one device. jax is
-imported only once the flags have been read. From a notebook: measure(folder).
+Trains a small run on many meshes, of simulated devices in this process and of
+several processes with one device each, and compares its losses with those of a
+single device. Reads its flags before it imports jax. From a notebook:
+measure(folder).
 """
 
 import dataclasses
@@ -48,7 +49,7 @@ SMALL = {
 MODELS = {
   "gpt": {},
   "grouped": {"model.num_kv_heads": "4", "train.num_loss_chunks": "3"},
-  # With seed 0 two experts nearly tie for a token: rounding would choose.
+  # With seed 0 two experts nearly tie for a token, and rounding would decide.
   "experts": {"model.num_experts": "8", "model.mlp": "swiglu", "seed": "1"},
 }
 # (model, mesh, further overrides)
@@ -74,7 +75,7 @@ MESHES = [
   ("grouped", {"seq": 4}, {"model.seq_attention": "ring"}),
   ("grouped", {"data": 2, "seq": 4}, {"model.seq_attention": "ring"}),
 ]
-# Real processes with a device each: (number of processes, mesh).
+# Runs of several processes, one device each: (number of processes, mesh).
 PROCESSES = [
   (1, {}),
   (2, {"data": 2}),
@@ -83,7 +84,7 @@ PROCESSES = [
   (4, {"tensor": 4}),
 ]
 # A longer run: one of two processes is killed after KILL_STEP, and four resume.
-# Rounding errors grow with training, so this run has a smaller rate.
+# Rounding errors grow during training, so its learning rate is smaller.
 LONG_STEPS, SAVE_STEPS, KILL_STEP, LONG_RATE = 60, 10, 15, "1e-3"
 
 
@@ -118,10 +119,10 @@ class Row:
   Attributes:
     model: a key of MODELS.
     mesh: {axis: size} of the axes larger than 1.
-    words: what else is special about the run.
-    losses: of each step.
+    words: the run's other overrides, or its number of processes, as text.
+    losses: the loss of each logged step.
     difference: the largest relative difference to one device's losses; inf
-      where the run logged fewer steps.
+      if the two runs logged different numbers of steps.
   """
 
   model: str
@@ -147,7 +148,7 @@ class Row:
 
 
 def build_config(folder: str, **values: str) -> config_lib.Config:
-  """Returns the config of the small run, its data prepared in `folder`."""
+  """Returns the config of the small run, whose data is prepared in `folder`."""
   config = cli.load_config(
     "configs/base.py", SMALL | {"data.dir": folder} | values
   )
@@ -155,11 +156,11 @@ def build_config(folder: str, **values: str) -> config_lib.Config:
 
 
 def measure(folder: str, overrides: dict[str, str] | None = None):
-  """Yields a Row for every mesh, the runs on one device first.
+  """Yields a Row for every mesh, those of one device first.
 
   Args:
-    folder: for data and for the runs of real processes.
-    overrides: {config key: value} of all runs.
+    folder: where prepared data and the workdirs of runs are written.
+    overrides: {config key: value} for all runs.
   """
   overrides = overrides or {}
   references = {}
@@ -254,7 +255,7 @@ def read_losses(workdir: str) -> list[tuple[int, float]]:
 
 
 def losses_of(config: config_lib.Config) -> list[float]:
-  """Returns the loss of each step on a mesh of this process's devices."""
+  """Trains a config on this process's devices; returns each step's loss."""
   import jax
 
   from gpt_jax import metric_names, sharding

@@ -1,9 +1,9 @@
-"""Can a command of gpt_jax.train start on other machines? Without jax.
+"""Checks whether arguments of gpt_jax.train will work on other machines.
 
-launch/tpu_vm.sh and launch/gke.sh ask before they request anything that costs
-money. Only committed files are copied to the machines: a relative path must
-name one. An absolute path is on the machines and cannot be checked here, so it
-is reported. Nothing is downloaded.
+launch/tpu_vm.sh and launch/gke.sh run this check before they request machines,
+which cost money. Only committed files are copied to the machines, so a relative
+path must name one. An absolute path names a file on the machines, which cannot
+be checked here; a line says so. Downloads nothing and imports no jax.
 """
 
 import os
@@ -39,17 +39,17 @@ def main(argv: list[str]) -> int:
 
 
 def check(config: Config) -> list[str]:
-  """Returns warnings, and what of a config cannot be checked here.
+  """Returns warnings, and a line for each setting that cannot be checked here.
 
   Raises:
-    InputError: a source or tokenizer is not there, or would not be on the
-      machines.
+    InputError: a source or tokenizer does not exist, or is not committed and so
+      would be missing on the machines.
   """
   return [*check_tokenizer(config), *check_source(config)]
 
 
 def check_tokenizer(config: Config) -> list[str]:
-  """Returns lines on what cannot be checked here.
+  """Returns a line if the tokenizer's path cannot be checked here, else [].
 
   Raises:
     InputError: the tokenizer cannot be read, or is not committed.
@@ -65,10 +65,10 @@ def check_tokenizer(config: Config) -> list[str]:
 
 
 def check_source(config: Config) -> list[str]:
-  """Returns lines on what cannot be checked here, and on repeated text.
+  """Returns lines on sources that cannot be checked here, and on many epochs.
 
   Raises:
-    InputError: a source is not there, or is not committed.
+    InputError: a source does not exist, or is not committed.
   """
   lines, total = [], 0.0
   specs = [config.data.source]
@@ -102,7 +102,13 @@ def check_source(config: Config) -> list[str]:
 
 
 def _require_there(name: str, path: str) -> None:
-  """Raises InputError unless a file is committed."""
+  """Raises InputError unless a file is tracked by git.
+
+  Outside of a git checkout, nothing is checked.
+
+  Args:
+    name: the flag or config key that names the file, for error sentences.
+  """
   root = _root()
   if root is None:
     return
