@@ -25,7 +25,7 @@ class Key(NamedTuple):
 
 
 class Keys:
-  """The keys of a file, and the times of each one's requests of a minute.
+  """The API keys of a file, and when each was used in the last minute.
 
   Args:
     path: a file of lines KEY NAME PER_MINUTE; None: no key is needed.
