@@ -8,6 +8,7 @@ import dataclasses
 import json
 import math
 import os
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -122,7 +123,7 @@ def analyse(
   form: str = "both",
   num_resamples: int = 1000,
   seed: int = 0,
-  at: list[float] | None = None,
+  at: Sequence[float] | None = None,
   tolerance: float | None = None,
   hold_above: float | None = None,
   is_fit_required: bool = False,
@@ -151,9 +152,12 @@ def analyse(
       f"num_resamples is {num_resamples}; an interval needs {MIN_RESAMPLES} or "
       "more"
     )
+  if seed < 0:
+    raise InputError(f"seed is {seed}; it must be 0 or more")
+  at = [] if at is None else list(at)
   positive = {"tolerance": [tolerance], "hold_above": [hold_above], "at": at}
   for name, values in positive.items():
-    for value in values or []:
+    for value in values:
       if value is not None and not (math.isfinite(value) and value > 0):
         raise InputError(
           f"{name} has {value}; it must be a finite number above 0"

@@ -289,6 +289,8 @@ def test_the_columns_of_what_is_not_determined_say_so():
     (dict(tolerance=-0.1), "tolerance has -0.1; it must be a finite"),
     (dict(at=[1e9, float("nan")]), "at has nan; it must be a finite"),
     (dict(hold_above=0), "hold_above has 0; it must be a finite"),
+    (dict(seed=-1), "seed is -1; it must be 0 or more"),
+    (dict(at=np.array([1e9, -1.0])), "at has -1.0; it must be a finite"),
   ],
 )
 def test_an_option_that_means_nothing_is_refused(option, sentence):
